@@ -1,0 +1,372 @@
+//! The TOML file: one struct a table, unknown keys refused, every key with a default where one makes sense.
+//!
+//! Not here: what the values mean to the trainer. Each field says what it does; `configs/reference.toml`
+//! shows them all.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The model to start from.
+    pub model: ModelConfig,
+    /// Pairs to train on and to evaluate on.
+    pub data: DataConfig,
+    /// What is minimised.
+    #[serde(default)]
+    pub loss: LossConfig,
+    /// How it is minimised.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// Ranks and threads.
+    #[serde(default)]
+    pub parallel: ParallelConfig,
+    /// Evaluation during the run.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// Saving during the run.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
+    /// Where the run is written.
+    pub output: OutputConfig,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
+    pub path: PathBuf,
+    /// Precision of the computation; masters and moments are always f32.
+    #[serde(default)]
+    pub dtype: Dtype,
+}
+
+/// Precision of the computation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bf16 where the processor or GPU computes in it, else f32.
+    #[default]
+    Auto,
+    /// bfloat16.
+    Bf16,
+    /// float32.
+    F32,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Sources of training pairs.
+    pub train: Vec<Source>,
+    /// Sources of the pairs that pick the best checkpoint.
+    #[serde(default)]
+    pub dev: Vec<Source>,
+    /// Sources of the pairs that are only reported on, once, at the end.
+    #[serde(default)]
+    pub test: Vec<Source>,
+    /// How a prompt and an answer become text.
+    #[serde(default)]
+    pub template: TemplateKind,
+    /// Longest sequence, in tokens.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// A prompt is not cut below this many tokens; after that the answer is cut.
+    #[serde(default = "default_max_prompt_length")]
+    pub max_prompt_length: usize,
+    /// A new order of pairs every epoch.
+    #[serde(default = "default_true")]
+    pub shuffle: bool,
+    /// Seed of every shuffle.
+    #[serde(default)]
+    pub seed: u64,
+    /// What happens to a sequence over `max_length`.
+    #[serde(default)]
+    pub truncation: Truncation,
+    /// Where tokens and reference log-probs are kept between runs.
+    #[serde(default = "default_cache_dir")]
+    pub cache_dir: PathBuf,
+}
+
+/// One file of pairs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// JSONL, JSONL.gz or a JSON array.
+    pub path: PathBuf,
+    /// Shape of its rows.
+    #[serde(default)]
+    pub format: Format,
+    /// An epoch takes round(weight x pairs) of this source.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+    /// Name under which its pairs are reported; a row's own `domain` wins. Default: the file's stem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+}
+
+/// Shape of a source's rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Told by the keys of the first row.
+    #[default]
+    Auto,
+    /// `prompt`, `chosen`, `rejected`: strings or chat message lists; the prompt may be implicit.
+    Pairs,
+    /// `chosen`, `rejected`: hh-rlhf transcripts.
+    Hh,
+    /// PKU-SafeRLHF/BeaverTails, chosen by `better_response_id`.
+    Helpful,
+    /// PKU-SafeRLHF/BeaverTails, exactly one answer safe, chosen by `safer_response_id`.
+    Safer,
+}
+
+/// How a prompt and an answer become text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateKind {
+    /// The chat template in the model's folder.
+    #[default]
+    Chat,
+    /// `Instruct: {prompt}\nOutput: {answer}`, Phi-2's.
+    Instruct,
+    /// `\n\nHuman: {prompt}\n\nAssistant: {answer}`, hh-rlhf's.
+    Hh,
+    /// The prompt and the answer as they are.
+    Plain,
+}
+
+/// What happens to a sequence over `max_length`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Truncation {
+    /// The start of the prompt goes, then the end of the answer.
+    #[default]
+    Cut,
+    /// The pair goes.
+    Drop,
+}
+
+/// `[loss]`: total = reward_weight * Bradley-Terry + alpha * policy, means over the global batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// Both losses, or one of them.
+    pub objective: Objective,
+    /// Weight of the policy loss (the paper's dpo_ratio).
+    pub alpha: f64,
+    /// Weight of the reward loss.
+    pub reward_weight: f64,
+    /// The policy loss.
+    pub policy: PolicyLoss,
+    /// Scale of the implicit reward.
+    pub beta: f64,
+    /// SimPO's target margin.
+    pub simpo_gamma: f64,
+    /// Share of pairs taken to be labelled the wrong way round; for Bradley-Terry, dpo and simpo.
+    pub label_smoothing: f64,
+    /// Weight of (chosen reward + rejected reward)^2, which keeps rewards around zero.
+    pub centering: f64,
+    /// Policy only for this many steps, then reward only, and so on; 0: both at once.
+    pub alternate_every: usize,
+}
+
+/// Both losses, or one of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// reward_weight * Bradley-Terry + alpha * policy.
+    #[default]
+    Hybrid,
+    /// Bradley-Terry alone: no policy forward, no reference.
+    Reward,
+    /// The policy loss alone.
+    Policy,
+}
+
+/// The policy loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyLoss {
+    /// -log sigmoid(beta * margin).
+    #[default]
+    Dpo,
+    /// max(0, 1 - beta * margin).
+    Hinge,
+    /// (margin - 1/(2 beta))^2, on summed log-probs.
+    Ipo,
+    /// -log sigmoid(beta * difference of average log-probs - gamma); no reference.
+    Simpo,
+    /// Negative log-prob of the chosen answer; no reference.
+    Sft,
+}
+
+/// `[train]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the training pairs; default 1. Not together with `steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
+    /// Updates. Not together with `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Pairs of a global batch, over all ranks.
+    pub pairs_per_step: usize,
+    /// Tokens computed at a time by a rank: the memory knob. A longer pair goes alone.
+    pub tokens_per_micro_batch: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Peak learning rate of the reward head; 0: the same.
+    pub head_learning_rate: f64,
+    /// Course of the learning rate after the warm-up.
+    pub schedule: Schedule,
+    /// Updates over which the learning rate rises from zero.
+    pub warmup_steps: usize,
+    /// AdamW's decoupled decay, on matrices only.
+    pub weight_decay: f64,
+    /// AdamW's first moment decay.
+    pub adam_beta1: f64,
+    /// AdamW's second moment decay.
+    pub adam_beta2: f64,
+    /// AdamW's epsilon.
+    pub adam_epsilon: f64,
+    /// Largest global gradient norm; 0: no clipping.
+    pub clip_norm: f64,
+    /// Recompute each block in the backward pass instead of keeping what it computed.
+    pub activation_checkpointing: bool,
+}
+
+/// Course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Down to zero in a straight line.
+    #[default]
+    Linear,
+    /// Down to zero along half a cosine.
+    Cosine,
+    /// No change.
+    Constant,
+}
+
+/// `[parallel]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParallelConfig {
+    /// What reduces the gradients.
+    pub backend: Backend,
+    /// Threads a rank; 0: this node's cores divided by its ranks.
+    pub threads: usize,
+}
+
+/// What reduces the gradients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The best there is for the device.
+    #[default]
+    Auto,
+    /// MPI.
+    Mpi,
+}
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Evaluate on the dev pairs every so many steps, and after the last; 0: after the last only.
+    pub every: usize,
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Save every so many steps, and after the last; 0: after the last only.
+    pub every: usize,
+    /// How many of the newest checkpoints stay; the best stays besides.
+    pub keep: usize,
+}
+
+/// `[output]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputConfig {
+    /// The run's folder; it must not hold another run.
+    pub dir: PathBuf,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            objective: Objective::Hybrid,
+            alpha: 0.2,
+            reward_weight: 1.0,
+            policy: PolicyLoss::Dpo,
+            beta: 0.1,
+            simpo_gamma: 0.0,
+            label_smoothing: 0.0,
+            centering: 0.0,
+            alternate_every: 0,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: None,
+            steps: None,
+            pairs_per_step: 16,
+            tokens_per_micro_batch: 4096,
+            learning_rate: 1e-5,
+            head_learning_rate: 0.0,
+            schedule: Schedule::Linear,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-5,
+            clip_norm: 1.0,
+            activation_checkpointing: false,
+        }
+    }
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { every: 50 }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 50, keep: 2 }
+    }
+}
+
+fn default_max_length() -> usize {
+    512
+}
+
+fn default_max_prompt_length() -> usize {
+    384
+}
+
+fn default_true() -> bool {
+    true
+}
+
+fn default_weight() -> f64 {
+    1.0
+}
+
+fn default_cache_dir() -> PathBuf {
+    PathBuf::from(".cache")
+}

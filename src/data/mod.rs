@@ -1,0 +1,60 @@
+//! From a file of preference pairs to packed batches of tokens.
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or whatever the template knows.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// One user's text.
+    Text(String),
+    /// A conversation that the answer continues.
+    Messages(Vec<Message>),
+}
+
+/// One preference, as read from a source.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// What is answered.
+    pub prompt: Prompt,
+    /// The better answer.
+    pub chosen: String,
+    /// The worse answer; `None` for a single (prompt, answer) row, which can only be scored.
+    pub rejected: Option<String>,
+    /// How much better, in units of reward.
+    pub margin: Option<f32>,
+    /// Under which name it is reported.
+    pub domain: Option<String>,
+    /// Line (JSONL) or element (array) of its source, from 1.
+    pub line: usize,
+}
+
+/// One tokenised pair: the token prefix common to both sequences and the two rests. Borrowed from a mapped file.
+///
+/// The chosen sequence is `prefix ++ chosen`, the rejected one `prefix ++ rejected`; each suffix holds at least one
+/// token (a single row's `rejected` is empty). Rewards are read at the last token of each sequence; log-probs are
+/// summed over the sequence's tokens from position `prompt_length` on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenPair<'a> {
+    /// Tokens common to both sequences.
+    pub prefix: &'a [u32],
+    /// The chosen sequence's other tokens.
+    pub chosen: &'a [u32],
+    /// The rejected sequence's other tokens.
+    pub rejected: &'a [u32],
+    /// Tokens of the rendered prompt: the answers start at this position. May be less than, equal to or (only by a
+    /// suffix's forced token) more than the prefix's length.
+    pub prompt_length: usize,
+    /// How much better the chosen answer is, in units of reward; 0 where the source does not say.
+    pub margin: f32,
+    /// Index into the data set's domain names.
+    pub domain: usize,
+    /// Hash of the prompt's text: pairs of one prompt are not independent.
+    pub prompt_hash: u64,
+}

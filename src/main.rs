@@ -1,0 +1,3 @@
+//! The haf-dist program.
+
+fn main() {}
