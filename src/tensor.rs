@@ -97,3 +97,11 @@ pub fn bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
     // SAFETY: as in `slice_mut`; every bit pattern is a value of a numeric kind.
     Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, length) })
 }
+
+/// Values that look random and are the same in every run, whatever other tests do to libtorch's generator.
+#[cfg(test)]
+pub fn waves(shape: &[i64], phase: f64) -> Tensor {
+    let length = shape.iter().product::<i64>();
+    let index = Tensor::arange(length, (Kind::Double, Device::Cpu));
+    ((&index * 12.9898 + phase).sin() * 43.758).sin().to_kind(Kind::Float).view(shape)
+}

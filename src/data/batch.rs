@@ -1,0 +1,215 @@
+//! `PackedBatch`: pairs as one row of tokens without padding.
+//!
+//! `[prefix | chosen | rejected]` pair after pair. Positions restart in each sequence: both suffixes continue the prefix.
+//! Shared packing computes a pair's common prefix once; separate packing lays the two sequences side by side whole, and
+//! exists so that the first can be proven equal to it.
+//!
+//! Legend: T tokens (sum of P + A + B over the pairs when shared).
+
+use super::TokenPair;
+use crate::model::attention::Group;
+use tch::{Device, Tensor};
+
+/// How a pair lies in the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packing {
+    /// The common prefix once: `[P | A | B]`.
+    Shared,
+    /// Both sequences whole: `[P | A]`, `[P | B]`.
+    Separate,
+}
+
+/// One micro-batch.
+pub struct PackedBatch {
+    /// Token ids [T], i64.
+    pub tokens: Tensor,
+    /// Position of each token in its sequence [T], i64.
+    pub positions: Tensor,
+    /// Which rows see which.
+    pub groups: Vec<Group>,
+    /// The pairs, in packing order.
+    pub pairs: Vec<PackedPair>,
+}
+
+/// Where one pair's answers are read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedPair {
+    /// The caller's number of the pair.
+    pub index: usize,
+    /// Chosen and rejected; a single row has one.
+    pub answers: Vec<PackedAnswer>,
+    /// Rows whose hidden states predict answer tokens, each once, ascending.
+    pub response_rows: Vec<i64>,
+    /// Required reward distance.
+    pub margin: f64,
+    /// Log-probs of the answers under the starting model; zeros where there is none.
+    pub reference: [f64; 2],
+}
+
+/// One answer of a packed pair.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedAnswer {
+    /// Row of the sequence's last token, where the reward is read.
+    pub reward_row: usize,
+    /// (index into `response_rows`, token to be predicted there).
+    pub targets: Vec<(i64, i64)>,
+}
+
+/// One pair to pack: the caller's number, its tokens and its reference log-probs.
+pub struct PairToPack<'a> {
+    /// The caller's number of the pair.
+    pub index: usize,
+    /// Its tokens.
+    pub pair: TokenPair<'a>,
+    /// Log-probs of the answers under the starting model; zeros where there is none.
+    pub reference: [f32; 2],
+}
+
+impl PackedBatch {
+    /// Packs the pairs, in order.
+    pub fn new<'a>(pairs: impl IntoIterator<Item = PairToPack<'a>>, packing: Packing, device: Device) -> Self {
+        let mut rows = Rows::default();
+        let packed = pairs.into_iter().map(|item| rows.add(item, packing)).collect();
+        Self {
+            tokens: Tensor::from_slice(&rows.tokens).to_device(device),
+            positions: Tensor::from_slice(&rows.positions).to_device(device),
+            groups: rows.groups,
+            pairs: packed,
+        }
+    }
+
+    /// T.
+    pub fn token_count(&self) -> usize {
+        self.groups.iter().map(Group::rows).sum()
+    }
+}
+
+#[derive(Default)]
+struct Rows {
+    tokens: Vec<i64>,
+    positions: Vec<i64>,
+    groups: Vec<Group>,
+}
+
+impl Rows {
+    fn add(&mut self, item: PairToPack, packing: Packing) -> PackedPair {
+        let pair = item.pair;
+        let suffixes: Vec<&[u32]> = [pair.chosen, pair.rejected].into_iter().filter(|it| !it.is_empty()).collect();
+        // Row of position p of each answer's sequence: `shared + p` within the prefix, `own + p` after it.
+        let mut places = Vec::with_capacity(suffixes.len());
+        match packing {
+            Packing::Shared => {
+                let start = self.tokens.len();
+                self.push(pair.prefix, 0);
+                for suffix in &suffixes {
+                    places.push((start, self.tokens.len() - pair.prefix.len()));
+                    self.push(suffix, pair.prefix.len());
+                }
+                let suffixes = suffixes.iter().map(|suffix| suffix.len()).collect();
+                self.groups.push(Group { start, prefix: pair.prefix.len(), suffixes });
+            }
+            Packing::Separate => {
+                for suffix in &suffixes {
+                    let start = self.tokens.len();
+                    places.push((start, start));
+                    self.push(pair.prefix, 0);
+                    self.push(suffix, pair.prefix.len());
+                    self.groups.push(Group { start, prefix: pair.prefix.len(), suffixes: vec![suffix.len()] });
+                }
+            }
+        }
+        self.read(item, &suffixes, &places)
+    }
+
+    fn push(&mut self, tokens: &[u32], first_position: usize) {
+        self.tokens.extend(tokens.iter().map(|&token| i64::from(token)));
+        self.positions.extend((first_position..first_position + tokens.len()).map(|position| position as i64));
+    }
+
+    /// Works out where rewards and log-probs of the pair just pushed are read.
+    fn read(&self, item: PairToPack, suffixes: &[&[u32]], places: &[(usize, usize)]) -> PackedPair {
+        let prefix = item.pair.prefix.len();
+        let row = |(shared, own): (usize, usize), position| if position < prefix { shared } else { own } + position;
+        // A token at position p is predicted at position p - 1; nothing predicts a sequence's first token.
+        let first = item.pair.prompt_length.max(1);
+        let predicted = |answer: usize| first..prefix + suffixes[answer].len();
+        let mut response_rows: Vec<i64> = (0..suffixes.len())
+            .flat_map(|answer| predicted(answer).map(move |position| row(places[answer], position - 1) as i64))
+            .collect();
+        response_rows.sort_unstable();
+        response_rows.dedup();
+        let answers = (0..suffixes.len())
+            .map(|answer| {
+                let targets = predicted(answer).filter_map(|position| {
+                    let predictor = row(places[answer], position - 1) as i64;
+                    let index = response_rows.binary_search(&predictor).ok()?;
+                    Some((index as i64, self.tokens[row(places[answer], position)]))
+                });
+                PackedAnswer {
+                    reward_row: row(places[answer], prefix + suffixes[answer].len() - 1),
+                    targets: targets.collect(),
+                }
+            })
+            .collect();
+        PackedPair {
+            index: item.index,
+            answers,
+            response_rows,
+            margin: f64::from(item.pair.margin),
+            reference: item.reference.map(f64::from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair<'a>(prefix: &'a [u32], chosen: &'a [u32], rejected: &'a [u32], prompt_length: usize) -> PairToPack<'a> {
+        let pair = TokenPair { prefix, chosen, rejected, prompt_length, margin: 0.5, domain: 0, prompt_hash: 1 };
+        PairToPack { index: 7, pair, reference: [-1.0, -2.0] }
+    }
+
+    fn list(tensor: &Tensor) -> Vec<i64> {
+        Vec::try_from(tensor).unwrap()
+    }
+
+    #[test]
+    fn a_pair_is_prefix_chosen_rejected_with_positions_that_continue_the_prefix() {
+        // Prompt [1 2], answers [3 4 5] and [3 6]: the prefix runs one token into the answers.
+        let batch = PackedBatch::new([pair(&[1, 2, 3], &[4, 5], &[6], 2)], Packing::Shared, Device::Cpu);
+        assert_eq!(list(&batch.tokens), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(list(&batch.positions), [0, 1, 2, 3, 4, 3]);
+        let packed = &batch.pairs[0];
+        assert_eq!(packed.response_rows, [1, 2, 3]);
+        assert_eq!(packed.answers[0], PackedAnswer { reward_row: 4, targets: vec![(0, 3), (1, 4), (2, 5)] });
+        assert_eq!(packed.answers[1], PackedAnswer { reward_row: 5, targets: vec![(0, 3), (1, 6)] });
+    }
+
+    #[test]
+    fn separate_packing_holds_the_same_targets_in_whole_sequences() {
+        let batch = PackedBatch::new([pair(&[1, 2, 3], &[4, 5], &[6], 2)], Packing::Separate, Device::Cpu);
+        assert_eq!(list(&batch.tokens), [1, 2, 3, 4, 5, 1, 2, 3, 6]);
+        assert_eq!(list(&batch.positions), [0, 1, 2, 3, 4, 0, 1, 2, 3]);
+        let packed = &batch.pairs[0];
+        assert_eq!(packed.response_rows, [1, 2, 3, 6, 7]);
+        assert_eq!(packed.answers[0], PackedAnswer { reward_row: 4, targets: vec![(0, 3), (1, 4), (2, 5)] });
+        assert_eq!(packed.answers[1], PackedAnswer { reward_row: 8, targets: vec![(3, 3), (4, 6)] });
+    }
+
+    #[test]
+    fn nothing_predicts_the_first_token_of_a_sequence_without_a_prompt() {
+        let batch = PackedBatch::new([pair(&[], &[4, 5], &[6], 0)], Packing::Shared, Device::Cpu);
+        assert_eq!(batch.pairs[0].answers[0].targets, [(0, 5)]);
+        assert!(batch.pairs[0].answers[1].targets.is_empty());
+        assert_eq!(batch.pairs[0].answers[1].reward_row, 2);
+    }
+
+    #[test]
+    fn a_single_answer_is_a_group_of_one_suffix() {
+        let batch = PackedBatch::new([pair(&[1, 2], &[4, 5], &[], 2)], Packing::Shared, Device::Cpu);
+        assert_eq!(batch.groups, [Group { start: 0, prefix: 2, suffixes: vec![2] }]);
+        assert_eq!(batch.pairs[0].answers.len(), 1);
+        assert_eq!(batch.token_count(), 4);
+    }
+}

@@ -1,0 +1,300 @@
+//! The last step of the way: final hidden states -> rewards and answer log-probs -> both losses -> gradient of the
+//! hidden states, with the vocabulary product and its weight gradient.
+//!
+//! The policy loss of a pair depends on that pair alone, so its derivative is known as soon as its log-probs are, and
+//! one pass over a few pairs' response rows does everything: logits, log-softmax, loss, (one-hot - softmax), products.
+//! At most [`ROWS_AT_ONCE`] response rows (or one pair's, if it has more) are ever held times V.
+//!
+//! Legend: T tokens, D width, V vocabulary, R response rows held at once.
+
+use crate::config::LossConfig;
+use crate::data::batch::{PackedBatch, PackedPair};
+use crate::error::{Error, Result};
+use crate::loss::{self, AnswerLogProb};
+use crate::model::segment::Segment;
+use tch::{Kind, Tensor};
+
+/// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
+const ROWS_AT_ONCE: usize = 256;
+
+/// What a forward pass says of one pair (or of a single row, in the first places).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PairScores {
+    /// The caller's number of the pair.
+    pub index: usize,
+    /// Rewards of the chosen and the rejected answer.
+    pub rewards: [f64; 2],
+    /// Summed log-probs of the two answers; zeros where they were not asked for.
+    pub log_probs: [f64; 2],
+    /// Tokens the log-probs are summed over.
+    pub tokens: [usize; 2],
+}
+
+/// What the losses say of one pair.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PairLosses {
+    /// Its scores.
+    pub scores: PairScores,
+    /// Bradley-Terry plus centering.
+    pub reward_loss: f64,
+    /// The policy loss, where it is computed.
+    pub policy_loss: Option<f64>,
+    /// Chosen minus rejected implicit reward, where the policy loss is computed.
+    pub implicit_margin: Option<f64>,
+}
+
+/// What is minimised in one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Objective<'a> {
+    /// Forms and constants of the losses.
+    pub config: &'a LossConfig,
+    /// Weight of the reward loss in this step.
+    pub reward_weight: f64,
+    /// Weight of the policy loss in this step.
+    pub alpha: f64,
+    /// Whether log-probs are computed at all.
+    pub log_probs: bool,
+}
+
+impl Objective<'_> {
+    /// Losses of a pair from its scores and its reference.
+    pub fn losses(&self, scores: PairScores, margin: f64, reference: [f64; 2]) -> PairLosses {
+        let [chosen, rejected] = scores.rewards;
+        let reward_loss = self.reward(chosen, rejected, margin).loss;
+        let answers = answers(&scores, reference);
+        PairLosses {
+            scores,
+            reward_loss,
+            policy_loss: self.log_probs.then(|| loss::policy(self.config, answers[0], answers[1]).loss),
+            implicit_margin: self.log_probs.then(|| loss::implicit_margin(self.config, answers[0], answers[1])),
+        }
+    }
+
+    fn reward(&self, chosen: f64, rejected: f64, margin: f64) -> loss::Value {
+        let ranking = loss::bradley_terry(chosen, rejected, margin, self.config.label_smoothing);
+        let centering = loss::centering(chosen, rejected, self.config.centering);
+        loss::Value {
+            loss: ranking.loss + centering.loss,
+            chosen: ranking.chosen + centering.chosen,
+            rejected: ranking.rejected + centering.rejected,
+        }
+    }
+}
+
+fn answers(scores: &PairScores, reference: [f64; 2]) -> [AnswerLogProb; 2] {
+    [0, 1].map(|answer| AnswerLogProb {
+        policy: scores.log_probs[answer],
+        reference: reference[answer],
+        tokens: scores.tokens[answer],
+    })
+}
+
+/// The two heads of a model.
+pub struct Heads<'a> {
+    /// The reward head's segment: one parameter [1, D], f32.
+    pub reward: &'a Segment,
+    /// The segment whose first parameter is the vocabulary matrix [V, D]; needed for log-probs only.
+    pub vocabulary: Option<&'a Segment>,
+}
+
+impl Heads<'_> {
+    /// Scores of every pair of a batch from the final hidden states [T, D].
+    ///
+    /// # Errors
+    /// Log-probs asked of a model without a language-model head.
+    pub fn scores(&self, hidden: &Tensor, batch: &PackedBatch, log_probs: bool) -> Result<Vec<PairScores>> {
+        let mut scores = self.rewards(hidden, batch);
+        if log_probs {
+            let vocabulary = self.vocabulary()?;
+            for chunk in chunks(&batch.pairs) {
+                let log_softmax =
+                    self.log_softmax(&hidden.index_select(0, &rows(&batch.pairs[chunk.clone()])), vocabulary);
+                read_log_probs(&log_softmax, &batch.pairs[chunk.clone()], &mut scores[chunk]);
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Losses of every pair, and the gradient of their *sum* (weighted by the objective) with respect to the hidden
+    /// states [T, D]; gradients of both heads go to their buckets. Nothing is divided by a number of pairs here.
+    ///
+    /// # Errors
+    /// As [`Heads::scores`].
+    pub fn forward_backward(
+        &self,
+        hidden: &Tensor,
+        batch: &PackedBatch,
+        objective: &Objective,
+    ) -> Result<(Vec<PairLosses>, Tensor)> {
+        let mut scores = self.rewards(hidden, batch);
+        let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
+        self.rewards_backward(hidden, batch, objective, &scores, &mut hidden_gradient);
+        if objective.log_probs {
+            for chunk in chunks(&batch.pairs) {
+                let scores = &mut scores[chunk.clone()];
+                self.policy_chunk(hidden, &batch.pairs[chunk], objective, scores, &mut hidden_gradient)?;
+            }
+        }
+        let losses = scores.iter().zip(&batch.pairs);
+        let losses = losses.map(|(scores, pair)| objective.losses(*scores, pair.margin, pair.reference)).collect();
+        Ok((losses, hidden_gradient.to_kind(hidden.kind())))
+    }
+
+    /// Rewards in f32: bf16 scores would tie.
+    fn rewards(&self, hidden: &Tensor, batch: &PackedBatch) -> Vec<PairScores> {
+        let rewards =
+            (self.reward_hidden(hidden, batch) * self.reward.weight(0)).sum_dim_intlist(-1, false, Kind::Float);
+        let mut rewards = to_host(&rewards).into_iter();
+        let score = |pair: &PackedPair| {
+            let mut scores = PairScores { index: pair.index, ..PairScores::default() };
+            for (place, _) in pair.answers.iter().enumerate() {
+                scores.rewards[place] = rewards.next().map_or(f64::NAN, f64::from);
+            }
+            scores
+        };
+        batch.pairs.iter().map(score).collect()
+    }
+
+    fn rewards_backward(
+        &self,
+        hidden: &Tensor,
+        batch: &PackedBatch,
+        objective: &Objective,
+        scores: &[PairScores],
+        hidden_gradient: &mut Tensor,
+    ) {
+        let mut slopes = Vec::with_capacity(2 * scores.len());
+        for (scores, pair) in scores.iter().zip(&batch.pairs) {
+            let value = objective.reward(scores.rewards[0], scores.rewards[1], pair.margin);
+            slopes.extend([value.chosen, value.rejected].map(|slope| (objective.reward_weight * slope) as f32));
+        }
+        let slopes = Tensor::from_slice(&slopes).to_device(hidden.device()).unsqueeze(-1);
+        self.reward.add_product(0, &slopes, &self.reward_hidden(hidden, batch));
+        let _ = hidden_gradient.index_add_(0, &reward_rows(batch, hidden), &(slopes * self.reward.weight(0)));
+    }
+
+    /// Hidden states at which rewards are read [answers, D], f32.
+    fn reward_hidden(&self, hidden: &Tensor, batch: &PackedBatch) -> Tensor {
+        hidden.index_select(0, &reward_rows(batch, hidden)).to_kind(Kind::Float)
+    }
+
+    /// Everything the policy loss needs of a few pairs, in one pass over their response rows.
+    fn policy_chunk(
+        &self,
+        hidden: &Tensor,
+        pairs: &[PackedPair],
+        objective: &Objective,
+        scores: &mut [PairScores],
+        hidden_gradient: &mut Tensor,
+    ) -> Result<()> {
+        let vocabulary = self.vocabulary()?;
+        let rows = rows(pairs).to_device(hidden.device());
+        let response = hidden.index_select(0, &rows);
+        let log_softmax = self.log_softmax(&response, vocabulary);
+        let targets = read_log_probs(&log_softmax, pairs, scores);
+        if objective.alpha == 0.0 {
+            return Ok(());
+        }
+        // d loss / d logit[row, v] = sum over the row's targets of slope * (onehot(target)[v] - softmax[row, v]).
+        let mut target_slopes = Vec::new();
+        let mut row_slopes = vec![0f32; targets.rows];
+        for ((pair, scores), first_row) in pairs.iter().zip(scores.iter()).zip(&targets.first_rows) {
+            let answers = answers(scores, pair.reference);
+            let value = loss::policy(objective.config, answers[0], answers[1]);
+            for (answer, slope) in pair.answers.iter().zip([value.chosen, value.rejected]) {
+                let slope = (objective.alpha * slope) as f32;
+                for &(row, _) in &answer.targets {
+                    target_slopes.push(slope);
+                    row_slopes[first_row + row as usize] += slope;
+                }
+            }
+        }
+        let device = hidden.device();
+        let row_slopes = Tensor::from_slice(&row_slopes).to_device(device).unsqueeze(-1);
+        let mut gradient = log_softmax.exp() * row_slopes.neg();
+        let places = [Some(&targets.row_index), Some(&targets.token)];
+        let _ = gradient.index_put_(&places, &Tensor::from_slice(&target_slopes).to_device(device), true);
+        let gradient = gradient.to_kind(hidden.kind());
+        vocabulary.add_product(0, &gradient, &response);
+        let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
+        let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
+        Ok(())
+    }
+
+    /// Hidden rows [R, D] -> log-softmax of their logits [R, V], f32.
+    fn log_softmax(&self, rows: &Tensor, vocabulary: &Segment) -> Tensor {
+        rows.linear(vocabulary.weight(0), None::<&Tensor>).log_softmax(-1, Kind::Float)
+    }
+
+    fn vocabulary(&self) -> Result<&Segment> {
+        self.vocabulary
+            .ok_or_else(|| Error::input("the model has no language-model head: log-probs cannot be computed"))
+    }
+}
+
+/// Where a chunk's targets are, as index tensors.
+struct Targets {
+    row_index: Tensor,
+    token: Tensor,
+    first_rows: Vec<usize>,
+    rows: usize,
+}
+
+/// Reads each answer's summed log-prob from a chunk's log-softmax [R, V]; the sum is taken in f64.
+fn read_log_probs(log_softmax: &Tensor, pairs: &[PackedPair], scores: &mut [PairScores]) -> Targets {
+    let (mut row_index, mut token, mut first_rows, mut rows) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for pair in pairs {
+        first_rows.push(rows);
+        for (row, target) in pair.answers.iter().flat_map(|answer| &answer.targets) {
+            row_index.push(rows as i64 + row);
+            token.push(*target);
+        }
+        rows += pair.response_rows.len();
+    }
+    let device = log_softmax.device();
+    let row_index = Tensor::from_slice(&row_index).to_device(device);
+    let token = Tensor::from_slice(&token).to_device(device);
+    let read = to_host(&log_softmax.index(&[Some(&row_index), Some(&token)]));
+    let mut read = read.into_iter();
+    for (pair, scores) in pairs.iter().zip(scores) {
+        for (place, answer) in pair.answers.iter().enumerate() {
+            scores.tokens[place] = answer.targets.len();
+            scores.log_probs[place] = read.by_ref().take(answer.targets.len()).map(f64::from).sum();
+        }
+    }
+    Targets { row_index, token, first_rows, rows }
+}
+
+/// Ranges of consecutive pairs whose response rows are held together.
+fn chunks(pairs: &[PackedPair]) -> Vec<std::ops::Range<usize>> {
+    let mut chunks = Vec::new();
+    let (mut start, mut rows) = (0, 0);
+    for (index, pair) in pairs.iter().enumerate() {
+        if index > start && rows + pair.response_rows.len() > ROWS_AT_ONCE {
+            chunks.push(start..index);
+            (start, rows) = (index, 0);
+        }
+        rows += pair.response_rows.len();
+    }
+    if rows > 0 {
+        chunks.push(start..pairs.len());
+    }
+    chunks
+}
+
+/// Response rows of some pairs, one after the other [R].
+fn rows(pairs: &[PackedPair]) -> Tensor {
+    let rows: Vec<i64> = pairs.iter().flat_map(|pair| pair.response_rows.iter().copied()).collect();
+    Tensor::from_slice(&rows)
+}
+
+/// Reward rows of a batch, answer after answer.
+fn reward_rows(batch: &PackedBatch, hidden: &Tensor) -> Tensor {
+    let rows = batch.pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
+    Tensor::from_slice(&rows.collect::<Vec<_>>()).to_device(hidden.device())
+}
+
+fn to_host(values: &Tensor) -> Vec<f32> {
+    let values = values.to_device(tch::Device::Cpu).contiguous();
+    crate::tensor::slice::<f32>(&values).map(<[f32]>::to_vec).unwrap_or_default()
+}

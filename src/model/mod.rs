@@ -1,0 +1,9 @@
+//! The transformer: its description, its weights, and its segments with their own backward pass.
+
+pub mod attention;
+pub mod config;
+pub mod decoder;
+pub mod norm;
+pub mod rope;
+pub mod segment;
+pub mod weights;

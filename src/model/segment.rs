@@ -1,0 +1,141 @@
+//! A segment: the parameters of one stage of the model in flat buffers.
+//!
+//! The flat compute buffer is what forward and backward read; the flat f32 gradient is one bucket of the reducer; the
+//! flat f32 master is what the optimiser updates. Named tensors are views into them. With f32 compute, master and
+//! compute buffer are the same memory.
+
+use crate::tensor;
+use tch::{Device, Kind, Tensor};
+
+/// One parameter of a segment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parameter {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Where it starts in the flat buffers, in elements.
+    pub offset: usize,
+    /// Its number of elements.
+    pub length: usize,
+}
+
+/// The parameters of one stage of the model (embedding, a block, ...) in flat buffers.
+pub struct Segment {
+    /// Its parameters, in the order of the buffers.
+    pub parameters: Vec<Parameter>,
+    /// Values in the compute kind, flat.
+    pub compute: Tensor,
+    /// Values in f32, flat; absent in a model that is only evaluated.
+    pub master: Option<Tensor>,
+    /// Gradient sums in f32, flat; absent where nothing is trained.
+    pub gradient: Option<Tensor>,
+    weights: Vec<Tensor>,
+    gradients: Vec<Tensor>,
+}
+
+/// What a segment's buffers are needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Forward and backward: compute buffer, master and gradient.
+    Train,
+    /// Forward only: just the compute buffer.
+    Evaluate,
+}
+
+impl Segment {
+    /// Zero-filled buffers for parameters of the given names and shapes.
+    pub fn new(shapes: Vec<(String, Vec<i64>)>, kind: Kind, device: Device, purpose: Use) -> Self {
+        let mut offset = 0;
+        let mut parameters = Vec::with_capacity(shapes.len());
+        for (name, shape) in shapes {
+            let length = shape.iter().product::<i64>() as usize;
+            parameters.push(Parameter { name, shape, offset, length });
+            offset += length;
+        }
+        let flat = |kind| Tensor::zeros([offset as i64], (kind, device));
+        let master = (purpose == Use::Train).then(|| flat(Kind::Float));
+        let gradient = (purpose == Use::Train).then(|| flat(Kind::Float));
+        let compute = match &master {
+            Some(master) if kind == Kind::Float => master.shallow_clone(),
+            _ => flat(kind),
+        };
+        let views = |flat: &Tensor| parameters.iter().map(|parameter| view(flat, parameter)).collect::<Vec<_>>();
+        let weights = views(&compute);
+        let gradients = gradient.as_ref().map(views).unwrap_or_default();
+        Self { parameters, compute, master, gradient, weights, gradients }
+    }
+
+    /// The compute values of the parameter at `index`, in its shape.
+    pub fn weight(&self, index: usize) -> &Tensor {
+        &self.weights[index]
+    }
+
+    /// The f32 values of the parameter at `index`: the master where there is one, else the compute values.
+    pub fn value(&self, index: usize) -> Tensor {
+        view(self.master.as_ref().unwrap_or(&self.compute), &self.parameters[index])
+    }
+
+    /// Whether gradients are collected.
+    pub fn trains(&self) -> bool {
+        self.gradient.is_some()
+    }
+
+    /// The gradient sum of the parameter at `index`, in its shape.
+    pub fn gradient_view(&self, index: usize) -> Option<&Tensor> {
+        self.gradients.get(index)
+    }
+
+    /// Adds to the gradient sum of the parameter at `index`; nothing where nothing is trained.
+    pub fn add_gradient(&self, index: usize, gradient: &Tensor) {
+        if let Some(sum) = self.gradients.get(index) {
+            let _ = sum.shallow_clone().g_add_(gradient);
+        }
+    }
+
+    /// Adds left^T right to the gradient sum of the matrix at `index`: left [T, out], right [T, in] -> [out, in].
+    pub fn add_product(&self, index: usize, left: &Tensor, right: &Tensor) {
+        let Some(sum) = self.gradients.get(index) else { return };
+        let mut sum = sum.shallow_clone();
+        if left.kind() == Kind::Float {
+            let _ = sum.addmm_(&left.tr(), right);
+        } else {
+            // There is no product of bf16 factors into an f32 sum on CPUs.
+            let _ = sum.g_add_(&left.tr().mm(right));
+        }
+    }
+
+    /// Zeroes the gradient sums.
+    pub fn clear_gradient(&mut self) {
+        if let Some(gradient) = &mut self.gradient {
+            let _ = gradient.zero_();
+        }
+    }
+
+    /// Sets the parameter at `index` from a tensor of its shape, in any kind.
+    pub fn set(&mut self, index: usize, value: &Tensor) {
+        let parameter = &self.parameters[index];
+        if let Some(master) = &self.master {
+            view(master, parameter).copy_(value);
+        }
+        self.weights[index].copy_(value);
+    }
+
+    /// Copies the masters to the compute kind after an update.
+    pub fn refresh_compute(&mut self) {
+        if let Some(master) = &self.master
+            && self.compute.kind() != Kind::Float
+        {
+            self.compute.copy_(master);
+        }
+    }
+
+    /// Number of elements.
+    pub fn length(&self) -> usize {
+        tensor::count(&self.compute)
+    }
+}
+
+fn view(flat: &Tensor, parameter: &Parameter) -> Tensor {
+    flat.narrow(0, parameter.offset as i64, parameter.length as i64).view(parameter.shape.as_slice())
+}

@@ -1,0 +1,223 @@
+//! A Hugging Face folder's weights -> a [`Model`]: memory-mapped safetensors, one file or sharded, strictly checked.
+//!
+//! Every tensor that the architecture needs must be there in its exact shape. The reward head may be missing: it starts
+//! at zero (HaF-RM's choice, so that both losses start at ln 2).
+
+use super::config::Architecture;
+use super::decoder::Part;
+use super::segment::{Segment, Use};
+use crate::error::{Error, Result, file_error};
+use crate::safetensors_io::Mapped;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// A model in memory: its description and its segments, in the order of the forward pass.
+pub struct Model {
+    /// What it is.
+    pub architecture: Architecture,
+    /// What each segment is.
+    pub parts: Vec<Part>,
+    /// The parameters, a segment a part.
+    pub segments: Vec<Segment>,
+    /// Kind of the computation.
+    pub kind: Kind,
+    /// Where it lives.
+    pub device: Device,
+    /// Whether the folder brought a reward head; if not, it is zero.
+    pub had_reward_head: bool,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadOptions {
+    /// Kind of the computation; the reward head is always f32.
+    pub kind: Kind,
+    /// Where the model goes.
+    pub device: Device,
+    /// Trained or only evaluated.
+    pub purpose: Use,
+    /// Whether log-probs are wanted: then an untied language-model head must be there, and is trained with the rest.
+    pub log_probs: bool,
+}
+
+impl Model {
+    /// Loads config.json and the safetensors of `folder`.
+    ///
+    /// # Errors
+    /// A missing, cut or damaged file, missing tensors, or one of another shape; each names the file and the tensor.
+    pub fn load(folder: &Path, options: LoadOptions) -> Result<Self> {
+        let architecture = Architecture::open(folder)?;
+        let files = WeightFiles::open(folder)?;
+        let mut parts = Part::all(&architecture);
+        if !options.log_probs && !files.has("lm_head.weight") {
+            parts.retain(|part| *part != Part::LanguageModelHead);
+        }
+        files.check(folder, &architecture, &parts)?;
+        let segments =
+            parts.iter().map(|&part| load_segment(&architecture, part, &files, options)).collect::<Result<Vec<_>>>()?;
+        let had_reward_head = files.has("score.weight");
+        Ok(Self { architecture, parts, segments, kind: options.kind, device: options.device, had_reward_head })
+    }
+
+    /// The segment of a part that every model has, or that this one has.
+    pub fn segment(&self, part: Part) -> Option<(usize, &Segment)> {
+        let index = self.parts.iter().position(|other| *other == part)?;
+        Some((index, &self.segments[index]))
+    }
+
+    /// The segment whose first parameter is the vocabulary matrix [V, D] of the language-model head: its own, or the
+    /// embedding's where they are tied; none in an untied model whose folder has no such head.
+    pub fn vocabulary(&self) -> Option<(usize, &Segment)> {
+        let part = if self.architecture.tied { Part::Embedding } else { Part::LanguageModelHead };
+        self.segment(part)
+    }
+
+    /// Number of parameters, heads included.
+    pub fn parameter_count(&self) -> usize {
+        self.segments.iter().map(Segment::length).sum()
+    }
+
+    /// Every parameter by its checkpoint name, in f32 where there is a master.
+    pub fn named_values(&self) -> Vec<(String, Tensor)> {
+        let named = |segment: &Segment| -> Vec<(String, Tensor)> {
+            let parameters = segment.parameters.iter().enumerate();
+            parameters.map(|(index, parameter)| (parameter.name.clone(), segment.value(index))).collect()
+        };
+        self.segments.iter().flat_map(named).collect()
+    }
+}
+
+fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, options: LoadOptions) -> Result<Segment> {
+    let kind = if part == Part::RewardHead { Kind::Float } else { options.kind };
+    let frozen = part == Part::LanguageModelHead && !options.log_probs;
+    let purpose = if frozen { Use::Evaluate } else { options.purpose };
+    let mut segment = Segment::new(part.shapes(architecture), kind, options.device, purpose);
+    for index in 0..segment.parameters.len() {
+        let name = segment.parameters[index].name.clone();
+        if files.has(&name) {
+            let value = files.read(&name)?;
+            segment.set(index, &value);
+        }
+    }
+    Ok(segment)
+}
+
+/// The safetensors files of a folder, and which tensor is in which.
+struct WeightFiles {
+    files: Vec<(PathBuf, Mapped)>,
+    place: BTreeMap<String, usize>,
+}
+
+impl WeightFiles {
+    fn open(folder: &Path) -> Result<Self> {
+        let mut opened = Self { files: Vec::new(), place: BTreeMap::new() };
+        for path in weight_paths(folder)? {
+            let file = Mapped::open(&path)?;
+            for name in file.names() {
+                opened.place.insert(name, opened.files.len());
+            }
+            opened.files.push((path, file));
+        }
+        Ok(opened)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.place.contains_key(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Tensor> {
+        let (path, file) = &self.files[self.place[name]];
+        file.read(name).map_err(|error| error.at(path.display()))
+    }
+
+    /// Every needed tensor there, in its shape; everything else reported.
+    fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
+        let needed: Vec<_> = parts.iter().flat_map(|part| part.shapes(architecture)).collect();
+        let missing: Vec<_> = needed
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .filter(|name| *name != "score.weight" && !self.has(name))
+            .collect();
+        if !missing.is_empty() {
+            return Err(Error::input(format!(
+                "{}: {} of {} tensors are missing: {}",
+                folder.display(),
+                missing.len(),
+                needed.len(),
+                abbreviated(&missing)
+            ))
+            .hint(
+                "the safetensors must hold the model that config.json describes (names as Transformers writes them)",
+            ));
+        }
+        for (name, shape) in &needed {
+            if !self.has(name) {
+                continue;
+            }
+            let (path, file) = &self.files[self.place[name]];
+            let found = file.shape(name)?;
+            if found != *shape {
+                let mut error = Error::input(format!(
+                    "{}: {name} has shape {found:?}, but config.json makes it {shape:?}",
+                    path.display()
+                ));
+                if name == "score.weight" {
+                    error = error.hint("a reward model has one output: num_labels = 1");
+                }
+                return Err(error);
+            }
+        }
+        let known: BTreeSet<_> = needed.iter().map(|(name, _)| name.as_str()).collect();
+        // Old exports carry the rotary frequencies, and a tied head's copy of the embedding.
+        let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        let unexpected: Vec<_> =
+            self.place.keys().map(String::as_str).filter(|name| !known.contains(name) && !harmless(name)).collect();
+        if !unexpected.is_empty() {
+            tracing::warn!(
+                "{}: {} tensors are not used: {}",
+                folder.display(),
+                unexpected.len(),
+                abbreviated(&unexpected)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The weight files of a folder, in a fixed order: those of the index, or model.safetensors.
+pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
+    let single = folder.join("model.safetensors");
+    let index = folder.join("model.safetensors.index.json");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    if !index.exists() {
+        let pickled = folder.join("pytorch_model.bin").exists();
+        let hint = if pickled {
+            "pytorch_model.bin is a pickle, which can run code when opened: save the model with safetensors"
+        } else {
+            "the folder must hold model.safetensors, or model.safetensors.index.json with its shards"
+        };
+        return Err(Error::input(format!("{} holds no weights", folder.display())).hint(hint));
+    }
+    let text = std::fs::read_to_string(&index).map_err(|error| file_error(&index, "read", &error))?;
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let parsed: Index = serde_json::from_str(&text)
+        .map_err(|error| Error::input(format!("{}: not a safetensors index: {error}", index.display())))?;
+    let names: BTreeSet<_> = parsed.weight_map.into_values().collect();
+    if names.is_empty() {
+        return Err(Error::input(format!("{}: weight_map is empty", index.display())));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+fn abbreviated(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let rest = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
+}

@@ -1,0 +1,339 @@
+//! AdamW (arXiv 1711.05101) and learning-rate schedules over flat f32 buffers; global norm and clipping.
+//!
+//! On CPUs one pass over a segment reads the gradient, updates both moments and the master, and writes the compute
+//! copy. Elsewhere the same formulas run as tensor operations on the flat buffers. Work is cut into pieces of a fixed
+//! size, so results do not depend on the number of threads.
+
+use crate::config::{Schedule, TrainConfig};
+use crate::error::Result;
+use crate::model::decoder::Part;
+use crate::model::segment::Segment;
+use crate::model::weights::Model;
+use crate::tensor;
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+/// Elements a thread takes at a time.
+const PIECE: usize = 1 << 16;
+
+/// AdamW's moments for every trained segment.
+pub struct AdamW {
+    /// First and second moments, flat f32, a pair a segment; none where a segment is not trained.
+    pub moments: Vec<Option<[Tensor; 2]>>,
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+    threads: usize,
+}
+
+/// One update's numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    /// Number of this update, from 1: for the bias correction.
+    pub number: usize,
+    /// Learning rate of everything but the reward head.
+    pub learning_rate: f64,
+    /// Learning rate of the reward head.
+    pub head_learning_rate: f64,
+    /// What gradient sums are multiplied by: clipping and the division by the pair count together.
+    pub gradient_scale: f64,
+}
+
+/// The constants of one piece's pass.
+#[derive(Clone, Copy)]
+struct Constants {
+    learning_rate: f32,
+    /// What a matrix keeps of itself: 1 - learning rate * weight decay.
+    matrix_decay: f32,
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    /// 1 / (1 - beta1^t).
+    first_correction: f32,
+    /// 1 / sqrt(1 - beta2^t).
+    second_correction: f32,
+    scale: f32,
+}
+
+impl AdamW {
+    /// Zero moments for a model.
+    pub fn new(config: &TrainConfig, model: &Model, threads: usize) -> Self {
+        let zeros =
+            |segment: &Segment| segment.master.as_ref().map(|master| [master.zeros_like(), master.zeros_like()]);
+        Self {
+            moments: model.segments.iter().map(zeros).collect(),
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            epsilon: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+            threads: threads.max(1),
+        }
+    }
+
+    /// Updates masters, moments and compute copies of every trained segment from its gradient sum.
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates.
+    pub fn step(&mut self, model: &mut Model, update: &Update) -> Result<()> {
+        let parts = model.parts.clone();
+        for ((segment, moments), part) in model.segments.iter_mut().zip(&mut self.moments).zip(parts) {
+            let Some(moments) = moments else { continue };
+            let rate = if part == Part::RewardHead { update.head_learning_rate } else { update.learning_rate };
+            let constants = Constants {
+                learning_rate: rate as f32,
+                matrix_decay: (1.0 - rate * self.weight_decay) as f32,
+                beta1: self.beta1 as f32,
+                beta2: self.beta2 as f32,
+                epsilon: self.epsilon as f32,
+                first_correction: (1.0 / (1.0 - self.beta1.powi(update.number as i32))) as f32,
+                second_correction: (1.0 / (1.0 - self.beta2.powi(update.number as i32)).sqrt()) as f32,
+                scale: update.gradient_scale as f32,
+            };
+            if segment.compute.device() == Device::Cpu {
+                step_on_cpu(segment, moments, constants, self.threads)?;
+            } else {
+                step_with_tensors(segment, moments, constants);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Weight decay is for matrices: norms and biases keep none, as in Transformers' trainer.
+fn decays(shape: &[i64]) -> bool {
+    shape.len() >= 2
+}
+
+/// One thread's part of a parameter: gradient, moments, master and compute copy, all of the same length.
+struct Piece<'a> {
+    gradient: &'a [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    master: &'a mut [f32],
+    compute: Option<&'a mut [bf16]>,
+    decay: f32,
+}
+
+fn step_on_cpu(segment: &mut Segment, moments: &mut [Tensor; 2], constants: Constants, threads: usize) -> Result<()> {
+    let (Some(gradient), Some(master)) = (&segment.gradient, &mut segment.master) else { return Ok(()) };
+    let [first, second] = moments;
+    let gradient = tensor::slice::<f32>(gradient)?;
+    let mut first = tensor::slice_mut::<f32>(first)?;
+    let mut second = tensor::slice_mut::<f32>(second)?;
+    let mut master = tensor::slice_mut::<f32>(master)?;
+    let mut compute = match segment.compute.kind() {
+        Kind::BFloat16 => Some(tensor::slice_mut::<bf16>(&mut segment.compute)?),
+        _ => None,
+    };
+    let mut pieces = Vec::new();
+    for parameter in &segment.parameters {
+        let mut offset = 0;
+        while offset < parameter.length {
+            let length = PIECE.min(parameter.length - offset);
+            let start = parameter.offset + offset;
+            pieces.push(Piece {
+                gradient: &gradient[start..start + length],
+                first: take(&mut first, length),
+                second: take(&mut second, length),
+                master: take(&mut master, length),
+                compute: compute.as_mut().map(|rest| take(rest, length)),
+                decay: if decays(&parameter.shape) { constants.matrix_decay } else { 1.0 },
+            });
+            offset += length;
+        }
+    }
+    share_out(pieces, threads, |piece| update_piece(piece, constants));
+    Ok(())
+}
+
+/// Cuts `length` elements off the front of a slice.
+fn take<'a, T>(rest: &mut &'a mut [T], length: usize) -> &'a mut [T] {
+    let (front, back) = std::mem::take(rest).split_at_mut(length);
+    *rest = back;
+    front
+}
+
+/// Runs `work` on every item, on `threads` threads.
+fn share_out<I: Send>(items: Vec<I>, threads: usize, work: impl Fn(I) + Sync) {
+    if threads <= 1 || items.len() <= 1 {
+        return items.into_iter().for_each(work);
+    }
+    let mut shares: Vec<Vec<I>> = (0..threads).map(|_| Vec::new()).collect();
+    for (index, item) in items.into_iter().enumerate() {
+        shares[index % threads].push(item);
+    }
+    std::thread::scope(|scope| {
+        for share in shares {
+            scope.spawn(|| share.into_iter().for_each(&work));
+        }
+    });
+}
+
+fn update_piece(piece: Piece, c: Constants) {
+    let Piece { gradient, first, second, master, compute, decay } = piece;
+    let values = gradient.iter().zip(first.iter_mut()).zip(second.iter_mut()).zip(master.iter_mut());
+    for (((gradient, first), second), master) in values {
+        let gradient = gradient * c.scale;
+        *first = c.beta1 * *first + (1.0 - c.beta1) * gradient;
+        *second = c.beta2 * *second + (1.0 - c.beta2) * gradient * gradient;
+        let denominator = second.sqrt() * c.second_correction + c.epsilon;
+        *master = *master * decay - c.learning_rate * (*first * c.first_correction) / denominator;
+    }
+    if let Some(compute) = compute {
+        for (compute, master) in compute.iter_mut().zip(master.iter()) {
+            *compute = bf16::from_f32(*master);
+        }
+    }
+}
+
+/// The formulas of [`update_piece`] as tensor operations, for devices whose memory the CPU cannot walk.
+fn step_with_tensors(segment: &mut Segment, moments: &mut [Tensor; 2], c: Constants) {
+    let (Some(gradient), Some(master)) = (&segment.gradient, &segment.master) else { return };
+    let gradient = gradient * f64::from(c.scale);
+    let [first, second] = moments;
+    let _ = first.g_mul_scalar_(f64::from(c.beta1)).g_add_(&(&gradient * (1.0 - f64::from(c.beta1))));
+    let _ = second.g_mul_scalar_(f64::from(c.beta2)).g_add_(&(gradient.square() * (1.0 - f64::from(c.beta2))));
+    for parameter in segment.parameters.iter().filter(|parameter| decays(&parameter.shape)) {
+        let mut values = master.narrow(0, parameter.offset as i64, parameter.length as i64);
+        let _ = values.g_mul_scalar_(f64::from(c.matrix_decay));
+    }
+    let denominator = second.sqrt() * f64::from(c.second_correction) + f64::from(c.epsilon);
+    let change = &*first * f64::from(c.first_correction * c.learning_rate) / denominator;
+    let _ = master.shallow_clone().g_sub_(&change);
+    segment.refresh_compute();
+}
+
+/// Global L2 norm of all gradient sums; not finite if any of them is not. Summed in f64, piece by piece in order.
+///
+/// # Errors
+/// A buffer that is not what this crate allocates.
+pub fn gradient_norm(model: &Model, threads: usize) -> Result<f64> {
+    let mut total = 0.0;
+    for gradient in model.segments.iter().filter_map(|segment| segment.gradient.as_ref()) {
+        if gradient.device() != Device::Cpu {
+            total += gradient.square().sum(Kind::Double).double_value(&[]);
+            continue;
+        }
+        let values = tensor::slice::<f32>(gradient)?;
+        let mut sums = vec![0f64; values.len().div_ceil(PIECE)];
+        let pieces: Vec<_> = values.chunks(PIECE).zip(sums.iter_mut()).collect();
+        share_out(pieces, threads, |(piece, sum)| *sum = square_sum(piece));
+        total += sums.iter().sum::<f64>();
+    }
+    Ok(total.sqrt())
+}
+
+/// Sum of squares in f64, in eight lanes so that the loop vectorises.
+fn square_sum(values: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let chunks = values.chunks_exact(8);
+    let rest: f64 = chunks.remainder().iter().map(|&value| f64::from(value).powi(2)).sum();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(value) * f64::from(value);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+/// Share of the peak learning rate at an update, `done` updates after the first.
+///
+/// Warm-up rises in a straight line and reaches the peak at update `warmup`; then the schedule runs down to zero over
+/// the rest of `total` updates.
+pub fn schedule(kind: Schedule, done: usize, warmup: usize, total: usize) -> f64 {
+    if done < warmup {
+        return (done + 1) as f64 / warmup as f64;
+    }
+    let progress = (done - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
+    match kind {
+        Schedule::Linear => (1.0 - progress).max(0.0),
+        Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress.min(1.0)).cos()),
+        Schedule::Constant => 1.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::segment::Use;
+
+    fn segment(kind: Kind) -> Segment {
+        let shapes = vec![("matrix".to_string(), vec![300, 400]), ("norm".to_string(), vec![17])];
+        let mut segment = Segment::new(shapes, kind, Device::Cpu, Use::Train);
+        for index in 0..2 {
+            let shape = segment.parameters[index].shape.clone();
+            segment.set(index, &crate::tensor::waves(&shape, 1.0));
+            segment.add_gradient(index, &crate::tensor::waves(&shape, 2.0));
+        }
+        segment
+    }
+
+    fn constants(matrix_decay: f32) -> Constants {
+        Constants {
+            learning_rate: 0.01,
+            matrix_decay,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-5,
+            first_correction: 10.0,
+            second_correction: 31.6,
+            scale: 0.5,
+        }
+    }
+
+    fn moments(segment: &Segment) -> [Tensor; 2] {
+        let zeros = || segment.master.as_ref().unwrap().zeros_like();
+        [zeros(), zeros()]
+    }
+
+    fn distance(left: &Tensor, right: &Tensor) -> f64 {
+        ((left - right).norm() / right.norm()).double_value(&[])
+    }
+
+    #[test]
+    fn the_fused_pass_equals_the_tensor_formulas() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let (mut fused, mut plain) = (segment(kind), segment(kind));
+            let (mut fused_moments, mut plain_moments) = (moments(&fused), moments(&plain));
+            for _ in 0..3 {
+                step_on_cpu(&mut fused, &mut fused_moments, constants(0.9), 2).unwrap();
+                step_with_tensors(&mut plain, &mut plain_moments, constants(0.9));
+            }
+            assert!(distance(fused.master.as_ref().unwrap(), plain.master.as_ref().unwrap()) < 1e-6);
+            assert!(distance(&fused_moments[1], &plain_moments[1]) < 1e-6);
+            assert!(distance(&fused.compute.to_kind(Kind::Float), &plain.compute.to_kind(Kind::Float)) < 1e-3);
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (mut one, mut three) = (segment(Kind::BFloat16), segment(Kind::BFloat16));
+        let (mut one_moments, mut three_moments) = (moments(&one), moments(&three));
+        step_on_cpu(&mut one, &mut one_moments, constants(0.9), 1).unwrap();
+        step_on_cpu(&mut three, &mut three_moments, constants(0.9), 3).unwrap();
+        assert!(one.master.as_ref().unwrap().equal(three.master.as_ref().unwrap()));
+        assert!(one.compute.equal(&three.compute));
+    }
+
+    #[test]
+    fn decay_is_for_matrices_only() {
+        let mut decayed = segment(Kind::Float);
+        let mut plain = segment(Kind::Float);
+        let (mut decayed_moments, mut plain_moments) = (moments(&decayed), moments(&plain));
+        step_on_cpu(&mut decayed, &mut decayed_moments, constants(0.5), 1).unwrap();
+        step_on_cpu(&mut plain, &mut plain_moments, constants(1.0), 1).unwrap();
+        assert!(distance(decayed.weight(0), plain.weight(0)) > 0.1);
+        assert_eq!(distance(decayed.weight(1), plain.weight(1)), 0.0);
+    }
+
+    #[test]
+    fn schedules_start_at_the_peak_and_end_near_zero() {
+        assert_eq!(schedule(Schedule::Linear, 0, 0, 10), 1.0);
+        assert!((schedule(Schedule::Linear, 9, 0, 10) - 0.1).abs() < 1e-12);
+        assert_eq!(schedule(Schedule::Linear, 1, 4, 10), 0.5);
+        assert_eq!(schedule(Schedule::Cosine, 4, 4, 10), 1.0);
+        assert!((schedule(Schedule::Cosine, 7, 4, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(schedule(Schedule::Constant, 9, 0, 10), 1.0);
+    }
+}
