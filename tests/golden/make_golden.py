@@ -1,0 +1,461 @@
+#!/usr/bin/env python3
+"""Makes the golden files beside this script: tiny random Llama models and what PyTorch and Transformers say of them.
+
+Run by hand (`python make_golden.py`); the output is committed, so that the tests need no Python. README.md lists every
+file, tensor and metadata key. Not here: the project's own way of computing any of this (packing, shared prefixes, a
+backward pass in segments). Each sequence goes through Transformers alone, without padding, and the losses are plain
+formulas, so that the values are an independent truth.
+
+Shapes: T tokens of a sequence, B pairs, D width, V vocabulary.
+"""
+
+import copy
+import json
+import shutil
+import types
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
+from transformers.utils import logging
+
+HERE = Path(__file__).resolve().parent
+BOS, EOS = 1, 2
+
+# The keys and meanings of a configuration file's [loss] table. total = reward_weight * reward + alpha * policy.
+HYBRID = {
+    "objective": "hybrid",
+    "alpha": 0.2,
+    "reward_weight": 1.0,
+    "policy": "dpo",
+    "beta": 0.1,
+    "simpo_gamma": 0.0,
+    "label_smoothing": 0.0,
+    "centering": 0.0,
+}
+
+# Further losses, on one model only. `margins` are per pair, in units of reward.
+VARIANTS = {
+    "reward": {
+        "loss": HYBRID | {"objective": "reward", "label_smoothing": 0.1, "centering": 0.01},
+        "margins": [0.25, 0.0, 1.5, 0.5, 0.75],
+    },
+    "hinge": {"loss": HYBRID | {"objective": "policy", "policy": "hinge", "beta": 0.5}},
+    "ipo": {"loss": HYBRID | {"policy": "ipo"}},
+    "simpo": {"loss": HYBRID | {"policy": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "label_smoothing": 0.1}},
+    "sft": {"loss": HYBRID | {"objective": "policy", "policy": "sft"}},
+}
+
+# Gradients kept in the variants' files: enough to tell the losses apart, and small.
+VARIANT_GRADIENTS = [
+    "score.weight",
+    "model.norm.weight",
+    "model.layers.1.self_attn.k_proj.weight",
+    "model.layers.1.mlp.down_proj.weight",
+]
+
+COMMON = {"bos_token_id": BOS, "eos_token_id": EOS, "max_position_embeddings": 64, "attn_implementation": "eager"}
+
+CASES = {
+    "llama-tied": {
+        "seed": 8,
+        "config": COMMON
+        | {
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 12,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "llama-untied": {
+        "seed": 5,
+        "config": COMMON
+        | {
+            "vocab_size": 41,
+            "hidden_size": 16,
+            "intermediate_size": 12,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 6,  # not 16 / 4
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "mlp_bias": True,
+            # Wavelengths 6.3, 29 and 132: one below 32 / 4 (kept), one between (blended), one over 32 / 1 (divided).
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    },
+    "llama-linear": {
+        "seed": 4,
+        "config": COMMON
+        | {
+            "vocab_size": 29,
+            "hidden_size": 12,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        },
+        "sharded": True,
+    },
+}
+
+
+# --- Models and pairs -------------------------------------------------------------------------------------------------
+
+
+def random_model(settings: dict) -> LlamaForCausalLM:
+    """A model whose every weight matters: sharp attention, logits far from uniform, norms and biases not trivial."""
+    model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape)
+        if name.endswith("norm.weight"):
+            value = 1.0 + 0.2 * noise
+        elif name.endswith("bias"):
+            value = 0.3 * noise
+        elif "embed_tokens" in name or "lm_head" in name:
+            value = 0.5 * noise
+        else:
+            gain = 1.3 if "q_proj" in name or "k_proj" in name else 1.0
+            value = gain * noise / parameter.shape[1] ** 0.5
+        parameter.data.copy_(value)
+    return model
+
+
+def perturbed(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The reference: near the policy, but not it; otherwise half of the gradients would be trivial."""
+    reference = copy.deepcopy(model)
+    for parameter in reference.parameters():
+        parameter.data += 0.2 * parameter.data.std() * torch.randn(parameter.shape)
+    return reference
+
+
+def random_pairs(vocabulary: int) -> list[dict]:
+    """Five pairs, each with its own difficulty for whoever packs them."""
+
+    def words(count: int) -> list[int]:
+        return torch.randint(EOS + 1, vocabulary, (count,)).tolist()
+
+    def prompt(count: int) -> list[int]:
+        return [BOS] + words(count - 1)
+
+    start, cut, short = words(2), words(2), words(2)
+    other_start = short[0] + 1 if short[0] + 1 < vocabulary else EOS + 1
+    return [
+        # The answers share their first two tokens.
+        {"prompt": prompt(5), "chosen": start + [3] + words(1) + [EOS], "rejected": start + [4] + words(3) + [EOS]},
+        # They differ from the first token.
+        {"prompt": prompt(3), "chosen": [other_start] + words(4) + [EOS], "rejected": short + [EOS]},
+        # The chosen answer is the end of the turn and nothing else.
+        {"prompt": prompt(6), "chosen": [EOS], "rejected": words(3) + [EOS]},
+        # Both are equally long.
+        {"prompt": prompt(4), "chosen": [5] + words(2) + [EOS], "rejected": [6] + words(2) + [EOS]},
+        # The chosen answer was cut short: it has no EOS, and all of it is the start of the rejected one.
+        {"prompt": prompt(3), "chosen": cut, "rejected": cut + words(3) + [EOS]},
+    ]
+
+
+# --- What the model says ----------------------------------------------------------------------------------------------
+
+
+def read_answer(model, score: torch.Tensor, prompt: list[int], answer: list[int]):
+    """One sequence alone: logits [T, V], reward at its last token, log-prob of each token of the answer."""
+    tokens = torch.tensor(prompt + answer)
+    hidden = model.model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]  # [T, D], after the final norm
+    logits = model.lm_head(hidden)
+    reward = (hidden[-1] * score[0]).sum()
+    # The logits at a position speak of the token after it.
+    logps = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
+    return logits, reward, logps
+
+
+def read_pairs(model, score: torch.Tensor, pairs: list[dict]) -> dict:
+    """Rewards and summed log-probs [B, 2] (chosen, rejected), answer lengths [B, 2], and every sequence's logits."""
+    sides = ("chosen", "rejected")
+    read = [[read_answer(model, score, pair["prompt"], pair[side]) for side in sides] for pair in pairs]
+    return {
+        "rewards": torch.stack([torch.stack([reward for _, reward, _ in pair]) for pair in read]),
+        "logps": torch.stack([torch.stack([logps.sum() for _, _, logps in pair]) for pair in read]),
+        "lengths": torch.tensor([[len(logps) for _, _, logps in pair] for pair in read]),
+        "logits": [[logits for logits, _, _ in pair] for pair in read],
+    }
+
+
+# --- Losses -----------------------------------------------------------------------------------------------------------
+
+
+def smoothed(z: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """-log sigmoid(z), where a share `smoothing` of the pairs is taken to be labelled the wrong way round."""
+    return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+
+
+def reward_loss(rewards: torch.Tensor, margins: torch.Tensor, loss: dict) -> torch.Tensor:
+    """Bradley-Terry with margin, plus the centering term; mean over pairs."""
+    chosen, rejected = rewards.unbind(1)
+    bradley_terry = smoothed(chosen - rejected - margins, loss["label_smoothing"])
+    return (bradley_terry + loss["centering"] * (chosen + rejected) ** 2).mean()
+
+
+def policy_logits(logps: torch.Tensor, reference: torch.Tensor, lengths: torch.Tensor, loss: dict) -> torch.Tensor:
+    """What the policy loss is a function of, one a pair: by how much the policy prefers the chosen answer."""
+    beta = loss["beta"]
+    if loss["policy"] == "simpo":
+        average = logps / lengths
+        return beta * (average[:, 0] - average[:, 1]) - loss["simpo_gamma"]
+    delta = (logps[:, 0] - logps[:, 1]) - (reference[:, 0] - reference[:, 1])
+    return delta if loss["policy"] == "ipo" else beta * delta
+
+
+def policy_loss(logps: torch.Tensor, reference: torch.Tensor, lengths: torch.Tensor, loss: dict) -> torch.Tensor:
+    """The policy loss, mean over pairs."""
+    z = policy_logits(logps, reference, lengths, loss)
+    match loss["policy"]:
+        case "dpo" | "simpo":
+            each = smoothed(z, loss["label_smoothing"])
+        case "hinge":
+            each = torch.relu(1 - z)
+        case "ipo":
+            each = (z - 1 / (2 * loss["beta"])) ** 2
+        case "sft":
+            each = -logps[:, 0]
+    return each.mean()
+
+
+def all_losses(read: dict, reference: torch.Tensor, margins: torch.Tensor, loss: dict) -> torch.Tensor:
+    """[3]: reward loss, policy loss, total; zero for a loss that the objective leaves out."""
+    zero = read["rewards"].new_zeros(())
+    reward = zero if loss["objective"] == "policy" else reward_loss(read["rewards"], margins, loss)
+    policy = zero if loss["objective"] == "reward" else policy_loss(read["logps"], reference, read["lengths"], loss)
+    return torch.stack([reward, policy, loss["reward_weight"] * reward + loss["alpha"] * policy])
+
+
+# --- Checks before anything is written --------------------------------------------------------------------------------
+
+
+class Problem:
+    """One model, head, pairs and loss, in one precision: the losses as a function of the parameters."""
+
+    def __init__(self, model, score, pairs, reference, margins, loss):
+        self.model, self.pairs, self.reference, self.margins, self.loss = model, pairs, reference, margins, loss
+        # Tied weights appear once, under model.embed_tokens.weight: their gradient is the sum of both uses.
+        self.parameters = dict(model.named_parameters()) | {"score.weight": score.requires_grad_()}
+
+    def read(self) -> dict:
+        return read_pairs(self.model, self.parameters["score.weight"], self.pairs)
+
+    def losses(self) -> torch.Tensor:
+        return all_losses(self.read(), self.reference, self.margins, self.loss)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        found = torch.autograd.grad(self.losses()[2], list(self.parameters.values()), allow_unused=True)
+        return {name: g for name, g in zip(self.parameters, found) if g is not None}
+
+    def double(self) -> "Problem":
+        score = self.parameters["score.weight"].detach().double()
+        model = copy.deepcopy(self.model).double()
+        return Problem(model, score, self.pairs, self.reference.double(), self.margins.double(), self.loss)
+
+
+class Float64Torch(types.ModuleType):
+    """Stands in for `torch` inside Transformers' Llama, which casts norms and the softmax to float32 by name."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def check_gradients(problem: Problem, gradients: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Float64 gradients against finite differences, then the float32 ones against those; the largest error of each."""
+    modeling_llama.torch = Float64Torch("torch")
+    try:
+        exact = problem.double()
+        exact_gradients = exact.gradients()
+        worst_difference = max(finite_difference_error(exact, name, g) for name, g in exact_gradients.items())
+    finally:
+        modeling_llama.torch = torch
+    worst_rounding = max(((gradients[name] - g).norm() / g.norm()).item() for name, g in exact_gradients.items())
+    assert worst_difference < 1e-6, f"autograd and finite differences disagree by {worst_difference:.1e}"
+    # The tests allow 1e-5: float32's own rounding must leave room below it.
+    assert worst_rounding < 3e-6, f"float32 gradients are off by {worst_rounding:.1e}: choose another seed"
+    return worst_difference, worst_rounding
+
+
+@torch.no_grad()
+def finite_difference_error(problem: Problem, name: str, gradient: torch.Tensor, step: float = 1e-5) -> float:
+    """Two random coordinates and one random direction of a parameter: the largest error, relative to the gradient."""
+    parameter, norm = problem.parameters[name], gradient.norm().item()
+    assert norm > 1e-4, f"the gradient of {name} is trivial: {norm:.1e}"
+    directions = [torch.zeros(parameter.numel()).double() for _ in range(2)]
+    for direction, coordinate in zip(directions, torch.randint(parameter.numel(), (2,))):
+        direction[coordinate] = 1.0
+    directions.append(torch.nn.functional.normalize(torch.randn(parameter.numel()).double(), dim=0))
+    kept, errors = parameter.data.clone(), []
+    for direction in directions:
+        direction = direction.view_as(parameter)
+        sides = []
+        for sign in (1, -1):
+            parameter.data = kept + sign * step * direction
+            sides.append(problem.losses()[2].item())
+        parameter.data = kept
+        slope = (sides[0] - sides[1]) / (2 * step)
+        errors.append(abs(slope - (gradient * direction).sum().item()) / norm)
+    return max(errors)
+
+
+@torch.no_grad()
+def check_not_trivial(problem: Problem) -> str:
+    """Attention and logits far from uniform, losses not saturated, both outcomes present, rope scaling that bites."""
+
+    def sharpness(probabilities: torch.Tensor) -> float:
+        entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1)
+        return (entropy / torch.tensor(float(probabilities.shape[-1])).log()).mean().item()  # 1: uniform
+
+    model, read = problem.model, problem.read()
+    longest = max((pair["prompt"] + pair["rejected"] for pair in problem.pairs), key=len)
+    run = model(input_ids=torch.tensor([longest]), output_attentions=True, use_cache=False)
+    attention = sharpness(torch.stack([layer[0, :, -1] for layer in run.attentions]))
+    logits = sharpness(run.logits[0].softmax(-1))
+    assert attention < 0.8 and logits < 0.8, f"close to uniform: attention {attention:.2f}, logits {logits:.2f}"
+
+    differences = read["rewards"][:, 0] - read["rewards"][:, 1]
+    z = policy_logits(read["logps"], problem.reference, read["lengths"], HYBRID)
+    for what, values in (("reward", differences), ("dpo", z)):
+        assert values.abs().max() < 5, f"{what}: saturated: {values}"
+        assert values.min() < -0.05 and values.max() > 0.05, f"{what}: every pair has the same outcome: {values}"
+
+    scaling = model.config.rope_parameters
+    if scaling["rope_type"] != "default":
+        default = {"rope_type": "default", "rope_theta": scaling["rope_theta"]}
+        settings = model.config.to_dict() | {"rope_parameters": default}
+        unscaled = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="eager")).eval()
+        unscaled.load_state_dict(model.state_dict())
+        change = (unscaled(input_ids=torch.tensor([longest])).logits - run.logits).norm() / run.logits.norm()
+        assert change > 0.01, f"rope scaling changes the logits by {change:.1e} only"
+    shown = " ".join(f"{value:.2f}" for value in torch.cat([differences, z]).tolist())
+    return f"entropy of attention {attention:.2f}, of logits {logits:.2f} (1: uniform); preferences {shown}"
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def save_model(model: LlamaForCausalLM, folder: Path, **options) -> None:
+    model.save_pretrained(folder, **options)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def save_sharded(model: LlamaForCausalLM, folder: Path) -> None:
+    """The same weights in several files with an index, and config.json in the form of Transformers before version 5."""
+    save_model(model, folder, max_shard_size="6KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    config = json.loads((folder / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config["rope_theta"] = scaling.pop("rope_theta")
+    config["rope_scaling"] = scaling
+    config["torch_dtype"] = config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.config.rope_parameters == model.config.rope_parameters, loaded.config.rope_parameters
+
+
+def metadata(loss: dict, margins: torch.Tensor, pairs: list[dict]) -> dict[str, str]:
+    """Under one key: safetensors writes several in no fixed order, and a second run should give the same bytes."""
+    about = {
+        "loss": loss,
+        "margins": margins.tolist(),
+        "pairs": len(pairs),
+        "losses_order": ["reward", "policy", "total"],
+        "made_with": f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}",
+    }
+    return {"golden": json.dumps(about)}
+
+
+def values_of(read: dict, reference: torch.Tensor, pairs: list[dict]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for i, pair in enumerate(pairs):
+        for part in ("prompt", "chosen", "rejected"):
+            tensors[f"pair{i}.{part}"] = torch.tensor(pair[part], dtype=torch.int64)
+        tensors[f"pair{i}.logits_chosen"], tensors[f"pair{i}.logits_rejected"] = read["logits"][i]
+        tensors[f"pair{i}.rewards"] = read["rewards"][i]
+        tensors[f"pair{i}.logps"] = read["logps"][i]
+        tensors[f"pair{i}.reference_logps"] = reference[i]
+    return tensors
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path, metadata=about)
+
+
+def make_case(name: str, case: dict) -> None:
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(case["seed"])
+    model = random_model(case["config"])
+    score = 0.5 * torch.randn(1, model.config.hidden_size)
+    pairs = random_pairs(model.config.vocab_size)
+    with torch.no_grad():
+        reference = read_pairs(perturbed(model), score, pairs)["logps"]
+    no_margins = torch.zeros(len(pairs))
+
+    problem = Problem(model, score, pairs, reference, no_margins, HYBRID)
+    print(f"{name}: {check_not_trivial(problem)}")
+    gradients = problem.gradients()
+    report(name, check_gradients(problem, gradients), problem)
+
+    save_model(model, folder)
+    if case.get("sharded"):
+        save_sharded(model, folder / "sharded")
+    tensors = values_of(problem.read(), reference, pairs) | {"score.weight": score, "losses": problem.losses()}
+    tensors |= {f"grad.{key}": gradient for key, gradient in gradients.items()}
+    write(tensors, folder / "golden.safetensors", metadata(HYBRID, no_margins, pairs))
+
+    for variant, settings in VARIANTS.items() if name == "llama-tied" else ():
+        margins = torch.tensor(settings.get("margins", no_margins.tolist()))
+        problem = Problem(model, score, pairs, reference, margins, settings["loss"])
+        if variant == "hinge":
+            with torch.no_grad():
+                read = problem.read()
+                z = policy_logits(read["logps"], reference, read["lengths"], settings["loss"])
+            assert (z - 1).abs().min() > 1e-2 and z.min() < 1 < z.max(), f"both sides of the hinge, none on it: {z}"
+        gradients = problem.gradients()
+        report(f"{name} {variant}", check_gradients(problem, gradients), problem)
+        kept = {f"grad.{key}": gradients[key] for key in VARIANT_GRADIENTS if key in gradients}
+        about = metadata(settings["loss"], margins, pairs)
+        write({"losses": problem.losses()} | kept, folder / f"golden-{variant}.safetensors", about)
+
+
+def report(what: str, errors: tuple[float, float], problem: Problem) -> None:
+    difference, rounding = errors
+    losses = ", ".join(f"{loss:.4f}" for loss in problem.losses().tolist())
+    print(f"{what}: losses {losses}; finite differences within {difference:.1e}, float32 rounding {rounding:.1e}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # one order of summation
+    logging.disable_progress_bar()
+    for name, case in CASES.items():
+        make_case(name, case)
+    size = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    print(f"{size / 1000:.0f} kB in all")
