@@ -18,7 +18,7 @@ Examples:
 Every key of the config file is in configs/reference.toml, with its default.
 
 Environment:
-  HAF_LOG, RUST_LOG  what is logged, e.g. `debug` or `haf_dist=trace` [default: info on rank 0, warn on others]
+  HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
   NO_COLOR           no colours
 
 Exit codes:
@@ -53,7 +53,7 @@ Examples:
     override_usage = "haf-dist --config <FILE> [--set <KEY=VALUE>]... [--resume | --debug]\n       haf-dist <COMMAND>",
     args_conflicts_with_subcommands = true,
     disable_help_subcommand = true,
-    max_term_width = 110
+    max_term_width = 100
 )]
 pub struct Arguments {
     #[command(subcommand)]

@@ -54,7 +54,7 @@ fn the_reference_file_shows_every_key_with_its_default() {
         if key == "train.steps" || key.starts_with("data.dev") || key.starts_with("data.test") {
             continue;
         }
-        let mut node = Some(&toml::Value::Table(table.clone())).cloned();
+        let mut node = Some(toml::Value::Table(table.clone()));
         for name in key.split('.') {
             node = node.and_then(|node| match name.parse::<usize>() {
                 Ok(index) => node.get(index).cloned(),
@@ -69,7 +69,7 @@ fn the_reference_file_shows_every_key_with_its_default() {
 }
 
 #[test]
-fn known_keys_holds_the_keys_that_the_issue_calls_an_interface() {
+fn known_keys_reach_into_sources_and_optional_keys() {
     let keys = known_keys();
     for key in ["data.train.0.domain", "train.epochs", "train.steps", "loss.alternate_every", "data.cache_dir"] {
         assert!(keys.iter().any(|known| known == key), "{key} is missing from {keys:?}");
@@ -158,12 +158,24 @@ fn a_wrong_file_is_told_the_line_the_key_and_the_nearest() {
         ("[output]", "[los]\n[output]", "a.toml:5: unknown table or key `los`"),
         ("[output]", "[los]\n[output]", "did you mean `loss`?"),
         ("{ path", "{ pth = 1, path", "a.toml:4: unknown key `data.train.0.pth`"),
-        ("[output]", "[loss]\npolicy = \"dop\"\n[output]", "a.toml:6: `loss.policy`: unknown value `dop`; expected one of"),
+        (
+            "[output]",
+            "[loss]\npolicy = \"dop\"\n[output]",
+            "a.toml:6: `loss.policy`: unknown value `dop`; expected one of",
+        ),
         ("[output]", "[loss]\npolicy = \"dop\"\n[output]", "did you mean \"dpo\"?"),
-        ("[output]", "[train]\nwarmup_steps = -1\n[output]", "a.toml:6: `train.warmup_steps`: invalid value: integer `-1`"),
+        (
+            "[output]",
+            "[train]\nwarmup_steps = -1\n[output]",
+            "a.toml:6: `train.warmup_steps`: invalid value: integer `-1`",
+        ),
         ("[output]", "[train]\nwarmup_steps = 1.5\n[output]", "expected a whole number, 0 or above"),
         ("[output]", "[data.x]\n[output]", "unknown key `data.x`"),
-        ("[{ path = \"data/pairs.jsonl.gz\" }]", "3", "a.toml:4: `data.train`: invalid type: integer `3`; expected an array"),
+        (
+            "[{ path = \"data/pairs.jsonl.gz\" }]",
+            "3",
+            "a.toml:4: `data.train`: invalid type: integer `3`; expected an array",
+        ),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[]", "a.toml:4: `data.train` is empty"),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[{}]", "a.toml:4: `data.train.0.path` is missing"),
         ("path = \"model\"\n", "", "a.toml:1: `model.path` is missing; it has no default"),
