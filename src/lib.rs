@@ -2,8 +2,12 @@
 
 #![deny(missing_docs)]
 
+pub mod cli;
 pub mod comm;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod launcher;
+pub mod logging;
 pub mod tensor;

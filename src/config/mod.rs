@@ -1,7 +1,18 @@
 //! The TOML file: one struct a table, unknown keys refused, every key with a default where one makes sense.
 //!
+//! [`Config::load`] reads, overrides, checks and resolves it once; everything after that takes plain values.
+//! Paths in the file are relative to the directory the program is started in, not to the file.
+//!
 //! Not here: what the values mean to the trainer. Each field says what it does; `configs/reference.toml`
 //! shows them all.
+
+mod defaults;
+mod keys;
+mod load;
+mod overrides;
+mod validate;
+
+pub use keys::known_keys;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -45,7 +56,7 @@ pub struct ModelConfig {
 }
 
 /// Precision of the computation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// bf16 where the processor or GPU computes in it, else f32.
@@ -73,13 +84,13 @@ pub struct DataConfig {
     #[serde(default)]
     pub template: TemplateKind,
     /// Longest sequence, in tokens.
-    #[serde(default = "default_max_length")]
+    #[serde(default = "defaults::max_length")]
     pub max_length: usize,
     /// A prompt is not cut below this many tokens; after that the answer is cut.
-    #[serde(default = "default_max_prompt_length")]
+    #[serde(default = "defaults::max_prompt_length")]
     pub max_prompt_length: usize,
     /// A new order of pairs every epoch.
-    #[serde(default = "default_true")]
+    #[serde(default = "defaults::yes")]
     pub shuffle: bool,
     /// Seed of every shuffle.
     #[serde(default)]
@@ -88,7 +99,7 @@ pub struct DataConfig {
     #[serde(default)]
     pub truncation: Truncation,
     /// Where tokens and reference log-probs are kept between runs.
-    #[serde(default = "default_cache_dir")]
+    #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,
 }
 
@@ -102,15 +113,16 @@ pub struct Source {
     #[serde(default)]
     pub format: Format,
     /// An epoch takes round(weight x pairs) of this source.
-    #[serde(default = "default_weight")]
+    #[serde(default = "defaults::weight")]
     pub weight: f64,
-    /// Name under which its pairs are reported; a row's own `domain` wins. Default: the file's stem.
+    /// Name under which its pairs are reported; a row's own `domain` wins. Default: the file's stem,
+    /// which is filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
 }
 
 /// Shape of a source's rows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Told by the keys of the first row.
@@ -127,7 +139,7 @@ pub enum Format {
 }
 
 /// How a prompt and an answer become text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TemplateKind {
     /// The chat template in the model's folder.
@@ -302,71 +314,24 @@ pub struct OutputConfig {
     pub dir: PathBuf,
 }
 
-impl Default for LossConfig {
-    fn default() -> Self {
-        Self {
-            objective: Objective::Hybrid,
-            alpha: 0.2,
-            reward_weight: 1.0,
-            policy: PolicyLoss::Dpo,
-            beta: 0.1,
-            simpo_gamma: 0.0,
-            label_smoothing: 0.0,
-            centering: 0.0,
-            alternate_every: 0,
-        }
+impl LossConfig {
+    /// Weight of the policy loss after the objective's say: 0 with `objective = "reward"`.
+    pub fn effective_alpha(&self) -> f64 {
+        if self.objective == Objective::Reward { 0.0 } else { self.alpha }
     }
-}
 
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            epochs: None,
-            steps: None,
-            pairs_per_step: 16,
-            tokens_per_micro_batch: 4096,
-            learning_rate: 1e-5,
-            head_learning_rate: 0.0,
-            schedule: Schedule::Linear,
-            warmup_steps: 0,
-            weight_decay: 0.0,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
-            adam_epsilon: 1e-5,
-            clip_norm: 1.0,
-            activation_checkpointing: false,
-        }
+    /// Weight of the reward loss after the objective's say: 0 with `objective = "policy"`.
+    pub fn effective_reward_weight(&self) -> f64 {
+        if self.objective == Objective::Policy { 0.0 } else { self.reward_weight }
     }
-}
 
-impl Default for EvalConfig {
-    fn default() -> Self {
-        Self { every: 50 }
+    /// Whether the policy loss counts, so that answer log-probs are computed in training.
+    pub fn needs_policy(&self) -> bool {
+        self.effective_alpha() > 0.0
     }
-}
 
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self { every: 50, keep: 2 }
+    /// Whether the policy loss compares with the starting model, so that its log-probs are computed before training.
+    pub fn needs_reference(&self) -> bool {
+        self.needs_policy() && matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo)
     }
-}
-
-fn default_max_length() -> usize {
-    512
-}
-
-fn default_max_prompt_length() -> usize {
-    384
-}
-
-fn default_true() -> bool {
-    true
-}
-
-fn default_weight() -> f64 {
-    1.0
-}
-
-fn default_cache_dir() -> PathBuf {
-    PathBuf::from(".cache")
 }

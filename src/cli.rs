@@ -1,0 +1,233 @@
+//! The command line: [`Arguments`] is what was typed, [`Command`] is what it means.
+//!
+//! Not here: doing it (`commands/`), and keys of the config file (`config/`).
+
+use crate::config::{Dtype, Format, TemplateKind};
+use crate::error::{Error, Result};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
+  haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
+  haf-dist --config safety.toml --debug                   try a config out, every check on
+  mpirun -n 8 haf-dist --config safety.toml --resume      go on after an interruption
+  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
+
+Every key of the config file is in configs/reference.toml, with its default.
+
+Environment:
+  HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
+  NO_COLOR           no colours
+
+Exit codes:
+  0  done
+  1  the machine or the program failed
+  2  the command line, the config or another input is wrong";
+
+const EVAL_EXAMPLES: &str = "\
+Examples:
+  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
+  mpirun -n 2 haf-dist eval --checkpoint models/some-reward-model --data hh.jsonl.gz --template chat --json";
+
+const SCORE_EXAMPLES: &str = "\
+Examples:
+  haf-dist score --checkpoint runs/safety/step-100 --data answers.jsonl > scores.jsonl
+  haf-dist score --checkpoint runs/safety/step-100 --data pairs.jsonl --output scores.jsonl";
+
+const PREPARE_EXAMPLES: &str = "\
+Examples:
+  haf-dist prepare --config safety.toml
+  mpirun -n 8 haf-dist prepare --config safety.toml --set data.cache_dir=/scratch/cache";
+
+/// Train reward models with the HaF-RM hybrid loss, on one process or many
+///
+/// Without a command it trains. Start one process per GPU (or per few cores) with mpirun; without mpirun it is one
+/// process.
+#[derive(Debug, Parser)]
+#[command(
+    name = "haf-dist",
+    version,
+    after_help = EXAMPLES,
+    override_usage = "haf-dist --config <FILE> [--set <KEY=VALUE>]... [--resume | --debug]\n       haf-dist <COMMAND>",
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<TypedCommand>,
+
+    /// The run, as a TOML file
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    config: Option<PathBuf>,
+
+    /// Replace one key of the config, e.g. train.steps=100 or data.train.0.path=more.jsonl; may be repeated
+    ///
+    /// The value is TOML; a bare word is a string. Setting train.steps takes back the file's train.epochs, and the
+    /// other way round.
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Training", requires = "config")]
+    set: Vec<String>,
+
+    /// Go on from the newest whole checkpoint in the output folder [default: refuse a folder that holds a run]
+    #[arg(long, help_heading = "Training", requires = "config")]
+    resume: bool,
+
+    /// A few steps on a few pairs in one process without mpirun, every check on [default: off]
+    ///
+    /// Compares packed with one-pair-at-a-time scores and gradients, names every gradient that is not finite, and shows
+    /// the first pairs with the reward token marked.
+    #[arg(long, help_heading = "Training", requires = "config", conflicts_with = "resume")]
+    debug: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum TypedCommand {
+    /// Evaluate a checkpoint on pairs: accuracy with its interval, margin and losses per domain
+    #[command(after_help = EVAL_EXAMPLES)]
+    Eval {
+        #[command(flatten)]
+        scoring: Scoring,
+        /// Print JSON lines with the keys of metrics.jsonl instead of a table [default: a table]
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a reward for every answer in a file, as JSON lines
+    #[command(after_help = SCORE_EXAMPLES)]
+    Score {
+        #[command(flatten)]
+        scoring: Scoring,
+        /// Where to write; `-` is standard output
+        #[arg(long, value_name = "FILE", default_value = "-")]
+        output: PathBuf,
+    },
+    /// Tokenise and compute reference log-probs ahead of training, without creating a run folder
+    #[command(after_help = PREPARE_EXAMPLES)]
+    Prepare {
+        /// The run, as a TOML file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Replace one key of the config, e.g. data.max_length=1024; may be repeated
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+    },
+}
+
+/// What `eval` and `score` have in common. What is None is as the checkpoint was trained, or the config's default for a
+/// folder that haf-dist did not write.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Scoring {
+    /// A checkpoint of a run, or any *ForSequenceClassification folder of a known model family
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+
+    /// JSONL, JSONL.gz or a JSON array
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+
+    /// Shape of the rows; auto tells it by the keys of the first
+    #[arg(long, value_enum, default_value_t = Format::Auto, help_heading = "Data")]
+    pub format: Format,
+
+    /// How a prompt and an answer become text [default: as trained, else chat]
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub template: Option<TemplateKind>,
+
+    /// Longest sequence, in tokens [default: as trained, else 512]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
+    pub max_length: Option<usize>,
+
+    /// A prompt is not cut below this many tokens; then the answer is cut [default: as trained, else 384]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
+    pub max_prompt_length: Option<usize>,
+
+    /// Precision of the computation; auto is bf16 where the processor or GPU computes in it
+    #[arg(long, value_enum, default_value_t = Dtype::Auto, help_heading = "Computation")]
+    pub dtype: Dtype,
+
+    /// Tokens computed at a time by a rank: the memory knob
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 4096, help_heading = "Computation")]
+    pub tokens_per_micro_batch: usize,
+
+    /// Threads a rank; 0: this node's cores divided by its ranks
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
+    pub threads: usize,
+}
+
+fn positive(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err(String::from("expected 1 or more")),
+        Ok(number) => Ok(number),
+        Err(_) => Err(String::from("expected a whole number, 1 or more")),
+    }
+}
+
+/// What the program is asked to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Train a model.
+    Train {
+        /// The config file.
+        config: PathBuf,
+        /// `table.key=value` overrides, in order.
+        set: Vec<String>,
+        /// Go on from the newest whole checkpoint.
+        resume: bool,
+        /// A few steps in one process with every check on.
+        debug: bool,
+    },
+    /// Evaluate a checkpoint.
+    Eval {
+        /// What is evaluated on what.
+        scoring: Scoring,
+        /// JSON lines instead of a table.
+        json: bool,
+    },
+    /// Write rewards.
+    Score {
+        /// What is scored with what.
+        scoring: Scoring,
+        /// Where the rewards go.
+        output: Output,
+    },
+    /// Fill the caches that training would fill.
+    Prepare {
+        /// The config file.
+        config: PathBuf,
+        /// `table.key=value` overrides, in order.
+        set: Vec<String>,
+    },
+}
+
+/// Where text goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output.
+    Stdout,
+    /// A file.
+    File(PathBuf),
+}
+
+impl TryFrom<Arguments> for Command {
+    type Error = Error;
+
+    /// # Errors
+    /// Neither `--config` nor a command.
+    fn try_from(typed: Arguments) -> Result<Self> {
+        let Arguments { command, config, set, resume, debug } = typed;
+        match (command, config) {
+            (Some(TypedCommand::Eval { scoring, json }), _) => Ok(Self::Eval { scoring, json }),
+            (Some(TypedCommand::Score { scoring, output }), _) => {
+                let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
+                Ok(Self::Score { scoring, output })
+            }
+            (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
+            (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
+            (None, None) => {
+                Err(Error::input("nothing to do: expected --config FILE to train, or a command (eval, score, prepare)")
+                    .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy"))
+            }
+        }
+    }
+}

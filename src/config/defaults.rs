@@ -1,0 +1,99 @@
+//! The default of every key that has one, and of those that depend on others.
+//!
+//! Not here: what a key means (`mod.rs`) or which values it may take (`validate.rs`).
+
+use super::*;
+
+impl Config {
+    /// Fills in what a file may leave out because it follows from something else: the length of the run when neither
+    /// epochs nor steps are given, and each source's domain.
+    pub(super) fn resolve(&mut self) {
+        if self.train.epochs.is_none() && self.train.steps.is_none() {
+            self.train.epochs = Some(1);
+        }
+        let data = &mut self.data;
+        for source in data.train.iter_mut().chain(&mut data.dev).chain(&mut data.test) {
+            if source.domain.is_none() {
+                source.domain = stem(&source.path);
+            }
+        }
+    }
+}
+
+/// `pairs` for `data/pairs.jsonl.gz`.
+fn stem(path: &std::path::Path) -> Option<String> {
+    let name = path.file_name()?.to_string_lossy();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+    // A dot file has nothing before its dot.
+    Some(if stem.is_empty() { name } else { stem }.to_string())
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            objective: Objective::Hybrid,
+            alpha: 0.2,
+            reward_weight: 1.0,
+            policy: PolicyLoss::Dpo,
+            beta: 0.1,
+            simpo_gamma: 0.0,
+            label_smoothing: 0.0,
+            centering: 0.0,
+            alternate_every: 0,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: None,
+            steps: None,
+            pairs_per_step: 16,
+            tokens_per_micro_batch: 4096,
+            learning_rate: 1e-5,
+            head_learning_rate: 0.0,
+            schedule: Schedule::Linear,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-5,
+            clip_norm: 1.0,
+            activation_checkpointing: false,
+        }
+    }
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { every: 50 }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every: 50, keep: 2 }
+    }
+}
+
+pub(super) fn max_length() -> usize {
+    512
+}
+
+pub(super) fn max_prompt_length() -> usize {
+    384
+}
+
+pub(super) fn yes() -> bool {
+    true
+}
+
+pub(super) fn weight() -> f64 {
+    1.0
+}
+
+pub(super) fn cache_dir() -> PathBuf {
+    PathBuf::from(".cache")
+}

@@ -1,0 +1,168 @@
+//! From a file and overrides to a checked [`Config`], and errors that name the place.
+//!
+//! Not here: the rules themselves (`validate.rs`) and the keys (`keys.rs`).
+
+use super::overrides::{self, Override};
+use super::{Config, keys};
+use crate::error::{Error, Result};
+use std::path::Path;
+use toml::Value;
+use toml::de::{DeTable, DeValue};
+
+impl Config {
+    /// Reads a config file, puts `--set table.key=value` overrides over it, fills in the defaults and checks all of it.
+    ///
+    /// # Errors
+    /// A missing or unreadable file; text that is not TOML; an unknown or ill-typed key; a value out of its range;
+    /// options that exclude each other. Each names the file and line (or the override), the key and what was expected.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|error| {
+            Error::input(format!("cannot read the config file {}: {error}", path.display()))
+                .hint("configs/reference.toml shows every key and can be copied")
+        })?;
+        let name = path.display().to_string();
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let line = line_at(error.as_bytes(), error.utf8_error().valid_up_to());
+            Error::input(format!("{name}:{line}: not UTF-8 text; expected a TOML file"))
+        })?;
+        Self::parse(&name, &text, overrides)
+    }
+
+    /// [`Config::load`] for text already read; errors call it `name`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self> {
+        let tree = keys::tree();
+        let overrides: Vec<Override> =
+            overrides.iter().map(|set| Override::parse(set, &tree)).collect::<Result<_>>()?;
+        let mut value = toml::from_str(text).map(Value::Table).map_err(|error| {
+            let line = error.span().map_or(1, |span| line_at(text.as_bytes(), span.start));
+            Error::input(format!("{name}:{line}: not TOML: {}", error.message()))
+        })?;
+        overrides::apply(&overrides, &mut value)?;
+        let document = Document { name, text, overrides: &overrides };
+
+        if let Some(path) = keys::first_unknown(&value, &tree) {
+            let error = document.error(&path, keys::unknown_key(&path, &tree));
+            return Err(match keys::nearest_key(&path, &tree) {
+                Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
+                None => error,
+            });
+        }
+        let mut config: Self = serde_path_to_error::deserialize(value).map_err(|error| document.ill_typed(&error))?;
+        config.resolve();
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err(complaint) => {
+                let path: Vec<String> = complaint.key.split('.').map(String::from).collect();
+                Err(Error::from(complaint).at(document.place(&path)))
+            }
+        }
+    }
+
+    /// The config as TOML: every key with its value, defaults filled in. Loading it gives an equal config.
+    ///
+    /// # Errors
+    /// A value that TOML cannot hold: a path that is not UTF-8, an integer above 2^63 - 1. A loaded config has none.
+    pub fn resolved_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::runtime(format!("cannot write the config as TOML: {error}")))
+    }
+}
+
+/// What was read, kept to say where an error is.
+struct Document<'d> {
+    name: &'d str,
+    text: &'d str,
+    overrides: &'d [Override],
+}
+
+impl Document<'_> {
+    fn error(&self, path: &[String], message: String) -> Error {
+        Error::input(message).at(self.place(path))
+    }
+
+    /// `FILE:LINE` of a key, or the override that set it.
+    fn place(&self, path: &[String]) -> String {
+        let touched = |set: &&Override| path.starts_with(&set.path) || set.path.starts_with(path);
+        match self.overrides.iter().rev().find(touched) {
+            Some(set) => format!("--set {}", set.text),
+            None => match self.line(path) {
+                Some(line) => format!("{}:{line}", self.name),
+                None => self.name.to_string(),
+            },
+        }
+    }
+
+    /// The line of a key, or of what is nearest above it. None where the file has nothing of it.
+    fn line(&self, path: &[String]) -> Option<usize> {
+        let document = DeTable::parse(self.text).ok()?;
+        let root = DeValue::Table(document.into_inner());
+        let mut node = &root;
+        let mut offset = None;
+        for key in path {
+            let found = match node {
+                DeValue::Table(table) => table
+                    .iter()
+                    .find(|(name, _)| name.get_ref() == key)
+                    .map(|(name, value)| (name.span().start, value.get_ref())),
+                DeValue::Array(rows) => key
+                    .parse()
+                    .ok()
+                    .and_then(|index: usize| rows.get(index))
+                    .map(|row| (row.span().start, row.get_ref())),
+                _ => None,
+            };
+            let Some((start, value)) = found else { break };
+            (offset, node) = (Some(start), value);
+        }
+        offset.map(|offset| line_at(self.text.as_bytes(), offset))
+    }
+
+    /// Puts serde's words about a missing or ill-typed key into ours.
+    fn ill_typed(&self, error: &serde_path_to_error::Error<toml::de::Error>) -> Error {
+        use serde_path_to_error::Segment;
+        let mut path: Vec<String> = error
+            .path()
+            .iter()
+            .filter_map(|segment| match segment {
+                Segment::Map { key } => Some(key.clone()),
+                Segment::Seq { index } => Some(index.to_string()),
+                Segment::Enum { .. } | Segment::Unknown => None,
+            })
+            .collect();
+        let message = error.inner().message();
+        if let Some(field) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            let place = self.place(&path);
+            path.push(field.to_string());
+            let key = path.join(".");
+            return Error::input(format!("{place}: `{key}` is missing; it has no default"))
+                .hint(format!("add it to the file or pass --set {key}=VALUE"));
+        }
+        let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
+        let variants: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
+        let expected = match expected {
+            "" => String::from("something else"),
+            "usize" | "u64" => String::from("a whole number, 0 or above"),
+            "f64" => String::from("a number"),
+            "a boolean" => String::from("true or false"),
+            "path string" | "a string" => String::from("a string"),
+            "a sequence" => String::from("an array"),
+            _ if expected.starts_with("struct ") => String::from("a table"),
+            _ if !variants.is_empty() => format!("one of {}", variants.join(", ")),
+            other => other.to_string(),
+        };
+        let what = what.replacen("unknown variant", "unknown value", 1);
+        let made = self.error(&path, format!("`{}`: {what}; expected {expected}", path.join(".")));
+        let typed = what.split('`').nth(1).unwrap_or_default();
+        match keys::nearest(typed, variants.into_iter()) {
+            Some(nearest) => made.hint(format!("did you mean \"{nearest}\"?")),
+            None => made,
+        }
+    }
+}
+
+/// The line, from 1, that byte `offset` is on.
+fn line_at(text: &[u8], offset: usize) -> usize {
+    1 + text.iter().take(offset).filter(|byte| **byte == b'\n').count()
+}

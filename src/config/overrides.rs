@@ -1,0 +1,103 @@
+//! `--set table.key=value`: one key of the file replaced from the command line.
+//!
+//! Not here: whether the outcome makes sense; the merged file is checked like any other.
+
+use super::keys;
+use crate::error::{Error, Result};
+use toml::{Table, Value};
+
+/// One `--set`, its key known to exist.
+pub(super) struct Override {
+    /// As it was typed.
+    pub(super) text: String,
+    /// `["data", "train", "0", "path"]`
+    pub(super) path: Vec<String>,
+    value: Value,
+}
+
+impl Override {
+    /// Reads `table.key=value`. Where the key takes text, the value is taken as it stands (or between TOML quotes);
+    /// elsewhere it is TOML, and a bare word is a string.
+    pub(super) fn parse(text: &str, tree: &Value) -> Result<Self> {
+        let wrong = |message: String| Error::input(format!("--set {text}: {message}"));
+        let Some((key, value)) = text.split_once('=') else {
+            return Err(
+                wrong("there is no `=`; expected table.key=value".into()).hint("for example --set loss.alpha=0.5")
+            );
+        };
+        let (key, value) = (key.trim(), value.trim());
+        let path: Vec<String> = key.split('.').map(|name| name.trim().to_string()).collect();
+        let Some(known) = keys::find(tree, &path) else {
+            let error = wrong(keys::unknown_key(&path, tree));
+            return Err(match keys::nearest_key(&path, tree) {
+                Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
+                None => error,
+            });
+        };
+        if value.is_empty() {
+            return Err(wrong("there is nothing after the `=`; expected a value".into()));
+        }
+        let quoted = value.starts_with(['"', '\'']);
+        let value = if known.is_str() && !quoted {
+            Value::String(value.into())
+        } else {
+            match value.parse::<Value>() {
+                Ok(value) => value,
+                // A broken array, table or string is a slip, not a bare word.
+                Err(error) if quoted || value.starts_with(['[', '{']) => {
+                    return Err(wrong(format!("the value is not TOML: {}", error.message()))
+                        .hint("put single quotes around the whole argument to keep the shell's hands off it"));
+                }
+                Err(_) => Value::String(value.into()),
+            }
+        };
+        Ok(Self { text: text.into(), path, value })
+    }
+}
+
+/// Puts the overrides into the file's table, later ones over earlier ones.
+///
+/// `train.epochs` and `train.steps` are two ways to say one thing, so setting one takes back what the file says with
+/// the other.
+pub(super) fn apply(overrides: &[Override], file: &mut Value) -> Result<()> {
+    let sets = |name: &str| overrides.iter().any(|set| set.path == ["train", name]);
+    for (set, other) in [("epochs", "steps"), ("steps", "epochs")] {
+        if sets(set)
+            && !sets(other)
+            && let Some(train) = file.get_mut("train").and_then(Value::as_table_mut)
+        {
+            train.remove(other);
+        }
+    }
+    overrides.iter().try_for_each(|set| put(file, &set.path, set))
+}
+
+fn put(node: &mut Value, path: &[String], set: &Override) -> Result<()> {
+    let Some((key, rest)) = path.split_first() else {
+        *node = set.value.clone();
+        return Ok(());
+    };
+    match node {
+        Value::Table(table) => {
+            let empty = match rest.first() {
+                Some(next) if next.parse::<usize>().is_ok() => Value::Array(Vec::new()),
+                _ => Value::Table(Table::new()),
+            };
+            put(table.entry(key.clone()).or_insert(empty), rest, set)
+        }
+        Value::Array(rows) => {
+            let index: usize = key.parse().unwrap_or(usize::MAX);
+            if index == rows.len() {
+                rows.push(Value::Table(Table::new()));
+            }
+            let count = rows.len();
+            match rows.get_mut(index) {
+                Some(row) => put(row, rest, set),
+                None => Err(Error::input(format!("--set {}: there are {count} entries, numbered from 0", set.text))
+                    .hint(format!("number {count} would add one"))),
+            }
+        }
+        // The file has something of the wrong type here; reading it as a config says so, with the line.
+        _ => Ok(()),
+    }
+}

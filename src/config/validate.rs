@@ -1,0 +1,183 @@
+//! Which values a key may take, and which keys exclude each other.
+//!
+//! Not here: types and unknown keys, which are refused while reading; and whether files exist, which their readers say.
+
+use super::*;
+use crate::error::{Error, Result};
+
+/// A key and what is wrong with it.
+pub(super) struct Complaint {
+    /// Dotted, as in the file.
+    pub(super) key: String,
+    message: String,
+    hint: Option<String>,
+}
+
+type Check = std::result::Result<(), Complaint>;
+
+impl From<Complaint> for Error {
+    fn from(complaint: Complaint) -> Self {
+        let error = Error::input(format!("`{}`{}", complaint.key, complaint.message));
+        match complaint.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+impl Config {
+    /// Checks ranges and exclusions. [`Config::load`] has done so; for a config built or changed in code.
+    ///
+    /// # Errors
+    /// The first rule broken, naming the key, the value and what was expected.
+    pub fn validate(&self) -> Result<()> {
+        self.check().map_err(Error::from)
+    }
+
+    /// [`Config::validate`], leaving the place to the caller.
+    pub(super) fn check(&self) -> Check {
+        path("model.path", &self.model.path)?;
+        path("output.dir", &self.output.dir)?;
+        at_most("parallel.threads", self.parallel.threads, 4096)?;
+        at_least("checkpoint.keep", self.checkpoint.keep, 1)?;
+        self.data.check()?;
+        self.loss.check()?;
+        self.train.check()
+    }
+}
+
+impl DataConfig {
+    fn check(&self) -> Check {
+        if self.train.is_empty() {
+            return fail("data.train", " is empty; expected at least one source of training pairs");
+        }
+        for (list, sources) in [("train", &self.train), ("dev", &self.dev), ("test", &self.test)] {
+            for (index, source) in sources.iter().enumerate() {
+                let key = |name: &str| format!("data.{list}.{index}.{name}");
+                path(&key("path"), &source.path)?;
+                number(&key("weight"), source.weight, source.weight > 0.0, "above 0")?;
+                if source.domain.as_deref() == Some("") {
+                    return fail(&key("domain"), " is empty; expected a name, or no such key");
+                }
+            }
+        }
+        at_least("data.max_length", self.max_length, 8)?;
+        at_least("data.max_prompt_length", self.max_prompt_length, 1)?;
+        if self.max_prompt_length >= self.max_length {
+            let message = format!(
+                " = {} leaves no room for an answer; expected less than data.max_length = {}",
+                self.max_prompt_length, self.max_length
+            );
+            return fail("data.max_prompt_length", &message);
+        }
+        path("data.cache_dir", &self.cache_dir)?;
+        if i64::try_from(self.seed).is_err() {
+            return fail("data.seed", " is too large for TOML; expected at most 2^63 - 1");
+        }
+        Ok(())
+    }
+}
+
+impl LossConfig {
+    fn check(&self) -> Check {
+        number("loss.alpha", self.alpha, self.alpha >= 0.0, "0 or above")?;
+        number("loss.reward_weight", self.reward_weight, self.reward_weight >= 0.0, "0 or above")?;
+        number("loss.beta", self.beta, self.beta > 0.0, "above 0")?;
+        number("loss.simpo_gamma", self.simpo_gamma, self.simpo_gamma >= 0.0, "0 or above")?;
+        number("loss.centering", self.centering, self.centering >= 0.0, "0 or above")?;
+        let smoothing = self.label_smoothing;
+        number("loss.label_smoothing", smoothing, (0.0..0.5).contains(&smoothing), "from 0 to below 0.5")?;
+
+        // What one choice would silently ignore is refused.
+        let policy_on = self.objective != Objective::Reward;
+        let smooths = matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Simpo);
+        if smoothing > 0.0 && policy_on && !smooths {
+            return exclude(
+                "loss.label_smoothing",
+                "has no meaning for this policy loss",
+                "set it to 0, or loss.policy to \"dpo\" or \"simpo\"",
+            );
+        }
+        if self.simpo_gamma > 0.0 && policy_on && self.policy != PolicyLoss::Simpo {
+            return exclude(
+                "loss.simpo_gamma",
+                "belongs to loss.policy = \"simpo\" alone",
+                "set it to 0, or loss.policy to \"simpo\"",
+            );
+        }
+        if self.centering > 0.0 && self.effective_reward_weight() == 0.0 {
+            return exclude("loss.centering", "is about rewards, and no reward loss is trained", "set it to 0");
+        }
+        if self.effective_alpha() == 0.0 && self.effective_reward_weight() == 0.0 {
+            let key = if policy_on { "loss.alpha" } else { "loss.reward_weight" };
+            return exclude(key, "leaves nothing to minimise: every loss has weight 0", "give one a weight above 0");
+        }
+        if self.alternate_every > 0 {
+            let hint = "set it to 0, or loss.objective to \"hybrid\" with both weights above 0";
+            if self.effective_alpha() == 0.0 || self.effective_reward_weight() == 0.0 {
+                return exclude("loss.alternate_every", "needs two losses to alternate between", hint);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TrainConfig {
+    fn check(&self) -> Check {
+        if self.epochs.is_some() && self.steps.is_some() {
+            return exclude(
+                "train.steps",
+                "and `train.epochs` are both set; expected one of them",
+                "take one out of the file",
+            );
+        }
+        at_least("train.epochs", self.epochs.unwrap_or(1), 1)?;
+        at_least("train.steps", self.steps.unwrap_or(1), 1)?;
+        at_least("train.pairs_per_step", self.pairs_per_step, 1)?;
+        at_least("train.tokens_per_micro_batch", self.tokens_per_micro_batch, 1)?;
+        number("train.learning_rate", self.learning_rate, self.learning_rate > 0.0, "above 0")?;
+        number("train.head_learning_rate", self.head_learning_rate, self.head_learning_rate >= 0.0, "0 or above")?;
+        number("train.weight_decay", self.weight_decay, self.weight_decay >= 0.0, "0 or above")?;
+        let below_one = |beta: f64| (0.0..1.0).contains(&beta);
+        number("train.adam_beta1", self.adam_beta1, below_one(self.adam_beta1), "from 0 to below 1")?;
+        number("train.adam_beta2", self.adam_beta2, below_one(self.adam_beta2), "from 0 to below 1")?;
+        number("train.adam_epsilon", self.adam_epsilon, self.adam_epsilon > 0.0, "above 0")?;
+        number("train.clip_norm", self.clip_norm, self.clip_norm >= 0.0, "0 or above")?;
+        match self.steps {
+            Some(steps) if self.warmup_steps > steps => {
+                let message = format!(" = {} is longer than train.steps = {steps}", self.warmup_steps);
+                fail("train.warmup_steps", &message)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn fail(key: &str, message: &str) -> Check {
+    Err(Complaint { key: key.into(), message: message.into(), hint: None })
+}
+
+fn exclude(key: &str, message: &str, hint: &str) -> Check {
+    Err(Complaint { key: key.into(), message: format!(" {message}"), hint: Some(hint.into()) })
+}
+
+fn at_least(key: &str, value: usize, least: usize) -> Check {
+    if value >= least { Ok(()) } else { fail(key, &format!(" = {value}; expected {least} or more")) }
+}
+
+fn at_most(key: &str, value: usize, most: usize) -> Check {
+    if value <= most { Ok(()) } else { fail(key, &format!(" = {value}; expected at most {most}")) }
+}
+
+/// A finite number that also meets `holds`, which `expected` says in words.
+fn number(key: &str, value: f64, holds: bool, expected: &str) -> Check {
+    if value.is_finite() && holds {
+        Ok(())
+    } else {
+        fail(key, &format!(" = {value}; expected a finite number {expected}"))
+    }
+}
+
+fn path(key: &str, path: &std::path::Path) -> Check {
+    if path.as_os_str().is_empty() { fail(key, " is empty; expected a path") } else { Ok(()) }
+}

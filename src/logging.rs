@@ -1,0 +1,205 @@
+//! Log lines and progress bars on stderr, which do not tear each other.
+//!
+//! Not here: metrics, which are data and go to files; results, which go to stdout.
+
+use crate::error::{Error, Result};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+/// All bars of the process: it alone draws on stderr, so log lines go through it.
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// Starts logging and decides whether this process shows progress. Call it once, before any other thread logs; a second
+/// call changes nothing.
+///
+/// `rank` is this process's number where it is one of several: each line then carries `rank=N`, and by default rank 0
+/// (and a process on its own) logs from `info`, the others from `warn`. `HAF_LOG`, else `RUST_LOG`, set another filter.
+///
+/// # Errors
+/// A filter in the environment that cannot be read.
+pub fn init(rank: Option<usize>) -> Result<()> {
+    let filter = filter(rank, |name| std::env::var(name).ok())?;
+    let first = rank.unwrap_or(0) == 0;
+    let target = if first { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    if BARS.set(MultiProgress::with_draw_target(target)).is_err() {
+        return Ok(());
+    }
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colour = io::stderr().is_terminal() && !plain;
+    // It fails only where a program that uses this library has its own subscriber, which then gets our events.
+    let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, colour, || AboveBars));
+    Ok(())
+}
+
+/// A bar of `length` units on stderr, titled `title`. Invisible on other ranks than 0, where stderr is not a terminal
+/// and before [`init`]; updating it is then free of effects.
+pub fn progress(length: u64, title: &str) -> ProgressBar {
+    let Some(bars) = BARS.get() else { return ProgressBar::hidden() };
+    let bar = bars.add(ProgressBar::new(length));
+    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} [{elapsed}, {eta} left] {wide_msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix(title.to_string());
+    bar
+}
+
+/// Whether bars are visible: rank 0 and stderr is a terminal. Where they are not, plain lines should say how far it is.
+pub fn shows_progress() -> bool {
+    BARS.get().is_some_and(|bars| !bars.is_hidden())
+}
+
+/// Runs `print`, which writes to the terminal, with the bars out of the way.
+pub fn above_progress<T>(print: impl FnOnce() -> T) -> T {
+    match BARS.get() {
+        Some(bars) => bars.suspend(print),
+        None => print(),
+    }
+}
+
+/// The first filter set in the environment, else the rank's default.
+fn filter(rank: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter> {
+    for name in ["HAF_LOG", "RUST_LOG"] {
+        if let Some(text) = variable(name).filter(|text| !text.trim().is_empty()) {
+            return EnvFilter::try_new(&text).map_err(|error| {
+                Error::input(format!("{name}={text}: not a log filter: {error}"))
+                    .hint("a level (error, warn, info, debug, trace), or haf_dist=debug, or several with commas")
+            });
+        }
+    }
+    Ok(EnvFilter::new(if rank.unwrap_or(0) == 0 { "info" } else { "warn" }))
+}
+
+fn subscriber<W>(rank: Option<usize>, filter: EnvFilter, colour: bool, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .event_format(Line { rank })
+        .with_writer(writer)
+        .finish()
+}
+
+/// stderr, above the bars. A log line arrives in one piece.
+struct AboveBars;
+
+impl Write for AboveBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        above_progress(|| io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// `16:04:05Z INFO  rank=0 what happened key=value`; below info also who says it.
+struct Line {
+    rank: Option<usize>,
+}
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let level = *event.metadata().level();
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        write!(to, "{hour:02}:{minute:02}:{second:02}Z ")?;
+        if to.has_ansi_escapes() {
+            write!(to, "\x1b[{}m{level:<5}\x1b[0m ", colour(level))?;
+        } else {
+            write!(to, "{level:<5} ")?;
+        }
+        if let Some(rank) = self.rank {
+            write!(to, "rank={rank} ")?;
+        }
+        if level > Level::INFO {
+            write!(to, "{}: ", event.metadata().target())?;
+        }
+        context.format_fields(to.by_ref(), event)?;
+        writeln!(to)
+    }
+}
+
+/// The terminal's number of a level's colour.
+fn colour(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 31,
+        Level::WARN => 33,
+        Level::INFO => 32,
+        Level::DEBUG => 34,
+        Level::TRACE => 35,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a process logs of one event at each level, the time cut off.
+    fn lines(rank: Option<usize>, colour: bool, variables: &[(&str, &str)]) -> Vec<String> {
+        let memory = Memory::default();
+        let writer = memory.clone();
+        let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
+        let subscriber = subscriber(rank, filter(rank, variable).unwrap(), colour, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!("detail");
+            tracing::info!(step = 3, "saved");
+            tracing::warn!("slow");
+        });
+        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| line.split_once("Z ").unwrap().1.to_string()).collect()
+    }
+
+    #[test]
+    fn rank_0_logs_from_info_and_others_from_warn() {
+        assert_eq!(lines(Some(0), false, &[]), ["INFO  rank=0 saved step=3", "WARN  rank=0 slow"]);
+        assert_eq!(lines(Some(1), false, &[]), ["WARN  rank=1 slow"]);
+        assert_eq!(lines(None, false, &[]), ["INFO  saved step=3", "WARN  slow"]);
+    }
+
+    #[test]
+    fn haf_log_wins_over_rust_log() {
+        let variables = [("RUST_LOG", "error"), ("HAF_LOG", "debug")];
+        assert_eq!(lines(Some(1), false, &variables)[0], "DEBUG rank=1 haf_dist::logging::tests: detail");
+        assert!(lines(None, false, &variables[..1]).is_empty(), "RUST_LOG alone counts");
+    }
+
+    #[test]
+    fn colour_only_where_asked_for() {
+        assert!(lines(None, true, &[])[0].contains('\x1b'));
+        assert!(!lines(None, false, &[]).concat().contains('\x1b'));
+    }
+
+    #[test]
+    fn an_unreadable_filter_is_named() {
+        let error = filter(None, |name| (name == "HAF_LOG").then(|| String::from("haf_dist=loud"))).unwrap_err();
+        assert!(error.message.starts_with("HAF_LOG=haf_dist=loud: not a log filter"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+}
