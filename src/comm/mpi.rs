@@ -11,6 +11,7 @@
 use super::{Communicator, check_root, check_shares, kind_error, launch};
 use crate::error::{Error, Result};
 use crate::tensor::{Number, bytes, bytes_mut, slice, slice_mut};
+use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading, library_version};
 use mpi::topology::SimpleCommunicator;
@@ -49,13 +50,22 @@ impl Mpi {
     /// Initialises MPI. All ranks must call it. Errors if MPI was initialised before, if it refuses threads, or if its
     /// world is not the one that the launcher started (mpirun of another MPI library).
     pub fn start() -> Result<Self> {
-        let (universe, granted) = initialize_with_threading(mpi::Threading::Multiple)
+        Self::with(Threading::Multiple)
+    }
+
+    /// As [`start`](Self::start), but as with an MPI library that has no THREAD_MULTIPLE: [`abort`] does without MPI.
+    pub fn start_serialized() -> Result<Self> {
+        Self::with(Threading::Serialized)
+    }
+
+    fn with(asked: Threading) -> Result<Self> {
+        let (universe, granted) = initialize_with_threading(asked)
             .ok_or_else(|| Error::runtime("MPI has already been initialised in this process"))?;
         // This thread makes all calls but `abort`, which alone needs `Multiple`.
-        if granted < mpi::Threading::Funneled {
+        if granted < Threading::Funneled {
             return Err(Error::runtime("the MPI library does not allow threads").hint("use an MPI built with threads"));
         }
-        CALLABLE.store(granted == mpi::Threading::Multiple, Ordering::Release);
+        CALLABLE.store(granted == Threading::Multiple, Ordering::Release);
 
         let world = universe.world();
         let node = world.split_shared(0);
