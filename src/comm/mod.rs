@@ -1,14 +1,29 @@
-//! Collective communication: the `Communicator` trait and the thread that owns it.
+//! Collective communication: the [`Communicator`] trait, its backends, and the thread that owns one.
 //!
-//! All communication of a process goes through one thread fed by a crossbeam channel, so that every rank
-//! issues the same collectives in the same order.
+//! All communication of a process goes through one [`CommThread`] fed by a channel, so that every rank issues the
+//! same collectives in the same order. Backends: [`solo`] (one process), [`threads`] (N ranks in one process, for
+//! tests) and [`mpi`]. Not here: what is communicated, and when; that is the reducer's and the trainer's business.
 
-use crate::error::Result;
+pub mod launch;
+pub mod mpi;
+pub mod solo;
+mod thread;
+pub mod threads;
+
+use crate::error::{Error, Result};
+use crate::tensor::count;
 use tch::Tensor;
 
-/// What every backend does. All ranks must call the same operations in the same order with the same sizes.
+pub use thread::{CommThread, Pending, install_panic_hook};
+
+/// What every backend does.
 ///
-/// Buffers are contiguous tensors (CPU: kinds Float, Double, Int64, Uint8); they are changed in place.
+/// All ranks must call the same operations in the same order with the same sizes and kinds; a call returns when this
+/// rank's part is done, which may be before other ranks return. Buffers are contiguous tensors, changed in place, on
+/// the device the backend works on (MPI, threads: CPU). Sums take kinds Float, Double, Int64 and Uint8 (which wraps);
+/// the other operations move any kind. Empty buffers are allowed.
+///
+/// After an error the order of collectives is lost: use no communicator further that returned one.
 pub trait Communicator {
     /// This process's number, from 0.
     fn rank(&self) -> usize;
@@ -26,4 +41,38 @@ pub trait Communicator {
     fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()>;
     /// Returns when every rank has called it.
     fn barrier(&mut self) -> Result<()>;
+}
+
+/// The CPU backend for this process: MPI if an MPI launcher started it or if `always_mpi`, else [`solo::Solo`],
+/// which neither initialises MPI nor needs a launcher. Meant for [`CommThread::start`].
+pub fn connect(always_mpi: bool) -> Result<Box<dyn Communicator>> {
+    if always_mpi || launch::under_mpirun() { Ok(Box::new(mpi::Mpi::start()?)) } else { Ok(Box::new(solo::Solo)) }
+}
+
+/// Refuses a root that is no rank.
+fn check_root(root: usize, world_size: usize) -> Result<()> {
+    if root >= world_size {
+        return Err(Error::runtime(format!("broadcast: root {root} is not one of {world_size} ranks")));
+    }
+    Ok(())
+}
+
+/// Refuses two tensors of which `large` does not hold `world_size` times the elements of `small`, or of two kinds.
+fn check_shares(large: &Tensor, small: &Tensor, world_size: usize) -> Result<()> {
+    if count(large) != count(small) * world_size || large.kind() != small.kind() {
+        return Err(Error::runtime(format!(
+            "{} elements of {:?} cannot be shared by {world_size} ranks as {} elements of {:?} each",
+            count(large),
+            large.kind(),
+            count(small),
+            small.kind()
+        )));
+    }
+    Ok(())
+}
+
+/// The error for a kind that a sum does not know.
+fn kind_error(kind: tch::Kind) -> Error {
+    Error::runtime(format!("tensors of {kind:?} cannot be summed over ranks"))
+        .hint("sum Float, Double, Int64 or Uint8 tensors")
 }

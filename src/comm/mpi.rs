@@ -1,0 +1,227 @@
+//! The MPI backend for tensors in CPU memory, and the end of an MPI job. The only file that names the `mpi` crate.
+//!
+//! Exactly one thread of a process may make a [`Mpi`] and use it; only [`abort`] may be called from others. The crate
+//! ignores MPI's return codes, which is sound because MPI's default error handler (MPI_ERRORS_ARE_FATAL) stays in
+//! force: an error inside MPI prints MPI's message and ends the whole job; no call ever returns one. Ranks whose sizes
+//! differ are such an error where MPI notices, and undefined where it does not.
+//!
+//! A collective starts when every rank has arrived, and the wait for that yields the core: MPI's own waiting spins,
+//! which would take the core from the computation that the other ranks are still busy with.
+
+use super::{Communicator, check_root, check_shares, kind_error, launch};
+use crate::error::{Error, Result};
+use crate::tensor::{Number, bytes, bytes_mut, slice, slice_mut};
+use mpi::Threading;
+use mpi::collective::SystemOperation;
+use mpi::environment::{Universe, initialize_with_threading, library_version};
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator as _, CommunicatorCollectives as _, Equivalence, Root as _};
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tch::{Kind, Tensor};
+
+/// Bytes that one MPI call moves or sums at most. Sums need a copy of their input (the crate has no MPI_IN_PLACE), and
+/// this size keeps that copy in cache; counts also stay far below MPI's limit of 2^31 elements.
+const CHUNK: usize = 1 << 20;
+
+/// Looks that a wait takes before it starts to sleep between them.
+const QUICK_LOOKS: u32 = 10;
+/// Sleep between two looks of a wait.
+const NAP: Duration = Duration::from_micros(50);
+
+/// How long [`abort`] lets MPI try before it ends the process itself.
+const ABORT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Whether MPI is initialised, not finalised, and may be called from any thread.
+static CALLABLE: AtomicBool = AtomicBool::new(false);
+
+/// MPI's world. Dropping it waits for all ranks to do so and finalises MPI, after which the process cannot have another.
+pub struct Mpi {
+    rank: usize,
+    world_size: usize,
+    local: (usize, usize),
+    world: SimpleCommunicator,
+    // Declared last: its drop finalises MPI.
+    _universe: Universe,
+}
+
+impl Mpi {
+    /// Initialises MPI. All ranks must call it. Errors if MPI was initialised before, if it refuses threads, or if its
+    /// world is not the one that the launcher started (mpirun of another MPI library).
+    pub fn start() -> Result<Self> {
+        Self::with(Threading::Multiple)
+    }
+
+    /// As [`start`](Self::start), but as with an MPI library that has no THREAD_MULTIPLE: [`abort`] does without MPI.
+    pub fn start_serialized() -> Result<Self> {
+        Self::with(Threading::Serialized)
+    }
+
+    fn with(asked: Threading) -> Result<Self> {
+        let (universe, granted) = initialize_with_threading(asked)
+            .ok_or_else(|| Error::runtime("MPI has already been initialised in this process"))?;
+        // This thread makes all calls but `abort`, which alone needs `Multiple`.
+        if granted < Threading::Funneled {
+            return Err(Error::runtime("the MPI library does not allow threads").hint("use an MPI built with threads"));
+        }
+        CALLABLE.store(granted == Threading::Multiple, Ordering::Release);
+
+        let world = universe.world();
+        let node = world.split_shared(0);
+        let local = (node.rank() as usize, node.size() as usize);
+        let (rank, world_size) = (world.rank() as usize, world.size() as usize);
+        if let Some(started) = launch::launch().and_then(|launch| launch.size)
+            && started != world_size
+        {
+            let library = library_version().unwrap_or_default();
+            let library = library.split([',', '\n']).next().unwrap_or_default().to_string();
+            return Err(Error::input(format!(
+                "{started} processes were started, but MPI ({library}) sees {world_size}"
+            ))
+            .hint("start with the mpirun of that MPI library; under Slurm with srun --mpi=pmix or with mpirun"));
+        }
+        Ok(Self { rank, world_size, local, world, _universe: universe })
+    }
+
+    /// Returns when every rank is here, without keeping a core busy.
+    fn meet(&self) {
+        let mut waiting = self.world.immediate_barrier();
+        let mut looks = 0;
+        while let Err(still) = waiting.test() {
+            waiting = still;
+            looks += 1;
+            if looks <= QUICK_LOOKS {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(NAP);
+            }
+        }
+    }
+
+    fn sum<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
+        let buffer = slice_mut::<T>(buffer)?;
+        let length = CHUNK / size_of::<T>();
+        let mut own = Vec::with_capacity(length.min(buffer.len()));
+        self.meet();
+        for part in buffer.chunks_mut(length) {
+            own.clear();
+            own.extend_from_slice(part);
+            self.world.all_reduce_into(&own[..], part, SystemOperation::sum());
+        }
+        Ok(())
+    }
+
+    fn sum_share<T: Number + Equivalence>(&self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        let (input, output) = (slice::<T>(input)?, slice_mut::<T>(output)?);
+        let share = output.len();
+        let length = (CHUNK / size_of::<T>() / self.world_size).max(1);
+        let mut packed = Vec::with_capacity(length.min(share) * self.world_size);
+        self.meet();
+        for (i, part) in output.chunks_mut(length).enumerate() {
+            packed.clear();
+            for rank in 0..self.world_size {
+                packed.extend_from_slice(&input[rank * share + i * length..][..part.len()]);
+            }
+            self.world.reduce_scatter_block_into(&packed[..], part, SystemOperation::sum());
+        }
+        Ok(())
+    }
+}
+
+impl Communicator for Mpi {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn local(&self) -> (usize, usize) {
+        self.local
+    }
+
+    fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
+        check_root(root, self.world_size)?;
+        let buffer = bytes_mut(buffer)?;
+        self.meet();
+        for part in buffer.chunks_mut(CHUNK) {
+            self.world.process_at_rank(root as i32).broadcast_into(part);
+        }
+        Ok(())
+    }
+
+    // The same bits everywhere: MPI's algorithms add two partial sums at a time, on one rank or on two that only swap
+    // the operands. The conformance tests compare the bits.
+    fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()> {
+        match buffer.kind() {
+            Kind::Float => self.sum::<f32>(buffer),
+            Kind::Double => self.sum::<f64>(buffer),
+            Kind::Int64 => self.sum::<i64>(buffer),
+            Kind::Uint8 => self.sum::<u8>(buffer),
+            kind => Err(kind_error(kind)),
+        }
+    }
+
+    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_shares(input, output, self.world_size)?;
+        match input.kind() {
+            Kind::Float => self.sum_share::<f32>(input, output),
+            Kind::Double => self.sum_share::<f64>(input, output),
+            Kind::Int64 => self.sum_share::<i64>(input, output),
+            Kind::Uint8 => self.sum_share::<u8>(input, output),
+            kind => Err(kind_error(kind)),
+        }
+    }
+
+    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_shares(output, input, self.world_size)?;
+        let (input, output) = (bytes(input)?, bytes_mut(output)?);
+        let share = input.len();
+        let length = (CHUNK / self.world_size).max(1);
+        let mut packed = vec![0u8; length.min(share) * self.world_size];
+        self.meet();
+        for (i, part) in input.chunks(length).enumerate() {
+            let packed = &mut packed[..part.len() * self.world_size];
+            self.world.all_gather_into(part, packed);
+            for (rank, part) in packed.chunks(part.len()).enumerate() {
+                output[rank * share + i * length..][..part.len()].copy_from_slice(part);
+            }
+        }
+        Ok(())
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.meet();
+        Ok(())
+    }
+}
+
+impl Drop for Mpi {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            abort(101); // The other ranks will not come to MPI_Finalize, which would wait for them for ever.
+        }
+        self.meet(); // MPI_Finalize waits too, but spins.
+        CALLABLE.store(false, Ordering::Release);
+    }
+}
+
+/// Ends this process at once with `code`, and with it the whole MPI job. Any thread may call it, also while another
+/// one is inside a collective. Under THREAD_MULTIPLE that is MPI_Abort; where MPI may not be called from here, or does
+/// not answer within half a second, the process exits without finalising, upon which the launcher ends the others.
+pub fn abort(code: i32) -> ! {
+    static FIRST: AtomicBool = AtomicBool::new(true);
+    let _ = std::io::stdout().flush();
+    if CALLABLE.load(Ordering::Acquire) && FIRST.swap(false, Ordering::AcqRel) {
+        let call = std::thread::Builder::new().spawn(move || SimpleCommunicator::world().abort(code));
+        if call.is_ok() {
+            std::thread::sleep(ABORT_PATIENCE);
+        }
+    } else if !FIRST.load(Ordering::Acquire) {
+        std::thread::sleep(ABORT_PATIENCE); // Another thread is at it.
+    }
+    // SAFETY: `_exit` has no precondition. Not `exit`: its handlers could wait for, or race with, threads that still run.
+    unsafe { nix::libc::_exit(code) }
+}

@@ -1,0 +1,69 @@
+//! The backend of a world of one: nothing to exchange, on any device. Arguments are checked as the others check them.
+
+use super::{Communicator, check_root, check_shares};
+use crate::error::{Error, Result};
+use tch::{Kind, Tensor};
+
+/// A world of one rank.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Solo;
+
+fn check_contiguous(buffer: &Tensor) -> Result<()> {
+    if !buffer.is_contiguous() {
+        return Err(Error::runtime("a contiguous tensor was expected"));
+    }
+    Ok(())
+}
+
+fn check_summable(buffer: &Tensor) -> Result<()> {
+    check_contiguous(buffer)?;
+    match buffer.kind() {
+        Kind::Float | Kind::Double | Kind::Int64 | Kind::Uint8 => Ok(()),
+        kind => Err(super::kind_error(kind)),
+    }
+}
+
+fn copy(input: &Tensor, output: &mut Tensor) -> Result<()> {
+    check_shares(input, output, 1)?;
+    output.f_detach()?.f_view(-1)?.f_copy_(&input.f_detach()?.f_view(-1)?)?;
+    Ok(())
+}
+
+impl Communicator for Solo {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn local(&self) -> (usize, usize) {
+        (0, 1)
+    }
+
+    fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
+        check_root(root, 1)?;
+        check_contiguous(buffer)
+    }
+
+    fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()> {
+        check_summable(buffer)
+    }
+
+    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_summable(input)?;
+        check_summable(output)?;
+        copy(input, output)
+    }
+
+    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_contiguous(input)?;
+        check_contiguous(output)?;
+        copy(input, output)
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! N ranks in one process, for tests: every collective is one exchange of copies through a shared table.
+//! Not for training: each rank adds up everything itself.
+
+use super::{Communicator, check_root, check_shares, kind_error};
+use crate::error::{Error, Result};
+use crate::tensor::{bytes, count};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tch::{Kind, Tensor};
+
+/// What a rank brings to an exchange: the call, to compare with the others', and a copy of its data.
+struct Offer {
+    call: String,
+    data: Option<Tensor>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// Counts finished exchanges.
+    round: u64,
+    /// The running exchange: one place a rank.
+    offers: Vec<Option<Offer>>,
+    /// What the last exchange brought. Overwritten only when all ranks are back, so after all have read it.
+    finished: Vec<Offer>,
+    /// The first rank that left.
+    gone: Option<usize>,
+}
+
+#[derive(Default)]
+struct Shared {
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One rank's place in a world of threads. It can be sent to the thread that shall be that rank, and is a
+/// [`Communicator`] there. Dropping it (a return, a panic) gives every rank that waits for this one an error.
+pub struct Seat {
+    rank: usize,
+    world_size: usize,
+    shared: Arc<Shared>,
+}
+
+/// The places of a world of `world_size` ranks, in rank order.
+pub fn world(world_size: usize) -> Vec<Seat> {
+    let shared = Arc::new(Shared::default());
+    shared.lock().offers.resize_with(world_size, || None);
+    (0..world_size).map(|rank| Seat { rank, world_size, shared: shared.clone() }).collect()
+}
+
+impl Seat {
+    /// This place as a backend, for [`super::CommThread::start`].
+    pub fn communicator(self) -> Box<dyn Communicator> {
+        Box::new(self)
+    }
+
+    /// Waits for every rank's offer and returns all their data in rank order.
+    fn exchange(&self, name: &str, root: Option<usize>, buffer: Option<&Tensor>) -> Result<Vec<Tensor>> {
+        let size = buffer.map(|buffer| (buffer.kind(), count(buffer)));
+        let data = match buffer {
+            Some(buffer) => {
+                bytes(buffer)?; // Refuses what is not contiguous or not on the CPU.
+                Some(copy(&buffer.f_detach()?.f_view(-1)?)?)
+            }
+            None => None,
+        };
+        let offer = Offer { call: format!("{name}, root {root:?}, {size:?}"), data };
+
+        let mut table = self.shared.lock();
+        let round = table.round;
+        table.offers[self.rank] = Some(offer);
+        if table.offers.iter().all(Option::is_some) {
+            table.finished = table.offers.iter_mut().filter_map(Option::take).collect();
+            table.round += 1;
+            self.shared.changed.notify_all();
+        }
+        while table.round == round {
+            if let Some(gone) = table.gone {
+                return Err(Error::runtime(format!("rank {gone} has left; rank {} waited in {name}", self.rank)));
+            }
+            table = self.shared.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        let calls: Vec<_> = table.finished.iter().map(|offer| offer.call.as_str()).collect();
+        if calls.iter().any(|call| *call != calls[0]) {
+            return Err(Error::runtime(format!("the ranks called different collectives: {calls:?}")));
+        }
+        Ok(table.finished.iter().filter_map(|offer| Some(offer.data.as_ref()?.shallow_clone())).collect())
+    }
+
+    /// The sum over ranks, added in rank order by everyone: the same bits everywhere.
+    fn sum(&self, name: &str, buffer: &Tensor) -> Result<Tensor> {
+        if !matches!(buffer.kind(), Kind::Float | Kind::Double | Kind::Int64 | Kind::Uint8) {
+            return Err(kind_error(buffer.kind()));
+        }
+        let parts = self.exchange(name, None, Some(buffer))?;
+        let mut sum = copy(&parts[0])?;
+        for part in &parts[1..] {
+            let _ = sum.f_add_(part)?;
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.lock().gone.get_or_insert(self.rank);
+        self.shared.changed.notify_all();
+    }
+}
+
+fn copy(tensor: &Tensor) -> Result<Tensor> {
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
+}
+
+fn fill(output: &mut Tensor, values: &Tensor) -> Result<()> {
+    output.f_detach()?.f_view(-1)?.f_copy_(values)?;
+    Ok(())
+}
+
+impl Communicator for Seat {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn local(&self) -> (usize, usize) {
+        (self.rank, self.world_size)
+    }
+
+    fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
+        check_root(root, self.world_size)?;
+        let parts = self.exchange("broadcast", Some(root), Some(buffer))?;
+        fill(buffer, &parts[root])
+    }
+
+    fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()> {
+        let sum = self.sum("all_reduce", buffer)?;
+        fill(buffer, &sum)
+    }
+
+    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_shares(input, output, self.world_size)?;
+        let sum = self.sum("reduce_scatter", input)?;
+        let share = count(output) as i64;
+        fill(output, &sum.f_narrow(0, self.rank as i64 * share, share)?)
+    }
+
+    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_shares(output, input, self.world_size)?;
+        let parts = self.exchange("all_gather", None, Some(input))?;
+        fill(output, &Tensor::f_cat(&parts, 0)?)
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.exchange("barrier", None, None).map(drop)
+    }
+}

@@ -1,0 +1,196 @@
+//! One conformance suite for every communicator backend: each rank runs [`CASES`] in order, each case on its own.
+//! A case panics where the backend breaks a promise. The expected values are calculated from the rank numbers alone.
+
+use haf_dist::comm::CommThread;
+use haf_dist::error::{Error, Result};
+use haf_dist::tensor::{bytes, slice};
+use tch::{Device, Kind, Tensor};
+
+/// A case: every rank of a world calls it.
+pub type Case = fn(&CommThread, Device);
+
+/// All cases, by name.
+pub const CASES: &[(&str, Case)] = &[
+    ("broadcast_from_every_root", broadcast_from_every_root),
+    ("all_reduce_sums_with_the_same_bits_everywhere", all_reduce_sums_with_the_same_bits_everywhere),
+    ("all_reduce_of_a_view_leaves_its_neighbours_alone", all_reduce_of_a_view_leaves_its_neighbours_alone),
+    ("reduce_scatter_gives_each_rank_its_share", reduce_scatter_gives_each_rank_its_share),
+    ("all_gather_keeps_rank_order", all_gather_keeps_rank_order),
+    ("many_all_reduces_may_be_in_flight", many_all_reduces_may_be_in_flight),
+    ("barrier_waits_for_the_last", barrier_waits_for_the_last),
+    ("host_values_are_shared", host_values_are_shared),
+    ("agree_returns_one_error_everywhere", agree_returns_one_error_everywhere),
+];
+
+const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8];
+
+/// Every kind with nothing, one, odd, and more than MPI moves at once; Float also with more than a bucket holds.
+fn sizes() -> impl Iterator<Item = (Kind, usize)> {
+    let each = [0, 1, 1001].into_iter().flat_map(|size| KINDS.map(|kind| (kind, size)));
+    let large = [(Kind::Float, 5_000_003), (Kind::Double, 300_003), (Kind::Int64, 300_003), (Kind::Uint8, 1_300_003)];
+    each.chain(large)
+}
+
+/// The same, for operations that have such a buffer for each rank.
+fn share_sizes() -> impl Iterator<Item = (Kind, usize)> {
+    sizes().map(|(kind, size)| (kind, if size > 1_000_000 { size / 4 } else { size }))
+}
+
+/// What `rank` contributes at place `i`: numbers whose floating-point sums round.
+fn value(rank: usize, i: usize) -> f64 {
+    let mixed = (i as u64 + 1).wrapping_mul(2_654_435_761).wrapping_add(rank as u64 * 40_503) % 100_003;
+    mixed as f64 / 97.0 - 500.0
+}
+
+/// `value` as `kind` holds it, back in f64.
+fn held(kind: Kind, rank: usize, i: usize) -> f64 {
+    match kind {
+        Kind::Float => f64::from(value(rank, i) as f32),
+        Kind::Double => value(rank, i),
+        Kind::Int64 => (value(rank, i) * 1e6).trunc(),
+        _ => f64::from(value(rank, i).abs() as u8 % 80), // Three ranks stay below 256.
+    }
+}
+
+fn made(kind: Kind, device: Device, size: usize, at: impl Fn(usize) -> f64) -> Tensor {
+    let values: Vec<f64> = (0..size).map(at).collect();
+    Tensor::from_slice(&values).to_kind(kind).to_device(device)
+}
+
+fn own(comm: &CommThread, kind: Kind, device: Device, size: usize) -> Tensor {
+    made(kind, device, size, |i| held(kind, comm.rank(), i))
+}
+
+fn read(tensor: &Tensor) -> Vec<f64> {
+    slice::<f64>(&tensor.to_device(Device::Cpu).to_kind(Kind::Double).contiguous()).unwrap().to_vec()
+}
+
+/// Places i of `tensor` must hold the sum over ranks of `held` at `offset + i`, up to rounding of the kind.
+fn assert_sum(comm: &CommThread, tensor: &Tensor, offset: usize) {
+    let kind = tensor.kind();
+    let rounding = match kind {
+        Kind::Float => 2f64.powi(-24),
+        Kind::Double => 2f64.powi(-53),
+        _ => 0.0,
+    };
+    for (i, got) in read(tensor).into_iter().enumerate() {
+        let parts = (0..comm.world_size()).map(|rank| held(kind, rank, offset + i));
+        let (sum, size) = parts.fold((0.0, 0.0), |(sum, size), part| (sum + part, size + part.abs()));
+        // A sum of n numbers rounds n - 1 times, the expected one too.
+        let slack = 2.0 * (comm.world_size() - 1) as f64 * rounding * size;
+        assert!((got - sum).abs() <= slack, "{kind:?} at {i}: {got}, expected {sum}");
+    }
+}
+
+/// A hash of every rank's bytes, in rank order.
+fn hashes(comm: &CommThread, tensor: &Tensor) -> Vec<i64> {
+    let own = xxhash_rust::xxh3::xxh3_64(bytes(&tensor.to_device(Device::Cpu)).unwrap()) as i64;
+    let mut all = Tensor::zeros([comm.world_size() as i64], (Kind::Int64, tensor.device()));
+    comm.all_gather(&Tensor::from_slice(&[own]).to_device(tensor.device()), &mut all).unwrap();
+    slice::<i64>(&all.to_device(Device::Cpu)).unwrap().to_vec()
+}
+
+fn broadcast_from_every_root(comm: &CommThread, device: Device) {
+    for (kind, size) in sizes() {
+        for root in 0..comm.world_size() {
+            let mut buffer = own(comm, kind, device, size);
+            comm.broadcast(&mut buffer, root).unwrap();
+            assert!(buffer == made(kind, device, size, |i| held(kind, root, i)), "{kind:?}, {size}, root {root}");
+        }
+    }
+    let mut half = made(Kind::BFloat16, device, 5, |i| value(comm.rank(), i));
+    comm.broadcast(&mut half, 0).unwrap();
+    assert!(half == made(Kind::BFloat16, device, 5, |i| value(0, i)), "any kind can be broadcast");
+}
+
+fn all_reduce_sums_with_the_same_bits_everywhere(comm: &CommThread, device: Device) {
+    for (kind, size) in sizes() {
+        let mut buffer = own(comm, kind, device, size);
+        if size > 1 && comm.world_size() > 1 {
+            // The control: the hashes tell ranks apart that differ.
+            let before = hashes(comm, &buffer);
+            assert!(before.iter().any(|hash| *hash != before[0]), "{kind:?}, {size}");
+        }
+        comm.all_reduce_blocking(&mut buffer).unwrap();
+        assert_sum(comm, &buffer, 0);
+        let after = hashes(comm, &buffer);
+        assert!(after.iter().all(|hash| *hash == after[0]), "{kind:?}, {size}: the ranks' bits differ");
+    }
+}
+
+fn all_reduce_of_a_view_leaves_its_neighbours_alone(comm: &CommThread, device: Device) {
+    let flat = own(comm, Kind::Float, device, 3000);
+    let reduced = comm.all_reduce(flat.narrow(0, 1000, 1000)).wait().unwrap();
+    assert_sum(comm, &reduced, 1000);
+    assert!(reduced == flat.narrow(0, 1000, 1000), "the sum is in the flat tensor's memory");
+    let before = own(comm, Kind::Float, device, 3000);
+    assert!(flat.narrow(0, 0, 1000) == before.narrow(0, 0, 1000));
+    assert!(flat.narrow(0, 2000, 1000) == before.narrow(0, 2000, 1000));
+}
+
+fn reduce_scatter_gives_each_rank_its_share(comm: &CommThread, device: Device) {
+    for (kind, size) in share_sizes() {
+        let input = own(comm, kind, device, size * comm.world_size());
+        let mut output = Tensor::zeros([size as i64], (kind, device));
+        comm.reduce_scatter(&input, &mut output).unwrap();
+        assert_sum(comm, &output, comm.rank() * size);
+    }
+}
+
+fn all_gather_keeps_rank_order(comm: &CommThread, device: Device) {
+    for (kind, size) in share_sizes() {
+        let mut output = Tensor::zeros([(size * comm.world_size()) as i64], (kind, device));
+        comm.all_gather(&own(comm, kind, device, size), &mut output).unwrap();
+        let expected = made(kind, device, size * comm.world_size(), |i| held(kind, i / size.max(1), i % size.max(1)));
+        assert!(output == expected, "{kind:?}, {size}");
+    }
+}
+
+fn many_all_reduces_may_be_in_flight(comm: &CommThread, device: Device) {
+    let size = |i: usize| 1 + i * 37 % 5000;
+    let pending: Vec<_> = (0..100).map(|i| comm.all_reduce(own(comm, Kind::Float, device, size(i)))).collect();
+    for (i, pending) in pending.into_iter().enumerate() {
+        let reduced = pending.wait().unwrap();
+        assert_eq!(reduced.size(), [size(i) as i64]);
+        assert_sum(comm, &reduced, 0);
+    }
+}
+
+fn barrier_waits_for_the_last(comm: &CommThread, _: Device) {
+    let late = std::time::Duration::from_millis(100);
+    comm.barrier().unwrap();
+    let start = std::time::Instant::now();
+    if comm.rank() == comm.world_size() - 1 {
+        std::thread::sleep(late);
+    }
+    comm.barrier().unwrap();
+    // The first barrier lets ranks go at slightly different times.
+    assert!(start.elapsed() > late / 2, "rank {} did not wait", comm.rank());
+}
+
+fn host_values_are_shared(comm: &CommThread, _: Device) {
+    let (rank, ranks) = (comm.rank(), comm.world_size());
+    let mut values = [rank as f64, 1.0];
+    comm.sum_f64(&mut values).unwrap();
+    assert_eq!(values, [(ranks * (ranks - 1) / 2) as f64, ranks as f64]);
+    assert!(comm.all_true(true).unwrap());
+    assert!(!comm.all_true(rank != ranks - 1).unwrap());
+    for text in [b"".to_vec(), b"from rank 0".to_vec()] {
+        let passed = (rank == 0).then(|| text.clone());
+        assert_eq!(comm.broadcast_bytes(passed).unwrap(), text);
+    }
+    assert!(comm.broadcast_bytes(None).is_err());
+}
+
+fn agree_returns_one_error_everywhere(comm: &CommThread, _: Device) {
+    assert_eq!(comm.agree(Ok(comm.rank())), Ok(comm.rank()), "everybody keeps its own value");
+    let wrong = || Error::input("data.jsonl:7: \"quoted\" – ü").hint("mend it");
+    assert_eq!(comm.agree::<()>(Err(wrong())), Err(wrong()), "all fail: rank 0's error as it is");
+    let last = comm.world_size() - 1;
+    let outcome: Result<()> = if comm.rank() == last { Err(wrong()) } else { Ok(()) };
+    let expected = if last == 0 { wrong() } else { wrong().at(format_args!("rank {last}")) };
+    assert_eq!(comm.agree(outcome), Err(expected));
+    let outcome: Result<()> = Err(Error::runtime(format!("rank {}'s", comm.rank())));
+    assert_eq!(comm.agree(outcome), Err(Error::runtime("rank 0's")), "the lowest failing rank's error counts");
+    assert_eq!(comm.agree(Ok(())), Ok(()), "an error that all agreed on leaves the communicator usable");
+}

@@ -1,0 +1,200 @@
+//! MPI for real, without cargo's harness: started plainly, this program runs itself under mpirun case by case; with
+//! CHILD set it is one rank of a case. The promises: MPI passes the conformance suite, and no rank outlives a lost one.
+
+mod common;
+
+use common::conformance::CASES;
+use haf_dist::comm::{CommThread, connect, install_panic_hook, launch, mpi::Mpi};
+use haf_dist::error::Error;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Names the part that a child plays.
+const CHILD: &str = "HAF_DIST_TEST_CHILD";
+
+/// How a job must end: with this code, or with any but 0.
+enum End {
+    Code(i32),
+    Failure,
+}
+
+struct Case {
+    name: &'static str,
+    part: &'static str,
+    ranks: &'static str,
+    end: End,
+    /// What the job must have printed.
+    says: &'static str,
+}
+
+const fn case(name: &'static str, part: &'static str, ranks: &'static str, end: End, says: &'static str) -> Case {
+    Case { name, part, ranks, end, says }
+}
+
+const SUITE_LIMIT: Duration = Duration::from_secs(300);
+/// A job with a lost rank must be over within this time.
+const LOSS_LIMIT: Duration = Duration::from_secs(10);
+
+const ALL: &[Case] = &[
+    case("one_rank_conforms", "suite", "1", End::Code(0), "conforms as 0 of 1"),
+    case("two_ranks_conform", "suite", "2", End::Code(0), "conforms as 1 of 2"),
+    case("three_ranks_conform", "suite", "3", End::Code(0), "conforms as 2 of 3"),
+    case("a_panic_ends_the_job", "panic", "3", End::Code(101), "rank 1, thread worker: panicked at"),
+    case("an_abort_ends_the_job", "abort", "3", End::Code(2), "rank 1 gives up"),
+    case("an_abort_inside_a_collective_ends_the_job", "abort inside", "2", End::Code(3), "rank 1 gives up"),
+    case("an_abort_ends_the_job_where_mpi_takes_one_thread", "abort serialized", "3", End::Code(2), "rank 1 gives up"),
+    case("a_killed_rank_ends_the_job", "kill", "3", End::Failure, "rank 1 dies"),
+    case("an_agreed_error_ends_the_job_with_its_code", "agree", "3", End::Code(2), "rank 1: no such file"),
+];
+
+fn main() -> ExitCode {
+    match std::env::var(CHILD) {
+        Ok(part) => child(&part),
+        Err(_) => parent(),
+    }
+}
+
+/// One rank of a case.
+fn child(part: &str) -> ExitCode {
+    install_panic_hook();
+    let serialized = part == "abort serialized";
+    let start = move || if serialized { Ok(Box::new(Mpi::start_serialized()?) as _) } else { connect(false) };
+    let comm = CommThread::start(start).expect("MPI starts");
+    let mut buffer = Tensor::ones([1000], (Kind::Float, Device::Cpu));
+    match (part, comm.rank()) {
+        ("suite", rank) => {
+            let started = launch::launch().expect("mpirun started this");
+            assert_eq!((started.rank, started.size), (rank, Some(comm.world_size())));
+            assert_eq!(comm.local(), (rank, comm.world_size()), "all on one node");
+            for (name, case) in CASES {
+                eprintln!("rank {rank}: {name}");
+                case(&comm, Device::Cpu);
+            }
+            println!("conforms as {rank} of {}", comm.world_size());
+        }
+        ("panic", 1) => {
+            let worker = std::thread::Builder::new().name("worker".into());
+            let worker = worker.spawn(|| panic!("this panic belongs to the test")).expect("a thread");
+            let _ = worker.join();
+        }
+        // The communication thread waits in an all-reduce that not every rank will join.
+        ("abort" | "abort serialized", 1) => {
+            let _pending = comm.all_reduce(buffer);
+            std::thread::sleep(Duration::from_millis(200));
+            println!("rank 1 gives up");
+            comm.abort(2);
+        }
+        ("abort" | "abort serialized", 2) => std::thread::sleep(Duration::from_secs(600)),
+        // The communication threads are at work inside MPI.
+        ("abort inside", rank) => {
+            let large = Tensor::ones([1 << 22], (Kind::Float, Device::Cpu));
+            let pending: Vec<_> = (0..2000).map(|_| comm.all_reduce(large.shallow_clone())).collect();
+            std::thread::sleep(Duration::from_millis(100));
+            if rank == 1 {
+                println!("rank 1 gives up");
+                comm.abort(3);
+            }
+            pending.into_iter().for_each(|pending| drop(pending.wait()));
+        }
+        ("kill", 1) => {
+            println!("rank 1 dies");
+            let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        ("agree", rank) => {
+            let outcome = if rank == 0 { Ok(()) } else { Err(Error::input("no such file")) };
+            let error = comm.agree(outcome).expect_err("two ranks failed");
+            if rank == 0 {
+                println!("{error}");
+            }
+            drop(comm); // All ranks finalise MPI in good order.
+            return ExitCode::from(error.exit_code() as u8);
+        }
+        // The ranks that wait for the lost one.
+        (_, _) => comm.all_reduce_blocking(&mut buffer).expect("never returns"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn parent() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--list") {
+        ALL.iter().for_each(|case| println!("{}: test", case.name));
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |case: &&Case| filters.is_empty() || filters.iter().any(|filter| case.name.contains(*filter));
+    let chosen: Vec<_> = ALL.iter().filter(wanted).collect();
+
+    println!("\nrunning {} tests", chosen.len());
+    let start = Instant::now();
+    let mut failed = 0;
+    for case in &chosen {
+        match run(case) {
+            Ok(took) => println!("test {} ... ok ({:.1} s)", case.name, took.as_secs_f64()),
+            Err(why) => {
+                failed += 1;
+                println!("test {} ... FAILED\n{why}", case.name);
+            }
+        }
+    }
+    println!(
+        "\ntest result: {}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+        if failed == 0 { "ok" } else { "FAILED" },
+        chosen.len() - failed,
+        ALL.len() - chosen.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one case under mpirun; says why it failed.
+fn run(case: &Case) -> Result<Duration, String> {
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let log = folder.path().join("log");
+    let out = std::fs::File::create(&log).map_err(|error| error.to_string())?;
+    let err = out.try_clone().map_err(|error| error.to_string())?;
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    let start = Instant::now();
+    let job = Command::new("mpirun")
+        .args(["-n", case.ranks, "--oversubscribe", "--bind-to", "none"])
+        .arg(program)
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMP_NUM_THREADS", "1")
+        .env(CHILD, case.part)
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .map_err(|error| format!("cannot start mpirun: {error}; is Open MPI installed?"))?;
+    let limit = if case.part == "suite" { SUITE_LIMIT } else { LOSS_LIMIT };
+    let ended = wait(job, limit);
+    let took = start.elapsed();
+    let printed = std::fs::read_to_string(&log).unwrap_or_default();
+    let report = |what: String| Err(format!("{what}; its output:\n{printed}"));
+    match (ended, &case.end) {
+        (None, _) => report(format!("not over after {} s", limit.as_secs())),
+        (Some(code), End::Code(expected)) if code != *expected => report(format!("exit code {code}, not {expected}")),
+        (Some(0), End::Failure) => report("exit code 0".into()),
+        _ if !printed.contains(case.says) => report(format!("it did not print {:?}", case.says)),
+        _ => Ok(took),
+    }
+}
+
+/// The job's exit code; none if it had to be stopped after `limit`.
+fn wait(mut job: Child, limit: Duration) -> Option<i32> {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        match job.try_wait() {
+            Ok(Some(status)) => return Some(status.code().unwrap_or(-1)),
+            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) => break,
+        }
+    }
+    // Asked to end, mpirun ends its ranks first.
+    let _ = Command::new("kill").arg(job.id().to_string()).status();
+    let _ = job.wait();
+    None
+}
