@@ -1,5 +1,11 @@
 //! From a file of preference pairs to packed batches of tokens.
 
+pub mod formats;
+mod row;
+mod rows;
+pub mod template;
+pub mod tokenize;
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
