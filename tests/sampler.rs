@@ -154,7 +154,7 @@ fn weights_that_make_no_sense_are_input_errors() {
     for weight in [-1.0, f64::NAN, f64::INFINITY, 0.0, 0.04, 1e300] {
         let error = Sampler::new(&[0..5, 5..15], &[1.0, weight], 4, true, 0).unwrap_err();
         assert_eq!(error.kind, Kind::Input);
-        assert!(error.message.contains("source 1"), "{error}");
+        assert!(error.message.contains("data.train[1].weight"), "{error}");
     }
     assert!(Sampler::new(&[0..5, 5..15], &[1.0, 0.06], 4, true, 0).is_ok());
     assert_eq!(Sampler::new(&[0..5], &[1.0], 0, true, 0).unwrap_err().kind, Kind::Input);

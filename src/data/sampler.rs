@@ -56,7 +56,8 @@ impl Sampler {
         let mut shares = Vec::with_capacity(weights.len());
         let mut pairs_per_epoch = 0;
         for (source, (pairs, &weight)) in source_ranges.iter().zip(weights).enumerate() {
-            let taken = taken(pairs.len(), weight).map_err(|error| error.at(format!("weight of source {source}")))?;
+            let taken =
+                taken(pairs.len(), weight).map_err(|error| error.at(format_args!("data.train[{source}].weight")))?;
             shares.push(Share { pairs: pairs.clone(), taken });
             pairs_per_epoch += taken;
         }
