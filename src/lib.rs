@@ -8,6 +8,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod launcher;
 pub mod logging;
 pub mod tensor;

@@ -1,5 +1,18 @@
 //! From a file of preference pairs to packed batches of tokens.
 
+mod builder;
+mod container;
+pub mod formats;
+mod parallel;
+pub mod prepared;
+pub mod reference_cache;
+pub mod report;
+mod row;
+mod rows;
+pub mod sampler;
+pub mod template;
+pub mod tokenize;
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {

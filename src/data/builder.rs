@@ -1,0 +1,93 @@
+//! Collects tokenised pairs into the columns of a prepared file.
+//!
+//! Not here: reading them back (`prepared.rs`).
+
+use crate::data::container::{Contents, column};
+use crate::data::report::{Counts, SourceReport};
+use crate::data::tokenize::OwnedPair;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+
+/// A tokenised pair with what tokenising does not know.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelledPair {
+    /// Its tokens.
+    pub pair: OwnedPair,
+    /// How much better the chosen answer is, in units of reward; 0 where nobody says.
+    pub margin: f32,
+    /// Under which name it is reported.
+    pub domain: String,
+}
+
+/// The columns while they grow.
+#[derive(Default)]
+pub(super) struct Builder {
+    tokens: Vec<u32>,
+    /// Where each pair starts, and the end of the last.
+    offsets: Vec<u64>,
+    prefix: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
+    prompt_length: Vec<u32>,
+    margin: Vec<f32>,
+    domain: Vec<u32>,
+    prompt_hash: Vec<u64>,
+    source: Vec<u32>,
+    domains: Vec<String>,
+    domain_numbers: BTreeMap<String, u32>,
+    /// One entry a source: pushed when the source is done.
+    pub reports: Vec<SourceReport>,
+}
+
+impl Builder {
+    pub fn new() -> Self {
+        Self { offsets: vec![0], ..Self::default() }
+    }
+
+    /// Adds a pair and counts it.
+    pub fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
+        let LabelledPair { pair, margin, domain } = labelled;
+        let (all, sum) = (pair.tokens.len(), pair.prefix + pair.chosen + pair.rejected);
+        if all != sum || pair.chosen == 0 || pair.prompt_length > pair.prefix + pair.chosen {
+            return Err(Error::runtime(format!("a pair of {all} tokens whose parts do not add up")));
+        }
+        let domain_number = *self.domain_numbers.entry(domain.clone()).or_insert_with(|| {
+            self.domains.push(domain.clone());
+            self.domains.len() as u32 - 1
+        });
+        self.tokens.extend(&pair.tokens);
+        self.offsets.push(self.tokens.len() as u64);
+        self.prefix.push(pair.prefix as u32);
+        self.chosen.push(pair.chosen as u32);
+        self.rejected.push(pair.rejected as u32);
+        self.prompt_length.push(pair.prompt_length as u32);
+        self.margin.push(*margin);
+        self.domain.push(domain_number);
+        self.prompt_hash.push(pair.prompt_hash);
+        self.source.push(source as u32);
+        counts.keep(pair, domain);
+        Ok(())
+    }
+
+    /// All columns, for a file or for memory.
+    pub fn contents(&self) -> Result<Contents<'_>> {
+        let tensors = BTreeMap::from([
+            ("tokens", column(&self.tokens)?),
+            ("offsets", column(&self.offsets)?),
+            ("prefix", column(&self.prefix)?),
+            ("chosen", column(&self.chosen)?),
+            ("rejected", column(&self.rejected)?),
+            ("prompt_length", column(&self.prompt_length)?),
+            ("margin", column(&self.margin)?),
+            ("domain", column(&self.domain)?),
+            ("prompt_hash", column(&self.prompt_hash)?),
+            ("source", column(&self.source)?),
+        ]);
+        let json = |error: serde_json::Error| Error::runtime(format!("metadata: {error}"));
+        let texts = BTreeMap::from([
+            ("domains".to_owned(), serde_json::to_string(&self.domains).map_err(json)?),
+            ("report".to_owned(), serde_json::to_string(&self.reports).map_err(json)?),
+        ]);
+        Ok(Contents { tensors, texts })
+    }
+}

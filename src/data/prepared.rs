@@ -1,0 +1,276 @@
+//! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped ever after.
+//!
+//! The file is safetensors: `tokens` (N tokens of all pairs, `prefix ++ chosen ++ rejected` each), `offsets` (B + 1
+//! starts), and per pair `prefix`, `chosen`, `rejected`, `prompt_length`, `margin`, `domain`, `prompt_hash`, `source`.
+//! Not here: weights and shuffling (`sampler.rs`), reference log-probs (`reference_cache.rs`).
+
+use crate::config::Source;
+use crate::data::builder::Builder;
+use crate::data::container::{Column, Container, hex, warn_unusable};
+use crate::data::formats;
+use crate::data::parallel::encode_all;
+use crate::data::reference_cache::CACHE_DIR_HINT;
+use crate::data::report::{Counts, DataReport, SourceReport};
+use crate::data::tokenize::{Encoded, Encoder};
+use crate::data::{Pair, TokenPair};
+use crate::error::{Error, Result};
+use crate::files::{self, fingerprint_file, fingerprint_parts};
+use std::ops::Range;
+use std::path::Path;
+
+pub use crate::data::builder::LabelledPair;
+
+/// Changes whenever the content or the layout of the file changes.
+const VERSION: &str = "haf-dist pairs 1";
+
+/// B tokenised pairs, in the order of their sources.
+#[derive(Debug)]
+pub struct PreparedData {
+    container: Container,
+    columns: Columns,
+    domains: Vec<String>,
+    source_ranges: Vec<Range<usize>>,
+    report: DataReport,
+    key: u128,
+}
+
+/// Where the tensors lie in the container.
+#[derive(Debug)]
+struct Columns {
+    tokens: Column<u32>,
+    offsets: Column<u64>,
+    prefix: Column<u32>,
+    chosen: Column<u32>,
+    rejected: Column<u32>,
+    prompt_length: Column<u32>,
+    margin: Column<f32>,
+    domain: Column<u32>,
+    prompt_hash: Column<u64>,
+    source: Column<u32>,
+}
+
+impl PreparedData {
+    /// Maps the cache file of these sources, or tokenises them on all threads and writes it.
+    ///
+    /// A stale, cut or damaged file is named in a warning and made again. Several processes may do this at once.
+    /// `split_name` (`train`, `dev`, `test`) is for messages and the report.
+    ///
+    /// # Errors
+    /// A source that cannot be read or leaves no pair; no sources; a `cache_dir` that takes no files.
+    pub fn open_or_make(sources: &[Source], encoder: &Encoder, cache_dir: &Path, split_name: &str) -> Result<Self> {
+        if sources.is_empty() {
+            return Err(Error::input(format!("data.{split_name}: at least one source was expected")));
+        }
+        let key = key(sources, encoder.fingerprint())?;
+        let path = cache_dir.join(format!("pairs-{}.safetensors", hex(key)));
+        let opened = Self::open(&path, key).unwrap_or_else(|why| {
+            warn_unusable(&path, &why);
+            None
+        });
+        let mut data = match opened {
+            Some(data) => data,
+            None => {
+                // Before the work, not after it.
+                files::make_writable_folder(cache_dir)
+                    .map_err(|error| error.at("data.cache_dir").hint(CACHE_DIR_HINT))?;
+                let made = make(sources, encoder, split_name)?;
+                let packed = made.contents()?.pack(VERSION, key)?;
+                drop(made);
+                files::write_atomic(&path, &packed)?;
+                let lost = |why| Error::runtime(format!("{} was just written, but {why}", path.display()));
+                Self::open(&path, key).map_err(lost)?.ok_or_else(|| lost("is gone".to_owned()))?
+            }
+        };
+        // The file may have been made for another split, or under another name.
+        data.report.split = split_name.to_owned();
+        for (report, source) in data.report.sources.iter_mut().zip(sources) {
+            report.name = file_name(source);
+        }
+        Ok(data)
+    }
+
+    /// Pairs that are already tokenised, as one source, in memory only. Their key is a hash of the content.
+    ///
+    /// # Errors
+    /// A pair whose lengths do not add up; no memory.
+    pub fn from_pairs(pairs: Vec<LabelledPair>) -> Result<Self> {
+        let mut builder = Builder::new();
+        let mut counts = Counts { read: pairs.len(), ..Counts::default() };
+        for pair in pairs {
+            builder.push(0, &pair, &mut counts)?;
+        }
+        builder.reports.push(SourceReport { name: "memory".to_owned(), counts });
+        let contents = builder.contents()?;
+        let key = contents.fingerprint();
+        let container = Container::in_memory(&contents.pack(VERSION, key)?, VERSION, key)?;
+        Self::from_container(container, key).map_err(Error::runtime)
+    }
+
+    fn open(path: &Path, key: u128) -> std::result::Result<Option<Self>, String> {
+        Container::open(path, VERSION, key)?.map(|container| Self::from_container(container, key)).transpose()
+    }
+
+    /// Checks all that [`pair`](Self::pair) relies on.
+    fn from_container(container: Container, key: u128) -> std::result::Result<Self, String> {
+        let columns = Columns {
+            tokens: container.column("tokens")?,
+            offsets: container.column("offsets")?,
+            prefix: container.column("prefix")?,
+            chosen: container.column("chosen")?,
+            rejected: container.column("rejected")?,
+            prompt_length: container.column("prompt_length")?,
+            margin: container.column("margin")?,
+            domain: container.column("domain")?,
+            prompt_hash: container.column("prompt_hash")?,
+            source: container.column("source")?,
+        };
+        let unreadable = |error: serde_json::Error| format!("its metadata is not readable: {error}");
+        let domains: Vec<String> = serde_json::from_str(container.text("domains")?).map_err(unreadable)?;
+        let reports: Vec<SourceReport> = serde_json::from_str(container.text("report")?).map_err(unreadable)?;
+
+        let offsets = container.values(&columns.offsets);
+        let lengths = [&columns.prefix, &columns.chosen, &columns.rejected].map(|column| container.values(column));
+        let (source, domain) = (container.values(&columns.source), container.values(&columns.domain));
+        let pairs = source.len();
+        let same_length = lengths.iter().all(|column| column.len() == pairs)
+            && container.values(&columns.prompt_length).len() == pairs
+            && container.values(&columns.margin).len() == pairs
+            && container.values(&columns.prompt_hash).len() == pairs
+            && domain.len() == pairs
+            && offsets.len() == pairs + 1;
+        let sums_agree = || {
+            let tokens = container.values(&columns.tokens).len() as u64;
+            offsets.first() == Some(&0)
+                && offsets.last() == Some(&tokens)
+                && offsets.windows(2).enumerate().all(|(pair, ends)| {
+                    let length: u64 = lengths.iter().map(|column| u64::from(column[pair])).sum();
+                    ends[0].checked_add(length) == Some(ends[1])
+                })
+        };
+        let in_bounds = || {
+            domain.iter().all(|&domain| (domain as usize) < domains.len())
+                && source.is_sorted()
+                && source.last().is_none_or(|&source| (source as usize) < reports.len())
+        };
+        if !(same_length && sums_agree() && in_bounds()) {
+            return Err("its tensors disagree with one another".to_owned());
+        }
+        let first_of = |number: usize| source.partition_point(|&source| (source as usize) < number);
+        let source_ranges = (0..reports.len()).map(|number| first_of(number)..first_of(number + 1)).collect();
+        let report = DataReport { split: "data".to_owned(), sources: reports };
+        Ok(Self { container, columns, domains, source_ranges, report, key })
+    }
+
+    /// Number of pairs, B.
+    pub fn len(&self) -> usize {
+        self.container.values(&self.columns.source).len()
+    }
+
+    /// Whether there is no pair.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The pair at `index`, borrowed from the map.
+    ///
+    /// # Panics
+    /// If `index >= len()`; never below.
+    pub fn pair(&self, index: usize) -> TokenPair<'_> {
+        let number = |column| self.container.values::<u32>(column)[index] as usize;
+        let start = self.container.values(&self.columns.offsets)[index] as usize;
+        let rest = &self.container.values(&self.columns.tokens)[start..];
+        let (prefix, rest) = rest.split_at(number(&self.columns.prefix));
+        let (chosen, rest) = rest.split_at(number(&self.columns.chosen));
+        TokenPair {
+            prefix,
+            chosen,
+            rejected: &rest[..number(&self.columns.rejected)],
+            prompt_length: number(&self.columns.prompt_length),
+            margin: self.container.values(&self.columns.margin)[index],
+            domain: number(&self.columns.domain),
+            prompt_hash: self.container.values(&self.columns.prompt_hash)[index],
+        }
+    }
+
+    /// Tokens of the pair at `index`: P + A + B.
+    ///
+    /// # Panics
+    /// If `index >= len()`.
+    pub fn tokens(&self, index: usize) -> usize {
+        let offsets = self.container.values(&self.columns.offsets);
+        (offsets[index + 1] - offsets[index]) as usize
+    }
+
+    /// Names of the domains, in the order of their first pairs.
+    pub fn domains(&self) -> &[String] {
+        &self.domains
+    }
+
+    /// Each source's pairs.
+    pub fn source_ranges(&self) -> &[Range<usize>] {
+        &self.source_ranges
+    }
+
+    /// What was read, kept, dropped and cut.
+    pub fn report(&self) -> &DataReport {
+        &self.report
+    }
+
+    /// Hash of all that the content depends on.
+    pub fn key(&self) -> u128 {
+        self.key
+    }
+}
+
+/// Hash of all that the content depends on: not weights, seeds or order, which are the sampler's.
+fn key(sources: &[Source], encoder: u128) -> Result<u128> {
+    let mut parts = vec![VERSION.as_bytes().to_vec(), encoder.to_le_bytes().to_vec()];
+    for source in sources {
+        parts.push(fingerprint_file(&source.path)?.to_le_bytes().to_vec());
+        parts.push(format!("{:?}", source.format).into_bytes());
+        // Without a domain it is taken from the file's name.
+        parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
+    }
+    Ok(fingerprint_parts(parts.iter().map(Vec::as_slice)))
+}
+
+fn file_name(source: &Source) -> String {
+    source.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Reads and tokenises all sources.
+fn make(sources: &[Source], encoder: &Encoder, split_name: &str) -> Result<Builder> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut builder = Builder::new();
+    for (number, source) in sources.iter().enumerate() {
+        let rows = formats::read(source)?;
+        let mut counts = Counts { read: rows.read, ..Counts::default() };
+        for (reason, pairs) in rows.dropped {
+            counts.drop(reason, pairs);
+        }
+        let encode = |pair: &Pair| encoder.encode(pair).map_err(|error| error.at(source.path.display()));
+        let encoded = encode_all(&rows.pairs, threads, &format!("tokenising {split_name}"), encode)?;
+        for (row, encoded) in rows.pairs.into_iter().zip(encoded) {
+            match encoded {
+                Encoded::Dropped(reason) => counts.drop(reason, 1),
+                Encoded::Kept(pair) => {
+                    let (margin, domain) = (row.margin.unwrap_or(0.0), row.domain.unwrap_or_default());
+                    builder.push(number, &LabelledPair { pair, margin, domain }, &mut counts)?;
+                }
+            }
+        }
+        if counts.kept == 0 {
+            return Err(no_pair_left(source, split_name, &counts));
+        }
+        builder.reports.push(SourceReport { name: file_name(source), counts });
+    }
+    Ok(builder)
+}
+
+fn no_pair_left(source: &Source, split_name: &str, counts: &Counts) -> Error {
+    let reasons: Vec<String> = counts.dropped.iter().map(|(reason, pairs)| format!("{reason}: {pairs}")).collect();
+    let why = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
+    let path = source.path.display();
+    Error::input(format!("{path}: of {} pairs read for data.{split_name} none is left{why}", counts.read))
+        .hint("check the source's path and format, and data.max_length and data.truncation")
+}

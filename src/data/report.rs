@@ -1,0 +1,223 @@
+//! What a look at the data shows before training: counts per source, and one table of them.
+//!
+//! Not here: reading, tokenising or dropping (`formats.rs`, `tokenize.rs`, `prepared.rs`).
+
+use crate::data::tokenize::OwnedPair;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Counts over the pairs of one source, or of several together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Pairs in the files.
+    pub read: usize,
+    /// Pairs that can be trained on.
+    pub kept: usize,
+    /// Reason -> pairs left out for it.
+    pub dropped: BTreeMap<String, usize>,
+    /// Pairs whose prompt lost its start.
+    pub prompts_cut: usize,
+    /// Pairs with an answer that lost its end, and with it its EOS.
+    pub answers_cut: usize,
+    /// Special tokens that were parsed out of users' text.
+    pub special_in_text: usize,
+    /// Tokens of the common prefixes, P.
+    pub prefix_tokens: usize,
+    /// Tokens of the chosen sequences after the prefix, A.
+    pub chosen_tokens: usize,
+    /// Tokens of the rejected sequences after the prefix, B.
+    pub rejected_tokens: usize,
+    /// Tokens of all sequences without sharing: 2P + A + B (P + A for a single answer).
+    pub unshared_tokens: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// Pairs whose chosen answer has more tokens.
+    pub chosen_longer: usize,
+    /// Pairs whose rejected answer has more tokens.
+    pub rejected_longer: usize,
+    /// Domain -> pairs kept.
+    pub domains: BTreeMap<String, usize>,
+}
+
+/// Which answer a guess by length alone would prefer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Longer {
+    /// The longer one is right at least as often as not.
+    Wins,
+    /// The shorter one is right more often.
+    Loses,
+}
+
+impl Counts {
+    /// Counts a pair that is kept.
+    pub fn keep(&mut self, pair: &OwnedPair, domain: &str) {
+        let single = pair.rejected == 0;
+        self.kept += 1;
+        self.prompts_cut += usize::from(pair.prompt_cut);
+        self.answers_cut += usize::from(pair.answer_cut);
+        self.special_in_text += pair.special_in_text;
+        self.prefix_tokens += pair.prefix;
+        self.chosen_tokens += pair.chosen;
+        self.rejected_tokens += pair.rejected;
+        self.unshared_tokens += pair.prefix * if single { 1 } else { 2 } + pair.chosen + pair.rejected;
+        self.longest = self.longest.max(pair.prefix + pair.chosen.max(pair.rejected));
+        if !single {
+            match pair.chosen.cmp(&pair.rejected) {
+                Ordering::Greater => self.chosen_longer += 1,
+                Ordering::Less => self.rejected_longer += 1,
+                Ordering::Equal => {}
+            }
+        }
+        *self.domains.entry(domain.to_owned()).or_default() += 1;
+    }
+
+    /// Counts pairs that are left out.
+    pub fn drop(&mut self, reason: impl ToString, pairs: usize) {
+        *self.dropped.entry(reason.to_string()).or_default() += pairs;
+    }
+
+    /// Tokens computed in one pass, P + A + B.
+    pub fn tokens(&self) -> usize {
+        self.prefix_tokens + self.chosen_tokens + self.rejected_tokens
+    }
+
+    /// Share of tokens that need not be computed because a prefix is shared: 1 - (P+A+B) / (2P+A+B).
+    pub fn saved_by_prefix(&self) -> f64 {
+        1.0 - self.tokens() as f64 / self.unshared_tokens.max(1) as f64
+    }
+
+    /// Accuracy of the better guess by length in tokens (ties count 1/2), and which guess that is. A reward model
+    /// that does no better has perhaps learned nothing but length.
+    pub fn length_guess(&self) -> (f64, Longer) {
+        let (wins, loses) = (self.chosen_longer as f64, self.rejected_longer as f64);
+        let lead = (wins - loses).abs() / (2 * self.kept.max(1)) as f64;
+        (0.5 + lead, if wins >= loses { Longer::Wins } else { Longer::Loses })
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.read += other.read;
+        self.kept += other.kept;
+        self.prompts_cut += other.prompts_cut;
+        self.answers_cut += other.answers_cut;
+        self.special_in_text += other.special_in_text;
+        self.prefix_tokens += other.prefix_tokens;
+        self.chosen_tokens += other.chosen_tokens;
+        self.rejected_tokens += other.rejected_tokens;
+        self.unshared_tokens += other.unshared_tokens;
+        self.longest = self.longest.max(other.longest);
+        self.chosen_longer += other.chosen_longer;
+        self.rejected_longer += other.rejected_longer;
+        for (into, from) in [(&mut self.dropped, &other.dropped), (&mut self.domains, &other.domains)] {
+            for (name, pairs) in from {
+                *into.entry(name.clone()).or_default() += pairs;
+            }
+        }
+    }
+}
+
+/// One file's counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceReport {
+    /// The file's name, without its folder.
+    pub name: String,
+    /// What was found in it.
+    pub counts: Counts,
+}
+
+/// The counts of one split: its sources, in their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataReport {
+    /// `train`, `dev`, `test`, or what the caller calls it.
+    pub split: String,
+    /// One entry a source.
+    pub sources: Vec<SourceReport>,
+}
+
+impl DataReport {
+    /// All sources together.
+    pub fn total(&self) -> Counts {
+        self.sources.iter().fold(Counts::default(), |mut total, source| {
+            total.add(&source.counts);
+            total
+        })
+    }
+
+    /// One table: a column for the split, and one a source if there are several.
+    pub fn render(&self) -> String {
+        render(&[self])
+    }
+}
+
+/// One table of several splits, side by side: a column a split, and one a source where a split has several.
+pub fn render(reports: &[&DataReport]) -> String {
+    let mut header = vec![String::new()];
+    let mut columns: Vec<Counts> = Vec::new();
+    for report in reports {
+        header.push(report.split.clone());
+        columns.push(report.total());
+        if report.sources.len() > 1 {
+            for source in &report.sources {
+                header.push(format!("{}:\n{}", report.split, source.name));
+                columns.push(source.counts.clone());
+            }
+        }
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    let mut row = |label: &str, cell: &dyn Fn(&Counts) -> String| {
+        table.add_row(std::iter::once(label.to_owned()).chain(columns.iter().map(cell)));
+    };
+    let names = |of: fn(&Counts) -> &BTreeMap<String, usize>| -> BTreeSet<&String> {
+        columns.iter().flat_map(|counts| of(counts).keys()).collect()
+    };
+
+    row("pairs read", &|counts| grouped(counts.read));
+    for reason in names(|counts| &counts.dropped) {
+        row(&format!("- {reason}"), &|counts| grouped(counts.dropped.get(reason).copied().unwrap_or(0)));
+    }
+    row("pairs kept", &|counts| grouped(counts.kept));
+    if columns.iter().any(|counts| counts.domains.len() > 1) {
+        for domain in names(|counts| &counts.domains) {
+            row(&format!("  in {domain}"), &|counts| grouped(counts.domains.get(domain).copied().unwrap_or(0)));
+        }
+    }
+    row("prompts cut", &|counts| grouped(counts.prompts_cut));
+    row("answers cut (EOS lost)", &|counts| grouped(counts.answers_cut));
+    row("special tokens in text", &|counts| grouped(counts.special_in_text));
+    row("tokens", &|counts| grouped(counts.tokens()));
+    row("  common prefix", &|counts| grouped(counts.prefix_tokens));
+    row("  chosen", &|counts| grouped(counts.chosen_tokens));
+    row("  rejected", &|counts| grouped(counts.rejected_tokens));
+    row("longest sequence", &|counts| grouped(counts.longest));
+    row("saved by the prefix", &|counts| format!("{:.1}%", 100.0 * counts.saved_by_prefix()));
+    row("length-only guess", &|counts| {
+        let (accuracy, longer) = counts.length_guess();
+        match longer {
+            _ if accuracy == 0.5 => "0.500".to_owned(),
+            Longer::Wins => format!("longer {accuracy:.3}"),
+            Longer::Loses => format!("shorter {accuracy:.3}"),
+        }
+    });
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.trim_fmt()
+}
+
+/// 1234567 -> 1,234,567
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

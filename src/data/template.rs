@@ -1,0 +1,314 @@
+//! How a prompt and an answer become text: the model folder's chat template, or a named plain one.
+//!
+//! Not here: tokens, the turn's end and truncation; those are `tokenize.rs`.
+
+use crate::config::TemplateKind;
+use crate::data::{Message, Prompt};
+use crate::error::{Error, Result, file_error};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, context};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const NAME: &str = "chat_template";
+/// An answer that no template knows and that trimming leaves alone.
+const SENTINEL: &str = "haf-dist-probe-8d1f";
+const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
+
+/// Special tokens by role (`bos_token`, `eos_token`, ...), as text.
+pub type SpecialTokens = BTreeMap<String, String>;
+
+/// Turns prompts and answers into text.
+pub struct Template {
+    kind: TemplateKind,
+    special_tokens: SpecialTokens,
+    chat: Option<Chat>,
+}
+
+/// A compiled chat template.
+struct Chat {
+    environment: Environment<'static>,
+    source: String,
+    variables: Value,
+    /// What follows the answer at the end of a conversation.
+    tail: String,
+}
+
+impl Template {
+    /// Reads what `kind` needs from a model's folder: `chat_template.jinja`, else `tokenizer_config.json`'s
+    /// `chat_template` (a string, or the one named `default`); the special tokens from `tokenizer_config.json` and
+    /// `special_tokens_map.json`.
+    ///
+    /// # Errors
+    /// A missing or broken chat template, or broken JSON.
+    pub fn open(kind: TemplateKind, model_dir: &Path) -> Result<Self> {
+        let config = json(&model_dir.join("tokenizer_config.json"))?;
+        let mut special_tokens = SpecialTokens::new();
+        for file in [&json(&model_dir.join("special_tokens_map.json"))?, &config] {
+            let keys = file.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
+            let text = |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_owned());
+            special_tokens.extend(keys.filter_map(|(key, value)| Some((key.clone(), text(value)?))));
+        }
+        let chat = match kind {
+            TemplateKind::Chat => Some(Chat::open(model_dir, &config, &special_tokens)?),
+            TemplateKind::Instruct | TemplateKind::Hh | TemplateKind::Plain => None,
+        };
+        Ok(Self { kind, special_tokens, chat })
+    }
+
+    /// The model's special tokens by role.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+
+    /// Everything that the rendered text depends on besides the pair.
+    pub fn source(&self) -> String {
+        let chat = self.chat.as_ref().map(|chat| &chat.source);
+        format!("{:?} {:?} {:?}", self.kind, self.special_tokens, chat)
+    }
+
+    /// What follows an answer at the end of a conversation, found with a probe; empty for a plain template.
+    pub fn tail(&self) -> &str {
+        self.chat.as_ref().map_or("", |chat| &chat.tail)
+    }
+
+    /// Whether the template writes the BOS token itself; the tokenizer must then not add another.
+    pub fn writes_bos(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    /// The prompt's text, up to where the answer starts.
+    ///
+    /// A chat template makes one user's message of a plain text, and ends with its generation prompt. The space after
+    /// `Output:` and `Assistant:` belongs to the answer: prompt and answer are tokenised apart, and byte-level BPE
+    /// vocabularies hold " word" as one token, while a prompt that ends in a space would leave it a token of its own
+    /// that no model saw in training. `plain` joins the contents of a message list as they are.
+    ///
+    /// # Errors
+    /// The chat template refuses the conversation, or a plain one does not know a role.
+    pub fn render_prompt(&self, prompt: &Prompt) -> Result<String> {
+        if let Some(chat) = &self.chat {
+            return chat.render(&messages(prompt), true);
+        }
+        let mut text = String::new();
+        for Message { role, content } in messages(prompt) {
+            let (before, after) = match (self.kind, &role[..]) {
+                (TemplateKind::Instruct, "user") => ("Instruct: ", "\n"),
+                (TemplateKind::Instruct, "assistant") => ("Output: ", "\n"),
+                (TemplateKind::Instruct, "system") => ("", "\n"),
+                (TemplateKind::Hh, "user") => ("\n\nHuman: ", ""),
+                (TemplateKind::Hh, "assistant") => ("\n\nAssistant: ", ""),
+                (TemplateKind::Hh, "system") | (TemplateKind::Plain | TemplateKind::Chat, _) => ("", ""),
+                (TemplateKind::Instruct | TemplateKind::Hh, _) => {
+                    let known = "user, assistant and system";
+                    return Err(Error::input(format!("a message has the role {role:?}, the template knows {known}"))
+                        .hint("a chat template or template = \"plain\" may take it"));
+                }
+            };
+            text.extend([before, &content, after]);
+        }
+        text.push_str(match self.kind {
+            TemplateKind::Instruct => "Output:",
+            TemplateKind::Hh => "\n\nAssistant:",
+            TemplateKind::Plain | TemplateKind::Chat => "",
+        });
+        Ok(text)
+    }
+
+    /// What follows the prompt's text: the answer and the rest of its turn.
+    ///
+    /// # Errors
+    /// As [`Template::render_prompt`].
+    pub fn render_answer(&self, prompt: &Prompt, answer: &str) -> Result<String> {
+        self.render_answer_after(&self.render_prompt(prompt)?, prompt, answer)
+    }
+
+    /// [`Template::render_answer`] for a prompt already rendered.
+    pub(super) fn render_answer_after(&self, rendered: &str, prompt: &Prompt, answer: &str) -> Result<String> {
+        let Some(chat) = &self.chat else {
+            return Ok(match self.kind {
+                TemplateKind::Instruct | TemplateKind::Hh => format!(" {answer}"),
+                TemplateKind::Plain | TemplateKind::Chat => answer.to_owned(),
+            });
+        };
+        let mut messages = messages(prompt);
+        messages.push(Message { role: "assistant".into(), content: answer.into() });
+        let whole = chat.render(&messages, false)?;
+        Ok(match whole.strip_prefix(rendered) {
+            Some(rest) => rest.to_owned(),
+            // The generation prompt is not what the template writes before a finished answer.
+            None => format!("{answer}{}", chat.tail),
+        })
+    }
+}
+
+impl Chat {
+    fn open(model_dir: &Path, config: &serde_json::Value, special_tokens: &SpecialTokens) -> Result<Self> {
+        let (path, source) = chat_template(model_dir, config)?;
+        let source = without_generation_tags(&source);
+        let mut environment = Environment::new();
+        // As Transformers sets Jinja up.
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| Error::runtime(format!("template syntax: {error}")))?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned(NAME, source.clone()).map_err(|error| {
+            Error::input(format!("{path}: the chat template is broken: {error}"))
+                .hint(format!("mend it, {OTHER_TEMPLATES}"))
+        })?;
+        let variables = special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
+        let mut chat = Self { environment, source, variables, tail: String::new() };
+
+        let [user, assistant] = [("user", "Hi."), ("assistant", SENTINEL)]
+            .map(|(role, content)| Message { role: role.into(), content: content.into() });
+        let probe = chat.render(&[user, assistant], false).map_err(|error| error.at(&path))?;
+        let tail = probe.rsplit_once(SENTINEL).map(|(_, tail)| tail.to_owned());
+        chat.tail = tail.ok_or_else(|| {
+            Error::input(format!("{path}: the chat template does not write the assistant's last message as it is"))
+                .hint(format!("mend it, {OTHER_TEMPLATES}"))
+        })?;
+        Ok(chat)
+    }
+
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|message| Value::from_iter([("role", &message.role[..]), ("content", &message.content)]))
+            .collect();
+        // Transformers always passes tools and documents; templates ask whether they are none.
+        let context = context! {
+            messages, add_generation_prompt, tools => (), documents => (), ..self.variables.clone()
+        };
+        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
+        rendered.map_err(|error| {
+            Error::input(format!("the chat template cannot render this conversation: {error}"))
+                .hint("are its roles the ones the template knows, in the order it wants?")
+        })
+    }
+}
+
+/// A prompt as a conversation.
+fn messages(prompt: &Prompt) -> Vec<Message> {
+    match prompt {
+        Prompt::Text(text) => vec![Message { role: "user".into(), content: text.clone() }],
+        Prompt::Messages(messages) => messages.clone(),
+    }
+}
+
+/// A JSON file's value; null where there is no such file.
+fn json(path: &Path) -> Result<serde_json::Value> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| Error::input(format!("{}: broken JSON: {error}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(serde_json::Value::Null),
+        Err(error) => Err(file_error(path, "read", &error)),
+    }
+}
+
+/// The chat template's text and the file that holds it.
+fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String, String)> {
+    let path = model_dir.join("chat_template.jinja");
+    match std::fs::read_to_string(&path) {
+        Ok(source) => return Ok((path.display().to_string(), source)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(file_error(&path, "read", &error)),
+    }
+    let path = model_dir.join("tokenizer_config.json").display().to_string();
+    let source = match &config["chat_template"] {
+        serde_json::Value::Array(named) => named
+            .iter()
+            .find(|template| template["name"] == "default")
+            .and_then(|template| template["template"].as_str()),
+        template => template.as_str(),
+    };
+    match source {
+        Some(source) => Ok((path, source.to_owned())),
+        None => Err(Error::input(format!(
+            "{} has no chat template: neither chat_template.jinja nor a (default) `chat_template` in \
+             tokenizer_config.json",
+            model_dir.display()
+        ))
+        .hint("a base model has none: use template = \"instruct\", \"hh\" or \"plain\" in [data]")),
+    }
+}
+
+/// Transformers' own `{% generation %}` marks the assistant's tokens and writes nothing: to Jinja it is `if true`.
+fn without_generation_tags(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let (before, tag) = rest[..start + length].split_at(start);
+        let tag = match tag[2..].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => tag.replace("generation", "if true"),
+            "endgeneration" => tag.replace("endgeneration", "endif"),
+            _ => tag.to_owned(),
+        };
+        text.extend([before, &tag]);
+        rest = &rest[start + length..];
+    }
+    text + rest
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False)`: Jinja's own filter escapes for HTML, which is undone here.
+fn to_json(value: &Value, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
+    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=True) is not supported"));
+    }
+    let escaped = minijinja::filters::tojson(value, None, options)?.to_string();
+    let mut text = String::with_capacity(escaped.len());
+    let mut rest = &escaped[..];
+    while let Some(start) = rest.find('\\') {
+        let html = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
+        text.push_str(&rest[..start]);
+        rest = &rest[start..];
+        if let Some((code, character)) = html.into_iter().find(|(code, _)| rest.starts_with(code)) {
+            text.push(character);
+            rest = &rest[code.len()..];
+        } else {
+            // A backslash and the ASCII character it escapes, which may be a backslash.
+            text.push_str(&rest[..2]);
+            rest = &rest[2..];
+        }
+    }
+    Ok(Value::from_safe_string(text + rest))
+}
+
+/// A clock that stands still: a run resumed, cached or scored on another day must see the same tokens. The day is the
+/// one Llama 3's templates fall back to where there is no clock: Friday, 26 July 2024, midnight.
+fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
+    let mut text = String::new();
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            text.push(character);
+            continue;
+        }
+        text.push_str(match characters.next() {
+            Some('d') => "26",
+            Some('j') => "208",
+            Some('a') => "Fri",
+            Some('A') => "Friday",
+            Some('b') => "Jul",
+            Some('B') => "July",
+            Some('m') => "07",
+            Some('y') => "24",
+            Some('Y') => "2024",
+            Some('H' | 'M' | 'S') => "00",
+            Some('I') => "12",
+            Some('p') => "AM",
+            Some('%') => "%",
+            other => {
+                let code = other.map(String::from).unwrap_or_default();
+                let message = format!("strftime_now does not know %{code}");
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+            }
+        });
+    }
+    Ok(text)
+}
