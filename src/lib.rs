@@ -2,13 +2,27 @@
 
 #![deny(missing_docs)]
 
+pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod commands;
 pub mod config;
 pub mod data;
+pub mod engine;
 pub mod error;
+pub mod evaluate;
 pub mod files;
-pub mod launcher;
+pub mod head;
 pub mod logging;
+pub mod loss;
+pub mod machine;
+pub mod metrics;
+pub mod model;
+pub mod optim;
+pub mod reducer;
+pub mod reference;
+pub mod safetensors_io;
+pub mod scoring;
+pub mod statistics;
 pub mod tensor;
+pub mod trainer;

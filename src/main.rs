@@ -2,50 +2,62 @@
 
 use clap::Parser;
 use haf_dist::cli::{Arguments, Command};
+use haf_dist::comm::{self, CommThread, launch, solo::Solo};
 use haf_dist::error::{Error, Result};
-use haf_dist::{commands, launcher, logging};
+use haf_dist::{commands, logging, machine};
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// How long a rank keeps an error to itself, so that rank 0 can report one that all ranks share.
+const RANK_0_FIRST: Duration = Duration::from_secs(2);
+
 fn main() -> ExitCode {
-    let rank = launcher::rank();
+    machine::keep_freed_memory();
+    comm::install_panic_hook();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return explain(&error, rank),
+        Err(error) => return explain(&error),
     };
-    match run(arguments, rank) {
-        Ok(()) => ExitCode::SUCCESS,
+    match start(arguments) {
+        Ok((command, comm)) => match commands::run(&command, &comm) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                report(&error);
+                // Other ranks may be waiting for this one: finalising MPI would wait for them in turn.
+                comm.abort(error.exit_code())
+            }
+        },
         Err(error) => {
-            report(&error, rank);
-            // MPI: where it has started, this is the place to abort the job with `error.exit_code()`, so that no other
-            // rank waits for this one.
+            report(&error);
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
         }
     }
 }
 
-fn run(arguments: Arguments, rank: Option<usize>) -> Result<()> {
-    logging::init(rank)?;
-    // MPI: the panic hook that aborts the job belongs here.
-    commands::run(Command::try_from(arguments)?)
+fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
+    logging::init(launch::launch().map(|launch| launch.rank))?;
+    let command = Command::try_from(arguments)?;
+    let alone = matches!(command, Command::Train { debug: true, .. });
+    let comm = if alone { CommThread::start(|| Ok(Box::new(Solo)))? } else { CommThread::start(comm::connect)? };
+    Ok((command, comm))
 }
 
 /// Prints help, the version or what is wrong with the arguments, once for all ranks.
-fn explain(error: &clap::Error, rank: Option<usize>) -> ExitCode {
-    if rank.unwrap_or(0) == 0 {
+fn explain(error: &clap::Error) -> ExitCode {
+    if launch::rank() == 0 {
         // A closed pipe leaves nobody to tell.
         let _ = error.print();
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// Prints an error once. Rank 0 does it at once; by the time the others would, the launcher has ended them, unless the
-/// error was theirs alone.
-fn report(error: &Error, rank: Option<usize>) {
-    match rank {
-        None | Some(0) => logging::above_progress(|| eprintln!("error: {error}")),
-        Some(rank) => {
-            std::thread::sleep(Duration::from_secs(2));
+/// Prints an error once. Rank 0 does it at once; by the time the others would, the job has ended, unless the error was
+/// theirs alone.
+fn report(error: &Error) {
+    match launch::rank() {
+        0 => logging::above_progress(|| eprintln!("error: {error}")),
+        rank => {
+            std::thread::sleep(RANK_0_FIRST);
             eprintln!("error: rank {rank}: {error}");
         }
     }

@@ -24,7 +24,8 @@ pub struct AdamW {
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
-    threads: usize,
+    /// Threads of a rank.
+    pub threads: usize,
 }
 
 /// One update's numbers.

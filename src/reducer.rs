@@ -2,7 +2,7 @@
 //!
 //! A bucket belongs to the communication thread from `complete` to `finish`; nothing else may touch it between.
 
-use crate::comm::thread::{CommThread, Pending};
+use crate::comm::{CommThread, Pending};
 use crate::engine::GradientSink;
 use crate::error::Result;
 use tch::Tensor;

@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 fn child(part: &str) -> ExitCode {
     install_panic_hook();
     let serialized = part == "abort serialized";
-    let start = move || if serialized { Ok(Box::new(Mpi::start_serialized()?) as _) } else { connect(false) };
+    let start = move || if serialized { Ok(Box::new(Mpi::start_serialized()?) as _) } else { connect() };
     let comm = CommThread::start(start).expect("MPI starts");
     let mut buffer = Tensor::ones([1000], (Kind::Float, Device::Cpu));
     match (part, comm.rank()) {

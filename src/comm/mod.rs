@@ -43,10 +43,10 @@ pub trait Communicator {
     fn barrier(&mut self) -> Result<()>;
 }
 
-/// The CPU backend for this process: MPI if an MPI launcher started it or if `always_mpi`, else [`solo::Solo`],
-/// which neither initialises MPI nor needs a launcher. Meant for [`CommThread::start`].
-pub fn connect(always_mpi: bool) -> Result<Box<dyn Communicator>> {
-    if always_mpi || launch::under_mpirun() { Ok(Box::new(mpi::Mpi::start()?)) } else { Ok(Box::new(solo::Solo)) }
+/// The CPU backend for this process: MPI if an MPI launcher started it, else [`solo::Solo`], which neither initialises
+/// MPI nor needs a launcher. Meant for [`CommThread::start`].
+pub fn connect() -> Result<Box<dyn Communicator>> {
+    if launch::under_mpirun() { Ok(Box::new(mpi::Mpi::start()?)) } else { Ok(Box::new(solo::Solo)) }
 }
 
 /// Refuses a root that is no rank.

@@ -59,7 +59,7 @@ impl<T> Pending<T> {
 
 impl CommThread {
     /// Starts the thread, which makes its backend with `make` (backends need not be `Send`): for a program
-    /// `|| comm::connect(false)`. Returns `make`'s error.
+    /// `comm::connect`. Returns `make`'s error.
     pub fn start(make: impl FnOnce() -> Result<Box<dyn Communicator>> + Send + 'static) -> Result<Self> {
         let (jobs, queue) = unbounded::<Job>();
         let (ready, started) = bounded(1);

@@ -1,19 +1,31 @@
 //! One small file a command; this one picks it.
 
-use crate::cli::Command;
-use crate::config::Config;
-use crate::error::{Error, Result};
+mod debug;
+mod eval;
+mod prepare;
+mod score;
+mod scored;
+mod setup;
+mod train;
 
-/// Does what the command line asks for.
+use crate::cli::Command;
+use crate::comm::CommThread;
+use crate::config::Config;
+use crate::error::Result;
+
+/// Does what the command line asks for, on every rank.
 ///
 /// # Errors
-/// Whatever the command meets.
-pub fn run(command: Command) -> Result<()> {
+/// Whatever the command meets. An error that only some ranks meet leaves the others waiting: the caller must end the
+/// job.
+pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
     match command {
-        Command::Train { config, set, .. } | Command::Prepare { config, set } => {
-            Config::load(&config, &set)?;
+        Command::Train { config, set, debug: true, .. } => debug::run(&Config::load(config, set)?, comm),
+        Command::Train { config, set, resume, .. } => {
+            train::run(&comm.agree(Config::load(config, set))?, *resume, comm)
         }
-        Command::Eval { .. } | Command::Score { .. } => {}
+        Command::Prepare { config, set } => prepare::run(&comm.agree(Config::load(config, set))?, comm),
+        Command::Eval { scoring, json } => eval::run(scoring, *json, comm),
+        Command::Score { scoring, output } => score::run(scoring, output, comm),
     }
-    Err(Error::runtime("not built yet"))
 }

@@ -1,5 +1,6 @@
 //! From a file of preference pairs to packed batches of tokens.
 
+pub mod batch;
 mod builder;
 mod container;
 pub mod formats;

@@ -182,6 +182,11 @@ impl Encoder {
         self.bos
     }
 
+    /// Whether a token is one of the tokenizer's special tokens.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
     fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
         let prompt_text = self.template.render_prompt(&pair.prompt)?;
         let mut prompt = ids(&self.tokenizer, &prompt_text)?;

@@ -139,6 +139,11 @@ impl Architecture {
         }
     }
 
+    /// Name of the Transformers class that reads the exported reward model.
+    pub fn reward_model_class(&self) -> &'static str {
+        "LlamaForSequenceClassification"
+    }
+
     /// Parameters of the backbone without embedding and heads.
     pub fn block_parameters(&self) -> usize {
         let attention = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads);

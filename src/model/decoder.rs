@@ -163,7 +163,7 @@ impl<'a> Block<'a> {
         let activated = state.gate.silu();
         let product = self.project_backward(gradient, &(&activated * &state.up), place::DOWN);
         let up_gradient = &product * activated;
-        let gate_gradient = (product * &state.up).silu_backward(&state.gate);
+        let gate_gradient = state.gate.silu_backward(&(product * &state.up));
         let normed = self.normed(&state.middle, place::MLP_NORM);
         let normed_gradient = self.project_backward(&gate_gradient, &normed, place::GATE)
             + self.project_backward(&up_gradient, &normed, place::UP);

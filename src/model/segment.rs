@@ -20,6 +20,13 @@ pub struct Parameter {
     pub length: usize,
 }
 
+impl Parameter {
+    /// The parameter's part of a flat buffer of its segment, in its shape.
+    pub fn view(&self, flat: &Tensor) -> Tensor {
+        flat.narrow(0, self.offset as i64, self.length as i64).view(self.shape.as_slice())
+    }
+}
+
 /// The parameters of one stage of the model (embedding, a block, ...) in flat buffers.
 pub struct Segment {
     /// Its parameters, in the order of the buffers.
@@ -60,7 +67,7 @@ impl Segment {
             Some(master) if kind == Kind::Float => master.shallow_clone(),
             _ => flat(kind),
         };
-        let views = |flat: &Tensor| parameters.iter().map(|parameter| view(flat, parameter)).collect::<Vec<_>>();
+        let views = |flat: &Tensor| parameters.iter().map(|parameter| parameter.view(flat)).collect::<Vec<_>>();
         let weights = views(&compute);
         let gradients = gradient.as_ref().map(views).unwrap_or_default();
         Self { parameters, compute, master, gradient, weights, gradients }
@@ -73,7 +80,7 @@ impl Segment {
 
     /// The f32 values of the parameter at `index`: the master where there is one, else the compute values.
     pub fn value(&self, index: usize) -> Tensor {
-        view(self.master.as_ref().unwrap_or(&self.compute), &self.parameters[index])
+        self.parameters[index].view(self.master.as_ref().unwrap_or(&self.compute))
     }
 
     /// Whether gradients are collected.
@@ -116,7 +123,7 @@ impl Segment {
     pub fn set(&mut self, index: usize, value: &Tensor) {
         let parameter = &self.parameters[index];
         if let Some(master) = &self.master {
-            view(master, parameter).copy_(value);
+            parameter.view(master).copy_(value);
         }
         self.weights[index].copy_(value);
     }
@@ -136,6 +143,3 @@ impl Segment {
     }
 }
 
-fn view(flat: &Tensor, parameter: &Parameter) -> Tensor {
-    flat.narrow(0, parameter.offset as i64, parameter.length as i64).view(parameter.shape.as_slice())
-}

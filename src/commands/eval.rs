@@ -1,0 +1,43 @@
+//! `haf-dist eval`: metrics of a checkpoint, or of any reward model folder of a known family, on a file of pairs.
+
+use super::scored::{Scored, open};
+use super::setup;
+use crate::cli::Scoring;
+use crate::comm::CommThread;
+use crate::config::Source;
+use crate::error::Result;
+use crate::evaluate;
+use crate::logging;
+use crate::metrics::{EvaluationMetrics, evaluation_table};
+use crate::scoring::score_all;
+
+/// Runs the command on every rank.
+///
+/// # Errors
+/// A folder that is no reward model, or bad data.
+pub fn run(scoring: &Scoring, json: bool, comm: &CommThread) -> Result<()> {
+    let opened = comm.agree(open(scoring, comm))?;
+    let source = Source { path: scoring.data.clone(), format: scoring.format, weight: 1.0, domain: None };
+    let data = setup::prepared(&[source], "eval", &opened.config, &opened.encoder, comm)?;
+    if comm.rank() == 0 {
+        logging::above_progress(|| eprintln!("{}", data.report().render()));
+    }
+    let references = opened.references(&data, comm)?;
+    let Scored { engine, reported } = opened.model(references.is_some(), comm)?;
+    let budget = scoring.tokens_per_micro_batch;
+    let scores = score_all(&engine, &data, comm, budget, reported.policy, "eval")?;
+    let references = references.unwrap_or_default();
+    let rows = evaluate::metrics("eval", opened.step, &data, &scores, &references, reported);
+    if comm.rank() == 0 {
+        print(&rows, json);
+    }
+    Ok(())
+}
+
+fn print(rows: &[EvaluationMetrics], json: bool) {
+    if json {
+        rows.iter().filter_map(|row| serde_json::to_string(row).ok()).for_each(|line| println!("{line}"));
+    } else {
+        println!("{}", evaluation_table(rows));
+    }
+}

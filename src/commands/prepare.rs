@@ -1,0 +1,37 @@
+//! `haf-dist prepare`: tokenises and fills the caches that training would fill; creates no run folder.
+
+use super::setup;
+use crate::comm::CommThread;
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::machine::Machine;
+use crate::model::config::Architecture;
+use crate::model::segment::Use;
+use crate::model::weights::{LoadOptions, Model};
+
+/// Runs the command on every rank.
+///
+/// # Errors
+/// Bad data, a bad model, or a cache that cannot be written.
+pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
+    let machine = comm.agree(Machine::pick(config.model.dtype, config.parallel.threads, comm))?;
+    let architecture = comm.agree(Architecture::open(&config.model.path))?;
+    let encoder = comm.agree(setup::encoder(config, &architecture))?;
+    let splits = setup::splits(config, &encoder, comm)?;
+    if config.loss.needs_reference() {
+        let options =
+            LoadOptions { kind: machine.kind, device: machine.device, purpose: Use::Evaluate, log_probs: true };
+        let engine = Engine::new(comm.agree(Model::load(&config.model.path, options))?, false);
+        let named = [("train", Some(splits.train)), ("dev", splits.dev), ("test", splits.test)];
+        for (name, data) in named {
+            if let Some(data) = data {
+                setup::with_references(name, data, config, &engine, &machine, comm)?;
+            }
+        }
+    }
+    if comm.rank() == 0 {
+        println!("prepared in {}", config.data.cache_dir.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Opens what `eval` and `score` are pointed at: a checkpoint of ours, or any reward model folder of a known family.
+//!
+//! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
+
+use super::setup;
+use crate::checkpoint;
+use crate::cli::Scoring;
+use crate::comm::CommThread;
+use crate::config::{Config, LossConfig, Objective, TemplateKind};
+use crate::data::prepared::PreparedData;
+use crate::data::tokenize::Encoder;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::evaluate::Reported;
+use crate::machine::Machine;
+use crate::model::config::Architecture;
+use crate::model::segment::Use;
+use crate::model::weights::{LoadOptions, Model};
+use std::path::PathBuf;
+use tracing::warn;
+
+/// A folder to score with, before its weights are loaded.
+pub struct Opened {
+    /// The run's config where the folder is a checkpoint of ours, else defaults; `model.path` is the starting model.
+    pub config: Config,
+    /// Tokens as the model expects them.
+    pub encoder: Encoder,
+    /// Updates the checkpoint has seen; 0 for other folders.
+    pub step: usize,
+    folder: PathBuf,
+    trained_here: bool,
+    machine: Machine,
+}
+
+/// A loaded model and what is reported of it.
+pub struct Scored<'a> {
+    /// The model.
+    pub engine: Engine,
+    /// What is reported of it.
+    pub reported: Reported<'a>,
+}
+
+/// Reads everything but the weights.
+pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
+    let machine = Machine::pick(scoring.dtype, scoring.threads, comm)?;
+    let folder = scoring.checkpoint.clone();
+    let architecture = Architecture::open(&folder)?;
+    let trained_here = folder.join(checkpoint::CONFIG).exists();
+    let (mut config, step) = if trained_here {
+        (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?.step)
+    } else {
+        (Config::for_folder(&folder), 0)
+    };
+    let data = &mut config.data;
+    data.template = scoring.template.unwrap_or(data.template);
+    data.max_length = scoring.max_length.unwrap_or(data.max_length);
+    data.max_prompt_length = scoring.max_prompt_length.unwrap_or(data.max_prompt_length);
+    if data.max_prompt_length >= data.max_length {
+        if scoring.max_prompt_length.is_some() || scoring.max_length.is_none() {
+            return Err(Error::input(format!(
+                "--max-prompt-length {} must be less than --max-length {}",
+                data.max_prompt_length, data.max_length
+            )));
+        }
+        data.max_prompt_length = data.max_length * 3 / 4;
+    }
+    config.train.tokens_per_micro_batch = scoring.tokens_per_micro_batch;
+    let encoder = Encoder::open(
+        &folder,
+        data.template,
+        data.max_length,
+        data.max_prompt_length,
+        data.truncation,
+        architecture.vocabulary,
+    )?;
+    Ok(Opened { config, encoder, step, folder, trained_here, machine })
+}
+
+impl Opened {
+    /// Log-probs of the data's answers under the starting model; `None` where they cannot be had, `Some` of nothing
+    /// where the policy loss needs none.
+    ///
+    /// # Errors
+    /// A starting model that is there but cannot be read, or a lost rank.
+    pub fn references(&self, data: &PreparedData, comm: &CommThread) -> Result<Option<Vec<[f32; 2]>>> {
+        if !self.trained_here || !self.config.loss.needs_policy() {
+            return Ok(None);
+        }
+        if !self.config.loss.needs_reference() {
+            return Ok(Some(Vec::new()));
+        }
+        let start = &self.config.model.path;
+        if !comm.all_true(start.join("config.json").exists())? {
+            if comm.rank() == 0 {
+                warn!("{}, the starting model, is not there: implicit rewards are not computed", start.display());
+            }
+            return Ok(None);
+        }
+        let cache = setup::reference_cache(start, data, &self.config, &self.machine).map(Some);
+        let cache = comm.agree(if comm.rank() == 0 { cache } else { Ok(None) })?;
+        let engine = comm.agree(self.load(start, true))?;
+        let budget = self.config.train.tokens_per_micro_batch;
+        crate::reference::log_probs(&engine, data, comm, cache.as_ref(), budget, "eval").map(Some)
+    }
+
+    /// The model itself. `with_policy`: implicit rewards can be computed and are reported.
+    ///
+    /// # Errors
+    /// A folder without a reward head, or damaged weights.
+    pub fn model(&self, with_policy: bool, comm: &CommThread) -> Result<Scored<'_>> {
+        let engine = comm.agree(self.load(&self.folder, false))?;
+        if !engine.model.had_reward_head {
+            return Err(Error::input(format!("{} has no score.weight: it is no reward model", self.folder.display()))
+                .hint("--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label"));
+        }
+        let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
+        let policy = with_policy && engine.model.vocabulary().is_some();
+        Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
+    }
+
+    fn load(&self, folder: &std::path::Path, log_probs: bool) -> Result<Engine> {
+        let Machine { kind, device, .. } = self.machine;
+        let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
+        Ok(Engine::new(Model::load(folder, options)?, false))
+    }
+}
+
+impl Config {
+    /// Defaults for a folder that no run of ours has written: its own template and tokenizer, reward only.
+    fn for_folder(folder: &std::path::Path) -> Self {
+        let text = "[model]\npath = '.'\n[data]\ntrain = []\n[output]\ndir = '.'\n";
+        let mut config: Self = toml::from_str(text).unwrap_or_else(|error| unreachable!("{error}"));
+        config.model.path = folder.to_path_buf();
+        config.data.template = TemplateKind::Chat;
+        config.loss = LossConfig { objective: Objective::Reward, ..LossConfig::default() };
+        config
+    }
+}

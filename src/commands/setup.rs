@@ -1,0 +1,116 @@
+//! What several commands do before their own work: tokenised data and reference log-probs.
+
+use crate::comm::CommThread;
+use crate::config::{Config, Source};
+use crate::data::prepared::PreparedData;
+use crate::data::reference_cache::ReferenceCache;
+use crate::data::report;
+use crate::data::tokenize::Encoder;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::files;
+use crate::logging;
+use crate::machine::Machine;
+use crate::model::config::Architecture;
+use crate::model::weights::weight_paths;
+use crate::reference;
+use crate::trainer::Split;
+use std::path::Path;
+
+/// The splits of a run, tokenised.
+pub struct Splits {
+    /// What is trained on.
+    pub train: PreparedData,
+    /// What picks the best checkpoint.
+    pub dev: Option<PreparedData>,
+    /// What is reported on at the end.
+    pub test: Option<PreparedData>,
+}
+
+impl Splits {
+    /// Those that there are.
+    pub fn all(&self) -> impl Iterator<Item = &PreparedData> {
+        [Some(&self.train), self.dev.as_ref(), self.test.as_ref()].into_iter().flatten()
+    }
+}
+
+/// An encoder as the config asks for.
+pub fn encoder(config: &Config, architecture: &Architecture) -> Result<Encoder> {
+    let data = &config.data;
+    Encoder::open(
+        &config.model.path,
+        data.template,
+        data.max_length,
+        data.max_prompt_length,
+        data.truncation,
+        architecture.vocabulary,
+    )
+}
+
+/// Tokenises every split, or maps it from the cache, and prints the data report on rank 0.
+pub fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<Splits> {
+    let data = &config.data;
+    let splits = Splits {
+        train: prepared(&data.train, "train", config, encoder, comm)?,
+        dev: optional(&data.dev, "dev", config, encoder, comm)?,
+        test: optional(&data.test, "test", config, encoder, comm)?,
+    };
+    if comm.rank() == 0 {
+        let reports: Vec<_> = splits.all().map(PreparedData::report).collect();
+        logging::above_progress(|| eprintln!("{}", report::render(&reports)));
+    }
+    Ok(splits)
+}
+
+fn optional(
+    sources: &[Source],
+    split: &str,
+    config: &Config,
+    encoder: &Encoder,
+    comm: &CommThread,
+) -> Result<Option<PreparedData>> {
+    if sources.is_empty() { Ok(None) } else { prepared(sources, split, config, encoder, comm).map(Some) }
+}
+
+/// Rank 0 first: the others then find its file, unless they do not share its disk, and make their own.
+pub fn prepared(
+    sources: &[Source],
+    split: &str,
+    config: &Config,
+    encoder: &Encoder,
+    comm: &CommThread,
+) -> Result<PreparedData> {
+    let open = || PreparedData::open_or_make(sources, encoder, &config.data.cache_dir, split);
+    let of_rank_0 = comm.agree(if comm.rank() == 0 { open().map(Some) } else { Ok(None) })?;
+    comm.agree(of_rank_0.map_or_else(open, Ok))
+}
+
+/// Completes a split with its reference log-probs, computed by the model in `engine`, which must hold the weights of
+/// `config.model.path`; without them where the loss needs none.
+pub fn with_references(
+    name: &'static str,
+    data: PreparedData,
+    config: &Config,
+    engine: &Engine,
+    machine: &Machine,
+    comm: &CommThread,
+) -> Result<Split> {
+    if !config.loss.needs_reference() {
+        return Ok(Split { name, data, references: Vec::new() });
+    }
+    let cache = if comm.rank() == 0 { reference_cache(&config.model.path, &data, config, machine).map(Some) } else { Ok(None) };
+    let cache = comm.agree(cache)?;
+    let budget = config.train.tokens_per_micro_batch;
+    let references = reference::log_probs(engine, &data, comm, cache.as_ref(), budget, name)?;
+    Ok(Split { name, data, references })
+}
+
+/// The cache file of a data set under a starting model: keyed by both, and by the precision.
+pub fn reference_cache(model: &Path, data: &PreparedData, config: &Config, machine: &Machine) -> Result<ReferenceCache> {
+    let mut parts = Vec::new();
+    for path in weight_paths(model)?.iter().chain([&model.join("config.json")]) {
+        parts.push(files::fingerprint_file(path)?.to_le_bytes());
+    }
+    let fingerprint = files::fingerprint_parts(parts.iter().map(|part| part.as_slice()));
+    Ok(ReferenceCache::new(&config.data.cache_dir, data.key(), fingerprint, machine.dtype_name()))
+}

@@ -1,0 +1,185 @@
+//! `haf-dist --config FILE`: sets a run up, trains, evaluates on the test pairs and prints the table.
+
+use super::setup::{self, Splits};
+use crate::checkpoint;
+use crate::comm::CommThread;
+use crate::config::{Backend, Config};
+use crate::data::sampler::Sampler;
+use crate::data::tokenize::Encoder;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::logging;
+use crate::machine::Machine;
+use crate::metrics::{EvaluationMetrics, Jsonl, Sink, Terminal, evaluation_table};
+use crate::model::config::Architecture;
+use crate::model::segment::Use;
+use crate::model::weights::{LoadOptions, Model};
+use crate::trainer::{Saving, Split, Trainer, check_replicas};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tracing::info;
+
+/// Runs the command on every rank.
+///
+/// # Errors
+/// Anything wrong with the config, the files or the machine, before anything is written; lost ranks and failed writes
+/// later.
+pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
+    let started = Instant::now();
+    check_ranks(config, comm)?;
+    let machine = comm.agree(Machine::pick(config.model.dtype, config.parallel.threads, comm))?;
+    let architecture = comm.agree(Architecture::open(&config.model.path))?;
+    let encoder = comm.agree(setup::encoder(config, &architecture))?;
+    let run = &config.output.dir;
+    comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
+    let splits = setup::splits(config, &encoder, comm)?;
+    let pad_token = comm.agree(pad_token(&splits, &encoder, &architecture))?;
+    let engine = load(config, &machine, comm)?;
+    let (train, dev, test) = references(splits, config, &engine, &machine, comm)?;
+    comm.agree(if comm.rank() == 0 { prepare_folder(config, resume, &engine) } else { Ok(()) })?;
+    let weights: Vec<f64> = config.data.train.iter().map(|source| source.weight).collect();
+    let (data, batch) = (&config.data, config.train.pairs_per_step);
+    let sampler = comm.agree(Sampler::new(train.data.source_ranges(), &weights, batch, data.shuffle, data.seed))?;
+    let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
+    trainer.saving = Some(Saving { run: run.clone(), model_dir: config.model.path.clone(), pad_token });
+    if resume {
+        go_on(&mut trainer, run)?;
+    }
+    check_replicas(&trainer.engine, comm)?;
+    let total = trainer.total_steps();
+    if comm.rank() == 0 {
+        let jsonl = if resume { Jsonl::resume(run, trainer.state.step) } else { Jsonl::create(run) };
+        let sinks = jsonl.map(|jsonl| -> Vec<Box<dyn Sink>> {
+            vec![Box::new(jsonl), Box::new(Terminal::new(trainer.state.step, total))]
+        });
+        trainer.sinks = comm.agree(sinks)?;
+    } else {
+        comm.agree(Ok(()))?;
+    }
+    info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
+    trainer.run()?;
+    let rows = match &test {
+        Some(test) => trainer.evaluate(test)?,
+        None => Vec::new(),
+    };
+    // The bar goes before the table comes.
+    trainer.sinks.clear();
+    if comm.rank() == 0 {
+        closing(config, &trainer, &rows);
+    }
+    Ok(())
+}
+
+/// Refuses what cannot work with this many ranks.
+fn check_ranks(config: &Config, comm: &CommThread) -> Result<()> {
+    if comm.world_size() > config.train.pairs_per_step {
+        return Err(Error::input(format!(
+            "{} ranks share train.pairs_per_step = {}: some would never hold a pair",
+            comm.world_size(),
+            config.train.pairs_per_step
+        ))
+        .hint("start fewer ranks, or raise train.pairs_per_step (the global batch)"));
+    }
+    if config.parallel.backend == Backend::Mpi && !crate::comm::launch::under_mpirun() {
+        return Err(Error::input("parallel.backend = \"mpi\", but no MPI launcher started this process")
+            .hint("start it with mpirun -n N haf-dist ..., or set parallel.backend = \"auto\""));
+    }
+    Ok(())
+}
+
+fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine> {
+    let options = LoadOptions {
+        kind: machine.kind,
+        device: machine.device,
+        purpose: Use::Train,
+        log_probs: config.loss.needs_policy(),
+    };
+    let model = comm.agree(Model::load(&config.model.path, options))?;
+    info!(
+        "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
+        config.model.path.display(),
+        model.parameter_count() as f64 / 1e6,
+        machine.dtype_name(),
+        comm.world_size(),
+        machine.threads,
+        machine.device
+    );
+    if model.had_reward_head {
+        info!("the model brings a reward head: training goes on from it, not from zero");
+    }
+    Ok(Engine::new(model, config.train.activation_checkpointing))
+}
+
+fn references(
+    splits: Splits,
+    config: &Config,
+    engine: &Engine,
+    machine: &Machine,
+    comm: &CommThread,
+) -> Result<(Split, Option<Split>, Option<Split>)> {
+    let complete = |name, data| setup::with_references(name, data, config, engine, machine, comm);
+    let train = complete("train", splits.train)?;
+    let dev = splits.dev.map(|data| complete("dev", data)).transpose()?;
+    let test = splits.test.map(|data| complete("test", data)).transpose()?;
+    Ok((train, dev, test))
+}
+
+/// The last check before anything is written, and the run's folder.
+fn prepare_folder(config: &Config, resume: bool, engine: &Engine) -> Result<()> {
+    let run = &config.output.dir;
+    checkpoint::start_run(run, resume)?;
+    let model = &engine.model;
+    let trained = model.segments.iter().filter(|segment| segment.trains()).map(|segment| segment.length()).sum();
+    let bytes = checkpoint::expected_bytes(&config.model.path, model.parameter_count(), trained, model.kind);
+    // The newest `keep`, the best, and the one being written.
+    checkpoint::check_disk(run, bytes, config.checkpoint.keep + 2)
+}
+
+/// Continues from the newest whole checkpoint, or from the start where a run died before its first.
+fn go_on(trainer: &mut Trainer, run: &Path) -> Result<()> {
+    let comm = trainer.comm;
+    let newest = comm.agree(if comm.rank() == 0 { checkpoint::newest(run) } else { Ok(None) })?;
+    let name = newest.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = comm.broadcast_bytes(Some(name.into_bytes()))?;
+    if name.is_empty() {
+        info!("{} holds no whole checkpoint: starting from the first step", run.display());
+    } else {
+        let folder = PathBuf::from(String::from_utf8_lossy(&name).into_owned());
+        comm.agree(trainer.resume(&folder))?;
+        info!("resuming after step {} from {}", trainer.state.step, folder.display());
+    }
+    let aside = if comm.rank() == 0 { checkpoint::set_aside(run, trainer.state.step).map(drop) } else { Ok(()) };
+    comm.agree(aside)
+}
+
+/// A token to pad with that occurs in no sequence of the run and ends none.
+fn pad_token(splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
+    let mut occurs = vec![false; architecture.vocabulary];
+    for data in splits.all() {
+        for index in 0..data.len() {
+            let pair = data.pair(index);
+            for &token in pair.prefix.iter().chain(pair.chosen).chain(pair.rejected) {
+                occurs[token as usize] = true;
+            }
+        }
+    }
+    checkpoint::choose_pad_token(&occurs, &[encoder.eos()], |token| encoder.is_special(token)).ok_or_else(|| {
+        Error::input("every token of the vocabulary occurs in the data: none is left to pad with")
+            .hint("Transformers reads the reward at the last token that is not padding, so one must be free")
+    })
+}
+
+/// The closing table on stdout, and the paths of what was written.
+fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) {
+    let run = &config.output.dir;
+    logging::above_progress(|| {
+        if !rows.is_empty() {
+            println!("{}", evaluation_table(rows));
+        }
+        println!("checkpoint  {}", run.join(format!("step-{}", trainer.state.step)).display());
+        if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {
+            println!("best on dev {} (accuracy {:.4})", run.join(format!("step-{}", best.step)).display(), best.accuracy);
+        }
+        println!("metrics     {}", run.join("metrics.jsonl").display());
+    });
+}

@@ -1,0 +1,63 @@
+//! Scores a whole data set with every rank's help: deal, pack, run forward, gather.
+//!
+//! Not here: what the scores are good for (`reference.rs`, `evaluate.rs`).
+
+use crate::comm::CommThread;
+use crate::data::batch::{PackedBatch, Packing, PairToPack};
+use crate::data::prepared::PreparedData;
+use crate::data::sampler;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::head::PairScores;
+use crate::logging;
+
+/// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
+const NUMBERS: usize = 6;
+
+/// Scores of every pair of `data`, in its order, on every rank. All ranks must call it with the same data.
+///
+/// Each pair is scored by one rank and the others add zeros, so the numbers do not depend on the number of ranks beyond
+/// what packing does to rounding.
+///
+/// # Errors
+/// A lost rank, or log-probs asked of a model without a language-model head.
+pub fn score_all(
+    engine: &Engine,
+    data: &PreparedData,
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    title: &str,
+) -> Result<Vec<PairScores>> {
+    let tokens: Vec<usize> = (0..data.len()).map(|index| data.tokens(index)).collect();
+    let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
+    let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
+    let mut numbers = vec![0f64; NUMBERS * data.len()];
+    let progress = logging::progress(mine.len() as u64, title);
+    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|range| {
+        let pairs = mine[range.clone()].iter().map(|&index| PairToPack {
+            index,
+            pair: data.pair(index),
+            reference: [0.0; 2],
+        });
+        let batch = PackedBatch::new(pairs, Packing::Shared, engine.model.device);
+        for scores in engine.score(&batch, log_probs)? {
+            let PairScores { index, rewards, log_probs, tokens } = scores;
+            let tokens = tokens.map(|count| count as f64);
+            let row = [rewards[0], rewards[1], log_probs[0], log_probs[1], tokens[0], tokens[1]];
+            numbers[NUMBERS * index..NUMBERS * (index + 1)].copy_from_slice(&row);
+        }
+        progress.inc(range.len() as u64);
+        Ok(())
+    });
+    progress.finish_and_clear();
+    comm.agree(scored)?;
+    comm.sum_f64(&mut numbers)?;
+    let read = |(index, row): (usize, &[f64])| PairScores {
+        index,
+        rewards: [row[0], row[1]],
+        log_probs: [row[2], row[3]],
+        tokens: [row[4] as usize, row[5] as usize],
+    };
+    Ok(numbers.chunks_exact(NUMBERS).enumerate().map(read).collect())
+}

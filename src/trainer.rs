@@ -1,0 +1,412 @@
+//! The step loop: batch, engine, reduce, clip, update, log, evaluate, save.
+//!
+//! Every rank runs the same loop on its share of each global batch. Not here: how a run is set up (`commands/train.rs`).
+
+use crate::checkpoint::{self, Best, Snapshot, TrainState};
+use crate::comm::CommThread;
+use crate::config::Config;
+use crate::data::batch::{PackedBatch, Packing, PairToPack};
+use crate::data::prepared::PreparedData;
+use crate::data::sampler::{self, Sampler};
+use crate::engine::{Engine, GradientSink};
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Reported};
+use crate::files;
+use crate::head::{Objective, PairLosses};
+use crate::loss::hit;
+use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
+use crate::optim::{self, AdamW, Update};
+use crate::reducer::Reducer;
+use crate::safetensors_io::Mapped;
+use crate::scoring::score_all;
+use crate::tensor;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tch::Tensor;
+use tracing::{info, warn};
+
+/// Updates that may be skipped one after the other before the run gives up.
+const SKIPS_IN_A_ROW: usize = 20;
+
+/// A data set with its reference log-probs (empty where the loss needs none).
+pub struct Split {
+    /// `train`, `dev` or `test`.
+    pub name: &'static str,
+    /// Its pairs.
+    pub data: PreparedData,
+    /// Log-probs of each pair's answers under the starting model.
+    pub references: Vec<[f32; 2]>,
+}
+
+/// What rank 0 needs to write checkpoints.
+pub struct Saving {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Where config.json and the tokenizer files come from.
+    pub model_dir: PathBuf,
+    /// A token that occurs in no sequence.
+    pub pad_token: u32,
+}
+
+/// A run under way. All ranks hold one and call the same methods.
+pub struct Trainer<'a> {
+    /// The run.
+    pub config: &'a Config,
+    /// The other ranks.
+    pub comm: &'a CommThread,
+    /// The model.
+    pub engine: Engine,
+    /// Moments.
+    pub optimizer: AdamW,
+    /// Which pairs make a global batch.
+    pub sampler: Sampler,
+    /// What is trained on.
+    pub train: Split,
+    /// What picks the best checkpoint.
+    pub dev: Option<Split>,
+    /// Where numbers go; empty on ranks other than 0.
+    pub sinks: Vec<Box<dyn Sink>>,
+    /// Where checkpoints go; none are written without.
+    pub saving: Option<Saving>,
+    /// Where the run stands.
+    pub state: TrainState,
+}
+
+/// What one step's pairs came to, summed over the global batch.
+#[derive(Default)]
+struct StepSums {
+    reward_loss: f64,
+    policy_loss: f64,
+    hits: f64,
+    margin: f64,
+    tokens: f64,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run at its start, without sinks and without checkpoints; `engine` holds the starting weights.
+    pub fn new(
+        config: &'a Config,
+        comm: &'a CommThread,
+        engine: Engine,
+        sampler: Sampler,
+        train: Split,
+        dev: Option<Split>,
+        threads: usize,
+    ) -> Self {
+        let data = &config.data;
+        let weights: Vec<f64> = data.train.iter().map(|source| source.weight).collect();
+        let batch = config.train.pairs_per_step;
+        let order = format!("{:032x} {weights:?} {batch} {} {}", train.data.key(), data.shuffle, data.seed);
+        let data_key = format!("{:032x}", files::fingerprint_parts([order.as_bytes()]));
+        Self {
+            config,
+            comm,
+            optimizer: AdamW::new(&config.train, &engine.model, threads),
+            engine,
+            sampler,
+            train,
+            dev,
+            sinks: Vec::new(),
+            saving: None,
+            state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
+        }
+    }
+
+    /// Updates of the whole run.
+    pub fn total_steps(&self) -> usize {
+        let train = &self.config.train;
+        train.steps.unwrap_or_else(|| train.epochs.unwrap_or(1) * self.sampler.steps_per_epoch())
+    }
+
+    /// Trains from where the state stands to the end; evaluates and saves on the way and after the last update.
+    ///
+    /// # Errors
+    /// A lost rank, a failed write, or gradients that stay non-finite.
+    pub fn run(&mut self) -> Result<()> {
+        let total = self.total_steps();
+        let mut skipped_in_a_row = 0;
+        while self.state.step < total {
+            let (metrics, updated) = self.step(total)?;
+            skipped_in_a_row = if updated { 0 } else { skipped_in_a_row + 1 };
+            if skipped_in_a_row >= SKIPS_IN_A_ROW {
+                return Err(Error::runtime(format!("gradients were not finite in {SKIPS_IN_A_ROW} steps in a row"))
+                    .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
+            }
+            let logged = self.sinks.step(&metrics);
+            self.comm.agree(logged)?;
+            let saves = due(self.state.step, self.config.checkpoint.every, total);
+            let evaluates = due(self.state.step, self.config.eval.every, total) || saves;
+            let dev = if evaluates { self.evaluate_dev()? } else { None };
+            if saves {
+                self.save(dev)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One update. Returns its metrics and whether it was made (or skipped: gradients not finite).
+    ///
+    /// # Errors
+    /// A lost rank.
+    pub fn step(&mut self, total: usize) -> Result<(StepMetrics, bool)> {
+        let started = Instant::now();
+        let config = self.config;
+        let pairs = self.sampler.global_batch(self.state.step);
+        let count = pairs.len() as f64;
+        let objective = objective_of_step(config, self.state.step);
+
+        let mut reducer = Reducer::new(self.comm);
+        let sums = self.compute_gradients(&pairs, &objective, &mut reducer)?;
+        reducer.finish()?;
+        let sums = sums.over_all_ranks(self.comm)?;
+
+        let norm = optim::gradient_norm(&self.engine.model, self.optimizer.threads)? / count;
+        let finite = self.comm.all_true(norm.is_finite())?;
+        let clip = config.train.clip_norm;
+        let clip_scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
+        let train = &config.train;
+        let rate = optim::schedule(train.schedule, self.state.step, train.warmup_steps, total);
+        let head_rate = if train.head_learning_rate > 0.0 { train.head_learning_rate } else { train.learning_rate };
+        if finite {
+            let update = Update {
+                number: self.state.step + 1 - self.state.updates_skipped,
+                learning_rate: rate * train.learning_rate,
+                head_learning_rate: rate * head_rate,
+                gradient_scale: clip_scale / count,
+            };
+            self.optimizer.step(&mut self.engine.model, &update)?;
+        } else {
+            self.state.updates_skipped += 1;
+            warn!("step {}: gradients are not finite; the update is skipped on all ranks", self.state.step + 1);
+        }
+        self.engine.model.segments.iter_mut().for_each(|segment| segment.clear_gradient());
+        self.state.step += 1;
+
+        let seconds = started.elapsed().as_secs_f64();
+        let (reward_loss, policy_loss) = (sums.reward_loss / count, sums.policy_loss / count);
+        let reported = Reported::of_run(&config.loss);
+        let metrics = StepMetrics {
+            step: self.state.step,
+            loss: objective.reward_weight * reward_loss + objective.alpha * policy_loss,
+            reward_loss: reported.reward.then_some(reward_loss),
+            policy_loss: reported.policy.then_some(policy_loss),
+            accuracy: reported.reward.then_some(sums.hits / count),
+            margin: reported.reward.then_some(sums.margin / count),
+            grad_norm: norm,
+            lr: rate * train.learning_rate,
+            pairs_per_s: count / seconds,
+            tokens_per_s: sums.tokens / seconds,
+            seconds,
+        };
+        Ok((metrics, finite))
+    }
+
+    /// Adds the gradients of this rank's share of the global batch to the buckets and starts their reduction.
+    fn compute_gradients(
+        &self,
+        pairs: &[usize],
+        objective: &Objective,
+        sink: &mut dyn GradientSink,
+    ) -> Result<StepSums> {
+        let tokens: Vec<usize> = pairs.iter().map(|&pair| self.train.data.tokens(pair)).collect();
+        let mine = sampler::deal(&tokens, self.comm.world_size()).swap_remove(self.comm.rank());
+        let my_tokens: Vec<usize> = mine.iter().map(|&place| tokens[place]).collect();
+        let micro_batches = sampler::micro_batches(&my_tokens, self.config.train.tokens_per_micro_batch);
+        let mut sums = StepSums::default();
+        if micro_batches.is_empty() {
+            let nothing = self.train.pack(&[], self.engine.model.device);
+            self.engine.forward_backward(&nothing, objective, Some(sink))?;
+        }
+        let last = micro_batches.len().saturating_sub(1);
+        for (number, range) in micro_batches.into_iter().enumerate() {
+            let members: Vec<usize> = mine[range].iter().map(|&place| pairs[place]).collect();
+            let batch = self.train.pack(&members, self.engine.model.device);
+            let sink: Option<&mut dyn GradientSink> = if number == last { Some(&mut *sink) } else { None };
+            let losses = self.engine.forward_backward(&batch, objective, sink)?;
+            sums.add(&losses, batch.token_count());
+        }
+        Ok(sums)
+    }
+
+    /// Metrics of the dev pairs, logged; none without dev pairs.
+    fn evaluate_dev(&mut self) -> Result<Option<EvaluationMetrics>> {
+        let Some(dev) = self.dev.take() else { return Ok(None) };
+        let rows = self.evaluate(&dev);
+        self.dev = Some(dev);
+        Ok(rows?.into_iter().next())
+    }
+
+    /// Metrics of a split under the model as it stands: the total first, then each domain. They go to the sinks.
+    ///
+    /// # Errors
+    /// A lost rank or a failed write.
+    pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
+        let reported = Reported::of_run(&self.config.loss);
+        let budget = self.config.train.tokens_per_micro_batch;
+        let scores = score_all(&self.engine, &split.data, self.comm, budget, reported.policy, split.name)?;
+        let rows = evaluate::metrics(split.name, self.state.step, &split.data, &scores, &split.references, reported);
+        let logged = rows.iter().try_for_each(|row| self.sinks.evaluation(row));
+        self.comm.agree(logged)?;
+        Ok(rows)
+    }
+
+    /// Rank 0 writes `step-N`, then removes what retention no longer keeps; the others wait for the outcome.
+    fn save(&mut self, dev: Option<EvaluationMetrics>) -> Result<()> {
+        let Some(saving) = self.saving.take() else { return Ok(()) };
+        check_replicas(&self.engine, self.comm)?;
+        if let Some(evaluation) = dev {
+            let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
+            let loss = &self.config.loss;
+            let here = Best {
+                step: self.state.step,
+                accuracy: evaluation.accuracy.or(evaluation.policy_accuracy).unwrap_or(f64::NAN),
+                loss: weight(loss.effective_reward_weight(), evaluation.reward_loss)
+                    + weight(loss.effective_alpha(), evaluation.policy_loss),
+            };
+            if self.state.best.as_ref().is_none_or(|best| here.beats(best)) {
+                self.state.best = Some(here);
+            }
+        }
+        let written = if self.comm.rank() == 0 { self.write_checkpoint(&saving) } else { Ok(()) };
+        self.saving = Some(saving);
+        self.comm.agree(written)
+    }
+
+    fn write_checkpoint(&self, saving: &Saving) -> Result<()> {
+        let started = Instant::now();
+        let model = &self.engine.model;
+        let mut snapshot = Snapshot {
+            step: self.state.step,
+            model_dir: &saving.model_dir,
+            weights: Vec::new(),
+            masters: Vec::new(),
+            moments: Vec::new(),
+            architecture: model.architecture.reward_model_class(),
+            pad_token_id: saving.pad_token,
+            state: &self.state,
+            config: self.config,
+        };
+        for (segment, moments) in model.segments.iter().zip(&self.optimizer.moments) {
+            for (index, parameter) in segment.parameters.iter().enumerate() {
+                snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
+                let Some([first, second]) = moments else { continue };
+                snapshot.masters.push((parameter.name.clone(), segment.value(index)));
+                snapshot.moments.push((format!("exp_avg.{}", parameter.name), parameter.view(first)));
+                snapshot.moments.push((format!("exp_avg_sq.{}", parameter.name), parameter.view(second)));
+            }
+        }
+        let folder = checkpoint::save(&saving.run, &snapshot)?;
+        info!("saved {} in {:.1} s", folder.display(), started.elapsed().as_secs_f64());
+        let best = self.state.best.as_ref().map(|best| best.step);
+        checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
+    }
+
+    /// Takes masters, moments and position from a checkpoint that this program wrote.
+    ///
+    /// # Errors
+    /// Damaged files, or a checkpoint of another model, loss or data.
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let state = checkpoint::load_state(folder)?;
+        if state.data_key != self.state.data_key {
+            return Err(Error::input(format!("{} was trained on other data, or other settings of [data]", folder.display()))
+                .hint("resume with the config the run was started with, or start another run"));
+        }
+        let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
+        let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
+        for (segment, flat) in self.engine.model.segments.iter_mut().zip(&mut self.optimizer.moments) {
+            let Some(flat) = flat else { continue };
+            for index in 0..segment.parameters.len() {
+                let parameter = segment.parameters[index].clone();
+                segment.set(index, &read(&masters, &parameter.name, &parameter.shape)?);
+                for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
+                    let name = format!("{prefix}.{}", parameter.name);
+                    parameter.view(flat).copy_(&read(&moments, &name, &parameter.shape)?);
+                }
+            }
+        }
+        let now = (self.state.world_size, self.state.threads);
+        if (state.world_size, state.threads) != now {
+            info!(
+                "the checkpoint was made by {} ranks of {} threads, this run has {} of {}: equal up to rounding",
+                state.world_size, state.threads, now.0, now.1
+            );
+        }
+        self.state = TrainState { world_size: now.0, threads: now.1, ..state };
+        Ok(())
+    }
+}
+
+impl Split {
+    /// Packs the pairs of the given numbers, with their references.
+    pub fn pack(&self, pairs: &[usize], device: tch::Device) -> PackedBatch {
+        let items = pairs.iter().map(|&index| PairToPack {
+            index,
+            pair: self.data.pair(index),
+            reference: self.references.get(index).copied().unwrap_or_default(),
+        });
+        PackedBatch::new(items, Packing::Shared, device)
+    }
+}
+
+impl StepSums {
+    fn add(&mut self, losses: &[PairLosses], tokens: usize) {
+        for loss in losses {
+            let margin = loss.scores.rewards[0] - loss.scores.rewards[1];
+            self.reward_loss += loss.reward_loss;
+            self.policy_loss += loss.policy_loss.unwrap_or(0.0);
+            self.hits += hit(margin);
+            self.margin += margin;
+        }
+        self.tokens += tokens as f64;
+    }
+
+    /// The metrics' one reduction a step.
+    fn over_all_ranks(self, comm: &CommThread) -> Result<Self> {
+        let mut packed = [self.reward_loss, self.policy_loss, self.hits, self.margin, self.tokens];
+        comm.sum_f64(&mut packed)?;
+        let [reward_loss, policy_loss, hits, margin, tokens] = packed;
+        Ok(Self { reward_loss, policy_loss, hits, margin, tokens })
+    }
+}
+
+/// Which losses count in the step after `done` updates.
+pub fn objective_of_step(config: &Config, done: usize) -> Objective<'_> {
+    let loss = &config.loss;
+    let (mut reward_weight, mut alpha) = (loss.effective_reward_weight(), loss.effective_alpha());
+    if loss.alternate_every > 0 {
+        // Policy first, then reward; the idle loss is still computed and reported.
+        let idle = if (done / loss.alternate_every).is_multiple_of(2) { &mut reward_weight } else { &mut alpha };
+        *idle = 0.0;
+    }
+    Objective { config: loss, reward_weight, alpha, log_probs: loss.needs_policy() }
+}
+
+fn due(step: usize, every: usize, total: usize) -> bool {
+    step == total || (every > 0 && step.is_multiple_of(every))
+}
+
+/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit.
+///
+/// # Errors
+/// Replicas that differ, or a lost rank.
+pub fn check_replicas(engine: &Engine, comm: &CommThread) -> Result<()> {
+    let mut sums = Vec::new();
+    for master in engine.model.segments.iter().filter_map(|segment| segment.master.as_ref()) {
+        sums.push(master.sum(tch::Kind::Double).double_value(&[]));
+    }
+    let mut of_rank_0 = Tensor::from_slice(&sums);
+    comm.broadcast(&mut of_rank_0, 0)?;
+    let same = tensor::slice::<f64>(&of_rank_0)?.iter().zip(&sums).all(|(left, right)| left.to_bits() == right.to_bits());
+    if comm.all_true(same)? {
+        return Ok(());
+    }
+    Err(Error::runtime("the ranks' replicas differ").hint("do all ranks run the same program on the same files?"))
+}
+
+fn read(file: &Mapped, name: &str, shape: &[i64]) -> Result<Tensor> {
+    if file.shape(name)? != shape {
+        return Err(Error::input(format!("{name} of the checkpoint is not the model's: {shape:?} was expected"))
+            .hint("resume with the config the run was started with"));
+    }
+    file.read(name)
+}
