@@ -6,4 +6,5 @@ pub mod comm;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod safetensors_io;
 pub mod tensor;
