@@ -2,6 +2,7 @@
 
 #![deny(missing_docs)]
 
+pub mod checkpoint;
 pub mod comm;
 pub mod config;
 pub mod data;
