@@ -7,5 +7,7 @@ pub mod comm;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod metrics;
 pub mod safetensors_io;
+pub mod statistics;
 pub mod tensor;
