@@ -11,7 +11,7 @@ fn step(step: usize) -> StepMetrics {
     StepMetrics {
         step,
         loss: 0.831777,
-        reward_loss: Some(0.693147),
+        reward_loss: Some(0.7),
         policy_loss: None,
         accuracy: Some(0.5),
         margin: Some(f64::NAN),
@@ -58,7 +58,7 @@ fn metric_names_are_an_interface_and_what_is_not_finite_is_null() {
     // Read while the sink is open: nothing waits in a buffer.
     let text = fs::read_to_string(run.path().join("metrics.jsonl")).unwrap();
     insta::assert_snapshot!(text, @r#"
-    {"step":1,"loss":0.831777,"reward_loss":0.693147,"policy_loss":null,"accuracy":0.5,"margin":null,"grad_norm":null,"lr":0.00001,"pairs_per_s":2.0,"tokens_per_s":512.0,"seconds":8.0}
+    {"step":1,"loss":0.831777,"reward_loss":0.7,"policy_loss":null,"accuracy":0.5,"margin":null,"grad_norm":null,"lr":0.00001,"pairs_per_s":2.0,"tokens_per_s":512.0,"seconds":8.0}
     {"eval":"dev","step":1,"domain":"all","pairs":500,"accuracy":0.75,"accuracy_low":0.71,"accuracy_high":0.79,"policy_accuracy":null,"margin":0.25,"reward_loss":0.5,"policy_loss":null}
     "#);
 }

@@ -9,10 +9,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
+/// Where the checkpoint of `step` is.
 pub fn step_path(run: &Path, step: usize) -> PathBuf {
     run.join(format!("step-{step}"))
 }
 
+/// Where it is while it is written, or removed.
 pub fn partial_path(run: &Path, step: usize) -> PathBuf {
     run.join(format!("step-{step}.partial"))
 }
