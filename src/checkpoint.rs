@@ -1,0 +1,203 @@
+//! Checkpoints: written whole or not at all, found again, and checked before they are trusted.
+//!
+//! ```text
+//! RUN/step-N/                a Hugging Face folder: config.json, model.safetensors (compute precision), tokenizer ...
+//! RUN/step-N/trainer/        masters.safetensors, moments.safetensors, state.json, config.toml, files.json
+//! RUN/step-N.partial/        what a save that was killed has left; never read, removed by the next save
+//! ```
+//!
+//! Only rank 0 calls these functions. Not here: what the tensors mean, and when to save.
+
+mod export;
+mod folder;
+mod manifest;
+
+pub use export::choose_pad_token;
+pub use folder::{check_disk, expected_bytes, newest, retain, set_aside, start_run};
+
+use crate::config::Config;
+use crate::error::{Error, Result, file_error};
+use crate::safetensors_io;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// The folder inside a checkpoint that only this program reads.
+pub const TRAINER: &str = "trainer";
+/// The exported weights, inside a checkpoint.
+pub const MODEL: &str = "model.safetensors";
+/// The f32 masters, inside a checkpoint.
+pub const MASTERS: &str = "trainer/masters.safetensors";
+/// AdamW's moments, inside a checkpoint: `exp_avg.NAME` and `exp_avg_sq.NAME`.
+pub const MOMENTS: &str = "trainer/moments.safetensors";
+/// The [`TrainState`], inside a checkpoint.
+pub const STATE: &str = "trainer/state.json";
+/// The resolved configuration, inside a checkpoint.
+pub const CONFIG: &str = "trainer/config.toml";
+
+/// Version of the layout of `trainer/`; another one is refused.
+const FORMAT: u32 = 1;
+
+/// Where a run stands, beside its tensors. The position in the data follows from `step` alone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Updates done.
+    pub step: usize,
+    /// Ranks that did them. With another number a resumed run is equal up to rounding only.
+    pub world_size: usize,
+    /// Threads a rank. As for `world_size`.
+    pub threads: usize,
+    /// Hash of what the order of pairs depends on; a resumed run must have the same.
+    pub data_key: String,
+    /// The best evaluation on the dev pairs so far.
+    pub best: Option<Best>,
+    /// Updates that the finite vote has skipped.
+    pub updates_skipped: usize,
+}
+
+/// An evaluation on the dev pairs, and the checkpoint it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// The checkpoint's step.
+    pub step: usize,
+    /// Share of pairs ranked rightly, ties counted as one half.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub accuracy: f64,
+    /// Total loss.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+}
+
+impl Best {
+    /// Whether this one has the higher accuracy or, with the same accuracy, the lower loss. A NaN is worse than any
+    /// number.
+    pub fn beats(&self, other: &Self) -> bool {
+        let rank = |value: f64| if value.is_nan() { f64::NEG_INFINITY } else { value };
+        (rank(self.accuracy), rank(-self.loss)) > (rank(other.accuracy), rank(-other.loss))
+    }
+}
+
+/// JSON has no NaN; serde_json writes null for it.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[derive(Serialize, Deserialize)]
+struct StateFile {
+    format: u32,
+    #[serde(flatten)]
+    state: TrainState,
+}
+
+/// All that a checkpoint holds.
+pub struct Snapshot<'a> {
+    /// Updates done: the N of `step-N`.
+    pub step: usize,
+    /// Where config.json and the tokenizer's files are taken from.
+    pub model_dir: &'a Path,
+    /// The exported weights under the source's names, in compute precision (`lm_head.weight` only when untied), and
+    /// `score.weight`, [1, D], in f32.
+    pub weights: Vec<(String, Tensor)>,
+    /// f32 masters of what is trained.
+    pub masters: Vec<(String, Tensor)>,
+    /// AdamW's moments of what is trained: `exp_avg.NAME` and `exp_avg_sq.NAME`, f32.
+    pub moments: Vec<(String, Tensor)>,
+    /// Name of the Transformers class, such as `LlamaForSequenceClassification`.
+    pub architecture: &'a str,
+    /// A token that occurs in no sequence and is not an end of sequence; see [`choose_pad_token`].
+    pub pad_token_id: u32,
+    /// Where the run stands.
+    pub state: &'a TrainState,
+    /// The resolved configuration.
+    pub config: &'a Config,
+}
+
+/// Writes `run/step-N/` and returns its path.
+///
+/// Everything goes into `step-N.partial/` first and is flushed to the disk, file by file and folder by folder, before
+/// one rename gives it its name: a kill at any moment leaves either no `step-N` or a whole one. Leftovers of earlier
+/// kills are removed first.
+///
+/// # Errors
+/// An existing `step-N` (nothing is overwritten), a source folder that cannot be read, a failed write; what was
+/// written so far is removed.
+pub fn save(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
+    let target = folder::step_path(run, snapshot.step);
+    if fs::symlink_metadata(&target).is_ok() {
+        return Err(Error::runtime(format!("{} exists already; a checkpoint is never overwritten", target.display()))
+            .hint("move it away, or write to another [output] dir"));
+    }
+    folder::remove_partial(run)?;
+    let partial = folder::partial_path(run, snapshot.step);
+    let written = write_all(&partial, snapshot).and_then(|()| {
+        fs::rename(&partial, &target).map_err(|error| file_error(&target, "rename the finished checkpoint to", &error))
+    });
+    if let Err(error) = written {
+        // The error that stopped the save matters more than one met while cleaning up; the next save tries again.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
+    }
+    sync(run)?;
+    Ok(target)
+}
+
+fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
+    let trainer = partial.join(TRAINER);
+    fs::create_dir_all(&trainer).map_err(|error| file_error(&trainer, "create", &error))?;
+    export::write(partial, snapshot)?;
+    write_tensors(&partial.join(MODEL), &snapshot.weights, true)?;
+    write_tensors(&partial.join(MASTERS), &snapshot.masters, false)?;
+    write_tensors(&partial.join(MOMENTS), &snapshot.moments, false)?;
+    let state = StateFile { format: FORMAT, state: snapshot.state.clone() };
+    write_text(&partial.join(STATE), &to_json(&state)?)?;
+    let config = toml::to_string_pretty(snapshot.config)
+        .map_err(|error| Error::runtime(format!("the configuration cannot be written as TOML: {error}")))?;
+    write_text(&partial.join(CONFIG), &config)?;
+    manifest::write(partial)?;
+    sync(&trainer)?;
+    sync(partial)
+}
+
+/// Transformers refuses a model.safetensors that does not say `format = "pt"`.
+fn write_tensors(path: &Path, tensors: &[(String, Tensor)], exported: bool) -> Result<()> {
+    let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
+    let metadata = if exported { BTreeMap::from([("format".into(), "pt".into())]) } else { BTreeMap::new() };
+    safetensors_io::write(path, &borrowed, &metadata)
+}
+
+fn to_json(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|error| Error::runtime(format!("cannot be written as JSON: {error}")))
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|error| file_error(path, "write", &error))?;
+    sync(path)
+}
+
+/// Returns when the disk has a file's contents, or a folder's entries.
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, "flush", &error))
+}
+
+/// Reads JSON, with an error that names the file.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).map_err(|error| file_error(path, "read", &error))?;
+    serde_json::from_slice(&text).map_err(|error| Error::input(format!("{}: {error}", path.display())))
+}
+
+/// Reads where the run stood when the checkpoint at `dir` was written.
+///
+/// # Errors
+/// [`Error::input`] for a folder that this program did not write, or that another version of it wrote.
+pub fn load_state(dir: &Path) -> Result<TrainState> {
+    let path = dir.join(STATE);
+    let file: StateFile = read_json(&path)?;
+    if file.format != FORMAT {
+        return Err(Error::input(format!("{}: format {} (this program reads {FORMAT})", path.display(), file.format))
+            .hint("use the version of haf-dist that wrote it"));
+    }
+    Ok(file.state)
+}

@@ -1,0 +1,137 @@
+//! The Hugging Face side of a checkpoint: config.json and the tokenizer's files.
+//!
+//! Transformers reads the reward at the rightmost token that is not `pad_token_id`, whatever the attention mask says.
+//! So the exported pad token is one that occurs in no sequence, and the tokenizer is told to pad with it too.
+
+use super::{Snapshot, read_json, sync, to_json, write_text};
+use crate::error::{Error, Result, file_error};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::Path;
+use tch::Kind;
+
+/// Files that travel with a model, where present.
+pub const COMPANIONS: [&str; 11] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "NOTICE",
+];
+
+/// Those of them that name the pad token.
+const NAME_THE_PAD_TOKEN: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
+
+/// Weights that stay f32 whatever the compute precision is.
+const HEAD: &str = "score.weight";
+
+/// Writes config.json and the companions into `folder`.
+pub fn write(folder: &Path, snapshot: &Snapshot) -> Result<()> {
+    let config = config(snapshot)?;
+    write_text(&folder.join("config.json"), &to_json(&config)?)?;
+
+    let pad_token = token_text(snapshot.model_dir, snapshot.pad_token_id)?;
+    if pad_token.is_none() {
+        tracing::warn!(
+            "token {} has no text in tokenizer.json: pad batches for Transformers with this id, not with the \
+             tokenizer's own pad token",
+            snapshot.pad_token_id
+        );
+    }
+    for name in COMPANIONS {
+        let (source, target) = (snapshot.model_dir.join(name), folder.join(name));
+        if !source.is_file() {
+            continue;
+        }
+        match &pad_token {
+            Some(token) if NAME_THE_PAD_TOKEN.contains(&name) => {
+                let mut content: Map<String, Value> = read_json(&source)?;
+                content.insert("pad_token".into(), json!(token));
+                write_text(&target, &to_json(&content)?)?;
+            }
+            _ => {
+                fs::copy(&source, &target).map_err(|error| file_error(&source, "copy", &error))?;
+                sync(&target)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The source's config.json, changed as little as a reward model needs.
+fn config(snapshot: &Snapshot) -> Result<Map<String, Value>> {
+    let path = snapshot.model_dir.join("config.json");
+    let mut config: Map<String, Value> = read_json(&path)?;
+    let pad = snapshot.pad_token_id;
+    if ends(&config).contains(&u64::from(pad)) {
+        return Err(Error::runtime(format!("pad token {pad} is an end of sequence of {}", path.display())));
+    }
+    let dtype = dtype(snapshot)?;
+    config.insert("architectures".into(), json!([snapshot.architecture]));
+    // One label: Transformers derives `num_labels` from these.
+    config.insert("id2label".into(), json!({ "0": "LABEL_0" }));
+    config.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+    config.shift_remove("num_labels");
+    config.insert("pad_token_id".into(), json!(pad));
+    // Transformers 5 reads `dtype`, 4 reads `torch_dtype`.
+    config.insert("dtype".into(), json!(dtype));
+    config.insert("torch_dtype".into(), json!(dtype));
+    Ok(config)
+}
+
+/// The compute precision, in PyTorch's words.
+fn dtype(snapshot: &Snapshot) -> Result<&'static str> {
+    let weight = snapshot.weights.iter().find(|(name, _)| name != HEAD);
+    match weight.map(|(_, weight)| weight.kind()) {
+        Some(Kind::Float) => Ok("float32"),
+        Some(Kind::BFloat16) => Ok("bfloat16"),
+        other => Err(Error::runtime(format!("weights to export are f32 or bf16, not {other:?}"))),
+    }
+}
+
+/// Tokens that end a sequence: one number, a list, or none.
+fn ends(config: &Map<String, Value>) -> Vec<u64> {
+    match config.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
+        Some(id) => id.as_u64().into_iter().collect(),
+        None => vec![],
+    }
+}
+
+/// A token's text in tokenizer.json; `None` without that file, or for an id that only the embedding matrix has.
+fn token_text(model_dir: &Path, id: u32) -> Result<Option<String>> {
+    let path = model_dir.join("tokenizer.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let tokenizer: Value = read_json(&path)?;
+    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    if let Some(token) = added.into_iter().find(|token| token["id"].as_u64() == Some(id.into())) {
+        return Ok(token["content"].as_str().map(String::from));
+    }
+    Ok(match &tokenizer["model"]["vocab"] {
+        // BPE and WordPiece: text -> id.
+        Value::Object(vocabulary) => {
+            vocabulary.iter().find(|(_, value)| value.as_u64() == Some(id.into())).map(|(text, _)| text.clone())
+        }
+        // Unigram: [text, score] at the index of its id.
+        Value::Array(vocabulary) => vocabulary.get(id as usize).and_then(|entry| entry[0].as_str()).map(String::from),
+        _ => None,
+    })
+}
+
+/// A token to pad with: one that occurs in no sequence and is no end of sequence, below the vocabulary's size.
+///
+/// Special tokens come first (`is_special`), the highest id of them; then any token, from the end. `occurs[id]` says
+/// whether a token stands in any sequence; its length is the size V of the vocabulary. `None` where every token is used.
+pub fn choose_pad_token(occurs: &[bool], ends: &[u32], is_special: impl Fn(u32) -> bool) -> Option<u32> {
+    let size = u32::try_from(occurs.len()).ok()?;
+    let free: Vec<u32> = (0..size).rev().filter(|&id| !occurs[id as usize] && !ends.contains(&id)).collect();
+    free.iter().copied().find(|&id| is_special(id)).or(free.first().copied())
+}

@@ -1,0 +1,226 @@
+//! The run's folder: starting a run in it, the checkpoints it holds, which of them go, and whether the disk can hold
+//! them.
+
+use super::export::COMPANIONS;
+use super::{STATE, load_state, manifest};
+use crate::error::{Error, Result, file_error};
+use crate::safetensors_io::Mapped;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::Kind;
+
+/// Where the checkpoint of `step` is.
+pub fn step_path(run: &Path, step: usize) -> PathBuf {
+    run.join(format!("step-{step}"))
+}
+
+/// Where it is while it is written, or removed.
+pub fn partial_path(run: &Path, step: usize) -> PathBuf {
+    run.join(format!("step-{step}.partial"))
+}
+
+/// What stands behind `step-` in an entry's name.
+enum Entry {
+    Step(usize),
+    Partial(PathBuf),
+}
+
+/// The folders in `run` that have a checkpoint's name, steps rising; a link is never one, nor is a file.
+fn entries(run: &Path) -> Result<(Vec<usize>, Vec<PathBuf>)> {
+    let failed = |error: std::io::Error| file_error(run, "list", &error);
+    let (mut steps, mut partial) = (vec![], vec![]);
+    for item in fs::read_dir(run).map_err(failed)? {
+        let item = item.map_err(failed)?;
+        if !item.file_type().map_err(failed)?.is_dir() {
+            continue;
+        }
+        match classify(&item.file_name().to_string_lossy(), item.path()) {
+            Some(Entry::Step(step)) => steps.push(step),
+            Some(Entry::Partial(path)) => partial.push(path),
+            None => {}
+        }
+    }
+    steps.sort_unstable();
+    partial.sort();
+    Ok((steps, partial))
+}
+
+fn classify(name: &str, path: PathBuf) -> Option<Entry> {
+    let rest = name.strip_prefix("step-")?;
+    let digits = rest.strip_suffix(".partial").unwrap_or(rest);
+    let step: usize = digits.parse().ok()?;
+    // Only the names this program gives: `step-7`, not `step-007` or `step-+7`.
+    if step.to_string() != digits {
+        return None;
+    }
+    Some(if digits == rest { Entry::Step(step) } else { Entry::Partial(path) })
+}
+
+/// Makes `dir` ready for a run: creates it, or checks that it holds a run if and only if one is to be resumed.
+///
+/// Touches nothing but what a killed save has left there.
+///
+/// # Errors
+/// [`Error::input`] for a folder that holds a run (`metrics.jsonl` or `step-*`) without `resume`, for `resume` where
+/// there is none, or for a path that is no folder.
+pub fn start_run(dir: &Path, resume: bool) -> Result<()> {
+    let place = dir.display();
+    if dir.exists() && !dir.is_dir() {
+        return Err(Error::input(format!("[output] dir: {place} is not a folder")).hint("name another folder"));
+    }
+    let found = if dir.exists() { sign_of_a_run(dir)? } else { None };
+    match (found, resume) {
+        (Some(found), false) => Err(Error::input(format!("[output] dir: {place} already holds a run ({found})"))
+            .hint("add --resume to continue it, or name another [output] dir")),
+        (None, true) => Err(Error::input(format!("--resume: {place} holds no run to continue"))
+            .hint("check [output] dir, or leave --resume out to start a new run")),
+        (Some(_), true) => remove_partial(dir),
+        (None, false) => fs::create_dir_all(dir).map_err(|error| file_error(dir, "create", &error)),
+    }
+}
+
+fn sign_of_a_run(dir: &Path) -> Result<Option<String>> {
+    let failed = |error: std::io::Error| file_error(dir, "list", &error);
+    let mut found: Vec<String> = vec![];
+    for item in fs::read_dir(dir).map_err(failed)? {
+        let name = item.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if name == "metrics.jsonl" || name.starts_with("step-") {
+            found.push(name);
+        }
+    }
+    // The same answer whatever order the file system lists in.
+    Ok(found.into_iter().min())
+}
+
+/// Removes what killed saves and removals have left.
+pub fn remove_partial(run: &Path) -> Result<()> {
+    for path in entries(run)?.1 {
+        tracing::info!("removing {}, which an interrupted save has left", path.display());
+        fs::remove_dir_all(&path).map_err(|error| file_error(&path, "remove", &error))?;
+    }
+    Ok(())
+}
+
+/// The newest whole checkpoint of a run; `None` where there is none.
+///
+/// Whole means: every file has the size and the hash it was written with, and the tensor files and the state can be
+/// read. What is skipped is warned of, with the reason. Reads the checkpoint once from end to end.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn newest(run: &Path) -> Result<Option<PathBuf>> {
+    let (steps, partial) = entries(run)?;
+    for path in partial {
+        tracing::warn!("skipping {}: its save was interrupted", path.display());
+    }
+    for step in steps.into_iter().rev() {
+        let path = step_path(run, step);
+        match check(&path, step) {
+            Ok(()) => return Ok(Some(path)),
+            Err(error) => tracing::warn!("skipping {}, which is damaged: {}", path.display(), error.message),
+        }
+    }
+    Ok(None)
+}
+
+fn check(path: &Path, step: usize) -> Result<()> {
+    let state = load_state(path)?;
+    if state.step != step {
+        return Err(Error::input(format!("its state is that of step {}", state.step)));
+    }
+    manifest::check(path)?;
+    for file in [super::MODEL, super::MASTERS, super::MOMENTS] {
+        Mapped::open(&path.join(file))?;
+    }
+    Ok(())
+}
+
+/// Renames checkpoints beyond `step` to `step-N.damaged`, so that a run resumed from `step` can write its own. Returns
+/// their steps.
+///
+/// For the start of a resumed run: what is newer than the newest whole checkpoint is damaged. Nothing is deleted.
+///
+/// # Errors
+/// A failed rename.
+pub fn set_aside(run: &Path, step: usize) -> Result<Vec<usize>> {
+    let beyond: Vec<usize> = entries(run)?.0.into_iter().filter(|&found| found > step).collect();
+    for &found in &beyond {
+        let from = step_path(run, found);
+        let names = (1..).map(|copy| if copy == 1 { String::new() } else { format!("-{copy}") });
+        let mut targets = names.map(|suffix| run.join(format!("step-{found}.damaged{suffix}")));
+        if let Some(target) = targets.find(|target| fs::symlink_metadata(target).is_err()) {
+            fs::rename(&from, &target).map_err(|error| file_error(&from, "rename", &error))?;
+            tracing::warn!("the damaged {} is now {}; delete it at will", from.display(), target.display());
+        }
+    }
+    Ok(beyond)
+}
+
+/// Deletes all checkpoints but the newest `keep` (at least one) and the one of step `best`. Returns the deleted steps.
+///
+/// Only folders that this program wrote count and go: `step-N` with `trainer/state.json` inside. A folder loses its
+/// name before its files, so that a kill in between leaves no half checkpoint.
+///
+/// # Errors
+/// A failed rename or removal.
+pub fn retain(run: &Path, keep: usize, best: Option<usize>) -> Result<Vec<usize>> {
+    let mut steps = entries(run)?.0;
+    steps.retain(|&step| step_path(run, step).join(STATE).is_file());
+    steps.truncate(steps.len().saturating_sub(keep.max(1)));
+    steps.retain(|&step| Some(step) != best);
+    for &step in &steps {
+        let (path, partial) = (step_path(run, step), partial_path(run, step));
+        let removed = fs::rename(&path, &partial).and_then(|()| fs::remove_dir_all(&partial));
+        removed.map_err(|error| file_error(&path, "remove", &error))?;
+    }
+    Ok(steps)
+}
+
+/// Size of one checkpoint, in bytes, up to a few kilobytes of headers: `exported` numbers in `compute` precision,
+/// `trained` numbers as f32 master and two f32 moments, and the files that travel with the model in `model_dir`.
+pub fn expected_bytes(model_dir: &Path, exported: usize, trained: usize, compute: Kind) -> u64 {
+    let size = |name: &str| fs::metadata(model_dir.join(name)).map_or(0, |metadata| metadata.len());
+    let companions: u64 = COMPANIONS.iter().map(|name| size(name)).sum();
+    let tensors = exported * compute.elt_size_in_bytes() + 3 * trained * Kind::Float.elt_size_in_bytes();
+    companions + tensors as u64
+}
+
+/// Says how large a checkpoint is, and makes sure before the run that the disk under `run` can hold `checkpoints` of
+/// them (those kept, the best, and the one being written), less those it holds already.
+///
+/// # Errors
+/// [`Error::input`] where the disk has too little room.
+pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> Result<()> {
+    let held = if run.is_dir() { entries(run)?.0.len() } else { 0 };
+    let needed = bytes_per_checkpoint.saturating_mul(checkpoints.saturating_sub(held).max(1) as u64);
+    let free = free_bytes(run)?;
+    let (each, free_text) = (size_text(bytes_per_checkpoint), size_text(free));
+    tracing::info!("a checkpoint takes {each}; up to {checkpoints} at a time, {free_text} free");
+    if needed > free {
+        return Err(Error::input(format!(
+            "[output] dir: the disk of {} has {free_text} free, but {} are needed: up to {checkpoints} checkpoints of \
+             {each} at a time, {held} there already",
+            run.display(),
+            size_text(needed)
+        ))
+        .hint("free some space, name an [output] dir on another disk, or lower [checkpoint] keep"));
+    }
+    Ok(())
+}
+
+/// Free space on the disk that `path`, or its nearest ancestor that exists, is on.
+fn free_bytes(path: &Path) -> Result<u64> {
+    let absolute = std::path::absolute(path).map_err(|error| file_error(path, "find", &error))?;
+    let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let disk = nix::sys::statvfs::statvfs(existing).map_err(|error| file_error(existing, "measure", &error.into()))?;
+    Ok(disk.blocks_available() * disk.fragment_size())
+}
+
+/// Bytes as people read them.
+fn size_text(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

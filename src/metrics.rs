@@ -1,0 +1,258 @@
+//! Where a run's numbers go: the trait every sink implements, `metrics.jsonl`, the terminal, and the closing table.
+//!
+//! Rank 0 alone has sinks. Not here: how the numbers are computed. A new sink is one struct that implements [`Sink`].
+
+mod jsonl;
+
+pub use jsonl::Jsonl;
+
+use crate::error::Result;
+use crate::statistics::Interval;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// The domain under which a split's total is reported.
+pub const TOTAL: &str = "all";
+
+/// One update, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or not finite, is
+/// null there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// Number of the update, from 1; the losses are those before it.
+    pub step: usize,
+    /// reward_weight * reward_loss + alpha * policy_loss.
+    pub loss: f64,
+    /// Mean Bradley-Terry loss a pair of the global batch.
+    pub reward_loss: Option<f64>,
+    /// Mean policy loss a pair of the global batch.
+    pub policy_loss: Option<f64>,
+    /// Share of the batch's pairs that the reward ranks rightly; a tie counts as one half.
+    pub accuracy: Option<f64>,
+    /// Mean difference of reward, chosen minus rejected.
+    pub margin: Option<f64>,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the update.
+    pub lr: f64,
+    /// Pairs a second, over all ranks.
+    pub pairs_per_s: f64,
+    /// Tokens a second over all ranks: P + A + B, a prefix counted once.
+    pub tokens_per_s: f64,
+    /// Wall-clock time of the step, in seconds.
+    pub seconds: f64,
+}
+
+/// One evaluation of one domain, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or
+/// not finite, is null there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvaluationMetrics {
+    /// Name of the split: `dev` or `test`.
+    pub eval: String,
+    /// Updates done before it.
+    pub step: usize,
+    /// The pairs' domain; [`TOTAL`] for all of them.
+    pub domain: String,
+    /// Number of pairs.
+    pub pairs: usize,
+    /// Share of pairs that the reward ranks rightly; a tie counts as one half.
+    pub accuracy: Option<f64>,
+    /// Lower end of its 95% interval.
+    pub accuracy_low: Option<f64>,
+    /// Upper end of its 95% interval.
+    pub accuracy_high: Option<f64>,
+    /// Share of pairs that the policy's implicit reward ranks rightly; a tie counts as one half.
+    pub policy_accuracy: Option<f64>,
+    /// Mean difference of reward, chosen minus rejected.
+    pub margin: Option<f64>,
+    /// Mean Bradley-Terry loss a pair.
+    pub reward_loss: Option<f64>,
+    /// Mean policy loss a pair.
+    pub policy_loss: Option<f64>,
+    /// 95% interval of `policy_accuracy`, for the table alone.
+    #[serde(skip)]
+    pub policy_interval: Option<Interval>,
+}
+
+/// A place that a run's numbers go to.
+pub trait Sink {
+    /// Takes one update.
+    ///
+    /// # Errors
+    /// A failed write.
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
+
+    /// Takes one evaluation of one domain, or of all of them.
+    ///
+    /// # Errors
+    /// A failed write.
+    fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()>;
+}
+
+/// Several sinks are one; none (ranks other than 0) is one too.
+impl Sink for Vec<Box<dyn Sink>> {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        self.iter_mut().try_for_each(|sink| sink.step(metrics))
+    }
+
+    fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        self.iter_mut().try_for_each(|sink| sink.evaluation(metrics))
+    }
+}
+
+/// Time between two plain lines.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// A progress bar where stderr is a terminal, else a plain line every few seconds and for the first and last step.
+pub struct Terminal {
+    last_step: usize,
+    bar: Option<ProgressBar>,
+    said: Option<Instant>,
+}
+
+impl Terminal {
+    /// For a run up to `last_step` that has done `done` steps already.
+    pub fn new(done: usize, last_step: usize) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(last_step as u64), ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed}<{eta} {msg}") {
+                bar.set_style(style);
+            }
+            // So that the time to go does not count the earlier run's steps as done in no time.
+            bar.set_position(done as u64);
+            bar.reset_eta();
+            bar
+        });
+        Self { last_step, bar, said: None }
+    }
+
+    /// Whether a plain line is due: for the first step, the last, and once in a while in between.
+    fn due(&self, step: usize, now: Instant) -> bool {
+        step >= self.last_step || self.said.is_none_or(|said| now.duration_since(said) >= PLAIN_EVERY)
+    }
+}
+
+impl Sink for Terminal {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        if let Some(bar) = &self.bar {
+            bar.set_position(metrics.step as u64);
+            bar.set_message(summary(metrics));
+            if metrics.step >= self.last_step {
+                bar.finish();
+            }
+            return Ok(());
+        }
+        let now = Instant::now();
+        if self.due(metrics.step, now) {
+            tracing::info!("step {}/{}: {}", metrics.step, self.last_step, summary(metrics));
+            self.said = Some(now);
+        }
+        Ok(())
+    }
+
+    fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
+        // The domains are in metrics.jsonl and in the closing table.
+        if metrics.domain != TOTAL {
+            return Ok(());
+        }
+        let say = || tracing::info!("{}", evaluation_line(metrics));
+        match &self.bar {
+            Some(bar) => bar.suspend(say),
+            None => say(),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Terminal {
+    /// Leaves the bar where a run stopped early, so that the error that follows starts on a line of its own.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+}
+
+fn summary(metrics: &StepMetrics) -> String {
+    let accuracy = metrics.accuracy.map(|accuracy| format!(", accuracy {accuracy:.3}")).unwrap_or_default();
+    format!(
+        "loss {:.4}{accuracy}, gradient norm {:.3}, {:.2} pairs/s, {:.0} tokens/s",
+        metrics.loss, metrics.grad_norm, metrics.pairs_per_s, metrics.tokens_per_s
+    )
+}
+
+fn evaluation_line(metrics: &EvaluationMetrics) -> String {
+    format!(
+        "{} after step {}: {} pairs, accuracy {}, policy accuracy {}, margin {}",
+        metrics.eval,
+        metrics.step,
+        metrics.pairs,
+        with_interval(metrics.accuracy, metrics.accuracy_low.zip(metrics.accuracy_high)),
+        number(metrics.policy_accuracy),
+        number(metrics.margin)
+    )
+}
+
+/// A plain table of evaluations, a row each in the given order; `-` stands for what was not computed.
+pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    table.set_header([
+        "split",
+        "step",
+        "domain",
+        "pairs",
+        "accuracy (95%)",
+        "policy accuracy (95%)",
+        "margin",
+        "reward loss",
+        "policy loss",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.eval.clone(),
+            row.step.to_string(),
+            row.domain.clone(),
+            row.pairs.to_string(),
+            with_interval(row.accuracy, row.accuracy_low.zip(row.accuracy_high)),
+            with_interval(row.policy_accuracy, row.policy_interval.map(|interval| (interval.low, interval.high))),
+            number(row.margin),
+            number(row.reward_loss),
+            number(row.policy_loss),
+        ]);
+    }
+    // Names to the left, numbers to the right.
+    for index in [1, 3, 4, 5, 6, 7, 8] {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:.4}"))
+}
+
+fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
+    let interval = interval.map(|(low, high)| format!(" ({low:.3} to {high:.3})")).unwrap_or_default();
+    number(value) + &interval
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_lines_come_for_the_first_step_the_last_and_every_few_seconds() {
+        let start = Instant::now();
+        let mut terminal = Terminal { last_step: 10, bar: None, said: None };
+        assert!(terminal.due(1, start));
+        terminal.said = Some(start);
+        assert!(!terminal.due(2, start + Duration::from_millis(10)));
+        assert!(terminal.due(3, start + PLAIN_EVERY));
+        assert!(terminal.due(10, start + Duration::from_millis(10)));
+    }
+}

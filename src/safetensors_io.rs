@@ -1,0 +1,191 @@
+//! Tensors in the safetensors container: written straight from tensor memory, read from a memory map.
+//!
+//! Not here: which tensors a model or a checkpoint has, or what their names mean. The container: an 8-byte
+//! little-endian header length, a JSON header (kind, shape and byte range of every tensor), then the bytes
+//! (<https://huggingface.co/docs/safetensors>).
+
+use crate::error::{Error, Result, file_error};
+use crate::tensor::{bytes, count};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::{Map, Value, json};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// The header length that comes first, in bytes; the header is padded to a multiple of it.
+const LENGTH_BYTES: usize = 8;
+
+/// Kinds that are written and read. Not bool: its bytes would have to be checked, and no model here has one.
+const KINDS: [(Kind, Dtype); 9] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Half, Dtype::F16),
+    (Kind::Double, Dtype::F64),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int16, Dtype::I16),
+    (Kind::Int8, Dtype::I8),
+    (Kind::Uint8, Dtype::U8),
+];
+
+/// Writes `tensors` to a new file at `path` and returns when the disk has it.
+///
+/// A contiguous CPU tensor is written from its own memory; any other is copied for the moment of its writing, one at
+/// a time. Tensors with wider elements come first, so that every tensor is aligned to its element. `metadata` becomes
+/// the header's `__metadata__` (Transformers wants `format = "pt"`). The same input gives the same bytes.
+///
+/// # Errors
+/// A name that comes twice, a kind the container lacks, an existing `path`, or a failed write.
+pub fn write(path: &Path, tensors: &[(String, &Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut order: Vec<&(String, &Tensor)> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| Reverse(tensor.kind().elt_size_in_bytes()));
+
+    let header = header(&order, metadata).map_err(|error| error.at(path.display()))?;
+    let failed = |error: std::io::Error| file_error(path, "write", &error);
+    let mut file = File::create_new(path).map_err(failed)?;
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
+    file.write_all(&header).map_err(failed)?;
+    for (_, tensor) in order {
+        if tensor.device() == Device::Cpu && tensor.is_contiguous() {
+            file.write_all(bytes(tensor)?).map_err(failed)?;
+        } else {
+            let copy = tensor.to_device(Device::Cpu).contiguous();
+            file.write_all(bytes(&copy)?).map_err(failed)?;
+        }
+    }
+    file.sync_all().map_err(failed)
+}
+
+fn header(tensors: &[&(String, &Tensor)], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let mut entries = Map::new();
+    if !metadata.is_empty() {
+        entries.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut start = 0;
+    for (name, tensor) in tensors {
+        let kind = tensor.kind();
+        let dtype = KINDS.iter().find(|(known, _)| *known == kind).map(|(_, dtype)| *dtype);
+        let dtype =
+            dtype.ok_or_else(|| Error::runtime(format!("tensor {name} has kind {kind:?}: cannot be written")))?;
+        let end = start + count(tensor) * kind.elt_size_in_bytes();
+        let entry = json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end] });
+        if entries.insert(name.clone(), entry).is_some() {
+            return Err(Error::runtime(format!("two tensors are called {name}")));
+        }
+        start = end;
+    }
+    let mut text = Value::Object(entries).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(LENGTH_BYTES), b' ');
+    Ok(text)
+}
+
+/// A safetensors file in memory-mapped form: opening it reads the header alone.
+#[derive(Debug)]
+pub struct Mapped {
+    path: PathBuf,
+    memory: Mmap,
+    /// Where the tensors' bytes start in the file.
+    data_start: usize,
+    metadata: Metadata,
+}
+
+impl Mapped {
+    /// Maps a file and checks its header: that every tensor's shape fits its byte range, that the ranges follow one
+    /// another without gap or overlap, and that the file ends where the last one does.
+    ///
+    /// # Errors
+    /// [`Error::input`] that names the file and says what is wrong with it: not there, cut short, not safetensors.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |error: std::io::Error| file_error(path, "open", &error);
+        let file = File::open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(Error::input(format!("{} is not a file; a safetensors file was expected", path.display())));
+        }
+        // SAFETY: the map is only read. Another process that cut the file short meanwhile could end this one with
+        // SIGBUS; a checkpoint is never changed in place, and that risk is the price of not reading a model twice.
+        let memory = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let (header_length, metadata) =
+            SafeTensors::read_metadata(&memory).map_err(|error| damaged(path, &memory, &error.to_string()))?;
+        Ok(Self { path: path.into(), memory, data_start: LENGTH_BYTES + header_length, metadata })
+    }
+
+    /// The tensors' names, in the order of the file.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// A tensor's shape.
+    ///
+    /// # Errors
+    /// [`Error::input`] where the file has no such tensor.
+    pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
+        let convert = |&size: &usize| i64::try_from(size).map_err(|_| self.wrong(name, "has a size beyond 2^63"));
+        self.info(name)?.shape.iter().map(convert).collect()
+    }
+
+    /// A tensor's kind.
+    ///
+    /// # Errors
+    /// [`Error::input`] where the file has no such tensor, or it has a kind that is not supported (F8, bool ...).
+    pub fn kind(&self, name: &str) -> Result<Kind> {
+        let dtype = self.info(name)?.dtype;
+        let kind = KINDS.iter().find(|(_, known)| *known == dtype).map(|(kind, _)| *kind);
+        kind.ok_or_else(|| self.wrong(name, &format!("has elements of type {dtype}, which is not supported")))
+    }
+
+    /// A tensor's bytes, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::input`] where the file has no such tensor.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        let (start, end) = self.info(name)?.data_offsets;
+        // `open` has checked the ranges; a second look costs nothing and cannot panic.
+        let data = self.memory.get(self.data_start + start..self.data_start + end);
+        data.ok_or_else(|| self.wrong(name, "lies beyond the end of the file"))
+    }
+
+    /// A copy of a tensor: on the CPU, of the file's kind.
+    ///
+    /// # Errors
+    /// As [`Self::kind`].
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let (data, shape, kind) = (self.bytes(name)?, self.shape(name)?, self.kind(name)?);
+        // libtorch copies as many bytes as the shape says, whatever the slice holds.
+        if shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes() != data.len() {
+            return Err(self.wrong(name, "has a shape that does not fit its bytes"));
+        }
+        Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.metadata.info(name).ok_or_else(|| Error::input(format!("{} has no tensor {name}", self.path.display())))
+    }
+
+    fn wrong(&self, name: &str, what: &str) -> Error {
+        Error::input(format!("{}: tensor {name} {what}", self.path.display()))
+    }
+}
+
+/// Says what is wrong with a file that is no safetensors file, with numbers where the library has none.
+fn damaged(path: &Path, file: &[u8], reason: &str) -> Error {
+    let (length, path) = (file.len(), path.display());
+    if file.starts_with(b"version https://git-lfs") {
+        return Error::input(format!("{path} is a Git LFS pointer, not the safetensors file itself"))
+            .hint("run `git lfs pull` in the folder it came from");
+    }
+    let declared = file.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    let what = match declared {
+        None => format!("it has {length} bytes, too few for a header"),
+        Some(declared) if declared > (length - LENGTH_BYTES) as u64 => {
+            format!("its header should have {declared} bytes, but the file has {length} in all")
+        }
+        Some(_) => format!("{reason} (the file has {length} bytes)"),
+    };
+    Error::input(format!("{path} is not a whole safetensors file: {what}"))
+        .hint("it was cut short or is of another format: get or write it again")
+}
