@@ -161,8 +161,9 @@ impl Chat {
             Error::input(format!("{path}: the chat template is broken: {error}"))
                 .hint(format!("mend it, {OTHER_TEMPLATES}"))
         })?;
-        let variables = special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
-        let mut chat = Self { environment, source, variables, tail: String::new() };
+        let variables: BTreeMap<_, _> =
+            special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
+        let mut chat = Self { environment, source, variables: variables.into(), tail: String::new() };
 
         let [user, assistant] = [("user", "Hi."), ("assistant", SENTINEL)]
             .map(|(role, content)| Message { role: role.into(), content: content.into() });
@@ -178,7 +179,7 @@ impl Chat {
     fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let messages: Vec<Value> = messages
             .iter()
-            .map(|message| Value::from_iter([("role", &message.role[..]), ("content", &message.content)]))
+            .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
             .collect();
         // Transformers always passes tools and documents; templates ask whether they are none.
         let context = context! {
