@@ -70,7 +70,7 @@ proptest! {
     fn a_batch_depends_on_seed_and_step_alone(
         length in 1usize..60, pairs_per_step in 1usize..9, seed: u64, steps in prop::collection::vec(0usize..40, 1..20),
     ) {
-        let new = || Sampler::new(&[0..length], &[1.5], pairs_per_step, true, seed).unwrap();
+        let new = || Sampler::new(&ranges(&[length]), &[1.5], pairs_per_step, true, seed).unwrap();
         let mut asked_in_any_order = new();
         for step in steps {
             prop_assert_eq!(asked_in_any_order.global_batch(step), new().global_batch(step));
@@ -119,12 +119,12 @@ proptest! {
 
 #[test]
 fn epochs_and_seeds_differ_in_order_and_subset() {
-    let new = |seed| Sampler::new(&[0..100], &[0.5], 8, true, seed).unwrap();
+    let new = |seed| Sampler::new(&ranges(&[100]), &[0.5], 8, true, seed).unwrap();
     let (first, second) = (epoch(&mut new(1), 0), epoch(&mut new(1), 1));
     assert_ne!(counts(&first), counts(&second), "the same half in both epochs");
     assert_ne!(first, epoch(&mut new(2), 0));
 
-    let whole = |number| epoch(&mut Sampler::new(&[0..100], &[1.0], 8, true, 1).unwrap(), number);
+    let whole = |number| epoch(&mut Sampler::new(&ranges(&[100]), &[1.0], 8, true, 1).unwrap(), number);
     assert_ne!(whole(0), whole(1), "the same order in both epochs");
 }
 
@@ -137,7 +137,7 @@ fn the_order_is_the_one_of_earlier_versions() {
 
 #[test]
 fn the_short_last_batch_is_a_step_and_the_next_epoch_starts_after_it() {
-    let mut sampler = Sampler::new(&[0..10], &[1.0], 4, false, 0).unwrap();
+    let mut sampler = Sampler::new(&ranges(&[10]), &[1.0], 4, false, 0).unwrap();
     assert_eq!((sampler.pairs_per_epoch(), sampler.steps_per_epoch()), (10, 3));
     assert_eq!(sampler.global_batch(2), [8, 9]);
     assert_eq!(sampler.global_batch(3), [0, 1, 2, 3]);
@@ -157,6 +157,6 @@ fn weights_that_make_no_sense_are_input_errors() {
         assert!(error.message.contains("data.train[1].weight"), "{error}");
     }
     assert!(Sampler::new(&[0..5, 5..15], &[1.0, 0.06], 4, true, 0).is_ok());
-    assert_eq!(Sampler::new(&[0..5], &[1.0], 0, true, 0).unwrap_err().kind, Kind::Input);
+    assert_eq!(Sampler::new(&ranges(&[5]), &[1.0], 0, true, 0).unwrap_err().kind, Kind::Input);
     assert_eq!(Sampler::new(&[], &[], 4, true, 0).unwrap_err().kind, Kind::Input);
 }
