@@ -13,7 +13,7 @@ mod folder;
 mod manifest;
 
 pub use export::choose_pad_token;
-pub use folder::{check_disk, expected_bytes, newest, retain, set_aside, start_run};
+pub use folder::{check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};

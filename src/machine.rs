@@ -30,7 +30,8 @@ impl Machine {
             count => Device::Cuda(local_rank % count.max(1) as usize),
         };
         let threads = if threads > 0 { threads } else { default_threads(local_size) };
-        let count = i32::try_from(threads).map_err(|_| Error::input(format!("parallel.threads = {threads} is too many")))?;
+        let count =
+            i32::try_from(threads).map_err(|_| Error::input(format!("parallel.threads = {threads} is too many")))?;
         tch::set_num_threads(count);
         let kind = match dtype {
             Dtype::F32 => Kind::Float,

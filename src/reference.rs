@@ -38,8 +38,10 @@ pub fn log_probs(
     let values: Vec<[f32; 2]> = scores.iter().map(|scores| scores.log_probs.map(|value| value as f32)).collect();
     let finite = values.iter().flatten().all(|value| value.is_finite());
     let stored = match cache {
-        _ if !finite => Err(Error::runtime(format!("the starting model gives log-probs of {split} that are not finite"))
-            .hint("are the model's weights whole? try model.dtype = \"f32\"")),
+        _ if !finite => {
+            Err(Error::runtime(format!("the starting model gives log-probs of {split} that are not finite"))
+                .hint("are the model's weights whole? try model.dtype = \"f32\""))
+        }
         Some(cache) => cache.store(&values),
         None => Ok(()),
     };

@@ -114,6 +114,11 @@ impl Mapped {
         Ok(Self { path: path.into(), memory, data_start: LENGTH_BYTES + header_length, metadata })
     }
 
+    /// The header's text entries.
+    pub fn metadata(&self) -> std::collections::HashMap<String, String> {
+        self.metadata.metadata().clone().unwrap_or_default()
+    }
+
     /// The tensors' names, in the order of the file.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()

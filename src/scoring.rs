@@ -35,11 +35,8 @@ pub fn score_all(
     let mut numbers = vec![0f64; NUMBERS * data.len()];
     let progress = logging::progress(mine.len() as u64, title);
     let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|range| {
-        let pairs = mine[range.clone()].iter().map(|&index| PairToPack {
-            index,
-            pair: data.pair(index),
-            reference: [0.0; 2],
-        });
+        let pairs =
+            mine[range.clone()].iter().map(|&index| PairToPack { index, pair: data.pair(index), reference: [0.0; 2] });
         let batch = PackedBatch::new(pairs, Packing::Shared, engine.model.device);
         for scores in engine.score(&batch, log_probs)? {
             let PairScores { index, rewards, log_probs, tokens } = scores;

@@ -308,8 +308,11 @@ impl<'a> Trainer<'a> {
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
         let state = checkpoint::load_state(folder)?;
         if state.data_key != self.state.data_key {
-            return Err(Error::input(format!("{} was trained on other data, or other settings of [data]", folder.display()))
-                .hint("resume with the config the run was started with, or start another run"));
+            return Err(Error::input(format!(
+                "{} was trained on other data, or other settings of [data]",
+                folder.display()
+            ))
+            .hint("resume with the config the run was started with, or start another run"));
         }
         let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
         let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
@@ -396,7 +399,8 @@ pub fn check_replicas(engine: &Engine, comm: &CommThread) -> Result<()> {
     }
     let mut of_rank_0 = Tensor::from_slice(&sums);
     comm.broadcast(&mut of_rank_0, 0)?;
-    let same = tensor::slice::<f64>(&of_rank_0)?.iter().zip(&sums).all(|(left, right)| left.to_bits() == right.to_bits());
+    let same =
+        tensor::slice::<f64>(&of_rank_0)?.iter().zip(&sums).all(|(left, right)| left.to_bits() == right.to_bits());
     if comm.all_true(same)? {
         return Ok(());
     }

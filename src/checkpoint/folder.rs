@@ -56,14 +56,12 @@ fn classify(name: &str, path: PathBuf) -> Option<Entry> {
     Some(if digits == rest { Entry::Step(step) } else { Entry::Partial(path) })
 }
 
-/// Makes `dir` ready for a run: creates it, or checks that it holds a run if and only if one is to be resumed.
-///
-/// Touches nothing but what a killed save has left there.
+/// Checks that `dir` holds a run if and only if one is to be resumed. Touches nothing.
 ///
 /// # Errors
 /// [`Error::input`] for a folder that holds a run (`metrics.jsonl` or `step-*`) without `resume`, for `resume` where
 /// there is none, or for a path that is no folder.
-pub fn start_run(dir: &Path, resume: bool) -> Result<()> {
+pub fn check_run(dir: &Path, resume: bool) -> Result<()> {
     let place = dir.display();
     if dir.exists() && !dir.is_dir() {
         return Err(Error::input(format!("[output] dir: {place} is not a folder")).hint("name another folder"));
@@ -74,9 +72,20 @@ pub fn start_run(dir: &Path, resume: bool) -> Result<()> {
             .hint("add --resume to continue it, or name another [output] dir")),
         (None, true) => Err(Error::input(format!("--resume: {place} holds no run to continue"))
             .hint("check [output] dir, or leave --resume out to start a new run")),
-        (Some(_), true) => remove_partial(dir),
-        (None, false) => fs::create_dir_all(dir).map_err(|error| file_error(dir, "create", &error)),
+        (Some(_), true) | (None, false) => Ok(()),
     }
+}
+
+/// Makes `dir` ready for a run: [`check_run`], then creates it, or removes what a killed save has left there.
+///
+/// # Errors
+/// Those of [`check_run`], or a failed change.
+pub fn start_run(dir: &Path, resume: bool) -> Result<()> {
+    check_run(dir, resume)?;
+    if resume {
+        return remove_partial(dir);
+    }
+    fs::create_dir_all(dir).map_err(|error| file_error(dir, "create", &error))
 }
 
 fn sign_of_a_run(dir: &Path) -> Result<Option<String>> {

@@ -76,7 +76,8 @@ fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
                 break;
             }
             if let Encoded::Kept(tokens) = encoder.encode(&pair)? {
-                let domain = pair.domain.clone().or_else(|| source.domain.clone()).unwrap_or_else(|| "debug".to_string());
+                let domain =
+                    pair.domain.clone().or_else(|| source.domain.clone()).unwrap_or_else(|| "debug".to_string());
                 kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), domain });
                 of_source += 1;
             }
@@ -127,7 +128,8 @@ fn packed_scores(engine: &Engine, split: &Split, config: &Config) -> Result<Chec
         }
     }
     let bound = tolerance(engine);
-    let said = format!("largest difference: reward {reward:.1e}, log-prob {log_prob:.1e} (relative); bound {bound:.0e}");
+    let said =
+        format!("largest difference: reward {reward:.1e}, log-prob {log_prob:.1e} (relative); bound {bound:.0e}");
     Ok(Check { name: "packed scores = one pair at a time", outcome: verdict(reward.max(log_prob) <= bound, said) })
 }
 
@@ -162,9 +164,8 @@ fn finite_gradients(engine: &Engine) -> Check {
     for segment in engine.model.segments.iter().filter(|segment| segment.trains()) {
         for (index, parameter) in segment.parameters.iter().enumerate() {
             count += 1;
-            let finite = segment.gradient_view(index).is_none_or(|gradient| {
-                gradient.isfinite().all().int64_value(&[]) == 1
-            });
+            let finite =
+                segment.gradient_view(index).is_none_or(|gradient| gradient.isfinite().all().int64_value(&[]) == 1);
             if !finite {
                 bad.push(parameter.name.clone());
             }

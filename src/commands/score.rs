@@ -48,7 +48,9 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
         let scores = score_all(&engine, &data, comm, budget, log_probs, "score")?;
         let references = references.unwrap_or_default();
         let policy = Policy { reported, log_probs };
-        lines.extend(pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))));
+        lines.extend(
+            pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
+        );
     }
     let written = writer.map_or(Ok(()), |mut writer| write(&mut writer, &lines, output));
     comm.agree(written)

@@ -6,7 +6,7 @@ use super::setup;
 use crate::checkpoint;
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::config::{Config, LossConfig, Objective, TemplateKind};
+use crate::config::{Config, Objective};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
@@ -16,8 +16,11 @@ use crate::machine::Machine;
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tracing::warn;
+
+/// The least that a config must say; every other key has its default, and these values are not used.
+const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]\noutput.dir = 'unused'\n";
 
 /// A folder to score with, before its weights are loaded.
 pub struct Opened {
@@ -49,7 +52,7 @@ pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
     let (mut config, step) = if trained_here {
         (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?.step)
     } else {
-        (Config::for_folder(&folder), 0)
+        (config_of_a_folder(&folder)?, 0)
     };
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
@@ -118,21 +121,17 @@ impl Opened {
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
-    fn load(&self, folder: &std::path::Path, log_probs: bool) -> Result<Engine> {
+    fn load(&self, folder: &Path, log_probs: bool) -> Result<Engine> {
         let Machine { kind, device, .. } = self.machine;
         let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
         Ok(Engine::new(Model::load(folder, options)?, false))
     }
 }
 
-impl Config {
-    /// Defaults for a folder that no run of ours has written: its own template and tokenizer, reward only.
-    fn for_folder(folder: &std::path::Path) -> Self {
-        let text = "[model]\npath = '.'\n[data]\ntrain = []\n[output]\ndir = '.'\n";
-        let mut config: Self = toml::from_str(text).unwrap_or_else(|error| unreachable!("{error}"));
-        config.model.path = folder.to_path_buf();
-        config.data.template = TemplateKind::Chat;
-        config.loss = LossConfig { objective: Objective::Reward, ..LossConfig::default() };
-        config
-    }
+/// Defaults for a folder that no run of ours has written: its own chat template and tokenizer, reward only.
+fn config_of_a_folder(folder: &Path) -> Result<Config> {
+    let mut config = Config::parse("defaults", MINIMAL, &[])?;
+    config.model.path = folder.to_path_buf();
+    config.loss.objective = Objective::Reward;
+    Ok(config)
 }

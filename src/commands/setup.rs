@@ -98,7 +98,8 @@ pub fn with_references(
     if !config.loss.needs_reference() {
         return Ok(Split { name, data, references: Vec::new() });
     }
-    let cache = if comm.rank() == 0 { reference_cache(&config.model.path, &data, config, machine).map(Some) } else { Ok(None) };
+    let cache =
+        if comm.rank() == 0 { reference_cache(&config.model.path, &data, config, machine).map(Some) } else { Ok(None) };
     let cache = comm.agree(cache)?;
     let budget = config.train.tokens_per_micro_batch;
     let references = reference::log_probs(engine, &data, comm, cache.as_ref(), budget, name)?;
@@ -106,7 +107,12 @@ pub fn with_references(
 }
 
 /// The cache file of a data set under a starting model: keyed by both, and by the precision.
-pub fn reference_cache(model: &Path, data: &PreparedData, config: &Config, machine: &Machine) -> Result<ReferenceCache> {
+pub fn reference_cache(
+    model: &Path,
+    data: &PreparedData,
+    config: &Config,
+    machine: &Machine,
+) -> Result<ReferenceCache> {
     let mut parts = Vec::new();
     for path in weight_paths(model)?.iter().chain([&model.join("config.json")]) {
         parts.push(files::fingerprint_file(path)?.to_le_bytes());

@@ -178,7 +178,11 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) {
         }
         println!("checkpoint  {}", run.join(format!("step-{}", trainer.state.step)).display());
         if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {
-            println!("best on dev {} (accuracy {:.4})", run.join(format!("step-{}", best.step)).display(), best.accuracy);
+            println!(
+                "best on dev {} (accuracy {:.4})",
+                run.join(format!("step-{}", best.step)).display(),
+                best.accuracy
+            );
         }
         println!("metrics     {}", run.join("metrics.jsonl").display());
     });

@@ -142,4 +142,3 @@ impl Segment {
         tensor::count(&self.compute)
     }
 }
-
