@@ -334,10 +334,11 @@ if ! flock --nonblock 9; then
     flock 9
 fi
 trap 'rm -rf "$WORK"' EXIT
+trap 'printf "\ninterrupted; what is finished stays\n" >&2; exit 130' INT TERM
 rm -rf "$WORK"
 mkdir "$WORK"
 
-network="check the network; the lines above say what pip could not fetch"
+network="if a download failed: check the network and pip's own settings"
 if ! packages_ready; then
     say "Debian packages to install: $(missing_packages | tr '\n' ' ')"
     may_install
