@@ -82,7 +82,7 @@ fetch() {
     printf '%s\n' "$@" >"$folder/requirements.txt"
     # No cache: it would keep a second copy of half a gigabyte.
     "$TOOLS/bin/python" -m pip download --no-deps --no-cache-dir --progress-bar off --require-hashes \
-        --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 --abi none \
+        --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
         --dest "$folder" --requirement "$folder/requirements.txt"
@@ -353,6 +353,8 @@ if ! { "${libraries}_ready" && model_ready && data_ready; }; then
 fi
 
 step packages "Debian packages" "the lines above say what apt-get could not do"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail "$PYTHON is $("$PYTHON" --version); 3.10 or newer is needed" "use Debian 12, Ubuntu 22.04 or newer"
 # The tools only make other things: without anything to make they are not missed.
 if ! { { [[ $CUDA == yes ]] || libtorch_ready; } && model_ready && data_ready; }; then
     step tools "Python tools" "$network"
