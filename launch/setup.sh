@@ -15,7 +15,7 @@ Everything else goes under .deps/: libtorch 2.13.0 for the CPU, SmolLM2-135M-Ins
 private Python environment that makes them. Then builds target/release/haf-dist. About 0.7 GB are downloaded, and
 4 GB of disk are used. A second run repeats nothing. Logs: .deps/logs/.
 
-  --cuda      lay out PyTorch with CUDA instead of the CPU's libtorch (3 GB to download, 12 GB of disk) and build
+  --cuda      lay out PyTorch with CUDA instead of the CPU's libtorch (3 GB to download, 8 GB of disk) and build
               into target/cuda; an exported CARGO_TARGET_DIR wins
   --no-build  everything but the build
   --help      this text
@@ -344,7 +344,7 @@ if ! packages_ready; then
     may_install
 fi
 if [[ $CUDA == yes ]]; then
-    libraries=cuda disk=15
+    libraries=cuda disk=12
 else
     libraries=libtorch disk=5
 fi
@@ -371,7 +371,7 @@ if [[ $BUILD == yes ]]; then
     step build "haf-dist" "to see the whole of it: cargo build --release"
 fi
 if [[ $CUDA == yes ]]; then
-    say "The GPU build links against .deps/cuda. What is checked is that it builds: it has not been run on a GPU here."
+    say "The GPU build links against .deps/cuda. Its layout and libraries are checked; on a GPU it has not been run yet."
     say "  to build it: $(quoted env LIBTORCH="$LIBTORCH" CARGO_TARGET_DIR="$CARGO_TARGET_DIR" cargo build --release)"
     say "  to run it:   mpirun -n RANKS --bind-to none $(quoted "$CARGO_TARGET_DIR/release/haf-dist") --config FILE.toml"
 fi
