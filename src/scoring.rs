@@ -1,4 +1,4 @@
-//! Scores a whole data set with every rank's help: deal, pack, run forward, gather.
+//! Scores pairs of a data set with every rank's help: deal, pack, run forward, gather.
 //!
 //! Not here: what the scores are good for (`reference.rs`, `evaluate.rs`).
 
@@ -14,25 +14,25 @@ use crate::logging;
 /// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
 
-/// Scores of every pair of `data`, in its order, on every rank. All ranks must call it with the same data.
+/// Scores of the given pairs of `data`, in that order, on every rank. All ranks must call it with the same arguments.
 ///
 /// Each pair is scored by one rank and the others add zeros, so the numbers do not depend on the number of ranks beyond
 /// what packing does to rounding.
 ///
 /// # Errors
 /// A lost rank, or log-probs asked of a model without a language-model head.
-pub fn score_all(
+pub fn score_pairs(
     engine: &Engine,
-    data: &PreparedData,
+    (data, pairs): (&PreparedData, &[usize]),
     comm: &CommThread,
     tokens_per_micro_batch: usize,
     log_probs: bool,
     title: &str,
 ) -> Result<Vec<PairScores>> {
-    let tokens: Vec<usize> = (0..data.len()).map(|index| data.tokens(index)).collect();
+    let tokens: Vec<usize> = pairs.iter().map(|&pair| data.tokens(pair)).collect();
     let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
-    let mut numbers = vec![0f64; NUMBERS * data.len()];
+    let mut numbers = vec![0f64; NUMBERS * pairs.len()];
     let progress = logging::progress(mine.len() as u64, title);
     let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|range| {
         let pairs =
@@ -50,11 +50,11 @@ pub fn score_all(
     progress.finish_and_clear();
     comm.agree(scored)?;
     comm.sum_f64(&mut numbers)?;
-    let read = |(index, row): (usize, &[f64])| PairScores {
+    let read = |(&index, row): (&usize, &[f64])| PairScores {
         index,
         rewards: [row[0], row[1]],
         log_probs: [row[2], row[3]],
         tokens: [row[4] as usize, row[5] as usize],
     };
-    Ok(numbers.chunks_exact(NUMBERS).enumerate().map(read).collect())
+    Ok(pairs.iter().zip(numbers.chunks_exact(NUMBERS)).map(read).collect())
 }

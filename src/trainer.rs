@@ -18,12 +18,12 @@ use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::safetensors_io::Mapped;
-use crate::scoring::score_all;
+use crate::scoring::score_pairs;
 use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::Tensor;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Updates that may be skipped one after the other before the run gives up.
 const SKIPS_IN_A_ROW: usize = 20;
@@ -112,18 +112,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Updates of the whole run.
-    pub fn total_steps(&self) -> usize {
-        let train = &self.config.train;
-        train.steps.unwrap_or_else(|| train.epochs.unwrap_or(1) * self.sampler.steps_per_epoch())
-    }
-
     /// Trains from where the state stands to the end; evaluates and saves on the way and after the last update.
     ///
     /// # Errors
     /// A lost rank, a failed write, or gradients that stay non-finite.
     pub fn run(&mut self) -> Result<()> {
-        let total = self.total_steps();
+        let total = total_steps(self.config, &self.sampler);
         let mut skipped_in_a_row = 0;
         while self.state.step < total {
             let (metrics, updated) = self.step(total)?;
@@ -157,7 +151,9 @@ impl<'a> Trainer<'a> {
 
         let mut reducer = Reducer::new(self.comm);
         let sums = self.compute_gradients(&pairs, &objective, &mut reducer)?;
+        let computed = started.elapsed();
         reducer.finish()?;
+        let reduced = started.elapsed();
         let sums = sums.over_all_ranks(self.comm)?;
 
         let norm = optim::gradient_norm(&self.engine.model, self.optimizer.threads)? / count;
@@ -183,6 +179,13 @@ impl<'a> Trainer<'a> {
         self.state.step += 1;
 
         let seconds = started.elapsed().as_secs_f64();
+        debug!(
+            "step {}: {:.3} s computing, {:.3} s waiting for reductions, {:.3} s updating",
+            self.state.step,
+            computed.as_secs_f64(),
+            (reduced - computed).as_secs_f64(),
+            seconds - reduced.as_secs_f64()
+        );
         let (reward_loss, policy_loss) = (sums.reward_loss / count, sums.policy_loss / count);
         let reported = Reported::of_run(&config.loss);
         let metrics = StepMetrics {
@@ -243,7 +246,8 @@ impl<'a> Trainer<'a> {
     pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
-        let scores = score_all(&self.engine, &split.data, self.comm, budget, reported.policy, split.name)?;
+        let all: Vec<usize> = (0..split.data.len()).collect();
+        let scores = score_pairs(&self.engine, (&split.data, &all), self.comm, budget, reported.policy, split.name)?;
         let rows = evaluate::metrics(split.name, self.state.step, &split.data, &scores, &split.references, reported);
         let logged = rows.iter().try_for_each(|row| self.sinks.evaluation(row));
         self.comm.agree(logged)?;
@@ -370,6 +374,12 @@ impl StepSums {
         let [reward_loss, policy_loss, hits, margin, tokens] = packed;
         Ok(Self { reward_loss, policy_loss, hits, margin, tokens })
     }
+}
+
+/// Updates of a whole run.
+pub fn total_steps(config: &Config, sampler: &Sampler) -> usize {
+    let train = &config.train;
+    train.steps.unwrap_or_else(|| train.epochs.unwrap_or(1) * sampler.steps_per_epoch())
 }
 
 /// Which losses count in the step after `done` updates.

@@ -54,7 +54,10 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     println!("{} compute on {:?}, {} thread(s)\n", machine.dtype_name(), machine.device, machine.threads);
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {
-        true => reference::log_probs(&engine, &data, comm, None, budget, "debug")?,
+        true => {
+            let all: Vec<usize> = (0..data.len()).collect();
+            reference::log_probs(&engine, (&data, &all), comm, None, budget, "debug")?
+        }
         false => Vec::new(),
     };
     let split = Split { name: "debug", data, references };

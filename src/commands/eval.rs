@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::evaluate;
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
-use crate::scoring::score_all;
+use crate::scoring::score_pairs;
 
 /// Runs the command on every rank.
 ///
@@ -25,7 +25,8 @@ pub fn run(scoring: &Scoring, json: bool, comm: &CommThread) -> Result<()> {
     let references = opened.references(&data, comm)?;
     let Scored { engine, reported } = opened.model(references.is_some(), comm)?;
     let budget = scoring.tokens_per_micro_batch;
-    let scores = score_all(&engine, &data, comm, budget, reported.policy, "eval")?;
+    let all: Vec<usize> = (0..data.len()).collect();
+    let scores = score_pairs(&engine, (&data, &all), comm, budget, reported.policy, "eval")?;
     let references = references.unwrap_or_default();
     let rows = evaluate::metrics("eval", opened.step, &data, &scores, &references, reported);
     if comm.rank() == 0 {

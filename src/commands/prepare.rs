@@ -23,12 +23,8 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         let options =
             LoadOptions { kind: machine.kind, device: machine.device, purpose: Use::Evaluate, log_probs: true };
         let engine = Engine::new(comm.agree(Model::load(&config.model.path, options))?, false);
-        let named = [("train", Some(splits.train)), ("dev", splits.dev), ("test", splits.test)];
-        for (name, data) in named {
-            if let Some(data) = data {
-                setup::with_references(name, data, config, &engine, &machine, comm)?;
-            }
-        }
+        let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
+        setup::all_references(splits, &mut sampler, config, &engine, &machine, comm)?;
     }
     if comm.rank() == 0 {
         println!("prepared in {}", config.data.cache_dir.display());

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
 use crate::head::PairScores;
 use crate::loss::{self, AnswerLogProb};
-use crate::scoring::score_all;
+use crate::scoring::score_pairs;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -45,7 +45,8 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
         let Scored { engine, reported } = opened.model(references.is_some(), comm)?;
         let budget = scoring.tokens_per_micro_batch;
         let log_probs = engine.model.vocabulary().is_some();
-        let scores = score_all(&engine, &data, comm, budget, log_probs, "score")?;
+        let all: Vec<usize> = (0..data.len()).collect();
+        let scores = score_pairs(&engine, (&data, &all), comm, budget, log_probs, "score")?;
         let references = references.unwrap_or_default();
         let policy = Policy { reported, log_probs };
         lines.extend(

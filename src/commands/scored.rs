@@ -16,6 +16,7 @@ use crate::machine::Machine;
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
+use crate::reference;
 use std::path::{Path, PathBuf};
 use tracing::warn;
 
@@ -103,7 +104,8 @@ impl Opened {
         let cache = comm.agree(if comm.rank() == 0 { cache } else { Ok(None) })?;
         let engine = comm.agree(self.load(start, true))?;
         let budget = self.config.train.tokens_per_micro_batch;
-        crate::reference::log_probs(&engine, data, comm, cache.as_ref(), budget, "eval").map(Some)
+        let all: Vec<usize> = (0..data.len()).collect();
+        reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
     }
 
     /// The model itself. `with_policy`: implicit rewards can be computed and are reported.

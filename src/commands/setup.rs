@@ -5,6 +5,7 @@ use crate::config::{Config, Source};
 use crate::data::prepared::PreparedData;
 use crate::data::reference_cache::ReferenceCache;
 use crate::data::report;
+use crate::data::sampler::Sampler;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -14,7 +15,7 @@ use crate::machine::Machine;
 use crate::model::config::Architecture;
 use crate::model::weights::weight_paths;
 use crate::reference;
-use crate::trainer::Split;
+use crate::trainer::{Split, total_steps};
 use std::path::Path;
 
 /// The splits of a run, tokenised.
@@ -85,11 +86,11 @@ pub fn prepared(
     comm.agree(of_rank_0.map_or_else(open, Ok))
 }
 
-/// Completes a split with its reference log-probs, computed by the model in `engine`, which must hold the weights of
-/// `config.model.path`; without them where the loss needs none.
-pub fn with_references(
+/// Completes a split with the reference log-probs of the `needed` pairs, computed by the model in `engine`, which must
+/// hold the weights of `config.model.path`; without them where the loss needs none.
+fn with_references(
     name: &'static str,
-    data: PreparedData,
+    (data, needed): (PreparedData, &[usize]),
     config: &Config,
     engine: &Engine,
     machine: &Machine,
@@ -102,8 +103,35 @@ pub fn with_references(
         if comm.rank() == 0 { reference_cache(&config.model.path, &data, config, machine).map(Some) } else { Ok(None) };
     let cache = comm.agree(cache)?;
     let budget = config.train.tokens_per_micro_batch;
-    let references = reference::log_probs(engine, &data, comm, cache.as_ref(), budget, name)?;
+    let references = reference::log_probs(engine, (&data, needed), comm, cache.as_ref(), budget, name)?;
     Ok(Split { name, data, references })
+}
+
+/// [`with_references`] of every split of a run: all dev and test pairs, and the training pairs that the run will see.
+pub fn all_references(
+    splits: Splits,
+    sampler: &mut Sampler,
+    config: &Config,
+    engine: &Engine,
+    machine: &Machine,
+    comm: &CommThread,
+) -> Result<(Split, Option<Split>, Option<Split>)> {
+    let of_run = sampler.pairs_of_run(total_steps(config, sampler));
+    let complete = |name, data: PreparedData, needed: Option<&[usize]>| {
+        let all: Vec<usize> = (0..data.len()).collect();
+        with_references(name, (data, needed.unwrap_or(&all)), config, engine, machine, comm)
+    };
+    let train = complete("train", splits.train, Some(&of_run))?;
+    let dev = splits.dev.map(|data| complete("dev", data, None)).transpose()?;
+    let test = splits.test.map(|data| complete("test", data, None)).transpose()?;
+    Ok((train, dev, test))
+}
+
+/// Which training pairs make each global batch.
+pub fn sampler(config: &Config, train: &PreparedData) -> Result<Sampler> {
+    let weights: Vec<f64> = config.data.train.iter().map(|source| source.weight).collect();
+    let data = &config.data;
+    Sampler::new(train.source_ranges(), &weights, config.train.pairs_per_step, data.shuffle, data.seed)
 }
 
 /// The cache file of a data set under a starting model: keyed by both, and by the precision.

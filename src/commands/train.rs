@@ -4,7 +4,6 @@ use super::setup::{self, Splits};
 use crate::checkpoint;
 use crate::comm::CommThread;
 use crate::config::{Backend, Config};
-use crate::data::sampler::Sampler;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -14,7 +13,7 @@ use crate::metrics::{EvaluationMetrics, Jsonl, Sink, Terminal, evaluation_table}
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
-use crate::trainer::{Saving, Split, Trainer, check_replicas};
+use crate::trainer::{Saving, Trainer, check_replicas, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tracing::info;
@@ -35,18 +34,16 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let splits = setup::splits(config, &encoder, comm)?;
     let pad_token = comm.agree(pad_token(&splits, &encoder, &architecture))?;
     let engine = load(config, &machine, comm)?;
-    let (train, dev, test) = references(splits, config, &engine, &machine, comm)?;
+    let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
+    let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, &machine, comm)?;
     comm.agree(if comm.rank() == 0 { prepare_folder(config, resume, &engine) } else { Ok(()) })?;
-    let weights: Vec<f64> = config.data.train.iter().map(|source| source.weight).collect();
-    let (data, batch) = (&config.data, config.train.pairs_per_step);
-    let sampler = comm.agree(Sampler::new(train.data.source_ranges(), &weights, batch, data.shuffle, data.seed))?;
     let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
     trainer.saving = Some(Saving { run: run.clone(), model_dir: config.model.path.clone(), pad_token });
     if resume {
         go_on(&mut trainer, run)?;
     }
     check_replicas(&trainer.engine, comm)?;
-    let total = trainer.total_steps();
+    let total = total_steps(config, &trainer.sampler);
     if comm.rank() == 0 {
         let jsonl = if resume { Jsonl::resume(run, trainer.state.step) } else { Jsonl::create(run) };
         let sinks = jsonl.map(|jsonl| -> Vec<Box<dyn Sink>> {
@@ -108,20 +105,6 @@ fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine>
         info!("the model brings a reward head: training goes on from it, not from zero");
     }
     Ok(Engine::new(model, config.train.activation_checkpointing))
-}
-
-fn references(
-    splits: Splits,
-    config: &Config,
-    engine: &Engine,
-    machine: &Machine,
-    comm: &CommThread,
-) -> Result<(Split, Option<Split>, Option<Split>)> {
-    let complete = |name, data| setup::with_references(name, data, config, engine, machine, comm);
-    let train = complete("train", splits.train)?;
-    let dev = splits.dev.map(|data| complete("dev", data)).transpose()?;
-    let test = splits.test.map(|data| complete("test", data)).transpose()?;
-    Ok((train, dev, test))
 }
 
 /// The last check before anything is written, and the run's folder.

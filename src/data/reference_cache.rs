@@ -39,8 +39,8 @@ impl ReferenceCache {
         &self.path
     }
 
-    /// `[chosen, rejected]` log-prob sums of `pairs` pairs, in their order; `None` if they must be computed:
-    /// there is no file, or it is stale or damaged (which is logged as a warning).
+    /// `[chosen, rejected]` log-prob sums of `pairs` pairs, in their order, NaN for pairs that no run has needed yet;
+    /// `None` if all must be computed: there is no file, or it is stale or damaged (which is logged as a warning).
     pub fn load(&self, pairs: usize) -> Option<Vec<[f32; 2]>> {
         self.read(pairs).unwrap_or_else(|why| {
             warn_unusable(&self.path, &why);
@@ -58,12 +58,13 @@ impl ReferenceCache {
         Ok(Some(chosen.iter().zip(rejected).map(|(&chosen, &rejected)| [chosen, rejected]).collect()))
     }
 
-    /// Writes the file atomically, in place of any other under this key.
+    /// Writes the file atomically, in place of any other under this key. Two NaNs stand for a pair that is not computed.
     ///
     /// # Errors
-    /// A value that is not finite (it would poison every later run), or a folder that cannot be written to.
+    /// A computed value that is not finite (it would poison every later run), or a folder that cannot be written to.
     pub fn store(&self, log_probs: &[[f32; 2]]) -> Result<()> {
-        if let Some(pair) = log_probs.iter().position(|sums| !sums.iter().all(|sum| sum.is_finite())) {
+        let sound = |sums: &[f32; 2]| sums.iter().all(|sum| sum.is_finite()) || sums.iter().all(|sum| sum.is_nan());
+        if let Some(pair) = log_probs.iter().position(|sums| !sound(sums)) {
             let [chosen, rejected] = log_probs[pair];
             return Err(Error::runtime(format!(
                 "the reference log-probs of pair {pair} are {chosen} (chosen) and {rejected} (rejected): finite numbers were expected"

@@ -7,6 +7,7 @@ use rand::SeedableRng;
 use rand::seq::{SliceRandom, index};
 use rand_chacha::ChaCha8Rng;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
@@ -94,6 +95,12 @@ impl Sampler {
         let batch = order[start..order.len().min(start + self.pairs_per_step)].to_vec();
         self.current = Some((epoch, order));
         batch
+    }
+
+    /// Every pair that a run of `steps` updates sees, ascending, each once.
+    pub fn pairs_of_run(&mut self, steps: usize) -> Vec<usize> {
+        let seen: BTreeSet<usize> = (0..steps).flat_map(|step| self.global_batch(step)).collect();
+        seen.into_iter().collect()
     }
 
     /// All pairs of an epoch, in order.
