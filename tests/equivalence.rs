@@ -1,0 +1,231 @@
+//! Promise: the same trajectory for 1, 2 and 3 ranks, for any micro-batch budget, with and without activation
+//! checkpointing; scores that do not depend on what else is in the batch; losses that are idle change nothing.
+//!
+//! Whole training steps on a tiny model with the threads backend; mpirun does the same in tests/runs.rs.
+
+use haf_dist::comm::{CommThread, threads};
+use haf_dist::config::Config;
+use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::sampler::Sampler;
+use haf_dist::data::tokenize::OwnedPair;
+use haf_dist::engine::Engine;
+use haf_dist::model::decoder::Part;
+use haf_dist::model::segment::Use;
+use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::trainer::{Split, Trainer, check_replicas};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+const STEPS: usize = 5;
+const PAIRS: usize = 23;
+
+fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
+/// Settings with a short last batch (23 pairs, 8 a step) and everything on; `lines` may change them.
+fn config(case: &str, lines: &[&str]) -> Config {
+    let text = format!(
+        "model.path = '{}'\ndata.train = [{{ path = 'unused' }}]\noutput.dir = 'unused'\n\
+         train.steps = {STEPS}\ntrain.pairs_per_step = 8\ntrain.learning_rate = 0.01\ntrain.weight_decay = 0.1\n",
+        folder(case).display()
+    );
+    let lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+    Config::parse("test", &text, &lines).unwrap()
+}
+
+/// Pairs of many lengths, some with answers that share a start; the same in every call.
+fn pairs(vocabulary: u32) -> PreparedData {
+    let mut state = 7u32;
+    let mut next = |bound: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % bound
+    };
+    let make = |index: usize| {
+        let prompt_length = 1 + next(9) as usize;
+        let (prefix, chosen, rejected) = (prompt_length + next(3) as usize, 1 + next(7) as usize, 1 + next(7) as usize);
+        let tokens = (0..prefix + chosen + rejected).map(|_| 3 + next(vocabulary - 3)).collect();
+        let pair = OwnedPair {
+            tokens,
+            prefix,
+            chosen,
+            rejected,
+            prompt_length,
+            prompt_hash: index as u64,
+            prompt_cut: false,
+            answer_cut: false,
+            special_in_text: 0,
+        };
+        LabelledPair { pair, margin: 0.1 * next(4) as f32, domain: "test".into() }
+    };
+    PreparedData::from_pairs((0..PAIRS).map(make).collect()).unwrap()
+}
+
+fn engine(config: &Config) -> Engine {
+    let log_probs = config.loss.needs_policy();
+    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Train, log_probs };
+    Engine::new(Model::load(&config.model.path, options).unwrap(), config.train.activation_checkpointing)
+}
+
+fn trainer<'a>(config: &'a Config, comm: &'a CommThread) -> Trainer<'a> {
+    let engine = engine(config);
+    let data = pairs(engine.model.architecture.vocabulary as u32);
+    // A reference that differs from the policy, or half of the gradients would be trivial.
+    let references = (0..PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
+    let batch = config.train.pairs_per_step;
+    let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
+    Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1)
+}
+
+/// Losses of every step and the final masters, as every rank must see them.
+#[derive(Debug)]
+struct Trajectory {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    masters: Vec<Tensor>,
+}
+
+fn run(config: &Config, world_size: usize) -> Trajectory {
+    let rank = |seat: threads::Seat| {
+        let comm = CommThread::start(move || Ok(seat.communicator())).unwrap();
+        let mut trainer = trainer(config, &comm);
+        let steps: Vec<_> = (0..STEPS).map(|_| trainer.step(STEPS).unwrap().0).collect();
+        check_replicas(&trainer.engine, &comm).unwrap();
+        let masters = trainer.engine.model.named_values();
+        Trajectory {
+            losses: steps.iter().map(|step| step.loss).collect(),
+            norms: steps.iter().map(|step| step.grad_norm).collect(),
+            masters: masters.into_iter().map(|(_, master)| master.copy()).collect(),
+        }
+    };
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = threads::world(world_size).into_iter().map(|seat| scope.spawn(move || rank(seat))).collect();
+        let mut trajectories: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+        for other in &trajectories[1..] {
+            assert_eq!(other.losses, trajectories[0].losses, "every rank reports the same losses");
+        }
+        trajectories.swap_remove(0)
+    })
+}
+
+/// Largest relative difference of losses, gradient norms and masters.
+fn difference(left: &Trajectory, right: &Trajectory) -> f64 {
+    let scalars = left.losses.iter().chain(&left.norms).zip(right.losses.iter().chain(&right.norms));
+    let scalars = scalars.map(|(left, right)| (left - right).abs() / right.abs());
+    let masters = left.masters.iter().zip(&right.masters).map(|(left, right)| {
+        ((left - right).norm() / right.norm().clamp_min(1e-12)).double_value(&[])
+    });
+    scalars.chain(masters).fold(0.0, f64::max)
+}
+
+#[test]
+fn one_two_and_three_ranks_train_the_same() {
+    for lines in [&[][..], &["loss.objective=reward", "loss.centering=0.01"], &["loss.policy=simpo", "loss.beta=2.0"]] {
+        let config = config("llama-tied", lines);
+        let one = run(&config, 1);
+        for world_size in [2, 3] {
+            let far = difference(&run(&config, world_size), &one);
+            assert!(far < 2e-5, "{world_size} ranks, {lines:?}: {far:.1e}");
+        }
+    }
+}
+
+#[test]
+fn ranks_without_a_pair_take_part() {
+    // The third batch has 7 pairs: with 8 ranks one of them holds none.
+    let config = config("llama-untied", &[]);
+    let far = difference(&run(&config, 8), &run(&config, 1));
+    assert!(far < 2e-5, "{far:.1e}");
+}
+
+#[test]
+fn the_micro_batch_budget_changes_nothing() {
+    let run_with = |budget: &str| run(&config("llama-tied", &[&format!("train.tokens_per_micro_batch={budget}")]), 1);
+    let whole = run_with("100000");
+    for budget in ["1", "40"] {
+        let far = difference(&run_with(budget), &whole);
+        assert!(far < 2e-5, "{budget} tokens: {far:.1e}");
+    }
+}
+
+#[test]
+fn activation_checkpointing_changes_no_bit() {
+    let kept = run(&config("llama-untied", &[]), 1);
+    let recomputed = run(&config("llama-untied", &["train.activation_checkpointing=true"]), 1);
+    assert_eq!(difference(&recomputed, &kept), 0.0);
+}
+
+#[test]
+fn the_same_run_twice_is_the_same_to_the_last_bit() {
+    let config = config("llama-tied", &[]);
+    assert_eq!(difference(&run(&config, 2), &run(&config, 2)), 0.0);
+}
+
+#[test]
+fn control_another_seed_batch_size_or_loss_is_another_trajectory() {
+    let base = run(&config("llama-tied", &[]), 1);
+    for line in ["data.seed=1", "train.pairs_per_step=7", "loss.alpha=0.3", "train.adam_epsilon=1e-3"] {
+        let far = difference(&run(&config("llama-tied", &[line]), 1), &base);
+        assert!(far > 1e-3, "{line}: {far:.1e}");
+    }
+}
+
+#[test]
+fn scores_do_not_depend_on_what_else_is_in_the_batch() {
+    let config = config("llama-tied", &[]);
+    let mut engine = engine(&config);
+    let (head, _) = engine.model.segment(Part::RewardHead).unwrap();
+    let width = engine.model.architecture.width as i64;
+    engine.model.segments[head].set(0, &(Tensor::arange(width, (Kind::Float, Device::Cpu)).sin().view([1, width])));
+    let data = pairs(97);
+    let pack = |pairs: &[usize], packing| {
+        let items = pairs.iter().map(|&index| PairToPack { index, pair: data.pair(index), reference: [0.0; 2] });
+        PackedBatch::new(items, packing, Device::Cpu)
+    };
+    let all: Vec<usize> = (0..PAIRS).collect();
+    let together = engine.score(&pack(&all, Packing::Shared), true).unwrap();
+    for (index, together) in together.iter().enumerate() {
+        for packing in [Packing::Shared, Packing::Separate] {
+            let alone = engine.score(&pack(&[index], packing), true).unwrap()[0];
+            for answer in 0..2 {
+                let reward = (alone.rewards[answer] - together.rewards[answer]).abs();
+                let log_prob = (alone.log_probs[answer] - together.log_probs[answer]).abs();
+                assert!(reward < 1e-5 && log_prob < 1e-4, "pair {index}, {packing:?}: {reward:.1e}, {log_prob:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_idle_loss_contributes_no_gradient() {
+    let config = config("llama-tied", &["loss.alternate_every=1", "train.weight_decay=0"]);
+    let comm = CommThread::start(|| Ok(Box::new(haf_dist::comm::solo::Solo))).unwrap();
+    let mut trainer = trainer(&config, &comm);
+    let head = |trainer: &Trainer| {
+        let (_, segment) = trainer.engine.model.segment(Part::RewardHead).unwrap();
+        segment.weight(0).abs().max().double_value(&[])
+    };
+    // Policy first: the reward head stays at zero; its loss is reported all the same.
+    let (metrics, _) = trainer.step(STEPS).unwrap();
+    assert_eq!(head(&trainer), 0.0);
+    assert!(metrics.reward_loss.is_some() && metrics.loss == 0.2 * metrics.policy_loss.unwrap());
+    // Then the reward.
+    let (metrics, _) = trainer.step(STEPS).unwrap();
+    assert!(head(&trainer) > 0.0);
+    assert!(metrics.policy_loss.is_some() && metrics.loss == metrics.reward_loss.unwrap());
+}
+
+#[test]
+fn a_reward_run_leaves_an_untied_language_model_head_alone() {
+    let config = config("llama-untied", &["loss.objective=reward"]);
+    let comm = CommThread::start(|| Ok(Box::new(haf_dist::comm::solo::Solo))).unwrap();
+    let mut trainer = trainer(&config, &comm);
+    let (index, _) = trainer.engine.model.segment(Part::LanguageModelHead).unwrap();
+    let before = trainer.engine.model.segments[index].weight(0).copy();
+    let embedding = trainer.engine.model.segments[0].weight(0).copy();
+    (0..STEPS).for_each(|_| drop(trainer.step(STEPS).unwrap()));
+    assert!(trainer.engine.model.segments[index].weight(0).equal(&before));
+    assert!(trainer.optimizer.moments[index].is_none());
+    assert!(!trainer.engine.model.segments[0].weight(0).equal(&embedding), "the rest is trained and decayed");
+}
