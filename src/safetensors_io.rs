@@ -5,6 +5,7 @@
 //! (<https://huggingface.co/docs/safetensors>).
 
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use crate::tensor::{bytes, count};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
@@ -102,13 +103,10 @@ impl Mapped {
     /// [`Error::input`] that names the file and says what is wrong with it: not there, cut short, not safetensors.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error: std::io::Error| file_error(path, "open", &error);
-        let file = File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
+        if !path.metadata().map_err(failed)?.is_file() {
             return Err(Error::input(format!("{} is not a file; a safetensors file was expected", path.display())));
         }
-        // SAFETY: the map is only read. Another process that cut the file short meanwhile could end this one with
-        // SIGBUS; a checkpoint is never changed in place, and that risk is the price of not reading a model twice.
-        let memory = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let memory = files::map(path).map_err(failed)?;
         let (header_length, metadata) =
             SafeTensors::read_metadata(&memory).map_err(|error| damaged(path, &memory, &error.to_string()))?;
         Ok(Self { path: path.into(), memory, data_start: LENGTH_BYTES + header_length, metadata })

@@ -10,6 +10,11 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::head::PairScores;
 use crate::logging;
+use std::time::{Duration, Instant};
+use tracing::info;
+
+/// Time between two plain lines where there is no progress bar.
+const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
 /// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
@@ -34,6 +39,7 @@ pub fn score_pairs(
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
     let progress = logging::progress(mine.len() as u64, title);
+    let mut said = Instant::now();
     let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|range| {
         let pairs =
             mine[range.clone()].iter().map(|&index| PairToPack { index, pair: data.pair(index), reference: [0.0; 2] });
@@ -45,6 +51,10 @@ pub fn score_pairs(
             numbers[NUMBERS * index..NUMBERS * (index + 1)].copy_from_slice(&row);
         }
         progress.inc(range.len() as u64);
+        if !logging::shows_progress() && said.elapsed() >= PLAIN_EVERY {
+            said = Instant::now();
+            info!("{title}: {} of this rank's {} pairs", range.end, mine.len());
+        }
         Ok(())
     });
     progress.finish_and_clear();

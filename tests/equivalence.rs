@@ -100,7 +100,8 @@ fn run(config: &Config, world_size: usize) -> Trajectory {
         }
     };
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = threads::world(world_size).into_iter().map(|seat| scope.spawn(move || rank(seat))).collect();
+        let ranks: Vec<_> =
+            threads::world(world_size).into_iter().map(|seat| scope.spawn(move || rank(seat))).collect();
         let mut trajectories: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
         for other in &trajectories[1..] {
             assert_eq!(other.losses, trajectories[0].losses, "every rank reports the same losses");
@@ -113,9 +114,11 @@ fn run(config: &Config, world_size: usize) -> Trajectory {
 fn difference(left: &Trajectory, right: &Trajectory) -> f64 {
     let scalars = left.losses.iter().chain(&left.norms).zip(right.losses.iter().chain(&right.norms));
     let scalars = scalars.map(|(left, right)| (left - right).abs() / right.abs());
-    let masters = left.masters.iter().zip(&right.masters).map(|(left, right)| {
-        ((left - right).norm() / right.norm().clamp_min(1e-12)).double_value(&[])
-    });
+    let masters = left
+        .masters
+        .iter()
+        .zip(&right.masters)
+        .map(|(left, right)| ((left - right).norm() / right.norm().clamp_min(1e-12)).double_value(&[]));
     scalars.chain(masters).fold(0.0, f64::max)
 }
 
@@ -224,7 +227,9 @@ fn a_reward_run_leaves_an_untied_language_model_head_alone() {
     let (index, _) = trainer.engine.model.segment(Part::LanguageModelHead).unwrap();
     let before = trainer.engine.model.segments[index].weight(0).copy();
     let embedding = trainer.engine.model.segments[0].weight(0).copy();
-    (0..STEPS).for_each(|_| drop(trainer.step(STEPS).unwrap()));
+    for _ in 0..STEPS {
+        trainer.step(STEPS).unwrap();
+    }
     assert!(trainer.engine.model.segments[index].weight(0).equal(&before));
     assert!(trainer.optimizer.moments[index].is_none());
     assert!(!trainer.engine.model.segments[0].weight(0).equal(&embedding), "the rest is trained and decayed");

@@ -1,0 +1,141 @@
+//! What a run saves, and takes back on `--resume`: weights, masters, moments, position.
+
+use super::Trainer;
+use crate::checkpoint::{self, Best, Snapshot, TrainState};
+use crate::comm::CommThread;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::metrics::EvaluationMetrics;
+use crate::safetensors_io::Mapped;
+use crate::tensor;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tch::Tensor;
+use tracing::info;
+
+/// What rank 0 needs to write checkpoints.
+pub struct Saving {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// Where config.json and the tokenizer files come from.
+    pub model_dir: PathBuf,
+    /// A token that occurs in no sequence.
+    pub pad_token: u32,
+}
+
+impl Trainer<'_> {
+    /// Rank 0 writes `step-N`, then removes what retention no longer keeps; the others wait for the outcome.
+    pub(super) fn save(&mut self, dev: Option<EvaluationMetrics>) -> Result<()> {
+        let Some(saving) = self.saving.take() else { return Ok(()) };
+        check_replicas(&self.engine, self.comm)?;
+        if let Some(evaluation) = dev {
+            let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
+            let loss = &self.config.loss;
+            let here = Best {
+                step: self.state.step,
+                accuracy: evaluation.accuracy.or(evaluation.policy_accuracy).unwrap_or(f64::NAN),
+                loss: weight(loss.effective_reward_weight(), evaluation.reward_loss)
+                    + weight(loss.effective_alpha(), evaluation.policy_loss),
+            };
+            if self.state.best.as_ref().is_none_or(|best| here.beats(best)) {
+                self.state.best = Some(here);
+            }
+        }
+        let written = if self.comm.rank() == 0 { self.write_checkpoint(&saving) } else { Ok(()) };
+        self.saving = Some(saving);
+        self.comm.agree(written)
+    }
+
+    fn write_checkpoint(&self, saving: &Saving) -> Result<()> {
+        let started = Instant::now();
+        let model = &self.engine.model;
+        let mut snapshot = Snapshot {
+            step: self.state.step,
+            model_dir: &saving.model_dir,
+            weights: Vec::new(),
+            masters: Vec::new(),
+            moments: Vec::new(),
+            architecture: model.architecture.reward_model_class(),
+            pad_token_id: saving.pad_token,
+            state: &self.state,
+            config: self.config,
+        };
+        for (segment, moments) in model.segments.iter().zip(&self.optimizer.moments) {
+            for (index, parameter) in segment.parameters.iter().enumerate() {
+                snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
+                let Some([first, second]) = moments else { continue };
+                snapshot.masters.push((parameter.name.clone(), segment.value(index)));
+                snapshot.moments.push((format!("exp_avg.{}", parameter.name), parameter.view(first)));
+                snapshot.moments.push((format!("exp_avg_sq.{}", parameter.name), parameter.view(second)));
+            }
+        }
+        let folder = checkpoint::save(&saving.run, &snapshot)?;
+        info!("saved {} in {:.1} s", folder.display(), started.elapsed().as_secs_f64());
+        let best = self.state.best.as_ref().map(|best| best.step);
+        checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
+    }
+
+    /// Takes masters, moments and position from a checkpoint that this program wrote.
+    ///
+    /// # Errors
+    /// Damaged files, or a checkpoint of another model, loss or data.
+    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+        let state = checkpoint::load_state(folder)?;
+        if state.data_key != self.state.data_key {
+            return Err(Error::input(format!(
+                "{} was trained on other data, or other settings of [data]",
+                folder.display()
+            ))
+            .hint("resume with the config the run was started with, or start another run"));
+        }
+        let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
+        let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
+        for (segment, flat) in self.engine.model.segments.iter_mut().zip(&mut self.optimizer.moments) {
+            let Some(flat) = flat else { continue };
+            for index in 0..segment.parameters.len() {
+                let parameter = segment.parameters[index].clone();
+                segment.set(index, &read(&masters, &parameter.name, &parameter.shape)?);
+                for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
+                    let name = format!("{prefix}.{}", parameter.name);
+                    parameter.view(flat).copy_(&read(&moments, &name, &parameter.shape)?);
+                }
+            }
+        }
+        let now = (self.state.world_size, self.state.threads);
+        if (state.world_size, state.threads) != now {
+            info!(
+                "the checkpoint was made by {} ranks of {} threads, this run has {} of {}: equal up to rounding",
+                state.world_size, state.threads, now.0, now.1
+            );
+        }
+        self.state = TrainState { world_size: now.0, threads: now.1, ..state };
+        Ok(())
+    }
+}
+
+/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit.
+///
+/// # Errors
+/// Replicas that differ, or a lost rank.
+pub fn check_replicas(engine: &Engine, comm: &CommThread) -> Result<()> {
+    let mut sums = Vec::new();
+    for master in engine.model.segments.iter().filter_map(|segment| segment.master.as_ref()) {
+        sums.push(master.sum(tch::Kind::Double).double_value(&[]));
+    }
+    let mut of_rank_0 = Tensor::from_slice(&sums);
+    comm.broadcast(&mut of_rank_0, 0)?;
+    let same =
+        tensor::slice::<f64>(&of_rank_0)?.iter().zip(&sums).all(|(left, right)| left.to_bits() == right.to_bits());
+    if comm.all_true(same)? {
+        return Ok(());
+    }
+    Err(Error::runtime("the ranks' replicas differ").hint("do all ranks run the same program on the same files?"))
+}
+
+fn read(file: &Mapped, name: &str, shape: &[i64]) -> Result<Tensor> {
+    if file.shape(name)? != shape {
+        return Err(Error::input(format!("{name} of the checkpoint is not the model's: {shape:?} was expected"))
+            .hint("resume with the config the run was started with"));
+    }
+    file.read(name)
+}
