@@ -108,7 +108,7 @@ impl Heads<'_> {
             let vocabulary = self.vocabulary()?;
             for chunk in chunks(&batch.pairs) {
                 let log_softmax =
-                    self.log_softmax(&hidden.index_select(0, &rows(&batch.pairs[chunk.clone()])), vocabulary);
+                    self.log_softmax(&hidden.index_select(0, &rows(&batch.pairs[chunk.clone()], hidden)), vocabulary);
                 read_log_probs(&log_softmax, &batch.pairs[chunk.clone()], &mut scores[chunk]);
             }
         }
@@ -188,7 +188,7 @@ impl Heads<'_> {
         hidden_gradient: &mut Tensor,
     ) -> Result<()> {
         let vocabulary = self.vocabulary()?;
-        let rows = rows(pairs).to_device(hidden.device());
+        let rows = rows(pairs, hidden);
         let response = hidden.index_select(0, &rows);
         let log_softmax = self.log_softmax(&response, vocabulary);
         let targets = read_log_probs(&log_softmax, pairs, scores);
@@ -283,9 +283,9 @@ fn chunks(pairs: &[PackedPair]) -> Vec<std::ops::Range<usize>> {
 }
 
 /// Response rows of some pairs, one after the other [R].
-fn rows(pairs: &[PackedPair]) -> Tensor {
+fn rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
     let rows: Vec<i64> = pairs.iter().flat_map(|pair| pair.response_rows.iter().copied()).collect();
-    Tensor::from_slice(&rows)
+    Tensor::from_slice(&rows).to_device(hidden.device())
 }
 
 /// Reward rows of a batch, answer after answer.

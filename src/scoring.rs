@@ -7,7 +7,7 @@ use crate::data::batch::{PackedBatch, Packing, PairToPack};
 use crate::data::prepared::PreparedData;
 use crate::data::sampler;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::head::PairScores;
 use crate::logging;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ const NUMBERS: usize = 6;
 /// what packing does to rounding.
 ///
 /// # Errors
-/// A lost rank, or log-probs asked of a model without a language-model head.
+/// A lost rank, scores that are not finite, or log-probs asked of a model without a language-model head.
 pub fn score_pairs(
     engine: &Engine,
     (data, pairs): (&PreparedData, &[usize]),
@@ -41,14 +41,20 @@ pub fn score_pairs(
     let progress = logging::progress(mine.len() as u64, title);
     let mut said = Instant::now();
     let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|range| {
-        let pairs =
-            mine[range.clone()].iter().map(|&index| PairToPack { index, pair: data.pair(index), reference: [0.0; 2] });
-        let batch = PackedBatch::new(pairs, Packing::Shared, engine.model.device);
+        let items = mine[range.clone()].iter().map(|&place| PairToPack {
+            index: place,
+            pair: data.pair(pairs[place]),
+            reference: [0.0; 2],
+        });
+        let batch = PackedBatch::new(items, Packing::Shared, engine.model.device);
         for scores in engine.score(&batch, log_probs)? {
-            let PairScores { index, rewards, log_probs, tokens } = scores;
+            let PairScores { index: place, rewards, log_probs, tokens } = scores;
             let tokens = tokens.map(|count| count as f64);
             let row = [rewards[0], rewards[1], log_probs[0], log_probs[1], tokens[0], tokens[1]];
-            numbers[NUMBERS * index..NUMBERS * (index + 1)].copy_from_slice(&row);
+            if !row.iter().all(|number| number.is_finite()) {
+                return Err(not_finite(pairs[place], title));
+            }
+            numbers[NUMBERS * place..NUMBERS * (place + 1)].copy_from_slice(&row);
         }
         progress.inc(range.len() as u64);
         if !logging::shows_progress() && said.elapsed() >= PLAIN_EVERY {
@@ -67,4 +73,9 @@ pub fn score_pairs(
         tokens: [row[4] as usize, row[5] as usize],
     };
     Ok(pairs.iter().zip(numbers.chunks_exact(NUMBERS)).map(read).collect())
+}
+
+fn not_finite(pair: usize, title: &str) -> Error {
+    Error::runtime(format!("{title}: the model gives pair {} a score that is not a finite number", pair + 1))
+        .hint("are the model's weights whole, or has training diverged? try model.dtype = \"f32\"")
 }

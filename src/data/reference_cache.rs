@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 pub use crate::files::fingerprint_file;
 
 /// Changes whenever the numbers or their layout change.
-const VERSION: &str = "haf-dist reference 1";
+const VERSION: &str = "haf-dist reference 2";
 
 /// The file that keeps, for every pair of one prepared data set, the log-prob sums of both answers under the
 /// starting model.

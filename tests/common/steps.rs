@@ -1,0 +1,62 @@
+//! A tiny model, a config for it and pairs of many lengths, for tests of whole training steps.
+
+use haf_dist::config::Config;
+use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::tokenize::OwnedPair;
+use haf_dist::engine::Engine;
+use haf_dist::model::segment::Use;
+use haf_dist::model::weights::{LoadOptions, Model};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind};
+
+/// Pairs of the data set.
+pub const PAIRS: usize = 23;
+
+fn folder(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
+/// Five steps with a short last batch (23 pairs, 8 a step) and everything on; `lines` may change them.
+pub fn config(case: &str, lines: &[&str]) -> Config {
+    let text = format!(
+        "model.path = '{}'\ndata.train = [{{ path = 'unused' }}]\noutput.dir = 'unused'\n\
+         train.steps = 5\ntrain.pairs_per_step = 8\ntrain.learning_rate = 0.01\ntrain.weight_decay = 0.1\n",
+        folder(case).display()
+    );
+    let lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+    Config::parse("test", &text, &lines).unwrap()
+}
+
+/// Pairs of many lengths, some with answers that share a start; the same in every call.
+pub fn pairs(vocabulary: u32) -> PreparedData {
+    let mut state = 7u32;
+    let mut next = |bound: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % bound
+    };
+    let make = |index: usize| {
+        let prompt_length = 1 + next(9) as usize;
+        let (prefix, chosen, rejected) = (prompt_length + next(3) as usize, 1 + next(7) as usize, 1 + next(7) as usize);
+        let tokens = (0..prefix + chosen + rejected).map(|_| 3 + next(vocabulary - 3)).collect();
+        let pair = OwnedPair {
+            tokens,
+            prefix,
+            chosen,
+            rejected,
+            prompt_length,
+            prompt_hash: index as u64,
+            prompt_cut: false,
+            answer_cut: false,
+            special_in_text: 0,
+        };
+        LabelledPair { pair, margin: 0.1 * next(4) as f32, domain: "test".into() }
+    };
+    PreparedData::from_pairs((0..PAIRS).map(make).collect()).unwrap()
+}
+
+/// The model of the config, ready to train.
+pub fn engine(config: &Config) -> Engine {
+    let log_probs = config.loss.needs_policy();
+    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Train, log_probs };
+    Engine::new(Model::load(&config.model.path, options).unwrap(), config.train.activation_checkpointing)
+}
