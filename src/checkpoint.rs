@@ -12,7 +12,7 @@ mod export;
 mod folder;
 mod manifest;
 
-pub use export::choose_pad_token;
+pub use export::{choose_pad_token, end_tokens};
 pub use folder::{check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
 use crate::config::Config;
@@ -51,6 +51,8 @@ pub struct TrainState {
     pub threads: usize,
     /// Hash of what the order of pairs depends on; a resumed run must have the same.
     pub data_key: String,
+    /// Hash of the starting model's files; a resumed run must have the same, and so must a reference.
+    pub model_key: String,
     /// The best evaluation on the dev pairs so far.
     pub best: Option<Best>,
     /// Updates that the finite vote has skipped.
@@ -152,9 +154,7 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
     write_tensors(&partial.join(MOMENTS), &snapshot.moments, false)?;
     let state = StateFile { format: FORMAT, state: snapshot.state.clone() };
     write_text(&partial.join(STATE), &to_json(&state)?)?;
-    let config = toml::to_string_pretty(snapshot.config)
-        .map_err(|error| Error::runtime(format!("the configuration cannot be written as TOML: {error}")))?;
-    write_text(&partial.join(CONFIG), &config)?;
+    write_text(&partial.join(CONFIG), &snapshot.config.resolved_toml()?)?;
     manifest::write(partial)?;
     sync(&trainer)?;
     sync(partial)

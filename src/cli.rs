@@ -89,6 +89,9 @@ enum TypedCommand {
     Eval {
         #[command(flatten)]
         scoring: Scoring,
+        /// Shape of the rows; auto tells it by the keys of the first
+        #[arg(long, value_enum, default_value_t = Format::Auto, help_heading = "Data")]
+        format: Format,
         /// Print JSON lines with the keys of metrics.jsonl instead of a table [default: a table]
         #[arg(long)]
         json: bool,
@@ -126,10 +129,6 @@ pub struct Scoring {
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
 
-    /// Shape of the rows; auto tells it by the keys of the first
-    #[arg(long, value_enum, default_value_t = Format::Auto, help_heading = "Data")]
-    pub format: Format,
-
     /// How a prompt and an answer become text [default: as trained, else chat]
     #[arg(long, value_enum, help_heading = "Data")]
     pub template: Option<TemplateKind>,
@@ -142,9 +141,9 @@ pub struct Scoring {
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
     pub max_prompt_length: Option<usize>,
 
-    /// Precision of the computation; auto is bf16 where the processor or GPU computes in it
-    #[arg(long, value_enum, default_value_t = Dtype::Auto, help_heading = "Computation")]
-    pub dtype: Dtype,
+    /// Precision of the computation [default: as trained, else auto: bf16 where the processor or GPU computes in it]
+    #[arg(long, value_enum, help_heading = "Computation")]
+    pub dtype: Option<Dtype>,
 
     /// Tokens computed at a time by a rank: the memory knob
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 4096, help_heading = "Computation")]
@@ -181,6 +180,8 @@ pub enum Command {
     Eval {
         /// What is evaluated on what.
         scoring: Scoring,
+        /// Shape of the rows.
+        format: Format,
         /// JSON lines instead of a table.
         json: bool,
     },
@@ -217,7 +218,7 @@ impl TryFrom<Arguments> for Command {
     fn try_from(typed: Arguments) -> Result<Self> {
         let Arguments { command, config, set, resume, debug } = typed;
         match (command, config) {
-            (Some(TypedCommand::Eval { scoring, json }), _) => Ok(Self::Eval { scoring, json }),
+            (Some(TypedCommand::Eval { scoring, format, json }), _) => Ok(Self::Eval { scoring, format, json }),
             (Some(TypedCommand::Score { scoring, output }), _) => {
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Ok(Self::Score { scoring, output })

@@ -59,13 +59,21 @@ impl Engine {
             return Ok(Vec::new());
         }
         let _guard = tch::no_grad_guard();
+        self.heads()?.scores(&self.hidden(batch)?, batch, log_probs)
+    }
+
+    /// Final hidden states [T, D] of every token of a batch, after the final norm, without gradients.
+    ///
+    /// # Errors
+    /// None with a model as this crate loads it.
+    pub fn hidden(&self, batch: &PackedBatch) -> Result<Tensor> {
+        let _guard = tch::no_grad_guard();
         let context = self.context(batch);
         let mut hidden = decoder::embed(self.embedding()?, &batch.tokens);
         for segment in self.blocks() {
             hidden = Block::new(&self.model.architecture, segment).forward(hidden, &context).0;
         }
-        let (hidden, _) = decoder::final_norm(&self.model.architecture, self.norm()?.1, &hidden);
-        self.heads()?.scores(&hidden, batch, log_probs)
+        Ok(decoder::final_norm(&self.model.architecture, self.norm()?.1, &hidden).0)
     }
 
     /// Losses of every pair of a micro-batch; gradients of their weighted sum are added to the buckets. With a sink

@@ -103,13 +103,13 @@ impl Heads<'_> {
     /// # Errors
     /// Log-probs asked of a model without a language-model head.
     pub fn scores(&self, hidden: &Tensor, batch: &PackedBatch, log_probs: bool) -> Result<Vec<PairScores>> {
-        let mut scores = self.rewards(hidden, batch);
+        let mut scores = self.rewards(hidden, batch)?;
         if log_probs {
             let vocabulary = self.vocabulary()?;
             for chunk in chunks(&batch.pairs) {
                 let log_softmax =
                     self.log_softmax(&hidden.index_select(0, &rows(&batch.pairs[chunk.clone()], hidden)), vocabulary);
-                read_log_probs(&log_softmax, &batch.pairs[chunk.clone()], &mut scores[chunk]);
+                read_log_probs(&log_softmax, &batch.pairs[chunk.clone()], &mut scores[chunk])?;
             }
         }
         Ok(scores)
@@ -126,7 +126,7 @@ impl Heads<'_> {
         batch: &PackedBatch,
         objective: &Objective,
     ) -> Result<(Vec<PairLosses>, Tensor)> {
-        let mut scores = self.rewards(hidden, batch);
+        let mut scores = self.rewards(hidden, batch)?;
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
         self.rewards_backward(hidden, batch, objective, &scores, &mut hidden_gradient);
         if objective.log_probs {
@@ -141,10 +141,10 @@ impl Heads<'_> {
     }
 
     /// Rewards in f32: bf16 scores would tie.
-    fn rewards(&self, hidden: &Tensor, batch: &PackedBatch) -> Vec<PairScores> {
+    fn rewards(&self, hidden: &Tensor, batch: &PackedBatch) -> Result<Vec<PairScores>> {
         let rewards =
             (self.reward_hidden(hidden, batch) * self.reward.weight(0)).sum_dim_intlist(-1, false, Kind::Float);
-        let mut rewards = to_host(&rewards).into_iter();
+        let mut rewards = to_host(&rewards)?.into_iter();
         let score = |pair: &PackedPair| {
             let mut scores = PairScores { index: pair.index, ..PairScores::default() };
             for (place, _) in pair.answers.iter().enumerate() {
@@ -152,7 +152,7 @@ impl Heads<'_> {
             }
             scores
         };
-        batch.pairs.iter().map(score).collect()
+        Ok(batch.pairs.iter().map(score).collect())
     }
 
     fn rewards_backward(
@@ -191,7 +191,7 @@ impl Heads<'_> {
         let rows = rows(pairs, hidden);
         let response = hidden.index_select(0, &rows);
         let log_softmax = self.log_softmax(&response, vocabulary);
-        let targets = read_log_probs(&log_softmax, pairs, scores);
+        let targets = read_log_probs(&log_softmax, pairs, scores)?;
         if objective.alpha == 0.0 {
             return Ok(());
         }
@@ -241,7 +241,7 @@ struct Targets {
 }
 
 /// Reads each answer's summed log-prob from a chunk's log-softmax [R, V]; the sum is taken in f64.
-fn read_log_probs(log_softmax: &Tensor, pairs: &[PackedPair], scores: &mut [PairScores]) -> Targets {
+fn read_log_probs(log_softmax: &Tensor, pairs: &[PackedPair], scores: &mut [PairScores]) -> Result<Targets> {
     let (mut row_index, mut token, mut first_rows, mut rows) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for pair in pairs {
         first_rows.push(rows);
@@ -254,15 +254,14 @@ fn read_log_probs(log_softmax: &Tensor, pairs: &[PackedPair], scores: &mut [Pair
     let device = log_softmax.device();
     let row_index = Tensor::from_slice(&row_index).to_device(device);
     let token = Tensor::from_slice(&token).to_device(device);
-    let read = to_host(&log_softmax.index(&[Some(&row_index), Some(&token)]));
-    let mut read = read.into_iter();
+    let mut read = to_host(&log_softmax.index(&[Some(&row_index), Some(&token)]))?.into_iter();
     for (pair, scores) in pairs.iter().zip(scores) {
         for (place, answer) in pair.answers.iter().enumerate() {
             scores.tokens[place] = answer.targets.len();
             scores.log_probs[place] = read.by_ref().take(answer.targets.len()).map(f64::from).sum();
         }
     }
-    Targets { row_index, token, first_rows, rows }
+    Ok(Targets { row_index, token, first_rows, rows })
 }
 
 /// Ranges of consecutive pairs whose response rows are held together.
@@ -294,7 +293,7 @@ fn reward_rows(batch: &PackedBatch, hidden: &Tensor) -> Tensor {
     Tensor::from_slice(&rows.collect::<Vec<_>>()).to_device(hidden.device())
 }
 
-fn to_host(values: &Tensor) -> Vec<f32> {
+fn to_host(values: &Tensor) -> Result<Vec<f32>> {
     let values = values.to_device(tch::Device::Cpu).contiguous();
-    crate::tensor::slice::<f32>(&values).map(<[f32]>::to_vec).unwrap_or_default()
+    crate::tensor::slice::<f32>(&values).map(<[f32]>::to_vec)
 }

@@ -3,7 +3,8 @@
 use crate::comm::CommThread;
 use crate::config::Dtype;
 use crate::error::{Error, Result};
-use tch::{Cuda, Device, Kind};
+use crate::tensor;
+use tch::{Cuda, Device, Kind, Tensor};
 
 /// Where and how a rank computes.
 #[derive(Debug, Clone, Copy)]
@@ -17,28 +18,37 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Picks the device, the precision and the number of threads, and tells libtorch.
+    /// Picks the device, the precision and the number of threads, and tells libtorch. All ranks must call it.
     ///
     /// `threads` 0 means this node's cores divided by its ranks, or the cores that the launcher has bound the rank to.
+    /// `dtype = "auto"` is bf16 where every rank computes in it, else f32.
     ///
     /// # Errors
-    /// `dtype = "bf16"` is never refused: libtorch computes it everywhere, if slowly. More threads than can be counted.
+    /// Too many threads, or a lost rank.
     pub fn pick(dtype: Dtype, threads: usize, comm: &CommThread) -> Result<Self> {
         let (local_rank, local_size) = comm.local();
-        let device = match Cuda::device_count() {
-            0 => Device::Cpu,
-            count => Device::Cuda(local_rank % count.max(1) as usize),
+        let device = match usize::try_from(Cuda::device_count()) {
+            Ok(0) | Err(_) => Device::Cpu,
+            Ok(count) => Device::Cuda(local_rank % count),
         };
-        let threads = if threads > 0 { threads } else { default_threads(local_size) };
-        let count =
-            i32::try_from(threads).map_err(|_| Error::input(format!("parallel.threads = {threads} is too many")))?;
-        tch::set_num_threads(count);
+        let everywhere = comm.all_true(device != Device::Cpu || processor_has_bf16())?;
         let kind = match dtype {
             Dtype::F32 => Kind::Float,
             Dtype::Bf16 => Kind::BFloat16,
-            Dtype::Auto if device != Device::Cpu || processor_has_bf16() => Kind::BFloat16,
-            Dtype::Auto => Kind::Float,
+            Dtype::Auto => {
+                if everywhere {
+                    Kind::BFloat16
+                } else {
+                    Kind::Float
+                }
+            }
         };
+        let shared = default_threads(local_size, comm)?;
+        let threads = if threads > 0 { threads } else { shared };
+        let count = i32::try_from(threads).map_err(|_| {
+            Error::input(format!("{threads} threads a rank are too many")).hint("0 shares this node's cores out")
+        })?;
+        tch::set_num_threads(count);
         Ok(Self { device, kind, threads })
     }
 
@@ -48,13 +58,22 @@ impl Machine {
     }
 }
 
-/// Cores for each rank of this node.
-fn default_threads(local_size: usize) -> usize {
+/// Cores for each rank of this node. A launcher that binds ranks gives each its own cores, so their sets differ; where
+/// all ranks may use the same cores (no binding, a container's or a batch system's share), those are divided.
+fn default_threads(local_size: usize, comm: &CommThread) -> Result<usize> {
     let usable = std::thread::available_parallelism().map_or(1, usize::from);
-    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
-    let bound = online.is_some_and(|online| (usable as i64) < online);
-    // A rank that the launcher has bound to some cores has them for itself; else the node's cores are shared out.
-    if bound { usable } else { (usable / local_size.max(1)).max(1) }
+    let mine = cores();
+    let mut of_rank_0 = Tensor::from_slice(&mine);
+    comm.broadcast(&mut of_rank_0, 0)?;
+    let bound = !comm.all_true(tensor::slice::<u8>(&of_rank_0)? == mine)?;
+    Ok(if bound { usable } else { (usable / local_size.max(1)).max(1) })
+}
+
+/// Which of the first 1,024 cores this process may use, one byte each.
+fn cores() -> Vec<u8> {
+    use nix::sched::{CpuSet, sched_getaffinity};
+    let set = sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap_or_else(|_| CpuSet::new());
+    (0..CpuSet::count()).map(|core| u8::from(set.is_set(core).unwrap_or(false))).collect()
 }
 
 #[cfg(target_arch = "x86_64")]

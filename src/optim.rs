@@ -20,12 +20,18 @@ const PIECE: usize = 1 << 16;
 pub struct AdamW {
     /// First and second moments, flat f32, a pair a segment; none where a segment is not trained.
     pub moments: Vec<Option<[Tensor; 2]>>,
+    settings: Settings,
+    /// Threads of a rank.
+    pub threads: usize,
+}
+
+/// What the config says about AdamW.
+#[derive(Clone, Copy)]
+struct Settings {
     beta1: f64,
     beta2: f64,
     epsilon: f64,
     weight_decay: f64,
-    /// Threads of a rank.
-    pub threads: usize,
 }
 
 /// One update's numbers.
@@ -49,6 +55,8 @@ struct Constants {
     matrix_decay: f32,
     beta1: f32,
     beta2: f32,
+    /// 1 - beta1 and 1 - beta2, taken in f64: in f32 the second would be 5e-5 too large.
+    complements: [f32; 2],
     epsilon: f32,
     /// 1 / (1 - beta1^t).
     first_correction: f32,
@@ -64,10 +72,12 @@ impl AdamW {
             |segment: &Segment| segment.master.as_ref().map(|master| [master.zeros_like(), master.zeros_like()]);
         Self {
             moments: model.segments.iter().map(zeros).collect(),
-            beta1: config.adam_beta1,
-            beta2: config.adam_beta2,
-            epsilon: config.adam_epsilon,
-            weight_decay: config.weight_decay,
+            settings: Settings {
+                beta1: config.adam_beta1,
+                beta2: config.adam_beta2,
+                epsilon: config.adam_epsilon,
+                weight_decay: config.weight_decay,
+            },
             threads: threads.max(1),
         }
     }
@@ -81,16 +91,7 @@ impl AdamW {
         for ((segment, moments), part) in model.segments.iter_mut().zip(&mut self.moments).zip(parts) {
             let Some(moments) = moments else { continue };
             let rate = if part == Part::RewardHead { update.head_learning_rate } else { update.learning_rate };
-            let constants = Constants {
-                learning_rate: rate as f32,
-                matrix_decay: (1.0 - rate * self.weight_decay) as f32,
-                beta1: self.beta1 as f32,
-                beta2: self.beta2 as f32,
-                epsilon: self.epsilon as f32,
-                first_correction: (1.0 / (1.0 - self.beta1.powi(update.number as i32))) as f32,
-                second_correction: (1.0 / (1.0 - self.beta2.powi(update.number as i32)).sqrt()) as f32,
-                scale: update.gradient_scale as f32,
-            };
+            let constants = self.settings.constants(rate, update);
             if segment.compute.device() == Device::Cpu {
                 step_on_cpu(segment, moments, constants, self.threads)?;
             } else {
@@ -98,6 +99,23 @@ impl AdamW {
             }
         }
         Ok(())
+    }
+}
+
+impl Settings {
+    fn constants(&self, rate: f64, update: &Update) -> Constants {
+        let correction = |beta: f64| 1.0 / (1.0 - beta.powf(update.number as f64));
+        Constants {
+            learning_rate: rate as f32,
+            matrix_decay: (1.0 - rate * self.weight_decay) as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            complements: [1.0 - self.beta1, 1.0 - self.beta2].map(|share| share as f32),
+            epsilon: self.epsilon as f32,
+            first_correction: correction(self.beta1) as f32,
+            second_correction: correction(self.beta2).sqrt() as f32,
+            scale: update.gradient_scale as f32,
+        }
     }
 }
 
@@ -176,8 +194,8 @@ fn update_piece(piece: Piece, c: Constants) {
     let values = gradient.iter().zip(first.iter_mut()).zip(second.iter_mut()).zip(master.iter_mut());
     for (((gradient, first), second), master) in values {
         let gradient = gradient * c.scale;
-        *first = c.beta1 * *first + (1.0 - c.beta1) * gradient;
-        *second = c.beta2 * *second + (1.0 - c.beta2) * gradient * gradient;
+        *first = c.beta1 * *first + c.complements[0] * gradient;
+        *second = c.beta2 * *second + c.complements[1] * gradient * gradient;
         let denominator = second.sqrt() * c.second_correction + c.epsilon;
         *master = *master * decay - c.learning_rate * (*first * c.first_correction) / denominator;
     }
@@ -193,8 +211,8 @@ fn step_with_tensors(segment: &mut Segment, moments: &mut [Tensor; 2], c: Consta
     let (Some(gradient), Some(master)) = (&segment.gradient, &segment.master) else { return };
     let gradient = gradient * f64::from(c.scale);
     let [first, second] = moments;
-    let _ = first.g_mul_scalar_(f64::from(c.beta1)).g_add_(&(&gradient * (1.0 - f64::from(c.beta1))));
-    let _ = second.g_mul_scalar_(f64::from(c.beta2)).g_add_(&(gradient.square() * (1.0 - f64::from(c.beta2))));
+    let _ = first.g_mul_scalar_(f64::from(c.beta1)).g_add_(&(&gradient * f64::from(c.complements[0])));
+    let _ = second.g_mul_scalar_(f64::from(c.beta2)).g_add_(&(gradient.square() * f64::from(c.complements[1])));
     for parameter in segment.parameters.iter().filter(|parameter| decays(&parameter.shape)) {
         let mut values = master.narrow(0, parameter.offset as i64, parameter.length as i64);
         let _ = values.g_mul_scalar_(f64::from(c.matrix_decay));
@@ -276,6 +294,7 @@ mod tests {
             matrix_decay,
             beta1: 0.9,
             beta2: 0.999,
+            complements: [0.1, 0.001],
             epsilon: 1e-5,
             first_correction: 10.0,
             second_correction: 31.6,
@@ -304,6 +323,33 @@ mod tests {
             assert!(distance(fused.master.as_ref().unwrap(), plain.master.as_ref().unwrap()) < 1e-6);
             assert!(distance(&fused_moments[1], &plain_moments[1]) < 1e-6);
             assert!(distance(&fused.compute.to_kind(Kind::Float), &plain.compute.to_kind(Kind::Float)) < 1e-3);
+        }
+    }
+
+    /// Three updates of torch.optim.AdamW (torch 2.13): lr 0.01, eps 1e-5, weight decay 0.1 on the matrix alone.
+    #[test]
+    fn three_updates_equal_pytorchs() {
+        let shapes = vec![("matrix".to_string(), vec![2, 2]), ("bias".to_string(), vec![1])];
+        let mut segment = Segment::new(shapes, Kind::Float, Device::Cpu, Use::Train);
+        segment.set(0, &Tensor::from_slice(&[0.5f32, -1.25, 2.0, 0.0]).view([2, 2]));
+        segment.set(1, &Tensor::from_slice(&[0.75f32]));
+        let mut moments = moments(&segment);
+        for (done, row) in
+            [[0.3f32, -0.2, 1e-4, 4.0], [-0.1, -0.4, 2e-4, 1.0], [0.6, 0.0, -1e-4, -3.0]].iter().enumerate()
+        {
+            segment.clear_gradient();
+            // Sums over two pairs: the update divides them again.
+            segment.add_gradient(0, &(Tensor::from_slice(row).view([2, 2]) * 2.0));
+            segment.add_gradient(1, &(Tensor::from_slice(&row[..1]) * 4.0));
+            let update = Update { number: done + 1, learning_rate: 0.01, head_learning_rate: 0.0, gradient_scale: 0.5 };
+            let constants =
+                Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-5, weight_decay: 0.1 }.constants(0.01, &update);
+            step_on_cpu(&mut segment, &mut moments, constants, 1).unwrap();
+        }
+        let expected = [0.477_430_2f32, -1.219_171_8, 1.971_941_2, -0.019_706_74, 0.728_904_4];
+        let found = Vec::<f32>::try_from(segment.master.as_ref().unwrap()).unwrap();
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 2e-7, "{found} is not {expected}");
         }
     }
 

@@ -208,13 +208,13 @@ impl<'a> Trainer<'a> {
         let micro_batches = sampler::micro_batches(&my_tokens, self.config.train.tokens_per_micro_batch);
         let mut sums = StepSums::default();
         if micro_batches.is_empty() {
-            let nothing = self.train.pack(&[], self.engine.model.device);
+            let nothing = self.train.pack(&[], Packing::Shared, self.engine.model.device);
             self.engine.forward_backward(&nothing, objective, Some(sink))?;
         }
         let last = micro_batches.len().saturating_sub(1);
         for (number, range) in micro_batches.into_iter().enumerate() {
             let members: Vec<usize> = mine[range].iter().map(|&place| pairs[place]).collect();
-            let batch = self.train.pack(&members, self.engine.model.device);
+            let batch = self.train.pack(&members, Packing::Shared, self.engine.model.device);
             let sink: Option<&mut dyn GradientSink> = if number == last { Some(&mut *sink) } else { None };
             let losses = self.engine.forward_backward(&batch, objective, sink)?;
             sums.add(&losses, batch.token_count());
@@ -248,13 +248,13 @@ impl<'a> Trainer<'a> {
 
 impl Split {
     /// Packs the pairs of the given numbers, with their references.
-    pub fn pack(&self, pairs: &[usize], device: tch::Device) -> PackedBatch {
+    pub fn pack(&self, pairs: &[usize], packing: Packing, device: tch::Device) -> PackedBatch {
         let items = pairs.iter().map(|&index| PairToPack {
             index,
             pair: self.data.pair(index),
             reference: self.references.get(index).copied().unwrap_or_default(),
         });
-        PackedBatch::new(items, Packing::Shared, device)
+        PackedBatch::new(items, packing, device)
     }
 }
 

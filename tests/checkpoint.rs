@@ -32,7 +32,15 @@ fn model_dir() -> tempfile::TempDir {
 
 fn state(step: usize) -> TrainState {
     let best = Best { step: 1, accuracy: 0.1 + 0.2, loss: 2.0 / 3.0 };
-    TrainState { step, world_size: 2, threads: 1, data_key: "k".into(), best: Some(best), updates_skipped: 1 }
+    TrainState {
+        step,
+        world_size: 2,
+        threads: 1,
+        data_key: "k".into(),
+        model_key: "m".into(),
+        best: Some(best),
+        updates_skipped: 1,
+    }
 }
 
 fn save(run: &Path, step: usize) -> haf_dist::error::Result<PathBuf> {

@@ -208,6 +208,30 @@ fn rewards_and_log_probs_equal_transformers() {
 }
 
 #[test]
+fn every_logit_equals_transformers() {
+    for case in CASES {
+        let golden = Golden::open(case, "golden.safetensors");
+        let engine = golden.engine(&golden.folder, false);
+        let (_, vocabulary) = engine.model.vocabulary().unwrap();
+        for (index, pair) in golden.pairs().iter().enumerate() {
+            let hidden = engine.hidden(&pack(std::slice::from_ref(pair), 0, Packing::Shared)).unwrap();
+            let logits = hidden.matmul(&vocabulary.weight(0).tr());
+            // Rows of [prefix | chosen | rejected]: those of each whole sequence, in order.
+            let [prefix, chosen, rejected] = [&pair.prefix, &pair.chosen, &pair.rejected].map(|part| part.len() as i64);
+            let chosen_rows = logits.narrow(0, 0, prefix + chosen);
+            let rejected_rows =
+                Tensor::cat(&[logits.narrow(0, 0, prefix), logits.narrow(0, prefix + chosen, rejected)], 0);
+            for (answer, rows) in [("chosen", chosen_rows), ("rejected", rejected_rows)] {
+                let expected = golden.file.read(&format!("pair{index}.logits_{answer}")).unwrap();
+                assert_eq!(rows.size(), expected.size());
+                let far = distance(&rows, &expected);
+                assert!(far < TOLERANCE, "{case}, pair {index}, {answer}: {far:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
 fn sharded_weights_are_the_same_model() {
     let golden = Golden::open("llama-linear", "golden.safetensors");
     let engine = golden.engine(&golden.folder.join("sharded"), false);

@@ -69,7 +69,7 @@ fn config(snapshot: &Snapshot) -> Result<Map<String, Value>> {
     let path = snapshot.model_dir.join("config.json");
     let mut config: Map<String, Value> = read_json(&path)?;
     let pad = snapshot.pad_token_id;
-    if ends(&config).contains(&u64::from(pad)) {
+    if ends(&config).contains(&pad) {
         return Err(Error::runtime(format!("pad token {pad} is an end of sequence of {}", path.display())));
     }
     let dtype = dtype(snapshot)?;
@@ -95,13 +95,21 @@ fn dtype(snapshot: &Snapshot) -> Result<&'static str> {
     }
 }
 
-/// Tokens that end a sequence: one number, a list, or none.
-fn ends(config: &Map<String, Value>) -> Vec<u64> {
-    match config.get("eos_token_id") {
-        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_u64).collect(),
-        Some(id) => id.as_u64().into_iter().collect(),
-        None => vec![],
-    }
+/// Tokens that end a sequence according to config.json: none, one or several. None of them may pad.
+///
+/// # Errors
+/// A config.json that cannot be read.
+pub fn end_tokens(model_dir: &Path) -> Result<Vec<u32>> {
+    read_json(&model_dir.join("config.json")).map(|config| ends(&config))
+}
+
+fn ends(config: &Map<String, Value>) -> Vec<u32> {
+    let ids = match config.get("eos_token_id") {
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(id) => std::slice::from_ref(id),
+        None => &[],
+    };
+    ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
 /// A token's text in tokenizer.json; `None` without that file, or for an id that only the embedding matrix has.

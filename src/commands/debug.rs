@@ -6,15 +6,16 @@
 use super::setup;
 use crate::comm::CommThread;
 use crate::config::{Config, Source};
-use crate::data::batch::{PackedBatch, Packing, PairToPack};
+use crate::data::batch::Packing;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
-use crate::data::sampler::Sampler;
+use crate::data::sampler::{self, Sampler};
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::model::config::Architecture;
+use crate::model::decoder::Part;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
 use crate::reference;
@@ -50,7 +51,7 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let engine = Engine::new(Model::load(&config.model.path, options)?, config.train.activation_checkpointing);
+    let mut engine = Engine::new(Model::load(&config.model.path, options)?, config.train.activation_checkpointing);
     println!("{} compute on {:?}, {} thread(s)\n", machine.dtype_name(), machine.device, machine.threads);
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {
@@ -61,10 +62,14 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         false => Vec::new(),
     };
     let split = Split { name: "debug", data, references };
+    let head = with_some_head(&mut engine)?;
     let mut checks = vec![packed_scores(&engine, &split, config)?];
-    checks.push(packed_gradients(&engine, &split, config)?);
+    checks.push(packed_gradients(&mut engine, &split, config)?);
     checks.push(finite_gradients(&engine));
-    engine_cleared(&engine);
+    clear(&mut engine);
+    if let Some((index, _)) = engine.model.segment(Part::RewardHead) {
+        engine.model.segments[index].set(0, &head);
+    }
     checks.push(updates(config, engine, split, &machine, comm)?);
     report(&checks)
 }
@@ -78,7 +83,7 @@ fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
             if of_source == PAIRS {
                 break;
             }
-            if let Encoded::Kept(tokens) = encoder.encode(&pair)? {
+            if let Encoded::Kept(tokens) = encoder.encode(&pair).map_err(|error| error.at(source.path.display()))? {
                 let domain =
                     pair.domain.clone().or_else(|| source.domain.clone()).unwrap_or_else(|| "debug".to_string());
                 kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), domain });
@@ -107,46 +112,49 @@ fn show(data: &PreparedData, encoder: &Encoder) -> Result<()> {
     Ok(())
 }
 
-fn pack(split: &Split, pairs: &[usize], packing: Packing, engine: &Engine) -> PackedBatch {
-    let items = pairs.iter().map(|&index| PairToPack {
-        index,
-        pair: split.data.pair(index),
-        reference: split.references.get(index).copied().unwrap_or_default(),
-    });
-    PackedBatch::new(items, packing, engine.model.device)
+/// A head that is not zero, or rewards could show no error and most gradients would be zero; returns what was there.
+fn with_some_head(engine: &mut Engine) -> Result<Tensor> {
+    let (index, segment) =
+        engine.model.segment(Part::RewardHead).ok_or_else(|| Error::runtime("the model has no reward head"))?;
+    let before = segment.weight(0).copy();
+    let places = Tensor::arange(before.size()[1], (Kind::Float, engine.model.device));
+    engine.model.segments[index].set(0, &(places.sin() * 0.1).view_as(&before));
+    Ok(before)
 }
 
-/// Rewards cannot show a packing error while the head is zero; log-probs can, and f32 hidden states do in the tests.
+/// Every pair packed with others, under the micro-batch budget, against itself alone with its prefix computed twice.
 fn packed_scores(engine: &Engine, split: &Split, config: &Config) -> Result<Check> {
-    let all: Vec<usize> = (0..split.data.len()).collect();
     let log_probs = config.loss.needs_policy();
-    let packed = engine.score(&pack(split, &all, Packing::Shared, engine), log_probs)?;
+    let device = engine.model.device;
     let (mut reward, mut log_prob) = (0f64, 0f64);
-    for (&index, packed) in all.iter().zip(&packed) {
-        let alone = &engine.score(&pack(split, &[index], Packing::Separate, engine), log_probs)?[0];
-        for answer in 0..2 {
-            reward = reward.max((packed.rewards[answer] - alone.rewards[answer]).abs());
-            let scale = alone.log_probs[answer].abs().max(1.0);
-            log_prob = log_prob.max((packed.log_probs[answer] - alone.log_probs[answer]).abs() / scale);
+    let relative = |packed: f64, alone: f64| (packed - alone).abs() / alone.abs().max(1.0);
+    for batch in batches(split, config) {
+        for packed in engine.score(&split.pack(&batch, Packing::Shared, device), log_probs)? {
+            let alone = engine.score(&split.pack(&[packed.index], Packing::Separate, device), log_probs)?[0];
+            for answer in 0..2 {
+                reward = reward.max(relative(packed.rewards[answer], alone.rewards[answer]));
+                log_prob = log_prob.max(relative(packed.log_probs[answer], alone.log_probs[answer]));
+            }
         }
     }
     let bound = tolerance(engine);
-    let said =
-        format!("largest difference: reward {reward:.1e}, log-prob {log_prob:.1e} (relative); bound {bound:.0e}");
+    let said = format!("largest relative difference: reward {reward:.1e}, log-prob {log_prob:.1e}; bound {bound:.0e}");
     Ok(Check { name: "packed scores = one pair at a time", outcome: verdict(reward.max(log_prob) <= bound, said) })
 }
 
-/// The gradient of the whole batch against the sum of single pairs with the prefix computed twice.
-fn packed_gradients(engine: &Engine, split: &Split, config: &Config) -> Result<Check> {
+/// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.
+fn packed_gradients(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
     let objective = trainer::objective_of_step(config, 0);
-    let all: Vec<usize> = (0..split.data.len()).collect();
-    for &index in &all {
-        engine.forward_backward(&pack(split, &[index], Packing::Separate, engine), &objective, None)?;
+    let device = engine.model.device;
+    for index in 0..split.data.len() {
+        engine.forward_backward(&split.pack(&[index], Packing::Separate, device), &objective, None)?;
     }
-    let alone: Vec<Option<Tensor>> =
-        engine.model.segments.iter().map(|segment| segment.gradient.as_ref().map(Tensor::copy)).collect();
-    engine_cleared(engine);
-    engine.forward_backward(&pack(split, &all, Packing::Shared, engine), &objective, None)?;
+    let gradients = engine.model.segments.iter().map(|segment| segment.gradient.as_ref().map(Tensor::copy));
+    let alone: Vec<Option<Tensor>> = gradients.collect();
+    clear(engine);
+    for batch in batches(split, config) {
+        engine.forward_backward(&split.pack(&batch, Packing::Shared, device), &objective, None)?;
+    }
     let (mut worst, mut place) = (0f64, String::from("-"));
     for ((segment, alone), part) in engine.model.segments.iter().zip(&alone).zip(&engine.model.parts) {
         let (Some(packed), Some(alone)) = (&segment.gradient, alone) else { continue };
@@ -160,6 +168,17 @@ fn packed_gradients(engine: &Engine, split: &Split, config: &Config) -> Result<C
     let bound = tolerance(engine);
     let said = format!("largest relative distance {worst:.1e} in {place}; bound {bound:.0e}");
     Ok(Check { name: "packed gradients = one pair at a time", outcome: verdict(worst <= bound, said) })
+}
+
+/// The pairs, cut under the run's micro-batch budget.
+fn batches(split: &Split, config: &Config) -> Vec<Vec<usize>> {
+    let tokens: Vec<usize> = (0..split.data.len()).map(|pair| split.data.tokens(pair)).collect();
+    let ranges = sampler::micro_batches(&tokens, config.train.tokens_per_micro_batch);
+    ranges.into_iter().map(Iterator::collect).collect()
+}
+
+fn clear(engine: &mut Engine) {
+    engine.model.segments.iter_mut().for_each(|segment| segment.clear_gradient());
 }
 
 fn finite_gradients(engine: &Engine) -> Check {
@@ -205,12 +224,6 @@ fn tolerance(engine: &Engine) -> f64 {
 
 fn verdict(good: bool, said: String) -> std::result::Result<String, String> {
     if good { Ok(said) } else { Err(said) }
-}
-
-fn engine_cleared(engine: &Engine) {
-    for gradient in engine.model.segments.iter().filter_map(|segment| segment.gradient.as_ref()) {
-        let _ = gradient.shallow_clone().zero_();
-    }
 }
 
 fn report(checks: &[Check]) -> Result<()> {

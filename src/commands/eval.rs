@@ -2,9 +2,10 @@
 
 use super::scored::{Scored, open};
 use super::setup;
+use super::train::concise;
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::config::Source;
+use crate::config::{Format, Source};
 use crate::error::Result;
 use crate::evaluate;
 use crate::logging;
@@ -15,20 +16,21 @@ use crate::scoring::score_pairs;
 ///
 /// # Errors
 /// A folder that is no reward model, or bad data.
-pub fn run(scoring: &Scoring, json: bool, comm: &CommThread) -> Result<()> {
-    let opened = comm.agree(open(scoring, comm))?;
-    let source = Source { path: scoring.data.clone(), format: scoring.format, weight: 1.0, domain: None };
+pub fn run(scoring: &Scoring, format: Format, json: bool, comm: &CommThread) -> Result<()> {
+    let opened = comm.agree(open(scoring))?;
+    let machine = opened.machine(comm)?;
+    let source = Source { path: scoring.data.clone(), format, weight: 1.0, domain: None };
     let data = setup::prepared(&[source], "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
         logging::above_progress(|| eprintln!("{}", data.report().render()));
     }
-    let references = opened.references(&data, comm)?;
-    let Scored { engine, reported } = opened.model(references.is_some(), comm)?;
+    let references = opened.references(&data, &machine, comm)?;
+    let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
     let budget = scoring.tokens_per_micro_batch;
     let all: Vec<usize> = (0..data.len()).collect();
     let scores = score_pairs(&engine, (&data, &all), comm, budget, reported.policy, "eval")?;
     let references = references.unwrap_or_default();
-    let rows = evaluate::metrics("eval", opened.step, &data, &scores, &references, reported);
+    let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
     if comm.rank() == 0 {
         print(&rows, json);
     }
@@ -39,6 +41,6 @@ fn print(rows: &[EvaluationMetrics], json: bool) {
     if json {
         rows.iter().filter_map(|row| serde_json::to_string(row).ok()).for_each(|line| println!("{line}"));
     } else {
-        println!("{}", evaluation_table(rows));
+        println!("{}", evaluation_table(&concise(rows)));
     }
 }

@@ -25,7 +25,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             train::run(&comm.agree(Config::load(config, set))?, *resume, comm)
         }
         Command::Prepare { config, set } => prepare::run(&comm.agree(Config::load(config, set))?, comm),
-        Command::Eval { scoring, json } => eval::run(scoring, *json, comm),
+        Command::Eval { scoring, format, json } => eval::run(scoring, *format, *json, comm),
         Command::Score { scoring, output } => score::run(scoring, output, comm),
     }
 }

@@ -3,6 +3,7 @@
 use super::setup;
 use crate::comm::CommThread;
 use crate::config::Config;
+use crate::data::prepared::PreparedData;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::machine::Machine;
@@ -15,7 +16,7 @@ use crate::model::weights::{LoadOptions, Model};
 /// # Errors
 /// Bad data, a bad model, or a cache that cannot be written.
 pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
-    let machine = comm.agree(Machine::pick(config.model.dtype, config.parallel.threads, comm))?;
+    let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let architecture = comm.agree(Architecture::open(&config.model.path))?;
     let encoder = comm.agree(setup::encoder(config, &architecture))?;
     let splits = setup::splits(config, &encoder, comm)?;
@@ -24,7 +25,9 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
             LoadOptions { kind: machine.kind, device: machine.device, purpose: Use::Evaluate, log_probs: true };
         let engine = Engine::new(comm.agree(Model::load(&config.model.path, options))?, false);
         let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
-        setup::all_references(splits, &mut sampler, config, &engine, &machine, comm)?;
+        let model_key = setup::model_key(&config.model.path, comm)?;
+        let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);
+        setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     }
     if comm.rank() == 0 {
         println!("prepared in {}", config.data.cache_dir.display());

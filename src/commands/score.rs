@@ -18,7 +18,8 @@ use crate::loss::{self, AnswerLogProb};
 use crate::scoring::score_pairs;
 use serde_json::{Map, Value, json};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::Path;
 
 /// A row of the file: its place among the scored pairs, or why it is not scored.
 enum Row {
@@ -31,18 +32,20 @@ enum Row {
 /// # Errors
 /// A folder that is no reward model, bad data, or an output file that exists.
 pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
-    // Before the work, so that nothing is computed for a file that cannot be written.
-    let writer = comm.agree(if comm.rank() == 0 { writer(output).map(Some) } else { Ok(None) })?;
-    let opened = comm.agree(open(scoring, comm))?;
+    // Before the work, so that nothing is computed for a file that may not be written.
+    comm.agree(if comm.rank() == 0 { check(output) } else { Ok(()) })?;
+    let opened = comm.agree(open(scoring))?;
+    let machine = opened.machine(comm)?;
     let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
-    let (rows, kept) = comm.agree(encode(&pairs, |pair| opened.encoder.encode(pair)))?;
+    let (rows, kept) = comm
+        .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
     let mut lines = Vec::new();
     if kept.is_empty() {
         lines.extend(pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)));
     } else {
         let data = comm.agree(PreparedData::from_pairs(kept))?;
-        let references = opened.references(&data, comm)?;
-        let Scored { engine, reported } = opened.model(references.is_some(), comm)?;
+        let references = opened.references(&data, &machine, comm)?;
+        let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let budget = scoring.tokens_per_micro_batch;
         let log_probs = engine.model.vocabulary().is_some();
         let all: Vec<usize> = (0..data.len()).collect();
@@ -53,8 +56,7 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
             pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
         );
     }
-    let written = writer.map_or(Ok(()), |mut writer| write(&mut writer, &lines, output));
-    comm.agree(written)
+    comm.agree(if comm.rank() == 0 { write(&lines, output) } else { Ok(()) })
 }
 
 #[derive(Clone, Copy)]
@@ -63,28 +65,43 @@ struct Policy<'a> {
     log_probs: bool,
 }
 
-fn writer(output: &Output) -> Result<Box<dyn Write>> {
-    Ok(match output {
-        Output::Stdout => Box::new(BufWriter::new(std::io::stdout())),
+/// Nothing is overwritten.
+fn check(output: &Output) -> Result<()> {
+    match output {
+        Output::File(path) if path.exists() => Err(exists(path)),
         Output::File(path) => {
-            let file = File::create_new(path).map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => Error::input(format!("{} exists already", path.display()))
-                    .hint("nothing is overwritten: name another --output, or move the file away"),
-                _ => file_error(path, "create", &error),
-            })?;
-            Box::new(BufWriter::new(file))
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if folder.is_dir() {
+                Ok(())
+            } else {
+                Err(Error::input(format!("--output: {} is no folder", folder.display())))
+            }
         }
-    })
+        Output::Stdout => Ok(()),
+    }
 }
 
-fn write(writer: &mut dyn Write, lines: &[Value], output: &Output) -> Result<()> {
-    let written = lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush());
-    match (written, output) {
-        // A reader that has seen enough (`| head`) is no error.
-        (Err(error), Output::Stdout) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        (Err(error), Output::Stdout) => Err(Error::runtime(format!("cannot write to standard output: {error}"))),
-        (Err(error), Output::File(path)) => Err(file_error(path, "write", &error)),
-        (Ok(()), _) => Ok(()),
+fn exists(path: &Path) -> Error {
+    Error::input(format!("{} exists already", path.display()))
+        .hint("nothing is overwritten: name another --output, or move the file away")
+}
+
+fn write(lines: &[Value], output: &Output) -> Result<()> {
+    let all = |writer: &mut dyn Write| {
+        lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
+    };
+    match output {
+        Output::Stdout => match all(&mut BufWriter::new(std::io::stdout())) {
+            // A reader that has seen enough (`| head`) is no error.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(Error::runtime(format!("cannot write to standard output: {error}"))),
+            Ok(()) => Ok(()),
+        },
+        Output::File(path) => match File::create_new(path).and_then(|file| all(&mut BufWriter::new(file))) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists(path)),
+            Err(error) => Err(file_error(path, "write", &error)),
+            Ok(()) => Ok(()),
+        },
     }
 }
 

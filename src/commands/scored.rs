@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::setup;
-use crate::checkpoint;
+use crate::checkpoint::{self, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
 use crate::config::{Config, Objective};
@@ -29,11 +29,10 @@ pub struct Opened {
     pub config: Config,
     /// Tokens as the model expects them.
     pub encoder: Encoder,
-    /// Updates the checkpoint has seen; 0 for other folders.
-    pub step: usize,
+    /// Where the run stood that wrote the checkpoint; at its start for other folders.
+    pub state: TrainState,
     folder: PathBuf,
     trained_here: bool,
-    machine: Machine,
 }
 
 /// A loaded model and what is reported of it.
@@ -45,16 +44,20 @@ pub struct Scored<'a> {
 }
 
 /// Reads everything but the weights.
-pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
-    let machine = Machine::pick(scoring.dtype, scoring.threads, comm)?;
+///
+/// # Errors
+/// A folder that is no model of a known family, or lengths that exclude each other.
+pub fn open(scoring: &Scoring) -> Result<Opened> {
     let folder = scoring.checkpoint.clone();
     let architecture = Architecture::open(&folder)?;
     let trained_here = folder.join(checkpoint::CONFIG).exists();
-    let (mut config, step) = if trained_here {
-        (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?.step)
+    let (mut config, state) = if trained_here {
+        (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?)
     } else {
-        (config_of_a_folder(&folder)?, 0)
+        (config_of_a_folder(&folder)?, TrainState::default())
     };
+    config.model.dtype = scoring.dtype.unwrap_or(config.model.dtype);
+    config.parallel.threads = scoring.threads;
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
     data.max_length = scoring.max_length.unwrap_or(data.max_length);
@@ -77,7 +80,7 @@ pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
         data.truncation,
         architecture.vocabulary,
     )?;
-    Ok(Opened { config, encoder, step, folder, trained_here, machine })
+    Ok(Opened { config, encoder, state, folder, trained_here })
 }
 
 impl Opened {
@@ -86,7 +89,12 @@ impl Opened {
     ///
     /// # Errors
     /// A starting model that is there but cannot be read, or a lost rank.
-    pub fn references(&self, data: &PreparedData, comm: &CommThread) -> Result<Option<Vec<[f32; 2]>>> {
+    pub fn references(
+        &self,
+        data: &PreparedData,
+        machine: &Machine,
+        comm: &CommThread,
+    ) -> Result<Option<Vec<[f32; 2]>>> {
         if !self.trained_here || !self.config.loss.needs_policy() {
             return Ok(None);
         }
@@ -100,9 +108,13 @@ impl Opened {
             }
             return Ok(None);
         }
-        let cache = setup::reference_cache(start, data, &self.config, &self.machine).map(Some);
-        let cache = comm.agree(if comm.rank() == 0 { cache } else { Ok(None) })?;
-        let engine = comm.agree(self.load(start, true))?;
+        let model_key = setup::model_key(start, comm)?;
+        if format!("{model_key:032x}") != self.state.model_key {
+            return Err(Error::input(format!("{} is not the model this run started from", start.display()))
+                .hint("put the starting model back, or move it away to have rewards only"));
+        }
+        let cache = (comm.rank() == 0).then(|| setup::reference_cache(model_key, data, &self.config, machine));
+        let engine = comm.agree(load(start, true, machine))?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
         reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
@@ -112,8 +124,8 @@ impl Opened {
     ///
     /// # Errors
     /// A folder without a reward head, or damaged weights.
-    pub fn model(&self, with_policy: bool, comm: &CommThread) -> Result<Scored<'_>> {
-        let engine = comm.agree(self.load(&self.folder, false))?;
+    pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
+        let engine = comm.agree(load(&self.folder, false, machine))?;
         if !engine.model.had_reward_head {
             return Err(Error::input(format!("{} has no score.weight: it is no reward model", self.folder.display()))
                 .hint("--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label"));
@@ -123,11 +135,19 @@ impl Opened {
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
-    fn load(&self, folder: &Path, log_probs: bool) -> Result<Engine> {
-        let Machine { kind, device, .. } = self.machine;
-        let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
-        Ok(Engine::new(Model::load(folder, options)?, false))
+    /// Device, precision and threads. All ranks must call it.
+    ///
+    /// # Errors
+    /// Too many threads, or a lost rank.
+    pub fn machine(&self, comm: &CommThread) -> Result<Machine> {
+        Machine::pick(self.config.model.dtype, self.config.parallel.threads, comm)
     }
+}
+
+fn load(folder: &Path, log_probs: bool, machine: &Machine) -> Result<Engine> {
+    let Machine { kind, device, .. } = *machine;
+    let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
+    Ok(Engine::new(Model::load(folder, options)?, false))
 }
 
 /// Defaults for a folder that no run of ours has written: its own chat template and tokenizer, reward only.

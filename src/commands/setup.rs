@@ -8,7 +8,7 @@ use crate::data::report;
 use crate::data::sampler::Sampler;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::logging;
 use crate::machine::Machine;
@@ -17,6 +17,7 @@ use crate::model::weights::weight_paths;
 use crate::reference;
 use crate::trainer::{Split, total_steps};
 use std::path::Path;
+use tracing::warn;
 
 /// The splits of a run, tokenised.
 pub struct Splits {
@@ -38,6 +39,12 @@ impl Splits {
 /// An encoder as the config asks for.
 pub fn encoder(config: &Config, architecture: &Architecture) -> Result<Encoder> {
     let data = &config.data;
+    if data.max_length > architecture.max_positions {
+        warn!(
+            "data.max_length = {} is more than the {} positions the model was made for",
+            data.max_length, architecture.max_positions
+        );
+    }
     Encoder::open(
         &config.model.path,
         data.template,
@@ -93,15 +100,13 @@ fn with_references(
     (data, needed): (PreparedData, &[usize]),
     config: &Config,
     engine: &Engine,
-    machine: &Machine,
+    cache: impl Fn(&PreparedData) -> ReferenceCache,
     comm: &CommThread,
 ) -> Result<Split> {
     if !config.loss.needs_reference() {
         return Ok(Split { name, data, references: Vec::new() });
     }
-    let cache =
-        if comm.rank() == 0 { reference_cache(&config.model.path, &data, config, machine).map(Some) } else { Ok(None) };
-    let cache = comm.agree(cache)?;
+    let cache = (comm.rank() == 0).then(|| cache(&data));
     let budget = config.train.tokens_per_micro_batch;
     let references = reference::log_probs(engine, (&data, needed), comm, cache.as_ref(), budget, name)?;
     Ok(Split { name, data, references })
@@ -113,13 +118,13 @@ pub fn all_references(
     sampler: &mut Sampler,
     config: &Config,
     engine: &Engine,
-    machine: &Machine,
+    cache: impl Fn(&PreparedData) -> ReferenceCache,
     comm: &CommThread,
 ) -> Result<(Split, Option<Split>, Option<Split>)> {
     let of_run = sampler.pairs_of_run(total_steps(config, sampler));
     let complete = |name, data: PreparedData, needed: Option<&[usize]>| {
         let all: Vec<usize> = (0..data.len()).collect();
-        with_references(name, (data, needed.unwrap_or(&all)), config, engine, machine, comm)
+        with_references(name, (data, needed.unwrap_or(&all)), config, engine, &cache, comm)
     };
     let train = complete("train", splits.train, Some(&of_run))?;
     let dev = splits.dev.map(|data| complete("dev", data, None)).transpose()?;
@@ -134,17 +139,22 @@ pub fn sampler(config: &Config, train: &PreparedData) -> Result<Sampler> {
     Sampler::new(train.source_ranges(), &weights, config.train.pairs_per_step, data.shuffle, data.seed)
 }
 
+/// Hash of a model's weights and config.json, read by rank 0; the same on every rank.
+pub fn model_key(model: &Path, comm: &CommThread) -> Result<u128> {
+    let read = || {
+        let mut parts = Vec::new();
+        for path in weight_paths(model)?.iter().chain([&model.join("config.json")]) {
+            parts.push(files::fingerprint_file(path)?.to_le_bytes());
+        }
+        Ok(files::fingerprint_parts(parts.iter().map(|part| part.as_slice())))
+    };
+    let mine = comm.agree(if comm.rank() == 0 { read() } else { Ok(0) })?;
+    let bytes = comm.broadcast_bytes(Some(mine.to_le_bytes().to_vec()))?;
+    let bytes = bytes.try_into().map_err(|_| Error::runtime("rank 0's model key did not arrive whole"))?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
 /// The cache file of a data set under a starting model: keyed by both, and by the precision.
-pub fn reference_cache(
-    model: &Path,
-    data: &PreparedData,
-    config: &Config,
-    machine: &Machine,
-) -> Result<ReferenceCache> {
-    let mut parts = Vec::new();
-    for path in weight_paths(model)?.iter().chain([&model.join("config.json")]) {
-        parts.push(files::fingerprint_file(path)?.to_le_bytes());
-    }
-    let fingerprint = files::fingerprint_parts(parts.iter().map(|part| part.as_slice()));
-    Ok(ReferenceCache::new(&config.data.cache_dir, data.key(), fingerprint, machine.dtype_name()))
+pub fn reference_cache(model_key: u128, data: &PreparedData, config: &Config, machine: &Machine) -> ReferenceCache {
+    ReferenceCache::new(&config.data.cache_dir, data.key(), model_key, machine.dtype_name())
 }

@@ -4,6 +4,7 @@ use super::setup::{self, Splits};
 use crate::checkpoint;
 use crate::comm::CommThread;
 use crate::config::{Backend, Config};
+use crate::data::prepared::PreparedData;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -26,18 +27,23 @@ use tracing::info;
 pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
     check_ranks(config, comm)?;
-    let machine = comm.agree(Machine::pick(config.model.dtype, config.parallel.threads, comm))?;
+    let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
+    comm.agree(check_backend(&machine, comm))?;
     let architecture = comm.agree(Architecture::open(&config.model.path))?;
     let encoder = comm.agree(setup::encoder(config, &architecture))?;
     let run = &config.output.dir;
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
     let splits = setup::splits(config, &encoder, comm)?;
-    let pad_token = comm.agree(pad_token(&splits, &encoder, &architecture))?;
+    let pad_token = comm.agree(pad_token(config, &splits, &encoder, &architecture))?;
     let engine = load(config, &machine, comm)?;
-    let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
-    let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, &machine, comm)?;
+    // The last checks, and the run's folder: before the reference passes, which take long.
     comm.agree(if comm.rank() == 0 { prepare_folder(config, resume, &engine) } else { Ok(()) })?;
+    let model_key = setup::model_key(&config.model.path, comm)?;
+    let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);
+    let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
+    let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
+    trainer.state.model_key = format!("{model_key:032x}");
     trainer.saving = Some(Saving { run: run.clone(), model_dir: config.model.path.clone(), pad_token });
     if resume {
         go_on(&mut trainer, run)?;
@@ -55,6 +61,10 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     }
     info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
     trainer.run()?;
+    if total > 0 && trainer.state.updates_skipped >= total {
+        return Err(Error::runtime("no update was made: gradients were never finite")
+            .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
+    }
     let rows = match &test {
         Some(test) => trainer.evaluate(test)?,
         None => Vec::new(),
@@ -84,6 +94,15 @@ fn check_ranks(config: &Config, comm: &CommThread) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what cannot be reduced: gradients on several GPUs need NCCL.
+fn check_backend(machine: &Machine, comm: &CommThread) -> Result<()> {
+    if machine.device == tch::Device::Cpu || comm.world_size() == 1 {
+        return Ok(());
+    }
+    Err(Error::input(format!("{} ranks on GPUs: gradients between GPUs need the NCCL backend", comm.world_size()))
+        .hint("it is not built yet: run one rank on one GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="))
+}
+
 fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine> {
     let options = LoadOptions {
         kind: machine.kind,
@@ -107,15 +126,15 @@ fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine>
     Ok(Engine::new(model, config.train.activation_checkpointing))
 }
 
-/// The last check before anything is written, and the run's folder.
+/// Checks the disk, then makes the run's folder.
 fn prepare_folder(config: &Config, resume: bool, engine: &Engine) -> Result<()> {
     let run = &config.output.dir;
-    checkpoint::start_run(run, resume)?;
     let model = &engine.model;
     let trained = model.segments.iter().filter(|segment| segment.trains()).map(|segment| segment.length()).sum();
     let bytes = checkpoint::expected_bytes(&config.model.path, model.parameter_count(), trained, model.kind);
     // The newest `keep`, the best, and the one being written.
-    checkpoint::check_disk(run, bytes, config.checkpoint.keep + 2)
+    checkpoint::check_disk(run, bytes, config.checkpoint.keep + 2)?;
+    checkpoint::start_run(run, resume)
 }
 
 /// Continues from the newest whole checkpoint, or from the start where a run died before its first.
@@ -136,7 +155,7 @@ fn go_on(trainer: &mut Trainer, run: &Path) -> Result<()> {
 }
 
 /// A token to pad with that occurs in no sequence of the run and ends none.
-fn pad_token(splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
+fn pad_token(config: &Config, splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
     let mut occurs = vec![false; architecture.vocabulary];
     for data in splits.all() {
         for index in 0..data.len() {
@@ -146,10 +165,17 @@ fn pad_token(splits: &Splits, encoder: &Encoder, architecture: &Architecture) ->
             }
         }
     }
-    checkpoint::choose_pad_token(&occurs, &[encoder.eos()], |token| encoder.is_special(token)).ok_or_else(|| {
+    let mut ends = checkpoint::end_tokens(&config.model.path)?;
+    ends.push(encoder.eos());
+    checkpoint::choose_pad_token(&occurs, &ends, |token| encoder.is_special(token)).ok_or_else(|| {
         Error::input("every token of the vocabulary occurs in the data: none is left to pad with")
             .hint("Transformers reads the reward at the last token that is not padding, so one must be free")
     })
+}
+
+/// Without the only domain's row, which would repeat the total.
+pub fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
+    if rows.len() == 2 { rows[..1].to_vec() } else { rows.to_vec() }
 }
 
 /// The closing table on stdout, and the paths of what was written.
@@ -157,7 +183,7 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) {
     let run = &config.output.dir;
     logging::above_progress(|| {
         if !rows.is_empty() {
-            println!("{}", evaluation_table(rows));
+            println!("{}", evaluation_table(&concise(rows)));
         }
         println!("checkpoint  {}", run.join(format!("step-{}", trainer.state.step)).display());
         if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {

@@ -99,7 +99,14 @@ impl Sampler {
 
     /// Every pair that a run of `steps` updates sees, ascending, each once.
     pub fn pairs_of_run(&mut self, steps: usize) -> Vec<usize> {
-        let seen: BTreeSet<usize> = (0..steps).flat_map(|step| self.global_batch(step)).collect();
+        let there_are: usize = self.shares.iter().map(|share| share.pairs.len()).sum();
+        let mut seen = BTreeSet::new();
+        for step in 0..steps {
+            if seen.len() == there_are {
+                break;
+            }
+            seen.extend(self.global_batch(step));
+        }
         seen.into_iter().collect()
     }
 

@@ -13,8 +13,6 @@ pub const FAMILIES: &[&str] = &["llama"];
 /// Everything the decoder needs to know about a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
-    /// `model_type` of config.json.
-    pub family: String,
     /// V: rows of the token embedding.
     pub vocabulary: usize,
     /// D: width of the hidden states.
@@ -39,10 +37,8 @@ pub struct Architecture {
     pub attention_bias: bool,
     /// Whether the MLP projections have biases.
     pub mlp_bias: bool,
-    /// Longest sequence the model was made for.
+    /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
-    /// The model's own pad id, if it has one.
-    pub pad_token: Option<u32>,
 }
 
 /// Rotary position embedding: base and scaling.
@@ -96,13 +92,14 @@ struct Raw {
     mlp_bias: Option<bool>,
     max_position_embeddings: Option<usize>,
     hidden_act: Option<String>,
-    pad_token_id: Option<u32>,
 }
 
 #[derive(Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The name before Transformers 4.43; files saved again since then hold both.
+    #[serde(rename = "type")]
+    old_rope_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -131,9 +128,8 @@ impl Architecture {
     pub fn parse(text: &str) -> Result<Self> {
         let raw: Raw =
             serde_json::from_str(text).map_err(|error| Error::input(format!("not a model config: {error}")))?;
-        let family = raw.model_type.clone().unwrap_or_default();
-        match family.as_str() {
-            "llama" => raw.llama(family),
+        match raw.model_type.as_deref().unwrap_or_default() {
+            "llama" => raw.llama(),
             other => Err(Error::input(format!("model_type \"{other}\" is not known"))
                 .hint(format!("known families: {}", FAMILIES.join(", ")))),
         }
@@ -143,16 +139,10 @@ impl Architecture {
     pub fn reward_model_class(&self) -> &'static str {
         "LlamaForSequenceClassification"
     }
-
-    /// Parameters of the backbone without embedding and heads.
-    pub fn block_parameters(&self) -> usize {
-        let attention = self.width * self.head_width * (2 * self.heads + 2 * self.kv_heads);
-        self.layers * (attention + 3 * self.width * self.mlp_width + 2 * self.width)
-    }
 }
 
 impl Raw {
-    fn llama(self, family: String) -> Result<Architecture> {
+    fn llama(self) -> Result<Architecture> {
         let width = positive("hidden_size", self.hidden_size)?;
         let heads = positive("num_attention_heads", self.num_attention_heads)?;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
@@ -189,8 +179,6 @@ impl Raw {
             attention_bias: self.attention_bias.unwrap_or(false),
             mlp_bias: self.mlp_bias.unwrap_or(false),
             max_positions: self.max_position_embeddings.unwrap_or(2048),
-            pad_token: self.pad_token_id,
-            family,
         })
     }
 
@@ -203,7 +191,7 @@ impl Raw {
             Some(value) => Err(Error::input(format!("rope scaling: {key} = {value} must be positive"))),
             None => Err(Error::input(format!("rope scaling: {key} is missing"))),
         };
-        let scaling = match raw.rope_type.as_deref().unwrap_or("default") {
+        let scaling = match raw.rope_type.as_deref().or(raw.old_rope_type.as_deref()).unwrap_or("default") {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: need("factor", raw.factor)? },
             "llama3" => RopeScaling::Llama3 {

@@ -3,6 +3,7 @@
 use super::Trainer;
 use crate::checkpoint::{self, Best, Snapshot, TrainState};
 use crate::comm::CommThread;
+use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::metrics::EvaluationMetrics;
@@ -11,7 +12,7 @@ use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::Tensor;
-use tracing::info;
+use tracing::{info, warn};
 
 /// What rank 0 needs to write checkpoints.
 pub struct Saving {
@@ -75,6 +76,20 @@ impl Trainer<'_> {
         checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
     }
 
+    /// Refuses another loss; says what else is set otherwise than in the run that wrote the checkpoint.
+    fn check_config(&self, then: &Config, folder: &Path) -> Result<()> {
+        if then.loss != self.config.loss {
+            return Err(Error::input(format!("{} was trained with other settings of [loss]", folder.display()))
+                .hint("resume with the config the run was started with, or start another run"));
+        }
+        let (then, now) = (then.resolved_toml()?, self.config.resolved_toml()?);
+        let changed: Vec<&str> = now.lines().filter(|line| !then.lines().any(|other| other == *line)).collect();
+        if !changed.is_empty() && self.comm.rank() == 0 {
+            warn!("settings differ from those of the checkpoint: {}", changed.join(", "));
+        }
+        Ok(())
+    }
+
     /// Takes masters, moments and position from a checkpoint that this program wrote.
     ///
     /// # Errors
@@ -88,6 +103,11 @@ impl Trainer<'_> {
             ))
             .hint("resume with the config the run was started with, or start another run"));
         }
+        if state.model_key != self.state.model_key {
+            return Err(Error::input(format!("{} was trained from another model", folder.display()))
+                .hint("model.path must hold the model the run was started from"));
+        }
+        self.check_config(&Config::load(&folder.join(checkpoint::CONFIG), &[])?, folder)?;
         let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
         let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
         for (segment, flat) in self.engine.model.segments.iter_mut().zip(&mut self.optimizer.moments) {
