@@ -17,6 +17,9 @@ pub use keys::known_keys;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// What to do about a wrong key or value where nothing better is known.
+const SEE_REFERENCE: &str = "configs/reference.toml shows every key with its default";
+
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
