@@ -4,6 +4,7 @@
 
 mod jsonl;
 
+pub use crate::config::TOTAL;
 pub use jsonl::Jsonl;
 
 use crate::error::Result;
@@ -13,9 +14,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-
-/// The domain under which a split's total is reported.
-pub const TOTAL: &str = "all";
 
 /// One update, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or not finite, is
 /// null there.

@@ -227,6 +227,26 @@ fn values_out_of_range_are_refused_and_those_at_the_edge_taken() {
 }
 
 #[test]
+fn a_weight_means_nothing_to_dev_and_test() {
+    for list in ["dev", "test"] {
+        let weighted = |weight: &str| format!("data.{list}=[{{ path = 'pairs.jsonl', weight = {weight} }}]");
+        let told = refusal(MINIMAL, &[&weighted("0.5")]);
+        assert!(told.contains(&format!("`data.{list}.0.weight` = 0.5, but every {list} pair is taken once")), "{told}");
+        with(&[&weighted("1")]).unwrap();
+    }
+}
+
+#[test]
+fn no_domain_is_called_like_the_total() {
+    for set in ["data.train.0.domain=all", "data.train.0.path=data/all.jsonl.gz"] {
+        let told = refusal(MINIMAL, &[set]);
+        assert!(told.contains("`data.train.0.domain` = \"all\" is the name of the total"), "{told}");
+    }
+    with(&["data.train.0.path=data/all.jsonl.gz", "data.train.0.domain=everything"]).unwrap();
+    assert!(refusal(MINIMAL, &["data.train.0.domain=\"\""]).contains("`data.train.0.domain` is empty"));
+}
+
+#[test]
 fn options_that_exclude_each_other_are_refused() {
     let cases: &[(&[&str], &str)] = &[
         (&["train.epochs=1", "train.steps=1"], "`train.steps` and `train.epochs` are both set"),

@@ -45,10 +45,19 @@ impl DataConfig {
                 let key = |name: &str| format!("data.{list}.{index}.{name}");
                 path(&key("path"), &source.path)?;
                 number(&key("weight"), source.weight, source.weight > 0.0, "above 0")?;
+                if list != "train" && source.weight != 1.0 {
+                    let message = format!("= {}, but every {list} pair is taken once", source.weight);
+                    return refuse(&key("weight"), &message, "take it out: weights are for training sources");
+                }
                 match source.domain.as_deref() {
                     Some("") => {
                         let hint = "take it out, and the file's name is the domain";
                         return refuse(&key("domain"), "is empty; expected a name", hint);
+                    }
+                    Some(TOTAL) => {
+                        let message = format!("= \"{TOTAL}\" is the name of the total over all domains");
+                        let hint = "give the source a domain of another name (without one it has the file's)";
+                        return refuse(&key("domain"), &message, hint);
                     }
                     _ => {}
                 }
