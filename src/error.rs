@@ -3,7 +3,8 @@
 //! Errors a user can cause are [`Kind::Input`] and end the program with exit code 2; everything else
 //! is [`Kind::Runtime`] and ends it with exit code 1.
 
-use std::fmt;
+use std::path::Path;
+use std::{fmt, io};
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -80,11 +81,54 @@ impl From<tch::TchError> for Error {
     }
 }
 
-/// Turns a failed file operation into an error that names the file.
-pub fn file_error(path: &std::path::Path, doing: &str, error: &std::io::Error) -> Error {
-    let made = |kind| Error { kind, message: format!("cannot {doing} {}: {error}", path.display()), hint: None };
-    match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => made(Kind::Input),
-        _ => made(Kind::Runtime),
+/// Turns a failed file operation into an error that names the file: the user's to mend where the path or what lies there
+/// is wrong, the machine's otherwise.
+pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+    use io::ErrorKind::*;
+    let message = format!("cannot {doing} {}: {error}", path.display());
+    let hint = match error.kind() {
+        NotFound | InvalidFilename | InvalidInput => "is the path right, seen from where the program was started?",
+        NotADirectory => "a part of the path is a file, where a folder was expected",
+        IsADirectory => "a file was expected: name the file in it",
+        AlreadyExists => "nothing is overwritten: name another path, or move what is there away",
+        PermissionDenied | ReadOnlyFilesystem => "get the right to do so, or name another path",
+        InvalidData => "is it the right file, and whole?",
+        StorageFull | QuotaExceeded => return Error::runtime(message).hint("make room, or write to another disk"),
+        _ => return Error::runtime(message),
+    };
+    Error::input(message).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the system says of a file that cannot be read.
+    fn read(path: &Path) -> Error {
+        file_error(path, "read", &std::fs::read_to_string(path).unwrap_err())
+    }
+
+    #[test]
+    fn a_wrong_path_or_file_is_the_users_to_mend_and_a_full_disk_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let binary = folder.path().join("binary");
+        std::fs::write(&binary, [0xff]).unwrap();
+        for path in [
+            folder.path().join("missing"),
+            folder.path().to_path_buf(),
+            binary.join("below-a-file"),
+            folder.path().join("x".repeat(300)),
+            folder.path().join("nul\0"),
+            binary.clone(),
+        ] {
+            let error = read(&path);
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.hint.is_some() && error.message.contains(&path.display().to_string()), "{error}");
+        }
+        let there = std::fs::File::create_new(&binary).unwrap_err();
+        assert_eq!(file_error(&binary, "create", &there).exit_code(), 2);
+        let full = file_error(&binary, "write", &io::ErrorKind::StorageFull.into());
+        assert_eq!((full.exit_code(), full.hint.is_some()), (1, true));
+        assert_eq!(file_error(&binary, "read", &io::ErrorKind::Interrupted.into()).exit_code(), 1);
     }
 }

@@ -42,11 +42,29 @@ pub fn init(rank: Option<usize>) -> Result<()> {
 /// A bar of `length` units on stderr, titled `title`. Invisible on other ranks than 0, where stderr is not a terminal
 /// and before [`init`]; updating it is then free of effects.
 pub fn progress(length: u64, title: &str) -> ProgressBar {
-    let Some(bars) = BARS.get() else { return ProgressBar::hidden() };
-    let bar = bars.add(ProgressBar::new(length));
+    progress_from(0, length, title)
+}
+
+/// As [`progress`], with `done` units done in an earlier run: they fill the bar but do not count as speed.
+pub fn progress_from(done: u64, length: u64, title: &str) -> ProgressBar {
+    let bar = bar(done, length, title);
+    let Some(bars) = BARS.get() else { return bar };
+    let bar = bars.add(bar);
+    // Seen from the start, not from the first unit on.
+    bar.tick();
+    bar
+}
+
+/// A bar that is not shown anywhere yet.
+fn bar(done: u64, length: u64, title: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
     let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} [{elapsed}, {eta} left] {wide_msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_prefix(title.to_string());
+    // The tick lets the estimate see the position, which a reset keeps; the reset forgets how soon it was reached.
+    bar.set_position(done);
+    bar.tick();
+    bar.reset_eta();
     bar
 }
 
@@ -148,6 +166,7 @@ fn colour(level: Level) -> u8 {
 mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
 
     #[derive(Clone, Default)]
     struct Memory(Arc<Mutex<Vec<u8>>>);
@@ -194,6 +213,29 @@ mod tests {
     fn colour_only_where_asked_for() {
         assert!(lines(None, true, &[])[0].contains('\x1b'));
         assert!(!lines(None, false, &[]).concat().contains('\x1b'));
+    }
+
+    #[test]
+    fn what_an_earlier_run_did_is_not_speed() {
+        let bar = bar(1_000_000, 1_000_010, "train");
+        assert_eq!((bar.position(), bar.length(), bar.prefix().as_str()), (1_000_000, Some(1_000_010), "train"));
+        std::thread::sleep(Duration::from_millis(20));
+        bar.inc(1);
+        assert!(bar.per_sec() > 0.0 && bar.per_sec() < 100.0, "{} a second", bar.per_sec());
+        // Control: a position set without more counts.
+        let naive = ProgressBar::hidden();
+        std::thread::sleep(Duration::from_millis(20));
+        naive.set_position(1_000_001);
+        assert!(naive.per_sec() > 100.0, "{} a second", naive.per_sec());
+    }
+
+    #[test]
+    fn a_process_that_shows_nothing_still_counts() {
+        // A test has not called `init`, like a program that uses the library alone.
+        let bar = progress(10, "score");
+        bar.inc(3);
+        assert!(bar.is_hidden() && !shows_progress());
+        assert_eq!(bar.position(), 3);
     }
 
     #[test]

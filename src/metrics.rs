@@ -4,18 +4,16 @@
 
 mod jsonl;
 
+pub use crate::config::TOTAL;
 pub use jsonl::Jsonl;
 
 use crate::error::Result;
+use crate::logging;
 use crate::statistics::Interval;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
-
-/// The domain under which a split's total is reported.
-pub const TOTAL: &str = "all";
 
 /// One update, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or not finite, is
 /// null there.
@@ -105,27 +103,18 @@ impl Sink for Vec<Box<dyn Sink>> {
 /// Time between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
-/// A progress bar where stderr is a terminal, else a plain line every few seconds and for the first and last step.
+/// A progress bar where this process shows one ([`logging::shows_progress`]), else a plain line every few seconds and for
+/// the first and last step. An evaluation is a log line, which goes above the bar.
 pub struct Terminal {
     last_step: usize,
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     said: Option<Instant>,
 }
 
 impl Terminal {
     /// For a run up to `last_step` that has done `done` steps already.
     pub fn new(done: usize, last_step: usize) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(last_step as u64), ProgressDrawTarget::stderr());
-            if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed}<{eta} {msg}") {
-                bar.set_style(style);
-            }
-            // So that the time to go does not count the earlier run's steps as done in no time.
-            bar.set_position(done as u64);
-            bar.reset_eta();
-            bar
-        });
-        Self { last_step, bar, said: None }
+        Self { last_step, bar: logging::progress_from(done as u64, last_step as u64, "train"), said: None }
     }
 
     /// Whether a plain line is due: for the first step, the last, and once in a while in between.
@@ -136,16 +125,13 @@ impl Terminal {
 
 impl Sink for Terminal {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        if let Some(bar) = &self.bar {
-            bar.set_position(metrics.step as u64);
-            bar.set_message(summary(metrics));
-            if metrics.step >= self.last_step {
-                bar.finish();
-            }
-            return Ok(());
+        self.bar.set_message(summary(metrics));
+        self.bar.set_position(metrics.step as u64);
+        if metrics.step >= self.last_step {
+            self.bar.finish();
         }
         let now = Instant::now();
-        if self.due(metrics.step, now) {
+        if !logging::shows_progress() && self.due(metrics.step, now) {
             tracing::info!("step {}/{}: {}", metrics.step, self.last_step, summary(metrics));
             self.said = Some(now);
         }
@@ -154,13 +140,8 @@ impl Sink for Terminal {
 
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
         // The domains are in metrics.jsonl and in the closing table.
-        if metrics.domain != TOTAL {
-            return Ok(());
-        }
-        let say = || tracing::info!("{}", evaluation_line(metrics));
-        match &self.bar {
-            Some(bar) => bar.suspend(say),
-            None => say(),
+        if metrics.domain == TOTAL {
+            tracing::info!("{}", evaluation_line(metrics));
         }
         Ok(())
     }
@@ -169,9 +150,7 @@ impl Sink for Terminal {
 impl Drop for Terminal {
     /// Leaves the bar where a run stopped early, so that the error that follows starts on a line of its own.
     fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.abandon();
-        }
+        self.bar.abandon();
     }
 }
 
@@ -248,7 +227,7 @@ mod tests {
     #[test]
     fn plain_lines_come_for_the_first_step_the_last_and_every_few_seconds() {
         let start = Instant::now();
-        let mut terminal = Terminal { last_step: 10, bar: None, said: None };
+        let mut terminal = Terminal::new(0, 10);
         assert!(terminal.due(1, start));
         terminal.said = Some(start);
         assert!(!terminal.due(2, start + Duration::from_millis(10)));

@@ -104,7 +104,8 @@ impl Mapped {
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error: std::io::Error| file_error(path, "open", &error);
         if !path.metadata().map_err(failed)?.is_file() {
-            return Err(Error::input(format!("{} is not a file; a safetensors file was expected", path.display())));
+            return Err(Error::input(format!("{} is not a file; a safetensors file was expected", path.display()))
+                .hint("name the file itself"));
         }
         let memory = files::map(path).map_err(failed)?;
         let (header_length, metadata) =
@@ -166,11 +167,14 @@ impl Mapped {
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {
-        self.metadata.info(name).ok_or_else(|| Error::input(format!("{} has no tensor {name}", self.path.display())))
+        self.metadata.info(name).ok_or_else(|| {
+            Error::input(format!("{} has no tensor {name}", self.path.display())).hint("get or write it again")
+        })
     }
 
     fn wrong(&self, name: &str, what: &str) -> Error {
         Error::input(format!("{}: tensor {name} {what}", self.path.display()))
+            .hint("write the file again, with tensors of a plain kind such as f32, f16 or bf16")
     }
 }
 

@@ -21,10 +21,11 @@ fn with(set: &[&str]) -> haf_dist::error::Result<Config> {
     load(MINIMAL, set)
 }
 
-/// The error's whole text, having made sure that it is the user's to mend.
+/// The error's whole text, having made sure that it is the user's to mend and says how.
 fn refusal(text: &str, set: &[&str]) -> String {
     let error = load(text, set).expect_err("this config should be refused");
     assert_eq!(error.exit_code(), 2, "{error}");
+    assert!(error.hint.is_some(), "no hint: {error}");
     error.to_string()
 }
 
@@ -109,7 +110,7 @@ fn set_takes_toml_words_and_array_elements() {
             "model.path=\"a b\"",
             "data.train.0.path=other.jsonl",
             "data.train.1.path=more.jsonl",
-            "data.dev=[{ path = 'dev.jsonl', weight = 2 }]",
+            "data.dev=[{ path = 'dev.jsonl', format = 'hh' }]",
             "train.steps=5",
             "loss.beta=0.5",
             "loss.beta=0.25",
@@ -122,7 +123,7 @@ fn set_takes_toml_words_and_array_elements() {
     assert_eq!(config.model.path, Path::new("a b"));
     let paths: Vec<_> = config.data.train.iter().map(|source| source.path.to_str().unwrap()).collect();
     assert_eq!(paths, ["other.jsonl", "more.jsonl"], "the number after the last adds a source");
-    assert_eq!(config.data.dev[0].weight, 2.0);
+    assert_eq!(config.data.dev[0].format, Format::Hh);
     assert_eq!((config.train.epochs, config.train.steps), (None, Some(5)), "steps take back the file's epochs");
     assert_eq!(config.loss.beta, 0.25, "the last one wins");
 }
@@ -178,6 +179,7 @@ fn a_wrong_file_is_told_the_line_the_key_and_the_nearest() {
         ),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[]", "a.toml:4: `data.train` is empty"),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[{}]", "a.toml:4: `data.train.0.path` is missing"),
+        ("[output]", "[zzzzzzzz]\n[output]", "hint: configs/reference.toml shows every key with its default"),
         ("path = \"model\"\n", "", "a.toml:1: `model.path` is missing; it has no default"),
         ("[model]\npath = \"model\"\n", "", "a.toml: `model` is missing"),
         ("dir =", "dir", "a.toml:6: not TOML"),
@@ -222,6 +224,26 @@ fn values_out_of_range_are_refused_and_those_at_the_edge_taken() {
             with(&[&format!("{key}={value}")]).unwrap_or_else(|error| panic!("{key}={value}: {error}"));
         }
     }
+}
+
+#[test]
+fn a_weight_means_nothing_to_dev_and_test() {
+    for list in ["dev", "test"] {
+        let weighted = |weight: &str| format!("data.{list}=[{{ path = 'pairs.jsonl', weight = {weight} }}]");
+        let told = refusal(MINIMAL, &[&weighted("0.5")]);
+        assert!(told.contains(&format!("`data.{list}.0.weight` = 0.5, but every {list} pair is taken once")), "{told}");
+        with(&[&weighted("1")]).unwrap();
+    }
+}
+
+#[test]
+fn no_domain_is_called_like_the_total() {
+    for set in ["data.train.0.domain=all", "data.train.0.path=data/all.jsonl.gz"] {
+        let told = refusal(MINIMAL, &[set]);
+        assert!(told.contains("`data.train.0.domain` = \"all\" is the name of the total"), "{told}");
+    }
+    with(&["data.train.0.path=data/all.jsonl.gz", "data.train.0.domain=everything"]).unwrap();
+    assert!(refusal(MINIMAL, &["data.train.0.domain=\"\""]).contains("`data.train.0.domain` is empty"));
 }
 
 #[test]
@@ -284,6 +306,7 @@ fn a_file_that_cannot_be_read_is_named() {
     std::fs::write(&path, b"[model]\n# caf\xe9\n").unwrap();
     let error = Config::load(&path, &[]).unwrap_err();
     assert!(error.message.ends_with("latin1.toml:2: not UTF-8 text; expected a TOML file"), "{error}");
+    assert!(error.hint.is_some());
 }
 
 proptest! {
@@ -291,8 +314,9 @@ proptest! {
 
     #[test]
     fn no_text_and_no_override_panics(text in "\\PC*", set in "\\PC*") {
-        let _ = load(&text, &[]);
-        let _ = with(&[&set]);
+        for error in [load(&text, &[]).err(), with(&[&set]).err()].into_iter().flatten() {
+            prop_assert!(error.hint.is_some(), "no hint: {}", error);
+        }
     }
 
     #[test]

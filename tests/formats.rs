@@ -56,6 +56,7 @@ fn refused(format: Format, good: Value, bad: Value) -> Error {
     let error = rows(format, &[good, bad]).unwrap_err();
     assert_eq!(error.kind, Kind::Input);
     assert!(error.message.contains("rows.jsonl:2: "), "{error}");
+    assert!(error.hint.is_some(), "no hint: {error}");
     error
 }
 
@@ -281,6 +282,8 @@ fn a_broken_file_names_file_and_line() {
     assert!(error.message.contains("missing.jsonl") && error.kind == Kind::Input, "{error}");
     let error = read(&source(folder.path.parent().unwrap().into())).unwrap_err();
     assert!(error.message.contains("is a folder") && error.kind == Kind::Input, "{error}");
+    let error = read(&source(folder.path.join("below-a-file.jsonl"))).unwrap_err();
+    assert!(error.message.contains("below-a-file") && error.kind == Kind::Input, "{error}");
 }
 
 #[test]
@@ -327,7 +330,7 @@ proptest! {
         let file = file("rows.jsonl", &content);
         if let Err(error) = file.read(format) {
             prop_assert_eq!(error.kind, Kind::Input);
-            prop_assert!(error.message.contains("rows.jsonl"));
+            prop_assert!(error.message.contains("rows.jsonl") && error.hint.is_some(), "{}", error);
         }
         let _ = read_for_scoring(&file.path);
     }

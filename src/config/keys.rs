@@ -99,9 +99,17 @@ fn list<'k>(keys: impl Iterator<Item = &'k String>) -> String {
     keys.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
+/// What to do about an unknown key.
+pub(super) fn unknown_key_hint(path: &[String], tree: &Value) -> String {
+    match nearest_key(path, tree) {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None => SEE_REFERENCE.to_string(),
+    }
+}
+
 /// The known key or table that `path` was probably meant to be. A key of the same name in another table wins over one
 /// that is merely spelled alike.
-pub(super) fn nearest_key(path: &[String], tree: &Value) -> Option<String> {
+fn nearest_key(path: &[String], tree: &Value) -> Option<String> {
     let name = path.last()?;
     let typed = path.join(".");
     let number = path.iter().find(|key| key.parse::<usize>().is_ok());

@@ -3,7 +3,7 @@
 //! Not here: the rules themselves (`validate.rs`) and the keys (`keys.rs`).
 
 use super::overrides::{self, Override};
-use super::{Config, keys};
+use super::{Config, SEE_REFERENCE, keys};
 use crate::error::{Error, Result};
 use std::path::Path;
 use toml::Value;
@@ -23,7 +23,7 @@ impl Config {
         let name = path.display().to_string();
         let text = String::from_utf8(bytes).map_err(|error| {
             let line = line_at(error.as_bytes(), error.utf8_error().valid_up_to());
-            Error::input(format!("{name}:{line}: not UTF-8 text; expected a TOML file"))
+            Error::input(format!("{name}:{line}: not UTF-8 text; expected a TOML file")).hint("save it as UTF-8")
         })?;
         Self::parse(&name, &text, overrides)
     }
@@ -39,16 +39,14 @@ impl Config {
         let mut value = toml::from_str(text).map(Value::Table).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(text.as_bytes(), span.start));
             Error::input(format!("{name}:{line}: not TOML: {}", error.message()))
+                .hint("a line is a [table] or `key = value`, text in quotes; configs/reference.toml is an example")
         })?;
         overrides::apply(&overrides, &mut value)?;
         let document = Document { name, text, overrides: &overrides };
 
         if let Some(path) = keys::first_unknown(&value, &tree) {
             let error = document.error(&path, keys::unknown_key(&path, &tree));
-            return Err(match keys::nearest_key(&path, &tree) {
-                Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
-                None => error,
-            });
+            return Err(error.hint(keys::unknown_key_hint(&path, &tree)));
         }
         let mut config: Self = serde_path_to_error::deserialize(value).map_err(|error| document.ill_typed(&error))?;
         config.resolve();
@@ -155,10 +153,10 @@ impl Document<'_> {
         let what = what.replacen("unknown variant", "unknown value", 1);
         let made = self.error(&path, format!("`{}`: {what}; expected {expected}", path.join(".")));
         let typed = what.split('`').nth(1).unwrap_or_default();
-        match keys::nearest(typed, variants.into_iter()) {
-            Some(nearest) => made.hint(format!("did you mean \"{nearest}\"?")),
-            None => made,
-        }
+        made.hint(match keys::nearest(typed, variants.into_iter()) {
+            Some(nearest) => format!("did you mean \"{nearest}\"?"),
+            None => SEE_REFERENCE.to_string(),
+        })
     }
 }
 

@@ -17,6 +17,12 @@ pub use keys::known_keys;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// The name under which all pairs of a split are reported together; no source's domain may be called so.
+pub const TOTAL: &str = "all";
+
+/// What to do about a wrong key or value where nothing better is known.
+const SEE_REFERENCE: &str = "configs/reference.toml shows every key with its default";
+
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,10 +118,10 @@ pub struct Source {
     /// Shape of its rows.
     #[serde(default)]
     pub format: Format,
-    /// An epoch takes round(weight x pairs) of this source.
+    /// An epoch takes round(weight x pairs) of this source. Sources of dev and test are always taken once.
     #[serde(default = "defaults::weight")]
     pub weight: f64,
-    /// Name under which its pairs are reported; a row's own `domain` wins. Default: the file's stem,
+    /// Name under which its pairs are reported, not [`TOTAL`]; a row's own `domain` wins. Default: the file's stem,
     /// which is filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,

@@ -6,6 +6,8 @@ use super::keys;
 use crate::error::{Error, Result};
 use toml::{Table, Value};
 
+const EXAMPLE: &str = "for example --set loss.alpha=0.5";
+
 /// One `--set`, its key known to exist.
 pub(super) struct Override {
     /// As it was typed.
@@ -21,21 +23,15 @@ impl Override {
     pub(super) fn parse(text: &str, tree: &Value) -> Result<Self> {
         let wrong = |message: String| Error::input(format!("--set {text}: {message}"));
         let Some((key, value)) = text.split_once('=') else {
-            return Err(
-                wrong("there is no `=`; expected table.key=value".into()).hint("for example --set loss.alpha=0.5")
-            );
+            return Err(wrong("there is no `=`; expected table.key=value".into()).hint(EXAMPLE));
         };
         let (key, value) = (key.trim(), value.trim());
         let path: Vec<String> = key.split('.').map(|name| name.trim().to_string()).collect();
         let Some(known) = keys::find(tree, &path) else {
-            let error = wrong(keys::unknown_key(&path, tree));
-            return Err(match keys::nearest_key(&path, tree) {
-                Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
-                None => error,
-            });
+            return Err(wrong(keys::unknown_key(&path, tree)).hint(keys::unknown_key_hint(&path, tree)));
         };
         if value.is_empty() {
-            return Err(wrong("there is nothing after the `=`; expected a value".into()));
+            return Err(wrong("there is nothing after the `=`; expected a value".into()).hint(EXAMPLE));
         }
         let quoted = value.starts_with(['"', '\'']);
         let value = if known.is_str() && !quoted {

@@ -3,38 +3,26 @@
 //! Not here: types and unknown keys, which are refused while reading; and whether files exist, which their readers say.
 
 use super::*;
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// A key and what is wrong with it.
 pub(super) struct Complaint {
     /// Dotted, as in the file.
     pub(super) key: String,
     message: String,
-    hint: Option<String>,
+    hint: String,
 }
 
 type Check = std::result::Result<(), Complaint>;
 
 impl From<Complaint> for Error {
     fn from(complaint: Complaint) -> Self {
-        let error = Error::input(format!("`{}`{}", complaint.key, complaint.message));
-        match complaint.hint {
-            Some(hint) => error.hint(hint),
-            None => error,
-        }
+        Error::input(format!("`{}` {}", complaint.key, complaint.message)).hint(complaint.hint)
     }
 }
 
 impl Config {
-    /// Checks ranges and exclusions. [`Config::load`] has done so; for a config built or changed in code.
-    ///
-    /// # Errors
-    /// The first rule broken, naming the key, the value and what was expected.
-    pub fn validate(&self) -> Result<()> {
-        self.check().map_err(Error::from)
-    }
-
-    /// [`Config::validate`], leaving the place to the caller.
+    /// Checks ranges and exclusions of a resolved config: the first rule broken, the place left to the caller.
     pub(super) fn check(&self) -> Check {
         path("model.path", &self.model.path)?;
         path("output.dir", &self.output.dir)?;
@@ -49,15 +37,29 @@ impl Config {
 impl DataConfig {
     fn check(&self) -> Check {
         if self.train.is_empty() {
-            return fail("data.train", " is empty; expected at least one source of training pairs");
+            let hint = "for example train = [{ path = \"pairs.jsonl\" }]";
+            return refuse("data.train", "is empty; expected at least one source of training pairs", hint);
         }
         for (list, sources) in [("train", &self.train), ("dev", &self.dev), ("test", &self.test)] {
             for (index, source) in sources.iter().enumerate() {
                 let key = |name: &str| format!("data.{list}.{index}.{name}");
                 path(&key("path"), &source.path)?;
                 number(&key("weight"), source.weight, source.weight > 0.0, "above 0")?;
-                if source.domain.as_deref() == Some("") {
-                    return fail(&key("domain"), " is empty; expected a name, or no such key");
+                if list != "train" && source.weight != 1.0 {
+                    let message = format!("= {}, but every {list} pair is taken once", source.weight);
+                    return refuse(&key("weight"), &message, "take it out: weights are for training sources");
+                }
+                match source.domain.as_deref() {
+                    Some("") => {
+                        let hint = "take it out, and the file's name is the domain";
+                        return refuse(&key("domain"), "is empty; expected a name", hint);
+                    }
+                    Some(TOTAL) => {
+                        let message = format!("= \"{TOTAL}\" is the name of the total over all domains");
+                        let hint = "give the source a domain of another name (without one it has the file's)";
+                        return refuse(&key("domain"), &message, hint);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -65,16 +67,12 @@ impl DataConfig {
         at_least("data.max_prompt_length", self.max_prompt_length, 1)?;
         if self.max_prompt_length >= self.max_length {
             let message = format!(
-                " = {} leaves no room for an answer; expected less than data.max_length = {}",
+                "= {} leaves no room for an answer; expected less than data.max_length = {}",
                 self.max_prompt_length, self.max_length
             );
-            return fail("data.max_prompt_length", &message);
+            return refuse("data.max_prompt_length", &message, "lower it, or raise data.max_length");
         }
-        path("data.cache_dir", &self.cache_dir)?;
-        if i64::try_from(self.seed).is_err() {
-            return fail("data.seed", " is too large for TOML; expected at most 2^63 - 1");
-        }
-        Ok(())
+        path("data.cache_dir", &self.cache_dir)
     }
 }
 
@@ -92,30 +90,30 @@ impl LossConfig {
         let policy_on = self.objective != Objective::Reward;
         let smooths = matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Simpo);
         if smoothing > 0.0 && policy_on && !smooths {
-            return exclude(
+            return refuse(
                 "loss.label_smoothing",
                 "has no meaning for this policy loss",
                 "set it to 0, or loss.policy to \"dpo\" or \"simpo\"",
             );
         }
         if self.simpo_gamma > 0.0 && policy_on && self.policy != PolicyLoss::Simpo {
-            return exclude(
+            return refuse(
                 "loss.simpo_gamma",
                 "belongs to loss.policy = \"simpo\" alone",
                 "set it to 0, or loss.policy to \"simpo\"",
             );
         }
         if self.centering > 0.0 && self.effective_reward_weight() == 0.0 {
-            return exclude("loss.centering", "is about rewards, and no reward loss is trained", "set it to 0");
+            return refuse("loss.centering", "is about rewards, and no reward loss is trained", "set it to 0");
         }
         if self.effective_alpha() == 0.0 && self.effective_reward_weight() == 0.0 {
             let key = if policy_on { "loss.alpha" } else { "loss.reward_weight" };
-            return exclude(key, "leaves nothing to minimise: every loss has weight 0", "give one a weight above 0");
+            return refuse(key, "leaves nothing to minimise: every loss has weight 0", "give one a weight above 0");
         }
         if self.alternate_every > 0 {
             let hint = "set it to 0, or loss.objective to \"hybrid\" with both weights above 0";
             if self.effective_alpha() == 0.0 || self.effective_reward_weight() == 0.0 {
-                return exclude("loss.alternate_every", "needs two losses to alternate between", hint);
+                return refuse("loss.alternate_every", "needs two losses to alternate between", hint);
             }
         }
         Ok(())
@@ -125,11 +123,7 @@ impl LossConfig {
 impl TrainConfig {
     fn check(&self) -> Check {
         if self.epochs.is_some() && self.steps.is_some() {
-            return exclude(
-                "train.steps",
-                "and `train.epochs` are both set; expected one of them",
-                "take one out of the file",
-            );
+            return refuse("train.steps", "and `train.epochs` are both set; expected one of them", "keep one of them");
         }
         at_least("train.epochs", self.epochs.unwrap_or(1), 1)?;
         at_least("train.steps", self.steps.unwrap_or(1), 1)?;
@@ -145,39 +139,40 @@ impl TrainConfig {
         number("train.clip_norm", self.clip_norm, self.clip_norm >= 0.0, "0 or above")?;
         match self.steps {
             Some(steps) if self.warmup_steps > steps => {
-                let message = format!(" = {} is longer than train.steps = {steps}", self.warmup_steps);
-                fail("train.warmup_steps", &message)
+                let message = format!("= {} is longer than train.steps = {steps}", self.warmup_steps);
+                refuse("train.warmup_steps", &message, "lower it, or raise train.steps")
             }
             _ => Ok(()),
         }
     }
 }
 
-fn fail(key: &str, message: &str) -> Check {
-    Err(Complaint { key: key.into(), message: message.into(), hint: None })
+fn refuse(key: &str, message: &str, hint: &str) -> Check {
+    Err(Complaint { key: key.into(), message: message.into(), hint: hint.into() })
 }
 
-fn exclude(key: &str, message: &str, hint: &str) -> Check {
-    Err(Complaint { key: key.into(), message: format!(" {message}"), hint: Some(hint.into()) })
+/// A value out of its range.
+fn out_of_range(key: &str, value: impl std::fmt::Display, expected: &str) -> Check {
+    refuse(key, &format!("= {value}; expected {expected}"), SEE_REFERENCE)
 }
 
 fn at_least(key: &str, value: usize, least: usize) -> Check {
-    if value >= least { Ok(()) } else { fail(key, &format!(" = {value}; expected {least} or more")) }
+    if value >= least { Ok(()) } else { out_of_range(key, value, &format!("{least} or more")) }
 }
 
 fn at_most(key: &str, value: usize, most: usize) -> Check {
-    if value <= most { Ok(()) } else { fail(key, &format!(" = {value}; expected at most {most}")) }
+    if value <= most { Ok(()) } else { out_of_range(key, value, &format!("at most {most}")) }
 }
 
 /// A finite number that also meets `holds`, which `expected` says in words.
 fn number(key: &str, value: f64, holds: bool, expected: &str) -> Check {
-    if value.is_finite() && holds {
-        Ok(())
-    } else {
-        fail(key, &format!(" = {value}; expected a finite number {expected}"))
-    }
+    if value.is_finite() && holds { Ok(()) } else { out_of_range(key, value, &format!("a finite number {expected}")) }
 }
 
 fn path(key: &str, path: &std::path::Path) -> Check {
-    if path.as_os_str().is_empty() { fail(key, " is empty; expected a path") } else { Ok(()) }
+    if path.as_os_str().is_empty() {
+        refuse(key, "is empty; expected a path", "paths start where the program is started; \".\" is that folder")
+    } else {
+        Ok(())
+    }
 }

@@ -4,7 +4,7 @@
 //! A new shape is one arm in [`Shape::of`] and [`Row::pair`], and one function.
 
 use crate::config::{Format, Source};
-use crate::data::row::{Answer, Row};
+use crate::data::row::{Answer, MEND, Row};
 use crate::data::rows;
 use crate::data::{Message, Pair, Prompt};
 use crate::error::Result;
@@ -101,9 +101,9 @@ pub fn read_for_scoring(path: &Path) -> Result<Vec<Pair>> {
         let row = Row::new(place, row)?;
         let pair = match SINGLE_ANSWER.into_iter().find(|key| row.get(key).is_some()) {
             Some(key) if row.get("chosen").is_none() && row.get("response_0").is_none() => row.single(key)?,
-            _ => row.pair(Shape::of(&row)?)?.map_err(|reason| {
-                row.error(format!("this pair cannot be scored: {reason}")).hint("mend the row or leave it out")
-            })?,
+            _ => row
+                .pair(Shape::of(&row)?)?
+                .map_err(|reason| row.error(format!("this pair cannot be scored: {reason}")).hint(MEND))?,
         };
         pairs.push(pair);
         Ok(())
@@ -333,7 +333,9 @@ impl Row<'_> {
             Some(last) => Err(self
                 .error(format!("the last message of `{key}` is the {}'s, expected the assistant's", last.role))
                 .hint("the last message is what is rewarded")),
-            None => Err(self.error(format!("`{key}` is an empty message list, expected the assistant's message"))),
+            None => Err(self
+                .error(format!("`{key}` is an empty message list, expected the assistant's message"))
+                .hint(MEND)),
         }
     }
 }

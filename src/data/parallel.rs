@@ -5,17 +5,14 @@
 use crate::data::Pair;
 use crate::data::tokenize::Encoded;
 use crate::error::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::logging;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
 /// Pairs that a thread takes at a time: enough to make taking free, few enough to keep all threads busy to the end.
 const CHUNK: usize = 64;
-/// Work that is done sooner shows no bar.
-const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Encodes all pairs; the result does not depend on `threads`.
+/// Encodes all pairs under a bar titled `label`; the result does not depend on `threads`.
 ///
 /// # Errors
 /// The error of the first pair that has one.
@@ -25,7 +22,7 @@ pub(super) fn encode_all(
     label: &str,
     encode: impl Fn(&Pair) -> Result<Encoded> + Sync,
 ) -> Result<Vec<Encoded>> {
-    let bar = Bar::new(pairs.len(), label);
+    let bar = logging::progress(pairs.len() as u64, label);
     let next = AtomicUsize::new(0);
     let (sender, receiver) = mpsc::channel();
     let mut chunks: Vec<Option<Result<Vec<Encoded>>>> = Vec::new();
@@ -51,9 +48,10 @@ pub(super) fn encode_all(
         drop(sender);
         for (index, pairs, encoded) in receiver {
             chunks[index] = Some(encoded);
-            bar.advance(pairs);
+            bar.inc(pairs as u64);
         }
     });
+    bar.finish_and_clear();
     // The chunks that were never taken follow one with an error.
     let mut all = Vec::with_capacity(pairs.len());
     for chunk in chunks.into_iter().flatten() {
@@ -62,42 +60,13 @@ pub(super) fn encode_all(
     Ok(all)
 }
 
-/// A bar on stderr, if that is a terminal, once the work has lasted a while.
-struct Bar {
-    bar: ProgressBar,
-    start: Instant,
-}
-
-impl Bar {
-    fn new(pairs: usize, label: &str) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(pairs as u64), ProgressDrawTarget::hidden());
-        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} pairs, {eta} left") {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(label.to_owned());
-        Self { bar, start: Instant::now() }
-    }
-
-    fn advance(&self, pairs: usize) {
-        if self.bar.is_hidden() && self.start.elapsed() > PATIENCE {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
-        self.bar.inc(pairs as u64);
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::Prompt;
     use crate::data::tokenize::OwnedPair;
     use crate::error::Error;
+    use std::time::Duration;
 
     fn pairs(count: usize) -> Vec<Pair> {
         let pair = |line| Pair {

@@ -7,6 +7,9 @@ use crate::data::{Message, Prompt};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
+/// What to do about a row where nothing better is known.
+pub(super) const MEND: &str = "mend the row or leave it out";
+
 /// An answer, alone or at the end of its conversation.
 pub(super) enum Answer {
     Text(String),
@@ -23,7 +26,8 @@ impl<'a> Row<'a> {
     pub(super) fn new(place: &'a Place<'a>, row: Value) -> Result<Self> {
         match row {
             Value::Object(object) => Ok(Self { place, object }),
-            other => Err(Error::input(format!("{place}: expected an object, found {}", kind(&other)))),
+            other => Err(Error::input(format!("{place}: expected an object, found {}", kind(&other)))
+                .hint("a row is {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}, for example")),
         }
     }
 
@@ -73,7 +77,7 @@ impl<'a> Row<'a> {
         let value = self.get(key).ok_or_else(|| self.missing(key, "0 or 1"))?;
         value.as_u64().filter(|index| *index < 2).map(|index| index as usize).ok_or_else(|| {
             let found = if value.is_number() { value.to_string() } else { kind(value).to_owned() };
-            self.error(format!("`{key}` is {found}, expected 0 or 1"))
+            self.error(format!("`{key}` is {found}, expected 0 or 1")).hint(MEND)
         })
     }
 
@@ -93,11 +97,11 @@ impl<'a> Row<'a> {
     pub(super) fn missing(&self, key: &str, expected: &str) -> Error {
         let keys: Vec<_> = self.object.keys().map(String::as_str).collect();
         self.error(format!("`{key}` is missing, expected {expected}"))
-            .hint(format!("the row has the keys {keys:?}; mend it, leave it out, or name the source's `format`"))
+            .hint(format!("the row has the keys {keys:?}; mend it, leave it out, or name the file's `format`"))
     }
 
     pub(super) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
-        self.error(format!("`{key}` is {}, expected {expected}", kind(value))).hint("mend the row or leave it out")
+        self.error(format!("`{key}` is {}, expected {expected}", kind(value))).hint(MEND)
     }
 }
 

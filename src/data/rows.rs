@@ -74,8 +74,7 @@ pub(super) fn for_each(path: &Path, mut take: impl FnMut(&Place, Value) -> Resul
 }
 
 fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    let file = File::open(path)
-        .map_err(|error| file_error(path, "read", &error).hint("is the path right, seen from where the run starts?"))?;
+    let file = File::open(path).map_err(|error| file_error(path, "read", &error))?;
     let mut file = BufReader::with_capacity(1 << 16, file);
     let start = file.fill_buf().map_err(|error| broken_read(path, &error))?;
     match start.starts_with(&GZIP_MAGIC) {
@@ -91,7 +90,8 @@ fn broken_read(path: &Path, error: &io::Error) -> Error {
         InvalidData | InvalidInput | UnexpectedEof => {
             Error::input(format!("{}: damaged or cut short gzip data: {error}", path.display())).hint("fetch it again")
         }
-        IsADirectory => Error::input(format!("{} is a folder, expected a file of pairs", path.display())),
+        IsADirectory => Error::input(format!("{} is a folder, expected a file of pairs", path.display()))
+            .hint("name the file in it"),
         _ => file_error(path, "read", error),
     }
 }

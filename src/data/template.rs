@@ -205,7 +205,7 @@ fn messages(prompt: &Prompt) -> Vec<Message> {
 fn json(path: &Path) -> Result<serde_json::Value> {
     match std::fs::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| Error::input(format!("{}: broken JSON: {error}", path.display()))),
+            .map_err(|error| Error::input(format!("{}: broken JSON: {error}", path.display())).hint("fetch it again")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(serde_json::Value::Null),
         Err(error) => Err(file_error(path, "read", &error)),
     }
@@ -234,7 +234,7 @@ fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String
              tokenizer_config.json",
             model_dir.display()
         ))
-        .hint("a base model has none: use template = \"instruct\", \"hh\" or \"plain\" in [data]")),
+        .hint("a base model has none: name the template \"instruct\", \"hh\" or \"plain\" instead of \"chat\"")),
     }
 }
 

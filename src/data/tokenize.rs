@@ -100,7 +100,8 @@ impl Encoder {
         }
         let path = model_dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(|error| {
-            file_error(&path, "read", &error).hint("[model] path is a Hugging Face folder that holds a tokenizer.json")
+            file_error(&path, "read", &error)
+                .hint("a model or checkpoint is a Hugging Face folder, which holds a tokenizer.json")
         })?;
         let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
             Error::input(format!("{}: broken tokenizer: {error}", path.display())).hint("fetch it again")

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
+const INDEX_HINT: &str = "expected {\"weight_map\": {\"TENSOR\": \"FILE\", ...}}: get or write the file again";
+
 /// A model in memory: its description and its segments, in the order of the forward pass.
 pub struct Model {
     /// What it is.
@@ -127,8 +129,7 @@ impl WeightFiles {
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
-        let (path, file) = &self.files[self.place[name]];
-        file.read(name).map_err(|error| error.at(path.display()))
+        self.files[self.place[name]].1.read(name)
     }
 
     /// Every needed tensor there, in its shape; everything else reported.
@@ -158,14 +159,15 @@ impl WeightFiles {
             let (path, file) = &self.files[self.place[name]];
             let found = file.shape(name)?;
             if found != *shape {
-                let mut error = Error::input(format!(
+                let hint = match name.as_str() {
+                    "score.weight" => "a reward model has one output: num_labels = 1",
+                    _ => "config.json and the safetensors must be of the same model: get or write both again",
+                };
+                return Err(Error::input(format!(
                     "{}: {name} has shape {found:?}, but config.json makes it {shape:?}",
                     path.display()
-                ));
-                if name == "score.weight" {
-                    error = error.hint("a reward model has one output: num_labels = 1");
-                }
-                return Err(error);
+                ))
+                .hint(hint));
             }
         }
         let known: BTreeSet<_> = needed.iter().map(|(name, _)| name.as_str()).collect();
@@ -206,11 +208,12 @@ pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let parsed: Index = serde_json::from_str(&text)
-        .map_err(|error| Error::input(format!("{}: not a safetensors index: {error}", index.display())))?;
+    let wrong = |what: String| Error::input(format!("{}: {what}", index.display())).hint(INDEX_HINT);
+    let parsed: Index =
+        serde_json::from_str(&text).map_err(|error| wrong(format!("not a safetensors index: {error}")))?;
     let names: BTreeSet<_> = parsed.weight_map.into_values().collect();
     if names.is_empty() {
-        return Err(Error::input(format!("{}: weight_map is empty", index.display())));
+        return Err(wrong("weight_map is empty".into()));
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
@@ -220,4 +223,44 @@ fn abbreviated(names: &[&str]) -> String {
     let rest = names.len().saturating_sub(SHOWN);
     let shown = names[..names.len().min(SHOWN)].join(", ");
     if rest > 0 { format!("{shown} and {rest} more") } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// What loading a folder is told, having made sure that the user is told what to do.
+    fn refusal(folder: &Path) -> String {
+        let purpose = Use::Evaluate;
+        let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose, log_probs: false };
+        let error = Model::load(folder, options).err().unwrap();
+        assert!(error.exit_code() == 2 && error.hint.is_some(), "{error}");
+        error.message
+    }
+
+    #[test]
+    fn weights_that_do_not_fit_are_named_with_a_hint() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama-tied");
+        let config = fs::read_to_string(golden.join("config.json")).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
+        assert!(refusal(folder).contains("config.json"));
+        fs::write(folder.join("config.json"), config.replace("\"vocab_size\": ", "\"vocab_size\": 1")).unwrap();
+        assert!(refusal(folder).contains("holds no weights"));
+
+        let index = folder.join("model.safetensors.index.json");
+        for (text, message) in [("[]", "not a safetensors index"), ("{\"weight_map\": {}}", "weight_map is empty")] {
+            fs::write(&index, text).unwrap();
+            assert!(refusal(folder).contains(message));
+        }
+        fs::write(&index, r#"{"weight_map": {"model.norm.weight": "gone.safetensors"}}"#).unwrap();
+        assert!(refusal(folder).contains("gone.safetensors"));
+
+        fs::copy(golden.join("model.safetensors"), folder.join("model.safetensors")).unwrap();
+        assert!(refusal(folder).contains("model.embed_tokens.weight has shape"));
+        fs::write(folder.join("config.json"), config.replace("\"num_hidden_layers\": ", "\"num_hidden_layers\": 1"))
+            .unwrap();
+        assert!(refusal(folder).contains("tensors are missing"));
+    }
 }
