@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "metrics.jsonl";
 
+/// The split that is evaluated once a run is over.
+const TEST: &str = "test";
+
 /// The sink that writes `metrics.jsonl`.
 #[derive(Debug)]
 pub struct Jsonl {
@@ -35,9 +38,9 @@ impl Jsonl {
 
     /// Continues the `metrics.jsonl` of a run that is resumed after `step` updates.
     ///
-    /// Lines beyond that step, which the resumed run will write anew, and lines that are cut or damaged move to
-    /// `metrics-after-step-N.jsonl` (`-2`, `-3` ... if that is taken); with `step` 0, nothing was saved and all lines
-    /// move.
+    /// Lines that were written after the checkpoint of that step, which the resumed run will write anew (later steps,
+    /// and the closing test evaluation), and lines that are cut or damaged move to `metrics-after-step-N.jsonl` (`-2`,
+    /// `-3` ... if that is taken); with `step` 0, nothing was saved and all lines move.
     ///
     /// # Errors
     /// A failed read or write.
@@ -52,7 +55,7 @@ impl Jsonl {
         let (kept, moved): (Vec<&[u8]>, Vec<&[u8]>) = lines.partition(|line| belongs(line, step));
         if !moved.is_empty() {
             let target = write_first_free(run, step, &moved)?;
-            tracing::info!("{} lines of {} beyond step {step} moved to {}", moved.len(), FILE, target.display());
+            tracing::info!("{} lines of {} from after step {step} moved to {}", moved.len(), FILE, target.display());
         }
         // The lines moved are on the disk by now; a kill before the rename leaves them in both files.
         let fresh = run.join(format!("{FILE}.partial"));
@@ -82,13 +85,16 @@ impl Sink for Jsonl {
     }
 }
 
-/// Whether a line tells of the first `step` updates. A cut or damaged line tells nothing.
+/// Whether a line was written before the checkpoint of `step`. A cut or damaged line tells nothing.
 fn belongs(line: &[u8], step: usize) -> bool {
     #[derive(Deserialize)]
     struct Line {
         step: usize,
+        eval: Option<String>,
     }
-    step > 0 && serde_json::from_slice::<Line>(line).is_ok_and(|line| line.step <= step)
+    // The dev evaluation comes before the checkpoint of its step, the test evaluation after it.
+    let before = |line: Line| line.step < step || (line.step == step && line.eval.as_deref() != Some(TEST));
+    step > 0 && serde_json::from_slice(line).is_ok_and(before)
 }
 
 fn write_first_free(run: &Path, step: usize, lines: &[&[u8]]) -> Result<PathBuf> {
