@@ -83,8 +83,9 @@ impl From<tch::TchError> for Error {
 /// Turns a failed file operation into an error that names the file.
 pub fn file_error(path: &std::path::Path, doing: &str, error: &std::io::Error) -> Error {
     let made = |kind| Error { kind, message: format!("cannot {doing} {}: {error}", path.display()), hint: None };
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem};
     match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => made(Kind::Input),
+        NotFound | PermissionDenied | IsADirectory | NotADirectory | ReadOnlyFilesystem => made(Kind::Input),
         _ => made(Kind::Runtime),
     }
 }

@@ -34,7 +34,7 @@ dtype = "f32"
 train = [{ path = "plain.jsonl", weight = 2.0 }, { path = "other.jsonl", weight = 0.5, domain = "others" }]
 dev = [{ path = "dev.jsonl" }]
 test = [{ path = "test.jsonl" }]
-max_length = 32
+max_length = 28
 max_prompt_length = 16
 cache_dir = "cache"
 [train]
@@ -250,7 +250,9 @@ pub fn tokenizer() -> Value {
 pub fn rows(first: usize, count: usize) -> String {
     const WORDS: [&str; 7] = ["yes", "no", "a cat", "the dog", "42", "maybe so", "I do not know"];
     let row = |number: usize| {
-        let [chosen, rejected] = [3 * number + 1, 5 * number].map(|word| WORDS[word % WORDS.len()]);
+        // Never the same words: answers that are cut must still differ.
+        let chosen = 3 * number + 1;
+        let [chosen, rejected] = [chosen, chosen + 1 + number % 5].map(|word| WORDS[word % WORDS.len()]);
         let row = json!({"prompt": format!("What is {}?", "x".repeat(number / 2 % 9)),
                          "chosen": format!("{chosen} {number}"), "rejected": format!("{rejected}.")});
         row.to_string() + "\n"

@@ -6,10 +6,6 @@ mod job;
 mod tiny;
 
 mod bad_config;
-mod bad_files;
-mod caches;
-mod debugging;
-mod export;
+mod refused;
 mod resuming;
-mod scoring;
 mod training;
