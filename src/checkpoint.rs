@@ -12,7 +12,7 @@ mod export;
 mod folder;
 mod manifest;
 
-pub use export::choose_pad_token;
+pub use export::{choose_pad_token, end_tokens};
 pub use folder::{check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
 use crate::config::Config;

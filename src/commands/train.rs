@@ -32,7 +32,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let run = &config.output.dir;
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
     let splits = setup::splits(config, &encoder, comm)?;
-    let pad_token = comm.agree(pad_token(&splits, &encoder, &architecture))?;
+    let pad_token = comm.agree(pad_token(config, &splits, &encoder, &architecture))?;
     let engine = load(config, &machine, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, &machine, comm)?;
@@ -136,7 +136,7 @@ fn go_on(trainer: &mut Trainer, run: &Path) -> Result<()> {
 }
 
 /// A token to pad with that occurs in no sequence of the run and ends none.
-fn pad_token(splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
+fn pad_token(config: &Config, splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
     let mut occurs = vec![false; architecture.vocabulary];
     for data in splits.all() {
         for index in 0..data.len() {
@@ -146,7 +146,10 @@ fn pad_token(splits: &Splits, encoder: &Encoder, architecture: &Architecture) ->
             }
         }
     }
-    checkpoint::choose_pad_token(&occurs, &[encoder.eos()], |token| encoder.is_special(token)).ok_or_else(|| {
+    // The turn's end need not be among the ends that the model's config names.
+    let mut ends = checkpoint::end_tokens(&config.model.path)?;
+    ends.push(encoder.eos());
+    checkpoint::choose_pad_token(&occurs, &ends, |token| encoder.is_special(token)).ok_or_else(|| {
         Error::input("every token of the vocabulary occurs in the data: none is left to pad with")
             .hint("Transformers reads the reward at the last token that is not padding, so one must be free")
     })

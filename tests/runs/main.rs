@@ -6,6 +6,7 @@ mod job;
 mod tiny;
 
 mod bad_config;
+mod export;
 mod refused;
 mod resuming;
 mod training;
