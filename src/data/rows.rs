@@ -15,6 +15,9 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 const HINT: &str = "expected one JSON object a line, or one JSON array of objects; either may be gzipped";
 
+/// What to do about a source that cannot be opened.
+pub(super) const PATH_HINT: &str = "is the path right, seen from where the run starts?";
+
 /// Where a row stands.
 pub(super) struct Place<'a> {
     path: &'a Path,
@@ -74,8 +77,7 @@ pub(super) fn for_each(path: &Path, mut take: impl FnMut(&Place, Value) -> Resul
 }
 
 fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    let file = File::open(path)
-        .map_err(|error| file_error(path, "read", &error).hint("is the path right, seen from where the run starts?"))?;
+    let file = File::open(path).map_err(|error| file_error(path, "read", &error).hint(PATH_HINT))?;
     let mut file = BufReader::with_capacity(1 << 16, file);
     let start = file.fill_buf().map_err(|error| broken_read(path, &error))?;
     match start.starts_with(&GZIP_MAGIC) {
