@@ -13,12 +13,14 @@ use crate::data::prepared::{LabelledPair, PreparedData};
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
+use crate::files;
 use crate::head::PairScores;
 use crate::loss::{self, AnswerLogProb};
 use crate::scoring::score_pairs;
 use serde_json::{Map, Value, json};
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// A row of the file: its place among the scored pairs, or why it is not scored.
 enum Row {
@@ -32,7 +34,7 @@ enum Row {
 /// A folder that is no reward model, bad data, or an output file that exists.
 pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
     // Before the work, so that nothing is computed for a file that cannot be written.
-    let writer = comm.agree(if comm.rank() == 0 { writer(output).map(Some) } else { Ok(None) })?;
+    let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
     let opened = comm.agree(open(scoring, comm))?;
     let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
     let (rows, kept) = comm.agree(encode(&pairs, |pair| opened.encoder.encode(pair)))?;
@@ -53,8 +55,11 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
             pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
         );
     }
-    let written = writer.map_or(Ok(()), |mut writer| write(&mut writer, &lines, output));
-    comm.agree(written)
+    comm.agree(match (comm.rank(), output) {
+        (0, Output::Stdout) => print(&lines),
+        (0, Output::File(path)) => reserved.map_or(Ok(()), |file| save(file, &lines, path)),
+        _ => Ok(()),
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -63,29 +68,43 @@ struct Policy<'a> {
     log_probs: bool,
 }
 
-fn writer(output: &Output) -> Result<Box<dyn Write>> {
-    Ok(match output {
-        Output::Stdout => Box::new(BufWriter::new(std::io::stdout())),
-        Output::File(path) => {
-            let file = File::create_new(path).map_err(|error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => Error::input(format!("{} exists already", path.display()))
-                    .hint("nothing is overwritten: name another --output, or move the file away"),
-                _ => file_error(path, "create", &error),
-            })?;
-            Box::new(BufWriter::new(file))
-        }
-    })
+/// A nameless place beside the output file, which gets its name when it is whole: a command that fails leaves nothing.
+fn reserve(output: &Output) -> Result<Option<NamedTempFile>> {
+    let Output::File(path) = output else { return Ok(None) };
+    if path.symlink_metadata().is_ok() {
+        return Err(exists(path));
+    }
+    files::unfinished_file(path).map(Some).map_err(|error| file_error(path, "create", &error))
 }
 
-fn write(writer: &mut dyn Write, lines: &[Value], output: &Output) -> Result<()> {
-    let written = lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush());
-    match (written, output) {
-        // A reader that has seen enough (`| head`) is no error.
-        (Err(error), Output::Stdout) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        (Err(error), Output::Stdout) => Err(Error::runtime(format!("cannot write to standard output: {error}"))),
-        (Err(error), Output::File(path)) => Err(file_error(path, "write", &error)),
-        (Ok(()), _) => Ok(()),
+fn exists(path: &Path) -> Error {
+    Error::input(format!("{} exists already", path.display()))
+        .hint("nothing is overwritten: name another --output, or move the file away")
+}
+
+fn save(file: NamedTempFile, lines: &[Value], path: &Path) -> Result<()> {
+    let mut writer = BufWriter::new(file);
+    let written = write(&mut writer, lines).and_then(|()| writer.into_inner().map_err(|error| error.into_error()));
+    let file = written.map_err(|error| file_error(path, "write", &error))?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(failed) if failed.error.kind() == io::ErrorKind::AlreadyExists => Err(exists(path)),
+        Err(failed) => Err(file_error(path, "write", &failed.error)),
     }
+}
+
+fn print(lines: &[Value]) -> Result<()> {
+    match write(&mut BufWriter::new(io::stdout()), lines) {
+        // A reader that has seen enough (`| head`) is no error.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::runtime(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(writer: &mut impl Write, lines: &[Value]) -> io::Result<()> {
+    lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
 }
 
 fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(Vec<Row>, Vec<LabelledPair>)> {

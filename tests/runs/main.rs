@@ -6,6 +6,7 @@ mod job;
 mod tiny;
 
 mod bad_config;
+mod bad_files;
 mod export;
 mod refused;
 mod resuming;
