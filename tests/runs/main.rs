@@ -7,7 +7,10 @@ mod tiny;
 
 mod bad_config;
 mod bad_files;
+mod caches;
+mod debugging;
 mod export;
 mod refused;
 mod resuming;
+mod scoring;
 mod training;
