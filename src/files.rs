@@ -8,6 +8,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Makes a folder, with its parents, and proves that files can be made in it.
@@ -27,19 +28,30 @@ pub fn make_writable_folder(folder: &Path) -> Result<()> {
 /// # Errors
 /// The folder or the disk does not take it; `path` is then as it was.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        // tempfile's default mode is for secrets; these files are for everyone whom the umask lets in.
-        let mut temporary = tempfile::Builder::new()
-            .prefix(".unfinished-")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
+        let mut temporary = unfinished_file(path)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
         temporary.persist(path).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
+        File::open(folder_of(path))?.sync_all()
     };
     write().map_err(|error| file_error(path, "write", &error))
+}
+
+/// A temporary file in the folder of `path`, for a file that gets that name when it is whole. Dropping it removes it.
+///
+/// # Errors
+/// The folder is not there or takes no files.
+pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
+    // tempfile's default mode is for secrets; these files are for everyone whom the umask lets in.
+    tempfile::Builder::new()
+        .prefix(".unfinished-")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder_of(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Maps a file for reading; its pages are read when they are touched.

@@ -2,11 +2,13 @@
 //! CHILD set it is one rank of a case. The promises: MPI passes the conformance suite, and no rank outlives a lost one.
 
 mod common;
+#[path = "common/job.rs"]
+mod job;
 
 use common::conformance::CASES;
 use haf_dist::comm::{CommThread, connect, install_panic_hook, launch, mpi::Mpi};
 use haf_dist::error::Error;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -22,13 +24,13 @@ enum End {
 struct Case {
     name: &'static str,
     part: &'static str,
-    ranks: &'static str,
+    ranks: usize,
     end: End,
     /// What the job must have printed.
     says: &'static str,
 }
 
-const fn case(name: &'static str, part: &'static str, ranks: &'static str, end: End, says: &'static str) -> Case {
+const fn case(name: &'static str, part: &'static str, ranks: usize, end: End, says: &'static str) -> Case {
     Case { name, part, ranks, end, says }
 }
 
@@ -37,15 +39,15 @@ const SUITE_LIMIT: Duration = Duration::from_secs(300);
 const LOSS_LIMIT: Duration = Duration::from_secs(10);
 
 const ALL: &[Case] = &[
-    case("one_rank_conforms", "suite", "1", End::Code(0), "conforms as 0 of 1"),
-    case("two_ranks_conform", "suite", "2", End::Code(0), "conforms as 1 of 2"),
-    case("three_ranks_conform", "suite", "3", End::Code(0), "conforms as 2 of 3"),
-    case("a_panic_ends_the_job", "panic", "3", End::Code(101), "rank 1, thread worker: panicked at"),
-    case("an_abort_ends_the_job", "abort", "3", End::Code(2), "rank 1 gives up"),
-    case("an_abort_inside_a_collective_ends_the_job", "abort inside", "2", End::Code(3), "rank 1 gives up"),
-    case("an_abort_ends_the_job_where_mpi_takes_one_thread", "abort serialized", "3", End::Code(2), "rank 1 gives up"),
-    case("a_killed_rank_ends_the_job", "kill", "3", End::Failure, "rank 1 dies"),
-    case("an_agreed_error_ends_the_job_with_its_code", "agree", "3", End::Code(2), "rank 1: no such file"),
+    case("one_rank_conforms", "suite", 1, End::Code(0), "conforms as 0 of 1"),
+    case("two_ranks_conform", "suite", 2, End::Code(0), "conforms as 1 of 2"),
+    case("three_ranks_conform", "suite", 3, End::Code(0), "conforms as 2 of 3"),
+    case("a_panic_ends_the_job", "panic", 3, End::Code(101), "rank 1, thread worker: panicked at"),
+    case("an_abort_ends_the_job", "abort", 3, End::Code(2), "rank 1 gives up"),
+    case("an_abort_inside_a_collective_ends_the_job", "abort inside", 2, End::Code(3), "rank 1 gives up"),
+    case("an_abort_ends_the_job_where_mpi_takes_one_thread", "abort serialized", 3, End::Code(2), "rank 1 gives up"),
+    case("a_killed_rank_ends_the_job", "kill", 3, End::Failure, "rank 1 dies"),
+    case("an_agreed_error_ends_the_job_with_its_code", "agree", 3, End::Code(2), "rank 1: no such file"),
 ];
 
 fn main() -> ExitCode {
@@ -157,12 +159,7 @@ fn run(case: &Case) -> Result<Duration, String> {
     let err = out.try_clone().map_err(|error| error.to_string())?;
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let start = Instant::now();
-    let job = Command::new("mpirun")
-        .args(["-n", case.ranks, "--oversubscribe", "--bind-to", "none"])
-        .arg(program)
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env("OMP_NUM_THREADS", "1")
+    let job = job::mpirun(case.ranks, &program)
         .env(CHILD, case.part)
         .stdin(Stdio::null())
         .stdout(out)
@@ -170,7 +167,7 @@ fn run(case: &Case) -> Result<Duration, String> {
         .spawn()
         .map_err(|error| format!("cannot start mpirun: {error}; is Open MPI installed?"))?;
     let limit = if case.part == "suite" { SUITE_LIMIT } else { LOSS_LIMIT };
-    let ended = wait(job, limit);
+    let ended = job::wait(job, limit);
     let took = start.elapsed();
     let printed = std::fs::read_to_string(&log).unwrap_or_default();
     let report = |what: String| Err(format!("{what}; its output:\n{printed}"));
@@ -181,20 +178,4 @@ fn run(case: &Case) -> Result<Duration, String> {
         _ if !printed.contains(case.says) => report(format!("it did not print {:?}", case.says)),
         _ => Ok(took),
     }
-}
-
-/// The job's exit code; none if it had to be stopped after `limit`.
-fn wait(mut job: Child, limit: Duration) -> Option<i32> {
-    let start = Instant::now();
-    while start.elapsed() < limit {
-        match job.try_wait() {
-            Ok(Some(status)) => return Some(status.code().unwrap_or(-1)),
-            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
-            Err(_) => break,
-        }
-    }
-    // Asked to end, mpirun ends its ranks first.
-    let _ = Command::new("kill").arg(job.id().to_string()).status();
-    let _ = job.wait();
-    None
 }

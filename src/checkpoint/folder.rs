@@ -63,8 +63,10 @@ fn classify(name: &str, path: PathBuf) -> Option<Entry> {
 /// there is none, or for a path that is no folder.
 pub fn check_run(dir: &Path, resume: bool) -> Result<()> {
     let place = dir.display();
-    if dir.exists() && !dir.is_dir() {
-        return Err(Error::input(format!("[output] dir: {place} is not a folder")).hint("name another folder"));
+    // Of a folder that is still to be made, the nearest one above it.
+    if let Some(file) = dir.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+        let file = file.display();
+        return Err(Error::input(format!("[output] dir: {file} is not a folder")).hint("name another folder"));
     }
     let found = if dir.exists() { sign_of_a_run(dir)? } else { None };
     match (found, resume) {

@@ -13,6 +13,7 @@ use crate::data::prepared::{LabelledPair, PreparedData};
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
+use crate::files;
 use crate::head::PairScores;
 use crate::loss::{self, AnswerLogProb};
 use crate::scoring::score_pairs;
@@ -103,6 +104,20 @@ fn write(lines: &[Value], output: &Output) -> Result<()> {
             Ok(()) => Ok(()),
         },
     }
+}
+
+fn print(lines: &[Value]) -> Result<()> {
+    match write(&mut BufWriter::new(io::stdout()), lines) {
+        // A reader that has seen enough (`| head`) is no error.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::runtime(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write(writer: &mut impl Write, lines: &[Value]) -> io::Result<()> {
+    lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
 }
 
 fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(Vec<Row>, Vec<LabelledPair>)> {

@@ -11,6 +11,7 @@ use crate::data::formats;
 use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
+use crate::data::rows::PATH_HINT;
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::data::{Pair, TokenPair};
 use crate::error::{Error, Result};
@@ -226,7 +227,8 @@ impl PreparedData {
 fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     let mut parts = vec![VERSION.as_bytes().to_vec(), encoder.to_le_bytes().to_vec()];
     for source in sources {
-        parts.push(fingerprint_file(&source.path)?.to_le_bytes().to_vec());
+        let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
+        parts.push(content.to_le_bytes().to_vec());
         parts.push(format!("{:?}", source.format).into_bytes());
         // Without a domain it is taken from the file's name.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());

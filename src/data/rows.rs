@@ -15,6 +15,9 @@ const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 const HINT: &str = "expected one JSON object a line, or one JSON array of objects; either may be gzipped";
 
+/// What to do about a source that cannot be opened.
+pub(super) const PATH_HINT: &str = "is the path right, seen from where the run starts?";
+
 /// Where a row stands.
 pub(super) struct Place<'a> {
     path: &'a Path,

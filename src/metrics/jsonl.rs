@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "metrics.jsonl";
 
+/// The split that is evaluated once a run is over.
+const TEST: &str = "test";
+
 /// The sink that writes `metrics.jsonl`.
 #[derive(Debug)]
 pub struct Jsonl {
@@ -53,7 +56,7 @@ impl Jsonl {
         let (kept, moved): (Vec<&[u8]>, Vec<&[u8]>) = lines.partition(|line| belongs(line, step));
         if !moved.is_empty() {
             let target = write_first_free(run, step, &moved)?;
-            tracing::info!("{} lines of {} beyond step {step} moved to {}", moved.len(), FILE, target.display());
+            tracing::info!("{} lines of {} from after step {step} moved to {}", moved.len(), FILE, target.display());
         }
         // The lines moved are on the disk by now; a kill before the rename leaves them in both files.
         let fresh = run.join(format!("{FILE}.partial"));

@@ -1,0 +1,16 @@
+//! Whole runs of the built program on a tiny model, alone and under mpirun. Not here: what single modules promise.
+
+#[path = "../common/job.rs"]
+mod job;
+#[path = "../common/tiny.rs"]
+mod tiny;
+
+mod bad_config;
+mod bad_files;
+mod caches;
+mod debugging;
+mod export;
+mod refused;
+mod resuming;
+mod scoring;
+mod training;

@@ -1,0 +1,152 @@
+//! A run that was stopped goes on as if it had not been, and a lost rank ends the others.
+
+use crate::job;
+use crate::tiny::{Workspace, with_config};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// After the loss of a rank the job must be over within this time.
+const LOSS_LIMIT: Duration = Duration::from_secs(10);
+
+/// Every file of a checkpoint: weights, masters, moments, state, config, tokenizer.
+fn checkpoint(workspace: &Workspace, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    let folder = workspace.path(name);
+    let files = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect()
+    };
+    let all = [files(&folder), files(&folder.join("trainer"))].concat();
+    let name = |path: &PathBuf| path.strip_prefix(&folder).unwrap().to_path_buf();
+    all.iter().map(|path| (name(path), fs::read(path).unwrap())).collect()
+}
+
+#[track_caller]
+fn assert_same_checkpoint(found: &Workspace, expected: &Workspace, name: &str) {
+    let (found, expected) = (checkpoint(found, name), checkpoint(expected, name));
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    assert!(expected.contains_key(Path::new("trainer/moments.safetensors")));
+    for (file, expected) in &expected {
+        assert!(found[file] == *expected, "{} differs", file.display());
+    }
+}
+
+/// The lines of a run's metrics without what depends on the clock.
+fn timeless(workspace: &Workspace) -> Vec<Value> {
+    let mut lines = workspace.json_lines("run/metrics.jsonl");
+    for line in &mut lines {
+        for key in ["pairs_per_s", "tokens_per_s", "seconds"] {
+            line.as_object_mut().unwrap().remove(key);
+        }
+    }
+    lines
+}
+
+/// Whether a process is there and not merely waiting for its parent to look at its end.
+fn runs(process: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state follows the name, which stands in parentheses.
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+}
+
+/// Leaves of a finished run what a kill inside step 6 would have: step-3, and metrics with a line cut short.
+fn interrupt(workspace: &Workspace) {
+    fs::remove_dir_all(workspace.path("run/step-6")).unwrap();
+    let text = String::from_utf8(workspace.read("run/metrics.jsonl")).unwrap();
+    let end = text.find("{\"step\":6").unwrap() + 20;
+    workspace.write("run/metrics.jsonl", &text[..end]);
+}
+
+#[test]
+fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
+    for ranks in [1, 2] {
+        let (whole, resumed) = (Workspace::trained(ranks), Workspace::trained(ranks));
+        interrupt(&resumed);
+        let outcome = resumed.train(ranks, &["--resume"]).succeeded();
+        assert!(outcome.stderr.contains("resuming after step 3"), "{}", outcome.stderr);
+        assert_same_checkpoint(&resumed, &whole, "run/step-6");
+        assert_eq!(timeless(&resumed), timeless(&whole), "each line once, in order");
+        assert!(resumed.path("run/metrics-after-step-3.jsonl").exists(), "what was not saved is kept aside");
+    }
+    // The control: files that differ are told apart.
+    let whole = Workspace::trained(1);
+    assert!(checkpoint(&whole, "run/step-3") != checkpoint(&whole, "run/step-6"));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_skipped_with_a_warning_and_set_aside() {
+    let (whole, resumed) = (Workspace::trained(1), Workspace::trained(1));
+    let moments = resumed.read("run/step-6/trainer/moments.safetensors");
+    fs::write(resumed.path("run/step-6/trainer/moments.safetensors"), &moments[..moments.len() - 1]).unwrap();
+    let outcome = resumed.train(1, &["--resume"]).succeeded();
+    let warned = outcome.stderr.lines().any(|line| line.contains("WARN") && line.contains("step-6, which is damaged"));
+    assert!(warned && outcome.stderr.contains("resuming after step 3"), "{}", outcome.stderr);
+    assert_same_checkpoint(&resumed, &whole, "run/step-6");
+    assert!(resumed.path("run/step-6.damaged").is_dir(), "nothing is deleted");
+}
+
+#[test]
+fn resuming_a_finished_run_changes_nothing_and_reports_it_again() {
+    let workspace = Workspace::trained(1);
+    let before = (checkpoint(&workspace, "run/step-6"), timeless(&workspace));
+    let outcome = workspace.train(1, &["--resume"]).succeeded();
+    assert!(outcome.stdout.contains("| test"), "{}", outcome.stdout);
+    assert!(checkpoint(&workspace, "run/step-6") == before.0, "the checkpoint changed");
+    assert_eq!(timeless(&workspace), before.1, "each line once");
+}
+
+#[test]
+fn a_resume_with_other_data_settings_is_refused_and_changes_nothing() {
+    let workspace = Workspace::trained(1);
+    interrupt(&workspace);
+    let before = workspace.content();
+    for set in ["data.seed=1", "data.shuffle=false", "data.max_length=31", "train.pairs_per_step=5"] {
+        let outcome = workspace.train(1, &["--resume", set]);
+        assert_eq!((outcome.code, outcome.errors().len()), (2, 1), "{set}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("other data") && outcome.stderr.contains("hint:"), "{}", outcome.stderr);
+        assert!(workspace.content() == before, "{set} changed a file");
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_the_job_and_the_run_goes_on_from_its_last_checkpoint() {
+    let constant = ["train.schedule='constant'", "checkpoint.every=20", "eval.every=0"];
+    let killed = Workspace::new();
+    let endless = with_config(&[], &[&constant[..], &["train.steps=1000000"]].concat());
+    let mut job = killed.start(2, "killed", &endless);
+    let started = Instant::now();
+    while !killed.path("run/step-40").exists() {
+        assert!(job.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60), "no step-40");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let ranks = Command::new("pgrep").args(["-P", &job.id().to_string(), "haf-dist"]).output().unwrap().stdout;
+    let ranks: Vec<String> = String::from_utf8(ranks).unwrap().lines().map(String::from).collect();
+    assert_eq!(ranks.len(), 2, "{ranks:?}");
+    Command::new("kill").args(["-KILL", &ranks[1]]).status().unwrap();
+    let lost = Instant::now();
+    let code = job::wait(job, LOSS_LIMIT).expect("the job outlives its rank");
+    assert_ne!(code, 0);
+    while ranks.iter().any(|rank| runs(rank)) {
+        assert!(lost.elapsed() < LOSS_LIMIT, "a rank outlives the job");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for kind in ["out", "err"] {
+        fs::remove_file(killed.log("killed", kind)).unwrap();
+    }
+
+    let newest = |path: &str| {
+        let names = fs::read_dir(killed.path(path)).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter_map(|name| name.to_str()?.strip_prefix("step-")?.parse::<usize>().ok()).max().unwrap()
+    };
+    let end = newest("run") + 5;
+    let (length, last) = (format!("train.steps={end}"), format!("run/step-{end}"));
+    let rest = [&constant[..], &[&length[..]]].concat();
+    killed.train(2, &[&rest[..], &["--resume"]].concat()).succeeded();
+    let whole = Workspace::new();
+    whole.train(2, &rest).succeeded();
+    assert_same_checkpoint(&killed, &whole, &last);
+    assert_eq!(killed.losses("run"), whole.losses("run"));
+}
