@@ -227,8 +227,10 @@ impl Heads<'_> {
     }
 
     fn vocabulary(&self) -> Result<&Segment> {
-        self.vocabulary
-            .ok_or_else(|| Error::input("the model has no language-model head: log-probs cannot be computed"))
+        self.vocabulary.ok_or_else(|| {
+            Error::input("the model has no language-model head: log-probs cannot be computed")
+                .hint("its safetensors need lm_head.weight; loss.objective = \"reward\" does without")
+        })
     }
 }
 

@@ -38,6 +38,10 @@ fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
     logging::init(launch::launch().map(|launch| launch.rank))?;
     let command = Command::try_from(arguments)?;
     let alone = matches!(command, Command::Train { debug: true, .. });
+    if alone && launch::launch().is_some_and(|launch| launch.size != Some(1)) {
+        return Err(Error::input("--debug is for one process, and an MPI launcher started several")
+            .hint("leave mpirun out: haf-dist --config FILE --debug"));
+    }
     let comm = if alone { CommThread::start(|| Ok(Box::new(Solo)))? } else { CommThread::start(comm::connect)? };
     Ok((command, comm))
 }

@@ -1,7 +1,7 @@
 //! Promise: the same trajectory for 1, 2 and 3 ranks, for any micro-batch budget, with and without activation
 //! checkpointing; scores that do not depend on what else is in the batch; losses that are idle change nothing.
 //!
-//! Whole training steps on a tiny model with the threads backend; mpirun does the same in tests/runs.rs.
+//! Whole training steps on a tiny model with the threads backend; mpirun does the same in tests/runs/.
 
 #[path = "common/steps.rs"]
 mod steps;

@@ -118,8 +118,9 @@ fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
     if norm == 0.0 { difference } else { difference / norm }
 }
 
-/// Runs the pairs `per_batch` at a time and compares losses, scores and every gradient that the golden file holds.
-fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -> Result<(), String> {
+/// Runs the pairs `per_batch` at a time and compares losses and every gradient that the golden file holds. Returns the
+/// largest relative distance of a gradient.
+fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
     let pairs = golden.pairs();
     let mut losses: Vec<PairLosses> = Vec::new();
     for (batch, chunk) in pairs.chunks(per_batch).enumerate() {
@@ -144,7 +145,7 @@ fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -
         close("policy loss", policy, expected[1])?;
     }
     close("total", objective.reward_weight * reward + objective.alpha * policy, expected[2])?;
-    let mut compared = 0;
+    let (mut compared, mut farthest) = (0, 0f64);
     for segment in engine.model.segments.iter().filter(|segment| segment.trains()) {
         for (index, parameter) in segment.parameters.iter().enumerate() {
             let name = format!("grad.{}", parameter.name);
@@ -157,14 +158,16 @@ fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -
                 return Err(format!("{name}: relative distance {far:.1e}"));
             }
             compared += 1;
+            farthest = farthest.max(far);
         }
     }
     let expected = golden.file.names().iter().filter(|name| name.starts_with("grad.")).count();
-    if compared == expected { Ok(()) } else { Err(format!("{compared} of {expected} gradients compared")) }
+    if compared == expected { Ok(farthest) } else { Err(format!("{compared} of {expected} gradients compared")) }
 }
 
 #[test]
 fn losses_and_every_gradient_equal_pytorchs_in_every_packing() {
+    let mut farthest = 0f64;
     for case in CASES {
         let golden = Golden::open(case, "golden.safetensors");
         for packing in [Packing::Shared, Packing::Separate] {
@@ -172,11 +175,13 @@ fn losses_and_every_gradient_equal_pytorchs_in_every_packing() {
                 for checkpointing in [false, true] {
                     let engine = golden.engine(&golden.folder, checkpointing);
                     let outcome = check(&golden, &engine, packing, per_batch);
-                    assert_eq!(outcome, Ok(()), "{case}, {packing:?}, {per_batch} a batch, {checkpointing}");
+                    let what = format!("{case}, {packing:?}, {per_batch} a batch, checkpointing {checkpointing}");
+                    farthest = farthest.max(outcome.unwrap_or_else(|why| panic!("{what}: {why}")));
                 }
             }
         }
     }
+    println!("largest relative distance of a gradient: {farthest:.1e}");
 }
 
 #[test]
@@ -184,7 +189,7 @@ fn every_loss_variant_equals_pytorchs() {
     for variant in ["reward", "hinge", "ipo", "simpo", "sft"] {
         let golden = Golden::open("llama-tied", &format!("golden-{variant}.safetensors"));
         let engine = golden.engine(&golden.folder, false);
-        assert_eq!(check(&golden, &engine, Packing::Shared, 5), Ok(()), "{variant}");
+        check(&golden, &engine, Packing::Shared, 5).unwrap_or_else(|why| panic!("{variant}: {why}"));
     }
 }
 
@@ -235,7 +240,7 @@ fn every_logit_equals_transformers() {
 fn sharded_weights_are_the_same_model() {
     let golden = Golden::open("llama-linear", "golden.safetensors");
     let engine = golden.engine(&golden.folder.join("sharded"), false);
-    assert_eq!(check(&golden, &engine, Packing::Shared, 5), Ok(()));
+    check(&golden, &engine, Packing::Shared, 5).unwrap();
 }
 
 #[test]

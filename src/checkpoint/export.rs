@@ -112,15 +112,6 @@ fn ends(config: &Map<String, Value>) -> Vec<u32> {
     ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect()
 }
 
-/// Tokens that end a sequence, as config.json in `model_dir` has them.
-///
-/// # Errors
-/// A config.json that cannot be read.
-pub fn end_tokens(model_dir: &Path) -> Result<Vec<u32>> {
-    let ends = ends(&read_json(&model_dir.join("config.json"))?);
-    Ok(ends.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
-}
-
 /// A token's text in tokenizer.json; `None` without that file, or for an id that only the embedding matrix has.
 fn token_text(model_dir: &Path, id: u32) -> Result<Option<String>> {
     let path = model_dir.join("tokenizer.json");

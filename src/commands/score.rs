@@ -18,9 +18,9 @@ use crate::head::PairScores;
 use crate::loss::{self, AnswerLogProb};
 use crate::scoring::score_pairs;
 use serde_json::{Map, Value, json};
-use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// A row of the file: its place among the scored pairs, or why it is not scored.
 enum Row {
@@ -33,8 +33,8 @@ enum Row {
 /// # Errors
 /// A folder that is no reward model, bad data, or an output file that exists.
 pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
-    // Before the work, so that nothing is computed for a file that may not be written.
-    comm.agree(if comm.rank() == 0 { check(output) } else { Ok(()) })?;
+    // Before the work, so that nothing is computed for a file that cannot be written.
+    let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
     let opened = comm.agree(open(scoring))?;
     let machine = opened.machine(comm)?;
     let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
@@ -57,7 +57,11 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
             pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
         );
     }
-    comm.agree(if comm.rank() == 0 { write(&lines, output) } else { Ok(()) })
+    comm.agree(match (comm.rank(), output) {
+        (0, Output::Stdout) => print(&lines),
+        (0, Output::File(path)) => reserved.map_or(Ok(()), |file| save(file, &lines, path)),
+        _ => Ok(()),
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -66,20 +70,13 @@ struct Policy<'a> {
     log_probs: bool,
 }
 
-/// Nothing is overwritten.
-fn check(output: &Output) -> Result<()> {
-    match output {
-        Output::File(path) if path.exists() => Err(exists(path)),
-        Output::File(path) => {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if folder.is_dir() {
-                Ok(())
-            } else {
-                Err(Error::input(format!("--output: {} is no folder", folder.display())))
-            }
-        }
-        Output::Stdout => Ok(()),
+/// A nameless place beside the output file, which gets its name when it is whole: a command that fails leaves nothing.
+fn reserve(output: &Output) -> Result<Option<NamedTempFile>> {
+    let Output::File(path) = output else { return Ok(None) };
+    if path.symlink_metadata().is_ok() {
+        return Err(exists(path));
     }
+    files::unfinished_file(path).map(Some).map_err(|error| file_error(path, "create", &error))
 }
 
 fn exists(path: &Path) -> Error {
@@ -87,22 +84,14 @@ fn exists(path: &Path) -> Error {
         .hint("nothing is overwritten: name another --output, or move the file away")
 }
 
-fn write(lines: &[Value], output: &Output) -> Result<()> {
-    let all = |writer: &mut dyn Write| {
-        lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
-    };
-    match output {
-        Output::Stdout => match all(&mut BufWriter::new(std::io::stdout())) {
-            // A reader that has seen enough (`| head`) is no error.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            Err(error) => Err(Error::runtime(format!("cannot write to standard output: {error}"))),
-            Ok(()) => Ok(()),
-        },
-        Output::File(path) => match File::create_new(path).and_then(|file| all(&mut BufWriter::new(file))) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists(path)),
-            Err(error) => Err(file_error(path, "write", &error)),
-            Ok(()) => Ok(()),
-        },
+fn save(file: NamedTempFile, lines: &[Value], path: &Path) -> Result<()> {
+    let mut writer = BufWriter::new(file);
+    let written = write(&mut writer, lines).and_then(|()| writer.into_inner().map_err(|error| error.into_error()));
+    let file = written.map_err(|error| file_error(path, "write", &error))?;
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(()),
+        Err(failed) if failed.error.kind() == io::ErrorKind::AlreadyExists => Err(exists(path)),
+        Err(failed) => Err(file_error(path, "write", &failed.error)),
     }
 }
 

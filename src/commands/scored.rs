@@ -67,7 +67,8 @@ pub fn open(scoring: &Scoring) -> Result<Opened> {
             return Err(Error::input(format!(
                 "--max-prompt-length {} must be less than --max-length {}",
                 data.max_prompt_length, data.max_length
-            )));
+            ))
+            .hint("give both, or --max-length alone"));
         }
         data.max_prompt_length = data.max_length * 3 / 4;
     }

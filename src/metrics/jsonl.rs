@@ -38,10 +38,9 @@ impl Jsonl {
 
     /// Continues the `metrics.jsonl` of a run that is resumed after `step` updates.
     ///
-    /// Lines beyond that step or of the test pairs, which the resumed run will write anew, and lines that are cut or
-    /// damaged move to
-    /// `metrics-after-step-N.jsonl` (`-2`, `-3` ... if that is taken); with `step` 0, nothing was saved and all lines
-    /// move.
+    /// Lines that were written after the checkpoint of that step, which the resumed run will write anew (later steps,
+    /// and the closing test evaluation), and lines that are cut or damaged move to `metrics-after-step-N.jsonl` (`-2`,
+    /// `-3` ... if that is taken); with `step` 0, nothing was saved and all lines move.
     ///
     /// # Errors
     /// A failed read or write.
@@ -86,16 +85,16 @@ impl Sink for Jsonl {
     }
 }
 
-/// Whether a line tells of the first `step` updates and will not be written again. A cut or damaged line tells nothing;
-/// the test pairs are evaluated at the end of every run, of a resumed one too.
+/// Whether a line was written before the checkpoint of `step`. A cut or damaged line tells nothing.
 fn belongs(line: &[u8], step: usize) -> bool {
     #[derive(Deserialize)]
     struct Line {
         step: usize,
         eval: Option<String>,
     }
-    let belongs = |line: Line| line.step <= step && line.eval.as_deref() != Some("test");
-    step > 0 && serde_json::from_slice::<Line>(line).is_ok_and(belongs)
+    // The dev evaluation comes before the checkpoint of its step, the test evaluation after it.
+    let before = |line: Line| line.step < step || (line.step == step && line.eval.as_deref() != Some(TEST));
+    step > 0 && serde_json::from_slice(line).is_ok_and(before)
 }
 
 fn write_first_free(run: &Path, step: usize, lines: &[&[u8]]) -> Result<PathBuf> {

@@ -116,9 +116,16 @@ impl Architecture {
         let path = model_dir.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {
             file_error(&path, "read", &error)
-                .hint("model.path must name a Hugging Face folder with config.json and *.safetensors")
+                .hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")
         })?;
-        Self::parse(&text).map_err(|error| error.at(path.display()))
+        Self::parse(&text).map_err(|error| {
+            let error = error.at(path.display());
+            if error.hint.is_some() {
+                error
+            } else {
+                error.hint("is the file whole, and of a model family that is known?")
+            }
+        })
     }
 
     /// Reads the text of a `config.json`.
