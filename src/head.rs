@@ -3,7 +3,7 @@
 //!
 //! The policy loss of a pair depends on that pair alone, so its derivative is known as soon as its log-probs are, and
 //! one pass over a few pairs' response rows does everything: logits, log-softmax, loss, (one-hot - softmax), products.
-//! At most [`ROWS_AT_ONCE`] response rows (or one pair's, if it has more) are ever held times V.
+//! At most `ROWS_AT_ONCE` response rows (or one pair's, if it has more) are ever held times V.
 //!
 //! Legend: T tokens, D width, V vocabulary, R response rows held at once.
 

@@ -21,9 +21,9 @@ pub enum Packing {
 
 /// One micro-batch.
 pub struct PackedBatch {
-    /// Token ids [T], i64.
+    /// Token ids `[T]`, i64.
     pub tokens: Tensor,
-    /// Position of each token in its sequence [T], i64.
+    /// Position of each token in its sequence `[T]`, i64.
     pub positions: Tensor,
     /// Which rows see which.
     pub groups: Vec<Group>,

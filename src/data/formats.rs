@@ -1,7 +1,7 @@
 //! A source's rows become [`Pair`]s: one function a shape of row, told apart by its keys or named in the config.
 //!
 //! Not here: files (`rows.rs`), typed keys (`row.rs`), and how a pair becomes text (`template.rs`) and tokens (`tokenize.rs`).
-//! A new shape is one arm in [`Shape::of`] and [`Row::pair`], and one function.
+//! A new shape is one arm in `Shape::of` and `Row::pair`, and one function.
 
 use crate::config::{Format, Source};
 use crate::data::row::{Answer, MEND, Row};

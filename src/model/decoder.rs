@@ -232,7 +232,7 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Token ids [T] -> hidden states [T, D].
+/// Token ids `[T]` -> hidden states `[T, D]`.
 pub fn embed(segment: &Segment, tokens: &Tensor) -> Tensor {
     segment.weight(0).index_select(0, tokens)
 }

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 /// What the backward pass needs besides the input: 1 / rms of each row, [T, 1] f32.
 pub struct Scale(Tensor);
 
-/// x [T, D] -> (x / rms(x)) * weight [D], in x's kind.
+/// x [T, D] -> (x / rms(x)) * weight `[D]`, in x's kind.
 pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> (Tensor, Scale) {
     let wide = x.to_kind(Kind::Float);
     let scale = (wide.square().mean_dim(-1, true, Kind::Float) + epsilon).rsqrt();
@@ -15,7 +15,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> (Tensor, Scale) {
     (y, Scale(scale))
 }
 
-/// Gradients of [`forward`]: of x [T, D] in x's kind, and of the weight [D] in f32.
+/// Gradients of [`forward`]: of x [T, D] in x's kind, and of the weight `[D]` in f32.
 pub fn backward(gradient: &Tensor, x: &Tensor, weight: &Tensor, scale: &Scale) -> (Tensor, Tensor) {
     let normalised = x.to_kind(Kind::Float) * &scale.0;
     let wide = gradient.to_kind(Kind::Float);

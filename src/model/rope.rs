@@ -35,7 +35,7 @@ pub fn frequencies(rope: &Rope, head_width: usize) -> Vec<f32> {
 }
 
 impl Rotation {
-    /// Rotation of the given positions [T] (i64); `frequencies` as returned by [`frequencies`].
+    /// Rotation of the given positions `[T]` (i64); `frequencies` as returned by [`frequencies`].
     pub fn new(positions: &Tensor, frequencies: &[f32], kind: Kind, device: Device) -> Self {
         let frequencies = Tensor::from_slice(frequencies).to_device(device);
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies.unsqueeze(0);
