@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// Trains with these overrides on one rank and on two, and is refused.
 #[track_caller]
 fn refuse(workspace: &Workspace, name: &str, set: &[&str], says: &[&str]) {
-    check(workspace, &[1, 2], &Case { name, arguments: with_config(&[], set), says, hint: true });
+    check(workspace, &[1, 2], &Case { name, arguments: with_config(&[], set), says });
 }
 
 /// Changes the model's config.json.
@@ -83,7 +83,7 @@ fn weights_that_disagree_with_the_models_config_are_refused() {
     let shape = Workspace::new();
     edit_config(&shape, "intermediate_size", json!(13));
     let says = ["model/model.safetensors", "model.layers.0.mlp.", "[12, 32]", "[13, 32]"];
-    check(&shape, &[1, 2], &Case { name: "wrong shape", arguments: with_config(&[], &[]), says: &says, hint: false });
+    check(&shape, &[1, 2], &Case { name: "wrong shape", arguments: with_config(&[], &[]), says: &says });
     let missing = Workspace::new();
     edit_config(&missing, "num_hidden_layers", json!(4));
     refuse(&missing, "missing tensors", &[], &["9 of ", "are missing", "model.layers.3."]);
@@ -107,20 +107,16 @@ fn what_is_no_reward_model_is_neither_evaluated_nor_scored() {
             headless.extend(["--output", "new.jsonl"]);
             missing.extend(["--output", "new.jsonl"]);
         }
-        check(
-            &workspace,
-            &[1, 2],
-            &Case { name: "no head", arguments: headless, says: &["no score.weight"], hint: true },
-        );
+        check(&workspace, &[1, 2], &Case { name: "no head", arguments: headless, says: &["no score.weight"] });
         let says = ["nowhere/config.json"];
-        check(&workspace, &[1, 2], &Case { name: "no checkpoint", arguments: missing, says: &says, hint: true });
+        check(&workspace, &[1, 2], &Case { name: "no checkpoint", arguments: missing, says: &says });
     }
     let mut existing = arguments("score", "model");
     existing.extend(["--output", "dev.jsonl"]);
     let says = ["dev.jsonl exists already"];
-    check(&workspace, &[1, 2], &Case { name: "existing output", arguments: existing, says: &says, hint: true });
+    check(&workspace, &[1, 2], &Case { name: "existing output", arguments: existing, says: &says });
     let mut below = arguments("score", "model");
     below.extend(["--output", "nowhere/new.jsonl"]);
     let says = ["nowhere"];
-    check(&workspace, &[1], &Case { name: "output nowhere", arguments: below, says: &says, hint: false });
+    check(&workspace, &[1], &Case { name: "output nowhere", arguments: below, says: &says });
 }

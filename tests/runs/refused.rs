@@ -1,4 +1,4 @@
-//! What every refusal must be: one error with the words that help, exit code 2, soon over, and nothing changed.
+//! What every refusal must be: one error with the words that help, a hint, exit code 2, soon over, and nothing changed.
 
 use crate::tiny::Workspace;
 use std::time::Duration;
@@ -13,8 +13,6 @@ pub struct Case<'a> {
     pub arguments: Vec<&'a str>,
     /// What the error must say.
     pub says: &'a [&'a str],
-    /// Whether it must give a hint.
-    pub hint: bool,
 }
 
 /// Runs the case on each number of ranks; the messages on stderr come back.
@@ -29,7 +27,7 @@ pub fn check(workspace: &Workspace, ranks: &[usize], case: &Case) {
         for text in case.says {
             assert!(outcome.stderr.contains(text), "no {text:?} in {place}");
         }
-        assert_eq!(outcome.stderr.matches("hint:").count(), usize::from(case.hint), "{place}");
+        assert_eq!(outcome.stderr.matches("hint:").count(), 1, "{place}");
         assert!(outcome.took < LIMIT, "{:?} for {place}", outcome.took);
         let (names, after) = (before.keys().collect::<Vec<_>>(), workspace.content());
         assert_eq!(after.keys().collect::<Vec<_>>(), names, "{place}");
