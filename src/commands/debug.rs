@@ -137,7 +137,7 @@ fn packed_scores(engine: &Engine, split: &Split, config: &Config) -> Result<Chec
             }
         }
     }
-    let bound = tolerance(engine);
+    let (bound, _) = tolerances(engine);
     let said = format!("largest relative difference: reward {reward:.1e}, log-prob {log_prob:.1e}; bound {bound:.0e}");
     Ok(Check { name: "packed scores = one pair at a time", outcome: verdict(reward.max(log_prob) <= bound, said) })
 }
@@ -165,7 +165,7 @@ fn packed_gradients(engine: &mut Engine, split: &Split, config: &Config) -> Resu
             (worst, place) = (relative, format!("{part:?}"));
         }
     }
-    let bound = tolerance(engine);
+    let (_, bound) = tolerances(engine);
     let said = format!("largest relative distance {worst:.1e} in {place}; bound {bound:.0e}");
     Ok(Check { name: "packed gradients = one pair at a time", outcome: verdict(worst <= bound, said) })
 }
@@ -217,9 +217,10 @@ fn updates(config: &Config, engine: Engine, split: Split, machine: &Machine, com
     Ok(Check { name: "updates", outcome: verdict(losses.iter().all(|loss| loss.is_finite()), said) })
 }
 
-/// Largest relative difference that rounding explains.
-fn tolerance(engine: &Engine) -> f64 {
-    if engine.model.kind == Kind::Float { 1e-3 } else { 1e-1 }
+/// Largest relative differences that rounding explains, of scores and of gradients. A chosen and a rejected answer pull
+/// against each other, so that bf16 gradients keep fewer digits than scores; a broken mask or position gives 1 or more.
+fn tolerances(engine: &Engine) -> (f64, f64) {
+    if engine.model.kind == Kind::Float { (1e-3, 1e-3) } else { (1e-1, 3e-1) }
 }
 
 fn verdict(good: bool, said: String) -> std::result::Result<String, String> {
