@@ -218,7 +218,7 @@ fn updates(config: &Config, engine: Engine, split: Split, machine: &Machine, com
 }
 
 /// Largest relative differences that rounding explains, of scores and of gradients. A chosen and a rejected answer pull
-/// against each other, so that bf16 gradients keep fewer digits than scores; a broken mask or position gives 1 or more.
+/// against each other, so that bf16 gradients keep fewer digits than scores. The f32 bounds are the sharp ones.
 fn tolerances(engine: &Engine) -> (f64, f64) {
     if engine.model.kind == Kind::Float { (1e-3, 1e-3) } else { (1e-1, 3e-1) }
 }
