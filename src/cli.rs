@@ -2,7 +2,7 @@
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
-use crate::config::{Dtype, Format, TemplateKind};
+use crate::config::{Dtype, Format, Objective, TemplateKind};
 use crate::error::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -35,6 +35,11 @@ const SCORE_EXAMPLES: &str = "\
 Examples:
   haf-dist score --checkpoint runs/safety/step-100 --data answers.jsonl > scores.jsonl
   haf-dist score --checkpoint runs/safety/step-100 --data pairs.jsonl --output scores.jsonl";
+
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --threads 1
+  haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --objective reward --count 96 --json";
 
 const PREPARE_EXAMPLES: &str = "\
 Examples:
@@ -105,6 +110,12 @@ enum TypedCommand {
         #[arg(long, value_name = "FILE", default_value = "-")]
         output: PathBuf,
     },
+    /// Time whole training steps: pairs per second and memory
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench {
+        #[command(flatten)]
+        bench: Bench,
+    },
     /// Tokenise and compute reference log-probs ahead of training, without creating a run folder
     #[command(after_help = PREPARE_EXAMPLES)]
     Prepare {
@@ -115,6 +126,50 @@ enum TypedCommand {
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+}
+
+/// What `bench` measures.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Bench {
+    /// A model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// JSONL or JSONL.gz with prompt, chosen, rejected as texts, or hh-rlhf transcripts
+    #[arg(long, value_name = "FILE")]
+    pub pairs: PathBuf,
+
+    /// What is minimised
+    #[arg(long, value_enum, default_value_t = Objective::Hybrid)]
+    pub objective: Objective,
+
+    /// Pairs to time, after one global batch of 16 a rank to warm up on
+    #[arg(long, value_name = "PAIRS", value_parser = positive, default_value_t = 32)]
+    pub count: usize,
+
+    /// Pairs with a longer sequence are left out, in tokens
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 512)]
+    pub max_length: usize,
+
+    /// Precision of the computation
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+
+    /// Threads a rank; 0: this node's cores divided by its ranks
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+
+    /// Tokens computed at a time by a rank
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 4096)]
+    pub tokens_per_micro_batch: usize,
+
+    /// Compute the common prefix twice, to see what sharing it gains
+    #[arg(long)]
+    pub unshared: bool,
+
+    /// Print one JSON line instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `eval` and `score` have in common. What is None is as the checkpoint was trained, or the config's default for a
@@ -192,6 +247,8 @@ pub enum Command {
         /// Where the rewards go.
         output: Output,
     },
+    /// Time whole training steps.
+    Bench(Bench),
     /// Fill the caches that training would fill.
     Prepare {
         /// The config file.
@@ -223,12 +280,13 @@ impl TryFrom<Arguments> for Command {
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Ok(Self::Score { scoring, output })
             }
+            (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
             (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
-            (None, None) => {
-                Err(Error::input("nothing to do: expected --config FILE to train, or a command (eval, score, prepare)")
-                    .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy"))
-            }
+            (None, None) => Err(Error::input(
+                "nothing to do: expected --config FILE to train, or a command (eval, score, prepare, bench)",
+            )
+            .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }
     }
 }

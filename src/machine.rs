@@ -87,6 +87,19 @@ fn processor_has_bf16() -> bool {
     false
 }
 
+/// The most memory this process has held so far, in bytes.
+///
+/// # Errors
+/// A system without Linux's /proc.
+pub fn peak_memory() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes
+        .map(|kibibytes| kibibytes * 1024)
+        .ok_or_else(|| Error::runtime("/proc/self/status has no VmHWM: peak memory is not known here"))
+}
+
 /// Keeps freed memory in the process. glibc hands every large block back to the kernel, and a training step would spend
 /// a third of its time faulting the same pages in again.
 pub fn keep_freed_memory() {

@@ -59,6 +59,8 @@ pub struct Trainer<'a> {
     pub sinks: Vec<Box<dyn Sink>>,
     /// Where checkpoints go; none are written without.
     pub saving: Option<Saving>,
+    /// How pairs are packed: shared, except to measure what sharing gains.
+    pub packing: Packing,
     /// Where the run stands.
     pub state: TrainState,
 }
@@ -99,6 +101,7 @@ impl<'a> Trainer<'a> {
             dev,
             sinks: Vec::new(),
             saving: None,
+            packing: Packing::Shared,
             state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
         }
     }
@@ -202,7 +205,7 @@ impl<'a> Trainer<'a> {
         objective: &Objective,
         sink: &mut dyn GradientSink,
     ) -> Result<StepSums> {
-        let tokens: Vec<usize> = pairs.iter().map(|&pair| self.train.data.tokens(pair)).collect();
+        let tokens: Vec<usize> = pairs.iter().map(|&pair| self.train.tokens(pair, self.packing)).collect();
         let mine = sampler::deal(&tokens, self.comm.world_size()).swap_remove(self.comm.rank());
         let my_tokens: Vec<usize> = mine.iter().map(|&place| tokens[place]).collect();
         let micro_batches = sampler::micro_batches(&my_tokens, self.config.train.tokens_per_micro_batch);
@@ -214,7 +217,7 @@ impl<'a> Trainer<'a> {
         let last = micro_batches.len().saturating_sub(1);
         for (number, range) in micro_batches.into_iter().enumerate() {
             let members: Vec<usize> = mine[range].iter().map(|&place| pairs[place]).collect();
-            let batch = self.train.pack(&members, Packing::Shared, self.engine.model.device);
+            let batch = self.train.pack(&members, self.packing, self.engine.model.device);
             let sink: Option<&mut dyn GradientSink> = if number == last { Some(&mut *sink) } else { None };
             let losses = self.engine.forward_backward(&batch, objective, sink)?;
             sums.add(&losses, batch.token_count());
@@ -247,6 +250,14 @@ impl<'a> Trainer<'a> {
 }
 
 impl Split {
+    /// Rows that a pair takes in a batch.
+    fn tokens(&self, pair: usize, packing: Packing) -> usize {
+        match packing {
+            Packing::Shared => self.data.tokens(pair),
+            Packing::Separate => self.data.tokens(pair) + self.data.pair(pair).prefix.len(),
+        }
+    }
+
     /// Packs the pairs of the given numbers, with their references.
     pub fn pack(&self, pairs: &[usize], packing: Packing, device: tch::Device) -> PackedBatch {
         let items = pairs.iter().map(|&index| PairToPack {

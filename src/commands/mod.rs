@@ -1,5 +1,6 @@
 //! One small file a command; this one picks it.
 
+mod bench;
 mod debug;
 mod eval;
 mod prepare;
@@ -26,6 +27,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
         }
         Command::Prepare { config, set } => prepare::run(&comm.agree(Config::load(config, set))?, comm),
         Command::Eval { scoring, format, json } => eval::run(scoring, *format, *json, comm),
+        Command::Bench(options) => bench::run(options, comm),
         Command::Score { scoring, output } => score::run(scoring, output, comm),
     }
 }

@@ -195,7 +195,7 @@ pub struct LossConfig {
 }
 
 /// Both losses, or one of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
     /// reward_weight * Bradley-Terry + alpha * policy.

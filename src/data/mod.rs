@@ -13,6 +13,7 @@ mod rows;
 pub mod sampler;
 pub mod template;
 pub mod tokenize;
+pub mod verbatim;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -1,0 +1,69 @@
+//! Pairs for `haf-dist bench`: texts taken as they stand, without a chat template, cut or kept by one simple rule.
+//!
+//! The rule is that of `benches/peer.py`, so that both time the same pairs. Not here: sources of a run (`formats.rs`).
+
+use crate::data::builder::LabelledPair;
+use crate::data::rows;
+use crate::data::tokenize::{Encoded, Encoder};
+use crate::data::{Pair, Prompt};
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::path::Path;
+
+/// What the last answer of an hh-rlhf transcript follows.
+const ASSISTANT: &str = "\n\nAssistant:";
+
+/// The first `count` pairs of a file that the encoder keeps (give it `plain` and `drop`), tokenised.
+///
+/// Rows are `{"prompt", "chosen", "rejected"}` with plain texts, or hh-rlhf's transcripts `{"chosen", "rejected"}`, of
+/// which those with one common prompt are taken.
+///
+/// # Errors
+/// A file that cannot be read, a row of another shape, or too few pairs.
+pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<LabelledPair>> {
+    let mut kept = Vec::with_capacity(count);
+    rows::for_each(path, |place, row| {
+        if kept.len() == count {
+            return Ok(());
+        }
+        let Some((prompt, chosen, rejected)) = texts(&row).ok_or_else(|| {
+            Error::input(format!("{place}: neither prompt, chosen, rejected nor two transcripts"))
+                .hint("expected three texts, or two hh-rlhf transcripts that hold \"\\n\\nAssistant:\"")
+        })?
+        else {
+            return Ok(());
+        };
+        let pair = Pair {
+            prompt: Prompt::Text(prompt.to_string()),
+            chosen: chosen.to_string(),
+            rejected: Some(rejected.to_string()),
+            margin: None,
+            domain: None,
+            line: place.number,
+        };
+        if chosen != rejected
+            && let Encoded::Kept(pair) = encoder.encode(&pair).map_err(|error| error.at(path.display()))?
+        {
+            kept.push(LabelledPair { pair, margin: 0.0, domain: String::from("bench") });
+        }
+        Ok(())
+    })?;
+    if kept.len() < count {
+        return Err(Error::input(format!("{} holds {} usable pairs, {count} are needed", path.display(), kept.len()))
+            .hint("lower --count, or give a larger file: one global batch more than --count is needed to warm up"));
+    }
+    Ok(kept)
+}
+
+/// Prompt, chosen, rejected of a row; `Some(None)` for transcripts of different prompts, `None` for another shape.
+#[expect(clippy::option_option, reason = "no such row, and no common prompt, are two things")]
+fn texts(row: &Value) -> Option<Option<(&str, &str, &str)>> {
+    let text = |key| row.get(key).and_then(Value::as_str);
+    let (chosen, rejected) = (text("chosen")?, text("rejected")?);
+    if let Some(prompt) = text("prompt") {
+        return Some(Some((prompt, chosen, rejected)));
+    }
+    let split = |text: &'_ str| text.rfind(ASSISTANT).map(|at| at + ASSISTANT.len());
+    let ((prompt, chosen), (other, rejected)) = (chosen.split_at(split(chosen)?), rejected.split_at(split(rejected)?));
+    Some((prompt == other).then_some((prompt, chosen, rejected)))
+}
