@@ -10,11 +10,14 @@ use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::head::{Heads, Objective, PairLosses, PairScores};
 use crate::model::attention::AttentionPlan;
-use crate::model::decoder::{self, Block, BlockState, Context, Part};
+use crate::model::decoder::{self, Block, Context, Part};
+use crate::model::norm;
 use crate::model::rope::{self, Rotation};
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
-use tch::Tensor;
+use crate::model::workspace::{Keep, Views, Workspace};
+use std::cell::RefCell;
+use tch::{Kind, Tensor};
 
 /// Takes gradient buckets in the order in which they become complete; the same order on every rank.
 pub trait GradientSink {
@@ -32,14 +35,7 @@ pub struct Engine {
     pub model: Model,
     activation_checkpointing: bool,
     frequencies: Vec<f32>,
-}
-
-/// What a block keeps between forward and backward.
-enum Kept {
-    /// Everything.
-    State(Box<BlockState>),
-    /// Its input [T, D]; the rest is recomputed (activation checkpointing).
-    Input(Tensor),
+    workspace: RefCell<Workspace>,
 }
 
 impl Engine {
@@ -47,7 +43,7 @@ impl Engine {
     /// backward pass.
     pub fn new(model: Model, activation_checkpointing: bool) -> Self {
         let frequencies = rope::frequencies(&model.architecture.rope, model.architecture.head_width);
-        Self { model, activation_checkpointing, frequencies }
+        Self { model, activation_checkpointing, frequencies, workspace: RefCell::default() }
     }
 
     /// Scores of every pair of a batch, without gradients.
@@ -58,8 +54,8 @@ impl Engine {
         if batch.pairs.is_empty() {
             return Ok(Vec::new());
         }
-        let _guard = tch::no_grad_guard();
-        self.heads()?.scores(&self.hidden(batch)?, batch, log_probs)
+        let hidden = self.hidden(batch)?;
+        self.heads(&self.workspace.borrow())?.scores(&hidden, batch, log_probs)
     }
 
     /// Final hidden states [T, D] of every token of a batch, after the final norm, without gradients.
@@ -68,12 +64,10 @@ impl Engine {
     /// None with a model as this crate loads it.
     pub fn hidden(&self, batch: &PackedBatch) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let context = self.context(batch);
-        let mut hidden = decoder::embed(self.embedding()?, &batch.tokens);
-        for segment in self.blocks() {
-            hidden = Block::new(&self.model.architecture, segment).forward(hidden, &context).0;
-        }
-        Ok(decoder::final_norm(&self.model.architecture, self.norm()?.1, &hidden).0)
+        let mut views = self.views(batch, Keep::Nothing);
+        self.forward(batch, &mut views, &self.context(batch))?;
+        let (normed, _) = self.final_norm(&views.output)?;
+        Ok(normed)
     }
 
     /// Losses of every pair of a micro-batch; gradients of their weighted sum are added to the buckets. With a sink
@@ -94,47 +88,67 @@ impl Engine {
             finished.all()?;
             return Ok(Vec::new());
         }
-        let architecture = &self.model.architecture;
+        let keep = if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
+        let mut views = self.views(batch, keep);
         let context = self.context(batch);
-        let mut hidden = decoder::embed(self.embedding()?, &batch.tokens);
-        let mut kept = Vec::with_capacity(architecture.layers);
-        for segment in self.blocks() {
-            let input = self.activation_checkpointing.then(|| hidden.shallow_clone());
-            let (output, state) = Block::new(architecture, segment).forward(hidden, &context);
-            kept.push(match input {
-                Some(input) => Kept::Input(input),
-                None => Kept::State(Box::new(state)),
-            });
-            hidden = output;
-        }
-        let (norm_index, norm) = self.norm()?;
-        let (normed, scale) = decoder::final_norm(architecture, norm, &hidden);
+        self.forward(batch, &mut views, &context)?;
+        let Views { mut states, output, shared } = views;
+        let (normed, scale) = self.final_norm(&output)?;
 
-        let (losses, gradient) = self.heads()?.forward_backward(&normed, batch, objective)?;
+        let workspace = self.workspace.borrow();
+        let (losses, gradient) = self.heads(&workspace)?.forward_backward(&normed, batch, objective)?;
         finished.heads()?;
-        let mut gradient = decoder::final_norm_backward(norm, &gradient, &hidden, &scale);
-        drop((hidden, normed));
+        let (norm_index, norm) = self.norm()?;
+        let gradients = (&gradient, None);
+        norm::backward(gradients, &output, norm.weight(0), &scale, &shared.gradient, norm.gradient_view(0))?;
+        drop((gradient, normed));
         finished.segment(norm_index)?;
         for (index, segment) in self.blocks().enumerate().collect::<Vec<_>>().into_iter().rev() {
-            let block = Block::new(architecture, segment);
-            let state = match kept.pop() {
-                Some(Kept::State(state)) => *state,
-                Some(Kept::Input(input)) => block.forward(input, &context).1,
-                None => return Err(Error::runtime("a block lost its activations")),
-            };
-            gradient = block.backward(&gradient, state, &context);
+            let block = Block::new(&self.model.architecture, segment);
+            let state = &mut states[index];
+            if self.activation_checkpointing {
+                // Its output is known already: it goes where nothing stands yet.
+                block.forward(state, &shared.middle_gradient, &shared, &context)?;
+            }
+            block.backward(state, &shared, &workspace.scratch, &context)?;
             finished.segment(index + 1)?;
         }
-        decoder::embed_backward(self.embedding()?, &batch.tokens, &gradient);
+        decoder::embed_backward(self.embedding()?, &batch.tokens, &shared.gradient);
         finished.segment(0)?;
         Ok(losses)
+    }
+
+    /// Embedding and blocks; the states of `views` are filled as they are kept.
+    fn forward(&self, batch: &PackedBatch, views: &mut Views, context: &Context) -> Result<()> {
+        let Views { states, output, shared } = views;
+        let inputs: Vec<Tensor> = states.iter().map(|state| state.input.shallow_clone()).collect();
+        decoder::embed(self.embedding()?, &batch.tokens, inputs.first().unwrap_or(output));
+        for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
+            let output = inputs.get(index + 1).unwrap_or(output);
+            Block::new(&self.model.architecture, segment).forward(state, output, shared, context)?;
+        }
+        Ok(())
+    }
+
+    /// The final norm's output [T, D] and its scale.
+    fn final_norm(&self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (_, norm) = self.norm()?;
+        let scale = Tensor::empty([hidden.size()[0]], (Kind::Float, self.model.device));
+        let normed = hidden.empty_like();
+        norm::forward(hidden, norm.weight(0), self.model.architecture.norm_epsilon, &normed, &scale)?;
+        Ok((normed, scale))
+    }
+
+    fn views(&self, batch: &PackedBatch, keep: Keep) -> Views {
+        let Model { architecture, kind, device, .. } = &self.model;
+        self.workspace.borrow_mut().views(architecture, batch.token_count() as i64, keep, (*kind, *device))
     }
 
     fn context(&self, batch: &PackedBatch) -> Context {
         let Model { kind, device, .. } = self.model;
         Context {
             attention: AttentionPlan::new(&batch.groups, kind, device),
-            rotation: Rotation::new(&batch.positions, &self.frequencies, kind, device),
+            rotation: Rotation::new(&batch.positions, &self.frequencies, device),
         }
     }
 
@@ -150,9 +164,10 @@ impl Engine {
         self.model.segments.iter().skip(1).take(self.model.architecture.layers)
     }
 
-    fn heads(&self) -> Result<Heads<'_>> {
+    fn heads<'a>(&'a self, workspace: &'a Workspace) -> Result<Heads<'a>> {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
-        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary })
+        let Workspace { logits, scratch, .. } = workspace;
+        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, logits, scratch })
     }
 
     fn part(&self, part: Part) -> Result<(usize, &Segment)> {

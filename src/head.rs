@@ -2,7 +2,7 @@
 //! hidden states, with the vocabulary product and its weight gradient.
 //!
 //! The policy loss of a pair depends on that pair alone, so its derivative is known as soon as its log-probs are, and
-//! one pass over a few pairs' response rows does everything: logits, log-softmax, loss, (one-hot - softmax), products.
+//! one pass over a few pairs' response rows does everything: logits, log-sum-exp, loss, (one-hot - softmax), products.
 //! At most `ROWS_AT_ONCE` response rows (or one pair's, if it has more) are ever held times V.
 //!
 //! Legend: T tokens, D width, V vocabulary, R response rows held at once.
@@ -11,11 +11,13 @@ use crate::config::LossConfig;
 use crate::data::batch::{PackedBatch, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::{self, AnswerLogProb};
+use crate::model::logits::{Logits, Place};
 use crate::model::segment::Segment;
+use crate::model::workspace::Scratch;
 use tch::{Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
-const ROWS_AT_ONCE: usize = 256;
+const ROWS_AT_ONCE: usize = 1024;
 
 /// What a forward pass says of one pair (or of a single row, in the first places).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -95,6 +97,10 @@ pub struct Heads<'a> {
     pub reward: &'a Segment,
     /// The segment whose first parameter is the vocabulary matrix [V, D]; needed for log-probs only.
     pub vocabulary: Option<&'a Segment>,
+    /// Memory of a chunk's logits.
+    pub logits: &'a Scratch,
+    /// Memory of a product whose sum lies elsewhere.
+    pub scratch: &'a Scratch,
 }
 
 impl Heads<'_> {
@@ -107,9 +113,9 @@ impl Heads<'_> {
         if log_probs {
             let vocabulary = self.vocabulary()?;
             for chunk in chunks(&batch.pairs) {
-                let log_softmax =
-                    self.log_softmax(&hidden.index_select(0, &rows(&batch.pairs[chunk.clone()], hidden)), vocabulary);
-                read_log_probs(&log_softmax, &batch.pairs[chunk.clone()], &mut scores[chunk])?;
+                let pairs = &batch.pairs[chunk.clone()];
+                let logits = self.logits(&hidden.index_select(0, &rows(pairs, hidden)), vocabulary)?;
+                read_log_probs(&logits, pairs, &mut scores[chunk])?;
             }
         }
         Ok(scores)
@@ -128,7 +134,7 @@ impl Heads<'_> {
     ) -> Result<(Vec<PairLosses>, Tensor)> {
         let mut scores = self.rewards(hidden, batch)?;
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
-        self.rewards_backward(hidden, batch, objective, &scores, &mut hidden_gradient);
+        self.rewards_backward(hidden, batch, objective, &scores, &mut hidden_gradient)?;
         if objective.log_probs {
             for chunk in chunks(&batch.pairs) {
                 let scores = &mut scores[chunk.clone()];
@@ -162,15 +168,16 @@ impl Heads<'_> {
         objective: &Objective,
         scores: &[PairScores],
         hidden_gradient: &mut Tensor,
-    ) {
+    ) -> Result<()> {
         let mut slopes = Vec::with_capacity(2 * scores.len());
         for (scores, pair) in scores.iter().zip(&batch.pairs) {
             let value = objective.reward(scores.rewards[0], scores.rewards[1], pair.margin);
             slopes.extend([value.chosen, value.rejected].map(|slope| (objective.reward_weight * slope) as f32));
         }
         let slopes = Tensor::from_slice(&slopes).to_device(hidden.device()).unsqueeze(-1);
-        self.reward.add_product(0, &slopes, &self.reward_hidden(hidden, batch));
+        self.reward.add_product(0..1, &slopes, &self.reward_hidden(hidden, batch), self.scratch)?;
         let _ = hidden_gradient.index_add_(0, &reward_rows(batch, hidden), &(slopes * self.reward.weight(0)));
+        Ok(())
     }
 
     /// Hidden states at which rewards are read [answers, D], f32.
@@ -190,40 +197,32 @@ impl Heads<'_> {
         let vocabulary = self.vocabulary()?;
         let rows = rows(pairs, hidden);
         let response = hidden.index_select(0, &rows);
-        let log_softmax = self.log_softmax(&response, vocabulary);
-        let targets = read_log_probs(&log_softmax, pairs, scores)?;
+        let logits = self.logits(&response, vocabulary)?;
+        let places = read_log_probs(&logits, pairs, scores)?;
         if objective.alpha == 0.0 {
             return Ok(());
         }
-        // d loss / d logit[row, v] = sum over the row's targets of slope * (onehot(target)[v] - softmax[row, v]).
-        let mut target_slopes = Vec::new();
-        let mut row_slopes = vec![0f32; targets.rows];
-        for ((pair, scores), first_row) in pairs.iter().zip(scores.iter()).zip(&targets.first_rows) {
+        let mut slopes = Vec::with_capacity(places.len());
+        for (pair, scores) in pairs.iter().zip(scores.iter()) {
             let answers = answers(scores, pair.reference);
             let value = loss::policy(objective.config, answers[0], answers[1]);
             for (answer, slope) in pair.answers.iter().zip([value.chosen, value.rejected]) {
-                let slope = (objective.alpha * slope) as f32;
-                for &(row, _) in &answer.targets {
-                    target_slopes.push(slope);
-                    row_slopes[first_row + row as usize] += slope;
-                }
+                slopes.extend(answer.targets.iter().map(|_| (objective.alpha * slope) as f32));
             }
         }
-        let device = hidden.device();
-        let row_slopes = Tensor::from_slice(&row_slopes).to_device(device).unsqueeze(-1);
-        let mut gradient = log_softmax.exp() * row_slopes.neg();
-        let places = [Some(&targets.row_index), Some(&targets.token)];
-        let _ = gradient.index_put_(&places, &Tensor::from_slice(&target_slopes).to_device(device), true);
-        let gradient = gradient.to_kind(hidden.kind());
-        vocabulary.add_product(0, &gradient, &response);
+        let gradient = logits.into_gradient(&places, &slopes)?;
+        vocabulary.add_product(0..1, &gradient, &response, self.scratch)?;
         let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
         Ok(())
     }
 
-    /// Hidden rows [R, D] -> log-softmax of their logits [R, V], f32.
-    fn log_softmax(&self, rows: &Tensor, vocabulary: &Segment) -> Tensor {
-        rows.linear(vocabulary.weight(0), None::<&Tensor>).log_softmax(-1, Kind::Float)
+    /// Hidden rows [R, D] -> their logits [R, V].
+    fn logits(&self, rows: &Tensor, vocabulary: &Segment) -> Result<Logits> {
+        let weight = vocabulary.weight(0);
+        let logits = self.logits.matrix(rows.size()[0], weight.size()[0], rows.kind(), rows.device());
+        let _ = rows.mm_out(&logits, &weight.tr());
+        Logits::new(logits)
     }
 
     fn vocabulary(&self) -> Result<&Segment> {
@@ -234,36 +233,23 @@ impl Heads<'_> {
     }
 }
 
-/// Where a chunk's targets are, as index tensors.
-struct Targets {
-    row_index: Tensor,
-    token: Tensor,
-    first_rows: Vec<usize>,
-    rows: usize,
-}
-
-/// Reads each answer's summed log-prob from a chunk's log-softmax [R, V]; the sum is taken in f64.
-fn read_log_probs(log_softmax: &Tensor, pairs: &[PackedPair], scores: &mut [PairScores]) -> Result<Targets> {
-    let (mut row_index, mut token, mut first_rows, mut rows) = (Vec::new(), Vec::new(), Vec::new(), 0);
+/// Reads each answer's summed log-prob from a chunk's logits [R, V]; the sum is taken in f64. Returns where its targets
+/// are, answer after answer.
+fn read_log_probs(logits: &Logits, pairs: &[PackedPair], scores: &mut [PairScores]) -> Result<Vec<Place>> {
+    let (mut places, mut rows) = (Vec::new(), 0);
     for pair in pairs {
-        first_rows.push(rows);
-        for (row, target) in pair.answers.iter().flat_map(|answer| &answer.targets) {
-            row_index.push(rows as i64 + row);
-            token.push(*target);
-        }
+        let targets = pair.answers.iter().flat_map(|answer| &answer.targets);
+        places.extend(targets.map(|&(row, token)| (rows + row as usize, token as usize)));
         rows += pair.response_rows.len();
     }
-    let device = log_softmax.device();
-    let row_index = Tensor::from_slice(&row_index).to_device(device);
-    let token = Tensor::from_slice(&token).to_device(device);
-    let mut read = to_host(&log_softmax.index(&[Some(&row_index), Some(&token)]))?.into_iter();
+    let mut read = logits.log_probs(&places)?.into_iter();
     for (pair, scores) in pairs.iter().zip(scores) {
         for (place, answer) in pair.answers.iter().enumerate() {
             scores.tokens[place] = answer.targets.len();
             scores.log_probs[place] = read.by_ref().take(answer.targets.len()).map(f64::from).sum();
         }
     }
-    Ok(Targets { row_index, token, first_rows, rows })
+    Ok(places)
 }
 
 /// Ranges of consecutive pairs whose response rows are held together.

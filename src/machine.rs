@@ -3,6 +3,7 @@
 use crate::comm::CommThread;
 use crate::config::Dtype;
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::tensor;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -49,6 +50,7 @@ impl Machine {
             Error::input(format!("{threads} threads a rank are too many")).hint("0 shares this node's cores out")
         })?;
         tch::set_num_threads(count);
+        parallel::start(threads)?;
         Ok(Self { device, kind, threads })
     }
 

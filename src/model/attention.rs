@@ -63,9 +63,8 @@ impl AttentionPlan {
         Self { calls }
     }
 
-    /// Queries [T, H, E], keys and values [T, G, E] -> outputs [T, H, E] and each call's log-sum-exp.
-    pub fn forward(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let output = query.empty_like();
+    /// Queries [T, H, E], keys and values [T, G, E] -> `output` [T, H, E]; returns each call's log-sum-exp.
+    pub fn forward(&self, query: &Tensor, key: &Tensor, value: &Tensor, output: &Tensor) -> Vec<Tensor> {
         let mut log_sums = Vec::with_capacity(self.calls.len());
         for call in &self.calls {
             let (rows, log_sum) = kernel_forward(
@@ -74,23 +73,25 @@ impl AttentionPlan {
                 &heads_first(&call.keys(value)),
                 call.mask.as_ref(),
             );
-            call.queries(&output).copy_(&rows.squeeze_dim(0).transpose(0, 1));
+            call.queries(output).copy_(&rows.squeeze_dim(0).transpose(0, 1));
             log_sums.push(log_sum);
         }
-        (output, log_sums)
+        log_sums
     }
 
-    /// Gradients of [`AttentionPlan::forward`] with respect to queries, keys and values.
+    /// Gradients of [`AttentionPlan::forward`] with respect to queries, keys and values, written to `sums`.
     pub fn backward(
         &self,
         gradient: &Tensor,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
+        [query, key, value]: [&Tensor; 3],
         output: &Tensor,
         log_sums: &[Tensor],
-    ) -> (Tensor, Tensor, Tensor) {
-        let (query_sum, key_sum, value_sum) = (query.empty_like(), key.zeros_like(), value.zeros_like());
+        sums: [&Tensor; 3],
+    ) {
+        let [query_sum, key_sum, value_sum] = sums;
+        for sum in [key_sum, value_sum] {
+            let _ = sum.shallow_clone().zero_();
+        }
         for (call, log_sum) in self.calls.iter().zip(log_sums) {
             let (query_part, key_part, value_part) = kernel_backward(
                 &heads_first(&call.queries(gradient)),
@@ -101,11 +102,10 @@ impl AttentionPlan {
                 log_sum,
                 call.mask.as_ref(),
             );
-            call.queries(&query_sum).copy_(&query_part.squeeze_dim(0).transpose(0, 1));
-            call.add_keys(&key_sum, &key_part.squeeze_dim(0).transpose(0, 1));
-            call.add_keys(&value_sum, &value_part.squeeze_dim(0).transpose(0, 1));
+            call.queries(query_sum).copy_(&query_part.squeeze_dim(0).transpose(0, 1));
+            call.add_keys(key_sum, &key_part.squeeze_dim(0).transpose(0, 1));
+            call.add_keys(value_sum, &value_part.squeeze_dim(0).transpose(0, 1));
         }
-        (query_sum, key_sum, value_sum)
     }
 }
 
@@ -280,15 +280,20 @@ mod tests {
         let group = Group { start: 0, prefix: 4, suffixes: vec![3, 2] };
         let plan = AttentionPlan::new(std::slice::from_ref(&group), Kind::Float, Device::Cpu);
         let (query, key, value) = (waves(&[9, 4, 8], 1.0), waves(&[9, 2, 8], 2.0), waves(&[9, 2, 8], 3.0));
-        let (before, _) = plan.forward(&query, &key, &value);
+        let forward = |query: &Tensor, key: &Tensor, value: &Tensor| {
+            let output = query.empty_like();
+            let _ = plan.forward(query, key, value, &output);
+            output
+        };
+        let before = forward(&query, &key, &value);
         // The first suffix's keys change: the second suffix's rows must not.
         let _ = key.narrow(0, 4, 3).fill_(3.0);
-        let (after, _) = plan.forward(&query, &key, &value);
+        let after = forward(&query, &key, &value);
         assert_eq!(distance(&after.narrow(0, 7, 2), &before.narrow(0, 7, 2)), 0.0);
         assert!(distance(&after.narrow(0, 4, 3), &before.narrow(0, 4, 3)) > 1e-3);
         // Control: the prefix's keys change, and every suffix must notice.
         let _ = key.narrow(0, 0, 4).fill_(-2.0);
-        let (control, _) = plan.forward(&query, &key, &value);
+        let control = forward(&query, &key, &value);
         assert!(distance(&control.narrow(0, 7, 2), &before.narrow(0, 7, 2)) > 1e-3);
     }
 }

@@ -11,6 +11,10 @@ use super::config::Architecture;
 use super::norm;
 use super::rope::Rotation;
 use super::segment::Segment;
+use super::swiglu;
+use super::workspace::{BlockState, Scratch, Shared};
+use crate::error::Result;
+use std::ops::Range;
 use tch::{Kind, Tensor};
 
 /// What a segment is.
@@ -85,17 +89,16 @@ impl Part {
     }
 }
 
-/// Places of a block's parameters in `Part::shapes`.
+/// Places of a block's parameters in `Part::shapes`; what lies side by side is one product.
 mod place {
+    use std::ops::Range;
+
     pub const INPUT_NORM: usize = 0;
-    pub const QUERY: usize = 1;
-    pub const KEY: usize = 2;
-    pub const VALUE: usize = 3;
-    pub const OUTPUT: usize = 4;
+    pub const QUERY_KEY_VALUE: Range<usize> = 1..4;
+    pub const OUTPUT: Range<usize> = 4..5;
     pub const MLP_NORM: usize = 5;
-    pub const GATE: usize = 6;
-    pub const UP: usize = 7;
-    pub const DOWN: usize = 8;
+    pub const GATE_UP: Range<usize> = 6..8;
+    pub const DOWN: Range<usize> = 8..9;
     pub const BIASES: usize = 9;
 }
 
@@ -105,21 +108,6 @@ pub struct Context {
     pub attention: AttentionPlan,
     /// Rotation by position.
     pub rotation: Rotation,
-}
-
-/// What a block keeps for its backward pass.
-pub struct BlockState {
-    input: Tensor,
-    input_scale: norm::Scale,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attended: Tensor,
-    log_sums: Vec<Tensor>,
-    middle: Tensor,
-    middle_scale: norm::Scale,
-    gate: Tensor,
-    up: Tensor,
 }
 
 /// One block's description: its architecture and where its biases lie.
@@ -134,107 +122,151 @@ impl<'a> Block<'a> {
         Self { architecture, segment }
     }
 
-    /// Hidden states [T, D] -> hidden states [T, D], and what the backward pass needs.
-    pub fn forward(&self, input: Tensor, context: &Context) -> (Tensor, BlockState) {
-        let epsilon = self.architecture.norm_epsilon;
-        let (normed, input_scale) = norm::forward(&input, self.segment.weight(place::INPUT_NORM), epsilon);
-        let query = context.rotation.apply(&self.heads(&self.project(&normed, place::QUERY)));
-        let key = context.rotation.apply(&self.heads(&self.project(&normed, place::KEY)));
-        let value = self.heads(&self.project(&normed, place::VALUE));
-        let (attended, log_sums) = context.attention.forward(&query, &key, &value);
-        let middle = &input + self.project(&attended.flatten(1, 2), place::OUTPUT);
-        let (normed, middle_scale) = norm::forward(&middle, self.segment.weight(place::MLP_NORM), epsilon);
-        let gate = self.project(&normed, place::GATE);
-        let up = self.project(&normed, place::UP);
-        let output = &middle + self.project(&(gate.silu() * &up), place::DOWN);
-        let state =
-            BlockState { input, input_scale, query, key, value, attended, log_sums, middle, middle_scale, gate, up };
-        (output, state)
+    /// Hidden states `state.input` [T, D] -> `output` [T, D]; fills `state` for the backward pass.
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates.
+    pub fn forward(&self, state: &mut BlockState, output: &Tensor, shared: &Shared, context: &Context) -> Result<()> {
+        let (heads, epsilon) = (self.heads(), self.architecture.norm_epsilon);
+        norm::forward(&state.input, self.weight(place::INPUT_NORM), epsilon, &shared.normed, &state.input_scale)?;
+        self.project(&shared.normed, place::QUERY_KEY_VALUE, &state.query_key_value);
+        let rows = heads.rows(&state.query_key_value);
+        context.rotation.apply(&rows, heads.query + heads.key)?;
+        let [query, key, value] = heads.split(&rows);
+        state.log_sums = context.attention.forward(&query, &key, &value, &heads.rows(&state.attended));
+        self.project(&state.attended, place::OUTPUT, &shared.change);
+        norm::add_forward(
+            (&state.input, &shared.change),
+            self.weight(place::MLP_NORM),
+            epsilon,
+            &state.middle,
+            &shared.normed,
+            &state.middle_scale,
+        )?;
+        self.project(&shared.normed, place::GATE_UP, &state.gate_up);
+        swiglu::forward(&state.gate_up, &shared.activated)?;
+        self.project(&shared.activated, place::DOWN, &shared.change);
+        norm::add(&state.middle, &shared.change, output)
     }
 
-    /// Gradient of the output [T, D] -> gradient of the input [T, D]; parameter gradients go to the bucket.
-    pub fn backward(&self, gradient: &Tensor, state: BlockState, context: &Context) -> Tensor {
-        let middle_gradient = gradient + self.mlp_backward(gradient, &state);
-        let input_gradient = self.attention_backward(&middle_gradient, &state, context);
-        middle_gradient + input_gradient
-    }
-
-    fn mlp_backward(&self, gradient: &Tensor, state: &BlockState) -> Tensor {
-        let activated = state.gate.silu();
-        let product = self.project_backward(gradient, &(&activated * &state.up), place::DOWN);
-        let up_gradient = &product * activated;
-        let gate_gradient = state.gate.silu_backward(&(product * &state.up));
-        let normed = self.normed(&state.middle, place::MLP_NORM);
-        let normed_gradient = self.project_backward(&gate_gradient, &normed, place::GATE)
-            + self.project_backward(&up_gradient, &normed, place::UP);
-        self.norm_backward(&normed_gradient, &state.middle, &state.middle_scale, place::MLP_NORM)
-    }
-
-    fn attention_backward(&self, gradient: &Tensor, state: &BlockState, context: &Context) -> Tensor {
-        let attended_gradient = self.project_backward(gradient, &state.attended.flatten(1, 2), place::OUTPUT);
-        let (query, key, value) = context.attention.backward(
-            &self.heads(&attended_gradient),
-            &state.query,
-            &state.key,
-            &state.value,
-            &state.attended,
+    /// Gradient of the output in `shared.gradient` [T, D] -> gradient of the input, in the same place; parameter
+    /// gradients go to the bucket.
+    ///
+    /// # Errors
+    /// As [`Block::forward`].
+    pub fn backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
+        let add_product = |places, gradient: &Tensor, x: &Tensor| self.project_backward(places, gradient, x, scratch);
+        // The MLP, from its output to the hidden states between the halves.
+        self.input_gradient(&shared.gradient, place::DOWN, &shared.activated_gradient);
+        swiglu::backward(&state.gate_up, &shared.activated_gradient, &shared.activated, &shared.gate_up_gradient)?;
+        add_product(place::DOWN, &shared.gradient, &shared.activated)?;
+        norm::apply(&state.middle, self.weight(place::MLP_NORM), &state.middle_scale, &shared.normed)?;
+        add_product(place::GATE_UP, &shared.gate_up_gradient, &shared.normed)?;
+        self.input_gradient(&shared.gate_up_gradient, place::GATE_UP, &shared.change);
+        norm::backward(
+            (&shared.change, Some(&shared.gradient)),
+            &state.middle,
+            self.weight(place::MLP_NORM),
+            &state.middle_scale,
+            &shared.middle_gradient,
+            self.segment.gradient_view(place::MLP_NORM),
+        )?;
+        // Attention, from there to the input.
+        self.input_gradient(&shared.middle_gradient, place::OUTPUT, &shared.attended_gradient);
+        add_product(place::OUTPUT, &shared.middle_gradient, &state.attended)?;
+        let heads = self.heads();
+        let [query, key, value] = heads.split(&heads.rows(&state.query_key_value));
+        let rows_gradient = heads.rows(&shared.query_key_value_gradient);
+        let [query_gradient, key_gradient, value_gradient] = heads.split(&rows_gradient);
+        context.attention.backward(
+            &heads.rows(&shared.attended_gradient),
+            [&query, &key, &value],
+            &heads.rows(&state.attended),
             &state.log_sums,
+            [&query_gradient, &key_gradient, &value_gradient],
         );
-        let normed = self.normed(&state.input, place::INPUT_NORM);
-        let normed_gradient =
-            self.project_backward(&context.rotation.backward(&query).flatten(1, 2), &normed, place::QUERY)
-                + self.project_backward(&context.rotation.backward(&key).flatten(1, 2), &normed, place::KEY)
-                + self.project_backward(&value.flatten(1, 2), &normed, place::VALUE);
-        self.norm_backward(&normed_gradient, &state.input, &state.input_scale, place::INPUT_NORM)
+        context.rotation.backward(&rows_gradient, heads.query + heads.key)?;
+        norm::apply(&state.input, self.weight(place::INPUT_NORM), &state.input_scale, &shared.normed)?;
+        add_product(place::QUERY_KEY_VALUE, &shared.query_key_value_gradient, &shared.normed)?;
+        self.input_gradient(&shared.query_key_value_gradient, place::QUERY_KEY_VALUE, &shared.change);
+        norm::backward(
+            (&shared.change, Some(&shared.middle_gradient)),
+            &state.input,
+            self.weight(place::INPUT_NORM),
+            &state.input_scale,
+            &shared.gradient,
+            self.segment.gradient_view(place::INPUT_NORM),
+        )
     }
 
-    /// x [T, in] -> x W^T + b [T, out].
-    fn project(&self, x: &Tensor, at: usize) -> Tensor {
-        let bias = self.bias(at).map(|at| self.segment.weight(at));
-        x.linear(self.segment.weight(at), bias)
+    fn weight(&self, at: usize) -> &Tensor {
+        self.segment.weight(at)
     }
 
-    /// Gradient of [`Block::project`] with respect to x; those of W and b go to the bucket.
-    fn project_backward(&self, gradient: &Tensor, x: &Tensor, at: usize) -> Tensor {
-        self.segment.add_product(at, gradient, x);
-        if let Some(bias) = self.bias(at) {
-            self.segment.add_gradient(bias, &gradient.sum_dim_intlist(0, false, Kind::Float));
+    /// `output` [T, out] = x [T, in] W^T + b.
+    fn project(&self, x: &Tensor, places: Range<usize>, output: &Tensor) {
+        let weight = self.segment.stacked_weight(places.clone()).tr();
+        let _ = match self.biases(places) {
+            Some(biases) => self.segment.stacked_weight(biases).addmm_out(output, x, &weight),
+            None => x.mm_out(output, &weight),
+        };
+    }
+
+    /// Adds the gradients of W and b of [`Block::project`] to the bucket.
+    fn project_backward(&self, places: Range<usize>, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
+        self.segment.add_product(places.clone(), gradient, x, scratch)?;
+        if let Some(mut sum) = self.biases(places).and_then(|biases| self.segment.stacked_gradient(biases)) {
+            let _ = sum.g_add_(&gradient.sum_dim_intlist(0, false, Kind::Float));
         }
-        gradient.mm(self.segment.weight(at))
+        Ok(())
     }
 
-    /// The norm's output again: cheaper to recompute than to keep.
-    fn normed(&self, x: &Tensor, at: usize) -> Tensor {
-        norm::forward(x, self.segment.weight(at), self.architecture.norm_epsilon).0
+    /// `input_gradient` [T, in] = gradient [T, out] W.
+    fn input_gradient(&self, gradient: &Tensor, places: Range<usize>, input_gradient: &Tensor) {
+        let _ = gradient.mm_out(input_gradient, &self.segment.stacked_weight(places));
     }
 
-    fn norm_backward(&self, gradient: &Tensor, x: &Tensor, scale: &norm::Scale, at: usize) -> Tensor {
-        let (x_gradient, weight_gradient) = norm::backward(gradient, x, self.segment.weight(at), scale);
-        self.segment.add_gradient(at, &weight_gradient);
-        x_gradient
+    /// Places of the biases of the projections at `places`, if this model has them.
+    fn biases(&self, places: Range<usize>) -> Option<Range<usize>> {
+        let Architecture { attention_bias, mlp_bias, .. } = *self.architecture;
+        let attention = usize::from(attention_bias) * (place::OUTPUT.end - place::QUERY_KEY_VALUE.start);
+        let (has, first, at) = match places.start < place::MLP_NORM {
+            true => (attention_bias, place::QUERY_KEY_VALUE.start, place::BIASES),
+            false => (mlp_bias, place::GATE_UP.start, place::BIASES + attention),
+        };
+        has.then(|| at + places.start - first..at + places.end - first)
     }
 
-    /// Place of the bias of the projection at `at`, if this model has one.
-    fn bias(&self, at: usize) -> Option<usize> {
-        let attention = usize::from(self.architecture.attention_bias) * 4;
-        match at {
-            place::QUERY..=place::OUTPUT if self.architecture.attention_bias => Some(place::BIASES + at - place::QUERY),
-            place::GATE..=place::DOWN if self.architecture.mlp_bias => {
-                Some(place::BIASES + attention + at - place::GATE)
-            }
-            _ => None,
-        }
-    }
-
-    /// [T, heads * E] -> [T, heads, E].
-    fn heads(&self, rows: &Tensor) -> Tensor {
-        rows.view([rows.size()[0], -1, self.architecture.head_width as i64])
+    fn heads(&self) -> Heads {
+        let Architecture { heads, kv_heads, head_width, .. } = *self.architecture;
+        Heads { query: heads, key: kv_heads, width: head_width as i64 }
     }
 }
 
-/// Token ids `[T]` -> hidden states `[T, D]`.
-pub fn embed(segment: &Segment, tokens: &Tensor) -> Tensor {
-    segment.weight(0).index_select(0, tokens)
+/// How rows are cut into heads.
+#[derive(Clone, Copy)]
+struct Heads {
+    query: usize,
+    key: usize,
+    width: i64,
+}
+
+impl Heads {
+    /// [T, heads * E] -> [T, heads, E], a view.
+    fn rows(self, rows: &Tensor) -> Tensor {
+        rows.view([rows.size()[0], -1, self.width])
+    }
+
+    /// [T, H + 2 G, E] -> queries [T, H, E], keys and values [T, G, E], views.
+    fn split(self, rows: &Tensor) -> [Tensor; 3] {
+        let (query, key) = (self.query as i64, self.key as i64);
+        [rows.narrow(1, 0, query), rows.narrow(1, query, key), rows.narrow(1, query + key, key)]
+    }
+}
+
+/// Token ids `[T]` -> hidden states [T, D], written to `output`.
+pub fn embed(segment: &Segment, tokens: &Tensor, output: &Tensor) {
+    let _ = segment.weight(0).index_select_out(output, 0, tokens);
 }
 
 /// Adds the gradient of [`embed`] to the bucket: gradient [T, D].
@@ -242,16 +274,4 @@ pub fn embed_backward(segment: &Segment, tokens: &Tensor, gradient: &Tensor) {
     if let Some(sum) = segment.gradient_view(0) {
         let _ = sum.shallow_clone().index_add_(0, tokens, &gradient.to_kind(Kind::Float));
     }
-}
-
-/// Final hidden states [T, D] before the norm -> after it.
-pub fn final_norm(architecture: &Architecture, segment: &Segment, hidden: &Tensor) -> (Tensor, norm::Scale) {
-    norm::forward(hidden, segment.weight(0), architecture.norm_epsilon)
-}
-
-/// Gradient of [`final_norm`] with respect to its input; that of the weight goes to the bucket.
-pub fn final_norm_backward(segment: &Segment, gradient: &Tensor, hidden: &Tensor, scale: &norm::Scale) -> Tensor {
-    let (hidden_gradient, weight_gradient) = norm::backward(gradient, hidden, segment.weight(0), scale);
-    segment.add_gradient(0, &weight_gradient);
-    hidden_gradient
 }

@@ -3,7 +3,10 @@
 pub mod attention;
 pub mod config;
 pub mod decoder;
+pub mod logits;
 pub mod norm;
 pub mod rope;
 pub mod segment;
+pub mod swiglu;
 pub mod weights;
+pub mod workspace;

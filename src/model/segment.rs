@@ -4,7 +4,12 @@
 //! flat f32 master is what the optimiser updates. Named tensors are views into them. With f32 compute, master and
 //! compute buffer are the same memory.
 
+use super::workspace::Scratch;
+use crate::error::Result;
+use crate::kernels;
 use crate::tensor;
+use half::bf16;
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// One parameter of a segment.
@@ -100,16 +105,49 @@ impl Segment {
         }
     }
 
-    /// Adds left^T right to the gradient sum of the matrix at `index`: left [T, out], right [T, in] -> [out, in].
-    pub fn add_product(&self, index: usize, left: &Tensor, right: &Tensor) {
-        let Some(sum) = self.gradients.get(index) else { return };
-        let mut sum = sum.shallow_clone();
+    /// Adds left^T right to the gradient sum of the stacked matrices of `places`: left [T, out], right [T, in] ->
+    /// [out, in].
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates.
+    pub fn add_product(&self, places: Range<usize>, left: &Tensor, right: &Tensor, scratch: &Scratch) -> Result<()> {
+        let Some(gradient) = &self.gradient else { return Ok(()) };
+        let mut sum = self.stack(gradient, places);
         if left.kind() == Kind::Float {
             let _ = sum.addmm_(&left.tr(), right);
-        } else {
-            // There is no product of bf16 factors into an f32 sum on CPUs.
-            let _ = sum.g_add_(&left.tr().mm(right));
+            return Ok(());
         }
+        // There is no product of bf16 factors into an f32 sum on CPUs.
+        let product = scratch.matrix(left.size()[1], right.size()[1], left.kind(), left.device());
+        let _ = left.tr().mm_out(&product, right);
+        match tensor::cpu_kind(&product) {
+            Some(Kind::BFloat16) => {
+                kernels::accumulate::add::<bf16>(tensor::slice(&product)?, tensor::slice_mut(&mut sum)?);
+            }
+            _ => {
+                let _ = sum.g_add_(&product);
+            }
+        }
+        Ok(())
+    }
+
+    /// The compute values of matrices or vectors that lie one after the other, as one: matrices [out, in] stacked to
+    /// [sum of outs, in].
+    pub fn stacked_weight(&self, places: Range<usize>) -> Tensor {
+        self.stack(&self.compute, places)
+    }
+
+    /// As [`Segment::stacked_weight`], of the gradient sums.
+    pub fn stacked_gradient(&self, places: Range<usize>) -> Option<Tensor> {
+        self.gradient.as_ref().map(|gradient| self.stack(gradient, places))
+    }
+
+    fn stack(&self, flat: &Tensor, places: Range<usize>) -> Tensor {
+        let parameters = &self.parameters[places];
+        let length: usize = parameters.iter().map(|parameter| parameter.length).sum();
+        let mut shape = parameters[0].shape.clone();
+        shape[0] = -1;
+        flat.narrow(0, parameters[0].offset as i64, length as i64).view(shape.as_slice())
     }
 
     /// Zeroes the gradient sums.

@@ -1,0 +1,157 @@
+//! Root-mean-square norm of rows, with the residual addition that goes before it or after its gradient.
+//!
+//! Legend: rows of D numbers; scale = 1 / rms of a row.
+
+use super::{Element, LANES, ROWS};
+use crate::parallel;
+use multiversion::multiversion;
+
+/// `output` = x / rms(x) * weight row by row, and each row's scale. `output` may be left out (empty).
+pub fn forward<E: Element>(x: &[E], weight: &[E], epsilon: f32, output: &mut [E], scale: &mut [f32]) {
+    let width = weight.len();
+    let rows = x.chunks(ROWS * width).zip(output.chunks_mut(ROWS * width)).zip(scale.chunks_mut(ROWS));
+    parallel::for_each(rows, |((x, output), scale)| forward_rows(x, weight, epsilon, output, scale));
+}
+
+/// `sum` = x + change, then [`forward`] of it.
+pub fn add_forward<E: Element>(
+    (x, change): (&[E], &[E]),
+    weight: &[E],
+    epsilon: f32,
+    sum: &mut [E],
+    output: &mut [E],
+    scale: &mut [f32],
+) {
+    let size = ROWS * weight.len();
+    let inputs = x.chunks(size).zip(change.chunks(size));
+    let outputs = sum.chunks_mut(size).zip(output.chunks_mut(size)).zip(scale.chunks_mut(ROWS));
+    parallel::for_each(inputs.zip(outputs), |((x, change), ((sum, output), scale))| {
+        add_rows(x, change, sum);
+        forward_rows(sum, weight, epsilon, output, scale);
+    });
+}
+
+/// `sum` = x + change.
+pub fn add<E: Element>(x: &[E], change: &[E], sum: &mut [E]) {
+    const SIZE: usize = 1 << 15;
+    let pieces = x.chunks(SIZE).zip(change.chunks(SIZE)).zip(sum.chunks_mut(SIZE));
+    parallel::for_each(pieces, |((x, change), sum)| add_rows(x, change, sum));
+}
+
+/// The output of [`forward`] again, from the scales that it gave.
+pub fn apply<E: Element>(x: &[E], weight: &[E], scale: &[f32], output: &mut [E]) {
+    let size = ROWS * weight.len();
+    let rows = x.chunks(size).zip(output.chunks_mut(size)).zip(scale.chunks(ROWS));
+    parallel::for_each(rows, |((x, output), scale)| apply_rows(x, weight, scale, output));
+}
+
+/// From the gradient of [`forward`]'s output: `input_gradient` = residual + gradient of x (`residual` is the gradient
+/// that reaches x past the norm), and the gradient of the weight added to `weight_gradient`.
+pub fn backward<E: Element>(
+    (gradient, residual): (&[E], &[E]),
+    x: &[E],
+    weight: &[E],
+    scale: &[f32],
+    input_gradient: &mut [E],
+    weight_gradient: &mut [f32],
+) {
+    let width = weight.len();
+    let size = ROWS * width;
+    // A sum for each block of rows, added in order: the number of threads changes no bit.
+    let mut sums = vec![0f32; scale.len().div_ceil(ROWS) * width];
+    let inputs = gradient.chunks(size).zip(residual.chunks(size)).zip(x.chunks(size)).zip(scale.chunks(ROWS));
+    let outputs = input_gradient.chunks_mut(size).zip(sums.chunks_mut(width));
+    parallel::for_each(inputs.zip(outputs), |((((gradient, residual), x), scale), (input_gradient, sum))| {
+        backward_rows((gradient, residual), x, weight, scale, input_gradient, sum);
+    });
+    for sum in sums.chunks(width) {
+        weight_gradient.iter_mut().zip(sum).for_each(|(total, part)| *total += part);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn add_rows<E: Element>(x: &[E], change: &[E], sum: &mut [E]) {
+    for ((x, change), sum) in x.iter().zip(change).zip(sum) {
+        *sum = E::narrow(x.wide() + change.wide());
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn forward_rows<E: Element>(x: &[E], weight: &[E], epsilon: f32, output: &mut [E], scale: &mut [f32]) {
+    let width = weight.len();
+    for ((x, output), scale) in x.chunks(width).zip(output.chunks_mut(width)).zip(scale) {
+        let squares = lanes_sum(x, x);
+        *scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
+        apply_row(x, weight, *scale, output);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn apply_rows<E: Element>(x: &[E], weight: &[E], scale: &[f32], output: &mut [E]) {
+    let width = weight.len();
+    for ((x, output), scale) in x.chunks(width).zip(output.chunks_mut(width)).zip(scale) {
+        apply_row(x, weight, *scale, output);
+    }
+}
+
+/// Rounds before the weight, as Transformers does.
+#[inline(always)]
+fn apply_row<E: Element>(x: &[E], weight: &[E], scale: f32, output: &mut [E]) {
+    for ((x, weight), output) in x.iter().zip(weight).zip(output) {
+        *output = E::narrow(E::narrow(x.wide() * scale).wide() * weight.wide());
+    }
+}
+
+/// Sum of products of two rows.
+#[inline(always)]
+fn lanes_sum<E: Element>(left: &[E], right: &[E]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (left, right) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
+    let rest: f32 = left.remainder().iter().zip(right.remainder()).map(|(l, r)| l.wide() * r.wide()).sum();
+    for (left, right) in left.zip(right) {
+        for lane in 0..LANES {
+            lanes[lane] += left[lane].wide() * right[lane].wide();
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn backward_rows<E: Element>(
+    (gradient, residual): (&[E], &[E]),
+    x: &[E],
+    weight: &[E],
+    scale: &[f32],
+    input_gradient: &mut [E],
+    weight_gradient: &mut [f32],
+) {
+    let width = weight.len();
+    let rows = gradient.chunks(width).zip(residual.chunks(width)).zip(x.chunks(width));
+    for ((((gradient, residual), x), scale), input_gradient) in rows.zip(scale).zip(input_gradient.chunks_mut(width)) {
+        // With n = x * scale and u = gradient * weight: d x = (u - n * mean(u n)) * scale.
+        let mut lanes = [0f32; LANES];
+        let mut rest = 0f32;
+        let whole = width - width % LANES;
+        for at in (0..whole).step_by(LANES) {
+            let (gradient, x, weight) = (&gradient[at..at + LANES], &x[at..at + LANES], &weight[at..at + LANES]);
+            let sum = &mut weight_gradient[at..at + LANES];
+            for lane in 0..LANES {
+                let along = gradient[lane].wide() * (x[lane].wide() * scale);
+                sum[lane] += along;
+                lanes[lane] += along * weight[lane].wide();
+            }
+        }
+        for at in whole..width {
+            let along = gradient[at].wide() * (x[at].wide() * scale);
+            weight_gradient[at] += along;
+            rest += along * weight[at].wide();
+        }
+        let projection = (lanes.iter().sum::<f32>() + rest) / width as f32;
+        let row = gradient.iter().zip(weight).zip(x).zip(residual).zip(input_gradient);
+        for ((((gradient, weight), x), residual), input_gradient) in row {
+            let upstream = gradient.wide() * weight.wide();
+            let own = (upstream - x.wide() * scale * projection) * scale;
+            *input_gradient = E::narrow(residual.wide() + own);
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Shares loops out to the rank's threads. One pool a process; with one thread everything runs where it is called.
+//!
+//! Not here: libtorch's own threads, which `machine.rs` sets to the same number.
+
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use std::sync::OnceLock;
+
+static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
+
+/// Sets the number of threads; the first call counts. Until then, and with one thread, there is no pool.
+///
+/// # Errors
+/// The system gives no threads.
+pub fn start(threads: usize) -> Result<()> {
+    if threads > 1 && POOL.get().is_none() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|error| Error::runtime(format!("{threads} threads could not be started: {error}")))?;
+        // Another rank of this process (tests) may have been first.
+        let _ = POOL.set(pool);
+    }
+    Ok(())
+}
+
+/// Calls `work` on every item, in no particular order; returns when all are done.
+pub fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I) + Send + Sync) {
+    match POOL.get() {
+        Some(pool) => {
+            let items: Vec<I> = items.collect();
+            pool.install(|| items.into_par_iter().for_each(work));
+        }
+        None => items.for_each(work),
+    }
+}
