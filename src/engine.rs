@@ -147,7 +147,7 @@ impl Engine {
     fn context(&self, batch: &PackedBatch) -> Context {
         let Model { kind, device, .. } = self.model;
         Context {
-            attention: AttentionPlan::new(&batch.groups, kind, device),
+            attention: AttentionPlan::new(&batch.groups, self.model.architecture.attention_heads(), kind, device),
             rotation: Rotation::new(&batch.positions, &self.frequencies, device),
         }
     }

@@ -32,3 +32,11 @@ pub fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I)
         None => items.for_each(work),
     }
 }
+
+/// What `work` gives for every item, in the items' order.
+pub fn map<I: Send, O: Send>(items: Vec<I>, work: impl Fn(I) -> O + Send + Sync) -> Vec<O> {
+    match POOL.get() {
+        Some(pool) => pool.install(|| items.into_par_iter().map(work).collect()),
+        None => items.into_iter().map(work).collect(),
+    }
+}

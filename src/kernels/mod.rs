@@ -6,10 +6,12 @@
 //! Not here: tensors, and what other devices do instead; those are `model/`'s and `head.rs`'s.
 
 pub mod accumulate;
+pub mod attention;
 pub mod norm;
 pub mod rope;
 pub mod softmax;
 pub mod swiglu;
+pub mod tile;
 
 use half::bf16;
 

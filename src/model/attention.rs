@@ -1,33 +1,26 @@
 //! Attention over a packed row of tokens, forward and backward, group by group.
 //!
-//! A group is `[prefix | suffix | suffix ...]`: every suffix sees the prefix and itself, and no other suffix. The prefix
-//! and the first suffix are one causal call; each further suffix is one call whose keys are the prefix's and its own
-//! under a lower-right mask. Nothing outside the group is read, so scores do not depend on what else is packed.
+//! A group is `[prefix | suffix | suffix ...]`: every suffix sees the prefix and itself, and no other suffix. Nothing
+//! outside the group is read, so scores do not depend on what else is packed. On CPUs the loops of
+//! `kernels/attention.rs` run. Elsewhere it is calls of tensor operations: the prefix and the first suffix are one causal
+//! call; each further suffix is one call whose keys are the prefix's and its own under a lower-right mask.
 //!
 //! Legend: T tokens, Q query rows of a call, K its key rows, H query heads, G key/value heads, E head width.
 
+use crate::error::Result;
+use crate::kernels::attention as kernel;
+use crate::kernels::tile::Packed;
+use crate::tensor::{self, Number, slice, slice_mut};
+use half::bf16;
 use tch::{Device, Kind, Tensor};
 
-/// Rows of one prompt with its answers in a packed row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// First row.
-    pub start: usize,
-    /// Rows that every suffix sees; may be 0.
-    pub prefix: usize,
-    /// Rows of each suffix, in order; at least one.
-    pub suffixes: Vec<usize>,
-}
+pub use crate::kernels::attention::{Group, Heads};
 
-impl Group {
-    /// Rows in all.
-    pub fn rows(&self) -> usize {
-        self.prefix + self.suffixes.iter().sum::<usize>()
-    }
-}
-
-/// The kernel calls that a packed row needs; made once a batch and used by every block.
+/// Which rows see which; made once a batch and used by every block.
 pub struct AttentionPlan {
+    groups: Vec<Group>,
+    heads: Heads,
+    /// What tensor operations need; empty on CPUs.
     calls: Vec<Call>,
 }
 
@@ -41,8 +34,14 @@ struct Call {
 }
 
 impl AttentionPlan {
+    /// A plan for the given groups.
+    pub fn new(groups: &[Group], heads: Heads, kind: Kind, device: Device) -> Self {
+        let calls = if device == Device::Cpu { Vec::new() } else { Self::calls(groups, kind, device) };
+        Self { groups: groups.to_vec(), heads, calls }
+    }
+
     /// Calls for the given groups; masks are made in the compute kind.
-    pub fn new(groups: &[Group], kind: Kind, device: Device) -> Self {
+    fn calls(groups: &[Group], kind: Kind, device: Device) -> Vec<Call> {
         let mut calls = Vec::new();
         for group in groups {
             let (start, prefix) = (group.start as i64, group.prefix as i64);
@@ -60,56 +59,122 @@ impl AttentionPlan {
                 }
             }
         }
-        Self { calls }
+        calls
     }
 
-    /// Queries [T, H, E], keys and values [T, G, E] -> `output` [T, H, E]; returns each call's log-sum-exp.
-    pub fn forward(&self, query: &Tensor, key: &Tensor, value: &Tensor, output: &Tensor) -> Vec<Tensor> {
-        let mut log_sums = Vec::with_capacity(self.calls.len());
-        for call in &self.calls {
-            let (rows, log_sum) = kernel_forward(
-                &heads_first(&call.queries(query)),
-                &heads_first(&call.keys(key)),
-                &heads_first(&call.keys(value)),
-                call.mask.as_ref(),
-            );
-            call.queries(output).copy_(&rows.squeeze_dim(0).transpose(0, 1));
-            log_sums.push(log_sum);
+    /// Queries, keys and values `rows` [T, H + 2 G, E] -> `output` [T, H, E]; returns log-sum-exps, which the backward
+    /// pass takes: on CPUs one tensor [T, H].
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates.
+    pub fn forward(&self, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
+        match tensor::cpu_kind(rows) {
+            Some(Kind::Float) => self.forward_on_cpu::<f32>(rows, output),
+            Some(Kind::BFloat16) => self.forward_on_cpu::<bf16>(rows, output),
+            _ => {
+                let [query, key, value] = self.split(rows);
+                Ok(self.calls.iter().map(|call| call.forward([&query, &key, &value], output)).collect())
+            }
         }
-        log_sums
     }
 
-    /// Gradients of [`AttentionPlan::forward`] with respect to queries, keys and values, written to `sums`.
+    /// Gradient of [`AttentionPlan::forward`]'s output [T, H, E] -> `rows_gradient` [T, H + 2 G, E].
+    ///
+    /// # Errors
+    /// As [`AttentionPlan::forward`].
     pub fn backward(
         &self,
         gradient: &Tensor,
-        [query, key, value]: [&Tensor; 3],
+        rows: &Tensor,
         output: &Tensor,
         log_sums: &[Tensor],
-        sums: [&Tensor; 3],
-    ) {
-        let [query_sum, key_sum, value_sum] = sums;
-        for sum in [key_sum, value_sum] {
-            let _ = sum.shallow_clone().zero_();
+        rows_gradient: &Tensor,
+    ) -> Result<()> {
+        match (tensor::cpu_kind(rows), log_sums) {
+            (Some(Kind::Float), [sums]) => self.backward_on_cpu::<f32>([gradient, rows, output, sums], rows_gradient),
+            (Some(Kind::BFloat16), [sums]) => {
+                self.backward_on_cpu::<bf16>([gradient, rows, output, sums], rows_gradient)
+            }
+            _ => {
+                let ([query, key, value], sums) = (self.split(rows), self.split(rows_gradient));
+                // Queries are set; keys and values are added to by every call that sees them.
+                let _ = rows_gradient.shallow_clone().zero_();
+                for (call, log_sum) in self.calls.iter().zip(log_sums) {
+                    call.backward(gradient, [&query, &key, &value], output, log_sum, &sums);
+                }
+                Ok(())
+            }
         }
-        for (call, log_sum) in self.calls.iter().zip(log_sums) {
-            let (query_part, key_part, value_part) = kernel_backward(
-                &heads_first(&call.queries(gradient)),
-                &heads_first(&call.queries(query)),
-                &heads_first(&call.keys(key)),
-                &heads_first(&call.keys(value)),
-                &heads_first(&call.queries(output)),
-                log_sum,
-                call.mask.as_ref(),
-            );
-            call.queries(query_sum).copy_(&query_part.squeeze_dim(0).transpose(0, 1));
-            call.add_keys(key_sum, &key_part.squeeze_dim(0).transpose(0, 1));
-            call.add_keys(value_sum, &value_part.squeeze_dim(0).transpose(0, 1));
-        }
+    }
+
+    fn forward_on_cpu<E: Packed + Number>(&self, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
+        let mut sums = Tensor::empty([rows.size()[0], self.heads.query as i64], (Kind::Float, Device::Cpu));
+        let mut output = output.shallow_clone();
+        let (output, log_sums) = (slice_mut::<E>(&mut output)?, slice_mut(&mut sums)?);
+        kernel::forward(&self.groups, self.heads, slice(rows)?, output, log_sums);
+        Ok(vec![sums])
+    }
+
+    fn backward_on_cpu<E: Packed + Number>(
+        &self,
+        [gradient, rows, output, log_sums]: [&Tensor; 4],
+        rows_gradient: &Tensor,
+    ) -> Result<()> {
+        let given = (slice::<E>(gradient)?, slice(output)?, slice(log_sums)?);
+        let mut rows_gradient = rows_gradient.shallow_clone();
+        kernel::backward(&self.groups, self.heads, slice(rows)?, given, slice_mut(&mut rows_gradient)?);
+        Ok(())
+    }
+
+    /// [T, H + 2 G, E] -> queries [T, H, E], keys and values [T, G, E], views.
+    fn split(&self, rows: &Tensor) -> [Tensor; 3] {
+        let (query, key) = (self.heads.query as i64, self.heads.key as i64);
+        [rows.narrow(1, 0, query), rows.narrow(1, query, key), rows.narrow(1, query + key, key)]
     }
 }
 
 impl Call {
+    /// Writes the outputs of the rows that ask; returns their log-sum-exps.
+    fn forward(&self, [query, key, value]: [&Tensor; 3], output: &Tensor) -> Tensor {
+        let query = heads_first(&self.queries(query));
+        let (key, value) = (heads_first(&self.keys(key)), heads_first(&self.keys(value)));
+        let (key, value) = (repeat_heads(&key, &query), repeat_heads(&value, &query));
+        let scores = scores(&query, &key, self.mask.as_ref());
+        let log_sum = scores.logsumexp([-1], false);
+        let weights = (scores - log_sum.unsqueeze(-1)).exp().to_kind(value.kind());
+        self.queries(output).copy_(&weights.matmul(&value).squeeze_dim(0).transpose(0, 1));
+        log_sum
+    }
+
+    /// Gradients of [`Call::forward`], written to (queries) or added to (keys, values) the sums.
+    fn backward(
+        &self,
+        gradient: &Tensor,
+        [query, key, value]: [&Tensor; 3],
+        output: &Tensor,
+        log_sum: &Tensor,
+        [query_sum, key_sum, value_sum]: &[Tensor; 3],
+    ) {
+        let groups = key.size()[1];
+        let query = heads_first(&self.queries(query));
+        let (key, value) = (heads_first(&self.keys(key)), heads_first(&self.keys(value)));
+        let (key, value) = (repeat_heads(&key, &query), repeat_heads(&value, &query));
+        let weights = (scores(&query, &key, self.mask.as_ref()) - log_sum.unsqueeze(-1)).exp();
+        let wide = heads_first(&self.queries(gradient)).to_kind(Kind::Float);
+        let value_gradient = weights.transpose(-2, -1).matmul(&wide);
+        let output = heads_first(&self.queries(output)).to_kind(Kind::Float);
+        let along = (&wide * output).sum_dim_intlist(-1, true, Kind::Float);
+        let upstream = wide.matmul(&value.to_kind(Kind::Float).transpose(-2, -1)) - along;
+        let score_gradient = weights * upstream * scale(&query);
+        let query_gradient = score_gradient.matmul(&key.to_kind(Kind::Float));
+        let key_gradient = score_gradient.transpose(-2, -1).matmul(&query.to_kind(Kind::Float));
+        self.queries(query_sum).copy_(&query_gradient.squeeze_dim(0).transpose(0, 1));
+        for (sum, gradient) in [(key_sum, key_gradient), (value_sum, value_gradient)] {
+            let gradient = sum_heads(&gradient, groups).to_kind(sum.kind());
+            self.add_keys(sum, &gradient.squeeze_dim(0).transpose(0, 1));
+        }
+    }
+
     /// The rows of [T, ...] that ask.
     fn queries(&self, rows: &Tensor) -> Tensor {
         rows.narrow(0, self.query.0, self.query.1)
@@ -145,68 +210,6 @@ fn heads_first(rows: &Tensor) -> Tensor {
 /// 0 where suffix row i may see column j of `[prefix | suffix]`, minus infinity elsewhere: j <= prefix + i.
 fn lower_right_mask(suffix: i64, prefix: i64, kind: Kind, device: Device) -> Tensor {
     Tensor::full([suffix, prefix + suffix], f64::NEG_INFINITY, (kind, device)).triu(prefix + 1)
-}
-
-/// One call: [1, H, Q, E] against [1, G, K, E]; causal where there is no mask (then Q = K).
-fn kernel_forward(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> (Tensor, Tensor) {
-    if query.device() == Device::Cpu {
-        return Tensor::internal_scaled_dot_product_flash_attention_for_cpu(
-            query,
-            key,
-            value,
-            0.0,
-            mask.is_none(),
-            mask,
-            None,
-        );
-    }
-    let (key, value) = (repeat_heads(key, query), repeat_heads(value, query));
-    let scores = scores(query, &key, mask);
-    let log_sum = scores.logsumexp([-1], false);
-    let weights = (scores - log_sum.unsqueeze(-1)).exp().to_kind(value.kind());
-    (weights.matmul(&value), log_sum)
-}
-
-/// Gradients of [`kernel_forward`] with respect to query, key and value.
-fn kernel_backward(
-    gradient: &Tensor,
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    output: &Tensor,
-    log_sum: &Tensor,
-    mask: Option<&Tensor>,
-) -> (Tensor, Tensor, Tensor) {
-    if query.device() == Device::Cpu {
-        return Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient,
-            query,
-            key,
-            value,
-            output,
-            log_sum,
-            0.0,
-            mask.is_none(),
-            mask,
-            None,
-        );
-    }
-    let groups = key.size()[1];
-    let (key, value) = (repeat_heads(key, query), repeat_heads(value, query));
-    let weights = (scores(query, &key, mask) - log_sum.unsqueeze(-1)).exp();
-    let wide = gradient.to_kind(Kind::Float);
-    let value_gradient = weights.transpose(-2, -1).matmul(&wide);
-    let along = (&wide * output.to_kind(Kind::Float)).sum_dim_intlist(-1, true, Kind::Float);
-    let upstream = wide.matmul(&value.to_kind(Kind::Float).transpose(-2, -1)) - along;
-    let score_gradient = weights * upstream * scale(query);
-    let query_gradient = score_gradient.matmul(&key.to_kind(Kind::Float));
-    let key_gradient = score_gradient.transpose(-2, -1).matmul(&query.to_kind(Kind::Float));
-    let kind = query.kind();
-    (
-        query_gradient.to_kind(kind),
-        sum_heads(&key_gradient, groups).to_kind(kind),
-        sum_heads(&value_gradient, groups).to_kind(kind),
-    )
 }
 
 fn scale(query: &Tensor) -> f64 {
@@ -257,43 +260,81 @@ mod tests {
         std::iter::once(output.detach()).chain(gradients).collect()
     }
 
+    /// Two groups of odd sizes, one longer than a block of the loops, one without a prefix.
+    fn groups() -> Vec<Group> {
+        vec![
+            Group { start: 0, prefix: 37, suffixes: vec![6, 41, 1] },
+            Group { start: 85, prefix: 0, suffixes: vec![3, 2] },
+            Group { start: 90, prefix: 4, suffixes: vec![5] },
+        ]
+    }
+
+    /// Output and gradient of the rows, by one of the two ways.
+    fn both(plan: &AttentionPlan, rows: &Tensor, upstream: &Tensor) -> (Tensor, Tensor) {
+        let (output, gradient) = (upstream.empty_like(), rows.empty_like());
+        let sums = plan.forward(rows, &output).unwrap();
+        plan.backward(upstream, rows, &output, &sums, &gradient).unwrap();
+        (output, gradient)
+    }
+
     #[test]
-    fn both_kernels_agree_with_automatic_differentiation() {
-        for prefix in [None, Some(5)] {
-            let rows = 7;
-            let keys = rows + prefix.unwrap_or(0);
-            let mask = prefix.map(|prefix| lower_right_mask(rows, prefix, Kind::Float, Device::Cpu));
-            let (query, key, value) =
-                (waves(&[1, 4, rows, 8], 1.0), waves(&[1, 2, keys, 8], 2.0), waves(&[1, 2, keys, 8], 3.0));
-            let upstream = waves(&[1, 4, rows, 8], 4.0);
-            let expected = autograd(&query, &key, &value, mask.as_ref(), &upstream);
-            let (output, log_sum) = kernel_forward(&query, &key, &value, mask.as_ref());
-            let (q, k, v) = kernel_backward(&upstream, &query, &key, &value, &output, &log_sum, mask.as_ref());
-            for (mine, theirs) in [output, q, k, v].iter().zip(&expected) {
-                assert!(distance(mine, theirs) < 1e-5, "{}", distance(mine, theirs));
-            }
+    fn both_ways_agree_with_automatic_differentiation() {
+        let heads = Heads { query: 4, key: 2, width: 8 };
+        let (rows, upstream) = (waves(&[99, 8, 8], 1.0) * 2.0, waves(&[99, 4, 8], 4.0));
+        let plan = AttentionPlan::new(&groups(), heads, Kind::Float, Device::Cpu);
+        // One call at a time, the plain formula differentiated by libtorch.
+        let calls = AttentionPlan::calls(&groups(), Kind::Float, Device::Cpu);
+        let (expected, expected_gradient) = (upstream.empty_like(), rows.zeros_like());
+        let [query, key, value] = plan.split(&rows);
+        let sums = plan.split(&expected_gradient);
+        for call in &calls {
+            let parts = [call.queries(&query), call.keys(&key), call.keys(&value)].map(|part| heads_first(&part));
+            let upstream = heads_first(&call.queries(&upstream));
+            let made = autograd(&parts[0], &parts[1], &parts[2], call.mask.as_ref(), &upstream);
+            let made: Vec<Tensor> = made.iter().map(|part| part.squeeze_dim(0).transpose(0, 1)).collect();
+            call.queries(&expected).copy_(&made[0]);
+            call.queries(&sums[0]).copy_(&made[1]);
+            call.add_keys(&sums[1], &made[2]);
+            call.add_keys(&sums[2], &made[3]);
         }
+        let (output, gradient) = both(&plan, &rows, &upstream);
+        assert!(distance(&output, &expected) < 1e-5, "{}", distance(&output, &expected));
+        assert!(distance(&gradient, &expected_gradient) < 1e-5, "{}", distance(&gradient, &expected_gradient));
+        // In bf16 up to rounding; and the calls of tensor operations, which GPUs use.
+        let (output, gradient) = both(&plan, &rows.to_kind(Kind::BFloat16), &upstream.to_kind(Kind::BFloat16));
+        assert!(distance(&output.to_kind(Kind::Float), &expected) < 1e-2);
+        assert!(distance(&gradient.to_kind(Kind::Float), &expected_gradient) < 1e-2);
+        let (output, gradient) = (upstream.empty_like(), rows.zeros_like());
+        let sums = plan.split(&gradient);
+        for call in &calls {
+            let log_sum = call.forward([&query, &key, &value], &output);
+            call.backward(&upstream, [&query, &key, &value], &output, &log_sum, &sums);
+        }
+        assert!(distance(&output, &expected) < 1e-5);
+        assert!(distance(&gradient, &expected_gradient) < 1e-5);
     }
 
     #[test]
     fn a_suffix_sees_its_prefix_and_itself_only() {
         let group = Group { start: 0, prefix: 4, suffixes: vec![3, 2] };
-        let plan = AttentionPlan::new(std::slice::from_ref(&group), Kind::Float, Device::Cpu);
-        let (query, key, value) = (waves(&[9, 4, 8], 1.0), waves(&[9, 2, 8], 2.0), waves(&[9, 2, 8], 3.0));
-        let forward = |query: &Tensor, key: &Tensor, value: &Tensor| {
-            let output = query.empty_like();
-            let _ = plan.forward(query, key, value, &output);
+        let heads = Heads { query: 4, key: 2, width: 8 };
+        let plan = AttentionPlan::new(std::slice::from_ref(&group), heads, Kind::Float, Device::Cpu);
+        let rows = waves(&[9, 8, 8], 1.0);
+        let [_, key, _] = plan.split(&rows);
+        let forward = || {
+            let output = Tensor::empty([9, 4, 8], (Kind::Float, Device::Cpu));
+            plan.forward(&rows, &output).unwrap();
             output
         };
-        let before = forward(&query, &key, &value);
+        let before = forward();
         // The first suffix's keys change: the second suffix's rows must not.
         let _ = key.narrow(0, 4, 3).fill_(3.0);
-        let after = forward(&query, &key, &value);
+        let after = forward();
         assert_eq!(distance(&after.narrow(0, 7, 2), &before.narrow(0, 7, 2)), 0.0);
         assert!(distance(&after.narrow(0, 4, 3), &before.narrow(0, 4, 3)) > 1e-3);
         // Control: the prefix's keys change, and every suffix must notice.
         let _ = key.narrow(0, 0, 4).fill_(-2.0);
-        let control = forward(&query, &key, &value);
+        let control = forward();
         assert!(distance(&control.narrow(0, 7, 2), &before.narrow(0, 7, 2)) > 1e-3);
     }
 }

@@ -3,6 +3,7 @@
 //! Both spellings are read: Transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and Transformers 5
 //! (`rope_parameters`, `dtype`).
 
+use super::attention::Heads;
 use crate::error::{Error, Result, file_error};
 use serde::Deserialize;
 use std::path::Path;
@@ -108,6 +109,11 @@ struct RawRope {
 }
 
 impl Architecture {
+    /// How a row is cut into attention heads.
+    pub fn attention_heads(&self) -> Heads {
+        Heads { query: self.heads, key: self.kv_heads, width: self.head_width }
+    }
+
     /// Reads `config.json` of a Hugging Face folder.
     ///
     /// # Errors

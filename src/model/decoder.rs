@@ -6,7 +6,7 @@
 //!
 //! Legend: T tokens, D width, H query heads, G key/value heads, E head width, F width of the MLP.
 
-use super::attention::AttentionPlan;
+use super::attention::{AttentionPlan, Heads};
 use super::config::Architecture;
 use super::norm;
 use super::rope::Rotation;
@@ -127,13 +127,12 @@ impl<'a> Block<'a> {
     /// # Errors
     /// A buffer that is not what this crate allocates.
     pub fn forward(&self, state: &mut BlockState, output: &Tensor, shared: &Shared, context: &Context) -> Result<()> {
-        let (heads, epsilon) = (self.heads(), self.architecture.norm_epsilon);
+        let (heads, epsilon) = (self.architecture.attention_heads(), self.architecture.norm_epsilon);
         norm::forward(&state.input, self.weight(place::INPUT_NORM), epsilon, &shared.normed, &state.input_scale)?;
         self.project(&shared.normed, place::QUERY_KEY_VALUE, &state.query_key_value);
-        let rows = heads.rows(&state.query_key_value);
+        let rows = heads_of(&state.query_key_value, heads);
         context.rotation.apply(&rows, heads.query + heads.key)?;
-        let [query, key, value] = heads.split(&rows);
-        state.log_sums = context.attention.forward(&query, &key, &value, &heads.rows(&state.attended));
+        state.log_sums = context.attention.forward(&rows, &heads_of(&state.attended, heads))?;
         self.project(&state.attended, place::OUTPUT, &shared.change);
         norm::add_forward(
             (&state.input, &shared.change),
@@ -174,17 +173,15 @@ impl<'a> Block<'a> {
         // Attention, from there to the input.
         self.input_gradient(&shared.middle_gradient, place::OUTPUT, &shared.attended_gradient);
         add_product(place::OUTPUT, &shared.middle_gradient, &state.attended)?;
-        let heads = self.heads();
-        let [query, key, value] = heads.split(&heads.rows(&state.query_key_value));
-        let rows_gradient = heads.rows(&shared.query_key_value_gradient);
-        let [query_gradient, key_gradient, value_gradient] = heads.split(&rows_gradient);
+        let heads = self.architecture.attention_heads();
+        let rows_gradient = heads_of(&shared.query_key_value_gradient, heads);
         context.attention.backward(
-            &heads.rows(&shared.attended_gradient),
-            [&query, &key, &value],
-            &heads.rows(&state.attended),
+            &heads_of(&shared.attended_gradient, heads),
+            &heads_of(&state.query_key_value, heads),
+            &heads_of(&state.attended, heads),
             &state.log_sums,
-            [&query_gradient, &key_gradient, &value_gradient],
-        );
+            &rows_gradient,
+        )?;
         context.rotation.backward(&rows_gradient, heads.query + heads.key)?;
         norm::apply(&state.input, self.weight(place::INPUT_NORM), &state.input_scale, &shared.normed)?;
         add_product(place::QUERY_KEY_VALUE, &shared.query_key_value_gradient, &shared.normed)?;
@@ -236,32 +233,11 @@ impl<'a> Block<'a> {
         };
         has.then(|| at + places.start - first..at + places.end - first)
     }
-
-    fn heads(&self) -> Heads {
-        let Architecture { heads, kv_heads, head_width, .. } = *self.architecture;
-        Heads { query: heads, key: kv_heads, width: head_width as i64 }
-    }
 }
 
-/// How rows are cut into heads.
-#[derive(Clone, Copy)]
-struct Heads {
-    query: usize,
-    key: usize,
-    width: i64,
-}
-
-impl Heads {
-    /// [T, heads * E] -> [T, heads, E], a view.
-    fn rows(self, rows: &Tensor) -> Tensor {
-        rows.view([rows.size()[0], -1, self.width])
-    }
-
-    /// [T, H + 2 G, E] -> queries [T, H, E], keys and values [T, G, E], views.
-    fn split(self, rows: &Tensor) -> [Tensor; 3] {
-        let (query, key) = (self.query as i64, self.key as i64);
-        [rows.narrow(1, 0, query), rows.narrow(1, query, key), rows.narrow(1, query + key, key)]
-    }
+/// [T, heads * E] -> [T, heads, E], a view.
+fn heads_of(rows: &Tensor, heads: Heads) -> Tensor {
+    rows.view([rows.size()[0], -1, heads.width as i64])
 }
 
 /// Token ids `[T]` -> hidden states [T, D], written to `output`.
