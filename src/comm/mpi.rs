@@ -11,7 +11,7 @@
 //! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
 //! nodes have.
 
-use super::shared::{Address, Region, Team};
+use super::shared::{Region, Team};
 use super::{Communicator, check_root, check_shares, kind_error, launch};
 use crate::error::{Error, Result};
 use crate::tensor::{Number, bytes, bytes_mut, slice, slice_mut};
@@ -165,6 +165,22 @@ impl Mpi {
         })
     }
 
+    /// What a step towards shared memory came to, if it went well on all ranks. If not, the lowest rank where it did
+    /// not says why.
+    fn on_all_ranks<T>(&self, outcome: Result<T>) -> Option<T> {
+        let mine = if outcome.is_ok() { self.world_size as u64 } else { self.rank as u64 };
+        let mut lowest = mine;
+        self.world.all_reduce_into(&mine, &mut lowest, SystemOperation::min());
+        if let Err(error) = &outcome
+            && lowest == mine
+        {
+            warn!(
+                "the ranks of a node cannot share memory, so sums over ranks go through MPI, which is slower: {error}"
+            );
+        }
+        outcome.ok().filter(|_| lowest == self.world_size as u64)
+    }
+
     fn sum_share<T: Number + Equivalence>(&self, input: &Tensor, output: &mut Tensor) -> Result<()> {
         let (input, output) = (slice::<T>(input)?, slice_mut::<T>(output)?);
         let share = output.len();
@@ -269,29 +285,18 @@ impl Communicator for Mpi {
 
     fn shared_buffers(&mut self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         self.meet();
-        let Some(Sharing { node, teams, .. }) = &mut self.sharing else { return Ok(None) };
-        let own = Region::new(lengths).and_then(|region| Ok((region.address()?, region)));
-        let mut addresses = vec![0; self.local.1 * size_of::<Address>() / size_of::<u64>()];
-        node.all_gather_into(&own.as_ref().map_or(Address::default(), |own| own.0)[..], &mut addresses[..]);
+        let Some(Sharing { node, .. }) = &self.sharing else { return Ok(None) };
+        let region = Region::new(lengths).and_then(|region| Ok((region.address()?, region)));
+        let Some((address, _region)) = self.on_all_ranks(region) else { return Ok(None) };
+        let mut addresses = vec![0; self.local.1 * address.len()];
+        node.all_gather_into(&address[..], &mut addresses[..]);
         let (addresses, _) = addresses.as_chunks();
-        let team = own.as_ref().map_err(Error::clone).and_then(|_| Team::join(self.local.0, addresses, lengths));
-        let tensors = team.as_ref().map_err(Error::clone).and_then(Team::tensors);
-
-        // All have it or none.
-        let mut lost = self.world_size as i64;
-        let mine = if tensors.is_ok() { lost } else { self.rank as i64 };
-        self.world.all_reduce_into(&mine, &mut lost, SystemOperation::min());
-        match (team, tensors) {
-            (Err(error), _) | (_, Err(error)) if lost == mine => warn!(
-                "the ranks of a node cannot share memory, so sums over ranks go through MPI, which is slower: {error}"
-            ),
-            (Ok(team), Ok(tensors)) if lost == self.world_size as i64 => {
-                teams.push(team);
-                return Ok(Some(tensors));
-            }
-            _ => {}
+        let team = Team::join(self.local.0, addresses, lengths).and_then(|team| Ok((team.tensors()?, team)));
+        let Some((tensors, team)) = self.on_all_ranks(team) else { return Ok(None) };
+        if let Some(sharing) = &mut self.sharing {
+            sharing.teams.push(team);
         }
-        Ok(None)
+        Ok(Some(tensors))
     }
 }
 

@@ -174,9 +174,12 @@ impl Team {
             })
             .collect();
         match across {
-            None => in_blocks(&mut rows, |rows, block, sum| {
-                rows.iter_mut().for_each(|row| row[block.clone()].copy_from_slice(sum));
-            }),
+            None => match &mut rows[..] {
+                [first, second] => in_one_pass(first, second),
+                _ => in_blocks(&mut rows, |rows, block, sum| {
+                    rows.iter_mut().for_each(|row| row[block.clone()].copy_from_slice(sum));
+                }),
+            },
             Some(across) => {
                 let own = self.rank;
                 in_blocks(&mut rows, |rows, block, sum| rows[own][block].copy_from_slice(sum));
@@ -243,5 +246,13 @@ fn in_blocks(rows: &mut [&mut [f32]], mut write: impl FnMut(&mut [&mut [f32]], R
             sum.iter_mut().zip(&row[block.clone()]).for_each(|(sum, value)| *sum += value);
         }
         write(rows, block, sum);
+    }
+}
+
+/// As [`in_blocks`] for two rows that both get the sum; it took half the time.
+fn in_one_pass(first: &mut [f32], second: &mut [f32]) {
+    for (first, second) in first.iter_mut().zip(second) {
+        let sum = *first + *second;
+        (*first, *second) = (sum, sum);
     }
 }
