@@ -166,7 +166,7 @@ fn shared_buffers_hold_the_sum_in_rank_order(comm: &CommThread, device: Device) 
     let mut pending = Vec::new();
     for (buffer, size) in buffers.iter().zip(SHARED) {
         assert_eq!((buffer.kind(), buffer.device(), buffer.size()), (Kind::Float, device, vec![size as i64]));
-        assert!(size == 0 || buffer.data_ptr() as usize % 64 == 0);
+        assert!(size == 0 || (buffer.data_ptr() as usize).is_multiple_of(64));
         assert!(*buffer == buffer.zeros_like(), "zeroed");
         buffer.shallow_clone().copy_(&own(comm, Kind::Float, device, size));
         if size > 1 && comm.world_size() > 1 {
