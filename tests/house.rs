@@ -34,8 +34,9 @@ const WITHIN: &[(&str, &str)] = &[
     ("main", "commands"),
 ];
 
-/// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, malloc's settings.
-const UNSAFE: &[&str] = &["tensor.rs", "files.rs", "comm/mpi.rs", "machine.rs"];
+/// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, memory that
+/// processes share, malloc's settings.
+const UNSAFE: &[&str] = &["tensor.rs", "files.rs", "comm/mpi.rs", "comm/shared.rs", "machine.rs"];
 
 /// How a crate is named, and the only file that may.
 const DOORS: &[(&str, &str)] = &[("use mpi::", "comm/mpi.rs"), ("use tokenizers::", "data/tokenize.rs")];

@@ -1,13 +1,21 @@
 //! MPI for real, without cargo's harness: started plainly, this program runs itself under mpirun case by case; with
-//! CHILD set it is one rank of a case. The promises: MPI passes the conformance suite, and no rank outlives a lost one.
+//! CHILD set it is one rank of a case. The promises: MPI passes the conformance suite, also where ranks of a node share
+//! memory, and trains as threads do; where memory cannot be shared it says so once and goes on; no rank outlives a lost
+//! one.
 
 mod common;
 #[path = "common/job.rs"]
 mod job;
+#[path = "common/steps.rs"]
+mod steps;
 
 use common::conformance::CASES;
-use haf_dist::comm::{CommThread, connect, install_panic_hook, launch, mpi::Mpi};
+use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, launch, mpi::Mpi, threads};
+use haf_dist::data::sampler::Sampler;
 use haf_dist::error::Error;
+use haf_dist::reducer::share_gradients;
+use haf_dist::trainer::{Split, Trainer};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -42,6 +50,26 @@ const ALL: &[Case] = &[
     case("one_rank_conforms", "suite", 1, End::Code(0), "conforms as 0 of 1"),
     case("two_ranks_conform", "suite", 2, End::Code(0), "conforms as 1 of 2"),
     case("three_ranks_conform", "suite", 3, End::Code(0), "conforms as 2 of 3"),
+    case("two_nodes_of_two_sum_shared_buffers", "nodes", 4, End::Code(0), "conforms as 3 of 4"),
+    case("nodes_of_two_and_one_share_nothing", "nodes", 3, End::Code(0), "conforms as 2 of 3"),
+    case("two_ranks_train_as_two_threads", "training", 2, End::Code(0), "rank 1 has the same masters"),
+    case("three_ranks_train_as_three_threads", "training", 3, End::Code(0), "rank 2 has the same masters"),
+    case(
+        "too_much_to_share_is_not_shared",
+        "too much",
+        2,
+        End::Code(0),
+        "WARN  rank=0 the ranks of a node cannot share",
+    ),
+    case(
+        "what_one_rank_cannot_share_none_does",
+        "no files",
+        3,
+        End::Code(0),
+        "WARN  rank=1 the ranks of a node cannot",
+    ),
+    case("different_parts_are_an_error", "parts", 3, End::Code(0), "rank 1 was told"),
+    case("a_rank_killed_before_a_shared_sum_ends_the_job", "kill shared", 3, End::Failure, "rank 1 dies"),
     case("a_panic_ends_the_job", "panic", 3, End::Code(101), "rank 1, thread worker: panicked at"),
     case("an_abort_ends_the_job", "abort", 3, End::Code(2), "rank 1 gives up"),
     case("an_abort_inside_a_collective_ends_the_job", "abort inside", 2, End::Code(3), "rank 1 gives up"),
@@ -60,20 +88,61 @@ fn main() -> ExitCode {
 /// One rank of a case.
 fn child(part: &str) -> ExitCode {
     install_panic_hook();
-    let serialized = part == "abort serialized";
-    let start = move || if serialized { Ok(Box::new(Mpi::start_serialized()?) as _) } else { connect() };
+    let start: fn() -> haf_dist::error::Result<Box<dyn Communicator>> = match part {
+        "abort serialized" => || Ok(Box::new(Mpi::start_serialized()?)),
+        "nodes" => || Ok(Box::new(Mpi::start_on_nodes_of(2)?)),
+        _ => connect,
+    };
     let comm = CommThread::start(start).expect("MPI starts");
     let mut buffer = Tensor::ones([1000], (Kind::Float, Device::Cpu));
     match (part, comm.rank()) {
-        ("suite", rank) => {
-            let started = launch::launch().expect("mpirun started this");
-            assert_eq!((started.rank, started.size), (rank, Some(comm.world_size())));
-            assert_eq!(comm.local(), (rank, comm.world_size()), "all on one node");
-            for (name, case) in CASES {
+        ("suite" | "nodes", rank) => {
+            let (started, ranks) = (launch::launch().expect("mpirun started this"), comm.world_size());
+            assert_eq!((started.rank, started.size), (rank, Some(ranks)));
+            let node = if part == "nodes" { 2 } else { ranks };
+            assert_eq!(comm.local(), (rank % node, node.min(ranks - rank / node * node)));
+            // Ranks that are alone have nothing to share, and nodes of different sizes cannot share their work out.
+            let shares = comm.shared_buffers(&[3]).expect("no rank is lost").is_some();
+            assert_eq!(shares, ranks > 1 && ranks.is_multiple_of(node));
+            // Only sums of shared buffers know nodes.
+            let cases = CASES.iter().filter(|(name, _)| part == "suite" || name.contains("shared_buffers"));
+            for (name, case) in cases {
                 eprintln!("rank {rank}: {name}");
                 case(&comm, Device::Cpu);
             }
             println!("conforms as {rank} of {}", comm.world_size());
+        }
+        ("training", rank) => {
+            let found = masters(&comm);
+            let seats = threads::world(comm.world_size()).into_iter();
+            let train = |seat: threads::Seat| masters(&CommThread::start(|| Ok(seat.communicator())).expect("a seat"));
+            let expected: Vec<_> = std::thread::scope(|scope| {
+                let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || train(seat))).collect();
+                ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
+            });
+            let (found, expected) = (found.iter(), &expected[rank]);
+            assert!(found.zip(expected).all(|(found, expected)| found == expected), "other masters");
+            println!("rank {rank} has the same masters");
+        }
+        ("too much" | "no files", rank) => {
+            haf_dist::logging::init(Some(rank)).expect("no filter is set");
+            let limits = getrlimit(Resource::RLIMIT_NOFILE).expect("there are limits");
+            let few = if part == "no files" && rank == 1 { 3 } else { limits.0 };
+            setrlimit(Resource::RLIMIT_NOFILE, few, limits.1).expect("limits may be lowered");
+            // 256 TiB are more than a process can address.
+            let length = if part == "too much" { 1 << 46 } else { 1000 };
+            assert!(comm.shared_buffers(&[length]).expect("that is no failure").is_none());
+            setrlimit(Resource::RLIMIT_NOFILE, limits.0, limits.1).expect("limits may be raised again");
+            comm.all_reduce_blocking(&mut buffer).expect("MPI works on");
+            assert!(buffer == Tensor::ones_like(&buffer) * comm.world_size() as f64);
+            // The control: nothing else was in the way.
+            assert!(comm.shared_buffers(&[1000]).expect("no rank is lost").is_some());
+        }
+        ("parts", rank) => {
+            let shared = comm.shared_buffers(&[1000]).expect("no rank is lost").expect("one node").swap_remove(0);
+            let pending = comm.all_reduce(shared.narrow(0, 0, if rank == 1 { 999 } else { 1000 }));
+            let error = pending.wait().expect_err("the ranks differ");
+            println!("rank {rank} was told: {error}");
         }
         ("panic", 1) => {
             let worker = std::thread::Builder::new().name("worker".into());
@@ -99,7 +168,11 @@ fn child(part: &str) -> ExitCode {
             }
             pending.into_iter().for_each(|pending| drop(pending.wait()));
         }
-        ("kill", 1) => {
+        ("kill" | "kill shared", 1) => {
+            if part == "kill shared" {
+                drop(comm.shared_buffers(&[1000]));
+                std::thread::sleep(Duration::from_millis(100));
+            }
             println!("rank 1 dies");
             let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
             std::thread::sleep(Duration::from_secs(600));
@@ -114,9 +187,28 @@ fn child(part: &str) -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
         // The ranks that wait for the lost one.
+        ("kill shared", _) => {
+            let mut shared = comm.shared_buffers(&[1000]).expect("no rank is lost").expect("one node").swap_remove(0);
+            comm.all_reduce_blocking(&mut shared).expect("never returns");
+        }
         (_, _) => comm.all_reduce_blocking(&mut buffer).expect("never returns"),
     }
     ExitCode::SUCCESS
+}
+
+/// The masters after five steps, gradients in shared memory where there is such.
+fn masters(comm: &CommThread) -> Vec<Tensor> {
+    let config = steps::config("llama-tied", &[]);
+    let mut engine = steps::engine(&config);
+    share_gradients(&mut engine.model, comm).expect("no rank is lost");
+    let data = steps::pairs(engine.model.architecture.vocabulary as u32);
+    let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
+    let sampler = Sampler::new(data.source_ranges(), &[1.0], 8, true, 0).expect("a sampler");
+    let mut trainer = Trainer::new(&config, comm, engine, sampler, Split { name: "train", data, references }, None, 1);
+    for _ in 0..5 {
+        trainer.step(5).expect("no rank is lost");
+    }
+    trainer.engine.model.named_values().into_iter().map(|(_, master)| master.copy()).collect()
 }
 
 fn parent() -> ExitCode {
@@ -166,7 +258,7 @@ fn run(case: &Case) -> Result<Duration, String> {
         .stderr(err)
         .spawn()
         .map_err(|error| format!("cannot start mpirun: {error}; is Open MPI installed?"))?;
-    let limit = if case.part == "suite" { SUITE_LIMIT } else { LOSS_LIMIT };
+    let limit = if matches!(case.part, "suite" | "nodes" | "training") { SUITE_LIMIT } else { LOSS_LIMIT };
     let ended = job::wait(job, limit);
     let took = start.elapsed();
     let printed = std::fs::read_to_string(&log).unwrap_or_default();

@@ -6,6 +6,7 @@
 
 pub mod launch;
 pub mod mpi;
+mod shared;
 pub mod solo;
 mod thread;
 pub mod threads;
@@ -41,6 +42,15 @@ pub trait Communicator {
     fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()>;
     /// Returns when every rank has called it.
     fn barrier(&mut self) -> Result<()>;
+
+    /// Zeroed Float tensors of these lengths, flat and aligned to 64 bytes, in memory that all ranks of the node see:
+    /// `all_reduce` of such a tensor, or of a part of it, is faster. All ranks must call it with the same lengths, and
+    /// later reduce the same parts. The memory lasts until the process ends. None on all ranks where there is no such
+    /// memory; where that is a failure, one rank warns.
+    fn shared_buffers(&mut self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
+        let _ = lengths;
+        Ok(None)
+    }
 }
 
 /// The CPU backend for this process: MPI if an MPI launcher started it, else [`solo::Solo`], which neither initialises

@@ -7,19 +7,25 @@
 //!
 //! A collective starts when every rank has arrived, and the wait for that yields the core: MPI's own waiting spins,
 //! which would take the core from the computation that the other ranks are still busy with.
+//!
+//! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
+//! nodes have.
 
+use super::shared::{Region, Team};
 use super::{Communicator, check_root, check_shares, kind_error, launch};
 use crate::error::{Error, Result};
 use crate::tensor::{Number, bytes, bytes_mut, slice, slice_mut};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading, library_version};
-use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator as _, CommunicatorCollectives as _, Equivalence, Root as _};
+use mpi::topology::{Color, SimpleCommunicator};
+use mpi::traits::{Communicator as _, CommunicatorCollectives as _, Equivalence, Root as _, Source as _};
 use std::io::Write as _;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tch::{Kind, Tensor};
+use tracing::warn;
 
 /// Bytes that one MPI call moves or sums at most. Sums need a copy of their input (the crate has no MPI_IN_PLACE), and
 /// this size keeps that copy in cache; counts also stay far below MPI's limit of 2^31 elements.
@@ -42,23 +48,61 @@ pub struct Mpi {
     world_size: usize,
     local: (usize, usize),
     world: SimpleCommunicator,
+    /// None where a node has one rank, or nodes have different numbers of ranks.
+    sharing: Option<Sharing>,
     // Declared last: its drop finalises MPI.
     _universe: Universe,
+}
+
+/// What ranks that share memory need.
+struct Sharing {
+    /// The ranks of this node.
+    node: SimpleCommunicator,
+    /// The ranks that have this rank's local number on each node; none where there is one node.
+    across: Option<SimpleCommunicator>,
+    /// One for each call of `shared_buffers`.
+    teams: Vec<Team>,
+}
+
+impl Sharing {
+    fn new(world: &SimpleCommunicator, node: SimpleCommunicator) -> Option<Self> {
+        let mut sizes = vec![0; world.size() as usize];
+        world.all_gather_into(&node.size(), &mut sizes[..]);
+        if node.size() == 1 || sizes.iter().any(|&size| size != sizes[0]) {
+            return None;
+        }
+        let across = if node.size() == world.size() {
+            None
+        } else {
+            Some(world.split_by_color(Color::with_value(node.rank()))?)
+        };
+        Some(Self { node, across, teams: Vec::new() })
+    }
+
+    /// The shared memory that these values lie in.
+    fn find(&self, values: &[f32]) -> Option<(usize, Range<usize>)> {
+        self.teams.iter().enumerate().find_map(|(index, team)| Some((index, team.find(values)?)))
+    }
 }
 
 impl Mpi {
     /// Initialises MPI. All ranks must call it. Errors if MPI was initialised before, if it refuses threads, or if its
     /// world is not the one that the launcher started (mpirun of another MPI library).
     pub fn start() -> Result<Self> {
-        Self::with(Threading::Multiple)
+        Self::with(Threading::Multiple, None)
+    }
+
+    /// As [`start`](Self::start), but takes every `ranks` ranks for a node, so that one machine can try several.
+    pub fn start_on_nodes_of(ranks: usize) -> Result<Self> {
+        Self::with(Threading::Multiple, Some(ranks.max(1) as i32))
     }
 
     /// As [`start`](Self::start), but as with an MPI library that has no THREAD_MULTIPLE: [`abort`] does without MPI.
     pub fn start_serialized() -> Result<Self> {
-        Self::with(Threading::Serialized)
+        Self::with(Threading::Serialized, None)
     }
 
-    fn with(asked: Threading) -> Result<Self> {
+    fn with(asked: Threading, node_size: Option<i32>) -> Result<Self> {
         let (universe, granted) = initialize_with_threading(asked)
             .ok_or_else(|| Error::runtime("MPI has already been initialised in this process"))?;
         // This thread makes all calls but `abort`, which alone needs `Multiple`.
@@ -68,7 +112,8 @@ impl Mpi {
         CALLABLE.store(granted == Threading::Multiple, Ordering::Release);
 
         let world = universe.world();
-        let node = world.split_shared(0);
+        let node = node_size.and_then(|ranks| world.split_by_color(Color::with_value(world.rank() / ranks)));
+        let node = node.unwrap_or_else(|| world.split_shared(0));
         let local = (node.rank() as usize, node.size() as usize);
         let (rank, world_size) = (world.rank() as usize, world.size() as usize);
         if let Some(started) = launch::launch().and_then(|launch| launch.size)
@@ -81,7 +126,8 @@ impl Mpi {
             ))
             .hint("start with the mpirun of that MPI library; under Slurm with srun --mpi=pmix or with mpirun"));
         }
-        Ok(Self { rank, world_size, local, world, _universe: universe })
+        let sharing = Sharing::new(&world, node);
+        Ok(Self { rank, world_size, local, world, sharing, _universe: universe })
     }
 
     /// Returns when every rank is here, without keeping a core busy.
@@ -101,15 +147,38 @@ impl Mpi {
 
     fn sum<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
         let buffer = slice_mut::<T>(buffer)?;
-        let length = CHUNK / size_of::<T>();
-        let mut own = Vec::with_capacity(length.min(buffer.len()));
         self.meet();
-        for part in buffer.chunks_mut(length) {
-            own.clear();
-            own.extend_from_slice(part);
-            self.world.all_reduce_into(&own[..], part, SystemOperation::sum());
-        }
+        sum_over(&self.world, buffer);
         Ok(())
+    }
+
+    /// Sums a part of the shared memory of the team with that index.
+    fn sum_shared(&mut self, team: usize, part: Range<usize>) -> Result<()> {
+        if self.sharing.as_ref().is_some_and(|sharing| sharing.across.is_some()) {
+            self.meet(); // Or ranks would spin in MPI until those of the last node are here.
+        }
+        let Some(Sharing { across, teams, .. }) = &mut self.sharing else { return Ok(()) };
+        let across = across.as_ref().map(|across| |slice: &mut [f32]| sum_over(across, slice));
+        teams[team].sum(part, across, || {
+            // Looking for a message makes MPI go on with those that are still on their way.
+            let _ = self.world.any_process().immediate_probe();
+        })
+    }
+
+    /// What a step towards shared memory came to, if it went well on all ranks. If not, the lowest rank where it did
+    /// not says why.
+    fn on_all_ranks<T>(&self, outcome: Result<T>) -> Option<T> {
+        let mine = if outcome.is_ok() { self.world_size as u64 } else { self.rank as u64 };
+        let mut lowest = mine;
+        self.world.all_reduce_into(&mine, &mut lowest, SystemOperation::min());
+        if let Err(error) = &outcome
+            && lowest == mine
+        {
+            warn!(
+                "the ranks of a node cannot share memory, so sums over ranks go through MPI, which is slower: {error}"
+            );
+        }
+        outcome.ok().filter(|_| lowest == self.world_size as u64)
     }
 
     fn sum_share<T: Number + Equivalence>(&self, input: &Tensor, output: &mut Tensor) -> Result<()> {
@@ -126,6 +195,17 @@ impl Mpi {
             self.world.reduce_scatter_block_into(&packed[..], part, SystemOperation::sum());
         }
         Ok(())
+    }
+}
+
+/// Sums `values` over the ranks of `ranks`, in place.
+fn sum_over<T: Number + Equivalence>(ranks: &SimpleCommunicator, values: &mut [T]) {
+    let length = CHUNK / size_of::<T>();
+    let mut own = Vec::with_capacity(length.min(values.len()));
+    for part in values.chunks_mut(length) {
+        own.clear();
+        own.extend_from_slice(part);
+        ranks.all_reduce_into(&own[..], part, SystemOperation::sum());
     }
 }
 
@@ -156,7 +236,13 @@ impl Communicator for Mpi {
     // the operands. The conformance tests compare the bits.
     fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()> {
         match buffer.kind() {
-            Kind::Float => self.sum::<f32>(buffer),
+            Kind::Float => {
+                let values = slice_mut::<f32>(buffer)?;
+                match self.sharing.as_ref().and_then(|sharing| sharing.find(values)) {
+                    Some((team, part)) => self.sum_shared(team, part),
+                    None => self.sum::<f32>(buffer),
+                }
+            }
             Kind::Double => self.sum::<f64>(buffer),
             Kind::Int64 => self.sum::<i64>(buffer),
             Kind::Uint8 => self.sum::<u8>(buffer),
@@ -195,6 +281,22 @@ impl Communicator for Mpi {
     fn barrier(&mut self) -> Result<()> {
         self.meet();
         Ok(())
+    }
+
+    fn shared_buffers(&mut self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
+        self.meet();
+        let Some(Sharing { node, .. }) = &self.sharing else { return Ok(None) };
+        let region = Region::new(lengths).and_then(|region| Ok((region.address()?, region)));
+        let Some((address, _region)) = self.on_all_ranks(region) else { return Ok(None) };
+        let mut addresses = vec![0; self.local.1 * address.len()];
+        node.all_gather_into(&address[..], &mut addresses[..]);
+        let (addresses, _) = addresses.as_chunks();
+        let team = Team::join(self.local.0, addresses, lengths).and_then(|team| Ok((team.tensors()?, team)));
+        let Some((tensors, team)) = self.on_all_ranks(team) else { return Ok(None) };
+        if let Some(sharing) = &mut self.sharing {
+            sharing.teams.push(team);
+        }
+        Ok(Some(tensors))
     }
 }
 

@@ -162,6 +162,12 @@ impl CommThread {
         self.submit(|communicator| communicator.barrier()).wait()
     }
 
+    /// Memory in which sums are faster, where the backend has such: see [`Communicator::shared_buffers`].
+    pub fn shared_buffers(&self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
+        let lengths = lengths.to_vec();
+        self.submit(move |communicator| communicator.shared_buffers(&lengths)).wait()
+    }
+
     /// Adds up `values` over all ranks, in place.
     pub fn sum_f64(&self, values: &mut [f64]) -> Result<()> {
         let mut buffer = Tensor::from_slice(values);

@@ -14,6 +14,7 @@ use crate::metrics::{EvaluationMetrics, Jsonl, Sink, Terminal, evaluation_table}
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
+use crate::reducer;
 use crate::trainer::{Saving, Trainer, check_replicas, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -110,7 +111,8 @@ fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine>
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let model = comm.agree(Model::load(&config.model.path, options))?;
+    let mut model = comm.agree(Model::load(&config.model.path, options))?;
+    reducer::share_gradients(&mut model, comm)?;
     info!(
         "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
         config.model.path.display(),

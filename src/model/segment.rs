@@ -78,6 +78,12 @@ impl Segment {
         Self { parameters, compute, master, gradient, weights, gradients }
     }
 
+    /// Collects gradient sums in `buffer` from here on: flat f32, zeroed, of the segment's length.
+    pub fn adopt_gradient(&mut self, buffer: Tensor) {
+        self.gradients = self.parameters.iter().map(|parameter| parameter.view(&buffer)).collect();
+        self.gradient = Some(buffer);
+    }
+
     /// The compute values of the parameter at `index`, in its shape.
     pub fn weight(&self, index: usize) -> &Tensor {
         &self.weights[index]

@@ -17,6 +17,8 @@ pub const CASES: &[(&str, Case)] = &[
     ("reduce_scatter_gives_each_rank_its_share", reduce_scatter_gives_each_rank_its_share),
     ("all_gather_keeps_rank_order", all_gather_keeps_rank_order),
     ("many_all_reduces_may_be_in_flight", many_all_reduces_may_be_in_flight),
+    ("shared_buffers_hold_the_sum_in_rank_order", shared_buffers_hold_the_sum_in_rank_order),
+    ("parts_of_shared_buffers_leave_their_neighbours_alone", parts_of_shared_buffers_leave_their_neighbours_alone),
     ("barrier_waits_for_the_last", barrier_waits_for_the_last),
     ("host_values_are_shared", host_values_are_shared),
     ("agree_returns_one_error_everywhere", agree_returns_one_error_everywhere),
@@ -154,6 +156,61 @@ fn many_all_reduces_may_be_in_flight(comm: &CommThread, device: Device) {
         assert_eq!(reduced.size(), [size(i) as i64]);
         assert_sum(comm, &reduced, 0);
     }
+}
+
+/// Nothing, one, fewer than a cache line, one more than many pages, and more than MPI moves at once.
+const SHARED: [usize; 5] = [0, 1, 7, 65_537, 1_300_003];
+
+fn shared_buffers_hold_the_sum_in_rank_order(comm: &CommThread, device: Device) {
+    let Some(buffers) = comm.shared_buffers(&SHARED).unwrap() else { return };
+    let mut pending = Vec::new();
+    for (buffer, size) in buffers.iter().zip(SHARED) {
+        assert_eq!((buffer.kind(), buffer.device(), buffer.size()), (Kind::Float, device, vec![size as i64]));
+        assert!(size == 0 || (buffer.data_ptr() as usize).is_multiple_of(64));
+        assert!(*buffer == buffer.zeros_like(), "zeroed");
+        buffer.shallow_clone().copy_(&own(comm, Kind::Float, device, size));
+        if size > 1 && comm.world_size() > 1 {
+            let before = hashes(comm, buffer);
+            assert!(before.iter().any(|hash| *hash != before[0]), "the control: the ranks differ");
+        }
+    }
+    // All in flight, and in another order than they lie.
+    for (buffer, size) in buffers.into_iter().zip(SHARED).rev() {
+        pending.push((comm.all_reduce(buffer), size));
+    }
+    for (pending, size) in pending {
+        let reduced = pending.wait().unwrap();
+        assert_sum(comm, &reduced, 0);
+        let after = hashes(comm, &reduced);
+        assert!(after.iter().all(|hash| *hash == after[0]), "{size}: the ranks' bits differ");
+        let mut plain = own(comm, Kind::Float, device, size);
+        comm.all_reduce_blocking(&mut plain).unwrap();
+        // Two numbers have one sum; of more, the order counts.
+        assert!(comm.world_size() > 2 || reduced == plain, "{size}: not the sum of buffers that are not shared");
+        if comm.local().1 == comm.world_size() {
+            let in_rank_order = |i| (0..comm.world_size()).map(|rank| held(Kind::Float, rank, i) as f32).sum::<f32>();
+            assert!(reduced == made(Kind::Float, device, size, |i| f64::from(in_rank_order(i))), "{size}");
+        }
+    }
+}
+
+fn parts_of_shared_buffers_leave_their_neighbours_alone(comm: &CommThread, device: Device) {
+    let Some(buffers) = comm.shared_buffers(&[100, 3000]).unwrap() else { return };
+    let flat = &buffers[1];
+    let before = own(comm, Kind::Float, device, 3000);
+    flat.shallow_clone().copy_(&before);
+    for (start, length) in [(1000, 1), (1001, 998), (2000, 0)] {
+        let reduced = comm.all_reduce(flat.narrow(0, start, length)).wait().unwrap();
+        assert_sum(comm, &reduced, start as usize);
+    }
+    assert!(flat.narrow(0, 0, 1000) == before.narrow(0, 0, 1000));
+    assert!(flat.narrow(0, 1999, 1001) == before.narrow(0, 1999, 1001));
+    assert!(buffers[0] == buffers[0].zeros_like());
+    // What is not a sum of floats works in that memory too.
+    let mut flat = flat.shallow_clone();
+    comm.broadcast(&mut flat, comm.world_size() - 1).unwrap();
+    let after = hashes(comm, &flat);
+    assert!(after.iter().all(|hash| *hash == after[0]));
 }
 
 fn barrier_waits_for_the_last(comm: &CommThread, _: Device) {
