@@ -161,7 +161,7 @@ fn library_code_has_no_panics() {
 
 #[test]
 fn files_are_short_and_say_what_they_are_for() {
-    for folder in ["src", "tests"] {
+    for folder in ["src", "tests", "benches"] {
         for (file, text) in files(folder) {
             let lines = text.lines().count();
             assert!(lines <= LONGEST, "{folder}/{file} has {lines} lines: split it along a real seam");
