@@ -12,20 +12,23 @@ from matplotlib import pyplot  # noqa: E402 (the backend comes first)
 
 from summarize import PEERS, Measurements, best, median, ours, peer  # noqa: E402
 
+LABELS = {"hybrid": "padded PyTorch, as the paper's code", "hybrid-tuned": "tuned PyTorch", "trl-reward": "TRL RewardTrainer",
+          "reward-tuned": "tuned PyTorch", "trl-dpo": "TRL DPOTrainer"}
 OURS, THEIRS, TEXT = "#1f6f8b", "#b8b8b8", "#333333"
 # The same lines make the same file.
 STYLE = {"svg.hashsalt": "haf-dist", "font.family": "DejaVu Sans", "font.size": 10, "text.color": TEXT,
          "axes.labelcolor": TEXT, "xtick.color": TEXT, "ytick.color": TEXT}
 
 
-def bars(data: Measurements) -> list[tuple[str, str, float, float | None, bool]]:
-    """Objective, label, pairs/s, GB and whether it is ours: of the long run where there is one, else of the rounds."""
+def bars(data: Measurements) -> list[tuple[str, str, float | None, float | None, bool]]:
+    """Objective, label, pairs/s, GB and whether it is ours: of the long run where there is one, else of the rounds.
+    What failed has no figures."""
     found = []
     for objective, modes in PEERS.items():
-        for name, label in ((ours(objective), "haf-dist"), *((peer(mode), mode) for mode in modes)):
+        for name, label in ((ours(objective), "haf-dist"), *((peer(mode), LABELS[mode]) for mode in modes)):
             kind = "full" if data.values("full", name) else "rounds"
             rates, peaks = data.values(kind, name), data.values(kind, name, "peak_rss_gb")
-            if rates:
+            if rates or data.failed(kind, name):
                 found.append((objective, label, best(rates), median(peaks), name == ours(objective)))
     return found
 
@@ -47,7 +50,7 @@ def draw(data: Measurements, target: Path) -> bool:
                                           (axes[1], 3, "peak memory, GB (less is better)", "{:.1f}")):
             values = [row[column] or 0.0 for row in rows]
             drawn = axis.barh(places, values, height=0.74, color=colours)
-            axis.bar_label(drawn, [form.format(value) if value else "" for value in values], padding=4)
+            axis.bar_label(drawn, [form.format(value) if value else "failed" for value in values], padding=4)
             axis.set_title(title, fontsize=11, loc="left", color=TEXT)
             axis.set_xlim(0, 1.16 * max(values, default=1.0) or 1.0)
             axis.spines[["top", "right", "bottom", "left"]].set_visible(False)

@@ -271,6 +271,7 @@ load=$(cut -d' ' -f1 /proc/loadavg)
 
 # One thread everywhere, no GPU, no network, nothing written outside this folder.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAYON_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export PYTHONDONTWRITEBYTECODE=1
 export CUDA_VISIBLE_DEVICES='' HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1
 export TMPDIR=$WORK HF_HOME=$WORK/huggingface
 
