@@ -50,20 +50,20 @@ take() {
 # take_number OPTION VALUES...: the same for a whole number.
 take_number() {
     local value
-    value=$(take "$@")
+    value=$(take "$@") || exit
     [[ $value =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "$1 $value: expected a whole number" "launch/bench.sh --help lists the options"
     printf '%s\n' "$value"
 }
 
 while (($# > 0)); do
     case $1 in
-    --pairs) PAIRS=$(take "$@") && shift ;;
-    --model) MODEL=$(take "$@") && shift ;;
-    --rounds) ROUNDS=$(take_number "$@") && shift ;;
-    --count) COUNT=$(take_number "$@") && shift ;;
-    --full-count) FULL_COUNT=$(take_number "$@") && shift ;;
-    --f32-count) F32_COUNT=$(take_number "$@") && shift ;;
-    --core) CORE=$(take_number "$@") && shift ;;
+    --pairs) PAIRS=$(take "$@") ;;
+    --model) MODEL=$(take "$@") ;;
+    --rounds) ROUNDS=$(take_number "$@") ;;
+    --count) COUNT=$(take_number "$@") ;;
+    --full-count) FULL_COUNT=$(take_number "$@") ;;
+    --f32-count) F32_COUNT=$(take_number "$@") ;;
+    --core) CORE=$(take_number "$@") ;;
     --quick) QUICK=yes ROUNDS=1 COUNT=16 FULL_COUNT=0 F32_COUNT=0 ;;
     --dry-run) DRY=yes ;;
     -h | --help)
@@ -72,7 +72,10 @@ while (($# > 0)); do
         ;;
     *) fail "unknown argument: $1" "launch/bench.sh --help lists the options" ;;
     esac
-    shift
+    case $1 in
+    --quick | --dry-run) shift ;;
+    *) shift 2 ;;
+    esac
 done
 
 for count in "$COUNT" "$FULL_COUNT" "$F32_COUNT"; do
