@@ -98,7 +98,7 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         false => Vec::new(),
     };
     let work = work(&data, per_step..data.len());
-    let sampler = Sampler::new(&[0..data.len()], &[1.0], per_step, false, 0)?;
+    let sampler = Sampler::new(data.source_ranges(), &[1.0], per_step, false, 0)?;
     let steps = sampler.steps_per_epoch();
     let train = Split { name: "bench", data, references };
     let mut trainer = Trainer::new(&config, comm, engine, sampler, train, None, machine.threads);

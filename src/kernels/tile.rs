@@ -155,10 +155,16 @@ fn block<W: MultiplyAdd, const R: usize>(
 mod x86 {
     use super::{COLUMNS, Left, ROWS, Size};
     use std::arch::x86_64::{
-        __m512, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512, __m512bh, __m512i, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
-    use std::mem::transmute;
+
+    /// The same bits, read as bf16.
+    #[inline(always)]
+    fn bits(words: __m512i) -> __m512bh {
+        // SAFETY: both are 512 plain bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(words) }
+    }
 
     /// # Safety
     /// The processor has AVX512F and AVX512-BF16, and `super::check` holds.
@@ -210,7 +216,7 @@ mod x86 {
                 for (offset, sums) in sums.iter_mut().enumerate() {
                     let left = _mm512_set1_epi32(*a.words.as_ptr().add((row + offset) * a.row + word * a.step) as i32);
                     for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = _mm512_dpbf16_ps(*sum, transmute(left), transmute(right));
+                        *sum = _mm512_dpbf16_ps(*sum, bits(left), bits(right));
                     }
                 }
             }

@@ -1,0 +1,41 @@
+//! The update of 10.6 million parameters and the norm of their gradients, in parameters/s.
+
+use crate::fixtures::{KINDS, architecture, segment};
+use criterion::{Criterion, Throughput};
+use haf_dist::config::TrainConfig;
+use haf_dist::model::decoder::Part;
+use haf_dist::model::weights::Model;
+use haf_dist::optim::{AdamW, Update, gradient_norm};
+use tch::{Device, Kind};
+
+fn model(kind: Kind) -> Model {
+    let architecture = architecture(3);
+    let parts: Vec<Part> = (0..architecture.layers).map(Part::Block).collect();
+    let segments: Vec<_> = parts.iter().map(|&part| segment(part, &architecture, kind)).collect();
+    for segment in &segments {
+        for index in 0..segment.parameters.len() {
+            segment.add_gradient(index, &segment.value(index));
+        }
+    }
+    Model { architecture, parts, segments, kind, device: Device::Cpu, had_reward_head: false }
+}
+
+pub fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("adamw");
+    let update = Update { number: 3, learning_rate: 1e-5, head_learning_rate: 1e-5, gradient_scale: 0.06 };
+    for (kind, name) in KINDS {
+        let mut model = model(kind);
+        let mut optimiser = AdamW::new(&TrainConfig::default(), &model, 1);
+        group.throughput(Throughput::Elements(model.parameter_count() as u64));
+        group.bench_function(format!("step/{name}"), |bencher| {
+            bencher.iter(|| optimiser.step(&mut model, &update).expect("buffers of this crate"));
+        });
+        // Gradient sums are f32 in both kinds.
+        if kind == Kind::Float {
+            group.bench_function("norm", |bencher| {
+                bencher.iter(|| gradient_norm(&model, 1).expect("buffers of this crate"));
+            });
+        }
+    }
+    group.finish();
+}

@@ -1,0 +1,40 @@
+//! One decoder block (norms, rotation, attention, SwiGLU and their products), forward and backward, in tokens/s.
+
+use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random, segment};
+use criterion::{Criterion, Throughput};
+use haf_dist::data::batch::Packing;
+use haf_dist::model::attention::AttentionPlan;
+use haf_dist::model::decoder::{Block, Context, Part};
+use haf_dist::model::rope::{Rotation, frequencies};
+use haf_dist::model::workspace::{Keep, Views, Workspace};
+use tch::Device;
+
+pub fn bench(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("block");
+    let batch = Pairs::new(PAIRS).pack(Packing::Shared);
+    let (tokens, shape) = (batch.token_count(), architecture(1));
+    let frequencies = frequencies(&shape.rope, shape.head_width);
+    group.throughput(Throughput::Elements(tokens as u64));
+    for (kind, name) in KINDS {
+        let segment = segment(Part::Block(0), &shape, kind);
+        let block = Block::new(&shape, &segment);
+        let context = Context {
+            attention: AttentionPlan::new(&batch.groups, shape.attention_heads(), kind, Device::Cpu),
+            rotation: Rotation::new(&batch.positions, &frequencies, Device::Cpu),
+        };
+        let mut workspace = Workspace::default();
+        let Views { mut states, output, shared } =
+            workspace.views(&shape, tokens as i64, Keep::Everything, (kind, Device::Cpu));
+        let state = &mut states[0];
+        for buffer in [&mut state.input, &mut shared.gradient.shallow_clone()] {
+            buffer.copy_(&random(&[tokens as i64, shape.width as i64], kind));
+        }
+        group.bench_function(format!("forward/{name}"), |bencher| {
+            bencher.iter(|| block.forward(state, &output, &shared, &context));
+        });
+        group.bench_function(format!("backward/{name}"), |bencher| {
+            bencher.iter(|| block.backward(state, &shared, &workspace.scratch, &context));
+        });
+    }
+    group.finish();
+}

@@ -1,0 +1,301 @@
+//! A block of query rows against what it sees: the products, the softmax between them, and packing for both.
+//!
+//! Not here: which blocks there are, and where results go; that is `attention.rs`'s.
+//!
+//! Legend: E head width; a word is what one multiply-add takes (`tile.rs`).
+
+use super::{Group, Heads, Span};
+use crate::kernels::tile::{COLUMNS, Left, Packed};
+use crate::kernels::{Element, exp};
+use multiversion::multiversion;
+
+/// Query rows that are computed together; whole words of either type.
+pub const BLOCK: usize = 32;
+
+/// A head's rows of one span, as the products want them.
+pub struct Side<W> {
+    /// [E / words, columns]: contraction along E.
+    pub across: Vec<W>,
+    pub columns: usize,
+    /// [rows / words, E padded]: contraction along rows.
+    pub along: Vec<W>,
+}
+
+/// A block of query rows and the columns of scores it sees: prefix columns, in whole words, then the span's own.
+#[derive(Clone, Copy)]
+pub struct Block {
+    pub rows: usize,
+    /// Prefix rows seen, and their columns with padding to a whole word.
+    pub prefix: usize,
+    pub own_at: usize,
+    /// The span's own rows before the block.
+    pub before: usize,
+    per_word: usize,
+}
+
+impl Block {
+    pub fn new(span: Span, first: usize, per_word: usize) -> Self {
+        let rows = BLOCK.min(span.length - first);
+        let own_at = span.prefix.next_multiple_of(per_word);
+        Self { rows, prefix: span.prefix, own_at, before: first, per_word }
+    }
+
+    /// Own columns that some row of the block sees.
+    pub fn own(self) -> usize {
+        self.before + self.rows
+    }
+
+    /// All columns, in whole words.
+    pub fn columns(self) -> usize {
+        (self.own_at + self.own()).next_multiple_of(self.per_word)
+    }
+
+    /// Columns up to the last that `row` sees.
+    pub fn seen(self, row: usize) -> usize {
+        self.own_at + self.before + row + 1
+    }
+
+    /// `result` [rows, E padded] = words [rows, columns] times (prefix rows, then own rows).
+    pub fn combine<E: Packed>(
+        self,
+        words: Left<E::Word>,
+        (prefix, own): (&Side<E::Word>, &Side<E::Word>),
+        padded: usize,
+        result: &mut [f32],
+    ) {
+        let (prefix_words, own_words) = (self.own_at / E::PER_WORD, self.own().div_ceil(E::PER_WORD));
+        if self.prefix > 0 {
+            E::multiply(
+                (self.rows, padded, prefix_words),
+                words,
+                (&prefix.along, padded),
+                (&mut *result, padded),
+                false,
+            );
+        }
+        let words = Left { words: &words.words[prefix_words..], ..words };
+        E::multiply((self.rows, padded, own_words), words, (&own.along, padded), (result, padded), self.prefix > 0);
+    }
+
+    /// Adds pairs^T [columns, rows] times `along` [rows, E padded] to the sums of the prefix's rows and of the own rows.
+    pub fn add_to<E: Packed>(
+        self,
+        (pairs, stride): (&[E::Word], usize),
+        along: &[E::Word],
+        padded: usize,
+        (sums, index): (&mut [Vec<f32>], usize),
+    ) {
+        let words = self.rows.div_ceil(E::PER_WORD);
+        if self.prefix > 0 {
+            let left = Left { words: pairs, row: 1, step: stride };
+            E::multiply((self.prefix, padded, words), left, (along, padded), (&mut sums[0], padded), true);
+        }
+        let left = Left { words: &pairs[self.own_at..], row: 1, step: stride };
+        E::multiply((self.own(), padded, words), left, (along, padded), (&mut sums[index], padded), true);
+    }
+}
+
+impl<W: Copy + Default> Side<W> {
+    pub fn new<E: Packed<Word = W>>(span: Span, rows: &[E], stride: usize, heads: Heads) -> Self {
+        let columns = span.length.next_multiple_of(COLUMNS);
+        let words = heads.width / E::PER_WORD;
+        let mut across = vec![W::default(); words * columns];
+        for row in 0..span.length {
+            let numbers = &rows[(span.start + row) * stride..][..heads.width];
+            for (word, pair) in numbers.chunks(E::PER_WORD).enumerate() {
+                across[word * columns + row] = E::word(pair[0].wide(), pair[E::PER_WORD - 1].wide());
+            }
+        }
+        let mut along = Vec::new();
+        pack_along::<E>(rows, stride, (span.start, span.length), (heads.width, heads.padded()), &mut along);
+        Self { across, columns, along }
+    }
+}
+
+/// The buffers of a task.
+pub struct Work<E: Packed> {
+    /// Columns of `scores` and `probabilities`.
+    pub stride: usize,
+    pub scores: Vec<f32>,
+    pub probabilities: Vec<f32>,
+    /// Rows of queries, or of the output's gradient.
+    pub left: Vec<E::Word>,
+    pub words: Vec<E::Word>,
+    pub pairs: Vec<E::Word>,
+    pub along: Vec<E::Word>,
+    pub result: Vec<f32>,
+}
+
+impl<E: Packed> Work<E> {
+    pub fn new(group: &Group, heads: Heads) -> Self {
+        // The longest run of columns, room for a padded prefix, and for whole registers.
+        let stride = (group.rows() + 2 * COLUMNS).next_multiple_of(COLUMNS);
+        Self {
+            stride,
+            scores: vec![0.0; BLOCK * stride],
+            probabilities: vec![0.0; BLOCK * stride],
+            left: Vec::new(),
+            words: vec![E::Word::default(); BLOCK * stride / E::PER_WORD],
+            pairs: vec![E::Word::default(); BLOCK * stride / E::PER_WORD],
+            along: Vec::new(),
+            result: vec![0.0; BLOCK * heads.padded()],
+        }
+    }
+
+    /// `scores` = left times what the block sees, unscaled and unmasked.
+    pub fn products(&mut self, block: Block, (prefix, own): (&Side<E::Word>, &Side<E::Word>), heads: Heads) {
+        let words = heads.width / E::PER_WORD;
+        let left = Left { words: &self.left, row: words, step: 1 };
+        if block.prefix > 0 {
+            let columns = block.prefix.next_multiple_of(COLUMNS);
+            E::multiply(
+                (block.rows, columns, words),
+                left,
+                (&prefix.across, prefix.columns),
+                (&mut self.scores, self.stride),
+                false,
+            );
+        }
+        let columns = block.own().next_multiple_of(COLUMNS);
+        let scores = &mut self.scores[block.own_at..];
+        E::multiply((block.rows, columns, words), left, (&own.across, own.columns), (scores, self.stride), false);
+    }
+
+    /// Scores -> exp(scaled score - the row's largest), as words; the largest and the sum of each row.
+    pub fn softmax(&mut self, block: Block, scale: f32) -> ([f32; BLOCK], [f32; BLOCK]) {
+        let (mut maxima, mut sums) = ([0f32; BLOCK], [0f32; BLOCK]);
+        for row in 0..block.rows {
+            let scores = &mut self.scores[row * self.stride..][..block.columns()];
+            scores[block.prefix..block.own_at].fill(f32::NEG_INFINITY);
+            scores[block.seen(row)..].fill(f32::NEG_INFINITY);
+            (maxima[row], sums[row]) = exponentials(scores, scale);
+        }
+        pack_words::<E>(&self.scores, self.stride, block, &mut self.words);
+        (maxima, sums)
+    }
+
+    /// Scores -> probabilities, in place, given each row's log-sum-exp; 0 where a row does not see.
+    pub fn probabilities(&mut self, block: Block, scale: f32, log_sums: &[f32]) {
+        for (row, log_sum) in log_sums.iter().enumerate() {
+            let scores = &mut self.scores[row * self.stride..][..block.columns()];
+            scores[block.prefix..block.own_at].fill(f32::NEG_INFINITY);
+            scores[block.seen(row)..].fill(f32::NEG_INFINITY);
+            exponentials_less(scores, scale, *log_sum);
+        }
+    }
+
+    /// `scores` -> probability * (score - along) * scale, in place.
+    pub fn score_gradients(&mut self, block: Block, scale: f32, along: &[f32]) {
+        for (row, along) in along.iter().enumerate() {
+            let scores = &mut self.scores[row * self.stride..][..block.columns()];
+            let probabilities = &self.probabilities[row * self.stride..][..block.columns()];
+            for (score, probability) in scores.iter_mut().zip(probabilities) {
+                // Where nothing is seen the product holds whatever other rows gave; a finite number times 0.
+                *score = if *probability == 0.0 { 0.0 } else { probability * (*score - along) * scale };
+            }
+        }
+    }
+}
+
+/// x -> exp(x * scale - largest); returns the scaled largest and the sum.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn exponentials(row: &mut [f32], scale: f32) -> (f32, f32) {
+    let largest = row.iter().fold(f32::NEG_INFINITY, |most, &value| if value > most { value } else { most }) * scale;
+    for value in row.iter_mut() {
+        *value = exp(*value * scale - largest);
+    }
+    let mut lanes = [0f32; COLUMNS];
+    let chunks = row.chunks_exact(COLUMNS);
+    let rest: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane += value);
+    }
+    (largest, lanes.iter().sum::<f32>() + rest)
+}
+
+/// x -> exp(x * scale - less).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn exponentials_less(row: &mut [f32], scale: f32, less: f32) {
+    for value in row {
+        *value = exp(*value * scale - less);
+    }
+}
+
+/// Sum of products of rows [first, first + count) of two matrices.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn dots<E: Element>(left: &[E], right: &[E], stride: usize, place: (usize, usize), width: usize) -> Vec<f32> {
+    let (first, count) = place;
+    let dot = |row: usize| {
+        let mut lanes = [0f32; 8];
+        let (left, right) = (&left[row * stride..][..width], &right[row * stride..][..width]);
+        for (left, right) in left.chunks(8).zip(right.chunks(8)) {
+            for (lane, (left, right)) in lanes.iter_mut().zip(left.iter().zip(right)) {
+                *lane += left.wide() * right.wide();
+            }
+        }
+        lanes.iter().sum()
+    };
+    (first..first + count).map(dot).collect()
+}
+
+/// Rows of numbers -> rows of words.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn pack_rows<E: Packed>(rows: &[E], stride: usize, place: (usize, usize), width: usize, words: &mut Vec<E::Word>) {
+    words.clear();
+    for row in place.0..place.0 + place.1 {
+        let numbers = rows[row * stride..][..width].chunks(E::PER_WORD);
+        words.extend(numbers.map(|pair| E::word(pair[0].wide(), pair[E::PER_WORD - 1].wide())));
+    }
+}
+
+/// Rows of numbers -> words of neighbouring rows, [rows / words, padded]; an odd last row is paired with zeros.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn pack_along<E: Packed>(
+    rows: &[E],
+    stride: usize,
+    (first, count): (usize, usize),
+    (width, padded): (usize, usize),
+    words: &mut Vec<E::Word>,
+) {
+    words.clear();
+    words.resize(count.div_ceil(E::PER_WORD) * padded, E::Word::default());
+    for (at, words) in words.chunks_mut(padded).enumerate() {
+        let row = first + at * E::PER_WORD;
+        let one = &rows[row * stride..][..width];
+        if E::PER_WORD == 2 && row + 1 < first + count {
+            let other = &rows[(row + 1) * stride..][..width];
+            for ((word, one), other) in words.iter_mut().zip(one).zip(other) {
+                *word = E::word(one.wide(), other.wide());
+            }
+        } else {
+            words.iter_mut().zip(one).for_each(|(word, one)| *word = E::word(one.wide(), 0.0));
+        }
+    }
+}
+
+/// The block's rows of f32 -> rows of words along the columns.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn pack_words<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
+    for row in 0..block.rows {
+        let values = values[row * stride..][..block.columns()].chunks_exact(E::PER_WORD);
+        let words = &mut words[row * (stride / E::PER_WORD)..];
+        words.iter_mut().zip(values).for_each(|(word, pair)| *word = E::word(pair[0], pair[E::PER_WORD - 1]));
+    }
+}
+
+/// The block's rows of f32 -> words of neighbouring rows, [rows / words, stride].
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn pair_rows<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
+    for row in (0..block.rows).step_by(E::PER_WORD) {
+        let one = &values[row * stride..][..block.columns()];
+        let words = &mut words[row / E::PER_WORD * stride..];
+        if E::PER_WORD == 2 && row + 1 < block.rows {
+            let other = &values[(row + 1) * stride..][..block.columns()];
+            for ((word, one), other) in words.iter_mut().zip(one).zip(other) {
+                *word = E::word(*one, *other);
+            }
+        } else {
+            words.iter_mut().zip(one).for_each(|(word, one)| *word = E::word(*one, 0.0));
+        }
+    }
+}
