@@ -24,7 +24,7 @@ use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
 use std::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, trace_span, warn};
 
 /// Updates that may be skipped one after the other before the run gives up.
 const SKIPS_IN_A_ROW: usize = 20;
@@ -138,6 +138,7 @@ impl<'a> Trainer<'a> {
     /// A lost rank.
     pub fn step(&mut self, total: usize) -> Result<(StepMetrics, bool)> {
         let started = Instant::now();
+        let _span = trace_span!("step", number = self.state.step + 1).entered();
         let config = self.config;
         let pairs = self.sampler.global_batch(self.state.step);
         let count = pairs.len() as f64;
@@ -146,11 +147,13 @@ impl<'a> Trainer<'a> {
         let mut reducer = Reducer::new(self.comm);
         let sums = self.compute_gradients(&pairs, &objective, &mut reducer)?;
         let computed = started.elapsed();
-        reducer.finish()?;
+        trace_span!("wait for reductions").in_scope(|| reducer.finish())?;
         let reduced = started.elapsed();
-        let sums = sums.over_all_ranks(self.comm)?;
+        let sums = trace_span!("sum metrics").in_scope(|| sums.over_all_ranks(self.comm))?;
 
-        let norm = optim::gradient_norm(&self.engine.model, self.optimizer.threads)? / count;
+        let norm = trace_span!("gradient norm")
+            .in_scope(|| optim::gradient_norm(&self.engine.model, self.optimizer.threads))?
+            / count;
         let finite = self.comm.all_true(norm.is_finite())?;
         let clip = config.train.clip_norm;
         let clip_scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
@@ -164,7 +167,7 @@ impl<'a> Trainer<'a> {
                 head_learning_rate: rate * head_rate,
                 gradient_scale: clip_scale / count,
             };
-            self.optimizer.step(&mut self.engine.model, &update)?;
+            trace_span!("update").in_scope(|| self.optimizer.step(&mut self.engine.model, &update))?;
         } else {
             self.state.updates_skipped += 1;
             warn!("step {}: gradients are not finite; the update is skipped on all ranks", self.state.step + 1);
@@ -217,7 +220,8 @@ impl<'a> Trainer<'a> {
         let last = micro_batches.len().saturating_sub(1);
         for (number, range) in micro_batches.into_iter().enumerate() {
             let members: Vec<usize> = mine[range].iter().map(|&place| pairs[place]).collect();
-            let batch = self.train.pack(&members, self.packing, self.engine.model.device);
+            let batch =
+                trace_span!("pack").in_scope(|| self.train.pack(&members, self.packing, self.engine.model.device));
             let sink: Option<&mut dyn GradientSink> = if number == last { Some(&mut *sink) } else { None };
             let losses = self.engine.forward_backward(&batch, objective, sink)?;
             sums.add(&losses, batch.token_count());
@@ -238,6 +242,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A lost rank or a failed write.
     pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
+        let _span = trace_span!("evaluate", split = split.name).entered();
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..split.data.len()).collect();
