@@ -130,6 +130,7 @@ impl Trainer<'_> {
             );
         }
         self.state = TrainState { world_size: now.0, threads: now.1, ..state };
+        self.prefetch = None;
         Ok(())
     }
 }

@@ -57,6 +57,10 @@ fn a_trace_shows_every_step_with_its_segments_inside() {
     // Embedding, three blocks and the final norm; the heads go together.
     let all = BTreeSet::from([0, 1, 2, 3, 4]);
     assert_eq!((segments(&events, "forward"), segments(&events, "backward")), (all.clone(), all));
+    // Every batch is packed on another thread, and waited for once.
+    let (packs, waits) = (spans(&events, "pack"), spans(&events, "wait for batch"));
+    assert!(packs.len() == micro_batches.len() && !packs.iter().any(|span| within(span, &steps)));
+    assert!(waits.len() == micro_batches.len() && waits.iter().all(|span| within(span, &steps)));
     for name in ["heads", "backward"] {
         assert!(spans(&events, name).iter().all(|span| within(span, &micro_batches)), "{name}");
     }
