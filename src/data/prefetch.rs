@@ -101,16 +101,14 @@ impl Share {
         let pairs = self.sampler.global_batch(step);
         let tokens: Vec<usize> = pairs.iter().map(|&pair| split.tokens(pair, self.packing)).collect();
         let (rank, world_size) = self.place;
-        let mine = sampler::deal(&tokens, world_size).swap_remove(rank);
-        let my_tokens: Vec<usize> = mine.iter().map(|&place| tokens[place]).collect();
-        let mut cuts = sampler::micro_batches(&my_tokens, self.tokens_per_micro_batch);
-        if cuts.is_empty() {
-            cuts.push(0..0);
+        let mut mine = sampler::share_out(&tokens, world_size, self.tokens_per_micro_batch).swap_remove(rank);
+        if mine.is_empty() {
+            mine.push(Vec::new());
         }
-        let last = cuts.len() - 1;
+        let last = mine.len() - 1;
         let (packing, device, global_pairs) = (self.packing, self.device, pairs.len());
-        cuts.into_iter().enumerate().map(move |(number, cut)| {
-            let members: Vec<usize> = mine[cut].iter().map(|&place| pairs[place]).collect();
+        mine.into_iter().enumerate().map(move |(number, places)| {
+            let members: Vec<usize> = places.into_iter().map(|place| pairs[place]).collect();
             let batch = trace_span!("pack").in_scope(|| split.pack(&members, packing, device));
             MicroBatch { step, last: number == last, global_pairs, batch }
         })
