@@ -5,13 +5,14 @@
 use crate::config::{Dtype, Format, Objective, TemplateKind};
 use crate::error::{Error, Result};
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
   mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
   haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
   haf-dist --config safety.toml --debug                   try a config out, every check on
+  haf-dist --config safety.toml --trace trace.json        see where the time goes
   mpirun -n 8 haf-dist --config safety.toml --resume      go on after an interruption
   haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
 
@@ -85,6 +86,19 @@ pub struct Arguments {
     /// the first pairs with the reward token marked.
     #[arg(long, help_heading = "Training", requires = "config", conflicts_with = "resume")]
     debug: bool,
+
+    /// Write what each thread does when, for chrome://tracing or ui.perfetto.dev [default: no trace]
+    ///
+    /// Under mpirun each rank writes a file of its own: trace.rank-0.json, trace.rank-1.json and so on for trace.json.
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Diagnosis")]
+    trace: Option<PathBuf>,
+}
+
+impl Arguments {
+    /// Where a trace is to go, whatever the command.
+    pub fn trace(&self) -> Option<&Path> {
+        self.trace.as_deref()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -273,7 +287,7 @@ impl TryFrom<Arguments> for Command {
     /// # Errors
     /// Neither `--config` nor a command.
     fn try_from(typed: Arguments) -> Result<Self> {
-        let Arguments { command, config, set, resume, debug } = typed;
+        let Arguments { command, config, set, resume, debug, trace: _ } = typed;
         match (command, config) {
             (Some(TypedCommand::Eval { scoring, format, json }), _) => Ok(Self::Eval { scoring, format, json }),
             (Some(TypedCommand::Score { scoring, output }), _) => {

@@ -18,6 +18,7 @@ use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Views, Workspace};
 use std::cell::RefCell;
 use tch::{Kind, Tensor};
+use tracing::trace_span;
 
 /// Takes gradient buckets in the order in which they become complete; the same order on every rank.
 pub trait GradientSink {
@@ -64,6 +65,7 @@ impl Engine {
     /// None with a model as this crate loads it.
     pub fn hidden(&self, batch: &PackedBatch) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
+        let _span = trace_span!("score", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let mut views = self.views(batch, Keep::Nothing);
         self.forward(batch, &mut views, &self.context(batch))?;
         let (normed, _) = self.final_norm(&views.output)?;
@@ -88,22 +90,27 @@ impl Engine {
             finished.all()?;
             return Ok(Vec::new());
         }
+        let _span = trace_span!("micro-batch", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let keep = if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
         let mut views = self.views(batch, keep);
-        let context = self.context(batch);
+        let context = trace_span!("plan").in_scope(|| self.context(batch));
         self.forward(batch, &mut views, &context)?;
         let Views { mut states, output, shared } = views;
         let (normed, scale) = self.final_norm(&output)?;
 
         let workspace = self.workspace.borrow();
-        let (losses, gradient) = self.heads(&workspace)?.forward_backward(&normed, batch, objective)?;
+        let (losses, gradient) =
+            trace_span!("heads").in_scope(|| self.heads(&workspace)?.forward_backward(&normed, batch, objective))?;
         finished.heads()?;
         let (norm_index, norm) = self.norm()?;
         let gradients = (&gradient, None);
-        norm::backward(gradients, &output, norm.weight(0), &scale, &shared.gradient, norm.gradient_view(0))?;
+        trace_span!("backward", segment = norm_index).in_scope(|| {
+            norm::backward(gradients, &output, norm.weight(0), &scale, &shared.gradient, norm.gradient_view(0))
+        })?;
         drop((gradient, normed));
         finished.segment(norm_index)?;
         for (index, segment) in self.blocks().enumerate().collect::<Vec<_>>().into_iter().rev() {
+            let _span = trace_span!("backward", segment = index + 1).entered();
             let block = Block::new(&self.model.architecture, segment);
             let state = &mut states[index];
             if self.activation_checkpointing {
@@ -113,7 +120,9 @@ impl Engine {
             block.backward(state, &shared, &workspace.scratch, &context)?;
             finished.segment(index + 1)?;
         }
-        decoder::embed_backward(self.embedding()?, &batch.tokens, &shared.gradient);
+        let embedding = self.embedding()?;
+        trace_span!("backward", segment = 0)
+            .in_scope(|| decoder::embed_backward(embedding, &batch.tokens, &shared.gradient));
         finished.segment(0)?;
         Ok(losses)
     }
@@ -122,8 +131,10 @@ impl Engine {
     fn forward(&self, batch: &PackedBatch, views: &mut Views, context: &Context) -> Result<()> {
         let Views { states, output, shared } = views;
         let inputs: Vec<Tensor> = states.iter().map(|state| state.input.shallow_clone()).collect();
-        decoder::embed(self.embedding()?, &batch.tokens, inputs.first().unwrap_or(output));
+        let (embedding, first) = (self.embedding()?, inputs.first().unwrap_or(output));
+        trace_span!("forward", segment = 0).in_scope(|| decoder::embed(embedding, &batch.tokens, first));
         for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
+            let _span = trace_span!("forward", segment = index + 1).entered();
             let output = inputs.get(index + 1).unwrap_or(output);
             Block::new(&self.model.architecture, segment).forward(state, output, shared, context)?;
         }
@@ -132,7 +143,8 @@ impl Engine {
 
     /// The final norm's output [T, D] and its scale.
     fn final_norm(&self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (_, norm) = self.norm()?;
+        let (index, norm) = self.norm()?;
+        let _span = trace_span!("forward", segment = index).entered();
         let scale = Tensor::empty([hidden.size()[0]], (Kind::Float, self.model.device));
         let normed = hidden.empty_like();
         norm::forward(hidden, norm.weight(0), self.model.architecture.norm_epsilon, &normed, &scale)?;

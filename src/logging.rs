@@ -1,18 +1,22 @@
-//! Log lines and progress bars on stderr, which do not tear each other.
+//! Log lines and progress bars on stderr, which do not tear each other; and the trace that `--trace` asks for.
 //!
-//! Not here: metrics, which are data and go to files; results, which go to stdout.
+//! Not here: metrics, which are data and go to files; results, which go to stdout; how a trace is written (`trace.rs`).
+
+mod trace;
 
 use crate::error::{Error, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Subscriber, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::{LookupSpan, Registry};
 
 /// All bars of the process: it alone draws on stderr, so log lines go through it.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
@@ -22,10 +26,11 @@ static BARS: OnceLock<MultiProgress> = OnceLock::new();
 ///
 /// `rank` is this process's number where it is one of several: each line then carries `rank=N`, and by default rank 0
 /// (and a process on its own) logs from `info`, the others from `warn`. `HAF_LOG`, else `RUST_LOG`, set another filter.
+/// With `traced`, spans can go to a file: see [`trace_to`]. Without, a span costs one comparison.
 ///
 /// # Errors
 /// A filter in the environment that cannot be read.
-pub fn init(rank: Option<usize>) -> Result<()> {
+pub fn init(rank: Option<usize>, traced: bool) -> Result<()> {
     let filter = filter(rank, |name| std::env::var(name).ok())?;
     let first = rank.unwrap_or(0) == 0;
     let target = if first { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -35,8 +40,39 @@ pub fn init(rank: Option<usize>) -> Result<()> {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colour = io::stderr().is_terminal() && !plain;
     // It fails only where a program that uses this library has its own subscriber, which then gets our events.
-    let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, colour, || AboveBars));
+    let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, colour, || AboveBars, traced));
     Ok(())
+}
+
+/// Where this rank's spans go when `--trace` names `file`: that file, or one with the rank in its name where there are
+/// several ranks (`trace.json`, `trace.rank-1.json`).
+///
+/// # Errors
+/// Something is there: nothing is overwritten.
+pub fn trace_path(file: &Path, rank: usize, world_size: usize) -> Result<PathBuf> {
+    let path = trace::path_of(file, rank, world_size);
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::input(format!("cannot write the trace: {} is there already", path.display()))
+            .hint("nothing is overwritten: name another file for --trace, or move this one away"));
+    }
+    Ok(path)
+}
+
+/// From now on every span that ends goes to a new file, made with the first of them, as an event of the process number
+/// `rank`. [`init`] must have been told.
+///
+/// # Errors
+/// The file cannot be made.
+pub fn trace_to(path: &Path, rank: usize) -> Result<()> {
+    trace::open(path, rank)
+}
+
+/// Completes the trace, if there is one; warns if it could not be written whole. Call it before the process ends, however
+/// it does.
+pub fn finish_trace() {
+    if let Err(error) = trace::close() {
+        warn!("{error}");
+    }
 }
 
 /// A bar of `length` units on stderr, titled `title`. Invisible on other ranks than 0, where stderr is not a terminal
@@ -94,16 +130,23 @@ fn filter(rank: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Res
     Ok(EnvFilter::new(if rank.unwrap_or(0) == 0 { "info" } else { "warn" }))
 }
 
-fn subscriber<W>(rank: Option<usize>, filter: EnvFilter, colour: bool, writer: W) -> impl Subscriber + Send + Sync
+fn subscriber<W>(
+    rank: Option<usize>,
+    filter: EnvFilter,
+    colour: bool,
+    writer: W,
+    traced: bool,
+) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colour)
-        .event_format(Line { rank })
-        .with_writer(writer)
-        .finish()
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colour).event_format(Line { rank }).with_writer(writer);
+    // Each layer has a filter of its own: HAF_LOG is for lines alone.
+    let mut layers = vec![lines.with_filter(filter).boxed()];
+    if traced {
+        layers.push(trace::layer::<Registry>().boxed());
+    }
+    Registry::default().with(layers)
 }
 
 /// stderr, above the bars. A log line arrives in one piece.
@@ -182,11 +225,16 @@ mod tests {
 
     /// What a process logs of one event at each level, the time cut off.
     fn lines(rank: Option<usize>, colour: bool, variables: &[(&str, &str)]) -> Vec<String> {
+        lines_of(rank, colour, variables, false)
+    }
+
+    fn lines_of(rank: Option<usize>, colour: bool, variables: &[(&str, &str)], traced: bool) -> Vec<String> {
         let memory = Memory::default();
         let writer = memory.clone();
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
-        let subscriber = subscriber(rank, filter(rank, variable).unwrap(), colour, move || writer.clone());
+        let subscriber = subscriber(rank, filter(rank, variable).unwrap(), colour, move || writer.clone(), traced);
         tracing::subscriber::with_default(subscriber, || {
+            let _span = tracing::trace_span!("not for the terminal").entered();
             tracing::debug!("detail");
             tracing::info!(step = 3, "saved");
             tracing::warn!("slow");
@@ -207,6 +255,14 @@ mod tests {
         let variables = [("RUST_LOG", "error"), ("HAF_LOG", "debug")];
         assert_eq!(lines(Some(1), false, &variables)[0], "DEBUG rank=1 haf_dist::logging::tests: detail");
         assert!(lines(None, false, &variables[..1]).is_empty(), "RUST_LOG alone counts");
+    }
+
+    #[test]
+    fn a_trace_changes_no_log_line() {
+        for level in ["error", "info", "debug", "trace"] {
+            let variables = [("HAF_LOG", level)];
+            assert_eq!(lines_of(None, false, &variables, true), lines(None, false, &variables), "{level}");
+        }
     }
 
     #[test]

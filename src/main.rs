@@ -5,6 +5,7 @@ use haf_dist::cli::{Arguments, Command};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
 use haf_dist::error::{Error, Result};
 use haf_dist::{commands, logging, machine};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,15 +19,20 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return explain(&error),
     };
+    let trace = arguments.trace().map(Path::to_path_buf);
     match start(arguments) {
-        Ok((command, comm)) => match commands::run(&command, &comm) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                report(&error);
-                // Other ranks may be waiting for this one: finalising MPI would wait for them in turn.
-                comm.abort(error.exit_code())
+        Ok((command, comm)) => {
+            let done = start_trace(trace.as_deref(), &comm).and_then(|()| commands::run(&command, &comm));
+            logging::finish_trace();
+            match done {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    report(&error);
+                    // Other ranks may be waiting for this one: finalising MPI would wait for them in turn.
+                    comm.abort(error.exit_code())
+                }
             }
-        },
+        }
         Err(error) => {
             report(&error);
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
@@ -35,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
-    logging::init(launch::launch().map(|launch| launch.rank))?;
+    logging::init(launch::launch().map(|launch| launch.rank), arguments.trace().is_some())?;
     let command = Command::try_from(arguments)?;
     let alone = matches!(command, Command::Train { debug: true, .. });
     if alone && launch::launch().is_some_and(|launch| launch.size != Some(1)) {
@@ -44,6 +50,13 @@ fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
     }
     let comm = if alone { CommThread::start(|| Ok(Box::new(Solo)))? } else { CommThread::start(comm::connect)? };
     Ok((command, comm))
+}
+
+/// Begins the trace that `--trace` asks for: on every rank or, where one of the files is there already, on none.
+fn start_trace(file: Option<&Path>, comm: &CommThread) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let path = comm.agree(logging::trace_path(file, comm.rank(), comm.world_size()))?;
+    comm.agree(logging::trace_to(&path, comm.rank()))
 }
 
 /// Prints help, the version or what is wrong with the arguments, once for all ranks.

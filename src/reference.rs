@@ -8,7 +8,7 @@ use crate::data::reference_cache::ReferenceCache;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::scoring::score_pairs;
-use tracing::info;
+use tracing::{info, trace_span};
 
 /// `[chosen, rejected]` log-probs of the data's answers under the model in `engine`: of the `needed` pairs at least, NaN
 /// where neither this call nor an earlier run has computed them. What the cache lacks is computed with every rank's help.
@@ -32,6 +32,7 @@ pub fn log_probs(
         info!("reference log-probs of {split}: {} pairs from the cache", needed.len());
         return Ok(values);
     }
+    let _span = trace_span!("reference pass", split, pairs = missing.len()).entered();
     let started = std::time::Instant::now();
     info!("reference log-probs of {split}: computing {} pairs with the starting model", missing.len());
     for scores in score_pairs(engine, (data, &missing), comm, tokens_per_micro_batch, true, "reference")? {

@@ -39,9 +39,9 @@ pub fn score_pairs(
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
     let progress = logging::progress(mine.len() as u64, title);
-    let mut said = Instant::now();
-    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|range| {
-        let items = mine[range.clone()].iter().map(|&place| PairToPack {
+    let (mut said, mut done) = (Instant::now(), 0);
+    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
+        let items = members.iter().map(|&member| mine[member]).map(|place| PairToPack {
             index: place,
             pair: data.pair(pairs[place]),
             reference: [0.0; 2],
@@ -56,10 +56,11 @@ pub fn score_pairs(
             }
             numbers[NUMBERS * place..NUMBERS * (place + 1)].copy_from_slice(&row);
         }
-        progress.inc(range.len() as u64);
+        progress.inc(members.len() as u64);
+        done += members.len();
         if !logging::shows_progress() && said.elapsed() >= PLAIN_EVERY {
             said = Instant::now();
-            info!("{title}: {} of this rank's {} pairs", range.end, mine.len());
+            info!("{title}: {done} of this rank's {} pairs", mine.len());
         }
         Ok(())
     });

@@ -5,14 +5,15 @@
 
 mod saving;
 
+pub use crate::data::split::Split;
 pub use saving::{Saving, check_replicas};
 
 use crate::checkpoint::TrainState;
 use crate::comm::CommThread;
 use crate::config::Config;
-use crate::data::batch::{PackedBatch, Packing, PairToPack};
-use crate::data::prepared::PreparedData;
-use crate::data::sampler::{self, Sampler};
+use crate::data::batch::Packing;
+use crate::data::prefetch::{MicroBatch, Prefetch, Share};
+use crate::data::sampler::Sampler;
 use crate::engine::{Engine, GradientSink};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Reported};
@@ -23,21 +24,12 @@ use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
+use std::sync::Arc;
 use std::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, trace_span, warn};
 
 /// Updates that may be skipped one after the other before the run gives up.
 const SKIPS_IN_A_ROW: usize = 20;
-
-/// A data set with its reference log-probs (empty where the loss needs none).
-pub struct Split {
-    /// `train`, `dev` or `test`.
-    pub name: &'static str,
-    /// Its pairs.
-    pub data: PreparedData,
-    /// Log-probs of each pair's answers under the starting model.
-    pub references: Vec<[f32; 2]>,
-}
 
 /// A run under way. All ranks hold one and call the same methods.
 pub struct Trainer<'a> {
@@ -52,7 +44,7 @@ pub struct Trainer<'a> {
     /// Which pairs make a global batch.
     pub sampler: Sampler,
     /// What is trained on.
-    pub train: Split,
+    pub train: Arc<Split>,
     /// What picks the best checkpoint.
     pub dev: Option<Split>,
     /// Where numbers go; empty on ranks other than 0.
@@ -63,6 +55,8 @@ pub struct Trainer<'a> {
     pub packing: Packing,
     /// Where the run stands.
     pub state: TrainState,
+    /// Packs what comes next; started by the first step, at the step and with the packing it finds.
+    prefetch: Option<Prefetch>,
 }
 
 /// What one step's pairs came to, summed over the global batch.
@@ -97,12 +91,13 @@ impl<'a> Trainer<'a> {
             optimizer: AdamW::new(&config.train, &engine.model, threads),
             engine,
             sampler,
-            train,
+            train: Arc::new(train),
             dev,
             sinks: Vec::new(),
             saving: None,
             packing: Packing::Shared,
             state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
+            prefetch: None,
         }
     }
 
@@ -138,19 +133,20 @@ impl<'a> Trainer<'a> {
     /// A lost rank.
     pub fn step(&mut self, total: usize) -> Result<(StepMetrics, bool)> {
         let started = Instant::now();
+        let _span = trace_span!("step", number = self.state.step + 1).entered();
         let config = self.config;
-        let pairs = self.sampler.global_batch(self.state.step);
-        let count = pairs.len() as f64;
         let objective = objective_of_step(config, self.state.step);
 
         let mut reducer = Reducer::new(self.comm);
-        let sums = self.compute_gradients(&pairs, &objective, &mut reducer)?;
+        let (sums, count) = self.compute_gradients(total, &objective, &mut reducer)?;
         let computed = started.elapsed();
-        reducer.finish()?;
+        trace_span!("wait for reductions").in_scope(|| reducer.finish())?;
         let reduced = started.elapsed();
-        let sums = sums.over_all_ranks(self.comm)?;
+        let sums = trace_span!("sum metrics").in_scope(|| sums.over_all_ranks(self.comm))?;
 
-        let norm = optim::gradient_norm(&self.engine.model, self.optimizer.threads)? / count;
+        let norm = trace_span!("gradient norm")
+            .in_scope(|| optim::gradient_norm(&self.engine.model, self.optimizer.threads))?
+            / count;
         let finite = self.comm.all_true(norm.is_finite())?;
         let clip = config.train.clip_norm;
         let clip_scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
@@ -164,7 +160,7 @@ impl<'a> Trainer<'a> {
                 head_learning_rate: rate * head_rate,
                 gradient_scale: clip_scale / count,
             };
-            self.optimizer.step(&mut self.engine.model, &update)?;
+            trace_span!("update").in_scope(|| self.optimizer.step(&mut self.engine.model, &update))?;
         } else {
             self.state.updates_skipped += 1;
             warn!("step {}: gradients are not finite; the update is skipped on all ranks", self.state.step + 1);
@@ -198,31 +194,42 @@ impl<'a> Trainer<'a> {
         Ok((metrics, finite))
     }
 
-    /// Adds the gradients of this rank's share of the global batch to the buckets and starts their reduction.
+    /// Adds the gradients of this rank's share of the global batch to the buckets and starts their reduction. Returns
+    /// also the pairs of the global batch.
     fn compute_gradients(
-        &self,
-        pairs: &[usize],
+        &mut self,
+        total: usize,
         objective: &Objective,
         sink: &mut dyn GradientSink,
-    ) -> Result<StepSums> {
-        let tokens: Vec<usize> = pairs.iter().map(|&pair| self.train.tokens(pair, self.packing)).collect();
-        let mine = sampler::deal(&tokens, self.comm.world_size()).swap_remove(self.comm.rank());
-        let my_tokens: Vec<usize> = mine.iter().map(|&place| tokens[place]).collect();
-        let micro_batches = sampler::micro_batches(&my_tokens, self.config.train.tokens_per_micro_batch);
+    ) -> Result<(StepSums, f64)> {
+        let prefetch = match self.prefetch.take() {
+            Some(prefetch) => prefetch,
+            None => Prefetch::start(self.train.clone(), self.share(), self.state.step..total)?,
+        };
+        let prefetch = self.prefetch.insert(prefetch);
         let mut sums = StepSums::default();
-        if micro_batches.is_empty() {
-            let nothing = self.train.pack(&[], Packing::Shared, self.engine.model.device);
-            self.engine.forward_backward(&nothing, objective, Some(sink))?;
-        }
-        let last = micro_batches.len().saturating_sub(1);
-        for (number, range) in micro_batches.into_iter().enumerate() {
-            let members: Vec<usize> = mine[range].iter().map(|&place| pairs[place]).collect();
-            let batch = self.train.pack(&members, self.packing, self.engine.model.device);
-            let sink: Option<&mut dyn GradientSink> = if number == last { Some(&mut *sink) } else { None };
+        loop {
+            let MicroBatch { step, last, global_pairs, batch } = prefetch.next()?;
+            if step != self.state.step {
+                return Err(Error::runtime(format!("step {} was given the pairs of step {step}", self.state.step)));
+            }
+            let sink: Option<&mut dyn GradientSink> = if last { Some(&mut *sink) } else { None };
             let losses = self.engine.forward_backward(&batch, objective, sink)?;
             sums.add(&losses, batch.token_count());
+            if last {
+                return Ok((sums, global_pairs as f64));
+            }
         }
-        Ok(sums)
+    }
+
+    fn share(&self) -> Share {
+        Share {
+            sampler: self.sampler.clone(),
+            place: (self.comm.rank(), self.comm.world_size()),
+            tokens_per_micro_batch: self.config.train.tokens_per_micro_batch,
+            packing: self.packing,
+            device: self.engine.model.device,
+        }
     }
 
     /// Metrics of the dev pairs, logged; none without dev pairs.
@@ -238,6 +245,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A lost rank or a failed write.
     pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
+        let _span = trace_span!("evaluate", split = split.name).entered();
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..split.data.len()).collect();
@@ -246,26 +254,6 @@ impl<'a> Trainer<'a> {
         let logged = rows.iter().try_for_each(|row| self.sinks.evaluation(row));
         self.comm.agree(logged)?;
         Ok(rows)
-    }
-}
-
-impl Split {
-    /// Rows that a pair takes in a batch.
-    fn tokens(&self, pair: usize, packing: Packing) -> usize {
-        match packing {
-            Packing::Shared => self.data.tokens(pair),
-            Packing::Separate => self.data.tokens(pair) + self.data.pair(pair).prefix.len(),
-        }
-    }
-
-    /// Packs the pairs of the given numbers, with their references.
-    pub fn pack(&self, pairs: &[usize], packing: Packing, device: tch::Device) -> PackedBatch {
-        let items = pairs.iter().map(|&index| PairToPack {
-            index,
-            pair: self.data.pair(index),
-            reference: self.references.get(index).copied().unwrap_or_default(),
-        });
-        PackedBatch::new(items, packing, device)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The sampler's promises: exact counts, one order for any number of ranks, balanced ranks, whole micro-batches.
 
-use haf_dist::data::sampler::{Sampler, deal, micro_batches};
+use haf_dist::data::sampler::{Sampler, deal, micro_batches, share_out};
 use haf_dist::error::Kind;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -100,20 +100,125 @@ proptest! {
     }
 
     #[test]
-    fn micro_batches_keep_order_and_budget_and_are_never_empty(
+    fn micro_batches_hold_every_pair_once_within_the_budget(
         tokens in prop::collection::vec(1usize..100, 0..40), budget in 0usize..200,
     ) {
-        let cuts = micro_batches(&tokens, budget);
-        prop_assert_eq!(cuts.iter().cloned().flatten().collect::<Vec<_>>(), (0..tokens.len()).collect::<Vec<_>>());
-        for cut in &cuts {
-            prop_assert!(!cut.is_empty());
-            let sum: usize = tokens[cut.clone()].iter().sum();
-            prop_assert!(sum <= budget || cut.len() == 1, "{sum} tokens in {cut:?}");
+        let bins = micro_batches(&tokens, budget);
+        let mut all = bins.concat();
+        all.sort_unstable();
+        prop_assert_eq!(all, (0..tokens.len()).collect::<Vec<_>>());
+        for bin in &bins {
+            prop_assert!(!bin.is_empty() && bin.is_sorted());
+            let sum = load(&tokens, bin);
+            prop_assert!(sum <= budget || bin.len() == 1, "{sum} tokens in {bin:?}");
         }
-        for neighbours in cuts.windows(2) {
-            let both: usize = tokens[neighbours[0].start..=neighbours[1].start].iter().sum();
-            prop_assert!(both > budget, "a cut that was not needed, at {}", neighbours[1].start);
+    }
+
+    #[test]
+    fn micro_batches_are_near_equal_and_few(
+        tokens in prop::collection::vec(1usize..100, 1..40), budget in 100usize..400,
+    ) {
+        let bins = micro_batches(&tokens, budget);
+        let loads: Vec<usize> = bins.iter().map(|bin| load(&tokens, bin)).collect();
+        let (most, least) = (loads.iter().max().unwrap(), loads.iter().min().unwrap());
+        prop_assert!(most - least <= *tokens.iter().max().unwrap(), "{loads:?}");
+        let fewest = tokens.iter().sum::<usize>().div_ceil(budget);
+        // Bins that do not fit are more than half full: no pair is longer than half of what they would need.
+        prop_assert!(bins.len() <= 2 * fewest, "{} for at least {fewest}", bins.len());
+    }
+
+    #[test]
+    fn ranks_with_pairs_enough_share_out_equally_many_micro_batches(
+        tokens in prop::collection::vec(1usize..300, 0..60), world_size in 1usize..9, budget in 1usize..500,
+    ) {
+        let shares = share_out(&tokens, world_size, budget);
+        prop_assert_eq!(shares.len(), world_size);
+        let hands = deal(&tokens, world_size);
+        let most = shares.iter().map(Vec::len).max().unwrap();
+        for (share, hand) in shares.iter().zip(&hands) {
+            let mut all = share.concat();
+            all.sort_unstable();
+            prop_assert_eq!(&all, hand);
+            prop_assert!(share.iter().all(|bin| bin.len() == 1 || load(&tokens, bin) <= budget));
+            prop_assert!(share.len() >= most.min(hand.len()).saturating_sub(1), "{} of {most}", share.len());
         }
+        prop_assert_eq!(shares, share_out(&tokens, world_size, budget));
+    }
+}
+
+fn load(tokens: &[usize], bin: &[usize]) -> usize {
+    bin.iter().map(|&position| tokens[position]).sum()
+}
+
+/// Log-normal lengths with the median and the 99th percentile of HH's harmless pairs (205 and 947 tokens).
+fn lengths_like_hh(count: usize, seed: u64) -> Vec<usize> {
+    use rand::{RngExt, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let sigma = (947f64 / 205.0).ln() / 2.326;
+    let mut normal = || {
+        let (radius, angle) = (random.random::<f64>(), random.random::<f64>());
+        (-2.0 * (1.0 - radius).ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    };
+    (0..count).map(|_| (205.0 * (sigma * normal()).exp()).round().clamp(8.0, 2023.0) as usize).collect()
+}
+
+/// What was done before: the longest pair first to the emptiest rank, then cuts in order.
+fn dealt_and_cut_in_order(tokens: &[usize], world_size: usize, budget: usize) -> Vec<Vec<Vec<usize>>> {
+    let mut longest_first: Vec<usize> = (0..tokens.len()).collect();
+    longest_first.sort_by_key(|&position| std::cmp::Reverse(tokens[position]));
+    let mut hands: Vec<Vec<usize>> = vec![Vec::new(); world_size];
+    for position in longest_first {
+        let emptiest = hands.iter_mut().min_by_key(|hand| load(tokens, hand)).unwrap();
+        emptiest.push(position);
+    }
+    let cut = |mut hand: Vec<usize>| {
+        hand.sort_unstable();
+        let mut bins: Vec<Vec<usize>> = Vec::new();
+        for position in hand {
+            match bins.last_mut() {
+                Some(bin) if load(tokens, bin) + tokens[position] <= budget => bin.push(position),
+                _ => bins.push(vec![position]),
+            }
+        }
+        bins
+    };
+    hands.into_iter().map(cut).collect()
+}
+
+/// Means over batches: fullest rank over mean rank, fullest micro-batch over emptiest of a rank, and the most
+/// micro-batches of a rank.
+fn spread(share: impl Fn(&[usize], usize, usize) -> Vec<Vec<Vec<usize>>>, case: (usize, usize, usize)) -> [f64; 3] {
+    const BATCHES: u64 = 100;
+    let (pairs, world_size, budget) = case;
+    let mut means = [0.0; 3];
+    for seed in 0..BATCHES {
+        let tokens = lengths_like_hh(pairs, seed);
+        let shares = share(&tokens, world_size, budget);
+        let ranks: Vec<usize> = shares.iter().map(|bins| bins.iter().map(|bin| load(&tokens, bin)).sum()).collect();
+        let fullest = *ranks.iter().max().unwrap() as f64;
+        let uneven = shares.iter().map(|bins| {
+            let small = bins.iter().map(|bin| load(&tokens, bin)).filter(|&sum| sum <= budget);
+            small.clone().max().unwrap_or(1) as f64 / small.min().unwrap_or(1) as f64
+        });
+        let seen = [
+            fullest * world_size as f64 / ranks.iter().sum::<usize>() as f64,
+            uneven.sum::<f64>() / world_size as f64,
+            shares.iter().map(Vec::len).max().unwrap() as f64,
+        ];
+        means.iter_mut().zip(seen).for_each(|(mean, seen)| *mean += seen / BATCHES as f64);
+    }
+    means
+}
+
+#[test]
+fn on_lengths_like_hh_ranks_and_micro_batches_are_evener_than_greedy_ones_and_no_more() {
+    // Pairs a step, ranks, tokens a micro-batch.
+    for case in [(16, 1, 4096), (16, 2, 1024), (64, 4, 2048), (64, 8, 1024), (512, 64, 2048)] {
+        let (before, now) = (spread(dealt_and_cut_in_order, case), spread(share_out, case));
+        println!("{case:?}: {before:.3?} before, {now:.3?} now");
+        assert!(now[0] <= before[0] + 1e-12 && now[0] < 1.1, "ranks of {case:?}: {now:?}, before {before:?}");
+        assert!(now[1] < before[1], "micro-batches of {case:?}: {now:?}, before {before:?}");
+        assert!(now[2] <= before[2], "count of {case:?}: {now:?}, before {before:?}");
     }
 }
 

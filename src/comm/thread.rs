@@ -129,6 +129,8 @@ impl CommThread {
     /// [`Pending::wait`] has returned, on any thread.
     pub fn all_reduce(&self, mut buffer: Tensor) -> Pending {
         self.submit(move |communicator| {
+            let bytes = buffer.numel() * buffer.kind().elt_size_in_bytes();
+            let _span = tracing::trace_span!("all-reduce", bytes).entered();
             communicator.all_reduce(&mut buffer)?;
             Ok(buffer)
         })

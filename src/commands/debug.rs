@@ -173,8 +173,7 @@ fn packed_gradients(engine: &mut Engine, split: &Split, config: &Config) -> Resu
 /// The pairs, cut under the run's micro-batch budget.
 fn batches(split: &Split, config: &Config) -> Vec<Vec<usize>> {
     let tokens: Vec<usize> = (0..split.data.len()).map(|pair| split.data.tokens(pair)).collect();
-    let ranges = sampler::micro_batches(&tokens, config.train.tokens_per_micro_batch);
-    ranges.into_iter().map(Iterator::collect).collect()
+    sampler::micro_batches(&tokens, config.train.tokens_per_micro_batch)
 }
 
 fn clear(engine: &mut Engine) {

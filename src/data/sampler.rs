@@ -1,6 +1,7 @@
 //! Which pairs make up a step: pure functions of (seed, epoch, step), and how they are dealt out.
 //!
-//! The order of pairs never depends on the number of ranks: only [`deal`] knows it. Not here: what a pair holds.
+//! The order of pairs never depends on the number of ranks: only [`share_out`] and [`deal`] know it. Not here: what a
+//! pair holds.
 
 use crate::error::{Error, Result};
 use rand::SeedableRng;
@@ -8,7 +9,6 @@ use rand::seq::{SliceRandom, index};
 use rand_chacha::ChaCha8Rng;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
-use std::collections::BinaryHeap;
 use std::ops::Range;
 
 /// One source's share of an epoch.
@@ -157,42 +157,142 @@ fn generator(seed: u64, epoch: usize, purpose: usize) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Deals a global batch to ranks so that their token counts balance: the longest pair first, each to the rank with
-/// the fewest tokens so far (the lowest such rank).
+/// Deals a global batch to ranks and cuts each rank's pairs into micro-batches of at most `budget` tokens; a pair over the
+/// budget goes alone.
 ///
-/// Returns each rank's positions in the batch, ascending; a rank may get none. The largest and the smallest sum
-/// differ by at most the longest pair. Every rank computes the same answer by itself.
-pub fn deal(token_counts: &[usize], world_size: usize) -> Vec<Vec<usize>> {
-    let mut longest_first: Vec<usize> = (0..token_counts.len()).collect();
-    longest_first.sort_by_key(|&position| Reverse(token_counts[position]));
-    let mut loads: BinaryHeap<_> = (0..world_size).map(|rank| Reverse((0, rank))).collect();
-    let mut hands = vec![Vec::new(); world_size];
-    for position in longest_first {
-        let Some(Reverse((load, rank))) = loads.pop() else { break };
-        hands[rank].push(position);
-        loads.push(Reverse((load + token_counts[position], rank)));
+/// Returns each rank's micro-batches as positions in the batch. All ranks get the same number of micro-batches where
+/// they have pairs enough, and their tokens are as near to each other as moving and swapping pairs brings them, between
+/// ranks and between the micro-batches of a rank: the step waits for the slowest rank, and a last micro-batch of few
+/// tokens would use the machine badly. Tokens stand for time: attention's quadratic part is a few percent of the work at
+/// these lengths, and its unevenness a part of that. Every rank computes the same answer by itself.
+pub fn share_out(token_counts: &[usize], world_size: usize, budget: usize) -> Vec<Vec<Vec<usize>>> {
+    let hands = deal(token_counts, world_size);
+    let cut = |hand: &[usize], at_least| {
+        let tokens: Vec<usize> = hand.iter().map(|&position| token_counts[position]).collect();
+        let mut bins = fill(&tokens, budget, at_least);
+        bins.iter_mut().flatten().for_each(|place| *place = hand[*place]);
+        bins
+    };
+    let mut shares: Vec<_> = hands.iter().map(|hand| cut(hand, 1)).collect();
+    let most = shares.iter().map(Vec::len).max().unwrap_or(0);
+    for (share, hand) in shares.iter_mut().zip(&hands) {
+        if share.len() < most.min(hand.len()) {
+            *share = cut(hand, most);
+        }
     }
-    for hand in &mut hands {
-        hand.sort_unstable();
-    }
-    hands
+    shares
 }
 
-/// Cuts a rank's pairs, in order, into micro-batches of at most `budget` tokens; a pair over the budget goes alone.
+/// Deals a global batch to ranks so that their token counts balance.
 ///
-/// Returns ranges of positions in `token_counts`: none empty, together all of them.
-pub fn micro_batches(token_counts: &[usize], budget: usize) -> Vec<Range<usize>> {
-    let mut cuts = Vec::new();
-    let (mut start, mut sum) = (0, 0);
-    for (position, &tokens) in token_counts.iter().enumerate() {
-        if position > start && sum + tokens > budget {
-            cuts.push(start..position);
-            (start, sum) = (position, 0);
+/// Returns each rank's positions in the batch, ascending; a rank may get none. The largest and the smallest sum differ
+/// by at most the longest pair, as a rule by far less. Every rank computes the same answer by itself.
+pub fn deal(token_counts: &[usize], world_size: usize) -> Vec<Vec<usize>> {
+    balance(token_counts, world_size)
+}
+
+/// Cuts pairs into micro-batches of at most `budget` tokens, as few as this finds and near equal; a pair over the budget
+/// goes alone.
+///
+/// Returns positions in `token_counts`, ascending in each micro-batch: none empty, each position once.
+pub fn micro_batches(token_counts: &[usize], budget: usize) -> Vec<Vec<usize>> {
+    fill(token_counts, budget, 1)
+}
+
+/// [`micro_batches`], at least so many of them where there are pairs enough.
+fn fill(token_counts: &[usize], budget: usize, at_least: usize) -> Vec<Vec<usize>> {
+    let (small, large): (Vec<usize>, Vec<usize>) =
+        (0..token_counts.len()).partition(|&position| token_counts[position] <= budget);
+    let tokens: Vec<usize> = small.iter().map(|&position| token_counts[position]).collect();
+    let fewest = tokens.iter().sum::<usize>().div_ceil(budget.max(1));
+    let mut count = fewest.max(at_least.saturating_sub(large.len())).min(small.len());
+    // With a bin for each pair it ends, for each fits.
+    let mut bins = loop {
+        let bins = balance(&tokens, count);
+        if bins.iter().all(|bin| load(&tokens, bin) <= budget) {
+            break bins;
         }
-        sum += tokens;
+        count += 1;
+    };
+    bins.iter_mut().flatten().for_each(|place| *place = small[*place]);
+    bins.extend(large.into_iter().map(|position| vec![position]));
+    bins.retain(|bin| !bin.is_empty());
+    bins.sort_unstable();
+    bins
+}
+
+fn load(token_counts: &[usize], bin: &[usize]) -> usize {
+    bin.iter().map(|&position| token_counts[position]).sum()
+}
+
+/// Spreads positions over `count` bins with sums as equal as it finds: the longest first, each to the emptiest bin (the
+/// first such bin); then the fullest bin gives to another what evens the two out best, until that helps no more.
+fn balance(token_counts: &[usize], count: usize) -> Vec<Vec<usize>> {
+    let mut longest_first: Vec<usize> = (0..token_counts.len()).collect();
+    longest_first.sort_by_key(|&position| Reverse(token_counts[position]));
+    let mut bins = vec![Vec::new(); count];
+    let mut loads: BTreeSet<(usize, usize)> = (0..count).map(|bin| (0, bin)).collect();
+    for position in longest_first {
+        let Some((load, bin)) = loads.pop_first() else { break };
+        bins[bin].push(position);
+        loads.insert((load + token_counts[position], bin));
     }
-    if start < token_counts.len() {
-        cuts.push(start..token_counts.len());
+    // Each exchange lowers the fullest bin, so this ends by itself; the limit is for data sets cut as a whole.
+    for _ in 0..8 * count {
+        let Some(&(most, full)) = loads.last() else { break };
+        let exchange = loads.iter().find_map(|&(least, other)| {
+            let found = best_exchange(token_counts, [&bins[full], &bins[other]], most - least)?;
+            Some((least, other, found))
+        });
+        let Some((least, other, Exchange { gives, takes, tokens })) = exchange else { break };
+        loads.remove(&(most, full));
+        loads.remove(&(least, other));
+        let given = bins[full].remove(gives);
+        if let Some(takes) = takes {
+            let taken = bins[other].remove(takes);
+            insert(token_counts, &mut bins[full], taken);
+        }
+        insert(token_counts, &mut bins[other], given);
+        loads.insert((most - tokens, full));
+        loads.insert((least + tokens, other));
     }
-    cuts
+    bins.iter_mut().for_each(|bin| bin.sort_unstable());
+    bins
+}
+
+/// A pair of the fuller bin against one of the other, or against nothing; places are those within the bins.
+struct Exchange {
+    gives: usize,
+    takes: Option<usize>,
+    /// By how much the fuller bin gets lighter.
+    tokens: usize,
+}
+
+/// What comes nearest to halving the `gap` between two bins, both the longest first; none where nothing brings them
+/// closer.
+fn best_exchange(token_counts: &[usize], [full, other]: [&[usize]; 2], gap: usize) -> Option<Exchange> {
+    let mut best: Option<Exchange> = None;
+    for (gives, &given) in full.iter().enumerate() {
+        let given = token_counts[given];
+        // The best partner is next to where one of the wanted length would lie.
+        let at = place_of(token_counts, other, given.saturating_sub(gap / 2));
+        let partners = at.saturating_sub(1)..other.len().min(at + 1);
+        for takes in std::iter::once(None).chain(partners.map(Some)) {
+            let tokens = given.saturating_sub(takes.map_or(0, |place| token_counts[other[place]]));
+            let distance = |tokens: usize| (2 * tokens).abs_diff(gap);
+            if tokens > 0 && tokens < gap && best.as_ref().is_none_or(|best| distance(tokens) < distance(best.tokens)) {
+                best = Some(Exchange { gives, takes, tokens });
+            }
+        }
+    }
+    best
+}
+
+/// Where a pair of so many tokens belongs in a bin, which has the longest first.
+fn place_of(token_counts: &[usize], bin: &[usize], tokens: usize) -> usize {
+    bin.partition_point(|&position| token_counts[position] > tokens)
+}
+
+fn insert(token_counts: &[usize], bin: &mut Vec<usize>, position: usize) {
+    bin.insert(place_of(token_counts, bin, token_counts[position]), position);
 }

@@ -12,7 +12,7 @@ use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::Tensor;
-use tracing::{info, warn};
+use tracing::{info, trace_span, warn};
 
 /// What rank 0 needs to write checkpoints.
 pub struct Saving {
@@ -28,6 +28,7 @@ impl Trainer<'_> {
     /// Rank 0 writes `step-N`, then removes what retention no longer keeps; the others wait for the outcome.
     pub(super) fn save(&mut self, dev: Option<EvaluationMetrics>) -> Result<()> {
         let Some(saving) = self.saving.take() else { return Ok(()) };
+        let _span = trace_span!("save").entered();
         check_replicas(&self.engine, self.comm)?;
         if let Some(evaluation) = dev {
             let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
@@ -129,6 +130,7 @@ impl Trainer<'_> {
             );
         }
         self.state = TrainState { world_size: now.0, threads: now.1, ..state };
+        self.prefetch = None;
         Ok(())
     }
 }

@@ -13,4 +13,5 @@ mod export;
 mod refused;
 mod resuming;
 mod scoring;
+mod tracing;
 mod training;

@@ -1,0 +1,116 @@
+//! Packs a rank's micro-batches on a thread of its own, a few ahead and across the borders of steps, so that no step
+//! waits for its data.
+//!
+//! What it delivers follows from the step's number alone, so a run does not depend on how far ahead the thread is.
+//! Not here: which pairs make a step (`sampler.rs`), and what is done with them.
+
+use super::batch::{PackedBatch, Packing};
+use super::sampler::{self, Sampler};
+use super::split::Split;
+use crate::error::{Error, Result};
+use crossbeam::channel::{Receiver, bounded};
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tch::Device;
+use tracing::trace_span;
+
+/// Micro-batches that wait packed at most; one more is in the thread's hands.
+const AHEAD: usize = 4;
+
+/// What one rank computes at a time.
+pub struct MicroBatch {
+    /// The step it belongs to, from 0.
+    pub step: usize,
+    /// Whether it is this rank's last of the step.
+    pub last: bool,
+    /// Pairs of the step's global batch, on all ranks together.
+    pub global_pairs: usize,
+    /// Its pairs. A rank that a step leaves without pairs gets one batch without pairs.
+    pub batch: PackedBatch,
+}
+
+/// How a rank's share of the global batches becomes micro-batches.
+#[derive(Clone)]
+pub struct Share {
+    /// Which pairs make a global batch.
+    pub sampler: Sampler,
+    /// This rank, and the number of ranks.
+    pub place: (usize, usize),
+    /// Most tokens of a micro-batch, unless one pair has more.
+    pub tokens_per_micro_batch: usize,
+    /// How pairs are packed.
+    pub packing: Packing,
+    /// Where the tensors go.
+    pub device: Device,
+}
+
+/// The packing thread. Dropping it stops the thread and waits for its end.
+pub struct Prefetch {
+    /// None only while it is dropped.
+    batches: Option<Receiver<MicroBatch>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prefetch {
+    /// Starts packing the micro-batches of these steps, in order.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(split: Arc<Split>, mut share: Share, steps: Range<usize>) -> Result<Self> {
+        let (sender, batches) = bounded(AHEAD);
+        let body = move || {
+            for step in steps {
+                // The receiver goes when the run ends before its last step.
+                if share.of_step(&split, step).try_for_each(|micro_batch| sender.send(micro_batch)).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("prefetch".into())
+            .spawn(body)
+            .map_err(|error| Error::runtime(format!("cannot start the prefetch thread: {error}")))?;
+        Ok(Self { batches: Some(batches), thread: Some(thread) })
+    }
+
+    /// The next micro-batch.
+    ///
+    /// # Errors
+    /// All steps are over, or the thread has ended before its time.
+    pub fn next(&self) -> Result<MicroBatch> {
+        let _span = trace_span!("wait for batch").entered();
+        let next = self.batches.as_ref().and_then(|batches| batches.recv().ok());
+        next.ok_or_else(|| Error::runtime("no micro-batch is left: the prefetch thread has ended"))
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        // The thread may be waiting for room.
+        self.batches = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Share {
+    /// This rank's micro-batches of a step, packed one after the other.
+    fn of_step<'a>(&'a mut self, split: &'a Split, step: usize) -> impl Iterator<Item = MicroBatch> + 'a {
+        let pairs = self.sampler.global_batch(step);
+        let tokens: Vec<usize> = pairs.iter().map(|&pair| split.tokens(pair, self.packing)).collect();
+        let (rank, world_size) = self.place;
+        let mut mine = sampler::share_out(&tokens, world_size, self.tokens_per_micro_batch).swap_remove(rank);
+        if mine.is_empty() {
+            mine.push(Vec::new());
+        }
+        let last = mine.len() - 1;
+        let (packing, device, global_pairs) = (self.packing, self.device, pairs.len());
+        mine.into_iter().enumerate().map(move |(number, places)| {
+            let members: Vec<usize> = places.into_iter().map(|place| pairs[place]).collect();
+            let batch = trace_span!("pack").in_scope(|| split.pack(&members, packing, device));
+            MicroBatch { step, last: number == last, global_pairs, batch }
+        })
+    }
+}
