@@ -174,7 +174,7 @@ pub struct Bench {
     pub threads: usize,
 
     /// Tokens computed at a time by a rank
-    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 4096)]
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 2048)]
     pub tokens_per_micro_batch: usize,
 
     /// Compute the common prefix twice, to see what sharing it gains

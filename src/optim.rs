@@ -6,11 +6,13 @@
 
 use crate::config::{Schedule, TrainConfig};
 use crate::error::Result;
+use crate::kernels::Element as _;
 use crate::model::decoder::Part;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::tensor;
 use half::bf16;
+use multiversion::multiversion;
 use tch::{Device, Kind, Tensor};
 
 /// Elements a thread takes at a time.
@@ -191,6 +193,19 @@ fn share_out<I: Send>(items: Vec<I>, threads: usize, work: impl Fn(I) + Sync) {
 
 fn update_piece(piece: Piece, c: Constants) {
     let Piece { gradient, first, second, master, compute, decay } = piece;
+    update_values(gradient, (first, second, master), decay, c);
+    if let Some(compute) = compute {
+        narrow_values(master, compute);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn update_values(
+    gradient: &[f32],
+    (first, second, master): (&mut [f32], &mut [f32], &mut [f32]),
+    decay: f32,
+    c: Constants,
+) {
     let values = gradient.iter().zip(first.iter_mut()).zip(second.iter_mut()).zip(master.iter_mut());
     for (((gradient, first), second), master) in values {
         let gradient = gradient * c.scale;
@@ -199,10 +214,12 @@ fn update_piece(piece: Piece, c: Constants) {
         let denominator = second.sqrt() * c.second_correction + c.epsilon;
         *master = *master * decay - c.learning_rate * (*first * c.first_correction) / denominator;
     }
-    if let Some(compute) = compute {
-        for (compute, master) in compute.iter_mut().zip(master.iter()) {
-            *compute = bf16::from_f32(*master);
-        }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn narrow_values(master: &[f32], compute: &mut [bf16]) {
+    for (compute, master) in compute.iter_mut().zip(master) {
+        *compute = bf16::narrow(*master);
     }
 }
 

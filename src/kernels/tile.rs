@@ -22,6 +22,8 @@ pub trait Packed: super::Element {
     const PER_WORD: usize;
     /// A word of one number (f32), or of two neighbours along k (bf16), rounded from f32.
     fn word(first: f32, second: f32) -> Self::Word;
+    /// Neighbouring numbers of a row -> its words.
+    fn pack(numbers: &[Self], words: &mut [Self::Word]);
     /// C (+)= A B; `add` keeps what C holds. Panics where a slice is too short.
     fn multiply(size: Size, a: Left<Self::Word>, b: (&[Self::Word], usize), c: (&mut [f32], usize), add: bool);
 }
@@ -49,6 +51,11 @@ impl Packed for f32 {
         first
     }
 
+    #[inline(always)]
+    fn pack(numbers: &[f32], words: &mut [f32]) {
+        words.copy_from_slice(numbers);
+    }
+
     fn multiply(size: Size, a: Left<f32>, b: (&[f32], usize), c: (&mut [f32], usize), add: bool) {
         check(size, &a, b, (c.0.len(), c.1));
         portable(size, a, b, c, add);
@@ -63,6 +70,13 @@ impl Packed for bf16 {
     fn word(first: f32, second: f32) -> u32 {
         use super::Element;
         u32::from(Self::narrow(first).to_bits()) | u32::from(Self::narrow(second).to_bits()) << 16
+    }
+
+    #[inline(always)]
+    fn pack(numbers: &[Self], words: &mut [u32]) {
+        for (word, pair) in words.iter_mut().zip(numbers.chunks_exact(2)) {
+            *word = u32::from(pair[0].to_bits()) | u32::from(pair[1].to_bits()) << 16;
+        }
     }
 
     fn multiply(size: Size, a: Left<u32>, b: (&[u32], usize), c: (&mut [f32], usize), add: bool) {

@@ -100,12 +100,7 @@ impl<W: Copy + Default> Side<W> {
         let columns = span.length.next_multiple_of(COLUMNS);
         let words = heads.width / E::PER_WORD;
         let mut across = vec![W::default(); words * columns];
-        for row in 0..span.length {
-            let numbers = &rows[(span.start + row) * stride..][..heads.width];
-            for (word, pair) in numbers.chunks(E::PER_WORD).enumerate() {
-                across[word * columns + row] = E::word(pair[0].wide(), pair[E::PER_WORD - 1].wide());
-            }
-        }
+        transpose::<E>(rows, stride, span, words, &mut across);
         let mut along = Vec::new();
         pack_along::<E>(rows, stride, (span.start, span.length), (heads.width, heads.padded()), &mut along);
         Self { across, columns, along }
@@ -189,11 +184,17 @@ impl<E: Packed> Work<E> {
         for (row, along) in along.iter().enumerate() {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
             let probabilities = &self.probabilities[row * self.stride..][..block.columns()];
-            for (score, probability) in scores.iter_mut().zip(probabilities) {
-                // Where nothing is seen the product holds whatever other rows gave; a finite number times 0.
-                *score = if *probability == 0.0 { 0.0 } else { probability * (*score - along) * scale };
-            }
+            score_gradients(scores, probabilities, *along, scale);
         }
+    }
+}
+
+/// score -> probability * (score - along) * scale.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+fn score_gradients(scores: &mut [f32], probabilities: &[f32], along: f32, scale: f32) {
+    for (score, probability) in scores.iter_mut().zip(probabilities) {
+        // What is not seen has a probability of 0, and a score of no meaning.
+        *score = if *probability == 0.0 { 0.0 } else { probability * (*score - along) * scale };
     }
 }
 
@@ -241,10 +242,30 @@ pub fn dots<E: Element>(left: &[E], right: &[E], stride: usize, place: (usize, u
 /// Rows of numbers -> rows of words.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub fn pack_rows<E: Packed>(rows: &[E], stride: usize, place: (usize, usize), width: usize, words: &mut Vec<E::Word>) {
-    words.clear();
-    for row in place.0..place.0 + place.1 {
-        let numbers = rows[row * stride..][..width].chunks(E::PER_WORD);
-        words.extend(numbers.map(|pair| E::word(pair[0].wide(), pair[E::PER_WORD - 1].wide())));
+    let length = width / E::PER_WORD;
+    words.resize(place.1 * length, E::Word::default());
+    for (row, words) in (place.0..).zip(words.chunks_mut(length)) {
+        E::pack(&rows[row * stride..][..width], words);
+    }
+}
+
+/// Rows of numbers -> words [words of a row, columns], a column a row.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
+pub fn transpose<E: Packed>(rows: &[E], stride: usize, span: Span, length: usize, across: &mut [E::Word]) {
+    let columns = span.length.next_multiple_of(COLUMNS);
+    // A register of columns at a time, so that each write is one.
+    let mut packed = vec![E::Word::default(); COLUMNS * length];
+    for first in (0..span.length).step_by(COLUMNS) {
+        let count = COLUMNS.min(span.length - first);
+        for (row, packed) in packed.chunks_mut(length).take(count).enumerate() {
+            E::pack(&rows[(span.start + first + row) * stride..][..length * E::PER_WORD], packed);
+        }
+        for word in 0..length {
+            let across = &mut across[word * columns + first..][..COLUMNS];
+            for (column, across) in across.iter_mut().enumerate() {
+                *across = packed[column * length + word];
+            }
+        }
     }
 }
 
