@@ -215,26 +215,28 @@ ranks() {
         sh -c "$pinned" sh "$CORE" "$OTHER" "${OURS[@]}"
 }
 
+# The short ones first: an interrupted run keeps what it has.
 measurements() {
     local round
-    for ((round = 1; round <= ROUNDS; round++)); do
-        in_turn rounds "$round" "$COUNT" bf16
-    done
-    if ((FULL_COUNT > 0)); then
-        in_turn full 1 "$FULL_COUNT" bf16
-    fi
-    if ((F32_COUNT > 0)); then
-        in_turn f32 1 "$F32_COUNT" f32
+    if [[ -n $OTHER ]]; then
+        measure reduction 1 "two ranks" taskset -c "$CORE,$OTHER" cargo bench --quiet --bench reduction
+        for ((round = 1; round <= ROUNDS; round++)); do
+            ranks "$round"
+        done
     fi
     for ((round = 1; round <= ROUNDS; round++)); do
         ours sharing "$round" hybrid "$COUNT" bf16
         ours sharing "$round" hybrid "$COUNT" bf16 --unshared
     done
-    [[ -n $OTHER ]] || return 0
     for ((round = 1; round <= ROUNDS; round++)); do
-        ranks "$round"
+        in_turn rounds "$round" "$COUNT" bf16
     done
-    measure reduction 1 "two ranks" taskset -c "$CORE,$OTHER" cargo bench --quiet --bench reduction
+    if ((F32_COUNT > 0)); then
+        in_turn f32 1 "$F32_COUNT" f32
+    fi
+    if ((FULL_COUNT > 0)); then
+        in_turn full 1 "$FULL_COUNT" bf16
+    fi
 }
 
 # -------------------------------------------------------------------------------------------------------------------- run
