@@ -15,7 +15,7 @@ use crate::model::segment::Segment;
 use tch::{Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
-const ROWS_AT_ONCE: usize = 256;
+pub const ROWS_AT_ONCE: usize = 256;
 
 /// What a forward pass says of one pair (or of a single row, in the first places).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -19,6 +19,7 @@ pub mod machine;
 pub mod metrics;
 pub mod model;
 pub mod optim;
+pub mod plan;
 pub mod reducer;
 pub mod reference;
 pub mod safetensors_io;

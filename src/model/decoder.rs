@@ -122,6 +122,17 @@ pub struct BlockState {
     up: Tensor,
 }
 
+impl BlockState {
+    /// Bytes of all that is kept; `plan::memory::block_state` predicts them.
+    pub fn bytes(&self) -> usize {
+        // Without `..`: whoever adds a field is led here, and from here to the prediction.
+        let Self { input, input_scale, query, key, value, attended, log_sums, middle, middle_scale, gate, up } = self;
+        let tensors = [input, &input_scale.0, query, key, value, attended, middle, &middle_scale.0, gate, up];
+        let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        tensors.into_iter().chain(log_sums).map(bytes).sum()
+    }
+}
+
 /// One block's description: its architecture and where its biases lie.
 pub struct Block<'a> {
     architecture: &'a Architecture,

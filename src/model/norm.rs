@@ -5,7 +5,7 @@
 use tch::{Kind, Tensor};
 
 /// What the backward pass needs besides the input: 1 / rms of each row, [T, 1] f32.
-pub struct Scale(Tensor);
+pub struct Scale(pub(super) Tensor);
 
 /// x [T, D] -> (x / rms(x)) * weight `[D]`, in x's kind.
 pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64) -> (Tensor, Scale) {
