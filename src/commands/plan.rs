@@ -220,7 +220,7 @@ fn assumptions(lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> 
     let mut said = vec![
         lengths.to_string(),
         format!(
-            "a {device} computes at {:.0}% of {:.4} TFLOP/s and reads its memory at {:.0}% of {:.0} GB/s",
+            "a {device} computes at {:.0}% of {} TFLOP/s and reads its memory at {:.0}% of {:.0} GB/s",
             100.0 * hardware.attainable,
             hardware.peak / 1e12,
             100.0 * hardware::BANDWIDTH_SHARE,
@@ -241,7 +241,7 @@ fn assumptions(lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> 
         said.push(format!("kernels start {:.0} us apart at best", 1e6 * hardware.launch));
     }
     if !hardware.cpu && ranks > 1 {
-        said.push("several ranks on GPUs: gradients through NCCL".into());
+        said.push("several ranks on GPUs: gradients through NCCL, as far as this build has it".into());
     }
     said
 }

@@ -74,10 +74,8 @@ impl StepTime {
             time.communication += seconds;
             stream_free = stream_free.max(ready) + seconds;
         }
-        if !hardware.overlaps {
-            stream_free = time.compute + time.communication;
-        }
-        time.exposed = (stream_free - time.compute).clamp(0.0, time.communication);
+        let waited = if hardware.overlaps { stream_free - time.compute } else { time.communication };
+        time.exposed = waited.clamp(0.0, time.communication);
         time.hidden = time.communication - time.exposed;
         time
     }

@@ -16,9 +16,9 @@ pub fn render(plan: &Plan) -> String {
         title,
         memory(plan),
         step(plan),
-        format!("weak scaling: {} pairs a rank", plan.weak.first().map_or(0, |row| row.pairs_per_step)),
+        format!("weak scaling: {} pair(s) a rank", plan.weak.first().map_or(0, |row| row.pairs_per_step)),
         scaling(&plan.weak),
-        format!("strong scaling: {} pairs a step", plan.step.pairs_per_step),
+        format!("strong scaling: {} pair(s) a step", plan.step.pairs_per_step),
         scaling(&plan.strong),
         format!("assumed:\n{}", assumed.join("\n")),
     ]
@@ -27,7 +27,6 @@ pub fn render(plan: &Plan) -> String {
 
 fn memory(plan: &Plan) -> String {
     let memory = &plan.memory;
-    let state = memory.masters + memory.moments;
     let mut table = table(&["memory of a rank", "GB", "GB, sharded update (1)"]);
     let mut row = |name: &str, bytes: usize, sharded: usize| {
         table.add_row([name.to_string(), gigabytes(bytes), gigabytes(sharded)]);
@@ -43,15 +42,14 @@ fn memory(plan: &Plan) -> String {
         ("heads (2)", memory.head_workspace),
         ("update (2)", memory.update_workspace),
         ("gaps", memory.slack),
-        ("process", memory.base),
+        ("process, libraries", memory.base),
     ] {
         row(name, bytes, bytes);
     }
     row("at the worst moment", plan.memory_total, plan.memory_total_if_sharded);
     let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
-    let kept = if state == 0 { "" } else { " (ZeRO stage 1)" };
     format!(
-        "{table}\n(1) if each rank kept its share of masters and moments{kept}; haf-dist does not do this yet\n\
+        "{table}\n(1) if each rank kept its share of masters and moments (ZeRO stage 1); haf-dist does not do this yet\n\
          (2) of the largest micro-batch ({} tokens, {} pairs): activations + the larger of block and heads, or the update\n\
          {verdict}: {} of {} GB",
         plan.largest.tokens,
