@@ -4,6 +4,7 @@
 
 use crate::config::{Dtype, Format, Objective, TemplateKind};
 use crate::error::{Error, Result};
+use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,14 @@ const PREPARE_EXAMPLES: &str = "\
 Examples:
   haf-dist prepare --config safety.toml
   mpirun -n 8 haf-dist prepare --config safety.toml --set data.cache_dir=/scratch/cache";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  haf-dist plan --config safety.toml --gpus 16                         will it fit, how long will it take
+  haf-dist plan --config safety.toml --gpus 64 --gpu a100 --mfu 0.35
+  haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
+
+Of the model's folder only config.json is read. The assumptions are printed with the figures.";
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
@@ -140,6 +149,49 @@ enum TypedCommand {
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+    /// Predict memory, step time and scaling on hardware that need not be there
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(Planning),
+}
+
+/// What `plan` is asked. What is None is as the hardware's table or the data has it.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Planning {
+    /// The run, as a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Replace one key of the config, e.g. train.pairs_per_step=64; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// Ranks, one a GPU
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub gpus: usize,
+
+    /// The GPU: h100, h200, a100, a100-40, l40s or rtx4090; cpu: ranks that share this computer
+    #[arg(long, value_name = "NAME", default_value = "h100", help_heading = "Hardware")]
+    pub gpu: String,
+
+    /// Share of the peak product rate that a step is assumed to reach [default: by GPU]
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Hardware")]
+    pub mfu: Option<f64>,
+
+    /// Peak product rate of a rank in TFLOP/s [default: the data sheet's]
+    #[arg(long, value_name = "TFLOPS", value_parser = above_zero, help_heading = "Hardware")]
+    pub flops: Option<f64>,
+
+    /// Bandwidth between nodes per GPU, one direction, in GB/s [default: by GPU]
+    #[arg(long, value_name = "GB/S", value_parser = above_zero, help_heading = "Hardware")]
+    pub network: Option<f64>,
+
+    /// Tokens of a pair: common prefix, chosen rest, rejected rest [default: those of the data]
+    #[arg(long, value_name = "P,A,B", value_parser = pair_tokens, help_heading = "Data")]
+    pub pair_tokens: Option<PairTokens>,
+
+    /// Print one JSON object instead of tables [default: tables]
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `bench` measures.
@@ -231,6 +283,30 @@ fn positive(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
+fn above_zero(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
+        _ => Err(String::from("expected a number above 0")),
+    }
+}
+
+fn share(text: &str) -> std::result::Result<f64, String> {
+    above_zero(text)
+        .ok()
+        .filter(|share| *share <= 1.0)
+        .ok_or_else(|| String::from("expected a share: above 0, at most 1"))
+}
+
+fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
+    let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
+    match numbers.as_slice() {
+        &[prefix, chosen, rejected] if text.split(',').count() == 3 && chosen > 0 && rejected > 0 => {
+            Ok(PairTokens { prefix, chosen, rejected })
+        }
+        _ => Err(String::from("expected three whole numbers such as 200,60,60; an answer has 1 token or more")),
+    }
+}
+
 /// What the program is asked to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
@@ -270,6 +346,8 @@ pub enum Command {
         /// `table.key=value` overrides, in order.
         set: Vec<String>,
     },
+    /// Predict memory and time.
+    Plan(Planning),
 }
 
 /// Where text goes.
@@ -296,9 +374,10 @@ impl TryFrom<Arguments> for Command {
             }
             (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
             (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
+            (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
             (None, None) => Err(Error::input(
-                "nothing to do: expected --config FILE to train, or a command (eval, score, prepare, bench)",
+                "nothing to do: expected --config FILE to train, or a command (eval, score, prepare, bench, plan)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

@@ -17,7 +17,7 @@ use crate::model::workspace::Scratch;
 use tch::{Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
-const ROWS_AT_ONCE: usize = 1024;
+pub const ROWS_AT_ONCE: usize = 1024;
 
 /// What a forward pass says of one pair (or of a single row, in the first places).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod optim;
 pub mod parallel;
+pub mod plan;
 pub mod reducer;
 pub mod reference;
 pub mod safetensors_io;

@@ -4,7 +4,9 @@
 //! copy. Elsewhere the same formulas run as tensor operations on the flat buffers. Work is cut into pieces of a fixed
 //! size, so results do not depend on the number of threads.
 
-use crate::config::{Schedule, TrainConfig};
+mod schedule;
+
+use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::kernels::Element as _;
 use crate::model::decoder::Part;
@@ -14,6 +16,8 @@ use crate::tensor;
 use half::bf16;
 use multiversion::multiversion;
 use tch::{Device, Kind, Tensor};
+
+pub use schedule::schedule;
 
 /// Elements a thread takes at a time.
 const PIECE: usize = 1 << 16;
@@ -273,25 +277,10 @@ fn square_sum(values: &[f32]) -> f64 {
     lanes.iter().sum::<f64>() + rest
 }
 
-/// Share of the peak learning rate at an update, `done` updates after the first.
-///
-/// Warm-up rises in a straight line and reaches the peak at update `warmup`; then the schedule runs down to zero over
-/// the rest of `total` updates.
-pub fn schedule(kind: Schedule, done: usize, warmup: usize, total: usize) -> f64 {
-    if done < warmup {
-        return (done + 1) as f64 / warmup as f64;
-    }
-    let progress = (done - warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
-    match kind {
-        Schedule::Linear => (1.0 - progress).max(0.0),
-        Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress.min(1.0)).cos()),
-        Schedule::Constant => 1.0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Schedule;
     use crate::model::segment::Use;
 
     fn segment(kind: Kind) -> Segment {

@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["kernels", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "checkpoint", "metrics", "machine"],
-    &["evaluate", "trainer"],
+    &["evaluate", "trainer", "plan"],
     &["cli", "commands", "main", "lib"],
 ];
 

@@ -3,6 +3,7 @@
 mod bench;
 mod debug;
 mod eval;
+mod plan;
 mod prepare;
 mod score;
 mod scored;
@@ -26,6 +27,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             train::run(&comm.agree(Config::load(config, set))?, *resume, comm)
         }
         Command::Prepare { config, set } => prepare::run(&comm.agree(Config::load(config, set))?, comm),
+        Command::Plan(planning) => plan::run(planning, comm),
         Command::Eval { scoring, format, json } => eval::run(scoring, *format, *json, comm),
         Command::Bench(options) => bench::run(options, comm),
         Command::Score { scoring, output } => score::run(scoring, output, comm),

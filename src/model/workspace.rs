@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 /// Buffers grow to a multiple of this many rows.
-const ROWS: i64 = 128;
+pub const ROWS: usize = 128;
 
 /// What a block keeps for its backward pass; the first T rows are used.
 pub struct BlockState {
@@ -117,6 +117,28 @@ impl Default for Workspace {
 }
 
 impl Workspace {
+    /// Bytes of the buffers that are kept for the backward pass, and of those that blocks share.
+    pub fn bytes(&self) -> (usize, usize) {
+        let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let sum = |tensors: &[&Tensor]| tensors.iter().map(|tensor| bytes(tensor)).sum::<usize>();
+        let state = |kept: &BlockState| {
+            let BlockState {
+                input: _,
+                input_scale,
+                query_key_value,
+                attended,
+                log_sums: _,
+                middle,
+                middle_scale,
+                gate_up,
+            } = kept;
+            sum(&[input_scale, query_key_value, attended, middle, middle_scale, gate_up])
+        };
+        let kept = self.states.iter().map(state).sum::<usize>() + self.inputs.iter().map(bytes).sum::<usize>();
+        let shared = self.shared.as_ref().map_or(0, |shared| sum(&shared.all()));
+        (kept, shared)
+    }
+
     /// Views of T = `tokens` rows. Those of the micro-batch before are overwritten.
     pub fn views(&mut self, architecture: &Architecture, tokens: i64, keep: Keep, on: (Kind, Device)) -> Views {
         let width = architecture.width as i64;
@@ -124,7 +146,7 @@ impl Workspace {
             // Freed before the larger ones are made.
             let [logits, scratch] = [&mut self.logits, &mut self.scratch].map(std::mem::take);
             *self = Self { logits, scratch, ..Self::default() };
-            self.rows = (tokens + ROWS - 1) / ROWS * ROWS;
+            self.rows = (tokens as usize).next_multiple_of(ROWS) as i64;
         }
         let rows = self.rows;
         let states = if keep == Keep::Everything { architecture.layers } else { 1 };
@@ -200,6 +222,22 @@ impl Shared {
             gradient: matrix(width),
             middle_gradient: matrix(width),
         }
+    }
+
+    fn all(&self) -> [&Tensor; 9] {
+        let Self { normed, change, activated, activated_gradient, gate_up_gradient, .. } = self;
+        let Self { attended_gradient, query_key_value_gradient, gradient, middle_gradient, .. } = self;
+        [
+            normed,
+            change,
+            activated,
+            activated_gradient,
+            gate_up_gradient,
+            attended_gradient,
+            query_key_value_gradient,
+            gradient,
+            middle_gradient,
+        ]
     }
 
     fn map(&self, view: impl Fn(&Tensor) -> Tensor) -> Self {

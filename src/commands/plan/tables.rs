@@ -1,0 +1,135 @@
+//! A plan as text for people: memory by part, one step, two tables of scaling, the assumptions.
+
+use super::Plan;
+use crate::plan::scaling::Row;
+use comfy_table::{CellAlignment, Table, presets};
+
+/// The whole text.
+pub fn render(plan: &Plan) -> String {
+    let [parameters, trained] = plan.parameters.map(|count| count as f64 / 1e6);
+    let title = format!(
+        "{} x {}, {} compute, {parameters:.1} M parameters ({trained:.1} M trained)",
+        plan.ranks, plan.hardware.name, plan.dtype
+    );
+    let assumed: Vec<String> = plan.assumptions.iter().map(|line| format!("  - {line}")).collect();
+    [
+        title,
+        memory(plan),
+        step(plan),
+        format!("weak scaling: {} pair(s) a rank", plan.weak.first().map_or(0, |row| row.pairs_per_step)),
+        scaling(&plan.weak),
+        format!("strong scaling: {} pair(s) a step", plan.step.pairs_per_step),
+        scaling(&plan.strong),
+        format!("assumed:\n{}", assumed.join("\n")),
+    ]
+    .join("\n\n")
+}
+
+fn memory(plan: &Plan) -> String {
+    let memory = &plan.memory;
+    let mut table = table(&["memory of a rank", "GB", "GB, sharded update (1)"]);
+    let mut row = |name: &str, bytes: usize, sharded: usize| {
+        table.add_row([name.to_string(), gigabytes(bytes), gigabytes(sharded)]);
+    };
+    let masters = if memory.masters == 0 { "masters (the weights themselves)" } else { "masters" };
+    row("weights", memory.weights, memory.weights);
+    row("gradients", memory.gradients, memory.gradients);
+    row(masters, memory.masters, memory.masters.div_ceil(plan.ranks));
+    row("moments", memory.moments, memory.moments.div_ceil(plan.ranks));
+    for (name, bytes) in [
+        ("activations (2)", memory.activations),
+        ("shared by blocks (2)", memory.block_workspace),
+        ("heads (2)", memory.head_workspace),
+        ("update", memory.update_workspace),
+        ("what else comes and goes", memory.slack),
+        ("process, libraries", memory.base),
+    ] {
+        row(name, bytes, bytes);
+    }
+    row("at the worst moment", plan.memory_total, plan.memory_total_if_sharded);
+    let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
+    format!(
+        "{table}\n(1) if each rank kept its share of masters and moments (ZeRO stage 1); haf-dist does not do this yet\n\
+         (2) of the largest micro-batch ({} tokens, {} pairs)\n\
+         {verdict}: {} of {} GB",
+        plan.largest.tokens,
+        plan.largest.pairs,
+        gigabytes(plan.memory_total),
+        gigabytes(plan.memory_usable as usize)
+    )
+}
+
+fn step(plan: &Plan) -> String {
+    let Row { pairs_per_step, seconds, pairs_per_s, time, .. } = &plan.step;
+    let mut table = table(&["a step", "ms", "share"]);
+    for (name, part) in [
+        ("compute", time.compute),
+        ("communication, hidden", time.hidden),
+        ("communication, exposed", time.exposed),
+        ("update", time.update),
+        ("small messages", time.control),
+        ("in all, hidden not counted", *seconds),
+    ] {
+        table.add_row([name.to_string(), milliseconds(part), percent(part / seconds)]);
+    }
+    let useful = time.useful_flops / seconds;
+    let run =
+        plan.steps.map_or(String::new(), |steps| format!("; {steps} steps take {}", duration(steps as f64 * seconds)));
+    format!(
+        "{table}\n{pairs_per_step} pairs a step, {pairs_per_s:.2} pairs/s{run}\n\
+         useful work {:.3} TFLOP/s a rank, {} of the peak",
+        useful / 1e12,
+        percent(useful / plan.hardware.peak)
+    )
+}
+
+fn scaling(rows: &[Row]) -> String {
+    let mut table =
+        table(&["ranks", "pairs/step", "step ms", "communication ms", "exposed ms", "pairs/s", "efficiency"]);
+    for row in rows {
+        table.add_row([
+            row.ranks.to_string(),
+            row.pairs_per_step.to_string(),
+            milliseconds(row.seconds),
+            milliseconds(row.time.communication),
+            milliseconds(row.time.exposed),
+            format!("{:.1}", row.pairs_per_s),
+            percent(row.efficiency),
+        ]);
+    }
+    if let Some(column) = table.column_mut(0) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// Names to the left, numbers to the right.
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    table.set_header(header.iter().copied());
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn gigabytes(bytes: usize) -> String {
+    format!("{:.2}", bytes as f64 / 1e9)
+}
+
+fn milliseconds(seconds: f64) -> String {
+    format!("{:.1}", 1e3 * seconds)
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", 100.0 * share)
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
+        seconds => format!("{:.1} h", seconds / 3600.0),
+    }
+}

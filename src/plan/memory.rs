@@ -1,0 +1,152 @@
+//! Memory of a rank by part, counted from what the code allocates.
+//!
+//! Each function counts one place of the code and names it: whoever changes what is kept there changes the count here,
+//! and `tests/plan.rs` compares the two. Not here: whether it fits (`hardware.rs`).
+//!
+//! Legend: T tokens of a micro-batch, D width, V vocabulary, H query heads, G key/value heads, E head width, F width of
+//! the MLP, R response rows held at once, c bytes of a number in the compute kind. Statistics are f32: 4 bytes.
+
+use super::workload::Shape;
+use super::{Bucket, Job};
+use crate::head::ROWS_AT_ONCE;
+use crate::model::workspace::ROWS;
+use serde::Serialize;
+
+/// The process without a model. CPU: libtorch, MPI, tokenizer, data and the thread stacks, as seen on Linux x86-64.
+const CPU_BASE: usize = 250_000_000;
+
+/// The process without a model on a GPU, assumed: CUDA's context, libtorch's kernels, cuBLAS's workspaces, NCCL's buffers.
+const GPU_BASE: usize = 1_500_000_000;
+
+/// What else comes and goes, as a share of all buffers of a micro-batch: assumed.
+const GPU_SLACK: f64 = 0.05;
+
+/// Bytes of a rank, by part.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Memory {
+    /// Parameters in the compute kind.
+    pub weights: usize,
+    /// f32 gradient sums: the reducer's buckets.
+    pub gradients: usize,
+    /// f32 masters; none where the weights are f32 themselves.
+    pub masters: usize,
+    /// AdamW's two moments.
+    pub moments: usize,
+    /// What the largest micro-batch keeps for its backward pass.
+    pub activations: usize,
+    /// What blocks share, and what attention needs besides.
+    pub block_workspace: usize,
+    /// Logits and the gradient product of the vocabulary matrix.
+    pub head_workspace: usize,
+    /// What the update needs, on a GPU.
+    pub update_workspace: usize,
+    /// What else comes and goes.
+    pub slack: usize,
+    /// The process without a model, libraries' caches included.
+    pub base: usize,
+}
+
+impl Memory {
+    /// Memory of a job whose micro-batches are at most `largest`.
+    pub fn of(job: &Job, largest: &Shape, cpu: bool) -> Self {
+        let buckets = job.buckets();
+        let sum = |bytes: &dyn Fn(&Bucket) -> usize| buckets.iter().map(bytes).sum::<usize>();
+        let trained = job.trained();
+        let has_masters = |bucket: &Bucket| bucket.trains && bucket.compute_bytes != 4;
+        let mut memory = Self {
+            weights: sum(&|bucket| bucket.elements * bucket.compute_bytes),
+            gradients: 4 * trained,
+            masters: sum(&|bucket| if has_masters(bucket) { 4 * bucket.elements } else { 0 }),
+            moments: 8 * trained,
+            activations: activations(job, largest.tokens),
+            block_workspace: block_workspace(job, largest, cpu),
+            head_workspace: head_workspace(job, largest),
+            update_workspace: if cpu { 0 } else { update_workspace(&buckets) },
+            slack: 0,
+            base: if cpu { CPU_BASE } else { GPU_BASE },
+        };
+        if !cpu {
+            memory.slack = (GPU_SLACK * memory.buffers() as f64) as usize;
+        }
+        memory
+    }
+
+    /// What a micro-batch works in. It stays there between steps.
+    fn buffers(&self) -> usize {
+        self.activations + self.block_workspace + self.head_workspace
+    }
+
+    /// Everything at the worst moment of a step.
+    pub fn total(&self) -> usize {
+        let lasting = self.weights + self.gradients + self.masters + self.moments + self.base;
+        lasting + self.buffers() + self.slack + self.update_workspace
+    }
+
+    /// The same if each of `ranks` kept masters and moments of its share of the parameters only (ZeRO stage 1,
+    /// arXiv 1910.02054).
+    pub fn total_if_sharded(&self, ranks: usize) -> usize {
+        let state = self.masters + self.moments;
+        self.total() - state + state.div_ceil(ranks)
+    }
+}
+
+/// Rows that `model::workspace::Workspace` makes for T tokens.
+fn rows(tokens: usize) -> usize {
+    tokens.next_multiple_of(ROWS)
+}
+
+/// Bytes that `model::workspace::Workspace` keeps for the backward pass: of every block (or of one, where blocks are
+/// recomputed) what `BlockState` holds, that is query, key and value together, attended (H E), middle (D), gate and up
+/// together (2 F), two scales in f32; and every block's input, with the last one's output (D each).
+pub fn activations(job: &Job, tokens: usize) -> usize {
+    let a = &job.architecture;
+    let c = job.compute_bytes();
+    let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+    let state = c * (2 * query + 2 * key + a.width + 2 * a.mlp_width) + 4 * 2;
+    let states = if job.checkpointing { 1 } else { a.layers };
+    rows(tokens) * (states * state + (a.layers + 1) * c * a.width)
+}
+
+/// Bytes of `model::workspace::Shared`: four of D, four of F, H E, and query, key and value.
+pub fn shared(job: &Job, tokens: usize) -> usize {
+    let a = &job.architecture;
+    let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+    rows(tokens) * job.compute_bytes() * (4 * a.width + 4 * a.mlp_width + 2 * query + 2 * key)
+}
+
+/// What blocks share; every block's log-sum-exps; the rotation; attention's results before they are laid out.
+fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
+    let a = &job.architecture;
+    let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
+    let tokens = shape.tokens;
+    let attention = if cpu {
+        job.compute_bytes() * tokens * (query + 2 * key)
+    } else {
+        // The kernel for GPUs holds a sequence's scores five times in f32, and its keys and values for every head.
+        let rows = shape.longest_sequence;
+        4 * a.heads * rows * (5 * rows + 4 * a.head_width) + job.compute_bytes() * shape.mask
+    };
+    shared(job, tokens) + 4 * tokens * (a.layers * a.heads + a.head_width) + attention
+}
+
+/// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
+/// in the compute kind [T, D]; with log-probs R rows times V of logits; and where products are not f32, the largest
+/// weight's product before it is added to the bucket.
+fn head_workspace(job: &Job, shape: &Shape) -> usize {
+    let a = &job.architecture;
+    let c = job.compute_bytes();
+    let mut largest = 2 * a.mlp_width * a.width;
+    let mut bytes = shape.tokens * a.width * (2 * c + 4);
+    if job.policy {
+        let rows = shape.answers.min(ROWS_AT_ONCE.max(shape.longest_answers));
+        bytes += rows * a.vocabulary * c + rows * a.width * (2 * c + 4);
+        largest = largest.max(a.vocabulary * a.width);
+    }
+    bytes + if c == 4 { 0 } else { c * largest }
+}
+
+/// The update as tensor operations (`optim::step_with_tensors`): four f32 tensors of the largest bucket.
+fn update_workspace(buckets: &[Bucket]) -> usize {
+    let largest = buckets.iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).max();
+    4 * 4 * largest.unwrap_or(0)
+}

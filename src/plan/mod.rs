@@ -1,0 +1,88 @@
+//! Scaling on paper: what a run needs and how long it takes on hardware that need not be there.
+//!
+//! Pure functions on plain values. What is a fact comes from the model's description and the data's lengths; what is an
+//! assumption is a named value in `hardware.rs`, `memory.rs` or `time.rs`. Not here: reading files and printing
+//! (`commands/plan.rs`).
+
+pub mod hardware;
+pub mod memory;
+pub mod scaling;
+pub mod time;
+pub mod workload;
+
+use crate::config::Config;
+use crate::model::config::Architecture;
+use crate::model::decoder::Part;
+use tch::Kind;
+
+/// What is trained and how, as far as memory and time depend on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// The model.
+    pub architecture: Architecture,
+    /// Kind of the computation.
+    pub kind: Kind,
+    /// Whether answer log-probs are computed: the language-model head takes part.
+    pub policy: bool,
+    /// Whether blocks are recomputed in the backward pass.
+    pub checkpointing: bool,
+    /// Tokens of a micro-batch.
+    pub tokens_per_micro_batch: usize,
+}
+
+/// One segment of the model: a bucket of the reducer where it trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bucket {
+    /// What it is.
+    pub part: Part,
+    /// Its number of parameters.
+    pub elements: usize,
+    /// Bytes of a parameter in the compute kind.
+    pub compute_bytes: usize,
+    /// Whether it has a gradient, a master and moments.
+    pub trains: bool,
+}
+
+impl Job {
+    /// The job of a config, computed in `kind`.
+    pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Self {
+        Self {
+            architecture,
+            kind,
+            policy: config.loss.needs_policy(),
+            checkpointing: config.train.activation_checkpointing,
+            tokens_per_micro_batch: config.train.tokens_per_micro_batch,
+        }
+    }
+
+    /// The model's segments in the order of the forward pass, as `Model::load` makes them of a folder that holds every
+    /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
+    pub fn buckets(&self) -> Vec<Bucket> {
+        let bucket = |part: Part| {
+            let shapes = part.shapes(&self.architecture);
+            Bucket {
+                part,
+                elements: shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum(),
+                compute_bytes: if part == Part::RewardHead { 4 } else { self.compute_bytes() },
+                trains: part != Part::LanguageModelHead || self.policy,
+            }
+        };
+        Part::all(&self.architecture).into_iter().map(bucket).collect()
+    }
+
+    /// Bytes of a number in the compute kind.
+    pub fn compute_bytes(&self) -> usize {
+        self.kind.elt_size_in_bytes()
+    }
+
+    /// Parameters of all blocks and the final norm: what every token passes.
+    pub fn backbone(&self) -> usize {
+        let passed = |bucket: &Bucket| matches!(bucket.part, Part::Block(_) | Part::Norm);
+        self.buckets().iter().filter(|bucket| passed(bucket)).map(|bucket| bucket.elements).sum()
+    }
+
+    /// Parameters that are trained.
+    pub fn trained(&self) -> usize {
+        self.buckets().iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).sum()
+    }
+}

@@ -1,0 +1,90 @@
+//! The same job on more and more ranks: with the same pairs a rank (weak scaling) and with the same global batch
+//! (strong scaling).
+
+use super::Job;
+use super::hardware::Hardware;
+use super::time::StepTime;
+use super::workload::{PairTokens, batches, shares};
+use serde::Serialize;
+
+/// The largest number of ranks that is looked at.
+pub const MOST_RANKS: usize = 1024;
+
+/// Global batches that a row is the mean of.
+const BATCHES: usize = 16;
+
+/// One number of ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Row {
+    /// Ranks.
+    pub ranks: usize,
+    /// Pairs of a global batch.
+    pub pairs_per_step: usize,
+    /// Seconds of a step.
+    pub seconds: f64,
+    /// Where they go; means over a few global batches.
+    pub time: StepTime,
+    /// Pairs a second, all ranks together.
+    pub pairs_per_s: f64,
+    /// Pairs a second and rank, as a share of those of one rank alone.
+    pub efficiency: f64,
+}
+
+/// What makes a row: the job, the hardware and the lengths of pairs, used round and round.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// What is trained.
+    pub job: &'a Job,
+    /// On what.
+    pub hardware: &'a Hardware,
+    /// Pairs in the order in which they are trained on.
+    pub order: &'a [PairTokens],
+}
+
+impl Inputs<'_> {
+    /// Means over a few global batches of the rank that is done last. Efficiency is left at 1.
+    pub fn step(&self, ranks: usize, pairs_per_step: usize) -> Row {
+        let mut mean = StepTime::default();
+        let mut seconds = 0.0;
+        for batch in batches(self.order, pairs_per_step, BATCHES) {
+            let ranks_times = shares(&batch, ranks, self.job.tokens_per_micro_batch);
+            let times = ranks_times.iter().map(|share| StepTime::of(self.job, self.hardware, ranks, share));
+            let Some(slowest) = times.max_by(|left, right| left.seconds().total_cmp(&right.seconds())) else {
+                continue;
+            };
+            let part = |total: &mut f64, value: f64| *total += value / BATCHES as f64;
+            part(&mut seconds, slowest.seconds());
+            part(&mut mean.compute, slowest.compute);
+            part(&mut mean.communication, slowest.communication);
+            part(&mut mean.hidden, slowest.hidden);
+            part(&mut mean.exposed, slowest.exposed);
+            part(&mut mean.update, slowest.update);
+            part(&mut mean.control, slowest.control);
+            part(&mut mean.useful_flops, slowest.useful_flops);
+        }
+        let pairs_per_s = pairs_per_step as f64 / seconds;
+        Row { ranks, pairs_per_step, seconds, time: mean, pairs_per_s, efficiency: 1.0 }
+    }
+
+    /// `pairs_per_rank` pairs for each of 1, 2, 4 ... ranks.
+    pub fn weak(&self, pairs_per_rank: usize) -> Vec<Row> {
+        self.rows(powers_of_two(MOST_RANKS).map(|ranks| (ranks, ranks * pairs_per_rank)))
+    }
+
+    /// The same global batch for 1, 2, 4 ... ranks, as long as each has a pair.
+    pub fn strong(&self, pairs_per_step: usize) -> Vec<Row> {
+        self.rows(powers_of_two(MOST_RANKS.min(pairs_per_step)).map(|ranks| (ranks, pairs_per_step)))
+    }
+
+    fn rows(&self, cases: impl Iterator<Item = (usize, usize)>) -> Vec<Row> {
+        let mut rows: Vec<Row> = cases.map(|(ranks, pairs)| self.step(ranks, pairs)).collect();
+        if let Some(alone) = rows.first().map(|row| row.pairs_per_s) {
+            rows.iter_mut().for_each(|row| row.efficiency = row.pairs_per_s / row.ranks as f64 / alone);
+        }
+        rows
+    }
+}
+
+fn powers_of_two(most: usize) -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(1), |ranks| Some(2 * ranks)).take_while(move |ranks| *ranks <= most)
+}

@@ -1,0 +1,144 @@
+//! Time of a step: products at the assumed rate, the update at the memory's, and reductions that hide behind the last
+//! micro-batch's backward pass as far as they can.
+//!
+//! The timeline follows `engine.rs` and `reducer.rs`: one bucket a segment, handed over as soon as its gradient is
+//! complete, from the last segment to the first, reduced one after the other by one stream. Not here: memory.
+
+use super::hardware::Hardware;
+use super::workload::Shape;
+use super::{Bucket, Job};
+use crate::model::decoder::Part;
+use serde::Serialize;
+
+/// Kernels that a block starts, counted in `model/decoder.rs`: forward and backward, and again for every pair's
+/// attention.
+const LAUNCHES: [(f64, f64); 2] = [(40.0, 20.0), (110.0, 50.0)];
+
+/// Bytes that an update moves per parameter, besides the compute copy. On the CPU one pass (`optim::update_piece`): the
+/// gradient is read for the norm and for the update, then cleared (12), masters and moments are read and written (24).
+const CPU_UPDATE: f64 = 36.0;
+
+/// The same on a GPU, where `optim::step_with_tensors` is some fifteen tensor operations, each through the memory.
+const GPU_UPDATE: f64 = 155.0;
+
+/// Two small reductions a step: the metrics and the finite vote.
+const SMALL_REDUCTIONS: f64 = 2.0;
+
+/// Where the seconds of a step go, for the rank that is done last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct StepTime {
+    /// Forward and backward of all micro-batches.
+    pub compute: f64,
+    /// Reducing all buckets.
+    pub communication: f64,
+    /// Of it, what runs beside the backward pass.
+    pub hidden: f64,
+    /// Of it, what the step waits for.
+    pub exposed: f64,
+    /// The optimiser's update.
+    pub update: f64,
+    /// Small messages.
+    pub control: f64,
+    /// Useful work: FLOPs of this rank's pairs, nothing recomputed.
+    pub useful_flops: f64,
+}
+
+impl StepTime {
+    /// The whole step.
+    pub fn seconds(&self) -> f64 {
+        self.compute + self.exposed + self.update + self.control
+    }
+
+    /// The time of `ranks` ranks for one rank's micro-batches.
+    pub fn of(job: &Job, hardware: &Hardware, ranks: usize, micro_batches: &[Shape]) -> Self {
+        let buckets = job.buckets();
+        let trained = job.trained() as f64;
+        let copies = if job.compute_bytes() == 4 { 0.0 } else { job.compute_bytes() as f64 };
+        let update = if hardware.cpu { CPU_UPDATE } else { GPU_UPDATE };
+        let mut time = Self {
+            update: hardware.stream(trained * (update + copies)),
+            control: SMALL_REDUCTIONS * hardware.all_reduce(ranks, 0.0),
+            useful_flops: micro_batches.iter().map(|shape| useful_flops(job, shape)).sum(),
+            ..Self::default()
+        };
+        if let Some((last, others)) = micro_batches.split_last() {
+            for shape in others {
+                time.compute += Costs::of(job, hardware, shape).all(job.architecture.layers);
+            }
+            time.compute += Costs::of(job, hardware, last).all(job.architecture.layers);
+        }
+        let ready = ready_times(job, hardware, micro_batches, time.compute);
+        let mut stream_free: f64 = 0.0;
+        for (bucket, ready) in buckets.iter().zip(ready).rev().filter(|(bucket, _)| bucket.trains) {
+            let seconds = hardware.all_reduce(ranks, 4.0 * bucket.elements as f64);
+            time.communication += seconds;
+            stream_free = stream_free.max(ready) + seconds;
+        }
+        let waited = if hardware.overlaps { stream_free - time.compute } else { time.communication };
+        time.exposed = waited.clamp(0.0, time.communication);
+        time.hidden = time.communication - time.exposed;
+        time
+    }
+}
+
+/// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention.
+pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
+    let flops = Flops::of(job, shape);
+    3.0 * (job.architecture.layers as f64 * flops.block + flops.head)
+}
+
+/// FLOPs of a forward pass. A backward pass has twice as many.
+struct Flops {
+    block: f64,
+    head: f64,
+}
+
+impl Flops {
+    fn of(job: &Job, shape: &Shape) -> Self {
+        let a = &job.architecture;
+        let linear = 2.0 * job.backbone() as f64 / a.layers as f64 * shape.tokens as f64;
+        // Query times key and weight times value: two products of E for each head and visible pair.
+        let attention = 4.0 * (a.heads * a.head_width) as f64 * shape.visible as f64;
+        let head = if job.policy { 2.0 * (a.vocabulary * a.width) as f64 * shape.answers as f64 } else { 0.0 };
+        Self { block: linear + attention, head }
+    }
+}
+
+/// Seconds of a micro-batch's stages.
+struct Costs {
+    block_forward: f64,
+    /// Recomputation included.
+    block_backward: f64,
+    /// Both heads, forward and backward.
+    heads: f64,
+}
+
+impl Costs {
+    fn of(job: &Job, hardware: &Hardware, shape: &Shape) -> Self {
+        let flops = Flops::of(job, shape);
+        let pairs = shape.pairs as f64;
+        let [forward, backward] = LAUNCHES.map(|(fixed, each)| (fixed + each * pairs) * hardware.launch);
+        let block_forward = (flops.block / hardware.rate()).max(forward);
+        let recomputed = if job.checkpointing { block_forward } else { 0.0 };
+        let block_backward = (2.0 * flops.block / hardware.rate()).max(backward) + recomputed;
+        Self { block_forward, block_backward, heads: 3.0 * flops.head / hardware.rate() }
+    }
+
+    fn all(&self, layers: usize) -> f64 {
+        layers as f64 * (self.block_forward + self.block_backward) + self.heads
+    }
+}
+
+/// When each bucket is complete, in the order of [`Job::buckets`], on a clock on which the last backward pass ends at
+/// `end`. A tied vocabulary weight is in the embedding's bucket, which is complete last.
+fn ready_times(job: &Job, hardware: &Hardware, micro_batches: &[Shape], end: f64) -> Vec<f64> {
+    let last = micro_batches.last().copied().unwrap_or_default();
+    let block = Costs::of(job, hardware, &last).block_backward;
+    let layers = job.architecture.layers as f64;
+    let ready = |bucket: &Bucket| match bucket.part {
+        Part::Embedding => end,
+        Part::Block(index) => end - index as f64 * block,
+        Part::Norm | Part::LanguageModelHead | Part::RewardHead => end - layers * block,
+    };
+    job.buckets().iter().map(ready).collect()
+}

@@ -1,0 +1,124 @@
+//! What ranks are given to compute: lengths of pairs, dealt and cut exactly as in training.
+//!
+//! Not here: what it costs (`memory.rs`, `time.rs`).
+
+use crate::data::sampler;
+use serde::Serialize;
+use std::ops::{Add, AddAssign};
+
+/// Lengths of one tokenised pair.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PairTokens {
+    /// P: tokens common to both sequences, computed once.
+    pub prefix: usize,
+    /// A: the chosen sequence's other tokens.
+    pub chosen: usize,
+    /// B: the rejected sequence's other tokens.
+    pub rejected: usize,
+}
+
+impl PairTokens {
+    /// P + A + B.
+    pub fn total(self) -> usize {
+        self.prefix + self.chosen + self.rejected
+    }
+
+    /// What the pair adds to a micro-batch.
+    fn shape(self) -> Shape {
+        let Self { prefix, chosen, rejected } = self;
+        let causal = |rows: usize| rows * (rows + 1) / 2;
+        Shape {
+            pairs: 1,
+            tokens: self.total(),
+            answers: chosen + rejected,
+            visible: causal(prefix + chosen) + rejected * prefix + causal(rejected),
+            mask: if prefix > 0 { rejected * (prefix + rejected) } else { 0 },
+            longest_answers: chosen + rejected,
+            longest_sequence: prefix + chosen.max(rejected),
+        }
+    }
+}
+
+/// One micro-batch as far as cost goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Shape {
+    /// Pairs.
+    pub pairs: usize,
+    /// T: the sum of P + A + B.
+    pub tokens: usize,
+    /// Rows that go through the vocabulary product: the sum of A + B.
+    pub answers: usize,
+    /// Pairs of a query and a key that it sees.
+    pub visible: usize,
+    /// Elements of the attention masks of the second suffixes.
+    pub mask: usize,
+    /// A + B of the pair with the longest answers.
+    pub longest_answers: usize,
+    /// Tokens of the longest sequence.
+    pub longest_sequence: usize,
+}
+
+impl Add for Shape {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            pairs: self.pairs + other.pairs,
+            tokens: self.tokens + other.tokens,
+            answers: self.answers + other.answers,
+            visible: self.visible + other.visible,
+            mask: self.mask + other.mask,
+            longest_answers: self.longest_answers.max(other.longest_answers),
+            longest_sequence: self.longest_sequence.max(other.longest_sequence),
+        }
+    }
+}
+
+impl AddAssign for Shape {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl Shape {
+    /// A shape that no measure of either exceeds.
+    pub fn or_larger(self, other: Self) -> Self {
+        Self {
+            pairs: self.pairs.max(other.pairs),
+            tokens: self.tokens.max(other.tokens),
+            answers: self.answers.max(other.answers),
+            visible: self.visible.max(other.visible),
+            mask: self.mask.max(other.mask),
+            longest_answers: self.longest_answers.max(other.longest_answers),
+            longest_sequence: self.longest_sequence.max(other.longest_sequence),
+        }
+    }
+}
+
+/// Every rank's micro-batches of one global batch.
+pub fn shares(batch: &[PairTokens], ranks: usize, tokens_per_micro_batch: usize) -> Vec<Vec<Shape>> {
+    let tokens: Vec<usize> = batch.iter().map(|pair| pair.total()).collect();
+    let micro_batch = |places: Vec<usize>| sum(places.into_iter().map(|place| batch[place]));
+    let shares = sampler::share_out(&tokens, ranks, tokens_per_micro_batch);
+    shares.into_iter().map(|share| share.into_iter().map(micro_batch).collect()).collect()
+}
+
+/// The cost of some pairs packed together.
+pub fn sum(pairs: impl IntoIterator<Item = PairTokens>) -> Shape {
+    pairs.into_iter().map(PairTokens::shape).fold(Shape::default(), Add::add)
+}
+
+/// A shape that no micro-batch of these global batches exceeds, on any rank.
+pub fn largest(batches: &[Vec<PairTokens>], ranks: usize, tokens_per_micro_batch: usize) -> Shape {
+    let shapes = batches.iter().flat_map(|batch| shares(batch, ranks, tokens_per_micro_batch)).flatten();
+    shapes.fold(Shape::default(), Shape::or_larger)
+}
+
+/// `count` global batches of `size` pairs, taken from `order` round and round. Empty where there are no pairs.
+pub fn batches(order: &[PairTokens], size: usize, count: usize) -> Vec<Vec<PairTokens>> {
+    if order.is_empty() {
+        return Vec::new();
+    }
+    let mut round = order.iter().copied().cycle();
+    (0..count).map(|_| round.by_ref().take(size).collect()).collect()
+}

@@ -1,0 +1,155 @@
+//! Promise: what `haf-dist plan` predicts of memory is what the program holds, byte for byte where it can be counted,
+//! and its timeline keeps the rules of arithmetic.
+
+use haf_dist::model::config::Architecture;
+use haf_dist::model::segment::Use;
+use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::model::workspace::{Keep, Workspace};
+use haf_dist::plan::Job;
+use haf_dist::plan::hardware::{cpu, gpu};
+use haf_dist::plan::memory::{Memory, activations, shared};
+use haf_dist::plan::scaling::Inputs;
+use haf_dist::plan::time::{StepTime, useful_flops};
+use haf_dist::plan::workload::{PairTokens, largest, sum};
+use std::path::PathBuf;
+use tch::{Device, Kind};
+
+const CASES: [&str; 2] = ["llama-tied", "llama-untied"];
+const PAIRS: [PairTokens; 3] = [
+    PairTokens { prefix: 5, chosen: 3, rejected: 2 },
+    PairTokens { prefix: 0, chosen: 4, rejected: 6 },
+    PairTokens { prefix: 9, chosen: 1, rejected: 7 },
+];
+
+fn folder(case: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
+}
+
+fn job(case: &str, kind: Kind, policy: bool) -> Job {
+    let architecture = Architecture::open(&folder(case)).unwrap();
+    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20 }
+}
+
+fn model(case: &str, kind: Kind, log_probs: bool) -> Model {
+    Model::load(&folder(case), LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs }).unwrap()
+}
+
+#[test]
+fn parameters_and_their_bytes_are_those_of_a_loaded_model() {
+    for case in CASES {
+        for (kind, policy) in [(Kind::Float, true), (Kind::BFloat16, true), (Kind::BFloat16, false)] {
+            let (job, model) = (job(case, kind, policy), model(case, kind, policy));
+            let planned: Vec<_> = job.buckets().iter().map(|bucket| (bucket.part, bucket.elements)).collect();
+            let held: Vec<_> =
+                model.parts.iter().copied().zip(model.segments.iter().map(|segment| segment.length())).collect();
+            assert_eq!(planned, held, "{case}");
+
+            let bytes = |tensor: &tch::Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+            let of_all = |some: &dyn Fn(&haf_dist::model::segment::Segment) -> usize| -> usize {
+                model.segments.iter().map(some).sum()
+            };
+            let memory = Memory::of(&job, &sum(PAIRS), true);
+            assert_eq!(memory.weights, of_all(&|segment| bytes(&segment.compute)), "{case} {kind:?}");
+            assert_eq!(memory.gradients, of_all(&|segment| segment.gradient.as_ref().map_or(0, bytes)));
+            // A master that shares the compute buffer's memory is no memory of its own.
+            let own = |segment: &haf_dist::model::segment::Segment| {
+                let master = segment.master.as_ref();
+                master.filter(|master| master.data_ptr() != segment.compute.data_ptr()).map_or(0, bytes)
+            };
+            assert_eq!(memory.masters, of_all(&own), "{case} {kind:?}");
+            assert_eq!(memory.moments, 2 * memory.gradients);
+        }
+    }
+}
+
+#[test]
+fn a_micro_batch_keeps_as_many_bytes_as_predicted() {
+    for case in CASES {
+        for (kind, checkpointing) in [(Kind::Float, false), (Kind::BFloat16, false), (Kind::BFloat16, true)] {
+            let job = Job { checkpointing, ..job(case, kind, true) };
+            // 150 tokens take two blocks of 128 rows.
+            for tokens in [20, 150] {
+                let keep = if checkpointing { Keep::Inputs } else { Keep::Everything };
+                let mut workspace = Workspace::default();
+                let _ = workspace.views(&job.architecture, tokens as i64, keep, (kind, Device::Cpu));
+                assert_eq!(workspace.bytes(), (activations(&job, tokens), shared(&job, tokens)), "{case} {kind:?}");
+                // Control: a block of rows more is noticed.
+                assert_ne!(workspace.bytes().0, activations(&job, tokens + 128));
+            }
+        }
+    }
+}
+
+#[test]
+fn useful_flops_follow_the_formula_of_the_benchmarks() {
+    let job = job("llama-tied", Kind::BFloat16, true);
+    let a = &job.architecture;
+    let pair = PairTokens { prefix: 5, chosen: 3, rejected: 2 };
+    // [P | A] is causal: 8 rows see 1 to 8 keys; the 2 rows of B see the 5 of P and themselves.
+    let visible = (8 * 9 / 2 + 2 * 5 + 3) as f64;
+    let attention = 12.0 * (a.layers * a.heads * a.head_width) as f64 * visible;
+    let expected = 6.0 * (job.backbone() * 10 + a.vocabulary * a.width * 5) as f64 + attention;
+    assert!((useful_flops(&job, &sum([pair])) / expected - 1.0).abs() < 1e-12);
+    let reward = Job { policy: false, ..job.clone() };
+    let without_head = expected - 6.0 * (a.vocabulary * a.width * 5) as f64;
+    assert!((useful_flops(&reward, &sum([pair])) / without_head - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn the_largest_micro_batch_is_that_of_the_sampler() {
+    // 10 + 10 fill the budget of 20; the third pair has 17 and goes alone.
+    let shape = largest(&[PAIRS.to_vec()], 1, 20);
+    assert_eq!((shape.tokens, shape.pairs, shape.answers), (20, 2, 15));
+    assert_eq!(largest(&[PAIRS.to_vec()], 3, 20).tokens, 17);
+}
+
+#[test]
+fn sharding_divides_masters_and_moments_alone() {
+    let memory = Memory::of(&job("llama-tied", Kind::BFloat16, true), &sum(PAIRS), true);
+    let state = memory.masters + memory.moments;
+    assert_eq!(memory.total() - memory.total_if_sharded(4), state - state.div_ceil(4));
+    assert_eq!(memory.total(), memory.total_if_sharded(1));
+}
+
+#[test]
+fn communication_is_hidden_and_exposed_as_the_order_of_buckets_says() {
+    let job = job("llama-tied", Kind::BFloat16, true);
+    let mut hardware = gpu("h100", true).unwrap();
+    let shapes = [sum(PAIRS)];
+    let alone = StepTime::of(&job, &hardware, 1, &shapes);
+    assert_eq!((alone.communication, alone.exposed), (0.0, 0.0));
+
+    // However fast the links are, nothing is left to hide the embedding behind, nor the first block before it.
+    (hardware.link, hardware.link_latency) = (1e10, 0.0);
+    let fast = StepTime::of(&job, &hardware, 8, &shapes);
+    let last: usize = job.buckets()[..2].iter().map(|bucket| bucket.elements).sum();
+    let expected = hardware.all_reduce(8, 4.0 * last as f64);
+    assert!((fast.exposed / expected - 1.0).abs() < 1e-6, "{} {expected}", fast.exposed);
+    assert!(fast.hidden > 0.0);
+
+    // So slow that all but the first block's backward pass is waiting.
+    hardware.link = 1.0;
+    let slow = StepTime::of(&job, &hardware, 8, &shapes);
+    assert!(slow.exposed > 0.5 * slow.communication && slow.exposed <= slow.communication);
+    assert!((slow.hidden + slow.exposed - slow.communication).abs() < 1e-9 * slow.communication);
+    assert!(slow.hidden >= 0.0);
+
+    // On a CPU nothing hides.
+    let shared = StepTime::of(&job, &cpu(2, 1, 1e9, true), 2, &shapes);
+    assert_eq!(shared.hidden, 0.0);
+    assert!(shared.exposed > 0.0);
+}
+
+#[test]
+fn scaling_goes_to_1024_ranks_and_never_gains_from_more() {
+    let (job, hardware) = (job("llama-tied", Kind::BFloat16, true), gpu("h100", true).unwrap());
+    let order = [PairTokens { prefix: 5, chosen: 3, rejected: 2 }];
+    let inputs = Inputs { job: &job, hardware: &hardware, order: &order };
+    let weak = inputs.weak(2);
+    assert_eq!((weak.len(), weak[10].ranks, weak[10].pairs_per_step), (11, 1024, 2048));
+    assert_eq!(weak[0].efficiency, 1.0);
+    assert!(weak.windows(2).all(|rows| rows[1].efficiency <= rows[0].efficiency + 1e-12));
+    let strong = inputs.strong(16);
+    assert_eq!(strong.last().map(|row| (row.ranks, row.pairs_per_step)), Some((16, 16)));
+    assert!(strong.last().unwrap().efficiency < 1.0);
+}
