@@ -19,6 +19,7 @@ use crate::evaluate::{self, Reported};
 use crate::files;
 use crate::head::{Objective, PairLosses};
 use crate::loss::hit;
+use crate::machine::backend;
 use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
@@ -140,7 +141,7 @@ impl<'a> Trainer<'a> {
         let count = pairs.len() as f64;
         let objective = objective_of_step(config, self.state.step);
 
-        let mut reducer = Reducer::new(self.comm);
+        let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel));
         let sums = self.compute_gradients(&pairs, &objective, &mut reducer)?;
         let computed = started.elapsed();
         reducer.finish()?;

@@ -9,7 +9,7 @@ use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::logging;
-use crate::machine::Machine;
+use crate::machine::{Machine, backend};
 use crate::metrics::{EvaluationMetrics, Jsonl, Sink, Terminal, evaluation_table};
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
@@ -28,7 +28,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
     check_ranks(config, comm)?;
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
-    comm.agree(check_backend(&machine, comm))?;
+    backend::connect(&config.parallel, machine.device, comm)?;
     let architecture = comm.agree(Architecture::open(&config.model.path))?;
     let encoder = comm.agree(setup::encoder(config, &architecture))?;
     let run = &config.output.dir;
@@ -92,15 +92,6 @@ fn check_ranks(config: &Config, comm: &CommThread) -> Result<()> {
             .hint("start it with mpirun -n N haf-dist ..., or set parallel.backend = \"auto\""));
     }
     Ok(())
-}
-
-/// Refuses what cannot be reduced: gradients on several GPUs need NCCL.
-fn check_backend(machine: &Machine, comm: &CommThread) -> Result<()> {
-    if machine.device == tch::Device::Cpu || comm.world_size() == 1 {
-        return Ok(());
-    }
-    Err(Error::input(format!("{} ranks on GPUs: gradients between GPUs need the NCCL backend", comm.world_size()))
-        .hint("it is not built yet: run one rank on one GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="))
 }
 
 fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine> {
