@@ -69,11 +69,11 @@ impl Shared {
 
     /// What is wrong, if anything is.
     fn look(&self) -> Result<()> {
-        if let Some(group) = self.group.get() {
-            group.async_error().map_err(|error| error.at(self.waiting_for()))?;
-        }
         let mut flights = self.lock();
         flights.retire().map_err(|error| error.at(waiting_for(&flights)))?;
+        if let Some(group) = self.group.get() {
+            group.async_error().map_err(|error| error.at(waiting_for(&flights)))?;
+        }
         let waited = flights.progress.map_or(Duration::ZERO, |since| since.elapsed());
         let Some(first) = flights.queue.front() else { return Ok(()) };
         if waited < self.timeout {
@@ -85,10 +85,6 @@ impl Shared {
         };
         let message = format!("{}: no progress in {} s; {own}", waiting_for(&flights), waited.as_secs());
         Err(Error::runtime(message).hint("raise parallel.timeout_seconds if a rank may be that late"))
-    }
-
-    fn waiting_for(&self) -> String {
-        waiting_for(&self.lock())
     }
 
     /// Reports and ends the job.
