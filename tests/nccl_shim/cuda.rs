@@ -1,7 +1,7 @@
-//! The CUDA driver's part: every stream is a thread that works its queue off, late; the null stream is the calling
+//! The CUDA driver's part: every stream is a thread that works its queue off (collectives late); the null stream is the calling
 //! thread, so that an event recorded there is reached at once and a wait there blocks.
 
-use super::plan::{delay, devices, record, told};
+use super::plan::{devices, record, told};
 use super::types::*;
 use std::ffi::{c_char, c_int, c_uint};
 use std::sync::mpsc::{Sender, channel};
@@ -143,11 +143,7 @@ pub unsafe extern "C" fn cuEventRecord(handle: CUevent, stream: CUstream) -> CUr
     if stream.is_null() {
         event.reach(number);
     } else {
-        let late = move || {
-            delay();
-            event.reach(number);
-        };
-        unsafe { queue(stream as usize, Box::new(late)) };
+        unsafe { queue(stream as usize, Box::new(move || event.reach(number))) };
     }
     CUresult::CUDA_SUCCESS
 }
