@@ -24,6 +24,7 @@ use group::{Call, Group};
 use std::sync::Arc;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
+use watch::Watch;
 
 /// What a rank brings to [`join`].
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +106,6 @@ struct Front {
     failed: bool,
 }
 
-use watch::Watch;
-
 impl Front {
     fn connect(rank: usize, world_size: usize, gpu: Arc<Gpu>, id: &[u8], settings: Settings) -> Result<Self> {
         let communication = Stream::new(gpu.clone())?;
@@ -116,7 +115,7 @@ impl Front {
             .over(what, None, Vec::new(), || Ok((Group::join(id, rank, world_size)?, None)))
             .map_err(|error| error.at(format_args!("joining NCCL's group on rank {rank}, {}", gpu.name)))?;
         let group = Arc::new(group);
-        watch.group(group.clone());
+        watch.set_group(Some(group.clone()));
         let computation = Arc::new(Stream::of_computation(gpu));
         let (purpose, after, done, failed) = (String::new(), None, None, false);
         let device = settings.device;
@@ -174,6 +173,7 @@ impl Drop for Front {
         if self.failed || std::thread::panicking() || self.watch.drain().is_err() {
             return;
         }
+        self.watch.set_group(None);
         let what = "all ranks to leave NCCL's group".to_string();
         let _ = self.watch.over(what, None, Vec::new(), || Ok((self.group.leave()?, None)));
     }

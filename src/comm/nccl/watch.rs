@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -38,6 +38,8 @@ struct Flights {
     queue: VecDeque<Flight>,
     /// When something last ended, or started with nothing in flight.
     progress: Option<Instant>,
+    /// Whose late errors are looked for; under the same lock, so that nobody looks while the group is left.
+    group: Option<Arc<Group>>,
 }
 
 impl Flights {
@@ -57,7 +59,6 @@ struct Shared {
     rank: usize,
     timeout: Duration,
     gpu: Arc<Gpu>,
-    group: OnceLock<Arc<Group>>,
     flights: Mutex<Flights>,
     over: AtomicBool,
 }
@@ -71,7 +72,7 @@ impl Shared {
     fn look(&self) -> Result<()> {
         let mut flights = self.lock();
         flights.retire().map_err(|error| error.at(waiting_for(&flights)))?;
-        if let Some(group) = self.group.get() {
+        if let Some(group) = &flights.group {
             group.async_error().map_err(|error| error.at(waiting_for(&flights)))?;
         }
         let waited = flights.progress.map_or(Duration::ZERO, |since| since.elapsed());
@@ -113,8 +114,8 @@ pub(super) struct Watch {
 impl Watch {
     /// Watches what will be in flight; `timeout` without progress ends the job.
     pub(super) fn start(rank: usize, timeout: Duration, gpu: Arc<Gpu>) -> Result<Self> {
-        let (group, flights, over) = (OnceLock::new(), Mutex::default(), AtomicBool::new(false));
-        let shared = Arc::new(Shared { rank, timeout, gpu, group, flights, over });
+        let (flights, over) = (Mutex::default(), AtomicBool::new(false));
+        let shared = Arc::new(Shared { rank, timeout, gpu, flights, over });
         let watched = shared.clone();
         let body = move || {
             let bound = watched.gpu.bind();
@@ -132,9 +133,9 @@ impl Watch {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Looks for errors of this group's from now on.
-    pub(super) fn group(&self, group: Arc<Group>) {
-        let _ = self.shared.group.set(group);
+    /// Looks for late errors of this group from now on; of none where there is none.
+    pub(super) fn set_group(&self, group: Option<Arc<Group>>) {
+        self.shared.lock().group = group;
     }
 
     /// Runs `call`, which starts `what` and returns its end if it goes on after the call; `tensors` are kept until then.
