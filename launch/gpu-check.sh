@@ -93,7 +93,7 @@ check "NCCL sums ones over $gpus GPU(s)" gpu_test "$gpus" all_reduce_of_ones
 note "$(found '(NCCL [0-9]|all-reduce +[0-9])')"
 check "golden numbers on CUDA in f32, to 1e-4" golden "cuda f32"
 note "$(found 'largest relative')"
-check "golden numbers on CUDA in bf16, to 5e-2" golden "cuda bf16"
+check "golden numbers on CUDA in bf16, losses to 5e-2, gradients to 3e-1" golden "cuda bf16"
 note "$(found 'largest relative')"
 ranks=$((gpus > 1 ? 2 : 1))
 check "$ranks rank(s) over NCCL, one GPU and the CPU train the same, to 1e-4" \
