@@ -374,4 +374,5 @@ if [[ $CUDA == yes ]]; then
     say "The GPU build links against .deps/cuda. Its layout and libraries are checked; on a GPU it has not been run yet."
     say "  to build it: $(quoted env LIBTORCH="$LIBTORCH" CARGO_TARGET_DIR="$CARGO_TARGET_DIR" cargo build --release)"
     say "  to run it:   mpirun -n RANKS --bind-to none $(quoted "$CARGO_TARGET_DIR/release/haf-dist") --config FILE.toml"
+    say "  to check it: launch/gpu-check.sh, then launch/one-node.sh --config FILE.toml"
 fi

@@ -29,7 +29,7 @@ set_mpirun_flags 3
 
 check cargo fmt --check
 if have shellcheck; then
-    check shellcheck launch/*.sh .ci/run
+    check shellcheck launch/*.sh launch/slurm.sbatch .ci/run
 else
     say "" "shellcheck is not installed: the scripts are not checked"
 fi

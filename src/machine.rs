@@ -1,6 +1,8 @@
 //! What the machine offers: device, compute precision, threads, memory allocator settings.
 
-use crate::comm::CommThread;
+pub mod backend;
+
+use crate::comm::{CommThread, nccl};
 use crate::config::Dtype;
 use crate::error::{Error, Result};
 use crate::parallel;
@@ -32,6 +34,11 @@ impl Machine {
             Ok(0) | Err(_) => Device::Cpu,
             Ok(count) => Device::Cuda(local_rank % count),
         };
+        // Before the first tensor, or every rank would also take memory on the node's first GPU.
+        comm.agree(match device {
+            Device::Cuda(index) => nccl::use_gpu(index),
+            _ => Ok(()),
+        })?;
         let everywhere = comm.all_true(device != Device::Cpu || processor_has_bf16())?;
         let kind = match dtype {
             Dtype::F32 => Kind::Float,

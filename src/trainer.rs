@@ -20,6 +20,7 @@ use crate::evaluate::{self, Reported};
 use crate::files;
 use crate::head::{Objective, PairLosses};
 use crate::loss::hit;
+use crate::machine::backend;
 use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
@@ -137,7 +138,7 @@ impl<'a> Trainer<'a> {
         let config = self.config;
         let objective = objective_of_step(config, self.state.step);
 
-        let mut reducer = Reducer::new(self.comm);
+        let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel));
         let (sums, count) = self.compute_gradients(total, &objective, &mut reducer)?;
         let computed = started.elapsed();
         trace_span!("wait for reductions").in_scope(|| reducer.finish())?;

@@ -214,6 +214,7 @@ fn values_out_of_range_are_refused_and_those_at_the_edge_taken() {
         ("data.train.0.weight", &["0", "-1", "inf"], &["0.5", "3"]),
         ("checkpoint.keep", &["0"], &["1"]),
         ("parallel.threads", &["5000"], &["0", "8"]),
+        ("parallel.timeout_seconds", &["0", "1000001"], &["1", "3600"]),
     ];
     for (key, bad, good) in cases {
         for value in *bad {

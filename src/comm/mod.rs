@@ -2,10 +2,11 @@
 //!
 //! All communication of a process goes through one [`CommThread`] fed by a channel, so that every rank issues the
 //! same collectives in the same order. Backends: [`solo`] (one process), [`threads`] (N ranks in one process, for
-//! tests) and [`mpi`]. Not here: what is communicated, and when; that is the reducer's and the trainer's business.
+//! tests), [`mpi`], and [`nccl`] in front of one of them, for tensors on GPUs. Not here: what is communicated, and when; that is the reducer's and the trainer's business.
 
 pub mod launch;
 pub mod mpi;
+pub mod nccl;
 mod shared;
 pub mod solo;
 mod thread;
@@ -13,6 +14,8 @@ pub mod threads;
 
 use crate::error::{Error, Result};
 use crate::tensor::count;
+use nccl::{Event, Stream};
+use std::sync::Arc;
 use tch::Tensor;
 
 pub use thread::{CommThread, Pending, install_panic_hook};
@@ -50,6 +53,27 @@ pub trait Communicator {
     fn shared_buffers(&mut self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         let _ = lengths;
         Ok(None)
+    }
+
+    /// [`all_reduce`](Self::all_reduce) of several buffers, at one call's cost where the backend can.
+    fn all_reduce_together(&mut self, buffers: &mut [Tensor]) -> Result<()> {
+        buffers.iter_mut().try_for_each(|buffer| self.all_reduce(buffer))
+    }
+    /// [`broadcast`](Self::broadcast) of several buffers, at one call's cost where the backend can.
+    fn broadcast_together(&mut self, buffers: &mut [Tensor], root: usize) -> Result<()> {
+        buffers.iter_mut().try_for_each(|buffer| self.broadcast(buffer, root))
+    }
+
+    /// The stream of the computation that collectives must be ordered with; none where they are over when their call
+    /// returns. With a stream, a call may return before its collective is done.
+    fn computation(&self) -> Option<Arc<Stream>> {
+        None
+    }
+    /// Said before a collective: what it carries, for messages, and the computation that it must come after.
+    fn announce(&mut self, _purpose: String, _after: Option<Event>) {}
+    /// Asked after a collective: its end, which the computation that reads the result waits for; none if it is over.
+    fn finished(&mut self) -> Option<Event> {
+        None
     }
 }
 

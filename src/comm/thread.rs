@@ -1,11 +1,14 @@
 //! The communication thread of a process: owns the backend, takes its work from a channel, keeps the order.
 //! Not here: the backends, and what is reduced when.
 
+use super::nccl::{Event, Stream};
+use super::solo::Solo;
 use super::{Communicator, launch, mpi};
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{bytes, bytes_mut, slice, slice_mut};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::io::Write as _;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use tch::{Device, Tensor};
 
@@ -21,6 +24,20 @@ impl Worker {
             return Err(failure.clone());
         }
         work(&mut *self.communicator).inspect_err(|error| self.failure = Some(error.clone()))
+    }
+
+    /// Runs a collective for `purpose` after the computation `after`; returns its end too, where it may still be going.
+    fn collect<T>(
+        &mut self,
+        purpose: String,
+        after: Result<Option<Event>>,
+        work: impl FnOnce(&mut dyn Communicator) -> Result<T>,
+    ) -> Result<(T, Option<Event>)> {
+        self.run(|communicator| {
+            communicator.announce(purpose, after?);
+            let value = work(communicator)?;
+            Ok((value, communicator.finished()))
+        })
     }
 }
 
@@ -41,19 +58,28 @@ pub struct CommThread {
     local: (usize, usize),
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// The backend's [`Communicator::computation`].
+    computation: OnceLock<Arc<Stream>>,
 }
 
 /// A collective under way. Dropping it does not stop the collective.
 #[must_use = "the memory may not be touched before `wait` returns"]
 pub struct Pending<T = Tensor> {
-    result: Receiver<Result<T>>,
+    result: Receiver<Result<(T, Option<Event>)>>,
+    computation: Option<Arc<Stream>>,
 }
 
 impl<T> Pending<T> {
     /// Waits for the result, without keeping a core busy. Errors if the backend failed or the thread is gone.
+    ///
+    /// On a GPU it returns when the collective is queued, and only what the caller queues from then on waits for its end.
     pub fn wait(self) -> Result<T> {
         let gone = |_| Err(Error::runtime("the communication thread has ended before its work was done"));
-        self.result.recv().unwrap_or_else(gone)
+        let (value, done) = self.result.recv().unwrap_or_else(gone)?;
+        if let (Some(computation), Some(done)) = (self.computation, done) {
+            computation.wait(&done)?;
+        }
+        Ok(value)
     }
 }
 
@@ -72,7 +98,7 @@ impl CommThread {
                 }
             };
             let place = (communicator.rank(), communicator.world_size(), communicator.local());
-            let _ = ready.send(Ok(place));
+            let _ = ready.send(Ok((place, None)));
             let mut worker = Worker { communicator, failure: None };
             for job in queue {
                 job(&mut worker);
@@ -82,9 +108,10 @@ impl CommThread {
             .name("communication".into())
             .spawn(body)
             .map_err(|error| Error::runtime(format!("cannot start the communication thread: {error}")))?;
-        match (Pending { result: started }).wait() {
+        match (Pending { result: started, computation: None }).wait() {
             Ok((rank, world_size, local)) => {
-                Ok(Self { rank, world_size, local, jobs: Some(jobs), thread: Some(thread) })
+                let (jobs, thread) = (Some(jobs), Some(thread));
+                Ok(Self { rank, world_size, local, jobs, thread, computation: OnceLock::new() })
             }
             Err(error) => {
                 let _ = thread.join();
@@ -108,20 +135,59 @@ impl CommThread {
         self.local
     }
 
+    /// Queues a collective, to come after the computation that the calling thread has queued so far.
     fn submit<T, W>(&self, work: W) -> Pending<T>
     where
         T: Send + 'static,
         W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
     {
+        self.submit_for(String::new(), work)
+    }
+
+    /// The same; messages about it say what it is for.
+    fn submit_for<T, W>(&self, purpose: String, work: W) -> Pending<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
+    {
+        // Recorded here and now: later computation is none of this collective's business.
+        let computation = self.computation.get().cloned();
+        let after = computation.as_ref().map(|stream| stream.record()).transpose();
+        self.send(computation, move |worker| worker.collect(purpose, after, work))
+    }
+
+    fn send<T, W>(&self, computation: Option<Arc<Stream>>, work: W) -> Pending<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut Worker) -> Result<(T, Option<Event>)> + Send + 'static,
+    {
         let (reply, result) = bounded(1);
         let job: Job = Box::new(move |worker| {
-            let _ = reply.send(worker.run(work));
+            let _ = reply.send(work(worker));
         });
         if let Some(jobs) = &self.jobs {
             // If the thread is gone the job is dropped, and `reply` with it: `wait` then returns an error.
             let _ = jobs.send(job);
         }
-        Pending { result }
+        Pending { result, computation }
+    }
+
+    /// Puts another backend of the same ranks in front of the present one. `make` runs on the communication thread and
+    /// returns what takes the present backend over. Where it fails, the error is this rank's alone and nothing runs after it.
+    pub(super) fn put_in_front<F>(&self, make: impl FnOnce() -> Result<F> + Send + 'static) -> Result<()>
+    where
+        F: FnOnce(Box<dyn Communicator>) -> Box<dyn Communicator>,
+    {
+        let pending = self.send(None, move |worker: &mut Worker| {
+            let front = worker.run(|_| make())?;
+            let present = std::mem::replace(&mut worker.communicator, Box::new(Solo));
+            worker.communicator = front(present);
+            Ok((worker.communicator.computation(), None))
+        });
+        if let Some(computation) = pending.wait()? {
+            let _ = self.computation.set(computation);
+        }
+        Ok(())
     }
 
     /// Queues the sum of `buffer` over all ranks, in place, and returns at once. `buffer` may be a shallow clone of a
@@ -136,6 +202,15 @@ impl CommThread {
         })
     }
 
+    /// As [`all_reduce`](Self::all_reduce) for several buffers, together where the backend can; messages call them
+    /// `purpose`.
+    pub fn all_reduce_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+        self.submit_for(purpose, move |communicator| {
+            communicator.all_reduce_together(&mut buffers)?;
+            Ok(buffers)
+        })
+    }
+
     /// Every rank gets the element-wise sum over ranks, the same bits everywhere.
     pub fn all_reduce_blocking(&self, buffer: &mut Tensor) -> Result<()> {
         self.all_reduce(buffer.shallow_clone()).wait().map(drop)
@@ -145,6 +220,12 @@ impl CommThread {
     pub fn broadcast(&self, buffer: &mut Tensor, root: usize) -> Result<()> {
         let mut buffer = buffer.shallow_clone();
         self.submit(move |communicator| communicator.broadcast(&mut buffer, root)).wait()
+    }
+
+    /// Every rank gets `root`'s values of several buffers, together where the backend can; messages call them `purpose`.
+    pub fn broadcast_together(&self, purpose: String, buffers: &[Tensor], root: usize) -> Result<()> {
+        let mut buffers: Vec<_> = buffers.iter().map(Tensor::shallow_clone).collect();
+        self.submit_for(purpose, move |communicator| communicator.broadcast_together(&mut buffers, root)).wait()
     }
 
     /// `output` (n elements) gets this rank's part of the element-wise sum of all `input`s (n * world_size elements).

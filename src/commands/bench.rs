@@ -16,10 +16,11 @@ use crate::data::tokenize::Encoder;
 use crate::data::verbatim;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::machine::{self, Machine};
+use crate::machine::{self, Machine, backend};
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
+use crate::reducer;
 use crate::reference;
 use crate::trainer::{Split, Trainer};
 use comfy_table::{Table, presets};
@@ -82,6 +83,7 @@ struct Work {
 pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     let config = config(bench, comm.world_size())?;
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;
+    backend::connect(&config.parallel, machine.device, comm)?;
     let architecture = comm.agree(Architecture::open(&bench.model))?;
     let per_step = config.train.pairs_per_step;
     let data = comm.agree(prepare(bench, &config, &architecture, per_step))?;
@@ -91,7 +93,9 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let engine = Engine::new(comm.agree(Model::load(&bench.model, options))?, false);
+    let mut model = comm.agree(Model::load(&bench.model, options))?;
+    reducer::share_gradients(&mut model, comm)?;
+    let engine = Engine::new(model, false);
     let all: Vec<usize> = (0..data.len()).collect();
     let references = match config.loss.needs_reference() {
         true => reference::log_probs(&engine, (&data, &all), comm, None, bench.tokens_per_micro_batch, "bench")?,

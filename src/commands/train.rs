@@ -9,10 +9,10 @@ use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::logging;
-use crate::machine::Machine;
+use crate::machine::{Machine, backend};
 use crate::metrics::{EvaluationMetrics, Jsonl, Sink, Terminal, evaluation_table};
 use crate::model::config::Architecture;
-use crate::model::segment::Use;
+use crate::model::segment::{Segment, Use};
 use crate::model::weights::{LoadOptions, Model};
 use crate::reducer;
 use crate::trainer::{Saving, Trainer, check_replicas, total_steps};
@@ -29,14 +29,15 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
     check_ranks(config, comm)?;
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
-    comm.agree(check_backend(&machine, comm))?;
+    backend::connect(&config.parallel, machine.device, comm)?;
     let architecture = comm.agree(Architecture::open(&config.model.path))?;
     let encoder = comm.agree(setup::encoder(config, &architecture))?;
     let run = &config.output.dir;
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
     let splits = setup::splits(config, &encoder, comm)?;
     let pad_token = comm.agree(pad_token(config, &splits, &encoder, &architecture))?;
-    let engine = load(config, &machine, comm)?;
+    let mut engine = load(config, &machine, comm)?;
+    share_weights(&mut engine, comm)?;
     // The last checks, and the run's folder: before the reference passes, which take long.
     comm.agree(if comm.rank() == 0 { prepare_folder(config, resume, &engine) } else { Ok(()) })?;
     let model_key = setup::model_key(&config.model.path, comm)?;
@@ -95,15 +96,6 @@ fn check_ranks(config: &Config, comm: &CommThread) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what cannot be reduced: gradients on several GPUs need NCCL.
-fn check_backend(machine: &Machine, comm: &CommThread) -> Result<()> {
-    if machine.device == tch::Device::Cpu || comm.world_size() == 1 {
-        return Ok(());
-    }
-    Err(Error::input(format!("{} ranks on GPUs: gradients between GPUs need the NCCL backend", comm.world_size()))
-        .hint("it is not built yet: run one rank on one GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="))
-}
-
 fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine> {
     let options = LoadOptions {
         kind: machine.kind,
@@ -126,6 +118,16 @@ fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine>
         info!("the model brings a reward head: training goes on from it, not from zero");
     }
     Ok(Engine::new(model, config.train.activation_checkpointing))
+}
+
+/// Gives every rank the starting weights of rank 0, whatever its own node's files hold.
+fn share_weights(engine: &mut Engine, comm: &CommThread) -> Result<()> {
+    let segments = &mut engine.model.segments;
+    let values = |segment: &Segment| segment.master.as_ref().unwrap_or(&segment.compute).shallow_clone();
+    let weights: Vec<_> = segments.iter().map(values).collect();
+    comm.broadcast_together("the starting weights".into(), &weights, 0)?;
+    segments.iter_mut().for_each(Segment::refresh_compute);
+    Ok(())
 }
 
 /// Checks the disk, then makes the run's folder.

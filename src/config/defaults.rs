@@ -66,6 +66,12 @@ impl Default for TrainConfig {
     }
 }
 
+impl Default for ParallelConfig {
+    fn default() -> Self {
+        Self { backend: Backend::Auto, reduce_dtype: ReduceDtype::F32, timeout_seconds: 600, threads: 0 }
+    }
+}
+
 impl Default for EvalConfig {
     fn default() -> Self {
         Self { every: 50 }

@@ -274,11 +274,15 @@ pub enum Schedule {
 }
 
 /// `[parallel]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelConfig {
     /// What reduces the gradients.
     pub backend: Backend,
+    /// Precision in which gradients are added up over ranks.
+    pub reduce_dtype: ReduceDtype,
+    /// Seconds without progress after which a reduction between GPUs counts as stuck and the job ends.
+    pub timeout_seconds: usize,
     /// Threads a rank; 0: this node's cores divided by its ranks.
     pub threads: usize,
 }
@@ -287,11 +291,24 @@ pub struct ParallelConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The best there is for the device.
+    /// NCCL between GPUs, MPI between CPUs.
     #[default]
     Auto,
     /// MPI.
     Mpi,
+    /// NCCL, one rank a GPU.
+    Nccl,
+}
+
+/// Precision in which gradients are added up over ranks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReduceDtype {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16: half the traffic. With NCCL alone.
+    Bf16,
 }
 
 /// `[eval]`

@@ -26,7 +26,7 @@ impl Config {
     pub(super) fn check(&self) -> Check {
         path("model.path", &self.model.path)?;
         path("output.dir", &self.output.dir)?;
-        at_most("parallel.threads", self.parallel.threads, 4096)?;
+        self.parallel.check()?;
         at_least("checkpoint.keep", self.checkpoint.keep, 1)?;
         self.data.check()?;
         self.loss.check()?;
@@ -144,6 +144,19 @@ impl TrainConfig {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl ParallelConfig {
+    fn check(&self) -> Check {
+        at_most("parallel.threads", self.threads, 4096)?;
+        at_least("parallel.timeout_seconds", self.timeout_seconds, 1)?;
+        at_most("parallel.timeout_seconds", self.timeout_seconds, 1_000_000)?;
+        if self.backend == Backend::Mpi && self.reduce_dtype == ReduceDtype::Bf16 {
+            let hint = "set it to \"f32\", or parallel.backend to \"nccl\"";
+            return refuse("parallel.reduce_dtype", "= \"bf16\", but MPI adds up no bf16 numbers", hint);
+        }
+        Ok(())
     }
 }
 

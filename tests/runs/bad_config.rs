@@ -42,6 +42,12 @@ fn settings_that_exclude_each_other_are_refused() {
     let mpi = ["parallel.backend='mpi'"];
     check(&workspace, &[1], &case("mpi without mpirun", &mpi, &["parallel.backend", "mpirun -n"]));
     workspace.train(2, &["parallel.backend='mpi'", "train.steps=1"]).succeeded();
+    let halves = ["parallel.backend='mpi'", "parallel.reduce_dtype='bf16'"];
+    check(&workspace, &[1, 2], &case("bf16 sums over MPI", &halves, &["`parallel.reduce_dtype`", "nccl"]));
+    if !tch::Cuda::is_available() {
+        let nccl = ["parallel.backend='nccl'"];
+        check(&workspace, &[1, 2], &case("nccl without a GPU", &nccl, &["sees no GPU", "setup.sh --cuda"]));
+    }
 }
 
 #[test]

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# One node, one rank on each of its GPUs. Arguments go to haf-dist, for instance:
+#   launch/one-node.sh --config configs/safety.toml
+# Not here: the build (setup.sh --cuda), several nodes (several-nodes.sh).
+#
+# To change:
+#   fewer GPUs         CUDA_VISIBLE_DEVICES=0,1 launch/one-node.sh ...: there are as many ranks as visible GPUs
+#   sockets            On a node with two sockets, --map-by ppr:4:socket --bind-to socket (4: GPUs a socket) in place of
+#                      --bind-to none keeps each rank's memory near its GPU; `nvidia-smi topo -m` shows which is where.
+#                      Never bind a rank to one core: its communication thread would share it with its computation.
+#   NCCL's words       NCCL_DEBUG=INFO launch/one-node.sh ... says which links it found, and what failed
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+have nvidia-smi || fail "nvidia-smi is not there: is NVIDIA's driver installed?" "in a container: start it with --gpus all"
+if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+else
+    mapfile -t gpus < <(nvidia-smi --list-gpus)
+fi
+((${#gpus[@]} > 0)) || fail "nvidia-smi lists no GPU" "in a container: start it with --gpus all"
+if ((EUID == 0)); then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+command=(mpirun -n "${#gpus[@]}" --oversubscribe --bind-to none
+    "${CARGO_TARGET_DIR:-$ROOT/target/cuda}/release/haf-dist" "$@")
+say "$(quoted "${command[@]}")"
+exec "${command[@]}"

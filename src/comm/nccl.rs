@@ -1,0 +1,265 @@
+//! The NCCL backend for tensors on GPUs, one rank a GPU. The only part of the crate that names `cudarc`.
+//!
+//! crates.io has no binding crate of NCCL's own name; `cudarc` has maintained bindings, which look NCCL and the CUDA
+//! driver up at run time, so that the CPU build carries the same code. MPI stays the control plane: the backend that
+//! [`join`] finds hands round NCCL's unique id and goes on carrying whatever is not on the GPU, such as votes.
+//!
+//! Collectives run on a stream of their own. Where they stand in the order of the computation is decided when the
+//! computing thread submits them: [`super::CommThread`] records an event on the stream that libtorch computes on, the
+//! collective waits for it, and `Pending::wait` lets the computation's stream, not the thread, wait for the collective's
+//! end. The watchdog keeps the tensors alive until then.
+//!
+//! Not here: the thread that issues collectives, and what is reduced when.
+
+mod cuda;
+mod group;
+mod watch;
+
+pub use cuda::{Event, Gpu, Stream};
+
+use super::{CommThread, Communicator, check_root, check_shares};
+use crate::error::{Error, Result};
+use crate::tensor::{bytes, bytes_mut, count};
+use group::{Call, Group};
+use std::sync::Arc;
+use std::time::Duration;
+use tch::{Device, Kind, Tensor};
+use watch::Watch;
+
+/// What a rank brings to [`join`].
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Tensors of this device go through NCCL, all others through the backend below it.
+    pub device: Device,
+    /// The rank's GPU as the CUDA driver numbers it.
+    pub gpu: usize,
+    /// Time without progress after which a collective counts as stuck and the job ends.
+    pub timeout: Duration,
+}
+
+/// Makes a GPU the calling thread's for all that follows. Called before the first tensor, no memory is taken on
+/// another GPU.
+///
+/// # Errors
+/// No driver, or no such GPU.
+pub fn use_gpu(index: usize) -> Result<()> {
+    Gpu::open(index).map(drop)
+}
+
+/// Puts NCCL in front of the backend of `comm`, and makes the rank's GPU the calling thread's. All ranks must call it.
+/// Returns NCCL's version.
+///
+/// # Errors
+/// The user's, agreed on by all ranks: no library, no GPU, two ranks on one GPU. Others are of this rank alone and leave
+/// `comm` unusable: the program must end the job.
+pub fn join(comm: &CommThread, settings: Settings) -> Result<String> {
+    comm.agree(group::probe())?;
+    let gpu = Arc::new(comm.agree(Gpu::open(settings.gpu))?);
+    comm.agree(check_alone(comm, &gpu))?;
+    let version = comm.agree(group::version())?;
+    let id = comm.agree(if comm.rank() == 0 { group::unique_id().map(Some) } else { Ok(None) })?;
+    let id = comm.broadcast_bytes(id)?;
+    let (rank, world_size) = (comm.rank(), comm.world_size());
+    comm.put_in_front(move || {
+        let front = Front::connect(rank, world_size, gpu, &id, settings)?;
+        Ok(move |control| Box::new(Nccl { front, control }) as Box<dyn Communicator>)
+    })?;
+    Ok(version)
+}
+
+/// Refuses a GPU that a lower rank has too: NCCL would hang or fail in ways that are hard to read.
+fn check_alone(comm: &CommThread, gpu: &Gpu) -> Result<()> {
+    let width = gpu.uuid.len();
+    let mut own = Tensor::zeros([width as i64], (Kind::Uint8, Device::Cpu));
+    bytes_mut(&mut own)?.copy_from_slice(&gpu.uuid);
+    let mut all = Tensor::zeros([(width * comm.world_size()) as i64], (Kind::Uint8, Device::Cpu));
+    comm.all_gather(&own, &mut all)?;
+    let all: Vec<_> = bytes(&all)?.chunks(width).collect();
+    for (rank, uuid) in all.iter().enumerate() {
+        if let Some(first) = all[..rank].iter().position(|other| other == uuid) {
+            let (_, local_size) = comm.local();
+            return Err(Error::input(format!("ranks {first} and {rank} are on the same GPU; NCCL needs one each"))
+                .hint(format!(
+                    "{local_size} ranks are on this node: start no more than it has GPUs (mpirun: --map-by ppr:N:node), and \
+                     let CUDA_VISIBLE_DEVICES show every rank all of them, or each its own"
+                )));
+        }
+    }
+    Ok(())
+}
+
+/// The part that knows the GPU.
+struct Front {
+    rank: usize,
+    world_size: usize,
+    device: Device,
+    computation: Arc<Stream>,
+    communication: Stream,
+    group: Arc<Group>,
+    watch: Watch,
+    /// Named by the next collective.
+    purpose: String,
+    /// The computation that the next collective comes after.
+    after: Option<Event>,
+    /// The end of the last collective.
+    done: Option<Event>,
+    failed: bool,
+}
+
+impl Front {
+    fn connect(rank: usize, world_size: usize, gpu: Arc<Gpu>, id: &[u8], settings: Settings) -> Result<Self> {
+        let communication = Stream::new(gpu.clone())?;
+        let watch = Watch::start(rank, settings.timeout, gpu.clone())?;
+        let what = format!("all {world_size} ranks to join NCCL's group");
+        let group = watch
+            .over(what, None, Vec::new(), || Ok((Group::join(id, rank, world_size)?, None)))
+            .map_err(|error| error.at(format_args!("joining NCCL's group on rank {rank}, {}", gpu.name)))?;
+        let group = Arc::new(group);
+        watch.set_group(Some(group.clone()));
+        let computation = Arc::new(Stream::of_computation(gpu));
+        let (purpose, after, done, failed) = (String::new(), None, None, false);
+        let device = settings.device;
+        Ok(Self { rank, world_size, device, computation, communication, group, watch, purpose, after, done, failed })
+    }
+
+    /// Whether `tensor` is this backend's to move.
+    fn takes(&self, tensor: &Tensor) -> bool {
+        tensor.device() == self.device
+    }
+
+    /// Queues the calls after the computation that they were announced with. Returns before they are done.
+    fn run(&mut self, calls: &[Call]) -> Result<()> {
+        let purpose = std::mem::take(&mut self.purpose);
+        let after = self.after.take();
+        let result = self.queue(calls, &purpose, after);
+        self.failed |= result.is_err();
+        result
+    }
+
+    fn queue(&mut self, calls: &[Call], purpose: &str, after: Option<Event>) -> Result<()> {
+        let tensors = || calls.iter().flat_map(Call::tensors);
+        for tensor in tensors() {
+            if !tensor.is_contiguous() || !self.takes(tensor) {
+                let device = self.device;
+                return Err(Error::runtime(format!("a contiguous tensor on {device:?} was expected, not {tensor:?}")));
+            }
+        }
+        let Some(name) = calls.first().map(Call::name) else { return Ok(()) };
+        let elements: usize = calls.iter().flat_map(|call| call.tensors().into_iter().take(1)).map(count).sum();
+        let of = if purpose.is_empty() { String::new() } else { format!(" of {purpose}") };
+        let what = format!("{name}{of} ({elements} elements)");
+        let kept = tensors().map(Tensor::shallow_clone).collect();
+        let (group, stream) = (&self.group, &self.communication);
+        let failure = format!("{what} on rank {}", self.rank);
+        let done = self
+            .watch
+            .over(what, after.clone(), kept, || {
+                if let Some(after) = &after {
+                    stream.wait(after)?;
+                }
+                group.issue(calls, stream)?;
+                let done = stream.record()?;
+                Ok((done.clone(), Some(done)))
+            })
+            .map_err(|error| error.at(failure))?;
+        self.done = Some(done);
+        Ok(())
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        // After a failure the other ranks may never come, and the job is about to be aborted.
+        if self.failed || std::thread::panicking() || self.watch.drain().is_err() {
+            return;
+        }
+        self.watch.set_group(None);
+        let what = "all ranks to leave NCCL's group".to_string();
+        let _ = self.watch.over(what, None, Vec::new(), || Ok((self.group.leave()?, None)));
+    }
+}
+
+/// NCCL for the GPU's tensors, another backend for the rest.
+struct Nccl {
+    // Declared first: it is dropped before MPI ends.
+    front: Front,
+    control: Box<dyn Communicator>,
+}
+
+impl Communicator for Nccl {
+    fn rank(&self) -> usize {
+        self.front.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.front.world_size
+    }
+
+    fn local(&self) -> (usize, usize) {
+        self.control.local()
+    }
+
+    fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
+        check_root(root, self.front.world_size)?;
+        if !self.front.takes(buffer) {
+            return self.control.broadcast(buffer, root);
+        }
+        self.front.run(&[Call::Broadcast(buffer, root)])
+    }
+
+    fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()> {
+        if !self.front.takes(buffer) {
+            return self.control.all_reduce(buffer);
+        }
+        self.front.run(&[Call::AllReduce(buffer)])
+    }
+
+    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_shares(input, output, self.front.world_size)?;
+        if !self.front.takes(input) {
+            return self.control.reduce_scatter(input, output);
+        }
+        self.front.run(&[Call::ReduceScatter { input, output }])
+    }
+
+    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
+        check_shares(output, input, self.front.world_size)?;
+        if !self.front.takes(input) {
+            return self.control.all_gather(input, output);
+        }
+        self.front.run(&[Call::AllGather { input, output }])
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.control.barrier()
+    }
+
+    fn all_reduce_together(&mut self, buffers: &mut [Tensor]) -> Result<()> {
+        if !buffers.iter().all(|buffer| self.front.takes(buffer)) {
+            return self.control.all_reduce_together(buffers);
+        }
+        let calls: Vec<_> = buffers.iter().map(Call::AllReduce).collect();
+        self.front.run(&calls)
+    }
+
+    fn broadcast_together(&mut self, buffers: &mut [Tensor], root: usize) -> Result<()> {
+        check_root(root, self.front.world_size)?;
+        if !buffers.iter().all(|buffer| self.front.takes(buffer)) {
+            return self.control.broadcast_together(buffers, root);
+        }
+        let calls: Vec<_> = buffers.iter().map(|buffer| Call::Broadcast(buffer, root)).collect();
+        self.front.run(&calls)
+    }
+
+    fn computation(&self) -> Option<Arc<Stream>> {
+        Some(self.front.computation.clone())
+    }
+
+    fn announce(&mut self, purpose: String, after: Option<Event>) {
+        (self.front.purpose, self.front.after) = (purpose, after);
+    }
+
+    fn finished(&mut self) -> Option<Event> {
+        self.front.done.take()
+    }
+}

@@ -1,0 +1,104 @@
+//! Which backend carries the gradients: what the config asks for, held against the device the rank computes on.
+
+use crate::comm::{CommThread, nccl};
+use crate::config::{Backend, ParallelConfig, ReduceDtype};
+use crate::error::{Error, Result};
+use std::time::Duration;
+use tch::{Device, Kind};
+use tracing::info;
+
+/// Lets gradients on `device` go where the config asks: `auto` takes NCCL where several ranks compute on GPUs. All ranks
+/// must call it, before there are tensors on a GPU.
+///
+/// # Errors
+/// The user's, the same on every rank, as far as what is asked for cannot work here; a failure of NCCL.
+pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Result<()> {
+    let on_gpu = matches!(device, Device::Cuda(_));
+    let all_on_gpus = comm.all_true(on_gpu)?;
+    comm.agree(check(config, comm.world_size(), on_gpu, all_on_gpus))?;
+    let Device::Cuda(gpu) = device else { return Ok(()) };
+    if !needs_nccl(config, comm.world_size()) {
+        return Ok(());
+    }
+    let timeout = Duration::from_secs(config.timeout_seconds as u64);
+    let version = nccl::join(comm, nccl::Settings { device, gpu, timeout })?;
+    info!("gradients go through NCCL {version}, one rank a GPU");
+    Ok(())
+}
+
+/// For ranks on GPUs: a single one reduces nothing, but may ask for NCCL to see whether it works.
+fn needs_nccl(config: &ParallelConfig, world_size: usize) -> bool {
+    config.backend == Backend::Nccl || (config.backend == Backend::Auto && world_size > 1)
+}
+
+fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: bool) -> Result<()> {
+    if on_gpu != all_on_gpus {
+        return Err(Error::input("this rank sees a GPU, but some other rank sees none")
+            .hint("let every node show its GPUs, or hide all of them with CUDA_VISIBLE_DEVICES="));
+    }
+    if config.backend == Backend::Nccl && !on_gpu {
+        return Err(Error::input("parallel.backend = \"nccl\", but this program sees no GPU").hint(
+            "`nvidia-smi` lists them; only a build by launch/setup.sh --cuda computes on them; on CPUs set \
+             parallel.backend = \"mpi\"",
+        ));
+    }
+    if config.backend == Backend::Mpi && on_gpu && world_size > 1 {
+        return Err(Error::input(format!(
+            "parallel.backend = \"mpi\" moves CPU memory, and {world_size} ranks are on GPUs"
+        ))
+        .hint("set parallel.backend = \"nccl\", or hide the GPUs with CUDA_VISIBLE_DEVICES="));
+    }
+    if config.reduce_dtype == ReduceDtype::Bf16 && !on_gpu {
+        return Err(Error::input("parallel.reduce_dtype = \"bf16\" needs NCCL, and this program sees no GPU")
+            .hint("set parallel.reduce_dtype = \"f32\""));
+    }
+    Ok(())
+}
+
+/// The kind that gradients are added up in.
+pub fn sum_kind(config: &ParallelConfig) -> Kind {
+    match config.reduce_dtype {
+        ReduceDtype::F32 => Kind::Float,
+        ReduceDtype::Bf16 => Kind::BFloat16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(backend: Backend, reduce_dtype: ReduceDtype, world_size: usize, gpus: (bool, bool)) -> Option<Error> {
+        let config = ParallelConfig { backend, reduce_dtype, ..ParallelConfig::default() };
+        check(&config, world_size, gpus.0, gpus.1).err()
+    }
+
+    #[test]
+    fn what_cannot_work_on_the_device_is_refused_with_a_hint() {
+        use Backend::*;
+        use ReduceDtype::*;
+        const CPU: (bool, bool) = (false, false);
+        const GPU: (bool, bool) = (true, true);
+        for (backend, kind, ranks, gpus, says) in [
+            (Nccl, F32, 2, CPU, "sees no GPU"),
+            (Nccl, F32, 1, CPU, "sees no GPU"),
+            (Mpi, F32, 2, GPU, "moves CPU memory"),
+            (Auto, Bf16, 2, CPU, "needs NCCL"),
+            (Auto, F32, 2, (true, false), "some other rank sees none"),
+        ] {
+            let error = told(backend, kind, ranks, gpus).expect(says);
+            assert!(error.message.contains(says) && error.hint.is_some() && error.exit_code() == 2, "{error}");
+        }
+        for (backend, kind, ranks, gpus) in
+            [(Auto, F32, 2, CPU), (Mpi, F32, 2, CPU), (Auto, F32, 1, GPU), (Mpi, F32, 1, GPU), (Nccl, Bf16, 2, GPU)]
+        {
+            assert_eq!(told(backend, kind, ranks, gpus), None);
+        }
+    }
+
+    #[test]
+    fn auto_takes_nccl_for_several_gpus() {
+        let config = |backend| ParallelConfig { backend, ..ParallelConfig::default() };
+        assert!(needs_nccl(&config(Backend::Auto), 2) && !needs_nccl(&config(Backend::Auto), 1));
+        assert!(needs_nccl(&config(Backend::Nccl), 1) && !needs_nccl(&config(Backend::Mpi), 1));
+    }
+}

@@ -1,0 +1,164 @@
+//! What one rank does in the jobs of tests/nccl.rs: joins NCCL's group, which is the shim's, with tensors in CPU memory.
+
+use crate::common::conformance::CASES;
+use crate::steps;
+use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl};
+use haf_dist::config::Config;
+use haf_dist::data::sampler::Sampler;
+use haf_dist::engine::GradientSink;
+use haf_dist::error::Result;
+use haf_dist::reducer::Reducer;
+use haf_dist::trainer::{Split, Trainer};
+use std::time::Duration;
+use tch::{Device, Kind, Tensor};
+
+/// Names the part that a rank plays.
+pub const PART: &str = "HAF_DIST_TEST_NCCL_PART";
+
+/// Elements of the buckets that are reduced: the third and the fourth can be mixed up, the last two go together.
+pub const BUCKETS: [i64; 6] = [70_000, 40_000, 40_000, 100_000, 3, 7];
+
+const STEPS: usize = 5;
+
+/// Whether the loader finds the library.
+pub fn can_load(name: &str) -> bool {
+    // SAFETY: opening one of NCCL's or CUDA's libraries runs their initialisers only.
+    unsafe { libloading::Library::new(name) }.is_ok()
+}
+
+/// Puts the shim in front of MPI, for all tensors.
+fn join(comm: &CommThread, gpu: usize, timeout: u64) -> Result<()> {
+    let timeout = Duration::from_secs(timeout);
+    nccl::join(comm, nccl::Settings { device: Device::Cpu, gpu, timeout }).map(drop)
+}
+
+/// Plays one rank's part; ends the process where the part is to fail.
+pub fn play(part: &str) {
+    install_panic_hook();
+    let comm = CommThread::start(connect).expect("MPI starts");
+    let (rank, local) = (comm.rank(), comm.local().0);
+    match part {
+        "joining" | "sharing" => {
+            let gpu = if part == "sharing" { 0 } else { local };
+            let error = join(&comm, gpu, 60).expect_err("it cannot be joined");
+            if rank == 0 {
+                eprintln!("error: {error}");
+            }
+            drop(comm); // All ranks agree, and finalise MPI in good order.
+            std::process::exit(error.exit_code());
+        }
+        "suite" => {
+            join(&comm, local, 60).expect("all join");
+            for (name, case) in CASES {
+                eprintln!("rank {rank}: {name}");
+                case(&comm, Device::Cpu);
+            }
+            println!("conforms as {rank} of {}", comm.world_size());
+        }
+        "reducer" | "swapped" => reduce_twice(&comm, part == "swapped"),
+        "training" => train_twice(&comm),
+        "dropped" => drop_early(&comm),
+        // What becomes of it is the shim's to say; a program reports the error and aborts, as main does.
+        "failing" | "absent" => {
+            join(&comm, local, 1).expect("all join");
+            if part == "absent" && rank == 1 {
+                std::thread::sleep(Duration::from_secs(600));
+            }
+            if let Err(error) = reduce(&comm, Kind::Float, false) {
+                eprintln!("error: {error}");
+                comm.abort(error.exit_code());
+            }
+        }
+        part => panic!("there is no part {part}"),
+    }
+}
+
+/// What `rank` brings to a bucket: whole numbers, so that every order of adding up gives the same, in bf16 too.
+fn bucket(number: usize, rank: usize) -> Tensor {
+    let places = Tensor::arange(BUCKETS[number], (Kind::Int64, Device::Cpu));
+    ((places * 7 + (rank * 13 + number * 5) as i64).remainder(61)).to_kind(Kind::Float)
+}
+
+/// The sums of all buckets, read at once as the optimiser does. A swap mixes two buckets up on rank 1.
+fn reduce(comm: &CommThread, kind: Kind, swap: bool) -> Result<Vec<Tensor>> {
+    let buckets: Vec<Tensor> = (0..BUCKETS.len()).map(|number| bucket(number, comm.rank())).collect();
+    let mut order: Vec<usize> = (0..BUCKETS.len()).collect();
+    if swap && comm.rank() == 1 {
+        order.swap(1, 2);
+    }
+    let mut reducer = Reducer::new(comm).summing_in(kind);
+    for number in order {
+        reducer.complete(number, buckets[number].shallow_clone())?;
+    }
+    reducer.finish()?;
+    Ok(buckets.iter().map(Tensor::copy).collect())
+}
+
+fn reduce_twice(comm: &CommThread, swap: bool) {
+    let over_mpi = reduce(comm, Kind::Float, false).expect("MPI reduces");
+    join(comm, comm.local().0, 60).expect("all join");
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let sums = reduce(comm, kind, swap).expect("NCCL reduces");
+        for (number, (sum, expected)) in sums.iter().zip(&over_mpi).enumerate() {
+            assert!(sum.equal(expected), "{kind:?}: bucket {number} differs");
+        }
+    }
+    // The initial weights go together.
+    let weights: Vec<Tensor> = (0..BUCKETS.len()).map(|number| bucket(number, comm.rank())).collect();
+    comm.broadcast_together("the weights".into(), &weights, 1).expect("NCCL broadcasts");
+    for (number, weight) in weights.iter().enumerate() {
+        assert!(weight.equal(&bucket(number, 1)), "bucket {number} differs after the broadcast");
+    }
+    println!("the sums are right");
+}
+
+/// Losses, gradient norms and final masters of a few steps.
+fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
+    let engine = steps::engine(config);
+    let data = steps::pairs(engine.model.architecture.vocabulary as u32);
+    let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
+    let batch = config.train.pairs_per_step;
+    let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
+    let mut trainer = Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1);
+    let mut scalars = Vec::new();
+    for _ in 0..STEPS {
+        let (metrics, _) = trainer.step(STEPS).expect("a step");
+        scalars.extend([metrics.loss, metrics.grad_norm]);
+    }
+    (scalars, trainer.engine.model.named_values().into_iter().map(|(_, master)| master.copy()).collect())
+}
+
+fn train_twice(comm: &CommThread) {
+    let config = steps::config("llama-tied", &[]);
+    let over_mpi = train(&config, comm);
+    join(comm, comm.local().0, 60).expect("all join");
+    let over_nccl = train(&config, comm);
+    let scalars = over_nccl.0.iter().zip(&over_mpi.0).map(|(left, right)| (left - right).abs() / right.abs());
+    let masters = over_nccl
+        .1
+        .iter()
+        .zip(&over_mpi.1)
+        .map(|(left, right)| ((left - right).norm() / right.norm().clamp_min(1e-12)).double_value(&[]));
+    let far = scalars.chain(masters).fold(0.0, f64::max);
+    // Two numbers have one sum; three have one for each order.
+    let bound = if comm.world_size() == 2 { 0.0 } else { 2e-5 };
+    assert!(far <= bound, "the trajectories differ by {far:.1e}");
+    println!("the trajectories are the same");
+}
+
+/// Starts reductions of memory that nobody else holds, and takes new memory at once.
+fn drop_early(comm: &CommThread) {
+    join(comm, comm.local().0, 60).expect("all join");
+    let mut taken = Vec::new();
+    for number in 0..30 {
+        let float = (Kind::Float, Device::Cpu);
+        drop(comm.all_reduce(Tensor::full([50_000], comm.rank() as f64 + 1.0, float)));
+        taken.push(Tensor::full([50_000], f64::from(number), float));
+    }
+    let mut last = Tensor::ones([1], (Kind::Float, Device::Cpu));
+    comm.all_reduce_blocking(&mut last).expect("NCCL reduces");
+    for (number, taken) in taken.iter().enumerate() {
+        assert!(taken.eq(number as f64).all().int64_value(&[]) == 1, "tensor {number} was overwritten");
+    }
+    println!("nothing was overwritten");
+}
