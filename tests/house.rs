@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 ///
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
-    &["error", "tensor", "files", "statistics"],
-    &["config", "comm", "logging", "safetensors_io"],
+    &["error", "tensor", "files", "statistics", "panics"],
+    &["config", "comm", "logging", "safetensors_io", "hub"],
     &["model", "loss", "data"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "checkpoint", "metrics", "machine"],
     &["evaluate", "trainer"],
@@ -38,7 +38,12 @@ const WITHIN: &[(&str, &str)] = &[
 const UNSAFE: &[&str] = &["tensor.rs", "files.rs", "comm/mpi.rs", "machine.rs"];
 
 /// How a crate is named, and the only file that may.
-const DOORS: &[(&str, &str)] = &[("use mpi::", "comm/mpi.rs"), ("use tokenizers::", "data/tokenize.rs")];
+const DOORS: &[(&str, &str)] = &[
+    ("use mpi::", "comm/mpi.rs"),
+    ("use tokenizers::", "data/tokenize.rs"),
+    ("use parquet::", "data/parquet.rs"),
+    ("use hf_hub::", "hub/client.rs"),
+];
 
 const LONGEST: usize = 400;
 

@@ -39,7 +39,7 @@ impl Place {
     }
 
     fn source(&self, name: &str, text: &str) -> Source {
-        Source { path: self.write(name, text), format: Format::Pairs, weight: 1.0, domain: None }
+        Source { format: Format::Pairs, ..Source::new(self.write(name, text)) }
     }
 
     fn encoder(&self, max_length: usize) -> Encoder {
