@@ -2,7 +2,7 @@
 //!
 //! Not here: reading them, which is `data/formats/`.
 
-use super::{RowRange, TOTAL, defaults};
+use super::{RowRange, defaults};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ pub struct Source {
     /// An epoch takes round(weight x pairs) of this source. Sources of dev and test are always taken once.
     #[serde(default = "defaults::weight")]
     pub weight: f64,
-    /// Name under which its pairs are reported, not [`TOTAL`]; a row's own `domain` wins. Default: the file's stem,
+    /// Name under which its pairs are reported, not [`TOTAL`](super::TOTAL); a row's own `domain` wins. Default: the file's stem,
     /// or the name on the hub, which is filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
