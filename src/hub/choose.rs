@@ -109,8 +109,8 @@ fn all_shards(files: &[&String]) -> Result<()> {
     let shards: Vec<_> = stems.filter_map(shard).collect();
     let Some((_, _, total)) = shards.first() else { return Ok(()) };
     let there: BTreeSet<usize> = shards.iter().map(|(_, number, _)| *number).collect();
-    // Weights count from 1, data from 0.
-    let first = usize::from(!there.contains(&0));
+    // Weights count from 1 to the total, data from 0.
+    let first = usize::from(there.contains(total));
     match (first..first + total).find(|number| !there.contains(number)) {
         None => Ok(()),
         Some(missing) => Err(Error::input(format!("shard {missing} of {total} is missing beside {}", files[0]))
