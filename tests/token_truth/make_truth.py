@@ -161,7 +161,8 @@ def cases(tokenizer):
         turns = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
         return ([{"role": "system", "content": system}] if system is not None else []) + turns
 
-    special = sorted(set(tokenizer.all_special_tokens), key=str)
+    by_id = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    special = sorted({*tokenizer.all_special_tokens, *by_id[:8]})
     inside = "a" + "b ".join(special) + "c"
     several = talk("One?", "First.", "Two?", "Second, 12 and 345.", "Three?")
     return [
@@ -178,12 +179,15 @@ def cases(tokenizer):
         ("empty answer", talk("q"), ["", "y"]),
         ("special tokens in the user's text", talk(inside), ["plain", inside]),
         ("words of the template in the text", talk("[INST] x [/INST] <<SYS>>", "assistant", "user\n"), ["[/INST]", "</s>x"]),
-        ("a thought", talk("q", "<think>\nhm\n</think>\n\nr", "s"), ["<think>\nx\n</think>\n\nt", "t"]),
+        ("a thought", talk("q", "<think>\nhm\n</think>\n\nr", "s"), ["<think>\nx\n</think>\n\nt", "u"]),
         ("two of the user's in a row", talk("q") + talk("r"), ["a", "b"]),
     ]
 
 
 def truth(tokenizer):
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(tokenizer.all_special_ids)
+
     def ids(messages, **options):
         try:
             return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
@@ -197,7 +201,7 @@ def truth(tokenizer):
         for answer in answers:
             sequence = ids([*prompt, {"role": "assistant", "content": answer}])
             # The reward is read at the special token that ends the turn; a line break may follow it.
-            while sequence and sequence[-1] not in tokenizer.all_special_ids:
+            while sequence and sequence[-1] not in special:
                 sequence = sequence[:-1]
             sequences.append(sequence)
         start = ids(prompt, add_generation_prompt=True)
