@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
     &["error", "tensor", "files", "statistics", "panics"],
-    &["config", "comm", "logging", "safetensors_io", "hub"],
-    &["model", "loss", "data"],
+    &["config", "comm", "logging", "safetensors_io"],
+    &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "checkpoint", "metrics", "machine"],
     &["evaluate", "trainer"],
     &["cli", "commands", "main", "lib"],

@@ -182,7 +182,7 @@ fn a_ranked_list_makes_all_its_pairs_or_an_even_pick_of_them() {
 fn a_sources_rows_are_counted_before_any_is_dropped() {
     let all: Vec<Value> = (0..20).map(|row| alpaca("", if row % 2 == 0 { 1 } else { 0 })).collect();
     for (range, lines) in [("10%:", 3..20), (":10%", 1..2), ("5:8", 7..8), (":", 1..20)] {
-        let source = Source { rows: Some(range.parse().unwrap()), ..Source::new("") };
+        let source = Source { rows: range.parse().unwrap(), ..Source::new("") };
         let taken = rows(&source, &all).unwrap();
         let expected: Vec<usize> = lines.filter(|line| line % 2 == 1).collect();
         assert_eq!(taken.pairs.iter().map(|pair| pair.line).collect::<Vec<_>>(), expected, "{range}");

@@ -4,7 +4,7 @@
 
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::config::{Config, HubPath, Source};
+use crate::config::{Config, HubPath, RowRange, Source};
 use crate::error::{Error, Result};
 use crate::hub::{Hub, RepositoryKind, Snapshot};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
         let mut fetched = Vec::with_capacity(sources.len());
         for (index, source) in sources.iter().enumerate() {
             let files = dataset(&source.path, &format!("data.{split}.{index}.path"), comm)?;
-            if files.len() > 1 && source.rows.is_some() {
+            if files.len() > 1 && source.rows != RowRange::default() {
                 let message = format!("data.{split}.{index}.rows: the split has {} files", files.len());
                 return Err(Error::input(message).hint("rows are counted in one file: name the file in the path"));
             }

@@ -7,8 +7,9 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// A range of rows, from the first one taken to the first one not taken any more; an end left out is the file's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A range of rows, from the first one taken to the first one not taken any more; an end left out is the file's. Default:
+/// all rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RowRange {
     from: Option<Edge>,

@@ -15,9 +15,9 @@ pub struct Source {
     /// Shape of its rows.
     #[serde(default)]
     pub format: Format,
-    /// Which of its rows are taken; default: all. Rows are counted as the file has them, before any is dropped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rows: Option<RowRange>,
+    /// Which of its rows are taken. Rows are counted as the file has them, before any is dropped.
+    #[serde(default)]
+    pub rows: RowRange,
     /// Take only pairs whose prompt is one user's message (and maybe a system message).
     #[serde(default)]
     pub single_turn: bool,
@@ -69,7 +69,7 @@ impl Source {
         Self {
             path: path.into(),
             format: Format::Auto,
-            rows: None,
+            rows: RowRange::default(),
             single_turn: false,
             margin_scale: defaults::margin_scale(),
             pairs_per_prompt: 0,

@@ -230,7 +230,7 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
         let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
         parts.push(content.to_le_bytes().to_vec());
         let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, .. } = source;
-        parts.push(format!("{format:?} {rows:?} {single_turn} {margin_scale} {pairs_per_prompt}").into_bytes());
+        parts.push(format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt}").into_bytes());
         // Without a domain it is taken from the file's name.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }

@@ -125,7 +125,7 @@ pub fn read(source: &Source) -> Result<SourceRows> {
         rows += 1;
         Ok(())
     })?;
-    let wanted = source.rows.map_or(0..rows, |range| range.of(rows));
+    let wanted = source.rows.of(rows);
     let domain = source.domain.clone().unwrap_or_else(|| stem(&source.path));
     let mut taken = SourceRows { read: verdicts.len(), ..SourceRows::default() };
     for (row, verdict) in verdicts {
