@@ -45,7 +45,10 @@ fn what_is_not_in_the_cache_ends_the_job_with_one_error_that_names_the_key() {
     let workspace = with_cache();
     for (set, expected) in [
         ("model.path=hf://owner/other", "model.path: the model owner/other at main is not in the cache"),
-        ("data.train.0.path=hf://owner/pairs/dev", "data.train.0.path: hf://owner/pairs@main: there is no file or split"),
+        (
+            "data.train.0.path=hf://owner/pairs/dev",
+            "data.train.0.path: hf://owner/pairs@main: there is no file or split",
+        ),
     ] {
         let outcome = workspace.train(2, &[&FROM_HUB[..], &[set]].concat());
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
