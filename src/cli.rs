@@ -21,6 +21,8 @@ Every key of the config file is in configs/reference.toml, with its default.
 
 Environment:
   HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
+  HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
+                     where hf:// paths are fetched from and kept, as in all of the hub's programs
   NO_COLOR           no colours
 
 Exit codes:
@@ -242,11 +244,11 @@ pub struct Bench {
 /// folder that haf-dist did not write.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Scoring {
-    /// A checkpoint of a run, or any *ForSequenceClassification folder of a known model family
+    /// A checkpoint of a run, or any *ForSequenceClassification folder of a known model family; or hf://owner/name
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
 
-    /// JSONL, JSONL.gz or a JSON array
+    /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
 

@@ -25,7 +25,7 @@ fn file(name: &str, content: impl AsRef<[u8]>) -> File {
 
 impl File {
     fn read(&self, format: Format) -> Result<SourceRows> {
-        read(&Source { path: self.path.clone(), format, weight: 1.0, domain: None })
+        read(&Source { format, ..Source::new(&self.path) })
     }
 }
 
@@ -198,7 +198,7 @@ fn every_form_of_file_holds_the_same_rows() {
 #[test]
 fn the_domain_is_the_rows_then_the_sources_then_the_files() {
     let named = file("hh-base.jsonl.gz", gzip(&simple().to_string()));
-    let source = |domain| Source { path: named.path.clone(), format: Format::Auto, weight: 1.0, domain };
+    let source = |domain| Source { domain, ..Source::new(&named.path) };
     assert_eq!(read(&source(None)).unwrap().pairs[0].domain.as_deref(), Some("hh-base"));
     assert_eq!(read(&source(Some("d".into()))).unwrap().pairs[0].domain.as_deref(), Some("d"));
 }
@@ -277,7 +277,7 @@ fn a_broken_file_names_file_and_line() {
     assert!(error.message.contains("rows.jsonl:1: broken JSON"), "{error}");
 
     let folder = file("rows.jsonl", "");
-    let source = |path| Source { path, format: Format::Auto, weight: 1.0, domain: None };
+    let source = |path: PathBuf| Source::new(path);
     let error = read(&source(folder.path.with_file_name("missing.jsonl"))).unwrap_err();
     assert!(error.message.contains("missing.jsonl") && error.kind == Kind::Input, "{error}");
     let error = read(&source(folder.path.parent().unwrap().into())).unwrap_err();

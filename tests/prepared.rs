@@ -39,7 +39,7 @@ impl Place {
     }
 
     fn source(&self, name: &str, text: &str) -> Source {
-        Source { path: self.write(name, text), format: Format::Pairs, weight: 1.0, domain: None }
+        Source { format: Format::Pairs, ..Source::new(self.write(name, text)) }
     }
 
     fn encoder(&self, max_length: usize) -> Encoder {
@@ -63,13 +63,13 @@ impl Place {
 }
 
 /// 5 pairs; the third has identical answers, the fourth is cut at 12 tokens.
-const FIRST: &str = r#"{"prompt":"a b c","chosen":"d e f","rejected":"d g","margin":1.5}
-{"prompt":"a b","chosen":"c","rejected":"d","domain":"special"}
-{"prompt":"a b","chosen":"c","rejected":"c"}
-{"prompt":"a b c d e f g h","chosen":"i j k l m n o p q r","rejected":"z"}
-{"prompt":"a b","chosen":"d","rejected":"c x y"}
+const FIRST: &str = r#"{"prompt":"a b c","chosen":" d e f","rejected":" d g","margin":1.5}
+{"prompt":"a b","chosen":" c","rejected":" d","domain":"special"}
+{"prompt":"a b","chosen":" c","rejected":" c"}
+{"prompt":"a b c d e f g h","chosen":" i j k l m n o p q r","rejected":" z"}
+{"prompt":"a b","chosen":" d","rejected":" c x y"}
 "#;
-const SECOND: &str = r#"{"prompt":"q","chosen":"r s","rejected":"s r"}
+const SECOND: &str = r#"{"prompt":"q","chosen":" r s","rejected":" s r"}
 "#;
 
 /// Everything about every pair, to compare data sets by.

@@ -5,6 +5,7 @@ use super::nccl::{Event, Stream};
 use super::solo::Solo;
 use super::{Communicator, launch, mpi};
 use crate::error::{Error, Kind, Result};
+use crate::panics;
 use crate::tensor::{bytes, bytes_mut, slice, slice_mut};
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::io::Write as _;
@@ -338,9 +339,13 @@ fn decode(text: &[u8]) -> Error {
 
 /// Makes a panic on any thread end the whole job within a second, with exit code 101: it prints one message with the
 /// rank and calls [`mpi::abort`]. Without it the other ranks would wait for ever. Call it first in a program; it is
-/// not for tests with several ranks in one process. Panics that somebody catches end the job too.
+/// not for tests with several ranks in one process. Panics that somebody catches end the job
+/// too, but for those within [`panics::contain`].
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
+        if panics::contained() {
+            return;
+        }
         let thread = std::thread::current();
         let backtrace = std::backtrace::Backtrace::capture();
         let text = format!(

@@ -11,16 +11,17 @@ use crate::evaluate;
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
 use crate::scoring::score_pairs;
+use std::path::PathBuf;
 
-/// Runs the command on every rank.
+/// Runs the command on every rank; `files` are the data, fetched.
 ///
 /// # Errors
 /// A folder that is no reward model, or bad data.
-pub fn run(scoring: &Scoring, format: Format, json: bool, comm: &CommThread) -> Result<()> {
+pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, comm: &CommThread) -> Result<()> {
     let opened = comm.agree(open(scoring))?;
     let machine = opened.machine(comm)?;
-    let source = Source { path: scoring.data.clone(), format, weight: 1.0, domain: None };
-    let data = setup::prepared(&[source], "eval", &opened.config, &opened.encoder, comm)?;
+    let sources: Vec<Source> = files.iter().map(|file| Source { format, ..Source::new(file) }).collect();
+    let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
         logging::above_progress(|| eprintln!("{}", data.report().render()));
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod debug;
 mod eval;
+mod hub;
 mod plan;
 mod prepare;
 mod score;
@@ -13,7 +14,8 @@ mod train;
 use crate::cli::Command;
 use crate::comm::CommThread;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use std::path::Path;
 
 /// Does what the command line asks for, on every rank.
 ///
@@ -22,14 +24,27 @@ use crate::error::Result;
 /// job.
 pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
     match command {
-        Command::Train { config, set, debug: true, .. } => debug::run(&Config::load(config, set)?, comm),
-        Command::Train { config, set, resume, .. } => {
-            train::run(&comm.agree(Config::load(config, set))?, *resume, comm)
+        Command::Train { config, set, debug: true, .. } => debug::run(&load(config, set, comm)?, comm),
+        Command::Train { config, set, resume, .. } => train::run(&load(config, set, comm)?, *resume, comm),
+        Command::Prepare { config, set } => prepare::run(&load(config, set, comm)?, comm),
+        Command::Eval { scoring, format, json } => {
+            let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
+            eval::run(&scoring, &files, *format, *json, comm)
         }
-        Command::Prepare { config, set } => prepare::run(&comm.agree(Config::load(config, set))?, comm),
+        Command::Score { scoring, output } => {
+            let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
+            if files.len() > 1 {
+                return Err(Error::input(format!("--data: the split has {} files, expected one", files.len()))
+                    .hint("name the file in the path: every row gets one line of scores"));
+            }
+            score::run(&scoring, output, comm)
+        }
         Command::Plan(planning) => plan::run(planning, comm),
-        Command::Eval { scoring, format, json } => eval::run(scoring, *format, *json, comm),
         Command::Bench(options) => bench::run(options, comm),
-        Command::Score { scoring, output } => score::run(scoring, output, comm),
     }
+}
+
+/// A config whose files are all here.
+fn load(config: &Path, set: &[String], comm: &CommThread) -> Result<Config> {
+    hub::fetch_all(comm.agree(Config::load(config, set))?, comm)
 }

@@ -20,8 +20,11 @@ impl Config {
     }
 }
 
-/// `pairs` for `data/pairs.jsonl.gz`.
+/// `pairs` for `data/pairs.jsonl.gz`, and `name` for `hf://owner/name/split`.
 fn stem(path: &std::path::Path) -> Option<String> {
+    if let Some(Ok(on_hub)) = HubPath::parse(path) {
+        return Some(on_hub.name().to_string());
+    }
     let name = path.file_name()?.to_string_lossy();
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
@@ -97,6 +100,10 @@ pub(super) fn yes() -> bool {
 }
 
 pub(super) fn weight() -> f64 {
+    1.0
+}
+
+pub(super) fn margin_scale() -> f64 {
     1.0
 }
 

@@ -22,8 +22,7 @@ fn leaves(node: &Value, path: &str, keys: &mut Vec<String>) {
 
 /// The tree of keys: a config in which every optional key is present. Leaves have the type of their key.
 pub(super) fn tree() -> Value {
-    let source =
-        || Source { path: "file".into(), format: Format::Auto, weight: 1.0, domain: Some(String::from("domain")) };
+    let source = || Source { domain: Some(String::from("domain")), ..Source::new("file") };
     let complete = Config {
         model: ModelConfig { path: "folder".into(), dtype: Dtype::Auto },
         data: DataConfig {

@@ -7,12 +7,18 @@
 //! shows them all.
 
 mod defaults;
+mod hub_path;
 mod keys;
 mod load;
 mod overrides;
+mod rows;
+mod source;
 mod validate;
 
+pub use hub_path::HubPath;
 pub use keys::known_keys;
+pub use rows::RowRange;
+pub use source::{Format, Source};
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -54,7 +60,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face folder: config.json, safetensors, tokenizer.json.
+    /// A Hugging Face folder: config.json, safetensors, tokenizer.json; or `hf://owner/name[@revision]`.
     pub path: PathBuf,
     /// Precision of the computation; masters and moments are always f32.
     #[serde(default)]
@@ -107,41 +113,6 @@ pub struct DataConfig {
     /// Where tokens and reference log-probs are kept between runs.
     #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,
-}
-
-/// One file of pairs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// JSONL, JSONL.gz or a JSON array.
-    pub path: PathBuf,
-    /// Shape of its rows.
-    #[serde(default)]
-    pub format: Format,
-    /// An epoch takes round(weight x pairs) of this source. Sources of dev and test are always taken once.
-    #[serde(default = "defaults::weight")]
-    pub weight: f64,
-    /// Name under which its pairs are reported, not [`TOTAL`]; a row's own `domain` wins. Default: the file's stem,
-    /// which is filled in when a config is loaded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub domain: Option<String>,
-}
-
-/// Shape of a source's rows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// Told by the keys of the first row.
-    #[default]
-    Auto,
-    /// `prompt`, `chosen`, `rejected`: strings or chat message lists; the prompt may be implicit.
-    Pairs,
-    /// `chosen`, `rejected`: hh-rlhf transcripts.
-    Hh,
-    /// PKU-SafeRLHF/BeaverTails, chosen by `better_response_id`.
-    Helpful,
-    /// PKU-SafeRLHF/BeaverTails, exactly one answer safe, chosen by `safer_response_id`.
-    Safer,
 }
 
 /// How a prompt and an answer become text.

@@ -25,6 +25,10 @@ impl Config {
     /// Checks ranges and exclusions of a resolved config: the first rule broken, the place left to the caller.
     pub(super) fn check(&self) -> Check {
         path("model.path", &self.model.path)?;
+        if let Some(Ok(HubPath { part: Some(part), .. })) = HubPath::parse(&self.model.path) {
+            let message = format!("ends with \"/{part}\", but a model is a whole repository");
+            return refuse("model.path", &message, "expected hf://owner/name, or hf://owner/name@revision");
+        }
         path("output.dir", &self.output.dir)?;
         self.parallel.check()?;
         at_least("checkpoint.keep", self.checkpoint.keep, 1)?;
@@ -45,6 +49,13 @@ impl DataConfig {
                 let key = |name: &str| format!("data.{list}.{index}.{name}");
                 path(&key("path"), &source.path)?;
                 number(&key("weight"), source.weight, source.weight > 0.0, "above 0")?;
+                let scale = source.margin_scale;
+                number(&key("margin_scale"), scale, (0.0..=1e6).contains(&scale), "from 0 to 1000000")?;
+                let lists = matches!(source.format, Format::Auto | Format::Ranked);
+                if source.pairs_per_prompt > 0 && !lists {
+                    let hint = "take it out, or set the format to \"ranked\"";
+                    return refuse(&key("pairs_per_prompt"), "has no meaning for this format: a row is one pair", hint);
+                }
                 if list != "train" && source.weight != 1.0 {
                     let message = format!("= {}, but every {list} pair is taken once", source.weight);
                     return refuse(&key("weight"), &message, "take it out: weights are for training sources");
@@ -183,6 +194,9 @@ fn number(key: &str, value: f64, holds: bool, expected: &str) -> Check {
 }
 
 fn path(key: &str, path: &std::path::Path) -> Check {
+    if let Some(Err(wrong)) = HubPath::parse(path) {
+        return refuse(key, &wrong, "for example hf://owner/name for a model, hf://owner/name/train for a split");
+    }
     if path.as_os_str().is_empty() {
         refuse(key, "is empty; expected a path", "paths start where the program is started; \".\" is that folder")
     } else {

@@ -5,6 +5,7 @@ mod builder;
 mod container;
 pub mod formats;
 mod parallel;
+mod parquet;
 pub mod prefetch;
 pub mod prepared;
 pub mod reference_cache;
@@ -48,7 +49,7 @@ pub struct Pair {
     pub margin: Option<f32>,
     /// Under which name it is reported.
     pub domain: Option<String>,
-    /// Line (JSONL) or element (array) of its source, from 1.
+    /// Line (JSONL), element (array) or row (Parquet) of its source, from 1.
     pub line: usize,
 }
 

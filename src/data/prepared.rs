@@ -22,7 +22,7 @@ use std::path::Path;
 pub use crate::data::builder::LabelledPair;
 
 /// Changes whenever the content or the layout of the file changes.
-const VERSION: &str = "haf-dist pairs 1";
+const VERSION: &str = "haf-dist pairs 2";
 
 /// B tokenised pairs, in the order of their sources.
 #[derive(Debug)]
@@ -229,7 +229,8 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     for source in sources {
         let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
         parts.push(content.to_le_bytes().to_vec());
-        parts.push(format!("{:?}", source.format).into_bytes());
+        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, .. } = source;
+        parts.push(format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt}").into_bytes());
         // Without a domain it is taken from the file's name.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }

@@ -1,6 +1,6 @@
 //! One row of a source: typed access to its keys, with errors that say where and what was expected.
 //!
-//! Not here: which keys make a pair; that is `formats.rs`.
+//! Not here: which keys make a pair; that is `formats/`.
 
 use crate::data::rows::Place;
 use crate::data::{Message, Prompt};
@@ -48,7 +48,23 @@ impl<'a> Row<'a> {
         }
     }
 
-    pub(super) fn messages(&self, key: &str, list: &[Value]) -> Result<Vec<Message>> {
+    pub(super) fn list(&self, key: &str) -> Result<&[Value]> {
+        match self.get(key) {
+            None => Err(self.missing(key, "a list")),
+            Some(Value::Array(list)) => Ok(list),
+            Some(value) => Err(self.wrong(key, value, "a list")),
+        }
+    }
+
+    pub(super) fn message_list(&self, key: &str) -> Result<Vec<Message>> {
+        match self.get(key) {
+            None => Err(self.missing(key, "a message list")),
+            Some(Value::Array(list)) => self.messages(key, list),
+            Some(value) => Err(self.wrong(key, value, "a message list")),
+        }
+    }
+
+    fn messages(&self, key: &str, list: &[Value]) -> Result<Vec<Message>> {
         let text = |number: usize, message: &Value, name: &str| match message.get(name) {
             Some(Value::String(text)) => Ok(text.clone()),
             other => Err(self
@@ -71,6 +87,12 @@ impl<'a> Row<'a> {
 
     pub(super) fn string(&self, key: &str, value: &Value, expected: &str) -> Result<String> {
         value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, value, expected))
+    }
+
+    /// A finite number; `expected` says which ones make sense.
+    pub(super) fn number(&self, key: &str, expected: &str) -> Result<f64> {
+        let value = self.get(key).ok_or_else(|| self.missing(key, expected))?;
+        value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| self.wrong(key, value, expected))
     }
 
     pub(super) fn index(&self, key: &str) -> Result<usize> {
@@ -105,7 +127,8 @@ impl<'a> Row<'a> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a value is, in words.
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a truth value",

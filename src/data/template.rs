@@ -81,9 +81,8 @@ impl Template {
     /// The prompt's text, up to where the answer starts.
     ///
     /// A chat template makes one user's message of a plain text, and ends with its generation prompt. The space after
-    /// `Output:` and `Assistant:` belongs to the answer: prompt and answer are tokenised apart, and byte-level BPE
-    /// vocabularies hold " word" as one token, while a prompt that ends in a space would leave it a token of its own
-    /// that no model saw in training. `plain` joins the contents of a message list as they are.
+    /// `Output:` and `Assistant:` belongs to the answer: vocabularies hold " word" as one token. `plain` joins the
+    /// contents of a message list as they are.
     ///
     /// # Errors
     /// The chat template refuses the conversation, or a plain one does not know a role.
@@ -116,30 +115,19 @@ impl Template {
         Ok(text)
     }
 
-    /// What follows the prompt's text: the answer and the rest of its turn.
+    /// The whole conversation's text: the prompt, the answer and the rest of its turn. For a chat template that is what
+    /// it writes of the finished conversation, whether or not that starts with [`Template::render_prompt`]'s text.
     ///
     /// # Errors
     /// As [`Template::render_prompt`].
-    pub fn render_answer(&self, prompt: &Prompt, answer: &str) -> Result<String> {
-        self.render_answer_after(&self.render_prompt(prompt)?, prompt, answer)
-    }
-
-    /// [`Template::render_answer`] for a prompt already rendered.
-    pub(super) fn render_answer_after(&self, rendered: &str, prompt: &Prompt, answer: &str) -> Result<String> {
+    pub fn render(&self, prompt: &Prompt, answer: &str) -> Result<String> {
         let Some(chat) = &self.chat else {
-            return Ok(match self.kind {
-                TemplateKind::Instruct | TemplateKind::Hh => format!(" {answer}"),
-                TemplateKind::Plain | TemplateKind::Chat => answer.to_owned(),
-            });
+            let space = if matches!(self.kind, TemplateKind::Instruct | TemplateKind::Hh) { " " } else { "" };
+            return Ok(format!("{}{space}{answer}", self.render_prompt(prompt)?));
         };
         let mut messages = messages(prompt);
         messages.push(Message { role: "assistant".into(), content: answer.into() });
-        let whole = chat.render(&messages, false)?;
-        Ok(match whole.strip_prefix(rendered) {
-            Some(rest) => rest.to_owned(),
-            // The generation prompt is not what the template writes before a finished answer.
-            None => format!("{answer}{}", chat.tail),
-        })
+        chat.render(&messages, false)
     }
 }
 

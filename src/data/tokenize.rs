@@ -13,13 +13,15 @@ use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
-const RULES: u32 = 1;
+const RULES: u32 = 2;
 
 /// Turns pairs into tokens. Shared by threads.
 ///
-/// A sequence is the rendered prompt, the answer, the turn's EOS; prompt and answer are tokenised apart. A chat
-/// template writes its own BOS; to a plain one the BOS is added that the tokenizer would add. Special tokens inside a
-/// text are special tokens, as in Transformers.
+/// A sequence is the rendered conversation up to the EOS of the answer's turn, tokenised as one text, so that its ids are
+/// those of Transformers' `apply_chat_template`. The answer starts at the first token in which it differs from the
+/// rendered prompt alone: a token that holds the prompt's last characters and the answer's first is the answer's. A chat
+/// template writes its own BOS; to a plain one the BOS is added that the tokenizer would add. Special tokens inside a text
+/// are special tokens, as in Transformers.
 pub struct Encoder {
     tokenizer: Tokenizer,
     template: Template,
@@ -190,16 +192,7 @@ impl Encoder {
 
     fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
         let prompt_text = self.template.render_prompt(&pair.prompt)?;
-        let mut prompt = ids(&self.tokenizer, &prompt_text)?;
-        if let Some(bos) = self.bos
-            && !self.template.writes_bos()
-            && prompt.first() != Some(&bos)
-        {
-            prompt.insert(0, bos);
-        }
-        if prompt.is_empty() {
-            return Ok(Encoded::Dropped(DropReason::EmptyPrompt));
-        }
+        let mut prompt = self.ids_after_bos(&prompt_text)?;
 
         // An answer that brings its EOS along must not get two.
         let texts = [Some(&pair.chosen), pair.rejected.as_ref()].map(|text| text.map(|text| self.without_eos(text)));
@@ -213,8 +206,14 @@ impl Encoder {
         let mut answers = Vec::with_capacity(2);
         for text in texts.into_iter().flatten() {
             special_in_text += self.special_in(text);
-            answers.push(self.answer(&pair.prompt, &prompt_text, text)?);
+            let sequence = self.sequence(&pair.prompt, text)?;
+            prompt.truncate(common(&prompt, &sequence));
+            answers.push(sequence);
         }
+        if prompt.is_empty() {
+            return Ok(Encoded::Dropped(DropReason::EmptyPrompt));
+        }
+        answers.iter_mut().for_each(|answer| drop(answer.drain(..prompt.len())));
 
         let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
         let over = (prompt.len() + longest).saturating_sub(self.max_length);
@@ -235,10 +234,9 @@ impl Encoder {
             return Ok(Encoded::Dropped(DropReason::IdenticalAnswers));
         }
         // Each suffix keeps at least one token, so that each sequence's last token is its own.
-        let common = rejected.as_ref().map_or(0, |rejected| {
-            let equal = chosen.iter().zip(rejected).take_while(|(one, other)| one == other).count();
-            equal.min(chosen.len() - 1).min(rejected.len() - 1)
-        });
+        let common = rejected
+            .as_ref()
+            .map_or(0, |rejected| common(&chosen, rejected).min(chosen.len() - 1).min(rejected.len() - 1));
         let prompt_length = prompt.len();
         let rejected = rejected.as_deref().map_or(&[][..], |rejected| &rejected[common..]);
         Ok(Encoded::Kept(OwnedPair {
@@ -254,15 +252,24 @@ impl Encoder {
         }))
     }
 
-    /// Tokens of an answer and its EOS; what the template writes after that is dropped.
-    fn answer(&self, prompt: &Prompt, prompt_text: &str, answer: &str) -> Result<Vec<u32>> {
-        let mut text = self.template.render_answer_after(prompt_text, prompt, answer)?;
+    /// Tokens of a whole conversation up to the EOS of the answer's turn; what the template writes after that is dropped.
+    fn sequence(&self, prompt: &Prompt, answer: &str) -> Result<Vec<u32>> {
+        let mut text = self.template.render(prompt, answer)?;
         if text.ends_with(self.template.tail()) {
             text.truncate(text.len() - self.after_eos);
         }
-        let mut tokens = ids(&self.tokenizer, &text)?;
+        let mut tokens = self.ids_after_bos(&text)?;
         if tokens.last() != Some(&self.eos) {
             tokens.push(self.eos);
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer.
+    fn ids_after_bos(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = ids(&self.tokenizer, text)?;
+        if let Some(bos) = self.bos.filter(|bos| !self.template.writes_bos() && tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
         }
         Ok(tokens)
     }
@@ -318,6 +325,11 @@ fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u3
     let (with, without) = (encoded(tokenizer, "a", true)?, ids(tokenizer, "a")?);
     let added = with.len() > without.len() && with.first() != without.first();
     Ok(with.first().copied().filter(|_| added))
+}
+
+/// How many tokens two sequences have in common at their start.
+fn common(one: &[u32], other: &[u32]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
 }
 
 /// Tokens of a text as it stands.

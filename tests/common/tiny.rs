@@ -157,6 +157,9 @@ impl Workspace {
             .args(arguments)
             .current_dir(self.folder.path())
             .env("OMP_NUM_THREADS", "1")
+            // No test asks the network.
+            .env("HF_HUB_CACHE", "hub")
+            .env("HF_HUB_OFFLINE", "1")
             .env_remove("HAF_LOG")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())

@@ -77,14 +77,18 @@ def conversations(row: dict) -> dict[str, tuple[list[dict], str]]:
 
 
 def tokenise(tokenizer, prompt: list[dict], answer: str) -> tuple[list[int], list[int]]:
-    """Prompt and answer apart. The answer ends with its turn's EOS; what the template adds after that is dropped."""
+    """The conversation as one text, then parted where the prompt alone would differ. The answer ends with its turn's
+    EOS; what the template adds after that is dropped."""
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(prompt + [{"role": "assistant", "content": answer}], tokenize=False)
-    assert whole.startswith(before), "the chat template's generation prompt is not what it writes before an answer"
-    turn, eos, _ = whole[len(before) :].rpartition(tokenizer.eos_token)
-    turn = turn + eos if eos else whole[len(before) :] + tokenizer.eos_token
+    turn, eos, _ = whole.rpartition(tokenizer.eos_token)
     # The template writes special tokens itself: the tokenizer must not add another BOS.
-    return tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, turn))
+    alone, ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (before, turn + eos if eos else whole + tokenizer.eos_token)
+    )
+    common = next((at for at, (one, other) in enumerate(zip(alone, ids)) if one != other), min(len(alone), len(ids)))
+    return ids[:common], ids[common:]
 
 
 # --- Transformers' view -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ mod bad_files;
 mod caches;
 mod debugging;
 mod export;
+mod hub;
 mod refused;
 mod resuming;
 mod scoring;

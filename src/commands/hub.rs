@@ -1,0 +1,74 @@
+//! `hf://` paths become local ones: rank 0 fetches, the others then find the cache, unless they do not share its disk.
+//!
+//! Not here: what such a path means (`hub/`).
+
+use crate::cli::Scoring;
+use crate::comm::CommThread;
+use crate::config::{Config, HubPath, RowRange, Source};
+use crate::error::{Error, Result};
+use crate::hub::{Hub, RepositoryKind, Snapshot};
+use std::path::{Path, PathBuf};
+
+/// Replaces the model's and the sources' `hf://` paths by where their files are; a split in several files becomes as
+/// many sources, alike but for the path. The commit is part of the new paths, so a run's own config names it. All ranks
+/// must call it.
+///
+/// # Errors
+/// A path that means nothing on the hub, or a hub that cannot be reached for what is not in the cache; the first key
+/// with one is named.
+pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
+    config.model.path = model(&config.model.path, "model.path", comm)?;
+    let data = &mut config.data;
+    for (split, sources) in [("train", &mut data.train), ("dev", &mut data.dev), ("test", &mut data.test)] {
+        let mut fetched = Vec::with_capacity(sources.len());
+        for (index, source) in sources.iter().enumerate() {
+            let files = dataset(&source.path, &format!("data.{split}.{index}.path"), comm)?;
+            if files.len() > 1 && source.rows != RowRange::default() {
+                let message = format!("data.{split}.{index}.rows: the split has {} files", files.len());
+                return Err(Error::input(message).hint("rows are counted in one file: name the file in the path"));
+            }
+            fetched.extend(files.into_iter().map(|path| Source { path, ..source.clone() }));
+        }
+        *sources = fetched;
+    }
+    Ok(config)
+}
+
+/// The same for what `eval` and `score` are pointed at. Returns the data's files. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, Vec<PathBuf>)> {
+    let checkpoint = model(&scoring.checkpoint, "--checkpoint", comm)?;
+    let files = dataset(&scoring.data, "--data", comm)?;
+    let data = files.first().cloned().unwrap_or_default();
+    Ok((Scoring { checkpoint, data, ..scoring.clone() }, files))
+}
+
+fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
+    let fetched = fetched(path, RepositoryKind::Model, comm).map_err(|error| error.at(key))?;
+    Ok(fetched.map_or_else(|| path.to_path_buf(), |(folder, _)| folder))
+}
+
+fn dataset(path: &Path, key: &str, comm: &CommThread) -> Result<Vec<PathBuf>> {
+    let fetched = fetched(path, RepositoryKind::Dataset, comm).map_err(|error| error.at(key))?;
+    Ok(fetched.map_or_else(|| vec![path.to_path_buf()], |(_, files)| files))
+}
+
+/// The folder and the files of an `hf://` path; `None` for any other.
+fn fetched(path: &Path, kind: RepositoryKind, comm: &CommThread) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
+    let Some(parsed) = HubPath::parse(path) else { return Ok(None) };
+    let parsed = parsed.map_err(|wrong| Error::input(wrong).hint("for example hf://owner/name"))?;
+    let hub = comm.agree(Hub::from_env())?;
+    let look_up = || {
+        let snapshot = hub.look_up(&parsed, kind)?;
+        hub.fetch(&snapshot)?;
+        serde_json::to_vec(&snapshot).map_err(|error| Error::runtime(format!("a snapshot as JSON: {error}")))
+    };
+    let of_rank_0 = comm.agree(if comm.rank() == 0 { look_up() } else { Ok(Vec::new()) })?;
+    let bytes = comm.broadcast_bytes(Some(of_rank_0))?;
+    let snapshot: Snapshot = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::runtime(format!("rank 0's snapshot did not arrive whole: {error}")))?;
+    let files = comm.agree(hub.fetch(&snapshot))?;
+    Ok(Some((hub.folder(&snapshot), files)))
+}

@@ -1,0 +1,119 @@
+//! Which files of a repository a model or a split is made of, told by their names.
+//!
+//! Not here: the lists that a data set's card may hold instead; a path can always name a file.
+
+use crate::error::{Error, Result};
+use std::collections::BTreeSet;
+
+/// What is read of a model besides its weights, where it is there.
+const BESIDES: [&str; 7] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "model.safetensors.index.json",
+];
+const DATA: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
+
+/// A model's files: config, tokenizer, template, and weights in one file or in shards.
+///
+/// # Errors
+/// No config.json, no safetensors, or a shard that is missing.
+pub(super) fn model_files(listed: &[String]) -> Result<Vec<String>> {
+    let needs = |file: &str| {
+        Error::input(format!("there is no {file}"))
+            .hint("a model is a Hugging Face folder with config.json and safetensors")
+    };
+    if !listed.iter().any(|file| file == "config.json") {
+        return Err(needs("config.json"));
+    }
+    let is_weights = |file: &str| file.starts_with("model") && file.ends_with(".safetensors");
+    let weights: Vec<&String> = listed.iter().filter(|file| !file.contains('/') && is_weights(file)).collect();
+    if weights.is_empty() {
+        return Err(needs("model.safetensors, whole or in shards"));
+    }
+    all_shards(&weights)?;
+    Ok(listed.iter().filter(|file| BESIDES.contains(&file.as_str()) || weights.contains(file)).cloned().collect())
+}
+
+/// A split's files in their order: `part` is a file's path, or `split` or `config/split` as the hub's data sets name
+/// them: `split.jsonl`, `config/split.jsonl.gz`, `data/split-00000-of-00002.parquet`, `config/split/0000.parquet`.
+/// Without a part there must be one split only.
+///
+/// # Errors
+/// No such file or split, several splits to choose from, or a shard that is missing.
+pub(super) fn split_files(listed: &[String], part: Option<&str>) -> Result<Vec<String>> {
+    if let Some(file) = listed.iter().find(|file| Some(file.as_str()) == part) {
+        return Ok(vec![file.clone()]);
+    }
+    let splits: Vec<(String, &String)> = listed.iter().filter_map(|file| Some((split_of(file)?, file))).collect();
+    let names: BTreeSet<&str> = splits.iter().map(|(split, _)| split.as_str()).collect();
+    let choices = || {
+        let shown: Vec<&str> = names.iter().copied().take(12).collect();
+        let more = if names.len() > shown.len() { ", ..." } else { "" };
+        match shown.is_empty() {
+            true => String::from("there is no file ending in .parquet, .jsonl, .json (or .gz of these)"),
+            false => format!("its splits are {}{more}", shown.join(", ")),
+        }
+    };
+    let wanted = match (part, names.first()) {
+        (Some(part), _) if names.contains(part) => part,
+        (None, Some(only)) if names.len() == 1 => only,
+        (Some(part), _) => {
+            return Err(Error::input(format!("there is no file or split {part:?}")).hint(choices()));
+        }
+        (None, _) => {
+            return Err(Error::input("no split is named").hint(format!("{}; add one to the path", choices())));
+        }
+    };
+    let mut files: Vec<&String> = splits.iter().filter(|(split, _)| split == wanted).map(|(_, file)| *file).collect();
+    files.sort();
+    all_shards(&files)?;
+    Ok(files.into_iter().cloned().collect())
+}
+
+/// The split that a data file belongs to; `None` for other files.
+fn split_of(file: &str) -> Option<String> {
+    let stem = DATA.iter().filter_map(|ending| file.strip_suffix(ending)).min_by_key(|stem| stem.len())?;
+    let (folder, name) = stem.rsplit_once('/').map_or((None, stem), |(folder, name)| (Some(folder), name));
+    let folder = match folder {
+        Some("data") => None,
+        Some(folder) => Some(folder.strip_prefix("data/").unwrap_or(folder)),
+        None => None,
+    };
+    let name = shard(name).map_or(name, |(name, ..)| name);
+    let numbered = name.bytes().all(|byte| byte.is_ascii_digit());
+    match folder {
+        Some(folder) if numbered => Some(folder.to_owned()),
+        Some(folder) => Some(format!("{folder}/{name}")),
+        // Cards' own files, not data.
+        None if matches!(name, "dataset_infos" | "dataset_info" | "state") => None,
+        None => Some(name.to_owned()),
+    }
+}
+
+/// `train-00000-of-00002-0123456789abcdef` -> (`train`, 0, 2)
+fn shard(name: &str) -> Option<(&str, usize, usize)> {
+    let (before, after) = name.split_once("-of-")?;
+    let (name, number) = before.rsplit_once('-')?;
+    let total = after.split('-').next()?;
+    let five = |digits: &str| if digits.len() == 5 { digits.parse().ok() } else { None };
+    Some((name, five(number)?, five(total)?))
+}
+
+/// Refuses a list of which a shard is missing, as a cache may have it that was filled in part.
+fn all_shards(files: &[&String]) -> Result<()> {
+    let stems = files.iter().filter_map(|file| file.rsplit('/').next()?.split('.').next());
+    let shards: Vec<_> = stems.filter_map(shard).collect();
+    let Some((_, _, total)) = shards.first() else { return Ok(()) };
+    let there: BTreeSet<usize> = shards.iter().map(|(_, number, _)| *number).collect();
+    // Weights count from 1 to the total, data from 0.
+    let first = usize::from(there.contains(total));
+    match (first..first + total).find(|number| !there.contains(number)) {
+        None => Ok(()),
+        Some(missing) => Err(Error::input(format!("shard {missing} of {total} is missing beside {}", files[0]))
+            .hint("a cache that was filled in part: fetch the rest with a network")),
+    }
+}

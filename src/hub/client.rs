@@ -1,0 +1,93 @@
+//! Asks the hub, through the hub's own crate.
+//!
+//! Not here: which files are wanted, and what to say when it fails (`mod.rs`).
+
+use super::{Hub, RepositoryKind, Snapshot, stays_inside};
+use crate::logging;
+use crate::panics::contain;
+use hf_hub::api::Progress;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use indicatif::ProgressBar;
+
+/// Why the hub gave nothing.
+pub(super) enum Failure {
+    /// It answered with this HTTP status, 400 to 499.
+    Refused(u16),
+    /// It did not answer, or not as a hub does.
+    Unreachable(String),
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        if let ApiError::RequestError(request) = &error
+            && let ureq::Error::StatusCode(status @ 400..=499) = **request
+        {
+            return Self::Refused(status);
+        }
+        Self::Unreachable(error.to_string())
+    }
+}
+
+/// The commit of a revision, and its files.
+pub(super) fn list(
+    hub: &Hub,
+    kind: RepositoryKind,
+    repository: &str,
+    revision: &str,
+) -> Result<(String, Vec<String>), Failure> {
+    let info = guarded(|| repo(hub, kind, repository, revision)?.info())?;
+    let files: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+    let strange = |name: &&String| !stays_inside(name);
+    match files.iter().find(strange).or(Some(&info.sha).filter(|sha| !sha.chars().all(|c| c.is_ascii_alphanumeric()))) {
+        Some(name) => Err(Failure::Unreachable(format!("it lists a file or commit named {name:?}"))),
+        None => Ok((info.sha, files)),
+    }
+}
+
+/// Puts a file of a snapshot into the cache.
+pub(super) fn download(hub: &Hub, snapshot: &Snapshot, file: &str) -> Result<(), Failure> {
+    let Snapshot { kind, repository, commit, .. } = snapshot;
+    let bar = Bar { name: file.to_owned(), bar: ProgressBar::hidden() };
+    guarded(|| repo(hub, *kind, repository, commit)?.download_with_progress(file, bar)).map(|_| ())
+}
+
+/// The crate asserts what it believes of a hub's answers.
+fn guarded<T>(ask: impl FnOnce() -> Result<T, ApiError>) -> Result<T, Failure> {
+    contain(ask).map_err(Failure::Unreachable)?.map_err(Failure::from)
+}
+
+fn repo(hub: &Hub, kind: RepositoryKind, repository: &str, revision: &str) -> Result<ApiRepo, ApiError> {
+    let kind = match kind {
+        RepositoryKind::Model => RepoType::Model,
+        RepositoryKind::Dataset => RepoType::Dataset,
+    };
+    let api: Api = ApiBuilder::from_cache(Cache::new(hub.cache.clone()))
+        .with_endpoint(hub.endpoint.clone())
+        .with_token(hub.token.clone())
+        .with_user_agent("haf-dist", env!("CARGO_PKG_VERSION"))
+        .with_retries(2)
+        .build()?;
+    Ok(api.repo(Repo::with_revision(repository.to_owned(), kind, revision.to_owned())))
+}
+
+/// A download among the program's other progress bars, in bytes.
+struct Bar {
+    name: String,
+    bar: ProgressBar,
+}
+
+impl Progress for Bar {
+    fn init(&mut self, size: usize, _: &str) {
+        self.bar.finish_and_clear();
+        self.bar = logging::progress(size as u64, &self.name);
+    }
+
+    fn update(&mut self, size: usize) {
+        self.bar.inc(size as u64);
+    }
+
+    fn finish(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,68 @@
+"""Writes the Parquet files beside this script, in the shapes that the hub's data sets have. Needs pyarrow.
+
+    python tests/parquet_files/make_parquet.py
+
+They are made by another implementation than the one that reads them, which is why they are committed.
+"""
+
+import datetime
+import pathlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HERE = pathlib.Path(__file__).parent
+MESSAGE = pa.struct([("content", pa.string()), ("role", pa.string())])
+
+
+def talk(*turns):
+    return [{"content": text, "role": ("user", "assistant")[index % 2]} for index, text in enumerate(turns)]
+
+
+def write(name, columns, **options):
+    pq.write_table(pa.table(columns), HERE / f"{name}.parquet", **options)
+
+
+# Message lists, a prompt beside them, numbers with gaps; one codec each, several row groups, checksums.
+PAIRS = {
+    "prompt": pa.array([f"q{number} é漢🦀" for number in range(9)]),
+    "chosen": pa.array([talk(f"q{number} é漢🦀", f"a{number}") for number in range(9)], pa.list_(MESSAGE)),
+    "rejected": pa.array([talk(f"q{number} é漢🦀", f"b{number}") for number in range(9)], pa.list_(MESSAGE)),
+    "score_chosen": pa.array([None if number == 4 else 5.5 for number in range(9)]),
+    "score_rejected": pa.array([number / 2 for number in range(9)], pa.float32()),
+    "margin": pa.array([None if number % 2 else number for number in range(9)], pa.int64()),
+}
+for codec in ("snappy", "zstd", "gzip", "none"):
+    write(f"pairs-{codec}", PAIRS, compression=codec, row_group_size=4, write_page_checksum=True)
+write("pairs-brotli", PAIRS, compression="brotli")
+
+# Chatbot Arena, with columns that no key expects: a date, an image, a dictionary, a map.
+write(
+    "arena",
+    {
+        "winner": pa.array(["model_a", "model_b", "tie"]).dictionary_encode(),
+        "conversation_a": pa.array([talk("q", "a")] * 3, pa.list_(MESSAGE)),
+        "conversation_b": pa.array([talk("q", "b")] * 3, pa.list_(MESSAGE)),
+        "turn": pa.array([1, 1, 1], pa.uint8()),
+        "anony": pa.array([True, False, None]),
+        "tstamp": pa.array([datetime.datetime(2023, 6, 1)] * 3, pa.timestamp("us")),
+        "image": pa.array([{"bytes": b"\xff\x00", "path": "x.png"}] * 3),
+        "price": pa.array([None] * 3, pa.decimal128(10, 2)),
+        "nothing": pa.array([None] * 3),
+        "toxicity": pa.array([[("openai", 0.5)]] * 3, pa.map_(pa.string(), pa.float64())),
+    },
+    compression="snappy",
+    data_page_version="2.0",
+)
+
+# A list of structs of text and number.
+write(
+    "ranked",
+    {
+        "prompt": pa.array(["\n\nHuman: Hi\n\nAssistant: "]),
+        "answers": pa.array([[{"answer": f"answer {rank}", "rank": float(rank)} for rank in (3, 1, 2)]]),
+    },
+    compression="zstd",
+)
+write("images", {"image": pa.array([b"\xff"] * 2)})
+write("empty", {"prompt": pa.array([], pa.string())})
