@@ -83,8 +83,10 @@ def ranks_table(data: Measurements) -> str:
     for name in ("hybrid, one rank", "hybrid, two ranks"):
         rates = data.values("ranks", ours(name))
         pairs = median(data.values("ranks", ours(name), "pairs"))
-        rows.append([f"`{ours(name)}`", number(pairs, 0), number(best(rates), 3), number(median(rates), 3)])
-    return table(["", "pairs", "best pairs/s", "median pairs/s"], rows)
+        tokens = data.values("ranks", ours(name), "tokens_per_s")
+        rows.append([f"`{ours(name)}`", number(pairs, 0), number(best(rates), 3), number(median(rates), 3),
+                     number(best(tokens), 0), number(median(tokens), 0)])
+    return table(["", "pairs", "best pairs/s", "median pairs/s", "best tokens/s", "median tokens/s"], rows)
 
 
 def machine_lines(run: dict) -> str:

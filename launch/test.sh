@@ -36,5 +36,6 @@ fi
 # One profile for all: a second one would compile the C++ bindings of libtorch a second time.
 check cargo clippy --release --all-targets -- -D warnings
 check cargo test --release
+check /usr/bin/python3 -m unittest discover --start-directory benches
 check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 say "" "all checks passed in $SECONDS s"

@@ -8,7 +8,7 @@
 
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
-use crate::head::{Heads, Objective, PairLosses, PairScores};
+use crate::head::{Heads, Objective, PairLosses, PairScores, ROWS_AT_ONCE};
 use crate::model::attention::AttentionPlan;
 use crate::model::decoder::{self, Block, Context, Part};
 use crate::model::norm;
@@ -45,6 +45,11 @@ impl Engine {
     pub fn new(model: Model, activation_checkpointing: bool) -> Self {
         let frequencies = rope::frequencies(&model.architecture.rope, model.architecture.head_width);
         Self { model, activation_checkpointing, frequencies, workspace: RefCell::default() }
+    }
+
+    /// Makes room for micro-batches of so many tokens; longer ones make more.
+    pub fn reserve(&self, tokens: usize) {
+        self.workspace.borrow_mut().reserve(tokens);
     }
 
     /// Scores of every pair of a batch, without gradients.
@@ -179,7 +184,8 @@ impl Engine {
     fn heads<'a>(&'a self, workspace: &'a Workspace) -> Result<Heads<'a>> {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
         let Workspace { logits, scratch, .. } = workspace;
-        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, logits, scratch })
+        let most_rows = workspace.reserved().min(ROWS_AT_ONCE);
+        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, most_rows, logits, scratch })
     }
 
     fn part(&self, part: Part) -> Result<(usize, &Segment)> {

@@ -97,6 +97,8 @@ pub struct Heads<'a> {
     pub reward: &'a Segment,
     /// The segment whose first parameter is the vocabulary matrix [V, D]; needed for log-probs only.
     pub vocabulary: Option<&'a Segment>,
+    /// Response rows of a micro-batch are at most so many, unless a pair is longer.
+    pub most_rows: usize,
     /// Memory of a chunk's logits.
     pub logits: &'a Scratch,
     /// Memory of a product whose sum lies elsewhere.
@@ -220,7 +222,8 @@ impl Heads<'_> {
     /// Hidden rows [R, D] -> their logits [R, V].
     fn logits(&self, rows: &Tensor, vocabulary: &Segment) -> Result<Logits> {
         let weight = vocabulary.weight(0);
-        let logits = self.logits.matrix(rows.size()[0], weight.size()[0], rows.kind(), rows.device());
+        let (most, count, vocabulary_size) = (self.most_rows as i64, rows.size()[0], weight.size()[0]);
+        let logits = self.logits.matrix_of_at_most(most, count, vocabulary_size, rows.kind(), rows.device());
         let _ = rows.mm_out(&logits, &weight.tr());
         Logits::new(logits)
     }

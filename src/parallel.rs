@@ -1,4 +1,4 @@
-//! Shares loops out to the rank's threads. One pool a process; with one thread everything runs where it is called.
+//! Shares loops out to the rank's threads. One pool a process; without one everything runs where it is called.
 //!
 //! Not here: libtorch's own threads, which `machine.rs` sets to the same number.
 

@@ -37,6 +37,7 @@ pub fn score_pairs(
     let tokens: Vec<usize> = pairs.iter().map(|&pair| data.tokens(pair)).collect();
     let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
+    engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
     let progress = logging::progress(mine.len() as u64, title);
     let (mut said, mut done) = (Instant::now(), 0);

@@ -13,6 +13,7 @@ use crate::comm::CommThread;
 use crate::config::Config;
 use crate::data::batch::Packing;
 use crate::data::prefetch::{MicroBatch, Prefetch, Share};
+use crate::data::prepared::PreparedData;
 use crate::data::sampler::Sampler;
 use crate::engine::{Engine, GradientSink};
 use crate::error::{Error, Result};
@@ -86,6 +87,7 @@ impl<'a> Trainer<'a> {
         let batch = config.train.pairs_per_step;
         let order = format!("{:032x} {weights:?} {batch} {} {}", train.data.key(), data.shuffle, data.seed);
         let data_key = format!("{:032x}", files::fingerprint_parts([order.as_bytes()]));
+        engine.reserve(likely_tokens(config, &train.data, comm.world_size()));
         Self {
             config,
             comm,
@@ -277,6 +279,14 @@ impl StepSums {
         let [reward_loss, policy_loss, hits, margin, tokens] = packed;
         Ok(Self { reward_loss, policy_loss, hits, margin, tokens })
     }
+}
+
+/// Tokens that a rank's micro-batches will hardly exceed: the budget, or half as much again as a mean share of a global
+/// batch where the budget takes it whole.
+fn likely_tokens(config: &Config, data: &PreparedData, ranks: usize) -> usize {
+    let all: usize = (0..data.len()).map(|pair| data.tokens(pair)).sum();
+    let share = all * config.train.pairs_per_step.div_ceil(ranks) / data.len().max(1);
+    config.train.tokens_per_micro_batch.min(share + share / 2)
 }
 
 /// Updates of a whole run.

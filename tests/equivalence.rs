@@ -183,3 +183,22 @@ fn a_reward_run_leaves_an_untied_language_model_head_alone() {
     assert!(trainer.optimizer.moments[index].is_none());
     assert!(!trainer.engine.model.segments[0].weight(0).equal(&embedding), "the rest is trained and decayed");
 }
+
+#[test]
+fn a_weight_that_is_not_finite_skips_the_update_on_every_rank() {
+    // Up, query, key and norm weights lead through every fused loop of a block.
+    for (part, parameter) in [(Part::Block(0), 7), (Part::Block(1), 1), (Part::Block(1), 2), (Part::Norm, 0)] {
+        for value in [f64::NAN, f64::INFINITY] {
+            let config = config("llama-tied", &[]);
+            let comm = CommThread::start(|| Ok(Box::new(haf_dist::comm::solo::Solo))).unwrap();
+            let mut trainer = trainer(&config, &comm);
+            let (index, segment) = trainer.engine.model.segment(part).unwrap();
+            let flat = segment.weight(parameter).copy();
+            let shape = flat.size();
+            let _ = flat.view(-1).get(0).fill_(value);
+            trainer.engine.model.segments[index].set(parameter, &flat.view(shape.as_slice()));
+            let (metrics, updated) = trainer.step(STEPS).unwrap();
+            assert!(!updated && !metrics.grad_norm.is_finite(), "{part:?} {parameter} {value}: {}", metrics.grad_norm);
+        }
+    }
+}

@@ -1,10 +1,10 @@
 //! `haf-dist bench`: pairs per second and memory of whole training steps, as `benches/peer.py` measures its peers.
 //!
-//! Loading, tokenising, reference log-probs and a first step are not timed; every other step is, from packing to the
-//! optimiser's update. Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
+//! Loading, tokenising, reference log-probs and a first step are not timed; every other step is, to the end of the
+//! optimiser's update (packing runs ahead on a thread of its own). Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
 //!
-//! Legend: P tokens of a pair's common prefix, A and B tokens of its answers' rests, R rows that predict answer tokens,
-//! D width, V vocabulary.
+//! Legend: P tokens of a pair's common prefix, A and B tokens of its answers' rests, D width, V vocabulary, N parameters of
+//! the blocks and the final norm.
 
 use crate::cli::Bench;
 use crate::comm::CommThread;
@@ -71,7 +71,7 @@ struct Report {
 struct Work {
     tokens: f64,
     sequence_tokens: f64,
-    response_rows: f64,
+    answer_tokens: f64,
     /// Sum over query rows of the rows they see.
     seen: f64,
 }
@@ -115,17 +115,21 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     for _ in 1..steps {
         losses.push(trainer.step(steps)?.0.loss);
     }
+    if let Device::Cuda(index) = machine.device {
+        tch::Cuda::synchronize(index as i64);
+    }
     comm.barrier()?;
     let seconds = started.elapsed().as_secs_f64();
 
     let needs_head = config.loss.needs_policy();
     let parameters = backbone_parameters(&trainer.engine.model);
     let flops = work.flops(&architecture, parameters, needs_head);
-    let mut rate = [matmul_rate(&architecture, &machine, needs_head)];
-    comm.sum_f64(&mut rate)?;
+    // Before the products below, which are none of a step's memory.
     let mut peaks = vec![0.0; comm.world_size()];
     peaks[comm.rank()] = machine::peak_memory()? as f64 / 1e9;
     comm.sum_f64(&mut peaks)?;
+    let mut rate = [matmul_rate(&architecture, &machine, work.response_share().filter(|_| needs_head))];
+    comm.sum_f64(&mut rate)?;
     let tokens = if bench.unshared { work.sequence_tokens } else { work.tokens };
     let report = Report {
         program: "haf-dist",
@@ -186,9 +190,7 @@ fn work(data: &PreparedData, pairs: std::ops::Range<usize>) -> Work {
         let [prefix, chosen, rejected] = [pair.prefix, pair.chosen, pair.rejected].map(|tokens| tokens.len() as f64);
         work.tokens += prefix + chosen + rejected;
         work.sequence_tokens += 2.0 * prefix + chosen + rejected;
-        // Answer tokens within the common prefix are predicted once for both.
-        let common_answer = pair.prefix.len().saturating_sub(pair.prompt_length) as f64;
-        work.response_rows += common_answer + chosen + rejected;
+        work.answer_tokens += chosen + rejected;
         let triangle = |rows: f64| rows * (rows + 1.0) / 2.0;
         work.seen += triangle(prefix) + (chosen + rejected) * prefix + triangle(chosen) + triangle(rejected);
     }
@@ -196,7 +198,7 @@ fn work(data: &PreparedData, pairs: std::ops::Range<usize>) -> Work {
 }
 
 impl Work {
-    /// 6 N (P+A+B) + 6 V D R + attention: two operations a multiply-add, one forward and two backward products.
+    /// 6 N (P+A+B) + 6 V D (A+B) + attention: two operations a multiply-add, one forward and two backward products.
     fn flops(&self, architecture: &Architecture, parameters: f64, head: bool) -> f64 {
         let heads = (architecture.layers * architecture.heads * architecture.head_width) as f64;
         6.0 * parameters * self.tokens + self.head(architecture, head) + 12.0 * heads * self.seen
@@ -204,7 +206,12 @@ impl Work {
 
     fn head(&self, architecture: &Architecture, head: bool) -> f64 {
         let matrix = (architecture.vocabulary * architecture.width) as f64;
-        if head { 6.0 * matrix * self.response_rows } else { 0.0 }
+        if head { 6.0 * matrix * self.answer_tokens } else { 0.0 }
+    }
+
+    /// Answer tokens a token.
+    fn response_share(&self) -> Option<f64> {
+        (self.tokens > 0.0).then(|| self.answer_tokens / self.tokens)
     }
 
     fn sharing_formula(&self, architecture: &Architecture, parameters: f64, head: bool) -> f64 {
@@ -221,21 +228,20 @@ fn backbone_parameters(model: &Model) -> f64 {
     lengths.map(|(_, segment)| segment.length() as f64).sum()
 }
 
-/// Operations per second of the products of one training step: each weight's product forward, and its two backward.
-fn matmul_rate(architecture: &Architecture, machine: &Machine, head: bool) -> f64 {
+/// Operations per second of the products of one training step: each weight's product forward, and its two backward, of
+/// the shapes that the engine asks for; `head`: response rows a row.
+fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>) -> f64 {
     let Architecture { width, mlp_width, heads, kv_heads, head_width, vocabulary, layers, .. } = *architecture;
     // (rows, inputs, outputs, how often)
-    let rows = 1024;
+    let rows = 1536;
     let mut shapes = vec![
-        (rows, width, heads * head_width, layers),
-        (rows, width, kv_heads * head_width, 2 * layers),
+        (rows, width, (heads + 2 * kv_heads) * head_width, layers),
         (rows, heads * head_width, width, layers),
-        (rows, width, mlp_width, 2 * layers),
+        (rows, width, 2 * mlp_width, layers),
         (rows, mlp_width, width, layers),
     ];
-    if head {
-        // As the head cuts its work; about a quarter of a batch's rows are answer rows.
-        shapes.push((256, width, vocabulary, 1));
+    if let Some(share) = head {
+        shapes.push((((rows as f64 * share) as usize).max(1), width, vocabulary, 1));
     }
     let (mut operations, mut seconds) = (0.0, 0.0);
     for (rows, inputs, outputs, times) in shapes {

@@ -6,7 +6,7 @@ use super::{Element, LANES, ROWS};
 use crate::parallel;
 use multiversion::multiversion;
 
-/// `output` = x / rms(x) * weight row by row, and each row's scale. `output` may be left out (empty).
+/// `output` = x / rms(x) * weight row by row, and each row's scale.
 pub fn forward<E: Element>(x: &[E], weight: &[E], epsilon: f32, output: &mut [E], scale: &mut [f32]) {
     let width = weight.len();
     let rows = x.chunks(ROWS * width).zip(output.chunks_mut(ROWS * width)).zip(scale.chunks_mut(ROWS));

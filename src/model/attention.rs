@@ -7,7 +7,7 @@
 //!
 //! Legend: T tokens, Q query rows of a call, K its key rows, H query heads, G key/value heads, E head width.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attention as kernel;
 use crate::kernels::tile::Packed;
 use crate::tensor::{self, Number, slice, slice_mut};
@@ -71,7 +71,8 @@ impl AttentionPlan {
         match tensor::cpu_kind(rows) {
             Some(Kind::Float) => self.forward_on_cpu::<f32>(rows, output),
             Some(Kind::BFloat16) => self.forward_on_cpu::<bf16>(rows, output),
-            _ => {
+            Some(kind) => Err(unknown(kind)),
+            None => {
                 let [query, key, value] = self.split(rows);
                 Ok(self.calls.iter().map(|call| call.forward([&query, &key, &value], output)).collect())
             }
@@ -95,7 +96,8 @@ impl AttentionPlan {
             (Some(Kind::BFloat16), [sums]) => {
                 self.backward_on_cpu::<bf16>([gradient, rows, output, sums], rows_gradient)
             }
-            _ => {
+            (Some(kind), _) => Err(unknown(kind)),
+            (None, _) => {
                 let ([query, key, value], sums) = (self.split(rows), self.split(rows_gradient));
                 // Queries are set; keys and values are added to by every call that sees them.
                 let _ = rows_gradient.shallow_clone().zero_();
@@ -200,6 +202,12 @@ impl Call {
             }
         }
     }
+}
+
+fn unknown(kind: Kind) -> Error {
+    Error::runtime(format!(
+        "attention on CPUs takes f32 or bf16 and one forward pass before a backward pass, not {kind:?}"
+    ))
 }
 
 /// [rows, H, E] -> [1, H, rows, E], a view.

@@ -30,8 +30,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64, output: &Tensor, scale
         _ => {
             let squares = x.to_kind(Kind::Float).square().mean_dim(-1, false, Kind::Float);
             scale.shallow_clone().copy_(&(squares + epsilon).rsqrt());
-            apply_with_tensors(x, weight, scale, output);
-            Ok(())
+            apply_with_tensors(x, weight, scale, output)
         }
     }
 }
@@ -98,16 +97,14 @@ pub fn apply(x: &Tensor, weight: &Tensor, scale: &Tensor, output: &Tensor) -> Re
     match tensor::cpu_kind(x) {
         Some(Kind::Float) => on_cpu::<f32>(x, weight, scale, output),
         Some(Kind::BFloat16) => on_cpu::<bf16>(x, weight, scale, output),
-        _ => {
-            apply_with_tensors(x, weight, scale, output);
-            Ok(())
-        }
+        _ => apply_with_tensors(x, weight, scale, output),
     }
 }
 
-fn apply_with_tensors(x: &Tensor, weight: &Tensor, scale: &Tensor, output: &Tensor) {
+fn apply_with_tensors(x: &Tensor, weight: &Tensor, scale: &Tensor, output: &Tensor) -> Result<()> {
     let normed = (x.to_kind(Kind::Float) * scale.unsqueeze(-1)).to_kind(x.kind());
-    let _ = normed.f_mul_out(output, weight);
+    let _ = normed.f_mul_out(output, weight)?;
+    Ok(())
 }
 
 /// From the gradient of [`forward`]'s output [T, D]: `input_gradient` = residual + gradient of x, and the gradient of
@@ -207,7 +204,7 @@ mod tests {
             assert!(distance(&scale, &(squares + 1e-5).rsqrt()) < bound);
             let (again, plain) = (new(), new());
             apply(&sum, &weight, &scale, &again).unwrap();
-            apply_with_tensors(&sum, &weight, &scale, &plain);
+            apply_with_tensors(&sum, &weight, &scale, &plain).unwrap();
             assert_eq!(again, output);
             assert!(distance(&again, &plain) < bound);
 

@@ -21,7 +21,7 @@ pub fn forward(gate_up: &Tensor, output: &Tensor) -> Result<()> {
         Some(Kind::BFloat16) => on_cpu::<bf16>(gate_up, output),
         _ => {
             let halves = gate_up.chunk(2, -1);
-            let _ = halves[0].silu().f_mul_out(output, &halves[1]);
+            let _ = halves[0].silu().f_mul_out(output, &halves[1])?;
             Ok(())
         }
     }

@@ -1,6 +1,6 @@
 //! The memory of a micro-batch: what blocks keep for the backward pass, and buffers that all blocks share.
 //!
-//! Buffers are made once, for the largest micro-batch so far, and used again: a step allocates next to nothing, and its
+//! Buffers are made once, for the largest micro-batch so far, and used again: a step allocates little besides, and its
 //! memory is known (`haf-dist plan` predicts it). A view of the first T rows is what a micro-batch works in.
 //!
 //! Legend: T tokens, D width, H query heads, G key/value heads, E head width, F width of the MLP.
@@ -57,6 +57,8 @@ pub struct Shared {
 /// All buffers of a model that runs.
 pub struct Workspace {
     rows: i64,
+    /// Rows that buffers are made for at least.
+    reserved: usize,
     /// A state for every block where all is kept; one where blocks are recomputed, and in evaluation.
     states: Vec<BlockState>,
     /// Inputs of the blocks where they are recomputed, and the last one's output.
@@ -75,13 +77,18 @@ pub struct Scratch(RefCell<Option<Tensor>>);
 impl Scratch {
     /// An uninitialised matrix [rows, columns]; the one before it is gone.
     pub fn matrix(&self, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
+        self.matrix_of_at_most(rows, rows, columns, kind, device)
+    }
+
+    /// As [`Scratch::matrix`], with memory for `most` rows.
+    pub fn matrix_of_at_most(&self, most: i64, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
         let mut buffer = self.0.borrow_mut();
         let fits = |buffer: &&mut Tensor| buffer.size()[0] >= rows * columns && buffer.kind() == kind;
         let buffer = match buffer.as_mut().filter(fits) {
             Some(buffer) => buffer,
             None => {
                 *buffer = None;
-                buffer.insert(Tensor::empty([rows * columns], (kind, device)))
+                buffer.insert(Tensor::empty([most.max(rows) * columns], (kind, device)))
             }
         };
         buffer.narrow(0, 0, rows * columns).view([rows, columns])
@@ -112,11 +119,22 @@ pub struct Views {
 impl Default for Workspace {
     fn default() -> Self {
         let [logits, scratch] = Default::default();
-        Self { rows: 0, states: Vec::new(), inputs: Vec::new(), shared: None, logits, scratch }
+        Self { rows: 0, reserved: 0, states: Vec::new(), inputs: Vec::new(), shared: None, logits, scratch }
     }
 }
 
 impl Workspace {
+    /// Makes buffers for micro-batches of so many tokens, from the next on. Buffers that grew with every longer
+    /// micro-batch would leave holes; on CPUs rows that no micro-batch reaches take no memory.
+    pub fn reserve(&mut self, tokens: usize) {
+        self.reserved = self.reserved.max(tokens);
+    }
+
+    /// What [`Workspace::reserve`] was told.
+    pub fn reserved(&self) -> usize {
+        self.reserved
+    }
+
     /// Bytes of the buffers that are kept for the backward pass, and of those that blocks share.
     pub fn bytes(&self) -> (usize, usize) {
         let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
@@ -145,8 +163,8 @@ impl Workspace {
         if tokens > self.rows {
             // Freed before the larger ones are made.
             let [logits, scratch] = [&mut self.logits, &mut self.scratch].map(std::mem::take);
-            *self = Self { logits, scratch, ..Self::default() };
-            self.rows = (tokens as usize).next_multiple_of(ROWS) as i64;
+            *self = Self { reserved: self.reserved, logits, scratch, ..Self::default() };
+            self.rows = self.reserved.max(tokens as usize).next_multiple_of(ROWS) as i64;
         }
         let rows = self.rows;
         let states = if keep == Keep::Everything { architecture.layers } else { 1 };

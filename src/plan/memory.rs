@@ -49,6 +49,9 @@ pub struct Memory {
 impl Memory {
     /// Memory of a job whose micro-batches are at most `largest`.
     pub fn of(job: &Job, largest: &Shape, cpu: bool) -> Self {
+        // Buffers are made for the budget; on a CPU rows that no micro-batch reaches take no memory.
+        let budget = if cpu { 0 } else { job.tokens_per_micro_batch };
+        let largest = &Shape { tokens: largest.tokens.max(budget), ..*largest };
         let buckets = job.buckets();
         let sum = |bytes: &dyn Fn(&Bucket) -> usize| buckets.iter().map(bytes).sum::<usize>();
         let trained = job.trained();

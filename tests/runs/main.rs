@@ -7,6 +7,7 @@ mod tiny;
 
 mod bad_config;
 mod bad_files;
+mod benching;
 mod caches;
 mod debugging;
 mod export;
