@@ -207,6 +207,8 @@ impl CommThread {
     /// `purpose`.
     pub fn all_reduce_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
         self.submit_for(purpose, move |communicator| {
+            let bytes: usize = buffers.iter().map(|buffer| buffer.numel() * buffer.kind().elt_size_in_bytes()).sum();
+            let _span = tracing::trace_span!("all-reduce", bytes).entered();
             communicator.all_reduce_together(&mut buffers)?;
             Ok(buffers)
         })

@@ -92,8 +92,10 @@ fn each_of_two_ranks_writes_its_own_reductions() {
         assert!(names.contains(&format!("rank {rank}").as_str()) && names.contains(&"communication"), "{names:?}");
         let reductions = spans(&events, "all-reduce");
         let bytes: BTreeSet<u64> = reductions.iter().map(|span| span["args"]["bytes"].as_u64().unwrap()).collect();
-        // Six steps reduce the buckets of six segments each, and the metrics.
-        assert!(reductions.len() >= 6 * 7 && bytes.len() > 3, "{bytes:?}");
+        // Six steps reduce all gradients (this model's buckets are so small that they go together) and the metrics.
+        let largest = bytes.last().copied().unwrap_or(0);
+        let of_gradients = reductions.iter().filter(|span| span["args"]["bytes"] == largest).count();
+        assert!(of_gradients == 6 && largest > 10_000 && bytes.len() > 3, "{bytes:?}");
         assert!(!within(reductions[0], &spans(&events, "step")), "another thread reduces");
     }
 }
