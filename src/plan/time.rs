@@ -61,11 +61,8 @@ impl StepTime {
             useful_flops: micro_batches.iter().map(|shape| useful_flops(job, shape)).sum(),
             ..Self::default()
         };
-        if let Some((last, others)) = micro_batches.split_last() {
-            for shape in others {
-                time.compute += Costs::of(job, hardware, shape).all(job.architecture.layers);
-            }
-            time.compute += Costs::of(job, hardware, last).all(job.architecture.layers);
+        for shape in micro_batches {
+            time.compute += Costs::of(job, hardware, shape).all(job.architecture.layers);
         }
         let ready = ready_times(job, hardware, micro_batches, time.compute);
         let mut stream_free: f64 = 0.0;
