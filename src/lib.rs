@@ -28,6 +28,7 @@ pub mod reducer;
 pub mod reference;
 pub mod safetensors_io;
 pub mod scoring;
+pub mod sharding;
 pub mod statistics;
 pub mod tensor;
 pub mod trainer;

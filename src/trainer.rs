@@ -26,6 +26,7 @@ use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
+use crate::sharding::{self, Spread};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::{debug, trace_span, warn};
@@ -91,7 +92,7 @@ impl<'a> Trainer<'a> {
         Self {
             config,
             comm,
-            optimizer: AdamW::new(&config.train, &engine.model, threads),
+            optimizer: AdamW::new(&config.train, &engine.model),
             engine,
             sampler,
             train: Arc::new(train),
@@ -140,16 +141,15 @@ impl<'a> Trainer<'a> {
         let config = self.config;
         let objective = objective_of_step(config, self.state.step);
 
-        let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel));
+        let sharded = sharding::is_sharded(&self.engine.model);
+        let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel)).scattering(sharded);
         let (sums, count) = self.compute_gradients(total, &objective, &mut reducer)?;
         let computed = started.elapsed();
         trace_span!("wait for reductions").in_scope(|| reducer.finish())?;
         let reduced = started.elapsed();
         let sums = trace_span!("sum metrics").in_scope(|| sums.over_all_ranks(self.comm))?;
 
-        let norm = trace_span!("gradient norm")
-            .in_scope(|| optim::gradient_norm(&self.engine.model, self.optimizer.threads))?
-            / count;
+        let norm = trace_span!("gradient norm").in_scope(|| self.gradient_norm(sharded))? / count;
         let finite = self.comm.all_true(norm.is_finite())?;
         let clip = config.train.clip_norm;
         let clip_scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
@@ -163,7 +163,12 @@ impl<'a> Trainer<'a> {
                 head_learning_rate: rate * head_rate,
                 gradient_scale: clip_scale / count,
             };
-            trace_span!("update").in_scope(|| self.optimizer.step(&mut self.engine.model, &update))?;
+            trace_span!("update").in_scope(|| {
+                let mut spread = Spread::new(self.comm);
+                self.optimizer
+                    .step(&mut self.engine.model, &update, |number, segment| spread.updated(number, segment))?;
+                spread.finish()
+            })?;
         } else {
             self.state.updates_skipped += 1;
             warn!("step {}: gradients are not finite; the update is skipped on all ranks", self.state.step + 1);
@@ -195,6 +200,15 @@ impl<'a> Trainer<'a> {
             seconds,
         };
         Ok((metrics, finite))
+    }
+
+    /// Global L2 norm of all gradient sums, the same bits on every rank.
+    fn gradient_norm(&self, sharded: bool) -> Result<f64> {
+        let mut squares = [optim::gradient_squares(&self.engine.model)?];
+        if sharded {
+            self.comm.sum_f64(&mut squares)?;
+        }
+        Ok(squares[0].sqrt())
     }
 
     /// Adds the gradients of this rank's share of the global batch to the buckets and starts their reduction. Returns

@@ -14,6 +14,7 @@ use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, laun
 use haf_dist::data::sampler::Sampler;
 use haf_dist::error::Error;
 use haf_dist::reducer::share_gradients;
+use haf_dist::sharding;
 use haf_dist::trainer::{Split, Trainer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
@@ -113,15 +114,17 @@ fn child(part: &str) -> ExitCode {
             println!("conforms as {rank} of {}", comm.world_size());
         }
         ("training", rank) => {
-            let found = masters(&comm);
-            let seats = threads::world(comm.world_size()).into_iter();
-            let train = |seat: threads::Seat| masters(&CommThread::start(|| Ok(seat.communicator())).expect("a seat"));
-            let expected: Vec<_> = std::thread::scope(|scope| {
-                let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || train(seat))).collect();
-                ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
-            });
-            let (found, expected) = (found.iter(), &expected[rank]);
-            assert!(found.zip(expected).all(|(found, expected)| found == expected), "other masters");
+            for shard in [false, true] {
+                let found = masters(&comm, shard);
+                let seats = threads::world(comm.world_size()).into_iter();
+                let start = |seat: threads::Seat| CommThread::start(|| Ok(seat.communicator())).expect("a seat");
+                let expected: Vec<_> = std::thread::scope(|scope| {
+                    let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || masters(&start(seat), shard))).collect();
+                    ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
+                });
+                let (found, expected) = (found.iter(), &expected[rank]);
+                assert!(found.zip(expected).all(|(found, expected)| found == expected), "other masters: {shard}");
+            }
             println!("rank {rank} has the same masters");
         }
         ("too much" | "no files", rank) => {
@@ -197,9 +200,12 @@ fn child(part: &str) -> ExitCode {
 }
 
 /// The masters after five steps, gradients in shared memory where there is such.
-fn masters(comm: &CommThread) -> Vec<Tensor> {
+fn masters(comm: &CommThread, shard: bool) -> Vec<Tensor> {
     let config = steps::config("llama-tied", &[]);
     let mut engine = steps::engine(&config);
+    if shard {
+        sharding::shard(&mut engine.model, comm);
+    }
     share_gradients(&mut engine.model, comm).expect("no rank is lost");
     let data = steps::pairs(engine.model.architecture.vocabulary as u32);
     let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();

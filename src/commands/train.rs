@@ -15,6 +15,7 @@ use crate::model::config::Architecture;
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::{LoadOptions, Model};
 use crate::reducer;
+use crate::sharding;
 use crate::trainer::{Saving, Trainer, check_replicas, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -38,6 +39,10 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let pad_token = comm.agree(pad_token(config, &splits, &encoder, &architecture))?;
     let mut engine = load(config, &machine, comm)?;
     share_weights(&mut engine, comm)?;
+    if config.parallel.shard_optimizer && comm.world_size() > 1 {
+        sharding::shard(&mut engine.model, comm);
+    }
+    reducer::share_gradients(&mut engine.model, comm)?;
     // The last checks, and the run's folder: before the reference passes, which take long.
     comm.agree(if comm.rank() == 0 { prepare_folder(config, resume, &engine) } else { Ok(()) })?;
     let model_key = setup::model_key(&config.model.path, comm)?;
@@ -103,8 +108,7 @@ fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine>
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let mut model = comm.agree(Model::load(&config.model.path, options))?;
-    reducer::share_gradients(&mut model, comm)?;
+    let model = comm.agree(Model::load(&config.model.path, options))?;
     info!(
         "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
         config.model.path.display(),

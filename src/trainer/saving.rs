@@ -7,11 +7,12 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::metrics::EvaluationMetrics;
-use crate::safetensors_io::Mapped;
+use crate::safetensors_io::{Entry, Mapped};
+use crate::sharding::{Shares, State};
 use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tracing::{info, trace_span, warn};
 
 /// What rank 0 needs to write checkpoints.
@@ -43,12 +44,18 @@ impl Trainer<'_> {
                 self.state.best = Some(here);
             }
         }
-        let written = if self.comm.rank() == 0 { self.write_checkpoint(&saving) } else { Ok(()) };
+        let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
+        let written = if self.comm.rank() == 0 {
+            let written = self.write_checkpoint(&saving, &shares);
+            shares.done().and(written)
+        } else {
+            shares.serve()
+        };
         self.saving = Some(saving);
         self.comm.agree(written)
     }
 
-    fn write_checkpoint(&self, saving: &Saving) -> Result<()> {
+    fn write_checkpoint(&self, saving: &Saving, shares: &Shares) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
         let mut snapshot = Snapshot {
@@ -62,13 +69,21 @@ impl Trainer<'_> {
             state: &self.state,
             config: self.config,
         };
-        for (segment, moments) in model.segments.iter().zip(&self.optimizer.moments) {
+        for (number, segment) in model.segments.iter().enumerate() {
             for (index, parameter) in segment.parameters.iter().enumerate() {
                 snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
-                let Some([first, second]) = moments else { continue };
-                snapshot.masters.push((parameter.name.clone(), segment.value(index)));
-                snapshot.moments.push((format!("exp_avg.{}", parameter.name), parameter.view(first)));
-                snapshot.moments.push((format!("exp_avg_sq.{}", parameter.name), parameter.view(second)));
+                if !segment.trains() {
+                    continue;
+                }
+                let entry = |name: String, state: State| Entry {
+                    name,
+                    kind: Kind::Float,
+                    shape: parameter.shape.clone(),
+                    values: Box::new(move || Ok(parameter.view(&shares.whole(number, state)?))),
+                };
+                snapshot.masters.push(entry(parameter.name.clone(), State::Master));
+                snapshot.moments.push(entry(format!("exp_avg.{}", parameter.name), State::First));
+                snapshot.moments.push(entry(format!("exp_avg_sq.{}", parameter.name), State::Second));
             }
         }
         let folder = checkpoint::save(&saving.run, &snapshot)?;
@@ -118,7 +133,7 @@ impl Trainer<'_> {
                 segment.set(index, &read(&masters, &parameter.name, &parameter.shape)?);
                 for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
                     let name = format!("{prefix}.{}", parameter.name);
-                    parameter.view(flat).copy_(&read(&moments, &name, &parameter.shape)?);
+                    segment.write_owned(flat, index, &read(&moments, &name, &parameter.shape)?);
                 }
             }
         }
@@ -135,14 +150,17 @@ impl Trainer<'_> {
     }
 }
 
-/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit.
+/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit; where each holds a
+/// share of them, the compute values.
 ///
 /// # Errors
 /// Replicas that differ, or a lost rank.
 pub fn check_replicas(engine: &Engine, comm: &CommThread) -> Result<()> {
     let mut sums = Vec::new();
-    for master in engine.model.segments.iter().filter_map(|segment| segment.master.as_ref()) {
-        sums.push(master.sum(tch::Kind::Double).double_value(&[]));
+    for segment in engine.model.segments.iter() {
+        let Some(master) = &segment.master else { continue };
+        let values = if segment.is_share() { &segment.compute } else { master };
+        sums.push(values.sum(Kind::Double).double_value(&[]));
     }
     let mut of_rank_0 = Tensor::from_slice(&sums);
     comm.broadcast(&mut of_rank_0, 0)?;
