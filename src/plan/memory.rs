@@ -94,8 +94,12 @@ impl Memory {
         lasting + self.buffers() + self.slack + self.update_workspace
     }
 
-    /// The same if each of `ranks` kept masters and moments of its share of the parameters only (ZeRO stage 1,
-    /// arXiv 1910.02054).
+    /// [`Memory::total`] or [`Memory::total_if_sharded`], as the job says.
+    pub fn needed(&self, job: &Job, ranks: usize) -> usize {
+        if job.sharded { self.total_if_sharded(ranks) } else { self.total() }
+    }
+
+    /// The same where each of `ranks` keeps masters and moments of its share of the parameters only (`sharding.rs`).
     pub fn total_if_sharded(&self, ranks: usize) -> usize {
         let state = self.masters + self.moments;
         self.total() - state + state.div_ceil(ranks)

@@ -28,6 +28,8 @@ pub struct Job {
     pub checkpointing: bool,
     /// Tokens of a micro-batch.
     pub tokens_per_micro_batch: usize,
+    /// Whether ranks keep masters and moments of their shares only.
+    pub sharded: bool,
 }
 
 /// One segment of the model: a bucket of the reducer where it trains.
@@ -52,6 +54,7 @@ impl Job {
             policy: config.loss.needs_policy(),
             checkpointing: config.train.activation_checkpointing,
             tokens_per_micro_batch: config.train.tokens_per_micro_batch,
+            sharded: config.parallel.shard_optimizer,
         }
     }
 
