@@ -8,6 +8,7 @@
 
 pub mod accumulate;
 pub mod attention;
+pub mod layer_norm;
 pub mod norm;
 pub mod rope;
 pub mod softmax;
