@@ -186,7 +186,7 @@ impl Engine {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
         let Workspace { logits, scratch, .. } = workspace;
         let most_rows = workspace.reserved().min(ROWS_AT_ONCE);
-        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, most_rows, logits, scratch })
+        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, soft_cap: None, most_rows, logits, scratch })
     }
 
     fn part(&self, part: Part) -> Result<(usize, &Segment)> {
