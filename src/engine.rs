@@ -9,7 +9,7 @@
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::head::{Heads, Objective, PairLosses, PairScores, ROWS_AT_ONCE};
-use crate::model::attention::AttentionPlan;
+use crate::model::attention::{AttentionPlan, AttentionRules};
 use crate::model::decoder::{self, Block, Context, Part};
 use crate::model::norm;
 use crate::model::rope::{self, Rotation};
@@ -163,8 +163,9 @@ impl Engine {
 
     fn context(&self, batch: &PackedBatch) -> Context {
         let Model { kind, device, .. } = self.model;
+        let heads = self.model.architecture.attention_heads();
         Context {
-            attention: AttentionPlan::new(&batch.groups, self.model.architecture.attention_heads(), kind, device),
+            attention: AttentionPlan::new(&batch.groups, heads, AttentionRules::plain(heads.width), kind, device),
             rotation: Rotation::new(&batch.positions, &self.frequencies, device),
         }
     }
@@ -185,7 +186,7 @@ impl Engine {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
         let Workspace { logits, scratch, .. } = workspace;
         let most_rows = workspace.reserved().min(ROWS_AT_ONCE);
-        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, most_rows, logits, scratch })
+        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, soft_cap: None, most_rows, logits, scratch })
     }
 
     fn part(&self, part: Part) -> Result<(usize, &Segment)> {

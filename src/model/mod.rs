@@ -1,8 +1,11 @@
 //! The transformer: its description, its weights, and its segments with their own backward pass.
 
+pub mod activation;
 pub mod attention;
 pub mod config;
 pub mod decoder;
+pub mod head_norm;
+pub mod layer_norm;
 pub mod logits;
 pub mod norm;
 pub mod rope;
