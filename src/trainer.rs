@@ -19,7 +19,7 @@ use crate::engine::{Engine, GradientSink};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Reported};
 use crate::files;
-use crate::head::{Objective, PairLosses};
+use crate::head::{Losses, Objective, PairLosses};
 use crate::loss::hit;
 use crate::machine::backend;
 use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
@@ -143,11 +143,11 @@ impl<'a> Trainer<'a> {
 
         let sharded = sharding::is_sharded(&self.engine.model);
         let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel)).scattering(sharded);
-        let (sums, count) = self.compute_gradients(total, &objective, &mut reducer)?;
+        let (losses, count) = self.compute_gradients(total, &objective, &mut reducer)?;
         let computed = started.elapsed();
         trace_span!("wait for reductions").in_scope(|| reducer.finish())?;
         let reduced = started.elapsed();
-        let sums = trace_span!("sum metrics").in_scope(|| sums.over_all_ranks(self.comm))?;
+        let sums = trace_span!("sum metrics").in_scope(|| StepSums::read(losses)?.over_all_ranks(self.comm))?;
 
         let norm = trace_span!("gradient norm").in_scope(|| self.gradient_norm(sharded))? / count;
         let finite = self.comm.all_true(norm.is_finite())?;
@@ -212,29 +212,28 @@ impl<'a> Trainer<'a> {
     }
 
     /// Adds the gradients of this rank's share of the global batch to the buckets and starts their reduction. Returns
-    /// also the pairs of the global batch.
-    fn compute_gradients(
+    /// the losses and tokens of each micro-batch, which a GPU may still be computing, and the pairs of the global batch.
+    fn compute_gradients<'o>(
         &mut self,
         total: usize,
-        objective: &Objective,
+        objective: &Objective<'o>,
         sink: &mut dyn GradientSink,
-    ) -> Result<(StepSums, f64)> {
+    ) -> Result<(Vec<(Losses<'o>, usize)>, f64)> {
         let prefetch = match self.prefetch.take() {
             Some(prefetch) => prefetch,
             None => Prefetch::start(self.train.clone(), self.share(), self.state.step..total)?,
         };
         let prefetch = self.prefetch.insert(prefetch);
-        let mut sums = StepSums::default();
+        let mut losses = Vec::new();
         loop {
             let MicroBatch { step, last, global_pairs, batch } = prefetch.next()?;
             if step != self.state.step {
                 return Err(Error::runtime(format!("step {} was given the pairs of step {step}", self.state.step)));
             }
             let sink: Option<&mut dyn GradientSink> = if last { Some(&mut *sink) } else { None };
-            let losses = self.engine.forward_backward(&batch, objective, sink)?;
-            sums.add(&losses, batch.token_count());
+            losses.push((self.engine.forward_backward(&batch, objective, sink)?, batch.token_count()));
             if last {
-                return Ok((sums, global_pairs as f64));
+                return Ok((losses, global_pairs as f64));
             }
         }
     }
@@ -275,6 +274,15 @@ impl<'a> Trainer<'a> {
 }
 
 impl StepSums {
+    /// Waits for the losses of all micro-batches.
+    fn read(losses: Vec<(Losses, usize)>) -> Result<Self> {
+        let mut sums = Self::default();
+        for (losses, tokens) in losses {
+            sums.add(&losses.read()?, tokens);
+        }
+        Ok(sums)
+    }
+
     fn add(&mut self, losses: &[PairLosses], tokens: usize) {
         for loss in losses {
             let margin = loss.scores.rewards[0] - loss.scores.rewards[1];

@@ -139,7 +139,7 @@ fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -
     let mut losses: Vec<PairLosses> = Vec::new();
     for (batch, chunk) in pairs.chunks(per_batch).enumerate() {
         let packed = pack(chunk, batch * per_batch, packing);
-        losses.extend(engine.forward_backward(&packed, &golden.objective(), None).unwrap());
+        losses.extend(engine.forward_backward(&packed, &golden.objective(), None).unwrap().read().unwrap());
     }
     let count = pairs.len() as f64;
     let mean = |value: &dyn Fn(&PairLosses) -> f64| losses.iter().map(value).sum::<f64>() / count;

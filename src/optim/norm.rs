@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::{parallel, tensor};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// Sum of the squares of all gradient sums that this rank updates from; not finite if any of them is not. Summed in f64,
 /// piece by piece in order.
@@ -13,14 +13,18 @@ use tch::{Device, Kind};
 /// # Errors
 /// A buffer that is not what this crate allocates.
 pub fn gradient_squares(model: &Model) -> Result<f64> {
-    let mut total = 0.0;
+    let (mut total, mut on_device) = (0.0, Vec::new());
     for gradient in &model.segments.iter().filter_map(Segment::owned_gradient).collect::<Vec<_>>() {
         if gradient.device() != Device::Cpu {
-            total += gradient.square().sum(Kind::Double).double_value(&[]);
+            on_device.push(gradient.square().sum(Kind::Double));
             continue;
         }
         let values = tensor::slice::<f32>(gradient)?;
         total += parallel::map(values.chunks(PIECE).collect(), square_sum).iter().sum::<f64>();
+    }
+    if !on_device.is_empty() {
+        // Waited for once.
+        total += Tensor::f_stack(&on_device, 0)?.sum(Kind::Double).double_value(&[]);
     }
     Ok(total)
 }
