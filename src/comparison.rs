@@ -166,6 +166,11 @@ fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
             let what = format!("other settings than {}: {}", first.name, differs.join(", "));
             return refuse(&what, "only loss.objective and data.seed may differ");
         }
+        if run.facts.step != first.facts.step {
+            let what =
+                format!("tested after step {}, but {} after step {}", run.facts.step, first.name, first.facts.step);
+            return refuse(&what, "let both runs come to their end");
+        }
         if run.facts.model_key != first.facts.model_key {
             return refuse(&format!("another starting model than {}'s", first.name), "repeat one of the runs");
         }
