@@ -2,11 +2,14 @@
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
+mod values;
+
 use crate::config::{Dtype, Format, Objective, TemplateKind};
 use crate::error::{Error, Result};
 use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
+use values::{above_zero, pair_tokens, positive, share};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -134,6 +137,15 @@ enum TypedCommand {
         /// Where to write; `-` is standard output
         #[arg(long, value_name = "FILE", default_value = "-")]
         output: PathBuf,
+    },
+    /// Compare finished runs of different objectives on the same test pairs: accuracies, significance
+    Compare {
+        /// Folders of finished runs that differ in loss.objective and data.seed alone
+        #[arg(value_name = "RUN", required = true)]
+        runs: Vec<PathBuf>,
+        /// Print JSON lines instead of tables [default: tables]
+        #[arg(long)]
+        json: bool,
     },
     /// Time whole training steps: pairs per second and memory
     #[command(after_help = BENCH_EXAMPLES)]
@@ -277,38 +289,6 @@ pub struct Scoring {
     pub threads: usize,
 }
 
-fn positive(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err(String::from("expected 1 or more")),
-        Ok(number) => Ok(number),
-        Err(_) => Err(String::from("expected a whole number, 1 or more")),
-    }
-}
-
-fn above_zero(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
-        _ => Err(String::from("expected a number above 0")),
-    }
-}
-
-fn share(text: &str) -> std::result::Result<f64, String> {
-    above_zero(text)
-        .ok()
-        .filter(|share| *share <= 1.0)
-        .ok_or_else(|| String::from("expected a share: above 0, at most 1"))
-}
-
-fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
-    let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
-    match numbers.as_slice() {
-        &[prefix, chosen, rejected] if text.split(',').count() == 3 && chosen > 0 && rejected > 0 => {
-            Ok(PairTokens { prefix, chosen, rejected })
-        }
-        _ => Err(String::from("expected three whole numbers such as 200,60,60; an answer has 1 token or more")),
-    }
-}
-
 /// What the program is asked to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
@@ -338,6 +318,13 @@ pub enum Command {
         scoring: Scoring,
         /// Where the rewards go.
         output: Output,
+    },
+    /// Compare finished runs.
+    Compare {
+        /// Their folders.
+        runs: Vec<PathBuf>,
+        /// JSON lines instead of tables.
+        json: bool,
     },
     /// Time whole training steps.
     Bench(Bench),
@@ -374,12 +361,13 @@ impl TryFrom<Arguments> for Command {
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Ok(Self::Score { scoring, output })
             }
+            (Some(TypedCommand::Compare { runs, json }), _) => Ok(Self::Compare { runs, json }),
             (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
             (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
             (None, None) => Err(Error::input(
-                "nothing to do: expected --config FILE to train, or a command (eval, score, prepare, bench, plan)",
+                "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, plan)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod commands;
+pub mod comparison;
 pub mod config;
 pub mod data;
 pub mod engine;

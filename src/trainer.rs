@@ -22,7 +22,7 @@ use crate::files;
 use crate::head::{Losses, Objective, PairLosses};
 use crate::loss::hit;
 use crate::machine::backend;
-use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
+use crate::metrics::{EvaluationMetrics, PairOutcome, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
@@ -261,6 +261,14 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A lost rank or a failed write.
     pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
+        self.evaluate_pairs(split).map(|(rows, _)| rows)
+    }
+
+    /// [`evaluate`](Self::evaluate), and what each pair came to.
+    ///
+    /// # Errors
+    /// A lost rank or a failed write.
+    pub fn evaluate_pairs(&mut self, split: &Split) -> Result<(Vec<EvaluationMetrics>, Vec<PairOutcome>)> {
         let _span = trace_span!("evaluate", split = split.name).entered();
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
@@ -269,7 +277,7 @@ impl<'a> Trainer<'a> {
         let rows = evaluate::metrics(split.name, self.state.step, &split.data, &scores, &split.references, reported);
         let logged = rows.iter().try_for_each(|row| self.sinks.evaluation(row));
         self.comm.agree(logged)?;
-        Ok(rows)
+        Ok((rows, evaluate::outcomes(&split.data, &scores, &split.references, reported)))
     }
 }
 

@@ -104,7 +104,7 @@ fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) -> (
     let of = |segment: &Segment, index| segment.gradient_view(index).map(Tensor::shallow_clone);
     let bias_gradient = of(&vocabulary, 1).unwrap_or_else(|| biases.zeros_like());
     let gradients = vec![gradient, of(&reward, 0).unwrap(), of(&vocabulary, 0).unwrap(), bias_gradient];
-    (losses.iter().map(loss).sum(), gradients)
+    (losses.read().unwrap().iter().map(loss).sum(), gradients)
 }
 
 #[test]

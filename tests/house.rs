@@ -12,7 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["kernels", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],
-    &["evaluate", "trainer", "plan"],
+    &["evaluate", "trainer", "comparison", "plan"],
     &["cli", "commands", "main", "lib"],
 ];
 

@@ -1,6 +1,7 @@
 //! One small file a command; this one picks it.
 
 mod bench;
+mod compare;
 mod debug;
 mod eval;
 mod hub;
@@ -39,6 +40,9 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             }
             score::run(&scoring, output, comm)
         }
+        // Every rank would print the same.
+        Command::Compare { runs, json } if comm.rank() == 0 => compare::run(runs, *json),
+        Command::Compare { .. } => Ok(()),
         Command::Plan(planning) => plan::run(planning, comm),
         Command::Bench(options) => bench::run(options, comm),
     }
