@@ -133,9 +133,9 @@ mod tests {
 
     /// Three pairs: the second's answers share a target, the third's first answer is one token.
     fn batch() -> PackedBatch {
-        let tokens: [(&[u32], &[u32], &[u32]); 3] =
-            [(&[1, 2, 3], &[4, 5], &[6, 7, 8]), (&[2, 9], &[3, 3], &[3, 10, 1]), (&[5], &[7], &[8, 2])];
-        let item = |(index, (prefix, chosen, rejected)): (usize, (&'static [u32], &'static [u32], &'static [u32]))| {
+        let tokens: [[&'static [u32]; 3]; 3] =
+            [[&[1, 2, 3], &[4, 5], &[6, 7, 8]], [&[2, 9], &[3, 3], &[3, 10, 1]], [&[5], &[7], &[8, 2]]];
+        let item = |(index, [prefix, chosen, rejected]): (usize, [&'static [u32]; 3])| {
             let pair = TokenPair { prefix, chosen, rejected, prompt_length: 1, margin: 0.3, domain: 0, prompt_hash: 1 };
             PairToPack { index, pair, reference: [-5.0 + index as f32, -6.5] }
         };
