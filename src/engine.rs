@@ -16,7 +16,7 @@ use crate::model::rope::{self, Rotation};
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Views, Workspace};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use tch::{Kind, Tensor};
 use tracing::trace_span;
 
@@ -37,6 +37,20 @@ pub struct Engine {
     activation_checkpointing: bool,
     frequencies: Vec<f32>,
     workspace: RefCell<Workspace>,
+    /// Whether adapters take part, where the model has them.
+    adapters: Cell<bool>,
+}
+
+/// While it lives an engine computes with the base alone.
+pub struct AdaptersOff<'a> {
+    engine: &'a Engine,
+    before: bool,
+}
+
+impl Drop for AdaptersOff<'_> {
+    fn drop(&mut self) {
+        self.engine.adapters.set(self.before);
+    }
 }
 
 impl Engine {
@@ -44,7 +58,13 @@ impl Engine {
     /// backward pass.
     pub fn new(model: Model, activation_checkpointing: bool) -> Self {
         let frequencies = rope::frequencies(&model.architecture.rope, model.architecture.head_width);
-        Self { model, activation_checkpointing, frequencies, workspace: RefCell::default() }
+        Self { model, activation_checkpointing, frequencies, workspace: RefCell::default(), adapters: Cell::new(true) }
+    }
+
+    /// Computes without the model's adapters, if it has any, for as long as the value lives: the policy loss takes the
+    /// base as its reference.
+    pub fn without_adapters(&self) -> AdaptersOff<'_> {
+        AdaptersOff { engine: self, before: self.adapters.replace(false) }
     }
 
     /// Makes room for micro-batches of so many tokens; longer ones make more.
@@ -116,14 +136,14 @@ impl Engine {
         finished.segment(norm_index)?;
         for (index, segment) in self.blocks().enumerate().collect::<Vec<_>>().into_iter().rev() {
             let _span = trace_span!("backward", segment = index + 1).entered();
-            let block = Block::new(&self.model.architecture, segment);
+            let block = self.block(index, segment);
             let state = &mut states[index];
             if self.activation_checkpointing {
                 // Its output is known already: it goes where nothing stands yet.
                 block.forward(state, &shared.middle_gradient, &shared, &context)?;
             }
             block.backward(state, &shared, &workspace.scratch, &context)?;
-            finished.segment(index + 1)?;
+            finished.block(index)?;
         }
         let embedding = self.embedding()?;
         trace_span!("backward", segment = 0)
@@ -141,7 +161,7 @@ impl Engine {
         for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
             let _span = trace_span!("forward", segment = index + 1).entered();
             let output = inputs.get(index + 1).unwrap_or(output);
-            Block::new(&self.model.architecture, segment).forward(state, output, shared, context)?;
+            self.block(index, segment).forward(state, output, shared, context)?;
         }
         Ok(())
     }
@@ -181,6 +201,11 @@ impl Engine {
         self.model.segments.iter().skip(1).take(self.model.architecture.layers)
     }
 
+    fn block<'a>(&'a self, index: usize, segment: &'a Segment) -> Block<'a> {
+        let adapter = if self.adapters.get() { self.model.adapter(index) } else { None };
+        Block::new(&self.model.architecture, segment, adapter)
+    }
+
     fn heads<'a>(&'a self, workspace: &'a Workspace) -> Result<Heads<'a>> {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
         let Workspace { logits, scratch, .. } = workspace;
@@ -208,13 +233,24 @@ impl Finished<'_, '_> {
         }
     }
 
+    /// A block and its adapters.
+    fn block(&mut self, block: usize) -> Result<()> {
+        self.segment(block + 1)?;
+        self.engine.model.segment(Part::Adapter(block)).map_or(Ok(()), |(index, _)| self.segment(index))
+    }
+
     /// The segments after the norm: the heads that have a bucket of their own, the last first.
     fn heads(&mut self) -> Result<()> {
         let (norm, _) = self.engine.norm()?;
-        (norm + 1..self.engine.model.segments.len()).rev().try_for_each(|index| self.segment(index))
+        let parts = &self.engine.model.parts;
+        let end = parts.iter().position(|part| matches!(part, Part::Adapter(_))).unwrap_or(parts.len());
+        (norm + 1..end).rev().try_for_each(|index| self.segment(index))
     }
 
     fn all(&mut self) -> Result<()> {
-        (0..self.engine.model.segments.len()).rev().try_for_each(|index| self.segment(index))
+        self.heads()?;
+        self.segment(self.engine.norm()?.0)?;
+        (0..self.engine.model.architecture.layers).rev().try_for_each(|block| self.block(block))?;
+        self.segment(0)
     }
 }

@@ -27,7 +27,7 @@ fn folder(case: &str) -> PathBuf {
 
 fn job(case: &str, kind: Kind, policy: bool) -> Job {
     let architecture = Architecture::open(&folder(case)).unwrap();
-    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20 }
+    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, lora: None }
 }
 
 fn model(case: &str, kind: Kind, log_probs: bool) -> Model {

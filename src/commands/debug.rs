@@ -14,10 +14,11 @@ use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
+use crate::model::adapter;
 use crate::model::config::Architecture;
 use crate::model::decoder::Part;
 use crate::model::segment::Use;
-use crate::model::weights::{LoadOptions, Model};
+use crate::model::weights::LoadOptions;
 use crate::reference;
 use crate::trainer::{self, Split, Trainer};
 use comfy_table::{Table, presets};
@@ -40,8 +41,9 @@ struct Check {
 /// Bad input as in a real run; a failed check.
 pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
-    let architecture = Architecture::open(&config.model.path)?;
-    let encoder = setup::encoder(config, &architecture)?;
+    let origin = setup::origin(config)?;
+    let architecture = Architecture::open(&origin.base)?;
+    let encoder = setup::encoder(config, origin.tokenizer(), &architecture)?;
     let data = few_pairs(&config.data.train, &encoder)?;
     println!("{}", data.report().render());
     show(&data, &encoder)?;
@@ -51,7 +53,8 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let mut engine = Engine::new(Model::load(&config.model.path, options)?, config.train.activation_checkpointing);
+    let model = adapter::load(&origin, options, config.lora.as_ref())?;
+    let mut engine = Engine::new(model, config.train.activation_checkpointing);
     println!("{} compute on {:?}, {} thread(s)\n", machine.dtype_name(), machine.device, machine.threads);
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {

@@ -3,6 +3,7 @@
 mod bench;
 mod debug;
 mod eval;
+mod export;
 mod hub;
 mod plan;
 mod prepare;
@@ -38,6 +39,10 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
                     .hint("name the file in the path: every row gets one line of scores"));
             }
             score::run(&scoring, output, comm)
+        }
+        Command::Export(exporting) => {
+            let exporting = hub::fetch_exporting(exporting, comm)?;
+            comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
         }
         Command::Plan(planning) => plan::run(planning, comm),
         Command::Bench(options) => bench::run(options, comm),

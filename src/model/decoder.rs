@@ -8,6 +8,7 @@
 
 use super::attention::{AttentionPlan, Heads};
 use super::config::Architecture;
+use super::lora::Adapter;
 use super::norm;
 use super::rope::Rotation;
 use super::segment::Segment;
@@ -30,10 +31,12 @@ pub enum Part {
     LanguageModelHead,
     /// The scalar reward head, always computed in f32.
     RewardHead,
+    /// The adapters of the block of this number; after all others, and only where a model has adapters.
+    Adapter(usize),
 }
 
 impl Part {
-    /// Every part of a model, in the order of the forward pass.
+    /// Every part of a model but its adapters, in the order of the forward pass.
     pub fn all(architecture: &Architecture) -> Vec<Self> {
         let mut parts = vec![Self::Embedding];
         parts.extend((0..architecture.layers).map(Self::Block));
@@ -45,7 +48,8 @@ impl Part {
         parts
     }
 
-    /// Names and shapes of the part's parameters, as in the checkpoint; the order is relied on below.
+    /// Names and shapes of the part's parameters, as in the checkpoint; the order is relied on below. Those of adapters
+    /// are [`Lora::shapes`](super::lora::Lora::shapes).
     pub fn shapes(self, architecture: &Architecture) -> Vec<(String, Vec<i64>)> {
         let Architecture { vocabulary, width, mlp_width, heads, kv_heads, head_width, .. } = *architecture;
         let [vocabulary, width, mlp] = [vocabulary, width, mlp_width].map(|size| size as i64);
@@ -55,6 +59,7 @@ impl Part {
             Self::Norm => vec![("model.norm.weight".into(), vec![width])],
             Self::LanguageModelHead => vec![("lm_head.weight".into(), vec![vocabulary, width])],
             Self::RewardHead => vec![("score.weight".into(), vec![1, width])],
+            Self::Adapter(_) => Vec::new(),
             Self::Block(index) => {
                 let name = |rest: &str| format!("model.layers.{index}.{rest}");
                 let mut shapes = vec![
@@ -114,12 +119,13 @@ pub struct Context {
 pub struct Block<'a> {
     architecture: &'a Architecture,
     segment: &'a Segment,
+    adapter: Option<Adapter<'a>>,
 }
 
 impl<'a> Block<'a> {
-    /// The block whose parameters are in `segment`.
-    pub fn new(architecture: &'a Architecture, segment: &'a Segment) -> Self {
-        Self { architecture, segment }
+    /// The block whose parameters are in `segment`, with adapters or without.
+    pub fn new(architecture: &'a Architecture, segment: &'a Segment, adapter: Option<Adapter<'a>>) -> Self {
+        Self { architecture, segment, adapter }
     }
 
     /// Hidden states `state.input` [T, D] -> `output` [T, D]; fills `state` for the backward pass.
@@ -203,14 +209,21 @@ impl<'a> Block<'a> {
     /// `output` [T, out] = x [T, in] W^T + b.
     fn project(&self, x: &Tensor, places: Range<usize>, output: &Tensor) {
         let weight = self.segment.stacked_weight(places.clone()).tr();
-        let _ = match self.biases(places) {
+        let _ = match self.biases(places.clone()) {
             Some(biases) => self.segment.stacked_weight(biases).addmm_out(output, x, &weight),
             None => x.mm_out(output, &weight),
         };
+        if let Some(adapter) = &self.adapter {
+            adapter.add(x, places, output);
+        }
     }
 
     /// Adds the gradients of W and b of [`Block::project`] to the bucket.
     fn project_backward(&self, places: Range<usize>, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
+        if let Some(adapter) = &self.adapter {
+            // The projection itself is frozen.
+            return adapter.backward(places, gradient, x, scratch);
+        }
         self.segment.add_product(places.clone(), gradient, x, scratch)?;
         if let Some(mut sum) = self.biases(places).and_then(|biases| self.segment.stacked_gradient(biases)) {
             let _ = sum.g_add_(&gradient.sum_dim_intlist(0, false, Kind::Float));
@@ -220,7 +233,10 @@ impl<'a> Block<'a> {
 
     /// `input_gradient` [T, in] = gradient [T, out] W.
     fn input_gradient(&self, gradient: &Tensor, places: Range<usize>, input_gradient: &Tensor) {
-        let _ = gradient.mm_out(input_gradient, &self.segment.stacked_weight(places));
+        let _ = gradient.mm_out(input_gradient, &self.segment.stacked_weight(places.clone()));
+        if let Some(adapter) = &self.adapter {
+            adapter.add_input_gradient(gradient, places, input_gradient);
+        }
     }
 
     /// Places of the biases of the projections at `places`, if this model has them.

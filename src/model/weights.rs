@@ -5,6 +5,7 @@
 
 use super::config::Architecture;
 use super::decoder::Part;
+use super::lora::{Adapter, Lora};
 use super::segment::{Segment, Use};
 use crate::error::{Error, Result, file_error};
 use crate::safetensors_io::Mapped;
@@ -28,6 +29,8 @@ pub struct Model {
     pub device: Device,
     /// Whether the folder brought a reward head; if not, it is zero.
     pub had_reward_head: bool,
+    /// The adapters that it has: their weights are the last segments, one a block.
+    pub lora: Option<Lora>,
 }
 
 /// How a model is loaded.
@@ -59,7 +62,15 @@ impl Model {
         let segments =
             parts.iter().map(|&part| load_segment(&architecture, part, &files, options)).collect::<Result<Vec<_>>>()?;
         let had_reward_head = files.has("score.weight");
-        Ok(Self { architecture, parts, segments, kind: options.kind, device: options.device, had_reward_head })
+        Ok(Self {
+            architecture,
+            parts,
+            segments,
+            kind: options.kind,
+            device: options.device,
+            had_reward_head,
+            lora: None,
+        })
     }
 
     /// The segment of a part that every model has, or that this one has.
@@ -73,6 +84,14 @@ impl Model {
     pub fn vocabulary(&self) -> Option<(usize, &Segment)> {
         let part = if self.architecture.tied { Part::Embedding } else { Part::LanguageModelHead };
         self.segment(part)
+    }
+
+    /// The adapters of a block, where there are any.
+    pub fn adapter(&self, block: usize) -> Option<Adapter<'_>> {
+        let lora = self.lora.as_ref()?;
+        let (_, base) = self.segment(Part::Block(block))?;
+        let (_, segment) = self.segment(Part::Adapter(block))?;
+        Some(Adapter::new(lora, base, segment))
     }
 
     /// Number of parameters, heads included.

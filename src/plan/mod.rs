@@ -11,8 +11,10 @@ pub mod time;
 pub mod workload;
 
 use crate::config::Config;
+use crate::error::Result;
 use crate::model::config::Architecture;
 use crate::model::decoder::Part;
+use crate::model::lora::Lora;
 use tch::Kind;
 
 /// What is trained and how, as far as memory and time depend on it.
@@ -28,6 +30,8 @@ pub struct Job {
     pub checkpointing: bool,
     /// Tokens of a micro-batch.
     pub tokens_per_micro_batch: usize,
+    /// The adapters that are trained in place of the weights.
+    pub lora: Option<Lora>,
 }
 
 /// One segment of the model: a bucket of the reducer where it trains.
@@ -45,29 +49,45 @@ pub struct Bucket {
 
 impl Job {
     /// The job of a config, computed in `kind`.
-    pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// An adapter of a projection that the model does not have.
+    pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Result<Self> {
+        Ok(Self {
+            lora: config.lora.as_ref().map(|lora| Lora::new(lora, &architecture)).transpose()?,
             architecture,
             kind,
             policy: config.loss.needs_policy(),
             checkpointing: config.train.activation_checkpointing,
             tokens_per_micro_batch: config.train.tokens_per_micro_batch,
-        }
+        })
     }
 
     /// The model's segments in the order of the forward pass, as `Model::load` makes them of a folder that holds every
     /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
     pub fn buckets(&self) -> Vec<Bucket> {
-        let bucket = |part: Part| {
-            let shapes = part.shapes(&self.architecture);
-            Bucket {
-                part,
-                elements: shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum(),
-                compute_bytes: if part == Part::RewardHead { 4 } else { self.compute_bytes() },
-                trains: part != Part::LanguageModelHead || self.policy,
-            }
+        let elements = |shapes: Vec<(String, Vec<i64>)>| -> usize {
+            shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum()
         };
-        Part::all(&self.architecture).into_iter().map(bucket).collect()
+        let bucket = |part: Part| Bucket {
+            part,
+            elements: elements(part.shapes(&self.architecture)),
+            compute_bytes: if part == Part::RewardHead { 4 } else { self.compute_bytes() },
+            trains: match part {
+                Part::RewardHead => true,
+                Part::LanguageModelHead => self.lora.is_none() && self.policy,
+                _ => self.lora.is_none(),
+            },
+        };
+        let of_adapters = |(block, lora): (usize, &Lora)| Bucket {
+            part: Part::Adapter(block),
+            elements: elements(lora.shapes(&self.architecture, block)),
+            compute_bytes: 4,
+            trains: true,
+        };
+        let adapters = (0..self.architecture.layers).zip(std::iter::repeat(self.lora.as_ref()));
+        let adapters = adapters.filter_map(|(block, lora)| Some(of_adapters((block, lora?))));
+        Part::all(&self.architecture).into_iter().map(bucket).chain(adapters).collect()
     }
 
     /// Bytes of a number in the compute kind.

@@ -1,12 +1,14 @@
 //! What a run saves, and takes back on `--resume`: weights, masters, moments, position.
 
 use super::Trainer;
-use crate::checkpoint::{self, Best, Snapshot, TrainState};
+use crate::checkpoint::{self, AdapterOf, Best, Snapshot, TrainState};
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::metrics::EvaluationMetrics;
+use crate::model::adapter::Origin;
 use crate::safetensors_io::Mapped;
 use crate::tensor;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,8 @@ use tracing::{info, trace_span, warn};
 pub struct Saving {
     /// The run's folder.
     pub run: PathBuf,
-    /// Where config.json and the tokenizer files come from.
-    pub model_dir: PathBuf,
+    /// What the run starts from: config.json and the tokenizer files.
+    pub origin: Origin,
     /// A token that occurs in no sequence.
     pub pad_token: u32,
 }
@@ -51,18 +53,26 @@ impl Trainer<'_> {
     fn write_checkpoint(&self, saving: &Saving) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
+        let base = hub::name_of(&saving.origin.base)?;
+        let base = (base.0.as_str(), base.1.as_deref());
+        let architecture = &model.architecture;
         let mut snapshot = Snapshot {
             step: self.state.step,
-            model_dir: &saving.model_dir,
+            model_dir: saving.origin.tokenizer(),
+            adapter: model.lora.as_ref().map(|lora| AdapterOf { lora, architecture, base }),
             weights: Vec::new(),
             masters: Vec::new(),
             moments: Vec::new(),
-            architecture: model.architecture.reward_model_class(),
+            architecture: architecture.reward_model_class(),
             pad_token_id: saving.pad_token,
             state: &self.state,
             config: self.config,
         };
         for (segment, moments) in model.segments.iter().zip(&self.optimizer.moments) {
+            if model.lora.is_some() && !segment.trains() {
+                // The base stays as it is, and where it is.
+                continue;
+            }
             for (index, parameter) in segment.parameters.iter().enumerate() {
                 snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
                 let Some([first, second]) = moments else { continue };
@@ -81,6 +91,10 @@ impl Trainer<'_> {
     fn check_config(&self, then: &Config, folder: &Path) -> Result<()> {
         if then.loss != self.config.loss {
             return Err(Error::input(format!("{} was trained with other settings of [loss]", folder.display()))
+                .hint("resume with the config the run was started with, or start another run"));
+        }
+        if then.lora != self.config.lora {
+            return Err(Error::input(format!("{} was trained with other settings of [lora]", folder.display()))
                 .hint("resume with the config the run was started with, or start another run"));
         }
         let (then, now) = (then.resolved_toml()?, self.config.resolved_toml()?);
