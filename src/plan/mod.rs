@@ -59,10 +59,10 @@ impl Job {
     /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
     pub fn buckets(&self) -> Vec<Bucket> {
         let bucket = |part: Part| {
-            let shapes = part.shapes(&self.architecture);
+            let parameters = part.parameters(&self.architecture);
             Bucket {
                 part,
-                elements: shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum(),
+                elements: parameters.iter().map(|one| one.shape.iter().product::<i64>() as usize).sum(),
                 compute_bytes: if part == Part::RewardHead { 4 } else { self.compute_bytes() },
                 trains: part != Part::LanguageModelHead || self.policy,
             }

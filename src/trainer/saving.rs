@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::metrics::EvaluationMetrics;
+use crate::model::segment::Parameter;
 use crate::safetensors_io::Mapped;
 use crate::tensor;
 use std::path::{Path, PathBuf};
@@ -57,18 +58,19 @@ impl Trainer<'_> {
             weights: Vec::new(),
             masters: Vec::new(),
             moments: Vec::new(),
-            architecture: model.architecture.reward_model_class(),
+            architecture: model.architecture.names.reward_model,
             pad_token_id: saving.pad_token,
             state: &self.state,
             config: self.config,
         };
         for (segment, moments) in model.segments.iter().zip(&self.optimizer.moments) {
             for (index, parameter) in segment.parameters.iter().enumerate() {
-                snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
+                let (name, rows) = (&parameter.name, parameter.rows);
+                snapshot.weights.push((name.clone(), rows.to_file(segment.weight(index))));
                 let Some([first, second]) = moments else { continue };
-                snapshot.masters.push((parameter.name.clone(), segment.value(index)));
-                snapshot.moments.push((format!("exp_avg.{}", parameter.name), parameter.view(first)));
-                snapshot.moments.push((format!("exp_avg_sq.{}", parameter.name), parameter.view(second)));
+                snapshot.masters.push((name.clone(), rows.to_file(&segment.value(index))));
+                snapshot.moments.push((format!("exp_avg.{name}"), rows.to_file(&parameter.view(first))));
+                snapshot.moments.push((format!("exp_avg_sq.{name}"), rows.to_file(&parameter.view(second))));
             }
         }
         let folder = checkpoint::save(&saving.run, &snapshot)?;
@@ -115,10 +117,11 @@ impl Trainer<'_> {
             let Some(flat) = flat else { continue };
             for index in 0..segment.parameters.len() {
                 let parameter = segment.parameters[index].clone();
-                segment.set(index, &read(&masters, &parameter.name, &parameter.shape)?);
+                let Parameter { name, shape, rows, .. } = &parameter;
+                segment.set(index, &rows.to_memory(&read(&masters, name, shape)?));
                 for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
-                    let name = format!("{prefix}.{}", parameter.name);
-                    parameter.view(flat).copy_(&read(&moments, &name, &parameter.shape)?);
+                    let value = read(&moments, &format!("{prefix}.{name}"), shape)?;
+                    parameter.view(flat).copy_(&rows.to_memory(&value));
                 }
             }
         }
