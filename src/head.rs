@@ -11,13 +11,16 @@ use crate::config::LossConfig;
 use crate::data::batch::{PackedBatch, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::{self, AnswerLogProb};
-use crate::model::logits::{Logits, Place};
+use crate::model::logits::{self, Logits, Place};
 use crate::model::segment::Segment;
 use crate::model::workspace::Scratch;
 use tch::{Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
 pub const ROWS_AT_ONCE: usize = 1024;
+
+/// Place of the logits' bias in the vocabulary's segment, where it has one.
+const BIAS: usize = 1;
 
 /// What a forward pass says of one pair (or of a single row, in the first places).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -95,8 +98,11 @@ fn answers(scores: &PairScores, reference: [f64; 2]) -> [AnswerLogProb; 2] {
 pub struct Heads<'a> {
     /// The reward head's segment: one parameter [1, D], f32.
     pub reward: &'a Segment,
-    /// The segment whose first parameter is the vocabulary matrix [V, D]; needed for log-probs only.
+    /// The segment whose first parameter is the vocabulary matrix [V, D], and whose second, if it has one, is the
+    /// logits' bias `[V]`; needed for log-probs only.
     pub vocabulary: Option<&'a Segment>,
+    /// c > 0 where the logits are capped: c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
+    pub soft_cap: Option<f64>,
     /// Response rows of a micro-batch are at most so many, unless a pair is longer.
     pub most_rows: usize,
     /// Memory of a chunk's logits.
@@ -214,6 +220,11 @@ impl Heads<'_> {
         }
         let gradient = logits.into_gradient(&places, &slopes)?;
         vocabulary.add_product(0..1, &gradient, &response, self.scratch)?;
+        if vocabulary.parameters.len() > BIAS
+            && let Some(sum) = vocabulary.gradient_view(BIAS)
+        {
+            logits::add_bias_gradient(&gradient, sum)?;
+        }
         let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
         Ok(())
@@ -224,8 +235,11 @@ impl Heads<'_> {
         let weight = vocabulary.weight(0);
         let (most, count, vocabulary_size) = (self.most_rows as i64, rows.size()[0], weight.size()[0]);
         let logits = self.logits.matrix_of_at_most(most, count, vocabulary_size, rows.kind(), rows.device());
-        let _ = rows.mm_out(&logits, &weight.tr());
-        Logits::new(logits)
+        let _ = match vocabulary.parameters.len() > BIAS {
+            true => vocabulary.weight(BIAS).addmm_out(&logits, rows, &weight.tr()),
+            false => rows.mm_out(&logits, &weight.tr()),
+        };
+        Logits::new(logits, self.soft_cap)
     }
 
     fn vocabulary(&self) -> Result<&Segment> {

@@ -5,7 +5,7 @@
 use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random};
 use criterion::{Criterion, Throughput};
 use haf_dist::data::batch::Packing;
-use haf_dist::model::attention::AttentionPlan;
+use haf_dist::model::attention::{AttentionPlan, AttentionRules};
 use tch::Device;
 
 pub fn bench(criterion: &mut Criterion) {
@@ -16,7 +16,7 @@ pub fn bench(criterion: &mut Criterion) {
     let size = |heads: usize| [tokens as i64, heads as i64, shape.head_width as i64];
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
-        let plan = AttentionPlan::new(&batch.groups, heads, kind, Device::Cpu);
+        let plan = AttentionPlan::new(&batch.groups, heads, AttentionRules::plain(heads.width), kind, Device::Cpu);
         let rows = random(&size(heads.query + 2 * heads.key), kind);
         let gradient = random(&size(heads.query), kind);
         let (output, rows_gradient) = (gradient.empty_like(), rows.empty_like());

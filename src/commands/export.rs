@@ -8,8 +8,9 @@ use crate::checkpoint::{self, Export};
 use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
-use crate::model::adapter::{self, HEAD, Origin};
+use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
+use crate::model::layout::REWARD_HEAD;
 use crate::model::peft::PeftConfig;
 use crate::model::weights::weight_paths;
 use crate::safetensors_io::{self, Mapped};
@@ -90,7 +91,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
         None => head_of(&origin.base)?,
     };
     let Some(head) = head else {
-        return Err(Error::input(format!("{} has no {HEAD}: it is no reward model", folder.display()))
+        return Err(Error::input(format!("{} has no {REWARD_HEAD}: it is no reward model", folder.display()))
             .hint("PEFT saves the head of task_type SEQ_CLS as one of modules_to_save"));
     };
     let shards = weight_paths(&origin.base)?;
@@ -98,7 +99,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     for (number, shard) in shards.iter().enumerate() {
         let file = Mapped::open(shard)?;
         let mut tensors = Vec::new();
-        for name in file.names().into_iter().filter(|name| name != HEAD) {
+        for name in file.names().into_iter().filter(|name| name != REWARD_HEAD) {
             let value = file.read(&name)?;
             kind = value.kind();
             let value = match changes.get(&name) {
@@ -112,7 +113,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
         }
         if number + 1 == shards.len() {
             // In f32, whatever the rest is: rewards rounded to bf16 tie.
-            tensors.push((HEAD.to_string(), head.to_kind(Kind::Float)));
+            tensors.push((REWARD_HEAD.to_string(), head.to_kind(Kind::Float)));
         }
         let name = shard.file_name().unwrap_or_default();
         for (tensor, value) in &tensors {
@@ -129,7 +130,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
         let text = json!({ "metadata": { "total_size": total }, "weight_map": Value::Object(index) }).to_string();
         files::write_atomic(&out.join("model.safetensors.index.json"), text.as_bytes())?;
     }
-    let architecture = architecture.reward_model_class();
+    let architecture = architecture.names.reward_model;
     let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
     let pad_token_id = pad_token(origin)?;
     Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind }.write(out)
@@ -139,8 +140,8 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
 fn head_of(base: &Path) -> Result<Option<Tensor>> {
     for path in weight_paths(base)? {
         let file = Mapped::open(&path)?;
-        if file.names().iter().any(|name| name == HEAD) {
-            return file.read(HEAD).map(Some);
+        if file.names().iter().any(|name| name == REWARD_HEAD) {
+            return file.read(REWARD_HEAD).map(Some);
         }
     }
     Ok(None)

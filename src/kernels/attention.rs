@@ -1,13 +1,15 @@
 //! Attention of packed groups, forward and backward, for one key/value head at a time.
 //!
-//! A group is `[prefix | suffix | suffix ...]`: every suffix sees the prefix and itself. Queries go in blocks of rows;
-//! what a block sees is one run of prefix columns and one run of its own, and only the visible part is computed. Scores
+//! A group is `[prefix | suffix | suffix ...]`: every suffix sees the prefix and itself, as far back as the window goes.
+//! Queries go in blocks of rows; what a block sees is one run of prefix columns and one run of its own, and only the
+//! visible part is computed. Scores
 //! are made again in the backward pass from each row's log-sum-exp (the flash-attention scheme, Dao, arXiv 2307.08691).
 //! Products take the compute kind's numbers and sum in f32. Not here: tensors; those are `model/attention.rs`'s.
 //!
 //! Legend: T tokens, H query heads, G key/value heads, E head width; rows are [T, H + 2 G, E].
 
 mod block;
+mod scores;
 
 use super::tile::{COLUMNS, Left, Packed};
 use crate::parallel;
@@ -48,6 +50,26 @@ impl Group {
             Span { start: start - length, length, prefix }
         };
         self.suffixes.iter().enumerate().map(span).collect()
+    }
+}
+
+/// What a model family makes of the scores between queries and keys, before the softmax.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionRules {
+    /// What a product of a query and a key is multiplied by.
+    pub scale: f64,
+    /// Positions that a query sees, its own the last of them; at least 1. None: all up to its own. A suffix counts its
+    /// positions on from its prefix's, so that the window is the one of the two as a single sequence (Mistral, Jiang et
+    /// al., arXiv 2310.06825).
+    pub window: Option<usize>,
+    /// c > 0 of c tanh(score / c), taken of the scaled scores (Gemma 2, arXiv 2408.00118). None: scores stay as they are.
+    pub soft_cap: Option<f64>,
+}
+
+impl AttentionRules {
+    /// The usual rules for heads of the given width: scale 1 / sqrt(width), no window, no cap.
+    pub fn plain(width: usize) -> Self {
+        Self { scale: 1.0 / (width as f64).sqrt(), window: None, soft_cap: None }
     }
 }
 
@@ -100,8 +122,16 @@ fn tasks(groups: &[Group], heads: Heads) -> Vec<Task<'_>> {
 }
 
 /// `rows` [T, H + 2 G, E] -> `output` [T, H, E] and each row's log-sum-exp, `log_sums` [T, H].
-pub fn forward<E: Packed>(groups: &[Group], heads: Heads, rows: &[E], output: &mut [E], log_sums: &mut [f32]) {
-    let done = parallel::map(tasks(groups, heads), |(group, head)| forward_task(group, head, heads, rows));
+pub fn forward<E: Packed>(
+    groups: &[Group],
+    heads: Heads,
+    rules: AttentionRules,
+    rows: &[E],
+    output: &mut [E],
+    log_sums: &mut [f32],
+) {
+    let task = |(group, head): Task| forward_task(group, head, heads, rules, rows);
+    let done = parallel::map(tasks(groups, heads), task);
     for ((group, head), (outputs, sums)) in tasks(groups, heads).into_iter().zip(done) {
         for (row, (outputs, sums)) in
             outputs.chunks(heads.shared() * heads.width).zip(sums.chunks(heads.shared())).enumerate()
@@ -117,12 +147,14 @@ pub fn forward<E: Packed>(groups: &[Group], heads: Heads, rows: &[E], output: &m
 pub fn backward<E: Packed>(
     groups: &[Group],
     heads: Heads,
+    rules: AttentionRules,
     rows: &[E],
     (gradient, output, log_sums): (&[E], &[E], &[f32]),
     rows_gradient: &mut [E],
 ) {
     let given = (gradient, output, log_sums);
-    let done = parallel::map(tasks(groups, heads), |(group, head)| backward_task(group, head, heads, rows, given));
+    let task = |(group, head): Task| backward_task(group, head, heads, rules, rows, given);
+    let done = parallel::map(tasks(groups, heads), task);
     let (stride, shared) = (heads.stride(), heads.shared());
     for ((group, head), gradients) in tasks(groups, heads).into_iter().zip(done) {
         for (row, gradients) in gradients.chunks((shared + 2) * heads.width).enumerate() {
@@ -137,7 +169,13 @@ pub fn backward<E: Packed>(
 }
 
 /// Outputs [rows, shared heads, E] and log-sum-exps [rows, shared heads] of a group and a key/value head.
-fn forward_task<E: Packed>(group: &Group, head: usize, heads: Heads, rows: &[E]) -> (Vec<E>, Vec<f32>) {
+fn forward_task<E: Packed>(
+    group: &Group,
+    head: usize,
+    heads: Heads,
+    rules: AttentionRules,
+    rows: &[E],
+) -> (Vec<E>, Vec<f32>) {
     let (shared, width, padded) = (heads.shared(), heads.width, heads.padded());
     let spans = group.spans();
     let side = |at: usize| -> Vec<Side<E::Word>> {
@@ -146,12 +184,12 @@ fn forward_task<E: Packed>(group: &Group, head: usize, heads: Heads, rows: &[E])
     let (keys, values) = (side(heads.key_at(head)), side(heads.value_at(head)));
     let mut outputs = vec![E::default(); group.rows() * shared * width];
     let mut log_sums = vec![0f32; group.rows() * shared];
-    let mut work = Work::<E>::new(group, heads);
+    let mut work = Work::<E>::new(group, heads, rules);
     for member in 0..shared {
         let query_at = heads.query_at(head * shared + member);
         for (index, span) in spans.iter().enumerate() {
             for first in (0..span.length).step_by(BLOCK) {
-                let block = Block::new(*span, first, E::PER_WORD);
+                let block = Block::new(*span, first, rules.window, E::PER_WORD);
                 block::pack_rows::<E>(
                     &rows[query_at..],
                     heads.stride(),
@@ -160,7 +198,7 @@ fn forward_task<E: Packed>(group: &Group, head: usize, heads: Heads, rows: &[E])
                     &mut work.left,
                 );
                 work.products(block, (&keys[0], &keys[index]), heads);
-                let (maxima, sums) = work.softmax(block, 1.0 / (width as f32).sqrt());
+                let (maxima, sums) = work.softmax(block);
                 let words = Left { words: &work.words, row: work.stride / E::PER_WORD, step: 1 };
                 block.combine::<E>(words, (&values[0], &values[index]), padded, &mut work.result);
                 for row in 0..block.rows {
@@ -183,11 +221,11 @@ fn backward_task<E: Packed>(
     group: &Group,
     head: usize,
     heads: Heads,
+    rules: AttentionRules,
     rows: &[E],
     (gradient, output, log_sums): (&[E], &[E], &[f32]),
 ) -> Vec<E> {
     let (shared, width, padded) = (heads.shared(), heads.width, heads.padded());
-    let scale = 1.0 / (width as f32).sqrt();
     let spans = group.spans();
     let side = |at: usize| -> Vec<Side<E::Word>> {
         spans.iter().map(|span| Side::new::<E>(*span, &rows[at..], heads.stride(), heads)).collect()
@@ -197,12 +235,12 @@ fn backward_task<E: Packed>(
     let (mut key_sums, mut value_sums) = (sums(), sums());
     let columns = (shared + 2) * width;
     let mut gradients = vec![E::default(); group.rows() * columns];
-    let mut work = Work::<E>::new(group, heads);
+    let mut work = Work::<E>::new(group, heads, rules);
     for member in 0..shared {
         let query = head * shared + member;
         for (index, span) in spans.iter().enumerate() {
             for first in (0..span.length).step_by(BLOCK) {
-                let block = Block::new(*span, first, E::PER_WORD);
+                let block = Block::new(*span, first, rules.window, E::PER_WORD);
                 let place = (span.start + first, block.rows);
                 let (query_rows, gradient_rows) = (&rows[heads.query_at(query)..], &gradient[query * width..]);
                 let output_rows = &output[query * width..];
@@ -210,13 +248,13 @@ fn backward_task<E: Packed>(
                 work.products(block, (&keys[0], &keys[index]), heads);
                 let row_sums: Vec<f32> =
                     (0..block.rows).map(|row| log_sums[(place.0 + row) * heads.query + query]).collect();
-                work.probabilities(block, scale, &row_sums);
+                work.probabilities(block, &row_sums);
                 // Of the scores: p (dp - sum of gradient * output).
                 block::pack_rows::<E>(gradient_rows, heads.query * width, place, width, &mut work.left);
                 std::mem::swap(&mut work.scores, &mut work.probabilities);
                 work.products(block, (&values[0], &values[index]), heads);
                 let along = block::dots::<E>(gradient_rows, output_rows, heads.query * width, place, width);
-                work.score_gradients(block, scale, &along);
+                work.score_gradients(block, &along);
                 // Now `probabilities` holds p and `scores` its gradient.
                 block::pair_rows::<E>(&work.probabilities, work.stride, block, &mut work.pairs);
                 block::pack_along::<E>(gradient_rows, heads.query * width, place, (width, padded), &mut work.along);

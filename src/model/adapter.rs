@@ -4,10 +4,10 @@
 //! f32 and may be trained. Not here: what an adapter computes (`lora.rs`), its config file (`peft.rs`).
 
 use super::config::Architecture;
-use super::decoder::Part;
+use super::layout::{Part, REWARD_HEAD};
 use super::lora::{self, Lora};
 use super::peft::{PREFIX, PeftConfig};
-use super::segment::{Segment, Use};
+use super::segment::{Parameter, Segment, Use};
 use super::weights::{LoadOptions, Model};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
@@ -21,9 +21,6 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The adapter's weights, in its folder.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// What PEFT calls the reward head.
-pub const HEAD: &str = "score.weight";
 
 /// A model's folder, or an adapter's with that of its base.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,14 +98,18 @@ pub fn load(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>) 
 fn frozen(base: &Path, lora: &Lora, options: LoadOptions) -> Result<Model> {
     let mut model = Model::load(base, LoadOptions { purpose: Use::Evaluate, ..options })?;
     for block in 0..model.architecture.layers {
-        let shapes = lora.shapes(&model.architecture, block);
+        let parameters = lora.parameters(&model.architecture, block);
         model.parts.push(Part::Adapter(block));
-        model.segments.push(Segment::new(shapes, Kind::Float, options.device, options.purpose));
+        model.segments.push(Segment::new(parameters, Kind::Float, options.device, options.purpose));
     }
     if let Some((index, head)) = model.segment(Part::RewardHead) {
         let value = head.weight(0).copy();
-        let mut trained =
-            Segment::new(Part::RewardHead.shapes(&model.architecture), Kind::Float, options.device, options.purpose);
+        let mut trained = Segment::new(
+            Part::RewardHead.parameters(&model.architecture),
+            Kind::Float,
+            options.device,
+            options.purpose,
+        );
         trained.set(0, &value);
         model.segments[index] = trained;
     }
@@ -171,9 +172,9 @@ fn found(folder: &Path, file: &Mapped, architecture: &Architecture) -> Result<Lo
         return Err(wrong("it has no adapter of any projection of the base's first block".into()));
     }
     let found = Lora::new(&settings, architecture)?;
-    let mut expected = BTreeSet::from([format!("{PREFIX}{HEAD}")]);
-    for (name, shape) in (0..architecture.layers).flat_map(|block| found.shapes(architecture, block)) {
-        let name = format!("{PREFIX}{name}");
+    let mut expected = BTreeSet::from([format!("{PREFIX}{REWARD_HEAD}")]);
+    for parameter in (0..architecture.layers).flat_map(|block| found.parameters(architecture, block)) {
+        let (name, shape) = (format!("{PREFIX}{}", parameter.name), parameter.shape);
         if !names.contains(&name) {
             return Err(wrong(format!("{name} is missing; every block must have the same adapters")));
         }
@@ -250,7 +251,7 @@ pub fn head(folder: &Path, architecture: &Architecture) -> Result<Option<Tensor>
 }
 
 fn head_in(file: &Mapped, architecture: &Architecture) -> Result<Option<Tensor>> {
-    let name = format!("{PREFIX}{HEAD}");
+    let name = format!("{PREFIX}{REWARD_HEAD}");
     if !file.names().contains(&name) {
         return Ok(None);
     }
@@ -266,7 +267,8 @@ fn head_in(file: &Mapped, architecture: &Architecture) -> Result<Option<Tensor>>
 fn read(model: &mut Model, file: &Mapped) -> Result<()> {
     for segment in adapters(model) {
         for index in 0..segment.parameters.len() {
-            let value = file.read(&format!("{PREFIX}{}", segment.parameters[index].name))?;
+            let Parameter { name, rows, .. } = &segment.parameters[index];
+            let value = rows.to_memory(&file.read(&format!("{PREFIX}{name}"))?);
             segment.set(index, &value);
         }
     }

@@ -1,5 +1,7 @@
 //! Logits of response rows: log-probs at given places, then the gradient of a weighted sum of them in their stead.
 //!
+//! With a soft cap c the log-softmax is taken of c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
+//!
 //! Legend: R rows, V vocabulary. On CPUs the fused loops of `kernels/softmax.rs` run, which write the gradient over the
 //! logits; elsewhere the same formulas as tensor operations. Sums are f32 whatever the compute kind.
 
@@ -17,26 +19,28 @@ pub struct Logits {
     values: Tensor,
     /// `[R]` f32.
     sums: Tensor,
+    soft_cap: Option<f64>,
 }
 
 impl Logits {
-    /// Takes logits over.
+    /// Takes logits over; `soft_cap` is c > 0 where they are capped.
     ///
     /// # Errors
     /// A tensor that is not what this crate allocates.
-    pub fn new(values: Tensor) -> Result<Self> {
-        fn on_cpu<E: Element + Number>(values: &Tensor) -> Result<Tensor> {
+    pub fn new(values: Tensor, soft_cap: Option<f64>) -> Result<Self> {
+        fn on_cpu<E: Element + Number>(values: &Tensor, soft_cap: Option<f64>) -> Result<Tensor> {
             let (rows, width) = (values.size()[0], values.size()[1] as usize);
             let mut sums = Tensor::empty([rows], (Kind::Float, values.device()));
-            kernels::softmax::log_sum_exp(slice::<E>(values)?, width, slice_mut(&mut sums)?);
+            let soft_cap = soft_cap.map(|cap| cap as f32);
+            kernels::softmax::log_sum_exp(slice::<E>(values)?, width, soft_cap, slice_mut(&mut sums)?);
             Ok(sums)
         }
         let sums = match tensor::cpu_kind(&values) {
-            Some(Kind::Float) => on_cpu::<f32>(&values)?,
-            Some(Kind::BFloat16) => on_cpu::<bf16>(&values)?,
-            _ => values.to_kind(Kind::Float).logsumexp([-1], false),
+            Some(Kind::Float) => on_cpu::<f32>(&values, soft_cap)?,
+            Some(Kind::BFloat16) => on_cpu::<bf16>(&values, soft_cap)?,
+            _ => capped(&values, soft_cap).logsumexp([-1], false),
         };
-        Ok(Self { values, sums })
+        Ok(Self { values, sums, soft_cap })
     }
 
     /// Log-probs at places.
@@ -44,9 +48,19 @@ impl Logits {
     /// # Errors
     /// A place outside the logits.
     pub fn log_probs(&self, places: &[Place]) -> Result<Vec<f32>> {
-        fn on_cpu<E: Element + Number>(logits: &Logits, places: &[Place]) -> Result<Vec<f32>> {
+        Ok(self.read(places)?.into_iter().map(|(log_prob, _)| log_prob).collect())
+    }
+
+    /// Log-probs at places, and the derivatives of the cap there.
+    fn read(&self, places: &[Place]) -> Result<Vec<(f32, f32)>> {
+        fn on_cpu<E: Element + Number>(logits: &Logits, places: &[Place]) -> Result<Vec<(f32, f32)>> {
             let (width, values, sums) = (logits.width(), slice::<E>(&logits.values)?, slice::<f32>(&logits.sums)?);
-            Ok(places.iter().map(|&(row, token)| values[row * width + token].wide() - sums[row]).collect())
+            let soft_cap = logits.soft_cap.map(|cap| cap as f32);
+            let read = |&(row, token): &Place| {
+                let (value, slope) = kernels::softmax::read(values[row * width + token], soft_cap);
+                (value - sums[row], slope)
+            };
+            Ok(places.iter().map(read).collect())
         }
         self.check(places)?;
         match tensor::cpu_kind(&self.values) {
@@ -54,9 +68,11 @@ impl Logits {
             Some(Kind::BFloat16) => on_cpu::<bf16>(self, places),
             _ => {
                 let [rows, tokens] = self.indices(places);
-                let read = self.values.index(&[Some(&rows), Some(&tokens)]).to_kind(Kind::Float);
+                let read = capped(&self.values.index(&[Some(&rows), Some(&tokens)]), self.soft_cap);
+                let slopes = cap_slopes(&read, self.soft_cap).unwrap_or_else(|| read.ones_like());
                 let log_probs = read - self.sums.index_select(0, &rows);
-                Ok(slice::<f32>(&log_probs.to_device(tch::Device::Cpu).contiguous())?.to_vec())
+                let both = Tensor::stack(&[log_probs, slopes], -1).to_device(tch::Device::Cpu).contiguous();
+                Ok(slice::<f32>(&both)?.chunks_exact(2).map(|both| (both[0], both[1])).collect())
             }
         }
     }
@@ -67,23 +83,31 @@ impl Logits {
     /// # Errors
     /// A place outside the logits.
     pub fn into_gradient(self, places: &[Place], slopes: &[f32]) -> Result<Tensor> {
-        let log_probs = self.log_probs(places)?;
+        let read = self.read(places)?;
         let mut row_slopes = vec![0f32; self.values.size()[0] as usize];
         for (&(row, _), slope) in places.iter().zip(slopes) {
             row_slopes[row] += slope;
         }
         // A token may be the target of both answers; its entry is set once, exactly.
         let mut entries = std::collections::BTreeMap::new();
-        for ((&place, log_prob), slope) in places.iter().zip(&log_probs).zip(slopes) {
-            *entries.entry(place).or_insert_with(|| -row_slopes[place.0] * log_prob.exp()) += slope;
+        for ((&place, (log_prob, cap_slope)), slope) in places.iter().zip(&read).zip(slopes) {
+            *entries.entry(place).or_insert_with(|| -row_slopes[place.0] * log_prob.exp() * cap_slope) +=
+                slope * cap_slope;
         }
         match tensor::cpu_kind(&self.values) {
             Some(Kind::Float) => self.gradient_on_cpu::<f32>(&row_slopes, entries),
             Some(Kind::BFloat16) => self.gradient_on_cpu::<bf16>(&row_slopes, entries),
             _ => {
-                let softmax = (self.values.to_kind(Kind::Float) - self.sums.unsqueeze(-1)).exp();
+                let values = capped(&self.values, self.soft_cap);
+                let cap_slopes = cap_slopes(&values, self.soft_cap);
+                let softmax = (values - self.sums.unsqueeze(-1)).exp();
                 let row_slopes = Tensor::from_slice(&row_slopes).to_device(self.values.device());
-                let gradient = (softmax * row_slopes.neg().unsqueeze(-1)).to_kind(self.values.kind());
+                let gradient = softmax * row_slopes.neg().unsqueeze(-1);
+                let gradient = match cap_slopes {
+                    Some(cap_slopes) => gradient * cap_slopes,
+                    None => gradient,
+                };
+                let gradient = gradient.to_kind(self.values.kind());
                 let (places, values): (Vec<Place>, Vec<f32>) = entries.into_iter().unzip();
                 let [rows, tokens] = self.indices(&places);
                 let values = Tensor::from_slice(&values).to_device(gradient.device()).to_kind(gradient.kind());
@@ -99,7 +123,8 @@ impl Logits {
     ) -> Result<Tensor> {
         let width = self.width();
         let values = slice_mut::<E>(&mut self.values)?;
-        kernels::softmax::negative_softmax(values, width, slice(&self.sums)?, row_slopes);
+        let soft_cap = self.soft_cap.map(|cap| cap as f32);
+        kernels::softmax::negative_softmax(values, width, soft_cap, slice(&self.sums)?, row_slopes);
         for ((row, token), value) in entries {
             values[row * width + token] = E::narrow(value);
         }
@@ -127,32 +152,80 @@ impl Logits {
     }
 }
 
+/// Adds what the gradient of logits [R, V] is worth to that of their bias, `[V]` f32: the sum of its rows.
+///
+/// # Errors
+/// A buffer that is not what this crate allocates.
+pub fn add_bias_gradient(gradient: &Tensor, sum: &Tensor) -> Result<()> {
+    let mut sum = sum.shallow_clone();
+    match tensor::cpu_kind(gradient) {
+        Some(Kind::Float) => kernels::accumulate::add_rows(slice::<f32>(gradient)?, slice_mut(&mut sum)?),
+        Some(Kind::BFloat16) => kernels::accumulate::add_rows(slice::<bf16>(gradient)?, slice_mut(&mut sum)?),
+        _ => {
+            let _ = sum.g_add_(&gradient.sum_dim_intlist(0, false, Kind::Float));
+        }
+    }
+    Ok(())
+}
+
+/// What the softmax is taken of, f32.
+fn capped(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
+    let logits = logits.to_kind(Kind::Float);
+    match soft_cap {
+        Some(cap) => (logits / cap).tanh() * cap,
+        None => logits,
+    }
+}
+
+/// Derivatives of what [`capped`] gave with respect to the logits, where there is a cap.
+fn cap_slopes(capped: &Tensor, soft_cap: Option<f64>) -> Option<Tensor> {
+    soft_cap.map(|cap| 1.0 - (capped / cap).square())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tensor::waves;
+
+    /// Log-softmax of the capped logits, and the gradient of the sum over places of slope * log-prob, by libtorch.
+    fn expected(logits: &Tensor, soft_cap: Option<f64>, places: &[Place], slopes: &[f32]) -> (Tensor, Tensor) {
+        let leaf = logits.to_kind(Kind::Float).copy().detach().set_requires_grad(true);
+        let capped = match soft_cap {
+            Some(cap) => (&leaf / cap).tanh() * cap,
+            None => leaf.shallow_clone(),
+        };
+        let log_softmax = capped.log_softmax(-1, Kind::Float);
+        let loss: Tensor = places.iter().zip(slopes).fold(Tensor::from(0f32), |sum, (&(row, token), slope)| {
+            sum + log_softmax.get(row as i64).get(token as i64) * f64::from(*slope)
+        });
+        let gradient = Tensor::run_backward(&[loss], &[&leaf], false, false).remove(0);
+        (log_softmax.detach(), gradient)
+    }
 
     #[test]
     fn log_probs_and_their_gradient_agree_with_automatic_differentiation() {
         // 67 columns leave a rest after whole lanes; (1, 5) is the target of two answers.
         let places = [(0, 3), (1, 5), (1, 5), (1, 66), (3, 0)];
         let slopes = [0.5f32, -0.25, 1.0, 2.0, -1.5];
-        for (kind, bound) in [(Kind::Float, 1e-6), (Kind::BFloat16, 5e-3)] {
-            let logits = (waves(&[4, 67], 1.0) * 3.0).to_kind(kind);
-            let leaf = logits.to_kind(Kind::Float).copy().detach().set_requires_grad(true);
-            let log_softmax = leaf.log_softmax(-1, Kind::Float);
-            let loss: Tensor = places.iter().zip(slopes).fold(Tensor::from(0f32), |sum, (&(row, token), slope)| {
-                sum + log_softmax.get(row as i64).get(token as i64) * f64::from(slope)
-            });
-            let expected = Tensor::run_backward(&[loss], &[&leaf], false, false).remove(0);
-            let mine = Logits::new(logits.copy()).unwrap();
-            for (read, &(row, token)) in mine.log_probs(&places).unwrap().iter().zip(&places) {
-                let plain = log_softmax.double_value(&[row as i64, token as i64]);
-                assert!((f64::from(*read) - plain).abs() < 1e-5, "{read} is not {plain}");
+        let distance = |left: &Tensor, right: &Tensor| ((left - right).norm() / right.norm()).double_value(&[]);
+        // Doubles have no loops of their own: they go through the tensor operations.
+        for (kind, bound) in [(Kind::Float, 1e-6), (Kind::BFloat16, 5e-3), (Kind::Double, 1e-6)] {
+            // A cap that bends most logits.
+            for soft_cap in [None, Some(2.5)] {
+                let logits = (waves(&[4, 67], 1.0) * 3.0).to_kind(kind);
+                let (log_softmax, expected_gradient) = expected(&logits, soft_cap, &places, &slopes);
+                let mine = Logits::new(logits.copy(), soft_cap).unwrap();
+                for (read, &(row, token)) in mine.log_probs(&places).unwrap().iter().zip(&places) {
+                    let plain = log_softmax.double_value(&[row as i64, token as i64]);
+                    assert!((f64::from(*read) - plain).abs() < 1e-5, "{read} is not {plain}");
+                }
+                let gradient = mine.into_gradient(&places, &slopes).unwrap().to_kind(Kind::Float);
+                assert!(distance(&gradient, &expected_gradient) < bound);
+                // Control: another cap gives another gradient.
+                let (_, other) = expected(&logits, Some(2.0), &places, &slopes);
+                assert!(distance(&gradient, &other) > 2e-2);
+                assert!(Logits::new(logits, soft_cap).unwrap().log_probs(&[(4, 0)]).is_err());
             }
-            let gradient = mine.into_gradient(&places, &slopes).unwrap().to_kind(Kind::Float);
-            assert!(((&gradient - &expected).norm() / expected.norm()).double_value(&[]) < bound);
-            assert!(Logits::new(logits).unwrap().log_probs(&[(4, 0)]).is_err());
         }
     }
 }

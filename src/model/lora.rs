@@ -7,7 +7,7 @@
 //! Legend: T tokens, r rank, n adapters side by side in one product.
 
 use super::config::Architecture;
-use super::decoder::Part;
+use super::layout::{Declared, Part, Projection};
 use super::segment::Segment;
 use super::workspace::Scratch;
 use crate::config::LoraConfig;
@@ -65,17 +65,20 @@ impl Lora {
         self.adapted(architecture, block).into_iter().map(|(_, module, _)| module).collect()
     }
 
-    /// Names and shapes of a block's adapters: every A [r, in], then every B [out, r], so that the As of projections
-    /// that take the same input are one matrix.
-    pub fn shapes(&self, architecture: &Architecture, block: usize) -> Vec<(String, Vec<i64>)> {
+    /// A block's adapters: every A [r, in], then every B [out, r], so that the As of projections that take the same
+    /// input are one matrix. The rows of a B are in the order of its projection's.
+    pub fn parameters(&self, architecture: &Architecture, block: usize) -> Vec<Declared> {
         let adapted = self.adapted(architecture, block);
         let rank = self.rank as i64;
-        let down = adapted.iter().map(|(_, module, [_, inputs])| (name_of_a(module), vec![rank, *inputs]));
-        let up = adapted.iter().map(|(_, module, [outputs, _])| (name_of_b(module), vec![*outputs, rank]));
+        let down = adapted.iter().map(|(_, module, base)| Declared::new(name_of_a(module), &[rank, base.shape[1]]));
+        let up = adapted.iter().map(|(_, module, base)| Declared {
+            rows: base.rows,
+            ..Declared::new(name_of_b(module), &[base.shape[0], rank])
+        });
         down.chain(up).collect()
     }
 
-    fn adapted(&self, architecture: &Architecture, block: usize) -> Vec<(usize, String, [i64; 2])> {
+    fn adapted(&self, architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
         let mut found = projections(architecture, block);
         found.retain(|(place, ..)| self.places.contains(place));
         found
@@ -96,13 +99,13 @@ fn last_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
-/// Every projection of a block: its place among the block's parameters, its module's name, and [out, in].
-pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, String, [i64; 2])> {
-    let matrix = |(place, (name, shape)): (usize, (String, Vec<i64>))| match shape[..] {
-        [outputs, inputs] => Some((place, name.strip_suffix(".weight")?.to_string(), [outputs, inputs])),
+/// Every projection of a block: its place among the block's parameters, its module's name, and its weight [out, in].
+pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
+    let matrix = |(place, parameter): (usize, Declared)| match parameter.shape[..] {
+        [_, _] => Some((place, parameter.name.strip_suffix(".weight")?.to_string(), parameter)),
         _ => None,
     };
-    Part::Block(block).shapes(architecture).into_iter().enumerate().filter_map(matrix).collect()
+    Part::Block(block).parameters(architecture).into_iter().enumerate().filter_map(matrix).collect()
 }
 
 /// The adapters of one block, for one pass over it.
@@ -110,7 +113,7 @@ pub struct Adapter<'a> {
     lora: &'a Lora,
     /// The block's own parameters.
     base: &'a Segment,
-    /// As and Bs, in the order of [`Lora::shapes`].
+    /// As and Bs, in the order of [`Lora::parameters`].
     segment: &'a Segment,
     /// Of a projection whose backward pass is half done, by the place it starts at: the gradient of A x, scaled.
     inner: RefCell<Option<(usize, Tensor)>>,
@@ -130,9 +133,9 @@ impl<'a> Adapter<'a> {
         Self { lora, base, segment, inner: RefCell::default() }
     }
 
-    /// Adds to the `output` [T, out] of the projections at `places` what their adapters make of the input x [T, in].
-    pub fn add(&self, x: &Tensor, places: Range<usize>, output: &Tensor) {
-        let Some(group) = self.group(&places) else { return };
+    /// Adds to the `output` [T, out] of a projection what its adapters make of the input x [T, in].
+    pub fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) {
+        let Some(group) = self.group(&projection.weights) else { return };
         let inner = self.inner(&x.to_kind(Kind::Float), &group);
         for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
             let (mine, up) = (self.of_one(&inner, index), self.up(adapter).tr());
@@ -144,8 +147,8 @@ impl<'a> Adapter<'a> {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
-    pub fn backward(&self, places: Range<usize>, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
-        let Some(group) = self.group(&places) else { return Ok(()) };
+    pub fn backward(&self, projection: &Projection, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
+        let Some(group) = self.group(&projection.weights) else { return Ok(()) };
         let x = x.to_kind(Kind::Float);
         let inner = self.inner(&x, &group);
         for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
@@ -153,14 +156,14 @@ impl<'a> Adapter<'a> {
             let place = self.lora.places.len() + adapter;
             self.segment.add_product(place..place + 1, &gradient, &self.of_one(&inner, index), scratch)?;
         }
-        let inner_gradient = self.inner_gradient(places.start, gradient, &group);
+        let inner_gradient = self.inner_gradient(projection.weights.start, gradient, &group);
         self.segment.add_product(group.adapters, &inner_gradient, &x, scratch)
     }
 
     /// Adds to the `input_gradient` [T, in] what flows through the adapters.
-    pub fn add_input_gradient(&self, gradient: &Tensor, places: Range<usize>, input_gradient: &Tensor) {
-        let Some(group) = self.group(&places) else { return };
-        let inner_gradient = self.inner_gradient(places.start, gradient, &group);
+    pub fn add_input_gradient(&self, gradient: &Tensor, projection: &Projection, input_gradient: &Tensor) {
+        let Some(group) = self.group(&projection.weights) else { return };
+        let inner_gradient = self.inner_gradient(projection.weights.start, gradient, &group);
         add_product(input_gradient, &inner_gradient, &self.segment.stacked_weight(group.adapters));
     }
 

@@ -13,7 +13,7 @@ pub mod workload;
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::config::Architecture;
-use crate::model::decoder::Part;
+use crate::model::layout::{Declared, Part};
 use crate::model::lora::Lora;
 use tch::Kind;
 
@@ -66,28 +66,29 @@ impl Job {
     /// The model's segments in the order of the forward pass, as `Model::load` makes them of a folder that holds every
     /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
     pub fn buckets(&self) -> Vec<Bucket> {
-        let elements = |shapes: Vec<(String, Vec<i64>)>| -> usize {
-            shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum()
-        };
-        let bucket = |part: Part| Bucket {
+        let frozen = self.lora.is_some();
+        let bucket = |part: Part, parameters: &[Declared]| Bucket {
             part,
-            elements: elements(part.shapes(&self.architecture)),
-            compute_bytes: if part == Part::RewardHead { 4 } else { self.compute_bytes() },
+            elements: parameters.iter().map(|one| one.shape.iter().product::<i64>() as usize).sum(),
+            compute_bytes: match part {
+                Part::RewardHead | Part::Adapter(_) => 4,
+                _ => self.compute_bytes(),
+            },
             trains: match part {
-                Part::RewardHead => true,
-                Part::LanguageModelHead => self.lora.is_none() && self.policy,
-                _ => self.lora.is_none(),
+                Part::RewardHead | Part::Adapter(_) => true,
+                Part::LanguageModelHead => !frozen && self.policy,
+                _ => !frozen,
             },
         };
-        let of_adapters = |(block, lora): (usize, &Lora)| Bucket {
-            part: Part::Adapter(block),
-            elements: elements(lora.shapes(&self.architecture, block)),
-            compute_bytes: 4,
-            trains: true,
-        };
-        let adapters = (0..self.architecture.layers).zip(std::iter::repeat(self.lora.as_ref()));
-        let adapters = adapters.filter_map(|(block, lora)| Some(of_adapters((block, lora?))));
-        Part::all(&self.architecture).into_iter().map(bucket).chain(adapters).collect()
+        let base = Part::all(&self.architecture);
+        let mut buckets: Vec<Bucket> =
+            base.into_iter().map(|part| bucket(part, &part.parameters(&self.architecture))).collect();
+        if let Some(lora) = &self.lora {
+            let blocks = 0..self.architecture.layers;
+            buckets
+                .extend(blocks.map(|block| bucket(Part::Adapter(block), &lora.parameters(&self.architecture, block))));
+        }
+        buckets
     }
 
     /// Bytes of a number in the compute kind.

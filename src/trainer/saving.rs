@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::hub;
 use crate::metrics::EvaluationMetrics;
 use crate::model::adapter::Origin;
+use crate::model::segment::Parameter;
 use crate::safetensors_io::Mapped;
 use crate::tensor;
 use std::path::{Path, PathBuf};
@@ -53,9 +54,9 @@ impl Trainer<'_> {
     fn write_checkpoint(&self, saving: &Saving) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
+        let architecture = &model.architecture;
         let base = hub::name_of(&saving.origin.base)?;
         let base = (base.0.as_str(), base.1.as_deref());
-        let architecture = &model.architecture;
         let mut snapshot = Snapshot {
             step: self.state.step,
             model_dir: saving.origin.tokenizer(),
@@ -63,7 +64,7 @@ impl Trainer<'_> {
             weights: Vec::new(),
             masters: Vec::new(),
             moments: Vec::new(),
-            architecture: architecture.reward_model_class(),
+            architecture: architecture.names.reward_model,
             pad_token_id: saving.pad_token,
             state: &self.state,
             config: self.config,
@@ -74,11 +75,12 @@ impl Trainer<'_> {
                 continue;
             }
             for (index, parameter) in segment.parameters.iter().enumerate() {
-                snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
+                let (name, rows) = (&parameter.name, parameter.rows);
+                snapshot.weights.push((name.clone(), rows.to_file(segment.weight(index))));
                 let Some([first, second]) = moments else { continue };
-                snapshot.masters.push((parameter.name.clone(), segment.value(index)));
-                snapshot.moments.push((format!("exp_avg.{}", parameter.name), parameter.view(first)));
-                snapshot.moments.push((format!("exp_avg_sq.{}", parameter.name), parameter.view(second)));
+                snapshot.masters.push((name.clone(), rows.to_file(&segment.value(index))));
+                snapshot.moments.push((format!("exp_avg.{name}"), rows.to_file(&parameter.view(first))));
+                snapshot.moments.push((format!("exp_avg_sq.{name}"), rows.to_file(&parameter.view(second))));
             }
         }
         let folder = checkpoint::save(&saving.run, &snapshot)?;
@@ -129,10 +131,11 @@ impl Trainer<'_> {
             let Some(flat) = flat else { continue };
             for index in 0..segment.parameters.len() {
                 let parameter = segment.parameters[index].clone();
-                segment.set(index, &read(&masters, &parameter.name, &parameter.shape)?);
+                let Parameter { name, shape, rows, .. } = &parameter;
+                segment.set(index, &rows.to_memory(&read(&masters, name, shape)?));
                 for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
-                    let name = format!("{prefix}.{}", parameter.name);
-                    parameter.view(flat).copy_(&read(&moments, &name, &parameter.shape)?);
+                    let value = read(&moments, &format!("{prefix}.{name}"), shape)?;
+                    parameter.view(flat).copy_(&rows.to_memory(&value));
                 }
             }
         }

@@ -4,9 +4,10 @@
 //!
 //! Legend: E head width; a word is what one multiply-add takes (`tile.rs`).
 
-use super::{Group, Heads, Span};
+use super::scores::{exponentials, exponentials_less, score_gradients, soft_cap, soft_cap_and_slopes, times_slopes};
+use super::{AttentionRules, Group, Heads, Span};
+use crate::kernels::Element;
 use crate::kernels::tile::{COLUMNS, Left, Packed};
-use crate::kernels::{Element, exp};
 use multiversion::multiversion;
 
 /// Query rows that are computed together; whole words of either type.
@@ -21,28 +22,48 @@ pub struct Side<W> {
     pub along: Vec<W>,
 }
 
-/// A block of query rows and the columns of scores it sees: prefix columns, in whole words, then the span's own.
+/// A block of query rows and the columns of scores it sees: prefix columns, in whole words, then the span's own. What a
+/// window hides from every row is left out of both, in whole registers.
 #[derive(Clone, Copy)]
 pub struct Block {
     pub rows: usize,
-    /// Prefix rows seen, and their columns with padding to a whole word.
+    /// The first prefix row that is taken, how many are, and their columns with padding to a whole word.
+    pub prefix_from: usize,
     pub prefix: usize,
     pub own_at: usize,
+    /// The first of the span's own rows that is taken.
+    pub own_from: usize,
+    span: Span,
     /// The span's own rows before the block.
-    pub before: usize,
+    first: usize,
+    window: Option<usize>,
     per_word: usize,
 }
 
 impl Block {
-    pub fn new(span: Span, first: usize, per_word: usize) -> Self {
+    pub fn new(span: Span, first: usize, window: Option<usize>, per_word: usize) -> Self {
         let rows = BLOCK.min(span.length - first);
-        let own_at = span.prefix.next_multiple_of(per_word);
-        Self { rows, prefix: span.prefix, own_at, before: first, per_word }
+        let mut block =
+            Self { rows, prefix_from: 0, prefix: span.prefix, own_at: 0, own_from: 0, span, first, window, per_word };
+        if let Some(window) = window {
+            // What the first row does not see, no row sees.
+            let oldest = block.oldest(0, window);
+            block.own_from = oldest.saturating_sub(span.prefix) / COLUMNS * COLUMNS;
+            block.prefix_from = oldest.min(span.prefix) / COLUMNS * COLUMNS;
+            block.prefix = if oldest < span.prefix { span.prefix - block.prefix_from } else { 0 };
+        }
+        block.own_at = block.prefix.next_multiple_of(per_word);
+        block
+    }
+
+    /// The first position that `row` sees through a window; positions go on from the prefix's.
+    fn oldest(self, row: usize, window: usize) -> usize {
+        (self.span.prefix + self.first + row + 1).saturating_sub(window)
     }
 
     /// Own columns that some row of the block sees.
     pub fn own(self) -> usize {
-        self.before + self.rows
+        self.first + self.rows - self.own_from
     }
 
     /// All columns, in whole words.
@@ -50,9 +71,17 @@ impl Block {
         (self.own_at + self.own()).next_multiple_of(self.per_word)
     }
 
-    /// Columns up to the last that `row` sees.
-    pub fn seen(self, row: usize) -> usize {
-        self.own_at + self.before + row + 1
+    /// Makes minus infinity of the scores of what `row` does not see.
+    fn hide(self, row: usize, scores: &mut [f32]) {
+        scores[self.prefix..self.own_at].fill(f32::NEG_INFINITY);
+        scores[self.own_at + self.first + row + 1 - self.own_from..].fill(f32::NEG_INFINITY);
+        if let Some(window) = self.window {
+            let oldest = self.oldest(row, window);
+            let prefix = oldest.saturating_sub(self.prefix_from).min(self.prefix);
+            scores[..prefix].fill(f32::NEG_INFINITY);
+            let own = oldest.saturating_sub(self.span.prefix + self.own_from);
+            scores[self.own_at..][..own].fill(f32::NEG_INFINITY);
+        }
     }
 
     /// `result` [rows, E padded] = words [rows, columns] times (prefix rows, then own rows).
@@ -68,13 +97,14 @@ impl Block {
             E::multiply(
                 (self.rows, padded, prefix_words),
                 words,
-                (&prefix.along, padded),
+                (&prefix.along[self.prefix_from / E::PER_WORD * padded..], padded),
                 (&mut *result, padded),
                 false,
             );
         }
         let words = Left { words: &words.words[prefix_words..], ..words };
-        E::multiply((self.rows, padded, own_words), words, (&own.along, padded), (result, padded), self.prefix > 0);
+        let along = &own.along[self.own_from / E::PER_WORD * padded..];
+        E::multiply((self.rows, padded, own_words), words, (along, padded), (result, padded), self.prefix > 0);
     }
 
     /// Adds pairs^T [columns, rows] times `along` [rows, E padded] to the sums of the prefix's rows and of the own rows.
@@ -88,10 +118,22 @@ impl Block {
         let words = self.rows.div_ceil(E::PER_WORD);
         if self.prefix > 0 {
             let left = Left { words: pairs, row: 1, step: stride };
-            E::multiply((self.prefix, padded, words), left, (along, padded), (&mut sums[0], padded), true);
+            E::multiply(
+                (self.prefix, padded, words),
+                left,
+                (along, padded),
+                (&mut sums[0][self.prefix_from * padded..], padded),
+                true,
+            );
         }
         let left = Left { words: &pairs[self.own_at..], row: 1, step: stride };
-        E::multiply((self.own(), padded, words), left, (along, padded), (&mut sums[index], padded), true);
+        E::multiply(
+            (self.own(), padded, words),
+            left,
+            (along, padded),
+            (&mut sums[index][self.own_from * padded..], padded),
+            true,
+        );
     }
 }
 
@@ -119,10 +161,14 @@ pub struct Work<E: Packed> {
     pub pairs: Vec<E::Word>,
     pub along: Vec<E::Word>,
     pub result: Vec<f32>,
+    scale: f32,
+    soft_cap: Option<f32>,
+    /// Derivatives of the cap; empty without one.
+    slopes: Vec<f32>,
 }
 
 impl<E: Packed> Work<E> {
-    pub fn new(group: &Group, heads: Heads) -> Self {
+    pub fn new(group: &Group, heads: Heads, rules: AttentionRules) -> Self {
         // The longest run of columns, room for a padded prefix, and for whole registers.
         let stride = (group.rows() + 2 * COLUMNS).next_multiple_of(COLUMNS);
         Self {
@@ -134,6 +180,9 @@ impl<E: Packed> Work<E> {
             pairs: vec![E::Word::default(); BLOCK * stride / E::PER_WORD],
             along: Vec::new(),
             result: vec![0.0; BLOCK * heads.padded()],
+            scale: rules.scale as f32,
+            soft_cap: rules.soft_cap.map(|cap| cap as f32),
+            slopes: vec![0.0; if rules.soft_cap.is_some() { stride } else { 0 } * BLOCK],
         }
     }
 
@@ -146,23 +195,27 @@ impl<E: Packed> Work<E> {
             E::multiply(
                 (block.rows, columns, words),
                 left,
-                (&prefix.across, prefix.columns),
+                (&prefix.across[block.prefix_from..], prefix.columns),
                 (&mut self.scores, self.stride),
                 false,
             );
         }
         let columns = block.own().next_multiple_of(COLUMNS);
         let scores = &mut self.scores[block.own_at..];
-        E::multiply((block.rows, columns, words), left, (&own.across, own.columns), (scores, self.stride), false);
+        let across = &own.across[block.own_from..];
+        E::multiply((block.rows, columns, words), left, (across, own.columns), (scores, self.stride), false);
     }
 
     /// Scores -> exp(scaled score - the row's largest), as words; the largest and the sum of each row.
-    pub fn softmax(&mut self, block: Block, scale: f32) -> ([f32; BLOCK], [f32; BLOCK]) {
+    pub fn softmax(&mut self, block: Block) -> ([f32; BLOCK], [f32; BLOCK]) {
         let (mut maxima, mut sums) = ([0f32; BLOCK], [0f32; BLOCK]);
         for row in 0..block.rows {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
-            scores[block.prefix..block.own_at].fill(f32::NEG_INFINITY);
-            scores[block.seen(row)..].fill(f32::NEG_INFINITY);
+            let scale = self.soft_cap.map_or(self.scale, |cap| {
+                soft_cap(scores, self.scale, cap);
+                1.0
+            });
+            block.hide(row, scores);
             (maxima[row], sums[row]) = exponentials(scores, scale);
         }
         pack_words::<E>(&self.scores, self.stride, block, &mut self.words);
@@ -170,55 +223,28 @@ impl<E: Packed> Work<E> {
     }
 
     /// Scores -> probabilities, in place, given each row's log-sum-exp; 0 where a row does not see.
-    pub fn probabilities(&mut self, block: Block, scale: f32, log_sums: &[f32]) {
+    pub fn probabilities(&mut self, block: Block, log_sums: &[f32]) {
         for (row, log_sum) in log_sums.iter().enumerate() {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
-            scores[block.prefix..block.own_at].fill(f32::NEG_INFINITY);
-            scores[block.seen(row)..].fill(f32::NEG_INFINITY);
+            let scale = self.soft_cap.map_or(self.scale, |cap| {
+                soft_cap_and_slopes(scores, &mut self.slopes[row * self.stride..], self.scale, cap);
+                1.0
+            });
+            block.hide(row, scores);
             exponentials_less(scores, scale, *log_sum);
         }
     }
 
-    /// `scores` -> probability * (score - along) * scale, in place.
-    pub fn score_gradients(&mut self, block: Block, scale: f32, along: &[f32]) {
+    /// `scores` -> probability * (score - along) * scale, in place; with a cap times its derivative.
+    pub fn score_gradients(&mut self, block: Block, along: &[f32]) {
         for (row, along) in along.iter().enumerate() {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
             let probabilities = &self.probabilities[row * self.stride..][..block.columns()];
-            score_gradients(scores, probabilities, *along, scale);
+            score_gradients(scores, probabilities, *along, self.scale);
+            if self.soft_cap.is_some() {
+                times_slopes(scores, &self.slopes[row * self.stride..]);
+            }
         }
-    }
-}
-
-/// score -> probability * (score - along) * scale.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn score_gradients(scores: &mut [f32], probabilities: &[f32], along: f32, scale: f32) {
-    for (score, probability) in scores.iter_mut().zip(probabilities) {
-        // What is not seen has a probability of 0, and a score of no meaning.
-        *score = if *probability == 0.0 { 0.0 } else { probability * (*score - along) * scale };
-    }
-}
-
-/// x -> exp(x * scale - largest); returns the scaled largest and the sum.
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn exponentials(row: &mut [f32], scale: f32) -> (f32, f32) {
-    let largest = row.iter().fold(f32::NEG_INFINITY, |most, &value| if value > most { value } else { most }) * scale;
-    for value in row.iter_mut() {
-        *value = exp(*value * scale - largest);
-    }
-    let mut lanes = [0f32; COLUMNS];
-    let chunks = row.chunks_exact(COLUMNS);
-    let rest: f32 = chunks.remainder().iter().sum();
-    for chunk in chunks {
-        lanes.iter_mut().zip(chunk).for_each(|(lane, value)| *lane += value);
-    }
-    (largest, lanes.iter().sum::<f32>() + rest)
-}
-
-/// x -> exp(x * scale - less).
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn exponentials_less(row: &mut [f32], scale: f32, less: f32) {
-    for value in row {
-        *value = exp(*value * scale - less);
     }
 }
 

@@ -1,0 +1,139 @@
+//! Activations of the MLP, gated and plain, forward and backward.
+//!
+//! Gated: gate and up lie side by side, and the output is activation(gate) * up (Shazeer, arXiv 2002.05202). The gated
+//! SiLU has loops of its own (`swiglu.rs`); the rest is tensor operations, whose arithmetic is f32 in any compute kind.
+//!
+//! Legend: T tokens, F width of the MLP.
+
+use super::swiglu;
+use crate::error::Result;
+use tch::Tensor;
+
+/// A function of one number (Hendrycks and Gimpel, arXiv 1606.08415).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x sigmoid(x): Llama's, Mistral's, Qwen's and Phi-3's `silu`.
+    Silu,
+    /// GELU by tanh: Gemma's `gelu_pytorch_tanh` and Phi-2's `gelu_new`.
+    GeluTanh,
+    /// GELU by the error function: GPT-NeoX's `gelu`.
+    Gelu,
+}
+
+impl Activation {
+    /// What libtorch calls the two ways of the GELU.
+    fn approximate(self) -> &'static str {
+        if self == Self::GeluTanh { "tanh" } else { "none" }
+    }
+
+    fn value(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::Silu => x.silu(),
+            Self::GeluTanh | Self::Gelu => x.gelu(self.approximate()),
+        }
+    }
+
+    /// Gradient of x from that of [`Activation::value`].
+    fn gradient(self, x: &Tensor, gradient: &Tensor) -> Tensor {
+        match self {
+            Self::Silu => x.silu_backward(gradient),
+            Self::GeluTanh | Self::Gelu => x.gelu_backward(gradient, self.approximate()),
+        }
+    }
+}
+
+/// `inner` [T, 2 F] (gated: gate and up) or [T, F] (plain) -> `output` [T, F].
+///
+/// # Errors
+/// A buffer that is not what this crate allocates.
+pub fn forward(activation: Activation, gated: bool, inner: &Tensor, output: &Tensor) -> Result<()> {
+    match (activation, gated) {
+        (Activation::Silu, true) => swiglu::forward(inner, output)?,
+        (_, true) => {
+            let halves = inner.chunk(2, -1);
+            let _ = activation.value(&halves[0]).f_mul_out(output, &halves[1])?;
+        }
+        (_, false) => output.shallow_clone().copy_(&activation.value(inner)),
+    }
+    Ok(())
+}
+
+/// From the gradient of [`forward`]'s output [T, F]: the `output` again, and the gradient of `inner`, of its shape.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    activation: Activation,
+    gated: bool,
+    inner: &Tensor,
+    gradient: &Tensor,
+    output: &Tensor,
+    inner_gradient: &Tensor,
+) -> Result<()> {
+    match (activation, gated) {
+        (Activation::Silu, true) => swiglu::backward(inner, gradient, output, inner_gradient)?,
+        (_, true) => {
+            let [halves, mut gradients] = [inner, inner_gradient].map(|side_by_side| side_by_side.chunk(2, -1));
+            let activated = activation.value(&halves[0]);
+            gradients[0].copy_(&activation.gradient(&halves[0], &(gradient * &halves[1])));
+            let _ = gradient.f_mul_out(&gradients[1], &activated)?;
+            let _ = activated.f_mul_out(output, &halves[1])?;
+        }
+        (_, false) => {
+            output.shallow_clone().copy_(&activation.value(inner));
+            inner_gradient.shallow_clone().copy_(&activation.gradient(inner, gradient));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::waves;
+    use tch::Kind;
+
+    /// The formulas as Transformers has them, in doubles, differentiated by libtorch.
+    fn expected(activation: Activation, gated: bool, inner: &Tensor, upstream: &Tensor) -> (Tensor, Tensor) {
+        let leaf = inner.to_kind(Kind::Double).copy().detach().set_requires_grad(true);
+        let halves = leaf.chunk(2, -1);
+        let x = if gated { &halves[0] } else { &leaf };
+        let activated = match activation {
+            Activation::Silu => x * x.sigmoid(),
+            Activation::GeluTanh => {
+                let inside: Tensor = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.pow_tensor_scalar(3));
+                0.5 * x * (1.0 + inside.tanh())
+            }
+            Activation::Gelu => 0.5 * x * (1.0 + (x / std::f64::consts::SQRT_2).erf()),
+        };
+        let output = if gated { activated * &halves[1] } else { activated };
+        let loss = (&output * upstream.to_kind(Kind::Double)).sum(Kind::Double);
+        (output.detach(), Tensor::run_backward(&[loss], &[&leaf], false, false).remove(0))
+    }
+
+    fn distance(left: &Tensor, right: &Tensor) -> f64 {
+        ((left.to_kind(Kind::Double) - right).norm() / right.norm()).double_value(&[])
+    }
+
+    #[test]
+    fn every_activation_agrees_with_automatic_differentiation() {
+        use Activation::{Gelu, GeluTanh, Silu};
+        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
+            for (activation, gated) in [Silu, GeluTanh, Gelu].into_iter().flat_map(|a| [(a, true), (a, false)]) {
+                let (upstream, width) = (waves(&[70, 37], 2.0).to_kind(kind), if gated { 74 } else { 37 });
+                let inner = (waves(&[70, width], 1.0) * 3.0).to_kind(kind);
+                let (wanted, wanted_gradient) = expected(activation, gated, &inner, &upstream);
+                let (alone, output, gradient) = (upstream.empty_like(), upstream.empty_like(), inner.empty_like());
+                forward(activation, gated, &inner, &alone).unwrap();
+                backward(activation, gated, &inner, &upstream, &output, &gradient).unwrap();
+                assert_eq!(alone, output);
+                let far = [distance(&output, &wanted), distance(&gradient, &wanted_gradient)];
+                assert!(far.iter().all(|far| *far < bound), "{kind:?} {activation:?} {gated}: {far:?}");
+                // Control: the two GELUs are told apart.
+                if kind == Kind::Float && activation == Gelu {
+                    assert!(distance(&output, &expected(GeluTanh, gated, &inner, &upstream).0) > 1e-5);
+                }
+            }
+        }
+    }
+}

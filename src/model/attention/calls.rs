@@ -1,0 +1,185 @@
+//! Attention as tensor operations, for what is no CPU: one call a run of query rows.
+//!
+//! The prefix and the first suffix are one causal call; each further suffix is one call whose keys are the prefix's and
+//! its own. A call's last query sees its last key, so that the mask is a lower-right one. Formulas are in f32.
+//!
+//! Legend: Q query rows of a call, K its key rows, H query heads, G key/value heads, E head width.
+
+use super::{AttentionRules, Group};
+use tch::{Device, Kind, Tensor};
+
+/// Query rows, and the keys that some of them see.
+pub struct Call {
+    /// First query row, and how many.
+    query: (i64, i64),
+    /// First row of a prefix whose keys come before the queries' own, and how many; none in a plainly causal call.
+    prefix: Option<(i64, i64)>,
+    /// Additive mask [Q, K] of a call with a prefix or a window; a plainly causal one is made as it is needed.
+    mask: Option<Tensor>,
+    rules: AttentionRules,
+}
+
+/// Calls for the given groups; masks are made in the compute kind.
+pub fn of_groups(groups: &[Group], rules: AttentionRules, kind: Kind, device: Device) -> Vec<Call> {
+    let mut calls = Vec::new();
+    for group in groups {
+        let (start, shared) = (group.start as i64, group.prefix as i64);
+        let mut row = start;
+        for (index, &suffix) in group.suffixes.iter().enumerate() {
+            let suffix = suffix as i64;
+            let (rows, prefix) = if index == 0 { (shared + suffix, 0) } else { (suffix, shared) };
+            let masked = prefix > 0 || rules.window.is_some();
+            calls.push(Call {
+                query: (row, rows),
+                prefix: (prefix > 0).then_some((start, prefix)),
+                mask: masked.then(|| mask(rows, prefix, rules.window, kind, device)),
+                rules,
+            });
+            row += rows;
+        }
+    }
+    calls
+}
+
+/// 0 where query i may see column j of `[prefix | own]`, minus infinity elsewhere: j <= prefix + i, and not before the
+/// window, which ends there.
+fn mask(queries: i64, prefix: i64, window: Option<usize>, kind: Kind, device: Device) -> Tensor {
+    let hidden = || Tensor::full([queries, prefix + queries], f64::NEG_INFINITY, (kind, device));
+    let ahead = hidden().triu(prefix + 1);
+    match window {
+        Some(window) => ahead + hidden().tril(prefix - window as i64),
+        None => ahead,
+    }
+}
+
+impl Call {
+    /// Writes the outputs of the rows that ask; returns their log-sum-exps.
+    pub fn forward(&self, [query, key, value]: [&Tensor; 3], output: &Tensor) -> Tensor {
+        let query = heads_first(&self.queries(query));
+        let (key, value) = (heads_first(&self.keys(key)), heads_first(&self.keys(value)));
+        let (key, value) = (repeat_heads(&key, &query), repeat_heads(&value, &query));
+        let scores = self.masked(self.scores(&query, &key));
+        let log_sum = scores.logsumexp([-1], false);
+        let weights = (scores - log_sum.unsqueeze(-1)).exp().to_kind(value.kind());
+        self.queries(output).copy_(&weights.matmul(&value).squeeze_dim(0).transpose(0, 1));
+        log_sum
+    }
+
+    /// Gradients of [`Call::forward`], written to (queries) or added to (keys, values) the sums.
+    pub fn backward(
+        &self,
+        gradient: &Tensor,
+        [query, key, value]: [&Tensor; 3],
+        output: &Tensor,
+        log_sum: &Tensor,
+        [query_sum, key_sum, value_sum]: &[Tensor; 3],
+    ) {
+        let groups = key.size()[1];
+        let query = heads_first(&self.queries(query));
+        let (key, value) = (heads_first(&self.keys(key)), heads_first(&self.keys(value)));
+        let (key, value) = (repeat_heads(&key, &query), repeat_heads(&value, &query));
+        let scores = self.scores(&query, &key);
+        let slopes = self.rules.soft_cap.map(|cap| 1.0 - (&scores / cap).square());
+        let weights = (self.masked(scores) - log_sum.unsqueeze(-1)).exp();
+        let wide = heads_first(&self.queries(gradient)).to_kind(Kind::Float);
+        let value_gradient = weights.transpose(-2, -1).matmul(&wide);
+        let output = heads_first(&self.queries(output)).to_kind(Kind::Float);
+        let along = (&wide * output).sum_dim_intlist(-1, true, Kind::Float);
+        let upstream = wide.matmul(&value.to_kind(Kind::Float).transpose(-2, -1)) - along;
+        let score_gradient = weights * upstream * self.rules.scale;
+        let score_gradient = match slopes {
+            Some(slopes) => score_gradient * slopes,
+            None => score_gradient,
+        };
+        let query_gradient = score_gradient.matmul(&key.to_kind(Kind::Float));
+        let key_gradient = score_gradient.transpose(-2, -1).matmul(&query.to_kind(Kind::Float));
+        self.queries(query_sum).copy_(&query_gradient.squeeze_dim(0).transpose(0, 1));
+        for (sum, gradient) in [(key_sum, key_gradient), (value_sum, value_gradient)] {
+            let gradient = sum_heads(&gradient, groups).to_kind(sum.kind());
+            self.add_keys(sum, &gradient.squeeze_dim(0).transpose(0, 1));
+        }
+    }
+
+    /// Scaled and capped scores [1, H, Q, K] in f32, before the mask.
+    fn scores(&self, query: &Tensor, key: &Tensor) -> Tensor {
+        let [query, key] = [query, key].map(|rows| rows.to_kind(Kind::Float));
+        let scores = query.matmul(&key.transpose(-2, -1)) * self.rules.scale;
+        match self.rules.soft_cap {
+            Some(cap) => (scores / cap).tanh() * cap,
+            None => scores,
+        }
+    }
+
+    fn masked(&self, scores: Tensor) -> Tensor {
+        match &self.mask {
+            Some(mask) => scores + mask,
+            None => &scores + mask(self.query.1, 0, None, Kind::Float, scores.device()),
+        }
+    }
+
+    /// The rows of [T, ...] that ask.
+    fn queries(&self, rows: &Tensor) -> Tensor {
+        rows.narrow(0, self.query.0, self.query.1)
+    }
+
+    /// The rows of [T, ...] that are seen.
+    fn keys(&self, rows: &Tensor) -> Tensor {
+        match self.prefix {
+            Some((start, length)) => Tensor::cat(&[&rows.narrow(0, start, length), &self.queries(rows)], 0),
+            None => self.queries(rows),
+        }
+    }
+
+    /// Adds the gradient of [`Call::keys`] to that of its rows.
+    fn add_keys(&self, sum: &Tensor, gradient: &Tensor) {
+        match self.prefix {
+            Some((start, length)) => {
+                let _ = sum.narrow(0, start, length).g_add_(&gradient.narrow(0, 0, length));
+                let _ = self.queries(sum).g_add_(&gradient.narrow(0, length, self.query.1));
+            }
+            None => {
+                let _ = self.queries(sum).g_add_(gradient);
+            }
+        }
+    }
+}
+
+/// [rows, H, E] -> [1, H, rows, E], a view.
+fn heads_first(rows: &Tensor) -> Tensor {
+    rows.transpose(0, 1).unsqueeze(0)
+}
+
+/// [1, G, K, E] -> [1, H, K, E]: each key/value head serves H / G query heads.
+fn repeat_heads(heads: &Tensor, query: &Tensor) -> Tensor {
+    heads.repeat_interleave_self_int(query.size()[1] / heads.size()[1], 1, None)
+}
+
+/// Gradient of [`repeat_heads`]: [1, H, K, E] -> [1, G, K, E].
+fn sum_heads(gradient: &Tensor, groups: i64) -> Tensor {
+    let size = gradient.size();
+    gradient.view([1, groups, size[1] / groups, size[2], size[3]]).sum_dim_intlist(2, false, Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::attention::tests::{BOUND, RULES, distance, expected, groups, heads_of, inputs};
+
+    #[test]
+    fn calls_agree_with_automatic_differentiation() {
+        let (rows, upstream) = inputs();
+        let parts = heads_of(&rows);
+        let [query, key, value] = &parts;
+        for rules in RULES {
+            let (expected_output, expected_gradient) = expected(&rows, &upstream, rules);
+            let (output, gradient) = (upstream.empty_like(), rows.zeros_like());
+            let sums = heads_of(&gradient);
+            for call in of_groups(&groups(), rules, Kind::Float, Device::Cpu) {
+                let log_sum = call.forward([query, key, value], &output);
+                call.backward(&upstream, [query, key, value], &output, &log_sum, &sums);
+            }
+            assert!(distance(&output, &expected_output) < BOUND, "{rules:?}");
+            assert!(distance(&gradient, &expected_gradient) < BOUND, "{rules:?}");
+        }
+    }
+}
