@@ -2,11 +2,14 @@
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
+mod values;
+
 use crate::config::{Dtype, Format, Objective, TemplateKind};
 use crate::error::{Error, Result};
 use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
+use values::{above_zero, pair_tokens, positive, share};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -306,38 +309,6 @@ pub struct Scoring {
     /// Threads a rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
     pub threads: usize,
-}
-
-fn positive(text: &str) -> std::result::Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err(String::from("expected 1 or more")),
-        Ok(number) => Ok(number),
-        Err(_) => Err(String::from("expected a whole number, 1 or more")),
-    }
-}
-
-fn above_zero(text: &str) -> std::result::Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
-        _ => Err(String::from("expected a number above 0")),
-    }
-}
-
-fn share(text: &str) -> std::result::Result<f64, String> {
-    above_zero(text)
-        .ok()
-        .filter(|share| *share <= 1.0)
-        .ok_or_else(|| String::from("expected a share: above 0, at most 1"))
-}
-
-fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
-    let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
-    match numbers.as_slice() {
-        &[prefix, chosen, rejected] if text.split(',').count() == 3 && chosen > 0 && rejected > 0 => {
-            Ok(PairTokens { prefix, chosen, rejected })
-        }
-        _ => Err(String::from("expected three whole numbers such as 200,60,60; an answer has 1 token or more")),
-    }
 }
 
 /// What the program is asked to do.

@@ -12,6 +12,7 @@ mod caches;
 mod debugging;
 mod export;
 mod hub;
+mod lora;
 mod refused;
 mod resuming;
 mod scoring;
