@@ -21,7 +21,7 @@ use haf_dist::model::weights::{LoadOptions, Model};
 use haf_dist::safetensors_io::Mapped;
 use haf_dist::trainer::{Split, Trainer, check_replicas};
 use std::path::{Path, PathBuf};
-use steps::{PAIRS, config, pairs};
+use steps::{PAIRS, config, engine, pairs};
 use tch::{Device, Kind, Tensor};
 
 const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
@@ -201,7 +201,8 @@ fn scores_equal_pefts_and_without_adapters_the_bases() {
 #[test]
 fn adapters_and_head_are_f32_and_alone_have_masters_gradients_and_moments() {
     let config = config("llama-tied", &LORA);
-    let model = load_config(&config, Kind::BFloat16);
+    let origin = Origin::of(&config.model.path, None).unwrap();
+    let model = adapter::load(&origin, options(Kind::BFloat16, Use::Train), config.lora.as_ref()).unwrap();
     let a = &model.architecture;
     let (width, key, query, mlp) = (a.width, a.kv_heads * a.head_width, a.heads * a.head_width, a.mlp_width);
     let adapters = 4 * ((width + query) + (width + key) + (mlp + width)) * a.layers;
@@ -218,17 +219,12 @@ fn adapters_and_head_are_f32_and_alone_have_masters_gradients_and_moments() {
     assert!(matches!(model.parts.last(), Some(Part::Adapter(2))), "after all others");
 }
 
-fn load_config(config: &Config, kind: Kind) -> Model {
-    let origin = Origin::of(&config.model.path, None).unwrap();
-    adapter::load(&origin, options(kind, Use::Train), config.lora.as_ref()).unwrap()
-}
-
 /// Losses of five steps, the trained values at their end, and whether the base is as it was.
 fn run(config: &Config, world_size: usize) -> (Vec<f64>, Vec<Tensor>) {
     const STEPS: usize = 5;
     let rank = |seat: threads::Seat| {
         let comm = CommThread::start(move || Ok(seat.communicator())).unwrap();
-        let engine = Engine::new(load_config(config, Kind::Float), config.train.activation_checkpointing);
+        let engine = engine(config);
         let frozen = |engine: &Engine| -> Vec<Tensor> {
             let segments = engine.model.segments.iter().filter(|segment| !segment.trains());
             segments.map(|segment| segment.compute.copy()).collect()

@@ -95,13 +95,18 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
             .hint("PEFT saves the head of task_type SEQ_CLS as one of modules_to_save"));
     };
     let shards = weight_paths(&origin.base)?;
-    let (mut index, mut total, mut kind, mut merged) = (Map::new(), 0, Kind::Float, 0);
+    let (mut index, mut total, mut merged) = (Map::new(), 0, 0);
+    // That of the largest tensor speaks for the model.
+    let (mut largest, mut of_model) = (0, Kind::Float);
     for (number, shard) in shards.iter().enumerate() {
         let file = Mapped::open(shard)?;
         let mut tensors = Vec::new();
         for name in file.names().into_iter().filter(|name| name != REWARD_HEAD) {
             let value = file.read(&name)?;
-            kind = value.kind();
+            let kind = value.kind();
+            if value.numel() > largest {
+                (largest, of_model) = (value.numel(), kind);
+            }
             let value = match changes.get(&name) {
                 Some(change) => {
                     merged += 1;
@@ -133,7 +138,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     let architecture = architecture.names.reward_model;
     let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
     let pad_token_id = pad_token(origin)?;
-    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind }.write(out)
+    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind: of_model }.write(out)
 }
 
 /// The reward head of a base that has one.
