@@ -79,6 +79,7 @@ impl StepTime {
 }
 
 /// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention.
+/// A window is not counted: where sequences are longer than one, attention costs less than this.
 pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
     let flops = Flops::of(job, shape);
     3.0 * (job.architecture.layers as f64 * flops.block + flops.head)
