@@ -79,6 +79,8 @@ impl Export<'_> {
         config.insert("id2label".into(), json!({ "0": "LABEL_0" }));
         config.insert("label2id".into(), json!({ "LABEL_0": 0 }));
         config.shift_remove("num_labels");
+        // Names Python code that does not travel along; Transformers has its own for every family known here.
+        config.shift_remove("auto_map");
         config.insert("pad_token_id".into(), json!(pad));
         // Transformers 5 reads `dtype`, 4 reads `torch_dtype`.
         config.insert("dtype".into(), json!(dtype));

@@ -8,11 +8,11 @@
 
 pub mod accumulate;
 pub mod attention;
+pub mod gated;
 pub mod layer_norm;
 pub mod norm;
 pub mod rope;
 pub mod softmax;
-pub mod swiglu;
 pub mod tile;
 
 use half::bf16;

@@ -1,13 +1,16 @@
 //! Activations of the MLP, gated and plain, forward and backward.
 //!
-//! Gated: gate and up lie side by side, and the output is activation(gate) * up (Shazeer, arXiv 2002.05202). The gated
-//! SiLU has loops of its own (`swiglu.rs`); the rest is tensor operations, whose arithmetic is f32 in any compute kind.
+//! Gated: gate and up lie side by side, and the output is activation(gate) * up (Shazeer, arXiv 2002.05202). On CPUs the
+//! fused loops of `kernels/gated.rs` run for the two gates that families have; the rest is tensor operations.
 //!
 //! Legend: T tokens, F width of the MLP.
 
-use super::swiglu;
 use crate::error::Result;
-use tch::Tensor;
+use crate::kernels::gated::{Curve, GeluTanh, Silu};
+use crate::kernels::{self, Element};
+use crate::tensor::{self, Number, slice, slice_mut};
+use half::bf16;
+use tch::{Kind, Tensor};
 
 /// A function of one number (Hendrycks and Gimpel, arXiv 1606.08415).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +29,26 @@ impl Activation {
         if self == Self::GeluTanh { "tanh" } else { "none" }
     }
 
-    fn value(self, x: &Tensor) -> Tensor {
-        match self {
-            Self::Silu => x.silu(),
-            Self::GeluTanh | Self::Gelu => x.gelu(self.approximate()),
-        }
+    fn value(self, x: &Tensor) -> Result<Tensor> {
+        let value = x.empty_like();
+        self.value_out(x, &value)?;
+        Ok(value)
+    }
+
+    fn value_out(self, x: &Tensor, output: &Tensor) -> Result<()> {
+        let _ = match self {
+            Self::Silu => x.f_silu_out(output)?,
+            Self::GeluTanh | Self::Gelu => x.f_gelu_out(output, self.approximate())?,
+        };
+        Ok(())
     }
 
     /// Gradient of x from that of [`Activation::value`].
-    fn gradient(self, x: &Tensor, gradient: &Tensor) -> Tensor {
-        match self {
-            Self::Silu => x.silu_backward(gradient),
-            Self::GeluTanh | Self::Gelu => x.gelu_backward(gradient, self.approximate()),
-        }
+    fn gradient(self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Silu => x.f_silu_backward(gradient)?,
+            Self::GeluTanh | Self::Gelu => x.f_gelu_backward(gradient, self.approximate())?,
+        })
     }
 }
 
@@ -47,13 +57,26 @@ impl Activation {
 /// # Errors
 /// A buffer that is not what this crate allocates.
 pub fn forward(activation: Activation, gated: bool, inner: &Tensor, output: &Tensor) -> Result<()> {
-    match (activation, gated) {
-        (Activation::Silu, true) => swiglu::forward(inner, output)?,
-        (_, true) => {
-            let halves = inner.chunk(2, -1);
-            let _ = activation.value(&halves[0]).f_mul_out(output, &halves[1])?;
-        }
-        (_, false) => output.shallow_clone().copy_(&activation.value(inner)),
+    fn on_cpu<E: Element + Number>(curve: impl Curve, inner: &Tensor, output: &Tensor) -> Result<()> {
+        let width = output.size()[1] as usize;
+        kernels::gated::forward(curve, slice::<E>(inner)?, width, slice_mut(&mut output.shallow_clone())?);
+        Ok(())
+    }
+    match (activation, gated, tensor::cpu_kind(inner)) {
+        (Activation::Silu, true, Some(Kind::Float)) => on_cpu::<f32>(Silu, inner, output),
+        (Activation::Silu, true, Some(Kind::BFloat16)) => on_cpu::<bf16>(Silu, inner, output),
+        (Activation::GeluTanh, true, Some(Kind::Float)) => on_cpu::<f32>(GeluTanh, inner, output),
+        (Activation::GeluTanh, true, Some(Kind::BFloat16)) => on_cpu::<bf16>(GeluTanh, inner, output),
+        _ => forward_with_tensors(activation, gated, inner, output),
+    }
+}
+
+fn forward_with_tensors(activation: Activation, gated: bool, inner: &Tensor, output: &Tensor) -> Result<()> {
+    if gated {
+        let halves = inner.chunk(2, -1);
+        let _ = activation.value(&halves[0])?.f_mul_out(output, &halves[1])?;
+    } else {
+        activation.value_out(inner, output)?;
     }
     Ok(())
 }
@@ -70,19 +93,40 @@ pub fn backward(
     output: &Tensor,
     inner_gradient: &Tensor,
 ) -> Result<()> {
-    match (activation, gated) {
-        (Activation::Silu, true) => swiglu::backward(inner, gradient, output, inner_gradient)?,
-        (_, true) => {
-            let [halves, mut gradients] = [inner, inner_gradient].map(|side_by_side| side_by_side.chunk(2, -1));
-            let activated = activation.value(&halves[0]);
-            gradients[0].copy_(&activation.gradient(&halves[0], &(gradient * &halves[1])));
-            let _ = gradient.f_mul_out(&gradients[1], &activated)?;
-            let _ = activated.f_mul_out(output, &halves[1])?;
-        }
-        (_, false) => {
-            output.shallow_clone().copy_(&activation.value(inner));
-            inner_gradient.shallow_clone().copy_(&activation.gradient(inner, gradient));
-        }
+    fn on_cpu<E: Element + Number>(
+        curve: impl Curve,
+        [inner, gradient, output, inner_gradient]: [&Tensor; 4],
+    ) -> Result<()> {
+        let width = gradient.size()[1] as usize;
+        let [mut output, mut inner_gradient] = [output, inner_gradient].map(Tensor::shallow_clone);
+        let (output, inner_gradient) = (slice_mut(&mut output)?, slice_mut(&mut inner_gradient)?);
+        kernels::gated::backward(curve, slice::<E>(inner)?, slice(gradient)?, width, output, inner_gradient);
+        Ok(())
+    }
+    let tensors = [inner, gradient, output, inner_gradient];
+    match (activation, gated, tensor::cpu_kind(inner)) {
+        (Activation::Silu, true, Some(Kind::Float)) => on_cpu::<f32>(Silu, tensors),
+        (Activation::Silu, true, Some(Kind::BFloat16)) => on_cpu::<bf16>(Silu, tensors),
+        (Activation::GeluTanh, true, Some(Kind::Float)) => on_cpu::<f32>(GeluTanh, tensors),
+        (Activation::GeluTanh, true, Some(Kind::BFloat16)) => on_cpu::<bf16>(GeluTanh, tensors),
+        _ => backward_with_tensors(activation, gated, tensors),
+    }
+}
+
+fn backward_with_tensors(
+    activation: Activation,
+    gated: bool,
+    [inner, gradient, output, inner_gradient]: [&Tensor; 4],
+) -> Result<()> {
+    if gated {
+        let [halves, mut gradients] = [inner, inner_gradient].map(|side_by_side| side_by_side.chunk(2, -1));
+        let activated = activation.value(&halves[0])?;
+        gradients[0].copy_(&activation.gradient(&halves[0], &(gradient * &halves[1]))?);
+        let _ = gradient.f_mul_out(&gradients[1], &activated)?;
+        let _ = activated.f_mul_out(output, &halves[1])?;
+    } else {
+        activation.value_out(inner, output)?;
+        inner_gradient.shallow_clone().copy_(&activation.gradient(inner, gradient)?);
     }
     Ok(())
 }
@@ -91,7 +135,6 @@ pub fn backward(
 mod tests {
     use super::*;
     use crate::tensor::waves;
-    use tch::Kind;
 
     /// The formulas as Transformers has them, in doubles, differentiated by libtorch.
     fn expected(activation: Activation, gated: bool, inner: &Tensor, upstream: &Tensor) -> (Tensor, Tensor) {
@@ -120,18 +163,26 @@ mod tests {
         use Activation::{Gelu, GeluTanh, Silu};
         for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1e-2)] {
             for (activation, gated) in [Silu, GeluTanh, Gelu].into_iter().flat_map(|a| [(a, true), (a, false)]) {
+                // 70 rows make two blocks of the loops.
                 let (upstream, width) = (waves(&[70, 37], 2.0).to_kind(kind), if gated { 74 } else { 37 });
-                let inner = (waves(&[70, width], 1.0) * 3.0).to_kind(kind);
+                let inner = (waves(&[70, width], 1.0) * 4.0).to_kind(kind);
                 let (wanted, wanted_gradient) = expected(activation, gated, &inner, &upstream);
-                let (alone, output, gradient) = (upstream.empty_like(), upstream.empty_like(), inner.empty_like());
+                let new = || (upstream.empty_like(), upstream.empty_like(), inner.empty_like());
+                let (alone, output, gradient) = new();
                 forward(activation, gated, &inner, &alone).unwrap();
                 backward(activation, gated, &inner, &upstream, &output, &gradient).unwrap();
-                assert_eq!(alone, output);
-                let far = [distance(&output, &wanted), distance(&gradient, &wanted_gradient)];
-                assert!(far.iter().all(|far| *far < bound), "{kind:?} {activation:?} {gated}: {far:?}");
-                // Control: the two GELUs are told apart.
-                if kind == Kind::Float && activation == Gelu {
-                    assert!(distance(&output, &expected(GeluTanh, gated, &inner, &upstream).0) > 1e-5);
+                let (plain_alone, plain_output, plain_gradient) = new();
+                forward_with_tensors(activation, gated, &inner, &plain_alone).unwrap();
+                let tensors = [&inner, &upstream, &plain_output, &plain_gradient];
+                backward_with_tensors(activation, gated, tensors).unwrap();
+                assert_eq!((&alone, &plain_alone), (&output, &plain_output));
+                for (output, gradient) in [(output, gradient), (plain_output, plain_gradient)] {
+                    let far = [distance(&output, &wanted), distance(&gradient, &wanted_gradient)];
+                    assert!(far.iter().all(|far| *far < bound), "{kind:?} {activation:?} {gated}: {far:?}");
+                    // Control: the two GELUs are told apart.
+                    if kind == Kind::Float && activation == Gelu {
+                        assert!(distance(&output, &expected(GeluTanh, gated, &inner, &upstream).0) > 2e-5);
+                    }
                 }
             }
         }

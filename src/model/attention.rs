@@ -239,6 +239,29 @@ mod tests {
     }
 
     #[test]
+    fn a_window_leaves_out_what_no_row_of_a_block_sees() {
+        let (rows, upstream) = inputs();
+        let [_, keys, values] = heads_of(&rows);
+        let output = |window, kind| {
+            let (rows, output) = (rows.to_kind(kind), upstream.to_kind(kind));
+            let plan = AttentionPlan::new(&groups(), HEADS, AttentionRules { window, ..PLAIN }, kind, Device::Cpu);
+            plan.forward(&rows, &output).unwrap();
+            // The second suffix sees rows 33 to 36 of the prefix at most: the first 32 are left out.
+            output.narrow(0, 43, 41)
+        };
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let before = [None, Some(5)].map(|window| output(window, kind).copy());
+            let poisoned = [&keys, &values].map(|part| (part.narrow(0, 0, 32), part.narrow(0, 0, 32).copy()));
+            // Whatever is multiplied by what is not a number shows, even where its weight is 0.
+            poisoned.iter().for_each(|(part, _)| drop(part.shallow_clone().fill_(f64::NAN)));
+            assert_eq!(output(Some(5), kind), before[1]);
+            // Control: without a window it shows.
+            assert_ne!(output(None, kind), before[0]);
+            poisoned.iter().for_each(|(part, kept)| part.shallow_clone().copy_(kept));
+        }
+    }
+
+    #[test]
     fn a_suffix_sees_its_prefix_and_itself_only() {
         let group = Group { start: 0, prefix: 4, suffixes: vec![3, 2] };
         let plan = AttentionPlan::new(std::slice::from_ref(&group), HEADS, PLAIN, Kind::Float, Device::Cpu);

@@ -11,6 +11,7 @@ Not here: the formulas of the losses and the checks of gradients, which are make
 
 import copy
 import shutil
+import sys
 import warnings
 
 import torch
@@ -33,6 +34,22 @@ CASES = {
             "use_rslora": True,
             "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", *MLP],
         },
+    },
+    # One matrix holds queries, keys and values, head by head in files.
+    "lora-neox": {
+        "seed": 24,
+        "base": "gpt-neox-parallel",
+        "lora": {
+            "r": 3,
+            "lora_alpha": 6,
+            "target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+        },
+    },
+    # One matrix holds the rows of several projections, one after the other.
+    "lora-phi3": {
+        "seed": 25,
+        "base": "phi3",
+        "lora": {"r": 3, "lora_alpha": 6, "target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]},
     },
     # Some projections of a product have no adapter: those before, between and after.
     "lora-some": {
@@ -120,5 +137,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # one order of summation
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
-    for name, case in CASES.items():
-        make_case(name, case)
+    for name in sys.argv[1:] or CASES:
+        make_case(name, CASES[name])

@@ -41,9 +41,12 @@ impl RopeKeys {
 
     fn rotated_width(&self, keys: &Keys, inner: Option<&Keys>, head_width: usize) -> Result<usize> {
         const KEY: &str = "partial_rotary_factor";
-        let (key, default) = self.share.unwrap_or((KEY, 1.0));
-        let outer = keys.number_or(key, default)?;
-        let share = inner.map_or(Ok(outer), |inner| inner.number_or(KEY, outer))?;
+        let (outer, default) = self.share.unwrap_or((KEY, 1.0));
+        let inner = inner.map_or(Ok(None), |inner| inner.number_if_any(KEY, None))?;
+        let (key, share) = match inner {
+            Some(share) => (KEY, share),
+            None => (outer, keys.number_or(outer, default)?),
+        };
         if self.share.is_none() && share != 1.0 {
             return Err(Error::input(format!("{key} = {share}: this family rotates whole heads")));
         }
