@@ -2,17 +2,20 @@
 //!
 //! ```text
 //! RUN/step-N/                a Hugging Face folder: config.json, model.safetensors (compute precision), tokenizer ...
+//!                            with adapters PEFT's: adapter_config.json, adapter_model.safetensors, tokenizer ...
 //! RUN/step-N/trainer/        masters.safetensors, moments.safetensors, state.json, config.toml, files.json
 //! RUN/step-N.partial/        what a save that was killed has left; never read, removed by the next save
 //! ```
 //!
 //! Only rank 0 calls these functions. Not here: what the tensors mean, and when to save.
 
+mod adapter;
 mod export;
 mod folder;
 mod manifest;
 
-pub use export::{choose_pad_token, end_tokens};
+pub use adapter::AdapterOf;
+pub use export::{Export, choose_pad_token, end_tokens, pad_token, special_tokens};
 pub use folder::{check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
 use crate::config::Config;
@@ -26,7 +29,7 @@ use tch::Tensor;
 
 /// The folder inside a checkpoint that only this program reads.
 pub const TRAINER: &str = "trainer";
-/// The exported weights, inside a checkpoint.
+/// The exported weights, inside a checkpoint of a whole model.
 pub const MODEL: &str = "model.safetensors";
 /// The f32 masters, inside a checkpoint.
 pub const MASTERS: &str = "trainer/masters.safetensors";
@@ -99,8 +102,10 @@ pub struct Snapshot<'a> {
     pub step: usize,
     /// Where config.json and the tokenizer's files are taken from.
     pub model_dir: &'a Path,
+    /// Which adapters are saved; none where the whole model is.
+    pub adapter: Option<AdapterOf<'a>>,
     /// The exported weights under the source's names, in compute precision (`lm_head.weight` only when untied), and
-    /// `score.weight`, [1, D], in f32.
+    /// `score.weight`, [1, D], in f32. With adapters theirs and `score.weight` alone, f32.
     pub weights: Vec<(String, Tensor)>,
     /// f32 masters of what is trained.
     pub masters: Vec<Entry<'a>>,
@@ -148,10 +153,13 @@ pub fn save(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
 fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
     let trainer = partial.join(TRAINER);
     fs::create_dir_all(&trainer).map_err(|error| file_error(&trainer, "create", &error))?;
-    export::write(partial, snapshot)?;
-    let weights: Vec<Entry> = snapshot.weights.iter().map(|(name, tensor)| Entry::of(name, tensor)).collect();
-    // Transformers refuses a model.safetensors that does not say `format = "pt"`.
-    safetensors_io::write(&partial.join(MODEL), &weights, &BTreeMap::from([("format".into(), "pt".into())]))?;
+    match &snapshot.adapter {
+        Some(of) => adapter::write(partial, snapshot, of)?,
+        None => {
+            snapshot.export()?.write(partial)?;
+            safetensors_io::write_model(&partial.join(MODEL), &snapshot.weights)?;
+        }
+    }
     safetensors_io::write(&partial.join(MASTERS), &snapshot.masters, &BTreeMap::new())?;
     safetensors_io::write(&partial.join(MOMENTS), &snapshot.moments, &BTreeMap::new())?;
     let state = StateFile { format: FORMAT, state: snapshot.state.clone() };

@@ -53,6 +53,11 @@ Examples:
   haf-dist prepare --config safety.toml
   mpirun -n 8 haf-dist prepare --config safety.toml --set data.cache_dir=/scratch/cache";
 
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  haf-dist export runs/safety/step-100 models/safety                the checkpoint without trainer/
+  haf-dist export --merge runs/lora/step-100 models/lora-merged     base + adapter as one model, reward head kept";
+
 const PLAN_EXAMPLES: &str = "\
 Examples:
   haf-dist plan --config safety.toml --gpus 16                         will it fit, how long will it take
@@ -163,9 +168,30 @@ enum TypedCommand {
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<String>,
     },
+    /// Copy a checkpoint for other programs, or merge an adapter into its base
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(Exporting),
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = PLAN_EXAMPLES)]
     Plan(Planning),
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Exporting {
+    /// Merge the checkpoint's adapter into its base: a whole model
+    #[arg(long)]
+    pub merge: bool,
+
+    /// The base of an adapter [default: as its adapter_config.json says]
+    #[arg(long, value_name = "DIR", requires = "merge")]
+    pub base: Option<PathBuf>,
+
+    /// A step-N folder of a run, or a LoRA folder as PEFT writes it
+    pub checkpoint: PathBuf,
+
+    /// The folder to make
+    pub out: PathBuf,
 }
 
 /// What `plan` is asked. What is None is as the hardware's table or the data has it.
@@ -256,9 +282,14 @@ pub struct Bench {
 /// folder that haf-dist did not write.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Scoring {
-    /// A checkpoint of a run, or any *ForSequenceClassification folder of a known model family; or hf://owner/name
+    /// A checkpoint of a run, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
+    /// hf://owner/name
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
+
+    /// The base of a checkpoint that is an adapter [default: as its adapter_config.json says]
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
 
     /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
     #[arg(long, value_name = "FILE")]
@@ -335,6 +366,8 @@ pub enum Command {
         /// `table.key=value` overrides, in order.
         set: Vec<String>,
     },
+    /// Copy or merge a checkpoint.
+    Export(Exporting),
     /// Predict memory and time.
     Plan(Planning),
 }
@@ -364,10 +397,12 @@ impl TryFrom<Arguments> for Command {
             (Some(TypedCommand::Compare { runs, json }), _) => Ok(Self::Compare { runs, json }),
             (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
             (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
+            (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
             (None, None) => Err(Error::input(
-                "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, plan)",
+                "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
+                 export, plan)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

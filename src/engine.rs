@@ -9,15 +9,14 @@
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::head::{Heads, Losses, Objective, PairScores, ROWS_AT_ONCE};
-use crate::model::attention::{AttentionPlan, AttentionRules};
 use crate::model::decoder::{self, Block, Context, Part};
-use crate::model::norm;
-use crate::model::rope::{self, Rotation};
+use crate::model::norm::{Norm, Statistics};
+use crate::model::rope;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Views, Workspace};
-use std::cell::RefCell;
-use tch::{Kind, Tensor};
+use std::cell::{Cell, RefCell};
+use tch::Tensor;
 use tracing::trace_span;
 
 /// Takes gradient buckets in the order in which they become complete; the same order on every rank.
@@ -37,14 +36,34 @@ pub struct Engine {
     activation_checkpointing: bool,
     frequencies: Vec<f32>,
     workspace: RefCell<Workspace>,
+    /// Whether adapters take part, where the model has them.
+    adapters: Cell<bool>,
+}
+
+/// While it lives an engine computes with the base alone.
+pub struct AdaptersOff<'a> {
+    engine: &'a Engine,
+    before: bool,
+}
+
+impl Drop for AdaptersOff<'_> {
+    fn drop(&mut self) {
+        self.engine.adapters.set(self.before);
+    }
 }
 
 impl Engine {
     /// An engine over `model`. With activation checkpointing a block keeps only its input and is recomputed in the
     /// backward pass.
     pub fn new(model: Model, activation_checkpointing: bool) -> Self {
-        let frequencies = rope::frequencies(&model.architecture.rope, model.architecture.head_width);
-        Self { model, activation_checkpointing, frequencies, workspace: RefCell::default() }
+        let frequencies = rope::frequencies(&model.architecture.rope, model.architecture.rotated_width);
+        Self { model, activation_checkpointing, frequencies, workspace: RefCell::default(), adapters: Cell::new(true) }
+    }
+
+    /// Computes without the model's adapters, if it has any, for as long as the value lives: the policy loss takes the
+    /// base as its reference.
+    pub fn without_adapters(&self) -> AdaptersOff<'_> {
+        AdaptersOff { engine: self, before: self.adapters.replace(false) }
     }
 
     /// Makes room for micro-batches of so many tokens; longer ones make more.
@@ -101,33 +120,32 @@ impl Engine {
         let context = trace_span!("plan").in_scope(|| self.context(batch));
         self.forward(batch, &mut views, &context)?;
         let Views { mut states, output, shared } = views;
-        let (normed, scale) = self.final_norm(&output)?;
+        let (normed, statistics) = self.final_norm(&output)?;
 
         let workspace = self.workspace.borrow();
         let (losses, gradient) =
             trace_span!("heads").in_scope(|| self.heads(&workspace)?.forward_backward(&normed, batch, objective))?;
         finished.heads()?;
         let (norm_index, norm) = self.norm()?;
-        let gradients = (&gradient, None);
-        trace_span!("backward", segment = norm_index).in_scope(|| {
-            norm::backward(gradients, &output, norm.weight(0), &scale, &shared.gradient, norm.gradient_view(0))
-        })?;
+        trace_span!("backward", segment = norm_index)
+            .in_scope(|| norm.backward((&gradient, None), &output, &statistics, &shared.gradient))?;
         drop((gradient, normed));
         finished.segment(norm_index)?;
         for (index, segment) in self.blocks().enumerate().collect::<Vec<_>>().into_iter().rev() {
             let _span = trace_span!("backward", segment = index + 1).entered();
-            let block = Block::new(&self.model.architecture, segment);
+            let block = self.block(index, segment);
             let state = &mut states[index];
             if self.activation_checkpointing {
                 // Its output is known already: it goes where nothing stands yet.
                 block.forward(state, &shared.middle_gradient, &shared, &context)?;
             }
             block.backward(state, &shared, &workspace.scratch, &context)?;
-            finished.segment(index + 1)?;
+            finished.block(index)?;
         }
         let embedding = self.embedding()?;
+        let architecture = &self.model.architecture;
         trace_span!("backward", segment = 0)
-            .in_scope(|| decoder::embed_backward(embedding, &batch.tokens, &shared.gradient));
+            .in_scope(|| decoder::embed_backward(architecture, embedding, &batch.tokens, &shared.gradient));
         finished.segment(0)?;
         Ok(losses)
     }
@@ -137,23 +155,24 @@ impl Engine {
         let Views { states, output, shared } = views;
         let inputs: Vec<Tensor> = states.iter().map(|state| state.input.shallow_clone()).collect();
         let (embedding, first) = (self.embedding()?, inputs.first().unwrap_or(output));
-        trace_span!("forward", segment = 0).in_scope(|| decoder::embed(embedding, &batch.tokens, first));
+        let architecture = &self.model.architecture;
+        trace_span!("forward", segment = 0).in_scope(|| decoder::embed(architecture, embedding, &batch.tokens, first));
         for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
             let _span = trace_span!("forward", segment = index + 1).entered();
             let output = inputs.get(index + 1).unwrap_or(output);
-            Block::new(&self.model.architecture, segment).forward(state, output, shared, context)?;
+            self.block(index, segment).forward(state, output, shared, context)?;
         }
         Ok(())
     }
 
-    /// The final norm's output [T, D] and its scale.
-    fn final_norm(&self, hidden: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// The final norm's output [T, D] and its statistics.
+    fn final_norm(&self, hidden: &Tensor) -> Result<(Tensor, Statistics)> {
         let (index, norm) = self.norm()?;
         let _span = trace_span!("forward", segment = index).entered();
-        let scale = Tensor::empty([hidden.size()[0]], (Kind::Float, self.model.device));
+        let statistics = Statistics::new(norm.kind, hidden.size()[0], self.model.device);
         let normed = hidden.empty_like();
-        norm::forward(hidden, norm.weight(0), self.model.architecture.norm_epsilon, &normed, &scale)?;
-        Ok((normed, scale))
+        norm.forward(hidden, &normed, &statistics)?;
+        Ok((normed, statistics))
     }
 
     fn views(&self, batch: &PackedBatch, keep: Keep) -> Views {
@@ -162,31 +181,35 @@ impl Engine {
     }
 
     fn context(&self, batch: &PackedBatch) -> Context {
-        let Model { kind, device, .. } = self.model;
-        let heads = self.model.architecture.attention_heads();
-        Context {
-            attention: AttentionPlan::new(&batch.groups, heads, AttentionRules::plain(heads.width), kind, device),
-            rotation: Rotation::new(&batch.positions, &self.frequencies, device),
-        }
+        let Model { architecture, kind, device, .. } = &self.model;
+        Context::new(architecture, (&batch.groups, &batch.positions), &self.frequencies, (*kind, *device))
     }
 
     fn embedding(&self) -> Result<&Segment> {
         Ok(self.part(Part::Embedding)?.1)
     }
 
-    fn norm(&self) -> Result<(usize, &Segment)> {
-        self.part(Part::Norm)
+    /// The final norm, and the number of its segment.
+    fn norm(&self) -> Result<(usize, Norm<'_>)> {
+        let (index, segment) = self.part(Part::Norm)?;
+        Ok((index, decoder::norm_of(&self.model.architecture, segment, 0)))
     }
 
     fn blocks(&self) -> impl Iterator<Item = &Segment> {
         self.model.segments.iter().skip(1).take(self.model.architecture.layers)
     }
 
+    fn block<'a>(&'a self, index: usize, segment: &'a Segment) -> Block<'a> {
+        let adapter = if self.adapters.get() { self.model.adapter(index) } else { None };
+        Block::new(&self.model.architecture, index, segment).with_adapter(adapter)
+    }
+
     fn heads<'a>(&'a self, workspace: &'a Workspace) -> Result<Heads<'a>> {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
         let Workspace { logits, scratch, .. } = workspace;
         let most_rows = workspace.reserved().min(ROWS_AT_ONCE);
-        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, soft_cap: None, most_rows, logits, scratch })
+        let soft_cap = self.model.architecture.logit_cap;
+        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, soft_cap, most_rows, logits, scratch })
     }
 
     fn part(&self, part: Part) -> Result<(usize, &Segment)> {
@@ -209,13 +232,24 @@ impl Finished<'_, '_> {
         }
     }
 
+    /// A block and its adapters.
+    fn block(&mut self, block: usize) -> Result<()> {
+        self.segment(block + 1)?;
+        self.engine.model.segment(Part::Adapter(block)).map_or(Ok(()), |(index, _)| self.segment(index))
+    }
+
     /// The segments after the norm: the heads that have a bucket of their own, the last first.
     fn heads(&mut self) -> Result<()> {
         let (norm, _) = self.engine.norm()?;
-        (norm + 1..self.engine.model.segments.len()).rev().try_for_each(|index| self.segment(index))
+        let parts = &self.engine.model.parts;
+        let end = parts.iter().position(|part| matches!(part, Part::Adapter(_))).unwrap_or(parts.len());
+        (norm + 1..end).rev().try_for_each(|index| self.segment(index))
     }
 
     fn all(&mut self) -> Result<()> {
-        (0..self.engine.model.segments.len()).rev().try_for_each(|index| self.segment(index))
+        self.heads()?;
+        self.segment(self.engine.norm()?.0)?;
+        (0..self.engine.model.architecture.layers).rev().try_for_each(|block| self.block(block))?;
+        self.segment(0)
     }
 }

@@ -251,11 +251,12 @@ fn step_with_tensors(segment: &mut Segment, moments: &mut [Tensor; 2], c: Consta
 mod tests {
     use super::*;
     use crate::config::Schedule;
+    use crate::model::layout::Declared;
     use crate::model::segment::Use;
 
     fn segment(kind: Kind) -> Segment {
-        let shapes = vec![("matrix".to_string(), vec![300, 400]), ("norm".to_string(), vec![17])];
-        let mut segment = Segment::new(shapes, kind, Device::Cpu, Use::Train);
+        let parameters = vec![Declared::new("matrix", &[300, 400]), Declared::new("norm", &[17])];
+        let mut segment = Segment::new(parameters, kind, Device::Cpu, Use::Train);
         for index in 0..2 {
             let shape = segment.parameters[index].shape.clone();
             segment.set(index, &crate::tensor::waves(&shape, 1.0));
@@ -336,8 +337,8 @@ mod tests {
     /// Three updates of torch.optim.AdamW (torch 2.13): lr 0.01, eps 1e-5, weight decay 0.1 on the matrix alone.
     #[test]
     fn three_updates_equal_pytorchs() {
-        let shapes = vec![("matrix".to_string(), vec![2, 2]), ("bias".to_string(), vec![1])];
-        let mut segment = Segment::new(shapes, Kind::Float, Device::Cpu, Use::Train);
+        let parameters = vec![Declared::new("matrix", &[2, 2]), Declared::new("bias", &[1])];
+        let mut segment = Segment::new(parameters, Kind::Float, Device::Cpu, Use::Train);
         segment.set(0, &Tensor::from_slice(&[0.5f32, -1.25, 2.0, 0.0]).view([2, 2]));
         segment.set(1, &Tensor::from_slice(&[0.75f32]));
         let mut moments = moments(&segment);

@@ -1,4 +1,5 @@
-//! Fills and checks the reference cache: each answer's log-prob under the starting model, computed once.
+//! Fills and checks the reference cache: each answer's log-prob under the starting model (of a model with adapters, its
+//! base alone), computed once.
 //!
 //! Call it while the engine still holds the starting weights; training then needs no second model.
 
@@ -34,6 +35,7 @@ pub fn log_probs(
     }
     let _span = trace_span!("reference pass", split, pairs = missing.len()).entered();
     let started = std::time::Instant::now();
+    let _base_alone = engine.without_adapters();
     info!("reference log-probs of {split}: computing {} pairs with the starting model", missing.len());
     for scores in score_pairs(engine, (data, &missing), comm, tokens_per_micro_batch, true, "reference")? {
         values[scores.index] = scores.log_probs.map(|value| value as f32);

@@ -91,6 +91,15 @@ pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>
     file.sync_all().map_err(failed)
 }
 
+/// [`write`] of a model's tensors: Transformers and PEFT refuse a file that does not say `format = "pt"`.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_model(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let entries: Vec<Entry> = tensors.iter().map(|(name, tensor)| Entry::of(name, tensor)).collect();
+    write(path, &entries, &BTreeMap::from([("format".into(), "pt".into())]))
+}
+
 fn header(tensors: &[&Entry], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let mut entries = Map::new();
     if !metadata.is_empty() {

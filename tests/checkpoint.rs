@@ -57,6 +57,7 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
         &Snapshot {
             step,
             model_dir,
+            adapter: None,
             weights: vec![
                 (name(), numbers(12).view([6, 2]).to_kind(Kind::BFloat16)),
                 ("score.weight".into(), numbers(2).view([1, 2])),

@@ -55,6 +55,12 @@ fn the_reference_file_shows_every_key_with_its_default() {
         if key == "train.steps" || key.starts_with("data.dev") || key.starts_with("data.test") {
             continue;
         }
+        // Without the table every weight is trained.
+        if let Some(name) = key.strip_prefix("lora.") {
+            let name = name.trim_end_matches(".0");
+            assert!(text.contains(&format!("\n# {name} = ")), "configs/reference.toml does not show `{key}`");
+            continue;
+        }
         let mut node = Some(toml::Value::Table(table.clone()));
         for name in key.split('.') {
             node = node.and_then(|node| match name.parse::<usize>() {
@@ -138,6 +144,25 @@ fn the_papers_files_are_its_recipe() {
         assert_eq!((train.learning_rate, train.steps), (rate, steps), "{name}");
         assert!(!data.dev.is_empty() && !data.test.is_empty(), "{name}");
     }
+}
+
+#[test]
+fn the_lora_file_is_the_papers_recipe_for_mistral_and_the_table_may_be_left_out() {
+    let config = Config::load(Path::new("configs/lora.toml"), &[]).unwrap();
+    let lora = config.lora.unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.use_rslora), (64, 16.0, false));
+    assert_eq!(lora.targets, ["gate_proj", "up_proj", "down_proj"]);
+    assert_eq!((config.train.learning_rate, config.train.pairs_per_step, config.train.steps), (3e-5, 16, Some(3200)));
+    assert_eq!(with(&[]).unwrap().lora, None);
+    // Rank and alpha have the paper's values as their defaults; targets have none.
+    let small = with(&["lora.targets=['q_proj']"]).unwrap().lora.unwrap();
+    assert_eq!((small.rank, small.alpha, small.seed), (64, 16.0, 0));
+    assert!(with(&["lora.rank=8"]).unwrap_err().message.contains("`lora.targets` is missing"));
+    for wrong in ["lora.rank=0", "lora.rank=100000", "lora.alpha=0", "lora.alpha=inf", "lora.base="] {
+        assert!(with(&["lora.targets=['q_proj']", wrong]).is_err(), "{wrong}");
+    }
+    assert!(with(&["lora.targets=[]"]).unwrap_err().message.contains("`lora.targets` is empty"));
+    assert!(with(&["lora.target=['q_proj']"]).unwrap_err().message.contains("unknown key `lora.target`"));
 }
 
 #[test]

@@ -128,19 +128,23 @@ fn ranks_without_a_pair_take_part() {
 
 #[test]
 fn the_micro_batch_budget_changes_nothing() {
-    let run_with = |budget: &str| run(&config("llama-tied", &[&format!("train.tokens_per_micro_batch={budget}")]), 1);
-    let whole = run_with("100000");
-    for budget in ["1", "40"] {
-        let far = difference(&run_with(budget), &whole);
-        assert!(far < 2e-5, "{budget} tokens: {far:.1e}");
+    for case in ["llama-tied", "mistral", "gemma2", "gpt-neox-parallel"] {
+        let run_with = |budget: &str| run(&config(case, &[&format!("train.tokens_per_micro_batch={budget}")]), 1);
+        let whole = run_with("100000");
+        for budget in ["1", "40"] {
+            let far = difference(&run_with(budget), &whole);
+            assert!(far < 2e-5, "{case}, {budget} tokens: {far:.1e}");
+        }
     }
 }
 
 #[test]
 fn activation_checkpointing_changes_no_bit() {
-    let kept = run(&config("llama-untied", &[]), 1);
-    let recomputed = run(&config("llama-untied", &["train.activation_checkpointing=true"]), 1);
-    assert_eq!(difference(&recomputed, &kept), 0.0);
+    for case in ["llama-untied", "qwen3", "phi", "gemma2", "gpt-neox-sequential"] {
+        let kept = run(&config(case, &[]), 1);
+        let recomputed = run(&config(case, &["train.activation_checkpointing=true"]), 1);
+        assert_eq!(difference(&recomputed, &kept), 0.0, "{case}");
+    }
 }
 
 #[test]
@@ -160,12 +164,18 @@ fn control_another_seed_batch_size_or_loss_is_another_trajectory() {
 
 #[test]
 fn scores_do_not_depend_on_what_else_is_in_the_batch() {
-    let config = config("llama-tied", &[]);
+    for case in ["llama-tied", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma2", "gpt-neox-parallel"] {
+        check_scores(case);
+    }
+}
+
+fn check_scores(case: &str) {
+    let config = config(case, &[]);
     let mut engine = engine(&config);
     let (head, _) = engine.model.segment(Part::RewardHead).unwrap();
     let width = engine.model.architecture.width as i64;
     engine.model.segments[head].set(0, &(Tensor::arange(width, (Kind::Float, Device::Cpu)).sin().view([1, width])));
-    let data = pairs(97);
+    let data = pairs(engine.model.architecture.vocabulary as u32);
     let pack = |pairs: &[usize], packing| {
         let items = pairs.iter().map(|&index| PairToPack { index, pair: data.pair(index), reference: [0.0; 2] });
         PackedBatch::new(items, packing, Device::Cpu)
@@ -178,7 +188,10 @@ fn scores_do_not_depend_on_what_else_is_in_the_batch() {
             for answer in 0..2 {
                 let reward = (alone.rewards[answer] - together.rewards[answer]).abs();
                 let log_prob = (alone.log_probs[answer] - together.log_probs[answer]).abs();
-                assert!(reward < 1e-5 && log_prob < 1e-4, "pair {index}, {packing:?}: {reward:.1e}, {log_prob:.1e}");
+                assert!(
+                    reward < 1e-5 && log_prob < 1e-4,
+                    "{case}, pair {index}, {packing:?}: {reward:.1e}, {log_prob:.1e}"
+                );
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Promise: what `haf-dist plan` predicts of memory is what the program holds, byte for byte where it can be counted,
 //! and its timeline keeps the rules of arithmetic.
 
+use haf_dist::config::LoraConfig;
+use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::config::Architecture;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
@@ -14,7 +16,7 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 2] = ["llama-tied", "llama-untied"];
+const CASES: [&str; 6] = ["llama-tied", "llama-untied", "qwen3", "phi", "gemma2", "gpt-neox-sequential"];
 const PAIRS: [PairTokens; 3] = [
     PairTokens { prefix: 5, chosen: 3, rejected: 2 },
     PairTokens { prefix: 0, chosen: 4, rejected: 6 },
@@ -27,7 +29,11 @@ fn folder(case: &str) -> PathBuf {
 
 fn job(case: &str, kind: Kind, policy: bool) -> Job {
     let architecture = Architecture::open(&folder(case)).unwrap();
-    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, sharded: false }
+    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, sharded: false, lora: None }
+}
+
+fn lora() -> LoraConfig {
+    LoraConfig { rank: 4, alpha: 8.0, targets: Vec::new(), seed: 0, use_rslora: false, base: None }
 }
 
 fn model(case: &str, kind: Kind, log_probs: bool) -> Model {
@@ -37,8 +43,21 @@ fn model(case: &str, kind: Kind, log_probs: bool) -> Model {
 #[test]
 fn parameters_and_their_bytes_are_those_of_a_loaded_model() {
     for case in CASES {
-        for (kind, policy) in [(Kind::Float, true), (Kind::BFloat16, true), (Kind::BFloat16, false)] {
-            let (job, model) = (job(case, kind, policy), model(case, kind, policy));
+        for (kind, policy, adapters) in [
+            (Kind::Float, true, false),
+            (Kind::BFloat16, true, false),
+            (Kind::BFloat16, false, false),
+            (Kind::BFloat16, true, true),
+            (Kind::Float, false, true),
+        ] {
+            let (mut job, mut model) = (job(case, kind, policy), model(case, kind, policy));
+            if adapters {
+                let lora = LoraConfig { targets: vec!["q_proj".into(), "down_proj".into()], ..lora() };
+                let origin = Origin { base: folder(case), adapter: None };
+                let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs: policy };
+                model = adapter::load(&origin, options, Some(&lora)).unwrap();
+                job.lora = model.lora.clone();
+            }
             let planned: Vec<_> = job.buckets().iter().map(|bucket| (bucket.part, bucket.elements)).collect();
             let held: Vec<_> =
                 model.parts.iter().copied().zip(model.segments.iter().map(|segment| segment.length())).collect();

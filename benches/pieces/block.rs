@@ -3,9 +3,8 @@
 use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random, segment};
 use criterion::{Criterion, Throughput};
 use haf_dist::data::batch::Packing;
-use haf_dist::model::attention::{AttentionPlan, AttentionRules};
 use haf_dist::model::decoder::{Block, Context, Part};
-use haf_dist::model::rope::{Rotation, frequencies};
+use haf_dist::model::rope::frequencies;
 use haf_dist::model::workspace::{Keep, Views, Workspace};
 use tch::Device;
 
@@ -13,16 +12,12 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("block");
     let batch = Pairs::new(PAIRS).pack(Packing::Shared);
     let (tokens, shape) = (batch.token_count(), architecture(1));
-    let heads = shape.attention_heads();
-    let frequencies = frequencies(&shape.rope, shape.head_width);
+    let frequencies = frequencies(&shape.rope, shape.rotated_width);
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
         let segment = segment(Part::Block(0), &shape, kind);
-        let block = Block::new(&shape, &segment);
-        let context = Context {
-            attention: AttentionPlan::new(&batch.groups, heads, AttentionRules::plain(heads.width), kind, Device::Cpu),
-            rotation: Rotation::new(&batch.positions, &frequencies, Device::Cpu),
-        };
+        let block = Block::new(&shape, 0, &segment);
+        let context = Context::new(&shape, (&batch.groups, &batch.positions), &frequencies, (kind, Device::Cpu));
         let mut workspace = Workspace::default();
         let Views { mut states, output, shared } =
             workspace.views(&shape, tokens as i64, Keep::Everything, (kind, Device::Cpu));

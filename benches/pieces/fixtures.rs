@@ -4,7 +4,7 @@
 
 use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
-use haf_dist::model::config::{Architecture, Rope, RopeScaling};
+use haf_dist::model::config::Architecture;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::{Segment, Use};
 use tch::{Device, Kind, Tensor};
@@ -20,21 +20,20 @@ pub const KINDS: [(Kind, &str); 2] = [(Kind::BFloat16, "bf16"), (Kind::Float, "f
 
 /// SmolLM2-135M's architecture with so many blocks.
 pub fn architecture(layers: usize) -> Architecture {
-    Architecture {
-        vocabulary: 49_152,
-        width: 576,
-        mlp_width: 1536,
-        layers,
-        heads: 9,
-        kv_heads: 3,
-        head_width: 64,
-        norm_epsilon: 1e-5,
-        rope: Rope { theta: 100_000.0, scaling: RopeScaling::None },
-        tied: true,
-        attention_bias: false,
-        mlp_bias: false,
-        max_positions: 8192,
-    }
+    let config = serde_json::json!({
+        "model_type": "llama",
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100_000.0,
+        "tie_word_embeddings": true,
+        "max_position_embeddings": 8192,
+    });
+    Architecture::parse(&config.to_string()).expect("a config that is known")
 }
 
 /// Random values of a model's size, the same in every run.
@@ -45,7 +44,7 @@ pub fn random(shape: &[i64], kind: Kind) -> Tensor {
 
 /// A part's segment with random weights, ready to train.
 pub fn segment(part: Part, architecture: &Architecture, kind: Kind) -> Segment {
-    let mut segment = Segment::new(part.shapes(architecture), kind, Device::Cpu, Use::Train);
+    let mut segment = Segment::new(part.parameters(architecture), kind, Device::Cpu, Use::Train);
     for index in 0..segment.parameters.len() {
         let value = random(&segment.parameters[index].shape, Kind::Float);
         segment.set(index, &value);

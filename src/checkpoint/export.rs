@@ -31,21 +31,88 @@ const NAME_THE_PAD_TOKEN: [&str; 2] = ["tokenizer_config.json", "special_tokens_
 /// Weights that stay f32 whatever the compute precision is.
 const HEAD: &str = "score.weight";
 
-/// Writes config.json and the companions into `folder`.
-pub fn write(folder: &Path, snapshot: &Snapshot) -> Result<()> {
-    let config = config(snapshot)?;
-    write_text(&folder.join("config.json"), &to_json(&config)?)?;
+/// The Hugging Face side of a whole model, but for its weights.
+pub struct Export<'a> {
+    /// Where config.json comes from.
+    pub model_dir: &'a Path,
+    /// Where the tokenizer's files come from.
+    pub tokenizer_dir: &'a Path,
+    /// Name of the Transformers class.
+    pub architecture: &'a str,
+    /// A token that occurs in no sequence and is not an end of sequence; see [`choose_pad_token`].
+    pub pad_token_id: u32,
+    /// Kind of the weights: f32, bf16 or f16.
+    pub kind: Kind,
+}
 
-    let pad_token = token_text(snapshot.model_dir, snapshot.pad_token_id)?;
+impl Snapshot<'_> {
+    /// What goes with the weights of a whole model.
+    pub(super) fn export(&self) -> Result<Export<'_>> {
+        let weight = self.weights.iter().find(|(name, _)| name != HEAD);
+        let kind = weight.map(|(_, weight)| weight.kind()).ok_or_else(|| Error::runtime("no weights to export"))?;
+        let Self { model_dir, architecture, pad_token_id, .. } = *self;
+        Ok(Export { model_dir, tokenizer_dir: model_dir, architecture, pad_token_id, kind })
+    }
+}
+
+impl Export<'_> {
+    /// Writes config.json and the companions into `folder`.
+    ///
+    /// # Errors
+    /// A source that cannot be read, a pad token that ends sequences, weights of another kind, or a failed write.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_text(&folder.join("config.json"), &to_json(&self.config()?)?)?;
+        write_companions(folder, self.tokenizer_dir, self.pad_token_id)
+    }
+
+    /// The source's config.json, changed as little as a reward model needs.
+    fn config(&self) -> Result<Map<String, Value>> {
+        let path = self.model_dir.join("config.json");
+        let mut config: Map<String, Value> = read_json(&path)?;
+        let pad = self.pad_token_id;
+        if ends(&config).contains(&pad) {
+            return Err(Error::runtime(format!("pad token {pad} is an end of sequence of {}", path.display())));
+        }
+        let dtype = self.dtype()?;
+        config.insert("architectures".into(), json!([self.architecture]));
+        // One label: Transformers derives `num_labels` from these.
+        config.insert("id2label".into(), json!({ "0": "LABEL_0" }));
+        config.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+        config.shift_remove("num_labels");
+        // Names Python code that does not travel along; Transformers has its own for every family known here.
+        config.shift_remove("auto_map");
+        config.insert("pad_token_id".into(), json!(pad));
+        // Transformers 5 reads `dtype`, 4 reads `torch_dtype`.
+        config.insert("dtype".into(), json!(dtype));
+        config.insert("torch_dtype".into(), json!(dtype));
+        Ok(config)
+    }
+
+    /// The weights' precision, in PyTorch's words.
+    fn dtype(&self) -> Result<&'static str> {
+        match self.kind {
+            Kind::Float => Ok("float32"),
+            Kind::BFloat16 => Ok("bfloat16"),
+            Kind::Half => Ok("float16"),
+            other => Err(Error::runtime(format!("weights to export are f32, bf16 or f16, not {other:?}"))),
+        }
+    }
+}
+
+/// Copies the tokenizer's files from `source` into `folder`; those that name the pad token get the given one.
+///
+/// # Errors
+/// A source that cannot be read, or a failed write.
+pub(super) fn write_companions(folder: &Path, source: &Path, pad_token_id: u32) -> Result<()> {
+    let pad_token = token_text(source, pad_token_id)?;
     if pad_token.is_none() {
         tracing::warn!(
-            "token {} has no text in tokenizer.json: pad batches for Transformers with this id, not with the \
-             tokenizer's own pad token",
-            snapshot.pad_token_id
+            "token {pad_token_id} has no text in tokenizer.json: pad batches for Transformers with this id, not with \
+             the tokenizer's own pad token"
         );
     }
     for name in COMPANIONS {
-        let (source, target) = (snapshot.model_dir.join(name), folder.join(name));
+        let (source, target) = (source.join(name), folder.join(name));
         if !source.is_file() {
             continue;
         }
@@ -64,34 +131,21 @@ pub fn write(folder: &Path, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
-/// The source's config.json, changed as little as a reward model needs.
-fn config(snapshot: &Snapshot) -> Result<Map<String, Value>> {
-    let path = snapshot.model_dir.join("config.json");
-    let mut config: Map<String, Value> = read_json(&path)?;
-    let pad = snapshot.pad_token_id;
-    if ends(&config).contains(&pad) {
-        return Err(Error::runtime(format!("pad token {pad} is an end of sequence of {}", path.display())));
+/// The id of the pad token that the tokenizer's files in `folder` name; `None` where they name none.
+///
+/// # Errors
+/// A file that is no JSON.
+pub fn pad_token(folder: &Path) -> Result<Option<u32>> {
+    let path = folder.join(NAME_THE_PAD_TOKEN[0]);
+    if !path.is_file() {
+        return Ok(None);
     }
-    let dtype = dtype(snapshot)?;
-    config.insert("architectures".into(), json!([snapshot.architecture]));
-    // One label: Transformers derives `num_labels` from these.
-    config.insert("id2label".into(), json!({ "0": "LABEL_0" }));
-    config.insert("label2id".into(), json!({ "LABEL_0": 0 }));
-    config.shift_remove("num_labels");
-    config.insert("pad_token_id".into(), json!(pad));
-    // Transformers 5 reads `dtype`, 4 reads `torch_dtype`.
-    config.insert("dtype".into(), json!(dtype));
-    config.insert("torch_dtype".into(), json!(dtype));
-    Ok(config)
-}
-
-/// The compute precision, in PyTorch's words.
-fn dtype(snapshot: &Snapshot) -> Result<&'static str> {
-    let weight = snapshot.weights.iter().find(|(name, _)| name != HEAD);
-    match weight.map(|(_, weight)| weight.kind()) {
-        Some(Kind::Float) => Ok("float32"),
-        Some(Kind::BFloat16) => Ok("bfloat16"),
-        other => Err(Error::runtime(format!("weights to export are f32 or bf16, not {other:?}"))),
+    let config: Value = read_json(&path)?;
+    // A string, or an added token's object.
+    let named = [&config["pad_token"], &config["pad_token"]["content"]].into_iter().find_map(Value::as_str);
+    match named {
+        Some(text) => token_id(folder, text),
+        None => Ok(None),
     }
 }
 
@@ -132,6 +186,42 @@ fn token_text(model_dir: &Path, id: u32) -> Result<Option<String>> {
         Value::Array(vocabulary) => vocabulary.get(id as usize).and_then(|entry| entry[0].as_str()).map(String::from),
         _ => None,
     })
+}
+
+/// The ids of the special tokens of a folder's tokenizer.json; none without that file.
+///
+/// # Errors
+/// A file that is no JSON.
+pub fn special_tokens(folder: &Path) -> Result<Vec<u32>> {
+    let path = folder.join("tokenizer.json");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let tokenizer: Value = read_json(&path)?;
+    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    let special = added.filter(|token| token["special"].as_bool() == Some(true));
+    Ok(special.filter_map(|token| u32::try_from(token["id"].as_u64()?).ok()).collect())
+}
+
+/// The id of a token's text; the reverse of [`token_text`].
+fn token_id(model_dir: &Path, text: &str) -> Result<Option<u32>> {
+    let path = model_dir.join("tokenizer.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let tokenizer: Value = read_json(&path)?;
+    let mut added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    let id = match added.find(|token| token["content"].as_str() == Some(text)) {
+        Some(token) => token["id"].as_u64(),
+        None => match &tokenizer["model"]["vocab"] {
+            Value::Object(vocabulary) => vocabulary.get(text).and_then(Value::as_u64),
+            Value::Array(entries) => {
+                entries.iter().position(|entry| entry[0].as_str() == Some(text)).map(|id| id as u64)
+            }
+            _ => None,
+        },
+    };
+    Ok(id.and_then(|id| u32::try_from(id).ok()))
 }
 
 /// A token to pad with: one that occurs in no sequence and is no end of sequence, below the vocabulary's size.

@@ -4,6 +4,8 @@
 use super::export::COMPANIONS;
 use super::{STATE, load_state, manifest};
 use crate::error::{Error, Result, file_error};
+use crate::model::adapter::WEIGHTS;
+use crate::model::peft::PeftConfig;
 use crate::safetensors_io::Mapped;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -140,7 +142,8 @@ fn check(path: &Path, step: usize) -> Result<()> {
         return Err(Error::input(format!("its state is that of step {}", state.step)));
     }
     manifest::check(path)?;
-    for file in [super::MODEL, super::MASTERS, super::MOMENTS] {
+    let exported = if PeftConfig::is_in(path) { WEIGHTS } else { super::MODEL };
+    for file in [exported, super::MASTERS, super::MOMENTS] {
         Mapped::open(&path.join(file))?;
     }
     Ok(())
@@ -187,12 +190,12 @@ pub fn retain(run: &Path, keep: usize, best: Option<usize>) -> Result<Vec<usize>
     Ok(steps)
 }
 
-/// Size of one checkpoint, in bytes, up to a few kilobytes of headers: `exported` numbers in `compute` precision,
-/// `trained` numbers as f32 master and two f32 moments, and the files that travel with the model in `model_dir`.
-pub fn expected_bytes(model_dir: &Path, exported: usize, trained: usize, compute: Kind) -> u64 {
+/// Size of one checkpoint, in bytes, up to a few kilobytes of headers: so many `exported` numbers of a kind, `trained`
+/// numbers as f32 master and two f32 moments, and the files that travel with the model in `model_dir`.
+pub fn expected_bytes(model_dir: &Path, exported: (usize, Kind), trained: usize) -> u64 {
     let size = |name: &str| fs::metadata(model_dir.join(name)).map_or(0, |metadata| metadata.len());
     let companions: u64 = COMPANIONS.iter().map(|name| size(name)).sum();
-    let tensors = exported * compute.elt_size_in_bytes() + 3 * trained * Kind::Float.elt_size_in_bytes();
+    let tensors = exported.0 * exported.1.elt_size_in_bytes() + 3 * trained * Kind::Float.elt_size_in_bytes();
     companions + tensors as u64
 }
 

@@ -1,8 +1,9 @@
-//! Values that options take, read and checked.
+//! Values that may be typed: numbers within bounds, with an error that says what was expected.
 
 use crate::plan::workload::PairTokens;
 
-pub(super) fn positive(text: &str) -> std::result::Result<usize, String> {
+/// A whole number, 1 or more.
+pub fn positive(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(0) => Err(String::from("expected 1 or more")),
         Ok(number) => Ok(number),
@@ -10,21 +11,24 @@ pub(super) fn positive(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
-pub(super) fn above_zero(text: &str) -> std::result::Result<f64, String> {
+/// A finite number above 0.
+pub fn above_zero(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
         _ => Err(String::from("expected a number above 0")),
     }
 }
 
-pub(super) fn share(text: &str) -> std::result::Result<f64, String> {
+/// A share: above 0, at most 1.
+pub fn share(text: &str) -> std::result::Result<f64, String> {
     above_zero(text)
         .ok()
         .filter(|share| *share <= 1.0)
         .ok_or_else(|| String::from("expected a share: above 0, at most 1"))
 }
 
-pub(super) fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
+/// `P,A,B`: tokens of a common prefix, of a chosen and of a rejected answer.
+pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
     let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
     match numbers.as_slice() {
         &[prefix, chosen, rejected] if text.split(',').count() == 3 && chosen > 0 && rejected > 0 => {

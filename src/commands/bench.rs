@@ -237,7 +237,7 @@ fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>
     let mut shapes = vec![
         (rows, width, (heads + 2 * kv_heads) * head_width, layers),
         (rows, heads * head_width, width, layers),
-        (rows, width, 2 * mlp_width, layers),
+        (rows, width, architecture.inner_width(), layers),
         (rows, mlp_width, width, layers),
     ];
     if let Some(share) = head {

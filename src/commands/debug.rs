@@ -14,10 +14,11 @@ use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
+use crate::model::adapter;
 use crate::model::config::Architecture;
 use crate::model::decoder::Part;
 use crate::model::segment::Use;
-use crate::model::weights::{LoadOptions, Model};
+use crate::model::weights::LoadOptions;
 use crate::reference;
 use crate::trainer::{self, Split, Trainer};
 use comfy_table::{Table, presets};
@@ -40,8 +41,9 @@ struct Check {
 /// Bad input as in a real run; a failed check.
 pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
-    let architecture = Architecture::open(&config.model.path)?;
-    let encoder = setup::encoder(config, &architecture)?;
+    let origin = setup::origin(config)?;
+    let architecture = Architecture::open(&origin.base)?;
+    let encoder = setup::encoder(config, origin.tokenizer(), &architecture)?;
     let data = few_pairs(&config.data.train, &encoder)?;
     println!("{}", data.report().render());
     show(&data, &encoder)?;
@@ -51,7 +53,8 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let mut engine = Engine::new(Model::load(&config.model.path, options)?, config.train.activation_checkpointing);
+    let model = adapter::load(&origin, options, config.lora.as_ref())?;
+    let mut engine = Engine::new(model, config.train.activation_checkpointing);
     println!("{} compute on {:?}, {} thread(s)\n", machine.dtype_name(), machine.device, machine.threads);
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {
@@ -62,13 +65,13 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         false => Vec::new(),
     };
     let split = Split { name: "debug", data, references };
-    let head = with_some_head(&mut engine)?;
+    let before = without_zeros(&mut engine);
     let mut checks = vec![packed_scores(&engine, &split, config)?];
     checks.push(packed_gradients(&mut engine, &split, config)?);
     checks.push(finite_gradients(&engine));
     clear(&mut engine);
-    if let Some((index, _)) = engine.model.segment(Part::RewardHead) {
-        engine.model.segments[index].set(0, &head);
+    for (index, values) in before {
+        engine.model.segments[index].compute.copy_(&values);
     }
     checks.push(updates(config, engine, split, &machine, comm)?);
     report(&checks)
@@ -112,14 +115,33 @@ fn show(data: &PreparedData, encoder: &Encoder) -> Result<()> {
     Ok(())
 }
 
-/// A head that is not zero, or rewards could show no error and most gradients would be zero; returns what was there.
-fn with_some_head(engine: &mut Engine) -> Result<Tensor> {
-    let (index, segment) =
-        engine.model.segment(Part::RewardHead).ok_or_else(|| Error::runtime("the model has no reward head"))?;
-    let before = segment.weight(0).copy();
-    let places = Tensor::arange(before.size()[1], (Kind::Float, engine.model.device));
-    engine.model.segments[index].set(0, &(places.sin() * 0.1).view_as(&before));
-    Ok(before)
+/// Heads and adapters that are not zero, or rewards could show no error and most gradients would be zero; returns what
+/// was there, by segment.
+fn without_zeros(engine: &mut Engine) -> Vec<(usize, Tensor)> {
+    let (mut before, device) = (Vec::new(), engine.model.device);
+    let waves = |shape: &[i64]| {
+        let places = Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, device));
+        (places.sin() * 0.1).view(shape)
+    };
+    for (index, (part, segment)) in engine.model.parts.iter().zip(&mut engine.model.segments).enumerate() {
+        let parameters = segment.parameters.len();
+        let zero = match part {
+            Part::RewardHead => 0..1,
+            // The second half are the Bs.
+            Part::Adapter(_) => parameters / 2..parameters,
+            _ => continue,
+        };
+        before.push((index, segment.compute.copy()));
+        for parameter in zero {
+            let shape = segment.parameters[parameter].shape.clone();
+            segment.set(parameter, &waves(&shape));
+        }
+    }
+    if let Some(lora) = &engine.model.lora {
+        let targets = lora.targets(&engine.model.architecture).join(", ");
+        println!("adapters of rank {} on {targets}; for the checks their B is not zero\n", lora.rank);
+    }
+    before
 }
 
 /// Every pair packed with others, under the micro-batch budget, against itself alone with its prefix computed twice.

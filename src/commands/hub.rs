@@ -2,11 +2,13 @@
 //!
 //! Not here: what such a path means (`hub/`).
 
-use crate::cli::Scoring;
+use crate::cli::{Exporting, Scoring};
 use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source};
 use crate::error::{Error, Result};
 use crate::hub::{Hub, RepositoryKind, Snapshot};
+use crate::model::adapter;
+use crate::model::peft::PeftConfig;
 use std::path::{Path, PathBuf};
 
 /// Replaces the model's and the sources' `hf://` paths by where their files are; a split in several files becomes as
@@ -18,6 +20,9 @@ use std::path::{Path, PathBuf};
 /// with one is named.
 pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
     config.model.path = model(&config.model.path, "model.path", comm)?;
+    if let Some(lora) = &mut config.lora {
+        lora.base = base(&config.model.path, lora.base.as_deref(), "lora.base", comm)?;
+    }
     let data = &mut config.data;
     for (split, sources) in [("train", &mut data.train), ("dev", &mut data.dev), ("test", &mut data.test)] {
         let mut fetched = Vec::with_capacity(sources.len());
@@ -40,14 +45,51 @@ pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
 /// As [`fetch_all`].
 pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, Vec<PathBuf>)> {
     let checkpoint = model(&scoring.checkpoint, "--checkpoint", comm)?;
+    let base = base(&checkpoint, scoring.base.as_deref(), "--base", comm)?;
     let files = dataset(&scoring.data, "--data", comm)?;
     let data = files.first().cloned().unwrap_or_default();
-    Ok((Scoring { checkpoint, data, ..scoring.clone() }, files))
+    Ok((Scoring { checkpoint, base, data, ..scoring.clone() }, files))
+}
+
+/// The same for what `export` is pointed at. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Exporting> {
+    let checkpoint = model(&exporting.checkpoint, "CHECKPOINT", comm)?;
+    let base = base(&checkpoint, exporting.base.as_deref(), "--base", comm)?;
+    Ok(Exporting { checkpoint, base, ..exporting.clone() })
 }
 
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
     let fetched = fetched(path, RepositoryKind::Model, comm).map_err(|error| error.at(key))?;
     Ok(fetched.map_or_else(|| path.to_path_buf(), |(folder, _)| folder))
+}
+
+/// Where the base of the adapter in `folder` is: where `given` says, or on the hub if its own config names it there.
+/// `None` where that names a folder, and for a folder that is no adapter.
+fn base(folder: &Path, given: Option<&Path>, key: &str, comm: &CommThread) -> Result<Option<PathBuf>> {
+    if let Some(path) = given {
+        return model(path, key, comm).map(Some);
+    }
+    if !comm.all_true(PeftConfig::is_in(folder))? {
+        return Ok(None);
+    }
+    let config = comm.agree(PeftConfig::open(folder))?;
+    if comm.all_true(adapter::local_base(folder, &config).is_some())? {
+        return Ok(None);
+    }
+    let name = config.base_model_name_or_path.unwrap_or_default();
+    let path = PathBuf::from(match config.revision {
+        Some(revision) => format!("hf://{name}@{revision}"),
+        None => format!("hf://{name}"),
+    });
+    match HubPath::parse(&path) {
+        Some(Ok(HubPath { part: None, .. })) => {
+            model(&path, &format!("the base of {}", folder.display()), comm).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 fn dataset(path: &Path, key: &str, comm: &CommThread) -> Result<Vec<PathBuf>> {

@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod debug;
 mod eval;
+mod export;
 mod hub;
 mod plan;
 mod prepare;
@@ -43,6 +44,10 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
         // Every rank would print the same.
         Command::Compare { runs, json } if comm.rank() == 0 => compare::run(runs, *json),
         Command::Compare { .. } => Ok(()),
+        Command::Export(exporting) => {
+            let exporting = hub::fetch_exporting(exporting, comm)?;
+            comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
+        }
         Command::Plan(planning) => plan::run(planning, comm),
         Command::Bench(options) => bench::run(options, comm),
     }

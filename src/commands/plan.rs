@@ -19,6 +19,7 @@ use crate::plan::scaling::{Inputs, Row};
 use crate::plan::workload::{PairTokens, Shape, largest, sum};
 use crate::trainer::total_steps;
 use serde::Serialize;
+use std::path::Path;
 use tch::Kind;
 
 /// Everything that is predicted.
@@ -95,10 +96,11 @@ fn plan(planning: &Planning, comm: &CommThread) -> Result<Plan> {
         ))
         .hint("plan for fewer ranks, or add --set train.pairs_per_step=N (the global batch)"));
     }
-    let architecture = comm.agree(Architecture::open(&config.model.path))?;
+    let origin = comm.agree(setup::origin(&config))?;
+    let architecture = comm.agree(Architecture::open(&origin.base))?;
     let (hardware, kind) = hardware(planning, &config, comm)?;
-    let job = Job::new(&config, architecture, kind);
-    let lengths = lengths(planning, &config, &job, comm)?;
+    let job = comm.agree(Job::new(&config, architecture, kind))?;
+    let lengths = lengths(planning, (&config, origin.tokenizer()), &job, comm)?;
     let inputs = Inputs { job: &job, hardware: &hardware, order: &lengths.order };
     let pairs = config.train.pairs_per_step;
     let memory = Memory::of(&job, &lengths.largest, hardware.cpu);
@@ -154,14 +156,14 @@ fn memory_of_this_computer() -> Result<f64> {
 }
 
 /// The data's own lengths where it and the tokenizer are there, else those asked for, else a guess.
-fn lengths(planning: &Planning, config: &Config, job: &Job, comm: &CommThread) -> Result<Lengths> {
-    let tokenizer = config.model.path.join("tokenizer.json");
+fn lengths(planning: &Planning, (config, model): (&Config, &Path), job: &Job, comm: &CommThread) -> Result<Lengths> {
+    let tokenizer = model.join("tokenizer.json");
     let mut needed = config.data.train.iter().map(|source| &source.path).chain([&tokenizer]);
     let missing = needed.find(|path| !path.exists());
     // Every rank must take the same way.
     let here = comm.all_true(missing.is_none())?;
     match (planning.pair_tokens, here) {
-        (None, true) => of_data(planning.gpus, config, job, comm),
+        (None, true) => of_data(planning.gpus, (config, model), job, comm),
         (Some(pair), _) => {
             Ok(assumed(pair, format!("every pair has {} (--pair-tokens)", words(pair)), config, planning.gpus))
         }
@@ -181,8 +183,8 @@ fn words(pair: PairTokens) -> String {
 }
 
 /// The pairs of the run, batch by batch, as the sampler draws them.
-fn of_data(ranks: usize, config: &Config, job: &Job, comm: &CommThread) -> Result<Lengths> {
-    let encoder = comm.agree(setup::encoder(config, &job.architecture))?;
+fn of_data(ranks: usize, (config, model): (&Config, &Path), job: &Job, comm: &CommThread) -> Result<Lengths> {
+    let encoder = comm.agree(setup::encoder(config, model, &job.architecture))?;
     let data = setup::prepared(&config.data.train, "train", config, &encoder, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &data))?;
     let steps = total_steps(config, &sampler);

@@ -17,15 +17,16 @@ use crate::model::weights::{LoadOptions, Model};
 /// Bad data, a bad model, or a cache that cannot be written.
 pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
-    let architecture = comm.agree(Architecture::open(&config.model.path))?;
-    let encoder = comm.agree(setup::encoder(config, &architecture))?;
+    let origin = comm.agree(setup::origin(config))?;
+    let architecture = comm.agree(Architecture::open(&origin.base))?;
+    let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let splits = setup::splits(config, &encoder, comm)?;
     if config.loss.needs_reference() {
         let options =
             LoadOptions { kind: machine.kind, device: machine.device, purpose: Use::Evaluate, log_probs: true };
-        let engine = Engine::new(comm.agree(Model::load(&config.model.path, options))?, false);
+        let engine = Engine::new(comm.agree(Model::load(&origin.base, options))?, false);
         let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
-        let model_key = setup::model_key(&config.model.path, comm)?;
+        let model_key = setup::model_keys(&origin, comm)?.base;
         let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);
         setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     }

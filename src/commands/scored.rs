@@ -13,11 +13,12 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::evaluate::Reported;
 use crate::machine::Machine;
+use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
-use crate::model::weights::{LoadOptions, Model};
+use crate::model::weights::LoadOptions;
 use crate::reference;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tracing::warn;
 
 /// The least that a config must say; every other key has its default, and these values are not used.
@@ -31,7 +32,7 @@ pub struct Opened {
     pub encoder: Encoder,
     /// Where the run stood that wrote the checkpoint; at its start for other folders.
     pub state: TrainState,
-    folder: PathBuf,
+    origin: Origin,
     trained_here: bool,
 }
 
@@ -49,7 +50,8 @@ pub struct Scored<'a> {
 /// A folder that is no model of a known family, or lengths that exclude each other.
 pub fn open(scoring: &Scoring) -> Result<Opened> {
     let folder = scoring.checkpoint.clone();
-    let architecture = Architecture::open(&folder)?;
+    let origin = Origin::of(&folder, scoring.base.as_deref())?;
+    let architecture = Architecture::open(&origin.base)?;
     let trained_here = folder.join(checkpoint::CONFIG).exists();
     let (mut config, state) = if trained_here {
         (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?)
@@ -74,14 +76,14 @@ pub fn open(scoring: &Scoring) -> Result<Opened> {
     }
     config.train.tokens_per_micro_batch = scoring.tokens_per_micro_batch;
     let encoder = Encoder::open(
-        &folder,
+        origin.tokenizer(),
         data.template,
         data.max_length,
         data.max_prompt_length,
         data.truncation,
         architecture.vocabulary,
     )?;
-    Ok(Opened { config, encoder, state, folder, trained_here })
+    Ok(Opened { config, encoder, state, origin, trained_here })
 }
 
 impl Opened {
@@ -103,19 +105,21 @@ impl Opened {
             return Ok(Some(Vec::new()));
         }
         let start = &self.config.model.path;
-        if !comm.all_true(start.join("config.json").exists())? {
+        let origin = setup::origin(&self.config).ok().filter(|origin| origin.base.join("config.json").exists());
+        let Some(origin) = comm.all_true(origin.is_some())?.then_some(origin).flatten() else {
             if comm.rank() == 0 {
                 warn!("{}, the starting model, is not there: implicit rewards are not computed", start.display());
             }
             return Ok(None);
-        }
-        let model_key = setup::model_key(start, comm)?;
-        if format!("{model_key:032x}") != self.state.model_key {
+        };
+        let keys = setup::model_keys(&origin, comm)?;
+        if format!("{:032x}", keys.start) != self.state.model_key {
             return Err(Error::input(format!("{} is not the model this run started from", start.display()))
                 .hint("put the starting model back, or move it away to have rewards only"));
         }
-        let cache = (comm.rank() == 0).then(|| setup::reference_cache(model_key, data, &self.config, machine));
-        let engine = comm.agree(load(start, true, machine))?;
+        let cache = (comm.rank() == 0).then(|| setup::reference_cache(keys.base, data, &self.config, machine));
+        let base = Origin { adapter: None, ..origin };
+        let engine = comm.agree(load(&base, true, machine))?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
         reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
@@ -126,10 +130,12 @@ impl Opened {
     /// # Errors
     /// A folder without a reward head, or damaged weights.
     pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
-        let engine = comm.agree(load(&self.folder, false, machine))?;
+        let engine = comm.agree(load(&self.origin, false, machine))?;
         if !engine.model.had_reward_head {
-            return Err(Error::input(format!("{} has no score.weight: it is no reward model", self.folder.display()))
-                .hint("--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label"));
+            let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
+            return Err(Error::input(format!("{} has no score.weight: it is no reward model", folder.display())).hint(
+                "--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label",
+            ));
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
         let policy = with_policy && engine.model.vocabulary().is_some();
@@ -145,10 +151,10 @@ impl Opened {
     }
 }
 
-fn load(folder: &Path, log_probs: bool, machine: &Machine) -> Result<Engine> {
+fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {
     let Machine { kind, device, .. } = *machine;
     let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
-    Ok(Engine::new(Model::load(folder, options)?, false))
+    Ok(Engine::new(adapter::load(origin, options, None)?, false))
 }
 
 /// Defaults for a folder that no run of ours has written: its own chat template and tokenizer, reward only.

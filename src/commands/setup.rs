@@ -12,11 +12,13 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::logging;
 use crate::machine::Machine;
+use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
+use crate::model::peft;
 use crate::model::weights::weight_paths;
 use crate::reference;
 use crate::trainer::{Split, total_steps};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tracing::warn;
 
 /// The splits of a run, tokenised.
@@ -36,8 +38,16 @@ impl Splits {
     }
 }
 
-/// An encoder as the config asks for.
-pub fn encoder(config: &Config, architecture: &Architecture) -> Result<Encoder> {
+/// Where the model of the config comes from.
+///
+/// # Errors
+/// An adapter whose base is not there.
+pub fn origin(config: &Config) -> Result<Origin> {
+    Origin::of(&config.model.path, config.lora.as_ref().and_then(|lora| lora.base.as_deref()))
+}
+
+/// An encoder as the config asks for, with the tokenizer of `model`.
+pub fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Result<Encoder> {
     let data = &config.data;
     if data.max_length > architecture.max_positions {
         warn!(
@@ -46,7 +56,7 @@ pub fn encoder(config: &Config, architecture: &Architecture) -> Result<Encoder> 
         );
     }
     Encoder::open(
-        &config.model.path,
+        model,
         data.template,
         data.max_length,
         data.max_prompt_length,
@@ -139,13 +149,29 @@ pub fn sampler(config: &Config, train: &PreparedData) -> Result<Sampler> {
     Sampler::new(train.source_ranges(), &weights, config.train.pairs_per_step, data.shuffle, data.seed)
 }
 
-/// Hash of a model's weights and config.json, read by rank 0; the same on every rank.
-pub fn model_key(model: &Path, comm: &CommThread) -> Result<u128> {
+/// What a run starts from, as hashes.
+pub struct ModelKeys {
+    /// The base's weights and config.json: what the reference log-probs depend on.
+    pub base: u128,
+    /// The same with the adapter's files, if there is one: what training starts from.
+    pub start: u128,
+}
+
+/// The hashes of a model, read by rank 0; the same on every rank.
+pub fn model_keys(origin: &Origin, comm: &CommThread) -> Result<ModelKeys> {
+    let mut paths = comm.agree(if comm.rank() == 0 { weight_paths(&origin.base) } else { Ok(Vec::new()) })?;
+    paths.push(origin.base.join("config.json"));
+    let base = key(&paths, comm)?;
+    let Some(folder) = &origin.adapter else { return Ok(ModelKeys { base, start: base }) };
+    paths.extend([adapter::WEIGHTS, peft::CONFIG].map(|name| folder.join(name)));
+    Ok(ModelKeys { base, start: key(&paths, comm)? })
+}
+
+/// Hash of some files, in their order.
+fn key(paths: &[PathBuf], comm: &CommThread) -> Result<u128> {
     let read = || {
-        let mut parts = Vec::new();
-        for path in weight_paths(model)?.iter().chain([&model.join("config.json")]) {
-            parts.push(files::fingerprint_file(path)?.to_le_bytes());
-        }
+        let parts = paths.iter().map(|path| files::fingerprint_file(path).map(u128::to_le_bytes));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
         Ok(files::fingerprint_parts(parts.iter().map(|part| part.as_slice())))
     };
     let mine = comm.agree(if comm.rank() == 0 { read() } else { Ok(0) })?;

@@ -11,14 +11,16 @@ use crate::error::{Error, Result};
 use crate::logging;
 use crate::machine::{Machine, backend};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
+use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
 use crate::model::segment::{Segment, Use};
-use crate::model::weights::{LoadOptions, Model};
+use crate::model::weights::LoadOptions;
 use crate::reducer;
 use crate::sharding;
 use crate::trainer::{Saving, Split, Trainer, check_replicas, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tch::Kind;
 use tracing::info;
 
 /// Runs the command on every rank.
@@ -31,27 +33,28 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     check_ranks(config, comm)?;
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     backend::connect(&config.parallel, machine.device, comm)?;
-    let architecture = comm.agree(Architecture::open(&config.model.path))?;
-    let encoder = comm.agree(setup::encoder(config, &architecture))?;
+    let origin = comm.agree(setup::origin(config))?;
+    let architecture = comm.agree(Architecture::open(&origin.base))?;
+    let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let run = &config.output.dir;
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
     let splits = setup::splits(config, &encoder, comm)?;
-    let pad_token = comm.agree(pad_token(config, &splits, &encoder, &architecture))?;
-    let mut engine = load(config, &machine, comm)?;
+    let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
+    let mut engine = load(config, &origin, &machine, comm)?;
     share_weights(&mut engine, comm)?;
     if config.parallel.shard_optimizer && comm.world_size() > 1 {
         sharding::shard(&mut engine.model, comm);
     }
     reducer::share_gradients(&mut engine.model, comm)?;
     // The last checks, and the run's folder: before the reference passes, which take long.
-    comm.agree(if comm.rank() == 0 { prepare_folder(config, resume, &engine) } else { Ok(()) })?;
-    let model_key = setup::model_key(&config.model.path, comm)?;
-    let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);
+    comm.agree(if comm.rank() == 0 { prepare_folder(config, &origin, resume, &engine) } else { Ok(()) })?;
+    let keys = setup::model_keys(&origin, comm)?;
+    let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
-    trainer.state.model_key = format!("{model_key:032x}");
-    trainer.saving = Some(Saving { run: run.clone(), model_dir: config.model.path.clone(), pad_token });
+    trainer.state.model_key = format!("{:032x}", keys.start);
+    trainer.saving = Some(Saving { run: run.clone(), origin, pad_token });
     if resume {
         go_on(&mut trainer, run)?;
     }
@@ -101,14 +104,14 @@ fn check_ranks(config: &Config, comm: &CommThread) -> Result<()> {
     Ok(())
 }
 
-fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine> {
+fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) -> Result<Engine> {
     let options = LoadOptions {
         kind: machine.kind,
         device: machine.device,
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let model = comm.agree(Model::load(&config.model.path, options))?;
+    let model = comm.agree(adapter::load(origin, options, config.lora.as_ref()))?;
     info!(
         "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
         config.model.path.display(),
@@ -118,6 +121,11 @@ fn load(config: &Config, machine: &Machine, comm: &CommThread) -> Result<Engine>
         machine.threads,
         machine.device
     );
+    if let Some(lora) = &model.lora {
+        let trained: usize = model.segments.iter().filter(|segment| segment.trains()).map(Segment::length).sum();
+        let (targets, trained) = (lora.targets(&model.architecture).join(", "), trained as f64 / 1e6);
+        info!("LoRA of rank {} on {targets}: {trained:.2} M parameters are trained, the rest is frozen", lora.rank);
+    }
     if model.had_reward_head {
         info!("the model brings a reward head: training goes on from it, not from zero");
     }
@@ -135,11 +143,13 @@ fn share_weights(engine: &mut Engine, comm: &CommThread) -> Result<()> {
 }
 
 /// Checks the disk, then makes the run's folder.
-fn prepare_folder(config: &Config, resume: bool, engine: &Engine) -> Result<()> {
+fn prepare_folder(config: &Config, origin: &Origin, resume: bool, engine: &Engine) -> Result<()> {
     let run = &config.output.dir;
     let model = &engine.model;
     let trained = model.segments.iter().filter(|segment| segment.trains()).map(|segment| segment.length()).sum();
-    let bytes = checkpoint::expected_bytes(&config.model.path, model.parameter_count(), trained, model.kind);
+    // With adapters what is trained is what is exported, in f32.
+    let exported = if model.lora.is_some() { (trained, Kind::Float) } else { (model.parameter_count(), model.kind) };
+    let bytes = checkpoint::expected_bytes(origin.tokenizer(), exported, trained);
     // The newest `keep`, the best, and the one being written.
     checkpoint::check_disk(run, bytes, config.checkpoint.keep + 2)?;
     checkpoint::start_run(run, resume)
@@ -163,7 +173,7 @@ fn go_on(trainer: &mut Trainer, run: &Path) -> Result<()> {
 }
 
 /// A token to pad with that occurs in no sequence of the run and ends none.
-fn pad_token(config: &Config, splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
+fn pad_token(origin: &Origin, splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
     let mut occurs = vec![false; architecture.vocabulary];
     for data in splits.all() {
         for index in 0..data.len() {
@@ -173,7 +183,7 @@ fn pad_token(config: &Config, splits: &Splits, encoder: &Encoder, architecture: 
             }
         }
     }
-    let mut ends = checkpoint::end_tokens(&config.model.path)?;
+    let mut ends = checkpoint::end_tokens(&origin.base)?;
     ends.push(encoder.eos());
     checkpoint::choose_pad_token(&occurs, &ends, |token| encoder.is_special(token)).ok_or_else(|| {
         Error::input("every token of the vocabulary occurs in the data: none is left to pad with")

@@ -116,3 +116,11 @@ pub(super) fn margin_scale() -> f64 {
 pub(super) fn cache_dir() -> PathBuf {
     PathBuf::from(".cache")
 }
+
+pub(super) fn lora_rank() -> usize {
+    64
+}
+
+pub(super) fn lora_alpha() -> f64 {
+    16.0
+}

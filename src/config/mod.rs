@@ -43,6 +43,9 @@ pub struct Config {
     /// How it is minimised.
     #[serde(default)]
     pub train: TrainConfig,
+    /// Low-rank adapters beside frozen weights; absent: every weight is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Ranks and threads.
     #[serde(default)]
     pub parallel: ParallelConfig,
@@ -229,6 +232,29 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// Recompute each block in the backward pass instead of keeping what it computed.
     pub activation_checkpointing: bool,
+}
+
+/// `[lora]`: adapters beside the named projections of every block are trained, with the reward head; nothing else is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of the adapters.
+    #[serde(default = "defaults::lora_rank")]
+    pub rank: usize,
+    /// Their product is multiplied with alpha / rank.
+    #[serde(default = "defaults::lora_alpha")]
+    pub alpha: f64,
+    /// Projections with an adapter, by their module's name: `q_proj`, or `mlp.up_proj`.
+    pub targets: Vec<String>,
+    /// Seed of A's initial values; B starts at zero.
+    #[serde(default)]
+    pub seed: u64,
+    /// Multiply with alpha / sqrt(rank) in place of alpha / rank.
+    #[serde(default)]
+    pub use_rslora: bool,
+    /// Where the base of the adapter in `model.path` is; default: where its adapter_config.json says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
 }
 
 /// Course of the learning rate after the warm-up.

@@ -34,7 +34,8 @@ impl Config {
         at_least("checkpoint.keep", self.checkpoint.keep, 1)?;
         self.data.check()?;
         self.loss.check()?;
-        self.train.check()
+        self.train.check()?;
+        self.lora.as_ref().map_or(Ok(()), LoraConfig::check)
     }
 }
 
@@ -155,6 +156,22 @@ impl TrainConfig {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl LoraConfig {
+    fn check(&self) -> Check {
+        at_least("lora.rank", self.rank, 1)?;
+        at_most("lora.rank", self.rank, 1 << 16)?;
+        number("lora.alpha", self.alpha, self.alpha > 0.0, "above 0")?;
+        if let Some(base) = &self.base {
+            path("lora.base", base)?;
+        }
+        if self.targets.is_empty() {
+            let hint = "for example targets = [\"gate_proj\", \"up_proj\", \"down_proj\"]";
+            return refuse("lora.targets", "is empty; expected at least one projection", hint);
+        }
+        Ok(())
     }
 }
 

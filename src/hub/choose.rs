@@ -5,6 +5,9 @@
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 
+/// What an adapter's repository holds.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
 /// What is read of a model besides its weights, where it is there.
 const BESIDES: [&str; 7] = [
     "config.json",
@@ -17,7 +20,8 @@ const BESIDES: [&str; 7] = [
 ];
 const DATA: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
 
-/// A model's files: config, tokenizer, template, and weights in one file or in shards.
+/// A model's files: config, tokenizer, template, and weights in one file or in shards; or an adapter's, which has no
+/// config.json of its own, or one beside it.
 ///
 /// # Errors
 /// No config.json, no safetensors, or a shard that is missing.
@@ -26,6 +30,10 @@ pub(super) fn model_files(listed: &[String]) -> Result<Vec<String>> {
         Error::input(format!("there is no {file}"))
             .hint("a model is a Hugging Face folder with config.json and safetensors")
     };
+    if ADAPTER.iter().all(|needed| listed.iter().any(|file| file == needed)) {
+        let wanted = |file: &&String| BESIDES.contains(&file.as_str()) || ADAPTER.contains(&file.as_str());
+        return Ok(listed.iter().filter(wanted).cloned().collect());
+    }
     if !listed.iter().any(|file| file == "config.json") {
         return Err(needs("config.json"));
     }

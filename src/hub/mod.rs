@@ -8,7 +8,7 @@ mod choose;
 mod client;
 
 use crate::config::HubPath;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, file_error};
 use client::Failure;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -194,6 +194,22 @@ impl Hub {
             self.cache.display()
         ))
     }
+}
+
+/// What other programs call a model's folder: its name on the hub and the commit where it lies in a cache of the hub's
+/// (`models--OWNER--NAME/snapshots/COMMIT`), else its absolute path.
+///
+/// # Errors
+/// A folder that is not there.
+pub fn name_of(folder: &Path) -> Result<(String, Option<String>)> {
+    let whole = std::path::absolute(folder).map_err(|error| file_error(folder, "find", &error))?;
+    let mut steps = whole.iter().rev().map(|step| step.to_string_lossy());
+    if let (Some(commit), Some("snapshots"), Some(repository)) = (steps.next(), steps.next().as_deref(), steps.next())
+        && let Some((owner, name)) = repository.strip_prefix("models--").and_then(|rest| rest.split_once("--"))
+    {
+        return Ok((format!("{owner}/{name}"), Some(commit.into_owned())));
+    }
+    Ok((whole.to_string_lossy().into_owned(), None))
 }
 
 /// Whether a name from outside stays within the folder it is joined to.

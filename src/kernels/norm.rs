@@ -6,29 +6,46 @@ use super::{Element, LANES, ROWS};
 use crate::parallel;
 use multiversion::multiversion;
 
+/// What normed rows are multiplied by.
+#[derive(Clone, Copy)]
+pub struct Weight<'a, E> {
+    /// One number a column.
+    pub values: &'a [E],
+    /// Whether the factor is 1 + the number (Gemma's form, which rounds once, after the product) or the number itself
+    /// (everyone else's, which rounds before it too).
+    pub plus_one: bool,
+}
+
 /// `output` = x / rms(x) * weight row by row, and each row's scale.
-pub fn forward<E: Element>(x: &[E], weight: &[E], epsilon: f32, output: &mut [E], scale: &mut [f32]) {
-    let width = weight.len();
-    let rows = x.chunks(ROWS * width).zip(output.chunks_mut(ROWS * width)).zip(scale.chunks_mut(ROWS));
-    parallel::for_each(rows, |((x, output), scale)| forward_rows(x, weight, epsilon, output, scale));
+pub fn forward<E: Element>(x: &[E], weight: Weight<E>, epsilon: f32, output: &mut [E], scale: &mut [f32]) {
+    let size = ROWS * weight.values.len();
+    let rows = x.chunks(size).zip(output.chunks_mut(size)).zip(scale.chunks_mut(ROWS));
+    parallel::for_each(rows, |((x, output), scale)| forward_block(x, weight, epsilon, output, scale));
 }
 
 /// `sum` = x + change, then [`forward`] of it.
 pub fn add_forward<E: Element>(
     (x, change): (&[E], &[E]),
-    weight: &[E],
+    weight: Weight<E>,
     epsilon: f32,
     sum: &mut [E],
     output: &mut [E],
     scale: &mut [f32],
 ) {
-    let size = ROWS * weight.len();
+    let size = ROWS * weight.values.len();
     let inputs = x.chunks(size).zip(change.chunks(size));
     let outputs = sum.chunks_mut(size).zip(output.chunks_mut(size)).zip(scale.chunks_mut(ROWS));
     parallel::for_each(inputs.zip(outputs), |((x, change), ((sum, output), scale))| {
         add_rows(x, change, sum);
-        forward_rows(sum, weight, epsilon, output, scale);
+        forward_block(sum, weight, epsilon, output, scale);
     });
+}
+
+fn forward_block<E: Element>(x: &[E], weight: Weight<E>, epsilon: f32, output: &mut [E], scale: &mut [f32]) {
+    match weight.plus_one {
+        false => forward_rows::<E, false>(x, weight.values, epsilon, output, scale),
+        true => forward_rows::<E, true>(x, weight.values, epsilon, output, scale),
+    }
 }
 
 /// `sum` = x + change.
@@ -39,10 +56,13 @@ pub fn add<E: Element>(x: &[E], change: &[E], sum: &mut [E]) {
 }
 
 /// The output of [`forward`] again, from the scales that it gave.
-pub fn apply<E: Element>(x: &[E], weight: &[E], scale: &[f32], output: &mut [E]) {
-    let size = ROWS * weight.len();
+pub fn apply<E: Element>(x: &[E], weight: Weight<E>, scale: &[f32], output: &mut [E]) {
+    let size = ROWS * weight.values.len();
     let rows = x.chunks(size).zip(output.chunks_mut(size)).zip(scale.chunks(ROWS));
-    parallel::for_each(rows, |((x, output), scale)| apply_rows(x, weight, scale, output));
+    parallel::for_each(rows, |((x, output), scale)| match weight.plus_one {
+        false => apply_rows::<E, false>(x, weight.values, scale, output),
+        true => apply_rows::<E, true>(x, weight.values, scale, output),
+    });
 }
 
 /// From the gradient of [`forward`]'s output: `input_gradient` = residual + gradient of x (`residual` is the gradient
@@ -50,19 +70,22 @@ pub fn apply<E: Element>(x: &[E], weight: &[E], scale: &[f32], output: &mut [E])
 pub fn backward<E: Element>(
     (gradient, residual): (&[E], &[E]),
     x: &[E],
-    weight: &[E],
+    weight: Weight<E>,
     scale: &[f32],
     input_gradient: &mut [E],
     weight_gradient: &mut [f32],
 ) {
-    let width = weight.len();
+    let width = weight.values.len();
     let size = ROWS * width;
     // A sum for each block of rows, added in order: the number of threads changes no bit.
     let mut sums = vec![0f32; scale.len().div_ceil(ROWS) * width];
     let inputs = gradient.chunks(size).zip(residual.chunks(size)).zip(x.chunks(size)).zip(scale.chunks(ROWS));
     let outputs = input_gradient.chunks_mut(size).zip(sums.chunks_mut(width));
-    parallel::for_each(inputs.zip(outputs), |((((gradient, residual), x), scale), (input_gradient, sum))| {
-        backward_rows((gradient, residual), x, weight, scale, input_gradient, sum);
+    parallel::for_each(inputs.zip(outputs), |((((gradient, residual), x), scale), (input_gradient, sum))| match weight
+        .plus_one
+    {
+        false => backward_rows::<E, false>((gradient, residual), x, weight.values, scale, input_gradient, sum),
+        true => backward_rows::<E, true>((gradient, residual), x, weight.values, scale, input_gradient, sum),
     });
     for sum in sums.chunks(width) {
         weight_gradient.iter_mut().zip(sum).for_each(|(total, part)| *total += part);
@@ -77,29 +100,42 @@ fn add_rows<E: Element>(x: &[E], change: &[E], sum: &mut [E]) {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn forward_rows<E: Element>(x: &[E], weight: &[E], epsilon: f32, output: &mut [E], scale: &mut [f32]) {
+fn forward_rows<E: Element, const PLUS_ONE: bool>(
+    x: &[E],
+    weight: &[E],
+    epsilon: f32,
+    output: &mut [E],
+    scale: &mut [f32],
+) {
     let width = weight.len();
     for ((x, output), scale) in x.chunks(width).zip(output.chunks_mut(width)).zip(scale) {
         let squares = lanes_sum(x, x);
         *scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
-        apply_row(x, weight, *scale, output);
+        apply_row::<E, PLUS_ONE>(x, weight, *scale, output);
     }
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn apply_rows<E: Element>(x: &[E], weight: &[E], scale: &[f32], output: &mut [E]) {
+fn apply_rows<E: Element, const PLUS_ONE: bool>(x: &[E], weight: &[E], scale: &[f32], output: &mut [E]) {
     let width = weight.len();
     for ((x, output), scale) in x.chunks(width).zip(output.chunks_mut(width)).zip(scale) {
-        apply_row(x, weight, *scale, output);
+        apply_row::<E, PLUS_ONE>(x, weight, *scale, output);
     }
 }
 
-/// Rounds before the weight, as Transformers does.
+/// Rounds where Transformers does.
 #[inline(always)]
-fn apply_row<E: Element>(x: &[E], weight: &[E], scale: f32, output: &mut [E]) {
+fn apply_row<E: Element, const PLUS_ONE: bool>(x: &[E], weight: &[E], scale: f32, output: &mut [E]) {
     for ((x, weight), output) in x.iter().zip(weight).zip(output) {
-        *output = E::narrow(E::narrow(x.wide() * scale).wide() * weight.wide());
+        let normed = x.wide() * scale;
+        let normed = if PLUS_ONE { normed } else { E::narrow(normed).wide() };
+        *output = E::narrow(normed * factor::<E, PLUS_ONE>(*weight));
     }
+}
+
+#[inline(always)]
+fn factor<E: Element, const PLUS_ONE: bool>(weight: E) -> f32 {
+    if PLUS_ONE { 1.0 + weight.wide() } else { weight.wide() }
 }
 
 /// Sum of products of two rows.
@@ -117,7 +153,7 @@ fn lanes_sum<E: Element>(left: &[E], right: &[E]) -> f32 {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-fn backward_rows<E: Element>(
+fn backward_rows<E: Element, const PLUS_ONE: bool>(
     (gradient, residual): (&[E], &[E]),
     x: &[E],
     weight: &[E],
@@ -138,18 +174,18 @@ fn backward_rows<E: Element>(
             for lane in 0..LANES {
                 let along = gradient[lane].wide() * (x[lane].wide() * scale);
                 sum[lane] += along;
-                lanes[lane] += along * weight[lane].wide();
+                lanes[lane] += along * factor::<E, PLUS_ONE>(weight[lane]);
             }
         }
         for at in whole..width {
             let along = gradient[at].wide() * (x[at].wide() * scale);
             weight_gradient[at] += along;
-            rest += along * weight[at].wide();
+            rest += along * factor::<E, PLUS_ONE>(weight[at]);
         }
         let projection = (lanes.iter().sum::<f32>() + rest) / width as f32;
         let row = gradient.iter().zip(weight).zip(x).zip(residual).zip(input_gradient);
         for ((((gradient, weight), x), residual), input_gradient) in row {
-            let upstream = gradient.wide() * weight.wide();
+            let upstream = gradient.wide() * factor::<E, PLUS_ONE>(*weight);
             let own = (upstream - x.wide() * scale * projection) * scale;
             *input_gradient = E::narrow(residual.wide() + own);
         }

@@ -1,15 +1,19 @@
-//! Hugging Face `config.json` -> [`Architecture`]: what makes each model family what it is, in one place.
+//! Hugging Face `config.json` -> [`Architecture`]: the sizes of a model, and everything that sets families apart.
 //!
-//! Both spellings are read: Transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and Transformers 5
-//! (`rope_parameters`, `dtype`).
+//! What each family is stands in `config/families.rs`, a function a family; `config/keys.rs` reads single keys,
+//! `config/rope.rs` the rotary positions in both spellings: Transformers 4 (`rope_theta`, `rope_scaling`) and
+//! Transformers 5 (`rope_parameters`). Not here: what the decoder does with it.
 
-use super::attention::Heads;
+mod families;
+mod keys;
+mod rope;
+
+use super::activation::Activation;
+use super::attention::{AttentionRules, Heads};
+use super::norm::NormKind;
 use crate::error::{Error, Result, file_error};
-use serde::Deserialize;
+use keys::Keys;
 use std::path::Path;
-
-/// The families this build knows, by their `model_type`.
-pub const FAMILIES: &[&str] = &["llama"];
 
 /// Everything the decoder needs to know about a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +22,7 @@ pub struct Architecture {
     pub vocabulary: usize,
     /// D: width of the hidden states.
     pub width: usize,
-    /// Width of the gated MLP.
+    /// F: width of the MLP.
     pub mlp_width: usize,
     /// Number of blocks.
     pub layers: usize,
@@ -28,18 +32,92 @@ pub struct Architecture {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_width: usize,
-    /// Epsilon of the root-mean-square norms.
-    pub norm_epsilon: f64,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// Whether the language-model head is the token embedding.
-    pub tied: bool,
-    /// Whether the attention projections have biases.
-    pub attention_bias: bool,
-    /// Whether the MLP projections have biases.
-    pub mlp_bias: bool,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
+    /// What hidden states are normed by.
+    pub norm: NormKind,
+    /// Epsilon of all norms.
+    pub norm_epsilon: f64,
+    /// How the two halves of a block join.
+    pub residual: Residual,
+    /// The function in the MLP.
+    pub activation: Activation,
+    /// Whether it gates: activation(gate) * up, rather than activation(up).
+    pub gated: bool,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Columns of a head that are rotated, from the first on.
+    pub rotated_width: usize,
+    /// What becomes of attention scores, block by block.
+    pub attention: Vec<AttentionRules>,
+    /// Whether a file holds the rows of queries, keys and values head by head: [H, 3, E] rather than [3, H, E].
+    pub head_by_head: bool,
+    /// Which linear maps have biases.
+    pub biases: Biases,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: Option<f64>,
+    /// c of c tanh(logit / c), taken of the language-model head's logits.
+    pub logit_cap: Option<f64>,
+    /// Whether the language-model head is the token embedding.
+    pub tied: bool,
+    /// What parameters are called in files, which also says which of them there are.
+    pub names: Names,
+}
+
+/// How the two halves of a block join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// The MLP reads what attention has added to.
+    Sequential,
+    /// Both read the block's input, and both add to it.
+    Parallel,
+}
+
+/// Which linear maps have biases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub query_key_value: bool,
+    /// Attention's output.
+    pub attention_output: bool,
+    /// All of the MLP.
+    pub mlp: bool,
+    /// The language-model head.
+    pub head: bool,
+}
+
+/// What parameters are called in a family's files, without `.weight` and `.bias`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// The Transformers class that reads the exported reward model.
+    pub reward_model: &'static str,
+    /// Of the embedding.
+    pub embedding: &'static str,
+    /// What stands before a block's number. The names below this one and above `norm` follow after it.
+    pub block: &'static str,
+    /// The norm before attention.
+    pub input_norm: &'static str,
+    /// Queries, keys and values: three matrices, or one in which their rows follow one another.
+    pub query_key_value: &'static [&'static str],
+    /// Norms of every head of queries and of keys, if there are such.
+    pub head_norms: Option<[&'static str; 2]>,
+    /// Attention's output.
+    pub attention_output: &'static str,
+    /// A norm of what attention adds, if there is one.
+    pub post_attention_norm: Option<&'static str>,
+    /// The norm before the MLP; none where the MLP reads what attention reads.
+    pub mlp_norm: Option<&'static str>,
+    /// Gate and up: two matrices, or one in which their rows follow one another, or up alone.
+    pub up: &'static [&'static str],
+    /// The MLP's output.
+    pub down: &'static str,
+    /// A norm of what the MLP adds, if there is one.
+    pub post_mlp_norm: Option<&'static str>,
+    /// The final norm.
+    pub norm: &'static str,
+    /// The language-model head where it is not the embedding, under each name that files have for it; the first is
+    /// written.
+    pub head: &'static [&'static str],
 }
 
 /// Rotary position embedding: base and scaling.
@@ -74,44 +152,15 @@ pub enum RopeScaling {
     },
 }
 
-#[derive(Deserialize)]
-struct Raw {
-    model_type: Option<String>,
-    vocab_size: Option<usize>,
-    hidden_size: Option<usize>,
-    intermediate_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    tie_word_embeddings: Option<bool>,
-    attention_bias: Option<bool>,
-    mlp_bias: Option<bool>,
-    max_position_embeddings: Option<usize>,
-    hidden_act: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawRope {
-    rope_type: Option<String>,
-    /// The name before Transformers 4.43; files saved again since then hold both.
-    #[serde(rename = "type")]
-    old_rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-}
-
 impl Architecture {
     /// How a row is cut into attention heads.
     pub fn attention_heads(&self) -> Heads {
         Heads { query: self.heads, key: self.kv_heads, width: self.head_width }
+    }
+
+    /// Columns of what the MLP computes before its activation: 2 F with a gate, else F.
+    pub fn inner_width(&self) -> usize {
+        if self.gated { 2 * self.mlp_width } else { self.mlp_width }
     }
 
     /// Reads `config.json` of a Hugging Face folder.
@@ -139,94 +188,12 @@ impl Architecture {
     /// # Errors
     /// As [`Architecture::open`].
     pub fn parse(text: &str) -> Result<Self> {
-        let raw: Raw =
-            serde_json::from_str(text).map_err(|error| Error::input(format!("not a model config: {error}")))?;
-        match raw.model_type.as_deref().unwrap_or_default() {
-            "llama" => raw.llama(),
-            other => Err(Error::input(format!("model_type \"{other}\" is not known"))
-                .hint(format!("known families: {}", FAMILIES.join(", ")))),
+        let keys = Keys::parse(text)?;
+        let family = keys.text("model_type")?.unwrap_or_default();
+        match families::FAMILIES.iter().find(|(known, _)| *known == family) {
+            Some((_, read)) => read(&keys),
+            None => Err(Error::input(format!("model_type \"{family}\" is not known"))
+                .hint(format!("known families: {}", families::FAMILIES.map(|(known, _)| known).join(", ")))),
         }
-    }
-
-    /// Name of the Transformers class that reads the exported reward model.
-    pub fn reward_model_class(&self) -> &'static str {
-        "LlamaForSequenceClassification"
-    }
-}
-
-impl Raw {
-    fn llama(self) -> Result<Architecture> {
-        let width = positive("hidden_size", self.hidden_size)?;
-        let heads = positive("num_attention_heads", self.num_attention_heads)?;
-        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        if kv_heads == 0 || heads % kv_heads != 0 {
-            return Err(Error::input(format!(
-                "num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}"
-            )));
-        }
-        if self.head_dim.is_none() && width % heads != 0 {
-            return Err(Error::input(format!(
-                "hidden_size = {width} must be a multiple of num_attention_heads = {heads}"
-            )));
-        }
-        let head_width = positive("head_dim", Some(self.head_dim.unwrap_or(width / heads)))?;
-        if head_width % 2 != 0 {
-            return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
-        }
-        if let Some(activation) = self.hidden_act.as_deref().filter(|name| *name != "silu") {
-            return Err(Error::input(format!(
-                "hidden_act = \"{activation}\": this family is known with \"silu\" only"
-            )));
-        }
-        Ok(Architecture {
-            vocabulary: positive("vocab_size", self.vocab_size)?,
-            width,
-            mlp_width: positive("intermediate_size", self.intermediate_size)?,
-            layers: positive("num_hidden_layers", self.num_hidden_layers)?,
-            heads,
-            kv_heads,
-            head_width,
-            norm_epsilon: self.rms_norm_eps.unwrap_or(1e-6),
-            rope: self.rope()?,
-            tied: self.tie_word_embeddings.unwrap_or(false),
-            attention_bias: self.attention_bias.unwrap_or(false),
-            mlp_bias: self.mlp_bias.unwrap_or(false),
-            max_positions: self.max_position_embeddings.unwrap_or(2048),
-        })
-    }
-
-    fn rope(&self) -> Result<Rope> {
-        let raw = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let theta = raw.and_then(|raw| raw.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
-        let Some(raw) = raw else { return Ok(Rope { theta, scaling: RopeScaling::None }) };
-        let need = |key: &str, value: Option<f64>| match value {
-            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
-            Some(value) => Err(Error::input(format!("rope scaling: {key} = {value} must be positive"))),
-            None => Err(Error::input(format!("rope scaling: {key} is missing"))),
-        };
-        let scaling = match raw.rope_type.as_deref().or(raw.old_rope_type.as_deref()).unwrap_or("default") {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: need("factor", raw.factor)? },
-            "llama3" => RopeScaling::Llama3 {
-                factor: need("factor", raw.factor)?,
-                low_factor: need("low_freq_factor", raw.low_freq_factor)?,
-                high_factor: need("high_freq_factor", raw.high_freq_factor)?,
-                original: need("original_max_position_embeddings", raw.original_max_position_embeddings)?,
-            },
-            other => {
-                return Err(
-                    Error::input(format!("rope_type \"{other}\" is not known")).hint("known: default, linear, llama3")
-                );
-            }
-        };
-        Ok(Rope { theta, scaling })
-    }
-}
-
-fn positive(key: &str, value: Option<usize>) -> Result<usize> {
-    match value {
-        Some(0) => Err(Error::input(format!("{key} = 0 must be positive"))),
-        Some(value) => Ok(value),
-        None => Err(Error::input(format!("{key} is missing"))),
     }
 }

@@ -2,124 +2,76 @@
 //!
 //! The order of segments is that of the forward pass: embedding, blocks, final norm, language-model head (untied models
 //! only), reward head. A backward pass takes the gradient of a segment's output, adds parameter gradients to the
-//! segment's bucket and returns the gradient of its input. The two heads are driven by `head.rs`.
+//! segment's bucket and returns the gradient of its input. The two heads are driven by `head.rs`. What sets families
+//! apart is described by [`Architecture`] and `layout.rs`.
 //!
 //! Legend: T tokens, D width, H query heads, G key/value heads, E head width, F width of the MLP.
 
-use super::attention::{AttentionPlan, Heads};
-use super::config::Architecture;
-use super::norm;
+use super::activation;
+use super::attention::{AttentionPlan, AttentionRules, Group, Heads};
+use super::config::{Architecture, Residual};
+use super::head_norm;
+use super::layout::{Places, Projection};
+use super::lora::Adapter;
+use super::norm::{self, Norm};
 use super::rope::Rotation;
 use super::segment::Segment;
-use super::swiglu;
-use super::workspace::{BlockState, Scratch, Shared};
-use crate::error::Result;
-use std::ops::Range;
-use tch::{Kind, Tensor};
+use super::workspace::{BlockState, PostNorm, Scratch, Shared};
+use crate::error::{Error, Result};
+use tch::{Device, Kind, Tensor};
 
-/// What a segment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The token embedding, and with tied weights the vocabulary product too.
-    Embedding,
-    /// The block of this number.
-    Block(usize),
-    /// The final norm.
-    Norm,
-    /// The untied language-model head.
-    LanguageModelHead,
-    /// The scalar reward head, always computed in f32.
-    RewardHead,
+pub use super::layout::Part;
+
+/// What the blocks of one micro-batch share.
+pub struct Context {
+    /// Which rows see which, under each of the model's rules.
+    attention: Vec<(AttentionRules, AttentionPlan)>,
+    /// Rotation by position.
+    rotation: Rotation,
 }
 
-impl Part {
-    /// Every part of a model, in the order of the forward pass.
-    pub fn all(architecture: &Architecture) -> Vec<Self> {
-        let mut parts = vec![Self::Embedding];
-        parts.extend((0..architecture.layers).map(Self::Block));
-        parts.push(Self::Norm);
-        if !architecture.tied {
-            parts.push(Self::LanguageModelHead);
-        }
-        parts.push(Self::RewardHead);
-        parts
-    }
-
-    /// Names and shapes of the part's parameters, as in the checkpoint; the order is relied on below.
-    pub fn shapes(self, architecture: &Architecture) -> Vec<(String, Vec<i64>)> {
-        let Architecture { vocabulary, width, mlp_width, heads, kv_heads, head_width, .. } = *architecture;
-        let [vocabulary, width, mlp] = [vocabulary, width, mlp_width].map(|size| size as i64);
-        let [query, key] = [heads * head_width, kv_heads * head_width].map(|size| size as i64);
-        match self {
-            Self::Embedding => vec![("model.embed_tokens.weight".into(), vec![vocabulary, width])],
-            Self::Norm => vec![("model.norm.weight".into(), vec![width])],
-            Self::LanguageModelHead => vec![("lm_head.weight".into(), vec![vocabulary, width])],
-            Self::RewardHead => vec![("score.weight".into(), vec![1, width])],
-            Self::Block(index) => {
-                let name = |rest: &str| format!("model.layers.{index}.{rest}");
-                let mut shapes = vec![
-                    (name("input_layernorm.weight"), vec![width]),
-                    (name("self_attn.q_proj.weight"), vec![query, width]),
-                    (name("self_attn.k_proj.weight"), vec![key, width]),
-                    (name("self_attn.v_proj.weight"), vec![key, width]),
-                    (name("self_attn.o_proj.weight"), vec![width, query]),
-                    (name("post_attention_layernorm.weight"), vec![width]),
-                    (name("mlp.gate_proj.weight"), vec![mlp, width]),
-                    (name("mlp.up_proj.weight"), vec![mlp, width]),
-                    (name("mlp.down_proj.weight"), vec![width, mlp]),
-                ];
-                if architecture.attention_bias {
-                    shapes.extend([
-                        (name("self_attn.q_proj.bias"), vec![query]),
-                        (name("self_attn.k_proj.bias"), vec![key]),
-                        (name("self_attn.v_proj.bias"), vec![key]),
-                        (name("self_attn.o_proj.bias"), vec![width]),
-                    ]);
-                }
-                if architecture.mlp_bias {
-                    shapes.extend([
-                        (name("mlp.gate_proj.bias"), vec![mlp]),
-                        (name("mlp.up_proj.bias"), vec![mlp]),
-                        (name("mlp.down_proj.bias"), vec![width]),
-                    ]);
-                }
-                shapes
+impl Context {
+    /// For packed groups and their positions `[T]`; `frequencies` as from `rope::frequencies`.
+    pub fn new(
+        architecture: &Architecture,
+        (groups, positions): (&[Group], &Tensor),
+        frequencies: &[f32],
+        (kind, device): (Kind, Device),
+    ) -> Self {
+        let heads = architecture.attention_heads();
+        let mut attention: Vec<(AttentionRules, AttentionPlan)> = Vec::new();
+        for rules in &architecture.attention {
+            if !attention.iter().any(|(known, _)| known == rules) {
+                attention.push((*rules, AttentionPlan::new(groups, heads, *rules, kind, device)));
             }
         }
+        Self { attention, rotation: Rotation::new(positions, frequencies, device) }
+    }
+
+    fn attention(&self, rules: Option<&AttentionRules>) -> Result<&AttentionPlan> {
+        let plan = self.attention.iter().find(|(known, _)| Some(known) == rules);
+        plan.map(|(_, plan)| plan).ok_or_else(|| Error::runtime("a block without a plan of attention"))
     }
 }
 
-/// Places of a block's parameters in `Part::shapes`; what lies side by side is one product.
-mod place {
-    use std::ops::Range;
-
-    pub const INPUT_NORM: usize = 0;
-    pub const QUERY_KEY_VALUE: Range<usize> = 1..4;
-    pub const OUTPUT: Range<usize> = 4..5;
-    pub const MLP_NORM: usize = 5;
-    pub const GATE_UP: Range<usize> = 6..8;
-    pub const DOWN: Range<usize> = 8..9;
-    pub const BIASES: usize = 9;
-}
-
-/// What every block of one micro-batch shares.
-pub struct Context {
-    /// Which rows see which.
-    pub attention: AttentionPlan,
-    /// Rotation by position.
-    pub rotation: Rotation,
-}
-
-/// One block's description: its architecture and where its biases lie.
+/// One block: what it is and where its parameters lie.
 pub struct Block<'a> {
     architecture: &'a Architecture,
+    index: usize,
     segment: &'a Segment,
+    adapter: Option<Adapter<'a>>,
+    places: Places,
 }
 
 impl<'a> Block<'a> {
-    /// The block whose parameters are in `segment`.
-    pub fn new(architecture: &'a Architecture, segment: &'a Segment) -> Self {
-        Self { architecture, segment }
+    /// The block of this number, whose parameters are in `segment`.
+    pub fn new(architecture: &'a Architecture, index: usize, segment: &'a Segment) -> Self {
+        Self { architecture, index, segment, adapter: None, places: Places::of(architecture) }
+    }
+
+    /// The same block with adapters, beside which its own parameters are frozen.
+    pub fn with_adapter(self, adapter: Option<Adapter<'a>>) -> Self {
+        Self { adapter, ..self }
     }
 
     /// Hidden states `state.input` [T, D] -> `output` [T, D]; fills `state` for the backward pass.
@@ -127,25 +79,69 @@ impl<'a> Block<'a> {
     /// # Errors
     /// A buffer that is not what this crate allocates.
     pub fn forward(&self, state: &mut BlockState, output: &Tensor, shared: &Shared, context: &Context) -> Result<()> {
-        let (heads, epsilon) = (self.architecture.attention_heads(), self.architecture.norm_epsilon);
-        norm::forward(&state.input, self.weight(place::INPUT_NORM), epsilon, &shared.normed, &state.input_scale)?;
-        self.project(&shared.normed, place::QUERY_KEY_VALUE, &state.query_key_value);
-        let rows = heads_of(&state.query_key_value, heads);
-        context.rotation.apply(&rows, heads.query + heads.key)?;
-        state.log_sums = context.attention.forward(&rows, &heads_of(&state.attended, heads))?;
-        self.project(&state.attended, place::OUTPUT, &shared.change);
-        norm::add_forward(
-            (&state.input, &shared.change),
-            self.weight(place::MLP_NORM),
-            epsilon,
-            &state.middle,
-            &shared.normed,
-            &state.middle_scale,
-        )?;
-        self.project(&shared.normed, place::GATE_UP, &state.gate_up);
-        swiglu::forward(&state.gate_up, &shared.activated)?;
-        self.project(&shared.activated, place::DOWN, &shared.change);
+        let places = &self.places;
+        self.norm(places.input_norm).forward(&state.input, &shared.normed, &state.input_statistics)?;
+        self.attend(state, shared, context)?;
+        let change = (&state.input, &shared.change);
+        match self.architecture.residual {
+            Residual::Sequential => {
+                let norm = self.norm(places.mlp_norm);
+                norm.add_forward(change, &state.middle, &shared.normed, &state.middle_statistics)?;
+            }
+            Residual::Parallel => {
+                norm::add(change.0, change.1, &state.middle)?;
+                if places.mlp_norm != places.input_norm {
+                    let norm = self.norm(places.mlp_norm);
+                    norm.forward(&state.input, &shared.normed, &state.middle_statistics)?;
+                }
+            }
+        }
+        self.project(&shared.normed, &places.up, &state.inner);
+        let Architecture { activation, gated, .. } = *self.architecture;
+        activation::forward(activation, gated, &state.inner, &shared.activated)?;
+        self.contribute(&shared.activated, &places.down, places.post_mlp_norm, &state.post_mlp, shared)?;
         norm::add(&state.middle, &shared.change, output)
+    }
+
+    /// Attention: normed states in `shared.normed` -> what they add to the hidden states, in `shared.change`.
+    fn attend(&self, state: &mut BlockState, shared: &Shared, context: &Context) -> Result<()> {
+        let (places, heads) = (&self.places, self.architecture.attention_heads());
+        self.project(&shared.normed, &places.query_key_value, &state.query_key_value);
+        let rows = heads_of(&state.query_key_value, heads);
+        if let (Some(place), Some(kept)) = (places.head_norms, &state.head_norms) {
+            let ranges = [0..heads.query, heads.query..heads.query + heads.key];
+            for ((offset, range), kept) in ranges.into_iter().enumerate().zip(kept) {
+                let (weight, epsilon) = (self.segment.weight(place + offset), self.architecture.norm_epsilon);
+                head_norm::forward(&rows, range, weight, epsilon, &kept.before, &kept.scale)?;
+            }
+        }
+        context.rotation.apply(&rows, heads.query + heads.key)?;
+        let plan = context.attention(self.rules())?;
+        state.log_sums = plan.forward(&rows, &heads_of(&state.attended, heads))?;
+        let post = places.post_attention_norm;
+        self.contribute(&state.attended, &places.attention_output, post, &state.post_attention, shared)
+    }
+
+    /// What a half of the block adds to the hidden states, in `shared.change`: the projection of its result, normed
+    /// once more where the family does so.
+    fn contribute(
+        &self,
+        result: &Tensor,
+        projection: &Projection,
+        post_norm: Option<usize>,
+        kept: &Option<PostNorm>,
+        shared: &Shared,
+    ) -> Result<()> {
+        match (post_norm, kept) {
+            (Some(place), Some(kept)) => {
+                self.project(result, projection, &kept.before);
+                self.norm(place).forward(&kept.before, &shared.change, &kept.statistics)
+            }
+            _ => {
+                self.project(result, projection, &shared.change);
+                Ok(())
+            }
+        }
     }
 
     /// Gradient of the output in `shared.gradient` [T, D] -> gradient of the input, in the same place; parameter
@@ -154,28 +150,63 @@ impl<'a> Block<'a> {
     /// # Errors
     /// As [`Block::forward`].
     pub fn backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
-        let add_product = |places, gradient: &Tensor, x: &Tensor| self.project_backward(places, gradient, x, scratch);
-        // The MLP, from its output to the hidden states between the halves.
-        self.input_gradient(&shared.gradient, place::DOWN, &shared.activated_gradient);
-        swiglu::backward(&state.gate_up, &shared.activated_gradient, &shared.activated, &shared.gate_up_gradient)?;
-        add_product(place::DOWN, &shared.gradient, &shared.activated)?;
-        norm::apply(&state.middle, self.weight(place::MLP_NORM), &state.middle_scale, &shared.normed)?;
-        add_product(place::GATE_UP, &shared.gate_up_gradient, &shared.normed)?;
-        self.input_gradient(&shared.gate_up_gradient, place::GATE_UP, &shared.change);
-        norm::backward(
-            (&shared.change, Some(&shared.gradient)),
-            &state.middle,
-            self.weight(place::MLP_NORM),
-            &state.middle_scale,
-            &shared.middle_gradient,
-            self.segment.gradient_view(place::MLP_NORM),
-        )?;
-        // Attention, from there to the input.
-        self.input_gradient(&shared.middle_gradient, place::OUTPUT, &shared.attended_gradient);
-        add_product(place::OUTPUT, &shared.middle_gradient, &state.attended)?;
-        let heads = self.architecture.attention_heads();
+        let places = &self.places;
+        let parallel = self.architecture.residual == Residual::Parallel;
+        // The MLP, from its output to the hidden states that it read.
+        let gradient = self.contribute_backward(&shared.gradient, places.post_mlp_norm, &state.post_mlp, shared)?;
+        self.input_gradient(gradient, &places.down, &shared.activated_gradient);
+        let Architecture { activation, gated, .. } = *self.architecture;
+        let inner = (&state.inner, &shared.inner_gradient);
+        activation::backward(activation, gated, inner.0, &shared.activated_gradient, &shared.activated, inner.1)?;
+        self.project_backward(&places.down, gradient, &shared.activated, scratch)?;
+        let read = if parallel { &state.input } else { &state.middle };
+        let same = places.mlp_norm == places.input_norm;
+        let statistics = if same { &state.input_statistics } else { &state.middle_statistics };
+        let norm = self.norm(places.mlp_norm);
+        norm.apply(read, statistics, &shared.normed)?;
+        self.project_backward(&places.up, &shared.inner_gradient, &shared.normed, scratch)?;
+        self.input_gradient(&shared.inner_gradient, &places.up, &shared.change);
+        norm.backward((&shared.change, Some(&shared.gradient)), read, statistics, &shared.middle_gradient)?;
+        // Attention, from there to the input. Side by side both halves have the same gradient.
+        let gradient = if parallel { &shared.gradient } else { &shared.middle_gradient };
+        let post = places.post_attention_norm;
+        let gradient = self.contribute_backward(gradient, post, &state.post_attention, shared)?;
+        self.attend_backward(gradient, state, shared, scratch, context)?;
+        let norm = self.norm(places.input_norm);
+        norm.apply(&state.input, &state.input_statistics, &shared.normed)?;
+        self.project_backward(&places.query_key_value, &shared.query_key_value_gradient, &shared.normed, scratch)?;
+        self.input_gradient(&shared.query_key_value_gradient, &places.query_key_value, &shared.change);
+        let gradients = (&shared.change, Some(&shared.middle_gradient));
+        norm.backward(gradients, &state.input, &state.input_statistics, &shared.gradient)
+    }
+
+    /// Gradient of the projection's output that [`Block::contribute`] made, from that of what it added.
+    fn contribute_backward<'b>(
+        &self,
+        gradient: &'b Tensor,
+        post_norm: Option<usize>,
+        kept: &Option<PostNorm>,
+        shared: &'b Shared,
+    ) -> Result<&'b Tensor> {
+        let (Some(place), Some(kept)) = (post_norm, kept) else { return Ok(gradient) };
+        self.norm(place).backward((gradient, None), &kept.before, &kept.statistics, &shared.change)?;
+        Ok(&shared.change)
+    }
+
+    /// From the gradient of attention's output projection to `shared.query_key_value_gradient`.
+    fn attend_backward(
+        &self,
+        gradient: &Tensor,
+        state: &BlockState,
+        shared: &Shared,
+        scratch: &Scratch,
+        context: &Context,
+    ) -> Result<()> {
+        let (places, heads) = (&self.places, self.architecture.attention_heads());
+        self.input_gradient(gradient, &places.attention_output, &shared.attended_gradient);
+        self.project_backward(&places.attention_output, gradient, &state.attended, scratch)?;
         let rows_gradient = heads_of(&shared.query_key_value_gradient, heads);
-        context.attention.backward(
+        context.attention(self.rules())?.backward(
             &heads_of(&shared.attended_gradient, heads),
             &heads_of(&state.query_key_value, heads),
             &heads_of(&state.attended, heads),
@@ -183,55 +214,61 @@ impl<'a> Block<'a> {
             &rows_gradient,
         )?;
         context.rotation.backward(&rows_gradient, heads.query + heads.key)?;
-        norm::apply(&state.input, self.weight(place::INPUT_NORM), &state.input_scale, &shared.normed)?;
-        add_product(place::QUERY_KEY_VALUE, &shared.query_key_value_gradient, &shared.normed)?;
-        self.input_gradient(&shared.query_key_value_gradient, place::QUERY_KEY_VALUE, &shared.change);
-        norm::backward(
-            (&shared.change, Some(&shared.middle_gradient)),
-            &state.input,
-            self.weight(place::INPUT_NORM),
-            &state.input_scale,
-            &shared.gradient,
-            self.segment.gradient_view(place::INPUT_NORM),
-        )
+        if let (Some(place), Some(kept)) = (places.head_norms, &state.head_norms) {
+            let ranges = [0..heads.query, heads.query..heads.query + heads.key];
+            for ((offset, range), kept) in ranges.into_iter().enumerate().zip(kept) {
+                let (weight, sum) = (self.segment.weight(place + offset), self.segment.gradient_view(place + offset));
+                head_norm::backward(&rows_gradient, range, &kept.before, &kept.scale, weight, sum)?;
+            }
+        }
+        Ok(())
     }
 
-    fn weight(&self, at: usize) -> &Tensor {
-        self.segment.weight(at)
+    fn rules(&self) -> Option<&AttentionRules> {
+        self.architecture.attention.get(self.index)
+    }
+
+    fn norm(&self, place: usize) -> Norm<'_> {
+        norm_of(self.architecture, self.segment, place)
     }
 
     /// `output` [T, out] = x [T, in] W^T + b.
-    fn project(&self, x: &Tensor, places: Range<usize>, output: &Tensor) {
-        let weight = self.segment.stacked_weight(places.clone()).tr();
-        let _ = match self.biases(places) {
-            Some(biases) => self.segment.stacked_weight(biases).addmm_out(output, x, &weight),
+    fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) {
+        let weight = self.segment.stacked_weight(projection.weights.clone()).tr();
+        let _ = match &projection.biases {
+            Some(biases) => self.segment.stacked_weight(biases.clone()).addmm_out(output, x, &weight),
             None => x.mm_out(output, &weight),
         };
+        if let Some(adapter) = &self.adapter {
+            adapter.add(x, projection, output);
+        }
     }
 
     /// Adds the gradients of W and b of [`Block::project`] to the bucket.
-    fn project_backward(&self, places: Range<usize>, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
-        self.segment.add_product(places.clone(), gradient, x, scratch)?;
-        if let Some(mut sum) = self.biases(places).and_then(|biases| self.segment.stacked_gradient(biases)) {
+    fn project_backward(
+        &self,
+        projection: &Projection,
+        gradient: &Tensor,
+        x: &Tensor,
+        scratch: &Scratch,
+    ) -> Result<()> {
+        if let Some(adapter) = &self.adapter {
+            return adapter.backward(projection, gradient, x, scratch);
+        }
+        self.segment.add_product(projection.weights.clone(), gradient, x, scratch)?;
+        let biases = projection.biases.clone();
+        if let Some(mut sum) = biases.and_then(|biases| self.segment.stacked_gradient(biases)) {
             let _ = sum.g_add_(&gradient.sum_dim_intlist(0, false, Kind::Float));
         }
         Ok(())
     }
 
     /// `input_gradient` [T, in] = gradient [T, out] W.
-    fn input_gradient(&self, gradient: &Tensor, places: Range<usize>, input_gradient: &Tensor) {
-        let _ = gradient.mm_out(input_gradient, &self.segment.stacked_weight(places));
-    }
-
-    /// Places of the biases of the projections at `places`, if this model has them.
-    fn biases(&self, places: Range<usize>) -> Option<Range<usize>> {
-        let Architecture { attention_bias, mlp_bias, .. } = *self.architecture;
-        let attention = usize::from(attention_bias) * (place::OUTPUT.end - place::QUERY_KEY_VALUE.start);
-        let (has, first, at) = match places.start < place::MLP_NORM {
-            true => (attention_bias, place::QUERY_KEY_VALUE.start, place::BIASES),
-            false => (mlp_bias, place::GATE_UP.start, place::BIASES + attention),
-        };
-        has.then(|| at + places.start - first..at + places.end - first)
+    fn input_gradient(&self, gradient: &Tensor, projection: &Projection, input_gradient: &Tensor) {
+        let _ = gradient.mm_out(input_gradient, &self.segment.stacked_weight(projection.weights.clone()));
+        if let Some(adapter) = &self.adapter {
+            adapter.add_input_gradient(gradient, projection, input_gradient);
+        }
     }
 }
 
@@ -240,14 +277,35 @@ fn heads_of(rows: &Tensor, heads: Heads) -> Tensor {
     rows.view([rows.size()[0], -1, heads.width as i64])
 }
 
+/// The norm of hidden states whose parameters lie at `place` of a segment.
+pub fn norm_of<'a>(architecture: &Architecture, segment: &'a Segment, place: usize) -> Norm<'a> {
+    Norm { kind: architecture.norm, epsilon: architecture.norm_epsilon, segment, place }
+}
+
 /// Token ids `[T]` -> hidden states [T, D], written to `output`.
-pub fn embed(segment: &Segment, tokens: &Tensor, output: &Tensor) {
+pub fn embed(architecture: &Architecture, segment: &Segment, tokens: &Tensor, output: &Tensor) {
     let _ = segment.weight(0).index_select_out(output, 0, tokens);
+    if let Some(scale) = embedding_scale(architecture, output.kind()) {
+        let _ = output.shallow_clone().g_mul_scalar_(scale);
+    }
 }
 
 /// Adds the gradient of [`embed`] to the bucket: gradient [T, D].
-pub fn embed_backward(segment: &Segment, tokens: &Tensor, gradient: &Tensor) {
+pub fn embed_backward(architecture: &Architecture, segment: &Segment, tokens: &Tensor, gradient: &Tensor) {
     if let Some(sum) = segment.gradient_view(0) {
-        let _ = sum.shallow_clone().index_add_(0, tokens, &gradient.to_kind(Kind::Float));
+        let mut wide = gradient.to_kind(Kind::Float);
+        if let Some(scale) = embedding_scale(architecture, gradient.kind()) {
+            wide = wide * scale;
+        }
+        let _ = sum.shallow_clone().index_add_(0, tokens, &wide);
     }
+}
+
+/// Rounded to the compute kind, as in training by Gemma's authors and in Transformers.
+fn embedding_scale(architecture: &Architecture, kind: Kind) -> Option<f64> {
+    let round = |scale: f64| match kind {
+        Kind::BFloat16 => half::bf16::from_f64(scale).to_f64(),
+        _ => scale,
+    };
+    architecture.embedding_scale.map(round)
 }

@@ -1,10 +1,10 @@
 //! Root-mean-square norm of each head of queries and keys (Qwen 3, arXiv 2505.09388), in place, forward and backward.
 //!
-//! Not here: the norm itself; a head is a row of `norm.rs`. The heads are copied out of their rows and back.
+//! Not here: the norm itself; a head is a row of `rms_norm.rs`. The heads are copied out of their rows and back.
 //!
 //! Legend: T tokens, N heads of a row, n of them that are normed, E head width.
 
-use super::norm;
+use super::rms_norm::{self, Weight};
 use crate::error::Result;
 use std::ops::Range;
 use tch::Tensor;
@@ -25,7 +25,7 @@ pub fn forward(
     let mut place = narrow(rows, heads);
     before.shallow_clone().copy_(&place);
     let normed = before.empty_like();
-    norm::forward(&matrix(before), weight, epsilon, &matrix(&normed), &scale.view([-1]))?;
+    rms_norm::forward(&matrix(before), Weight::plain(weight), epsilon, &matrix(&normed), &scale.view([-1]))?;
     place.copy_(&normed);
     Ok(())
 }
@@ -47,7 +47,14 @@ pub fn backward(
     let (gradient, input_gradient) = (before.empty_like(), before.empty_like());
     gradient.shallow_clone().copy_(&place);
     let given = (&matrix(&gradient), None);
-    norm::backward(given, &matrix(before), weight, &scale.view([-1]), &matrix(&input_gradient), weight_gradient)?;
+    rms_norm::backward(
+        given,
+        &matrix(before),
+        Weight::plain(weight),
+        &scale.view([-1]),
+        &matrix(&input_gradient),
+        weight_gradient,
+    )?;
     place.copy_(&input_gradient);
     Ok(())
 }

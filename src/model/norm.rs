@@ -1,73 +1,135 @@
-//! Root-mean-square norm (Zhang and Sennrich, arXiv 1910.07467), forward and backward, with the residual additions
-//! around it.
+//! The norm that a family has, forward and backward, on hidden states; and the residual addition.
 //!
-//! Legend: T tokens, D width. Statistics are computed in f32 whatever the compute kind, as Transformers does. On CPUs the
-//! fused loops of `kernels/norm.rs` run; elsewhere the same formulas as tensor operations.
+//! Not here: the formulas, which are `rms_norm.rs`'s and `layer_norm.rs`'s.
+//!
+//! Legend: T tokens, D width.
 
+use super::layer_norm;
+use super::rms_norm::{self, Weight};
+use super::segment::Segment;
 use crate::error::Result;
 use crate::kernels::{self, Element};
 use crate::tensor::{self, Number, slice, slice_mut};
 use half::bf16;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// `output` = x / rms(x) * weight, with x [T, D], weight `[D]`; `scale` = 1 / rms(x), `[T]` f32.
-pub fn forward(x: &Tensor, weight: &Tensor, epsilon: f64, output: &Tensor, scale: &Tensor) -> Result<()> {
-    fn on_cpu<E: Element + Number>(
-        x: &Tensor,
-        weight: &Tensor,
-        epsilon: f64,
-        output: &Tensor,
-        scale: &Tensor,
-    ) -> Result<()> {
-        let (mut output, mut scale) = (output.shallow_clone(), scale.shallow_clone());
-        let (output, scale) = (slice_mut::<E>(&mut output)?, slice_mut(&mut scale)?);
-        kernels::norm::forward(slice::<E>(x)?, slice(weight)?, epsilon as f32, output, scale);
-        Ok(())
-    }
-    match tensor::cpu_kind(x) {
-        Some(Kind::Float) => on_cpu::<f32>(x, weight, epsilon, output, scale),
-        Some(Kind::BFloat16) => on_cpu::<bf16>(x, weight, epsilon, output, scale),
-        _ => {
-            let squares = x.to_kind(Kind::Float).square().mean_dim(-1, false, Kind::Float);
-            scale.shallow_clone().copy_(&(squares + epsilon).rsqrt());
-            apply_with_tensors(x, weight, scale, output)
-        }
+/// What hidden states are normed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// x / rms(x) * weight.
+    RootMeanSquare,
+    /// x / rms(x) * (1 + weight), Gemma's.
+    RootMeanSquarePlusOne,
+    /// (x - mean(x)) / deviation(x) * weight + bias.
+    Layer,
+}
+
+impl NormKind {
+    /// Names of its parameters, each `[D]`, in the order of the segment.
+    pub fn parameters(self) -> &'static [&'static str] {
+        if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
     }
 }
 
-/// `sum` = x + change, then [`forward`] of it.
-pub fn add_forward(
-    (x, change): (&Tensor, &Tensor),
-    weight: &Tensor,
-    epsilon: f64,
-    sum: &Tensor,
-    output: &Tensor,
-    scale: &Tensor,
-) -> Result<()> {
-    fn on_cpu<E: Element + Number>(
-        (x, change): (&Tensor, &Tensor),
-        weight: &Tensor,
-        epsilon: f64,
-        [sum, output, scale]: [&Tensor; 3],
-    ) -> Result<()> {
-        let [mut sum, mut output, mut scale] = [sum, output, scale].map(Tensor::shallow_clone);
-        kernels::norm::add_forward(
-            (slice::<E>(x)?, slice(change)?),
-            slice(weight)?,
-            epsilon as f32,
-            slice_mut(&mut sum)?,
-            slice_mut(&mut output)?,
-            slice_mut(&mut scale)?,
-        );
-        Ok(())
+/// What a norm keeps of its rows for the backward pass.
+pub struct Statistics {
+    /// `[T]` f32, what centred rows were multiplied by.
+    pub scale: Tensor,
+    /// `[T]` f32, of a layer norm only.
+    pub mean: Option<Tensor>,
+}
+
+impl Statistics {
+    /// Uninitialised statistics of so many rows.
+    pub fn new(kind: NormKind, rows: i64, device: Device) -> Self {
+        let new = || Tensor::empty([rows], (Kind::Float, device));
+        Self { scale: new(), mean: (kind == NormKind::Layer).then(new) }
     }
-    match tensor::cpu_kind(x) {
-        Some(Kind::Float) => on_cpu::<f32>((x, change), weight, epsilon, [sum, output, scale]),
-        Some(Kind::BFloat16) => on_cpu::<bf16>((x, change), weight, epsilon, [sum, output, scale]),
-        _ => {
-            let _ = x.add_out(sum, change);
-            forward(sum, weight, epsilon, output, scale)
+
+    /// A view of each tensor.
+    pub fn map(&self, view: impl Fn(&Tensor) -> Tensor) -> Self {
+        Self { scale: view(&self.scale), mean: self.mean.as_ref().map(view) }
+    }
+
+    /// Every tensor.
+    pub fn all(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.scale).chain(&self.mean)
+    }
+}
+
+/// A norm whose parameters lie in a segment.
+pub struct Norm<'a> {
+    /// What it is.
+    pub kind: NormKind,
+    /// What keeps the scale finite.
+    pub epsilon: f64,
+    /// Where its parameters are.
+    pub segment: &'a Segment,
+    /// The place of the first of them.
+    pub place: usize,
+}
+
+impl Norm<'_> {
+    /// x [T, D] -> `output` [T, D], and its statistics.
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates; so too below.
+    pub fn forward(&self, x: &Tensor, output: &Tensor, statistics: &Statistics) -> Result<()> {
+        match &statistics.mean {
+            Some(mean) => layer_norm::forward(x, self.affine(), self.epsilon, output, mean, &statistics.scale),
+            None => rms_norm::forward(x, self.weight(), self.epsilon, output, &statistics.scale),
         }
+    }
+
+    /// `sum` = x + change, then [`Norm::forward`] of it.
+    pub fn add_forward(
+        &self,
+        (x, change): (&Tensor, &Tensor),
+        sum: &Tensor,
+        output: &Tensor,
+        statistics: &Statistics,
+    ) -> Result<()> {
+        if statistics.mean.is_some() {
+            add(x, change, sum)?;
+            return self.forward(sum, output, statistics);
+        }
+        rms_norm::add_forward((x, change), self.weight(), self.epsilon, sum, output, &statistics.scale)
+    }
+
+    /// The output of [`Norm::forward`] again: cheaper to recompute than to keep.
+    pub fn apply(&self, x: &Tensor, statistics: &Statistics, output: &Tensor) -> Result<()> {
+        match &statistics.mean {
+            Some(mean) => layer_norm::apply(x, self.affine(), mean, &statistics.scale, output),
+            None => rms_norm::apply(x, self.weight(), &statistics.scale, output),
+        }
+    }
+
+    /// From the gradient of [`Norm::forward`]'s output [T, D]: `input_gradient` = residual + gradient of x; the
+    /// gradients of the parameters go to the segment's bucket.
+    pub fn backward(
+        &self,
+        gradients: (&Tensor, Option<&Tensor>),
+        x: &Tensor,
+        statistics: &Statistics,
+        input_gradient: &Tensor,
+    ) -> Result<()> {
+        let sum = |offset| self.segment.gradient_view(self.place + offset);
+        match &statistics.mean {
+            Some(mean) => {
+                let (weight, scale) = (self.segment.weight(self.place), &statistics.scale);
+                layer_norm::backward(gradients, x, weight, mean, scale, input_gradient, (sum(0), sum(1)))
+            }
+            None => rms_norm::backward(gradients, x, self.weight(), &statistics.scale, input_gradient, sum(0)),
+        }
+    }
+
+    fn weight(&self) -> Weight<'_> {
+        Weight { values: self.segment.weight(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
+    }
+
+    /// Weight and bias.
+    fn affine(&self) -> (&Tensor, &Tensor) {
+        (self.segment.weight(self.place), self.segment.weight(self.place + 1))
     }
 }
 
@@ -83,137 +145,6 @@ pub fn add(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
         _ => {
             let _ = x.add_out(sum, change);
             Ok(())
-        }
-    }
-}
-
-/// The output of [`forward`] again, from its scale: cheaper to recompute than to keep.
-pub fn apply(x: &Tensor, weight: &Tensor, scale: &Tensor, output: &Tensor) -> Result<()> {
-    fn on_cpu<E: Element + Number>(x: &Tensor, weight: &Tensor, scale: &Tensor, output: &Tensor) -> Result<()> {
-        let mut output = output.shallow_clone();
-        kernels::norm::apply(slice::<E>(x)?, slice(weight)?, slice(scale)?, slice_mut(&mut output)?);
-        Ok(())
-    }
-    match tensor::cpu_kind(x) {
-        Some(Kind::Float) => on_cpu::<f32>(x, weight, scale, output),
-        Some(Kind::BFloat16) => on_cpu::<bf16>(x, weight, scale, output),
-        _ => apply_with_tensors(x, weight, scale, output),
-    }
-}
-
-fn apply_with_tensors(x: &Tensor, weight: &Tensor, scale: &Tensor, output: &Tensor) -> Result<()> {
-    let normed = (x.to_kind(Kind::Float) * scale.unsqueeze(-1)).to_kind(x.kind());
-    let _ = normed.f_mul_out(output, weight)?;
-    Ok(())
-}
-
-/// From the gradient of [`forward`]'s output [T, D]: `input_gradient` = residual + gradient of x, and the gradient of
-/// the weight added to `weight_gradient` `[D]` f32, where there is one.
-pub fn backward(
-    (gradient, residual): (&Tensor, Option<&Tensor>),
-    x: &Tensor,
-    weight: &Tensor,
-    scale: &Tensor,
-    input_gradient: &Tensor,
-    weight_gradient: Option<&Tensor>,
-) -> Result<()> {
-    fn on_cpu<E: Element + Number>(
-        (gradient, residual): (&Tensor, &Tensor),
-        [x, weight, scale]: [&Tensor; 3],
-        input_gradient: &Tensor,
-        weight_gradient: &Tensor,
-    ) -> Result<()> {
-        let [mut input_gradient, mut weight_gradient] = [input_gradient, weight_gradient].map(Tensor::shallow_clone);
-        kernels::norm::backward(
-            (slice::<E>(gradient)?, slice(residual)?),
-            slice(x)?,
-            slice(weight)?,
-            slice(scale)?,
-            slice_mut(&mut input_gradient)?,
-            slice_mut(&mut weight_gradient)?,
-        );
-        Ok(())
-    }
-    let (nothing, unused);
-    let residual = match residual {
-        Some(residual) => residual,
-        None => {
-            nothing = gradient.zeros_like();
-            &nothing
-        }
-    };
-    let weight_gradient = match weight_gradient {
-        Some(weight_gradient) => weight_gradient,
-        None => {
-            unused = weight.zeros_like().to_kind(Kind::Float);
-            &unused
-        }
-    };
-    match tensor::cpu_kind(x) {
-        Some(Kind::Float) => on_cpu::<f32>((gradient, residual), [x, weight, scale], input_gradient, weight_gradient),
-        Some(Kind::BFloat16) => {
-            on_cpu::<bf16>((gradient, residual), [x, weight, scale], input_gradient, weight_gradient)
-        }
-        _ => {
-            backward_with_tensors((gradient, residual), [x, weight, scale], input_gradient, weight_gradient);
-            Ok(())
-        }
-    }
-}
-
-fn backward_with_tensors(
-    (gradient, residual): (&Tensor, &Tensor),
-    [x, weight, scale]: [&Tensor; 3],
-    input_gradient: &Tensor,
-    weight_gradient: &Tensor,
-) {
-    let scale = scale.unsqueeze(-1);
-    let normalised = x.to_kind(Kind::Float) * &scale;
-    let wide = gradient.to_kind(Kind::Float);
-    let along = (&wide * &normalised).sum_dim_intlist(0, false, Kind::Float);
-    let _ = weight_gradient.shallow_clone().g_add_(&along);
-    let upstream = wide * weight.to_kind(Kind::Float);
-    let projection = (&upstream * &normalised).mean_dim(-1, true, Kind::Float);
-    let own = (upstream - normalised * projection) * scale;
-    input_gradient.shallow_clone().copy_(&(residual.to_kind(Kind::Float) + own));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tensor::waves;
-    use tch::Device;
-
-    fn distance(left: &Tensor, right: &Tensor) -> f64 {
-        let (left, right) = (left.to_kind(Kind::Double), right.to_kind(Kind::Double));
-        ((left - &right).norm() / right.norm()).double_value(&[])
-    }
-
-    #[test]
-    fn the_fused_loops_equal_the_tensor_formulas() {
-        // 130 rows make three blocks; 37 columns leave a rest after whole lanes.
-        for (kind, bound) in [(Kind::Float, 1e-6), (Kind::BFloat16, 4e-3)] {
-            let [x, change, gradient] = [1.0, 2.0, 3.0].map(|phase| waves(&[130, 37], phase).to_kind(kind));
-            let weight = waves(&[37], 4.0).to_kind(kind);
-            let new = || x.empty_like();
-            let (sum, output, scale) = (new(), new(), Tensor::empty([130], (Kind::Float, Device::Cpu)));
-            add_forward((&x, &change), &weight, 1e-5, &sum, &output, &scale).unwrap();
-            let plain_sum = &x + &change;
-            assert!(distance(&sum, &plain_sum) < bound);
-            let squares = plain_sum.to_kind(Kind::Float).square().mean_dim(-1, false, Kind::Float);
-            assert!(distance(&scale, &(squares + 1e-5).rsqrt()) < bound);
-            let (again, plain) = (new(), new());
-            apply(&sum, &weight, &scale, &again).unwrap();
-            apply_with_tensors(&sum, &weight, &scale, &plain).unwrap();
-            assert_eq!(again, output);
-            assert!(distance(&again, &plain) < bound);
-
-            let ones = || Tensor::ones([37], (Kind::Float, Device::Cpu));
-            let (fused, plain) = ((new(), ones()), (new(), ones()));
-            backward((&gradient, Some(&change)), &sum, &weight, &scale, &fused.0, Some(&fused.1)).unwrap();
-            backward_with_tensors((&gradient, &change), [&sum, &weight, &scale], &plain.0, &plain.1);
-            assert!(distance(&fused.0, &plain.0) < bound);
-            assert!(distance(&fused.1, &plain.1) < 1e-6);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! flat f32 master is what the optimiser updates. Named tensors are views into them. With f32 compute, master and
 //! compute buffer are the same memory.
 
+use super::layout::{Declared, Rows};
 use super::workspace::Scratch;
 use crate::error::Result;
 use crate::kernels;
@@ -26,6 +27,8 @@ pub struct Parameter {
     pub offset: usize,
     /// Its number of elements.
     pub length: usize,
+    /// The order of its rows in files: masters, moments and exports are read and written through it.
+    pub rows: Rows,
 }
 
 impl Parameter {
@@ -64,13 +67,13 @@ pub enum Use {
 }
 
 impl Segment {
-    /// Zero-filled buffers for parameters of the given names and shapes.
-    pub fn new(shapes: Vec<(String, Vec<i64>)>, kind: Kind, device: Device, purpose: Use) -> Self {
+    /// Zero-filled buffers for the given parameters.
+    pub fn new(declared: Vec<Declared>, kind: Kind, device: Device, purpose: Use) -> Self {
         let mut offset = 0;
-        let mut parameters = Vec::with_capacity(shapes.len());
-        for (name, shape) in shapes {
+        let mut parameters = Vec::with_capacity(declared.len());
+        for Declared { name, shape, rows } in declared {
             let length = shape.iter().product::<i64>() as usize;
-            parameters.push(Parameter { name, shape, offset, length });
+            parameters.push(Parameter { name, shape, offset, length, rows });
             offset += length;
         }
         let flat = |kind| Tensor::zeros([offset as i64], (kind, device));

@@ -4,8 +4,9 @@
 //! at zero (HaF-RM's choice, so that both losses start at ln 2).
 
 use super::config::Architecture;
-use super::decoder::Part;
-use super::segment::{Segment, Use};
+use super::layout::{Declared, Part, REWARD_HEAD};
+use super::lora::{Adapter, Lora};
+use super::segment::{Parameter, Segment, Use};
 use crate::error::{Error, Result, file_error};
 use crate::safetensors_io::Mapped;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,8 @@ pub struct Model {
     pub device: Device,
     /// Whether the folder brought a reward head; if not, it is zero.
     pub had_reward_head: bool,
+    /// The adapters that it has: their weights are the last segments, one a block.
+    pub lora: Option<Lora>,
 }
 
 /// How a model is loaded.
@@ -50,16 +53,18 @@ impl Model {
     /// A missing, cut or damaged file, missing tensors, or one of another shape; each names the file and the tensor.
     pub fn load(folder: &Path, options: LoadOptions) -> Result<Self> {
         let architecture = Architecture::open(folder)?;
-        let files = WeightFiles::open(folder)?;
+        let files = WeightFiles::open(folder, &architecture)?;
+        let head = format!("{}.weight", architecture.names.head[0]);
         let mut parts = Part::all(&architecture);
-        if !options.log_probs && !files.has("lm_head.weight") {
+        if !options.log_probs && !files.has(&head) {
             parts.retain(|part| *part != Part::LanguageModelHead);
         }
         files.check(folder, &architecture, &parts)?;
         let segments =
             parts.iter().map(|&part| load_segment(&architecture, part, &files, options)).collect::<Result<Vec<_>>>()?;
-        let had_reward_head = files.has("score.weight");
-        Ok(Self { architecture, parts, segments, kind: options.kind, device: options.device, had_reward_head })
+        let had_reward_head = files.has(REWARD_HEAD);
+        let LoadOptions { kind, device, .. } = options;
+        Ok(Self { architecture, parts, segments, kind, device, had_reward_head, lora: None })
     }
 
     /// The segment of a part that every model has, or that this one has.
@@ -73,6 +78,14 @@ impl Model {
     pub fn vocabulary(&self) -> Option<(usize, &Segment)> {
         let part = if self.architecture.tied { Part::Embedding } else { Part::LanguageModelHead };
         self.segment(part)
+    }
+
+    /// The adapters of a block, where there are any.
+    pub fn adapter(&self, block: usize) -> Option<Adapter<'_>> {
+        let lora = self.lora.as_ref()?;
+        let (_, base) = self.segment(Part::Block(block))?;
+        let (_, segment) = self.segment(Part::Adapter(block))?;
+        Some(Adapter::new(lora, base, segment))
     }
 
     /// Number of parameters, heads included.
@@ -94,11 +107,11 @@ fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, op
     let kind = if part == Part::RewardHead { Kind::Float } else { options.kind };
     let frozen = part == Part::LanguageModelHead && !options.log_probs;
     let purpose = if frozen { Use::Evaluate } else { options.purpose };
-    let mut segment = Segment::new(part.shapes(architecture), kind, options.device, purpose);
+    let mut segment = Segment::new(part.parameters(architecture), kind, options.device, purpose);
     for index in 0..segment.parameters.len() {
-        let name = segment.parameters[index].name.clone();
-        if files.has(&name) {
-            let value = files.read(&name)?;
+        let Parameter { name, rows, .. } = &segment.parameters[index];
+        if files.has(name) {
+            let value = rows.to_memory(&files.read(name)?);
             segment.set(index, &value);
         }
     }
@@ -108,16 +121,17 @@ fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, op
 /// The safetensors files of a folder, and which tensor is in which.
 struct WeightFiles {
     files: Vec<(PathBuf, Mapped)>,
-    place: BTreeMap<String, usize>,
+    /// By the name that the architecture gives it: the number of its file, and its name there.
+    place: BTreeMap<String, (usize, String)>,
 }
 
 impl WeightFiles {
-    fn open(folder: &Path) -> Result<Self> {
+    fn open(folder: &Path, architecture: &Architecture) -> Result<Self> {
         let mut opened = Self { files: Vec::new(), place: BTreeMap::new() };
         for path in weight_paths(folder)? {
             let file = Mapped::open(&path)?;
             for name in file.names() {
-                opened.place.insert(name, opened.files.len());
+                opened.place.insert(usual_name(architecture, &name), (opened.files.len(), name));
             }
             opened.files.push((path, file));
         }
@@ -129,16 +143,17 @@ impl WeightFiles {
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
-        self.files[self.place[name]].1.read(name)
+        let (file, name) = &self.place[name];
+        self.files[*file].1.read(name)
     }
 
     /// Every needed tensor there, in its shape; everything else reported.
     fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
-        let needed: Vec<_> = parts.iter().flat_map(|part| part.shapes(architecture)).collect();
+        let needed: Vec<Declared> = parts.iter().flat_map(|part| part.parameters(architecture)).collect();
         let missing: Vec<_> = needed
             .iter()
-            .map(|(name, _)| name.as_str())
-            .filter(|name| *name != "score.weight" && !self.has(name))
+            .map(|declared| declared.name.as_str())
+            .filter(|name| *name != REWARD_HEAD && !self.has(name))
             .collect();
         if !missing.is_empty() {
             return Err(Error::input(format!(
@@ -152,15 +167,13 @@ impl WeightFiles {
                 "the safetensors must hold the model that config.json describes (names as Transformers writes them)",
             ));
         }
-        for (name, shape) in &needed {
-            if !self.has(name) {
-                continue;
-            }
-            let (path, file) = &self.files[self.place[name]];
+        for Declared { name, shape, .. } in &needed {
+            let Some((file, name)) = self.place.get(name) else { continue };
+            let (path, file) = &self.files[*file];
             let found = file.shape(name)?;
             if found != *shape {
                 let hint = match name.as_str() {
-                    "score.weight" => "a reward model has one output: num_labels = 1",
+                    REWARD_HEAD => "a reward model has one output: num_labels = 1",
                     _ => "config.json and the safetensors must be of the same model: get or write both again",
                 };
                 return Err(Error::input(format!(
@@ -170,9 +183,11 @@ impl WeightFiles {
                 .hint(hint));
             }
         }
-        let known: BTreeSet<_> = needed.iter().map(|(name, _)| name.as_str()).collect();
-        // Old exports carry the rotary frequencies, and a tied head's copy of the embedding.
-        let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || name == "lm_head.weight";
+        let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
+        // Old exports carry the rotary frequencies and GPT-NeoX's causal masks; some a tied head's copy of the embedding.
+        let constants = ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"];
+        let head = architecture.names.head[0];
+        let harmless = |name: &str| constants.iter().any(|constant| name.ends_with(constant)) || name.starts_with(head);
         let unexpected: Vec<_> =
             self.place.keys().map(String::as_str).filter(|name| !known.contains(name) && !harmless(name)).collect();
         if !unexpected.is_empty() {
@@ -185,6 +200,13 @@ impl WeightFiles {
         }
         Ok(())
     }
+}
+
+/// A tensor's name as the architecture has it: files call some language-model heads otherwise.
+fn usual_name(architecture: &Architecture, name: &str) -> String {
+    let [usual, others @ ..] = architecture.names.head else { return name.into() };
+    let rest = others.iter().find_map(|other| name.strip_prefix(other)?.strip_prefix('.'));
+    rest.map_or_else(|| name.into(), |rest| format!("{usual}.{rest}"))
 }
 
 /// The weight files of a folder, in a fixed order: those of the index, or model.safetensors.

@@ -5,7 +5,8 @@
 //!
 //! Legend: T tokens, D width, H query heads, G key/value heads, E head width, F width of the MLP.
 
-use super::config::Architecture;
+use super::config::{Architecture, Residual};
+use super::norm::Statistics;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
@@ -16,20 +17,43 @@ pub const ROWS: usize = 128;
 pub struct BlockState {
     /// [T, D], the block's input.
     pub input: Tensor,
-    /// `[T]` f32, of the norm before attention.
-    pub input_scale: Tensor,
+    /// Of the norm before attention.
+    pub input_statistics: Statistics,
     /// [T, (H + 2 G) E], after rotation.
     pub query_key_value: Tensor,
+    /// Of queries and of keys, where each head is normed.
+    pub head_norms: Option<[HeadNorm; 2]>,
     /// [T, H E], what attention gave.
     pub attended: Tensor,
     /// Of each attention call.
     pub log_sums: Vec<Tensor>,
-    /// [T, D], after attention and the residual addition.
+    /// Where what attention adds is normed.
+    pub post_attention: Option<PostNorm>,
+    /// [T, D], after attention and the residual addition. Where the halves of a block are side by side nothing is kept
+    /// here: all blocks have the same buffer.
     pub middle: Tensor,
-    /// `[T]` f32, of the norm before the MLP.
-    pub middle_scale: Tensor,
-    /// [T, 2 F], before the activation.
-    pub gate_up: Tensor,
+    /// Of the norm before the MLP, if it has one of its own.
+    pub middle_statistics: Statistics,
+    /// [T, 2 F] with a gate, else [T, F]; before the activation.
+    pub inner: Tensor,
+    /// Where what the MLP adds is normed.
+    pub post_mlp: Option<PostNorm>,
+}
+
+/// What the norm of every head keeps, of n heads.
+pub struct HeadNorm {
+    /// [T, n, E], before the norm.
+    pub before: Tensor,
+    /// [T, n] f32.
+    pub scale: Tensor,
+}
+
+/// What a norm after a half of a block keeps.
+pub struct PostNorm {
+    /// [T, D], before the norm.
+    pub before: Tensor,
+    /// Of its rows.
+    pub statistics: Statistics,
 }
 
 /// Buffers that hold nothing between blocks, except the gradient that walks back.
@@ -42,8 +66,8 @@ pub struct Shared {
     pub activated: Tensor,
     /// [T, F], its gradient.
     pub activated_gradient: Tensor,
-    /// [T, 2 F].
-    pub gate_up_gradient: Tensor,
+    /// [T, 2 F] with a gate, else [T, F].
+    pub inner_gradient: Tensor,
     /// [T, H E].
     pub attended_gradient: Tensor,
     /// [T, (H + 2 G) E].
@@ -63,6 +87,8 @@ pub struct Workspace {
     states: Vec<BlockState>,
     /// Inputs of the blocks where they are recomputed, and the last one's output.
     inputs: Vec<Tensor>,
+    /// [T, D] for every block's `middle` where none is kept.
+    middle: Option<Tensor>,
     shared: Option<Shared>,
     /// For a chunk's logits.
     pub logits: Scratch,
@@ -119,7 +145,8 @@ pub struct Views {
 impl Default for Workspace {
     fn default() -> Self {
         let [logits, scratch] = Default::default();
-        Self { rows: 0, reserved: 0, states: Vec::new(), inputs: Vec::new(), shared: None, logits, scratch }
+        let (states, inputs) = Default::default();
+        Self { rows: 0, reserved: 0, states, inputs, middle: None, shared: None, logits, scratch }
     }
 }
 
@@ -138,22 +165,10 @@ impl Workspace {
     /// Bytes of the buffers that are kept for the backward pass, and of those that blocks share.
     pub fn bytes(&self) -> (usize, usize) {
         let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let sum = |tensors: &[&Tensor]| tensors.iter().map(|tensor| bytes(tensor)).sum::<usize>();
-        let state = |kept: &BlockState| {
-            let BlockState {
-                input: _,
-                input_scale,
-                query_key_value,
-                attended,
-                log_sums: _,
-                middle,
-                middle_scale,
-                gate_up,
-            } = kept;
-            sum(&[input_scale, query_key_value, attended, middle, middle_scale, gate_up])
-        };
-        let kept = self.states.iter().map(state).sum::<usize>() + self.inputs.iter().map(bytes).sum::<usize>();
-        let shared = self.shared.as_ref().map_or(0, |shared| sum(&shared.all()));
+        let sum = |tensors: Vec<&Tensor>| tensors.into_iter().map(bytes).sum::<usize>();
+        let states = self.states.iter().map(|state| sum(state.kept())).sum::<usize>();
+        let kept = states + self.inputs.iter().chain(&self.middle).map(bytes).sum::<usize>();
+        let shared = self.shared.as_ref().map_or(0, |shared| sum(shared.all().to_vec()));
         (kept, shared)
     }
 
@@ -176,19 +191,17 @@ impl Workspace {
         while self.states.len() < states {
             self.states.push(BlockState::new(architecture, rows, on));
         }
+        if architecture.residual == Residual::Parallel {
+            self.middle.get_or_insert_with(|| Tensor::empty([rows, width], on));
+        }
         let shared = self.shared.get_or_insert_with(|| Shared::new(architecture, rows, on));
         let first = |buffer: &Tensor| buffer.narrow(0, 0, tokens);
         let state = |block: usize| {
             let kept = &self.states[block % states];
             BlockState {
                 input: first(&self.inputs[block % inputs]),
-                input_scale: first(&kept.input_scale),
-                query_key_value: first(&kept.query_key_value),
-                attended: first(&kept.attended),
-                log_sums: Vec::new(),
-                middle: first(&kept.middle),
-                middle_scale: first(&kept.middle_scale),
-                gate_up: first(&kept.gate_up),
+                middle: first(self.middle.as_ref().unwrap_or(&kept.middle)),
+                ..kept.map(first)
             }
         };
         Views {
@@ -199,34 +212,79 @@ impl Workspace {
     }
 }
 
-/// Columns of the buffers: H E, (H + 2 G) E, F.
-fn widths(architecture: &Architecture) -> (i64, i64, i64) {
+/// Columns of the buffers: H E, (H + 2 G) E, F, and of what the MLP computes before its activation.
+fn widths(architecture: &Architecture) -> [i64; 4] {
     let Architecture { heads, kv_heads, head_width, mlp_width, .. } = *architecture;
-    ((heads * head_width) as i64, ((heads + 2 * kv_heads) * head_width) as i64, mlp_width as i64)
+    let columns = [heads * head_width, (heads + 2 * kv_heads) * head_width, mlp_width, architecture.inner_width()];
+    columns.map(|columns| columns as i64)
 }
 
 impl BlockState {
-    /// `input` is filled in by the views.
+    /// `input` is filled in by the views, and `middle` where it is not kept.
     fn new(architecture: &Architecture, rows: i64, on: (Kind, Device)) -> Self {
-        let (attended, query_key_value, mlp) = widths(architecture);
+        let Architecture { norm, names, heads, kv_heads, head_width, residual, .. } = architecture;
+        let [attended, query_key_value, _, inner] = widths(architecture);
+        let width = architecture.width as i64;
         let matrix = |columns: i64| Tensor::empty([rows, columns], on);
-        let scale = || Tensor::empty([rows], (Kind::Float, on.1));
+        let statistics = || Statistics::new(*norm, rows, on.1);
+        let post_norm = || PostNorm { before: matrix(width), statistics: statistics() };
+        let head_norm = |heads: &usize| HeadNorm {
+            before: Tensor::empty([rows, *heads as i64, *head_width as i64], on),
+            scale: Tensor::empty([rows, *heads as i64], (Kind::Float, on.1)),
+        };
         Self {
             input: Tensor::new(),
-            input_scale: scale(),
+            input_statistics: statistics(),
             query_key_value: matrix(query_key_value),
+            head_norms: names.head_norms.map(|_| [heads, kv_heads].map(head_norm)),
             attended: matrix(attended),
             log_sums: Vec::new(),
-            middle: matrix(architecture.width as i64),
-            middle_scale: scale(),
-            gate_up: matrix(2 * mlp),
+            post_attention: names.post_attention_norm.map(|_| post_norm()),
+            middle: if *residual == Residual::Sequential { matrix(width) } else { Tensor::new() },
+            middle_statistics: statistics(),
+            inner: matrix(inner),
+            post_mlp: names.post_mlp_norm.map(|_| post_norm()),
         }
+    }
+
+    /// A view of each tensor that is kept, but `input` and `middle`.
+    fn map(&self, view: impl Fn(&Tensor) -> Tensor) -> Self {
+        let statistics = |of: &Statistics| of.map(&view);
+        let post_norm =
+            |kept: &PostNorm| PostNorm { before: view(&kept.before), statistics: statistics(&kept.statistics) };
+        let head_norm = |kept: &HeadNorm| HeadNorm { before: view(&kept.before), scale: view(&kept.scale) };
+        Self {
+            input: Tensor::new(),
+            input_statistics: statistics(&self.input_statistics),
+            query_key_value: view(&self.query_key_value),
+            head_norms: self.head_norms.as_ref().map(|both| both.each_ref().map(head_norm)),
+            attended: view(&self.attended),
+            log_sums: Vec::new(),
+            post_attention: self.post_attention.as_ref().map(post_norm),
+            middle: Tensor::new(),
+            middle_statistics: statistics(&self.middle_statistics),
+            inner: view(&self.inner),
+            post_mlp: self.post_mlp.as_ref().map(post_norm),
+        }
+    }
+
+    /// Every tensor that the state owns: all but `input` and the sums of attention.
+    fn kept(&self) -> Vec<&Tensor> {
+        let mut all = vec![&self.query_key_value, &self.attended, &self.inner];
+        all.extend(Some(&self.middle).filter(|middle| middle.defined()));
+        all.extend(self.input_statistics.all().chain(self.middle_statistics.all()));
+        for kept in self.post_attention.iter().chain(&self.post_mlp) {
+            all.push(&kept.before);
+            all.extend(kept.statistics.all());
+        }
+        all.extend(self.head_norms.iter().flatten().flat_map(|kept| [&kept.before, &kept.scale]));
+        all
     }
 }
 
 impl Shared {
     fn new(architecture: &Architecture, rows: i64, on: (Kind, Device)) -> Self {
-        let (attended, query_key_value, mlp) = widths(architecture);
+        let [attended, query_key_value, mlp, inner] = widths(architecture);
         let width = architecture.width as i64;
         let matrix = |columns: i64| Tensor::empty([rows, columns], on);
         Self {
@@ -234,7 +292,7 @@ impl Shared {
             change: matrix(width),
             activated: matrix(mlp),
             activated_gradient: matrix(mlp),
-            gate_up_gradient: matrix(2 * mlp),
+            inner_gradient: matrix(inner),
             attended_gradient: matrix(attended),
             query_key_value_gradient: matrix(query_key_value),
             gradient: matrix(width),
@@ -243,14 +301,14 @@ impl Shared {
     }
 
     fn all(&self) -> [&Tensor; 9] {
-        let Self { normed, change, activated, activated_gradient, gate_up_gradient, .. } = self;
+        let Self { normed, change, activated, activated_gradient, inner_gradient, .. } = self;
         let Self { attended_gradient, query_key_value_gradient, gradient, middle_gradient, .. } = self;
         [
             normed,
             change,
             activated,
             activated_gradient,
-            gate_up_gradient,
+            inner_gradient,
             attended_gradient,
             query_key_value_gradient,
             gradient,
@@ -264,7 +322,7 @@ impl Shared {
             change: view(&self.change),
             activated: view(&self.activated),
             activated_gradient: view(&self.activated_gradient),
-            gate_up_gradient: view(&self.gate_up_gradient),
+            inner_gradient: view(&self.inner_gradient),
             attended_gradient: view(&self.attended_gradient),
             query_key_value_gradient: view(&self.query_key_value_gradient),
             gradient: view(&self.gradient),

@@ -9,6 +9,9 @@
 use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::head::ROWS_AT_ONCE;
+use crate::model::activation::Activation;
+use crate::model::config::Residual;
+use crate::model::norm::NormKind;
 use crate::model::workspace::ROWS;
 use serde::Serialize;
 
@@ -112,37 +115,55 @@ fn rows(tokens: usize) -> usize {
 }
 
 /// Bytes that `model::workspace::Workspace` keeps for the backward pass: of every block (or of one, where blocks are
-/// recomputed) what `BlockState` holds, that is query, key and value together, attended (H E), middle (D), gate and up
-/// together (2 F), two scales in f32; and every block's input, with the last one's output (D each).
+/// recomputed) what `BlockState` holds, that is query, key and value together, attended (H E), middle (D), what the MLP
+/// computes before its activation, the norms' statistics in f32; and every block's input, with the last one's output (D
+/// each). Heads that are normed are kept as they were too, and so is what a half of a block adds where that is normed.
 pub fn activations(job: &Job, tokens: usize) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
     let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-    let state = c * (2 * query + 2 * key + a.width + 2 * a.mlp_width) + 4 * 2;
+    let statistics = if a.norm == NormKind::Layer { 2 * 4 } else { 4 };
+    let mut state = c * (2 * query + 2 * key + a.inner_width()) + 2 * statistics;
+    if a.names.head_norms.is_some() {
+        state += c * (query + key) + 4 * (a.heads + a.kv_heads);
+    }
+    for _ in [a.names.post_attention_norm, a.names.post_mlp_norm].iter().flatten() {
+        state += c * a.width + statistics;
+    }
     let states = if job.checkpointing { 1 } else { a.layers };
-    rows(tokens) * (states * state + (a.layers + 1) * c * a.width)
+    // Side by side, the halves of all blocks share one middle.
+    let middles = if a.residual == Residual::Parallel { 1 } else { states };
+    rows(tokens) * (states * state + (middles + a.layers + 1) * c * a.width)
 }
 
-/// Bytes of `model::workspace::Shared`: four of D, four of F, H E, and query, key and value.
+/// Bytes of `model::workspace::Shared`: four of D, two of F, the gradient of what comes before the activation, H E, and
+/// query, key and value.
 pub fn shared(job: &Job, tokens: usize) -> usize {
     let a = &job.architecture;
     let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-    rows(tokens) * job.compute_bytes() * (4 * a.width + 4 * a.mlp_width + 2 * query + 2 * key)
+    let columns = 4 * a.width + 2 * a.mlp_width + a.inner_width() + 2 * query + 2 * key;
+    rows(tokens) * job.compute_bytes() * columns
 }
 
-/// What blocks share; every block's log-sum-exps; the rotation; attention's results before they are laid out.
+/// What blocks share; every block's log-sum-exps; the rotation; attention's results before they are laid out; what
+/// tensor operations leave for a moment where a family's activation has no loop of its own, or heads are normed.
 fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
+    let c = job.compute_bytes();
     let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
     let tokens = shape.tokens;
     let attention = if cpu {
-        job.compute_bytes() * tokens * (query + 2 * key)
+        c * tokens * (query + 2 * key)
     } else {
         // The kernel for GPUs holds a sequence's scores five times in f32, and its keys and values for every head.
         let rows = shape.longest_sequence;
-        4 * a.heads * rows * (5 * rows + 4 * a.head_width) + job.compute_bytes() * shape.mask
+        4 * a.heads * rows * (5 * rows + 4 * a.head_width) + c * shape.mask
     };
-    shared(job, tokens) + 4 * tokens * (a.layers * a.heads + a.head_width) + attention
+    let fused = a.gated && a.activation == Activation::Silu;
+    let activation = if fused { 0 } else { 3 * c * tokens * a.mlp_width };
+    let head_norms = if a.names.head_norms.is_some() { 2 * c * tokens * query } else { 0 };
+    let moments = attention.max(activation).max(head_norms);
+    shared(job, tokens) + 4 * tokens * (a.layers * a.heads + a.rotated_width) + moments
 }
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
@@ -151,7 +172,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 fn head_workspace(job: &Job, shape: &Shape) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
-    let mut largest = 2 * a.mlp_width * a.width;
+    let mut largest = a.inner_width() * a.width;
     let mut bytes = shape.tokens * a.width * (2 * c + 4);
     if job.policy {
         let rows = shape.answers.min(ROWS_AT_ONCE.max(shape.longest_answers));

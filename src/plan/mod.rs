@@ -11,8 +11,10 @@ pub mod time;
 pub mod workload;
 
 use crate::config::Config;
+use crate::error::Result;
 use crate::model::config::Architecture;
-use crate::model::decoder::Part;
+use crate::model::layout::{Declared, Part};
+use crate::model::lora::Lora;
 use tch::Kind;
 
 /// What is trained and how, as far as memory and time depend on it.
@@ -30,6 +32,8 @@ pub struct Job {
     pub tokens_per_micro_batch: usize,
     /// Whether ranks keep masters and moments of their shares only.
     pub sharded: bool,
+    /// The adapters that are trained in place of the weights.
+    pub lora: Option<Lora>,
 }
 
 /// One segment of the model: a bucket of the reducer where it trains.
@@ -47,30 +51,47 @@ pub struct Bucket {
 
 impl Job {
     /// The job of a config, computed in `kind`.
-    pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// An adapter of a projection that the model does not have.
+    pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Result<Self> {
+        Ok(Self {
+            lora: config.lora.as_ref().map(|lora| Lora::new(lora, &architecture)).transpose()?,
             architecture,
             kind,
             policy: config.loss.needs_policy(),
             checkpointing: config.train.activation_checkpointing,
             tokens_per_micro_batch: config.train.tokens_per_micro_batch,
             sharded: config.parallel.shard_optimizer,
-        }
+        })
     }
 
     /// The model's segments in the order of the forward pass, as `Model::load` makes them of a folder that holds every
     /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
     pub fn buckets(&self) -> Vec<Bucket> {
-        let bucket = |part: Part| {
-            let shapes = part.shapes(&self.architecture);
-            Bucket {
-                part,
-                elements: shapes.iter().map(|(_, shape)| shape.iter().product::<i64>() as usize).sum(),
-                compute_bytes: if part == Part::RewardHead { 4 } else { self.compute_bytes() },
-                trains: part != Part::LanguageModelHead || self.policy,
-            }
+        let frozen = self.lora.is_some();
+        let bucket = |part: Part, parameters: &[Declared]| Bucket {
+            part,
+            elements: parameters.iter().map(|one| one.shape.iter().product::<i64>() as usize).sum(),
+            compute_bytes: match part {
+                Part::RewardHead | Part::Adapter(_) => 4,
+                _ => self.compute_bytes(),
+            },
+            trains: match part {
+                Part::RewardHead | Part::Adapter(_) => true,
+                Part::LanguageModelHead => !frozen && self.policy,
+                _ => !frozen,
+            },
         };
-        Part::all(&self.architecture).into_iter().map(bucket).collect()
+        let base = Part::all(&self.architecture);
+        let mut buckets: Vec<Bucket> =
+            base.into_iter().map(|part| bucket(part, &part.parameters(&self.architecture))).collect();
+        if let Some(lora) = &self.lora {
+            let blocks = 0..self.architecture.layers;
+            buckets
+                .extend(blocks.map(|block| bucket(Part::Adapter(block), &lora.parameters(&self.architecture, block))));
+        }
+        buckets
     }
 
     /// Bytes of a number in the compute kind.

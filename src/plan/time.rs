@@ -90,16 +90,20 @@ impl StepTime {
     }
 }
 
-/// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention.
+/// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention;
+/// 4 in place of 6 where a parameter is frozen. A window is not counted: where sequences are longer than one, attention
+/// costs less than this.
 pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
-    let flops = Flops::of(job, shape);
-    3.0 * (job.architecture.layers as f64 * flops.block + flops.head)
+    let Flops { block, block_backward, head, head_backward } = Flops::of(job, shape);
+    job.architecture.layers as f64 * (block + block_backward) + head + head_backward
 }
 
-/// FLOPs of a forward pass. A backward pass has twice as many.
+/// FLOPs of both passes.
 struct Flops {
     block: f64,
+    block_backward: f64,
     head: f64,
+    head_backward: f64,
 }
 
 impl Flops {
@@ -109,7 +113,18 @@ impl Flops {
         // Query times key and weight times value: two products of E for each head and visible pair.
         let attention = 4.0 * (a.heads * a.head_width) as f64 * shape.visible as f64;
         let head = if job.policy { 2.0 * (a.vocabulary * a.width) as f64 * shape.answers as f64 } else { 0.0 };
-        Self { block: linear + attention, head }
+        // A backward pass has two products for one; of a frozen weight only that for the input's gradient.
+        let backward = if job.lora.is_some() { 1.0 } else { 2.0 };
+        let of_adapters = |bucket: &Bucket| matches!(bucket.part, Part::Adapter(_));
+        let buckets = job.buckets();
+        let adapters = buckets.iter().filter(|bucket| of_adapters(bucket)).map(|bucket| bucket.elements).sum::<usize>();
+        let adapters = 2.0 * adapters as f64 / a.layers as f64 * shape.tokens as f64;
+        Self {
+            block: linear + attention + adapters,
+            block_backward: backward * linear + 2.0 * (attention + adapters),
+            head,
+            head_backward: backward * head,
+        }
     }
 }
 
@@ -129,8 +144,8 @@ impl Costs {
         let [forward, backward] = LAUNCHES.map(|(fixed, each)| (fixed + each * pairs) * hardware.launch);
         let block_forward = (flops.block / hardware.rate()).max(forward);
         let recomputed = if job.checkpointing { block_forward } else { 0.0 };
-        let block_backward = (2.0 * flops.block / hardware.rate()).max(backward) + recomputed;
-        Self { block_forward, block_backward, heads: 3.0 * flops.head / hardware.rate() }
+        let block_backward = (flops.block_backward / hardware.rate()).max(backward) + recomputed;
+        Self { block_forward, block_backward, heads: (flops.head + flops.head_backward) / hardware.rate() }
     }
 
     fn all(&self, layers: usize) -> f64 {
@@ -146,7 +161,7 @@ fn ready_times(job: &Job, hardware: &Hardware, micro_batches: &[Shape], end: f64
     let layers = job.architecture.layers as f64;
     let ready = |bucket: &Bucket| match bucket.part {
         Part::Embedding => end,
-        Part::Block(index) => end - index as f64 * block,
+        Part::Block(index) | Part::Adapter(index) => end - index as f64 * block,
         Part::Norm | Part::LanguageModelHead | Part::RewardHead => end - layers * block,
     };
     job.buckets().iter().map(ready).collect()

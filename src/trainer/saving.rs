@@ -1,12 +1,15 @@
 //! What a run saves, and takes back on `--resume`: weights, masters, moments, position.
 
 use super::Trainer;
-use crate::checkpoint::{self, Best, Snapshot, TrainState};
+use crate::checkpoint::{self, AdapterOf, Best, Snapshot, TrainState};
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::metrics::EvaluationMetrics;
+use crate::model::adapter::Origin;
+use crate::model::segment::Parameter;
 use crate::safetensors_io::{Entry, Mapped};
 use crate::sharding::{Shares, State};
 use crate::tensor;
@@ -19,8 +22,8 @@ use tracing::{info, trace_span, warn};
 pub struct Saving {
     /// The run's folder.
     pub run: PathBuf,
-    /// Where config.json and the tokenizer files come from.
-    pub model_dir: PathBuf,
+    /// What the run starts from: config.json and the tokenizer files.
+    pub origin: Origin,
     /// A token that occurs in no sequence.
     pub pad_token: u32,
 }
@@ -58,20 +61,29 @@ impl Trainer<'_> {
     fn write_checkpoint(&self, saving: &Saving, shares: &Shares) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
+        let architecture = &model.architecture;
+        let base = hub::name_of(&saving.origin.base)?;
+        let base = (base.0.as_str(), base.1.as_deref());
         let mut snapshot = Snapshot {
             step: self.state.step,
-            model_dir: &saving.model_dir,
+            model_dir: saving.origin.tokenizer(),
+            adapter: model.lora.as_ref().map(|lora| AdapterOf { lora, architecture, base }),
             weights: Vec::new(),
             masters: Vec::new(),
             moments: Vec::new(),
-            architecture: model.architecture.reward_model_class(),
+            architecture: architecture.names.reward_model,
             pad_token_id: saving.pad_token,
             state: &self.state,
             config: self.config,
         };
         for (number, segment) in model.segments.iter().enumerate() {
+            if model.lora.is_some() && !segment.trains() {
+                // The base stays as it is, and where it is.
+                continue;
+            }
             for (index, parameter) in segment.parameters.iter().enumerate() {
-                snapshot.weights.push((parameter.name.clone(), segment.weight(index).shallow_clone()));
+                let (name, rows) = (&parameter.name, parameter.rows);
+                snapshot.weights.push((name.clone(), rows.to_file(segment.weight(index))));
                 if !segment.trains() {
                     continue;
                 }
@@ -79,11 +91,11 @@ impl Trainer<'_> {
                     name,
                     kind: Kind::Float,
                     shape: parameter.shape.clone(),
-                    values: Box::new(move || Ok(parameter.view(&shares.whole(number, state)?))),
+                    values: Box::new(move || Ok(rows.to_file(&parameter.view(&shares.whole(number, state)?)))),
                 };
-                snapshot.masters.push(entry(parameter.name.clone(), State::Master));
-                snapshot.moments.push(entry(format!("exp_avg.{}", parameter.name), State::First));
-                snapshot.moments.push(entry(format!("exp_avg_sq.{}", parameter.name), State::Second));
+                snapshot.masters.push(entry(name.clone(), State::Master));
+                snapshot.moments.push(entry(format!("exp_avg.{name}"), State::First));
+                snapshot.moments.push(entry(format!("exp_avg_sq.{name}"), State::Second));
             }
         }
         let folder = checkpoint::save(&saving.run, &snapshot)?;
@@ -96,6 +108,10 @@ impl Trainer<'_> {
     fn check_config(&self, then: &Config, folder: &Path) -> Result<()> {
         if then.loss != self.config.loss {
             return Err(Error::input(format!("{} was trained with other settings of [loss]", folder.display()))
+                .hint("resume with the config the run was started with, or start another run"));
+        }
+        if then.lora != self.config.lora {
+            return Err(Error::input(format!("{} was trained with other settings of [lora]", folder.display()))
                 .hint("resume with the config the run was started with, or start another run"));
         }
         let (then, now) = (then.resolved_toml()?, self.config.resolved_toml()?);
@@ -130,10 +146,11 @@ impl Trainer<'_> {
             let Some(flat) = flat else { continue };
             for index in 0..segment.parameters.len() {
                 let parameter = segment.parameters[index].clone();
-                segment.set(index, &read(&masters, &parameter.name, &parameter.shape)?);
+                let Parameter { name, shape, rows, .. } = &parameter;
+                segment.set(index, &rows.to_memory(&read(&masters, name, shape)?));
                 for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
-                    let name = format!("{prefix}.{}", parameter.name);
-                    segment.write_owned(flat, index, &read(&moments, &name, &parameter.shape)?);
+                    let value = read(&moments, &format!("{prefix}.{name}"), shape)?;
+                    segment.write_owned(flat, index, &rows.to_memory(&value));
                 }
             }
         }

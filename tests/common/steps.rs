@@ -4,8 +4,9 @@ use haf_dist::config::Config;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::tokenize::OwnedPair;
 use haf_dist::engine::Engine;
+use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::segment::Use;
-use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::model::weights::LoadOptions;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -54,7 +55,7 @@ pub fn pairs(vocabulary: u32) -> PreparedData {
     PreparedData::from_pairs((0..PAIRS).map(make).collect()).unwrap()
 }
 
-/// The model of the config, ready to train.
+/// The model of the config with its adapters, if it has any, ready to train.
 pub fn engine(config: &Config) -> Engine {
     engine_in(config, Kind::Float)
 }
@@ -63,5 +64,6 @@ pub fn engine(config: &Config) -> Engine {
 pub fn engine_in(config: &Config, kind: Kind) -> Engine {
     let log_probs = config.loss.needs_policy();
     let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs };
-    Engine::new(Model::load(&config.model.path, options).unwrap(), config.train.activation_checkpointing)
+    let origin = Origin::of(&config.model.path, None).unwrap();
+    Engine::new(adapter::load(&origin, options, config.lora.as_ref()).unwrap(), config.train.activation_checkpointing)
 }

@@ -1,4 +1,4 @@
-//! A workspace with a model of three narrow blocks, its tokenizer, pairs and a config: whole runs in under a second.
+//! A workspace with a model of a few narrow blocks, its tokenizer, pairs and a config: whole runs in under a second.
 //!
 //! Not here: what the runs must come to.
 
@@ -72,8 +72,13 @@ pub struct Outcome {
 impl Workspace {
     /// The model, the tokenizer, the data and the config.
     pub fn new() -> Self {
+        Self::of("llama-tied")
+    }
+
+    /// As [`new`](Self::new), with a model of tests/golden/ that has [`VOCABULARY`] tokens.
+    pub fn of(model: &str) -> Self {
         let workspace = Self { folder: tempfile::tempdir().unwrap() };
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama-tied");
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
         fs::create_dir(workspace.path("model")).unwrap();
         for name in ["config.json", "model.safetensors"] {
             fs::copy(golden.join(name), workspace.path("model").join(name)).unwrap();

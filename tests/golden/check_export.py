@@ -105,9 +105,24 @@ def padded_batches(sequences: list[tuple[list[int], list[int]]], pad: int):
         yield start, ids, mask
 
 
+def load(kind, folder: Path, dtype: torch.dtype, **options):
+    """The model in a folder; where that is an adapter's, its base with the adapter through PEFT."""
+    if not (folder / "adapter_config.json").exists():
+        return kind.from_pretrained(folder, dtype=dtype, **options).eval()
+    from peft import PeftConfig, PeftModel
+
+    adapter = PeftConfig.from_pretrained(folder)
+    base = kind.from_pretrained(adapter.base_model_name_or_path, dtype=dtype, **options)
+    # PEFT saves no config of the base: the tokenizer beside the adapter says what to pad with.
+    base.config.pad_token_id = AutoTokenizer.from_pretrained(folder).pad_token_id
+    if kind is AutoModelForCausalLM:
+        adapter.task_type, adapter.modules_to_save = "CAUSAL_LM", None  # the reward head stays aside
+    return PeftModel.from_pretrained(base, folder, config=adapter).eval()
+
+
 @torch.no_grad()
 def rewards_of(folder: Path, dtype: torch.dtype, sequences: list) -> list[float]:
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=dtype).eval()
+    model = load(AutoModelForSequenceClassification, folder, dtype, num_labels=1)
     config = model.config
     assert config.pad_token_id is not None, "config.json has no pad_token_id: Transformers cannot score a batch"
     assert config.pad_token_id != config.eos_token_id, "pad is EOS: Transformers would read the token before the EOS"
@@ -119,7 +134,7 @@ def rewards_of(folder: Path, dtype: torch.dtype, sequences: list) -> list[float]
 
 @torch.no_grad()
 def logps_of(folder: Path, dtype: torch.dtype, sequences: list) -> list[float]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model = load(AutoModelForCausalLM, folder, dtype)
     logps = []
     for start, ids, mask in padded_batches(sequences, model.config.pad_token_id):
         logits = model(input_ids=ids, attention_mask=mask).logits

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the golden files beside this script: tiny random Llama models and what PyTorch and Transformers say of them.
+"""Makes the golden files beside this script: tiny random models and what PyTorch and Transformers say of them.
 
-Run by hand (`python make_golden.py`); the output is committed, so that the tests need no Python. README.md lists every
-file, tensor and metadata key. Not here: the project's own way of computing any of this (packing, shared prefixes, a
-backward pass in segments). Each sequence goes through Transformers alone, without padding, and the losses are plain
-formulas, so that the values are an independent truth.
+Run by hand (`python make_golden.py`, with the names of cases for these alone); the output is committed, so that the
+tests need no Python. README.md lists every file, tensor and metadata key. Not here: the project's own way of computing
+any of this (packing, shared prefixes, a backward pass in segments). Each sequence goes through Transformers alone,
+without padding, and the losses are plain formulas, so that the values are an independent truth.
 
 Shapes: T tokens of a sequence, B pairs, D width, V vocabulary.
 """
@@ -12,15 +12,16 @@ Shapes: T tokens of a sequence, B pairs, D width, V vocabulary.
 import copy
 import json
 import shutil
+import sys
 import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama import modeling_llama
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
@@ -60,8 +61,24 @@ VARIANT_GRADIENTS = [
 
 COMMON = {"bos_token_id": BOS, "eos_token_id": EOS, "max_position_embeddings": 64, "attn_implementation": "eager"}
 
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+
+# Longer sequences than the windows below, in the fewest numbers.
+SMALL = COMMON | {
+    "vocab_size": 29,
+    "hidden_size": 16,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": DEFAULT_ROPE,
+}
+NEOX = SMALL | {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "tie_word_embeddings": False}
+
+# `without`: settings that take one speciality away; each must change the logits, or the case would not test it.
 CASES = {
     "llama-tied": {
+        "family": "llama",
         "seed": 8,
         "config": COMMON
         | {
@@ -77,6 +94,7 @@ CASES = {
         },
     },
     "llama-untied": {
+        "family": "llama",
         "seed": 5,
         "config": COMMON
         | {
@@ -101,8 +119,10 @@ CASES = {
                 "original_max_position_embeddings": 32,
             },
         },
+        "without": [{"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}],
     },
     "llama-linear": {
+        "family": "llama",
         "seed": 4,
         "config": COMMON
         | {
@@ -116,33 +136,110 @@ CASES = {
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
         },
+        "without": [{"rope_parameters": DEFAULT_ROPE}],
         "sharded": True,
     },
+    "mistral": {
+        "family": "mistral",
+        "seed": 1,
+        "config": SMALL | {"num_key_value_heads": 2, "sliding_window": 4, "tie_word_embeddings": False},
+        "without": [{"sliding_window": None}],
+    },
+    "qwen2": {
+        "family": "qwen2",
+        "seed": 2,
+        # The upper of two blocks has the window.
+        "config": SMALL
+        | {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+        | {"tie_word_embeddings": True},
+        "without": [{"use_sliding_window": False}, {"layer_types": ["sliding_attention"] * 2}],
+    },
+    "qwen3": {
+        "family": "qwen3",
+        "seed": 1,
+        "config": SMALL | {"num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": False},
+        "without": [],
+    },
+    "phi": {
+        "family": "phi",
+        "seed": 3,
+        "config": SMALL | {"layer_norm_eps": 1e-5, "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.5}},
+        "without": [{"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}}],
+    },
+    "phi3": {
+        "family": "phi3",
+        "seed": 1,
+        "config": SMALL
+        | {"num_key_value_heads": 2, "sliding_window": 4, "tie_word_embeddings": False, "pad_token_id": None}
+        | {"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}},
+        "without": [{"sliding_window": None}],
+    },
+    "gemma2": {
+        "family": "gemma2",
+        "seed": 1,
+        # The lower of two blocks has the window. Widths of 20 make the embedding's scale no whole number.
+        "config": SMALL
+        | {"hidden_size": 20, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 3, "pad_token_id": None}
+        | {"query_pre_attn_scalar": 10, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0},
+        "without": [
+            {"layer_types": ["full_attention"] * 2},
+            {"layer_types": ["sliding_attention"] * 2},
+            {"query_pre_attn_scalar": 6},
+            {"attn_logit_softcapping": None},
+            {"final_logit_softcapping": None},
+        ],
+    },
+    "gpt-neox-parallel": {
+        "family": "gpt_neox",
+        "seed": 1,
+        # As many tokens as the tokenizer of the tests of whole runs.
+        "config": NEOX | {"vocab_size": 97, "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.5}},
+        "without": [
+            {"use_parallel_residual": False},
+            {"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}},
+        ],
+    },
+    "gpt-neox-sequential": {
+        "family": "gpt_neox",
+        "seed": 1,
+        "config": NEOX
+        | {"use_parallel_residual": False, "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}},
+        "without": [{"use_parallel_residual": True}],
+    },
 }
+
+
+# What files call a parameter otherwise than the model in memory: by family and name.
+RENAMED = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
 
 
 # --- Models and pairs -------------------------------------------------------------------------------------------------
 
 
-def random_model(settings: dict) -> LlamaForCausalLM:
+def new_model(family: str, settings: dict):
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+
+
+def random_model(family: str, settings: dict):
     """A model whose every weight matters: sharp attention, logits far from uniform, norms and biases not trivial."""
-    model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
+    model = new_model(family, settings)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape)
-        if name.endswith("norm.weight"):
-            value = 1.0 + 0.2 * noise
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             value = 0.3 * noise
-        elif "embed_tokens" in name or "lm_head" in name:
+        elif parameter.dim() == 1:  # of a norm; Gemma's count from 1
+            usual = 0.0 if family == "gemma2" else 1.0
+            value = (1.6 if "q_norm" in name or "k_norm" in name else usual) + 0.2 * noise
+        elif parameter.shape[0] == model.config.vocab_size:
             value = 0.5 * noise
         else:
-            gain = 1.3 if "q_proj" in name or "k_proj" in name else 1.0
-            value = gain * noise / parameter.shape[1] ** 0.5
+            sharp = any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "query_key_value"))
+            value = (1.3 if sharp else 1.0) * noise / parameter.shape[1] ** 0.5
         parameter.data.copy_(value)
     return model
 
 
-def perturbed(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def perturbed(model):
     """The reference: near the policy, but not it; otherwise half of the gradients would be trivial."""
     reference = copy.deepcopy(model)
     for parameter in reference.parameters():
@@ -181,8 +278,10 @@ def random_pairs(vocabulary: int) -> list[dict]:
 def read_answer(model, score: torch.Tensor, prompt: list[int], answer: list[int]):
     """One sequence alone: logits [T, V], reward at its last token, log-prob of each token of the answer."""
     tokens = torch.tensor(prompt + answer)
-    hidden = model.model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]  # [T, D], after the final norm
+    hidden = model.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]  # [T, D], after the norm
     logits = model.lm_head(hidden)
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
     reward = (hidden[-1] * score[0]).sum()
     # The logits at a position speak of the token after it.
     logps = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, tokens[len(prompt) :, None])[:, 0]
@@ -277,7 +376,7 @@ class Problem:
 
 
 class Float64Torch(types.ModuleType):
-    """Stands in for `torch` inside Transformers' Llama, which casts norms and the softmax to float32 by name."""
+    """Stands in for `torch` inside a model's module, which casts norms and the softmax to float32 by name."""
 
     float32 = torch.float64
 
@@ -285,15 +384,24 @@ class Float64Torch(types.ModuleType):
         return getattr(torch, name)
 
 
+@contextmanager
+def in_float64(model):
+    """Nothing that is float64 becomes float32 on the way through `model`."""
+    module, cast = sys.modules[type(model).__module__], torch.Tensor.float
+    module.torch = Float64Torch("torch")
+    torch.Tensor.float = lambda tensor: tensor if tensor.dtype == torch.float64 else cast(tensor)
+    try:
+        yield
+    finally:
+        module.torch, torch.Tensor.float = torch, cast
+
+
 def check_gradients(problem: Problem, gradients: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Float64 gradients against finite differences, then the float32 ones against those; the largest error of each."""
-    modeling_llama.torch = Float64Torch("torch")
-    try:
+    with in_float64(problem.model):
         exact = problem.double()
         exact_gradients = exact.gradients()
         worst_difference = max(finite_difference_error(exact, name, g) for name, g in exact_gradients.items())
-    finally:
-        modeling_llama.torch = torch
     worst_rounding = max(((gradients[name] - g).norm() / g.norm()).item() for name, g in exact_gradients.items())
     assert worst_difference < 1e-6, f"autograd and finite differences disagree by {worst_difference:.1e}"
     # The tests allow 1e-5: float32's own rounding must leave room below it.
@@ -324,8 +432,8 @@ def finite_difference_error(problem: Problem, name: str, gradient: torch.Tensor,
 
 
 @torch.no_grad()
-def check_not_trivial(problem: Problem) -> str:
-    """Attention and logits far from uniform, losses not saturated, both outcomes present, rope scaling that bites."""
+def check_not_trivial(problem: Problem, case: dict) -> str:
+    """Attention and logits far from uniform, losses not saturated, both outcomes present, specialities that bite."""
 
     def sharpness(probabilities: torch.Tensor) -> float:
         entropy = -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1)
@@ -344,14 +452,13 @@ def check_not_trivial(problem: Problem) -> str:
         assert values.abs().max() < 5, f"{what}: saturated: {values}"
         assert values.min() < -0.05 and values.max() > 0.05, f"{what}: every pair has the same outcome: {values}"
 
-    scaling = model.config.rope_parameters
-    if scaling["rope_type"] != "default":
-        default = {"rope_type": "default", "rope_theta": scaling["rope_theta"]}
-        settings = model.config.to_dict() | {"rope_parameters": default}
-        unscaled = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="eager")).eval()
-        unscaled.load_state_dict(model.state_dict())
-        change = (unscaled(input_ids=torch.tensor([longest])).logits - run.logits).norm() / run.logits.norm()
-        assert change > 0.01, f"rope scaling changes the logits by {change:.1e} only"
+    whole = read_answer(model, problem.parameters["score.weight"], longest[:1], longest[1:])[0]
+    assert torch.equal(whole, run.logits[0]), "the model computes its logits otherwise than read_answer"
+    for settings in case.get("without", []):
+        other = new_model(case["family"], case["config"] | settings)
+        other.load_state_dict(model.state_dict())
+        change = (other(input_ids=torch.tensor([longest])).logits - run.logits).norm() / run.logits.norm()
+        assert change > 0.01, f"{settings} changes the logits by {change:.1e} only"
     shown = " ".join(f"{value:.2f}" for value in torch.cat([differences, z]).tolist())
     return f"entropy of attention {attention:.2f}, of logits {logits:.2f} (1: uniform); preferences {shown}"
 
@@ -359,14 +466,14 @@ def check_not_trivial(problem: Problem) -> str:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def save_model(model: LlamaForCausalLM, folder: Path, **options) -> None:
+def save_model(model, folder: Path, **options) -> None:
     model.save_pretrained(folder, **options)
     (folder / "generation_config.json").unlink(missing_ok=True)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-def save_sharded(model: LlamaForCausalLM, folder: Path) -> None:
+def save_sharded(model, folder: Path) -> None:
     """The same weights in several files with an index, and config.json in the form of Transformers before version 5."""
     save_model(model, folder, max_shard_size="6KB")
     assert (folder / "model.safetensors.index.json").exists()
@@ -412,7 +519,7 @@ def make_case(name: str, case: dict) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(case["seed"])
-    model = random_model(case["config"])
+    model = random_model(case["family"], case["config"])
     score = 0.5 * torch.randn(1, model.config.hidden_size)
     pairs = random_pairs(model.config.vocab_size)
     with torch.no_grad():
@@ -420,7 +527,7 @@ def make_case(name: str, case: dict) -> None:
     no_margins = torch.zeros(len(pairs))
 
     problem = Problem(model, score, pairs, reference, no_margins, HYBRID)
-    print(f"{name}: {check_not_trivial(problem)}")
+    print(f"{name}: {check_not_trivial(problem, case)}")
     gradients = problem.gradients()
     report(name, check_gradients(problem, gradients), problem)
 
@@ -428,7 +535,9 @@ def make_case(name: str, case: dict) -> None:
     if case.get("sharded"):
         save_sharded(model, folder / "sharded")
     tensors = values_of(problem.read(), reference, pairs) | {"score.weight": score, "losses": problem.losses()}
-    tensors |= {f"grad.{key}": gradient for key, gradient in gradients.items()}
+    in_file = {RENAMED.get((case["family"], key), key): gradient for key, gradient in gradients.items()}
+    assert in_file.keys() - {"score.weight"} == load_file(folder / "model.safetensors").keys(), in_file.keys()
+    tensors |= {f"grad.{key}": gradient for key, gradient in in_file.items()}
     write(tensors, folder / "golden.safetensors", metadata(HYBRID, no_margins, pairs))
 
     for variant, settings in VARIANTS.items() if name == "llama-tied" else ():
@@ -455,7 +564,7 @@ def report(what: str, errors: tuple[float, float], problem: Problem) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)  # one order of summation
     logging.disable_progress_bar()
-    for name, case in CASES.items():
-        make_case(name, case)
+    for name in sys.argv[1:] or CASES:
+        make_case(name, CASES[name])
     size = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     print(f"{size / 1000:.0f} kB in all")

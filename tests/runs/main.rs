@@ -13,6 +13,7 @@ mod comparing;
 mod debugging;
 mod export;
 mod hub;
+mod lora;
 mod refused;
 mod resuming;
 mod scoring;

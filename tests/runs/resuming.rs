@@ -114,6 +114,19 @@ fn sharded_state_is_saved_whole_and_goes_on_with_any_number_of_ranks() {
 }
 
 #[test]
+fn what_lies_in_memory_in_another_order_than_in_files_resumes_too() {
+    let run = || {
+        let workspace = Workspace::of("gpt-neox-parallel");
+        workspace.train(1, &[]).succeeded();
+        workspace
+    };
+    let (whole, resumed) = (run(), run());
+    interrupt(&resumed);
+    resumed.train(1, &["--resume"]).succeeded();
+    assert_same_checkpoint(&resumed, &whole, "run/step-6");
+}
+
+#[test]
 fn a_damaged_checkpoint_is_skipped_with_a_warning_and_set_aside() {
     let (whole, resumed) = (Workspace::trained(1), Workspace::trained(1));
     let moments = resumed.read("run/step-6/trainer/moments.safetensors");

@@ -1,0 +1,33 @@
+//! The exported side of a checkpoint with adapters: a folder as PEFT writes it, without the base.
+//!
+//! Not here: reading one (`model/adapter.rs`).
+
+use super::{Snapshot, export, to_json, write_text};
+use crate::error::Result;
+use crate::model::adapter::WEIGHTS;
+use crate::model::config::Architecture;
+use crate::model::lora::Lora;
+use crate::model::peft::{CONFIG, PREFIX, Written};
+use crate::safetensors_io;
+use std::path::Path;
+
+/// Which adapters a checkpoint holds.
+pub struct AdapterOf<'a> {
+    /// Their rank and places.
+    pub lora: &'a Lora,
+    /// The model that they are beside.
+    pub architecture: &'a Architecture,
+    /// The base's folder, or its name and commit on the hub.
+    pub base: (&'a str, Option<&'a str>),
+}
+
+/// Writes adapter_config.json, the adapters' weights with the head, and the tokenizer's files into `folder`.
+pub fn write(folder: &Path, snapshot: &Snapshot, of: &AdapterOf) -> Result<()> {
+    let Lora { rank, alpha, use_rslora, .. } = *of.lora;
+    let targets = of.lora.targets(of.architecture);
+    let written = Written { base: of.base, rank, alpha, use_rslora, targets: &targets };
+    write_text(&folder.join(CONFIG), &to_json(&written.to_json())?)?;
+    let named = snapshot.weights.iter().map(|(name, weight)| (format!("{PREFIX}{name}"), weight.shallow_clone()));
+    safetensors_io::write_model(&folder.join(WEIGHTS), &named.collect::<Vec<_>>())?;
+    export::write_companions(folder, snapshot.model_dir, snapshot.pad_token_id)
+}

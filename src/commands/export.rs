@@ -1,0 +1,170 @@
+//! `haf-dist export`: the Hugging Face side of a checkpoint alone, or with `--merge` a whole model of a base and its
+//! adapter, the reward head kept.
+//!
+//! A merged weight is W + scale * B A, computed in f32 and narrowed to the kind that W has in the base's file; all else
+//! is copied bit for bit, shard by shard, so that a shard is all that is held at a time.
+
+use crate::checkpoint::{self, Export};
+use crate::cli::Exporting;
+use crate::error::{Error, Result, file_error};
+use crate::files;
+use crate::model::adapter::{self, Origin};
+use crate::model::config::Architecture;
+use crate::model::layout::REWARD_HEAD;
+use crate::model::peft::PeftConfig;
+use crate::model::weights::weight_paths;
+use crate::safetensors_io::{self, Mapped};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tch::{Kind, Tensor};
+
+/// Runs the command, on one rank.
+///
+/// # Errors
+/// A folder that is no checkpoint, nothing to merge, an `OUT` that exists, or a failed read or write; what was written
+/// so far is removed.
+pub fn run(exporting: &Exporting) -> Result<()> {
+    let Exporting { merge, checkpoint: source, out, base } = exporting;
+    if fs::symlink_metadata(out).is_ok() {
+        return Err(Error::input(format!("{} exists already", out.display()))
+            .hint("nothing is overwritten: name another OUT, or move it away"));
+    }
+    let is_adapter = PeftConfig::is_in(source);
+    if !is_adapter && !source.join("config.json").is_file() {
+        return Err(Error::input(format!("{} is no checkpoint: it has no config.json", source.display()))
+            .hint("name a step-N folder of a run, or a folder as PEFT or Transformers writes it"));
+    }
+    if *merge && !is_adapter {
+        return Err(Error::input(format!("{} has no adapter: there is nothing to merge", source.display()))
+            .hint("leave --merge out to have the folder without trainer/"));
+    }
+    // Under another name until it is whole.
+    let unfinished = unfinished(out)?;
+    let written = match merge {
+        true => Origin::of(source, base.as_deref()).and_then(|origin| write_merged(&origin, &unfinished)),
+        false => copy(source, &unfinished),
+    };
+    let renamed = written.and_then(|()| {
+        fs::rename(&unfinished, out).map_err(|error| file_error(out, "rename the finished folder to", &error))
+    });
+    if let Err(error) = renamed {
+        // The first error matters more than one met while cleaning up.
+        let _ = fs::remove_dir_all(&unfinished);
+        return Err(error);
+    }
+    println!("{}", out.display());
+    Ok(())
+}
+
+/// A new folder beside `out`.
+fn unfinished(out: &Path) -> Result<PathBuf> {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(".partial");
+    let path = out.with_file_name(name);
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(|error| file_error(parent, "create", &error))?;
+    }
+    fs::create_dir(&path).map_err(|error| file_error(&path, "create", &error))?;
+    Ok(path)
+}
+
+/// The files of a checkpoint that other programs read: all but the folder `trainer/`.
+fn copy(source: &Path, out: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| file_error(source, "list", &error);
+    for entry in fs::read_dir(source).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            fs::copy(&path, out.join(name)).map_err(|error| file_error(&path, "copy", &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
+    let Some(folder) = &origin.adapter else { return Err(Error::runtime("there is no adapter")) };
+    let architecture = Architecture::open(&origin.base)?;
+    let changes = adapter::changes(folder, &architecture)?;
+    let head = match adapter::head(folder, &architecture)? {
+        Some(head) => Some(head),
+        None => head_of(&origin.base)?,
+    };
+    let Some(head) = head else {
+        return Err(Error::input(format!("{} has no {REWARD_HEAD}: it is no reward model", folder.display()))
+            .hint("PEFT saves the head of task_type SEQ_CLS as one of modules_to_save"));
+    };
+    let shards = weight_paths(&origin.base)?;
+    let (mut index, mut total, mut merged) = (Map::new(), 0, 0);
+    // That of the largest tensor speaks for the model.
+    let (mut largest, mut of_model) = (0, Kind::Float);
+    for (number, shard) in shards.iter().enumerate() {
+        let file = Mapped::open(shard)?;
+        let mut tensors = Vec::new();
+        for name in file.names().into_iter().filter(|name| name != REWARD_HEAD) {
+            let value = file.read(&name)?;
+            let kind = value.kind();
+            if value.numel() > largest {
+                (largest, of_model) = (value.numel(), kind);
+            }
+            let value = match changes.get(&name) {
+                Some(change) => {
+                    merged += 1;
+                    (value.to_kind(Kind::Float) + change.make()).to_kind(kind)
+                }
+                None => value,
+            };
+            tensors.push((name, value));
+        }
+        if number + 1 == shards.len() {
+            // In f32, whatever the rest is: rewards rounded to bf16 tie.
+            tensors.push((REWARD_HEAD.to_string(), head.to_kind(Kind::Float)));
+        }
+        let name = shard.file_name().unwrap_or_default();
+        for (tensor, value) in &tensors {
+            index.insert(tensor.clone(), json!(name.to_string_lossy()));
+            total += value.numel() * value.kind().elt_size_in_bytes();
+        }
+        safetensors_io::write_model(&out.join(name), &tensors)?;
+    }
+    if merged != changes.len() {
+        return Err(Error::runtime(format!("{merged} of {} adapters found their weight", changes.len())));
+    }
+    if shards.len() > 1 {
+        let text = json!({ "metadata": { "total_size": total }, "weight_map": Value::Object(index) }).to_string();
+        files::write_atomic(&out.join("model.safetensors.index.json"), text.as_bytes())?;
+    }
+    let architecture = architecture.names.reward_model;
+    let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
+    let pad_token_id = pad_token(origin)?;
+    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind: of_model }.write(out)
+}
+
+/// The reward head of a base that has one.
+fn head_of(base: &Path) -> Result<Option<Tensor>> {
+    for path in weight_paths(base)? {
+        let file = Mapped::open(&path)?;
+        if file.names().iter().any(|name| name == REWARD_HEAD) {
+            return file.read(REWARD_HEAD).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The token that the adapter's tokenizer pads with; where that ends sequences, or there is none, a free one is guessed.
+fn pad_token(origin: &Origin) -> Result<u32> {
+    let ends = checkpoint::end_tokens(&origin.base)?;
+    if let Some(pad) = checkpoint::pad_token(origin.tokenizer())?.filter(|pad| !ends.contains(pad)) {
+        return Ok(pad);
+    }
+    let size = Architecture::open(&origin.base)?.vocabulary;
+    let special = checkpoint::special_tokens(origin.tokenizer())?;
+    let occurs: Vec<bool> = (0..size as u32).map(|id| !special.contains(&id)).collect();
+    let pad = checkpoint::choose_pad_token(&occurs, &ends, |_| true).ok_or_else(|| {
+        Error::input(format!("{} names no token to pad with", origin.tokenizer().display()))
+            .hint("give tokenizer_config.json a pad_token that is no end of sequence")
+    })?;
+    tracing::warn!(
+        "the tokenizer names no pad token but an end of sequence: config.json gets {pad}; no text must hold it"
+    );
+    Ok(pad)
+}

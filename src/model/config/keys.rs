@@ -1,0 +1,116 @@
+//! Single keys of a `config.json`: typed, with the range they must be in; every error names the key.
+//!
+//! A key that is missing takes the default of the family's configuration class in Transformers; one that is null means
+//! "none" where the class knows that, and else counts as missing. Not here: which keys a family has.
+
+use crate::error::{Error, Result};
+use crate::model::activation::Activation;
+use serde_json::{Map, Value};
+
+/// The keys of one JSON object.
+pub struct Keys(Map<String, Value>);
+
+impl Keys {
+    /// Reads a JSON object.
+    ///
+    /// # Errors
+    /// Text that is something else.
+    pub fn parse(text: &str) -> Result<Self> {
+        let keys = serde_json::from_str(text).map_err(|error| Error::input(format!("not a model config: {error}")))?;
+        Ok(Self(keys))
+    }
+
+    /// The object at `key`, if there is one.
+    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+        let object = |value: &Value| value.as_object().map(|object| Self(object.clone()));
+        self.read(key, object, "a JSON object")
+    }
+
+    /// Whether a value is itself an object.
+    pub fn has_objects(&self) -> bool {
+        self.0.values().any(Value::is_object)
+    }
+
+    /// A whole number above 0 that must be there.
+    pub fn size(&self, key: &str) -> Result<usize> {
+        self.size_if_any(key, None)?.ok_or_else(|| missing(key))
+    }
+
+    /// A whole number above 0; `default` where it is missing or null.
+    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
+        Ok(self.size_if_any(key, None)?.unwrap_or(default))
+    }
+
+    /// A whole number above 0, or none where it is null; `default` where it is missing.
+    pub fn size_if_any(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        let size = |value: &Value| value.as_u64().filter(|size| *size > 0).map(|size| size as usize);
+        let found = self.read(key, size, "a whole number above 0")?;
+        Ok(if self.0.contains_key(key) { found } else { default })
+    }
+
+    /// A whole number, 0 included; `default` where it is missing or null.
+    pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+        let count = |value: &Value| value.as_u64().map(|count| count as usize);
+        Ok(self.read(key, count, "a whole number")?.unwrap_or(default))
+    }
+
+    /// A number above 0; `default` where it is missing or null.
+    pub fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.number_if_any(key, None)?.unwrap_or(default))
+    }
+
+    /// A number above 0 that must be there.
+    pub fn number(&self, key: &str) -> Result<f64> {
+        self.number_if_any(key, None)?.ok_or_else(|| missing(key))
+    }
+
+    /// A number above 0, or none where it is null; `default` where it is missing.
+    pub fn number_if_any(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        let number = |value: &Value| value.as_f64().filter(|number| *number > 0.0 && number.is_finite());
+        let found = self.read(key, number, "a number above 0")?;
+        Ok(if self.0.contains_key(key) { found } else { default })
+    }
+
+    /// true or false; `default` where it is missing or null.
+    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.read(key, Value::as_bool, "true or false")?.unwrap_or(default))
+    }
+
+    /// A text, if there is one.
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+        self.read(key, Value::as_str, "a text")
+    }
+
+    /// A list of texts, if there is one.
+    pub fn texts<'a>(&'a self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        let texts = |value: &'a Value| value.as_array()?.iter().map(Value::as_str).collect();
+        self.read(key, texts, "a list of texts")
+    }
+
+    /// An activation by its name in Transformers; `default` where it is missing.
+    pub fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
+        match self.text(key)? {
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
+            Some(other) => Err(Error::input(format!("{key} = \"{other}\" is not known"))
+                .hint("known: silu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast")),
+        }
+    }
+
+    fn read<'a, T>(&'a self, key: &str, read: impl Fn(&'a Value) -> Option<T>, expected: &str) -> Result<Option<T>> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => read(value).map(Some).ok_or_else(|| wrong(key, value, expected)),
+        }
+    }
+}
+
+fn missing(key: &str) -> Error {
+    Error::input(format!("{key} is missing"))
+}
+
+fn wrong(key: &str, value: &Value, expected: &str) -> Error {
+    Error::input(format!("{key} = {value}: {expected} was expected"))
+}

@@ -1,0 +1,219 @@
+//! Low-rank adapters beside a block's frozen projections (LoRA, arXiv 2106.09685): y = W x + scale * B (A x).
+//!
+//! Which projections have one, what an adapter adds to a projection's output, and its part of the backward pass, in
+//! which it alone has parameter gradients. Adapters are f32 whatever the base computes in: the input is widened for
+//! their products, and the sum with the base's output narrowed once. Not here: files (`model/adapter.rs`).
+//!
+//! Legend: T tokens, r rank, n adapters side by side in one product.
+
+use super::config::Architecture;
+use super::layout::{Declared, Part, Projection};
+use super::segment::Segment;
+use super::workspace::Scratch;
+use crate::config::LoraConfig;
+use crate::error::{Error, Result};
+use std::cell::RefCell;
+use std::ops::Range;
+use tch::{Kind, Tensor};
+
+/// Which projections of every block have an adapter, and of what rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lora {
+    /// Rows of A, columns of B.
+    pub rank: usize,
+    /// What the product of an adapter is multiplied with, times the rank or its root.
+    pub alpha: f64,
+    /// Whether the scale is alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), not alpha / rank.
+    pub use_rslora: bool,
+    /// Places of the adapted weights among a block's parameters, rising.
+    places: Vec<usize>,
+}
+
+impl Lora {
+    /// Adapters for the projections that the config names.
+    ///
+    /// # Errors
+    /// A target that this model does not have; its projections are listed.
+    pub fn new(config: &LoraConfig, architecture: &Architecture) -> Result<Self> {
+        let projections = projections(architecture, 0);
+        let is_meant = |module: &str, target: &str| module == target || module.ends_with(&format!(".{target}"));
+        if let Some(unknown) =
+            config.targets.iter().find(|target| !projections.iter().any(|(_, module, _)| is_meant(module, target)))
+        {
+            let known: Vec<&str> = projections.iter().map(|(_, module, _)| last_name(module)).collect();
+            return Err(Error::input(format!("lora.targets: this model has no projection \"{unknown}\""))
+                .hint(format!("its projections are {}", known.join(", "))));
+        }
+        let adapted = projections.iter().filter(|(_, module, _)| config.targets.iter().any(|t| is_meant(module, t)));
+        let places = adapted.map(|(place, ..)| *place).collect();
+        Ok(Self { rank: config.rank, alpha: config.alpha, use_rslora: config.use_rslora, places })
+    }
+
+    /// What B (A x) is multiplied with.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// The adapted projections by their last name, each once, as PEFT's `target_modules`.
+    pub fn targets(&self, architecture: &Architecture) -> Vec<String> {
+        self.modules(architecture, 0).iter().map(|module| last_name(module).to_string()).collect()
+    }
+
+    /// The adapted modules of a block under their whole names, `model.layers.0.mlp.up_proj`.
+    pub fn modules(&self, architecture: &Architecture, block: usize) -> Vec<String> {
+        self.adapted(architecture, block).into_iter().map(|(_, module, _)| module).collect()
+    }
+
+    /// A block's adapters: every A [r, in], then every B [out, r], so that the As of projections that take the same
+    /// input are one matrix. The rows of a B are in the order of its projection's.
+    pub fn parameters(&self, architecture: &Architecture, block: usize) -> Vec<Declared> {
+        let adapted = self.adapted(architecture, block);
+        let rank = self.rank as i64;
+        let down = adapted.iter().map(|(_, module, base)| Declared::new(name_of_a(module), &[rank, base.shape[1]]));
+        let up = adapted.iter().map(|(_, module, base)| Declared {
+            rows: base.rows,
+            ..Declared::new(name_of_b(module), &[base.shape[0], rank])
+        });
+        down.chain(up).collect()
+    }
+
+    fn adapted(&self, architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
+        let mut found = projections(architecture, block);
+        found.retain(|(place, ..)| self.places.contains(place));
+        found
+    }
+}
+
+/// The name of the A of a module.
+pub fn name_of_a(module: &str) -> String {
+    format!("{module}.lora_A.weight")
+}
+
+/// The name of the B of a module.
+pub fn name_of_b(module: &str) -> String {
+    format!("{module}.lora_B.weight")
+}
+
+fn last_name(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+/// Every projection of a block: its place among the block's parameters, its module's name, and its weight [out, in].
+pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
+    let matrix = |(place, parameter): (usize, Declared)| match parameter.shape[..] {
+        [_, _] => Some((place, parameter.name.strip_suffix(".weight")?.to_string(), parameter)),
+        _ => None,
+    };
+    Part::Block(block).parameters(architecture).into_iter().enumerate().filter_map(matrix).collect()
+}
+
+/// The adapters of one block, for one pass over it.
+pub struct Adapter<'a> {
+    lora: &'a Lora,
+    /// The block's own parameters.
+    base: &'a Segment,
+    /// As and Bs, in the order of [`Lora::parameters`].
+    segment: &'a Segment,
+    /// Of a projection whose backward pass is half done, by the place it starts at: the gradient of A x, scaled.
+    inner: RefCell<Option<(usize, Tensor)>>,
+}
+
+/// The adapters of projections that are one product.
+struct Group {
+    /// Their numbers among the block's adapters.
+    adapters: Range<usize>,
+    /// First column and number of columns of each in the product's output.
+    columns: Vec<(i64, i64)>,
+}
+
+impl<'a> Adapter<'a> {
+    /// The adapters in `segment` beside the block in `base`.
+    pub fn new(lora: &'a Lora, base: &'a Segment, segment: &'a Segment) -> Self {
+        Self { lora, base, segment, inner: RefCell::default() }
+    }
+
+    /// Adds to the `output` [T, out] of a projection what its adapters make of the input x [T, in].
+    pub fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) {
+        let Some(group) = self.group(&projection.weights) else { return };
+        let inner = self.inner(&x.to_kind(Kind::Float), &group);
+        for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
+            let (mine, up) = (self.of_one(&inner, index), self.up(adapter).tr());
+            add_product(&output.narrow(1, first, columns), &mine, &up);
+        }
+    }
+
+    /// Adds the gradients of the As and Bs to their bucket: gradient [T, out] of [`Adapter::add`]'s output, input x.
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates.
+    pub fn backward(&self, projection: &Projection, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
+        let Some(group) = self.group(&projection.weights) else { return Ok(()) };
+        let x = x.to_kind(Kind::Float);
+        let inner = self.inner(&x, &group);
+        for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
+            let gradient = gradient.narrow(1, first, columns).to_kind(Kind::Float);
+            let place = self.lora.places.len() + adapter;
+            self.segment.add_product(place..place + 1, &gradient, &self.of_one(&inner, index), scratch)?;
+        }
+        let inner_gradient = self.inner_gradient(projection.weights.start, gradient, &group);
+        self.segment.add_product(group.adapters, &inner_gradient, &x, scratch)
+    }
+
+    /// Adds to the `input_gradient` [T, in] what flows through the adapters.
+    pub fn add_input_gradient(&self, gradient: &Tensor, projection: &Projection, input_gradient: &Tensor) {
+        let Some(group) = self.group(&projection.weights) else { return };
+        let inner_gradient = self.inner_gradient(projection.weights.start, gradient, &group);
+        add_product(input_gradient, &inner_gradient, &self.segment.stacked_weight(group.adapters));
+    }
+
+    /// scale * A x of a group, [T, n r].
+    fn inner(&self, x: &Tensor, group: &Group) -> Tensor {
+        x.mm(&self.segment.stacked_weight(group.adapters.clone()).tr()).g_mul_scalar_(self.lora.scale())
+    }
+
+    /// The gradient of A x of a group, [T, n r]. It is wanted twice in a row, for A and for the input.
+    fn inner_gradient(&self, start: usize, gradient: &Tensor, group: &Group) -> Tensor {
+        if let Some((_, known)) = self.inner.take().filter(|(place, _)| *place == start) {
+            return known;
+        }
+        let parts = group.adapters.clone().zip(&group.columns).map(|(adapter, &(first, columns))| {
+            gradient.narrow(1, first, columns).to_kind(Kind::Float).mm(self.up(adapter))
+        });
+        let made = Tensor::cat(&parts.collect::<Vec<_>>(), 1).g_mul_scalar_(self.lora.scale());
+        self.inner.replace(Some((start, made.shallow_clone())));
+        made
+    }
+
+    /// The part [T, r] of [T, n r] of the adapter at `index` in its group.
+    fn of_one(&self, inner: &Tensor, index: usize) -> Tensor {
+        let rank = self.lora.rank as i64;
+        inner.narrow(1, index as i64 * rank, rank)
+    }
+
+    /// B [out, r] of an adapter.
+    fn up(&self, adapter: usize) -> &Tensor {
+        self.segment.weight(self.lora.places.len() + adapter)
+    }
+
+    /// The adapters of the projections at `places`; none where none of them has one.
+    fn group(&self, places: &Range<usize>) -> Option<Group> {
+        let number = |place: usize| self.lora.places.partition_point(|&adapted| adapted < place);
+        let adapters = number(places.start)..number(places.end);
+        let rows = |place: usize| self.base.parameters[place].shape[0];
+        let columns = self.lora.places[adapters.clone()].iter().map(|&place| {
+            let first = (places.start..place).map(rows).sum::<i64>();
+            (first, rows(place))
+        });
+        (!adapters.is_empty()).then(|| Group { adapters: adapters.clone(), columns: columns.collect() })
+    }
+}
+
+/// sum += left right, with f32 factors; a narrower sum is rounded once.
+fn add_product(sum: &Tensor, left: &Tensor, right: &Tensor) {
+    let mut sum = sum.shallow_clone();
+    let _ = match sum.kind() {
+        Kind::Float => sum.addmm_(left, right),
+        _ => sum.g_add_(&left.mm(right)),
+    };
+}

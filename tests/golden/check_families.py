@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Does Transformers read from a checkpoint of every family the scores that haf-dist reports?
+
+    python check_families.py HAF_DIST [CASE ...]
+
+For each case of make_golden.py (without names: one or two of each family) a random model with a tokenizer of letters,
+trained for a few steps by the program HAF_DIST, then scored by it and by check_export.py, in f32 and in bf16. Exit code
+0: all within the tolerances below; 1: not so.
+
+Not here: real models and data; check_export.py takes those.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import check_export
+import make_golden
+import torch
+from transformers.utils import logging
+
+# Absolute and relative. bf16 keeps 8 bits and rounds in another order here, and these models are rough.
+check_export.TOLERANCES = {
+    "f32": {"reward": (1e-5, 1e-5), "logp": (1e-5, 1e-5)},
+    "bf16": {"reward": (1.5e-1, 5e-2), "logp": (5e-1, 5e-2)},
+}
+SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|spare|>", "<|other|>"]
+LETTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?!"
+VOCABULARY = 97
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+CONFIG = """
+[model]
+path = "model"
+dtype = "f32"
+[data]
+train = [{ path = "train.jsonl" }]
+max_length = 48
+max_prompt_length = 24
+[train]
+steps = 4
+pairs_per_step = 6
+learning_rate = 1e-3
+[parallel]
+threads = 1
+[output]
+dir = "run"
+"""
+
+
+def tokenizer() -> dict:
+    """One token a letter."""
+    texts = SPECIAL + list(LETTERS)
+    plain = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": text} | plain for i, text in enumerate(SPECIAL)],
+        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": {text: i for i, text in enumerate(texts)}, "unk_token": "<unk>"},
+    } | dict.fromkeys(["truncation", "padding", "normalizer", "post_processor"])
+
+
+def rows(first: int, count: int) -> str:
+    def row(number: int) -> dict:
+        answers = [f"{word} {number}" for word in ("yes", "no", "a cat", "the dog", "maybe so", "I do not know")]
+        chosen, rejected = answers[number % 6], answers[(number + 1 + number % 5) % 6]
+        return {"prompt": f"What is {'x' * (number % 7)}?", "chosen": chosen, "rejected": rejected + "."}
+
+    return "".join(json.dumps(row(number)) + "\n" for number in range(first, first + count))
+
+
+def check(program: Path, name: str, folder: Path) -> bool:
+    case = make_golden.CASES[name]
+    torch.manual_seed(case["seed"])
+    model = make_golden.random_model(case["family"], case["config"] | {"vocab_size": VOCABULARY})
+    model.save_pretrained(folder / "model")
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for path, text in {
+        "model/tokenizer.json": json.dumps(tokenizer()),
+        "model/tokenizer_config.json": json.dumps(settings),
+        "run.toml": CONFIG,
+        "train.jsonl": rows(0, 12),
+        "test.jsonl": rows(40, 9),
+    }.items():
+        (folder / path).write_text(text)
+    run = {"cwd": folder, "check": True, "stderr": subprocess.DEVNULL}
+    subprocess.run([program, "--config", "run.toml"], stdout=subprocess.DEVNULL, **run)
+    checkpoint, passed = folder / "run/step-4", True
+    for dtype in check_export.TOLERANCES:
+        scores = folder / f"scores-{dtype}.jsonl"
+        arguments = ["--checkpoint", "run/step-4", "--data", "test.jsonl", "--dtype", dtype, "--threads", "1"]
+        with scores.open("w") as file:
+            subprocess.run([program, "score", *arguments], stdout=file, **run)
+        print(f"{name}: {json.loads((checkpoint / 'config.json').read_text())['architectures'][0]}")
+        sys.argv = ["check_export.py", str(checkpoint), str(folder / "test.jsonl"), str(scores), "--dtype", dtype]
+        passed &= check_export.main() == 0
+    return passed
+
+
+def main() -> int:
+    program, *names = sys.argv[1:]
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    failed = []
+    for name in names or [name for name in make_golden.CASES if name not in ("llama-untied", "llama-linear")]:
+        with tempfile.TemporaryDirectory() as folder:
+            if not check(Path(program).resolve(), name, Path(folder)):
+                failed.append(name)
+    print(f"FAILED: {', '.join(failed)}" if failed else "every family passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main())
