@@ -124,7 +124,7 @@ fn farthest(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize
     let mut sums = [0.0; 2];
     for from in (0..count).step_by(per_batch) {
         let batch = golden.batch(from, count.min(from + per_batch), packing);
-        for losses in engine.forward_backward(&batch, &objective, None).unwrap() {
+        for losses in engine.forward_backward(&batch, &objective, None).unwrap().read().unwrap() {
             sums[0] += losses.reward_loss;
             sums[1] += losses.policy_loss.unwrap();
         }
@@ -209,7 +209,7 @@ fn adapters_and_head_are_f32_and_alone_have_masters_gradients_and_moments() {
     let a = &model.architecture;
     let (width, key, query, mlp) = (a.width, a.kv_heads * a.head_width, a.heads * a.head_width, a.mlp_width);
     let adapters = 4 * ((width + query) + (width + key) + (mlp + width)) * a.layers;
-    let moments = haf_dist::optim::AdamW::new(&config.train, &model, 1).moments;
+    let moments = haf_dist::optim::AdamW::new(&config.train, &model).moments;
     let mut trained = 0;
     for ((part, segment), moments) in model.parts.iter().zip(&model.segments).zip(&moments) {
         let of_adapter = matches!(part, Part::Adapter(_) | Part::RewardHead);
