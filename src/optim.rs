@@ -111,9 +111,9 @@ impl AdamW {
         Ok(())
     }
 
-    /// Bytes of all moments.
-    pub fn bytes(&self) -> usize {
-        self.moments.iter().flatten().flatten().map(|moment| tensor::count(moment) * size_of::<f32>()).sum()
+    /// Elements of all moments.
+    pub fn elements(&self) -> usize {
+        self.moments.iter().flatten().flatten().map(tensor::count).sum()
     }
 }
 

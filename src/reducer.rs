@@ -63,8 +63,8 @@ impl<'a> Reducer<'a> {
         Self { kind, ..self }
     }
 
-    /// The same, which leaves a rank with the sums of its own share of each bucket, where `scatters`: half of what is
-    /// sent otherwise. The other shares are undefined afterwards.
+    /// The same, which leaves a rank with the sums of its own share of each bucket, where `scatters`. The other shares
+    /// are undefined afterwards.
     pub fn scattering(self, scatters: bool) -> Self {
         Self { scatters, ..self }
     }

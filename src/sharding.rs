@@ -14,23 +14,24 @@ use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 /// Leaves each rank the masters of its share; to be called once the ranks' starting weights are the same, and before
-/// the moments are made.
+/// the moments are made. Until then a rank holds whole masters, and no moments yet.
 pub fn shard(model: &mut Model, comm: &CommThread) {
-    let whole = masters(model);
+    let whole = state_bytes(model);
     model.segments.iter_mut().for_each(|segment| segment.keep_share(comm.rank(), comm.world_size()));
-    // A master and two moments, f32.
-    let megabytes = |elements: usize| (3 * elements * size_of::<f32>()) as f64 / 1e6;
     info!(
         "optimiser state is sharded over {} ranks: {:.1} MB a rank instead of {:.1} MB",
         comm.world_size(),
-        megabytes(masters(model)),
-        megabytes(whole)
+        state_bytes(model) as f64 / 1e6,
+        whole as f64 / 1e6
     );
 }
 
-/// Elements that this rank holds masters of.
-pub fn masters(model: &Model) -> usize {
-    model.segments.iter().filter_map(|segment| segment.master.as_ref()).map(tensor::count).sum()
+/// Bytes of this rank's optimiser state: two moments for every master, and the master where it has memory of its own (it
+/// is a view of the weights where these are f32).
+pub fn state_bytes(model: &Model) -> usize {
+    let tensors = |segment: &Segment| if segment.compute.kind() == Kind::Float { 2 } else { 3 };
+    let bytes = |segment: &Segment| segment.master.as_ref().map(|own| tensors(segment) * tensor::count(own) * 4);
+    model.segments.iter().filter_map(bytes).sum()
 }
 
 /// Whether this rank holds masters of shares only.
@@ -118,6 +119,8 @@ impl<'a> Shares<'a> {
         if cache.len() == 2 {
             drop(cache.remove(0));
         }
+        // Before the others are asked to bring theirs.
+        self.own(segment, state)?;
         self.send((segment * STATES.len()) as i64 + state as i64)?;
         let whole = self.gather(segment, state)?;
         cache.push((key, whole.shallow_clone()));

@@ -178,7 +178,7 @@ impl<'a> Trainer<'a> {
 
         let seconds = started.elapsed().as_secs_f64();
         debug!(
-            "step {}: {:.3} s computing, {:.3} s waiting for reductions, {:.3} s updating",
+            "step {}: {:.3} s computing (on a GPU: queueing), {:.3} s waiting for reductions, {:.3} s updating",
             self.state.step,
             computed.as_secs_f64(),
             (reduced - computed).as_secs_f64(),

@@ -9,7 +9,7 @@
 //! which would take the core from the computation that the other ranks are still busy with.
 //!
 //! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
-//! nodes have.
+//! nodes have. A reduce-scatter does so on one node alone; between nodes it is MPI's.
 
 use super::shared::{Region, Team};
 use super::{Communicator, check_root, kind_error, launch, share_of};

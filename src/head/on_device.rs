@@ -125,6 +125,7 @@ mod tests {
     use crate::config::{LossConfig, PolicyLoss};
     use crate::data::TokenPair;
     use crate::data::batch::{Packing, PairToPack};
+    use crate::model::layout::Declared;
     use crate::model::segment::{Segment, Use};
     use crate::tensor::waves;
 
@@ -143,8 +144,9 @@ mod tests {
     }
 
     fn segment(shapes: &[&[i64]], kind: Kind) -> Segment {
-        let named = shapes.iter().enumerate().map(|(index, shape)| (index.to_string(), shape.to_vec())).collect();
-        let mut segment = Segment::new(named, kind, Device::Cpu, Use::Train);
+        let declared =
+            shapes.iter().enumerate().map(|(index, shape)| Declared::new(index.to_string(), shape)).collect();
+        let mut segment = Segment::new(declared, kind, Device::Cpu, Use::Train);
         (0..shapes.len()).for_each(|index| segment.set(index, &waves(shapes[index], index as f64 + 1.0)));
         segment
     }

@@ -91,9 +91,9 @@ impl Logits {
         let cap_slopes = cap_slopes(&values, self.soft_cap);
         let row_slopes = self.sums.zeros_like().index_add(0, rows, slopes);
         let softmax = (values - self.sums.unsqueeze(-1)).exp();
-        let mut gradient = softmax * row_slopes.neg().unsqueeze(-1);
-        // A token may be the target of both answers.
-        let _ = gradient.index_put_(&[Some(rows), Some(tokens)], slopes, true);
+        let gradient = softmax * row_slopes.neg().unsqueeze(-1);
+        // A token may be the target of both answers: slopes add up. Not `index_put_`, whose check of the indices waits.
+        let _ = gradient.view([-1]).index_add_(0, &(rows * gradient.size()[1] + tokens), slopes);
         let gradient = match cap_slopes {
             Some(cap_slopes) => gradient * cap_slopes,
             None => gradient,

@@ -57,7 +57,8 @@ pub fn play(part: &str) {
             println!("conforms as {rank} of {}", comm.world_size());
         }
         "reducer" | "swapped" => reduce_twice(&comm, part == "swapped"),
-        "training" => train_twice(&comm),
+        "training" => train_twice(&comm, &[false, true]),
+        "sharded training" => train_twice(&comm, &[true]),
         "dropped" => drop_early(&comm),
         // What becomes of it is the shim's to say; a program reports the error and aborts, as main does.
         "failing" | "absent" => {
@@ -132,9 +133,10 @@ fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
     (scalars, trainer.engine.model.named_values().into_iter().map(|(_, master)| master.copy()).collect())
 }
 
-fn train_twice(comm: &CommThread) {
-    let configs =
-        [false, true].map(|shard| steps::config("llama-tied", &[&format!("parallel.shard_optimizer={shard}")]));
+/// With optimiser state sharded or not.
+fn train_twice(comm: &CommThread, shards: &[bool]) {
+    let config = |shard: &bool| steps::config("llama-tied", &[&format!("parallel.shard_optimizer={shard}")]);
+    let configs: Vec<Config> = shards.iter().map(config).collect();
     let over_mpi: Vec<_> = configs.iter().map(|config| train(config, comm)).collect();
     join(comm, comm.local().0, 60).expect("all join");
     for (config, over_mpi) in configs.iter().zip(&over_mpi) {

@@ -40,12 +40,12 @@ fn memory(plan: &Plan) -> String {
         ("activations (2)", memory.activations),
         ("shared by blocks (2)", memory.block_workspace),
         ("heads (2)", memory.head_workspace),
-        ("update", memory.update_workspace),
         ("what else comes and goes", memory.slack),
         ("process, libraries", memory.base),
     ] {
         row(name, bytes, bytes);
     }
+    row("update", memory.update_workspace, memory.sharded_update_workspace(plan.ranks));
     row("at the worst moment", plan.memory_total, plan.memory_total_if_sharded);
     let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
     let (needed, sharded) = match plan.sharded {
