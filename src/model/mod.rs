@@ -12,6 +12,5 @@ pub mod norm;
 pub mod rms_norm;
 pub mod rope;
 pub mod segment;
-pub mod swiglu;
 pub mod weights;
 pub mod workspace;
