@@ -167,7 +167,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
         let rows = shape.longest_sequence;
         4 * a.heads * rows * (5 * rows + 4 * a.head_width) + c * shape.mask
     };
-    let fused = a.gated && a.activation == Activation::Silu;
+    let fused = a.gated && a.activation != Activation::Gelu;
     let activation = if fused { 0 } else { 3 * c * tokens * a.mlp_width };
     let head_norms = if a.names.head_norms.is_some() { 2 * c * tokens * query } else { 0 };
     let moments = attention.max(activation).max(head_norms);
