@@ -125,7 +125,10 @@ impl Comparison {
         // Named as in the closing table, so that intervals are drawn alike.
         let names = first.outcomes.iter().map(|outcome| u64::from_str_radix(&outcome.prompt, 16).unwrap_or_default());
         let prompts: Vec<u64> = names.collect();
-        let hits = RANKERS.map(|ranker| (ranker, hits_of(ranker, runs)));
+        let mut hits = Vec::with_capacity(RANKERS.len());
+        for ranker in RANKERS {
+            hits.push((ranker, hits_of(ranker, runs)?));
+        }
         let accuracies = hits.iter().filter(|(_, hits)| !hits.is_empty());
         let accuracies = accuracies.map(|(ranker, hits)| accuracy(*ranker, hits, &prompts)).collect();
         let find = |wanted: Ranker| hits.iter().find(|(ranker, _)| *ranker == wanted).map(|(_, hits)| hits);
@@ -204,15 +207,23 @@ fn comparable(config: &Config) -> Config {
     config
 }
 
-/// Of the runs that the ranker applies to and that have finite scores.
-fn hits_of(ranker: Ranker, runs: &[ComparedRun]) -> Hits {
+/// Of the runs that the ranker applies to.
+fn hits_of(ranker: Ranker, runs: &[ComparedRun]) -> Result<Hits> {
     let margin = |outcome: &PairOutcome| match ranker.ranked_by {
         RankedBy::Reward => outcome.margin,
         RankedBy::Policy => outcome.implicit_margin,
     };
-    let of_objective = runs.iter().filter(|run| run.facts.config.loss.objective == ranker.objective);
-    let hits = |run: &ComparedRun| run.outcomes.iter().map(|outcome| margin(outcome).map(hit)).collect::<Option<_>>();
-    of_objective.filter_map(|run| Some((seed(run), hits(run)?))).collect()
+    let mut hits = Hits::new();
+    for run in runs.iter().filter(|run| run.facts.config.loss.objective == ranker.objective) {
+        let of_pair = |outcome: &PairOutcome| margin(outcome).map(hit);
+        let Some(of_run) = run.outcomes.iter().map(of_pair).collect::<Option<_>>() else {
+            // Left out, a run that diverged would better its objective's mean.
+            return Err(Error::input(format!("{}: a test pair has no finite score", run.name))
+                .hint("the run has diverged: say so beside the comparison, and compare without its seed"));
+        };
+        hits.insert(seed(run), of_run);
+    }
+    Ok(hits)
 }
 
 fn mean(values: &[f64]) -> f64 {

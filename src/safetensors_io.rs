@@ -21,7 +21,7 @@ use tch::{Device, Kind, Tensor};
 /// The header length that comes first, in bytes; the header is padded to a multiple of it.
 const LENGTH_BYTES: usize = 8;
 
-/// Kinds that are written and read. Not bool: its bytes would have to be checked, and no model here has one.
+/// Kinds that are written and read. Not bool: its bytes would have to be checked, and no parameter is one.
 const KINDS: [(Kind, Dtype); 9] = [
     (Kind::Float, Dtype::F32),
     (Kind::BFloat16, Dtype::BF16),

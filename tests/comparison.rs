@@ -31,6 +31,14 @@ fn run(objective: &str, seed: u64, reward: &str, policy: &str) -> ComparedRun {
     }
 }
 
+#[test]
+fn a_run_that_diverged_is_refused_rather_than_left_out() {
+    let mut diverged = run("hybrid", 2, "++++", "++--");
+    diverged.outcomes[3].margin = None;
+    let error = Comparison::of(&[run("hybrid", 1, "++++", "++--"), diverged]).unwrap_err();
+    assert!(error.message.contains("hybrid-2") && error.hint.is_some(), "{error}");
+}
+
 fn find(comparison: &Comparison, of: (Objective, RankedBy), over: (Objective, RankedBy)) -> Difference {
     let is = |ranker: haf_dist::comparison::Ranker, wanted| (ranker.objective, ranker.ranked_by) == wanted;
     comparison.differences.iter().find(|row| is(row.of, of) && is(row.over, over)).unwrap().clone()

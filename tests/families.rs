@@ -5,7 +5,7 @@
 //! Not here: what the models compute; `golden.rs` has that.
 
 use haf_dist::model::attention::AttentionRules;
-use haf_dist::model::config::Architecture;
+use haf_dist::model::config::{Architecture, RopeScaling};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::layout::Rows;
 use haf_dist::model::segment::Use;
@@ -183,6 +183,21 @@ fn both_spellings_of_a_config_are_one_model() {
         let [new, old] = [new, spelled].map(|config| Architecture::parse(&config.to_string()).unwrap());
         assert_eq!(new, old, "{case}");
     }
+    // Where a file has both, Transformers takes the older one; Llama 3's original length may stand beside it or be missing.
+    let mut config = config("llama-tied");
+    config["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0});
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    config["rope_scaling"] = llama3;
+    let original = |config: &Value| match Architecture::parse(&config.to_string()).unwrap().rope.scaling {
+        RopeScaling::Llama3 { original, .. } => original,
+        other => panic!("{other:?}"),
+    };
+    config["max_position_embeddings"] = json!(2048);
+    assert_eq!(original(&config), 2048.0);
+    config["rope_scaling"]["original_max_position_embeddings"] = json!(512);
+    assert_eq!(original(&config), 512.0);
+    config["original_max_position_embeddings"] = json!(256);
+    assert_eq!(original(&config), 256.0);
 }
 
 #[test]

@@ -14,7 +14,9 @@ use haf_dist::data::sampler::Sampler;
 use haf_dist::engine::Engine;
 use haf_dist::head::Objective;
 use haf_dist::model::adapter::{self, Origin};
+use haf_dist::model::config::Architecture;
 use haf_dist::model::layout::Part;
+use haf_dist::model::lora::Lora;
 use haf_dist::model::peft::PREFIX;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
@@ -199,6 +201,42 @@ fn scores_equal_pefts_and_without_adapters_the_bases() {
             }
         }
     }
+}
+
+#[test]
+fn merged_weights_are_pefts() {
+    for case in ["lora-all", "lora-phi3", "lora-neox"] {
+        let golden = Mapped::open(&folder(case).join("merged.safetensors")).unwrap();
+        let origin = Origin::of(&folder(case), None).unwrap();
+        let architecture = Architecture::open(&origin.base).unwrap();
+        let base = Mapped::open(&origin.base.join("model.safetensors")).unwrap();
+        let changes = adapter::changes(&folder(case), &architecture).unwrap();
+        // PEFT's merged model has the head besides; it was told its base as a classifier, by the same names.
+        assert_eq!(golden.names().len(), changes.len() + 1, "{case}");
+        for (name, change) in &changes {
+            let (before, expected) = (base.read(name).unwrap(), golden.read(name).unwrap());
+            let far = |value: &Tensor| ((value - &expected).norm() / expected.norm()).double_value(&[]);
+            assert!(far(&(&before + change.make())) < 1e-6, "{case}: {name}");
+            assert!(far(&before) > 1e-3, "{case}: {name} would pass without its adapter");
+        }
+        let head = adapter::head(&folder(case), &architecture).unwrap().unwrap();
+        assert!(head.equal(&golden.read("score.weight").unwrap()), "{case}");
+    }
+}
+
+#[test]
+fn a_target_is_a_projection_of_every_block_and_a_base_is_an_adapters() {
+    let architecture = Architecture::open(&folder("llama-tied")).unwrap();
+    for target in ["up_proj", "mlp.up_proj"] {
+        let lora = Lora::new(&settings(2, 2.0, false, &[target]), &architecture).unwrap();
+        assert_eq!(lora.targets(&architecture), ["up_proj"]);
+    }
+    for target in ["layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj", "proj"] {
+        let error = Lora::new(&settings(2, 2.0, false, &[target]), &architecture).unwrap_err();
+        assert!(error.message.contains(target) && error.hint.unwrap().contains("gate_proj"), "{target}");
+    }
+    let error = Origin::of(&folder("llama-tied"), Some(&folder("llama-untied"))).unwrap_err();
+    assert!(error.exit_code() == 2 && error.message.contains("is no adapter"), "{error}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
 use crate::model::layout::REWARD_HEAD;
 use crate::model::peft::PeftConfig;
-use crate::model::weights::weight_paths;
+use crate::model::weights::{is_constant, weight_paths};
 use crate::safetensors_io::{self, Mapped};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -100,7 +100,8 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     for (number, shard) in shards.iter().enumerate() {
         let file = Mapped::open(shard)?;
         let mut tensors = Vec::new();
-        for name in file.names().into_iter().filter(|name| name != REWARD_HEAD) {
+        // Constants need not travel, and some are of kinds that are not read.
+        for name in file.names().into_iter().filter(|name| name != REWARD_HEAD && !is_constant(name)) {
             let value = file.read(&name)?;
             let kind = value.kind();
             if value.numel() > largest {

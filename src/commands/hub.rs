@@ -69,10 +69,11 @@ fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
 /// Where the base of the adapter in `folder` is: where `given` says, or on the hub if its own config names it there.
 /// `None` where that names a folder, and for a folder that is no adapter.
 fn base(folder: &Path, given: Option<&Path>, key: &str, comm: &CommThread) -> Result<Option<PathBuf>> {
+    let is_adapter = comm.all_true(PeftConfig::is_in(folder))?;
     if let Some(path) = given {
-        return model(path, key, comm).map(Some);
+        return if is_adapter { model(path, key, comm).map(Some) } else { Ok(Some(path.to_path_buf())) };
     }
-    if !comm.all_true(PeftConfig::is_in(folder))? {
+    if !is_adapter {
         return Ok(None);
     }
     let config = comm.agree(PeftConfig::open(folder))?;

@@ -105,7 +105,12 @@ impl Opened {
             return Ok(Some(Vec::new()));
         }
         let start = &self.config.model.path;
-        let origin = setup::origin(&self.config).ok().filter(|origin| origin.base.join("config.json").exists());
+        let exists = |origin: &Origin| origin.base.join("config.json").exists();
+        let origin = setup::origin(&self.config).ok().filter(exists);
+        let moved = origin.is_none();
+        // A base that has moved is where --base says.
+        let named = self.origin.adapter.is_some().then(|| Origin { base: self.origin.base.clone(), adapter: None });
+        let origin = origin.or(named.filter(exists));
         let Some(origin) = comm.all_true(origin.is_some())?.then_some(origin).flatten() else {
             if comm.rank() == 0 {
                 warn!("{}, the starting model, is not there: implicit rewards are not computed", start.display());
@@ -114,6 +119,12 @@ impl Opened {
         };
         let keys = setup::model_keys(&origin, comm)?;
         if format!("{:032x}", keys.start) != self.state.model_key {
+            if moved {
+                if comm.rank() == 0 {
+                    warn!("{} is not the model this run started from: no implicit rewards", origin.base.display());
+                }
+                return Ok(None);
+            }
             return Err(Error::input(format!("{} is not the model this run started from", start.display()))
                 .hint("put the starting model back, or move it away to have rewards only"));
         }

@@ -38,6 +38,11 @@ impl Origin {
     /// A broken adapter_config.json, or a base that is not there.
     pub fn of(folder: &Path, base: Option<&Path>) -> Result<Self> {
         if !PeftConfig::is_in(folder) {
+            if let Some(base) = base {
+                let (base, folder) = (base.display(), folder.display());
+                return Err(Error::input(format!("a base, {base}, is named, but {folder} is no adapter"))
+                    .hint("leave --base or lora.base out: the folder is a whole model"));
+            }
             return Ok(Self { base: folder.to_path_buf(), adapter: None });
         }
         let adapter = Some(folder.to_path_buf());
@@ -163,7 +168,7 @@ fn found(folder: &Path, file: &Mapped, architecture: &Architecture) -> Result<Lo
     let settings = LoraConfig {
         rank: config.r,
         alpha: config.lora_alpha,
-        targets: present.map(|(_, module, _)| module).collect(),
+        targets: present.map(|(_, module, _)| lora::within_block(&module).to_string()).collect(),
         seed: 0,
         use_rslora: config.use_rslora,
         base: None,

@@ -29,6 +29,11 @@ pub struct Lora {
     places: Vec<usize>,
 }
 
+/// A module of block 0 by its name within the block: `mlp.up_proj` of `model.layers.0.mlp.up_proj`.
+pub fn within_block(module: &str) -> &str {
+    module.split_once(".0.").map_or(module, |(_, within)| within)
+}
+
 impl Lora {
     /// Adapters for the projections that the config names.
     ///
@@ -36,7 +41,11 @@ impl Lora {
     /// A target that this model does not have; its projections are listed.
     pub fn new(config: &LoraConfig, architecture: &Architecture) -> Result<Self> {
         let projections = projections(architecture, 0);
-        let is_meant = |module: &str, target: &str| module == target || module.ends_with(&format!(".{target}"));
+        // A target names a projection within every block, by its whole name there or by the end of it.
+        let is_meant = |module: &str, target: &str| {
+            let module = within_block(module);
+            module == target || module.ends_with(&format!(".{target}"))
+        };
         if let Some(unknown) =
             config.targets.iter().find(|target| !projections.iter().any(|(_, module, _)| is_meant(module, target)))
         {

@@ -26,7 +26,7 @@ const KNOWN: &[&str] = &[
     "r",
     "lora_alpha",
     "use_rslora",
-    // Where the adapters are is read off their tensors, which these must agree with.
+    // Where the adapters are is read off their tensors.
     "target_modules",
     "exclude_modules",
     "modules_to_save",

@@ -184,10 +184,9 @@ impl WeightFiles {
             }
         }
         let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
-        // Old exports carry the rotary frequencies and GPT-NeoX's causal masks; some a tied head's copy of the embedding.
-        let constants = ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"];
+        // Some carry a tied head's copy of the embedding.
         let head = architecture.names.head[0];
-        let harmless = |name: &str| constants.iter().any(|constant| name.ends_with(constant)) || name.starts_with(head);
+        let harmless = |name: &str| is_constant(name) || name.starts_with(head);
         let unexpected: Vec<_> =
             self.place.keys().map(String::as_str).filter(|name| !known.contains(name) && !harmless(name)).collect();
         if !unexpected.is_empty() {
@@ -238,6 +237,11 @@ pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
         return Err(wrong("weight_map is empty".into()));
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Whether a tensor is a constant that old exports carry: rotary frequencies, GPT-NeoX's causal masks.
+pub fn is_constant(name: &str) -> bool {
+    ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end))
 }
 
 fn abbreviated(names: &[&str]) -> String {

@@ -3,7 +3,7 @@
 use super::Trainer;
 use crate::checkpoint::{self, AdapterOf, Best, Snapshot, TrainState};
 use crate::comm::CommThread;
-use crate::config::Config;
+use crate::config::{Config, LoraConfig};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hub;
@@ -110,7 +110,9 @@ impl Trainer<'_> {
             return Err(Error::input(format!("{} was trained with other settings of [loss]", folder.display()))
                 .hint("resume with the config the run was started with, or start another run"));
         }
-        if then.lora != self.config.lora {
+        // Where the base lies may have changed; what it holds is held to the model's key.
+        let settings = |config: &Config| config.lora.clone().map(|lora| LoraConfig { base: None, ..lora });
+        if settings(then) != settings(self.config) {
             return Err(Error::input(format!("{} was trained with other settings of [lora]", folder.display()))
                 .hint("resume with the config the run was started with, or start another run"));
         }

@@ -1,6 +1,7 @@
 //! Single keys of a `config.json`: typed, with the range they must be in; every error names the key.
 //!
-//! A key that is missing takes the default of the family's configuration class in Transformers; one that is null means
+//! A key that is missing takes the default of the family's configuration class in Transformers, but for the model's
+//! dimensions, which must be there; one that is null means
 //! "none" where the class knows that, and else counts as missing. Not here: which keys a family has.
 
 use crate::error::{Error, Result};

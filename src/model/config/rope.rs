@@ -23,9 +23,10 @@ impl RopeKeys {
     /// # Errors
     /// A scaling that is not known, or an impossible value.
     pub fn read(&self, keys: &Keys, head_width: usize) -> Result<(Rope, usize)> {
-        let inner = match keys.object("rope_parameters")? {
+        // With both, as in Transformers, the older one counts.
+        let inner = match keys.object("rope_scaling")? {
             Some(found) => Some(found),
-            None => keys.object("rope_scaling")?,
+            None => keys.object("rope_parameters")?,
         };
         if inner.as_ref().is_some_and(Keys::has_objects) {
             return Err(Error::input("rope_parameters: other rotary positions for other blocks are not known")
@@ -33,9 +34,9 @@ impl RopeKeys {
         }
         let outer = keys.number_or(self.theta, 10_000.0)?;
         let theta = inner.as_ref().map_or(Ok(outer), |inner| inner.number_or("rope_theta", outer))?;
-        let scaling = inner
-            .as_ref()
-            .map_or(Ok(RopeScaling::None), |inner| scaling(inner).map_err(|error| error.at("rotary positions")))?;
+        let scaling = inner.as_ref().map_or(Ok(RopeScaling::None), |inner| {
+            scaling(inner, keys).map_err(|error| error.at("rotary positions"))
+        })?;
         Ok((Rope { theta, scaling }, self.rotated_width(keys, inner.as_ref(), head_width)?))
     }
 
@@ -60,7 +61,8 @@ impl RopeKeys {
     }
 }
 
-fn scaling(keys: &Keys) -> Result<RopeScaling> {
+fn scaling(keys: &Keys, outer: &Keys) -> Result<RopeScaling> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
     // `type` is the name before Transformers 4.43; files saved again since then hold both.
     let kind = match keys.text("rope_type")? {
         Some(kind) => Some(kind),
@@ -73,7 +75,10 @@ fn scaling(keys: &Keys) -> Result<RopeScaling> {
             factor: keys.number("factor")?,
             low_factor: keys.number("low_freq_factor")?,
             high_factor: keys.number("high_freq_factor")?,
-            original: keys.number("original_max_position_embeddings")?,
+            original: match (outer.number_if_any(ORIGINAL, None)?, keys.number_if_any(ORIGINAL, None)?) {
+                (Some(original), _) | (None, Some(original)) => original,
+                (None, None) => outer.number("max_position_embeddings")?,
+            },
         }),
         other => Err(Error::input(format!("rope_type \"{other}\" is not known"))
             .hint("known: default, linear, llama3; a model's variant for short contexts often has none of the others")),
