@@ -180,7 +180,7 @@ fn a_wrong_file_is_told_the_line_the_key_and_the_nearest() {
     for (from, to, message) in [
         ("[output]", "[loss]\nalhpa = 1\n[output]", "a.toml:6: unknown key `loss.alhpa`; expected one of"),
         ("[output]", "[loss]\nalhpa = 1\n[output]", "did you mean `loss.alpha`?"),
-        ("[output]", "[train]\nalpha = 1\n[output]", "did you mean `loss.alpha`?"),
+        ("[output]", "[train]\nbeta = 1\n[output]", "did you mean `loss.beta`?"),
         ("[output]", "[los]\n[output]", "a.toml:5: unknown table or key `los`"),
         ("[output]", "[los]\n[output]", "did you mean `loss`?"),
         ("{ path", "{ pth = 1, path", "a.toml:4: unknown key `data.train.0.pth`"),

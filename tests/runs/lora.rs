@@ -1,5 +1,6 @@
 //! Whole runs with adapters: resumed, evaluated, started from, exported and merged.
 
+use crate::hub;
 use crate::tiny::{Workspace, parse_lines};
 use haf_dist::safetensors_io::Mapped;
 use serde_json::{Value, json};
@@ -198,6 +199,20 @@ fn a_base_that_moved_is_asked_for_and_can_be_named() {
     assert!(!workspace.path("merged.partial").exists(), "nothing is left");
     workspace.run(1, &["export", "--merge", "--base", "elsewhere", "run/step-6", "merged"]).succeeded();
     assert_close(&scores(&workspace, "merged", &[]), &before, keys, 1e-5);
+}
+
+#[test]
+fn a_base_on_the_hub_keeps_its_name_and_is_found_again_by_it() {
+    let workspace = hub::with_cache();
+    let from_hub = ["model.path=hf://owner/tiny", "data.train.0.path=hf://owner/pairs/train"];
+    workspace.train(1, &with_lora(&from_hub)).succeeded();
+    let config: Value = serde_json::from_slice(&workspace.read("run/step-6/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], json!("owner/tiny"));
+    assert_eq!(config["revision"], json!(hub::COMMIT));
+    let named = scores(&workspace, "run/step-6", &["--base", "hf://owner/tiny"]);
+    assert_close(&scores(&workspace, "run/step-6", &[]), &named, &POLICY, 0.0);
+    workspace.run(1, &["export", "--merge", "run/step-6", "merged"]).succeeded();
+    assert_close(&scores(&workspace, "merged", &[]), &named, &POLICY, 1e-5);
 }
 
 #[test]
