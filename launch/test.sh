@@ -37,5 +37,6 @@ fi
 check cargo clippy --release --all-targets -- -D warnings
 check cargo test --release
 check /usr/bin/python3 -m unittest discover --start-directory benches
+check /usr/bin/python3 -m unittest discover --start-directory launch
 check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 say "" "all checks passed in $SECONDS s"

@@ -20,7 +20,7 @@ pub use folder::{check_disk, check_run, expected_bytes, newest, retain, set_asid
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
-use crate::safetensors_io;
+use crate::safetensors_io::{self, Entry};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -108,9 +108,9 @@ pub struct Snapshot<'a> {
     /// `score.weight`, [1, D], in f32. With adapters theirs and `score.weight` alone, f32.
     pub weights: Vec<(String, Tensor)>,
     /// f32 masters of what is trained.
-    pub masters: Vec<(String, Tensor)>,
+    pub masters: Vec<Entry<'a>>,
     /// AdamW's moments of what is trained: `exp_avg.NAME` and `exp_avg_sq.NAME`, f32.
-    pub moments: Vec<(String, Tensor)>,
+    pub moments: Vec<Entry<'a>>,
     /// Name of the Transformers class, such as `LlamaForSequenceClassification`.
     pub architecture: &'a str,
     /// A token that occurs in no sequence and is not an end of sequence; see [`choose_pad_token`].
@@ -157,24 +157,17 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
         Some(of) => adapter::write(partial, snapshot, of)?,
         None => {
             snapshot.export()?.write(partial)?;
-            write_tensors(&partial.join(MODEL), &snapshot.weights, true)?;
+            safetensors_io::write_model(&partial.join(MODEL), &snapshot.weights)?;
         }
     }
-    write_tensors(&partial.join(MASTERS), &snapshot.masters, false)?;
-    write_tensors(&partial.join(MOMENTS), &snapshot.moments, false)?;
+    safetensors_io::write(&partial.join(MASTERS), &snapshot.masters, &BTreeMap::new())?;
+    safetensors_io::write(&partial.join(MOMENTS), &snapshot.moments, &BTreeMap::new())?;
     let state = StateFile { format: FORMAT, state: snapshot.state.clone() };
     write_text(&partial.join(STATE), &to_json(&state)?)?;
     write_text(&partial.join(CONFIG), &snapshot.config.resolved_toml()?)?;
     manifest::write(partial)?;
     sync(&trainer)?;
     sync(partial)
-}
-
-/// Transformers refuses a model.safetensors that does not say `format = "pt"`.
-fn write_tensors(path: &Path, tensors: &[(String, Tensor)], exported: bool) -> Result<()> {
-    let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
-    let metadata = if exported { BTreeMap::from([("format".into(), "pt".into())]) } else { BTreeMap::new() };
-    safetensors_io::write(path, &borrowed, &metadata)
 }
 
 fn to_json(value: &impl Serialize) -> Result<String> {

@@ -8,7 +8,7 @@
 
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
-use crate::head::{Heads, Objective, PairLosses, PairScores, ROWS_AT_ONCE};
+use crate::head::{Heads, Losses, Objective, PairScores, ROWS_AT_ONCE};
 use crate::model::decoder::{self, Block, Context, Part};
 use crate::model::norm::{Norm, Statistics};
 use crate::model::rope;
@@ -101,18 +101,18 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::score`], or from the sink.
-    pub fn forward_backward(
+    pub fn forward_backward<'o>(
         &self,
         batch: &PackedBatch,
-        objective: &Objective,
+        objective: &Objective<'o>,
         sink: Option<&mut dyn GradientSink>,
-    ) -> Result<Vec<PairLosses>> {
+    ) -> Result<Losses<'o>> {
         let _guard = tch::no_grad_guard();
         let mut finished = Finished { engine: self, sink };
         if batch.pairs.is_empty() {
             // A rank without pairs still takes part in every reduction, in the same order.
             finished.all()?;
-            return Ok(Vec::new());
+            return Ok(Losses::Known(Vec::new()));
         }
         let _span = trace_span!("micro-batch", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let keep = if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything };

@@ -3,15 +3,13 @@
 //! Means are taken over pairs, never over batches or ranks, so uneven shards change nothing. A tie is half a hit.
 
 use crate::config::{LossConfig, Objective as Trained};
+use crate::data::TokenPair;
 use crate::data::prepared::PreparedData;
+use crate::files;
 use crate::head::{Objective, PairLosses, PairScores};
 use crate::loss::hit;
-use crate::metrics::{EvaluationMetrics, TOTAL};
-use crate::statistics::clustered_bootstrap;
-
-/// Bootstrap resamples behind an interval, and their seed.
-const RESAMPLES: usize = 2000;
-const SEED: u64 = 0;
+use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
+use crate::statistics::{RESAMPLES, SEED, clustered_bootstrap};
 
 /// What an evaluation reports of the two heads.
 #[derive(Debug, Clone, Copy)]
@@ -42,17 +40,7 @@ pub fn metrics(
     references: &[[f32; 2]],
     reported: Reported,
 ) -> Vec<EvaluationMetrics> {
-    let objective = Objective { config: reported.loss, reward_weight: 1.0, alpha: 1.0, log_probs: reported.policy };
-    let pairs: Vec<Evaluated> = scores
-        .iter()
-        .enumerate()
-        .map(|(index, scores)| {
-            let pair = data.pair(index);
-            let reference = references.get(index).copied().unwrap_or_default().map(f64::from);
-            let losses = objective.losses(*scores, f64::from(pair.margin), reference);
-            Evaluated { losses, domain: pair.domain, prompt: pair.prompt_hash }
-        })
-        .collect();
+    let pairs = evaluated(data, scores, references, reported);
     let summarise = |domain: &str, pairs: &[&Evaluated]| summary(split, step, domain, pairs, reported);
     let mut rows = vec![summarise(TOTAL, &pairs.iter().collect::<Vec<_>>())];
     for (index, domain) in data.domains().iter().enumerate() {
@@ -62,6 +50,52 @@ pub fn metrics(
         }
     }
     rows
+}
+
+/// What each scored pair came to, in the data's order; the arguments are those of [`metrics`].
+pub fn outcomes(
+    data: &PreparedData,
+    scores: &[PairScores],
+    references: &[[f32; 2]],
+    reported: Reported,
+) -> Vec<PairOutcome> {
+    let outcome = |(index, evaluated): (usize, &Evaluated)| {
+        let pair = data.pair(index);
+        PairOutcome {
+            pair: fingerprint(&pair),
+            prompt: format!("{:016x}", pair.prompt_hash),
+            domain: data.domains()[pair.domain].clone(),
+            margin: reported.reward.then(|| evaluated.margin()),
+            implicit_margin: evaluated.losses.implicit_margin.filter(|_| reported.policy),
+        }
+    };
+    evaluated(data, scores, references, reported).iter().enumerate().map(outcome).collect()
+}
+
+/// Hash of a pair's tokens.
+fn fingerprint(pair: &TokenPair) -> String {
+    let parts = [pair.prefix, pair.chosen, pair.rejected]
+        .map(|tokens| tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
+    format!("{:032x}", files::fingerprint_parts(parts.iter().map(Vec::as_slice)))
+}
+
+fn evaluated(
+    data: &PreparedData,
+    scores: &[PairScores],
+    references: &[[f32; 2]],
+    reported: Reported,
+) -> Vec<Evaluated> {
+    let objective = Objective { config: reported.loss, reward_weight: 1.0, alpha: 1.0, log_probs: reported.policy };
+    scores
+        .iter()
+        .enumerate()
+        .map(|(index, scores)| {
+            let pair = data.pair(index);
+            let reference = references.get(index).copied().unwrap_or_default().map(f64::from);
+            let losses = objective.losses(*scores, f64::from(pair.margin), reference);
+            Evaluated { losses, domain: pair.domain, prompt: pair.prompt_hash }
+        })
+        .collect()
 }
 
 struct Evaluated {

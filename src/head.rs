@@ -7,6 +7,8 @@
 //!
 //! Legend: T tokens, D width, V vocabulary, R response rows held at once.
 
+mod on_device;
+
 use crate::config::LossConfig;
 use crate::data::batch::{PackedBatch, PackedPair};
 use crate::error::{Error, Result};
@@ -14,7 +16,8 @@ use crate::loss::{self, AnswerLogProb};
 use crate::model::logits::{self, Logits, Place};
 use crate::model::segment::Segment;
 use crate::model::workspace::Scratch;
-use tch::{Kind, Tensor};
+use crate::tensor::on_device;
+use tch::{Device, Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
 pub const ROWS_AT_ONCE: usize = 1024;
@@ -46,6 +49,37 @@ pub struct PairLosses {
     pub policy_loss: Option<f64>,
     /// Chosen minus rejected implicit reward, where the policy loss is computed.
     pub implicit_margin: Option<f64>,
+}
+
+/// The losses of a micro-batch: known, or computed on a GPU from scores that may not be there yet.
+pub enum Losses<'o> {
+    /// Known.
+    Known(Vec<PairLosses>),
+    /// To be had from the device.
+    OnDevice {
+        /// What it computes.
+        scores: on_device::Scores,
+        /// Whose scores they are.
+        pairs: Vec<PackedPair>,
+        /// What makes losses of them.
+        objective: Objective<'o>,
+    },
+}
+
+impl Losses<'_> {
+    /// The losses of every pair; waits for the device where they are computed on one.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn read(self) -> Result<Vec<PairLosses>> {
+        match self {
+            Self::Known(losses) => Ok(losses),
+            Self::OnDevice { scores, pairs, objective } => {
+                let scores = scores.read(&pairs)?.into_iter().zip(&pairs);
+                Ok(scores.map(|(scores, pair)| objective.losses(scores, pair.margin, pair.reference)).collect())
+            }
+        }
+    }
 }
 
 /// What is minimised in one step.
@@ -134,12 +168,15 @@ impl Heads<'_> {
     ///
     /// # Errors
     /// As [`Heads::scores`].
-    pub fn forward_backward(
+    pub fn forward_backward<'o>(
         &self,
         hidden: &Tensor,
         batch: &PackedBatch,
-        objective: &Objective,
-    ) -> Result<(Vec<PairLosses>, Tensor)> {
+        objective: &Objective<'o>,
+    ) -> Result<(Losses<'o>, Tensor)> {
+        if hidden.device() != Device::Cpu {
+            return self.forward_backward_on_device(hidden, batch, objective);
+        }
         let mut scores = self.rewards(hidden, batch)?;
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
         self.rewards_backward(hidden, batch, objective, &scores, &mut hidden_gradient)?;
@@ -151,7 +188,7 @@ impl Heads<'_> {
         }
         let losses = scores.iter().zip(&batch.pairs);
         let losses = losses.map(|(scores, pair)| objective.losses(*scores, pair.margin, pair.reference)).collect();
-        Ok((losses, hidden_gradient.to_kind(hidden.kind())))
+        Ok((Losses::Known(losses), hidden_gradient.to_kind(hidden.kind())))
     }
 
     /// Rewards in f32: bf16 scores would tie.
@@ -182,7 +219,7 @@ impl Heads<'_> {
             let value = objective.reward(scores.rewards[0], scores.rewards[1], pair.margin);
             slopes.extend([value.chosen, value.rejected].map(|slope| (objective.reward_weight * slope) as f32));
         }
-        let slopes = Tensor::from_slice(&slopes).to_device(hidden.device()).unsqueeze(-1);
+        let slopes = Tensor::from_slice(&slopes).unsqueeze(-1);
         self.reward.add_product(0..1, &slopes, &self.reward_hidden(hidden, batch), self.scratch)?;
         let _ = hidden_gradient.index_add_(0, &reward_rows(batch, hidden), &(slopes * self.reward.weight(0)));
         Ok(())
@@ -219,15 +256,19 @@ impl Heads<'_> {
             }
         }
         let gradient = logits.into_gradient(&places, &slopes)?;
-        vocabulary.add_product(0..1, &gradient, &response, self.scratch)?;
-        if vocabulary.parameters.len() > BIAS
-            && let Some(sum) = vocabulary.gradient_view(BIAS)
-        {
-            logits::add_bias_gradient(&gradient, sum)?;
-        }
+        self.add_vocabulary_gradient(vocabulary, &gradient, &response)?;
         let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
         Ok(())
+    }
+
+    /// Adds to the bucket what the gradient of logits [R, V] of the hidden rows [R, D] is worth.
+    fn add_vocabulary_gradient(&self, vocabulary: &Segment, gradient: &Tensor, rows: &Tensor) -> Result<()> {
+        vocabulary.add_product(0..1, gradient, rows, self.scratch)?;
+        match vocabulary.gradient_view(BIAS) {
+            Some(sum) => logits::add_bias_gradient(gradient, sum),
+            None => Ok(()),
+        }
     }
 
     /// Hidden rows [R, D] -> their logits [R, V].
@@ -253,12 +294,7 @@ impl Heads<'_> {
 /// Reads each answer's summed log-prob from a chunk's logits [R, V]; the sum is taken in f64. Returns where its targets
 /// are, answer after answer.
 fn read_log_probs(logits: &Logits, pairs: &[PackedPair], scores: &mut [PairScores]) -> Result<Vec<Place>> {
-    let (mut places, mut rows) = (Vec::new(), 0);
-    for pair in pairs {
-        let targets = pair.answers.iter().flat_map(|answer| &answer.targets);
-        places.extend(targets.map(|&(row, token)| (rows + row as usize, token as usize)));
-        rows += pair.response_rows.len();
-    }
+    let places = places(pairs);
     let mut read = logits.log_probs(&places)?.into_iter();
     for (pair, scores) in pairs.iter().zip(scores) {
         for (place, answer) in pair.answers.iter().enumerate() {
@@ -267,6 +303,17 @@ fn read_log_probs(logits: &Logits, pairs: &[PackedPair], scores: &mut [PairScore
         }
     }
     Ok(places)
+}
+
+/// Where the targets of some pairs are in the logits of their response rows, answer after answer.
+fn places(pairs: &[PackedPair]) -> Vec<Place> {
+    let (mut places, mut rows) = (Vec::new(), 0);
+    for pair in pairs {
+        let targets = pair.answers.iter().flat_map(|answer| &answer.targets);
+        places.extend(targets.map(|&(row, token)| (rows + row as usize, token as usize)));
+        rows += pair.response_rows.len();
+    }
+    places
 }
 
 /// Ranges of consecutive pairs whose response rows are held together.
@@ -289,13 +336,13 @@ fn chunks(pairs: &[PackedPair]) -> Vec<std::ops::Range<usize>> {
 /// Response rows of some pairs, one after the other [R].
 fn rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
     let rows: Vec<i64> = pairs.iter().flat_map(|pair| pair.response_rows.iter().copied()).collect();
-    Tensor::from_slice(&rows).to_device(hidden.device())
+    on_device(&rows, hidden.device())
 }
 
 /// Reward rows of a batch, answer after answer.
 fn reward_rows(batch: &PackedBatch, hidden: &Tensor) -> Tensor {
     let rows = batch.pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
-    Tensor::from_slice(&rows.collect::<Vec<_>>()).to_device(hidden.device())
+    on_device(&rows.collect::<Vec<_>>(), hidden.device())
 }
 
 fn to_host(values: &Tensor) -> Result<Vec<f32>> {

@@ -3,6 +3,8 @@
 //! Sources: Bradley-Terry and the hybrid sum, HaF-RM (arXiv 2407.04185); DPO (2305.18290), hinge and IPO as in HaF-RM's
 //! reference code (SLiC 2305.10425, IPO 2310.12036), SimPO (2405.14734), label smoothing as in conservative DPO.
 
+pub mod tensors;
+
 use crate::config::{LossConfig, PolicyLoss};
 
 /// A loss and its derivatives by the chosen and the rejected quantity (rewards or log-probs).

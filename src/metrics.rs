@@ -1,11 +1,14 @@
-//! Where a run's numbers go: the trait every sink implements, `metrics.jsonl`, the terminal, and the closing table.
+//! Where a run's numbers go: the trait every sink implements, `metrics.jsonl`, the terminal, the closing table, and the
+//! outcome of every test pair.
 //!
 //! Rank 0 alone has sinks. Not here: how the numbers are computed. A new sink is one struct that implements [`Sink`].
 
 mod jsonl;
+mod pairs;
 
 pub use crate::config::TOTAL;
 pub use jsonl::Jsonl;
+pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
 
 use crate::error::Result;
 use crate::logging;
@@ -211,11 +214,13 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
     table.to_string()
 }
 
-fn number(value: Option<f64>) -> String {
+/// A figure as tables have it; `-` for none.
+pub fn number(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.4}"))
 }
 
-fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
+/// A figure with its interval, where there is one.
+pub fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
     let interval = interval.map(|(low, high)| format!(" ({low:.3} to {high:.3})")).unwrap_or_default();
     number(value) + &interval
 }

@@ -4,6 +4,7 @@
 //! copy. Elsewhere the same formulas run as tensor operations on the flat buffers. Work is cut into pieces of a fixed
 //! size, so results do not depend on the number of threads.
 
+mod norm;
 mod schedule;
 
 use crate::config::TrainConfig;
@@ -12,11 +13,13 @@ use crate::kernels::Element as _;
 use crate::model::decoder::Part;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
+use crate::parallel;
 use crate::tensor;
 use half::bf16;
 use multiversion::multiversion;
 use tch::{Device, Kind, Tensor};
 
+pub use norm::gradient_squares;
 pub use schedule::schedule;
 
 /// Elements a thread takes at a time.
@@ -27,8 +30,6 @@ pub struct AdamW {
     /// First and second moments, flat f32, a pair a segment; none where a segment is not trained.
     pub moments: Vec<Option<[Tensor; 2]>>,
     settings: Settings,
-    /// Threads of a rank.
-    pub threads: usize,
 }
 
 /// What the config says about AdamW.
@@ -72,8 +73,8 @@ struct Constants {
 }
 
 impl AdamW {
-    /// Zero moments for a model.
-    pub fn new(config: &TrainConfig, model: &Model, threads: usize) -> Self {
+    /// Zero moments for what this rank updates of a model.
+    pub fn new(config: &TrainConfig, model: &Model) -> Self {
         let zeros =
             |segment: &Segment| segment.master.as_ref().map(|master| [master.zeros_like(), master.zeros_like()]);
         Self {
@@ -84,27 +85,35 @@ impl AdamW {
                 epsilon: config.adam_epsilon,
                 weight_decay: config.weight_decay,
             },
-            threads: threads.max(1),
         }
     }
 
-    /// Updates masters, moments and compute copies of every trained segment from its gradient sum.
+    /// Updates masters, moments and compute values of every trained segment from its gradient sum, as far as they are
+    /// this rank's; says so to `updated`, segment after segment.
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
-    pub fn step(&mut self, model: &mut Model, update: &Update) -> Result<()> {
+    pub fn step(&mut self, model: &mut Model, update: &Update, mut updated: impl FnMut(usize, &Segment)) -> Result<()> {
         let parts = model.parts.clone();
-        for ((segment, moments), part) in model.segments.iter_mut().zip(&mut self.moments).zip(parts) {
+        for (index, ((segment, moments), part)) in
+            model.segments.iter_mut().zip(&mut self.moments).zip(parts).enumerate()
+        {
             let Some(moments) = moments else { continue };
             let rate = if part == Part::RewardHead { update.head_learning_rate } else { update.learning_rate };
             let constants = self.settings.constants(rate, update);
             if segment.compute.device() == Device::Cpu {
-                step_on_cpu(segment, moments, constants, self.threads)?;
+                step_on_cpu(segment, moments, constants)?;
             } else {
                 step_with_tensors(segment, moments, constants);
             }
+            updated(index, segment);
         }
         Ok(())
+    }
+
+    /// Elements of all moments.
+    pub fn elements(&self) -> usize {
+        self.moments.iter().flatten().flatten().map(tensor::count).sum()
     }
 }
 
@@ -140,7 +149,15 @@ struct Piece<'a> {
     decay: f32,
 }
 
-fn step_on_cpu(segment: &mut Segment, moments: &mut [Tensor; 2], constants: Constants, threads: usize) -> Result<()> {
+fn step_on_cpu(segment: &mut Segment, moments: &mut [Tensor; 2], constants: Constants) -> Result<()> {
+    // By parameter: where its elements begin in the gradient, how many are this rank's, and their decay.
+    let mut parts = Vec::with_capacity(segment.parameters.len());
+    for (index, parameter) in segment.parameters.iter().enumerate() {
+        let (_, owned) = segment.owned_part(index);
+        let decay = if decays(&parameter.shape) { constants.matrix_decay } else { 1.0 };
+        parts.push((parameter.offset + owned.start, owned.len(), decay));
+    }
+    let before = segment.owned.start;
     let (Some(gradient), Some(master)) = (&segment.gradient, &mut segment.master) else { return Ok(()) };
     let [first, second] = moments;
     let gradient = tensor::slice::<f32>(gradient)?;
@@ -151,24 +168,25 @@ fn step_on_cpu(segment: &mut Segment, moments: &mut [Tensor; 2], constants: Cons
         Kind::BFloat16 => Some(tensor::slice_mut::<bf16>(&mut segment.compute)?),
         _ => None,
     };
+    if let Some(compute) = &mut compute {
+        take(compute, before.min(compute.len()));
+    }
     let mut pieces = Vec::new();
-    for parameter in &segment.parameters {
-        let mut offset = 0;
-        while offset < parameter.length {
-            let length = PIECE.min(parameter.length - offset);
-            let start = parameter.offset + offset;
+    for (from, count, decay) in parts {
+        for offset in (0..count).step_by(PIECE) {
+            let length = PIECE.min(count - offset);
+            let start = from + offset;
             pieces.push(Piece {
                 gradient: &gradient[start..start + length],
                 first: take(&mut first, length),
                 second: take(&mut second, length),
                 master: take(&mut master, length),
                 compute: compute.as_mut().map(|rest| take(rest, length)),
-                decay: if decays(&parameter.shape) { constants.matrix_decay } else { 1.0 },
+                decay,
             });
-            offset += length;
         }
     }
-    share_out(pieces, threads, |piece| update_piece(piece, constants));
+    parallel::for_each(pieces.into_iter(), |piece| update_piece(piece, constants));
     Ok(())
 }
 
@@ -177,22 +195,6 @@ fn take<'a, T>(rest: &mut &'a mut [T], length: usize) -> &'a mut [T] {
     let (front, back) = std::mem::take(rest).split_at_mut(length);
     *rest = back;
     front
-}
-
-/// Runs `work` on every item, on `threads` threads.
-fn share_out<I: Send>(items: Vec<I>, threads: usize, work: impl Fn(I) + Sync) {
-    if threads <= 1 || items.len() <= 1 {
-        return items.into_iter().for_each(work);
-    }
-    let mut shares: Vec<Vec<I>> = (0..threads).map(|_| Vec::new()).collect();
-    for (index, item) in items.into_iter().enumerate() {
-        shares[index % threads].push(item);
-    }
-    std::thread::scope(|scope| {
-        for share in shares {
-            scope.spawn(|| share.into_iter().for_each(&work));
-        }
-    });
 }
 
 fn update_piece(piece: Piece, c: Constants) {
@@ -229,52 +231,20 @@ fn narrow_values(master: &[f32], compute: &mut [bf16]) {
 
 /// The formulas of [`update_piece`] as tensor operations, for devices whose memory the CPU cannot walk.
 fn step_with_tensors(segment: &mut Segment, moments: &mut [Tensor; 2], c: Constants) {
-    let (Some(gradient), Some(master)) = (&segment.gradient, &segment.master) else { return };
+    let (Some(gradient), Some(master)) = (segment.owned_gradient(), &segment.master) else { return };
     let gradient = gradient * f64::from(c.scale);
     let [first, second] = moments;
     let _ = first.g_mul_scalar_(f64::from(c.beta1)).g_add_(&(&gradient * f64::from(c.complements[0])));
     let _ = second.g_mul_scalar_(f64::from(c.beta2)).g_add_(&(gradient.square() * f64::from(c.complements[1])));
-    for parameter in segment.parameters.iter().filter(|parameter| decays(&parameter.shape)) {
-        let mut values = master.narrow(0, parameter.offset as i64, parameter.length as i64);
+    for (index, _) in segment.parameters.iter().enumerate().filter(|(_, parameter)| decays(&parameter.shape)) {
+        let (owned, _) = segment.owned_part(index);
+        let mut values = master.narrow(0, owned.start as i64, owned.len() as i64);
         let _ = values.g_mul_scalar_(f64::from(c.matrix_decay));
     }
     let denominator = second.sqrt() * f64::from(c.second_correction) + f64::from(c.epsilon);
     let change = &*first * f64::from(c.first_correction * c.learning_rate) / denominator;
     let _ = master.shallow_clone().g_sub_(&change);
     segment.refresh_compute();
-}
-
-/// Global L2 norm of all gradient sums; not finite if any of them is not. Summed in f64, piece by piece in order.
-///
-/// # Errors
-/// A buffer that is not what this crate allocates.
-pub fn gradient_norm(model: &Model, threads: usize) -> Result<f64> {
-    let mut total = 0.0;
-    for gradient in model.segments.iter().filter_map(|segment| segment.gradient.as_ref()) {
-        if gradient.device() != Device::Cpu {
-            total += gradient.square().sum(Kind::Double).double_value(&[]);
-            continue;
-        }
-        let values = tensor::slice::<f32>(gradient)?;
-        let mut sums = vec![0f64; values.len().div_ceil(PIECE)];
-        let pieces: Vec<_> = values.chunks(PIECE).zip(sums.iter_mut()).collect();
-        share_out(pieces, threads, |(piece, sum)| *sum = square_sum(piece));
-        total += sums.iter().sum::<f64>();
-    }
-    Ok(total.sqrt())
-}
-
-/// Sum of squares in f64, in eight lanes so that the loop vectorises.
-fn square_sum(values: &[f32]) -> f64 {
-    let mut lanes = [0f64; 8];
-    let chunks = values.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|&value| f64::from(value).powi(2)).sum();
-    for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(value) * f64::from(value);
-        }
-    }
-    lanes.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]
@@ -324,12 +294,43 @@ mod tests {
             let (mut fused, mut plain) = (segment(kind), segment(kind));
             let (mut fused_moments, mut plain_moments) = (moments(&fused), moments(&plain));
             for _ in 0..3 {
-                step_on_cpu(&mut fused, &mut fused_moments, constants(0.9), 2).unwrap();
+                step_on_cpu(&mut fused, &mut fused_moments, constants(0.9)).unwrap();
                 step_with_tensors(&mut plain, &mut plain_moments, constants(0.9));
             }
             assert!(distance(fused.master.as_ref().unwrap(), plain.master.as_ref().unwrap()) < 1e-6);
             assert!(distance(&fused_moments[1], &plain_moments[1]) < 1e-6);
             assert!(distance(&fused.compute.to_kind(Kind::Float), &plain.compute.to_kind(Kind::Float)) < 1e-3);
+        }
+    }
+
+    #[test]
+    fn three_shares_are_updated_as_the_whole_to_the_last_bit() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for step in [
+                |segment: &mut Segment, moments: &mut _| step_on_cpu(segment, moments, constants(0.9)).unwrap(),
+                |segment: &mut Segment, moments: &mut _| step_with_tensors(segment, moments, constants(0.9)),
+            ] {
+                let mut whole = segment(kind);
+                let mut whole_moments = moments(&whole);
+                step(&mut whole, &mut whole_moments);
+                let (mut first, mut values, mut elements) = (Vec::new(), Vec::new(), 0);
+                for rank in 0..3 {
+                    let mut share = segment(kind);
+                    share.keep_share(rank, 3);
+                    (0..2)
+                        .for_each(|at| share.add_gradient(at, &crate::tensor::waves(&share.parameters[at].shape, 2.0)));
+                    let mut share_moments = moments(&share);
+                    step(&mut share, &mut share_moments);
+                    elements += tensor::count(share.master.as_ref().unwrap());
+                    first.push(share_moments[0].shallow_clone());
+                    values.push(share.owned_of(&share.compute));
+                }
+                let length = whole.length() as i64;
+                assert!(elements - whole.length() < 3 * 16, "{elements} elements of {length}");
+                let joined = |parts: &[Tensor]| Tensor::cat(parts, 0).narrow(0, 0, length);
+                assert!(joined(&first).equal(&whole_moments[0]), "{kind:?}");
+                assert!(joined(&values).equal(&whole.compute), "{kind:?}");
+            }
         }
     }
 
@@ -351,7 +352,7 @@ mod tests {
             let update = Update { number: done + 1, learning_rate: 0.01, head_learning_rate: 0.0, gradient_scale: 0.5 };
             let constants =
                 Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-5, weight_decay: 0.1 }.constants(0.01, &update);
-            step_on_cpu(&mut segment, &mut moments, constants, 1).unwrap();
+            step_on_cpu(&mut segment, &mut moments, constants).unwrap();
         }
         let expected = [0.477_430_2f32, -1.219_171_8, 1.971_941_2, -0.019_706_74, 0.728_904_4];
         let found = Vec::<f32>::try_from(segment.master.as_ref().unwrap()).unwrap();
@@ -361,22 +362,12 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_threads_changes_no_bit() {
-        let (mut one, mut three) = (segment(Kind::BFloat16), segment(Kind::BFloat16));
-        let (mut one_moments, mut three_moments) = (moments(&one), moments(&three));
-        step_on_cpu(&mut one, &mut one_moments, constants(0.9), 1).unwrap();
-        step_on_cpu(&mut three, &mut three_moments, constants(0.9), 3).unwrap();
-        assert!(one.master.as_ref().unwrap().equal(three.master.as_ref().unwrap()));
-        assert!(one.compute.equal(&three.compute));
-    }
-
-    #[test]
     fn decay_is_for_matrices_only() {
         let mut decayed = segment(Kind::Float);
         let mut plain = segment(Kind::Float);
         let (mut decayed_moments, mut plain_moments) = (moments(&decayed), moments(&plain));
-        step_on_cpu(&mut decayed, &mut decayed_moments, constants(0.5), 1).unwrap();
-        step_on_cpu(&mut plain, &mut plain_moments, constants(1.0), 1).unwrap();
+        step_on_cpu(&mut decayed, &mut decayed_moments, constants(0.5)).unwrap();
+        step_on_cpu(&mut plain, &mut plain_moments, constants(1.0)).unwrap();
         assert!(distance(decayed.weight(0), plain.weight(0)) > 0.1);
         assert_eq!(distance(decayed.weight(1), plain.weight(1)), 0.0);
     }

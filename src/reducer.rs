@@ -1,5 +1,6 @@
 //! Starts the reduction of a gradient bucket the moment it is complete, and waits for all of them at the step's end;
-//! and puts the buckets where they are reduced fastest.
+//! and puts the buckets where they are reduced fastest. With sharded optimiser state (`sharding.rs`) a rank gets the sums
+//! of its share only.
 //!
 //! A bucket belongs to the communication thread from `complete` to `finish`; nothing else may touch it between.
 
@@ -25,7 +26,8 @@ pub fn share_gradients(model: &mut Model, comm: &CommThread) -> Result<()> {
         return Ok(());
     }
     let mut trained: Vec<&mut Segment> = model.segments.iter_mut().filter(|segment| segment.trains()).collect();
-    let lengths: Vec<usize> = trained.iter().map(|segment| segment.length()).collect();
+    let lengths: Vec<usize> =
+        trained.iter().map(|segment| segment.gradient.as_ref().map_or(0, tensor::count)).collect();
     let Some(buffers) = comm.shared_buffers(&lengths)? else { return Ok(()) };
     trained.iter_mut().zip(buffers).for_each(|(segment, buffer)| segment.adopt_gradient(buffer));
     let megabytes = (lengths.iter().sum::<usize>() * size_of::<f32>()) as f64 / 1e6;
@@ -37,6 +39,8 @@ pub fn share_gradients(model: &mut Model, comm: &CommThread) -> Result<()> {
 pub struct Reducer<'a> {
     comm: &'a CommThread,
     kind: Kind,
+    /// Whether a rank gets its own shares only.
+    scatters: bool,
     /// Complete, but too small to go alone.
     held: Vec<(usize, Tensor)>,
     pending: Vec<Sent>,
@@ -51,7 +55,7 @@ struct Sent {
 impl<'a> Reducer<'a> {
     /// A reducer with nothing under way, which adds up in f32.
     pub fn new(comm: &'a CommThread) -> Self {
-        Self { comm, kind: Kind::Float, held: Vec::new(), pending: Vec::new() }
+        Self { comm, kind: Kind::Float, scatters: false, held: Vec::new(), pending: Vec::new() }
     }
 
     /// The same, which adds up in `kind`: bf16 halves what is sent and keeps 8 bits of each partial sum.
@@ -59,7 +63,13 @@ impl<'a> Reducer<'a> {
         Self { kind, ..self }
     }
 
-    /// Waits until every bucket holds the sum over all ranks.
+    /// The same, which leaves a rank with the sums of its own share of each bucket, where `scatters`. The other shares
+    /// are undefined afterwards.
+    pub fn scattering(self, scatters: bool) -> Self {
+        Self { scatters, ..self }
+    }
+
+    /// Waits until every bucket holds the sum over all ranks, as far as this rank gets it.
     ///
     /// # Errors
     /// A rank or the network is gone.
@@ -87,7 +97,10 @@ impl<'a> Reducer<'a> {
         // In f32 a shallow clone of the bucket: the sum comes to be in its memory.
         let sent =
             gradients.iter().map(|gradient| gradient.f_to_kind(self.kind)).collect::<std::result::Result<_, _>>()?;
-        let sums = self.comm.all_reduce_together(purpose, sent);
+        let sums = match self.scatters {
+            true => self.comm.reduce_scatter_together(purpose, sent),
+            false => self.comm.all_reduce_together(purpose, sent),
+        };
         self.pending.push(Sent { gradients, sums });
         Ok(())
     }

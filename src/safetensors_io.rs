@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result, file_error};
 use crate::files;
-use crate::tensor::{bytes, count};
+use crate::tensor::bytes;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -34,6 +34,30 @@ const KINDS: [(Kind, Dtype); 9] = [
     (Kind::Uint8, Dtype::U8),
 ];
 
+/// A tensor to write: what the header says of it, and its values, asked for when its turn comes.
+pub struct Entry<'a> {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its shape.
+    pub shape: Vec<i64>,
+    /// Makes the values, of that kind and shape.
+    pub values: Box<dyn Fn() -> Result<Tensor> + 'a>,
+}
+
+impl<'a> Entry<'a> {
+    /// A tensor that is at hand.
+    pub fn of(name: &str, tensor: &'a Tensor) -> Self {
+        let (kind, shape) = (tensor.kind(), tensor.size());
+        Self { name: name.into(), kind, shape, values: Box::new(|| Ok(tensor.shallow_clone())) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize * self.kind.elt_size_in_bytes()
+    }
+}
+
 /// Writes `tensors` to a new file at `path` and returns when the disk has it.
 ///
 /// A contiguous CPU tensor is written from its own memory; any other is copied for the moment of its writing, one at
@@ -41,19 +65,24 @@ const KINDS: [(Kind, Dtype); 9] = [
 /// the header's `__metadata__` (Transformers wants `format = "pt"`). The same input gives the same bytes.
 ///
 /// # Errors
-/// A name that comes twice, a kind the container lacks, an existing `path`, or a failed write.
-pub fn write(path: &Path, tensors: &[(String, &Tensor)], metadata: &BTreeMap<String, String>) -> Result<()> {
-    let mut order: Vec<&(String, &Tensor)> = tensors.iter().collect();
-    order.sort_by_key(|(_, tensor)| Reverse(tensor.kind().elt_size_in_bytes()));
+/// A name that comes twice, a kind the container lacks, values that are not what their entry says, an existing `path`,
+/// or a failed write.
+pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut order: Vec<&Entry> = tensors.iter().collect();
+    order.sort_by_key(|entry| Reverse(entry.kind.elt_size_in_bytes()));
 
     let header = header(&order, metadata).map_err(|error| error.at(path.display()))?;
     let failed = |error: std::io::Error| file_error(path, "write", &error);
     let mut file = File::create_new(path).map_err(failed)?;
     file.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
     file.write_all(&header).map_err(failed)?;
-    for (_, tensor) in order {
+    for entry in order {
+        let tensor = (entry.values)()?;
+        if (tensor.kind(), tensor.size()) != (entry.kind, entry.shape.clone()) {
+            return Err(Error::runtime(format!("{} is {tensor:?}, not what the header says", entry.name)));
+        }
         if tensor.device() == Device::Cpu && tensor.is_contiguous() {
-            file.write_all(bytes(tensor)?).map_err(failed)?;
+            file.write_all(bytes(&tensor)?).map_err(failed)?;
         } else {
             let copy = tensor.to_device(Device::Cpu).contiguous();
             file.write_all(bytes(&copy)?).map_err(failed)?;
@@ -62,20 +91,29 @@ pub fn write(path: &Path, tensors: &[(String, &Tensor)], metadata: &BTreeMap<Str
     file.sync_all().map_err(failed)
 }
 
-fn header(tensors: &[&(String, &Tensor)], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+/// [`write`] of a model's tensors: Transformers and PEFT refuse a file that does not say `format = "pt"`.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_model(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let entries: Vec<Entry> = tensors.iter().map(|(name, tensor)| Entry::of(name, tensor)).collect();
+    write(path, &entries, &BTreeMap::from([("format".into(), "pt".into())]))
+}
+
+fn header(tensors: &[&Entry], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let mut entries = Map::new();
     if !metadata.is_empty() {
         entries.insert("__metadata__".into(), json!(metadata));
     }
     let mut start = 0;
-    for (name, tensor) in tensors {
-        let kind = tensor.kind();
+    for entry in tensors {
+        let (name, kind) = (&entry.name, entry.kind);
         let dtype = KINDS.iter().find(|(known, _)| *known == kind).map(|(_, dtype)| *dtype);
         let dtype =
             dtype.ok_or_else(|| Error::runtime(format!("tensor {name} has kind {kind:?}: cannot be written")))?;
-        let end = start + count(tensor) * kind.elt_size_in_bytes();
-        let entry = json!({ "dtype": dtype, "shape": tensor.size(), "data_offsets": [start, end] });
-        if entries.insert(name.clone(), entry).is_some() {
+        let end = start + entry.bytes();
+        let described = json!({ "dtype": dtype, "shape": entry.shape, "data_offsets": [start, end] });
+        if entries.insert(name.clone(), described).is_some() {
             return Err(Error::runtime(format!("two tensors are called {name}")));
         }
         start = end;

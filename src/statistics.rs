@@ -1,4 +1,5 @@
-//! Confidence intervals of a mean: a bootstrap over clusters, and Wilson's interval where it has no width.
+//! Confidence intervals of a mean (a bootstrap over clusters, Wilson's interval where it has no width), an exact test of
+//! paired differences, and Holm's adjustment for several tests.
 //!
 //! Pure functions: the same numbers give the same interval on every machine, in any order and for any number of ranks.
 //! Not here: what the values mean.
@@ -9,6 +10,12 @@ use std::collections::BTreeMap;
 
 /// The normal distribution's 97.5% quantile: 95% lie between minus and plus this many standard deviations.
 const Z_95: f64 = 1.959_963_984_540_054;
+
+/// Bootstrap resamples behind every interval that is reported.
+pub const RESAMPLES: usize = 2000;
+
+/// Their seed.
+pub const SEED: u64 = 0;
 
 /// A 95% confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,4 +102,109 @@ pub fn wilson(proportion: f64, n: usize) -> Interval {
     let centre = (proportion + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z_95 / (1.0 + z2 / n) * (proportion * (1.0 - proportion) / n + z2 / (4.0 * n * n)).sqrt();
     Interval { low: (centre - half).max(0.0), high: (centre + half).min(1.0) }
+}
+
+/// Two-sided p-value of the paired differences `sums`, one number a cluster: how often a sum at least as far from zero
+/// comes out when every cluster's sign is decided by a fair coin.
+///
+/// This is the randomisation test of Fisher (1935) and Pitman (1937), over all 2^n signs at once: the distribution of the
+/// sum is computed by convolution, so that no random numbers take part. Where every difference is -1, 0 or 1 and a cluster
+/// is one pair, it is McNemar's exact test. Clusters of sum 0 say nothing; without any other the answer is 1. Time grows
+/// with the number of clusters times the sum of their absolute values.
+pub fn sign_flip(sums: &[i64]) -> f64 {
+    let sizes: Vec<usize> = sums.iter().map(|sum| sum.unsigned_abs() as usize).filter(|&size| size > 0).collect();
+    let total: usize = sizes.iter().sum();
+    let seen = sums.iter().sum::<i64>().unsigned_abs() as usize;
+    // Probability that the clusters so far whose coin shows plus add up to the index; the signed sum is 2 * index - total.
+    let mut plus = vec![0.0; total + 1];
+    plus[0] = 1.0;
+    let mut reached = 0;
+    for size in sizes {
+        reached += size;
+        for index in (0..=reached).rev() {
+            let shifted = if index >= size { plus[index - size] } else { 0.0 };
+            plus[index] = 0.5 * (plus[index] + shifted);
+        }
+    }
+    let as_far = |index: usize| (2 * index).abs_diff(total) >= seen;
+    let p: f64 = plus.iter().enumerate().filter(|(index, _)| as_far(*index)).map(|(_, share)| share).sum();
+    p.min(1.0)
+}
+
+/// p-values adjusted for there being several of them, in the same order: the chance that any true null hypothesis among
+/// them is refused at a level stays below that level (Holm 1979, "A simple sequentially rejective multiple test
+/// procedure").
+pub fn holm(p_values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p_values.len()).collect();
+    order.sort_by(|&one, &other| p_values[one].total_cmp(&p_values[other]));
+    let mut adjusted = vec![0.0; p_values.len()];
+    let mut largest: f64 = 0.0;
+    for (rank, &index) in order.iter().enumerate() {
+        largest = largest.max(p_values[index] * (p_values.len() - rank) as f64).min(1.0);
+        adjusted[index] = largest;
+    }
+    adjusted
+}
+
+/// Standard deviation of a sample (n - 1 below the line); `None` for fewer than two values.
+pub fn standard_deviation(values: &[f64]) -> Option<f64> {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (values.len() >= 2).then(|| (squares / (n - 1.0)).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// McNemar's exact two-sided p: twice the binomial tail of the rarer kind of disagreement.
+    fn mcnemar(better: u64, worse: u64) -> f64 {
+        let n = better + worse;
+        let choose = |k: u64| (0..k).fold(1.0, |product, i| product * (n - i) as f64 / (i + 1) as f64);
+        let tail: f64 = (0..=better.min(worse)).map(choose).sum();
+        (2.0 * tail / 2f64.powi(n as i32)).min(1.0)
+    }
+
+    #[test]
+    fn with_one_pair_a_cluster_the_sign_flip_test_is_mcnemars_exact_one() {
+        for (better, worse) in [(0, 0), (1, 0), (5, 5), (9, 2), (40, 22), (0, 12)] {
+            let mut sums = vec![0; 30];
+            sums.extend(vec![1; better]);
+            sums.extend(vec![-1; worse]);
+            let expected = mcnemar(better as u64, worse as u64);
+            assert!((sign_flip(&sums) - expected).abs() < 1e-12, "{better} {worse}: {} {expected}", sign_flip(&sums));
+            // The unit does not matter, nor does who is compared with whom.
+            let others: Vec<i64> = sums.iter().map(|sum| -6 * sum).collect();
+            assert!((sign_flip(&others) - expected).abs() < 1e-12);
+        }
+        assert_eq!(sign_flip(&[]), 1.0);
+    }
+
+    #[test]
+    fn the_convolution_counts_what_trying_every_sign_counts() {
+        let sums = [3, -1, 4, 1, -5, 2, 6, 0, 5];
+        let seen = sums.iter().sum::<i64>().abs();
+        let as_far = |signs: u32| {
+            let flipped = |(index, sum): (usize, &i64)| if signs >> index & 1 == 1 { -sum } else { *sum };
+            sums.iter().enumerate().map(flipped).sum::<i64>().abs() >= seen
+        };
+        let count = (0..1u32 << sums.len()).filter(|&signs| as_far(signs)).count();
+        assert!((sign_flip(&sums) - count as f64 / f64::from(1u32 << sums.len())).abs() < 1e-12);
+        // The control: pairs that go together are one piece of evidence, not four.
+        assert!(sign_flip(&[4, 4, 4, -4]) > sign_flip(&[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1]));
+    }
+
+    #[test]
+    fn holm_multiplies_the_smallest_most_and_keeps_the_order() {
+        assert_eq!(holm(&[0.01, 0.04, 0.03]), [0.03, 0.06, 0.06]);
+        assert_eq!(holm(&[0.5, 0.9]), [1.0, 1.0]);
+        assert_eq!(holm(&[]), Vec::<f64>::new());
+    }
+
+    #[test]
+    fn one_value_has_no_spread() {
+        assert_eq!(standard_deviation(&[0.5]), None);
+        assert!((standard_deviation(&[1.0, 3.0]).unwrap() - 2f64.sqrt()).abs() < 1e-12);
+    }
 }

@@ -41,6 +41,17 @@ pub fn count(tensor: &Tensor) -> usize {
     tensor.size().iter().product::<i64>() as usize
 }
 
+/// Values as a tensor on a device. For a GPU they go through pinned memory and the copy is only queued, behind the work
+/// that is queued there already: nobody waits for it, and libtorch keeps the pinned memory until it is over.
+pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor {
+    let values = Tensor::from_slice(values);
+    match device {
+        Device::Cpu => values,
+        Device::Cuda(_) => values.pin_memory(device).to_device_(device, T::KIND, true, false),
+        _ => values.to_device(device),
+    }
+}
+
 /// The kind of a CPU tensor; none for one that lives elsewhere.
 pub fn cpu_kind(tensor: &Tensor) -> Option<Kind> {
     (tensor.device() == Device::Cpu).then(|| tensor.kind())

@@ -19,13 +19,14 @@ use crate::engine::{Engine, GradientSink};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Reported};
 use crate::files;
-use crate::head::{Objective, PairLosses};
+use crate::head::{Losses, Objective, PairLosses};
 use crate::loss::hit;
 use crate::machine::backend;
-use crate::metrics::{EvaluationMetrics, Sink, StepMetrics};
+use crate::metrics::{EvaluationMetrics, PairOutcome, Sink, StepMetrics};
 use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
+use crate::sharding::{self, Spread};
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::{debug, trace_span, warn};
@@ -91,7 +92,7 @@ impl<'a> Trainer<'a> {
         Self {
             config,
             comm,
-            optimizer: AdamW::new(&config.train, &engine.model, threads),
+            optimizer: AdamW::new(&config.train, &engine.model),
             engine,
             sampler,
             train: Arc::new(train),
@@ -140,16 +141,15 @@ impl<'a> Trainer<'a> {
         let config = self.config;
         let objective = objective_of_step(config, self.state.step);
 
-        let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel));
-        let (sums, count) = self.compute_gradients(total, &objective, &mut reducer)?;
+        let sharded = sharding::is_sharded(&self.engine.model);
+        let mut reducer = Reducer::new(self.comm).summing_in(backend::sum_kind(&config.parallel)).scattering(sharded);
+        let (losses, count) = self.compute_gradients(total, &objective, &mut reducer)?;
         let computed = started.elapsed();
         trace_span!("wait for reductions").in_scope(|| reducer.finish())?;
         let reduced = started.elapsed();
-        let sums = trace_span!("sum metrics").in_scope(|| sums.over_all_ranks(self.comm))?;
+        let sums = trace_span!("sum metrics").in_scope(|| StepSums::read(losses)?.over_all_ranks(self.comm))?;
 
-        let norm = trace_span!("gradient norm")
-            .in_scope(|| optim::gradient_norm(&self.engine.model, self.optimizer.threads))?
-            / count;
+        let norm = trace_span!("gradient norm").in_scope(|| self.gradient_norm(sharded))? / count;
         let finite = self.comm.all_true(norm.is_finite())?;
         let clip = config.train.clip_norm;
         let clip_scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
@@ -163,7 +163,12 @@ impl<'a> Trainer<'a> {
                 head_learning_rate: rate * head_rate,
                 gradient_scale: clip_scale / count,
             };
-            trace_span!("update").in_scope(|| self.optimizer.step(&mut self.engine.model, &update))?;
+            trace_span!("update").in_scope(|| {
+                let mut spread = Spread::new(self.comm);
+                self.optimizer
+                    .step(&mut self.engine.model, &update, |number, segment| spread.updated(number, segment))?;
+                spread.finish()
+            })?;
         } else {
             self.state.updates_skipped += 1;
             warn!("step {}: gradients are not finite; the update is skipped on all ranks", self.state.step + 1);
@@ -173,7 +178,7 @@ impl<'a> Trainer<'a> {
 
         let seconds = started.elapsed().as_secs_f64();
         debug!(
-            "step {}: {:.3} s computing, {:.3} s waiting for reductions, {:.3} s updating",
+            "step {}: {:.3} s computing (on a GPU: queueing), {:.3} s waiting for reductions, {:.3} s updating",
             self.state.step,
             computed.as_secs_f64(),
             (reduced - computed).as_secs_f64(),
@@ -197,30 +202,38 @@ impl<'a> Trainer<'a> {
         Ok((metrics, finite))
     }
 
+    /// Global L2 norm of all gradient sums, the same bits on every rank.
+    fn gradient_norm(&self, sharded: bool) -> Result<f64> {
+        let mut squares = [optim::gradient_squares(&self.engine.model)?];
+        if sharded {
+            self.comm.sum_f64(&mut squares)?;
+        }
+        Ok(squares[0].sqrt())
+    }
+
     /// Adds the gradients of this rank's share of the global batch to the buckets and starts their reduction. Returns
-    /// also the pairs of the global batch.
-    fn compute_gradients(
+    /// the losses and tokens of each micro-batch, which a GPU may still be computing, and the pairs of the global batch.
+    fn compute_gradients<'o>(
         &mut self,
         total: usize,
-        objective: &Objective,
+        objective: &Objective<'o>,
         sink: &mut dyn GradientSink,
-    ) -> Result<(StepSums, f64)> {
+    ) -> Result<(Vec<(Losses<'o>, usize)>, f64)> {
         let prefetch = match self.prefetch.take() {
             Some(prefetch) => prefetch,
             None => Prefetch::start(self.train.clone(), self.share(), self.state.step..total)?,
         };
         let prefetch = self.prefetch.insert(prefetch);
-        let mut sums = StepSums::default();
+        let mut losses = Vec::new();
         loop {
             let MicroBatch { step, last, global_pairs, batch } = prefetch.next()?;
             if step != self.state.step {
                 return Err(Error::runtime(format!("step {} was given the pairs of step {step}", self.state.step)));
             }
             let sink: Option<&mut dyn GradientSink> = if last { Some(&mut *sink) } else { None };
-            let losses = self.engine.forward_backward(&batch, objective, sink)?;
-            sums.add(&losses, batch.token_count());
+            losses.push((self.engine.forward_backward(&batch, objective, sink)?, batch.token_count()));
             if last {
-                return Ok((sums, global_pairs as f64));
+                return Ok((losses, global_pairs as f64));
             }
         }
     }
@@ -248,6 +261,14 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// A lost rank or a failed write.
     pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
+        self.evaluate_pairs(split).map(|(rows, _)| rows)
+    }
+
+    /// [`evaluate`](Self::evaluate), and what each pair came to.
+    ///
+    /// # Errors
+    /// A lost rank or a failed write.
+    pub fn evaluate_pairs(&mut self, split: &Split) -> Result<(Vec<EvaluationMetrics>, Vec<PairOutcome>)> {
         let _span = trace_span!("evaluate", split = split.name).entered();
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
@@ -256,11 +277,20 @@ impl<'a> Trainer<'a> {
         let rows = evaluate::metrics(split.name, self.state.step, &split.data, &scores, &split.references, reported);
         let logged = rows.iter().try_for_each(|row| self.sinks.evaluation(row));
         self.comm.agree(logged)?;
-        Ok(rows)
+        Ok((rows, evaluate::outcomes(&split.data, &scores, &split.references, reported)))
     }
 }
 
 impl StepSums {
+    /// Waits for the losses of all micro-batches.
+    fn read(losses: Vec<(Losses, usize)>) -> Result<Self> {
+        let mut sums = Self::default();
+        for (losses, tokens) in losses {
+            sums.add(&losses.read()?, tokens);
+        }
+        Ok(sums)
+    }
+
     fn add(&mut self, losses: &[PairLosses], tokens: usize) {
         for loss in losses {
             let margin = loss.scores.rewards[0] - loss.scores.rewards[1];

@@ -3,7 +3,7 @@
 use haf_dist::checkpoint::{self, Best, Snapshot, TrainState};
 use haf_dist::config::Config;
 use haf_dist::error::Error;
-use haf_dist::safetensors_io::{Mapped, write};
+use haf_dist::safetensors_io::{Entry, Mapped, write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,6 +51,7 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
     let numbers = |count: i64| Tensor::arange(count, (Kind::Float, tch::Device::Cpu)) / 3.0;
     let name = || "model.embed_tokens.weight".to_string();
     let (state, config) = (state(step), config());
+    let (master, moment) = (numbers(12).view([6, 2]), numbers(12));
     checkpoint::save(
         run,
         &Snapshot {
@@ -61,10 +62,10 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
                 (name(), numbers(12).view([6, 2]).to_kind(Kind::BFloat16)),
                 ("score.weight".into(), numbers(2).view([1, 2])),
             ],
-            masters: vec![(name(), numbers(12).view([6, 2]))],
+            masters: vec![Entry::of(&name(), &master)],
             moments: vec![
-                (format!("exp_avg.{}", name()), numbers(12)),
-                (format!("exp_avg_sq.{}", name()), numbers(12)),
+                Entry::of(&format!("exp_avg.{}", name()), &moment),
+                Entry::of(&format!("exp_avg_sq.{}", name()), &moment),
             ],
             architecture: "LlamaForSequenceClassification",
             pad_token_id,
@@ -105,7 +106,8 @@ fn tensors_of_every_kind_come_back_bit_for_bit() {
     let transposed = source.transpose(0, 1);
     let mut borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
     borrowed.push(("transposed".into(), &transposed));
-    write(&path, &borrowed, &BTreeMap::from([("format".into(), "pt".into())])).unwrap();
+    let entries = || borrowed.iter().map(|(name, tensor)| Entry::of(name, tensor)).collect::<Vec<_>>();
+    write(&path, &entries(), &BTreeMap::from([("format".into(), "pt".into())])).unwrap();
 
     let file = Mapped::open(&path).unwrap();
     assert_eq!(file.names().len(), borrowed.len());
@@ -119,9 +121,11 @@ fn tensors_of_every_kind_come_back_bit_for_bit() {
     assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
 
     assert_eq!(file.read("nothing").unwrap_err().exit_code(), 2);
-    let twice = [borrowed[0].clone(), borrowed[0].clone()];
+    let twice = [Entry::of("one", &transposed), Entry::of("one", &transposed)];
     assert!(write(&dir.path().join("twice"), &twice, &BTreeMap::new()).is_err());
-    assert!(write(&path, &borrowed, &BTreeMap::new()).is_err(), "an existing file is never overwritten");
+    let other = Entry { shape: vec![6], ..Entry::of("one", &transposed) };
+    assert!(write(&dir.path().join("other"), &[other], &BTreeMap::new()).is_err(), "values unlike their entry");
+    assert!(write(&path, &entries(), &BTreeMap::new()).is_err(), "an existing file is never overwritten");
 }
 
 /// A safetensors file with this header and this many bytes of data.

@@ -112,8 +112,13 @@ fn wrong_arguments_are_errors_and_nothing_runs_after_one() {
     assert_eq!(comm.barrier(), Err(first), "later calls return the first error");
     assert!(fresh().broadcast(&mut ones(&[3], Kind::Float), 1).is_err(), "no such root");
     assert!(fresh().all_reduce_blocking(&mut ones(&[3, 4], Kind::Float).transpose(0, 1)).is_err(), "not contiguous");
-    assert!(fresh().all_gather(&ones(&[3], Kind::Float), &mut ones(&[4], Kind::Float)).is_err(), "sizes");
-    assert!(fresh().reduce_scatter(&ones(&[3], Kind::Float), &mut ones(&[3], Kind::Double)).is_err(), "kinds");
+    let scatter = |kind| fresh().reduce_scatter_together("ones".into(), vec![ones(&[3], kind)]).wait();
+    assert!(scatter(Kind::Float).is_ok() && scatter(Kind::BFloat16).is_err(), "kinds");
+    let seats = threads::world(2).into_iter().map(|seat| CommThread::start(move || Ok(seat.communicator())).unwrap());
+    for comm in seats.collect::<Vec<_>>() {
+        let error = comm.all_gather_blocking(&mut ones(&[3], Kind::Float)).unwrap_err();
+        assert!(error.message.contains("3 elements are not 2 shares"), "{error}");
+    }
 }
 
 /// A backend whose all-reduce panics.
@@ -135,10 +140,10 @@ impl Communicator for Broken {
     fn all_reduce(&mut self, _: &mut Tensor) -> Result<()> {
         panic!("this panic belongs to the test")
     }
-    fn reduce_scatter(&mut self, _: &Tensor, _: &mut Tensor) -> Result<()> {
+    fn reduce_scatter(&mut self, _: &mut Tensor) -> Result<()> {
         Ok(())
     }
-    fn all_gather(&mut self, _: &Tensor, _: &mut Tensor) -> Result<()> {
+    fn all_gather(&mut self, _: &mut Tensor) -> Result<()> {
         Ok(())
     }
     fn barrier(&mut self) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use haf_dist::config::*;
 use proptest::prelude::*;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const MINIMAL: &str = r#"[model]
 path = "model"
@@ -91,23 +91,59 @@ fn the_safety_file_is_the_papers_recipe() {
     assert!(config.loss.needs_reference());
 }
 
-#[test]
-fn the_lora_file_is_the_papers_recipe_for_mistral_and_the_table_may_be_left_out() {
-    let config = Config::load(Path::new("configs/lora.toml"), &[]).unwrap();
-    let lora = config.lora.unwrap();
-    assert_eq!((lora.rank, lora.alpha, lora.use_rslora), (64, 16.0, false));
-    assert_eq!(lora.targets, ["gate_proj", "up_proj", "down_proj"]);
-    assert_eq!((config.train.learning_rate, config.train.pairs_per_step, config.train.steps), (3e-5, 16, Some(3200)));
-    assert_eq!(with(&[]).unwrap().lora, None);
-    // Rank and alpha have the paper's values as their defaults; targets have none.
-    let small = with(&["lora.targets=['q_proj']"]).unwrap().lora.unwrap();
-    assert_eq!((small.rank, small.alpha, small.seed), (64, 16.0, 0));
-    assert!(with(&["lora.rank=8"]).unwrap_err().message.contains("`lora.targets` is missing"));
-    for wrong in ["lora.rank=0", "lora.rank=100000", "lora.alpha=0", "lora.alpha=inf", "lora.base="] {
-        assert!(with(&["lora.targets=['q_proj']", wrong]).is_err(), "{wrong}");
+/// Every TOML file under configs/.
+fn shipped() -> Vec<PathBuf> {
+    let (mut found, mut folders) = (vec![], vec![PathBuf::from("configs")]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.extension() {
+                _ if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "toml" => found.push(path),
+                _ => {}
+            }
+        }
     }
-    assert!(with(&["lora.targets=[]"]).unwrap_err().message.contains("`lora.targets` is empty"));
-    assert!(with(&["lora.target=['q_proj']"]).unwrap_err().message.contains("unknown key `lora.target`"));
+    found.sort();
+    found
+}
+
+#[test]
+fn every_file_under_configs_loads_and_tests_on_no_row_that_it_trains_on() {
+    for file in shipped() {
+        let config = Config::load(&file, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let DataConfig { train, dev, test, .. } = &config.data;
+        let splits = [("train", train), ("dev", dev), ("test", test)];
+        for (index, (name, one)) in splits.iter().enumerate() {
+            for (other_name, other) in &splits[index + 1..] {
+                for (one, other) in one.iter().flat_map(|one| other.iter().map(move |other| (one, other))) {
+                    let apart = one.path != other.path
+                        || [1, 50, 33_000].iter().all(|&rows| {
+                            let (one, other) = (one.rows.of(rows), other.rows.of(rows));
+                            one.end <= other.start || other.end <= one.start
+                        });
+                    assert!(apart, "{}: {name} and {other_name} share rows of {}", file.display(), one.path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_papers_files_are_its_recipe() {
+    let files: Vec<PathBuf> = shipped().into_iter().filter(|file| file.starts_with("configs/paper")).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let config = Config::load(&file, &[]).unwrap();
+        let (loss, train, data) = (&config.loss, &config.train, &config.data);
+        assert_eq!((loss.alpha, loss.beta, train.pairs_per_step, train.adam_epsilon), (0.2, 0.1, 16, 1e-5), "{file:?}");
+        assert_eq!((data.max_length, data.max_prompt_length, train.warmup_steps), (512, 128, 0), "{file:?}");
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        assert_eq!(config.output.dir, Path::new("runs/paper").join(&name), "runs of two files must not meet");
+        let (rate, steps) = if name.starts_with("phi-2-") { (1e-5, None) } else { (3e-5, Some(3200)) };
+        assert_eq!((train.learning_rate, train.steps), (rate, steps), "{name}");
+        assert!(!data.dev.is_empty() && !data.test.is_empty(), "{name}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use haf_dist::model::decoder::Part;
 use haf_dist::model::layout::Rows;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
-use haf_dist::safetensors_io::{Mapped, write};
+use haf_dist::safetensors_io::{Entry, Mapped, write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,8 +45,8 @@ fn written(case: &str, tensors: &BTreeMap<String, Tensor>, files: usize) -> temp
     let mut places = BTreeMap::new();
     for file in 0..files {
         let mine = tensors.iter().enumerate().filter(|(index, _)| index % files == file);
-        let mine: Vec<(String, &Tensor)> = mine.map(|(_, (name, tensor))| (name.clone(), tensor)).collect();
-        places.extend(mine.iter().map(|(tensor, _)| (tensor.clone(), name(file))));
+        let mine: Vec<Entry> = mine.map(|(_, (name, tensor))| Entry::of(name, tensor)).collect();
+        places.extend(mine.iter().map(|entry| (entry.name.clone(), name(file))));
         write(&folder.path().join(name(file)), &mine, &BTreeMap::new()).unwrap();
     }
     if files > 1 {
@@ -222,6 +222,8 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("llama-tied", "model_type", json!("gpt2"), "\"gpt2\""),
         ("llama-tied", "hidden_size", json!(0), "hidden_size = 0"),
         ("llama-tied", "hidden_size", json!(null), "hidden_size is missing"),
+        ("llama-tied", "hidden_size", json!(1u64 << 62), "hidden_size = 4611686018427387904"),
+        ("llama-tied", "num_hidden_layers", json!(1_000_000), "num_hidden_layers = 1000000"),
         ("llama-tied", "vocab_size", json!("many"), "vocab_size = \"many\""),
         ("llama-tied", "partial_rotary_factor", json!(0.5), "partial_rotary_factor = 0.5"),
         ("llama-tied", "rope_parameters", json!({"rope_type": "linear"}), "factor is missing"),
@@ -258,4 +260,50 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         // Control: the case itself is read.
         Architecture::open(&self::folder(case)).unwrap();
     }
+}
+
+#[test]
+fn no_value_of_any_key_is_met_with_a_panic() {
+    let values = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(0),
+        json!(3),
+        json!(1u64 << 20),
+        json!(u64::MAX),
+        json!(0.3),
+        json!(1e300),
+        json!("sliding_attention"),
+        json!([]),
+        json!(["full_attention", 1]),
+        json!({"rope_type": 1}),
+        json!({"rope_theta": -1, "partial_rotary_factor": 1e-9}),
+    ];
+    let (mut read, mut refused) = (0, 0);
+    for case in CASES {
+        let config = config(case);
+        for key in config.as_object().unwrap().keys() {
+            for value in &values {
+                let mut changed = config.clone();
+                changed[key] = value.clone();
+                match Architecture::parse(&changed.to_string()) {
+                    Ok(model) => {
+                        let parts = Part::all(&model).into_iter();
+                        read += parts.map(|part| part.parameters(&model).len()).sum::<usize>();
+                        assert_eq!(model.attention.len(), model.layers);
+                    }
+                    Err(error) => {
+                        assert!(error.exit_code() == 2 && !error.message.is_empty(), "{case}, {key} = {value}");
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        for cut in (0..config.to_string().len()).step_by(7) {
+            assert!(Architecture::parse(&config.to_string()[..cut]).is_err());
+        }
+    }
+    // Both happen, and often.
+    assert!(read > 10_000 && refused > 300, "{read}, {refused}");
 }

@@ -8,7 +8,10 @@ use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::engine::Engine;
 use haf_dist::head::{Objective, PairLosses};
+use haf_dist::model::activation::Activation;
+use haf_dist::model::config::{Architecture, Residual};
 use haf_dist::model::decoder::Part;
+use haf_dist::model::norm::NormKind;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
 use haf_dist::safetensors_io::Mapped;
@@ -100,6 +103,11 @@ impl Golden {
     }
 
     fn engine(&self, folder: &Path, checkpointing: bool) -> Engine {
+        self.engine_of(folder, checkpointing, &|_| ())
+    }
+
+    /// With something else in the model's description.
+    fn engine_of(&self, folder: &Path, checkpointing: bool, change: &dyn Fn(&mut Architecture)) -> Engine {
         let log_probs = self.loss.needs_policy();
         let (device, kind, _) = place();
         let options = LoadOptions { kind, device, purpose: Use::Train, log_probs };
@@ -107,6 +115,7 @@ impl Golden {
         let main = Mapped::open(&self.folder.join("golden.safetensors")).unwrap();
         let (index, _) = model.segment(Part::RewardHead).unwrap();
         model.segments[index].set(0, &main.read("score.weight").unwrap());
+        change(&mut model.architecture);
         Engine::new(model, checkpointing)
     }
 
@@ -151,7 +160,7 @@ fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -
     let mut losses: Vec<PairLosses> = Vec::new();
     for (batch, chunk) in pairs.chunks(per_batch).enumerate() {
         let packed = pack(chunk, batch * per_batch, packing);
-        losses.extend(engine.forward_backward(&packed, &golden.objective(), None).unwrap());
+        losses.extend(engine.forward_backward(&packed, &golden.objective(), None).unwrap().read().unwrap());
     }
     let count = pairs.len() as f64;
     let mean = |value: &dyn Fn(&PairLosses) -> f64| losses.iter().map(value).sum::<f64>() / count;
@@ -291,4 +300,30 @@ fn control_a_swapped_pair_or_a_shifted_reward_is_noticed() {
     assert!(run(&|batch| batch.pairs[0].answers.swap(0, 1)) > 1e-3);
     assert!(run(&|batch| batch.pairs[1].answers[0].reward_row -= 1) > 1e-3);
     assert!(run(&|batch| batch.positions += 1 - batch.positions.clamp(0, 1)) > 1e-3);
+}
+
+#[test]
+fn control_a_model_without_one_of_its_specialities_is_noticed() {
+    let notice = |case: &str, what: &str, change: &dyn Fn(&mut Architecture)| {
+        let golden = Golden::open(case, "golden.safetensors");
+        let engine = golden.engine_of(&golden.folder, false, change);
+        let outcome = check(&golden, &engine, Packing::Shared, 5);
+        assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
+    };
+    let no_window = |model: &mut Architecture| model.attention.iter_mut().for_each(|rules| rules.window = None);
+    for case in ["mistral", "qwen2", "phi3", "gemma2"] {
+        notice(case, "its window", &no_window);
+    }
+    for case in ["qwen2", "gemma2"] {
+        notice(case, "the blocks' own rules", &|model| model.attention.reverse());
+    }
+    notice("gemma2", "capped scores", &|model| model.attention.iter_mut().for_each(|rules| rules.soft_cap = None));
+    notice("gemma2", "capped logits", &|model| model.logit_cap = None);
+    notice("gemma2", "scaled embeddings", &|model| model.embedding_scale = None);
+    notice("gemma2", "weights counted from 1", &|model| model.norm = NormKind::RootMeanSquare);
+    notice("gemma2", "its activation", &|model| model.activation = Activation::Gelu);
+    notice("phi", "its residual", &|model| model.residual = Residual::Sequential);
+    notice("phi", "partial rotation", &|model| model.rotated_width = model.head_width);
+    notice("gpt-neox-parallel", "its residual", &|model| model.residual = Residual::Sequential);
+    notice("gpt-neox-sequential", "its residual", &|model| model.residual = Residual::Parallel);
 }

@@ -11,6 +11,7 @@ use haf_dist::data::sampler::Sampler;
 use haf_dist::engine::Engine;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::sharding;
 use haf_dist::trainer::{Split, Trainer};
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -74,7 +75,10 @@ fn all_reduce_of_ones() {
 
 fn trajectory(config: &Config, comm: &CommThread, device: Device) -> Vec<f64> {
     let options = LoadOptions { kind: Kind::Float, device, purpose: Use::Train, log_probs: true };
-    let engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false);
+    let mut engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false);
+    if config.parallel.shard_optimizer {
+        sharding::shard(&mut engine.model, comm);
+    }
     let data = steps::pairs(engine.model.architecture.vocabulary as u32);
     let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
     let batch = config.train.pairs_per_step;
@@ -92,6 +96,9 @@ fn the_trajectory_is_the_same_over_nccl_alone_and_on_the_cpu() {
     let alone = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
     let config = steps::config("llama-tied", &[]);
     let together = trajectory(&config, &comm, device);
+    let sharded = trajectory(&steps::config("llama-tied", &["parallel.shard_optimizer=true"]), &comm, device);
+    let far = together.iter().zip(&sharded).map(|(left, right)| (left - right).abs() / right.abs()).fold(0.0, f64::max);
+    assert!(far < TOLERANCE, "rank {}: sharded optimiser state differs by {far:.1e}", comm.rank());
     for (place, reference) in [("its GPU", device), ("its CPU", Device::Cpu)] {
         let reference = trajectory(&config, &alone, reference);
         let differences = together.iter().zip(&reference).map(|(left, right)| (left - right).abs() / right.abs());

@@ -7,6 +7,7 @@ use haf_dist::config::LossConfig;
 use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::head::{Heads, Objective};
+use haf_dist::model::layout::Declared;
 use haf_dist::model::segment::{Segment, Use};
 use haf_dist::model::workspace::Scratch;
 use tch::{Device, Kind, Tensor};
@@ -33,8 +34,8 @@ fn batch() -> PackedBatch {
 }
 
 fn segment(parameters: &[(&str, Tensor)], kind: Kind) -> Segment {
-    let shapes = parameters.iter().map(|(name, value)| (name.to_string(), value.size())).collect();
-    let mut segment = Segment::new(shapes, kind, Device::Cpu, Use::Train);
+    let declared = parameters.iter().map(|(name, value)| Declared::new(*name, &value.size())).collect();
+    let mut segment = Segment::new(declared, kind, Device::Cpu, Use::Train);
     parameters.iter().enumerate().for_each(|(index, (_, value))| segment.set(index, value));
     segment
 }
@@ -104,7 +105,7 @@ fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) -> (
     let of = |segment: &Segment, index| segment.gradient_view(index).map(Tensor::shallow_clone);
     let bias_gradient = of(&vocabulary, 1).unwrap_or_else(|| biases.zeros_like());
     let gradients = vec![gradient, of(&reward, 0).unwrap(), of(&vocabulary, 0).unwrap(), bias_gradient];
-    (losses.iter().map(loss).sum(), gradients)
+    (losses.read().unwrap().iter().map(loss).sum(), gradients)
 }
 
 #[test]

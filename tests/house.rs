@@ -11,8 +11,8 @@ const FLOORS: &[&[&str]] = &[
     &["error", "tensor", "files", "statistics", "panics", "parallel"],
     &["kernels", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
-    &["head", "engine", "scoring", "reference", "reducer", "optim", "checkpoint", "metrics", "machine"],
-    &["evaluate", "trainer", "plan"],
+    &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],
+    &["evaluate", "trainer", "comparison", "plan"],
     &["cli", "commands", "main", "lib"],
 ];
 

@@ -124,7 +124,7 @@ fn farthest(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize
     let mut sums = [0.0; 2];
     for from in (0..count).step_by(per_batch) {
         let batch = golden.batch(from, count.min(from + per_batch), packing);
-        for losses in engine.forward_backward(&batch, &objective, None).unwrap() {
+        for losses in engine.forward_backward(&batch, &objective, None).unwrap().read().unwrap() {
             sums[0] += losses.reward_loss;
             sums[1] += losses.policy_loss.unwrap();
         }
@@ -209,7 +209,7 @@ fn adapters_and_head_are_f32_and_alone_have_masters_gradients_and_moments() {
     let a = &model.architecture;
     let (width, key, query, mlp) = (a.width, a.kv_heads * a.head_width, a.heads * a.head_width, a.mlp_width);
     let adapters = 4 * ((width + query) + (width + key) + (mlp + width)) * a.layers;
-    let moments = haf_dist::optim::AdamW::new(&config.train, &model, 1).moments;
+    let moments = haf_dist::optim::AdamW::new(&config.train, &model).moments;
     let mut trained = 0;
     for ((part, segment), moments) in model.parts.iter().zip(&model.segments).zip(&moments) {
         let of_adapter = matches!(part, Part::Adapter(_) | Part::RewardHead);
@@ -338,4 +338,27 @@ fn what_does_not_fit_is_refused_with_what_there_is() {
         "{}",
         error.message
     );
+}
+
+#[test]
+fn the_lora_file_is_the_papers_recipe_for_mistral_and_the_table_may_be_left_out() {
+    let parsed = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|set| set.to_string()).collect();
+        Config::parse("test", "model.path = 'm'\ndata.train = [{ path = 'd' }]\noutput.dir = 'o'\n", &set)
+    };
+    let config = Config::load(Path::new("configs/lora.toml"), &[]).unwrap();
+    let lora = config.lora.unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.use_rslora), (64, 16.0, false));
+    assert_eq!(lora.targets, ["gate_proj", "up_proj", "down_proj"]);
+    assert_eq!((config.train.learning_rate, config.train.pairs_per_step, config.train.steps), (3e-5, 16, Some(3200)));
+    assert_eq!(parsed(&[]).unwrap().lora, None);
+    // Rank and alpha have the paper's values as their defaults; targets have none.
+    let small = parsed(&["lora.targets=['q_proj']"]).unwrap().lora.unwrap();
+    assert_eq!((small.rank, small.alpha, small.seed), (64, 16.0, 0));
+    assert!(parsed(&["lora.rank=8"]).unwrap_err().message.contains("`lora.targets` is missing"));
+    for wrong in ["lora.rank=0", "lora.rank=100000", "lora.alpha=0", "lora.alpha=inf", "lora.base="] {
+        assert!(parsed(&["lora.targets=['q_proj']", wrong]).is_err(), "{wrong}");
+    }
+    assert!(parsed(&["lora.targets=[]"]).unwrap_err().message.contains("`lora.targets` is empty"));
+    assert!(parsed(&["lora.target=['q_proj']"]).unwrap_err().message.contains("unknown key `lora.target`"));
 }

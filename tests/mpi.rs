@@ -14,6 +14,7 @@ use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, laun
 use haf_dist::data::sampler::Sampler;
 use haf_dist::error::Error;
 use haf_dist::reducer::share_gradients;
+use haf_dist::sharding;
 use haf_dist::trainer::{Split, Trainer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
@@ -53,6 +54,7 @@ const ALL: &[Case] = &[
     case("two_nodes_of_two_sum_shared_buffers", "nodes", 4, End::Code(0), "conforms as 3 of 4"),
     case("nodes_of_two_and_one_share_nothing", "nodes", 3, End::Code(0), "conforms as 2 of 3"),
     case("two_ranks_train_as_two_threads", "training", 2, End::Code(0), "rank 1 has the same masters"),
+    case("two_nodes_of_two_train_as_four_threads", "training nodes", 4, End::Code(0), "rank 3 has the same masters"),
     case("three_ranks_train_as_three_threads", "training", 3, End::Code(0), "rank 2 has the same masters"),
     case(
         "too_much_to_share_is_not_shared",
@@ -90,7 +92,7 @@ fn child(part: &str) -> ExitCode {
     install_panic_hook();
     let start: fn() -> haf_dist::error::Result<Box<dyn Communicator>> = match part {
         "abort serialized" => || Ok(Box::new(Mpi::start_serialized()?)),
-        "nodes" => || Ok(Box::new(Mpi::start_on_nodes_of(2)?)),
+        "nodes" | "training nodes" => || Ok(Box::new(Mpi::start_on_nodes_of(2)?)),
         _ => connect,
     };
     let comm = CommThread::start(start).expect("MPI starts");
@@ -112,16 +114,24 @@ fn child(part: &str) -> ExitCode {
             }
             println!("conforms as {rank} of {}", comm.world_size());
         }
-        ("training", rank) => {
-            let found = masters(&comm);
-            let seats = threads::world(comm.world_size()).into_iter();
-            let train = |seat: threads::Seat| masters(&CommThread::start(|| Ok(seat.communicator())).expect("a seat"));
-            let expected: Vec<_> = std::thread::scope(|scope| {
-                let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || train(seat))).collect();
-                ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
-            });
-            let (found, expected) = (found.iter(), &expected[rank]);
-            assert!(found.zip(expected).all(|(found, expected)| found == expected), "other masters");
+        ("training" | "training nodes", rank) => {
+            for shard in [false, true] {
+                let found = masters(&comm, shard);
+                let seats = threads::world(comm.world_size()).into_iter();
+                let start = |seat: threads::Seat| CommThread::start(|| Ok(seat.communicator())).expect("a seat");
+                let expected: Vec<_> = std::thread::scope(|scope| {
+                    let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || masters(&start(seat), shard))).collect();
+                    ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
+                });
+                let (found, expected) = (found.iter(), &expected[rank]);
+                // Nodes add up in another order than threads.
+                let bound = if part == "training" { 0.0 } else { 2e-5 };
+                let far = |(found, expected): (&Tensor, &Tensor)| {
+                    ((found - expected).norm() / expected.norm().clamp_min(1e-12)).double_value(&[])
+                };
+                let far = found.zip(expected).map(far).fold(0.0, f64::max);
+                assert!(far <= bound, "other masters, sharded {shard}: {far:.1e}");
+            }
             println!("rank {rank} has the same masters");
         }
         ("too much" | "no files", rank) => {
@@ -197,9 +207,12 @@ fn child(part: &str) -> ExitCode {
 }
 
 /// The masters after five steps, gradients in shared memory where there is such.
-fn masters(comm: &CommThread) -> Vec<Tensor> {
+fn masters(comm: &CommThread, shard: bool) -> Vec<Tensor> {
     let config = steps::config("llama-tied", &[]);
     let mut engine = steps::engine(&config);
+    if shard {
+        sharding::shard(&mut engine.model, comm);
+    }
     share_gradients(&mut engine.model, comm).expect("no rank is lost");
     let data = steps::pairs(engine.model.architecture.vocabulary as u32);
     let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
@@ -258,7 +271,8 @@ fn run(case: &Case) -> Result<Duration, String> {
         .stderr(err)
         .spawn()
         .map_err(|error| format!("cannot start mpirun: {error}; is Open MPI installed?"))?;
-    let limit = if matches!(case.part, "suite" | "nodes" | "training") { SUITE_LIMIT } else { LOSS_LIMIT };
+    let limit =
+        if matches!(case.part, "suite" | "nodes" | "training" | "training nodes") { SUITE_LIMIT } else { LOSS_LIMIT };
     let ended = job::wait(job, limit);
     let took = start.elapsed();
     let printed = std::fs::read_to_string(&log).unwrap_or_default();

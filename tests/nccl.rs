@@ -124,7 +124,10 @@ fn the_reducer_sums_as_over_mpi_and_in_order_with_the_computation() {
 #[test]
 fn whole_training_steps_are_the_same_as_over_mpi() {
     for ranks in [2, 3] {
-        run(ranks, "training", "").expect(0, &["the trajectories are the same"]);
+        let ended = run(ranks, "training", "");
+        for record in &ended.expect(0, &["the trajectories are the same"]).records {
+            order::check(record).unwrap();
+        }
     }
 }
 
@@ -135,7 +138,8 @@ fn memory_stays_alive_while_a_collective_uses_it() {
 
 #[test]
 fn control_a_lost_wait_of_the_computation_gives_wrong_sums_and_another_trajectory() {
-    for (part, says) in [("reducer", "differs"), ("training", "trajectories differ")] {
+    let trajectories = "trajectories differ";
+    for (part, says) in [("reducer", "differs"), ("training", trajectories), ("sharded training", trajectories)] {
         run(2, part, "no-compute-wait").expect(101, &[says]);
     }
 }

@@ -30,7 +30,7 @@ fn folder(case: &str) -> PathBuf {
 
 fn job(case: &str, kind: Kind, policy: bool) -> Job {
     let architecture = Architecture::open(&folder(case)).unwrap();
-    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, lora: None }
+    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, sharded: false, lora: None }
 }
 
 fn model(case: &str, kind: Kind, log_probs: bool) -> Model {
@@ -128,6 +128,20 @@ fn sharding_divides_masters_and_moments_alone() {
     let state = memory.masters + memory.moments;
     assert_eq!(memory.total() - memory.total_if_sharded(4), state - state.div_ceil(4));
     assert_eq!(memory.total(), memory.total_if_sharded(1));
+}
+
+#[test]
+fn sharding_shares_the_update_and_moves_as_many_bytes() {
+    let whole = job("llama-tied", Kind::Float, true);
+    let sharded = Job { sharded: true, ..whole.clone() };
+    // Numbers of f32 either way, so that reduce-scatter and all-gather move what an all-reduce does.
+    let hardware = gpu("h100", false).unwrap();
+    let time = |job: &Job, ranks| StepTime::of(job, &hardware, ranks, &[sum(PAIRS)]);
+    assert!((time(&sharded, 4).update / (time(&whole, 4).update / 4.0) - 1.0).abs() < 1e-9);
+    assert!((time(&sharded, 4).communication / time(&whole, 4).communication - 1.0).abs() < 1e-9);
+    assert_eq!(time(&sharded, 1).seconds(), time(&whole, 1).seconds(), "one rank has nothing to share");
+    let memory = Memory::of(&whole, &sum(PAIRS), true);
+    assert_eq!((memory.needed(&whole, 4), memory.needed(&sharded, 4)), (memory.total(), memory.total_if_sharded(4)));
 }
 
 #[test]

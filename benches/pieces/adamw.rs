@@ -5,7 +5,7 @@ use criterion::{Criterion, Throughput};
 use haf_dist::config::TrainConfig;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::weights::Model;
-use haf_dist::optim::{AdamW, Update, gradient_norm};
+use haf_dist::optim::{AdamW, Update, gradient_squares};
 use tch::{Device, Kind};
 
 fn model(kind: Kind) -> Model {
@@ -17,7 +17,7 @@ fn model(kind: Kind) -> Model {
             segment.add_gradient(index, &segment.value(index));
         }
     }
-    Model { architecture, parts, segments, kind, device: Device::Cpu, had_reward_head: false }
+    Model { architecture, parts, segments, kind, device: Device::Cpu, had_reward_head: false, lora: None }
 }
 
 pub fn bench(criterion: &mut Criterion) {
@@ -25,15 +25,15 @@ pub fn bench(criterion: &mut Criterion) {
     let update = Update { number: 3, learning_rate: 1e-5, head_learning_rate: 1e-5, gradient_scale: 0.06 };
     for (kind, name) in KINDS {
         let mut model = model(kind);
-        let mut optimiser = AdamW::new(&TrainConfig::default(), &model, 1);
+        let mut optimiser = AdamW::new(&TrainConfig::default(), &model);
         group.throughput(Throughput::Elements(model.parameter_count() as u64));
         group.bench_function(format!("step/{name}"), |bencher| {
-            bencher.iter(|| optimiser.step(&mut model, &update).expect("buffers of this crate"));
+            bencher.iter(|| optimiser.step(&mut model, &update, |_, _| ()).expect("buffers of this crate"));
         });
         // Gradient sums are f32 in both kinds.
         if kind == Kind::Float {
             group.bench_function("norm", |bencher| {
-                bencher.iter(|| gradient_norm(&model, 1).expect("buffers of this crate"));
+                bencher.iter(|| gradient_squares(&model).expect("buffers of this crate"));
             });
         }
     }

@@ -2,12 +2,13 @@
 //!
 //! Not here: reading one (`model/adapter.rs`).
 
-use super::{Snapshot, export, to_json, write_tensors, write_text};
+use super::{Snapshot, export, to_json, write_text};
 use crate::error::Result;
 use crate::model::adapter::WEIGHTS;
 use crate::model::config::Architecture;
 use crate::model::lora::Lora;
 use crate::model::peft::{CONFIG, PREFIX, Written};
+use crate::safetensors_io;
 use std::path::Path;
 
 /// Which adapters a checkpoint holds.
@@ -27,6 +28,6 @@ pub fn write(folder: &Path, snapshot: &Snapshot, of: &AdapterOf) -> Result<()> {
     let written = Written { base: of.base, rank, alpha, use_rslora, targets: &targets };
     write_text(&folder.join(CONFIG), &to_json(&written.to_json())?)?;
     let named = snapshot.weights.iter().map(|(name, weight)| (format!("{PREFIX}{name}"), weight.shallow_clone()));
-    write_tensors(&folder.join(WEIGHTS), &named.collect::<Vec<_>>(), true)?;
+    safetensors_io::write_model(&folder.join(WEIGHTS), &named.collect::<Vec<_>>())?;
     export::write_companions(folder, snapshot.model_dir, snapshot.pad_token_id)
 }

@@ -39,10 +39,11 @@ pub trait Communicator {
     fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()>;
     /// Every rank gets the element-wise sum over ranks, the same bits everywhere.
     fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()>;
-    /// `output` (n elements) gets this rank's part of the element-wise sum of all `input`s (n * world_size elements).
-    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()>;
-    /// `output` (n * world_size elements) gets every rank's `input` (n elements), in rank order.
-    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()>;
+    /// Of `buffer`, world_size shares of equal length, this rank's own share gets its part of the element-wise sum over
+    /// ranks. What the other shares hold afterwards is undefined.
+    fn reduce_scatter(&mut self, buffer: &mut Tensor) -> Result<()>;
+    /// Of `buffer`, world_size shares of equal length, every share gets the values that the rank of its number has there.
+    fn all_gather(&mut self, buffer: &mut Tensor) -> Result<()>;
     /// Returns when every rank has called it.
     fn barrier(&mut self) -> Result<()>;
 
@@ -62,6 +63,15 @@ pub trait Communicator {
     /// [`broadcast`](Self::broadcast) of several buffers, at one call's cost where the backend can.
     fn broadcast_together(&mut self, buffers: &mut [Tensor], root: usize) -> Result<()> {
         buffers.iter_mut().try_for_each(|buffer| self.broadcast(buffer, root))
+    }
+
+    /// [`reduce_scatter`](Self::reduce_scatter) of several buffers, at one call's cost where the backend can.
+    fn reduce_scatter_together(&mut self, buffers: &mut [Tensor]) -> Result<()> {
+        buffers.iter_mut().try_for_each(|buffer| self.reduce_scatter(buffer))
+    }
+    /// [`all_gather`](Self::all_gather) of several buffers, at one call's cost where the backend can.
+    fn all_gather_together(&mut self, buffers: &mut [Tensor]) -> Result<()> {
+        buffers.iter_mut().try_for_each(|buffer| self.all_gather(buffer))
     }
 
     /// The stream of the computation that collectives must be ordered with; none where they are over when their call
@@ -91,18 +101,13 @@ fn check_root(root: usize, world_size: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses two tensors of which `large` does not hold `world_size` times the elements of `small`, or of two kinds.
-fn check_shares(large: &Tensor, small: &Tensor, world_size: usize) -> Result<()> {
-    if count(large) != count(small) * world_size || large.kind() != small.kind() {
-        return Err(Error::runtime(format!(
-            "{} elements of {:?} cannot be shared by {world_size} ranks as {} elements of {:?} each",
-            count(large),
-            large.kind(),
-            count(small),
-            small.kind()
-        )));
+/// Elements of each rank's share of `buffer`; refuses a buffer that is not made of `world_size` equal ones.
+fn share_of(buffer: &Tensor, world_size: usize) -> Result<usize> {
+    let elements = count(buffer);
+    if !elements.is_multiple_of(world_size) {
+        return Err(Error::runtime(format!("{elements} elements are not {world_size} shares of equal length")));
     }
-    Ok(())
+    Ok(elements / world_size)
 }
 
 /// The error for a kind that a sum does not know.

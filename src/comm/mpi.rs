@@ -9,12 +9,12 @@
 //! which would take the core from the computation that the other ranks are still busy with.
 //!
 //! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
-//! nodes have.
+//! nodes have. A reduce-scatter does so on one node alone; between nodes it is MPI's.
 
 use super::shared::{Region, Team};
-use super::{Communicator, check_root, check_shares, kind_error, launch};
+use super::{Communicator, check_root, kind_error, launch, share_of};
 use crate::error::{Error, Result};
-use crate::tensor::{Number, bytes, bytes_mut, slice, slice_mut};
+use crate::tensor::{Number, bytes_mut, slice_mut};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading, library_version};
@@ -181,20 +181,30 @@ impl Mpi {
         outcome.ok().filter(|_| lowest == self.world_size as u64)
     }
 
-    fn sum_share<T: Number + Equivalence>(&self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        let (input, output) = (slice::<T>(input)?, slice_mut::<T>(output)?);
-        let share = output.len();
-        let length = (CHUNK / size_of::<T>() / self.world_size).max(1);
-        let mut packed = Vec::with_capacity(length.min(share) * self.world_size);
+    fn sum_share<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
+        let share = share_of(buffer, self.world_size)?;
+        let buffer = slice_mut::<T>(buffer)?;
+        let most = (CHUNK / size_of::<T>() / self.world_size).max(1);
+        let mut packed = Vec::with_capacity(most.min(share) * self.world_size);
         self.meet();
-        for (i, part) in output.chunks_mut(length).enumerate() {
+        for start in (0..share).step_by(most) {
+            let length = most.min(share - start);
             packed.clear();
             for rank in 0..self.world_size {
-                packed.extend_from_slice(&input[rank * share + i * length..][..part.len()]);
+                packed.extend_from_slice(&buffer[rank * share + start..][..length]);
             }
-            self.world.reduce_scatter_block_into(&packed[..], part, SystemOperation::sum());
+            let own = &mut buffer[self.rank * share + start..][..length];
+            self.world.reduce_scatter_block_into(&packed[..], own, SystemOperation::sum());
         }
         Ok(())
+    }
+
+    /// The same, of a part of the shared memory of the team with that index, on one node.
+    fn sum_share_shared(&mut self, team: usize, part: Range<usize>) -> Result<()> {
+        let Some(Sharing { teams, .. }) = &mut self.sharing else { return Ok(()) };
+        teams[team].sum_share(part, || {
+            let _ = self.world.any_process().immediate_probe();
+        })
     }
 }
 
@@ -250,29 +260,37 @@ impl Communicator for Mpi {
         }
     }
 
-    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        check_shares(input, output, self.world_size)?;
-        match input.kind() {
-            Kind::Float => self.sum_share::<f32>(input, output),
-            Kind::Double => self.sum_share::<f64>(input, output),
-            Kind::Int64 => self.sum_share::<i64>(input, output),
-            Kind::Uint8 => self.sum_share::<u8>(input, output),
+    fn reduce_scatter(&mut self, buffer: &mut Tensor) -> Result<()> {
+        match buffer.kind() {
+            Kind::Float => {
+                share_of(buffer, self.world_size)?;
+                let values = slice_mut::<f32>(buffer)?;
+                // Between nodes the shares of a part lie otherwise than the slices that a node's ranks sum.
+                let sharing = self.sharing.as_ref().filter(|sharing| sharing.across.is_none());
+                match sharing.and_then(|sharing| sharing.find(values)) {
+                    Some((team, part)) => self.sum_share_shared(team, part),
+                    None => self.sum_share::<f32>(buffer),
+                }
+            }
+            Kind::Double => self.sum_share::<f64>(buffer),
+            Kind::Int64 => self.sum_share::<i64>(buffer),
+            Kind::Uint8 => self.sum_share::<u8>(buffer),
             kind => Err(kind_error(kind)),
         }
     }
 
-    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        check_shares(output, input, self.world_size)?;
-        let (input, output) = (bytes(input)?, bytes_mut(output)?);
-        let share = input.len();
-        let length = (CHUNK / self.world_size).max(1);
-        let mut packed = vec![0u8; length.min(share) * self.world_size];
+    fn all_gather(&mut self, buffer: &mut Tensor) -> Result<()> {
+        let share = share_of(buffer, self.world_size)? * buffer.kind().elt_size_in_bytes();
+        let buffer = bytes_mut(buffer)?;
+        let most = (CHUNK / self.world_size).max(1);
+        let mut packed = vec![0u8; most.min(share) * self.world_size];
         self.meet();
-        for (i, part) in input.chunks(length).enumerate() {
-            let packed = &mut packed[..part.len() * self.world_size];
-            self.world.all_gather_into(part, packed);
-            for (rank, part) in packed.chunks(part.len()).enumerate() {
-                output[rank * share + i * length..][..part.len()].copy_from_slice(part);
+        for start in (0..share).step_by(most) {
+            let length = most.min(share - start);
+            let packed = &mut packed[..length * self.world_size];
+            self.world.all_gather_into(&buffer[self.rank * share + start..][..length], packed);
+            for (rank, part) in packed.chunks(length).enumerate() {
+                buffer[rank * share + start..][..length].copy_from_slice(part);
             }
         }
         Ok(())

@@ -17,7 +17,7 @@ mod watch;
 
 pub use cuda::{Event, Gpu, Stream};
 
-use super::{CommThread, Communicator, check_root, check_shares};
+use super::{CommThread, Communicator, check_root, share_of};
 use crate::error::{Error, Result};
 use crate::tensor::{bytes, bytes_mut, count};
 use group::{Call, Group};
@@ -70,10 +70,9 @@ pub fn join(comm: &CommThread, settings: Settings) -> Result<String> {
 /// Refuses a GPU that a lower rank has too: NCCL would hang or fail in ways that are hard to read.
 fn check_alone(comm: &CommThread, gpu: &Gpu) -> Result<()> {
     let width = gpu.uuid.len();
-    let mut own = Tensor::zeros([width as i64], (Kind::Uint8, Device::Cpu));
-    bytes_mut(&mut own)?.copy_from_slice(&gpu.uuid);
     let mut all = Tensor::zeros([(width * comm.world_size()) as i64], (Kind::Uint8, Device::Cpu));
-    comm.all_gather(&own, &mut all)?;
+    bytes_mut(&mut all)?[comm.rank() * width..][..width].copy_from_slice(&gpu.uuid);
+    comm.all_gather_blocking(&mut all)?;
     let all: Vec<_> = bytes(&all)?.chunks(width).collect();
     for (rank, uuid) in all.iter().enumerate() {
         if let Some(first) = all[..rank].iter().position(|other| other == uuid) {
@@ -125,6 +124,12 @@ impl Front {
     /// Whether `tensor` is this backend's to move.
     fn takes(&self, tensor: &Tensor) -> bool {
         tensor.device() == self.device
+    }
+
+    /// This rank's share of `buffer`, a view: where both are given, NCCL works in place.
+    fn own_share(&self, buffer: &Tensor) -> Result<Tensor> {
+        let share = share_of(buffer, self.world_size)? as i64;
+        Ok(buffer.f_view(-1)?.f_narrow(0, self.rank as i64 * share, share)?)
     }
 
     /// Queues the calls after the computation that they were announced with. Returns before they are done.
@@ -214,20 +219,12 @@ impl Communicator for Nccl {
         self.front.run(&[Call::AllReduce(buffer)])
     }
 
-    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        check_shares(input, output, self.front.world_size)?;
-        if !self.front.takes(input) {
-            return self.control.reduce_scatter(input, output);
-        }
-        self.front.run(&[Call::ReduceScatter { input, output }])
+    fn reduce_scatter(&mut self, buffer: &mut Tensor) -> Result<()> {
+        self.reduce_scatter_together(std::slice::from_mut(buffer))
     }
 
-    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        check_shares(output, input, self.front.world_size)?;
-        if !self.front.takes(input) {
-            return self.control.all_gather(input, output);
-        }
-        self.front.run(&[Call::AllGather { input, output }])
+    fn all_gather(&mut self, buffer: &mut Tensor) -> Result<()> {
+        self.all_gather_together(std::slice::from_mut(buffer))
     }
 
     fn barrier(&mut self) -> Result<()> {
@@ -249,6 +246,22 @@ impl Communicator for Nccl {
         }
         let calls: Vec<_> = buffers.iter().map(|buffer| Call::Broadcast(buffer, root)).collect();
         self.front.run(&calls)
+    }
+
+    fn reduce_scatter_together(&mut self, buffers: &mut [Tensor]) -> Result<()> {
+        if !buffers.iter().all(|buffer| self.front.takes(buffer)) {
+            return self.control.reduce_scatter_together(buffers);
+        }
+        let calls = buffers.iter().map(|buffer| Ok(Call::ReduceScatter(buffer, self.front.own_share(buffer)?)));
+        self.front.run(&calls.collect::<Result<Vec<_>>>()?)
+    }
+
+    fn all_gather_together(&mut self, buffers: &mut [Tensor]) -> Result<()> {
+        if !buffers.iter().all(|buffer| self.front.takes(buffer)) {
+            return self.control.all_gather_together(buffers);
+        }
+        let calls = buffers.iter().map(|buffer| Ok(Call::AllGather(self.front.own_share(buffer)?, buffer)));
+        self.front.run(&calls.collect::<Result<Vec<_>>>()?)
     }
 
     fn computation(&self) -> Option<Arc<Stream>> {

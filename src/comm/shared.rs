@@ -148,31 +148,11 @@ impl Team {
     /// # Errors
     /// Ranks that sum different parts; all of them notice.
     pub fn sum(&mut self, part: Range<usize>, across: Option<impl FnOnce(&mut [f32])>, idle: impl Fn()) -> Result<()> {
-        self.header(self.rank).start.store(part.start as u64, Ordering::Relaxed);
-        self.header(self.rank).length.store(part.len() as u64, Ordering::Relaxed);
-        self.meet(BRIEFLY, &idle);
-        for rank in 0..self.maps.len() {
-            let header = self.header(rank);
-            let (start, length) = (header.start.load(Ordering::Relaxed), header.length.load(Ordering::Relaxed));
-            if (start, length) != (part.start as u64, part.len() as u64) {
-                return Err(Error::runtime(format!(
-                    "local rank {} sums {} values at {} of the shared memory, rank {rank} {length} at {start}",
-                    self.rank,
-                    part.len(),
-                    part.start
-                )));
-            }
-        }
-        let mine = slice_of(self.rank, self.maps.len(), &part);
+        self.begin(&part, &idle)?;
+        let slices = self.rows(slice_of(self.rank, self.maps.len(), &part)).into_iter();
         // SAFETY: `part` lies within the maps, which are distinct memory and as long as each other (`find`, `map`).
         // Between the two meetings each rank touches only its slice, in every region, so that the access is exclusive.
-        let mut rows: Vec<&mut [f32]> = self
-            .maps
-            .iter()
-            .map(|map| unsafe {
-                std::slice::from_raw_parts_mut(map.as_mut_ptr().cast::<f32>().add(mine.start), mine.len())
-            })
-            .collect();
+        let mut rows: Vec<&mut [f32]> = slices.map(|slice| unsafe { &mut *slice }).collect();
         match across {
             None => match &mut rows[..] {
                 [first, second] => in_one_pass(first, second),
@@ -192,6 +172,50 @@ impl Team {
         }
         self.meet(A_WHILE, &idle);
         Ok(())
+    }
+
+    /// Gives every rank its share of the sum over all ranks of the `part` of each's region, added in rank order. The
+    /// part is as many equal shares as there are ranks. `idle` and the rest as for [`sum`](Self::sum).
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    pub fn sum_share(&mut self, part: Range<usize>, idle: impl Fn()) -> Result<()> {
+        self.begin(&part, &idle)?;
+        let share = part.len() / self.maps.len();
+        let start = part.start + self.rank * share;
+        // SAFETY: as in `sum`, of shares.
+        let mut rows: Vec<&mut [f32]> =
+            self.rows(start..start + share).into_iter().map(|share| unsafe { &mut *share }).collect();
+        let own = self.rank;
+        in_blocks(&mut rows, |rows, block, sum| rows[own][block].copy_from_slice(sum));
+        self.meet(A_WHILE, &idle);
+        Ok(())
+    }
+
+    /// Meets the others, and makes sure that they sum the same part.
+    fn begin(&mut self, part: &Range<usize>, idle: &impl Fn()) -> Result<()> {
+        self.header(self.rank).start.store(part.start as u64, Ordering::Relaxed);
+        self.header(self.rank).length.store(part.len() as u64, Ordering::Relaxed);
+        self.meet(BRIEFLY, idle);
+        for rank in 0..self.maps.len() {
+            let header = self.header(rank);
+            let (start, length) = (header.start.load(Ordering::Relaxed), header.length.load(Ordering::Relaxed));
+            if (start, length) != (part.start as u64, part.len() as u64) {
+                return Err(Error::runtime(format!(
+                    "local rank {} sums {} values at {} of the shared memory, rank {rank} {length} at {start}",
+                    self.rank,
+                    part.len(),
+                    part.start
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The `slice` of every rank's region.
+    fn rows(&self, slice: Range<usize>) -> Vec<*mut [f32]> {
+        let start = |map: &MmapRaw| map.as_mut_ptr().cast::<f32>().wrapping_add(slice.start);
+        self.maps.iter().map(|map| std::ptr::slice_from_raw_parts_mut(start(map), slice.len())).collect()
     }
 
     fn header(&self, rank: usize) -> &Header {

@@ -196,8 +196,7 @@ impl CommThread {
     /// [`Pending::wait`] has returned, on any thread.
     pub fn all_reduce(&self, mut buffer: Tensor) -> Pending {
         self.submit(move |communicator| {
-            let bytes = buffer.numel() * buffer.kind().elt_size_in_bytes();
-            let _span = tracing::trace_span!("all-reduce", bytes).entered();
+            let _span = tracing::trace_span!("all-reduce", bytes = bytes_of([&buffer])).entered();
             communicator.all_reduce(&mut buffer)?;
             Ok(buffer)
         })
@@ -207,8 +206,7 @@ impl CommThread {
     /// `purpose`.
     pub fn all_reduce_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
         self.submit_for(purpose, move |communicator| {
-            let bytes: usize = buffers.iter().map(|buffer| buffer.numel() * buffer.kind().elt_size_in_bytes()).sum();
-            let _span = tracing::trace_span!("all-reduce", bytes).entered();
+            let _span = tracing::trace_span!("all-reduce", bytes = bytes_of(&buffers)).entered();
             communicator.all_reduce_together(&mut buffers)?;
             Ok(buffers)
         })
@@ -231,16 +229,29 @@ impl CommThread {
         self.submit_for(purpose, move |communicator| communicator.broadcast_together(&mut buffers, root)).wait()
     }
 
-    /// `output` (n elements) gets this rank's part of the element-wise sum of all `input`s (n * world_size elements).
-    pub fn reduce_scatter(&self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        let (input, mut output) = (input.shallow_clone(), output.shallow_clone());
-        self.submit(move |communicator| communicator.reduce_scatter(&input, &mut output)).wait()
+    /// Queues [`Communicator::reduce_scatter`] of several buffers, together where the backend can, and returns at once;
+    /// messages call them `purpose`. The promise of [`all_reduce`](Self::all_reduce) holds for all shares.
+    pub fn reduce_scatter_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+        self.submit_for(purpose, move |communicator| {
+            let _span = tracing::trace_span!("reduce-scatter", bytes = bytes_of(&buffers)).entered();
+            communicator.reduce_scatter_together(&mut buffers)?;
+            Ok(buffers)
+        })
     }
 
-    /// `output` (n * world_size elements) gets every rank's `input` (n elements), in rank order.
-    pub fn all_gather(&self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        let (input, mut output) = (input.shallow_clone(), output.shallow_clone());
-        self.submit(move |communicator| communicator.all_gather(&input, &mut output)).wait()
+    /// Queues [`Communicator::all_gather`] of several buffers, together where the backend can, and returns at once;
+    /// messages call them `purpose`. The promise of [`all_reduce`](Self::all_reduce) holds for all shares.
+    pub fn all_gather_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+        self.submit_for(purpose, move |communicator| {
+            let _span = tracing::trace_span!("all-gather", bytes = bytes_of(&buffers)).entered();
+            communicator.all_gather_together(&mut buffers)?;
+            Ok(buffers)
+        })
+    }
+
+    /// Of `buffer`, world_size shares of equal length, every share gets the values that the rank of its number has there.
+    pub fn all_gather_blocking(&self, buffer: &mut Tensor) -> Result<()> {
+        self.all_gather_together(String::new(), vec![buffer.shallow_clone()]).wait().map(drop)
     }
 
     /// Returns when every rank has called it.
@@ -269,8 +280,8 @@ impl CommThread {
 
     /// Every rank's number, in rank order.
     fn gather_number(&self, mine: i64) -> Result<Vec<i64>> {
-        let mut all = Tensor::zeros([self.world_size as i64], (tch::Kind::Int64, Device::Cpu));
-        self.all_gather(&Tensor::from_slice(&[mine]), &mut all)?;
+        let mut all = Tensor::from_slice(&vec![mine; self.world_size]);
+        self.all_gather_blocking(&mut all)?;
         Ok(slice(&all)?.to_vec())
     }
 
@@ -326,6 +337,11 @@ impl Drop for CommThread {
             let _ = thread.join();
         }
     }
+}
+
+/// Bytes of the buffers, for traces.
+fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
+    buffers.into_iter().map(|buffer| buffer.numel() * buffer.kind().elt_size_in_bytes()).sum()
 }
 
 fn encode(error: &Error) -> Vec<u8> {

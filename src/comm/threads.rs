@@ -1,11 +1,14 @@
 //! N ranks in one process, for tests: every collective is one exchange of copies through a shared table.
 //! Not for training: each rank adds up everything itself.
 
-use super::{Communicator, check_root, check_shares, kind_error};
+use super::{Communicator, check_root, kind_error, share_of};
 use crate::error::{Error, Result};
 use crate::tensor::{bytes, count};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
+
+/// What a reduce-scatter leaves in the shares of other ranks.
+const UNDEFINED: i64 = 77;
 
 /// What a rank brings to an exchange: the call, to compare with the others', and a copy of its data.
 struct Offer {
@@ -91,6 +94,12 @@ impl Seat {
         Ok(table.finished.iter().filter_map(|offer| Some(offer.data.as_ref()?.shallow_clone())).collect())
     }
 
+    /// A rank's share of a flat tensor.
+    fn share(&self, whole: &Tensor, rank: usize) -> Result<Tensor> {
+        let share = share_of(whole, self.world_size)? as i64;
+        Ok(whole.f_narrow(0, rank as i64 * share, share)?)
+    }
+
     /// The sum over ranks, added in rank order by everyone: the same bits everywhere.
     fn sum(&self, name: &str, buffer: &Tensor) -> Result<Tensor> {
         if !matches!(buffer.kind(), Kind::Float | Kind::Double | Kind::Int64 | Kind::Uint8) {
@@ -147,17 +156,23 @@ impl Communicator for Seat {
         fill(buffer, &sum)
     }
 
-    fn reduce_scatter(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        check_shares(input, output, self.world_size)?;
-        let sum = self.sum("reduce_scatter", input)?;
-        let share = count(output) as i64;
-        fill(output, &sum.f_narrow(0, self.rank as i64 * share, share)?)
+    fn reduce_scatter(&mut self, buffer: &mut Tensor) -> Result<()> {
+        share_of(buffer, self.world_size)?;
+        let sum = self.sum("reduce_scatter", buffer)?;
+        let own = |whole: &Tensor| self.share(whole, self.rank);
+        own(&buffer.f_detach()?.f_view(-1)?)?.f_copy_(&own(&sum)?)?;
+        // The rest is undefined: a reader of it must not find the sum by luck.
+        for other in (0..self.world_size).filter(|rank| *rank != self.rank) {
+            let _ = self.share(&buffer.f_detach()?.f_view(-1)?, other)?.f_fill_(UNDEFINED)?;
+        }
+        Ok(())
     }
 
-    fn all_gather(&mut self, input: &Tensor, output: &mut Tensor) -> Result<()> {
-        check_shares(output, input, self.world_size)?;
-        let parts = self.exchange("all_gather", None, Some(input))?;
-        fill(output, &Tensor::f_cat(&parts, 0)?)
+    fn all_gather(&mut self, buffer: &mut Tensor) -> Result<()> {
+        share_of(buffer, self.world_size)?;
+        let parts = self.exchange("all_gather", None, Some(buffer))?;
+        let shares = parts.iter().enumerate().map(|(rank, part)| self.share(part, rank)).collect::<Result<Vec<_>>>()?;
+        fill(buffer, &Tensor::f_cat(&shares, 0)?)
     }
 
     fn barrier(&mut self) -> Result<()> {

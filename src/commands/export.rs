@@ -15,7 +15,6 @@ use crate::model::peft::PeftConfig;
 use crate::model::weights::weight_paths;
 use crate::safetensors_io::{self, Mapped};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
@@ -125,8 +124,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
             index.insert(tensor.clone(), json!(name.to_string_lossy()));
             total += value.numel() * value.kind().elt_size_in_bytes();
         }
-        let borrowed: Vec<(String, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.clone(), tensor)).collect();
-        safetensors_io::write(&out.join(name), &borrowed, &BTreeMap::from([("format".into(), "pt".into())]))?;
+        safetensors_io::write_model(&out.join(name), &tensors)?;
     }
     if merged != changes.len() {
         return Err(Error::runtime(format!("{merged} of {} adapters found their weight", changes.len())));

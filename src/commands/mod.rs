@@ -1,6 +1,7 @@
 //! One small file a command; this one picks it.
 
 mod bench;
+mod compare;
 mod debug;
 mod eval;
 mod export;
@@ -40,6 +41,9 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             }
             score::run(&scoring, output, comm)
         }
+        // Every rank would print the same.
+        Command::Compare { runs, json } if comm.rank() == 0 => compare::run(runs, *json),
+        Command::Compare { .. } => Ok(()),
         Command::Export(exporting) => {
             let exporting = hub::fetch_exporting(exporting, comm)?;
             comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })

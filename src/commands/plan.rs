@@ -39,11 +39,13 @@ pub struct Plan {
     memory: Memory,
     /// Their sum at the worst moment.
     memory_total: usize,
-    /// The sum if masters and moments were spread over the ranks, which haf-dist does not do yet.
+    /// The sum where masters and moments are sharded over the ranks.
     memory_total_if_sharded: usize,
+    /// Whether the config shards them.
+    sharded: bool,
     /// What a rank may fill.
     memory_usable: f64,
-    /// Whether the first is at most the second.
+    /// Whether what the config needs is at most that.
     fits: bool,
     /// A step of the config's global batch on the ranks asked for.
     step: Row,
@@ -110,8 +112,9 @@ fn plan(planning: &Planning, comm: &CommThread) -> Result<Plan> {
         memory,
         memory_total: memory.total(),
         memory_total_if_sharded: memory.total_if_sharded(ranks),
+        sharded: job.sharded,
         memory_usable: hardware.usable_memory(),
-        fits: memory.total() as f64 <= hardware.usable_memory(),
+        fits: memory.needed(&job, ranks) as f64 <= hardware.usable_memory(),
         step: inputs.step(ranks, pairs),
         steps: lengths.steps,
         weak: inputs.weak(pairs.div_ceil(ranks)),

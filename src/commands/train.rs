@@ -10,13 +10,14 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::machine::{Machine, backend};
-use crate::metrics::{EvaluationMetrics, Jsonl, Sink, Terminal, evaluation_table};
+use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
 use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
 use crate::reducer;
-use crate::trainer::{Saving, Trainer, check_replicas, total_steps};
+use crate::sharding;
+use crate::trainer::{Saving, Split, Trainer, check_replicas, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::Kind;
@@ -41,6 +42,10 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
     let mut engine = load(config, &origin, &machine, comm)?;
     share_weights(&mut engine, comm)?;
+    if config.parallel.shard_optimizer && comm.world_size() > 1 {
+        sharding::shard(&mut engine.model, comm);
+    }
+    reducer::share_gradients(&mut engine.model, comm)?;
     // The last checks, and the run's folder: before the reference passes, which take long.
     comm.agree(if comm.rank() == 0 { prepare_folder(config, &origin, resume, &engine) } else { Ok(()) })?;
     let keys = setup::model_keys(&origin, comm)?;
@@ -71,7 +76,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
             .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
     }
     let rows = match &test {
-        Some(test) => trainer.evaluate(test)?,
+        Some(test) => test_and_record(&mut trainer, test)?,
         None => Vec::new(),
     };
     // The bar goes before the table comes.
@@ -106,8 +111,7 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
-    let mut model = comm.agree(adapter::load(origin, options, config.lora.as_ref()))?;
-    reducer::share_gradients(&mut model, comm)?;
+    let model = comm.agree(adapter::load(origin, options, config.lora.as_ref()))?;
     info!(
         "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
         config.model.path.display(),
@@ -185,6 +189,21 @@ fn pad_token(origin: &Origin, splits: &Splits, encoder: &Encoder, architecture: 
         Error::input("every token of the vocabulary occurs in the data: none is left to pad with")
             .hint("Transformers reads the reward at the last token that is not padding, so one must be free")
     })
+}
+
+/// The closing evaluation; what each pair came to goes into the run's folder.
+fn test_and_record(trainer: &mut Trainer, test: &Split) -> Result<Vec<EvaluationMetrics>> {
+    let (rows, outcomes) = trainer.evaluate_pairs(test)?;
+    let facts = RunFacts {
+        step: trainer.state.step,
+        data_key: trainer.state.data_key.clone(),
+        model_key: trainer.state.model_key.clone(),
+        config: trainer.config.clone(),
+    };
+    let comm = trainer.comm;
+    let run = &trainer.config.output.dir;
+    comm.agree(if comm.rank() == 0 { metrics::write_pairs(run, &facts, &outcomes) } else { Ok(()) })?;
+    Ok(rows)
 }
 
 /// Without the only domain's row, which would repeat the total.

@@ -71,7 +71,13 @@ impl Default for TrainConfig {
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { backend: Backend::Auto, reduce_dtype: ReduceDtype::F32, timeout_seconds: 600, threads: 0 }
+        Self {
+            backend: Backend::Auto,
+            reduce_dtype: ReduceDtype::F32,
+            shard_optimizer: false,
+            timeout_seconds: 600,
+            threads: 0,
+        }
     }
 }
 

@@ -278,6 +278,8 @@ pub struct ParallelConfig {
     pub backend: Backend,
     /// Precision in which gradients are added up over ranks.
     pub reduce_dtype: ReduceDtype,
+    /// Whether each rank keeps f32 masters and moments of its share only (ZeRO stage 1, arXiv 1910.02054).
+    pub shard_optimizer: bool,
     /// Seconds without progress after which a reduction between GPUs counts as stuck and the job ends.
     pub timeout_seconds: usize,
     /// Threads a rank; 0: this node's cores divided by its ranks.

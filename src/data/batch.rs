@@ -8,6 +8,7 @@
 
 use super::TokenPair;
 use crate::model::attention::Group;
+use crate::tensor::on_device;
 use tch::{Device, Tensor};
 
 /// How a pair lies in the row.
@@ -66,13 +67,13 @@ pub struct PairToPack<'a> {
 }
 
 impl PackedBatch {
-    /// Packs the pairs, in order.
+    /// Packs the pairs, in order. The copy to a GPU is only queued.
     pub fn new<'a>(pairs: impl IntoIterator<Item = PairToPack<'a>>, packing: Packing, device: Device) -> Self {
         let mut rows = Rows::default();
         let packed = pairs.into_iter().map(|item| rows.add(item, packing)).collect();
         Self {
-            tokens: Tensor::from_slice(&rows.tokens).to_device(device),
-            positions: Tensor::from_slice(&rows.positions).to_device(device),
+            tokens: on_device(&rows.tokens, device),
+            positions: on_device(&rows.positions, device),
             groups: rows.groups,
             pairs: packed,
         }

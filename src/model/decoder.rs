@@ -295,7 +295,7 @@ pub fn embed_backward(architecture: &Architecture, segment: &Segment, tokens: &T
     if let Some(sum) = segment.gradient_view(0) {
         let mut wide = gradient.to_kind(Kind::Float);
         if let Some(scale) = embedding_scale(architecture, gradient.kind()) {
-            wide = wide * scale;
+            wide *= scale;
         }
         let _ = sum.shallow_clone().index_add_(0, tokens, &wide);
     }

@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::{self, Element};
-use crate::tensor::{self, Number, slice, slice_mut};
+use crate::tensor::{self, Number, on_device, slice, slice_mut};
 use half::bf16;
 use tch::{Kind, Tensor};
 
@@ -67,14 +67,38 @@ impl Logits {
             Some(Kind::Float) => on_cpu::<f32>(self, places),
             Some(Kind::BFloat16) => on_cpu::<bf16>(self, places),
             _ => {
-                let [rows, tokens] = self.indices(places);
-                let read = capped(&self.values.index(&[Some(&rows), Some(&tokens)]), self.soft_cap);
-                let slopes = cap_slopes(&read, self.soft_cap).unwrap_or_else(|| read.ones_like());
-                let log_probs = read - self.sums.index_select(0, &rows);
+                let at = self.indices(places)?;
+                let log_probs = self.log_probs_at(&at);
+                let slopes = cap_slopes(&self.capped_at(&at), self.soft_cap).unwrap_or_else(|| log_probs.ones_like());
                 let both = Tensor::stack(&[log_probs, slopes], -1).to_device(tch::Device::Cpu).contiguous();
                 Ok(slice::<f32>(&both)?.chunks_exact(2).map(|both| (both[0], both[1])).collect())
             }
         }
+    }
+
+    /// Log-probs at places as [`Logits::indices`] gives them, f32, on the logits' device.
+    pub fn log_probs_at(&self, at: &[Tensor; 2]) -> Tensor {
+        self.capped_at(at) - self.sums.index_select(0, &at[0])
+    }
+
+    fn capped_at(&self, [rows, tokens]: &[Tensor; 2]) -> Tensor {
+        capped(&self.values.index(&[Some(rows), Some(tokens)]), self.soft_cap)
+    }
+
+    /// [`Logits::into_gradient`] with places and slopes `[places]` f32 on the logits' device, as tensor operations.
+    pub fn into_gradient_at(self, [rows, tokens]: &[Tensor; 2], slopes: &Tensor) -> Tensor {
+        let values = capped(&self.values, self.soft_cap);
+        let cap_slopes = cap_slopes(&values, self.soft_cap);
+        let row_slopes = self.sums.zeros_like().index_add(0, rows, slopes);
+        let softmax = (values - self.sums.unsqueeze(-1)).exp();
+        let gradient = softmax * row_slopes.neg().unsqueeze(-1);
+        // A token may be the target of both answers: slopes add up. Not `index_put_`, whose check of the indices waits.
+        let _ = gradient.view([-1]).index_add_(0, &(rows * gradient.size()[1] + tokens), slopes);
+        let gradient = match cap_slopes {
+            Some(cap_slopes) => gradient * cap_slopes,
+            None => gradient,
+        };
+        gradient.to_kind(self.values.kind())
     }
 
     /// Gradient with respect to the logits [R, V], in their kind, of the sum over places of slope * log-prob: at (row,
@@ -83,6 +107,12 @@ impl Logits {
     /// # Errors
     /// A place outside the logits.
     pub fn into_gradient(self, places: &[Place], slopes: &[f32]) -> Result<Tensor> {
+        let kind = tensor::cpu_kind(&self.values).filter(|kind| matches!(kind, Kind::Float | Kind::BFloat16));
+        if kind.is_none() {
+            let slopes = on_device(slopes, self.values.device());
+            let at = self.indices(places)?;
+            return Ok(self.into_gradient_at(&at, &slopes));
+        }
         let read = self.read(places)?;
         let mut row_slopes = vec![0f32; self.values.size()[0] as usize];
         for (&(row, _), slope) in places.iter().zip(slopes) {
@@ -94,25 +124,9 @@ impl Logits {
             *entries.entry(place).or_insert_with(|| -row_slopes[place.0] * log_prob.exp() * cap_slope) +=
                 slope * cap_slope;
         }
-        match tensor::cpu_kind(&self.values) {
-            Some(Kind::Float) => self.gradient_on_cpu::<f32>(&row_slopes, entries),
+        match kind {
             Some(Kind::BFloat16) => self.gradient_on_cpu::<bf16>(&row_slopes, entries),
-            _ => {
-                let values = capped(&self.values, self.soft_cap);
-                let cap_slopes = cap_slopes(&values, self.soft_cap);
-                let softmax = (values - self.sums.unsqueeze(-1)).exp();
-                let row_slopes = Tensor::from_slice(&row_slopes).to_device(self.values.device());
-                let gradient = softmax * row_slopes.neg().unsqueeze(-1);
-                let gradient = match cap_slopes {
-                    Some(cap_slopes) => gradient * cap_slopes,
-                    None => gradient,
-                };
-                let gradient = gradient.to_kind(self.values.kind());
-                let (places, values): (Vec<Place>, Vec<f32>) = entries.into_iter().unzip();
-                let [rows, tokens] = self.indices(&places);
-                let values = Tensor::from_slice(&values).to_device(gradient.device()).to_kind(gradient.kind());
-                Ok(gradient.index_put(&[Some(rows), Some(tokens)], &values, false))
-            }
+            _ => self.gradient_on_cpu::<f32>(&row_slopes, entries),
         }
     }
 
@@ -143,12 +157,17 @@ impl Logits {
         }
     }
 
-    fn indices(&self, places: &[Place]) -> [Tensor; 2] {
+    /// Rows and tokens of places, i64 on the logits' device.
+    ///
+    /// # Errors
+    /// A place outside the logits.
+    pub fn indices(&self, places: &[Place]) -> Result<[Tensor; 2]> {
+        self.check(places)?;
         let index = |number: fn(&Place) -> usize| {
             let numbers: Vec<i64> = places.iter().map(|place| number(place) as i64).collect();
-            Tensor::from_slice(&numbers).to_device(self.values.device())
+            on_device(&numbers, self.values.device())
         };
-        [index(|place| place.0), index(|place| place.1)]
+        Ok([index(|place| place.0), index(|place| place.1)])
     }
 }
 

@@ -15,6 +15,5 @@ pub mod peft;
 pub mod rms_norm;
 pub mod rope;
 pub mod segment;
-pub mod swiglu;
 pub mod weights;
 pub mod workspace;

@@ -42,7 +42,7 @@ pub fn frequencies(rope: &Rope, rotated_width: usize) -> Vec<f32> {
 impl Rotation {
     /// Rotation of the given positions `[T]` (i64); `frequencies` as returned by [`frequencies`].
     pub fn new(positions: &Tensor, frequencies: &[f32], device: Device) -> Self {
-        let frequencies = Tensor::from_slice(frequencies).to_device(device);
+        let frequencies = tensor::on_device(frequencies, device);
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * frequencies.unsqueeze(0);
         Self { cosine: angles.cos(), sine: angles.sin() }
     }

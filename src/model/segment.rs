@@ -13,6 +13,9 @@ use half::bf16;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
+/// Shares are a multiple of this many elements: a cache line of f32, so that two ranks' shares lie in no line together.
+const SHARE_STEP: usize = 16;
+
 /// One parameter of a segment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameter {
@@ -41,10 +44,15 @@ pub struct Segment {
     pub parameters: Vec<Parameter>,
     /// Values in the compute kind, flat.
     pub compute: Tensor,
-    /// Values in f32, flat; absent in a model that is only evaluated.
+    /// Values in f32, flat, of the range `owned`; absent in a model that is only evaluated.
     pub master: Option<Tensor>,
     /// Gradient sums in f32, flat; absent where nothing is trained.
     pub gradient: Option<Tensor>,
+    /// What this rank holds masters of, and updates: all elements, or one share of equal shares, the last of which may
+    /// reach beyond the last parameter.
+    pub owned: Range<usize>,
+    /// Shares that all ranks together hold, one each; 1 where every rank holds all.
+    shares: usize,
     weights: Vec<Tensor>,
     gradients: Vec<Tensor>,
 }
@@ -78,10 +86,50 @@ impl Segment {
         let views = |flat: &Tensor| parameters.iter().map(|parameter| parameter.view(flat)).collect::<Vec<_>>();
         let weights = views(&compute);
         let gradients = gradient.as_ref().map(views).unwrap_or_default();
-        Self { parameters, compute, master, gradient, weights, gradients }
+        Self { parameters, compute, master, gradient, owned: 0..offset, shares: 1, weights, gradients }
     }
 
-    /// Collects gradient sums in `buffer` from here on: flat f32, zeroed, of the segment's length.
+    /// Keeps the masters of share number `rank` of `ranks` equal shares and frees the others. Compute and gradient
+    /// buffers stay whole, and grow until the shares are equal. Gradient sums so far are lost; nothing happens where
+    /// nothing is trained.
+    pub fn keep_share(&mut self, rank: usize, ranks: usize) {
+        let (Some(master), Some(gradient)) = (&self.master, &self.gradient) else { return };
+        let share = self.length().div_ceil(ranks).next_multiple_of(SHARE_STEP);
+        let (length, whole) = (self.length() as i64, (share * ranks) as i64);
+        let grown = |flat: &Tensor| {
+            let grown = Tensor::zeros([whole], (flat.kind(), flat.device()));
+            grown.narrow(0, 0, length).copy_(flat);
+            grown
+        };
+        let own = |flat: &Tensor| flat.narrow(0, (rank * share) as i64, share as i64);
+        let compute = grown(&self.compute);
+        // With f32 compute the share is a view of the values; else it has memory of its own.
+        let master = if compute.kind() == Kind::Float { own(&compute) } else { own(&grown(master)).copy() };
+        self.weights = self.parameters.iter().map(|parameter| parameter.view(&compute)).collect();
+        let gradient = Tensor::zeros([whole], (Kind::Float, gradient.device()));
+        (self.compute, self.master, self.owned) = (compute, Some(master), rank * share..(rank + 1) * share);
+        self.shares = ranks;
+        self.adopt_gradient(gradient);
+    }
+
+    /// The elements of the parameter at `index` that are this rank's to update: where they lie in `owned`, counted from
+    /// its start, and in the parameter.
+    pub fn owned_part(&self, index: usize) -> (Range<usize>, Range<usize>) {
+        let Parameter { offset, length, .. } = self.parameters[index];
+        let start = self.owned.start.clamp(offset, offset + length);
+        let end = self.owned.end.clamp(start, offset + length);
+        let in_owned = start.saturating_sub(self.owned.start)..end.saturating_sub(self.owned.start);
+        (if start < end { in_owned } else { 0..0 }, start - offset..end - offset)
+    }
+
+    /// Writes what is this rank's of the parameter at `index` into `flat`, f32 values of the range `owned`.
+    pub fn write_owned(&self, flat: &Tensor, index: usize, value: &Tensor) {
+        let (to, from) = self.owned_part(index);
+        let part = |flat: &Tensor, range: Range<usize>| flat.narrow(0, range.start as i64, range.len() as i64);
+        part(flat, to).copy_(&part(&value.contiguous().view(-1), from));
+    }
+
+    /// Collects gradient sums in `buffer` from here on: flat f32, zeroed, as long as the one before.
     pub fn adopt_gradient(&mut self, buffer: Tensor) {
         self.gradients = self.parameters.iter().map(|parameter| parameter.view(&buffer)).collect();
         self.gradient = Some(buffer);
@@ -92,9 +140,25 @@ impl Segment {
         &self.weights[index]
     }
 
-    /// The f32 values of the parameter at `index`: the master where there is one, else the compute values.
+    /// The values of the parameter at `index`: the master where this rank holds all of it, else the compute values.
     pub fn value(&self, index: usize) -> Tensor {
-        self.parameters[index].view(self.master.as_ref().unwrap_or(&self.compute))
+        let whole = self.master.as_ref().filter(|_| !self.is_share());
+        self.parameters[index].view(whole.unwrap_or(&self.compute))
+    }
+
+    /// Whether this rank holds masters of a share only.
+    pub fn is_share(&self) -> bool {
+        self.shares > 1
+    }
+
+    /// The gradient sums of the range `owned`.
+    pub fn owned_gradient(&self) -> Option<Tensor> {
+        self.gradient.as_ref().map(|gradient| self.owned_of(gradient))
+    }
+
+    /// The range `owned` of a whole flat buffer.
+    pub fn owned_of(&self, flat: &Tensor) -> Tensor {
+        flat.narrow(0, self.owned.start as i64, self.owned.len() as i64)
     }
 
     /// Whether gradients are collected.
@@ -168,24 +232,23 @@ impl Segment {
 
     /// Sets the parameter at `index` from a tensor of its shape, in any kind.
     pub fn set(&mut self, index: usize, value: &Tensor) {
-        let parameter = &self.parameters[index];
         if let Some(master) = &self.master {
-            parameter.view(master).copy_(value);
+            self.write_owned(master, index, value);
         }
         self.weights[index].copy_(value);
     }
 
-    /// Copies the masters to the compute kind after an update.
+    /// Copies the masters to the compute kind after an update, in the range `owned`.
     pub fn refresh_compute(&mut self) {
         if let Some(master) = &self.master
             && self.compute.kind() != Kind::Float
         {
-            self.compute.copy_(master);
+            self.owned_of(&self.compute).copy_(master);
         }
     }
 
-    /// Number of elements.
+    /// Number of elements of its parameters.
     pub fn length(&self) -> usize {
-        tensor::count(&self.compute)
+        self.parameters.last().map_or(0, |last| last.offset + last.length)
     }
 }

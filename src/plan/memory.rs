@@ -71,7 +71,7 @@ impl Memory {
             moments: 8 * trained,
             activations: activations(job, largest.tokens),
             block_workspace: block_workspace(job, largest, cpu),
-            head_workspace: head_workspace(job, largest),
+            head_workspace: head_workspace(job, largest, cpu),
             update_workspace: if cpu { 0 } else { update_workspace(&buckets) },
             slack: 0,
             base: match (cpu, job.compute_bytes()) {
@@ -97,11 +97,23 @@ impl Memory {
         lasting + self.buffers() + self.slack + self.update_workspace
     }
 
-    /// The same if each of `ranks` kept masters and moments of its share of the parameters only (ZeRO stage 1,
-    /// arXiv 1910.02054).
+    /// [`Memory::total`] or [`Memory::total_if_sharded`], as the job says.
+    pub fn needed(&self, job: &Job, ranks: usize) -> usize {
+        if job.sharded { self.total_if_sharded(ranks) } else { self.total() }
+    }
+
+    /// The same where each of `ranks` keeps masters and moments of its share of the parameters only (`sharding.rs`): at
+    /// the worst moment of a step, or before the first one, when masters are whole still and there are no moments.
     pub fn total_if_sharded(&self, ranks: usize) -> usize {
         let state = self.masters + self.moments;
-        self.total() - state + state.div_ceil(ranks)
+        let step = self.total() - state - self.update_workspace;
+        let step = step + state.div_ceil(ranks) + self.sharded_update_workspace(ranks);
+        step.max(self.weights + self.gradients + self.masters + self.base)
+    }
+
+    /// Four tensors of a share, or the two whole ones that rank 0 collects at a time to save them.
+    pub fn sharded_update_workspace(&self, ranks: usize) -> usize {
+        self.update_workspace.div_ceil(ranks).max(if ranks > 1 { self.update_workspace / 2 } else { 0 })
     }
 }
 
@@ -155,7 +167,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
         let rows = shape.longest_sequence;
         4 * a.heads * rows * (5 * rows + 4 * a.head_width) + c * shape.mask
     };
-    let fused = a.gated && a.activation == Activation::Silu;
+    let fused = a.gated && a.activation != Activation::Gelu;
     let activation = if fused { 0 } else { 3 * c * tokens * a.mlp_width };
     let head_norms = if a.names.head_norms.is_some() { 2 * c * tokens * query } else { 0 };
     let moments = attention.max(activation).max(head_norms);
@@ -164,8 +176,8 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
 /// in the compute kind [T, D]; with log-probs R rows times V of logits; and where products are not f32, the largest
-/// weight's product before it is added to the bucket.
-fn head_workspace(job: &Job, shape: &Shape) -> usize {
+/// weight's product before it is added to the bucket. On a GPU logits come twice more in f32, and with a soft cap thrice.
+fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
     let mut largest = a.inner_width() * a.width;
@@ -173,6 +185,9 @@ fn head_workspace(job: &Job, shape: &Shape) -> usize {
     if job.policy {
         let rows = shape.answers.min(ROWS_AT_ONCE.max(shape.longest_answers));
         bytes += rows * a.vocabulary * c + rows * a.width * (2 * c + 4);
+        if !cpu {
+            bytes += rows * a.vocabulary * 4 * if a.logit_cap.is_some() { 3 } else { 2 };
+        }
         largest = largest.max(a.vocabulary * a.width);
     }
     bytes + if c == 4 { 0 } else { c * largest }

@@ -30,6 +30,8 @@ pub struct Job {
     pub checkpointing: bool,
     /// Tokens of a micro-batch.
     pub tokens_per_micro_batch: usize,
+    /// Whether ranks keep masters and moments of their shares only.
+    pub sharded: bool,
     /// The adapters that are trained in place of the weights.
     pub lora: Option<Lora>,
 }
@@ -60,6 +62,7 @@ impl Job {
             policy: config.loss.needs_policy(),
             checkpointing: config.train.activation_checkpointing,
             tokens_per_micro_batch: config.train.tokens_per_micro_batch,
+            sharded: config.parallel.shard_optimizer,
         })
     }
 

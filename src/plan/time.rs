@@ -29,9 +29,9 @@ const SMALL_REDUCTIONS: f64 = 2.0;
 pub struct StepTime {
     /// Forward and backward of all micro-batches.
     pub compute: f64,
-    /// Reducing all buckets.
+    /// Reducing all buckets; with sharded state also gathering the new values.
     pub communication: f64,
-    /// Of it, what runs beside the backward pass.
+    /// Of it, what runs beside the backward pass or the update.
     pub hidden: f64,
     /// Of it, what the step waits for.
     pub exposed: f64,
@@ -55,9 +55,12 @@ impl StepTime {
         let trained = job.trained() as f64;
         let copies = if job.compute_bytes() == 4 { 0.0 } else { job.compute_bytes() as f64 };
         let update = if hardware.cpu { CPU_UPDATE } else { GPU_UPDATE };
+        // Sharded, a rank updates its share; its gradients go half the way, and the new values the other half.
+        let (shares, way, reductions) =
+            if job.sharded { (ranks as f64, 0.5, SMALL_REDUCTIONS + 1.0) } else { (1.0, 1.0, SMALL_REDUCTIONS) };
         let mut time = Self {
-            update: hardware.stream(trained * (update + copies)),
-            control: SMALL_REDUCTIONS * hardware.all_reduce(ranks, 0.0),
+            update: hardware.stream(trained * (update + copies) / shares),
+            control: reductions * hardware.all_reduce(ranks, 0.0),
             useful_flops: micro_batches.iter().map(|shape| useful_flops(job, shape)).sum(),
             ..Self::default()
         };
@@ -67,12 +70,21 @@ impl StepTime {
         let ready = ready_times(job, hardware, micro_batches, time.compute);
         let mut stream_free: f64 = 0.0;
         for (bucket, ready) in buckets.iter().zip(ready).rev().filter(|(bucket, _)| bucket.trains) {
-            let seconds = hardware.all_reduce(ranks, 4.0 * bucket.elements as f64);
+            let seconds = way * hardware.all_reduce(ranks, 4.0 * bucket.elements as f64);
             time.communication += seconds;
             stream_free = stream_free.max(ready) + seconds;
         }
         let waited = if hardware.overlaps { stream_free - time.compute } else { time.communication };
         time.exposed = waited.clamp(0.0, time.communication);
+        if job.sharded {
+            let values = |bucket: &Bucket| (bucket.compute_bytes * bucket.elements) as f64;
+            let gathers = buckets.iter().filter(|bucket| bucket.trains).map(values);
+            let gathering: f64 = gathers.map(|bytes| 0.5 * hardware.all_reduce(ranks, bytes)).sum();
+            // Values of a segment are on their way while the next one is updated.
+            let hidden = if hardware.overlaps { time.update.min(gathering) } else { 0.0 };
+            time.communication += gathering;
+            time.exposed += gathering - hidden;
+        }
         time.hidden = time.communication - time.exposed;
         time
     }

@@ -10,11 +10,12 @@ use crate::hub;
 use crate::metrics::EvaluationMetrics;
 use crate::model::adapter::Origin;
 use crate::model::segment::Parameter;
-use crate::safetensors_io::Mapped;
+use crate::safetensors_io::{Entry, Mapped};
+use crate::sharding::{Shares, State};
 use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tracing::{info, trace_span, warn};
 
 /// What rank 0 needs to write checkpoints.
@@ -46,12 +47,18 @@ impl Trainer<'_> {
                 self.state.best = Some(here);
             }
         }
-        let written = if self.comm.rank() == 0 { self.write_checkpoint(&saving) } else { Ok(()) };
+        let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
+        let written = if self.comm.rank() == 0 {
+            let written = self.write_checkpoint(&saving, &shares);
+            shares.done().and(written)
+        } else {
+            shares.serve()
+        };
         self.saving = Some(saving);
         self.comm.agree(written)
     }
 
-    fn write_checkpoint(&self, saving: &Saving) -> Result<()> {
+    fn write_checkpoint(&self, saving: &Saving, shares: &Shares) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
         let architecture = &model.architecture;
@@ -69,7 +76,7 @@ impl Trainer<'_> {
             state: &self.state,
             config: self.config,
         };
-        for (segment, moments) in model.segments.iter().zip(&self.optimizer.moments) {
+        for (number, segment) in model.segments.iter().enumerate() {
             if model.lora.is_some() && !segment.trains() {
                 // The base stays as it is, and where it is.
                 continue;
@@ -77,10 +84,18 @@ impl Trainer<'_> {
             for (index, parameter) in segment.parameters.iter().enumerate() {
                 let (name, rows) = (&parameter.name, parameter.rows);
                 snapshot.weights.push((name.clone(), rows.to_file(segment.weight(index))));
-                let Some([first, second]) = moments else { continue };
-                snapshot.masters.push((name.clone(), rows.to_file(&segment.value(index))));
-                snapshot.moments.push((format!("exp_avg.{name}"), rows.to_file(&parameter.view(first))));
-                snapshot.moments.push((format!("exp_avg_sq.{name}"), rows.to_file(&parameter.view(second))));
+                if !segment.trains() {
+                    continue;
+                }
+                let entry = |name: String, state: State| Entry {
+                    name,
+                    kind: Kind::Float,
+                    shape: parameter.shape.clone(),
+                    values: Box::new(move || Ok(rows.to_file(&parameter.view(&shares.whole(number, state)?)))),
+                };
+                snapshot.masters.push(entry(name.clone(), State::Master));
+                snapshot.moments.push(entry(format!("exp_avg.{name}"), State::First));
+                snapshot.moments.push(entry(format!("exp_avg_sq.{name}"), State::Second));
             }
         }
         let folder = checkpoint::save(&saving.run, &snapshot)?;
@@ -135,7 +150,7 @@ impl Trainer<'_> {
                 segment.set(index, &rows.to_memory(&read(&masters, name, shape)?));
                 for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
                     let value = read(&moments, &format!("{prefix}.{name}"), shape)?;
-                    parameter.view(flat).copy_(&rows.to_memory(&value));
+                    segment.write_owned(flat, index, &rows.to_memory(&value));
                 }
             }
         }
@@ -152,14 +167,17 @@ impl Trainer<'_> {
     }
 }
 
-/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit.
+/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit; where each holds a
+/// share of them, the compute values.
 ///
 /// # Errors
 /// Replicas that differ, or a lost rank.
 pub fn check_replicas(engine: &Engine, comm: &CommThread) -> Result<()> {
     let mut sums = Vec::new();
-    for master in engine.model.segments.iter().filter_map(|segment| segment.master.as_ref()) {
-        sums.push(master.sum(tch::Kind::Double).double_value(&[]));
+    for segment in engine.model.segments.iter() {
+        let Some(master) = &segment.master else { continue };
+        let values = if segment.is_share() { &segment.compute } else { master };
+        sums.push(values.sum(Kind::Double).double_value(&[]));
     }
     let mut of_rank_0 = Tensor::from_slice(&sums);
     comm.broadcast(&mut of_rank_0, 0)?;

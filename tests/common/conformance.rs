@@ -15,6 +15,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("all_reduce_sums_with_the_same_bits_everywhere", all_reduce_sums_with_the_same_bits_everywhere),
     ("all_reduce_of_a_view_leaves_its_neighbours_alone", all_reduce_of_a_view_leaves_its_neighbours_alone),
     ("reduce_scatter_gives_each_rank_its_share", reduce_scatter_gives_each_rank_its_share),
+    ("reduce_scatter_in_shared_buffers", reduce_scatter_in_shared_buffers),
     ("all_gather_keeps_rank_order", all_gather_keeps_rank_order),
     ("many_all_reduces_may_be_in_flight", many_all_reduces_may_be_in_flight),
     ("shared_buffers_hold_the_sum_in_rank_order", shared_buffers_hold_the_sum_in_rank_order),
@@ -87,8 +88,8 @@ fn assert_sum(comm: &CommThread, tensor: &Tensor, offset: usize) {
 /// A hash of every rank's bytes, in rank order.
 fn hashes(comm: &CommThread, tensor: &Tensor) -> Vec<i64> {
     let own = xxhash_rust::xxh3::xxh3_64(bytes(&tensor.to_device(Device::Cpu)).unwrap()) as i64;
-    let mut all = Tensor::zeros([comm.world_size() as i64], (Kind::Int64, tensor.device()));
-    comm.all_gather(&Tensor::from_slice(&[own]).to_device(tensor.device()), &mut all).unwrap();
+    let mut all = Tensor::from_slice(&vec![own; comm.world_size()]).to_device(tensor.device());
+    comm.all_gather_blocking(&mut all).unwrap();
     slice::<i64>(&all.to_device(Device::Cpu)).unwrap().to_vec()
 }
 
@@ -132,19 +133,62 @@ fn all_reduce_of_a_view_leaves_its_neighbours_alone(comm: &CommThread, device: D
 
 fn reduce_scatter_gives_each_rank_its_share(comm: &CommThread, device: Device) {
     for (kind, size) in share_sizes() {
-        let input = own(comm, kind, device, size * comm.world_size());
-        let mut output = Tensor::zeros([size as i64], (kind, device));
-        comm.reduce_scatter(&input, &mut output).unwrap();
-        assert_sum(comm, &output, comm.rank() * size);
+        let buffer = own(comm, kind, device, size * comm.world_size());
+        let reduced = comm.reduce_scatter_together("a buffer".into(), vec![buffer]).wait().unwrap();
+        assert_sum(comm, &share(comm, &reduced[0]), comm.rank() * size);
+    }
+    let size = |i: usize| (1 + i * 37) * comm.world_size();
+    let buffers = |i: usize| vec![own(comm, Kind::Float, device, size(i)), own(comm, Kind::Float, device, size(2 * i))];
+    let pending: Vec<_> = (0..40).map(|i| comm.reduce_scatter_together(format!("buffers {i}"), buffers(i))).collect();
+    for pending in pending {
+        for reduced in pending.wait().unwrap() {
+            let own = share(comm, &reduced);
+            assert_sum(comm, &own, comm.rank() * own.size()[0] as usize);
+        }
+    }
+}
+
+/// This rank's share of a flat tensor.
+fn share(comm: &CommThread, whole: &Tensor) -> Tensor {
+    let share = whole.size()[0] / comm.world_size() as i64;
+    whole.narrow(0, comm.rank() as i64 * share, share)
+}
+
+/// In shared memory a share is summed in rank order too, and the memory around the part stays as it is.
+fn reduce_scatter_in_shared_buffers(comm: &CommThread, device: Device) {
+    let ranks = comm.world_size();
+    let lengths = [5 * ranks + 2, 400_001 * ranks];
+    let Some(buffers) = comm.shared_buffers(&lengths).unwrap() else { return };
+    for (buffer, length) in buffers.iter().zip(lengths) {
+        let inner = (length - length % ranks) as i64;
+        buffer.shallow_clone().copy_(&own(comm, Kind::Float, device, length));
+        let pending = comm.reduce_scatter_together("a part".into(), vec![buffer.narrow(0, 0, inner)]);
+        let own_share = share(comm, &pending.wait().unwrap()[0]);
+        let first = comm.rank() * (inner as usize / ranks);
+        assert_sum(comm, &own_share, first);
+        let in_rank_order = |i| (0..ranks).map(|rank| held(Kind::Float, rank, i) as f32).sum::<f32>();
+        if comm.local().1 == ranks {
+            let expected = made(Kind::Float, device, inner as usize / ranks, |i| f64::from(in_rank_order(first + i)));
+            assert!(own_share == expected, "{length}");
+        }
+        let rest = length as i64 - inner;
+        let before = own(comm, Kind::Float, device, length);
+        assert!(buffer.narrow(0, inner, rest) == before.narrow(0, inner, rest));
     }
 }
 
 fn all_gather_keeps_rank_order(comm: &CommThread, device: Device) {
     for (kind, size) in share_sizes() {
-        let mut output = Tensor::zeros([(size * comm.world_size()) as i64], (kind, device));
-        comm.all_gather(&own(comm, kind, device, size), &mut output).unwrap();
-        let expected = made(kind, device, size * comm.world_size(), |i| held(kind, i / size.max(1), i % size.max(1)));
-        assert!(output == expected, "{kind:?}, {size}");
+        let mut buffer = own(comm, kind, device, size * comm.world_size());
+        comm.all_gather_blocking(&mut buffer).unwrap();
+        let expected = made(kind, device, size * comm.world_size(), |i| held(kind, i / size.max(1), i));
+        assert!(buffer == expected, "{kind:?}, {size}");
+    }
+    let half = |rank: usize| made(Kind::BFloat16, device, 3 * comm.world_size(), |i| value(rank, i));
+    let gathered =
+        comm.all_gather_together("halves".into(), vec![half(comm.rank()), half(comm.rank())]).wait().unwrap();
+    for (i, got) in read(&gathered[1]).into_iter().enumerate() {
+        assert_eq!(got, read(&half(i / 3))[i], "any kind can be gathered");
     }
 }
 

@@ -57,8 +57,13 @@ pub fn pairs(vocabulary: u32) -> PreparedData {
 
 /// The model of the config with its adapters, if it has any, ready to train.
 pub fn engine(config: &Config) -> Engine {
+    engine_in(config, Kind::Float)
+}
+
+/// The same, which computes in `kind`.
+pub fn engine_in(config: &Config, kind: Kind) -> Engine {
     let log_probs = config.loss.needs_policy();
-    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Train, log_probs };
+    let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs };
     let origin = Origin::of(&config.model.path, None).unwrap();
     Engine::new(adapter::load(&origin, options, config.lora.as_ref()).unwrap(), config.train.activation_checkpointing)
 }

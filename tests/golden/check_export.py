@@ -91,6 +91,23 @@ def tokenise(tokenizer, prompt: list[dict], answer: str) -> tuple[list[int], lis
     return ids[:common], ids[common:]
 
 
+def gather(tokenizer, rows: list[dict], scores: list[dict], max_length: int) -> tuple[list, list, list, list, int]:
+    """Sequences, our rewards and log-probs of them, whether each is of a pair; and how many rows are too long."""
+    sequences, rewards, logps, in_pairs, skipped = [], [], [], [], 0
+    for row, score in zip(rows, scores, strict=True):
+        sides = {side: tokenise(tokenizer, *conversation) for side, conversation in conversations(row).items()}
+        if max(len(prompt) + len(answer) for prompt, answer in sides.values()) > max_length:
+            skipped += 1
+            continue
+        for side, sequence in sides.items():
+            suffix = f"_{side}" if side else ""
+            sequences.append(sequence)
+            rewards.append(score[f"reward{suffix}"])
+            logps.append(score.get(f"logp{suffix}"))
+            in_pairs.append(bool(side))
+    return sequences, rewards, logps, in_pairs, skipped
+
+
 # --- Transformers' view -----------------------------------------------------------------------------------------------
 
 
@@ -195,18 +212,7 @@ def main() -> int:
         print(f"{len(rows)} rows but {len(scores)} scores: were they made from this file?", file=sys.stderr)
         return 2
     tokenizer = AutoTokenizer.from_pretrained(arguments.checkpoint)
-    sequences, our_rewards, our_logps, in_pairs, skipped = [], [], [], [], 0
-    for row, score in zip(rows, scores, strict=True):
-        sides = {side: tokenise(tokenizer, *conversation) for side, conversation in conversations(row).items()}
-        if max(len(prompt) + len(answer) for prompt, answer in sides.values()) > arguments.max_length:
-            skipped += 1
-            continue
-        for side, sequence in sides.items():
-            suffix = f"_{side}" if side else ""
-            sequences.append(sequence)
-            our_rewards.append(score[f"reward{suffix}"])
-            our_logps.append(score.get(f"logp{suffix}"))
-            in_pairs.append(bool(side))
+    sequences, our_rewards, our_logps, in_pairs, skipped = gather(tokenizer, rows, scores, arguments.max_length)
     compared = len(rows) - skipped
     print(f"{compared} rows compared in {arguments.dtype}, {skipped} over {arguments.max_length} tokens skipped")
     if not sequences:

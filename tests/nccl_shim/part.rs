@@ -8,6 +8,7 @@ use haf_dist::data::sampler::Sampler;
 use haf_dist::engine::GradientSink;
 use haf_dist::error::Result;
 use haf_dist::reducer::Reducer;
+use haf_dist::sharding;
 use haf_dist::trainer::{Split, Trainer};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -56,7 +57,8 @@ pub fn play(part: &str) {
             println!("conforms as {rank} of {}", comm.world_size());
         }
         "reducer" | "swapped" => reduce_twice(&comm, part == "swapped"),
-        "training" => train_twice(&comm),
+        "training" => train_twice(&comm, &[false, true]),
+        "sharded training" => train_twice(&comm, &[true]),
         "dropped" => drop_early(&comm),
         // What becomes of it is the shim's to say; a program reports the error and aborts, as main does.
         "failing" | "absent" => {
@@ -114,7 +116,10 @@ fn reduce_twice(comm: &CommThread, swap: bool) {
 
 /// Losses, gradient norms and final masters of a few steps.
 fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
-    let engine = steps::engine(config);
+    let mut engine = steps::engine(config);
+    if config.parallel.shard_optimizer {
+        sharding::shard(&mut engine.model, comm);
+    }
     let data = steps::pairs(engine.model.architecture.vocabulary as u32);
     let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
     let batch = config.train.pairs_per_step;
@@ -128,11 +133,19 @@ fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
     (scalars, trainer.engine.model.named_values().into_iter().map(|(_, master)| master.copy()).collect())
 }
 
-fn train_twice(comm: &CommThread) {
-    let config = steps::config("llama-tied", &[]);
-    let over_mpi = train(&config, comm);
+/// With optimiser state sharded or not.
+fn train_twice(comm: &CommThread, shards: &[bool]) {
+    let config = |shard: &bool| steps::config("llama-tied", &[&format!("parallel.shard_optimizer={shard}")]);
+    let configs: Vec<Config> = shards.iter().map(config).collect();
+    let over_mpi: Vec<_> = configs.iter().map(|config| train(config, comm)).collect();
     join(comm, comm.local().0, 60).expect("all join");
-    let over_nccl = train(&config, comm);
+    for (config, over_mpi) in configs.iter().zip(&over_mpi) {
+        compare(&train(config, comm), over_mpi, comm.world_size());
+    }
+    println!("the trajectories are the same");
+}
+
+fn compare(over_nccl: &(Vec<f64>, Vec<Tensor>), over_mpi: &(Vec<f64>, Vec<Tensor>), ranks: usize) {
     let scalars = over_nccl.0.iter().zip(&over_mpi.0).map(|(left, right)| (left - right).abs() / right.abs());
     let masters = over_nccl
         .1
@@ -141,9 +154,8 @@ fn train_twice(comm: &CommThread) {
         .map(|(left, right)| ((left - right).norm() / right.norm().clamp_min(1e-12)).double_value(&[]));
     let far = scalars.chain(masters).fold(0.0, f64::max);
     // Two numbers have one sum; three have one for each order.
-    let bound = if comm.world_size() == 2 { 0.0 } else { 2e-5 };
+    let bound = if ranks == 2 { 0.0 } else { 2e-5 };
     assert!(far <= bound, "the trajectories differ by {far:.1e}");
-    println!("the trajectories are the same");
 }
 
 /// Starts reductions of memory that nobody else holds, and takes new memory at once.

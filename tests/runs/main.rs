@@ -9,6 +9,7 @@ mod bad_config;
 mod bad_files;
 mod benching;
 mod caches;
+mod comparing;
 mod debugging;
 mod export;
 mod hub;

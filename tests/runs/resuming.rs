@@ -76,6 +76,43 @@ fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
     assert!(checkpoint(&whole, "run/step-3") != checkpoint(&whole, "run/step-6"));
 }
 
+/// Values of a checkpoint's tensor files in one vector.
+fn values(workspace: &Workspace, file: &str) -> Vec<f32> {
+    let file = haf_dist::safetensors_io::Mapped::open(&workspace.path(file)).unwrap();
+    let names = file.names().into_iter();
+    names.flat_map(|name| Vec::<f32>::try_from(&file.read(&name).unwrap().view(-1)).unwrap()).collect()
+}
+
+#[test]
+fn sharded_state_is_saved_whole_and_goes_on_with_any_number_of_ranks() {
+    let shard = "parallel.shard_optimizer=true";
+    let whole = Workspace::trained(2);
+    let sharded = Workspace::new();
+    let outcome = sharded.train(2, &[shard]).succeeded();
+    assert!(outcome.stderr.contains("optimiser state is sharded over 2 ranks"), "{}", outcome.stderr);
+    for (ranks, settings) in [(1, &[][..]), (2, &[shard]), (3, &[shard]), (2, &[])] {
+        let resumed = Workspace::new();
+        resumed.train(2, &[shard]).succeeded();
+        interrupt(&resumed);
+        resumed.train(ranks, &[settings, &["--resume"]].concat()).succeeded();
+        if ranks == 2 && settings == [shard] {
+            // Bit for bit where nothing is otherwise.
+            for file in ["run/step-6/trainer/masters.safetensors", "run/step-6/trainer/moments.safetensors"] {
+                assert!(resumed.read(file) == sharded.read(file), "{file}");
+            }
+        }
+        for file in ["masters", "moments"] {
+            let file = format!("run/step-6/trainer/{file}.safetensors");
+            let (found, expected) = (values(&resumed, &file), values(&whole, &file));
+            let square =
+                |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
+            let far = square(&mut found.iter().zip(&expected).map(|(found, expected)| found - expected)).sqrt();
+            let far = far / square(&mut expected.iter().copied()).sqrt();
+            assert!(found.len() == expected.len() && far < 1e-4, "{ranks} ranks, {settings:?}, {file}: {far:.1e}");
+        }
+    }
+}
+
 #[test]
 fn what_lies_in_memory_in_another_order_than_in_files_resumes_too() {
     let run = || {

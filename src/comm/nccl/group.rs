@@ -69,8 +69,10 @@ pub(super) fn unique_id() -> Result<Vec<u8>> {
 pub(super) enum Call<'t> {
     AllReduce(&'t Tensor),
     Broadcast(&'t Tensor, usize),
-    ReduceScatter { input: &'t Tensor, output: &'t Tensor },
-    AllGather { input: &'t Tensor, output: &'t Tensor },
+    /// All shares, and this rank's.
+    ReduceScatter(&'t Tensor, Tensor),
+    /// This rank's share, and all.
+    AllGather(Tensor, &'t Tensor),
 }
 
 impl Call<'_> {
@@ -78,15 +80,15 @@ impl Call<'_> {
         match self {
             Self::AllReduce(_) => "all-reduce",
             Self::Broadcast(..) => "broadcast",
-            Self::ReduceScatter { .. } => "reduce-scatter",
-            Self::AllGather { .. } => "all-gather",
+            Self::ReduceScatter(..) => "reduce-scatter",
+            Self::AllGather(..) => "all-gather",
         }
     }
 
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::AllReduce(buffer) | Self::Broadcast(buffer, _) => vec![buffer],
-            Self::ReduceScatter { input, output } | Self::AllGather { input, output } => vec![input, output],
+            Self::ReduceScatter(all, own) | Self::AllGather(own, all) => vec![all, own],
         }
     }
 }
@@ -170,19 +172,19 @@ impl Group {
                 // SAFETY: a contiguous tensor of this many elements, in place, which the caller keeps alive.
                 unsafe { result::all_reduce(read(buffer), write(buffer), count(buffer), kind, sum, comm, stream) }
             }
-            Call::ReduceScatter { input, output } => {
-                let kind = summable(input.kind())?;
-                // SAFETY: as above; the input holds world_size times as many elements as the output.
-                unsafe { result::reduce_scatter(read(input), write(output), count(output), kind, sum, comm, stream) }
+            Call::ReduceScatter(all, own) => {
+                let kind = summable(all.kind())?;
+                // SAFETY: as above; `all` holds world_size times as many elements as `own`.
+                unsafe { result::reduce_scatter(read(all), write(own), count(own), kind, sum, comm, stream) }
             }
             Call::Broadcast(buffer, root) => {
                 let root = *root as i32;
                 // SAFETY: as above, in place.
                 unsafe { result::broadcast(read(buffer), write(buffer), bytes(buffer), byte, root, comm, stream) }
             }
-            // SAFETY: as above; the output holds world_size times as many bytes as the input.
-            Call::AllGather { input, output } => unsafe {
-                result::all_gather(read(input), write(output), bytes(input), byte, comm, stream)
+            // SAFETY: as above; `all` holds world_size times as many bytes as `own`.
+            Call::AllGather(own, all) => unsafe {
+                result::all_gather(read(own), write(all), bytes(own), byte, comm, stream)
             },
         };
         code.map(drop).map_err(|error| failed(&error, comm))

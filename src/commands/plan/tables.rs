@@ -27,7 +27,7 @@ pub fn render(plan: &Plan) -> String {
 
 fn memory(plan: &Plan) -> String {
     let memory = &plan.memory;
-    let mut table = table(&["memory of a rank", "GB", "GB, sharded update (1)"]);
+    let mut table = table(&["memory of a rank", "GB", "GB, sharded (1)"]);
     let mut row = |name: &str, bytes: usize, sharded: usize| {
         table.add_row([name.to_string(), gigabytes(bytes), gigabytes(sharded)]);
     };
@@ -40,21 +40,25 @@ fn memory(plan: &Plan) -> String {
         ("activations (2)", memory.activations),
         ("shared by blocks (2)", memory.block_workspace),
         ("heads (2)", memory.head_workspace),
-        ("update", memory.update_workspace),
         ("what else comes and goes", memory.slack),
         ("process, libraries", memory.base),
     ] {
         row(name, bytes, bytes);
     }
+    row("update", memory.update_workspace, memory.sharded_update_workspace(plan.ranks));
     row("at the worst moment", plan.memory_total, plan.memory_total_if_sharded);
     let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
+    let (needed, sharded) = match plan.sharded {
+        true => (plan.memory_total_if_sharded, "is"),
+        false => (plan.memory_total, "is not"),
+    };
     format!(
-        "{table}\n(1) if each rank kept its share of masters and moments (ZeRO stage 1); haf-dist does not do this yet\n\
+        "{table}\n(1) with parallel.shard_optimizer = true, which {sharded} set: masters and moments of a rank's share only\n\
          (2) of the largest micro-batch ({} tokens, {} pairs)\n\
          {verdict}: {} of {} GB",
         plan.largest.tokens,
         plan.largest.pairs,
-        gigabytes(plan.memory_total),
+        gigabytes(needed),
         gigabytes(plan.memory_usable as usize)
     )
 }

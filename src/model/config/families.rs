@@ -26,6 +26,9 @@ pub const FAMILIES: [(&str, Family); 8] = [
     ("gpt_neox", gpt_neox),
 ];
 
+/// More blocks than any model has.
+const MOST_LAYERS: usize = 10_000;
+
 const LLAMA: Names = Names {
     reward_model: "LlamaForSequenceClassification",
     embedding: "model.embed_tokens",
@@ -81,6 +84,9 @@ fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Res
     }
     let (rope, rotated_width) = rope.read(keys, head_width)?;
     let layers = keys.size("num_hidden_layers")?;
+    if layers > MOST_LAYERS {
+        return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
+    }
     Ok(Architecture {
         vocabulary: keys.size("vocab_size")?,
         width,
@@ -89,7 +95,7 @@ fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Res
         heads,
         kv_heads,
         head_width,
-        max_positions: keys.size_or("max_position_embeddings", defaults.positions)?,
+        max_positions: keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions),
         norm: NormKind::RootMeanSquare,
         norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?,
         residual: Residual::Sequential,
@@ -120,7 +126,7 @@ fn mistral(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "MistralForSequenceClassification", ..LLAMA };
     let model =
         common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { kv_heads: Some(8), positions: 131_072, ..DEFAULTS })?;
-    let window = keys.size_if_any("sliding_window", Some(4096))?;
+    let window = keys.length_if_any("sliding_window", Some(4096))?;
     Ok(with_windows(model, |_| window))
 }
 
@@ -147,7 +153,7 @@ fn qwen3(keys: &Keys) -> Result<Architecture> {
 /// Off unless `use_sliding_window` says otherwise; then the upper blocks have it.
 fn windows_of_qwen(keys: &Keys, model: Architecture) -> Result<Architecture> {
     let used = keys.flag_or("use_sliding_window", false)?;
-    let window = keys.size_if_any("sliding_window", Some(4096))?.filter(|_| used);
+    let window = keys.length_if_any("sliding_window", Some(4096))?.filter(|_| used);
     let below = keys.count_or("max_window_layers", 28)?;
     alternating(keys, model, window, |block| block >= below)
 }
@@ -182,7 +188,7 @@ fn phi3(keys: &Keys) -> Result<Architecture> {
     };
     let rope = RopeKeys { share: Some(("partial_rotary_factor", 1.0)), ..RopeKeys::WHOLE_HEADS };
     let model = common(keys, names, rope, &Defaults { positions: 4096, epsilon: 1e-5, ..DEFAULTS })?;
-    let window = keys.size_if_any("sliding_window", None)?;
+    let window = keys.length_if_any("sliding_window", None)?;
     Ok(with_windows(model, |_| window))
 }
 
@@ -211,7 +217,7 @@ fn gemma2(keys: &Keys) -> Result<Architecture> {
         logit_cap: keys.number_if_any("final_logit_softcapping", Some(30.0))?,
         ..model
     };
-    let window = keys.size_if_any("sliding_window", Some(4096))?;
+    let window = keys.length_if_any("sliding_window", Some(4096))?;
     alternating(keys, model, window, |block| block % 2 == 0)
 }
 

@@ -7,6 +7,9 @@ use crate::error::{Error, Result};
 use crate::model::activation::Activation;
 use serde_json::{Map, Value};
 
+/// The most that a dimension may be: no product of three of them is beyond 2^63.
+const MOST: u64 = 1 << 20;
+
 /// The keys of one JSON object.
 pub struct Keys(Map<String, Value>);
 
@@ -31,20 +34,22 @@ impl Keys {
         self.0.values().any(Value::is_object)
     }
 
-    /// A whole number above 0 that must be there.
+    /// A dimension, which must be there.
     pub fn size(&self, key: &str) -> Result<usize> {
         self.size_if_any(key, None)?.ok_or_else(|| missing(key))
     }
 
-    /// A whole number above 0; `default` where it is missing or null.
-    pub fn size_or(&self, key: &str, default: usize) -> Result<usize> {
-        Ok(self.size_if_any(key, None)?.unwrap_or(default))
+    /// A dimension, or none where it is null; `default` where it is missing.
+    pub fn size_if_any(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        let size = |value: &Value| value.as_u64().filter(|size| (1..=MOST).contains(size)).map(|size| size as usize);
+        let found = self.read(key, size, &format!("a whole number from 1 to {MOST}"))?;
+        Ok(if self.0.contains_key(key) { found } else { default })
     }
 
-    /// A whole number above 0, or none where it is null; `default` where it is missing.
-    pub fn size_if_any(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
-        let size = |value: &Value| value.as_u64().filter(|size| *size > 0).map(|size| size as usize);
-        let found = self.read(key, size, "a whole number above 0")?;
+    /// A number of tokens above 0, or none where it is null; `default` where it is missing.
+    pub fn length_if_any(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        let length = |value: &Value| value.as_u64().filter(|length| *length > 0).map(|length| length as usize);
+        let found = self.read(key, length, "a whole number above 0")?;
         Ok(if self.0.contains_key(key) { found } else { default })
     }
 

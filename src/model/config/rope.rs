@@ -51,7 +51,7 @@ impl RopeKeys {
             return Err(Error::input(format!("{key} = {share}: this family rotates whole heads")));
         }
         let rotated = (head_width as f64 * share) as usize;
-        if share > 1.0 || rotated == 0 || rotated % 2 != 0 {
+        if share > 1.0 || rotated == 0 || !rotated.is_multiple_of(2) {
             return Err(Error::input(format!(
                 "{key} = {share} of head_dim = {head_width} must be an even number of columns above 0, not {rotated}"
             )));

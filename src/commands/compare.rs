@@ -1,0 +1,29 @@
+//! `haf-dist compare`: what the objectives of finished runs come to on the same test pairs.
+
+use crate::comparison::{ComparedRun, Comparison};
+use crate::error::{Error, Result};
+use crate::metrics::read_pairs;
+use std::path::{Path, PathBuf};
+
+/// Prints the comparison, as tables or as JSON lines. Needs the runs' files alone: no model, and no other rank.
+///
+/// # Errors
+/// A folder without a finished run, or runs that are not comparable.
+pub fn run(runs: &[PathBuf], json: bool) -> Result<()> {
+    let runs = runs.iter().map(|run| open(run)).collect::<Result<Vec<_>>>()?;
+    if runs.len() < 2 {
+        return Err(Error::input("one run alone is compared with nothing").hint("name the folders of two or more runs"));
+    }
+    let comparison = Comparison::of(&runs)?;
+    if json {
+        comparison.json_lines().iter().for_each(|line| println!("{line}"));
+    } else {
+        print!("{}", comparison.markdown());
+    }
+    Ok(())
+}
+
+fn open(run: &Path) -> Result<ComparedRun> {
+    let (facts, outcomes) = read_pairs(run)?;
+    Ok(ComparedRun { name: run.display().to_string(), facts, outcomes })
+}

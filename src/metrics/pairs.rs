@@ -1,0 +1,86 @@
+//! `test-pairs.jsonl`: what a finished run's two heads say of each test pair, so that runs can be compared pair by pair.
+//!
+//! The first line tells what run it was ([`RunFacts`]), then a line a pair ([`PairOutcome`]) in the order of the data. It
+//! is written last, and whole or not at all: a run that has this file is complete.
+//!
+//! Not here: what the outcomes of several runs come to (`comparison.rs`).
+
+use crate::config::Config;
+use crate::error::{Error, Result, file_error};
+use crate::files;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+
+/// The file, inside a run's folder.
+pub const TEST_PAIRS: &str = "test-pairs.jsonl";
+
+/// What run the outcomes are of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunFacts {
+    /// Updates done before the test.
+    pub step: usize,
+    /// Hash of what the order of the training pairs depends on.
+    pub data_key: String,
+    /// Hash of the starting model's files.
+    pub model_key: String,
+    /// The resolved configuration.
+    pub config: Config,
+}
+
+/// What one test pair came to. What is not computed, or not finite, is null in the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PairOutcome {
+    /// Hash of the pair's tokens.
+    pub pair: String,
+    /// Hash of its prompt: pairs of one prompt are not independent.
+    pub prompt: String,
+    /// The name it is reported under.
+    pub domain: String,
+    /// Difference of reward, chosen minus rejected.
+    pub margin: Option<f64>,
+    /// Difference of the policy's implicit reward, chosen minus rejected.
+    pub implicit_margin: Option<f64>,
+}
+
+/// Writes the file of a run. One that is there, of the same run before it was resumed, is replaced.
+///
+/// # Errors
+/// A failed write.
+pub fn write_pairs(run: &Path, facts: &RunFacts, outcomes: &[PairOutcome]) -> Result<()> {
+    let path = run.join(TEST_PAIRS);
+    let failed = |error: serde_json::Error| file_error(&path, "write", &error.into());
+    let mut lines = serde_json::to_string(facts).map_err(failed)? + "\n";
+    for outcome in outcomes {
+        lines += &serde_json::to_string(outcome).map_err(failed)?;
+        lines.push('\n');
+    }
+    files::write_atomic(&path, lines.as_bytes())
+}
+
+/// Reads the file of a run.
+///
+/// # Errors
+/// [`Error::input`] for a folder that holds no finished run, or a line that this program has not written.
+pub fn read_pairs(run: &Path) -> Result<(RunFacts, Vec<PairOutcome>)> {
+    let path = run.join(TEST_PAIRS);
+    let text = fs::read_to_string(&path).map_err(|error| {
+        file_error(&path, "read", &error).hint(
+            "a run writes it at its very end: go on with --resume, and name test pairs ([data] test) in its config",
+        )
+    })?;
+    let mut lines = text.lines().enumerate();
+    let facts = match lines.next() {
+        Some(first) => parse(&path, first)?,
+        None => return Err(Error::input(format!("{} is empty", path.display())).hint("repeat the run")),
+    };
+    Ok((facts, lines.map(|line| parse(&path, line)).collect::<Result<_>>()?))
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, (index, line): (usize, &str)) -> Result<T> {
+    serde_json::from_str(line).map_err(|error| {
+        Error::input(format!("{}:{}: not a line of a run's test pairs: {error}", path.display(), index + 1))
+            .hint("runs of another version of haf-dist, or edited files, cannot be compared: repeat the run")
+    })
+}
