@@ -2,6 +2,7 @@
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
+mod examples;
 mod values;
 
 use crate::config::{Dtype, Format, Objective, TemplateKind};
@@ -11,61 +12,6 @@ use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use values::{above_zero, pair_tokens, positive, share};
 
-const EXAMPLES: &str = "\
-Examples:
-  mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
-  haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
-  haf-dist --config safety.toml --debug                   try a config out, every check on
-  haf-dist --config safety.toml --trace trace.json        see where the time goes
-  mpirun -n 8 haf-dist --config safety.toml --resume      go on after an interruption
-  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
-
-Every key of the config file is in configs/reference.toml, with its default.
-
-Environment:
-  HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
-  HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
-                     where hf:// paths are fetched from and kept, as in all of the hub's programs
-  NO_COLOR           no colours
-
-Exit codes:
-  0  done
-  1  the machine or the program failed
-  2  the command line, the config or another input is wrong";
-
-const EVAL_EXAMPLES: &str = "\
-Examples:
-  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
-  mpirun -n 2 haf-dist eval --checkpoint models/some-reward-model --data hh.jsonl.gz --template chat --json";
-
-const SCORE_EXAMPLES: &str = "\
-Examples:
-  haf-dist score --checkpoint runs/safety/step-100 --data answers.jsonl > scores.jsonl
-  haf-dist score --checkpoint runs/safety/step-100 --data pairs.jsonl --output scores.jsonl";
-
-const BENCH_EXAMPLES: &str = "\
-Examples:
-  haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --threads 1
-  haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --objective reward --count 96 --json";
-
-const PREPARE_EXAMPLES: &str = "\
-Examples:
-  haf-dist prepare --config safety.toml
-  mpirun -n 8 haf-dist prepare --config safety.toml --set data.cache_dir=/scratch/cache";
-
-const EXPORT_EXAMPLES: &str = "\
-Examples:
-  haf-dist export runs/safety/step-100 models/safety                the checkpoint without trainer/
-  haf-dist export --merge runs/lora/step-100 models/lora-merged     base + adapter as one model, reward head kept";
-
-const PLAN_EXAMPLES: &str = "\
-Examples:
-  haf-dist plan --config safety.toml --gpus 16                         will it fit, how long will it take
-  haf-dist plan --config safety.toml --gpus 64 --gpu a100 --mfu 0.35
-  haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
-
-Of the model's folder only config.json is read. The assumptions are printed with the figures.";
-
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
 /// Without a command it trains. Start one process per GPU (or per few cores) with mpirun; without mpirun it is one
@@ -74,7 +20,7 @@ Of the model's folder only config.json is read. The assumptions are printed with
 #[command(
     name = "haf-dist",
     version,
-    after_help = EXAMPLES,
+    after_help = examples::TRAINING,
     override_usage = "haf-dist --config <FILE> [--set <KEY=VALUE>]... [--resume | --debug]\n       haf-dist <COMMAND>",
     args_conflicts_with_subcommands = true,
     disable_help_subcommand = true,
@@ -123,7 +69,7 @@ impl Arguments {
 #[derive(Debug, Subcommand)]
 enum TypedCommand {
     /// Evaluate a checkpoint on pairs: accuracy with its interval, margin and losses per domain
-    #[command(after_help = EVAL_EXAMPLES)]
+    #[command(after_help = examples::EVAL)]
     Eval {
         #[command(flatten)]
         scoring: Scoring,
@@ -135,7 +81,7 @@ enum TypedCommand {
         json: bool,
     },
     /// Write a reward for every answer in a file, as JSON lines
-    #[command(after_help = SCORE_EXAMPLES)]
+    #[command(after_help = examples::SCORE)]
     Score {
         #[command(flatten)]
         scoring: Scoring,
@@ -153,13 +99,13 @@ enum TypedCommand {
         json: bool,
     },
     /// Time whole training steps: pairs per second and memory
-    #[command(after_help = BENCH_EXAMPLES)]
+    #[command(after_help = examples::BENCH)]
     Bench {
         #[command(flatten)]
         bench: Bench,
     },
     /// Tokenise and compute reference log-probs ahead of training, without creating a run folder
-    #[command(after_help = PREPARE_EXAMPLES)]
+    #[command(after_help = examples::PREPARE)]
     Prepare {
         /// The run, as a TOML file
         #[arg(long, value_name = "FILE")]
@@ -169,10 +115,10 @@ enum TypedCommand {
         set: Vec<String>,
     },
     /// Copy a checkpoint for other programs, or merge an adapter into its base
-    #[command(after_help = EXPORT_EXAMPLES)]
+    #[command(after_help = examples::EXPORT)]
     Export(Exporting),
     /// Predict memory, step time and scaling on hardware that need not be there
-    #[command(after_help = PLAN_EXAMPLES)]
+    #[command(after_help = examples::PLAN)]
     Plan(Planning),
 }
 

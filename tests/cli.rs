@@ -60,6 +60,7 @@ fn help_of_every_command() {
     insta::assert_snapshot!("help_short", help(&["-h"]));
     insta::assert_snapshot!("help_eval", help(&["eval", "--help"]));
     insta::assert_snapshot!("help_score", help(&["score", "--help"]));
+    insta::assert_snapshot!("help_export", help(&["export", "--help"]));
     insta::assert_snapshot!("help_prepare", help(&["prepare", "--help"]));
     insta::assert_snapshot!("help_plan", help(&["plan", "--help"]));
 }

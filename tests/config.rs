@@ -147,25 +147,6 @@ fn the_papers_files_are_its_recipe() {
 }
 
 #[test]
-fn the_lora_file_is_the_papers_recipe_for_mistral_and_the_table_may_be_left_out() {
-    let config = Config::load(Path::new("configs/lora.toml"), &[]).unwrap();
-    let lora = config.lora.unwrap();
-    assert_eq!((lora.rank, lora.alpha, lora.use_rslora), (64, 16.0, false));
-    assert_eq!(lora.targets, ["gate_proj", "up_proj", "down_proj"]);
-    assert_eq!((config.train.learning_rate, config.train.pairs_per_step, config.train.steps), (3e-5, 16, Some(3200)));
-    assert_eq!(with(&[]).unwrap().lora, None);
-    // Rank and alpha have the paper's values as their defaults; targets have none.
-    let small = with(&["lora.targets=['q_proj']"]).unwrap().lora.unwrap();
-    assert_eq!((small.rank, small.alpha, small.seed), (64, 16.0, 0));
-    assert!(with(&["lora.rank=8"]).unwrap_err().message.contains("`lora.targets` is missing"));
-    for wrong in ["lora.rank=0", "lora.rank=100000", "lora.alpha=0", "lora.alpha=inf", "lora.base="] {
-        assert!(with(&["lora.targets=['q_proj']", wrong]).is_err(), "{wrong}");
-    }
-    assert!(with(&["lora.targets=[]"]).unwrap_err().message.contains("`lora.targets` is empty"));
-    assert!(with(&["lora.target=['q_proj']"]).unwrap_err().message.contains("unknown key `lora.target`"));
-}
-
-#[test]
 fn the_resolved_text_loads_to_an_equal_config() {
     for set in [&[][..], &["train.steps=7", "loss.alpha=0.30000000000000004", "data.test.0.path=a \"b\".jsonl"]] {
         let config = with(set).unwrap();
@@ -235,7 +216,7 @@ fn a_wrong_file_is_told_the_line_the_key_and_the_nearest() {
     for (from, to, message) in [
         ("[output]", "[loss]\nalhpa = 1\n[output]", "a.toml:6: unknown key `loss.alhpa`; expected one of"),
         ("[output]", "[loss]\nalhpa = 1\n[output]", "did you mean `loss.alpha`?"),
-        ("[output]", "[train]\nalpha = 1\n[output]", "did you mean `loss.alpha`?"),
+        ("[output]", "[train]\nbeta = 1\n[output]", "did you mean `loss.beta`?"),
         ("[output]", "[los]\n[output]", "a.toml:5: unknown table or key `los`"),
         ("[output]", "[los]\n[output]", "did you mean `loss`?"),
         ("{ path", "{ pth = 1, path", "a.toml:4: unknown key `data.train.0.pth`"),

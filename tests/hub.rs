@@ -3,7 +3,7 @@
 
 use haf_dist::config::HubPath;
 use haf_dist::error::{Error, Kind, Result};
-use haf_dist::hub::{Hub, RepositoryKind, Snapshot};
+use haf_dist::hub::{Hub, RepositoryKind, Snapshot, name_of};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -81,6 +81,13 @@ const MODEL: &[(&str, &str)] = &[
     ("model.safetensors.index.json", "{\"weight_map\": {}}"),
     ("onnx/model.onnx", "x"),
     ("pytorch_model.bin", "pickle"),
+    ("tokenizer.json", "{\"version\": \"1.0\"}"),
+];
+const ADAPTER: &[(&str, &str)] = &[
+    ("README.md", "#"),
+    ("adapter_config.json", "{}"),
+    ("adapter_model.safetensors", "a"),
+    ("optimizer.pt", "pickle"),
     ("tokenizer.json", "{\"version\": \"1.0\"}"),
 ];
 const DATA: &[(&str, &str)] = &[
@@ -210,4 +217,16 @@ fn a_hub_that_lists_files_outside_its_folder_is_not_believed() {
     let error = model(&Hub::new(cache.path(), &server.endpoint)).unwrap_err();
     told(&error, Kind::Runtime, "named \"../../x\"", "");
     assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_adapter_needs_no_config_of_a_model_and_a_folder_in_the_cache_knows_its_name() {
+    let (folder, server) = (tempfile::tempdir().unwrap(), Server::start(ADAPTER));
+    let (snapshot, files) = model(&Hub::new(folder.path(), &server.endpoint)).unwrap();
+    assert_eq!(snapshot.files, ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]);
+    let name = name_of(files[0].parent().unwrap()).unwrap();
+    assert_eq!(name, ("owner/name".to_string(), Some(COMMIT.to_string())));
+    // Any other folder is called by its path.
+    let (path, revision) = name_of(folder.path()).unwrap();
+    assert!(Path::new(&path) == folder.path() && revision.is_none());
 }

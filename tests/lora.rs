@@ -377,3 +377,26 @@ fn what_does_not_fit_is_refused_with_what_there_is() {
         error.message
     );
 }
+
+#[test]
+fn the_lora_file_is_the_papers_recipe_for_mistral_and_the_table_may_be_left_out() {
+    let parsed = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|set| set.to_string()).collect();
+        Config::parse("test", "model.path = 'm'\ndata.train = [{ path = 'd' }]\noutput.dir = 'o'\n", &set)
+    };
+    let config = Config::load(Path::new("configs/lora.toml"), &[]).unwrap();
+    let lora = config.lora.unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.use_rslora), (64, 16.0, false));
+    assert_eq!(lora.targets, ["gate_proj", "up_proj", "down_proj"]);
+    assert_eq!((config.train.learning_rate, config.train.pairs_per_step, config.train.steps), (3e-5, 16, Some(3200)));
+    assert_eq!(parsed(&[]).unwrap().lora, None);
+    // Rank and alpha have the paper's values as their defaults; targets have none.
+    let small = parsed(&["lora.targets=['q_proj']"]).unwrap().lora.unwrap();
+    assert_eq!((small.rank, small.alpha, small.seed), (64, 16.0, 0));
+    assert!(parsed(&["lora.rank=8"]).unwrap_err().message.contains("`lora.targets` is missing"));
+    for wrong in ["lora.rank=0", "lora.rank=100000", "lora.alpha=0", "lora.alpha=inf", "lora.base="] {
+        assert!(parsed(&["lora.targets=['q_proj']", wrong]).is_err(), "{wrong}");
+    }
+    assert!(parsed(&["lora.targets=[]"]).unwrap_err().message.contains("`lora.targets` is empty"));
+    assert!(parsed(&["lora.target=['q_proj']"]).unwrap_err().message.contains("unknown key `lora.target`"));
+}

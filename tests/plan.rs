@@ -4,6 +4,7 @@
 use haf_dist::config::LoraConfig;
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::config::Architecture;
+use haf_dist::model::lora;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
 use haf_dist::model::workspace::{Keep, Workspace};
@@ -32,10 +33,6 @@ fn job(case: &str, kind: Kind, policy: bool) -> Job {
     Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, sharded: false, lora: None }
 }
 
-fn lora() -> LoraConfig {
-    LoraConfig { rank: 4, alpha: 8.0, targets: Vec::new(), seed: 0, use_rslora: false, base: None }
-}
-
 fn model(case: &str, kind: Kind, log_probs: bool) -> Model {
     Model::load(&folder(case), LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs }).unwrap()
 }
@@ -52,7 +49,10 @@ fn parameters_and_their_bytes_are_those_of_a_loaded_model() {
         ] {
             let (mut job, mut model) = (job(case, kind, policy), model(case, kind, policy));
             if adapters {
-                let lora = LoraConfig { targets: vec!["q_proj".into(), "down_proj".into()], ..lora() };
+                // The first projection of each half, whatever the family calls it.
+                let projections = lora::projections(&job.architecture, 0);
+                let targets = [0, projections.len() - 2].map(|index| projections[index].1.clone()).to_vec();
+                let lora = LoraConfig { rank: 4, alpha: 8.0, targets, seed: 0, use_rslora: false, base: None };
                 let origin = Origin { base: folder(case), adapter: None };
                 let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs: policy };
                 model = adapter::load(&origin, options, Some(&lora)).unwrap();

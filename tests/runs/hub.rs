@@ -4,10 +4,10 @@
 use crate::tiny::Workspace;
 use std::fs;
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// A workspace whose model and first source lie in the hub's cache.
-fn with_cache() -> Workspace {
+pub fn with_cache() -> Workspace {
     let workspace = Workspace::new();
     for (repository, file) in [("models--owner--tiny", "model"), ("datasets--owner--pairs", "plain.jsonl")] {
         let folder = workspace.path("hub").join(repository);

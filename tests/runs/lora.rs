@@ -1,5 +1,6 @@
 //! Whole runs with adapters: resumed, evaluated, started from, exported and merged.
 
+use crate::hub;
 use crate::tiny::{Workspace, parse_lines};
 use haf_dist::safetensors_io::Mapped;
 use serde_json::{Value, json};
@@ -26,10 +27,13 @@ fn names(workspace: &Workspace, folder: &str) -> Vec<String> {
     names
 }
 
+/// A merged folder does not say how long the run's sequences were.
+const LENGTHS: [&str; 4] = ["--max-length", "28", "--max-prompt-length", "16"];
+
 /// Rewards and log-probs of a file's answers.
 fn scores(workspace: &Workspace, checkpoint: &str, more: &[&str]) -> Vec<Value> {
     let command = ["score", "--checkpoint", checkpoint, "--data", "test.jsonl", "--dtype", "f32"];
-    parse_lines(&workspace.run(1, &[&command, more].concat()).succeeded().stdout)
+    parse_lines(&workspace.run(1, &[&command[..], &LENGTHS, more].concat()).succeeded().stdout)
 }
 
 #[track_caller]
@@ -106,7 +110,6 @@ fn the_reference_is_the_base_with_one_cache_for_both_ways_of_training() {
 #[test]
 fn a_run_can_start_from_an_adapter_and_still_compares_with_the_base() {
     let workspace = trained(1);
-    fs::remove_dir_all(workspace.path("cache")).unwrap();
     let start = ["model.path='run/step-6'", "output.dir=more", "train.steps=2", "train.learning_rate=1e-9"];
     let outcome = workspace.train(1, &with_lora(&start)).succeeded();
     assert!(outcome.stderr.contains("brings a reward head"), "{}", outcome.stderr);
@@ -114,9 +117,6 @@ fn a_run_can_start_from_an_adapter_and_still_compares_with_the_base() {
     let first = &workspace.steps("more")[0];
     let policy = first["policy_loss"].as_f64().unwrap();
     assert!((policy - 2f64.ln()).abs() > 1e-4, "{policy}");
-    // The references are those of the base, computed here with adapters off.
-    let outcome = workspace.train(1, &with_lora(&["output.dir=again"])).succeeded();
-    assert!(outcome.stderr.contains("pairs from the cache"), "{}", outcome.stderr);
     let keys = [&POLICY[..], &["implicit_chosen", "implicit_rejected"]].concat();
     assert_close(&scores(&workspace, "more/step-2", &[]), &scores(&workspace, "run/step-6", &[]), &keys, 1e-5);
 
@@ -156,7 +156,7 @@ fn a_merged_export_keeps_the_head_and_scores_as_the_adapter_does() {
     assert_eq!(config["pad_token_id"], json!(7));
     let metrics = |checkpoint: &str| {
         let command = ["eval", "--checkpoint", checkpoint, "--data", "test.jsonl", "--json"];
-        parse_lines(&workspace.run(1, &command).succeeded().stdout)[0]["accuracy"].clone()
+        parse_lines(&workspace.run(1, &[&command[..], &LENGTHS].concat()).succeeded().stdout)[0]["accuracy"].clone()
     };
     assert_eq!(metrics("merged"), metrics("run/step-6"));
 }
@@ -198,6 +198,20 @@ fn a_base_that_moved_is_asked_for_and_can_be_named() {
     assert!(!workspace.path("merged.partial").exists(), "nothing is left");
     workspace.run(1, &["export", "--merge", "--base", "elsewhere", "run/step-6", "merged"]).succeeded();
     assert_close(&scores(&workspace, "merged", &[]), &before, keys, 1e-5);
+}
+
+#[test]
+fn a_base_on_the_hub_keeps_its_name_and_is_found_again_by_it() {
+    let workspace = hub::with_cache();
+    let from_hub = ["model.path=hf://owner/tiny", "data.train.0.path=hf://owner/pairs/train"];
+    workspace.train(1, &with_lora(&from_hub)).succeeded();
+    let config: Value = serde_json::from_slice(&workspace.read("run/step-6/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], json!("owner/tiny"));
+    assert_eq!(config["revision"], json!(hub::COMMIT));
+    let named = scores(&workspace, "run/step-6", &["--base", "hf://owner/tiny"]);
+    assert_close(&scores(&workspace, "run/step-6", &[]), &named, &POLICY, 0.0);
+    workspace.run(1, &["export", "--merge", "run/step-6", "merged"]).succeeded();
+    assert_close(&scores(&workspace, "merged", &[]), &named, &POLICY, 1e-5);
 }
 
 #[test]

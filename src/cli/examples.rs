@@ -1,0 +1,63 @@
+//! What `--help` says below the options of each command.
+
+/// Below the options of `haf-dist`.
+pub const TRAINING: &str = "\
+Examples:
+  mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
+  haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
+  haf-dist --config safety.toml --debug                   try a config out, every check on
+  haf-dist --config safety.toml --trace trace.json        see where the time goes
+  mpirun -n 8 haf-dist --config safety.toml --resume      go on after an interruption
+  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
+
+Every key of the config file is in configs/reference.toml, with its default.
+
+Environment:
+  HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
+  HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
+                     where hf:// paths are fetched from and kept, as in all of the hub's programs
+  NO_COLOR           no colours
+
+Exit codes:
+  0  done
+  1  the machine or the program failed
+  2  the command line, the config or another input is wrong";
+
+/// Below the options of `haf-dist eval`.
+pub const EVAL: &str = "\
+Examples:
+  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
+  mpirun -n 2 haf-dist eval --checkpoint models/some-reward-model --data hh.jsonl.gz --template chat --json";
+
+/// Below the options of `haf-dist score`.
+pub const SCORE: &str = "\
+Examples:
+  haf-dist score --checkpoint runs/safety/step-100 --data answers.jsonl > scores.jsonl
+  haf-dist score --checkpoint runs/safety/step-100 --data pairs.jsonl --output scores.jsonl";
+
+/// Below the options of `haf-dist bench`.
+pub const BENCH: &str = "\
+Examples:
+  haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --threads 1
+  haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --objective reward --count 96 --json";
+
+/// Below the options of `haf-dist prepare`.
+pub const PREPARE: &str = "\
+Examples:
+  haf-dist prepare --config safety.toml
+  mpirun -n 8 haf-dist prepare --config safety.toml --set data.cache_dir=/scratch/cache";
+
+/// Below the options of `haf-dist export`.
+pub const EXPORT: &str = "\
+Examples:
+  haf-dist export runs/safety/step-100 models/safety                the checkpoint without trainer/
+  haf-dist export --merge runs/lora/step-100 models/lora-merged     base + adapter as one model, reward head kept";
+
+/// Below the options of `haf-dist plan`.
+pub const PLAN: &str = "\
+Examples:
+  haf-dist plan --config safety.toml --gpus 16                         will it fit, how long will it take
+  haf-dist plan --config safety.toml --gpus 64 --gpu a100 --mfu 0.35
+  haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
+
+Of the model's folder only config.json is read. The assumptions are printed with the figures.";
