@@ -51,7 +51,8 @@ fn parameters_and_their_bytes_are_those_of_a_loaded_model() {
             if adapters {
                 // The first projection of each half, whatever the family calls it.
                 let projections = lora::projections(&job.architecture, 0);
-                let targets = [0, projections.len() - 2].map(|index| projections[index].1.clone()).to_vec();
+                let target = |index: usize| lora::within_block(&projections[index].1).to_string();
+                let targets = [0, projections.len() - 2].map(target).to_vec();
                 let lora = LoraConfig { rank: 4, alpha: 8.0, targets, seed: 0, use_rslora: false, base: None };
                 let origin = Origin { base: folder(case), adapter: None };
                 let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs: policy };
