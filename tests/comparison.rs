@@ -6,11 +6,13 @@ use haf_dist::metrics::{PairOutcome, RunFacts};
 
 const CONFIG: &str = "model.path = 'm'\ndata.train = [{ path = 't' }]\noutput.dir = 'o'\n";
 
-/// A run whose heads get right what the two texts say: `+` right, `-` wrong, `=` a tie, an empty text no such head. Two
+/// A run whose heads get right what the two texts say: `+` right, `-` wrong, `=` a tie, an empty text no such head (of hybrid: as the reward head). Two
 /// pairs a prompt.
 fn run(objective: &str, seed: u64, reward: &str, policy: &str) -> ComparedRun {
     let set = [format!("loss.objective={objective}"), format!("data.seed={seed}"), format!("output.dir={seed}")];
     let config = Config::parse("a.toml", CONFIG, &set).unwrap();
+    // The hybrid objective has both heads.
+    let policy = if objective == "hybrid" && policy.is_empty() { reward } else { policy };
     let margin = |text: &str, index: usize| match text.as_bytes().get(index) {
         Some(b'+') => Some(0.5),
         Some(b'-') => Some(-0.5),

@@ -89,7 +89,7 @@ impl<'a> Block<'a> {
                 norm.add_forward(change, &state.middle, &shared.normed, &state.middle_statistics)?;
             }
             Residual::Parallel => {
-                state.middle.copy_(change.1);
+                norm::add(change.0, change.1, &state.middle)?;
                 if places.mlp_norm != places.input_norm {
                     let norm = self.norm(places.mlp_norm);
                     norm.forward(&state.input, &shared.normed, &state.middle_statistics)?;
@@ -100,14 +100,7 @@ impl<'a> Block<'a> {
         let Architecture { activation, gated, .. } = *self.architecture;
         activation::forward(activation, gated, &state.inner, &shared.activated)?;
         self.contribute(&shared.activated, &places.down, places.post_mlp_norm, &state.post_mlp, shared)?;
-        match self.architecture.residual {
-            Residual::Sequential => norm::add(&state.middle, &shared.change, output),
-            Residual::Parallel => {
-                // The halves first, as Transformers does: the sum of small numbers loses less in bf16.
-                norm::add(&state.middle, &shared.change, &shared.normed)?;
-                norm::add(&state.input, &shared.normed, output)
-            }
-        }
+        norm::add(&state.middle, &shared.change, output)
     }
 
     /// Attention: normed states in `shared.normed` -> what they add to the hidden states, in `shared.change`.
