@@ -163,7 +163,8 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let attention = if cpu {
         c * tokens * (query + 2 * key)
     } else {
-        // The kernel for GPUs holds a sequence's scores five times in f32, and its keys and values for every head.
+        // Without a fused kernel a sequence's scores come five times in f32, and its keys and values for every head: an
+        // upper bound, as libtorch picks the kernel.
         let rows = shape.longest_sequence;
         4 * a.heads * rows * (5 * rows + 4 * a.head_width) + c * shape.mask
     };

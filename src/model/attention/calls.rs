@@ -1,7 +1,10 @@
 //! Attention as tensor operations, for what is no CPU: one call a run of query rows.
 //!
 //! The prefix and the first suffix are one causal call; each further suffix is one call whose keys are the prefix's and
-//! its own. A call's last query sees its last key, so that the mask is a lower-right one. Formulas are in f32.
+//! its own. A call's last query sees its last key, so that the mask is a lower-right one.
+//!
+//! Without a soft cap libtorch picks a fused kernel, which is run once more for its gradients. None of them knows a cap:
+//! then the formulas are written out, in f32.
 //!
 //! Legend: Q query rows of a call, K its key rows, H query heads, G key/value heads, E head width.
 
@@ -53,8 +56,14 @@ fn mask(queries: i64, prefix: i64, window: Option<usize>, kind: Kind, device: De
 }
 
 impl Call {
-    /// Writes the outputs of the rows that ask; returns their log-sum-exps.
+    /// Writes the outputs of the rows that ask; returns their log-sum-exps, where the formulas are written out.
     pub fn forward(&self, [query, key, value]: [&Tensor; 3], output: &Tensor) -> Tensor {
+        if self.rules.soft_cap.is_none() {
+            let attended =
+                self.fused(&[self.queries(query), self.keys(key), self.keys(value)].map(|it| heads_first(&it)));
+            self.queries(output).copy_(&attended.squeeze_dim(0).transpose(0, 1));
+            return Tensor::new();
+        }
         let query = heads_first(&self.queries(query));
         let (key, value) = (heads_first(&self.keys(key)), heads_first(&self.keys(value)));
         let (key, value) = (repeat_heads(&key, &query), repeat_heads(&value, &query));
@@ -74,6 +83,19 @@ impl Call {
         log_sum: &Tensor,
         [query_sum, key_sum, value_sum]: &[Tensor; 3],
     ) {
+        if self.rules.soft_cap.is_none() {
+            let leaf = |rows: Tensor| heads_first(&rows).detach().copy().set_requires_grad(true);
+            let leaves = [self.queries(query), self.keys(key), self.keys(value)].map(leaf);
+            let upstream = heads_first(&self.queries(gradient));
+            // The gradient of this sum by the output is `upstream`.
+            let sum = tch::with_grad(|| (self.fused(&leaves) * upstream).sum(Kind::Float));
+            let gradients = Tensor::run_backward(&[sum], &leaves, false, false);
+            let rows_first = |gradient: &Tensor| gradient.squeeze_dim(0).transpose(0, 1);
+            self.queries(query_sum).copy_(&rows_first(&gradients[0]));
+            self.add_keys(key_sum, &rows_first(&gradients[1]));
+            self.add_keys(value_sum, &rows_first(&gradients[2]));
+            return;
+        }
         let groups = key.size()[1];
         let query = heads_first(&self.queries(query));
         let (key, value) = (heads_first(&self.keys(key)), heads_first(&self.keys(value)));
@@ -98,6 +120,13 @@ impl Call {
             let gradient = sum_heads(&gradient, groups).to_kind(sum.kind());
             self.add_keys(sum, &gradient.squeeze_dim(0).transpose(0, 1));
         }
+    }
+
+    /// Attention by the kernel that libtorch picks: queries [1, H, Q, E], keys and values [1, G, K, E] -> [1, H, Q, E].
+    fn fused(&self, [query, key, value]: &[Tensor; 3]) -> Tensor {
+        let (key, value) = (repeat_heads(key, query), repeat_heads(value, query));
+        let (mask, causal) = (self.mask.as_ref(), self.mask.is_none());
+        Tensor::scaled_dot_product_attention(query, &key, &value, mask, 0.0, causal, Some(self.rules.scale), false)
     }
 
     /// Scaled and capped scores [1, H, Q, K] in f32, before the mask.
