@@ -91,10 +91,10 @@ pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>
     file.sync_all().map_err(failed)
 }
 
-/// [`write`] of a model's tensors: Transformers and PEFT refuse a file that does not say `format = "pt"`.
+/// [`write()`] of a model's tensors: Transformers and PEFT refuse a file that does not say `format = "pt"`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_model(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let entries: Vec<Entry> = tensors.iter().map(|(name, tensor)| Entry::of(name, tensor)).collect();
     write(path, &entries, &BTreeMap::from([("format".into(), "pt".into())]))
