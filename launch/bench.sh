@@ -41,12 +41,6 @@ QUICK=no
 DRY=no
 LINE=$(quoted launch/bench.sh "$@")
 
-# take OPTION VALUES...: the value of an option, checked to be there.
-take() {
-    (($# >= 2)) || fail "$1 needs a value" "launch/bench.sh --help lists the options"
-    printf '%s\n' "$2"
-}
-
 # take_number OPTION VALUES...: the same for a whole number.
 take_number() {
     local value

@@ -22,6 +22,12 @@ fail() {
     exit 1
 }
 
+# take OPTION VALUES...: the value of an option, checked to be there.
+take() {
+    (($# >= 2)) || fail "$1 needs a value" "launch/${0##*/} --help lists the options"
+    printf '%s\n' "$2"
+}
+
 # have COMMAND: is it on the PATH?
 have() {
     command -v "$1" >/dev/null 2>&1

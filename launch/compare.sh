@@ -40,12 +40,6 @@ SETS=()
 DROP=no
 DRY=no
 
-# take OPTION VALUES...: the value of an option, checked to be there.
-take() {
-    (($# >= 2)) || fail "$1 needs a value" "$HINT"
-    printf '%s\n' "$2"
-}
-
 # take_number OPTION VALUES...: the same for a whole number from 1 on.
 take_number() {
     local value

@@ -9,11 +9,9 @@ mod steps;
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::Config;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
-use haf_dist::data::sampler::Sampler;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Segment;
-use haf_dist::sharding;
-use haf_dist::trainer::{Split, Trainer, check_replicas};
+use haf_dist::trainer::{Trainer, check_replicas};
 use steps::{PAIRS, config, engine, engine_in, pairs};
 use tch::{Device, Kind, Tensor};
 
@@ -24,16 +22,7 @@ fn trainer<'a>(config: &'a Config, comm: &'a CommThread) -> Trainer<'a> {
 }
 
 fn trainer_in<'a>(config: &'a Config, comm: &'a CommThread, kind: Kind) -> Trainer<'a> {
-    let mut engine = engine_in(config, kind);
-    if config.parallel.shard_optimizer {
-        sharding::shard(&mut engine.model, comm);
-    }
-    let data = pairs(engine.model.architecture.vocabulary as u32);
-    // A reference that differs from the policy, or half of the gradients would be trivial.
-    let references = (0..PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
-    let batch = config.train.pairs_per_step;
-    let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
-    Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1)
+    steps::trainer(config, comm, engine_in(config, kind))
 }
 
 /// Losses of every step and the final masters, as every rank must see them.

@@ -7,12 +7,9 @@ mod steps;
 
 use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl, solo::Solo};
 use haf_dist::config::Config;
-use haf_dist::data::sampler::Sampler;
 use haf_dist::engine::Engine;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
-use haf_dist::sharding;
-use haf_dist::trainer::{Split, Trainer};
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -75,15 +72,8 @@ fn all_reduce_of_ones() {
 
 fn trajectory(config: &Config, comm: &CommThread, device: Device) -> Vec<f64> {
     let options = LoadOptions { kind: Kind::Float, device, purpose: Use::Train, log_probs: true };
-    let mut engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false);
-    if config.parallel.shard_optimizer {
-        sharding::shard(&mut engine.model, comm);
-    }
-    let data = steps::pairs(engine.model.architecture.vocabulary as u32);
-    let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
-    let batch = config.train.pairs_per_step;
-    let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
-    let mut trainer = Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1);
+    let engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false);
+    let mut trainer = steps::trainer(config, comm, engine);
     let step = |_| trainer.step(STEPS).expect("a step").0;
     (0..STEPS).map(step).flat_map(|metrics| [metrics.loss, metrics.grad_norm]).collect()
 }

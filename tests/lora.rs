@@ -10,7 +10,6 @@ use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::{Config, LoraConfig, LossConfig};
 use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
-use haf_dist::data::sampler::Sampler;
 use haf_dist::engine::Engine;
 use haf_dist::head::Objective;
 use haf_dist::model::adapter::{self, Origin};
@@ -21,9 +20,9 @@ use haf_dist::model::peft::PREFIX;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
 use haf_dist::safetensors_io::Mapped;
-use haf_dist::trainer::{Split, Trainer, check_replicas};
+use haf_dist::trainer::check_replicas;
 use std::path::{Path, PathBuf};
-use steps::{PAIRS, config, engine, pairs};
+use steps::{config, engine};
 use tch::{Device, Kind, Tensor};
 
 const MLP: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
@@ -269,12 +268,7 @@ fn run(config: &Config, world_size: usize) -> (Vec<f64>, Vec<Tensor>) {
             segments.map(|segment| segment.compute.copy()).collect()
         };
         let before = frozen(&engine);
-        let data = pairs(engine.model.architecture.vocabulary as u32);
-        let references = (0..PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
-        let batch = config.train.pairs_per_step;
-        let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
-        let split = Split { name: "train", data, references };
-        let mut trainer = Trainer::new(config, &comm, engine, sampler, split, None, 1);
+        let mut trainer = steps::trainer(config, &comm, engine);
         let losses = (0..STEPS).map(|_| trainer.step(STEPS).unwrap().0.loss).collect();
         check_replicas(&trainer.engine, &comm).unwrap();
         for (before, after) in before.iter().zip(frozen(&trainer.engine)) {

@@ -11,11 +11,9 @@ mod steps;
 
 use common::conformance::CASES;
 use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, launch, mpi::Mpi, threads};
-use haf_dist::data::sampler::Sampler;
 use haf_dist::error::Error;
 use haf_dist::reducer::share_gradients;
 use haf_dist::sharding;
-use haf_dist::trainer::{Split, Trainer};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -214,10 +212,7 @@ fn masters(comm: &CommThread, shard: bool) -> Vec<Tensor> {
         sharding::shard(&mut engine.model, comm);
     }
     share_gradients(&mut engine.model, comm).expect("no rank is lost");
-    let data = steps::pairs(engine.model.architecture.vocabulary as u32);
-    let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
-    let sampler = Sampler::new(data.source_ranges(), &[1.0], 8, true, 0).expect("a sampler");
-    let mut trainer = Trainer::new(&config, comm, engine, sampler, Split { name: "train", data, references }, None, 1);
+    let mut trainer = steps::trainer(&config, comm, engine);
     for _ in 0..5 {
         trainer.step(5).expect("no rank is lost");
     }

@@ -2,6 +2,7 @@
 //!
 //! Subsets, several ranks, the partial cache, and step 1 of a run shorter than an epoch.
 
+#[allow(dead_code)]
 #[path = "common/steps.rs"]
 mod steps;
 

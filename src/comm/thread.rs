@@ -204,12 +204,19 @@ impl CommThread {
 
     /// As [`all_reduce`](Self::all_reduce) for several buffers, together where the backend can; messages call them
     /// `purpose`.
-    pub fn all_reduce_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
-        self.submit_for(purpose, move |communicator| {
-            let _span = tracing::trace_span!("all-reduce", bytes = bytes_of(&buffers)).entered();
-            communicator.all_reduce_together(&mut buffers)?;
-            Ok(buffers)
+    pub fn all_reduce_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+        self.in_place(purpose, buffers, |communicator, buffers| {
+            let _span = tracing::trace_span!("all-reduce", bytes = bytes_of(&*buffers)).entered();
+            communicator.all_reduce_together(buffers)
         })
+    }
+
+    /// Queues a collective that works in several buffers, which then come back.
+    fn in_place<W>(&self, purpose: String, mut buffers: Vec<Tensor>, work: W) -> Pending<Vec<Tensor>>
+    where
+        W: FnOnce(&mut dyn Communicator, &mut [Tensor]) -> Result<()> + Send + 'static,
+    {
+        self.submit_for(purpose, move |communicator| work(communicator, &mut buffers).map(|()| buffers))
     }
 
     /// Every rank gets the element-wise sum over ranks, the same bits everywhere.
@@ -231,21 +238,19 @@ impl CommThread {
 
     /// Queues [`Communicator::reduce_scatter`] of several buffers, together where the backend can, and returns at once;
     /// messages call them `purpose`. The promise of [`all_reduce`](Self::all_reduce) holds for all shares.
-    pub fn reduce_scatter_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
-        self.submit_for(purpose, move |communicator| {
-            let _span = tracing::trace_span!("reduce-scatter", bytes = bytes_of(&buffers)).entered();
-            communicator.reduce_scatter_together(&mut buffers)?;
-            Ok(buffers)
+    pub fn reduce_scatter_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+        self.in_place(purpose, buffers, |communicator, buffers| {
+            let _span = tracing::trace_span!("reduce-scatter", bytes = bytes_of(&*buffers)).entered();
+            communicator.reduce_scatter_together(buffers)
         })
     }
 
     /// Queues [`Communicator::all_gather`] of several buffers, together where the backend can, and returns at once;
     /// messages call them `purpose`. The promise of [`all_reduce`](Self::all_reduce) holds for all shares.
-    pub fn all_gather_together(&self, purpose: String, mut buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
-        self.submit_for(purpose, move |communicator| {
-            let _span = tracing::trace_span!("all-gather", bytes = bytes_of(&buffers)).entered();
-            communicator.all_gather_together(&mut buffers)?;
-            Ok(buffers)
+    pub fn all_gather_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+        self.in_place(purpose, buffers, |communicator, buffers| {
+            let _span = tracing::trace_span!("all-gather", bytes = bytes_of(&*buffers)).entered();
+            communicator.all_gather_together(buffers)
         })
     }
 

@@ -1,12 +1,16 @@
 //! A tiny model, a config for it and pairs of many lengths, for tests of whole training steps.
 
+use haf_dist::comm::CommThread;
 use haf_dist::config::Config;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::sampler::Sampler;
 use haf_dist::data::tokenize::OwnedPair;
 use haf_dist::engine::Engine;
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::LoadOptions;
+use haf_dist::sharding;
+use haf_dist::trainer::{Split, Trainer};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -66,4 +70,17 @@ pub fn engine_in(config: &Config, kind: Kind) -> Engine {
     let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs };
     let origin = Origin::of(&config.model.path, None).unwrap();
     Engine::new(adapter::load(&origin, options, config.lora.as_ref()).unwrap(), config.train.activation_checkpointing)
+}
+
+/// A run of the config over [`pairs`], with optimiser state sharded where the config says so.
+pub fn trainer<'a>(config: &'a Config, comm: &'a CommThread, mut engine: Engine) -> Trainer<'a> {
+    if config.parallel.shard_optimizer {
+        sharding::shard(&mut engine.model, comm);
+    }
+    let data = pairs(engine.model.architecture.vocabulary as u32);
+    // A reference that differs from the policy, or half of the gradients would be trivial.
+    let references = (0..PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
+    let batch = config.train.pairs_per_step;
+    let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
+    Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1)
 }

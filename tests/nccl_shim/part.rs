@@ -4,12 +4,9 @@ use crate::common::conformance::CASES;
 use crate::steps;
 use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl};
 use haf_dist::config::Config;
-use haf_dist::data::sampler::Sampler;
 use haf_dist::engine::GradientSink;
 use haf_dist::error::Result;
 use haf_dist::reducer::Reducer;
-use haf_dist::sharding;
-use haf_dist::trainer::{Split, Trainer};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
@@ -116,15 +113,7 @@ fn reduce_twice(comm: &CommThread, swap: bool) {
 
 /// Losses, gradient norms and final masters of a few steps.
 fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
-    let mut engine = steps::engine(config);
-    if config.parallel.shard_optimizer {
-        sharding::shard(&mut engine.model, comm);
-    }
-    let data = steps::pairs(engine.model.architecture.vocabulary as u32);
-    let references = (0..steps::PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
-    let batch = config.train.pairs_per_step;
-    let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
-    let mut trainer = Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1);
+    let mut trainer = steps::trainer(config, comm, steps::engine(config));
     let mut scalars = Vec::new();
     for _ in 0..STEPS {
         let (metrics, _) = trainer.step(STEPS).expect("a step");
