@@ -4,7 +4,10 @@
 //! from the last to the first; each adds its parameter gradients to its bucket. On a step's last micro-batch a finished
 //! bucket is handed to a [`GradientSink`] at once, while the earlier segments still compute.
 //!
-//! Legend: T tokens, D width.
+//! The heads read some rows only ([`PackedBatch::read_rows`]), and a row needs others in attention only: after that of
+//! the last block just the rows that are read go on.
+//!
+//! Legend: T tokens, N rows that the heads read, D width.
 
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
@@ -16,7 +19,7 @@ use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Views, Workspace};
 use std::cell::{Cell, RefCell};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tracing::trace_span;
 
 /// Takes gradient buckets in the order in which they become complete; the same order on every rank.
@@ -79,8 +82,9 @@ impl Engine {
         if batch.pairs.is_empty() {
             return Ok(Vec::new());
         }
-        let hidden = self.hidden(batch)?;
-        self.heads(&self.workspace.borrow())?.scores(&hidden, batch, log_probs)
+        let read = batch.read_rows(log_probs);
+        let hidden = self.hidden_at(batch, &read.rows)?;
+        self.heads(&self.workspace.borrow())?.scores(&hidden, &read.pairs, log_probs)
     }
 
     /// Final hidden states [T, D] of every token of a batch, after the final norm, without gradients.
@@ -88,11 +92,16 @@ impl Engine {
     /// # Errors
     /// None with a model as this crate loads it.
     pub fn hidden(&self, batch: &PackedBatch) -> Result<Tensor> {
+        self.hidden_at(batch, &Tensor::arange(batch.token_count() as i64, (Kind::Int64, self.model.device)))
+    }
+
+    /// [`Engine::hidden`] at some rows `[N]`, [N, D].
+    fn hidden_at(&self, batch: &PackedBatch, rows: &Tensor) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
         let _span = trace_span!("score", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let mut views = self.views(batch, Keep::Nothing);
-        self.forward(batch, &mut views, &self.context(batch))?;
-        let (normed, _) = self.final_norm(&views.output)?;
+        let output = self.forward(batch, rows, &mut views, &self.context(batch))?;
+        let (normed, _) = self.final_norm(&output)?;
         Ok(normed)
     }
 
@@ -117,23 +126,25 @@ impl Engine {
         let _span = trace_span!("micro-batch", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let keep = if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
         let mut views = self.views(batch, keep);
-        let context = trace_span!("plan").in_scope(|| self.context(batch));
-        self.forward(batch, &mut views, &context)?;
-        let Views { mut states, output, shared } = views;
+        let (context, read) =
+            trace_span!("plan").in_scope(|| (self.context(batch), batch.read_rows(objective.log_probs)));
+        let output = self.forward(batch, &read.rows, &mut views, &context)?;
+        let Views { mut states, shared, .. } = views;
         let (normed, statistics) = self.final_norm(&output)?;
 
         let workspace = self.workspace.borrow();
-        let (losses, gradient) =
-            trace_span!("heads").in_scope(|| self.heads(&workspace)?.forward_backward(&normed, batch, objective))?;
+        let (losses, gradient) = trace_span!("heads")
+            .in_scope(|| self.heads(&workspace)?.forward_backward(&normed, &read.pairs, objective))?;
         finished.heads()?;
         let (norm_index, norm) = self.norm()?;
+        let output_gradient = shared.gradient.narrow(0, 0, output.size()[0]);
         trace_span!("backward", segment = norm_index)
-            .in_scope(|| norm.backward((&gradient, None), &output, &statistics, &shared.gradient))?;
+            .in_scope(|| norm.backward((&gradient, None), &output, &statistics, &output_gradient))?;
         drop((gradient, normed));
         finished.segment(norm_index)?;
         for (index, segment) in self.blocks().enumerate().collect::<Vec<_>>().into_iter().rev() {
             let _span = trace_span!("backward", segment = index + 1).entered();
-            let block = self.block(index, segment);
+            let block = self.block(index, segment, &read.rows);
             let state = &mut states[index];
             if self.activation_checkpointing {
                 // Its output is known already: it goes where nothing stands yet.
@@ -150,8 +161,9 @@ impl Engine {
         Ok(losses)
     }
 
-    /// Embedding and blocks; the states of `views` are filled as they are kept.
-    fn forward(&self, batch: &PackedBatch, views: &mut Views, context: &Context) -> Result<()> {
+    /// Embedding and blocks; the states of `views` are filled as they are kept. Returns the last block's output at the
+    /// rows `[N]`, [N, D].
+    fn forward(&self, batch: &PackedBatch, rows: &Tensor, views: &mut Views, context: &Context) -> Result<Tensor> {
         let Views { states, output, shared } = views;
         let inputs: Vec<Tensor> = states.iter().map(|state| state.input.shallow_clone()).collect();
         let (embedding, first) = (self.embedding()?, inputs.first().unwrap_or(output));
@@ -160,12 +172,12 @@ impl Engine {
         for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
             let _span = trace_span!("forward", segment = index + 1).entered();
             let output = inputs.get(index + 1).unwrap_or(output);
-            self.block(index, segment).forward(state, output, shared, context)?;
+            self.block(index, segment, rows).forward(state, output, shared, context)?;
         }
-        Ok(())
+        Ok(output.narrow(0, 0, rows.size()[0]))
     }
 
-    /// The final norm's output [T, D] and its statistics.
+    /// The final norm's output [N, D] and its statistics.
     fn final_norm(&self, hidden: &Tensor) -> Result<(Tensor, Statistics)> {
         let (index, norm) = self.norm()?;
         let _span = trace_span!("forward", segment = index).entered();
@@ -199,9 +211,11 @@ impl Engine {
         self.model.segments.iter().skip(1).take(self.model.architecture.layers)
     }
 
-    fn block<'a>(&'a self, index: usize, segment: &'a Segment) -> Block<'a> {
+    /// A block; after attention the last one goes on with these rows `[N]` alone.
+    fn block<'a>(&'a self, index: usize, segment: &'a Segment, rows: &'a Tensor) -> Block<'a> {
         let adapter = if self.adapters.get() { self.model.adapter(index) } else { None };
-        Block::new(&self.model.architecture, index, segment).with_adapter(adapter)
+        let last = index + 1 == self.model.architecture.layers;
+        Block::new(&self.model.architecture, index, segment).with_adapter(adapter).with_rows(last.then_some(rows))
     }
 
     fn heads<'a>(&'a self, workspace: &'a Workspace) -> Result<Heads<'a>> {

@@ -5,12 +5,12 @@
 //! one pass over a few pairs' response rows does everything: logits, log-sum-exp, loss, (one-hot - softmax), products.
 //! At most `ROWS_AT_ONCE` response rows (or one pair's, if it has more) are ever held times V.
 //!
-//! Legend: T tokens, D width, V vocabulary, R response rows held at once.
+//! Legend: N rows whose hidden states are read, D width, V vocabulary, R response rows held at once.
 
 mod on_device;
 
 use crate::config::LossConfig;
-use crate::data::batch::{PackedBatch, PackedPair};
+use crate::data::batch::PackedPair;
 use crate::error::{Error, Result};
 use crate::loss::{self, AnswerLogProb};
 use crate::model::logits::{self, Logits, Place};
@@ -146,16 +146,16 @@ pub struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// Scores of every pair of a batch from the final hidden states [T, D].
+    /// Scores of every pair from the final hidden states [N, D] that the pairs' row numbers mean.
     ///
     /// # Errors
     /// Log-probs asked of a model without a language-model head.
-    pub fn scores(&self, hidden: &Tensor, batch: &PackedBatch, log_probs: bool) -> Result<Vec<PairScores>> {
-        let mut scores = self.rewards(hidden, batch)?;
+    pub fn scores(&self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
+        let mut scores = self.rewards(hidden, pairs)?;
         if log_probs {
             let vocabulary = self.vocabulary()?;
-            for chunk in chunks(&batch.pairs) {
-                let pairs = &batch.pairs[chunk.clone()];
+            for chunk in chunks(pairs) {
+                let pairs = &pairs[chunk.clone()];
                 let logits = self.logits(&hidden.index_select(0, &rows(pairs, hidden)), vocabulary)?;
                 read_log_probs(&logits, pairs, &mut scores[chunk])?;
             }
@@ -164,37 +164,37 @@ impl Heads<'_> {
     }
 
     /// Losses of every pair, and the gradient of their *sum* (weighted by the objective) with respect to the hidden
-    /// states [T, D]; gradients of both heads go to their buckets. Nothing is divided by a number of pairs here.
+    /// states [N, D]; gradients of both heads go to their buckets. Nothing is divided by a number of pairs here.
     ///
     /// # Errors
     /// As [`Heads::scores`].
     pub fn forward_backward<'o>(
         &self,
         hidden: &Tensor,
-        batch: &PackedBatch,
+        pairs: &[PackedPair],
         objective: &Objective<'o>,
     ) -> Result<(Losses<'o>, Tensor)> {
         if hidden.device() != Device::Cpu {
-            return self.forward_backward_on_device(hidden, batch, objective);
+            return self.forward_backward_on_device(hidden, pairs, objective);
         }
-        let mut scores = self.rewards(hidden, batch)?;
+        let mut scores = self.rewards(hidden, pairs)?;
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
-        self.rewards_backward(hidden, batch, objective, &scores, &mut hidden_gradient)?;
+        self.rewards_backward(hidden, pairs, objective, &scores, &mut hidden_gradient)?;
         if objective.log_probs {
-            for chunk in chunks(&batch.pairs) {
+            for chunk in chunks(pairs) {
                 let scores = &mut scores[chunk.clone()];
-                self.policy_chunk(hidden, &batch.pairs[chunk], objective, scores, &mut hidden_gradient)?;
+                self.policy_chunk(hidden, &pairs[chunk], objective, scores, &mut hidden_gradient)?;
             }
         }
-        let losses = scores.iter().zip(&batch.pairs);
+        let losses = scores.iter().zip(pairs);
         let losses = losses.map(|(scores, pair)| objective.losses(*scores, pair.margin, pair.reference)).collect();
         Ok((Losses::Known(losses), hidden_gradient.to_kind(hidden.kind())))
     }
 
     /// Rewards in f32: bf16 scores would tie.
-    fn rewards(&self, hidden: &Tensor, batch: &PackedBatch) -> Result<Vec<PairScores>> {
+    fn rewards(&self, hidden: &Tensor, pairs: &[PackedPair]) -> Result<Vec<PairScores>> {
         let rewards =
-            (self.reward_hidden(hidden, batch) * self.reward.weight(0)).sum_dim_intlist(-1, false, Kind::Float);
+            (self.reward_hidden(hidden, pairs) * self.reward.weight(0)).sum_dim_intlist(-1, false, Kind::Float);
         let mut rewards = to_host(&rewards)?.into_iter();
         let score = |pair: &PackedPair| {
             let mut scores = PairScores { index: pair.index, ..PairScores::default() };
@@ -203,31 +203,31 @@ impl Heads<'_> {
             }
             scores
         };
-        Ok(batch.pairs.iter().map(score).collect())
+        Ok(pairs.iter().map(score).collect())
     }
 
     fn rewards_backward(
         &self,
         hidden: &Tensor,
-        batch: &PackedBatch,
+        pairs: &[PackedPair],
         objective: &Objective,
         scores: &[PairScores],
         hidden_gradient: &mut Tensor,
     ) -> Result<()> {
         let mut slopes = Vec::with_capacity(2 * scores.len());
-        for (scores, pair) in scores.iter().zip(&batch.pairs) {
+        for (scores, pair) in scores.iter().zip(pairs) {
             let value = objective.reward(scores.rewards[0], scores.rewards[1], pair.margin);
             slopes.extend([value.chosen, value.rejected].map(|slope| (objective.reward_weight * slope) as f32));
         }
         let slopes = Tensor::from_slice(&slopes).unsqueeze(-1);
-        self.reward.add_product(0..1, &slopes, &self.reward_hidden(hidden, batch), self.scratch)?;
-        let _ = hidden_gradient.index_add_(0, &reward_rows(batch, hidden), &(slopes * self.reward.weight(0)));
+        self.reward.add_product(0..1, &slopes, &self.reward_hidden(hidden, pairs), self.scratch)?;
+        let _ = hidden_gradient.index_add_(0, &reward_rows(pairs, hidden), &(slopes * self.reward.weight(0)));
         Ok(())
     }
 
     /// Hidden states at which rewards are read [answers, D], f32.
-    fn reward_hidden(&self, hidden: &Tensor, batch: &PackedBatch) -> Tensor {
-        hidden.index_select(0, &reward_rows(batch, hidden)).to_kind(Kind::Float)
+    fn reward_hidden(&self, hidden: &Tensor, pairs: &[PackedPair]) -> Tensor {
+        hidden.index_select(0, &reward_rows(pairs, hidden)).to_kind(Kind::Float)
     }
 
     /// Everything the policy loss needs of a few pairs, in one pass over their response rows.
@@ -339,9 +339,9 @@ fn rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
     on_device(&rows, hidden.device())
 }
 
-/// Reward rows of a batch, answer after answer.
-fn reward_rows(batch: &PackedBatch, hidden: &Tensor) -> Tensor {
-    let rows = batch.pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
+/// Reward rows of some pairs, answer after answer.
+fn reward_rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
+    let rows = pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
     on_device(&rows.collect::<Vec<_>>(), hidden.device())
 }
 

@@ -1,5 +1,6 @@
 //! Promise: the same trajectory for 1, 2 and 3 ranks, for any micro-batch budget, with and without activation
-//! checkpointing; scores that do not depend on what else is in the batch; losses that are idle change nothing.
+//! checkpointing; scores that do not depend on what else is in the batch; losses that are idle, and rows that nobody
+//! reads, change nothing.
 //!
 //! Whole training steps on a tiny model with the threads backend; mpirun does the same in tests/runs/.
 
@@ -8,7 +9,9 @@ mod steps;
 
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::Config;
+use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::head::{Objective, PairScores};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Segment;
 use haf_dist::trainer::{Trainer, check_replicas};
@@ -196,6 +199,60 @@ fn check_scores(case: &str) {
                     "{case}, pair {index}, {packing:?}: {reward:.1e}, {log_prob:.1e}"
                 );
             }
+        }
+    }
+}
+
+/// Scores of all pairs in one batch, and every gradient of their reward losses. Where log-probs are read too, so is every
+/// row: the prompts are of one token.
+fn reward_pass(config: &Config, log_probs: bool) -> (Vec<PairScores>, Vec<Tensor>) {
+    let mut engine = engine(config);
+    let (head, segment) = engine.model.segment(Part::RewardHead).unwrap();
+    let weight = Tensor::arange(segment.length() as i64, (Kind::Float, Device::Cpu)).sin();
+    engine.model.segments[head].set(0, &weight.view([1, -1]));
+    let data = pairs(engine.model.architecture.vocabulary as u32);
+    let pair =
+        |index| PairToPack { index, pair: TokenPair { prompt_length: 1, ..data.pair(index) }, reference: [0.0; 2] };
+    let batch = PackedBatch::new((0..PAIRS).map(pair), Packing::Shared, Device::Cpu);
+    let read = batch.read_rows(log_probs).rows.size()[0] as usize;
+    assert_eq!(read, if log_probs { batch.token_count() } else { 2 * PAIRS });
+    let objective = Objective { config: &config.loss, reward_weight: 1.0, alpha: 0.0, log_probs };
+    let losses = engine.forward_backward(&batch, &objective, None).unwrap().read().unwrap();
+    let gradients = engine.model.segments.iter().filter_map(|segment| segment.gradient.as_ref().map(Tensor::copy));
+    (losses.into_iter().map(|losses| losses.scores).collect(), gradients.collect())
+}
+
+#[test]
+fn rows_that_nobody_reads_change_no_reward_and_no_gradient() {
+    let lora = ["lora.rank=3", "lora.alpha=6.0", "lora.targets=['o_proj', 'gate_proj', 'down_proj']"];
+    let recomputed = ["train.activation_checkpointing=true"];
+    let families = [
+        "llama-untied",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "phi",
+        "phi3",
+        "gemma2",
+        "gpt-neox-parallel",
+        "gpt-neox-sequential",
+    ];
+    let plain = families.iter().flat_map(|case| [(*case, &[][..]), (*case, &recomputed[..])]);
+    for (case, lines) in plain.chain([("llama-tied", &lora[..])]) {
+        let config = config(case, lines);
+        let (all_scores, all) = reward_pass(&config, true);
+        let (scores, gradients) = reward_pass(&config, false);
+        for (found, expected) in scores.iter().zip(&all_scores) {
+            let far = [0, 1].map(|answer| (found.rewards[answer] - expected.rewards[answer]).abs());
+            assert!(far.iter().all(|far| *far < 1e-5), "{case}, {lines:?}: {far:?}");
+        }
+        for (segment, (found, expected)) in gradients.iter().zip(&all).enumerate() {
+            let size = expected.norm().double_value(&[]);
+            let far = (found - expected).norm().double_value(&[]) / size.max(1e-12);
+            assert!(far < 1e-5, "{case}, {lines:?}, gradient {segment}: {far:.1e}");
+            // Control: but for a language-model head without a loss there is something to compare.
+            let idle = segment + 2 == gradients.len() && size == 0.0;
+            assert!(size > 1e-4 || idle, "{case}, {lines:?}, gradient {segment}: {size:.1e}");
         }
     }
 }

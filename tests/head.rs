@@ -98,7 +98,7 @@ fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) -> (
         scratch: &scratch,
     };
     let objective = Objective { config, reward_weight: config.reward_weight, alpha: config.alpha, log_probs: true };
-    let (losses, gradient) = heads.forward_backward(&hidden.to_kind(kind), &batch(), &objective).unwrap();
+    let (losses, gradient) = heads.forward_backward(&hidden.to_kind(kind), &batch().pairs, &objective).unwrap();
     let loss = |losses: &haf_dist::head::PairLosses| {
         config.reward_weight * losses.reward_loss + config.alpha * losses.policy_loss.unwrap_or(f64::NAN)
     };

@@ -24,8 +24,9 @@ pub fn bench(criterion: &mut Criterion) {
         for (log_probs, objective) in [(true, "hybrid"), (false, "reward")] {
             let objective_of_step = Objective { config: &config, reward_weight: 1.0, alpha: config.alpha, log_probs };
             group.bench_function(format!("{objective}/{name}"), |bencher| {
-                bencher
-                    .iter(|| heads.forward_backward(&hidden, &batch, &objective_of_step).expect("a model with heads"));
+                bencher.iter(|| {
+                    heads.forward_backward(&hidden, &batch.pairs, &objective_of_step).expect("a model with heads")
+                });
             });
         }
     }

@@ -4,7 +4,7 @@
 //! Shared packing computes a pair's common prefix once; separate packing lays the two sequences side by side whole, and
 //! exists so that the first can be proven equal to it.
 //!
-//! Legend: T tokens (sum of P + A + B over the pairs when shared).
+//! Legend: T tokens (sum of P + A + B over the pairs when shared), N rows whose hidden states are read.
 
 use super::TokenPair;
 use crate::model::attention::Group;
@@ -32,7 +32,7 @@ pub struct PackedBatch {
     pub pairs: Vec<PackedPair>,
 }
 
-/// Where one pair's answers are read.
+/// Where one pair's answers are read: rows of the batch, or of the hidden states that [`ReadRows`] names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedPair {
     /// The caller's number of the pair.
@@ -54,6 +54,14 @@ pub struct PackedAnswer {
     pub reward_row: usize,
     /// (index into `response_rows`, token to be predicted there).
     pub targets: Vec<(i64, i64)>,
+}
+
+/// The rows of a batch whose hidden states are read, and which of them each pair reads.
+pub struct ReadRows {
+    /// The batch's rows that are read `[N]`, i64, each once, ascending.
+    pub rows: Tensor,
+    /// The batch's pairs; their row numbers are places in `rows`.
+    pub pairs: Vec<PackedPair>,
 }
 
 /// One pair to pack: the caller's number, its tokens and its reference log-probs.
@@ -82,6 +90,28 @@ impl PackedBatch {
     /// T.
     pub fn token_count(&self) -> usize {
         self.groups.iter().map(Group::rows).sum()
+    }
+
+    /// The rows at which rewards are read, and with `log_probs` those that predict answers; without, no pair has any of
+    /// these, and no targets. The copy to a GPU is only queued.
+    pub fn read_rows(&self, log_probs: bool) -> ReadRows {
+        let mut pairs = self.pairs.clone();
+        if !log_probs {
+            for pair in &mut pairs {
+                pair.response_rows.clear();
+                pair.answers.iter_mut().for_each(|answer| answer.targets.clear());
+            }
+        }
+        let reward_rows = pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
+        let mut rows: Vec<i64> = reward_rows.chain(pairs.iter().flat_map(|pair| pair.response_rows.clone())).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let place = |row: i64| rows.partition_point(|&read| read < row);
+        for pair in &mut pairs {
+            pair.answers.iter_mut().for_each(|answer| answer.reward_row = place(answer.reward_row as i64));
+            pair.response_rows.iter_mut().for_each(|row| *row = place(*row) as i64);
+        }
+        ReadRows { rows: on_device(&rows, self.tokens.device()), pairs }
     }
 }
 
@@ -196,6 +226,31 @@ mod tests {
         assert_eq!(packed.response_rows, [1, 2, 3, 6, 7]);
         assert_eq!(packed.answers[0], PackedAnswer { reward_row: 4, targets: vec![(0, 3), (1, 4), (2, 5)] });
         assert_eq!(packed.answers[1], PackedAnswer { reward_row: 8, targets: vec![(3, 3), (4, 6)] });
+    }
+
+    #[test]
+    fn rows_that_are_read_are_named_once_and_pairs_point_at_them() {
+        // Rows 2, 3, 5 and 4 end the answers; the second pair's prefix runs one token into its answers.
+        let pairs = [pair(&[1, 2], &[3], &[4], 2), pair(&[1, 2, 3], &[4, 5], &[6], 2)];
+        let batch = PackedBatch::new(pairs, Packing::Shared, Device::Cpu);
+        let read = batch.read_rows(true);
+        assert_eq!(list(&read.rows), [1, 2, 3, 5, 6, 7, 8, 9]);
+        assert_eq!([&read.pairs[0].response_rows[..], &read.pairs[1].response_rows], [&[0][..], &[3, 4, 5]]);
+        let rows: Vec<i64> = Vec::try_from(&read.rows).unwrap();
+        for (read, packed) in read.pairs.iter().zip(&batch.pairs) {
+            let in_batch: Vec<i64> = read.response_rows.iter().map(|&row| rows[row as usize]).collect();
+            assert_eq!(in_batch, packed.response_rows);
+            for (read, packed) in read.answers.iter().zip(&packed.answers) {
+                assert_eq!(rows[read.reward_row], packed.reward_row as i64);
+                assert_eq!(read.targets, packed.targets);
+            }
+        }
+        // Rewards alone are read at the answers' last tokens.
+        let read = batch.read_rows(false);
+        assert_eq!(list(&read.rows), [2, 3, 8, 9]);
+        let reward_rows = read.pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row));
+        assert_eq!(reward_rows.collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert!(read.pairs.iter().all(|pair| pair.response_rows.is_empty()));
     }
 
     #[test]

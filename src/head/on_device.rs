@@ -4,7 +4,7 @@
 //! The maths is that of `head.rs`, where the CPU walks the numbers itself. Legend: B pairs, D width, V vocabulary.
 
 use super::{Heads, Losses, Objective, PairScores, chunks, reward_rows, rows};
-use crate::data::batch::{PackedBatch, PackedPair};
+use crate::data::batch::PackedPair;
 use crate::error::Result;
 use crate::head::places;
 use crate::loss::tensors::{policy_slopes, reward_slopes};
@@ -58,27 +58,27 @@ impl Heads<'_> {
     pub(super) fn forward_backward_on_device<'o>(
         &self,
         hidden: &Tensor,
-        batch: &PackedBatch,
+        pairs: &[PackedPair],
         objective: &Objective<'o>,
     ) -> Result<(Losses<'o>, Tensor)> {
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
-        let at = reward_rows(batch, hidden);
+        let at = reward_rows(pairs, hidden);
         let reward_hidden = hidden.index_select(0, &at).to_kind(Kind::Float);
         let rewards = (&reward_hidden * self.reward.weight(0)).sum_dim_intlist(-1, false, Kind::Float);
         let rewards = rewards.to_kind(Kind::Double).view([-1, 2]);
-        let margins = of_pairs(&batch.pairs, hidden, |pair| [pair.margin]).squeeze_dim(-1);
+        let margins = of_pairs(pairs, hidden, |pair| [pair.margin]).squeeze_dim(-1);
         let slopes = reward_slopes(objective.config, &rewards, &margins) * objective.reward_weight;
         let slopes = slopes.to_kind(Kind::Float).view([-1, 1]);
         self.reward.add_product(0..1, &slopes, &reward_hidden, self.scratch)?;
         let _ = hidden_gradient.index_add_(0, &at, &(slopes * self.reward.weight(0)));
         let mut log_probs = Vec::new();
         if objective.log_probs {
-            for chunk in chunks(&batch.pairs) {
-                log_probs.push(self.policy_on_device(hidden, &batch.pairs[chunk], objective, &mut hidden_gradient)?);
+            for chunk in chunks(pairs) {
+                log_probs.push(self.policy_on_device(hidden, &pairs[chunk], objective, &mut hidden_gradient)?);
             }
         }
         let scores = Scores { rewards, log_probs };
-        let losses = Losses::OnDevice { scores, pairs: batch.pairs.clone(), objective: *objective };
+        let losses = Losses::OnDevice { scores, pairs: pairs.to_vec(), objective: *objective };
         Ok((losses, hidden_gradient.to_kind(hidden.kind())))
     }
 
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use crate::config::{LossConfig, PolicyLoss};
     use crate::data::TokenPair;
-    use crate::data::batch::{Packing, PairToPack};
+    use crate::data::batch::{PackedBatch, Packing, PairToPack};
     use crate::model::layout::Declared;
     use crate::model::segment::{Segment, Use};
     use crate::tensor::waves;
@@ -175,8 +175,8 @@ mod tests {
                             scratch: &scratch,
                         };
                         let (losses, gradient) = match queued {
-                            true => heads.forward_backward_on_device(&hidden, &batch, &objective).unwrap(),
-                            false => heads.forward_backward(&hidden, &batch, &objective).unwrap(),
+                            true => heads.forward_backward_on_device(&hidden, &batch.pairs, &objective).unwrap(),
+                            false => heads.forward_backward(&hidden, &batch.pairs, &objective).unwrap(),
                         };
                         let buckets = [&reward, &vocabulary].map(|segment| segment.gradient.as_ref().unwrap().copy());
                         let [reward, vocabulary] = buckets;

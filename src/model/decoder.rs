@@ -5,7 +5,8 @@
 //! segment's bucket and returns the gradient of its input. The two heads are driven by `head.rs`. What sets families
 //! apart is described by [`Architecture`] and `layout.rs`.
 //!
-//! Legend: T tokens, D width, H query heads, G key/value heads, E head width, F width of the MLP.
+//! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
+//! key/value heads, E head width, F width of the MLP.
 
 use super::activation;
 use super::attention::{AttentionPlan, AttentionRules, Group, Heads};
@@ -60,13 +61,14 @@ pub struct Block<'a> {
     index: usize,
     segment: &'a Segment,
     adapter: Option<Adapter<'a>>,
+    rows: Option<&'a Tensor>,
     places: Places,
 }
 
 impl<'a> Block<'a> {
     /// The block of this number, whose parameters are in `segment`.
     pub fn new(architecture: &'a Architecture, index: usize, segment: &'a Segment) -> Self {
-        Self { architecture, index, segment, adapter: None, places: Places::of(architecture) }
+        Self { architecture, index, segment, adapter: None, rows: None, places: Places::of(architecture) }
     }
 
     /// The same block with adapters, beside which its own parameters are frozen.
@@ -74,14 +76,33 @@ impl<'a> Block<'a> {
         Self { adapter, ..self }
     }
 
-    /// Hidden states `state.input` [T, D] -> `output` [T, D]; fills `state` for the backward pass.
+    /// The same block where only these rows `[N]` of its output are read, each once, or all of them. Attention needs
+    /// every row of the input; what follows is computed for the rows that are read, and lies in the first N rows of the
+    /// buffers.
+    pub fn with_rows(self, rows: Option<&'a Tensor>) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Hidden states `state.input` [T, D] -> the first N rows of `output` [T, D]; fills `state` for the backward pass.
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
     pub fn forward(&self, state: &mut BlockState, output: &Tensor, shared: &Shared, context: &Context) -> Result<()> {
-        let places = &self.places;
-        self.norm(places.input_norm).forward(&state.input, &shared.normed, &state.input_statistics)?;
         self.attend(state, shared, context)?;
+        match self.rows {
+            Some(rows) => {
+                let output = output.narrow(0, 0, rows.size()[0]);
+                self.follow(&state.of_rows(rows), &output, &shared.of_rows(rows))
+            }
+            None => self.follow(state, output, shared),
+        }
+    }
+
+    /// What follows attention, every row for itself: its result and the block's input -> `output`.
+    fn follow(&self, state: &BlockState, output: &Tensor, shared: &Shared) -> Result<()> {
+        let places = &self.places;
+        let post = places.post_attention_norm;
+        self.contribute(&state.attended, &places.attention_output, post, &state.post_attention, shared)?;
         let change = (&state.input, &shared.change);
         match self.architecture.residual {
             Residual::Sequential => {
@@ -103,9 +124,10 @@ impl<'a> Block<'a> {
         norm::add(&state.middle, &shared.change, output)
     }
 
-    /// Attention: normed states in `shared.normed` -> what they add to the hidden states, in `shared.change`.
+    /// Attention: the block's input -> `state.attended`; its norm stays in `shared.normed`.
     fn attend(&self, state: &mut BlockState, shared: &Shared, context: &Context) -> Result<()> {
         let (places, heads) = (&self.places, self.architecture.attention_heads());
+        self.norm(places.input_norm).forward(&state.input, &shared.normed, &state.input_statistics)?;
         self.project(&shared.normed, &places.query_key_value, &state.query_key_value);
         let rows = heads_of(&state.query_key_value, heads);
         if let (Some(place), Some(kept)) = (places.head_norms, &state.head_norms) {
@@ -118,8 +140,7 @@ impl<'a> Block<'a> {
         context.rotation.apply(&rows, heads.query + heads.key)?;
         let plan = context.attention(self.rules())?;
         state.log_sums = plan.forward(&rows, &heads_of(&state.attended, heads))?;
-        let post = places.post_attention_norm;
-        self.contribute(&state.attended, &places.attention_output, post, &state.post_attention, shared)
+        Ok(())
     }
 
     /// What a half of the block adds to the hidden states, in `shared.change`: the projection of its result, normed
@@ -144,12 +165,26 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Gradient of the output in `shared.gradient` [T, D] -> gradient of the input, in the same place; parameter
-    /// gradients go to the bucket.
+    /// Gradient of the output in the first N rows of `shared.gradient` [T, D] -> gradient of the input, in all T of
+    /// them; parameter gradients go to the bucket.
     ///
     /// # Errors
     /// As [`Block::forward`].
     pub fn backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
+        match self.rows {
+            Some(rows) => {
+                self.follow_backward(&state.of_rows(rows), &shared.of_rows(rows), scratch)?;
+                spread(&shared.attended_gradient, rows);
+                spread(&shared.middle_gradient, rows);
+            }
+            None => self.follow_backward(state, shared, scratch)?,
+        }
+        self.attend_backward(state, shared, scratch, context)
+    }
+
+    /// The backward pass of [`Block::follow`]: from `shared.gradient` to `shared.attended_gradient`, and to what reaches
+    /// the input besides, in `shared.middle_gradient`.
+    fn follow_backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch) -> Result<()> {
         let places = &self.places;
         let parallel = self.architecture.residual == Residual::Parallel;
         // The MLP, from its output to the hidden states that it read.
@@ -167,17 +202,12 @@ impl<'a> Block<'a> {
         self.project_backward(&places.up, &shared.inner_gradient, &shared.normed, scratch)?;
         self.input_gradient(&shared.inner_gradient, &places.up, &shared.change);
         norm.backward((&shared.change, Some(&shared.gradient)), read, statistics, &shared.middle_gradient)?;
-        // Attention, from there to the input. Side by side both halves have the same gradient.
+        // From there to attention's result. Side by side both halves have the same gradient.
         let gradient = if parallel { &shared.gradient } else { &shared.middle_gradient };
         let post = places.post_attention_norm;
         let gradient = self.contribute_backward(gradient, post, &state.post_attention, shared)?;
-        self.attend_backward(gradient, state, shared, scratch, context)?;
-        let norm = self.norm(places.input_norm);
-        norm.apply(&state.input, &state.input_statistics, &shared.normed)?;
-        self.project_backward(&places.query_key_value, &shared.query_key_value_gradient, &shared.normed, scratch)?;
-        self.input_gradient(&shared.query_key_value_gradient, &places.query_key_value, &shared.change);
-        let gradients = (&shared.change, Some(&shared.middle_gradient));
-        norm.backward(gradients, &state.input, &state.input_statistics, &shared.gradient)
+        self.input_gradient(gradient, &places.attention_output, &shared.attended_gradient);
+        self.project_backward(&places.attention_output, gradient, &state.attended, scratch)
     }
 
     /// Gradient of the projection's output that [`Block::contribute`] made, from that of what it added.
@@ -193,18 +223,10 @@ impl<'a> Block<'a> {
         Ok(&shared.change)
     }
 
-    /// From the gradient of attention's output projection to `shared.query_key_value_gradient`.
-    fn attend_backward(
-        &self,
-        gradient: &Tensor,
-        state: &BlockState,
-        shared: &Shared,
-        scratch: &Scratch,
-        context: &Context,
-    ) -> Result<()> {
+    /// From `shared.attended_gradient`, and what reaches the input besides, to the gradient of the input in
+    /// `shared.gradient`.
+    fn attend_backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
         let (places, heads) = (&self.places, self.architecture.attention_heads());
-        self.input_gradient(gradient, &places.attention_output, &shared.attended_gradient);
-        self.project_backward(&places.attention_output, gradient, &state.attended, scratch)?;
         let rows_gradient = heads_of(&shared.query_key_value_gradient, heads);
         context.attention(self.rules())?.backward(
             &heads_of(&shared.attended_gradient, heads),
@@ -221,7 +243,12 @@ impl<'a> Block<'a> {
                 head_norm::backward(&rows_gradient, range, &kept.before, &kept.scale, weight, sum)?;
             }
         }
-        Ok(())
+        let norm = self.norm(places.input_norm);
+        norm.apply(&state.input, &state.input_statistics, &shared.normed)?;
+        self.project_backward(&places.query_key_value, &shared.query_key_value_gradient, &shared.normed, scratch)?;
+        self.input_gradient(&shared.query_key_value_gradient, &places.query_key_value, &shared.change);
+        let gradients = (&shared.change, Some(&shared.middle_gradient));
+        norm.backward(gradients, &state.input, &state.input_statistics, &shared.gradient)
     }
 
     fn rules(&self) -> Option<&AttentionRules> {
@@ -270,6 +297,12 @@ impl<'a> Block<'a> {
             adapter.add_input_gradient(gradient, projection, input_gradient);
         }
     }
+}
+
+/// Brings the first N rows of a gradient to the rows `[N]` that they belong to; the others have none.
+fn spread(gradient: &Tensor, rows: &Tensor) {
+    let read = gradient.narrow(0, 0, rows.size()[0]).copy();
+    let _ = gradient.shallow_clone().zero_().index_copy_(0, rows, &read);
 }
 
 /// [T, heads * E] -> [T, heads, E], a view.

@@ -3,7 +3,8 @@
 //! Buffers are made once, for the largest micro-batch so far, and used again: a step allocates little besides, and its
 //! memory is known (`haf-dist plan` predicts it). A view of the first T rows is what a micro-batch works in.
 //!
-//! Legend: T tokens, D width, H query heads, G key/value heads, E head width, F width of the MLP.
+//! Legend: T tokens, N rows that are read of the last block's output, D width, H query heads, G key/value heads, E head
+//! width, F width of the MLP.
 
 use super::config::{Architecture, Residual};
 use super::norm::Statistics;
@@ -268,6 +269,20 @@ impl BlockState {
         }
     }
 
+    /// The state of a block that goes on with these rows `[N]` alone after attention: the block's input and what
+    /// attention gave are copied, the rest is the first N rows of the same buffers.
+    pub fn of_rows(&self, rows: &Tensor) -> Self {
+        let read = |buffer: &Tensor| buffer.index_select(0, rows);
+        let first = |buffer: &Tensor| buffer.narrow(0, 0, rows.size()[0]);
+        Self {
+            input: read(&self.input),
+            input_statistics: self.input_statistics.map(read),
+            attended: read(&self.attended),
+            middle: first(&self.middle),
+            ..self.map(first)
+        }
+    }
+
     /// Every tensor that the state owns: all but `input` and the sums of attention.
     fn kept(&self) -> Vec<&Tensor> {
         let mut all = vec![&self.query_key_value, &self.attended, &self.inner];
@@ -298,6 +313,13 @@ impl Shared {
             gradient: matrix(width),
             middle_gradient: matrix(width),
         }
+    }
+
+    /// The buffers for these rows `[N]` alone: the norm's output, which may be read on, is copied; all others are the
+    /// first N rows of the same buffers.
+    pub fn of_rows(&self, rows: &Tensor) -> Self {
+        let first = self.map(|buffer| buffer.narrow(0, 0, rows.size()[0]));
+        Self { normed: self.normed.index_select(0, rows), ..first }
     }
 
     fn all(&self) -> [&Tensor; 9] {
