@@ -146,7 +146,7 @@ pub struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// Scores of every pair from the final hidden states [N, D] that the pairs' row numbers mean.
+    /// Scores of every pair from the final hidden states [N, D] in which the pairs' row numbers count.
     ///
     /// # Errors
     /// Log-probs asked of a model without a language-model head.

@@ -56,7 +56,7 @@ pub struct PackedAnswer {
     pub targets: Vec<(i64, i64)>,
 }
 
-/// The rows of a batch whose hidden states are read, and which of them each pair reads.
+/// The rows of a batch whose final hidden states are read, and which of them each pair reads.
 pub struct ReadRows {
     /// The batch's rows that are read `[N]`, i64, each once, ascending.
     pub rows: Tensor,
@@ -92,8 +92,8 @@ impl PackedBatch {
         self.groups.iter().map(Group::rows).sum()
     }
 
-    /// The rows at which rewards are read, and with `log_probs` those that predict answers; without, no pair has any of
-    /// these, and no targets. The copy to a GPU is only queued.
+    /// The rows at which answers end, where rewards are read, and with `log_probs` those that predict answers. Without,
+    /// the pairs have no response rows and no targets. The copy to a GPU is only queued.
     pub fn read_rows(&self, log_probs: bool) -> ReadRows {
         let mut pairs = self.pairs.clone();
         if !log_probs {
@@ -230,13 +230,13 @@ mod tests {
 
     #[test]
     fn rows_that_are_read_are_named_once_and_pairs_point_at_them() {
-        // Rows 2, 3, 5 and 4 end the answers; the second pair's prefix runs one token into its answers.
+        // [1 2 | 3 | 4] in rows 0 to 3 and [1 2 3 | 4 5 | 6] in rows 4 to 9: nobody reads what rows 0 and 4 predict.
         let pairs = [pair(&[1, 2], &[3], &[4], 2), pair(&[1, 2, 3], &[4, 5], &[6], 2)];
         let batch = PackedBatch::new(pairs, Packing::Shared, Device::Cpu);
         let read = batch.read_rows(true);
         assert_eq!(list(&read.rows), [1, 2, 3, 5, 6, 7, 8, 9]);
         assert_eq!([&read.pairs[0].response_rows[..], &read.pairs[1].response_rows], [&[0][..], &[3, 4, 5]]);
-        let rows: Vec<i64> = Vec::try_from(&read.rows).unwrap();
+        let rows = list(&read.rows);
         for (read, packed) in read.pairs.iter().zip(&batch.pairs) {
             let in_batch: Vec<i64> = read.response_rows.iter().map(|&row| rows[row as usize]).collect();
             assert_eq!(in_batch, packed.response_rows);

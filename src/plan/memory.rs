@@ -176,8 +176,9 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 }
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
-/// in the compute kind [T, D]; with log-probs R rows times V of logits; and where products are not f32, the largest
-/// weight's product before it is added to the bucket. On a GPU logits come twice more in f32, and with a soft cap thrice.
+/// in the compute kind, counted as if all T rows were read; with log-probs R rows times V of logits; and where products
+/// are not f32, the largest weight's product before it is added to the bucket. On a GPU logits come twice more in f32,
+/// and with a soft cap thrice.
 fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
