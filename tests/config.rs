@@ -1,7 +1,6 @@
 //! What a config file may say, and what a wrong one is told.
 
 use haf_dist::config::*;
-use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
 const MINIMAL: &str = r#"[model]
@@ -369,32 +368,4 @@ fn a_file_that_cannot_be_read_is_named() {
     let error = Config::load(&path, &[]).unwrap_err();
     assert!(error.message.ends_with("latin1.toml:2: not UTF-8 text; expected a TOML file"), "{error}");
     assert!(error.hint.is_some());
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_text_and_no_override_panics(text in "\\PC*", set in "\\PC*") {
-        for error in [load(&text, &[]).err(), with(&[&set]).err()].into_iter().flatten() {
-            prop_assert!(error.hint.is_some(), "no hint: {}", error);
-        }
-    }
-
-    #[test]
-    fn no_mutation_of_a_good_file_panics(at in 0usize..10_000, remove in 0usize..20, put in "[\\[\\]{}=.\"'#\\n\\PC]{0,6}") {
-        let text: Vec<char> = include_str!("../configs/reference.toml").chars().collect();
-        let at = at % text.len();
-        let end = (at + remove).min(text.len());
-        let mutated: String = text[..at].iter().copied().chain(put.chars()).chain(text[end..].iter().copied()).collect();
-        if let Ok(config) = load(&mutated, &[]) {
-            // Whatever is taken can be written and read again.
-            prop_assert_eq!(load(&config.resolved_toml().unwrap(), &[]).unwrap(), config);
-        }
-    }
-
-    #[test]
-    fn no_value_of_a_known_key_panics(key in prop::sample::select(known_keys()), value in "[-0-9a-z.\"{}\\[\\]]{0,8}") {
-        let _ = with(&[&format!("{key}={value}")]);
-    }
 }

@@ -1,10 +1,14 @@
 //! Reading sources: every shape of row, every tolerated form of file, every error a user can cause.
 
+#[path = "common/property.rs"]
+mod property;
+
 use flate2::{Compression, write::GzEncoder};
 use haf_dist::config::{Format, Source};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
 use haf_dist::data::{Message, Pair, Prompt};
 use haf_dist::error::{Error, Kind, Result};
+use property::cases;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -308,7 +312,7 @@ fn scoring_takes_single_rows_and_pairs_and_leaves_none_out() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(200))]
 
     /// Whatever is cut off or mistyped in a file: rows or one input error, never a panic.
     #[test]

@@ -2,10 +2,14 @@
 //!
 //! The files are pyarrow's: see parquet_files/make_parquet.py.
 
+#[path = "common/property.rs"]
+mod property;
+
 use haf_dist::config::{Format, Source};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
 use haf_dist::data::{Message, Pair, Prompt};
 use haf_dist::error::{Kind, Result};
+use property::cases;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::json;
@@ -87,7 +91,7 @@ fn what_is_wrong_is_named_with_file_and_row() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     /// Bytes changed, cut off, or pages swapped: an error with the file's name, never a panic. Where a checksum guards
     /// a page, what is read is right.

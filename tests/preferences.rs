@@ -2,10 +2,14 @@
 //!
 //! Rows are our own, in the shape of the published ones.
 
+#[path = "common/property.rs"]
+mod property;
+
 use haf_dist::config::{Format, Source};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
 use haf_dist::data::{Message, Pair, Prompt};
 use haf_dist::error::{Kind, Result};
+use property::cases;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -258,7 +262,7 @@ const FORMATS: [Format; 10] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     /// Cut, reordered and mistyped files: all pairs accounted for, or one input error that names the line; no panic.
     #[test]

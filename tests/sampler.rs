@@ -1,7 +1,11 @@
 //! The sampler's promises: exact counts, one order for any number of ranks, balanced ranks, whole micro-batches.
 
+#[path = "common/property.rs"]
+mod property;
+
 use haf_dist::data::sampler::{Sampler, deal, micro_batches, share_out};
 use haf_dist::error::Kind;
+use property::cases;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,6 +35,8 @@ fn counts(pairs: &[usize]) -> BTreeMap<usize, usize> {
 }
 
 proptest! {
+    #![proptest_config(cases(256))]
+
     #[test]
     fn with_weight_one_every_pair_is_drawn_exactly_once_an_epoch(
         lengths in prop::collection::vec(1usize..40, 1..4),
