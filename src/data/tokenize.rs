@@ -233,23 +233,25 @@ impl Encoder {
         if rejected.as_ref() == Some(&chosen) {
             return Ok(Encoded::Dropped(DropReason::IdenticalAnswers));
         }
-        // Each suffix keeps at least one token, so that each sequence's last token is its own.
-        let common = rejected
-            .as_ref()
-            .map_or(0, |rejected| common(&chosen, rejected).min(chosen.len() - 1).min(rejected.len() - 1));
-        let prompt_length = prompt.len();
-        let rejected = rejected.as_deref().map_or(&[][..], |rejected| &rejected[common..]);
-        Ok(Encoded::Kept(OwnedPair {
-            prefix: prompt_length + common,
-            chosen: chosen.len() - common,
-            rejected: rejected.len(),
-            tokens: [&prompt, &chosen, rejected].concat(),
-            prompt_length,
-            prompt_hash: xxh3_64(prompt_text.as_bytes()),
-            prompt_cut: cut > 0,
-            answer_cut,
-            special_in_text,
-        }))
+        let pair = joined(&prompt, &chosen, rejected.as_deref());
+        let prompt_hash = xxh3_64(prompt_text.as_bytes());
+        Ok(Encoded::Kept(OwnedPair { prompt_hash, prompt_cut: cut > 0, answer_cut, special_in_text, ..pair }))
+    }
+
+    /// Turns three texts, tokenised one by one, into a pair: no template, no BOS, an EOS behind each answer. For programs
+    /// that are timed on the same tokens; a text across the border of two of them would have other tokens in training.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn encode_apart(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<Encoded> {
+        let tokens = ids(&self.tokenizer, prompt)?;
+        let answer = |text: &str| -> Result<Vec<u32>> { Ok([ids(&self.tokenizer, text)?, vec![self.eos]].concat()) };
+        let (chosen, rejected) = (answer(chosen)?, answer(rejected)?);
+        if tokens.len() + chosen.len().max(rejected.len()) > self.max_length {
+            return Ok(Encoded::Dropped(DropReason::TooLong));
+        }
+        let pair = joined(&tokens, &chosen, Some(&rejected));
+        Ok(Encoded::Kept(OwnedPair { prompt_hash: xxh3_64(prompt.as_bytes()), ..pair }))
     }
 
     /// Tokens of a whole conversation up to the EOS of the answer's turn; what the template writes after that is dropped.
@@ -325,6 +327,24 @@ fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u3
     let (with, without) = (encoded(tokenizer, "a", true)?, ids(tokenizer, "a")?);
     let added = with.len() > without.len() && with.first() != without.first();
     Ok(with.first().copied().filter(|_| added))
+}
+
+/// A prompt and its answers as one pair, of which nothing is cut.
+fn joined(prompt: &[u32], chosen: &[u32], rejected: Option<&[u32]>) -> OwnedPair {
+    // Each suffix keeps at least one token, so that each sequence's last token is its own.
+    let common = rejected.map_or(0, |rejected| common(chosen, rejected).min(chosen.len() - 1).min(rejected.len() - 1));
+    let rejected = rejected.map_or(&[][..], |rejected| &rejected[common..]);
+    OwnedPair {
+        prefix: prompt.len() + common,
+        chosen: chosen.len() - common,
+        rejected: rejected.len(),
+        tokens: [prompt, chosen, rejected].concat(),
+        prompt_length: prompt.len(),
+        prompt_hash: 0,
+        prompt_cut: false,
+        answer_cut: false,
+        special_in_text: 0,
+    }
 }
 
 /// How many tokens two sequences have in common at their start.

@@ -1,11 +1,12 @@
-//! Pairs for `haf-dist bench`: texts taken as they stand, without a chat template, cut or kept by one simple rule.
+//! Pairs for `haf-dist bench`: texts taken as they stand, without a chat template; those of different answers that are not
+//! too long.
 //!
-//! The rule is that of `benches/peer.py`, so that both time the same pairs. Not here: sources of a run (`formats.rs`).
+//! The rule and the tokens are those of `benches/peer.py`, so that both time the same work. Not here: sources of a run
+//! (`formats.rs`).
 
 use crate::data::builder::LabelledPair;
 use crate::data::rows;
 use crate::data::tokenize::{Encoded, Encoder};
-use crate::data::{Pair, Prompt};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -13,7 +14,7 @@ use std::path::Path;
 /// What the last answer of an hh-rlhf transcript follows.
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// The first `count` pairs of a file that the encoder keeps (give it `plain` and `drop`), tokenised.
+/// The first `count` pairs of a file whose answers differ and that are no longer than the encoder's length, tokenised.
 ///
 /// Rows are `{"prompt", "chosen", "rejected"}` with plain texts, or hh-rlhf's transcripts `{"chosen", "rejected"}`, of
 /// which those with one common prompt are taken.
@@ -33,16 +34,8 @@ pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<L
         else {
             return Ok(());
         };
-        let pair = Pair {
-            prompt: Prompt::Text(prompt.to_string()),
-            chosen: chosen.to_string(),
-            rejected: Some(rejected.to_string()),
-            margin: None,
-            domain: None,
-            line: place.number,
-        };
         if chosen != rejected
-            && let Encoded::Kept(pair) = encoder.encode(&pair).map_err(|error| error.at(path.display()))?
+            && let Encoded::Kept(pair) = encoder.encode_apart(prompt, chosen, rejected).map_err(|e| e.at(place))?
         {
             kept.push(LabelledPair { pair, margin: 0.0, domain: String::from("bench") });
         }

@@ -1,7 +1,11 @@
 //! `haf-dist bench` takes the pairs it says, counts their work by the formula, and refuses what it cannot time. What it
 //! measures is no test's business.
 
-use crate::tiny::{Workspace, parse_lines};
+use crate::tiny::{VOCABULARY, Workspace, parse_lines};
+use haf_dist::config::{TemplateKind, Truncation};
+use haf_dist::data::tokenize::{Encoder, OwnedPair};
+use haf_dist::data::verbatim::first_pairs;
+use haf_dist::error::Result;
 use serde_json::{Value, json};
 
 /// One-letter tokens: a prompt of 5 and answers of 4 and 3 with the EOS, the first letter common to both.
@@ -86,4 +90,51 @@ fn too_few_pairs_and_rows_of_another_shape_are_refused() {
         assert!(errors.len() == 1 && errors[0].contains(expected), "{errors:?}");
         assert_eq!(outcome.code, 2);
     }
+}
+
+/// What `first_pairs` keeps of some rows, and the tokens of all of it.
+fn kept(workspace: &Workspace, rows: &[Value], count: usize) -> Result<Vec<OwnedPair>> {
+    let model = workspace.path("model");
+    let encoder = Encoder::open(&model, TemplateKind::Plain, 12, 11, Truncation::Drop, VOCABULARY).unwrap();
+    workspace.write("rows.jsonl", &rows.iter().map(|row| format!("{row}\n")).collect::<String>());
+    let pairs = first_pairs(&workspace.path("rows.jsonl"), &encoder, count)?;
+    Ok(pairs.into_iter().map(|pair| pair.pair).collect())
+}
+
+#[test]
+fn the_pairs_and_tokens_are_those_that_the_peers_are_timed_on() {
+    let workspace = Workspace::new();
+    let row = |prompt: &str, chosen: &str, rejected: &str| json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected });
+    let transcript = |chosen: &str, rejected: &str| json!({ "chosen": chosen, "rejected": rejected });
+    let rows = [
+        row("ab", "cde", "cf"),
+        // Nothing but a space is an answer; nothing at all, too.
+        row("ab", " ", "c"),
+        row("ab", "", "c"),
+        row("ab", "cd", "cd"),
+        // 12 tokens with the EOS, and 13.
+        row("abcdefgh", "ijk", "l"),
+        row("abcdefgh", "ijkl", "m"),
+        transcript("a\n\nAssistant: b", "z\n\nAssistant: c"),
+    ];
+    let pairs = kept(&workspace, &rows, 4).unwrap();
+    let letter = |pair: &OwnedPair| pair.tokens.clone();
+    let [a, b, c] = [0, 1, 2].map(|place| pairs[0].tokens[place]);
+    let end = *pairs[0].tokens.last().unwrap();
+    // Prompt and common letter, then [d e EOS], then [f EOS]; no BOS.
+    assert_eq!((pairs[0].prompt_length, pairs[0].prefix, pairs[0].chosen, pairs[0].rejected), (2, 3, 3, 2));
+    assert_eq!(letter(&pairs[0]), [a, b, c, c + 1, c + 2, end, c + 3, end]);
+    assert_eq!((pairs[1].prefix, pairs[1].chosen, pairs[1].rejected), (2, 2, 2));
+    assert_eq!(letter(&pairs[2]), [a, b, end, c, end]);
+    assert_eq!((pairs[3].prefix, pairs[3].chosen), (8, 4));
+    // There is no fifth.
+    let error = kept(&workspace, &rows, 5).unwrap_err();
+    assert!(error.message.contains("4 usable pairs, 5 are needed") && error.hint.is_some(), "{error}");
+    // A common prompt is told by the last turn's marker, which is its end.
+    let dialogue = [transcript("a\n\nAssistant:b", "a\n\nAssistant:c")];
+    let model = workspace.path("model");
+    let encoder = Encoder::open(&model, TemplateKind::Plain, 64, 32, Truncation::Drop, VOCABULARY).unwrap();
+    workspace.write("rows.jsonl", &format!("{}\n", dialogue[0]));
+    let pair = first_pairs(&workspace.path("rows.jsonl"), &encoder, 1).unwrap().remove(0).pair;
+    assert_eq!((pair.chosen, pair.rejected, pair.tokens[pair.prefix], pair.tokens[0]), (2, 2, b, a));
 }
