@@ -3,7 +3,7 @@
 What the figures mean and how goals are judged: summarize.py.
 """
 
-from summarize import PEERS, Goal, Measurements, best, goals, median, ours, peer, peers_ahead, reductions
+from summarize import PEERS, Goal, Measurements, best, goals, median, not_compared, ours, peer, peers_ahead, reductions
 
 NAMES = [name for objective, modes in PEERS.items() for name in (ours(objective), *(peer(mode) for mode in modes))]
 
@@ -83,10 +83,11 @@ def ranks_table(data: Measurements) -> str:
     for name in ("hybrid, one rank", "hybrid, two ranks"):
         rates = data.values("ranks", ours(name))
         pairs = median(data.values("ranks", ours(name), "pairs"))
-        tokens = data.values("ranks", ours(name), "tokens_per_s")
+        useful = [value / 1e9 for value in data.values("ranks", ours(name), "useful_flops_per_s")]
         rows.append([f"`{ours(name)}`", number(pairs, 0), number(best(rates), 3), number(median(rates), 3),
-                     number(best(tokens), 0), number(median(tokens), 0)])
-    return table(["", "pairs", "best pairs/s", "median pairs/s", "best tokens/s", "median tokens/s"], rows)
+                     number(best(useful), 0), number(median(useful), 0)])
+    head = ["", "pairs", "best pairs/s", "median pairs/s", "best useful GFLOP/s", "median useful GFLOP/s"]
+    return table(head, rows)
 
 
 def machine_lines(run: dict) -> str:
@@ -146,7 +147,8 @@ def text(data: Measurements, picture: str | None, raw: str) -> str:
         section("Goals", goals_table(data),
                 "Judged by the worst of the three figures. The goals were set for 96 pairs of hh-rlhf's harmless test "
                 "file; on other pairs lengths, and so ratios, differ. f32 must keep 60% of the goals for bf16."),
-        section("Where a peer is ahead", "\n".join(f"- {line}" for line in ahead) or "Nowhere in this run."),
+        section("Where a peer is ahead", "\n".join(f"- {line}" for line in ahead) or "Nowhere in what was measured.",
+                *not_compared(data)),
         section("Pairs per second and peak memory", speed_table(data)),
         section("Our engine", engine_table(data)),
         section("Prefix sharing", sharing_table(data)),

@@ -21,12 +21,16 @@ STYLE = {"svg.hashsalt": "haf-dist", "font.family": "DejaVu Sans", "font.size": 
 
 
 def bars(data: Measurements) -> list[tuple[str, str, float | None, float | None, bool]]:
-    """Objective, label, pairs/s, GB and whether it is ours: of the long run where there is one, else of the rounds.
-    What failed has no figures."""
+    """Objective, label, pairs/s, GB and whether it is ours: of the long run, or of the rounds where an objective has no
+    long run of every program. What failed has no figures."""
     found = []
     for objective, modes in PEERS.items():
-        for name, label in ((ours(objective), "haf-dist"), *((peer(mode), LABELS[mode]) for mode in modes)):
-            kind = "full" if data.values("full", name) else "rounds"
+        programs = ((ours(objective), "haf-dist"), *((peer(mode), LABELS[mode]) for mode in modes))
+        measured = {record["name"] for record in data.records if record["set"] == "full"}
+        kind = "full" if all(name in measured for name, _ in programs) else "rounds"
+        if kind == "rounds" and measured:
+            programs = [(name, f"{label} (rounds)") for name, label in programs]
+        for name, label in programs:
             rates, peaks = data.values(kind, name), data.values(kind, name, "peak_rss_gb")
             if rates or data.failed(kind, name):
                 found.append((objective, label, best(rates), median(peaks), name == ours(objective)))

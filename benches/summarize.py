@@ -89,9 +89,11 @@ class Goal:
         return [figure for figure in (self.best, self.median, self.single) if figure is not None]
 
     def verdict(self, data: Measurements) -> str:
-        """How the worst figure compares."""
+        """How the worst figure compares. What failed leaves no verdict, whatever else was measured."""
+        if any(data.failed(*need) for need in self.needs):
+            return "**a measurement failed**"
         if not self.figures():
-            return "**a measurement failed**" if any(data.failed(*need) for need in self.needs) else "not measured"
+            return "not measured"
         if self.lower_is_better:
             worst = max(self.figures())
             met, hoped = worst <= self.at_least, worst <= self.hoped
@@ -122,7 +124,7 @@ def rate_goal(data: Measurements, objective: str, mode: str, at_least: float, ho
     return Goal(f"{objective} against `{mode}`, pairs/s", at_least, hoped, best=ratio(best(mine), best(theirs)),
                 median=ratio(median(mine), median(theirs)),
                 single=ratio(*(median(data.values("full", name)) for name in (ours(objective), peer(mode)))),
-                needs=[("rounds", ours(objective)), ("rounds", peer(mode))])
+                needs=[(kind, name) for kind in ("rounds", "full") for name in (ours(objective), peer(mode))])
 
 
 def f32_goal(data: Measurements, objective: str, mode: str, at_least: float, hoped: float) -> Goal:
@@ -139,7 +141,7 @@ def memory_goal(data: Measurements, objective: str, mode: str, at_most: float, h
     peaks = {kind: [median(data.values(kind, name, "peak_rss_gb")) for name in names] for kind in ("rounds", "full")}
     return Goal(f"{objective}: peak memory against `{mode}`", at_most, hoped, "%", lower_is_better=True,
                 median=ratio(*peaks["rounds"], 100), single=ratio(*peaks["full"], 100),
-                needs=[("rounds", name) for name in names])
+                needs=[(kind, name) for kind in ("rounds", "full") for name in names])
 
 
 def sharing_goal(data: Measurements) -> Goal:
@@ -155,23 +157,36 @@ def sharing_goal(data: Measurements) -> Goal:
 
 def useful_goal(data: Measurements) -> Goal:
     """Useful FLOP/s of the hybrid step as percent of libtorch's matrix products of the same shapes."""
-
-    def shares(kind: str) -> list[float]:
-        results = data.of(kind, ours("hybrid"))
-        return [100 * result["useful_flops_per_s"] / result["matmul_flops_per_s"]
-                for result in results if result.get("useful_flops_per_s") and result.get("matmul_flops_per_s")]
-
-    return Goal("hybrid: useful FLOP/s, of matrix products", 60, 75, "%", best=best(shares("rounds")),
-                median=median(shares("rounds")), single=median(shares("full")), needs=[("rounds", ours("hybrid"))])
+    name, keys = ours("hybrid"), ("useful_flops_per_s", "matmul_flops_per_s")
+    # Best against best: a round whose products alone were disturbed must not look like a good one.
+    useful, products = (data.values("rounds", name, key) for key in keys)
+    return Goal("hybrid: useful FLOP/s, of matrix products", 60, 75, "%", best=ratio(best(useful), best(products), 100),
+                median=ratio(median(useful), median(products), 100),
+                single=ratio(*(median(data.values("full", name, key)) for key in keys), 100),
+                needs=[("rounds", name), ("full", name)])
 
 
 def ranks_goal(data: Measurements) -> Goal:
-    """Tokens/s of two ranks with the pairs doubled as percent of twice one rank's: the second half of the pairs has other
-    lengths, so pairs/s would compare different work."""
-    one, two = (data.values("ranks", ours(name), "tokens_per_s") for name in ("hybrid, one rank", "hybrid, two ranks"))
+    """Useful FLOP/s of two ranks with the pairs doubled as percent of twice one rank's: the second half of the pairs has
+    other lengths, so pairs/s would compare different work."""
+    names = ("hybrid, one rank", "hybrid, two ranks")
+    one, two = (data.values("ranks", ours(name), "useful_flops_per_s") for name in names)
     return Goal("two ranks, pairs doubled, against one", 92, 97, "%", best=ratio(best(two), best(one), 50),
                 median=ratio(median(two), median(one), 50),
                 needs=[("ranks", ours(f"hybrid, {count}")) for count in ("one rank", "two ranks")])
+
+
+def plan_goal(data: Measurements) -> Goal:
+    """How far `haf-dist plan` is from the measured peak memory, up or down: the objective for which it is farthest."""
+
+    def farthest(*kinds: str) -> float | None:
+        results = (result for kind in kinds for objective in PEERS for result in data.of(kind, ours(objective)))
+        found = [abs(100 * result["planned_peak_gb"] / result["peak_rss_gb"] - 100)
+                 for result in results if result.get("planned_peak_gb")]
+        return max(found, default=None)
+
+    return Goal("`plan`'s peak memory against the measured one (rounds and f32; long run), off by", 10, 5, "%",
+                lower_is_better=True, median=farthest("rounds", "f32"), single=farthest("full"))
 
 
 def reductions(data: Measurements) -> list[tuple[int, float, float]]:
@@ -198,6 +213,7 @@ def goals(data: Measurements) -> list[Goal]:
         useful_goal(data),
         ranks_goal(data),
         reduction_goal(data),
+        plan_goal(data),
         *(f32_goal(data, *row) for row in RATES),
     ]
 
@@ -217,6 +233,17 @@ def peers_ahead(data: Measurements) -> list[str]:
                 if mine is not None and theirs is not None and theirs < mine:
                     found.append(f"`{mode}` takes less memory than our {objective}: {theirs:.1f} against {mine:.1f} GB "
                                  f"({words}).")
+    return found
+
+
+def not_compared(data: Measurements) -> list[str]:
+    """What peers_ahead has no figures for, of the sets that were measured at all."""
+    found = []
+    for kind, words in (("rounds", "the rounds"), ("full", "the long run"), ("f32", "f32")):
+        names = [(ours(objective), peer(mode)) for objective, modes in PEERS.items() for mode in modes]
+        gaps = sorted({name for pair in names for name in pair if not data.values(kind, name)})
+        if any(record["set"] == kind for record in data.records) and gaps:
+            found.append(f"Not measured in {words}: {', '.join(f'`{name}`' for name in gaps)}.")
     return found
 
 

@@ -56,6 +56,14 @@ class Goals(unittest.TestCase):
         records = [record("rounds", "haf-dist hybrid", 9), record("rounds", "peer hybrid", None)]
         self.assertEqual(goal(records, "hybrid against `hybrid`")[1], "**a measurement failed**")
         self.assertEqual(goal([], "hybrid against `hybrid`")[1], "not measured")
+        # Nor is a failed long run behind rounds that were good.
+        records = [*self.rounds([9], [1]), record("full", "haf-dist hybrid", 9), record("full", "peer hybrid", None)]
+        self.assertEqual(goal(records, "hybrid against `hybrid`")[1], "**a measurement failed**")
+
+    def test_a_round_with_disturbed_products_is_not_the_best_one(self):
+        records = [record("rounds", "haf-dist hybrid", 1, useful_flops_per_s=useful, matmul_flops_per_s=products)
+                   for useful, products in ((1.7e11, 2e11), (1.3e11, 1.2e11))]
+        self.assertAlmostEqual(goal(records, "hybrid: useful FLOP/s")[0].best, 85)
 
     def test_memory_is_compared_in_one_unit(self):
         records = [record("rounds", "haf-dist hybrid", 1, memory=4.096), record("rounds", "peer hybrid", 1, memory=16)]
@@ -71,9 +79,17 @@ class Goals(unittest.TestCase):
 
     def test_two_ranks_are_measured_against_twice_one(self):
         # The second half of the pairs is longer: pairs/s alone would say 80%.
-        records = [record("ranks", "haf-dist hybrid, one rank", 1.0, tokens_per_s=200),
-                   record("ranks", "haf-dist hybrid, two ranks", 1.6, tokens_per_s=380)]
+        records = [record("ranks", "haf-dist hybrid, one rank", 1.0, useful_flops_per_s=2e11),
+                   record("ranks", "haf-dist hybrid, two ranks", 1.6, useful_flops_per_s=3.8e11)]
         self.assertAlmostEqual(goal(records, "two ranks")[0].best, 95)
+
+    def test_the_plan_is_held_to_its_worst_prediction(self):
+        records = [record("rounds", "haf-dist hybrid", 1, memory=4.0, planned_peak_gb=3.7),
+                   record("f32", "haf-dist reward", 1, memory=4.0, planned_peak_gb=4.5)]
+        found, verdict = goal(records, "`plan`'s peak memory")
+        self.assertAlmostEqual(found.median, 12.5)
+        self.assertEqual(verdict, "**missed**")
+        self.assertEqual(goal(records[:1], "`plan`'s peak memory")[1], "met")
 
     def test_f32_must_keep_a_share_of_the_goals(self):
         records = [record("f32", "haf-dist hybrid", 5.0), record("f32", "peer hybrid", 1.0)]
@@ -93,7 +109,10 @@ class Page(unittest.TestCase):
         slow = [record("rounds", "haf-dist reward", 1.0), record("rounds", "peer reward-tuned", 2.0, memory=9)]
         self.assertIn("`reward-tuned` is faster than our reward: 2.00 against 1.00", page.text(Measurements([RUN, *slow]), None, "r"))
         fast = [record("rounds", "haf-dist reward", 3.0), record("rounds", "peer reward-tuned", 2.0, memory=9)]
-        self.assertIn("Nowhere in this run.", page.text(Measurements([RUN, *fast]), None, "r"))
+        text = page.text(Measurements([RUN, *fast]), None, "r")
+        self.assertIn("Nowhere in what was measured.", text)
+        self.assertIn("Not measured in the rounds: `haf-dist hybrid`, `haf-dist policy`, `peer hybrid`,", text)
+        self.assertNotIn("Not measured in the long run", text)
 
     def test_a_failure_is_shown_and_breaks_no_table(self):
         text = page.text(Measurements([RUN, record("full", "peer trl-dpo", None)]), None, "r")

@@ -1,10 +1,13 @@
 //! `haf-dist bench`: pairs per second and memory of whole training steps, as `benches/peer.py` measures its peers.
 //!
 //! Loading, tokenising, reference log-probs and a first step are not timed; every other step is, to the end of the
-//! optimiser's update (packing runs ahead on a thread of its own). Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
+//! optimiser's update (packing runs ahead on a thread of its own).
+//! Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
 //!
 //! Legend: P tokens of a pair's common prefix, A and B tokens of its answers' rests, D width, V vocabulary, N parameters of
 //! the blocks and the final norm.
+
+mod planned;
 
 use crate::cli::Bench;
 use crate::comm::CommThread;
@@ -53,7 +56,8 @@ struct Report {
     sequence_tokens_per_s: f64,
     /// Tokens computed, P + A + B a pair when the prefix is shared, per second.
     tokens_per_s: f64,
-    /// Nothing recomputed or padded counts.
+    /// Nothing recomputed or padded counts. Every token counts in every block, although the last block computes the rows
+    /// that are read only: the formula is that of the work a trainer is asked for, some 1% to 3% more than is done.
     useful_flops_per_s: f64,
     /// libtorch's matrix products of this model's shapes, in this process, weighted by their share of the work.
     matmul_flops_per_s: f64,
@@ -62,6 +66,9 @@ struct Report {
     sharing_formula: f64,
     /// The largest of all ranks, in 10^9 bytes.
     peak_rss_gb: f64,
+    /// What `haf-dist plan` predicts of the two, on CPUs and with the prefix shared.
+    planned_peak_gb: Option<f64>,
+    planned_pairs_per_s: Option<f64>,
     /// Mean losses of the timed steps.
     losses: Vec<f64>,
 }
@@ -102,6 +109,10 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         false => Vec::new(),
     };
     let work = work(&data, per_step..data.len());
+    let planned = match bench.unshared {
+        true => None,
+        false => planned::planned(&config, &architecture, &machine, &data, comm.world_size())?,
+    };
     let sampler = Sampler::new(data.source_ranges(), &[1.0], per_step, false, 0)?;
     let steps = sampler.steps_per_epoch();
     let train = Split { name: "bench", data, references };
@@ -149,6 +160,8 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         useful_share_of_matmul: flops / seconds / rate[0],
         sharing_formula: work.sharing_formula(&architecture, parameters, needs_head),
         peak_rss_gb: peaks.into_iter().fold(0.0, f64::max),
+        planned_peak_gb: planned.as_ref().map(|planned| planned.peak_gb),
+        planned_pairs_per_s: planned.as_ref().map(|planned| planned.pairs_per_s),
         losses,
     };
     if comm.rank() == 0 {

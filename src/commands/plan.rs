@@ -8,7 +8,6 @@ use super::setup;
 use crate::cli::Planning;
 use crate::comm::CommThread;
 use crate::config::{Config, Dtype};
-use crate::data::prepared::PreparedData;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::model::config::Architecture;
@@ -16,7 +15,7 @@ use crate::plan::Job;
 use crate::plan::hardware::{self, Hardware};
 use crate::plan::memory::Memory;
 use crate::plan::scaling::{Inputs, Row};
-use crate::plan::workload::{PairTokens, Shape, largest, sum};
+use crate::plan::workload::{self, PairTokens, Shape, largest, sum};
 use crate::trainer::total_steps;
 use serde::Serialize;
 use std::path::Path;
@@ -189,7 +188,7 @@ fn of_data(ranks: usize, (config, model): (&Config, &Path), job: &Job, comm: &Co
     let mut sampler = comm.agree(setup::sampler(config, &data))?;
     let steps = total_steps(config, &sampler);
     let batches: Vec<Vec<PairTokens>> = (0..steps)
-        .map(|step| sampler.global_batch(step).into_iter().map(|pair| tokens(&data, pair)).collect())
+        .map(|step| sampler.global_batch(step).into_iter().map(|pair| workload::lengths(&data.pair(pair))).collect())
         .collect();
     let order: Vec<PairTokens> = batches.iter().flatten().copied().take(sampler.pairs_per_epoch()).collect();
     let mean = sum(order.iter().copied()).tokens as f64 / order.len().max(1) as f64;
@@ -199,11 +198,6 @@ fn of_data(ranks: usize, (config, model): (&Config, &Path), job: &Job, comm: &Co
         source: format!("lengths of the data's pairs, {mean:.0} tokens on average; the largest micro-batch of the run"),
         order,
     })
-}
-
-fn tokens(data: &PreparedData, pair: usize) -> PairTokens {
-    let pair = data.pair(pair);
-    PairTokens { prefix: pair.prefix.len(), chosen: pair.chosen.len(), rejected: pair.rejected.len() }
 }
 
 /// Equal pairs; the largest micro-batch is full, or is one pair as long as it may be with nothing in common.

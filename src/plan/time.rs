@@ -92,7 +92,7 @@ impl StepTime {
 
 /// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention;
 /// 4 in place of 6 where a parameter is frozen. A window is not counted: where sequences are longer than one, attention
-/// costs less than this.
+/// costs less than this; and so does the last block, whose MLP is computed for the rows that are read only.
 pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
     let Flops { block, block_backward, head, head_backward } = Flops::of(job, shape);
     job.architecture.layers as f64 * (block + block_backward) + head + head_backward

@@ -2,7 +2,7 @@
 //!
 //! Not here: what it costs (`memory.rs`, `time.rs`).
 
-use crate::data::sampler;
+use crate::data::{TokenPair, sampler};
 use serde::Serialize;
 use std::ops::{Add, AddAssign};
 
@@ -37,6 +37,11 @@ impl PairTokens {
             longest_sequence: prefix + chosen.max(rejected),
         }
     }
+}
+
+/// The lengths of a pair.
+pub fn lengths(pair: &TokenPair) -> PairTokens {
+    PairTokens { prefix: pair.prefix.len(), chosen: pair.chosen.len(), rejected: pair.rejected.len() }
 }
 
 /// One micro-batch as far as cost goes.

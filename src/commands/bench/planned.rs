@@ -1,0 +1,51 @@
+//! What `haf-dist plan` says of the pairs that `haf-dist bench` times, so that every benchmark checks it.
+//!
+//! Not here: the predictions (`plan/`).
+
+use crate::config::Config;
+use crate::data::prepared::PreparedData;
+use crate::error::Result;
+use crate::machine::Machine;
+use crate::model::config::Architecture;
+use crate::plan::Job;
+use crate::plan::hardware;
+use crate::plan::memory::Memory;
+use crate::plan::scaling::Inputs;
+use crate::plan::workload::{self, PairTokens};
+use tch::{Device, Kind};
+
+/// Predictions for one rank of a benchmark on CPUs.
+pub struct Planned {
+    /// Peak memory of the rank's process, in 10^9 bytes.
+    pub peak_gb: f64,
+    /// Pairs per second, all ranks together, after the first global batch.
+    pub pairs_per_s: f64,
+}
+
+/// Predictions for all pairs of `data`, a global batch after the other; none where the device is a GPU, whose memory is
+/// not what the benchmark measures.
+///
+/// # Errors
+/// None for a benchmark's config.
+pub fn planned(
+    config: &Config,
+    architecture: &Architecture,
+    machine: &Machine,
+    data: &PreparedData,
+    ranks: usize,
+) -> Result<Option<Planned>> {
+    if machine.device != Device::Cpu {
+        return Ok(None);
+    }
+    let job = Job::new(config, architecture.clone(), machine.kind)?;
+    let pairs: Vec<PairTokens> = (0..data.len()).map(|pair| workload::lengths(&data.pair(pair))).collect();
+    let per_step = config.train.pairs_per_step;
+    let batches: Vec<Vec<PairTokens>> = pairs.chunks(per_step).map(<[PairTokens]>::to_vec).collect();
+    let largest = workload::largest(&batches, ranks, job.tokens_per_micro_batch);
+    let hardware = hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16);
+    let inputs = Inputs { job: &job, hardware: &hardware, order: &pairs[per_step.min(pairs.len())..] };
+    Ok(Some(Planned {
+        peak_gb: Memory::of(&job, &largest, true).total() as f64 / 1e9,
+        pairs_per_s: inputs.step(ranks, per_step).pairs_per_s,
+    }))
+}
