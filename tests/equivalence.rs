@@ -191,6 +191,10 @@ fn check_scores(case: &str) {
     for (index, together) in together.iter().enumerate() {
         for packing in [Packing::Shared, Packing::Separate] {
             let alone = engine.score(&pack(&[index], packing), true).unwrap()[0];
+            // Without log-probs two rows of the batch are read.
+            let rewards = engine.score(&pack(&[index], packing), false).unwrap()[0].rewards;
+            let far = [0, 1].map(|answer| (rewards[answer] - together.rewards[answer]).abs());
+            assert!(far.iter().all(|far| *far < 1e-5), "{case}, pair {index}, {packing:?}, rewards alone: {far:?}");
             for answer in 0..2 {
                 let reward = (alone.rewards[answer] - together.rewards[answer]).abs();
                 let log_prob = (alone.log_probs[answer] - together.log_probs[answer]).abs();
@@ -238,7 +242,8 @@ fn rows_that_nobody_reads_change_no_reward_and_no_gradient() {
         "gpt-neox-sequential",
     ];
     let plain = families.iter().flat_map(|case| [(*case, &[][..]), (*case, &recomputed[..])]);
-    for (case, lines) in plain.chain([("llama-tied", &lora[..])]) {
+    let lora_recomputed = [&lora[..], &recomputed].concat();
+    for (case, lines) in plain.chain([("llama-tied", &lora[..]), ("llama-tied", &lora_recomputed)]) {
         let config = config(case, lines);
         let (all_scores, all) = reward_pass(&config, true);
         let (scores, gradients) = reward_pass(&config, false);

@@ -18,7 +18,8 @@ use haf_dist::safetensors_io::Mapped;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-/// Names another device and kind than f32 on the CPU: "cuda f32" or "cuda bf16". launch/gpu-check.sh sets it.
+/// Names another device and kind than f32 on the CPU: "cuda f32" or "cuda bf16". launch/gpu-check.sh sets it for the test
+/// of losses and gradients; single logits are further off in bf16, and what a control notices in f32 may drown.
 const PLACE: &str = "HAF_DIST_TEST_GOLDEN";
 
 /// Where the cases run, and the largest ||a - b|| / ||b||, per tensor: of what is computed forward, and of gradients, of

@@ -137,7 +137,7 @@ pub enum Keep {
 pub struct Views {
     /// A state for every block; with [`Keep::Inputs`] and [`Keep::Nothing`] they share everything but the input.
     pub states: Vec<BlockState>,
-    /// [T, D], the last block's output.
+    /// [T, D], of which the last block fills the first N rows.
     pub output: Tensor,
     /// Shared buffers.
     pub shared: Shared,
