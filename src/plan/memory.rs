@@ -18,11 +18,6 @@ use serde::Serialize;
 /// The process without a model. CPU: libtorch, MPI, tokenizer, data and the thread stacks, as seen on Linux x86-64.
 const CPU_BASE: usize = 250_000_000;
 
-/// What the heap of a bf16 run on the CPU was seen to hold beyond what is counted here, in two runs of SmolLM2-135M with
-/// micro-batches of 1,024 tokens (one with activation checkpointing). What it is has not been found out; oneDNN's
-/// primitives are the likely part.
-const CPU_BF16: usize = 250_000_000;
-
 /// The process without a model on a GPU, assumed: CUDA's context, libtorch's kernels, cuBLAS's workspaces, NCCL's buffers.
 const GPU_BASE: usize = 1_500_000_000;
 
@@ -74,11 +69,7 @@ impl Memory {
             head_workspace: head_workspace(job, largest, cpu),
             update_workspace: if cpu { 0 } else { update_workspace(&buckets) },
             slack: 0,
-            base: match (cpu, job.compute_bytes()) {
-                (true, 4) => CPU_BASE,
-                (true, _) => CPU_BASE + CPU_BF16,
-                (false, _) => GPU_BASE,
-            },
+            base: if cpu { CPU_BASE } else { GPU_BASE },
         };
         if !cpu {
             memory.slack = (GPU_SLACK * memory.buffers() as f64) as usize;
