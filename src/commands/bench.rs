@@ -66,7 +66,7 @@ struct Report {
     sharing_formula: f64,
     /// The largest of all ranks, in 10^9 bytes.
     peak_rss_gb: f64,
-    /// What `haf-dist plan` predicts of the two, on CPUs and with the prefix shared.
+    /// What `haf-dist plan` predicts of memory and pairs per second, on CPUs and with the prefix shared.
     planned_peak_gb: Option<f64>,
     planned_pairs_per_s: Option<f64>,
     /// Mean losses of the timed steps.

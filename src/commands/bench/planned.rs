@@ -42,6 +42,7 @@ pub fn planned(
     let per_step = config.train.pairs_per_step;
     let batches: Vec<Vec<PairTokens>> = pairs.chunks(per_step).map(<[PairTokens]>::to_vec).collect();
     let largest = workload::largest(&batches, ranks, job.tokens_per_micro_batch);
+    // How much memory there is matters to whether it fits, which is not asked here.
     let hardware = hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16);
     let inputs = Inputs { job: &job, hardware: &hardware, order: &pairs[per_step.min(pairs.len())..] };
     Ok(Some(Planned {
