@@ -32,7 +32,7 @@ def goals_table(data: Measurements) -> str:
         bound = [number(value, digits, goal.unit).replace(".0x", "x") for value in (goal.at_least, goal.hoped)]
         if goal.lower_is_better:
             bound[0] = f"at most {bound[0]}"
-        found = [number(value, 1, goal.unit) for value in (goal.best, goal.median, goal.single)]
+        found = [number(value, 1 if goal.unit == "%" else 2, goal.unit) for value in (goal.best, goal.median, goal.single)]
         return [goal.name, *bound, *found, goal.verdict(data)]
 
     head = ["goal", "at least", "hoped for", "best of rounds", "median of rounds", "long run", "verdict"]

@@ -97,9 +97,15 @@ class Goals(unittest.TestCase):
 
     def test_the_worst_size_of_the_reduction_counts(self):
         line = {"set": "reduction", "name": "two ranks", "round": 1, "error": None, "results": [],
-                "text": ["   MB   gain", "    1   0.3 | 0.4   0.1 | 0.1   3.0x | 4.0x", "   64   4 | 5   2 | 2   1.9x | 2.5x"]}
+                "text": ["   MB   gain", "    1   0.3 | 0.4   9 | 9   0.1 | 0.1   3.0x | 4.0x",
+                         "   64   3.98 | 5   9 | 9   1.00 | 1.25   4.0x | 4.0x"]}
         found, verdict = goal([line], "reduction")
-        self.assertEqual((found.best, found.median, verdict), (1.9, 2.5, "**missed**"))
+        self.assertAlmostEqual(found.best, 3.0)
+        line["text"].pop(1)
+        found, verdict = goal([line], "reduction")
+        self.assertEqual((found.best, found.median, verdict), (3.98, 4.0, "met"), "by the times, not by the rounded gain")
+        line["text"][1] = "   64   3.9 | 5   9 | 9   2 | 2.5   1.9x | 2.0x"
+        self.assertEqual(goal([line], "reduction")[1], "**missed**")
 
 
 class Page(unittest.TestCase):
