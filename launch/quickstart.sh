@@ -13,12 +13,17 @@ need_cargo
 # The config's paths start at the repository's root.
 cd "$ROOT"
 
-# The first name that is free: a run is never written over.
+# The first name that is free: a run is never written over. To --resume is to go on with the last one that is there.
 run=runs/quickstart
+last=$run
 number=2
 while [[ -e $run ]]; do
+    last=$run
     run=runs/quickstart-$number
     number=$((number + 1))
+done
+for argument in "$@"; do
+    [[ $argument != --resume ]] || run=$last
 done
 
 set_mpirun_flags "$RANKS"

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::parallel;
 use crate::tensor;
 use tch::{Cuda, Device, Kind, Tensor};
+use tracing::warn;
 
 /// Where and how a rank computes.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +52,12 @@ impl Machine {
                 }
             }
         };
+        let usable = usable_cores();
+        if threads > usable {
+            warn!(
+                "parallel.threads = {threads} is more than the {usable} cores this process may use: threads will wait for one another"
+            );
+        }
         let shared = default_threads(local_size, comm)?;
         let threads = if threads > 0 { threads } else { shared };
         let count = i32::try_from(threads).map_err(|_| {
@@ -70,12 +77,17 @@ impl Machine {
 /// Cores for each rank of this node. A launcher that binds ranks gives each its own cores, so their sets differ; where
 /// all ranks may use the same cores (no binding, a container's or a batch system's share), those are divided.
 fn default_threads(local_size: usize, comm: &CommThread) -> Result<usize> {
-    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    let usable = usable_cores();
     let mine = cores();
     let mut of_rank_0 = Tensor::from_slice(&mine);
     comm.broadcast(&mut of_rank_0, 0)?;
     let bound = !comm.all_true(tensor::slice::<u8>(&of_rank_0)? == mine)?;
     Ok(if bound { usable } else { (usable / local_size.max(1)).max(1) })
+}
+
+/// How many threads can compute at a time in this process.
+fn usable_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Which of the first 1,024 cores this process may use, one byte each.

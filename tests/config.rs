@@ -269,7 +269,7 @@ fn values_out_of_range_are_refused_and_those_at_the_edge_taken() {
         ("loss.beta", &["0", "-1", "inf"], &["1e-3"]),
         ("loss.label_smoothing", &["0.5", "-0.1", "nan"], &["0", "0.499"]),
         ("loss.centering", &["-1", "nan"], &["0", "0.01"]),
-        ("data.max_length", &["7", "384"], &["385"]),
+        ("data.max_length", &["7"], &["8", "385"]),
         ("data.max_prompt_length", &["0", "512"], &["1", "511"]),
         ("data.train.0.weight", &["0", "-1", "inf"], &["0.5", "3"]),
         ("checkpoint.keep", &["0"], &["1"]),
@@ -295,6 +295,19 @@ fn a_weight_means_nothing_to_dev_and_test() {
         assert!(told.contains(&format!("`data.{list}.0.weight` = 0.5, but every {list} pair is taken once")), "{told}");
         with(&[&weighted("1")]).unwrap();
     }
+}
+
+#[test]
+fn a_shorter_sequence_leaves_its_answer_room_unless_the_prompt_is_named() {
+    let lengths = |set: &[&str]| {
+        let data = with(set).unwrap().data;
+        (data.max_length, data.max_prompt_length)
+    };
+    assert_eq!(lengths(&[]), (512, 384));
+    assert_eq!(lengths(&["data.max_length=256"]), (256, 192));
+    assert_eq!(lengths(&["data.max_length=2048"]), (2048, 384));
+    assert_eq!(lengths(&["data.max_length=256", "data.max_prompt_length=10"]), (256, 10));
+    assert!(refusal(MINIMAL, &["data.max_length=256", "data.max_prompt_length=256"]).contains("leaves no room"));
 }
 
 #[test]

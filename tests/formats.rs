@@ -208,6 +208,40 @@ fn the_domain_is_the_rows_then_the_sources_then_the_files() {
 }
 
 #[test]
+fn no_domain_has_the_totals_name() {
+    let taken = file("all.jsonl", simple().to_string()).read(Format::Auto).unwrap();
+    assert_eq!(taken.pairs[0].domain.as_deref(), Some("all.jsonl"));
+    let named = json!({"prompt": "q", "chosen": "a", "rejected": "b", "domain": "all"});
+    assert!(refused(Format::Auto, simple(), named).message.contains("the total over all domains"));
+}
+
+#[test]
+fn a_row_with_tools_is_refused_and_empty_ones_are_not() {
+    let with = |key: &str, value: Value| {
+        let mut row = simple();
+        row[key] = value;
+        row
+    };
+    let calls = |value: Value| {
+        let turn = json!({"role": "assistant", "content": "a", "tool_calls": value});
+        json!({"prompt": "q", "chosen": [turn], "rejected": "b"})
+    };
+    let call = json!([{"type": "function", "function": {"name": "f", "arguments": {}}}]);
+    for (bad, expected) in [
+        (with("tools", call.clone()), "the row has `tools`"),
+        (with("tools", json!(call.to_string())), "the row has `tools`"),
+        (with("documents", json!([{"text": "d"}])), "the row has `documents`"),
+        (calls(call), "message 1 of `chosen` has `tool_calls`"),
+    ] {
+        assert!(refused(Format::Auto, simple(), bad).message.contains(expected));
+    }
+    for nothing in [json!(null), json!([]), json!("[]"), json!("")] {
+        assert_eq!(only(with("tools", nothing.clone())), only(simple()));
+        assert_eq!(only(calls(nothing)), only(simple()));
+    }
+}
+
+#[test]
 fn a_row_of_the_wrong_shape_names_line_key_and_what_was_expected() {
     let conversation = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
     let longer = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"},

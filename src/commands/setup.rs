@@ -2,6 +2,7 @@
 
 use crate::comm::CommThread;
 use crate::config::{Config, Source};
+use crate::data::doubts::doubts;
 use crate::data::prepared::PreparedData;
 use crate::data::reference_cache::ReferenceCache;
 use crate::data::report;
@@ -76,6 +77,9 @@ pub fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<S
     if comm.rank() == 0 {
         let reports: Vec<_> = splits.all().map(PreparedData::report).collect();
         logging::above_progress(|| eprintln!("{}", report::render(&reports)));
+        let others = [("dev", &splits.dev), ("test", &splits.test)];
+        let others: Vec<_> = others.into_iter().filter_map(|(name, data)| Some((name, data.as_ref()?))).collect();
+        doubts(&splits.train, &others).iter().for_each(|doubt| warn!("{doubt}"));
     }
     Ok(splits)
 }

@@ -101,6 +101,19 @@ pub(super) fn max_prompt_length() -> usize {
     384
 }
 
+/// Sets the defaults that follow from another key's value: three quarters of a shorter `data.max_length` are left to the
+/// prompt, where nothing else is said.
+pub(super) fn follow(config: &mut toml::Value) {
+    let Some(data) = config.get_mut("data").and_then(toml::Value::as_table_mut) else { return };
+    if let (Some(length), None) =
+        (data.get("max_length").and_then(toml::Value::as_integer), data.get("max_prompt_length"))
+        && length > 0
+        && length < max_length() as i64
+    {
+        data.insert("max_prompt_length".into(), toml::Value::Integer(length * 3 / 4));
+    }
+}
+
 pub(super) fn yes() -> bool {
     true
 }

@@ -3,7 +3,7 @@
 //! Not here: the rules themselves (`validate.rs`) and the keys (`keys.rs`).
 
 use super::overrides::{self, Override};
-use super::{Config, SEE_REFERENCE, keys};
+use super::{Config, SEE_REFERENCE, defaults, keys};
 use crate::error::{Error, Result};
 use std::path::Path;
 use toml::Value;
@@ -48,6 +48,7 @@ impl Config {
             let error = document.error(&path, keys::unknown_key(&path, &tree));
             return Err(error.hint(keys::unknown_key_hint(&path, &tree)));
         }
+        defaults::follow(&mut value);
         let mut config: Self = serde_path_to_error::deserialize(value).map_err(|error| document.ill_typed(&error))?;
         config.resolve();
         match config.check() {
@@ -140,18 +141,19 @@ impl Document<'_> {
         let (what, expected) = message.split_once(", expected ").unwrap_or((message, ""));
         let variants: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
         let expected = match expected {
-            "" => String::from("something else"),
-            "usize" | "u64" => String::from("a whole number, 0 or above"),
-            "f64" => String::from("a number"),
-            "a boolean" => String::from("true or false"),
-            "path string" | "a string" => String::from("a string"),
-            "a sequence" => String::from("an array"),
-            _ if expected.starts_with("struct ") => String::from("a table"),
-            _ if !variants.is_empty() => format!("one of {}", variants.join(", ")),
-            other => other.to_string(),
+            // The message says it already.
+            "" => String::new(),
+            "usize" | "u64" => String::from("; expected a whole number, 0 or above"),
+            "f64" => String::from("; expected a number"),
+            "a boolean" => String::from("; expected true or false"),
+            "path string" | "a string" => String::from("; expected a string"),
+            "a sequence" => String::from("; expected an array"),
+            _ if expected.starts_with("struct ") => String::from("; expected a table"),
+            _ if !variants.is_empty() => format!("; expected one of {}", variants.join(", ")),
+            other => format!("; expected {other}"),
         };
         let what = what.replacen("unknown variant", "unknown value", 1);
-        let made = self.error(&path, format!("`{}`: {what}; expected {expected}", path.join(".")));
+        let made = self.error(&path, format!("`{}`: {what}{expected}", path.join(".")));
         let typed = what.split('`').nth(1).unwrap_or_default();
         made.hint(match keys::nearest(typed, variants.into_iter()) {
             Some(nearest) => format!("did you mean \"{nearest}\"?"),

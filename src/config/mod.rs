@@ -101,7 +101,8 @@ pub struct DataConfig {
     /// Longest sequence, in tokens.
     #[serde(default = "defaults::max_length")]
     pub max_length: usize,
-    /// A prompt is not cut below this many tokens; after that the answer is cut.
+    /// A prompt is not cut below this many tokens; after that the answer is cut. Default: 384, or three quarters of a
+    /// `max_length` below 512.
     #[serde(default = "defaults::max_prompt_length")]
     pub max_prompt_length: usize,
     /// A new order of pairs every epoch.
@@ -314,7 +315,8 @@ pub enum ReduceDtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// Evaluate on the dev pairs every so many steps, and after the last; 0: after the last only.
+    /// Evaluate on the dev pairs every so many steps, after the last, and wherever a checkpoint is saved, because the best
+    /// is picked by it; 0: at checkpoints and after the last only.
     pub every: usize,
 }
 

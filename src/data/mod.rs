@@ -3,6 +3,7 @@
 pub mod batch;
 mod builder;
 mod container;
+pub mod doubts;
 pub mod formats;
 mod parallel;
 mod parquet;

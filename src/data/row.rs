@@ -74,7 +74,10 @@ impl<'a> Row<'a> {
                 ))
                 .hint("a message is {\"role\": \"user\", \"content\": \"...\"}")),
         };
-        let message = |(index, message)| {
+        let message = |(index, message): (usize, &Value)| {
+            if message.get("tool_calls").is_some_and(says_something) {
+                return Err(self.no_tools(format!("message {} of `{key}` has `tool_calls`", index + 1)));
+            }
             Ok(Message { role: text(index + 1, message, "role")?, content: text(index + 1, message, "content")? })
         };
         list.iter().enumerate().map(message).collect()
@@ -108,6 +111,19 @@ impl<'a> Row<'a> {
         value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
+    /// Refuses a row whose text would need what templates are not given: trained on without it, it would be another one.
+    pub(super) fn without_tools(&self) -> Result<()> {
+        match ["tools", "documents"].into_iter().find(|key| self.get(key).is_some_and(says_something)) {
+            Some(key) => Err(self.no_tools(format!("the row has `{key}`"))),
+            None => Ok(()),
+        }
+    }
+
+    fn no_tools(&self, what: String) -> Error {
+        self.error(format!("{what}, which chat templates are not given here"))
+            .hint("leave the row out, or write what the model saw into the messages' `content`")
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
@@ -124,6 +140,17 @@ impl<'a> Row<'a> {
 
     pub(super) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
         self.error(format!("`{key}` is {}, expected {expected}", kind(value))).hint(MEND)
+    }
+}
+
+/// Neither null nor empty; lists are also given as text.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !["", "[]", "null"].contains(&text.trim()),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
     }
 }
 

@@ -8,7 +8,7 @@ mod judged;
 mod ranked;
 mod transcripts;
 
-use crate::config::{Format, Source};
+use crate::config::{Format, Source, TOTAL};
 use crate::data::row::{MEND, Row};
 use crate::data::rows;
 use crate::data::{Pair, Prompt};
@@ -117,6 +117,11 @@ pub fn read(source: &Source) -> Result<SourceRows> {
             format = told(&row)?;
         }
         for sides in row.sides(format, source.pairs_per_prompt)? {
+            if row.get("domain").is_some_and(|domain| domain == TOTAL) {
+                return Err(row
+                    .error(format!("`domain` is {TOTAL:?}, which is the name of the total over all domains"))
+                    .hint("give the row's domain another name"));
+            }
             let pair = sides
                 .map(|sides| row.pair(sides, source.margin_scale))
                 .map_or_else(|reason| Ok(Err(reason)), |pair| pair.map(|pair| usable(pair, source)))?;
@@ -195,9 +200,10 @@ fn is_single_turn(prompt: &Prompt) -> bool {
     }
 }
 
-/// A file's name without what says how it is written: `hh.jsonl.gz` is `hh`.
+/// A file's name without what says how it is written: `hh.jsonl.gz` is `hh`; whole where that would be the total's name.
 fn stem(path: &Path) -> String {
-    let mut name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let whole = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut name = whole.clone();
     for extension in [".gz", ".jsonl", ".json", ".parquet"] {
         if let Some(rest) = name.strip_suffix(extension)
             && !rest.is_empty()
@@ -205,7 +211,7 @@ fn stem(path: &Path) -> String {
             name.truncate(rest.len());
         }
     }
-    name
+    if name == TOTAL { whole } else { name }
 }
 
 const SINGLE_ANSWER: [&str; 3] = ["answer", "response", "completion"];
@@ -269,6 +275,7 @@ impl Row<'_> {
     /// Completes a pair with its row's margin (unless its shape gave one), its domain and its place.
     fn pair(&self, sides: Sides, margin_scale: f64) -> Result<Pair> {
         const EXPECTED: &str = "a finite number";
+        self.without_tools()?;
         let margin = match (sides.margin, self.get("margin")) {
             (None, Some(_)) => Some(self.number("margin", EXPECTED)?),
             (margin, _) => margin,

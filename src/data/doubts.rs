@@ -1,0 +1,77 @@
+//! What about a run's data should be said aloud before training: answers that lost their ends, and questions that are
+//! both trained on and tested with.
+//!
+//! Not here: the table of counts (`report.rs`), which shows everything and judges nothing.
+
+use super::prepared::PreparedData;
+use std::collections::HashSet;
+
+/// Share of pairs with a cut answer from which it is said: the reward of such an answer is read where it stops.
+const MANY_CUT: f64 = 0.1;
+
+/// A sentence for each doubt. `others` are the dev and test splits, by their names.
+pub fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<String> {
+    let all = [("train", train)].into_iter().chain(others.iter().copied());
+    let cut = all.filter_map(|(name, data)| {
+        let counts = || data.report().sources.iter().map(|source| &source.counts);
+        let (cut, kept): (usize, usize) = (counts().map(|c| c.answers_cut).sum(), counts().map(|c| c.kept).sum());
+        (cut > 0 && cut as f64 >= MANY_CUT * kept as f64).then(|| {
+            format!(
+                "{cut} of {kept} {name} pairs have an answer that was cut and lost its EOS, where the reward is read; \
+                 raise data.max_length, or leave them out with data.truncation = \"drop\""
+            )
+        })
+    });
+    let prompts: HashSet<u64> = (0..train.len()).map(|index| train.pair(index).prompt_hash).collect();
+    let seen = others.iter().filter_map(|(name, data)| {
+        let seen = (0..data.len()).filter(|&index| prompts.contains(&data.pair(index).prompt_hash)).count();
+        (seen > 0).then(|| {
+            format!(
+                "{seen} of {} {name} pairs have a prompt that train has too: their accuracy says little about new prompts",
+                data.len()
+            )
+        })
+    });
+    cut.chain(seen).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::prepared::LabelledPair;
+    use crate::data::tokenize::OwnedPair;
+
+    /// Pairs given by their prompt's hash and whether an answer was cut.
+    fn data(pairs: &[(u64, bool)]) -> PreparedData {
+        let pair = |&(prompt_hash, answer_cut): &(u64, bool)| LabelledPair {
+            pair: OwnedPair {
+                prefix: 1,
+                chosen: 1,
+                rejected: 1,
+                tokens: vec![1, 2, 3],
+                prompt_length: 1,
+                prompt_hash,
+                prompt_cut: false,
+                answer_cut,
+                special_in_text: 0,
+            },
+            margin: 0.0,
+            domain: "d".to_owned(),
+        };
+        PreparedData::from_pairs(pairs.iter().map(pair).collect()).unwrap()
+    }
+
+    #[test]
+    fn prompts_in_two_splits_and_many_cut_answers_are_named() {
+        let train = data(&[(1, false), (2, false), (2, false)]);
+        assert_eq!(doubts(&train, &[("dev", &data(&[(3, false)])), ("test", &data(&[(4, false)]))]), [""; 0]);
+        let told =
+            doubts(&train, &[("dev", &data(&[(3, false)])), ("test", &data(&[(2, false), (2, false), (5, false)]))]);
+        assert_eq!(told.len(), 1);
+        assert!(told[0].starts_with("2 of 3 test pairs have a prompt that train has too"), "{told:?}");
+
+        let one_in = |all: u64| data(&(0..all).map(|hash| (hash, hash == 0)).collect::<Vec<_>>());
+        assert_eq!(doubts(&one_in(11), &[]), [""; 0]);
+        assert!(doubts(&one_in(10), &[])[0].starts_with("1 of 10 train pairs have an answer that was cut"));
+    }
+}
