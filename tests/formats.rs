@@ -332,14 +332,23 @@ fn scoring_takes_single_rows_and_pairs_and_leaves_none_out() {
         json!({"prompt": "q", "completion": ""}),
         json!({"prompt": "q", "chosen": "same", "rejected": "same"}),
         safety(1, 0, [true, true]),
+        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]}),
     ];
     let text: String = mixed.iter().map(|row| format!("{row}\n")).collect();
     let pairs = read_for_scoring(&file("rows.jsonl", text).path).unwrap();
     let answers: Vec<_> = pairs.iter().map(|pair| (pair.chosen.as_str(), pair.rejected.as_deref())).collect();
-    assert_eq!(answers, [("a", None), ("b", None), ("", None), ("same", Some("same")), ("one", Some("zero"))]);
+    assert_eq!(
+        answers,
+        [("a", None), ("b", None), ("", None), ("same", Some("same")), ("one", Some("zero")), ("c", None)]
+    );
+    assert_eq!(pairs[5].prompt, Prompt::Messages(vec![turn("user", "q")]));
 
     let other = json!({"chosen": HH_CHOSEN, "rejected": HH_CHOSEN.replace("Hi", "Ho")}).to_string();
-    for (row, expected) in [(other.as_str(), "different prompts"), ("{\"answer\": \"a\"}", "`prompt` is missing")] {
+    for (row, expected) in [
+        (other.as_str(), "different prompts"),
+        ("{\"answer\": \"a\"}", "`prompt` is missing"),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}", "expected the assistant's"),
+    ] {
         let error = read_for_scoring(&file("rows.jsonl", row).path).unwrap_err();
         assert!(error.message.contains(":1: ") && error.message.contains(expected), "{error}");
     }

@@ -68,7 +68,7 @@ impl Row<'_> {
         })
     }
 
-    fn conversation(&self, key: &str) -> Result<(Vec<Message>, String)> {
+    pub(super) fn conversation(&self, key: &str) -> Result<(Vec<Message>, String)> {
         self.last_turn(key, self.message_list(key)?)
     }
 

@@ -145,8 +145,8 @@ pub fn read(source: &Source) -> Result<SourceRows> {
     Ok(taken)
 }
 
-/// Reads all rows of a file that is only scored: pairs of any shape, or `prompt` with one `answer`
-/// (or `response`, or `completion`). No row is left out, so that scores and rows can be laid side by side.
+/// Reads all rows of a file that is only scored: pairs of any shape, `prompt` with one `answer` (or `response`, or
+/// `completion`), or `messages` that end with the answer. No row is left out, so that scores and rows can be laid side by side.
 ///
 /// # Errors
 /// As [`read`]; also a pair whose answers do not belong to one prompt, a tie, and a ranked list of more than two.
@@ -156,6 +156,7 @@ pub fn read_for_scoring(path: &Path) -> Result<Vec<Pair>> {
         let row = Row::new(place, row)?;
         let pair = match SINGLE_ANSWER.into_iter().find(|key| row.get(key).is_some()) {
             Some(key) if row.get("chosen").is_none() && row.get("response_0").is_none() => row.single(key)?,
+            None if row.get("messages").is_some() && told(&row).is_err() => row.messages_alone()?,
             _ => {
                 let mut sides = row.sides(told(&row)?, 0)?;
                 let number = sides.len();
@@ -245,7 +246,7 @@ fn told(row: &Row) -> Result<Format> {
         "known are `prompt, chosen, rejected`; `chosen, rejected` with message lists or hh-rlhf transcripts; \
          `prompt, response_0, response_1, better_response_id, ...`; `conversation_a, conversation_b, winner`; \
          `instruction, input, output_1, output_2, preference`; `prompt, response_1, response_2, preference_strength`; \
-         `context, response1, response2, overall_preference`; `prompt, answers`; and, for scoring, `prompt, answer`",
+         `context, response1, response2, overall_preference`; `prompt, answers`; and, for scoring, `prompt, answer` or `messages`",
     ))
 }
 
@@ -268,6 +269,16 @@ impl Row<'_> {
     fn single(&self, key: &str) -> Result<Pair> {
         let prompt = self.prompt()?.ok_or_else(|| self.missing("prompt", "a string or a message list"))?;
         let answer = self.answer_to(&prompt, key, self.answer(key)?)?;
+        self.alone(prompt, answer)
+    }
+
+    /// A whole conversation in `messages`: the last one is the answer.
+    fn messages_alone(&self) -> Result<Pair> {
+        let (prompt, answer) = self.conversation("messages")?;
+        self.alone(Prompt::Messages(prompt), answer)
+    }
+
+    fn alone(&self, prompt: Prompt, answer: String) -> Result<Pair> {
         let sides = Sides::new(prompt, answer, String::new());
         Ok(Pair { rejected: None, ..self.pair(sides, 1.0)? })
     }
