@@ -32,4 +32,5 @@ pub mod scoring;
 pub mod sharding;
 pub mod statistics;
 pub mod tensor;
+pub mod terminal;
 pub mod trainer;

@@ -5,6 +5,7 @@
 mod trace;
 
 use crate::error::{Error, Result};
+use crate::terminal;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -21,6 +22,9 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 /// All bars of the process: it alone draws on stderr, so log lines go through it.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
+/// How often bars are drawn at most.
+const REDRAWS_PER_SECOND: u8 = 20;
+
 /// Starts logging and decides whether this process shows progress. Call it once, before any other thread logs; a second
 /// call changes nothing.
 ///
@@ -33,7 +37,10 @@ static BARS: OnceLock<MultiProgress> = OnceLock::new();
 pub fn init(rank: Option<usize>, traced: bool) -> Result<()> {
     let filter = filter(rank, |name| std::env::var(name).ok())?;
     let first = rank.unwrap_or(0) == 0;
-    let target = if first { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target = match terminal::Bars::of_stderr().filter(|_| first) {
+        Some(terminal) => ProgressDrawTarget::term_like_with_hz(Box::new(terminal), REDRAWS_PER_SECOND),
+        None => ProgressDrawTarget::hidden(),
+    };
     if BARS.set(MultiProgress::with_draw_target(target)).is_err() {
         return Ok(());
     }
@@ -149,17 +156,17 @@ where
     Registry::default().with(layers)
 }
 
-/// stderr, above the bars. A log line arrives in one piece.
+/// stderr, above the bars. A log line arrives in one piece, or not at all where stderr takes none.
 struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        above_progress(|| io::stderr().write_all(bytes))?;
+        above_progress(|| terminal::note_bytes(bytes));
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Parser;
 use haf_dist::cli::{Arguments, Command};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
 use haf_dist::error::{Error, Result};
-use haf_dist::{commands, logging, machine};
+use haf_dist::{commands, logging, machine, terminal};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -72,10 +72,10 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// theirs alone.
 fn report(error: &Error) {
     match launch::rank() {
-        0 => logging::above_progress(|| eprintln!("error: {error}")),
+        0 => logging::above_progress(|| terminal::note(format_args!("error: {error}"))),
         rank => {
             std::thread::sleep(RANK_0_FIRST);
-            eprintln!("error: rank {rank}: {error}");
+            terminal::note(format_args!("error: rank {rank}: {error}"));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
-    &["error", "tensor", "files", "statistics", "panics", "parallel"],
+    &["error", "tensor", "files", "statistics", "panics", "parallel", "terminal"],
     &["kernels", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],
@@ -21,6 +21,7 @@ const WITHIN: &[(&str, &str)] = &[
     ("files", "error"),
     ("parallel", "error"),
     ("tensor", "error"),
+    ("terminal", "error"),
     ("data", "model"),
     ("safetensors_io", "config"),
     ("engine", "head"),
@@ -164,6 +165,24 @@ fn unsafe_and_foreign_libraries_stay_in_their_rooms() {
         for (library, door) in DOORS {
             assert!(!code.contains(library) || file.starts_with(door), "{file} names {library}; only {door} may");
         }
+    }
+}
+
+/// The standard library's printing macros in a text; they panic where nobody reads.
+fn printing(text: &str) -> Vec<&'static str> {
+    // `println!` and `eprintln!` hold each other's names.
+    ["print!(", "println!("].into_iter().filter(|word| text.contains(word)).collect()
+}
+
+#[test]
+fn nothing_prints_past_terminal_rs() {
+    for (file, text) in files("src") {
+        let found = printing(&shipped(&text));
+        assert!(found.is_empty(), "{file} has {found:?}: it panics where nobody reads; terminal.rs writes");
+    }
+    // Control: each of the four is noticed.
+    for word in ["print", "println", "eprint", "eprintln"] {
+        assert_eq!(printing(&format!("{word}!(\"x\")")).len(), 1, "{word}");
     }
 }
 

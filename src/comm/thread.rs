@@ -7,8 +7,8 @@ use super::{Communicator, launch, mpi};
 use crate::error::{Error, Kind, Result};
 use crate::panics;
 use crate::tensor::{bytes, bytes_mut, slice, slice_mut};
+use crate::terminal;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use std::io::Write as _;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use tch::{Device, Tensor};
@@ -379,8 +379,7 @@ pub fn install_panic_hook() {
             thread.name().unwrap_or("without a name")
         );
         let text = text.replace("disabled backtrace\n", "");
-        // Not `eprint`, which panics if stderr is closed.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        terminal::note_bytes(text.as_bytes());
         mpi::abort(101)
     }));
 }

@@ -25,6 +25,7 @@ use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
 use crate::reducer;
 use crate::reference;
+use crate::terminal;
 use crate::trainer::{Split, Trainer};
 use comfy_table::{Table, presets};
 use serde::Serialize;
@@ -293,8 +294,7 @@ fn time(product: &dyn Fn() -> Tensor, device: Device) -> f64 {
 fn print(report: &Report, json: bool) -> Result<()> {
     if json {
         let line = serde_json::to_string(report).map_err(|error| Error::runtime(format!("report: {error}")))?;
-        println!("{line}");
-        return Ok(());
+        return terminal::out(line);
     }
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
@@ -311,6 +311,5 @@ fn print(report: &Report, json: bool) -> Result<()> {
     ] {
         table.add_row([name.to_string(), value]);
     }
-    println!("{table}");
-    Ok(())
+    terminal::out(table)
 }

@@ -3,6 +3,7 @@
 use crate::comparison::{ComparedRun, Comparison};
 use crate::error::{Error, Result};
 use crate::metrics::read_pairs;
+use crate::terminal;
 use std::path::{Path, PathBuf};
 
 /// Prints the comparison, as tables or as JSON lines. Needs the runs' files alone: no model, and no other rank.
@@ -15,12 +16,7 @@ pub fn run(runs: &[PathBuf], json: bool) -> Result<()> {
         return Err(Error::input("one run alone is compared with nothing").hint("name the folders of two or more runs"));
     }
     let comparison = Comparison::of(&runs)?;
-    if json {
-        comparison.json_lines().iter().for_each(|line| println!("{line}"));
-    } else {
-        print!("{}", comparison.markdown());
-    }
-    Ok(())
+    if json { terminal::lines(comparison.json_lines()) } else { terminal::out(comparison.markdown().trim_end()) }
 }
 
 fn open(run: &Path) -> Result<ComparedRun> {

@@ -20,6 +20,7 @@ use crate::model::decoder::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use crate::reference;
+use crate::terminal;
 use crate::trainer::{self, Split, Trainer};
 use comfy_table::{Table, presets};
 use tch::{Kind, Tensor};
@@ -45,7 +46,7 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     let architecture = Architecture::open(&origin.base)?;
     let encoder = setup::encoder(config, origin.tokenizer(), &architecture)?;
     let data = few_pairs(&config.data.train, &encoder)?;
-    println!("{}", data.report().render());
+    terminal::out(data.report().render())?;
     show(&data, &encoder)?;
     let options = LoadOptions {
         kind: machine.kind,
@@ -55,7 +56,8 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     };
     let model = adapter::load(&origin, options, config.lora.as_ref())?;
     let mut engine = Engine::new(model, config.train.activation_checkpointing);
-    println!("{} compute on {:?}, {} thread(s)\n", machine.dtype_name(), machine.device, machine.threads);
+    let (device, threads) = (machine.device, machine.threads);
+    terminal::out(format_args!("{} compute on {device:?}, {threads} thread(s)\n", machine.dtype_name()))?;
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {
         true => {
@@ -65,7 +67,7 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         false => Vec::new(),
     };
     let split = Split { name: "debug", data, references };
-    let before = without_zeros(&mut engine);
+    let before = without_zeros(&mut engine)?;
     let mut checks = vec![packed_scores(&engine, &split, config)?];
     checks.push(packed_gradients(&mut engine, &split, config)?);
     checks.push(finite_gradients(&engine));
@@ -104,20 +106,21 @@ fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
 fn show(data: &PreparedData, encoder: &Encoder) -> Result<()> {
     for index in 0..data.len().min(SHOWN) {
         let pair = data.pair(index);
-        println!("pair {} ({} + {} + {} tokens)", index + 1, pair.prefix.len(), pair.chosen.len(), pair.rejected.len());
-        println!("  prefix   {:?}", encoder.decode(pair.prefix)?);
+        let tokens = [pair.prefix, pair.chosen, pair.rejected].map(|part| part.len().to_string()).join(" + ");
+        terminal::out(format_args!("pair {} ({tokens} tokens)", index + 1))?;
+        terminal::out(format_args!("  prefix   {:?}", encoder.decode(pair.prefix)?))?;
         for (name, suffix) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
             let (last, rest) = suffix.split_last().map_or((0, suffix), |(last, rest)| (*last, rest));
-            println!("  {name:<8} {:?} >>{}<<", encoder.decode(rest)?, encoder.decode(&[last])?);
+            let (rest, last) = (encoder.decode(rest)?, encoder.decode(&[last])?);
+            terminal::out(format_args!("  {name:<8} {rest:?} >>{last}<<"))?;
         }
     }
-    println!();
-    Ok(())
+    terminal::out("")
 }
 
 /// Heads and adapters that are not zero, or rewards could show no error and most gradients would be zero; returns what
 /// was there, by segment.
-fn without_zeros(engine: &mut Engine) -> Vec<(usize, Tensor)> {
+fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
     let (mut before, device) = (Vec::new(), engine.model.device);
     let waves = |shape: &[i64]| {
         let places = Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, device));
@@ -139,9 +142,10 @@ fn without_zeros(engine: &mut Engine) -> Vec<(usize, Tensor)> {
     }
     if let Some(lora) = &engine.model.lora {
         let targets = lora.targets(&engine.model.architecture).join(", ");
-        println!("adapters of rank {} on {targets}; for the checks their B is not zero\n", lora.rank);
+        let rank = lora.rank;
+        terminal::out(format_args!("adapters of rank {rank} on {targets}; for the checks their B is not zero\n"))?;
     }
-    before
+    Ok(before)
 }
 
 /// Every pair packed with others, under the micro-batch budget, against itself alone with its prefix computed twice.
@@ -230,10 +234,11 @@ fn updates(config: &Config, engine: Engine, split: Split, machine: &Machine, com
     let mut losses = Vec::new();
     for _ in 0..STEPS {
         let (metrics, updated) = trainer.step(STEPS)?;
-        println!("step {}: loss {:.6}, gradient norm {:.4}", metrics.step, metrics.loss, metrics.grad_norm);
+        let (number, loss, norm) = (metrics.step, metrics.loss, metrics.grad_norm);
+        terminal::out(format_args!("step {number}: loss {loss:.6}, gradient norm {norm:.4}"))?;
         losses.push(if updated { metrics.loss } else { f64::NAN });
     }
-    println!();
+    terminal::out("")?;
     let said = losses.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" -> ");
     Ok(Check { name: "updates", outcome: verdict(losses.iter().all(|loss| loss.is_finite()), said) })
 }
@@ -259,7 +264,7 @@ fn report(checks: &[Check]) -> Result<()> {
         };
         table.add_row([check.name, mark, said]);
     }
-    println!("{table}");
+    terminal::out(table)?;
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     match failed {
         0 => Ok(()),

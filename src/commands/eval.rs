@@ -11,6 +11,7 @@ use crate::evaluate;
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
 use crate::scoring::score_pairs;
+use crate::terminal;
 use std::path::PathBuf;
 
 /// Runs the command on every rank; `files` are the data, fetched.
@@ -23,7 +24,7 @@ pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, com
     let sources: Vec<Source> = files.iter().map(|file| Source { format, ..Source::new(file) }).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
-        logging::above_progress(|| eprintln!("{}", data.report().render()));
+        logging::above_progress(|| terminal::note(data.report().render()));
     }
     let references = opened.references(&data, &machine, comm)?;
     let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
@@ -33,15 +34,15 @@ pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, com
     let references = references.unwrap_or_default();
     let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
     if comm.rank() == 0 {
-        print(&rows, json);
+        print(&rows, json)?;
     }
     Ok(())
 }
 
-fn print(rows: &[EvaluationMetrics], json: bool) {
+fn print(rows: &[EvaluationMetrics], json: bool) -> Result<()> {
     if json {
-        rows.iter().filter_map(|row| serde_json::to_string(row).ok()).for_each(|line| println!("{line}"));
+        terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))
     } else {
-        println!("{}", evaluation_table(&concise(rows)));
+        terminal::out(evaluation_table(&concise(rows)))
     }
 }

@@ -14,6 +14,7 @@ use crate::model::layout::REWARD_HEAD;
 use crate::model::peft::PeftConfig;
 use crate::model::weights::{is_constant, weight_paths};
 use crate::safetensors_io::{self, Mapped};
+use crate::terminal;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,8 +54,7 @@ pub fn run(exporting: &Exporting) -> Result<()> {
         let _ = fs::remove_dir_all(&unfinished);
         return Err(error);
     }
-    println!("{}", out.display());
-    Ok(())
+    terminal::out(out.display())
 }
 
 /// A new folder beside `out`.

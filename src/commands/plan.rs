@@ -16,6 +16,7 @@ use crate::plan::hardware::{self, Hardware};
 use crate::plan::memory::Memory;
 use crate::plan::scaling::{Inputs, Row};
 use crate::plan::workload::{self, PairTokens, Shape, largest, sum};
+use crate::terminal;
 use crate::trainer::total_steps;
 use serde::Serialize;
 use std::path::Path;
@@ -77,10 +78,10 @@ struct Lengths {
 pub fn run(planning: &Planning, comm: &CommThread) -> Result<()> {
     let plan = plan(planning, comm)?;
     if comm.rank() == 0 {
-        match planning.json {
-            true => println!("{}", serde_json::to_string(&plan).unwrap_or_default()),
-            false => println!("{}", tables::render(&plan)),
-        }
+        terminal::out(match planning.json {
+            true => serde_json::to_string(&plan).unwrap_or_default(),
+            false => tables::render(&plan),
+        })?;
     }
     Ok(())
 }

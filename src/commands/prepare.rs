@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
+use crate::terminal;
 
 /// Runs the command on every rank.
 ///
@@ -31,7 +32,7 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     }
     if comm.rank() == 0 {
-        println!("prepared in {}", config.data.cache_dir.display());
+        terminal::out(format_args!("prepared in {}", config.data.cache_dir.display()))?;
     }
     Ok(())
 }

@@ -17,8 +17,9 @@ use crate::files;
 use crate::head::PairScores;
 use crate::loss::{self, AnswerLogProb};
 use crate::scoring::score_pairs;
+use crate::terminal;
 use serde_json::{Map, Value, json};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::Path;
 use tempfile::NamedTempFile;
 
@@ -58,7 +59,7 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
         );
     }
     comm.agree(match (comm.rank(), output) {
-        (0, Output::Stdout) => print(&lines),
+        (0, Output::Stdout) => terminal::lines(&lines),
         (0, Output::File(path)) => reserved.map_or(Ok(()), |file| save(file, &lines, path)),
         _ => Ok(()),
     })
@@ -86,27 +87,14 @@ fn exists(path: &Path) -> Error {
 
 fn save(file: NamedTempFile, lines: &[Value], path: &Path) -> Result<()> {
     let mut writer = BufWriter::new(file);
-    let written = write(&mut writer, lines).and_then(|()| writer.into_inner().map_err(|error| error.into_error()));
+    let written = terminal::write_lines(&mut writer, lines)
+        .and_then(|()| writer.into_inner().map_err(|error| error.into_error()));
     let file = written.map_err(|error| file_error(path, "write", &error))?;
     match file.persist_noclobber(path) {
         Ok(_) => Ok(()),
         Err(failed) if failed.error.kind() == io::ErrorKind::AlreadyExists => Err(exists(path)),
         Err(failed) => Err(file_error(path, "write", &failed.error)),
     }
-}
-
-fn print(lines: &[Value]) -> Result<()> {
-    match write(&mut BufWriter::new(io::stdout()), lines) {
-        // A reader that has seen enough (`| head`) is no error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::runtime(format!("cannot write to standard output: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn write(writer: &mut impl Write, lines: &[Value]) -> io::Result<()> {
-    lines.iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
 }
 
 fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(Vec<Row>, Vec<LabelledPair>)> {

@@ -18,6 +18,7 @@ use crate::model::config::Architecture;
 use crate::model::peft;
 use crate::model::weights::weight_paths;
 use crate::reference;
+use crate::terminal;
 use crate::trainer::{Split, total_steps};
 use std::path::{Path, PathBuf};
 use tracing::warn;
@@ -76,7 +77,7 @@ pub fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<S
     };
     if comm.rank() == 0 {
         let reports: Vec<_> = splits.all().map(PreparedData::report).collect();
-        logging::above_progress(|| eprintln!("{}", report::render(&reports)));
+        logging::above_progress(|| terminal::note(report::render(&reports)));
         let others = [("dev", &splits.dev), ("test", &splits.test)];
         let others: Vec<_> = others.into_iter().filter_map(|(name, data)| Some((name, data.as_ref()?))).collect();
         doubts(&splits.train, &others).iter().for_each(|doubt| warn!("{doubt}"));

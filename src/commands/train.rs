@@ -17,6 +17,7 @@ use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
 use crate::reducer;
 use crate::sharding;
+use crate::terminal;
 use crate::trainer::{Saving, Split, Trainer, check_replicas, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -82,7 +83,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     // The bar goes before the table comes.
     trainer.sinks.clear();
     if comm.rank() == 0 {
-        closing(config, &trainer, &rows);
+        closing(config, &trainer, &rows)?;
     }
     Ok(())
 }
@@ -212,20 +213,17 @@ pub fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
 }
 
 /// The closing table on stdout, and the paths of what was written.
-fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) {
+fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Result<()> {
     let run = &config.output.dir;
-    logging::above_progress(|| {
-        if !rows.is_empty() {
-            println!("{}", evaluation_table(&concise(rows)));
-        }
-        println!("checkpoint  {}", run.join(format!("step-{}", trainer.state.step)).display());
-        if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {
-            println!(
-                "best on dev {} (accuracy {:.4})",
-                run.join(format!("step-{}", best.step)).display(),
-                best.accuracy
-            );
-        }
-        println!("metrics     {}", run.join("metrics.jsonl").display());
-    });
+    let checkpoint = |step: usize| run.join(format!("step-{step}")).display().to_string();
+    let mut lines = Vec::new();
+    if !rows.is_empty() {
+        lines.push(evaluation_table(&concise(rows)));
+    }
+    lines.push(format!("checkpoint  {}", checkpoint(trainer.state.step)));
+    if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {
+        lines.push(format!("best on dev {} (accuracy {:.4})", checkpoint(best.step), best.accuracy));
+    }
+    lines.push(format!("metrics     {}", run.join("metrics.jsonl").display()));
+    logging::above_progress(|| terminal::lines(lines))
 }

@@ -154,10 +154,16 @@ impl Workspace {
 
     /// Starts the program here, under mpirun for 2 or more ranks; its output goes to files named `log`.
     pub fn start(&self, ranks: usize, log: &str, arguments: &[&str]) -> Child {
-        let program = Path::new(env!("CARGO_BIN_EXE_haf-dist"));
-        let mut command = if ranks > 1 { job::mpirun(ranks, program) } else { Command::new(program) };
         // Outside the folder whose content is compared.
         let file = |kind: &str| fs::File::create(self.log(log, kind)).unwrap();
+        let mut command = self.command(ranks, arguments);
+        command.stdout(file("out")).stderr(file("err")).spawn().expect("mpirun of Open MPI is installed")
+    }
+
+    /// The program as it would be started here.
+    pub fn command(&self, ranks: usize, arguments: &[&str]) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_haf-dist"));
+        let mut command = if ranks > 1 { job::mpirun(ranks, program) } else { Command::new(program) };
         command
             .args(arguments)
             .current_dir(self.folder.path())
@@ -167,11 +173,8 @@ impl Workspace {
             .env("HF_HUB_OFFLINE", "1")
             .env_remove("HAF_LOG")
             .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(file("out"))
-            .stderr(file("err"))
-            .spawn()
-            .expect("mpirun of Open MPI is installed")
+            .stdin(Stdio::null());
+        command
     }
 
     /// What a started job has written to `out` or `err` so far.

@@ -19,3 +19,4 @@ mod resuming;
 mod scoring;
 mod tracing;
 mod training;
+mod unheard;

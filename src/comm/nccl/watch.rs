@@ -6,8 +6,8 @@ use super::cuda::{Event, Gpu};
 use super::group::Group;
 use crate::comm::mpi;
 use crate::error::{Error, Result};
+use crate::terminal;
 use std::collections::VecDeque;
-use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -90,8 +90,7 @@ impl Shared {
 
     /// Reports and ends the job.
     fn end(&self, error: &Error) -> ! {
-        // Not `eprint`, which panics if stderr is closed.
-        let _ = std::io::stderr().write_all(format!("error: rank {}: {error}\n", self.rank).as_bytes());
+        terminal::note(format_args!("error: rank {}: {error}", self.rank));
         std::thread::sleep(GRACE);
         mpi::abort(error.exit_code())
     }
