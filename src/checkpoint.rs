@@ -16,7 +16,7 @@ mod manifest;
 
 pub use adapter::AdapterOf;
 pub use export::{Export, choose_pad_token, end_tokens, pad_token, special_tokens};
-pub use folder::{check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
+pub use folder::{Claim, check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};

@@ -6,7 +6,7 @@
 
 mod report;
 
-use crate::config::{Config, Objective, ParallelConfig};
+use crate::config::{Config, Objective, ParallelConfig, listed};
 use crate::error::{Error, Result};
 use crate::loss::hit;
 use crate::metrics::{PairOutcome, RunFacts};
@@ -153,7 +153,7 @@ fn seed(run: &ComparedRun) -> u64 {
 
 /// What must be the same in all runs: everything but the objective, the seed, and what changes no result.
 fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
-    let same_config = comparable(&first.facts.config).resolved_toml()?;
+    let same_config = comparable(&first.facts.config);
     let mut seen = BTreeSet::new();
     for run in runs {
         let refuse = |what: &str, hint: &str| Err(Error::input(format!("{}: {what}", run.name)).hint(hint));
@@ -162,11 +162,9 @@ fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
             let what = format!("a second run with loss.objective = {objective:?} and data.seed = {}", seed(run));
             return refuse(&what.to_lowercase(), "name one run of each");
         }
-        let config = comparable(&run.facts.config).resolved_toml()?;
-        let differs: Vec<&str> =
-            config.lines().filter(|line| !same_config.lines().any(|other| other == *line)).collect();
-        if config != same_config {
-            let what = format!("other settings than {}: {}", first.name, differs.join(", "));
+        let differences = same_config.differences(&comparable(&run.facts.config))?;
+        if !differences.is_empty() {
+            let what = format!("other settings than {}: {}", first.name, listed(&differences));
             return refuse(&what, "only loss.objective and data.seed may differ");
         }
         if run.facts.step != first.facts.step {

@@ -6,7 +6,7 @@
 mod saving;
 
 pub use crate::data::split::Split;
-pub use saving::{Saving, check_replicas};
+pub use saving::{Saving, check_replicas, check_resumable};
 
 use crate::checkpoint::TrainState;
 use crate::comm::CommThread;
@@ -83,11 +83,7 @@ impl<'a> Trainer<'a> {
         dev: Option<Split>,
         threads: usize,
     ) -> Self {
-        let data = &config.data;
-        let weights: Vec<f64> = data.train.iter().map(|source| source.weight).collect();
-        let batch = config.train.pairs_per_step;
-        let order = format!("{:032x} {weights:?} {batch} {} {}", train.data.key(), data.shuffle, data.seed);
-        let data_key = format!("{:032x}", files::fingerprint_parts([order.as_bytes()]));
+        let data_key = data_key(config, &train.data);
         engine.reserve(likely_tokens(config, &train.data, comm.world_size()));
         Self {
             config,
@@ -317,6 +313,22 @@ fn likely_tokens(config: &Config, data: &PreparedData, ranks: usize) -> usize {
     let all: usize = (0..data.len()).map(|pair| data.tokens(pair)).sum();
     let share = all * config.train.pairs_per_step.div_ceil(ranks) / data.len().max(1);
     config.train.tokens_per_micro_batch.min(share + share / 2)
+}
+
+/// Hash of all that the order of the training pairs depends on.
+pub fn data_key(config: &Config, train: &PreparedData) -> String {
+    let data = &config.data;
+    let weights: Vec<f64> = data.train.iter().map(|source| source.weight).collect();
+    let batch = config.train.pairs_per_step;
+    let order = format!("{:032x} {weights:?} {batch} {} {}", train.key(), data.shuffle, data.seed);
+    format!("{:032x}", files::fingerprint_parts([order.as_bytes()]))
+}
+
+/// The most checkpoints that a run of `total` updates has on the disk at a time: the newest `keep`, the best on the dev
+/// pairs, and the one being written, but no more than it writes.
+pub fn checkpoints_at_once(config: &Config, total: usize) -> usize {
+    let written = if config.checkpoint.every == 0 { 1 } else { total.div_ceil(config.checkpoint.every) };
+    written.min(config.checkpoint.keep + usize::from(!config.data.dev.is_empty()) + 1)
 }
 
 /// Updates of a whole run.

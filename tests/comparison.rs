@@ -118,7 +118,7 @@ fn what_is_no_pair_is_refused_by_name() {
     assert!(refusal(&|run| run.facts.data_key = "other".into()).contains("other training pairs than hybrid-1"));
     assert!(refusal(&|run| run.facts.model_key = "other".into()).contains("another starting model"));
     assert!(refusal(&|run| run.facts.step = 3).contains("tested after step 3, but hybrid-1 after step 4"));
-    assert!(refusal(&|run| run.facts.config.loss.alpha = 0.7).contains("alpha = 0.7"));
+    assert!(refusal(&|run| run.facts.config.loss.alpha = 0.7).contains("loss.alpha: 0.2 -> 0.7"));
     assert!(refusal(&|run| run.facts.config.loss.objective = Objective::Hybrid).contains("a second run"));
     // What changes no result may differ.
     let mut other = run("reward", 1, "+-", "");

@@ -7,9 +7,12 @@ use crate::error::{Error, Result, file_error};
 use crate::model::adapter::WEIGHTS;
 use crate::model::peft::PeftConfig;
 use crate::safetensors_io::Mapped;
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use tch::Kind;
+
+/// The file that the process which writes into a run's folder holds locked.
+const LOCK: &str = ".lock";
 
 /// Where the checkpoint of `step` is.
 pub fn step_path(run: &Path, step: usize) -> PathBuf {
@@ -80,16 +83,46 @@ pub fn check_run(dir: &Path, resume: bool) -> Result<()> {
     }
 }
 
-/// Makes `dir` ready for a run: [`check_run`], then creates it, or removes what a killed save has left there.
+/// A run's folder is this process's alone while this lives. The system lets go of it however the process ends.
+#[derive(Debug)]
+pub struct Claim {
+    _file: File,
+}
+
+/// Makes `dir` ready for a run: creates it where it is to be, claims it for this process, and removes what a killed save
+/// has left there.
 ///
 /// # Errors
-/// Those of [`check_run`], or a failed change.
-pub fn start_run(dir: &Path, resume: bool) -> Result<()> {
+/// Those of [`check_run`]; another process that has the folder claimed; a failed change.
+pub fn start_run(dir: &Path, resume: bool) -> Result<Claim> {
     check_run(dir, resume)?;
-    if resume {
-        return remove_partial(dir);
+    if !resume {
+        fs::create_dir_all(dir).map_err(|error| file_error(dir, "create", &error))?;
     }
-    fs::create_dir_all(dir).map_err(|error| file_error(dir, "create", &error))
+    let claim = claim(dir)?;
+    // Another process may have started its run since the first look.
+    check_run(dir, resume)?;
+    remove_partial(dir)?;
+    Ok(claim)
+}
+
+/// Locks `dir/.lock`. The file stays: to delete it would let a third process lock another one of the same name.
+fn claim(dir: &Path) -> Result<Claim> {
+    let path = dir.join(LOCK);
+    let failed = |error: std::io::Error| file_error(&path, "open", &error);
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::input(format!("[output] dir: another run is writing into {}", dir.display()))
+                .hint("wait for it or stop it, or name another [output] dir"));
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!("cannot lock {}: {error}; no second run may write there", path.display());
+        }
+    }
+    Ok(Claim { _file: file })
 }
 
 fn sign_of_a_run(dir: &Path) -> Result<Option<String>> {
@@ -200,7 +233,7 @@ pub fn expected_bytes(model_dir: &Path, exported: (usize, Kind), trained: usize)
 }
 
 /// Says how large a checkpoint is, and makes sure before the run that the disk under `run` can hold `checkpoints` of
-/// them (those kept, the best, and the one being written), less those it holds already.
+/// them at a time, less those it holds already.
 ///
 /// # Errors
 /// [`Error::input`] where the disk has too little room.
@@ -217,7 +250,7 @@ pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> 
             run.display(),
             size_text(needed)
         ))
-        .hint("free some space, name an [output] dir on another disk, or lower [checkpoint] keep"));
+        .hint("free some space, name an [output] dir on another disk, or keep fewer ([checkpoint] every, keep)"));
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
 //! `haf-dist --config FILE`: sets a run up, trains, evaluates on the test pairs and prints the table.
 
 use super::setup::{self, Splits};
-use crate::checkpoint;
+use crate::checkpoint::{self, Claim};
 use crate::comm::CommThread;
-use crate::config::{Backend, Config};
+use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
@@ -18,11 +18,11 @@ use crate::model::weights::LoadOptions;
 use crate::reducer;
 use crate::sharding;
 use crate::terminal;
-use crate::trainer::{Saving, Split, Trainer, check_replicas, total_steps};
+use crate::trainer::{self, Saving, Split, Trainer, check_replicas, check_resumable, checkpoints_at_once, total_steps};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::Kind;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Runs the command on every rank.
 ///
@@ -47,29 +47,25 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
         sharding::shard(&mut engine.model, comm);
     }
     reducer::share_gradients(&mut engine.model, comm)?;
-    // The last checks, and the run's folder: before the reference passes, which take long.
-    comm.agree(if comm.rank() == 0 { prepare_folder(config, &origin, resume, &engine) } else { Ok(()) })?;
-    let keys = setup::model_keys(&origin, comm)?;
-    let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
+    let total = total_steps(config, &sampler);
+    // The last checks, and the run's folder, which is this run's alone from here on: before the reference passes, which
+    // take long.
+    let first = comm.rank() == 0;
+    let _claim = comm.agree(first.then(|| prepare_folder(config, &origin, resume, &engine, total)).transpose())?;
+    let keys = setup::model_keys(&origin, comm)?;
+    let key = (trainer::data_key(config, &splits.train), format!("{:032x}", keys.start));
+    let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
+    let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
-    trainer.state.model_key = format!("{:032x}", keys.start);
+    trainer.state.model_key = key.1;
     trainer.saving = Some(Saving { run: run.clone(), origin, pad_token });
     if resume {
-        go_on(&mut trainer, run)?;
+        go_on(&mut trainer, checkpoint, run)?;
     }
     check_replicas(&trainer.engine, comm)?;
-    let total = total_steps(config, &trainer.sampler);
-    if comm.rank() == 0 {
-        let jsonl = if resume { Jsonl::resume(run, trainer.state.step) } else { Jsonl::create(run) };
-        let sinks = jsonl.map(|jsonl| -> Vec<Box<dyn Sink>> {
-            vec![Box::new(jsonl), Box::new(Terminal::new(trainer.state.step, total))]
-        });
-        trainer.sinks = comm.agree(sinks)?;
-    } else {
-        comm.agree(Ok(()))?;
-    }
+    trainer.sinks = comm.agree(if first { sinks(run, resume, trainer.state.step, total) } else { Ok(Vec::new()) })?;
     info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
     trainer.run()?;
     if total > 0 && trainer.state.updates_skipped >= total {
@@ -143,34 +139,71 @@ fn share_weights(engine: &mut Engine, comm: &CommThread) -> Result<()> {
     Ok(())
 }
 
-/// Checks the disk, then makes the run's folder.
-fn prepare_folder(config: &Config, origin: &Origin, resume: bool, engine: &Engine) -> Result<()> {
+/// Checks the disk, then makes the run's folder and claims it.
+fn prepare_folder(config: &Config, origin: &Origin, resume: bool, engine: &Engine, total: usize) -> Result<Claim> {
     let run = &config.output.dir;
     let model = &engine.model;
     let trained = model.segments.iter().filter(|segment| segment.trains()).map(|segment| segment.length()).sum();
     // With adapters what is trained is what is exported, in f32.
     let exported = if model.lora.is_some() { (trained, Kind::Float) } else { (model.parameter_count(), model.kind) };
     let bytes = checkpoint::expected_bytes(origin.tokenizer(), exported, trained);
-    // The newest `keep`, the best, and the one being written.
-    checkpoint::check_disk(run, bytes, config.checkpoint.keep + 2)?;
+    checkpoint::check_disk(run, bytes, checkpoints_at_once(config, total))?;
     checkpoint::start_run(run, resume)
 }
 
-/// Continues from the newest whole checkpoint, or from the start where a run died before its first.
-fn go_on(trainer: &mut Trainer, run: &Path) -> Result<()> {
-    let comm = trainer.comm;
+/// The newest whole checkpoint, if there is one, once it is sure that a run with these keys of data and model can go on
+/// from it to `total` updates.
+fn newest(config: &Config, keys: (&str, &str), total: usize, comm: &CommThread) -> Result<Option<PathBuf>> {
+    let run = &config.output.dir;
     let newest = comm.agree(if comm.rank() == 0 { checkpoint::newest(run) } else { Ok(None) })?;
     let name = newest.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let name = comm.broadcast_bytes(Some(name.into_bytes()))?;
     if name.is_empty() {
         info!("{} holds no whole checkpoint: starting from the first step", run.display());
-    } else {
-        let folder = PathBuf::from(String::from_utf8_lossy(&name).into_owned());
+        return Ok(None);
+    }
+    let folder = PathBuf::from(String::from_utf8_lossy(&name).into_owned());
+    let (state, differences) = comm.agree(check_resumable(&folder, config, keys.0, keys.1))?;
+    if !differences.is_empty() && comm.rank() == 0 {
+        warn!("settings differ from those of the checkpoint: {}", listed(&differences));
+    }
+    match state.step {
+        step if step > total => {
+            Err(Error::input(format!("--resume: {} is beyond the run's {total} steps", folder.display()))
+                .hint("raise train.steps or train.epochs, or start another run"))
+        }
+        step => {
+            if step == total && comm.rank() == 0 {
+                info!(
+                    "nothing is left to train: {run} has done its {total} steps; raise train.steps or train.epochs to go on",
+                    run = run.display()
+                );
+            }
+            Ok(Some(folder))
+        }
+    }
+}
+
+/// Continues from a checkpoint, or from the start where a run died before its first.
+fn go_on(trainer: &mut Trainer, checkpoint: Option<PathBuf>, run: &Path) -> Result<()> {
+    let comm = trainer.comm;
+    if let Some(folder) = checkpoint {
         comm.agree(trainer.resume(&folder))?;
         info!("resuming after step {} from {}", trainer.state.step, folder.display());
     }
     let aside = if comm.rank() == 0 { checkpoint::set_aside(run, trainer.state.step).map(drop) } else { Ok(()) };
     comm.agree(aside)
+}
+
+/// Where the numbers of a run go that has done `done` of `total` updates. What a finished run has written stays as it is.
+fn sinks(run: &Path, resume: bool, done: usize, total: usize) -> Result<Vec<Box<dyn Sink>>> {
+    let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+    let finished = resume && done == total && metrics::read_pairs(run).is_ok_and(|(facts, _)| facts.step == total);
+    if !finished {
+        sinks.push(Box::new(if resume { Jsonl::resume(run, done) } else { Jsonl::create(run) }?));
+    }
+    sinks.push(Box::new(Terminal::new(done, total)));
+    Ok(sinks)
 }
 
 /// A token to pad with that occurs in no sequence of the run and ends none.
@@ -215,6 +248,13 @@ pub fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
 /// The closing table on stdout, and the paths of what was written.
 fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Result<()> {
     let run = &config.output.dir;
+    let (skipped, done) = (trainer.state.updates_skipped, trainer.state.step);
+    if skipped > 0 {
+        warn!(
+            "{skipped} of {done} updates were skipped, because their gradients were not finite; a lower train.learning_rate \
+             or model.dtype = \"f32\" may help"
+        );
+    }
     let checkpoint = |step: usize| run.join(format!("step-{step}")).display().to_string();
     let mut lines = Vec::new();
     if !rows.is_empty() {

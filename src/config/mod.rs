@@ -7,6 +7,7 @@
 //! shows them all.
 
 mod defaults;
+mod differences;
 mod hub_path;
 mod keys;
 mod load;
@@ -15,6 +16,7 @@ mod rows;
 mod source;
 mod validate;
 
+pub use differences::{Difference, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
 pub use rows::RowRange;

@@ -3,7 +3,7 @@
 use super::Trainer;
 use crate::checkpoint::{self, AdapterOf, Best, Snapshot, TrainState};
 use crate::comm::CommThread;
-use crate::config::{Config, LoraConfig};
+use crate::config::{Config, Difference, listed};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::hub;
@@ -16,7 +16,7 @@ use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Kind, Tensor};
-use tracing::{info, trace_span, warn};
+use tracing::{info, trace_span};
 
 /// What rank 0 needs to write checkpoints.
 pub struct Saving {
@@ -104,44 +104,12 @@ impl Trainer<'_> {
         checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
     }
 
-    /// Refuses another loss; says what else is set otherwise than in the run that wrote the checkpoint.
-    fn check_config(&self, then: &Config, folder: &Path) -> Result<()> {
-        if then.loss != self.config.loss {
-            return Err(Error::input(format!("{} was trained with other settings of [loss]", folder.display()))
-                .hint("resume with the config the run was started with, or start another run"));
-        }
-        // Where the base lies may have changed; what it holds is held to the model's key.
-        let settings = |config: &Config| config.lora.clone().map(|lora| LoraConfig { base: None, ..lora });
-        if settings(then) != settings(self.config) {
-            return Err(Error::input(format!("{} was trained with other settings of [lora]", folder.display()))
-                .hint("resume with the config the run was started with, or start another run"));
-        }
-        let (then, now) = (then.resolved_toml()?, self.config.resolved_toml()?);
-        let changed: Vec<&str> = now.lines().filter(|line| !then.lines().any(|other| other == *line)).collect();
-        if !changed.is_empty() && self.comm.rank() == 0 {
-            warn!("settings differ from those of the checkpoint: {}", changed.join(", "));
-        }
-        Ok(())
-    }
-
     /// Takes masters, moments and position from a checkpoint that this program wrote.
     ///
     /// # Errors
     /// Damaged files, or a checkpoint of another model, loss or data.
     pub fn resume(&mut self, folder: &Path) -> Result<()> {
-        let state = checkpoint::load_state(folder)?;
-        if state.data_key != self.state.data_key {
-            return Err(Error::input(format!(
-                "{} was trained on other data, or other settings of [data]",
-                folder.display()
-            ))
-            .hint("resume with the config the run was started with, or start another run"));
-        }
-        if state.model_key != self.state.model_key {
-            return Err(Error::input(format!("{} was trained from another model", folder.display()))
-                .hint("model.path must hold the model the run was started from"));
-        }
-        self.check_config(&Config::load(&folder.join(checkpoint::CONFIG), &[])?, folder)?;
+        let (state, _) = check_resumable(folder, self.config, &self.state.data_key, &self.state.model_key)?;
         let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
         let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
         for (segment, flat) in self.engine.model.segments.iter_mut().zip(&mut self.optimizer.moments) {
@@ -167,6 +135,52 @@ impl Trainer<'_> {
         self.prefetch = None;
         Ok(())
     }
+}
+
+/// Refuses a checkpoint that a run with this config, data and model cannot go on from. Returns where it stands, and what is
+/// set otherwise without harm. Reads no tensor.
+///
+/// # Errors
+/// A folder that is no checkpoint of this program, or one of other training pairs, another order of them, another model
+/// or another loss.
+pub fn check_resumable(
+    folder: &Path,
+    config: &Config,
+    data_key: &str,
+    model_key: &str,
+) -> Result<(TrainState, Vec<Difference>)> {
+    const ANEW: &str = "resume with the config the run was started with, or start another run";
+    let place = folder.display();
+    let state = checkpoint::load_state(folder)?;
+    let differences = Config::load(&folder.join(checkpoint::CONFIG), &[])?.differences(config)?;
+    let of = |keys: &[&str]| -> Vec<Difference> {
+        let named = |difference: &&Difference| keys.iter().any(|key| difference.key.starts_with(key));
+        differences.iter().filter(named).cloned().collect()
+    };
+    if state.data_key != data_key {
+        let text =
+            ["data.template", "data.max", "data.truncation", "data.shuffle", "data.seed", "train.pairs_per_step"];
+        let differences = of(&[&text[..], &["data.train", "model.path"]].concat());
+        let what = match differences.is_empty() {
+            true => "the training files or the tokenizer have changed since".to_owned(),
+            false => listed(&differences),
+        };
+        return Err(Error::input(format!("{place} was trained on other data, or in another order: {what}")).hint(ANEW));
+    }
+    if state.model_key != model_key {
+        return Err(Error::input(format!("{place} was trained from another model"))
+            .hint("model.path must hold the model the run was started from"));
+    }
+    let loss = of(&["loss."]);
+    if !loss.is_empty() {
+        return Err(Error::input(format!("{place} was trained with another loss: {}", listed(&loss))).hint(ANEW));
+    }
+    // Where the base lies may have changed; what it holds is held to the model's key.
+    let lora: Vec<_> = of(&["lora."]).into_iter().filter(|difference| difference.key != "lora.base").collect();
+    if !lora.is_empty() {
+        return Err(Error::input(format!("{place} was trained with other adapters: {}", listed(&lora))).hint(ANEW));
+    }
+    Ok((state, differences))
 }
 
 /// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit; where each holds a

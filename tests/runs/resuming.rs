@@ -60,6 +60,12 @@ fn interrupt(workspace: &Workspace) {
     workspace.write("run/metrics.jsonl", &text[..end]);
 }
 
+/// The step of a run's newest checkpoint.
+fn newest_step(workspace: &Workspace) -> usize {
+    let names = fs::read_dir(workspace.path("run")).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter_map(|name| name.to_str()?.strip_prefix("step-")?.parse::<usize>().ok()).max().unwrap()
+}
+
 #[test]
 fn a_resumed_run_equals_the_uninterrupted_one_bit_for_bit() {
     for ranks in [1, 2] {
@@ -146,6 +152,37 @@ fn resuming_a_finished_run_changes_nothing_and_reports_it_again() {
     assert!(outcome.stdout.contains("| test"), "{}", outcome.stdout);
     assert!(checkpoint(&workspace, "run/step-6") == before.0, "the checkpoint changed");
     assert_eq!(timeless(&workspace), before.1, "each line once");
+    assert!(outcome.stderr.contains("nothing is left to train"), "{}", outcome.stderr);
+    assert!(!workspace.path("run/metrics-after-step-6.jsonl").exists(), "nothing is moved aside");
+    let beyond = workspace.train(1, &["--resume", "train.steps=5"]);
+    assert!(beyond.code == 2 && beyond.stderr.contains("run/step-6 is beyond the run's 5 steps"), "{}", beyond.stderr);
+}
+
+#[test]
+fn a_run_that_is_alive_is_not_resumed_nor_written_over() {
+    let workspace = Workspace::new();
+    let endless = with_config(&[], &["train.schedule='constant'", "checkpoint.every=5", "train.steps=1000000"]);
+    let mut job = workspace.start(1, "alive", &endless);
+    let started = Instant::now();
+    while !workspace.path("run/step-5").exists() {
+        assert!(job.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60), "no step-5");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let second = workspace.train(1, &["--resume", "train.steps=1000000"]);
+    assert_eq!((second.code, second.errors().len()), (2, 1), "{}", second.stderr);
+    assert!(second.stderr.contains("another run is writing into run") && second.stderr.contains("hint:"));
+    let lines = workspace.read("run/metrics.jsonl").len();
+    while workspace.read("run/metrics.jsonl").len() <= lines {
+        assert!(
+            job.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60),
+            "the first run stopped"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    job.kill().unwrap();
+    job.wait().unwrap();
+    let end = format!("train.steps={}", newest_step(&workspace) + 2);
+    workspace.train(1, &["--resume", "train.schedule='constant'", &end]).succeeded();
 }
 
 #[test]
@@ -153,8 +190,15 @@ fn a_resume_with_other_data_settings_is_refused_and_changes_nothing() {
     let workspace = Workspace::trained(1);
     interrupt(&workspace);
     let before = workspace.content();
-    for set in ["data.seed=1", "data.shuffle=false", "data.max_length=31", "train.pairs_per_step=5"] {
+    for (set, told) in [
+        ("data.seed=1", "data.seed: 0 -> 1"),
+        ("data.shuffle=false", "data.shuffle: true -> false"),
+        ("data.max_length=31", "data.max_length: 28 -> 31"),
+        ("train.pairs_per_step=5", "train.pairs_per_step: 6 -> 5"),
+    ] {
         let outcome = workspace.train(1, &["--resume", set]);
+        assert!(outcome.stderr.contains(told), "{set}: {}", outcome.stderr);
+        assert!(!outcome.stderr.contains("log-probs"), "it is refused before they are computed: {}", outcome.stderr);
         assert_eq!((outcome.code, outcome.errors().len()), (2, 1), "{set}: {}", outcome.stderr);
         assert!(outcome.stderr.contains("other data") && outcome.stderr.contains("hint:"), "{}", outcome.stderr);
         assert!(workspace.content() == before, "{set} changed a file");
@@ -187,11 +231,7 @@ fn a_killed_rank_ends_the_job_and_the_run_goes_on_from_its_last_checkpoint() {
         fs::remove_file(killed.log("killed", kind)).unwrap();
     }
 
-    let newest = |path: &str| {
-        let names = fs::read_dir(killed.path(path)).unwrap().map(|entry| entry.unwrap().file_name());
-        names.filter_map(|name| name.to_str()?.strip_prefix("step-")?.parse::<usize>().ok()).max().unwrap()
-    };
-    let end = newest("run") + 5;
+    let end = newest_step(&killed) + 5;
     let (length, last) = (format!("train.steps={end}"), format!("run/step-{end}"));
     let rest = [&constant[..], &[&length[..]]].concat();
     killed.train(2, &[&rest[..], &["--resume"]].concat()).succeeded();
