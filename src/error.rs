@@ -1,7 +1,7 @@
 //! The one error type of the crate: what happened, and what to do next.
 //!
 //! Errors a user can cause are [`Kind::Input`] and end the program with exit code 2; everything else
-//! is [`Kind::Runtime`] and ends it with exit code 1.
+//! is [`Kind::Runtime`] and ends it with exit code 1, but for a run that was asked to stop, [`Kind::Stopped`].
 
 use std::path::Path;
 use std::{fmt, io};
@@ -16,6 +16,8 @@ pub enum Kind {
     Input,
     /// The machine or the program: a full disk, a lost rank, a failed kernel. Exit code 1.
     Runtime,
+    /// Nobody: a signal asked the run to stop, and it did, with a checkpoint. Exit code 143, as after SIGTERM.
+    Stopped,
 }
 
 /// What happened, where, what was expected; and what to do next.
@@ -40,6 +42,11 @@ impl Error {
         Self { kind: Kind::Runtime, message: message.into(), hint: None }
     }
 
+    /// The end of a run that was asked to stop.
+    pub fn stopped(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Stopped, message: message.into(), hint: None }
+    }
+
     /// Adds what to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
@@ -57,6 +64,7 @@ impl Error {
         match self.kind {
             Kind::Input => 2,
             Kind::Runtime => 1,
+            Kind::Stopped => 143,
         }
     }
 }

@@ -30,6 +30,7 @@ pub mod reference;
 pub mod safetensors_io;
 pub mod scoring;
 pub mod sharding;
+pub mod signals;
 pub mod statistics;
 pub mod tensor;
 pub mod terminal;

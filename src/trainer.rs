@@ -28,6 +28,7 @@ use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
 use crate::sharding::{self, Spread};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tracing::{debug, trace_span, warn};
 
@@ -58,6 +59,10 @@ pub struct Trainer<'a> {
     pub packing: Packing,
     /// Where the run stands.
     pub state: TrainState,
+    /// Raised where this rank was asked to stop: then all ranks do after the step under way, with a checkpoint.
+    pub stop: Arc<AtomicBool>,
+    /// Whether a rank had been asked by the end of the last step; the same on every rank.
+    asked_to_stop: bool,
     /// Packs what comes next; started by the first step, at the step and with the packing it finds.
     prefetch: Option<Prefetch>,
 }
@@ -70,6 +75,8 @@ struct StepSums {
     hits: f64,
     margin: f64,
     tokens: f64,
+    /// Ranks that were asked to stop.
+    stops: f64,
 }
 
 impl<'a> Trainer<'a> {
@@ -97,6 +104,8 @@ impl<'a> Trainer<'a> {
             saving: None,
             packing: Packing::Shared,
             state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
+            stop: Arc::default(),
+            asked_to_stop: false,
             prefetch: None,
         }
     }
@@ -104,7 +113,7 @@ impl<'a> Trainer<'a> {
     /// Trains from where the state stands to the end; evaluates and saves on the way and after the last update.
     ///
     /// # Errors
-    /// A lost rank, a failed write, or gradients that stay non-finite.
+    /// A lost rank, a failed write, gradients that stay non-finite, or a signal that asked to stop.
     pub fn run(&mut self) -> Result<()> {
         let total = total_steps(self.config, &self.sampler);
         let mut skipped_in_a_row = 0;
@@ -119,9 +128,14 @@ impl<'a> Trainer<'a> {
             self.comm.agree(logged)?;
             let saves = due(self.state.step, self.config.checkpoint.every, total);
             let evaluates = due(self.state.step, self.config.eval.every, total) || saves;
+            let stops = self.asked_to_stop && self.state.step < total;
             let dev = if evaluates { self.evaluate_dev()? } else { None };
-            if saves {
+            if saves || stops {
                 self.save(dev)?;
+            }
+            if stops {
+                return Err(Error::stopped(format!("stopped by a signal after step {} of {total}", self.state.step))
+                    .hint("a checkpoint of that step is saved: the same command with --resume goes on from it"));
             }
         }
         Ok(())
@@ -143,7 +157,8 @@ impl<'a> Trainer<'a> {
         let computed = started.elapsed();
         trace_span!("wait for reductions").in_scope(|| reducer.finish())?;
         let reduced = started.elapsed();
-        let sums = trace_span!("sum metrics").in_scope(|| StepSums::read(losses)?.over_all_ranks(self.comm))?;
+        let sums = trace_span!("sum metrics").in_scope(|| self.sums(losses))?;
+        self.asked_to_stop = sums.stops > 0.0;
 
         let norm = trace_span!("gradient norm").in_scope(|| self.gradient_norm(sharded))? / count;
         let finite = self.comm.all_true(norm.is_finite())?;
@@ -196,6 +211,12 @@ impl<'a> Trainer<'a> {
             seconds,
         };
         Ok((metrics, finite))
+    }
+
+    /// What the step came to over all ranks, and whether one of them was asked to stop.
+    fn sums(&self, losses: Vec<(Losses, usize)>) -> Result<StepSums> {
+        let stops = f64::from(u8::from(self.stop.load(Ordering::Relaxed)));
+        StepSums { stops, ..StepSums::read(losses)? }.over_all_ranks(self.comm)
     }
 
     /// Global L2 norm of all gradient sums, the same bits on every rank.
@@ -300,10 +321,10 @@ impl StepSums {
 
     /// The metrics' one reduction a step.
     fn over_all_ranks(self, comm: &CommThread) -> Result<Self> {
-        let mut packed = [self.reward_loss, self.policy_loss, self.hits, self.margin, self.tokens];
+        let mut packed = [self.reward_loss, self.policy_loss, self.hits, self.margin, self.tokens, self.stops];
         comm.sum_f64(&mut packed)?;
-        let [reward_loss, policy_loss, hits, margin, tokens] = packed;
-        Ok(Self { reward_loss, policy_loss, hits, margin, tokens })
+        let [reward_loss, policy_loss, hits, margin, tokens, stops] = packed;
+        Ok(Self { reward_loss, policy_loss, hits, margin, tokens, stops })
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
-    &["error", "tensor", "files", "statistics", "panics", "parallel", "terminal"],
+    &["error", "tensor", "files", "statistics", "panics", "parallel", "signals", "terminal"],
     &["kernels", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],

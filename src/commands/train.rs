@@ -17,6 +17,7 @@ use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
 use crate::reducer;
 use crate::sharding;
+use crate::signals::Listening;
 use crate::terminal;
 use crate::trainer::{self, Saving, Split, Trainer, check_replicas, check_resumable, checkpoints_at_once, total_steps};
 use std::path::{Path, PathBuf};
@@ -67,7 +68,10 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     check_replicas(&trainer.engine, comm)?;
     trainer.sinks = comm.agree(if first { sinks(run, resume, trainer.state.step, total) } else { Ok(Vec::new()) })?;
     info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
+    // Not earlier: there is nothing to save yet, and a reference pass may be long.
+    let listening = Listening::start(trainer.stop.clone())?;
     trainer.run()?;
+    drop(listening);
     if total > 0 && trainer.state.updates_skipped >= total {
         return Err(Error::runtime("no update was made: gradients were never finite")
             .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));

@@ -206,6 +206,39 @@ fn a_resume_with_other_data_settings_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_run_that_is_asked_to_stop_saves_first_and_goes_on_as_if_it_had_not_been() {
+    for (ranks, signal) in [(1, "-TERM"), (1, "-INT"), (2, "-USR1")] {
+        let constant = ["train.schedule='constant'", "checkpoint.every=0", "eval.every=0"];
+        let stopped = Workspace::new();
+        let endless = with_config(&[], &[&constant[..], &["train.steps=1000000"]].concat());
+        let mut job = stopped.start(ranks, "stopped", &endless);
+        let started = Instant::now();
+        while !stopped.path("run/metrics.jsonl").exists() || stopped.losses("run").len() < 4 {
+            assert!(job.try_wait().unwrap().is_none() && started.elapsed() < Duration::from_secs(60), "no fourth step");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Command::new("kill").args([signal, &job.id().to_string()]).status().unwrap();
+        let code = job::wait(job, Duration::from_secs(60)).expect("it does not stop");
+        let said = fs::read_to_string(stopped.log("stopped", "err")).unwrap();
+        assert_eq!(code, 143, "{signal}: {said}");
+        let step = newest_step(&stopped);
+        assert!(said.contains(&format!("stopped by a signal after step {step} of 1000000")), "{said}");
+        assert!(said.contains("--resume"), "{said}");
+        for kind in ["out", "err"] {
+            fs::remove_file(stopped.log("stopped", kind)).unwrap();
+        }
+        let end = step + 3;
+        let length = format!("train.steps={end}");
+        let rest = [&constant[..], &[&length[..]]].concat();
+        stopped.train(ranks, &[&rest[..], &["--resume"]].concat()).succeeded();
+        let whole = Workspace::new();
+        whole.train(ranks, &rest).succeeded();
+        assert_same_checkpoint(&stopped, &whole, &format!("run/step-{end}"));
+        assert_eq!(stopped.losses("run"), whole.losses("run"));
+    }
+}
+
+#[test]
 fn a_killed_rank_ends_the_job_and_the_run_goes_on_from_its_last_checkpoint() {
     let constant = ["train.schedule='constant'", "checkpoint.every=20", "eval.every=0"];
     let killed = Workspace::new();
