@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::setup;
-use crate::checkpoint::{self, TrainState};
+use crate::checkpoint::{self, AsTrained, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
 use crate::config::{Config, Objective};
@@ -26,7 +26,8 @@ const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]
 
 /// A folder to score with, before its weights are loaded.
 pub struct Opened {
-    /// The run's config where the folder is a checkpoint of ours, else defaults; `model.path` is the starting model.
+    /// The run's config where the folder is a checkpoint of ours, else what it says itself and defaults; `model.path` is
+    /// the starting model.
     pub config: Config,
     /// Tokens as the model expects them.
     pub encoder: Encoder,
@@ -63,17 +64,14 @@ pub fn open(scoring: &Scoring) -> Result<Opened> {
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
     data.max_length = scoring.max_length.unwrap_or(data.max_length);
-    data.max_prompt_length = scoring.max_prompt_length.unwrap_or(data.max_prompt_length);
-    if data.max_prompt_length >= data.max_length {
-        if scoring.max_prompt_length.is_some() || scoring.max_length.is_none() {
-            return Err(Error::input(format!(
-                "--max-prompt-length {} must be less than --max-length {}",
-                data.max_prompt_length, data.max_length
-            ))
-            .hint("give both, or --max-length alone"));
-        }
-        data.max_prompt_length = data.max_length * 3 / 4;
-    }
+    data.max_prompt_length = match (scoring.max_prompt_length, scoring.max_length) {
+        (Some(length), _) => length,
+        // As the config's default follows a short --max-length.
+        (None, Some(length)) if data.max_prompt_length >= length => length * 3 / 4,
+        (None, _) => data.max_prompt_length,
+    };
+    let lengths = [("--max-length", data.max_length), ("--max-prompt-length", data.max_prompt_length)];
+    Config::check_lengths(lengths)?;
     config.train.tokens_per_micro_batch = scoring.tokens_per_micro_batch;
     let encoder = Encoder::open(
         origin.tokenizer(),
@@ -168,10 +166,14 @@ fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {
     Ok(Engine::new(adapter::load(origin, options, None)?, false))
 }
 
-/// Defaults for a folder that no run of ours has written: its own chat template and tokenizer, reward only.
+/// For a folder without a run's config: what it says itself of how it was trained, else the defaults and its own chat
+/// template; reward only.
 fn config_of_a_folder(folder: &Path) -> Result<Config> {
     let mut config = Config::parse("defaults", MINIMAL, &[])?;
     config.model.path = folder.to_path_buf();
     config.loss.objective = Objective::Reward;
+    if let Some(as_trained) = AsTrained::read(folder)? {
+        as_trained.apply(&mut config);
+    }
     Ok(config)
 }

@@ -17,12 +17,12 @@ fn closing_rows(workspace: &Workspace) -> Vec<Value> {
     rows
 }
 
-/// A checkpoint's folder as others would make it: without what only this program reads.
+/// A checkpoint's folder as others would make it: without what only this program writes.
 fn strip(workspace: &Workspace, from: &str, to: &str) {
     fs::create_dir(workspace.path(to)).unwrap();
     for entry in fs::read_dir(workspace.path(from)).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
+        if path.is_file() && !path.ends_with("haf_dist.json") {
             fs::copy(&path, workspace.path(to).join(path.file_name().unwrap())).unwrap();
         }
     }
