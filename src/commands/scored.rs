@@ -15,6 +15,7 @@ use crate::evaluate::Reported;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
+use crate::model::layout::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use crate::reference;
@@ -60,6 +61,7 @@ pub fn open(scoring: &Scoring) -> Result<Opened> {
         (config_of_a_folder(&folder)?, TrainState::default())
     };
     config.model.dtype = scoring.dtype.unwrap_or(config.model.dtype);
+    Config::check_threads("--threads", scoring.threads)?;
     config.parallel.threads = scoring.threads;
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
@@ -134,7 +136,8 @@ impl Opened {
         reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
     }
 
-    /// The model itself. `with_policy`: implicit rewards can be computed and are reported.
+    /// The model itself; warns of a reward head that says nothing. `with_policy`: implicit rewards can be computed and are
+    /// reported.
     ///
     /// # Errors
     /// A folder without a reward head, or damaged weights.
@@ -148,6 +151,14 @@ impl Opened {
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
         let policy = with_policy && engine.model.vocabulary().is_some();
+        if comm.rank() == 0 && head_is_zero(&engine) {
+            let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base).display();
+            let instead = if policy { "; read what the policy says: `implicit`, policy accuracy" } else { "" };
+            warn!(
+                "{folder}: the reward head is zero, and so is every reward: it was not trained, as with \
+                 loss.objective = \"policy\"{instead}"
+            );
+        }
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
@@ -158,6 +169,12 @@ impl Opened {
     pub fn machine(&self, comm: &CommThread) -> Result<Machine> {
         Machine::pick(self.config.model.dtype, self.config.parallel.threads, comm)
     }
+}
+
+/// Whether the reward head gives every answer the reward 0.
+fn head_is_zero(engine: &Engine) -> bool {
+    let head = engine.model.segment(Part::RewardHead);
+    head.is_some_and(|(_, head)| head.weight(0).abs().max().double_value(&[]) == 0.0)
 }
 
 fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {

@@ -48,6 +48,14 @@ impl Config {
     pub fn check_lengths(named: [(&str, usize); 2]) -> Result<(), Error> {
         lengths(named).map_err(Error::from)
     }
+
+    /// The rule of `parallel.threads`, for a value of another name.
+    ///
+    /// # Errors
+    /// A value out of its range.
+    pub fn check_threads(name: &str, count: usize) -> Result<(), Error> {
+        threads(name, count).map_err(Error::from)
+    }
 }
 
 impl DataConfig {
@@ -181,7 +189,7 @@ impl LoraConfig {
 
 impl ParallelConfig {
     fn check(&self) -> Check {
-        at_most("parallel.threads", self.threads, 4096)?;
+        threads("parallel.threads", self.threads)?;
         at_least("parallel.timeout_seconds", self.timeout_seconds, 1)?;
         at_most("parallel.timeout_seconds", self.timeout_seconds, 1_000_000)?;
         if self.backend == Backend::Mpi && self.reduce_dtype == ReduceDtype::Bf16 {
@@ -201,6 +209,10 @@ fn lengths([(length_key, length), (prompt_key, prompt)]: [(&str, usize); 2]) -> 
         return refuse(prompt_key, &message, &format!("lower it, or raise {length_key}"));
     }
     Ok(())
+}
+
+fn threads(key: &str, count: usize) -> Check {
+    at_most(key, count, 4096)
 }
 
 fn refuse(key: &str, message: &str, hint: &str) -> Check {
