@@ -3,6 +3,7 @@
 //! ```text
 //! RUN/step-N/                a Hugging Face folder: config.json, model.safetensors (compute precision), tokenizer ...
 //!                            with adapters PEFT's: adapter_config.json, adapter_model.safetensors, tokenizer ...
+//!                            and beside either haf_dist.json: template, lengths and precision of the training
 //! RUN/step-N/trainer/        masters.safetensors, moments.safetensors, state.json, config.toml, files.json
 //! RUN/step-N.partial/        what a save that was killed has left; never read, removed by the next save
 //! ```
@@ -10,11 +11,13 @@
 //! Only rank 0 calls these functions. Not here: what the tensors mean, and when to save.
 
 mod adapter;
+mod as_trained;
 mod export;
 mod folder;
 mod manifest;
 
 pub use adapter::AdapterOf;
+pub use as_trained::{AS_TRAINED, AsTrained};
 pub use export::{Export, choose_pad_token, end_tokens, pad_token, special_tokens};
 pub use folder::{Claim, check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
@@ -160,6 +163,7 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
             safetensors_io::write_model(&partial.join(MODEL), &snapshot.weights)?;
         }
     }
+    AsTrained::of(snapshot.config).write(partial)?;
     safetensors_io::write(&partial.join(MASTERS), &snapshot.masters, &BTreeMap::new())?;
     safetensors_io::write(&partial.join(MOMENTS), &snapshot.moments, &BTreeMap::new())?;
     let state = StateFile { format: FORMAT, state: snapshot.state.clone() };

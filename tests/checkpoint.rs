@@ -179,8 +179,9 @@ fn a_checkpoint_is_a_hugging_face_folder_with_the_trainer_s_own_beside_it() {
     let run = tempfile::tempdir().unwrap();
     let step = save(run.path(), 7).unwrap();
     assert_eq!(step, run.path().join("step-7"));
-    let top = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    assert_eq!(names(&step), [&top[..], &["trainer"]].concat());
+    let model = ["chat_template.jinja", "config.json", "haf_dist.json", "model.safetensors"];
+    let tokenizer = ["tokenizer.json", "tokenizer_config.json", "trainer"];
+    assert_eq!(names(&step), [&model[..], &tokenizer].concat());
     let inside = ["config.toml", "files.json", "masters.safetensors", "moments.safetensors", "state.json"];
     assert_eq!(names(&step.join("trainer")), inside);
 
@@ -247,7 +248,7 @@ fn only_a_whole_checkpoint_is_found_whatever_a_kill_or_a_disk_did_to_newer_ones(
 
     let mut files: Vec<String> = names(&new).into_iter().filter(|name| name != "trainer").collect();
     files.extend(names(&new.join("trainer")).iter().map(|name| format!("trainer/{name}")));
-    assert_eq!(files.len(), 10);
+    assert_eq!(files.len(), 11);
     for name in files {
         let path = new.join(&name);
         let whole = fs::read(&path).unwrap();

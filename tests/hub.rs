@@ -76,6 +76,7 @@ fn answer(mut stream: TcpStream, files: &[(&str, &str)], asked: &Mutex<Vec<Strin
 const MODEL: &[(&str, &str)] = &[
     ("README.md", "#"),
     ("config.json", "{}"),
+    ("haf_dist.json", "{\"template\": \"hh\"}"),
     ("model-00001-of-00002.safetensors", "one"),
     ("model-00002-of-00002.safetensors", "two"),
     ("model.safetensors.index.json", "{\"weight_map\": {}}"),
@@ -138,6 +139,7 @@ fn a_models_files_are_fetched_once_and_found_again_by_commit_or_branch_without_a
     let named = |file: &str| std::fs::read_to_string(hub.folder(&snapshot).join(file));
     assert_eq!(named("model-00002-of-00002.safetensors").unwrap(), "two");
     assert_eq!(named("tokenizer.json").unwrap(), "{\"version\": \"1.0\"}");
+    assert_eq!(named("haf_dist.json").unwrap(), "{\"template\": \"hh\"}", "how a model of ours was trained");
     for unread in ["README.md", "pytorch_model.bin", "onnx/model.onnx"] {
         assert!(named(unread).is_err(), "{unread} is not needed");
     }

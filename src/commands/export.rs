@@ -1,10 +1,10 @@
 //! `haf-dist export`: the Hugging Face side of a checkpoint alone, or with `--merge` a whole model of a base and its
-//! adapter, the reward head kept.
+//! adapter, the reward head kept. Either keeps how the model was trained to read texts (`haf_dist.json`).
 //!
 //! A merged weight is W + scale * B A, computed in f32 and narrowed to the kind that W has in the base's file; all else
 //! is copied bit for bit, shard by shard, so that a shard is all that is held at a time.
 
-use crate::checkpoint::{self, Export};
+use crate::checkpoint::{self, AsTrained, Export};
 use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
@@ -46,6 +46,8 @@ pub fn run(exporting: &Exporting) -> Result<()> {
         true => Origin::of(source, base.as_deref()).and_then(|origin| write_merged(&origin, &unfinished)),
         false => copy(source, &unfinished),
     };
+    let as_trained = written.and_then(|()| AsTrained::of_checkpoint(source));
+    let written = as_trained.and_then(|found| found.map_or(Ok(()), |as_trained| as_trained.write(&unfinished)));
     let renamed = written.and_then(|()| {
         fs::rename(&unfinished, out).map_err(|error| file_error(out, "rename the finished folder to", &error))
     });

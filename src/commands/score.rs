@@ -2,7 +2,8 @@
 //!
 //! Pairs give `reward_chosen, reward_rejected, logp_chosen, logp_rejected, implicit_chosen, implicit_rejected`; single
 //! (prompt, answer) rows give `reward, logp, implicit`. `logp` needs a language-model head, `implicit` the starting
-//! model too. A row that the encoder drops says why instead.
+//! model too. A row whose answer lost its end to the length (of a pair, one of them) has `"cut":true` besides; one that
+//! the encoder drops says why instead.
 
 use super::scored::{Scored, open};
 use crate::cli::{Output, Scoring};
@@ -22,10 +23,11 @@ use serde_json::{Map, Value, json};
 use std::io::{self, BufWriter};
 use std::path::Path;
 use tempfile::NamedTempFile;
+use tracing::warn;
 
-/// A row of the file: its place among the scored pairs, or why it is not scored.
+/// A row of the file: its place among the scored pairs and whether an answer was cut, or why it is not scored.
 enum Row {
-    Scored { place: usize, pair: bool },
+    Scored { place: usize, pair: bool, cut: bool },
     Dropped(String),
 }
 
@@ -56,6 +58,15 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
         let policy = Policy { reported, log_probs };
         lines.extend(
             pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
+        );
+    }
+    let cut = rows.iter().filter(|row| matches!(row, Row::Scored { cut: true, .. })).count();
+    if comm.rank() == 0 && cut > 0 {
+        warn!(
+            "{cut} of {} rows lost the end of an answer, and are scored without it: their lines say \"cut\":true; \
+             --max-length {} is too short for them",
+            rows.len(),
+            opened.config.data.max_length
         );
     }
     comm.agree(match (comm.rank(), output) {
@@ -103,9 +114,10 @@ fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(
         rows.push(match encode(pair)? {
             Encoded::Dropped(reason) => Row::Dropped(reason.to_string()),
             Encoded::Kept(tokens) => {
+                let cut = tokens.answer_cut;
                 let domain = pair.domain.clone().unwrap_or_else(|| "score".to_string());
                 kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), domain });
-                Row::Scored { place: kept.len() - 1, pair: pair.rejected.is_some() }
+                Row::Scored { place: kept.len() - 1, pair: pair.rejected.is_some(), cut }
             }
         });
     }
@@ -116,7 +128,7 @@ fn line(number: usize, row: &Row, scores: &[PairScores], references: &[[f32; 2]]
     let mut fields = Map::new();
     fields.insert("line".into(), json!(number));
     match (row, policy) {
-        (Row::Scored { place, pair }, Some(policy)) => {
+        (Row::Scored { place, pair, cut }, Some(policy)) => {
             let answers = if *pair { ["_chosen", "_rejected"].as_slice() } else { [""].as_slice() };
             let scores = &scores[*place];
             for (answer, suffix) in answers.iter().enumerate() {
@@ -133,6 +145,9 @@ fn line(number: usize, row: &Row, scores: &[PairScores], references: &[[f32; 2]]
                     let implicit = loss::implicit_reward(policy.reported.loss, seen);
                     fields.insert(format!("implicit{suffix}"), json!(implicit));
                 }
+            }
+            if *cut {
+                fields.insert("cut".into(), json!(true));
             }
         }
         (Row::Dropped(reason), _) => {

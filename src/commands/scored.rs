@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::setup;
-use crate::checkpoint::{self, TrainState};
+use crate::checkpoint::{self, AsTrained, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
 use crate::config::{Config, Objective};
@@ -15,6 +15,7 @@ use crate::evaluate::Reported;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
+use crate::model::layout::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use crate::reference;
@@ -26,7 +27,8 @@ const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]
 
 /// A folder to score with, before its weights are loaded.
 pub struct Opened {
-    /// The run's config where the folder is a checkpoint of ours, else defaults; `model.path` is the starting model.
+    /// The run's config where the folder is a checkpoint of ours, else what it says itself and defaults; `model.path` is
+    /// the starting model.
     pub config: Config,
     /// Tokens as the model expects them.
     pub encoder: Encoder,
@@ -59,21 +61,19 @@ pub fn open(scoring: &Scoring) -> Result<Opened> {
         (config_of_a_folder(&folder)?, TrainState::default())
     };
     config.model.dtype = scoring.dtype.unwrap_or(config.model.dtype);
+    Config::check_threads("--threads", scoring.threads)?;
     config.parallel.threads = scoring.threads;
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
     data.max_length = scoring.max_length.unwrap_or(data.max_length);
-    data.max_prompt_length = scoring.max_prompt_length.unwrap_or(data.max_prompt_length);
-    if data.max_prompt_length >= data.max_length {
-        if scoring.max_prompt_length.is_some() || scoring.max_length.is_none() {
-            return Err(Error::input(format!(
-                "--max-prompt-length {} must be less than --max-length {}",
-                data.max_prompt_length, data.max_length
-            ))
-            .hint("give both, or --max-length alone"));
-        }
-        data.max_prompt_length = data.max_length * 3 / 4;
-    }
+    data.max_prompt_length = match (scoring.max_prompt_length, scoring.max_length) {
+        (Some(length), _) => length,
+        // As the config's default follows a short --max-length.
+        (None, Some(length)) if data.max_prompt_length >= length => length * 3 / 4,
+        (None, _) => data.max_prompt_length,
+    };
+    let lengths = [("--max-length", data.max_length), ("--max-prompt-length", data.max_prompt_length)];
+    Config::check_lengths(lengths)?;
     config.train.tokens_per_micro_batch = scoring.tokens_per_micro_batch;
     let encoder = Encoder::open(
         origin.tokenizer(),
@@ -136,7 +136,8 @@ impl Opened {
         reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
     }
 
-    /// The model itself. `with_policy`: implicit rewards can be computed and are reported.
+    /// The model itself; warns of a reward head that says nothing. `with_policy`: implicit rewards can be computed and are
+    /// reported.
     ///
     /// # Errors
     /// A folder without a reward head, or damaged weights.
@@ -150,6 +151,14 @@ impl Opened {
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
         let policy = with_policy && engine.model.vocabulary().is_some();
+        if comm.rank() == 0 && head_is_zero(&engine) {
+            let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base).display();
+            let instead = if policy { "; read what the policy says: `implicit`, policy accuracy" } else { "" };
+            warn!(
+                "{folder}: the reward head is zero, and so is every reward: it was not trained, as with \
+                 loss.objective = \"policy\"{instead}"
+            );
+        }
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
@@ -162,16 +171,26 @@ impl Opened {
     }
 }
 
+/// Whether the reward head gives every answer the reward 0.
+fn head_is_zero(engine: &Engine) -> bool {
+    let head = engine.model.segment(Part::RewardHead);
+    head.is_some_and(|(_, head)| head.weight(0).abs().max().double_value(&[]) == 0.0)
+}
+
 fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {
     let Machine { kind, device, .. } = *machine;
     let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
     Ok(Engine::new(adapter::load(origin, options, None)?, false))
 }
 
-/// Defaults for a folder that no run of ours has written: its own chat template and tokenizer, reward only.
+/// For a folder without a run's config: what it says itself of how it was trained, else the defaults and its own chat
+/// template; reward only.
 fn config_of_a_folder(folder: &Path) -> Result<Config> {
     let mut config = Config::parse("defaults", MINIMAL, &[])?;
     config.model.path = folder.to_path_buf();
     config.loss.objective = Objective::Reward;
+    if let Some(as_trained) = AsTrained::read(folder)? {
+        as_trained.apply(&mut config);
+    }
     Ok(config)
 }

@@ -39,6 +39,25 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The rule of `data.max_length` and `data.max_prompt_length`, for values that come from elsewhere and have other
+    /// names there.
+    ///
+    /// # Errors
+    /// A value out of its range, or no room for an answer.
+    pub fn check_lengths(named: [(&str, usize); 2]) -> Result<(), Error> {
+        lengths(named).map_err(Error::from)
+    }
+
+    /// The rule of `parallel.threads`, for a value of another name.
+    ///
+    /// # Errors
+    /// A value out of its range.
+    pub fn check_threads(name: &str, count: usize) -> Result<(), Error> {
+        threads(name, count).map_err(Error::from)
+    }
+}
+
 impl DataConfig {
     fn check(&self) -> Check {
         if self.train.is_empty() {
@@ -75,15 +94,8 @@ impl DataConfig {
                 }
             }
         }
-        at_least("data.max_length", self.max_length, 8)?;
-        at_least("data.max_prompt_length", self.max_prompt_length, 1)?;
-        if self.max_prompt_length >= self.max_length {
-            let message = format!(
-                "= {} leaves no room for an answer; expected less than data.max_length = {}",
-                self.max_prompt_length, self.max_length
-            );
-            return refuse("data.max_prompt_length", &message, "lower it, or raise data.max_length");
-        }
+        let prompt = ("data.max_prompt_length", self.max_prompt_length);
+        lengths([("data.max_length", self.max_length), prompt])?;
         path("data.cache_dir", &self.cache_dir)
     }
 }
@@ -177,7 +189,7 @@ impl LoraConfig {
 
 impl ParallelConfig {
     fn check(&self) -> Check {
-        at_most("parallel.threads", self.threads, 4096)?;
+        threads("parallel.threads", self.threads)?;
         at_least("parallel.timeout_seconds", self.timeout_seconds, 1)?;
         at_most("parallel.timeout_seconds", self.timeout_seconds, 1_000_000)?;
         if self.backend == Backend::Mpi && self.reduce_dtype == ReduceDtype::Bf16 {
@@ -186,6 +198,21 @@ impl ParallelConfig {
         }
         Ok(())
     }
+}
+
+/// The longest sequence and the longest prompt, each under the name that whoever gave it knows.
+fn lengths([(length_key, length), (prompt_key, prompt)]: [(&str, usize); 2]) -> Check {
+    at_least(length_key, length, 8)?;
+    at_least(prompt_key, prompt, 1)?;
+    if prompt >= length {
+        let message = format!("= {prompt} leaves no room for an answer; expected less than {length_key} = {length}");
+        return refuse(prompt_key, &message, &format!("lower it, or raise {length_key}"));
+    }
+    Ok(())
+}
+
+fn threads(key: &str, count: usize) -> Check {
+    at_most(key, count, 4096)
 }
 
 fn refuse(key: &str, message: &str, hint: &str) -> Check {

@@ -9,13 +9,14 @@ use std::collections::BTreeSet;
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// What is read of a model besides its weights, where it is there.
-const BESIDES: [&str; 7] = [
+const BESIDES: [&str; 8] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "haf_dist.json",
     "model.safetensors.index.json",
 ];
 const DATA: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];

@@ -27,13 +27,10 @@ fn names(workspace: &Workspace, folder: &str) -> Vec<String> {
     names
 }
 
-/// A merged folder does not say how long the run's sequences were.
-const LENGTHS: [&str; 4] = ["--max-length", "28", "--max-prompt-length", "16"];
-
 /// Rewards and log-probs of a file's answers.
 fn scores(workspace: &Workspace, checkpoint: &str, more: &[&str]) -> Vec<Value> {
     let command = ["score", "--checkpoint", checkpoint, "--data", "test.jsonl", "--dtype", "f32"];
-    parse_lines(&workspace.run(1, &[&command[..], &LENGTHS, more].concat()).succeeded().stdout)
+    parse_lines(&workspace.run(1, &[&command[..], more].concat()).succeeded().stdout)
 }
 
 #[track_caller]
@@ -53,7 +50,7 @@ const POLICY: [&str; 4] = ["reward_chosen", "reward_rejected", "logp_chosen", "l
 fn a_checkpoint_is_pefts_folder_without_the_base_and_resumes_bit_for_bit() {
     for ranks in [1, 2] {
         let (whole, resumed) = (trained(ranks), trained(ranks));
-        let mut expected = vec!["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"];
+        let mut expected = vec!["adapter_config.json", "adapter_model.safetensors", "haf_dist.json", "tokenizer.json"];
         expected.extend(["tokenizer_config.json", "trainer"]);
         assert_eq!(names(&whole, "run/step-6"), expected);
         let config: Value = serde_json::from_slice(&whole.read("run/step-6/adapter_config.json")).unwrap();
@@ -136,7 +133,7 @@ fn a_run_can_start_from_an_adapter_and_still_compares_with_the_base() {
 fn a_merged_export_keeps_the_head_and_scores_as_the_adapter_does() {
     let workspace = trained(1);
     workspace.run(1, &["export", "--merge", "run/step-6", "merged"]).succeeded();
-    let expected = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let expected = ["config.json", "haf_dist.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
     assert_eq!(names(&workspace, "merged"), expected);
     assert_close(&scores(&workspace, "merged", &[]), &scores(&workspace, "run/step-6", &[]), &POLICY, 1e-5);
 
@@ -156,7 +153,7 @@ fn a_merged_export_keeps_the_head_and_scores_as_the_adapter_does() {
     assert_eq!(config["pad_token_id"], json!(7));
     let metrics = |checkpoint: &str| {
         let command = ["eval", "--checkpoint", checkpoint, "--data", "test.jsonl", "--json"];
-        parse_lines(&workspace.run(1, &[&command[..], &LENGTHS].concat()).succeeded().stdout)[0]["accuracy"].clone()
+        parse_lines(&workspace.run(1, &command).succeeded().stdout)[0]["accuracy"].clone()
     };
     assert_eq!(metrics("merged"), metrics("run/step-6"));
 }

@@ -5,6 +5,7 @@ mod job;
 #[path = "../common/tiny.rs"]
 mod tiny;
 
+mod as_trained;
 mod bad_config;
 mod bad_files;
 mod benching;

@@ -1,5 +1,6 @@
 //! `eval` and `score` say of a checkpoint what the run said, and take any sequence classifier of a known family.
 
+use crate::refused::{Case, check};
 use crate::tiny::{Workspace, parse_lines};
 use serde_json::{Value, json};
 use std::fs;
@@ -17,12 +18,12 @@ fn closing_rows(workspace: &Workspace) -> Vec<Value> {
     rows
 }
 
-/// A checkpoint's folder as others would make it: without what only this program reads.
+/// A checkpoint's folder as others would make it: without what only this program writes.
 fn strip(workspace: &Workspace, from: &str, to: &str) {
     fs::create_dir(workspace.path(to)).unwrap();
     for entry in fs::read_dir(workspace.path(from)).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
+        if path.is_file() && !path.ends_with("haf_dist.json") {
             fs::copy(&path, workspace.path(to).join(path.file_name().unwrap())).unwrap();
         }
     }
@@ -122,4 +123,69 @@ fn a_folder_of_another_program_has_rewards_but_no_policy() {
         assert_eq!(foreign["reward_chosen"], own["reward_chosen"]);
         assert!(foreign.get("implicit_chosen").is_none() && own["implicit_chosen"].is_f64(), "{foreign}");
     }
+}
+
+#[test]
+fn a_line_says_that_its_answer_was_cut_and_one_warning_counts_them() {
+    let workspace = Workspace::trained(1);
+    let row = |answer: &str| json!({"prompt": "What is x?", "answer": answer}).to_string() + "\n";
+    // 13 tokens of prompt and turn, the answer, its EOS.
+    let answers = ["yes", "a cat and a dog", "no", "the dog and the cat"];
+    workspace.write("test.jsonl", &answers.map(row).concat());
+    let run = |length: &str| {
+        let outcome = workspace.run(1, &arguments("score", "run/step-6", &["--max-length", length])).succeeded();
+        let cut = parse_lines(&outcome.stdout).iter().map(|line| line.get("cut").cloned()).collect::<Vec<_>>();
+        (cut, outcome.stderr.lines().filter(|line| line.contains("WARN")).map(String::from).collect::<Vec<_>>())
+    };
+    let (cut, warned) = run("20");
+    assert_eq!(cut, [None, Some(json!(true)), None, Some(json!(true))]);
+    assert!(
+        warned.len() == 1 && warned[0].contains("2 of 4 rows") && warned[0].contains("--max-length 20"),
+        "{warned:?}"
+    );
+    // The control: room for all, the longest answer's EOS included; and one token less.
+    let room = 13 + answers[3].len() + 1;
+    assert_eq!(run(&room.to_string()), (vec![None; 4], Vec::new()));
+    assert_eq!(run(&(room - 1).to_string()).1.len(), 1);
+}
+
+#[test]
+fn a_head_that_was_never_trained_is_warned_of() {
+    let workspace = Workspace::new();
+    for (objective, expected) in [("policy", 1), ("reward", 0)] {
+        let (dir, loss) = (format!("output.dir={objective}"), format!("loss.objective={objective}"));
+        workspace.train(1, &[&dir[..], &loss]).succeeded();
+        let exported = format!("exported-{objective}");
+        let checkpoint = format!("{objective}/step-6");
+        workspace.run(1, &["export", &checkpoint, &exported]).succeeded();
+        for folder in [&checkpoint, &exported] {
+            let outcome = workspace.run(2, &arguments("score", folder, &[])).succeeded();
+            let warnings: Vec<_> =
+                outcome.stderr.lines().filter(|line| line.contains("the reward head is zero")).collect();
+            assert_eq!(warnings.len(), expected, "{folder}: {}", outcome.stderr);
+            let implicit = warnings.iter().any(|line| line.contains("`implicit`"));
+            assert_eq!(implicit, folder.ends_with("step-6") && expected == 1, "{warnings:?}");
+        }
+    }
+}
+
+#[test]
+fn options_meet_the_rules_of_the_keys_that_they_replace() {
+    let workspace = Workspace::trained(1);
+    for (options, says) in [
+        (&["--max-length", "4"][..], "`--max-length` = 4; expected 8 or more"),
+        (
+            &["--max-length", "12", "--max-prompt-length", "12"],
+            "`--max-prompt-length` = 12 leaves no room for an answer; expected less than --max-length = 12",
+        ),
+        (&["--threads", "5000"], "`--threads` = 5000; expected at most 4096"),
+    ] {
+        for command in ["eval", "score"] {
+            let arguments = [&[command, "--checkpoint", "run/step-6", "--data", "test.jsonl"], options].concat();
+            check(&workspace, &[1], &Case { name: command, arguments, says: &[says] });
+        }
+    }
+    // Of the config's own words.
+    let outcome = workspace.train(1, &["data.max_length=4", "data.max_prompt_length=2", "output.dir=new"]);
+    assert!(outcome.stderr.contains("`data.max_length` = 4; expected 8 or more"), "{}", outcome.stderr);
 }

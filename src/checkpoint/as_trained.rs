@@ -1,0 +1,91 @@
+//! `haf_dist.json` beside a model's weights: how the run made tokens of its texts, so that whoever has the model alone,
+//! without `trainer/`, scores as the run did.
+//!
+//! Not here: the run's whole configuration (`trainer/config.toml`).
+
+use super::{CONFIG, read_json, to_json, write_text};
+use crate::config::{Config, Dtype, TemplateKind, Truncation};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Its name, in a model's folder.
+pub const AS_TRAINED: &str = "haf_dist.json";
+
+/// What a folder is to be scored with unless the command line says otherwise; the keys are those of the config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AsTrained {
+    /// `data.template`
+    pub template: TemplateKind,
+    /// `data.max_length`, in tokens.
+    pub max_length: usize,
+    /// `data.max_prompt_length`, in tokens.
+    pub max_prompt_length: usize,
+    /// `data.truncation`
+    pub truncation: Truncation,
+    /// `model.dtype`
+    pub dtype: Dtype,
+}
+
+impl AsTrained {
+    /// What a run with this config trains with.
+    pub fn of(config: &Config) -> Self {
+        let data = &config.data;
+        Self {
+            template: data.template,
+            max_length: data.max_length,
+            max_prompt_length: data.max_prompt_length,
+            truncation: data.truncation,
+            dtype: config.model.dtype,
+        }
+    }
+
+    /// What the folder of a model says; `None` where it says nothing.
+    ///
+    /// # Errors
+    /// [`Error::input`] for a file with other keys, other types or values out of their range; it names the file.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(AS_TRAINED);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let hint = "haf-dist writes it with the model: put it back as it was, or take it away and say how the model was \
+                    trained with --template, --max-length and --max-prompt-length";
+        let read: Self = read_json(&path).map_err(|error| error.hint(hint))?;
+        let wrong = |error: Error| Error::input(format!("{}: {}", path.display(), error.message)).hint(hint);
+        Config::check_lengths([("max_length", read.max_length), ("max_prompt_length", read.max_prompt_length)])
+            .map_err(wrong)?;
+        Ok(Some(read))
+    }
+
+    /// [`read`](Self::read) for a checkpoint, which an earlier version may have written: without the file the run's
+    /// config says it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), or a config that cannot be read.
+    pub fn of_checkpoint(folder: &Path) -> Result<Option<Self>> {
+        let config = folder.join(CONFIG);
+        match Self::read(folder)? {
+            None if config.is_file() => Config::load(&config, &[]).map(|config| Some(Self::of(&config))),
+            read => Ok(read),
+        }
+    }
+
+    /// Writes it into the folder of a model.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_text(&folder.join(AS_TRAINED), &to_json(self)?)
+    }
+
+    /// Puts it in place of what a config says.
+    pub fn apply(self, config: &mut Config) {
+        let Self { template, max_length, max_prompt_length, truncation, dtype } = self;
+        let data = &mut config.data;
+        (data.template, data.truncation) = (template, truncation);
+        (data.max_length, data.max_prompt_length) = (max_length, max_prompt_length);
+        config.model.dtype = dtype;
+    }
+}
