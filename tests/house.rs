@@ -20,6 +20,7 @@ const FLOORS: &[&[&str]] = &[
 const WITHIN: &[(&str, &str)] = &[
     ("files", "error"),
     ("parallel", "error"),
+    ("signals", "error"),
     ("tensor", "error"),
     ("terminal", "error"),
     ("data", "model"),
