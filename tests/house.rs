@@ -46,7 +46,9 @@ const UNSAFE: &[&str] = &[
     "comm/shared.rs",
     "comm/nccl/cuda.rs",
     "comm/nccl/group.rs",
+    "kernels/amx.rs",
     "kernels/tile.rs",
+    "kernels/weight_gradient.rs",
     "machine.rs",
 ];
 

@@ -2,11 +2,13 @@
 //!
 //! Values may be f32 or bf16; arithmetic is f32 throughout, so f32 results agree with the plain formulas up to the order
 //! of sums. Each loop is compiled for several instruction sets and picks the best at run time; sums run in a fixed
-//! number of lanes, so that results do not depend on which one that is (but for bf16 in `tile.rs`, whose instruction has a
-//! rounding of its own). Rows are shared out to the rank's threads.
+//! number of lanes, so that results do not depend on which one that is (but for bf16 in `tile.rs` and `amx.rs`, whose
+//! instructions have roundings of their own). Rows are shared out to the rank's threads.
 //! Not here: tensors, and what other devices do instead; those are `model/`'s and `head.rs`'s.
 
 pub mod accumulate;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod amx;
 pub mod attention;
 pub mod gated;
 pub mod layer_norm;
@@ -14,6 +16,7 @@ pub mod norm;
 pub mod rope;
 pub mod softmax;
 pub mod tile;
+pub mod weight_gradient;
 
 use half::bf16;
 

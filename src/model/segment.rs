@@ -190,7 +190,14 @@ impl Segment {
             let _ = sum.addmm_(&left.tr(), right);
             return Ok(());
         }
-        // There is no product of bf16 factors into an f32 sum on CPUs.
+        if tensor::cpu_kind(left) == Some(Kind::BFloat16) && left.is_contiguous() && right.is_contiguous() {
+            let size = (left.size()[1] as usize, right.size()[1] as usize);
+            let factors = (tensor::slice::<bf16>(left)?, tensor::slice::<bf16>(right)?);
+            if kernels::weight_gradient::add_product(factors.0, factors.1, size, tensor::slice_mut(&mut sum)?) {
+                return Ok(());
+            }
+        }
+        // libtorch has no product of bf16 factors into an f32 sum on CPUs.
         let product = scratch.matrix(left.size()[1], right.size()[1], left.kind(), left.device());
         let _ = left.tr().mm_out(&product, right);
         match tensor::cpu_kind(&product) {
