@@ -137,6 +137,8 @@ mod tests {
     ];
 
     const HEADS: Heads = Heads { query: 4, key: 2, width: 8 };
+    /// Wide enough for whole matrix tiles.
+    const WIDE: Heads = Heads { width: 64, ..HEADS };
     const ROWS: i64 = 99;
 
     pub fn distance(left: &Tensor, right: &Tensor) -> f64 {
@@ -201,7 +203,8 @@ mod tests {
     /// Output and gradient of the rows by the loops, as f32.
     fn made(rows: &Tensor, upstream: &Tensor, rules: AttentionRules, kind: Kind) -> (Tensor, Tensor) {
         let (rows, upstream) = (rows.to_kind(kind), upstream.to_kind(kind));
-        let plan = AttentionPlan::new(&groups(), HEADS, rules, kind, Device::Cpu);
+        let heads = Heads { width: rows.size()[2] as usize, ..HEADS };
+        let plan = AttentionPlan::new(&groups(), heads, rules, kind, Device::Cpu);
         let (output, gradient) = (upstream.empty_like(), rows.empty_like());
         let sums = plan.forward(&rows, &output).unwrap();
         plan.backward(&upstream, &rows, &output, &sums, &gradient).unwrap();
@@ -210,11 +213,14 @@ mod tests {
 
     #[test]
     fn the_loops_agree_with_automatic_differentiation() {
+        let wide = (waves(&[ROWS, 8, WIDE.width as i64], 1.0), waves(&[ROWS, 4, WIDE.width as i64], 4.0));
         let (rows, upstream) = inputs();
-        for rules in RULES {
-            let (expected_output, expected_gradient) = expected(&rows, &upstream, rules);
+        for (rules, (rows, upstream)) in
+            RULES.into_iter().flat_map(|rules| [(rules, (&rows, &upstream)), (rules, (&wide.0, &wide.1))])
+        {
+            let (expected_output, expected_gradient) = expected(rows, upstream, rules);
             for (kind, bound) in [(Kind::Float, BOUND), (Kind::BFloat16, 1.2e-2)] {
-                let (output, gradient) = made(&rows, &upstream, rules, kind);
+                let (output, gradient) = made(rows, upstream, rules, kind);
                 let far = [distance(&output, &expected_output), distance(&gradient, &expected_gradient)];
                 assert!(far.iter().all(|far| *far < bound), "{kind:?} {rules:?}: {far:?}");
             }
