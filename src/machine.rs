@@ -124,24 +124,38 @@ pub fn peak_memory() -> Result<u64> {
 /// Keeps freed memory in the process. glibc hands every large block back to the kernel, and a training step would spend
 /// a third of its time faulting the same pages in again. Asks for large pages besides (Linux's madvise), where the system
 /// leaves that to programs: they are faulted in, and looked up, less often.
+///
+/// To be called before other threads exist: their first large blocks would get arenas of their own.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets tuning parameters, and madvise changes no contents; called once, before other threads exist.
-    // The range is that of a block that malloc gave, cut to whole pages.
+    // SAFETY: mallopt only sets tuning parameters, and madvise changes no contents. The range is that of a block that
+    // malloc gave, cut to whole pages.
     unsafe {
         use nix::libc;
         libc::mallopt(libc::M_MMAP_MAX, 0);
         // Never.
         libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
-        // The heap grows once, by as much as the machine has, and is given back whole: nothing of it is used yet, and what
-        // malloc takes from it later lies in the range that was asked for. Where there is no such range all stays as it was.
+        if !address_space_is_free() {
+            return;
+        }
+        // The heap grows once, by three quarters of the machine's memory, and the block is freed untouched: what malloc
+        // takes from there later lies in the range that was asked for.
         let page = libc::sysconf(libc::_SC_PAGESIZE).max(1) as usize;
         let length = libc::sysconf(libc::_SC_PHYS_PAGES).max(0) as usize / 4 * 3 * page;
         let block = libc::malloc(length);
         if !block.is_null() {
             let skipped = block.align_offset(page);
-            libc::madvise(block.add(skipped), (length - skipped) / page * page, libc::MADV_HUGEPAGE);
+            libc::madvise(block.add(skipped), length.saturating_sub(skipped) / page * page, libc::MADV_HUGEPAGE);
             libc::free(block);
         }
     }
+}
+
+/// Whether memory that is asked for and not touched costs nothing: no limit on it, and no strict accounting.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn address_space_is_free() -> bool {
+    use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+    let unlimited = |resource| getrlimit(resource).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
+    let accounting = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    matches!(accounting.trim(), "0" | "1") && unlimited(Resource::RLIMIT_AS) && unlimited(Resource::RLIMIT_DATA)
 }

@@ -22,6 +22,11 @@ pub fn start(threads: usize) -> Result<()> {
     Ok(())
 }
 
+/// Threads that [`for_each`] and [`map`] share items out to.
+pub fn threads() -> usize {
+    POOL.get().map_or(1, rayon::ThreadPool::current_num_threads)
+}
+
 /// Calls `work` on every item, in no particular order; returns when all are done.
 pub fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I) + Send + Sync) {
     match POOL.get() {

@@ -27,9 +27,12 @@ pub fn available() -> bool {
     *AVAILABLE.get_or_init(|| {
         // Leaf 7: AMX-BF16 and AMX-TILE.
         let tiles = (1 << 22) | (1 << 24);
+        // SAFETY: every x86-64 processor has the instruction. Older versions of Rust take it for unsafe.
+        #[allow(unused_unsafe)]
+        let features = unsafe { __cpuid_count(7, 0) }.edx;
         std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("avx512bf16")
-            && __cpuid_count(7, 0).edx & tiles == tiles
+            && features & tiles == tiles
             // SAFETY: the call takes two numbers and changes nothing but what this process may use.
             && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) } == 0
     })
@@ -65,7 +68,8 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// This thread's tiles, all eight of whole size, while it lives.
+/// This thread's tiles, all eight of whole size, while it lives: one at a time, and no call of libtorch's meanwhile, which
+/// has tiles of its own.
 pub struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
@@ -185,9 +189,12 @@ unsafe fn store<const T: usize>(to: *mut f32, row: usize) {
 }
 
 /// 16 rows of 16 words -> its columns.
+///
+/// # Safety
+/// The processor has AVX512F.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let zero = _mm512_setzero_si512();
     let (mut twos, mut fours, mut columns) = ([zero; 16], [zero; 16], [zero; 16]);
     for at in (0..16).step_by(2) {

@@ -8,7 +8,7 @@
 
 pub mod accumulate;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub mod amx;
+mod amx;
 pub mod attention;
 pub mod gated;
 pub mod layer_norm;

@@ -36,11 +36,11 @@ mod x86 {
     const EDGE: usize = 32;
     /// Words of a step of a panel.
     const STEP: usize = EDGE * EDGE / 2;
-    /// Rows of a panel at most: a panel then stays in the first cache, and the sums are read and written every so often.
+    /// Rows of a panel at most: the left one then stays in the first cache, and the sums are read and written every so often.
     const DEPTH: usize = 512;
     /// Columns of the right factor whose panels are used together; they stay in the second cache.
     const RIGHT: usize = 1024;
-    /// Columns of the left factor that a thread packs at a time, so that it reads whole stretches of memory.
+    /// Columns of the left factor that a thread packs at a time, at most: it reads whole stretches of memory.
     const LEFT: usize = 1024;
 
     thread_local! {
@@ -54,6 +54,8 @@ mod x86 {
             return;
         }
         let k = left.len() / m;
+        // Every thread has a part, of whole blocks; which block a sum belongs to does not depend on it.
+        let part = m.div_ceil(parallel::threads()).next_multiple_of(EDGE).min(LEFT);
         assert!(left.len() == k * m && right.len() == k * n && sums.len() == m * n, "factors and sums do not match");
         for first in (0..k).step_by(DEPTH) {
             let rows = DEPTH.min(k - first);
@@ -66,16 +68,16 @@ mod x86 {
                         pack(&right[first * n + at..], (n, rows, n - at), pack_right_step, panel);
                     });
                     let panels = &*panels;
-                    parallel::for_each(sums.chunks_mut(LEFT * n).enumerate(), |(part, sums)| {
-                        let left = &left[first * m + part * LEFT..];
-                        add_part(left, (m, rows, m - part * LEFT), (panels, panel), (n, column, columns), sums);
+                    parallel::for_each(sums.chunks_mut(part * n).enumerate(), |(number, sums)| {
+                        let left = &left[first * m + number * part..];
+                        add_part(left, (m, rows, m - number * part), (panels, panel), (n, column, columns), sums);
                     });
                 });
             }
         }
     }
 
-    /// Adds to some rows of the sums, [at most `LEFT`, N], what packed columns [column, column + columns) of the right
+    /// Adds to a part of the sums, [at most `LEFT`, N], what packed columns [column, column + columns) of the right
     /// factor give. `left` starts at the part's first column, (distance of rows, rows, columns from there on).
     fn add_part(
         left: &[bf16],
@@ -205,7 +207,9 @@ mod x86 {
             // SAFETY: as the caller promises.
             [low[row], high[row]] = unsafe { pair(rows, stride, count, mask, 2 * row) };
         }
-        for (half, columns) in [(0, transpose(low)), (4, transpose(high))] {
+        // SAFETY: the processor has the vectors, as the caller promises.
+        let (low, high) = unsafe { (transpose(low), transpose(high)) };
+        for (half, columns) in [(0, low), (4, high)] {
             for (number, column) in columns.into_iter().enumerate() {
                 let to = 8 * (number / 4) + half + number % 4;
                 // SAFETY: 32 columns of 16 words.
