@@ -38,7 +38,7 @@ const WITHIN: &[(&str, &str)] = &[
 ];
 
 /// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, memory that
-/// processes share, vector instructions, malloc's settings, the CUDA driver, NCCL.
+/// processes share, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
     "files.rs",

@@ -60,7 +60,8 @@ struct Report {
     /// Nothing recomputed or padded counts. Every token counts in every block, although the last block computes the rows
     /// that are read only: the formula is that of the work a trainer is asked for, some 1% to 3% more than is done.
     useful_flops_per_s: f64,
-    /// libtorch's matrix products of this model's shapes, in this process, weighted by their share of the work.
+    /// libtorch's matrix products of this model's shapes, in this process, weighted by their share of the work. On
+    /// processors with matrix tiles a step takes two thirds of them from libtorch: weight gradients are its own there.
     matmul_flops_per_s: f64,
     useful_share_of_matmul: f64,
     /// What sharing the prefix saves at best: linear work and head of 2P + A + B over that of P + A + B.

@@ -1,8 +1,8 @@
 //! Small matrix products for attention: C [m, n] (+)= A [m, k] B [k, n], f32 sums, over words packed along k.
 //!
-//! A word is one f32, or two bf16 that meet in one multiply-add where the processor has it (AVX512-BF16). B's rows and
-//! C's are padded to [`COLUMNS`]; A is read one word at a time, so it may be strided. Not here: large products; those are
-//! libtorch's.
+//! A word is one f32, or two bf16 that meet in one multiply-add where the processor has it (AVX512-BF16); where it has
+//! matrix tiles (`amx.rs`) they take all that fills them. B's rows and C's are padded to [`COLUMNS`]; A is read one word at
+//! a time, so it may be strided. Not here: large products; those are libtorch's and `weight_gradient.rs`'s.
 //!
 //! One of the few files with `unsafe`: the vector instructions. Bounds are checked once, before the loops.
 
@@ -366,10 +366,11 @@ mod tests {
         E::multiply((m, n, k), a, (&b, n), (&mut again, n), false);
         for row in 0..m {
             for column in 0..n {
-                let exact: f32 = (0..k * E::PER_WORD).map(|at| left(row, at) * right(at, column)).sum();
-                let (added, plain) = (c[row * n + column], again[row * n + column]);
-                assert!((added - 1.0 - exact).abs() < 3e-5, "{m} {n} {k}: {added} is not {exact} + 1");
-                assert!((plain - exact).abs() < 3e-5, "{m} {n} {k}: {plain} is not {exact}");
+                let products = (0..k * E::PER_WORD).map(|at| f64::from(left(row, at)) * f64::from(right(at, column)));
+                let exact = products.sum::<f64>();
+                let (added, plain) = (f64::from(c[row * n + column]), f64::from(again[row * n + column]));
+                assert!((added - 1.0 - exact).abs() < 1e-5, "{m} {n} {k}: {added} is not {exact} + 1");
+                assert!((plain - exact).abs() < 1e-5, "{m} {n} {k}: {plain} is not {exact}");
             }
         }
     }
@@ -384,6 +385,19 @@ mod tests {
                 agrees::<bf16>(size, turned);
             }
         }
+    }
+
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[test]
+    fn matrix_tiles_are_taken_where_the_processor_lists_them() {
+        let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let has = |flag: &str| processor.split_whitespace().any(|word| word == flag);
+        let listed = ["amx_tile", "amx_bf16", "avx512_bf16", "avx512bw"].into_iter().all(has);
+        let (words, mut c) = (vec![0u32; 32 * 32], vec![0f32; 40 * 32]);
+        let (a, b) = (Left { words: &words, row: 20, step: 1 }, (words.as_slice(), 32));
+        let done = with_tiles((40, 32, 20), a, b, (&mut c, 32), false);
+        assert_eq!(done, if listed { (32, 16) } else { (0, 0) });
+        assert_eq!(crate::kernels::weight_gradient::add_product(&[], &[], (1, 1), &mut [0.0]), listed);
     }
 
     #[test]

@@ -259,3 +259,39 @@ impl Segment {
         self.parameters.last().map_or(0, |last| last.offset + last.length)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::waves;
+
+    #[test]
+    fn a_product_is_added_to_the_stacked_matrices_it_belongs_to_in_either_kind() {
+        for (kind, bound) in [(Kind::Float, 1e-6), (Kind::BFloat16, 5e-3)] {
+            let shapes = [("norm", vec![3]), ("query", vec![40, 33]), ("key", vec![9, 33]), ("rest", vec![7, 33])];
+            let declared = shapes.into_iter().map(|(name, shape)| Declared::new(name, &shape)).collect();
+            let mut segment = Segment::new(declared, kind, Device::Cpu, Use::Train);
+            let right = waves(&[70, 33], 1.0).to_kind(kind);
+            // Rows of their own, and rows that lie in wider ones, which the loops do not take.
+            let wide = waves(&[70, 60], 2.0).to_kind(kind);
+            let narrow = wide.narrow(1, 5, 49);
+            for left in [narrow.contiguous(), narrow] {
+                segment.clear_gradient();
+                // Twice: it adds.
+                for _ in 0..2 {
+                    segment.add_product(1..3, &left, &right, &Scratch::default()).unwrap();
+                }
+                let exact = left.to_kind(Kind::Double).tr().mm(&right.to_kind(Kind::Double)) * 2.0;
+                let sum = segment.stacked_gradient(1..3).unwrap().to_kind(Kind::Double);
+                let far = ((&sum - &exact).norm() / exact.norm()).double_value(&[]);
+                assert!(far < bound, "{kind:?}: {far}");
+                for other in [0, 3] {
+                    let untouched = segment.gradient_view(other).unwrap().abs().sum(Kind::Float);
+                    assert_eq!(untouched.double_value(&[]), 0.0);
+                }
+                // Control: added once it would be far off.
+                assert!(((&sum * 0.5 - &exact).norm() / exact.norm()).double_value(&[]) > 0.4);
+            }
+        }
+    }
+}

@@ -153,7 +153,7 @@ impl Default for Workspace {
 
 impl Workspace {
     /// Makes buffers for micro-batches of so many tokens, from the next on. Buffers that grew with every longer
-    /// micro-batch would leave holes; on CPUs rows that no micro-batch reaches take no memory.
+    /// micro-batch would leave holes; on CPUs pages that no micro-batch reaches take no memory.
     pub fn reserve(&mut self, tokens: usize) {
         self.reserved = self.reserved.max(tokens);
     }
