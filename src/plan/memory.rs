@@ -53,7 +53,7 @@ impl Memory {
     /// Memory of a job whose micro-batches are at most `largest`.
     pub fn of(job: &Job, largest: &Shape, cpu: bool) -> Self {
         // Buffers are made for the budget; on a CPU pages that no micro-batch reaches take no memory. Large pages (2 MB,
-        // where the system has them) reach further than rows do: measured peaks lie 2% above these.
+        // where the system has them) reach further than rows do: measured peaks lie 1% to 7% above.
         let budget = if cpu { 0 } else { job.tokens_per_micro_batch };
         let largest = &Shape { tokens: largest.tokens.max(budget), ..*largest };
         let buckets = job.buckets();
