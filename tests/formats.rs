@@ -6,7 +6,7 @@ mod property;
 use flate2::{Compression, write::GzEncoder};
 use haf_dist::config::{Format, Source};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
-use haf_dist::data::{Message, Pair, Prompt};
+use haf_dist::data::{Message, Pair, Prompt, TemplateInputs};
 use haf_dist::error::{Error, Kind, Result};
 use property::cases;
 use proptest::prelude::*;
@@ -65,7 +65,7 @@ fn refused(format: Format, good: Value, bad: Value) -> Error {
 }
 
 fn turn(role: &str, content: &str) -> Message {
-    Message { role: role.into(), content: content.into() }
+    Message::new(role, content)
 }
 
 fn simple() -> Value {
@@ -86,8 +86,9 @@ fn string_pairs_keep_their_text_to_the_byte() {
         pair,
         Pair {
             prompt: Prompt::Text(" q\n".into()),
-            chosen: "  a ".into(),
-            rejected: Some("é漢🦀\r\n".into()),
+            inputs: TemplateInputs::default(),
+            chosen: Message::answer("  a "),
+            rejected: Some(Message::answer("é漢🦀\r\n")),
             margin: Some(1.5),
             domain: Some("x".into()),
             line: 1
@@ -109,11 +110,14 @@ fn a_prompt_may_stand_apart_from_message_lists_or_at_their_start() {
         json!({"prompt": null, "chosen": whole("a"), "rejected": whole("b"), "margin": null}),
     ] {
         let pair = only(row);
-        assert_eq!((&pair.prompt, &pair.chosen[..], pair.rejected.as_deref()), (&expected, "a", Some("b")));
+        assert_eq!(
+            (&pair.prompt, pair.chosen.text(), pair.rejected.as_ref().map(Message::text)),
+            (&expected, "a", Some("b"))
+        );
     }
     let spoken = |text: &str| json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]);
     let pair = only(json!({"prompt": "q", "chosen": spoken("a"), "rejected": spoken("b")}));
-    assert_eq!((pair.prompt, &pair.chosen[..]), (Prompt::Text("q".into()), "a"));
+    assert_eq!((pair.prompt, pair.chosen.text()), (Prompt::Text("q".into()), "a"));
 }
 
 #[test]
@@ -128,7 +132,7 @@ fn transcripts_become_messages_and_one_space_is_the_templates() {
     let pair = only(json!({"chosen": HH_CHOSEN, "rejected": rejected}));
     let prompt = vec![turn("user", "Hi"), turn("assistant", "Hello"), turn("user", "Why?\nHuman: really")];
     assert_eq!(pair.prompt, Prompt::Messages(prompt));
-    assert_eq!((&pair.chosen[..], pair.rejected.as_deref()), (" Because. ", Some("no space")));
+    assert_eq!((pair.chosen.text(), pair.rejected.as_ref().map(Message::text)), (" Because. ", Some("no space")));
 
     // Empty turns, and a first marker without its line breaks.
     let pair = only(json!({"chosen": "Human:\n\nAssistant:\n\nHuman: \n\nAssistant: a", "rejected":
@@ -152,10 +156,10 @@ fn transcripts_that_cannot_be_told_apart_are_dropped_and_counted() {
 fn safety_rows_are_chosen_by_helpfulness_or_by_safety() {
     let helpful = |row| rows(Format::Helpful, &[row]).unwrap().pairs.remove(0);
     let safer = |row| rows(Format::Safer, &[row]).unwrap().pairs.remove(0);
-    assert_eq!(helpful(safety(1, 0, [true, false])).chosen, "one");
-    assert_eq!(safer(safety(1, 0, [true, false])).chosen, "zero");
-    assert_eq!(safer(safety(0, 1, [false, true])).rejected.as_deref(), Some("zero"));
-    assert_eq!(only(safety(1, 0, [true, true])).chosen, "one", "the keys alone mean helpful");
+    assert_eq!(helpful(safety(1, 0, [true, false])).chosen.text(), "one");
+    assert_eq!(safer(safety(1, 0, [true, false])).chosen.text(), "zero");
+    assert_eq!(safer(safety(0, 1, [false, true])).rejected.as_ref().map(Message::text), Some("zero"));
+    assert_eq!(only(safety(1, 0, [true, true])).chosen.text(), "one", "the keys alone mean helpful");
     assert_eq!(dropped(Format::Safer, safety(0, 0, [true, true])), DropReason::NotExactlyOneSafe);
     assert_eq!(dropped(Format::Safer, safety(0, 0, [false, false])), DropReason::NotExactlyOneSafe);
     assert_eq!(dropped(Format::Safer, safety(0, 1, [true, false])), DropReason::ContradictorySafety);
@@ -190,7 +194,7 @@ fn every_form_of_file_holds_the_same_rows() {
         // Told by content: the names lie.
         for content in [text.as_bytes().to_vec(), gzip(text)] {
             let pairs = file("rows.txt", content).read(Format::Auto).unwrap().pairs;
-            let seen: Vec<_> = pairs.iter().map(|pair| (pair.chosen.as_str(), pair.line)).collect();
+            let seen: Vec<_> = pairs.iter().map(|pair| (pair.chosen.text(), pair.line)).collect();
             assert_eq!(seen, [("a", numbers[0]), ("c", numbers[1])]);
         }
     }
@@ -336,7 +340,8 @@ fn scoring_takes_single_rows_and_pairs_and_leaves_none_out() {
     ];
     let text: String = mixed.iter().map(|row| format!("{row}\n")).collect();
     let pairs = read_for_scoring(&file("rows.jsonl", text).path).unwrap();
-    let answers: Vec<_> = pairs.iter().map(|pair| (pair.chosen.as_str(), pair.rejected.as_deref())).collect();
+    let answers: Vec<_> =
+        pairs.iter().map(|pair| (pair.chosen.text(), pair.rejected.as_ref().map(Message::text))).collect();
     assert_eq!(
         answers,
         [("a", None), ("b", None), ("", None), ("same", Some("same")), ("one", Some("zero")), ("c", None)]

@@ -7,7 +7,7 @@ mod property;
 
 use haf_dist::config::{Format, Source};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
-use haf_dist::data::{Message, Pair, Prompt};
+use haf_dist::data::{Message, Pair, Prompt, TemplateInputs};
 use haf_dist::error::{Kind, Result};
 use property::cases;
 use proptest::prelude::*;
@@ -59,11 +59,12 @@ fn every_codec_gives_the_pairs_that_json_lines_give() {
 #[test]
 fn message_lists_beside_dates_images_and_maps_are_read() {
     let taken = rows("arena", Format::Auto).unwrap();
-    let user = vec![Message { role: "user".into(), content: "q".into() }];
+    let user = vec![Message::new("user", "q")];
     let pair = |chosen: &str, rejected: &str, line| Pair {
         prompt: Prompt::Messages(user.clone()),
-        chosen: chosen.into(),
-        rejected: Some(rejected.into()),
+        inputs: TemplateInputs::default(),
+        chosen: Message::answer(chosen),
+        rejected: Some(Message::answer(rejected)),
         margin: None,
         domain: Some("arena".into()),
         line,
@@ -72,7 +73,7 @@ fn message_lists_beside_dates_images_and_maps_are_read() {
     assert_eq!((taken.read, taken.dropped[&DropReason::Tie]), (3, 1));
 
     let answers: Vec<String> =
-        rows("ranked", Format::Auto).unwrap().pairs.into_iter().map(|pair| pair.chosen).collect();
+        rows("ranked", Format::Auto).unwrap().pairs.into_iter().map(|pair| pair.chosen.text().to_owned()).collect();
     assert_eq!(answers, ["answer 1", "answer 2", "answer 1"]);
 }
 

@@ -41,7 +41,7 @@ fn dropped(source: &Source, row: Value) -> Vec<(DropReason, usize)> {
 }
 
 fn messages(turns: &[(&str, &str)]) -> Prompt {
-    let message = |(role, content): &(&str, &str)| Message { role: (*role).into(), content: (*content).into() };
+    let message = |(role, content): &(&str, &str)| Message::new(*role, *content);
     Prompt::Messages(turns.iter().map(message).collect())
 }
 
@@ -84,8 +84,11 @@ fn scored(chosen: f64, rejected: f64) -> Value {
 #[test]
 fn arena_takes_the_winner_and_drops_ties_and_talks_that_parted() {
     let pair = told(arena("model_b", &["q", "a"], &["q", "b"]));
-    assert_eq!((pair.prompt, &pair.chosen[..], pair.rejected.as_deref()), (messages(&[("user", "q")]), "b", Some("a")));
-    assert_eq!(told(arena("model_a", &["q", "a"], &["q", "b"])).chosen, "a");
+    assert_eq!(
+        (pair.prompt, pair.chosen.text(), pair.rejected.as_ref().map(Message::text)),
+        (messages(&[("user", "q")]), "b", Some("a"))
+    );
+    assert_eq!(told(arena("model_a", &["q", "a"], &["q", "b"])).chosen.text(), "a");
     let any = Source::new("");
     for tie in ["tie", "tie (bothbad)"] {
         assert_eq!(dropped(&any, arena(tie, &["q", "a"], &["q", "b"])), [(DropReason::Tie, 1)]);
@@ -101,7 +104,7 @@ fn arena_takes_the_winner_and_drops_ties_and_talks_that_parted() {
 fn the_single_turn_filter_counts_what_it_drops_in_every_format() {
     let single = Source { single_turn: true, ..Source::new("") };
     let two_turns = arena("model_a", &["q", "a", "r", "c"], &["q", "a", "r", "d"]);
-    assert_eq!(told(two_turns.clone()).chosen, "c");
+    assert_eq!(told(two_turns.clone()).chosen.text(), "c");
     assert_eq!(dropped(&single, two_turns), [(DropReason::SeveralTurns, 1)]);
     let hh = |start: &str| json!({"chosen": format!("{start}\n\nAssistant: yes"), "rejected": format!("{start}\n\nAssistant: no")});
     let long = hh("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?");
@@ -117,18 +120,18 @@ fn the_single_turn_filter_counts_what_it_drops_in_every_format() {
 #[test]
 fn alpaca_puts_the_input_on_the_line_after_the_instruction() {
     let pair = told(alpaca("this", 2));
-    assert_eq!((pair.prompt, &pair.chosen[..]), (Prompt::Text("do\nthis".into()), "two"));
+    assert_eq!((pair.prompt, pair.chosen.text()), (Prompt::Text("do\nthis".into()), "two"));
     let pair = told(alpaca("", 1.0));
-    assert_eq!((pair.prompt, pair.rejected.as_deref()), (Prompt::Text("do".into()), Some("two")));
+    assert_eq!((pair.prompt, pair.rejected.as_ref().map(Message::text)), (Prompt::Text("do".into()), Some("two")));
     assert_eq!(dropped(&Source::new(""), alpaca("", 0)), [(DropReason::Tie, 1)]);
 }
 
 #[test]
 fn a_preferences_strength_is_the_margin_in_units_of_the_sources_scale() {
     let pair = told(helpsteer2("q", -3));
-    assert_eq!((&pair.chosen[..], pair.margin), ("one", Some(3.0)));
+    assert_eq!((pair.chosen.text(), pair.margin), ("one", Some(3.0)));
     let pair = told(helpsteer3(1));
-    assert_eq!((&pair.chosen[..], pair.margin, pair.domain.as_deref()), ("two", Some(1.0), Some("code")));
+    assert_eq!((pair.chosen.text(), pair.margin, pair.domain.as_deref()), ("two", Some(1.0), Some("code")));
     assert_eq!(dropped(&Source::new(""), helpsteer3(0)), [(DropReason::Tie, 1)]);
     for (scale, margin) in [(0.25, Some(0.5)), (0.0, None)] {
         let source = Source { margin_scale: scale, ..Source::new("") };
@@ -154,7 +157,7 @@ fn scores_are_a_margin_only_where_they_are_asked_for() {
     assert_eq!(told(scored(8.5, 6.0)).margin, None);
     let source = Source { format: Format::Scored, ..Source::new("") };
     let pair = rows(&source, &[scored(8.5, 6.0)]).unwrap().pairs.remove(0);
-    assert_eq!((pair.prompt, &pair.chosen[..], pair.margin), (Prompt::Text("q".into()), "a", Some(2.5)));
+    assert_eq!((pair.prompt, pair.chosen.text(), pair.margin), (Prompt::Text("q".into()), "a", Some(2.5)));
     assert_eq!(dropped(&source, scored(6.0, 6.0)), [(DropReason::Tie, 1)]);
     assert_eq!(dropped(&source, scored(5.0, 6.0)), [(DropReason::ContradictoryScores, 1)]);
 }
@@ -163,7 +166,8 @@ fn scores_are_a_margin_only_where_they_are_asked_for() {
 fn a_ranked_list_makes_all_its_pairs_or_an_even_pick_of_them() {
     let source = |pairs_per_prompt| Source { pairs_per_prompt, ..Source::new("") };
     let taken = rows(&source(0), &[nectar(&[2.0, 1.0, 3.0, 3.0])]).unwrap();
-    let pairs: Vec<_> = taken.pairs.iter().map(|pair| (&pair.chosen[..], pair.rejected.as_deref().unwrap())).collect();
+    let pairs: Vec<_> =
+        taken.pairs.iter().map(|pair| (pair.chosen.text(), pair.rejected.as_ref().unwrap().text())).collect();
     let [a, b, c, d] = ["answer 0", "answer 1", "answer 2", "answer 3"];
     assert_eq!(pairs, [(b, a), (a, c), (a, d), (b, c), (b, d)]);
     assert_eq!((taken.read, taken.dropped[&DropReason::Tie]), (6, 1));
@@ -171,13 +175,14 @@ fn a_ranked_list_makes_all_its_pairs_or_an_even_pick_of_them() {
     assert!(taken.pairs.iter().all(|pair| pair.prompt == prompt && pair.line == 1));
 
     let taken = rows(&source(2), &[nectar(&[1.0, 2.0, 3.0, 4.0])]).unwrap();
-    let pairs: Vec<_> = taken.pairs.iter().map(|pair| (&pair.chosen[..], pair.rejected.as_deref().unwrap())).collect();
+    let pairs: Vec<_> =
+        taken.pairs.iter().map(|pair| (pair.chosen.text(), pair.rejected.as_ref().unwrap().text())).collect();
     assert_eq!((pairs, taken.dropped[&DropReason::OverPairsPerPrompt]), (vec![(a, b), (b, c)], 4));
 
     assert_eq!(dropped(&source(0), nectar(&[1.0])), [(DropReason::FewerThanTwoAnswers, 1)]);
     assert_eq!(dropped(&source(0), nectar(&[1.0, 1.0, 1.0])), [(DropReason::Tie, 3)]);
     let plain = json!({"prompt": "q", "responses": ["x", "y"], "ranks": [2, 1]});
-    assert_eq!(told(plain).chosen, "y");
+    assert_eq!(told(plain).chosen.text(), "y");
     let error = rows(&source(0), &[nectar(&[1.0; 65])]).unwrap_err();
     assert!(error.message.contains("65 entries, expected at most 64"), "{error}");
 }
@@ -223,8 +228,11 @@ fn a_wrong_value_names_line_key_and_what_was_expected() {
 #[test]
 fn scoring_takes_every_shape_of_pair_and_refuses_what_has_no_one_line_of_scores() {
     let pairs = [arena("model_b", &["q", "a"], &["q", "b"]), alpaca("", 1), helpsteer3(-1), nectar(&[2.0, 1.0])];
-    let chosen: Vec<String> =
-        written(&pairs, |path| read_for_scoring(&path)).unwrap().into_iter().map(|pair| pair.chosen).collect();
+    let chosen: Vec<String> = written(&pairs, |path| read_for_scoring(&path))
+        .unwrap()
+        .into_iter()
+        .map(|pair| pair.chosen.text().to_owned())
+        .collect();
     assert_eq!(chosen, ["b", "one", "one", "answer 1"]);
     for (row, expected) in [(alpaca("", 0), "ties"), (nectar(&[1.0, 2.0, 3.0]), "a list of 3 pairs, expected one")] {
         let error = written(&[row], |path| read_for_scoring(&path)).unwrap_err();

@@ -7,7 +7,7 @@
 
 use haf_dist::config::{TemplateKind, Truncation};
 use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair};
-use haf_dist::data::{Message, Pair, Prompt};
+use haf_dist::data::{Message, Pair, Prompt, TemplateInputs};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -33,8 +33,9 @@ fn encoder(folder: &Path) -> Encoder {
 fn encode(encoder: &Encoder, case: &Case, chosen: usize, rejected: Option<usize>) -> Option<OwnedPair> {
     let pair = Pair {
         prompt: Prompt::Messages(case.prompt.clone()),
-        chosen: case.answers[chosen].clone(),
-        rejected: rejected.map(|rejected| case.answers[rejected].clone()),
+        inputs: TemplateInputs::default(),
+        chosen: Message::answer(&case.answers[chosen]),
+        rejected: rejected.map(|rejected| Message::answer(&case.answers[rejected])),
         margin: None,
         domain: None,
         line: 1,

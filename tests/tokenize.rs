@@ -4,7 +4,7 @@ use haf_dist::config::{TemplateKind, Truncation};
 use haf_dist::data::formats::DropReason;
 use haf_dist::data::template::Template;
 use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair};
-use haf_dist::data::{Message, Pair, Prompt};
+use haf_dist::data::{Message, Pair, Prompt, TemplateInputs};
 use haf_dist::error::{Error, Kind, Result};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -85,12 +85,13 @@ fn plain(max: usize, max_prompt: usize) -> Encoder {
 }
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> Pair {
-    let (chosen, rejected) = (chosen.into(), Some(rejected.into()));
-    Pair { prompt: Prompt::Text(prompt.into()), chosen, rejected, margin: None, domain: None, line: 7 }
+    let (chosen, rejected) = (Message::answer(chosen), Some(Message::answer(rejected)));
+    let inputs = TemplateInputs::default();
+    Pair { prompt: Prompt::Text(prompt.into()), inputs, chosen, rejected, margin: None, domain: None, line: 7 }
 }
 
 fn turns(turns: &[(&str, &str)]) -> Prompt {
-    let message = |(role, content): &(&str, &str)| Message { role: (*role).into(), content: (*content).into() };
+    let message = |(role, content): &(&str, &str)| Message::new(*role, *content);
     Prompt::Messages(turns.iter().map(message).collect())
 }
 
@@ -271,7 +272,7 @@ fn templates_run_as_transformers_runs_them() {
         let source =
             format!("{{% if not messages[1:] %}}\n{template}{{% else %}}{{{{ messages[1].content }}}}{{% endif %}}");
         let template = Template::open(TemplateKind::Chat, folder(Some(&source)).path()).unwrap();
-        let text = template.render_prompt(&Prompt::Text("a-bc".into())).unwrap();
+        let text = template.render_prompt(&Prompt::Text("a-bc".into()), &TemplateInputs::default()).unwrap();
         assert_eq!(text, expected, "{source}");
     }
 }
@@ -283,14 +284,23 @@ fn a_generation_prompt_unlike_the_finished_turn_still_gives_answer_and_tail() {
     let template = Template::open(TemplateKind::Chat, folder.path()).unwrap();
     assert_eq!(template.tail(), "<|im_end|>\n");
     // The finished conversation is what Transformers tokenises; the answer starts where the two part.
-    assert!(template.render_prompt(&Prompt::Text("q".into())).unwrap().ends_with("assistant\n<think>"));
+    assert!(
+        template
+            .render_prompt(&Prompt::Text("q".into()), &TemplateInputs::default())
+            .unwrap()
+            .ends_with("assistant\n<think>")
+    );
     assert!(rendered(&wide(&thinking), &pair("q", "a", "b"))[0].ends_with("assistant\n|a<|im_end|>"));
 }
 
 #[test]
 fn the_jinja_file_wins_and_a_list_of_templates_has_a_default() {
     let folder = folder(Some("config {{ messages[-1].content }}"));
-    let text = || Template::open(TemplateKind::Chat, folder.path()).unwrap().render_prompt(&Prompt::Text("q".into()));
+    let text = || {
+        Template::open(TemplateKind::Chat, folder.path())
+            .unwrap()
+            .render_prompt(&Prompt::Text("q".into()), &TemplateInputs::default())
+    };
     assert_eq!(text().unwrap(), "config q");
     let named = json!({"eos_token": "</s>", "chat_template": [{"name": "tool_use", "template": "t"},
                        {"name": "default", "template": "default {{ messages[-1].content }}"}]});

@@ -4,7 +4,7 @@
 //! Not here: the run's whole configuration (`trainer/config.toml`).
 
 use super::{CONFIG, read_json, to_json, write_text};
-use crate::config::{Config, Dtype, TemplateKind, Truncation};
+use crate::config::{Config, Dtype, RewardAt, TemplateKind, Truncation};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -24,6 +24,9 @@ pub struct AsTrained {
     pub max_prompt_length: usize,
     /// `data.truncation`
     pub truncation: Truncation,
+    /// `data.reward_at`; files of versions that knew the EOS alone do not have it.
+    #[serde(default)]
+    pub reward_at: RewardAt,
     /// `model.dtype`
     pub dtype: Dtype,
 }
@@ -37,6 +40,7 @@ impl AsTrained {
             max_length: data.max_length,
             max_prompt_length: data.max_prompt_length,
             truncation: data.truncation,
+            reward_at: data.reward_at,
             dtype: config.model.dtype,
         }
     }
@@ -82,9 +86,9 @@ impl AsTrained {
 
     /// Puts it in place of what a config says.
     pub fn apply(self, config: &mut Config) {
-        let Self { template, max_length, max_prompt_length, truncation, dtype } = self;
+        let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype } = self;
         let data = &mut config.data;
-        (data.template, data.truncation) = (template, truncation);
+        (data.template, data.truncation, data.reward_at) = (template, truncation, reward_at);
         (data.max_length, data.max_prompt_length) = (max_length, max_prompt_length);
         config.model.dtype = dtype;
     }

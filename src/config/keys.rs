@@ -35,6 +35,7 @@ pub(super) fn tree() -> Value {
             shuffle: true,
             seed: 0,
             truncation: Truncation::Cut,
+            reward_at: RewardAt::Eos,
             cache_dir: defaults::cache_dir(),
         },
         loss: LossConfig::default(),

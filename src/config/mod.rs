@@ -116,6 +116,9 @@ pub struct DataConfig {
     /// What happens to a sequence over `max_length`.
     #[serde(default)]
     pub truncation: Truncation,
+    /// Token of a sequence at which the reward is read.
+    #[serde(default)]
+    pub reward_at: RewardAt,
     /// Where tokens and reference log-probs are kept between runs.
     #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,
@@ -145,6 +148,19 @@ pub enum Truncation {
     Cut,
     /// The pair goes.
     Drop,
+}
+
+/// Token of a sequence at which the reward is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RewardAt {
+    /// The EOS of the answer's turn, as in the paper; what the template writes after it is left out.
+    #[default]
+    Eos,
+    /// The last token of the template's rendering, as TRL does.
+    End,
+    /// Trained at both, half of the Bradley-Terry loss each; scored at the EOS.
+    Both,
 }
 
 /// `[loss]`: total = reward_weight * Bradley-Terry + alpha * policy, means over the global batch.

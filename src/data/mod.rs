@@ -19,13 +19,47 @@ pub mod template;
 pub mod tokenize;
 pub mod verbatim;
 
+use serde_json::{Map, Value};
+
 /// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, or whatever the template knows.
     pub role: String,
-    /// Its text.
-    pub content: String,
+    /// Its text; `None` where the row has null or nothing, as beside `tool_calls`.
+    #[serde(default)]
+    pub content: Option<String>,
+    /// Further keys that a chat template may read, as the row has them: `tool_calls`, `reasoning_content`, `name`, ...
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl Message {
+    /// A turn that is a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Some(content.into()), more: Map::new() }
+    }
+
+    /// An answer that is a text: the assistant's turn.
+    pub fn answer(text: impl Into<String>) -> Self {
+        Self::new("assistant", text)
+    }
+
+    /// Its text; empty where it has none.
+    pub fn text(&self) -> &str {
+        self.content.as_deref().unwrap_or_default()
+    }
+}
+
+/// What a chat template is given beside the messages, under the names of Transformers' `apply_chat_template`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TemplateInputs {
+    /// `tools`: JSON schemas of functions; `None` where the row has none.
+    pub tools: Option<Vec<Value>>,
+    /// `documents`: texts to answer from; `None` where the row has none.
+    pub documents: Option<Vec<Value>>,
+    /// Further variables by name: a row's `chat_template_kwargs`.
+    pub arguments: Map<String, Value>,
 }
 
 /// What is answered.
@@ -42,10 +76,12 @@ pub enum Prompt {
 pub struct Pair {
     /// What is answered.
     pub prompt: Prompt,
-    /// The better answer.
-    pub chosen: String,
+    /// What the template is given beside prompt and answer.
+    pub inputs: TemplateInputs,
+    /// The better answer: the assistant's turn.
+    pub chosen: Message,
     /// The worse answer; `None` for a single (prompt, answer) row, which can only be scored.
-    pub rejected: Option<String>,
+    pub rejected: Option<Message>,
     /// How much better, in units of reward.
     pub margin: Option<f32>,
     /// Under which name it is reported.

@@ -63,15 +63,16 @@ pub(super) fn encode_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Prompt;
     use crate::data::tokenize::OwnedPair;
+    use crate::data::{Message, Prompt, TemplateInputs};
     use crate::error::Error;
     use std::time::Duration;
 
     fn pairs(count: usize) -> Vec<Pair> {
         let pair = |line| Pair {
             prompt: Prompt::Text(String::new()),
-            chosen: String::new(),
+            inputs: TemplateInputs::default(),
+            chosen: Message::default(),
             rejected: None,
             margin: None,
             domain: None,

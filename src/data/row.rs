@@ -78,7 +78,7 @@ impl<'a> Row<'a> {
             if message.get("tool_calls").is_some_and(says_something) {
                 return Err(self.no_tools(format!("message {} of `{key}` has `tool_calls`", index + 1)));
             }
-            Ok(Message { role: text(index + 1, message, "role")?, content: text(index + 1, message, "content")? })
+            Ok(Message::new(text(index + 1, message, "role")?, text(index + 1, message, "content")?))
         };
         list.iter().enumerate().map(message).collect()
     }

@@ -3,10 +3,10 @@
 //! Not here: tokens, the turn's end and truncation; those are `tokenize.rs`.
 
 use crate::config::TemplateKind;
-use crate::data::{Message, Prompt};
+use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result, file_error};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, ErrorKind, context};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,7 +30,8 @@ pub struct Template {
 struct Chat {
     environment: Environment<'static>,
     source: String,
-    variables: Value,
+    /// The special tokens by role.
+    variables: BTreeMap<String, Value>,
     /// What follows the answer at the end of a conversation.
     tail: String,
 }
@@ -86,12 +87,13 @@ impl Template {
     ///
     /// # Errors
     /// The chat template refuses the conversation, or a plain one does not know a role.
-    pub fn render_prompt(&self, prompt: &Prompt) -> Result<String> {
+    pub fn render_prompt(&self, prompt: &Prompt, inputs: &TemplateInputs) -> Result<String> {
         if let Some(chat) = &self.chat {
-            return chat.render(&messages(prompt), true);
+            return chat.render(&messages(prompt), inputs, true);
         }
         let mut text = String::new();
-        for Message { role, content } in messages(prompt) {
+        for message in messages(prompt) {
+            let Message { role, .. } = &message;
             let (before, after) = match (self.kind, &role[..]) {
                 (TemplateKind::Instruct, "user") => ("Instruct: ", "\n"),
                 (TemplateKind::Instruct, "assistant") => ("Output: ", "\n"),
@@ -105,7 +107,7 @@ impl Template {
                         .hint("a chat template or template = \"plain\" may take it"));
                 }
             };
-            text.extend([before, &content, after]);
+            text.extend([before, message.text(), after]);
         }
         text.push_str(match self.kind {
             TemplateKind::Instruct => "Output:",
@@ -120,14 +122,14 @@ impl Template {
     ///
     /// # Errors
     /// As [`Template::render_prompt`].
-    pub fn render(&self, prompt: &Prompt, answer: &str) -> Result<String> {
+    pub fn render(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<String> {
         let Some(chat) = &self.chat else {
             let space = if matches!(self.kind, TemplateKind::Instruct | TemplateKind::Hh) { " " } else { "" };
-            return Ok(format!("{}{space}{answer}", self.render_prompt(prompt)?));
+            return Ok(format!("{}{space}{}", self.render_prompt(prompt, inputs)?, answer.text()));
         };
         let mut messages = messages(prompt);
-        messages.push(Message { role: "assistant".into(), content: answer.into() });
-        chat.render(&messages, false)
+        messages.push(answer.clone());
+        chat.render(&messages, inputs, false)
     }
 }
 
@@ -151,11 +153,10 @@ impl Chat {
         })?;
         let variables: BTreeMap<_, _> =
             special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
-        let mut chat = Self { environment, source, variables: variables.into(), tail: String::new() };
+        let mut chat = Self { environment, source, variables, tail: String::new() };
 
-        let [user, assistant] = [("user", "Hi."), ("assistant", SENTINEL)]
-            .map(|(role, content)| Message { role: role.into(), content: content.into() });
-        let probe = chat.render(&[user, assistant], false).map_err(|error| error.at(&path))?;
+        let probe = [Message::new("user", "Hi."), Message::answer(SENTINEL)];
+        let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(&path))?;
         let tail = probe.rsplit_once(SENTINEL).map(|(_, tail)| tail.to_owned());
         chat.tail = tail.ok_or_else(|| {
             Error::input(format!("{path}: the chat template does not write the assistant's last message as it is"))
@@ -164,14 +165,18 @@ impl Chat {
         Ok(chat)
     }
 
-    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
-            .collect();
+    fn render(&self, messages: &[Message], inputs: &TemplateInputs, add_generation_prompt: bool) -> Result<String> {
+        let messages: Vec<Value> = messages.iter().map(|message| Value::from(Serde(message))).collect();
         // Transformers always passes tools and documents; templates ask whether they are none.
+        // A row's arguments come before the special tokens of the same name.
+        let mut variables = self.variables.clone();
+        variables.extend(inputs.arguments.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
         let context = context! {
-            messages, add_generation_prompt, tools => (), documents => (), ..self.variables.clone()
+            messages,
+            add_generation_prompt,
+            tools => Serde(&inputs.tools),
+            documents => Serde(&inputs.documents),
+            ..Value::from_pairs(variables)
         };
         let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
         rendered.map_err(|error| {
@@ -184,7 +189,7 @@ impl Chat {
 /// A prompt as a conversation.
 fn messages(prompt: &Prompt) -> Vec<Message> {
     match prompt {
-        Prompt::Text(text) => vec![Message { role: "user".into(), content: text.clone() }],
+        Prompt::Text(text) => vec![Message::new("user", text.as_str())],
         Prompt::Messages(messages) => messages.clone(),
     }
 }

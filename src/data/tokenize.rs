@@ -5,7 +5,7 @@
 use crate::config::{TemplateKind, Truncation};
 use crate::data::formats::DropReason;
 use crate::data::template::Template;
-use crate::data::{Pair, Prompt, TokenPair};
+use crate::data::{Message, Pair, Prompt, TemplateInputs, TokenPair};
 use crate::error::{Error, Result, file_error};
 use std::collections::HashSet;
 use std::path::Path;
@@ -191,22 +191,24 @@ impl Encoder {
     }
 
     fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
-        let prompt_text = self.template.render_prompt(&pair.prompt)?;
+        let prompt_text = self.template.render_prompt(&pair.prompt, &pair.inputs)?;
         let mut prompt = self.ids_after_bos(&prompt_text)?;
 
         // An answer that brings its EOS along must not get two.
-        let texts = [Some(&pair.chosen), pair.rejected.as_ref()].map(|text| text.map(|text| self.without_eos(text)));
-        if texts[1].is_some() && texts.iter().flatten().any(|text| text.trim().is_empty()) {
+        let texts: Vec<Message> =
+            [Some(&pair.chosen), pair.rejected.as_ref()].into_iter().flatten().map(|it| self.without_eos(it)).collect();
+        let says_nothing = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
+        if texts.len() == 2 && texts.iter().any(says_nothing) {
             return Ok(Encoded::Dropped(DropReason::EmptyAnswer));
         }
         let mut special_in_text: usize = match &pair.prompt {
             Prompt::Text(text) => self.special_in(text),
-            Prompt::Messages(messages) => messages.iter().map(|turn| self.special_in(&turn.content)).sum(),
+            Prompt::Messages(messages) => messages.iter().map(|turn| self.special_in(turn.text())).sum(),
         };
         let mut answers = Vec::with_capacity(2);
-        for text in texts.into_iter().flatten() {
-            special_in_text += self.special_in(text);
-            let sequence = self.sequence(&pair.prompt, text)?;
+        for answer in &texts {
+            special_in_text += self.special_in(answer.text());
+            let sequence = self.sequence(&pair.prompt, &pair.inputs, answer)?;
             prompt.truncate(common(&prompt, &sequence));
             answers.push(sequence);
         }
@@ -255,8 +257,8 @@ impl Encoder {
     }
 
     /// Tokens of a whole conversation up to the EOS of the answer's turn; what the template writes after that is dropped.
-    fn sequence(&self, prompt: &Prompt, answer: &str) -> Result<Vec<u32>> {
-        let mut text = self.template.render(prompt, answer)?;
+    fn sequence(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<Vec<u32>> {
+        let mut text = self.template.render(prompt, inputs, answer)?;
         if text.ends_with(self.template.tail()) {
             text.truncate(text.len() - self.after_eos);
         }
@@ -276,8 +278,9 @@ impl Encoder {
         Ok(tokens)
     }
 
-    fn without_eos<'a>(&self, text: &'a str) -> &'a str {
-        text.trim_end_matches(&self.eos_text[..])
+    fn without_eos(&self, answer: &Message) -> Message {
+        let content = answer.content.as_ref().map(|text| text.trim_end_matches(&self.eos_text[..]).to_owned());
+        Message { content, ..answer.clone() }
     }
 
     /// Special tokens that a text is read as holding.
@@ -319,7 +322,7 @@ fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenize
 /// The BOS: for a chat template the `bos_token` it opens a conversation with, for a plain one what the tokenizer adds.
 fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u32>> {
     if template.writes_bos() {
-        let probe = ids(tokenizer, &template.render_prompt(&Prompt::Text("Hi.".into()))?)?;
+        let probe = ids(tokenizer, &template.render_prompt(&Prompt::Text("Hi.".into()), &TemplateInputs::default())?)?;
         let bos = template.special_tokens().get("bos_token").and_then(|text| tokenizer.token_to_id(text));
         // A token that opens every turn (ChatML's, named BOS by some models) is no BOS.
         return Ok(bos.filter(|bos| probe.first() == Some(bos) && !probe[1..].contains(bos)));

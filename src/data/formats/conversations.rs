@@ -81,7 +81,7 @@ impl Row<'_> {
         let (before, text) = self.last_turn(key, messages)?;
         let fits = match prompt {
             Prompt::Messages(messages) => &before == messages,
-            Prompt::Text(text) => matches!(&before[..], [turn] if turn.role == "user" && turn.content == *text),
+            Prompt::Text(text) => matches!(&before[..], [turn] if turn.role == "user" && turn.text() == text),
         };
         match before.is_empty() || fits {
             true => Ok(text),
@@ -93,7 +93,7 @@ impl Row<'_> {
 
     fn last_turn(&self, key: &str, mut messages: Vec<Message>) -> Result<(Vec<Message>, String)> {
         match messages.pop() {
-            Some(last) if last.role == "assistant" => Ok((messages, last.content)),
+            Some(last) if last.role == "assistant" => Ok((messages, last.content.unwrap_or_default())),
             Some(last) => Err(self
                 .error(format!("the last message of `{key}` is the {}'s, expected the assistant's", last.role))
                 .hint("the last message is what is rewarded")),

@@ -11,7 +11,7 @@ mod transcripts;
 use crate::config::{Format, Source, TOTAL};
 use crate::data::row::{MEND, Row};
 use crate::data::rows;
-use crate::data::{Pair, Prompt};
+use crate::data::{Message, Pair, Prompt, TemplateInputs};
 use crate::error::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -180,11 +180,11 @@ fn usable(pair: Pair, source: &Source) -> Verdict<Pair> {
     if source.single_turn && !is_single_turn(&pair.prompt) {
         return Err(DropReason::SeveralTurns);
     }
-    let rejected = pair.rejected.as_deref().unwrap_or_default();
-    if pair.chosen.trim().is_empty() || rejected.trim().is_empty() {
+    let Some(rejected) = &pair.rejected else { return Ok(pair) };
+    if pair.chosen.text().trim().is_empty() || rejected.text().trim().is_empty() {
         return Err(DropReason::EmptyAnswer);
     }
-    if pair.chosen == rejected {
+    if pair.chosen == *rejected {
         return Err(DropReason::IdenticalAnswers);
     }
     Ok(pair)
@@ -297,6 +297,14 @@ impl Row<'_> {
         }
         let domain = self.get("domain").map(|value| self.string("domain", value, "a string")).transpose()?;
         let Sides { prompt, chosen, rejected, .. } = sides;
-        Ok(Pair { prompt, chosen, rejected: Some(rejected), margin, domain, line: self.place.number })
+        Ok(Pair {
+            prompt,
+            inputs: TemplateInputs::default(),
+            chosen: Message::answer(chosen),
+            rejected: Some(Message::answer(rejected)),
+            margin,
+            domain,
+            line: self.place.number,
+        })
     }
 }

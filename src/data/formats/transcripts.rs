@@ -64,7 +64,7 @@ fn turns(transcript: &str) -> Vec<Message> {
     while let Some((start, marker, role)) = next(rest) {
         rest = &rest[start + marker.len()..];
         let end = next(rest).map_or(rest.len(), |(end, ..)| end);
-        messages.push(Message { role: role.into(), content: without_space(&rest[..end]).to_owned() });
+        messages.push(Message::new(role, without_space(&rest[..end])));
     }
     messages
 }
@@ -93,14 +93,14 @@ pub(super) fn prompt_of(text: String) -> Prompt {
 fn marked_turns(text: &str) -> Option<Vec<Message>> {
     const MARKER: &str = "\n<extra_id_1>";
     let mut turns = text.split(MARKER);
-    let mut messages = vec![Message { role: "user".into(), content: turns.next()?.to_owned() }];
+    let mut messages = vec![Message::new("user", turns.next()?)];
     for turn in turns {
         let (role, content) = match turn.split_once('\n')? {
             ("Assistant", content) => ("assistant", content),
             ("User", content) => ("user", content),
             _ => return None,
         };
-        messages.push(Message { role: role.into(), content: content.to_owned() });
+        messages.push(Message::new(role, content));
     }
     (messages.len() > 1 && messages.last().is_some_and(|last| last.role == "user")).then_some(messages)
 }
