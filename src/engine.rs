@@ -121,7 +121,7 @@ impl Engine {
         if batch.pairs.is_empty() {
             // A rank without pairs still takes part in every reduction, in the same order.
             finished.all()?;
-            return Ok(Losses::Known(Vec::new()));
+            return Ok(Losses::none(*objective));
         }
         let _span = trace_span!("micro-batch", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let keep = if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything };

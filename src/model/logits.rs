@@ -1,4 +1,5 @@
-//! Logits of response rows: log-probs at given places, then the gradient of a weighted sum of them in their stead.
+//! Logits of response rows: log-probs at given places, then the gradient of a weighted sum of them, written over the
+//! logits on CPUs.
 //!
 //! With a soft cap c the log-softmax is taken of c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
 //!
@@ -43,50 +44,52 @@ impl Logits {
         Ok(Self { values, sums, soft_cap })
     }
 
-    /// Log-probs at places.
+    /// Log-probs `[places]` f32 at places as [`Logits::indices`] gives them, on the logits' device.
     ///
     /// # Errors
-    /// A place outside the logits.
-    pub fn log_probs(&self, places: &[Place]) -> Result<Vec<f32>> {
-        Ok(self.read(places)?.into_iter().map(|(log_prob, _)| log_prob).collect())
-    }
-
-    /// Log-probs at places, and the derivatives of the cap there.
-    fn read(&self, places: &[Place]) -> Result<Vec<(f32, f32)>> {
-        fn on_cpu<E: Element + Number>(logits: &Logits, places: &[Place]) -> Result<Vec<(f32, f32)>> {
-            let (width, values, sums) = (logits.width(), slice::<E>(&logits.values)?, slice::<f32>(&logits.sums)?);
-            let soft_cap = logits.soft_cap.map(|cap| cap as f32);
-            let read = |&(row, token): &Place| {
-                let (value, slope) = kernels::softmax::read(values[row * width + token], soft_cap);
-                (value - sums[row], slope)
-            };
-            Ok(places.iter().map(read).collect())
+    /// Tensors that are not what this crate allocates.
+    pub fn log_probs(&self, at: &[Tensor; 2]) -> Result<Tensor> {
+        fn on_cpu<E: Element + Number>(logits: &Logits, at: &[Tensor; 2]) -> Result<Tensor> {
+            let read: Vec<f32> = logits.read::<E>(at)?.into_iter().map(|(_, log_prob, _)| log_prob).collect();
+            Ok(Tensor::from_slice(&read))
         }
-        self.check(places)?;
         match tensor::cpu_kind(&self.values) {
-            Some(Kind::Float) => on_cpu::<f32>(self, places),
-            Some(Kind::BFloat16) => on_cpu::<bf16>(self, places),
+            Some(Kind::Float) => on_cpu::<f32>(self, at),
+            Some(Kind::BFloat16) => on_cpu::<bf16>(self, at),
             _ => {
-                let at = self.indices(places)?;
-                let log_probs = self.log_probs_at(&at);
-                let slopes = cap_slopes(&self.capped_at(&at), self.soft_cap).unwrap_or_else(|| log_probs.ones_like());
-                let both = Tensor::stack(&[log_probs, slopes], -1).to_device(tch::Device::Cpu).contiguous();
-                Ok(slice::<f32>(&both)?.chunks_exact(2).map(|both| (both[0], both[1])).collect())
+                let values = self.values.index(&[Some(&at[0]), Some(&at[1])]);
+                Ok(capped(&values, self.soft_cap) - self.sums.index_select(0, &at[0]))
             }
         }
     }
 
-    /// Log-probs at places as [`Logits::indices`] gives them, f32, on the logits' device.
-    pub fn log_probs_at(&self, at: &[Tensor; 2]) -> Tensor {
-        self.capped_at(at) - self.sums.index_select(0, &at[0])
+    /// Places, log-probs there, and the derivatives of the cap there, on a CPU.
+    fn read<E: Element + Number>(&self, [rows, tokens]: &[Tensor; 2]) -> Result<Vec<(Place, f32, f32)>> {
+        let (width, values, sums) = (self.width(), slice::<E>(&self.values)?, slice::<f32>(&self.sums)?);
+        let soft_cap = self.soft_cap.map(|cap| cap as f32);
+        let read = |(&row, &token): (&i64, &i64)| {
+            let (row, token) = (row as usize, token as usize);
+            let (value, slope) = kernels::softmax::read(values[row * width + token], soft_cap);
+            ((row, token), value - sums[row], slope)
+        };
+        Ok(slice::<i64>(rows)?.iter().zip(slice::<i64>(tokens)?).map(read).collect())
     }
 
-    fn capped_at(&self, [rows, tokens]: &[Tensor; 2]) -> Tensor {
-        capped(&self.values.index(&[Some(rows), Some(tokens)]), self.soft_cap)
+    /// Gradient with respect to the logits [R, V], in their kind, of the sum over places of slope * log-prob: at (row,
+    /// token) the slopes of that place, less the row's slopes in all times its softmax. Places as [`Logits::indices`]
+    /// gives them, slopes `[places]` f32 on the logits' device.
+    ///
+    /// # Errors
+    /// Tensors that are not what this crate allocates.
+    pub fn into_gradient(self, at: &[Tensor; 2], slopes: &Tensor) -> Result<Tensor> {
+        match tensor::cpu_kind(&self.values) {
+            Some(Kind::Float) => self.gradient_on_cpu::<f32>(at, slopes),
+            Some(Kind::BFloat16) => self.gradient_on_cpu::<bf16>(at, slopes),
+            _ => Ok(self.gradient_of_tensors(at, slopes)),
+        }
     }
 
-    /// [`Logits::into_gradient`] with places and slopes `[places]` f32 on the logits' device, as tensor operations.
-    pub fn into_gradient_at(self, [rows, tokens]: &[Tensor; 2], slopes: &Tensor) -> Tensor {
+    fn gradient_of_tensors(self, [rows, tokens]: &[Tensor; 2], slopes: &Tensor) -> Tensor {
         let values = capped(&self.values, self.soft_cap);
         let cap_slopes = cap_slopes(&values, self.soft_cap);
         let row_slopes = self.sums.zeros_like().index_add(0, rows, slopes);
@@ -101,44 +104,23 @@ impl Logits {
         gradient.to_kind(self.values.kind())
     }
 
-    /// Gradient with respect to the logits [R, V], in their kind, of the sum over places of slope * log-prob: at (row,
-    /// token) the slopes of that place, less the row's slopes in all times its softmax.
-    ///
-    /// # Errors
-    /// A place outside the logits.
-    pub fn into_gradient(self, places: &[Place], slopes: &[f32]) -> Result<Tensor> {
-        let kind = tensor::cpu_kind(&self.values).filter(|kind| matches!(kind, Kind::Float | Kind::BFloat16));
-        if kind.is_none() {
-            let slopes = on_device(slopes, self.values.device());
-            let at = self.indices(places)?;
-            return Ok(self.into_gradient_at(&at, &slopes));
-        }
-        let read = self.read(places)?;
+    /// Written over the logits.
+    fn gradient_on_cpu<E: Element + Number>(mut self, at: &[Tensor; 2], slopes: &Tensor) -> Result<Tensor> {
+        let (read, slopes) = (self.read::<E>(at)?, slice::<f32>(slopes)?);
         let mut row_slopes = vec![0f32; self.values.size()[0] as usize];
-        for (&(row, _), slope) in places.iter().zip(slopes) {
+        for (&((row, _), ..), slope) in read.iter().zip(slopes) {
             row_slopes[row] += slope;
         }
         // A token may be the target of both answers; its entry is set once, exactly.
         let mut entries = std::collections::BTreeMap::new();
-        for ((&place, (log_prob, cap_slope)), slope) in places.iter().zip(&read).zip(slopes) {
+        for (&(place, log_prob, cap_slope), slope) in read.iter().zip(slopes) {
             *entries.entry(place).or_insert_with(|| -row_slopes[place.0] * log_prob.exp() * cap_slope) +=
                 slope * cap_slope;
         }
-        match kind {
-            Some(Kind::BFloat16) => self.gradient_on_cpu::<bf16>(&row_slopes, entries),
-            _ => self.gradient_on_cpu::<f32>(&row_slopes, entries),
-        }
-    }
-
-    fn gradient_on_cpu<E: Element + Number>(
-        mut self,
-        row_slopes: &[f32],
-        entries: impl IntoIterator<Item = (Place, f32)>,
-    ) -> Result<Tensor> {
         let width = self.width();
         let values = slice_mut::<E>(&mut self.values)?;
         let soft_cap = self.soft_cap.map(|cap| cap as f32);
-        kernels::softmax::negative_softmax(values, width, soft_cap, slice(&self.sums)?, row_slopes);
+        kernels::softmax::negative_softmax(values, width, soft_cap, slice(&self.sums)?, &row_slopes);
         for ((row, token), value) in entries {
             values[row * width + token] = E::narrow(value);
         }
@@ -171,7 +153,7 @@ impl Logits {
     }
 }
 
-/// Adds what the gradient of logits [R, V] is worth to that of their bias, `[V]` f32: the sum of its rows.
+/// Accumulates the bias gradient, `[V]` f32, from the gradient of logits [R, V]: its column sums.
 ///
 /// # Errors
 /// A buffer that is not what this crate allocates.
@@ -234,16 +216,18 @@ mod tests {
                 let logits = (waves(&[4, 67], 1.0) * 3.0).to_kind(kind);
                 let (log_softmax, expected_gradient) = expected(&logits, soft_cap, &places, &slopes);
                 let mine = Logits::new(logits.copy(), soft_cap).unwrap();
-                for (read, &(row, token)) in mine.log_probs(&places).unwrap().iter().zip(&places) {
+                let at = mine.indices(&places).unwrap();
+                let read = Vec::<f32>::try_from(mine.log_probs(&at).unwrap()).unwrap();
+                for (read, &(row, token)) in read.iter().zip(&places) {
                     let plain = log_softmax.double_value(&[row as i64, token as i64]);
                     assert!((f64::from(*read) - plain).abs() < 1e-5, "{read} is not {plain}");
                 }
-                let gradient = mine.into_gradient(&places, &slopes).unwrap().to_kind(Kind::Float);
+                let gradient = mine.into_gradient(&at, &Tensor::from_slice(&slopes)).unwrap().to_kind(Kind::Float);
                 assert!(distance(&gradient, &expected_gradient) < bound);
                 // Control: another cap gives another gradient.
                 let (_, other) = expected(&logits, Some(2.0), &places, &slopes);
                 assert!(distance(&gradient, &other) > 2e-2);
-                assert!(Logits::new(logits, soft_cap).unwrap().log_probs(&[(4, 0)]).is_err());
+                assert!(Logits::new(logits, soft_cap).unwrap().indices(&[(4, 0)]).is_err());
             }
         }
     }
