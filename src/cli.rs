@@ -5,7 +5,7 @@
 mod examples;
 mod values;
 
-use crate::config::{Dtype, Format, Objective, TemplateKind};
+use crate::config::{Dtype, Format, Objective, RewardAt, TemplateKind};
 use crate::error::{Error, Result};
 use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
@@ -245,11 +245,16 @@ pub struct Scoring {
     #[arg(long, value_enum, help_heading = "Data")]
     pub template: Option<TemplateKind>,
 
-    /// Longest sequence, in tokens [default: as trained, else 512]
+    /// Token at which the reward is read [default: as trained, else end, where Transformers reads it]
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub reward_at: Option<RewardAt>,
+
+    /// Longest sequence, in tokens; longer ones are cut, which is said [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
     pub max_length: Option<usize>,
 
-    /// A prompt is not cut below this many tokens; then the answer is cut [default: as trained, else 384]
+    /// A prompt is not cut below this many tokens; then the answer is cut [default: as trained, or three quarters of the
+    /// longest sequence]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
     pub max_prompt_length: Option<usize>,
 

@@ -14,7 +14,7 @@
 mod scores;
 
 use crate::config::LossConfig;
-use crate::data::batch::PackedPair;
+use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
@@ -38,6 +38,8 @@ pub struct PairScores {
     pub index: usize,
     /// Rewards of the chosen and the rejected answer.
     pub rewards: [f64; 2],
+    /// Rewards at the second position, where the loss is taken there too; in training only.
+    pub second_rewards: Option<[f64; 2]>,
     /// Summed log-probs of the two answers; zeros where they were not asked for.
     pub log_probs: [f64; 2],
     /// Tokens the log-probs are summed over.
@@ -96,7 +98,11 @@ pub struct Objective<'a> {
 impl Objective<'_> {
     /// Losses of a pair from its scores and its reference.
     pub fn losses(&self, scores: PairScores, margin: f64, reference: [f64; 2]) -> PairLosses {
-        let reward_loss = self.reward_loss(scores.rewards, margin);
+        // Half of the loss each, where rewards are trained at two positions.
+        let reward_loss = match scores.second_rewards {
+            Some(second) => (self.reward_loss(scores.rewards, margin) + self.reward_loss(second, margin)) / 2.0,
+            None => self.reward_loss(scores.rewards, margin),
+        };
         let answers = answers(&scores, reference);
         PairLosses {
             scores,
@@ -144,8 +150,9 @@ impl Heads<'_> {
     /// # Errors
     /// Log-probs asked of a model without a language-model head.
     pub fn scores(&self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
-        let rewards = self.rewards(&reward_hidden(hidden, &reward_rows(pairs, hidden)));
-        let mut scores = Scores { rewards, log_probs: Vec::new() };
+        let at = on_device(&reward_rows(pairs, |answer| answer.reward_row), hidden.device());
+        let rewards = self.rewards(&reward_hidden(hidden, &at));
+        let mut scores = Scores { rewards, second_rewards: None, log_probs: Vec::new() };
         if log_probs {
             let vocabulary = self.vocabulary()?;
             for chunk in chunks(pairs) {
@@ -171,11 +178,21 @@ impl Heads<'_> {
         objective: &Objective<'o>,
     ) -> Result<(Losses<'o>, Tensor)> {
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
-        let at = reward_rows(pairs, hidden);
+        // First the rows of all rewards, then, where there are any, those of all second ones; an answer without a second
+        // one counts twice by half.
+        let mut at = reward_rows(pairs, |answer| answer.reward_row);
+        let answers = at.len() as i64;
+        let twice = pairs.iter().flat_map(|pair| &pair.answers).any(|answer| answer.second_reward_row.is_some());
+        if twice {
+            at.extend(reward_rows(pairs, |answer| answer.second_reward_row.unwrap_or(answer.reward_row)));
+        }
+        let at = on_device(&at, hidden.device());
         let reward_hidden = reward_hidden(hidden, &at);
         let rewards = self.rewards(&reward_hidden);
         let margins = of_pairs(pairs, hidden, |pair| [pair.margin]).squeeze_dim(-1);
-        let slopes = reward_slopes(objective.config, &rewards.view([-1, 2]), &margins) * objective.reward_weight;
+        let margins = if twice { margins.repeat([2]) } else { margins };
+        let weight = if twice { objective.reward_weight / 2.0 } else { objective.reward_weight };
+        let slopes = reward_slopes(objective.config, &rewards.view([-1, 2]), &margins) * weight;
         let slopes = slopes.to_kind(Kind::Float).view([-1, 1]);
         self.reward.add_product(0..1, &slopes, &reward_hidden, self.scratch)?;
         let _ = hidden_gradient.index_add_(0, &at, &(slopes * self.reward.weight(0)));
@@ -185,7 +202,9 @@ impl Heads<'_> {
                 log_probs.push(self.policy_chunk(hidden, &pairs[chunk], objective, &mut hidden_gradient)?);
             }
         }
-        let losses = Losses { scores: Scores { rewards, log_probs }, pairs: pairs.to_vec(), objective: *objective };
+        let second_rewards = twice.then(|| rewards.narrow(0, answers, answers));
+        let scores = Scores { rewards: rewards.narrow(0, 0, answers), second_rewards, log_probs };
+        let losses = Losses { scores, pairs: pairs.to_vec(), objective: *objective };
         Ok((losses, hidden_gradient.to_kind(hidden.kind())))
     }
 
@@ -287,10 +306,9 @@ fn rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
     on_device(&rows, hidden.device())
 }
 
-/// Reward rows of some pairs, answer after answer.
-fn reward_rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
-    let rows = pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
-    on_device(&rows.collect::<Vec<_>>(), hidden.device())
+/// A row of each answer of some pairs.
+fn reward_rows(pairs: &[PackedPair], row: impl Fn(&PackedAnswer) -> usize) -> Vec<i64> {
+    pairs.iter().flat_map(|pair| &pair.answers).map(|answer| row(answer) as i64).collect()
 }
 
 /// Hidden states [A, D] f32 at which rewards are read.

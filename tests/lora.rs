@@ -8,8 +8,8 @@ mod steps;
 
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::{Config, LoraConfig, LossConfig};
-use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::engine::Engine;
 use haf_dist::head::Objective;
 use haf_dist::model::adapter::{self, Origin};
@@ -98,12 +98,12 @@ impl Golden {
         let items = (from..to).map(|index| {
             let [prefix, chosen, rejected] = &self.pairs[index];
             let reference = self.floats(&format!("pair{index}.reference_logps"));
-            let (prompt_length, reference) = (self.prompts[index], [reference[0] as f32, reference[1] as f32]);
+            let (start, reference) = (self.prompts[index], [reference[0] as f32, reference[1] as f32]);
             let pair = TokenPair {
                 prefix,
                 chosen,
                 rejected,
-                prompt_length,
+                spans: AnswerSpan::of_pair(start, prefix.len(), chosen.len(), rejected.len()),
                 margin: 0.0,
                 domain: 0,
                 prompt_hash: index as u64,

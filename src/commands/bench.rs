@@ -15,7 +15,7 @@ use crate::config::{Config, TemplateKind, Truncation};
 use crate::data::batch::Packing;
 use crate::data::prepared::PreparedData;
 use crate::data::sampler::Sampler;
-use crate::data::tokenize::Encoder;
+use crate::data::tokenize::{Encoder, Rules};
 use crate::data::verbatim;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -188,14 +188,13 @@ fn prepare(bench: &Bench, config: &Config, architecture: &Architecture, warm_up:
     if length < 2 {
         return Err(Error::input("--max-length 1 leaves no room for an answer").hint("expected 2 or more"));
     }
-    let encoder = Encoder::open(
-        &bench.model,
-        TemplateKind::Plain,
-        length,
-        length - 1,
-        Truncation::Drop,
-        architecture.vocabulary,
-    )?;
+    let rules = Rules {
+        template: TemplateKind::Plain,
+        max_prompt_length: length - 1,
+        truncation: Truncation::Drop,
+        ..Rules::from(&config.data)
+    };
+    let encoder = Encoder::open(&bench.model, rules, architecture.vocabulary)?;
     PreparedData::from_pairs(verbatim::first_pairs(&bench.pairs, &encoder, warm_up + bench.count)?)
 }
 

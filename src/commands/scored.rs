@@ -6,11 +6,11 @@ use super::setup;
 use crate::checkpoint::{self, AsTrained, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::config::{Config, Objective};
+use crate::config::{Config, Objective, RewardAt};
 use crate::data::prepared::PreparedData;
-use crate::data::tokenize::Encoder;
+use crate::data::tokenize::{Encoder, Rules};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
@@ -19,6 +19,7 @@ use crate::model::layout::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use crate::reference;
+use serde_json::Value;
 use std::path::Path;
 use tracing::warn;
 
@@ -55,34 +56,35 @@ pub fn open(scoring: &Scoring) -> Result<Opened> {
     let origin = Origin::of(&folder, scoring.base.as_deref())?;
     let architecture = Architecture::open(&origin.base)?;
     let trained_here = folder.join(checkpoint::CONFIG).exists();
+    let as_trained = AsTrained::read(&folder)?;
+    let foreign = !trained_here && as_trained.is_none();
     let (mut config, state) = if trained_here {
         (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?)
     } else {
-        (config_of_a_folder(&folder)?, TrainState::default())
+        (config_of_a_folder(&folder, as_trained)?, TrainState::default())
     };
     config.model.dtype = scoring.dtype.unwrap_or(config.model.dtype);
     Config::check_threads("--threads", scoring.threads)?;
     config.parallel.threads = scoring.threads;
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
-    data.max_length = scoring.max_length.unwrap_or(data.max_length);
+    data.reward_at = scoring.reward_at.unwrap_or(data.reward_at);
+    // Nothing is cut but at the model's own limit, unless an option says so.
+    data.max_length = scoring.max_length.unwrap_or(architecture.max_positions);
     data.max_prompt_length = match (scoring.max_prompt_length, scoring.max_length) {
         (Some(length), _) => length,
         // As the config's default follows a short --max-length.
-        (None, Some(length)) if data.max_prompt_length >= length => length * 3 / 4,
-        (None, _) => data.max_prompt_length,
+        (None, Some(length)) if data.max_prompt_length < length => data.max_prompt_length,
+        (None, _) => data.max_length * 3 / 4,
     };
     let lengths = [("--max-length", data.max_length), ("--max-prompt-length", data.max_prompt_length)];
     Config::check_lengths(lengths)?;
     config.train.tokens_per_micro_batch = scoring.tokens_per_micro_batch;
-    let encoder = Encoder::open(
-        origin.tokenizer(),
-        data.template,
-        data.max_length,
-        data.max_prompt_length,
-        data.truncation,
-        architecture.vocabulary,
-    )?;
+    let mut rules = Rules::from(&config.data);
+    if foreign && scoring.reward_at.is_none() {
+        rules.skipped_at_end = padding(&origin.base)?;
+    }
+    let encoder = Encoder::open(origin.tokenizer(), rules, architecture.vocabulary)?;
     Ok(Opened { config, encoder, state, origin, trained_here })
 }
 
@@ -183,14 +185,24 @@ fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {
     Ok(Engine::new(adapter::load(origin, options, None)?, false))
 }
 
-/// For a folder without a run's config: what it says itself of how it was trained, else the defaults and its own chat
-/// template; reward only.
-fn config_of_a_folder(folder: &Path) -> Result<Config> {
+/// For a folder without a run's config: what it says itself of how it was trained. One that says nothing is another program's:
+/// its reward is read where Transformers reads it, at the end of its own template's rendering.
+fn config_of_a_folder(folder: &Path, as_trained: Option<AsTrained>) -> Result<Config> {
     let mut config = Config::parse("defaults", MINIMAL, &[])?;
     config.model.path = folder.to_path_buf();
     config.loss.objective = Objective::Reward;
-    if let Some(as_trained) = AsTrained::read(folder)? {
-        as_trained.apply(&mut config);
+    match as_trained {
+        Some(as_trained) => as_trained.apply(&mut config),
+        None => config.data.reward_at = RewardAt::End,
     }
     Ok(config)
+}
+
+/// The `pad_token_id` of a folder's config.json: Transformers reads the reward at the rightmost token that is another one.
+fn padding(folder: &Path) -> Result<Option<u32>> {
+    let path = folder.join("config.json");
+    let text = std::fs::read(&path).map_err(|error| file_error(&path, "read", &error))?;
+    let config: Value = serde_json::from_slice(&text)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("fetch it again"))?;
+    Ok(config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
 }

@@ -57,14 +57,7 @@ pub fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Re
             data.max_length, architecture.max_positions
         );
     }
-    Encoder::open(
-        model,
-        data.template,
-        data.max_length,
-        data.max_prompt_length,
-        data.truncation,
-        architecture.vocabulary,
-    )
+    Encoder::open(model, data.into(), architecture.vocabulary)
 }
 
 /// Tokenises every split, or maps it from the cache, and prints the data report on rank 0.

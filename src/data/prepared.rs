@@ -1,7 +1,7 @@
 //! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped ever after.
 //!
 //! The file is safetensors: `tokens` (N tokens of all pairs, `prefix ++ chosen ++ rejected` each), `offsets` (B + 1
-//! starts), and per pair `prefix`, `chosen`, `rejected`, `prompt_length`, `margin`, `domain`, `prompt_hash`, `source`.
+//! starts), and per pair `prefix`, `chosen`, `rejected`, eight `spans`, `margin`, `domain`, `prompt_hash`, `source`.
 //! Not here: weights and shuffling (`sampler.rs`), reference log-probs (`reference_cache.rs`).
 
 use crate::config::Source;
@@ -13,7 +13,7 @@ use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
 use crate::data::rows::PATH_HINT;
 use crate::data::tokenize::{Encoded, Encoder};
-use crate::data::{Pair, TokenPair};
+use crate::data::{AnswerSpan, Pair, TokenPair};
 use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_file, fingerprint_parts};
 use std::ops::Range;
@@ -22,7 +22,10 @@ use std::path::Path;
 pub use crate::data::builder::LabelledPair;
 
 /// Changes whenever the content or the layout of the file changes.
-const VERSION: &str = "haf-dist pairs 2";
+const VERSION: &str = "haf-dist pairs 3";
+
+/// Numbers that a pair has in the column `spans`: four an answer.
+const SPAN_NUMBERS: usize = 8;
 
 /// B tokenised pairs, in the order of their sources.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ struct Columns {
     prefix: Column<u32>,
     chosen: Column<u32>,
     rejected: Column<u32>,
-    prompt_length: Column<u32>,
+    spans: Column<u32>,
     margin: Column<f32>,
     domain: Column<u32>,
     prompt_hash: Column<u64>,
@@ -119,7 +122,7 @@ impl PreparedData {
             prefix: container.column("prefix")?,
             chosen: container.column("chosen")?,
             rejected: container.column("rejected")?,
-            prompt_length: container.column("prompt_length")?,
+            spans: container.column("spans")?,
             margin: container.column("margin")?,
             domain: container.column("domain")?,
             prompt_hash: container.column("prompt_hash")?,
@@ -134,7 +137,7 @@ impl PreparedData {
         let (source, domain) = (container.values(&columns.source), container.values(&columns.domain));
         let pairs = source.len();
         let same_length = lengths.iter().all(|column| column.len() == pairs)
-            && container.values(&columns.prompt_length).len() == pairs
+            && container.values(&columns.spans).len() == SPAN_NUMBERS * pairs
             && container.values(&columns.margin).len() == pairs
             && container.values(&columns.prompt_hash).len() == pairs
             && domain.len() == pairs
@@ -148,12 +151,25 @@ impl PreparedData {
                     ends[0].checked_add(length) == Some(ends[1])
                 })
         };
+        // Positions lie within their sequences; a single row has no second one.
+        let spans_fit = || {
+            let spans = container.values(&columns.spans).chunks_exact(SPAN_NUMBERS).enumerate();
+            let fits = |(pair, numbers): (usize, &[u32])| {
+                [(&numbers[..4], 1), (&numbers[4..], 2)].into_iter().all(|(answer, suffix)| {
+                    let length = lengths[0][pair] + lengths[suffix][pair];
+                    let single = suffix == 2 && lengths[suffix][pair] == 0;
+                    single
+                        || (answer[..2].iter().all(|end| *end <= length) && answer[2..].iter().all(|at| *at < length))
+                })
+            };
+            spans.into_iter().all(fits)
+        };
         let in_bounds = || {
             domain.iter().all(|&domain| (domain as usize) < domains.len())
                 && source.is_sorted()
                 && source.last().is_none_or(|&source| (source as usize) < reports.len())
         };
-        if !(same_length && sums_agree() && in_bounds()) {
+        if !(same_length && sums_agree() && spans_fit() && in_bounds()) {
             return Err("its tensors disagree with one another".to_owned());
         }
         let first_of = |number: usize| source.partition_point(|&source| (source as usize) < number);
@@ -186,11 +202,19 @@ impl PreparedData {
             prefix,
             chosen,
             rejected: &rest[..number(&self.columns.rejected)],
-            prompt_length: number(&self.columns.prompt_length),
+            spans: self.spans(index),
             margin: self.container.values(&self.columns.margin)[index],
             domain: number(&self.columns.domain),
             prompt_hash: self.container.values(&self.columns.prompt_hash)[index],
         }
+    }
+
+    fn spans(&self, index: usize) -> [AnswerSpan; 2] {
+        let numbers = &self.container.values(&self.columns.spans)[SPAN_NUMBERS * index..];
+        [0, SPAN_NUMBERS / 2].map(|first| {
+            let [start, end, reward, second] = [0, 1, 2, 3].map(|place| numbers[first + place] as usize);
+            AnswerSpan { start, end, reward, second_reward: (second != reward).then_some(second) }
+        })
     }
 
     /// Tokens of the pair at `index`: P + A + B.

@@ -12,6 +12,8 @@ use tch::{Device, Kind, Tensor};
 pub(super) struct Scores {
     /// Rewards `[A]` f64; a tensor without elements where there are no pairs.
     pub rewards: Tensor,
+    /// Rewards at the answers' second positions `[A]` f64, where they are trained there too.
+    pub second_rewards: Option<Tensor>,
     /// Summed log-probs f64, where they are asked for: a tensor for each chunk of pairs, together `[A]`.
     pub log_probs: Vec<Tensor>,
 }
@@ -23,6 +25,7 @@ impl Scores {
             return Ok(Vec::new());
         }
         let mut rewards = on_host(&self.rewards)?.into_iter();
+        let mut second = self.second_rewards.as_ref().map(on_host).transpose()?.map(Vec::into_iter);
         let mut log_probs = match self.log_probs.is_empty() {
             true => Vec::new(),
             false => on_host(&Tensor::f_cat(&self.log_probs, 0)?)?,
@@ -31,6 +34,7 @@ impl Scores {
         let with_log_probs = !self.log_probs.is_empty();
         let score = |pair: &PackedPair| {
             let mut scores = PairScores { index: pair.index, ..PairScores::default() };
+            scores.second_rewards = second.as_mut().map(|second| [0, 1].map(|_| second.next().unwrap_or(f64::NAN)));
             for (place, answer) in pair.answers.iter().enumerate() {
                 scores.rewards[place] = rewards.next().unwrap_or(f64::NAN);
                 if with_log_probs {
