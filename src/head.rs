@@ -18,9 +18,8 @@ use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
-use crate::model::logits::{self, Logits, Place};
 use crate::model::segment::Segment;
-use crate::model::workspace::Scratch;
+use crate::ops::{Logits, Places, Scratch};
 use crate::tensor::on_device;
 use scores::Scores;
 use tch::{Device, Kind, Tensor};
@@ -158,8 +157,8 @@ impl Heads<'_> {
             for chunk in chunks(pairs) {
                 let pairs = &pairs[chunk];
                 let logits = self.logits(&hidden.index_select(0, &rows(pairs, hidden)), vocabulary)?;
-                let places = logits.indices(&places(pairs))?;
-                scores.log_probs.push(sums(&logits.log_probs(&places)?, pairs));
+                let places = Places::new(&places(pairs), &logits.values)?;
+                scores.log_probs.push(sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs));
             }
         }
         scores.read(pairs)
@@ -227,8 +226,8 @@ impl Heads<'_> {
         let rows = rows(pairs, hidden);
         let response = hidden.index_select(0, &rows);
         let logits = self.logits(&response, vocabulary)?;
-        let places = logits.indices(&places(pairs))?;
-        let log_probs = sums(&logits.log_probs(&places)?, pairs);
+        let places = Places::new(&places(pairs), &logits.values)?;
+        let log_probs = sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs);
         if objective.alpha == 0.0 {
             return Ok(log_probs);
         }
@@ -236,7 +235,7 @@ impl Heads<'_> {
         let tokens = of_pairs(pairs, hidden, |pair| [0, 1].map(|answer| pair.answers[answer].targets.len() as f64));
         let slopes = policy_slopes(objective.config, &log_probs.view([-1, 2]), &references, &tokens) * objective.alpha;
         let slopes = slopes.view([-1]).index_select(0, &owners(pairs, hidden.device())).to_kind(Kind::Float);
-        let gradient = logits.into_gradient(&places, &slopes)?;
+        let gradient = vocabulary.ops.log_probs_backward(logits, &places, &slopes)?;
         self.add_vocabulary_gradient(vocabulary, &gradient, &response)?;
         let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
@@ -247,7 +246,7 @@ impl Heads<'_> {
     fn add_vocabulary_gradient(&self, vocabulary: &Segment, gradient: &Tensor, rows: &Tensor) -> Result<()> {
         vocabulary.add_product(0..1, gradient, rows, self.scratch)?;
         match vocabulary.gradient_view(BIAS) {
-            Some(sum) => logits::add_bias_gradient(gradient, sum),
+            Some(sum) => vocabulary.ops.add_column_sums(gradient, sum),
             None => Ok(()),
         }
     }
@@ -261,7 +260,8 @@ impl Heads<'_> {
             true => vocabulary.weight(BIAS).addmm_out(&logits, rows, &weight.tr()),
             false => rows.mm_out(&logits, &weight.tr()),
         };
-        Logits::new(logits, self.soft_cap)
+        let sums = vocabulary.ops.log_sum_exp(&logits, self.soft_cap)?;
+        Ok(Logits { values: logits, sums, soft_cap: self.soft_cap })
     }
 
     fn vocabulary(&self) -> Result<&Segment> {
@@ -273,7 +273,7 @@ impl Heads<'_> {
 }
 
 /// Where the targets of some pairs are in the logits of their response rows, answer after answer.
-fn places(pairs: &[PackedPair]) -> Vec<Place> {
+fn places(pairs: &[PackedPair]) -> Vec<(usize, usize)> {
     let (mut places, mut rows) = (Vec::new(), 0);
     for pair in pairs {
         let targets = pair.answers.iter().flat_map(|answer| &answer.targets);

@@ -81,12 +81,9 @@ pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>
         if (tensor.kind(), tensor.size()) != (entry.kind, entry.shape.clone()) {
             return Err(Error::runtime(format!("{} is {tensor:?}, not what the header says", entry.name)));
         }
-        if tensor.device() == Device::Cpu && tensor.is_contiguous() {
-            file.write_all(bytes(&tensor)?).map_err(failed)?;
-        } else {
-            let copy = tensor.to_device(Device::Cpu).contiguous();
-            file.write_all(bytes(&copy)?).map_err(failed)?;
-        }
+        // No copy where it is contiguous on the CPU.
+        let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
+        file.write_all(bytes(&tensor)?).map_err(failed)?;
     }
     file.sync_all().map_err(failed)
 }

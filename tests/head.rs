@@ -9,7 +9,7 @@ use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::head::{Heads, Objective};
 use haf_dist::model::layout::Declared;
 use haf_dist::model::segment::{Segment, Use};
-use haf_dist::model::workspace::Scratch;
+use haf_dist::ops::Scratch;
 use tch::{Device, Kind, Tensor};
 
 const WIDTH: i64 = 8;

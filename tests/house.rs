@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 ///
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
-    &["error", "tensor", "files", "statistics", "panics", "parallel", "signals", "terminal"],
-    &["kernels", "config", "comm", "logging", "safetensors_io"],
+    &["error", "tensor", "files", "statistics", "packing", "panics", "parallel", "signals", "terminal"],
+    &["ops", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],
     &["evaluate", "trainer", "comparison", "plan"],
@@ -23,7 +23,6 @@ const WITHIN: &[(&str, &str)] = &[
     ("signals", "error"),
     ("tensor", "error"),
     ("terminal", "error"),
-    ("data", "model"),
     ("safetensors_io", "config"),
     ("engine", "head"),
     ("scoring", "engine"),
@@ -46,9 +45,9 @@ const UNSAFE: &[&str] = &[
     "comm/shared.rs",
     "comm/nccl/cuda.rs",
     "comm/nccl/group.rs",
-    "kernels/amx.rs",
-    "kernels/tile.rs",
-    "kernels/weight_gradient.rs",
+    "ops/cpu/amx.rs",
+    "ops/cpu/tile.rs",
+    "ops/cpu/weight_gradient.rs",
     "machine.rs",
 ];
 
@@ -61,6 +60,9 @@ const DOORS: &[(&str, &str)] = &[
     ("cudarc::", "comm/nccl/"),
     ("libloading::", "comm/nccl/"),
 ];
+
+/// Where a file may ask which device it is on: where operations are chosen and memory is laid out, and the backends.
+const ASKS_FOR_DEVICE: &[&str] = &["ops/", "comm/", "machine", "tensor.rs", "reducer.rs"];
 
 const LONGEST: usize = 400;
 
@@ -187,6 +189,32 @@ fn nothing_prints_past_terminal_rs() {
     for word in ["print", "println", "eprint", "eprintln"] {
         assert_eq!(printing(&format!("{word}!(\"x\")")).len(), 1, "{word}");
     }
+}
+
+/// Where a text chooses by device.
+fn device_forks(text: &str) -> Vec<&'static str> {
+    let forks = ["cpu_kind", "== Device::Cpu", "!= Device::Cpu", "Device::Cpu =>", "Device::Cuda(", "is_cuda()"];
+    forks.into_iter().filter(|fork| text.contains(fork)).collect()
+}
+
+#[test]
+fn what_is_computed_is_chosen_in_one_place() {
+    for (file, text) in files("src") {
+        let found = device_forks(&shipped(&text));
+        let may = ASKS_FOR_DEVICE.iter().any(|place| file.starts_with(place));
+        assert!(found.is_empty() || may, "{file} has {found:?}: a method of `Ops` decides that");
+    }
+    // No room keeps an allowance that it does not need.
+    for place in ASKS_FOR_DEVICE {
+        let used =
+            files("src").iter().any(|(file, text)| file.starts_with(place) && !device_forks(&shipped(text)).is_empty());
+        assert!(used, "{place} asks for no device: take it off the list");
+    }
+    // Nor does anything ask which implementation it has.
+    let text = std::fs::read_to_string(root().join("src/ops/mod.rs")).unwrap();
+    assert!(!["Any", "downcast", "fn name", "fn device", "fn is_"].iter().any(|word| text.contains(word)));
+    // Control: a fork is noticed.
+    assert_eq!(device_forks("if x.device() == Device::Cpu {"), ["== Device::Cpu"]);
 }
 
 #[test]

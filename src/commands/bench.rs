@@ -19,7 +19,7 @@ use crate::data::tokenize::{Encoder, Rules};
 use crate::data::verbatim;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::machine::{self, Machine, backend};
+use crate::machine::{self, Machine, backend, wait_for};
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
@@ -128,9 +128,7 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     for _ in 1..steps {
         losses.push(trainer.step(steps)?.0.loss);
     }
-    if let Device::Cuda(index) = machine.device {
-        tch::Cuda::synchronize(index as i64);
-    }
+    wait_for(machine.device);
     comm.barrier()?;
     let seconds = started.elapsed().as_secs_f64();
 
@@ -275,17 +273,12 @@ fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>
 
 /// Seconds of one call, the mean of many after a first.
 fn time(product: &dyn Fn() -> Tensor, device: Device) -> f64 {
-    let wait = || {
-        if let Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64);
-        }
-    };
     let _ = product();
-    wait();
+    wait_for(device);
     let (started, mut calls) = (Instant::now(), 0.0);
     while started.elapsed().as_secs_f64() < PRODUCT_SECONDS {
         let _ = product();
-        wait();
+        wait_for(device);
         calls += 1.0;
     }
     started.elapsed().as_secs_f64() / calls

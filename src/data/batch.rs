@@ -7,7 +7,7 @@
 //! Legend: T tokens (sum of P + A + B over the pairs when shared), N rows whose hidden states are read.
 
 use super::TokenPair;
-use crate::model::attention::Group;
+use crate::packing::Group;
 use crate::tensor::on_device;
 use tch::{Device, Tensor};
 

@@ -8,10 +8,10 @@ mod families;
 mod keys;
 mod rope;
 
-use super::activation::Activation;
-use super::attention::{AttentionRules, Heads};
 use super::norm::NormKind;
 use crate::error::{Error, Result, file_error};
+use crate::ops::Activation;
+use crate::packing::{AttentionRules, HeadCounts};
 use keys::Keys;
 use std::path::Path;
 
@@ -154,8 +154,8 @@ pub enum RopeScaling {
 
 impl Architecture {
     /// How a row is cut into attention heads.
-    pub fn attention_heads(&self) -> Heads {
-        Heads { query: self.heads, key: self.kv_heads, width: self.head_width }
+    pub fn attention_heads(&self) -> HeadCounts {
+        HeadCounts { query: self.heads, key: self.kv_heads, width: self.head_width }
     }
 
     /// Columns of what the MLP computes before its activation: 2 F with a gate, else F.

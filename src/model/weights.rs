@@ -8,6 +8,7 @@ use super::layout::{Declared, Part, REWARD_HEAD};
 use super::lora::{Adapter, Lora};
 use super::segment::{Parameter, Segment, Use};
 use crate::error::{Error, Result, file_error};
+use crate::ops::{self, Ops};
 use crate::safetensors_io::Mapped;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -65,6 +66,11 @@ impl Model {
         let had_reward_head = files.has(REWARD_HEAD);
         let LoadOptions { kind, device, .. } = options;
         Ok(Self { architecture, parts, segments, kind, device, had_reward_head, lora: None })
+    }
+
+    /// The operations of the device that it is on: chosen once, when its segments are made.
+    pub fn ops(&self) -> &'static dyn Ops {
+        self.segments.first().map_or_else(|| ops::of(self.device), |first| first.ops)
     }
 
     /// The segment of a part that every model has, or that this one has.

@@ -34,7 +34,7 @@ pub fn planned(
     data: &PreparedData,
     ranks: usize,
 ) -> Result<Option<Planned>> {
-    if machine.device != Device::Cpu {
+    if !machine.is_cpu() {
         return Ok(None);
     }
     let job = Job::new(config, architecture.clone(), machine.kind)?;

@@ -5,7 +5,7 @@
 //! "none" where the class knows that, and else counts as missing. Not here: which keys a family has.
 
 use crate::error::{Error, Result};
-use crate::model::activation::Activation;
+use crate::ops::Activation;
 use serde_json::{Map, Value};
 
 /// The most that a dimension may be: no product of three of them is beyond 2^63.

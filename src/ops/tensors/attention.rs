@@ -1,4 +1,4 @@
-//! Attention as tensor operations, for what is no CPU: one call a run of query rows.
+//! Attention as tensor operations: one call a run of query rows.
 //!
 //! The prefix and the first suffix are one causal call; each further suffix is one call whose keys are the prefix's and
 //! its own. A call's last query sees its last key, so that the mask is a lower-right one.
@@ -8,8 +8,38 @@
 //!
 //! Legend: Q query rows of a call, K its key rows, H query heads, G key/value heads, E head width.
 
-use super::{AttentionRules, Group};
+use crate::ops::AttentionPlan;
+use crate::packing::{AttentionRules, Group};
 use tch::{Device, Kind, Tensor};
+
+/// See [`Ops::attention`](crate::ops::Ops::attention): a log-sum-exp a call.
+pub fn forward(plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Vec<Tensor> {
+    let [query, key, value] = split(plan, rows);
+    plan.calls.iter().map(|call| call.forward([&query, &key, &value], output)).collect()
+}
+
+/// See [`Ops::attention_backward`](crate::ops::Ops::attention_backward).
+pub fn backward(
+    plan: &AttentionPlan,
+    gradient: &Tensor,
+    rows: &Tensor,
+    output: &Tensor,
+    log_sums: &[Tensor],
+    rows_gradient: &Tensor,
+) {
+    let ([query, key, value], sums) = (split(plan, rows), split(plan, rows_gradient));
+    // Queries are set; keys and values are added to by every call that sees them.
+    let _ = rows_gradient.shallow_clone().zero_();
+    for (call, log_sum) in plan.calls.iter().zip(log_sums) {
+        call.backward(gradient, [&query, &key, &value], output, log_sum, &sums);
+    }
+}
+
+/// [T, H + 2 G, E] -> queries [T, H, E], keys and values [T, G, E], views.
+fn split(plan: &AttentionPlan, rows: &Tensor) -> [Tensor; 3] {
+    let (query, key) = (plan.heads.query as i64, plan.heads.key as i64);
+    [rows.narrow(1, 0, query), rows.narrow(1, query, key), rows.narrow(1, query + key, key)]
+}
 
 /// Query rows, and the keys that some of them see.
 pub struct Call {
@@ -187,28 +217,4 @@ fn repeat_heads(heads: &Tensor, query: &Tensor) -> Tensor {
 fn sum_heads(gradient: &Tensor, groups: i64) -> Tensor {
     let size = gradient.size();
     gradient.view([1, groups, size[1] / groups, size[2], size[3]]).sum_dim_intlist(2, false, Kind::Float)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::attention::tests::{BOUND, RULES, distance, expected, groups, heads_of, inputs};
-
-    #[test]
-    fn calls_agree_with_automatic_differentiation() {
-        let (rows, upstream) = inputs();
-        let parts = heads_of(&rows);
-        let [query, key, value] = &parts;
-        for rules in RULES {
-            let (expected_output, expected_gradient) = expected(&rows, &upstream, rules);
-            let (output, gradient) = (upstream.empty_like(), rows.zeros_like());
-            let sums = heads_of(&gradient);
-            for call in of_groups(&groups(), rules, Kind::Float, Device::Cpu) {
-                let log_sum = call.forward([query, key, value], &output);
-                call.backward(&upstream, [query, key, value], &output, &log_sum, &sums);
-            }
-            assert!(distance(&output, &expected_output) < BOUND, "{rules:?}");
-            assert!(distance(&gradient, &expected_gradient) < BOUND, "{rules:?}");
-        }
-    }
 }

@@ -4,19 +4,25 @@
 //! of sums. Each loop is compiled for several instruction sets and picks the best at run time; sums run in a fixed
 //! number of lanes, so that results do not depend on which one that is (but for bf16 in `tile.rs` and `amx.rs`, whose
 //! instructions have roundings of their own). Rows are shared out to the rank's threads.
-//! Not here: tensors, and what other devices do instead; those are `model/`'s and `head.rs`'s.
+//! Not here: tensors, but for `loops.rs`, which hands their memory to the loops.
 
 pub mod accumulate;
+mod adamw;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
-pub mod attention;
-pub mod gated;
-pub mod layer_norm;
-pub mod norm;
-pub mod rope;
-pub mod softmax;
-pub mod tile;
+mod attention;
+mod gated;
+mod layer_norm;
+mod loops;
+mod norm;
+mod rope;
+mod slices;
+mod softmax;
+mod squares;
+mod tile;
 pub mod weight_gradient;
+
+pub use loops::Cpu;
 
 use half::bf16;
 

@@ -4,10 +4,11 @@
 //!
 //! Legend: E head width; a word is what one multiply-add takes (`tile.rs`).
 
+use super::Span;
 use super::scores::{exponentials, exponentials_less, score_gradients, soft_cap, soft_cap_and_slopes, times_slopes};
-use super::{AttentionRules, Group, Heads, Span};
-use crate::kernels::Element;
-use crate::kernels::tile::{COLUMNS, Left, Packed};
+use crate::ops::cpu::Element;
+use crate::ops::cpu::tile::{COLUMNS, Left, Packed};
+use crate::packing::{AttentionRules, Group, HeadCounts};
 use multiversion::multiversion;
 
 /// Query rows that are computed together; whole words of either type.
@@ -138,7 +139,7 @@ impl Block {
 }
 
 impl<W: Copy + Default> Side<W> {
-    pub fn new<E: Packed<Word = W>>(span: Span, rows: &[E], stride: usize, heads: Heads) -> Self {
+    pub fn new<E: Packed<Word = W>>(span: Span, rows: &[E], stride: usize, heads: HeadCounts) -> Self {
         let columns = span.length.next_multiple_of(COLUMNS);
         let words = heads.width / E::PER_WORD;
         let mut across = vec![W::default(); words * columns];
@@ -168,7 +169,7 @@ pub struct Work<E: Packed> {
 }
 
 impl<E: Packed> Work<E> {
-    pub fn new(group: &Group, heads: Heads, rules: AttentionRules) -> Self {
+    pub fn new(group: &Group, heads: HeadCounts, rules: AttentionRules) -> Self {
         // The longest run of columns, room for a padded prefix, and for whole registers.
         let stride = (group.rows() + 2 * COLUMNS).next_multiple_of(COLUMNS);
         Self {
@@ -187,7 +188,7 @@ impl<E: Packed> Work<E> {
     }
 
     /// `scores` = left times what the block sees, unscaled and unmasked.
-    pub fn products(&mut self, block: Block, (prefix, own): (&Side<E::Word>, &Side<E::Word>), heads: Heads) {
+    pub fn products(&mut self, block: Block, (prefix, own): (&Side<E::Word>, &Side<E::Word>), heads: HeadCounts) {
         let words = heads.width / E::PER_WORD;
         let left = Left { words: &self.left, row: words, step: 1 };
         if block.prefix > 0 {

@@ -4,7 +4,7 @@
 //! Queries go in blocks of rows; what a block sees is one run of prefix columns and one run of its own, and only the
 //! visible part is computed. Scores
 //! are made again in the backward pass from each row's log-sum-exp (the flash-attention scheme, Dao, arXiv 2307.08691).
-//! Products take the compute kind's numbers and sum in f32. Not here: tensors; those are `model/attention.rs`'s.
+//! Products take the compute kind's numbers and sum in f32. Not here: tensors; those are `loops.rs`'s.
 //!
 //! Legend: T tokens, H query heads, G key/value heads, E head width; rows are [T, H + 2 G, E].
 
@@ -12,19 +12,9 @@ mod block;
 mod scores;
 
 use super::tile::{COLUMNS, Left, Packed};
+use crate::packing::{AttentionRules, Group, HeadCounts};
 use crate::parallel;
 use block::{BLOCK, Block, Side, Work};
-
-/// Rows of one prompt with its answers in a packed row of tokens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// First row.
-    pub start: usize,
-    /// Rows that every suffix sees; may be 0.
-    pub prefix: usize,
-    /// Rows of each suffix, in order; at least one.
-    pub suffixes: Vec<usize>,
-}
 
 /// Rows that see each other causally, and how much of the group's prefix they see besides.
 #[derive(Clone, Copy)]
@@ -37,11 +27,6 @@ struct Span {
 }
 
 impl Group {
-    /// Rows in all.
-    pub fn rows(&self) -> usize {
-        self.prefix + self.suffixes.iter().sum::<usize>()
-    }
-
     fn spans(&self) -> Vec<Span> {
         let mut start = self.start;
         let span = |(index, &suffix): (usize, &usize)| {
@@ -53,38 +38,7 @@ impl Group {
     }
 }
 
-/// What a model family makes of the scores between queries and keys, before the softmax.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionRules {
-    /// What a product of a query and a key is multiplied by.
-    pub scale: f64,
-    /// Positions that a query sees, its own the last of them; at least 1. None: all up to its own. A suffix counts its
-    /// positions on from its prefix's, so that the window is the one of the two as a single sequence (Mistral, Jiang et
-    /// al., arXiv 2310.06825).
-    pub window: Option<usize>,
-    /// c > 0 of c tanh(score / c), taken of the scaled scores (Gemma 2, arXiv 2408.00118). None: scores stay as they are.
-    pub soft_cap: Option<f64>,
-}
-
-impl AttentionRules {
-    /// The usual rules for heads of the given width: scale 1 / sqrt(width), no window, no cap.
-    pub fn plain(width: usize) -> Self {
-        Self { scale: 1.0 / (width as f64).sqrt(), window: None, soft_cap: None }
-    }
-}
-
-/// How rows are cut into heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Heads {
-    /// H.
-    pub query: usize,
-    /// G, which divides H.
-    pub key: usize,
-    /// E, even.
-    pub width: usize,
-}
-
-impl Heads {
+impl HeadCounts {
     /// Numbers in a row of queries, keys and values.
     fn stride(self) -> usize {
         (self.query + 2 * self.key) * self.width
@@ -117,14 +71,14 @@ impl Heads {
 /// One (group, key/value head): all its work is independent of the others'.
 type Task<'a> = (&'a Group, usize);
 
-fn tasks(groups: &[Group], heads: Heads) -> Vec<Task<'_>> {
+fn tasks(groups: &[Group], heads: HeadCounts) -> Vec<Task<'_>> {
     groups.iter().flat_map(|group| (0..heads.key).map(move |head| (group, head))).collect()
 }
 
 /// `rows` [T, H + 2 G, E] -> `output` [T, H, E] and each row's log-sum-exp, `log_sums` [T, H].
 pub fn forward<E: Packed>(
     groups: &[Group],
-    heads: Heads,
+    heads: HeadCounts,
     rules: AttentionRules,
     rows: &[E],
     output: &mut [E],
@@ -146,7 +100,7 @@ pub fn forward<E: Packed>(
 /// Gradients of [`forward`]: `gradient` of the output [T, H, E] -> `rows_gradient` [T, H + 2 G, E].
 pub fn backward<E: Packed>(
     groups: &[Group],
-    heads: Heads,
+    heads: HeadCounts,
     rules: AttentionRules,
     rows: &[E],
     (gradient, output, log_sums): (&[E], &[E], &[f32]),
@@ -172,7 +126,7 @@ pub fn backward<E: Packed>(
 fn forward_task<E: Packed>(
     group: &Group,
     head: usize,
-    heads: Heads,
+    heads: HeadCounts,
     rules: AttentionRules,
     rows: &[E],
 ) -> (Vec<E>, Vec<f32>) {
@@ -220,7 +174,7 @@ fn forward_task<E: Packed>(
 fn backward_task<E: Packed>(
     group: &Group,
     head: usize,
-    heads: Heads,
+    heads: HeadCounts,
     rules: AttentionRules,
     rows: &[E],
     (gradient, output, log_sums): (&[E], &[E], &[f32]),

@@ -289,7 +289,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Element;
+    use crate::ops::cpu::Element;
 
     fn value(index: usize) -> f32 {
         bf16::narrow((index as f32 * 12.9898).sin()).wide()
@@ -347,7 +347,7 @@ mod tests {
         let (a, b) = (Left { words: &words, row: 20, step: 1 }, (words.as_slice(), 32));
         let done = with_tiles((40, 32, 20), a, b, (&mut c, 32), false);
         assert_eq!(done, if listed { (32, 16) } else { (0, 0) });
-        assert_eq!(crate::kernels::weight_gradient::add_product(&[], &[], (1, 1), &mut [0.0]), listed);
+        assert_eq!(crate::ops::cpu::weight_gradient::add_product(&[], &[], (1, 1), &mut [0.0]), listed);
     }
 
     #[test]

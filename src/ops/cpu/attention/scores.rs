@@ -2,8 +2,8 @@
 //!
 //! Not here: which scores a row has, and which of them it sees; that is `block.rs`'s.
 
-use crate::kernels::tile::COLUMNS;
-use crate::kernels::{exp, tanh};
+use crate::ops::cpu::tile::COLUMNS;
+use crate::ops::cpu::{exp, tanh};
 use multiversion::multiversion;
 
 /// x -> cap * tanh(x * scale / cap).

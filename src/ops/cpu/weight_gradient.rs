@@ -24,7 +24,7 @@ pub fn add_product(left: &[bf16], right: &[bf16], (m, n): (usize, usize), sums: 
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86 {
-    use crate::kernels::amx::{Strided, Tiles, transpose};
+    use crate::ops::cpu::amx::{Strided, Tiles, transpose};
     use crate::parallel;
     use half::bf16;
     use std::arch::x86_64::{

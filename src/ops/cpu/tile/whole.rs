@@ -3,7 +3,7 @@
 //! Not here: the rests of rows and words beside it, and processors without tiles; those are `tile.rs`'s.
 
 use super::{Left, Size, TILE};
-use crate::kernels::amx::{Strided, Tiles};
+use crate::ops::cpu::amx::{Strided, Tiles};
 
 /// Memory of two tiles of A.
 #[repr(align(64))]
