@@ -61,8 +61,8 @@ const DOORS: &[(&str, &str)] = &[
     ("libloading::", "comm/nccl/"),
 ];
 
-/// Where a file may ask which device it is on: where operations are chosen and memory is laid out, and the backends.
-const ASKS_FOR_DEVICE: &[&str] = &["ops/", "comm/", "machine", "tensor.rs", "reducer.rs"];
+/// Where a file may ask which device it is on: where operations are chosen and memory is laid out.
+const ASKS_FOR_DEVICE: &[&str] = &["ops/", "machine", "tensor.rs", "reducer.rs"];
 
 const LONGEST: usize = 400;
 
