@@ -11,7 +11,7 @@ use std::path::Path;
 use tch::Kind;
 
 /// Files that travel with a model, where present.
-pub const COMPANIONS: [&str; 11] = [
+pub const COMPANIONS: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,6 +20,7 @@ pub const COMPANIONS: [&str; 11] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.original.jinja",
     "generation_config.json",
     "LICENSE",
     "NOTICE",
@@ -76,8 +77,10 @@ impl Export<'_> {
         let dtype = self.dtype()?;
         config.insert("architectures".into(), json!([self.architecture]));
         // One label: Transformers derives `num_labels` from these.
-        config.insert("id2label".into(), json!({ "0": "LABEL_0" }));
-        config.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+        config.insert("id2label".into(), json!({ "0": "reward" }));
+        config.insert("label2id".into(), json!({ "reward": 0 }));
+        // Without it Transformers' pipeline and vLLM put a sigmoid over the reward.
+        config.insert("problem_type".into(), json!("regression"));
         config.shift_remove("num_labels");
         // Names Python code that does not travel along; Transformers has its own for every family known here.
         config.shift_remove("auto_map");

@@ -47,7 +47,11 @@ pub fn run(exporting: &Exporting) -> Result<()> {
         false => copy(source, &unfinished),
     };
     let as_trained = written.and_then(|()| AsTrained::of_checkpoint(source));
-    let written = as_trained.and_then(|found| found.map_or(Ok(()), |as_trained| as_trained.write(&unfinished)));
+    let written = as_trained.and_then(|found| {
+        let Some(as_trained) = found else { return Ok(()) };
+        as_trained.write(&unfinished)?;
+        checkpoint::write_chat_template(&unfinished, &unfinished, &as_trained)
+    });
     let renamed = written.and_then(|()| {
         fs::rename(&unfinished, out).map_err(|error| file_error(out, "rename the finished folder to", &error))
     });

@@ -13,6 +13,7 @@ pub mod reference_cache;
 pub mod report;
 mod row;
 mod rows;
+mod rules;
 pub mod sampler;
 mod sequence;
 pub mod split;

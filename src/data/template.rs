@@ -12,6 +12,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 const NAME: &str = "chat_template";
+/// The file that keeps the original of a chat template that an export has changed.
+pub const ORIGINAL: &str = "chat_template.original.jinja";
+/// How a template that an export has changed begins.
+pub const MARK: &str =
+    "{#- haf-dist: ends at the EOS of a final assistant turn; before: chat_template.original.jinja -#}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
 const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
@@ -29,6 +34,8 @@ pub struct Template {
 /// A compiled chat template.
 struct Chat {
     environment: Environment<'static>,
+    /// As its file has it.
+    text: String,
     source: String,
     /// The special tokens by role.
     variables: BTreeMap<String, Value>,
@@ -67,6 +74,20 @@ impl Template {
     pub fn source(&self) -> String {
         let chat = self.chat.as_ref().map(|chat| &chat.source);
         format!("{:?} {:?} {:?}", self.kind, self.special_tokens, chat)
+    }
+
+    /// The chat template's text.
+    pub fn chat_source(&self) -> Option<&str> {
+        self.chat.as_ref().map(|chat| &chat.text[..])
+    }
+
+    /// The same with another chat template.
+    ///
+    /// # Errors
+    /// A broken chat template.
+    pub fn with_source(&self, text: &str) -> Result<Self> {
+        let chat = Chat::of_text(text.to_owned(), "the chat template", &self.special_tokens)?;
+        Ok(Self { kind: TemplateKind::Chat, special_tokens: self.special_tokens.clone(), chat: Some(chat) })
     }
 
     /// What follows an answer at the end of a conversation, found with a probe; empty for a plain template.
@@ -135,8 +156,13 @@ impl Template {
 
 impl Chat {
     fn open(model_dir: &Path, config: &serde_json::Value, special_tokens: &SpecialTokens) -> Result<Self> {
-        let (path, source) = chat_template(model_dir, config)?;
-        let source = without_generation_tags(&source);
+        let (path, text) = chat_template(model_dir, config)?;
+        Self::of_text(text, &path, special_tokens)
+    }
+
+    /// A template's text, from the file `path`.
+    fn of_text(text: String, path: &str, special_tokens: &SpecialTokens) -> Result<Self> {
+        let source = without_generation_tags(&text);
         let mut environment = Environment::new();
         // As Transformers sets Jinja up.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -153,10 +179,10 @@ impl Chat {
         })?;
         let variables: BTreeMap<_, _> =
             special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
-        let mut chat = Self { environment, source, variables, tail: String::new() };
+        let mut chat = Self { environment, text, source, variables, tail: String::new() };
 
         let probe = [Message::new("user", "Hi."), Message::answer(SENTINEL)];
-        let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(&path))?;
+        let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(path))?;
         let tail = probe.rsplit_once(SENTINEL).map(|(_, tail)| tail.to_owned());
         chat.tail = tail.ok_or_else(|| {
             Error::input(format!("{path}: the chat template does not write the assistant's last message as it is"))
@@ -208,6 +234,12 @@ fn json(path: &Path) -> Result<serde_json::Value> {
 fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String, String)> {
     let path = model_dir.join("chat_template.jinja");
     match std::fs::read_to_string(&path) {
+        // What an export has changed is read as it was: that is what the model was trained with.
+        Ok(source) if source.starts_with(MARK) && model_dir.join(ORIGINAL).is_file() => {
+            let path = model_dir.join(ORIGINAL);
+            let source = std::fs::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+            return Ok((path.display().to_string(), source));
+        }
         Ok(source) => return Ok((path.display().to_string(), source)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error(&path, "read", &error)),

@@ -3,7 +3,7 @@
 //! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).
 
-use crate::config::{DataConfig, RewardAt, TemplateKind, Truncation};
+use crate::config::{RewardAt, TemplateKind, Truncation};
 use crate::data::formats::DropReason;
 use crate::data::sequence::{Sequence, common, joined};
 use crate::data::template::Template;
@@ -14,41 +14,10 @@ use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+pub use crate::data::rules::{Rules, TurnEnd};
+
 /// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
 const VERSION: u32 = 3;
-
-/// What decides, beside tokenizer and template, what tokens a pair becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
-    /// How a prompt and an answer become text.
-    pub template: TemplateKind,
-    /// Longest sequence, in tokens.
-    pub max_length: usize,
-    /// A prompt is not cut below this many tokens.
-    pub max_prompt_length: usize,
-    /// What happens to a longer sequence.
-    pub truncation: Truncation,
-    /// Where the reward is read.
-    pub reward_at: RewardAt,
-    /// Token that the end of a rendering is read before, with [`RewardAt::End`]: the `pad_token_id` of a folder that another
-    /// program wrote, since Transformers reads the rightmost token that is not this one.
-    pub skipped_at_end: Option<u32>,
-}
-
-impl Rules {
-    /// Rules for sequences that are rewarded at their EOS. Lengths are in tokens.
-    pub fn new(template: TemplateKind, max_length: usize, max_prompt_length: usize, truncation: Truncation) -> Self {
-        let (reward_at, skipped_at_end) = (RewardAt::Eos, None);
-        Self { template, max_length, max_prompt_length, truncation, reward_at, skipped_at_end }
-    }
-}
-
-impl From<&DataConfig> for Rules {
-    fn from(data: &DataConfig) -> Self {
-        let rules = Self::new(data.template, data.max_length, data.max_prompt_length, data.truncation);
-        Self { reward_at: data.reward_at, ..rules }
-    }
-}
 
 /// Turns pairs into tokens. Shared by threads.
 ///
@@ -199,6 +168,21 @@ impl Encoder {
         self.tokenizer
             .decode(ids, false)
             .map_err(|error| Error::runtime(format!("the tokenizer cannot decode: {error}")))
+    }
+
+    /// How an answer's turn ends.
+    pub fn turn_end(&self) -> TurnEnd {
+        let tail = self.template.tail();
+        let (before, after) = tail.split_at(tail.len() - self.after_eos);
+        TurnEnd { eos: self.eos_text.clone(), after: after.to_owned(), written: before.ends_with(&self.eos_text[..]) }
+    }
+
+    /// The text of the BOS that a plain template has in front; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`Encoder::decode`].
+    pub fn bos_text(&self) -> Result<String> {
+        self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
     /// The token that ends an answer's turn.
