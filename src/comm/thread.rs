@@ -49,9 +49,9 @@ impl Worker {
         self.run(|communicator| {
             progress.begin(&purpose);
             communicator.announce(purpose, after?);
-            let value = work(communicator)?;
+            let value = work(communicator);
             progress.end();
-            Ok((value, communicator.finished()))
+            Ok((value?, communicator.finished()))
         })
     }
 }

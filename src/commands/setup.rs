@@ -71,6 +71,7 @@ pub fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<S
         test: optional(&data.test, "test", config, encoder, comm)?,
     };
     if comm.rank() == 0 {
+        let _work = comm.at_work("looking for doubts about the data");
         let reports: Vec<_> = splits.all().map(PreparedData::report).collect();
         logging::above_progress(|| terminal::note(report::render(&reports)));
         let others = [("dev", &splits.dev), ("test", &splits.test)];

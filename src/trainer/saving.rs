@@ -35,7 +35,6 @@ impl Trainer<'_> {
     pub(super) fn save(&mut self, dev: Option<EvaluationMetrics>) -> Result<()> {
         let Some(saving) = self.saving.take() else { return Ok(()) };
         let _span = trace_span!("save").entered();
-        let _work = self.comm.at_work(format!("saving step {}", self.state.step));
         check_replicas(&self.engine, self.state.step, self.comm)?;
         if let Some(evaluation) = dev {
             let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
@@ -52,6 +51,7 @@ impl Trainer<'_> {
         }
         let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
         let written = if self.comm.rank() == 0 {
+            let _work = self.comm.at_work(format!("saving step {}", self.state.step));
             let written = self.write_checkpoint(&saving, &shares);
             shares.done().and(written)
         } else {

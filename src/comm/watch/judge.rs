@@ -47,54 +47,52 @@ pub(super) struct Judge {
     noticed: bool,
 }
 
+/// A rank of which nothing is known.
+static UNHEARD: Doing = Doing { begun: 0, inside: false, purpose: String::new(), work: String::new() };
+
+impl Seen {
+    fn doing(&self) -> &Doing {
+        self.doing.as_ref().unwrap_or(&UNHEARD)
+    }
+}
+
 impl Judge {
     /// Judges what is known of the ranks whose numbers and states these are, `passed` after the last look.
     pub fn look(&mut self, ranks: &[(usize, &Seen)], passed: Duration, limit: Duration) -> Verdict {
-        let doing = |seen: &Seen| seen.doing.clone().unwrap_or_default();
-        let places: Vec<_> = ranks.iter().map(|(_, seen)| (doing(seen).begun, doing(seen).inside)).collect();
+        let places: Vec<_> = ranks.iter().map(|(_, seen)| (seen.doing().begun, seen.doing().inside)).collect();
         if places != self.places {
             *self = Self { places, ..Self::default() };
         }
-        let inside = |(_, seen): &&(usize, &Seen)| doing(seen).inside;
-        let Some(front) = ranks.iter().filter(inside).max_by_key(|(_, seen)| doing(seen).begun) else {
+        let waiting = || ranks.iter().filter(|(_, seen)| seen.doing().inside);
+        let Some((front, seen)) = waiting().max_by_key(|(_, seen)| seen.doing().begun) else {
             self.rest();
             return Verdict::Well;
         };
-        let at_front = doing(front.1);
+        let at_front = seen.doing();
         let silent = |seen: &Seen| seen.silent >= silence(limit);
-        let mut culprits: Vec<_> =
-            ranks.iter().filter(|(_, seen)| doing(seen).begun < at_front.begun || silent(seen)).collect();
-        let all_have_come = culprits.is_empty();
-        if all_have_come {
-            culprits = ranks.iter().collect();
-        }
-        if culprits.iter().all(|(_, seen)| !silent(seen) && !doing(seen).work.is_empty()) {
+        let missing = |seen: &Seen| seen.doing().begun < at_front.begun || silent(seen);
+        let late: Vec<_> = ranks.iter().filter(|(_, seen)| missing(seen)).collect();
+        let waited_for = if late.is_empty() { ranks.iter().collect() } else { late.clone() };
+        if waited_for.iter().all(|(_, seen)| !silent(seen) && !seen.doing().work.is_empty()) {
             self.rest();
             return Verdict::Well;
         }
         self.stood += passed;
+        let elsewhere = |doing: &Doing| doing.begun == at_front.begun && doing.purpose != at_front.purpose;
         if self.stood >= DESYNC.min(limit / 2)
-            && let Some(other) = ranks
-                .iter()
-                .filter(inside)
-                .find(|(_, seen)| doing(seen).begun == at_front.begun && doing(seen).purpose != at_front.purpose)
+            && let Some((other, seen)) = waiting().find(|(_, seen)| elsewhere(seen.doing()))
         {
-            return Verdict::Apart(apart(&[(other.0, &doing(other.1).purpose), (front.0, &at_front.purpose)]));
+            return Verdict::Apart(apart(&[(*other, &seen.doing().purpose), (*front, &at_front.purpose)]));
         }
-        let late: Vec<usize> = culprits.iter().map(|(rank, _)| *rank).collect();
-        let whom = if all_have_come { "the network".to_owned() } else { listed(&late) };
+        let whom = match late.is_empty() {
+            true => "the network".to_owned(),
+            false => listed(&late.iter().map(|(rank, _)| *rank).collect::<Vec<_>>()),
+        };
         let text = format!("waiting for {whom} at {} since {} s", at_front.purpose, self.stood.as_secs());
         if self.stood >= limit {
-            let why = if all_have_come {
-                "every rank has come to it, and it does not end".to_owned()
-            } else {
-                culprits
-                    .iter()
-                    .take(3)
-                    .map(|(rank, seen)| why(*rank, seen, silent(seen)))
-                    .collect::<Vec<_>>()
-                    .join("; ")
-            };
+            let why = late.iter().take(3).map(|(rank, seen)| why(*rank, seen, silent(seen))).collect::<Vec<_>>();
+            let all_have_come = || "every rank has come to it, and it does not end".to_owned();
+            let why = if late.is_empty() { all_have_come() } else { why.join("; ") };
             return Verdict::Stalled(format!("{text}: {why}"));
         }
         if !self.noticed && self.stood >= NOTICE.min(limit / 2) {
