@@ -148,7 +148,7 @@ impl<'a> Shares<'a> {
         Ok(())
     }
 
-    /// Rank 0's number, on every rank: known by this one line on all of them.
+    /// Rank 0's number, on every rank: all of them must come from this one place.
     fn number(&self, own: Option<i64>) -> Result<i64> {
         let mut number = Tensor::from_slice(&[own.unwrap_or(DONE)]);
         self.comm.broadcast(&mut number, 0)?;

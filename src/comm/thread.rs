@@ -63,8 +63,8 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 /// Every method but [`rank`](Self::rank), [`world_size`](Self::world_size), [`local`](Self::local),
 /// [`set_stage`](Self::set_stage), [`set_limit`](Self::set_limit), [`at_work`](Self::at_work) and
 /// [`abort`](Self::abort) is a collective: all ranks must call the same ones in the same order with the same sizes, and
-/// from the same place: a collective without a purpose is known by the line that calls it, and ranks that come from
-/// different lines get an error. Within a process they run one after the other in the order of the calls, so call them
+/// from the same place: a collective without a purpose is known by the call in the program that asks for it, and ranks
+/// that come from different ones get an error. Within a process they run one after the other in the order of the calls, so call them
 /// from one thread. After a failure every later call returns that error.
 ///
 /// Dropping it runs what is queued, ends the thread and finalises MPI, which waits until every rank does the same.
@@ -181,7 +181,7 @@ impl CommThread {
         AtWork::start(&self.progress, what.into())
     }
 
-    /// Queues a collective that is known by the line that asked for it.
+    /// Queues a collective that is known by the place in the program that asked for it.
     #[track_caller]
     pub(super) fn submit<T, W>(&self, work: W) -> Pending<T>
     where
@@ -189,7 +189,7 @@ impl CommThread {
         W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
     {
         let place = Location::caller();
-        self.submit_for(format!("the collective of {}:{}", place.file(), place.line()), work)
+        self.submit_for(format!("the collective of {place}"), work)
     }
 
     /// Queues a collective, to come after the computation that the calling thread has queued so far. Messages say what it

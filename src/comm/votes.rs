@@ -1,6 +1,6 @@
 //! Small collectives of the control flow: votes, sums of a few numbers, bytes of rank 0, one error for all.
 //!
-//! Each is known by the line that calls it: ranks that vote on different things get an error. Not here: tensors.
+//! Each is known by the call in the program that asks for it: ranks that vote on different things get an error. Not here: tensors.
 
 use super::CommThread;
 use crate::error::{Error, Kind, Result};
