@@ -52,7 +52,10 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             score::run(&scoring, output, comm)
         }
         // Every rank would print the same.
-        Command::Compare { runs, json } if comm.rank() == 0 => compare::run(runs, *json),
+        Command::Compare { runs, json } if comm.rank() == 0 => {
+            let _work = comm.at_work("comparing runs");
+            compare::run(runs, *json)
+        }
         Command::Compare { .. } => Ok(()),
         Command::Export(exporting) => {
             let exporting = hub::fetch_exporting(exporting, comm)?;
