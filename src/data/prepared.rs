@@ -18,7 +18,6 @@ use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_file, fingerprint_parts};
 use std::ops::Range;
 use std::path::Path;
-use zerocopy::IntoBytes;
 
 pub use crate::data::builder::LabelledPair;
 
@@ -247,15 +246,10 @@ impl PreparedData {
         self.key
     }
 
-    /// Hash of the content itself: every pair's tokens, lengths, margin, prompt and domain. Reads all of it.
+    /// Hash of the content itself: of every column, and the domains' names. Reads all of it.
     pub fn content(&self) -> u128 {
-        let (container, columns) = (&self.container, &self.columns);
-        let of_pairs = [&columns.prefix, &columns.chosen, &columns.rejected, &columns.prompt_length, &columns.domain];
-        let numbers = of_pairs.into_iter().chain([&columns.tokens, &columns.source]);
-        let parts = numbers
-            .map(|column| container.values(column).as_bytes())
-            .chain([container.values(&columns.margin).as_bytes(), container.values(&columns.prompt_hash).as_bytes()]);
-        fingerprint_parts(parts.chain(self.domains.iter().map(String::as_bytes)))
+        let columns = self.container.content().to_le_bytes();
+        fingerprint_parts([&columns[..]].into_iter().chain(self.domains.iter().map(String::as_bytes)))
     }
 }
 
