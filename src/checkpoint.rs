@@ -25,6 +25,7 @@ pub use folder::{Claim, check_disk, check_run, expected_bytes, newest, retain, s
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use crate::safetensors_io::{self, Entry};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -65,6 +66,13 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Updates that the finite vote has skipped.
     pub updates_skipped: usize,
+}
+
+impl TrainState {
+    /// Hash of all of it.
+    pub fn fingerprint(&self) -> u128 {
+        files::fingerprint_parts([format!("{self:?}").as_bytes()])
+    }
 }
 
 /// An evaluation on the dev pairs, and the checkpoint it belongs to.

@@ -9,6 +9,7 @@ use crate::config::{Dtype, Format, Objective, RewardAt, TemplateKind};
 use crate::error::{Error, Result};
 use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use values::{above_zero, pair_tokens, positive, share};
 
@@ -123,7 +124,7 @@ enum TypedCommand {
 }
 
 /// What `export` writes.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Exporting {
     /// Merge the checkpoint's adapter into its base: a whole model
     #[arg(long)]
@@ -141,7 +142,7 @@ pub struct Exporting {
 }
 
 /// What `plan` is asked. What is None is as the hardware's table or the data has it.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Planning {
     /// The run, as a TOML file
     #[arg(long, value_name = "FILE")]
@@ -181,7 +182,7 @@ pub struct Planning {
 }
 
 /// What `bench` measures.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Bench {
     /// A model folder
     #[arg(long, value_name = "DIR")]
@@ -226,7 +227,7 @@ pub struct Bench {
 
 /// What `eval` and `score` have in common. What is None is as the checkpoint was trained, or the config's default for a
 /// folder that haf-dist did not write.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Scoring {
     /// A checkpoint of a run, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
     /// hf://owner/name
@@ -271,8 +272,9 @@ pub struct Scoring {
     pub threads: usize,
 }
 
-/// What the program is asked to do.
-#[derive(Debug, Clone, PartialEq)]
+/// What the program is asked to do. Serialised, it is what ranks compare before they do it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Command {
     /// Train a model.
     Train {
@@ -324,7 +326,7 @@ pub enum Command {
 }
 
 /// Where text goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Output {
     /// Standard output.
     Stdout,

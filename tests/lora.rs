@@ -270,7 +270,7 @@ fn run(config: &Config, world_size: usize) -> (Vec<f64>, Vec<Tensor>) {
         let before = frozen(&engine);
         let mut trainer = steps::trainer(config, &comm, engine);
         let losses = (0..STEPS).map(|_| trainer.step(STEPS).unwrap().0.loss).collect();
-        check_replicas(&trainer.engine, &comm).unwrap();
+        check_replicas(&trainer.engine, trainer.state.step, &comm).unwrap();
         for (before, after) in before.iter().zip(frozen(&trainer.engine)) {
             assert!(before.equal(&after), "the base is untouched");
         }

@@ -5,6 +5,7 @@
 //! model too. A row that is longer than the length has `"cut": "prompt"`, `"answer"` or `"prompt and answer"` besides: what
 //! lost tokens; one that the encoder drops says why instead.
 
+use super::alike;
 use super::scored::{Scored, open};
 use crate::cli::{Output, Scoring};
 use crate::comm::CommThread;
@@ -38,16 +39,19 @@ enum Row {
 pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
     // Before the work, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
-    let opened = comm.agree(open(scoring))?;
+    let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
+    let work = comm.at_work(format!("reading {}", scoring.data.display()));
     let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
     let (rows, kept) = comm
         .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
+    drop(work);
     let mut lines = Vec::new();
     if kept.is_empty() {
         lines.extend(pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)));
     } else {
         let data = comm.agree(PreparedData::from_pairs(kept))?;
+        alike::data("scored", &data, comm)?;
         let references = opened.references(&data, &machine, comm)?;
         let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let budget = scoring.tokens_per_micro_batch;

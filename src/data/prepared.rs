@@ -245,6 +245,12 @@ impl PreparedData {
     pub fn key(&self) -> u128 {
         self.key
     }
+
+    /// Hash of the content itself: of every column, and the domains' names. Reads all of it.
+    pub fn content(&self) -> u128 {
+        let columns = self.container.content().to_le_bytes();
+        fingerprint_parts([&columns[..]].into_iter().chain(self.domains.iter().map(String::as_bytes)))
+    }
 }
 
 /// Hash of all that the content depends on: not weights, seeds or order, which are the sampler's.
