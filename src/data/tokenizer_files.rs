@@ -214,7 +214,8 @@ fn in_order(
 ) -> Result<Vec<AddedToken>> {
     let flags: HashMap<&str, &AddedToken> = by_id.values().map(|token| (token.content.as_str(), token)).collect();
     let token = |name: &str, value: &Value| {
-        Token::of(value, false).ok_or_else(|| {
+        // What `__type` marks says itself whether it is special; what older versions wrote without it, is.
+        Token::of(value, value.get("__type").is_none()).ok_or_else(|| {
             wrong(folder, CONFIG, &format!("{name} holds {value}"), "a token is a text, or an object with `content`")
         })
     };
