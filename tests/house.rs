@@ -37,12 +37,13 @@ const WITHIN: &[(&str, &str)] = &[
 ];
 
 /// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, memory that
-/// processes share, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
+/// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
     "files.rs",
     "comm/mpi.rs",
     "comm/shared.rs",
+    "data/backtracking.rs",
     "comm/nccl/cuda.rs",
     "comm/nccl/group.rs",
     "ops/cpu/amx.rs",
@@ -54,7 +55,8 @@ const UNSAFE: &[&str] = &[
 /// How a crate is named, and the only file or folder that may.
 const DOORS: &[(&str, &str)] = &[
     ("use mpi::", "comm/mpi.rs"),
-    ("use tokenizers::", "data/tokenize.rs"),
+    ("use tokenizers::", "data/tokenize"),
+    ("onig_sys::", "data/backtracking.rs"),
     ("use parquet::", "data/parquet.rs"),
     ("use hf_hub::", "hub/client.rs"),
     ("cudarc::", "comm/nccl/"),

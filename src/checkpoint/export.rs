@@ -5,6 +5,7 @@
 
 use super::{Snapshot, read_json, sync, to_json, write_text};
 use crate::error::{Error, Result, file_error};
+use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
@@ -44,6 +45,8 @@ pub struct Export<'a> {
     pub pad_token_id: u32,
     /// Kind of the weights: f32, bf16 or f16.
     pub kind: Kind,
+    /// What `score.weight`'s product is short of: the bias of the head that it was made from.
+    pub reward_bias: f64,
 }
 
 impl Snapshot<'_> {
@@ -52,7 +55,7 @@ impl Snapshot<'_> {
         let weight = self.weights.iter().find(|(name, _)| name != HEAD);
         let kind = weight.map(|(_, weight)| weight.kind()).ok_or_else(|| Error::runtime("no weights to export"))?;
         let Self { model_dir, architecture, pad_token_id, .. } = *self;
-        Ok(Export { model_dir, tokenizer_dir: model_dir, architecture, pad_token_id, kind })
+        Ok(Export { model_dir, tokenizer_dir: model_dir, architecture, pad_token_id, kind, reward_bias: 0.0 })
     }
 }
 
@@ -85,6 +88,12 @@ impl Export<'_> {
         // Names Python code that does not travel along; Transformers has its own for every family known here.
         config.shift_remove("auto_map");
         config.insert("pad_token_id".into(), json!(pad));
+        // The head is `score`, whatever the source's was called, and has no bias of its own.
+        config.shift_remove(HEAD_NAME);
+        config.shift_remove(REWARD_BIAS);
+        if self.reward_bias != 0.0 {
+            config.insert(REWARD_BIAS.into(), json!(self.reward_bias));
+        }
         // Transformers 5 reads `dtype`, 4 reads `torch_dtype`.
         config.insert("dtype".into(), json!(dtype));
         config.insert("torch_dtype".into(), json!(dtype));

@@ -157,8 +157,9 @@ impl Opened {
         let engine = load(&self.origin, false, machine, comm)?;
         if !comm.all_true(engine.model.had_reward_head)? {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
-            return Err(Error::input(format!("{} has no score.weight: it is no reward model", folder.display())).hint(
-                "--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label",
+            return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display())).hint(
+                "--checkpoint takes a step-N folder of a run, a *ForSequenceClassification folder with one label, or a folder \
+                 with a head of another name, which \"value_head_prefix\" in its config.json says",
             ));
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;

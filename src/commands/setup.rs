@@ -18,7 +18,8 @@ use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
 use crate::model::peft;
 use crate::model::segment::Segment;
-use crate::model::weights::{Model, weight_paths};
+use crate::model::weight_files::{value_head, weight_paths};
+use crate::model::weights::Model;
 use crate::reference;
 use crate::terminal;
 use crate::trainer::{Split, total_steps};
@@ -182,6 +183,7 @@ pub fn model_keys(origin: &Origin, comm: &CommThread) -> Result<ModelKeys> {
     let base = key(&paths, comm)?;
     let Some(folder) = &origin.adapter else { return Ok(ModelKeys { base, start: base }) };
     paths.extend([adapter::WEIGHTS, peft::CONFIG].map(|name| folder.join(name)));
+    paths.extend(comm.agree(if comm.rank() == 0 { value_head(folder) } else { Ok(None) })?);
     Ok(ModelKeys { base, start: key(&paths, comm)? })
 }
 

@@ -131,8 +131,9 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
         let (targets, trained) = (lora.targets(&model.architecture).join(", "), trained as f64 / 1e6);
         info!("LoRA of rank {} on {targets}: {trained:.2} M parameters are trained, the rest is frozen", lora.rank);
     }
-    if model.had_reward_head {
-        info!("the model brings a reward head: training goes on from it, not from zero");
+    match model.had_reward_head {
+        true => info!("the model brings a reward head: training goes on from it, not from zero"),
+        false => info!("the model brings no reward head: it starts at zero"),
     }
     Ok(Engine::new(model, config.train.activation_checkpointing))
 }

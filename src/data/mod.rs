@@ -1,5 +1,6 @@
 //! From a file of preference pairs to packed batches of tokens.
 
+mod backtracking;
 pub mod batch;
 mod builder;
 mod container;
@@ -19,6 +20,7 @@ mod sequence;
 pub mod split;
 pub mod template;
 pub mod tokenize;
+pub mod tokenizer_files;
 pub mod verbatim;
 
 use serde_json::{Map, Value};

@@ -13,6 +13,7 @@ mod caches;
 mod comparing;
 mod debugging;
 mod export;
+mod foreign;
 mod hub;
 mod lora;
 mod ranks;
