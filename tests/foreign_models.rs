@@ -153,7 +153,7 @@ fn a_head_that_is_not_read_is_refused_with_its_shapes() {
             one().with("score.0.weight", zeros(&[width, width])).with("score.2.weight", one().head()),
             format!("score.0.weight [{width}, {width}], score.2.weight [1, {width}]"),
         ),
-        (one().with("score.weight", one().head().to_kind(Kind::Int64)), "score.weight is Int64".into()),
+        (one().with("score.weight", one().head().to_kind(Kind::Int64)), "score.weight is I64".into()),
         (one().with("score.weight", one().head()).with("score.bias", single(f64::NAN)), "bias NaN".into()),
         // One under a name that nobody knows.
         (one().with("my_rm.weight", one().head()), "my_rm.weight".into()),
@@ -176,7 +176,8 @@ fn names_of_wrappers_and_of_bare_backbones_are_the_same_model() {
     let bare = |backbone: &'static str| move |name: &str| name.strip_prefix(backbone).unwrap_or(name).to_string();
     let prefixed = |prefix: &'static str| move |name: &str| format!("{prefix}{name}");
     let compiled = |name: &str| name.replace("layers.1.", "layers.1._orig_mod.");
-    let renames: [(&str, Box<dyn Fn(&str) -> String>); 9] = [
+    type Rename = Box<dyn Fn(&str) -> String>;
+    let renames: [(&str, Rename); 9] = [
         ("llama-tied", Box::new(bare("model."))),
         ("llama-untied", Box::new(bare("model."))),
         ("gemma2", Box::new(bare("model."))),

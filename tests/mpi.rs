@@ -234,11 +234,20 @@ fn child(part: &str) -> ExitCode {
             }
             pending.into_iter().for_each(|pending| drop(pending.wait()));
         }
-        ("kill" | "kill shared", 1) => {
-            if part == "kill shared" {
-                drop(comm.shared_buffers(&[1000]));
+        // Every rank asks from one line: collectives are known by it.
+        ("kill shared", rank) => {
+            let shared = comm.shared_buffers(&[1000]);
+            if rank == 1 {
                 std::thread::sleep(Duration::from_millis(100));
+                println!("rank 1 dies");
+                let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
+                std::thread::sleep(Duration::from_secs(600));
             }
+            // The ranks that wait for the lost one.
+            let mut shared = shared.expect("no rank is lost").expect("one node").swap_remove(0);
+            comm.all_reduce_blocking(&mut shared).expect("never returns");
+        }
+        ("kill", 1) => {
             println!("rank 1 dies");
             let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
             std::thread::sleep(Duration::from_secs(600));
@@ -251,11 +260,6 @@ fn child(part: &str) -> ExitCode {
             }
             drop(comm); // All ranks finalise MPI in good order.
             return ExitCode::from(error.exit_code() as u8);
-        }
-        // The ranks that wait for the lost one.
-        ("kill shared", _) => {
-            let mut shared = comm.shared_buffers(&[1000]).expect("no rank is lost").expect("one node").swap_remove(0);
-            comm.all_reduce_blocking(&mut shared).expect("never returns");
         }
         (_, _) => comm.all_reduce_blocking(&mut buffer).expect("never returns"),
     }

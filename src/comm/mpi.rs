@@ -14,6 +14,7 @@
 
 use super::nccl::Event;
 use super::progress::Progress;
+use super::progress::whole_letters;
 use super::shared::{Region, Team};
 use super::watch::{Line, Watch};
 use super::{Communicator, apart, check_root, kind_error, launch, share_of};
@@ -172,7 +173,7 @@ impl Mpi {
     /// The error for ranks that have come for different things; the same on all of them.
     fn apart(&self, come_for: &str) -> Error {
         let mut mine = [0u8; DESCRIPTION];
-        let length = come_for.floor_char_boundary(DESCRIPTION);
+        let length = whole_letters(come_for, DESCRIPTION);
         mine[..length].copy_from_slice(&come_for.as_bytes()[..length]);
         let mut all = vec![0; DESCRIPTION * self.world_size];
         self.world.all_gather_into(&mine[..], &mut all[..]);

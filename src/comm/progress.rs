@@ -43,6 +43,11 @@ impl Default for Progress {
     }
 }
 
+/// The bytes of a text that fit into `most` without cutting a letter.
+pub(super) fn whole_letters(text: &str, most: usize) -> usize {
+    (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,11 +6,7 @@ use crate::comm::CommThread;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::tensor;
-use tch::{Device, Kind, Tensor};
-use xxhash_rust::xxh3::xxh3_64;
-
-/// Elements that a GPU hashes at a time: bounds the memory it takes.
-const CHUNK: i64 = 1 << 24;
+use tch::Tensor;
 
 /// Hashes of what every rank must have alike.
 pub struct Hashes {
@@ -34,10 +30,7 @@ impl Hashes {
             let Some(master) = &segment.master else { continue };
             let values = if segment.is_share() { &segment.compute } else { master };
             of.push(format!("the weights of bucket {number} ({part:?})"));
-            hashes.push(match values.device() {
-                Device::Cpu => Tensor::from(xxh3_64(tensor::bytes(values)?) as i64),
-                _ => on_device(values)?,
-            });
+            hashes.push(segment.ops.hash(values)?);
         }
         Ok(Self { step, of, hashes })
     }
@@ -77,52 +70,5 @@ impl Hashes {
             }
         }
         Ok(())
-    }
-}
-
-/// A hash of a tensor's bits, where the tensor is: the sum of its words, each times an odd number of its own, modulo 2^64.
-/// Every changed bit changes it, and the order of the sum does not.
-fn on_device(values: &Tensor) -> Result<Tensor> {
-    let words = match values.kind() {
-        Kind::Float => values.f_view_dtype(Kind::Int)?,
-        Kind::BFloat16 | Kind::Half => values.f_view_dtype(Kind::Int16)?,
-        kind => return Err(Error::runtime(format!("weights of kind {kind:?} are not hashed"))),
-    };
-    let length = tensor::count(&words) as i64;
-    let mut sum = Tensor::f_zeros([1], (Kind::Int64, words.device()))?;
-    for start in (0..length).step_by(CHUNK as usize) {
-        let part = words.f_narrow(0, start, CHUNK.min(length - start))?.f_to_kind(Kind::Int64)?;
-        let odd = Tensor::f_arange_start_step(
-            2 * start + 1,
-            2 * (start + part.size()[0]) + 1,
-            2,
-            (Kind::Int64, words.device()),
-        )?;
-        let _ = sum.f_add_(&part.f_mul(&odd)?.f_sum(Kind::Int64)?)?;
-    }
-    Ok(sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hash_of_a_device_sees_each_bit_and_each_place() {
-        let hash = |values: &Tensor| on_device(values).unwrap().int64_value(&[]);
-        for kind in [Kind::Float, Kind::BFloat16] {
-            let values = tensor::waves(&[1001], 0.5).to_kind(kind);
-            let before = hash(&values);
-            assert_eq!(hash(&values.copy()), before);
-            let swapped = values.copy();
-            swapped.narrow(0, 3, 1).copy_(&values.narrow(0, 700, 1));
-            swapped.narrow(0, 700, 1).copy_(&values.narrow(0, 3, 1));
-            assert_eq!(swapped.sum(Kind::Double), values.sum(Kind::Double), "the control: a sum sees no swap");
-            assert_ne!(hash(&swapped), before);
-            let flipped = values.copy();
-            let words = if kind == Kind::Float { Kind::Int } else { Kind::Int16 };
-            let _ = flipped.view_dtype(words).narrow(0, 1000, 1).bitwise_xor_tensor_(&Tensor::from(1).to_kind(words));
-            assert_ne!(hash(&flipped), before, "{kind:?}");
-        }
     }
 }

@@ -123,7 +123,7 @@ fn what_is_no_reward_model_is_neither_evaluated_nor_scored() {
             headless.extend(["--output", "new.jsonl"]);
             missing.extend(["--output", "new.jsonl"]);
         }
-        check(&workspace, &[1, 2], &Case { name: "no head", arguments: headless, says: &["no score.weight"] });
+        check(&workspace, &[1, 2], &Case { name: "no head", arguments: headless, says: &["no reward head"] });
         let says = ["nowhere/config.json"];
         check(&workspace, &[1, 2], &Case { name: "no checkpoint", arguments: missing, says: &says });
     }

@@ -4,7 +4,7 @@
 //! Nothing here waits for a peer, but for an address that does not answer. A frame carries a secret that went round by
 //! MPI; who does not know it is sent away. Not here: what follows from what is heard (`judge.rs`).
 
-use super::super::progress::Doing;
+use super::super::progress::{Doing, whole_letters};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -104,7 +104,7 @@ fn pack(secret: &Secret, rank: usize, doing: &Doing) -> [u8; FRAME] {
     frame[INSIDE] = u8::from(doing.inside);
     let mut at = TEXTS;
     for (text, most) in [(&doing.purpose, PURPOSE), (&doing.work, WORK)] {
-        let text = &text[..text.floor_char_boundary(most)];
+        let text = &text[..whole_letters(text, most)];
         frame[at] = text.len() as u8;
         frame[at + 1..][..text.len()].copy_from_slice(text.as_bytes());
         at += 1 + text.len();
