@@ -133,15 +133,13 @@ fn files_that_cannot_be_read_so_are_refused_by_name() {
 #[test]
 fn an_expression_that_backtracks_without_end_is_an_error_in_seconds() {
     let mut tokenizer: Value = serde_json::from_str(&fs::read_to_string(base("lower")).unwrap()).unwrap();
-    // The first exceeds the engine's bound from one start, the second's many starts together what one search may take.
-    for (expression, text) in [("(a+)+b|.", "a".repeat(40)), ("a*a*b|c", "a".repeat(4000) + "cb")] {
-        tokenizer["pre_tokenizer"]["pattern"] = json!({"Regex": expression});
-        let opened = open(folder("lower", &one_file("tokenizer.json", tokenizer.clone())).path()).unwrap();
-        let started = Instant::now();
-        let error = encode(&opened.tokenizer, &text, false).unwrap_err();
-        assert!(error.message.contains("gives up") && error.message.contains("retry-limit"), "{error}");
-        assert!(error.exit_code() == 2 && started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
-        // Control: the tokenizer itself is sound.
-        encode(&opened.tokenizer, "ab", false).unwrap();
-    }
+    // It exceeds the engine's bound on the steps from one start.
+    tokenizer["pre_tokenizer"]["pattern"] = json!({"Regex": "(a+)+b|."});
+    let opened = open(folder("lower", &one_file("tokenizer.json", tokenizer.clone())).path()).unwrap();
+    let started = Instant::now();
+    let error = encode(&opened.tokenizer, &"a".repeat(40), false).unwrap_err();
+    assert!(error.message.contains("gives up") && error.message.contains("retry-limit"), "{error}");
+    assert!(error.exit_code() == 2 && started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    // Control: the tokenizer itself is sound.
+    encode(&opened.tokenizer, "ab", false).unwrap();
 }

@@ -1,7 +1,7 @@
 //! A bound on what one search of a tokenizer's expression may cost.
 //!
-//! The regex engine bounds the steps from one start (10 million, its default) but not those from all starts of a search, so that
-//! 4,000 characters can hold `a*a*b` up for minutes. Not here: what happens at the bound, a panic that
+//! The regex engine bounds the steps from one start (10 million, its default) but not those from all starts of a search. Loops
+//! that it optimises are not counted: `a*a*b|c` over 4,000 characters still takes a minute. Not here: what happens at the bound, a panic that
 //! `tokenizer_files.rs` contains. `unsafe` for one call into the engine.
 
 use std::sync::Once;
