@@ -43,7 +43,6 @@ const UNSAFE: &[&str] = &[
     "files.rs",
     "comm/mpi.rs",
     "comm/shared.rs",
-    "data/backtracking.rs",
     "comm/nccl/cuda.rs",
     "comm/nccl/group.rs",
     "ops/cpu/amx.rs",
@@ -56,7 +55,6 @@ const UNSAFE: &[&str] = &[
 const DOORS: &[(&str, &str)] = &[
     ("use mpi::", "comm/mpi.rs"),
     ("use tokenizers::", "data/tokenize"),
-    ("onig_sys::", "data/backtracking.rs"),
     ("use parquet::", "data/parquet.rs"),
     ("use hf_hub::", "hub/client.rs"),
     ("cudarc::", "comm/nccl/"),

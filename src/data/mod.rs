@@ -1,6 +1,5 @@
 //! From a file of preference pairs to packed batches of tokens.
 
-mod backtracking;
 pub mod batch;
 mod builder;
 mod container;

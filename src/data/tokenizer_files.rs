@@ -4,7 +4,6 @@
 //! `AutoTokenizer`. Where that refuses a spelling that older versions wrote (a token as an object without `__type`), it is
 //! read here. Not here: what text is tokenised (`template.rs`), what a pair becomes (`tokenize.rs`).
 
-use super::backtracking;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::panics::contain;
@@ -41,7 +40,6 @@ pub struct FolderTokenizer {
 /// # Errors
 /// A missing, broken or oversized file, or settings that make the ids of a text others each time.
 pub fn open(folder: &Path) -> Result<FolderTokenizer> {
-    backtracking::bound();
     let path = folder.join("tokenizer.json");
     let bytes = files::read_within(&path, MOST_BYTES).map_err(|error| error.hint(how_to_make_one(folder)))?;
     let broken = |what: String| {
