@@ -9,7 +9,7 @@ use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
 use crate::model::adapter::{self, Changes, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::layout::{Part, REWARD_HEAD};
 use crate::model::peft::PeftConfig;
 use crate::model::weight_files::{REWARD_BIAS, WeightFiles};

@@ -14,7 +14,7 @@ use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::layout::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;

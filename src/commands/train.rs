@@ -13,7 +13,7 @@ use crate::logging;
 use crate::machine::{Machine, backend};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
 use crate::model::adapter::{self, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
 use crate::reducer;
