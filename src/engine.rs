@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::head::{Heads, Losses, Objective, PairScores, ROWS_AT_ONCE};
 use crate::model::architecture::Architecture;
 use crate::model::decoder::{self, Block, Context, Part};
+use crate::model::embedding;
 use crate::model::norm::{Norm, Statistics};
 use crate::model::rope;
 use crate::model::segment::Segment;
@@ -159,7 +160,7 @@ impl Engine {
         let embedding = self.embedding()?;
         let architecture = &self.model.architecture;
         trace_span!("backward", segment = 0)
-            .in_scope(|| decoder::embed_backward(architecture, embedding, &batch.tokens, &shared[Slot::Gradient]));
+            .in_scope(|| embedding::embed_backward(architecture, embedding, &batch.tokens, &shared[Slot::Gradient]));
         finished.segment(0)?;
         Ok(losses)
     }
@@ -171,7 +172,8 @@ impl Engine {
         let inputs: Vec<Tensor> = states.iter().map(|state| state.buffers[Slot::Input].shallow_clone()).collect();
         let (embedding, first) = (self.embedding()?, inputs.first().unwrap_or(output));
         let architecture = &self.model.architecture;
-        trace_span!("forward", segment = 0).in_scope(|| decoder::embed(architecture, embedding, &batch.tokens, first));
+        trace_span!("forward", segment = 0)
+            .in_scope(|| embedding::embed(architecture, embedding, &batch.tokens, first));
         for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
             let _span = trace_span!("forward", segment = index + 1).entered();
             let output = inputs.get(index + 1).unwrap_or(output);

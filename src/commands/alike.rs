@@ -168,6 +168,7 @@ mod tests {
         let arguments = [
             ("--checkpoint", "\"m\""),
             ("--data", "\"d.jsonl\""),
+            ("--column", "[]"),
             ("--tokens-per-micro-batch", "4096"),
             ("--output.File", "\"o.jsonl\""),
         ];

@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod architecture;
 pub mod decoder;
+pub mod embedding;
 pub mod head_norm;
 pub mod layout;
 pub mod lora;
