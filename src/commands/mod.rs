@@ -13,6 +13,7 @@ mod score;
 mod scored;
 mod setup;
 mod train;
+mod verify;
 
 use crate::cli::Command;
 use crate::comm::CommThread;
@@ -62,6 +63,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             let _work = comm.at_work("exporting");
             comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
         }
+        Command::Verify(verifying) => verify::run(&hub::fetch_verifying(verifying, comm)?, comm),
         Command::Plan(planning) => plan::run(planning, comm),
         Command::Bench(options) => bench::run(options, comm),
     }
