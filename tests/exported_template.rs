@@ -93,9 +93,9 @@ fn exported(source: &TempDir, template: TemplateKind, reward_at: RewardAt) -> (T
         fs::copy(source.path().join(name), out.path().join(name)).unwrap();
     }
     let encoder = encoder(source.path(), template, reward_at);
-    let templates = ChatTemplates::for_export(source.path(), &encoder).unwrap();
+    let templates = ChatTemplates::of(source.path(), &encoder).unwrap();
     templates.write(out.path()).unwrap();
-    (out, templates.rendering().unwrap())
+    (out, templates.rendering())
 }
 
 fn conversations() -> Vec<Vec<Message>> {

@@ -26,6 +26,8 @@ const FILE: &str = "chat_template.jinja";
 const CONFIG: &str = "tokenizer_config.json";
 /// Where Transformers looks for templates by name.
 pub(super) const NAMED: &str = "additional_chat_templates";
+/// The name there of the original of a changed template; [`ORIGINAL`] is its file.
+const ORIGINAL_NAME: &str = "original";
 
 /// How what other programs render stands to what was trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,23 +46,11 @@ pub enum Rendering {
 /// The chat templates of a model that is trained here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatTemplates {
-    /// What programs are to take; `None` where that is what the source folder has.
+    /// What programs are to take; `None` where the source's templates stay as they are.
     exported: Option<String>,
-    /// What becomes of the original, where it is another one.
-    original: Original,
-    /// Further templates by name, such as `tool_use`.
+    /// Further templates by name, such as `tool_use`, and the original of one that was changed.
     named: BTreeMap<String, String>,
     rendering: Rendering,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Original {
-    /// It is written beside.
-    Beside(String),
-    /// The one that an earlier export has kept, if any, stays.
-    AsItWas,
-    /// It is the exported one.
-    Exported,
 }
 
 impl ChatTemplates {
@@ -71,13 +61,15 @@ impl ChatTemplates {
     /// A template that cannot be read, or a file that is no JSON.
     pub fn of(folder: &Path, encoder: &Encoder) -> Result<Self> {
         let (own, named) = read(folder)?;
-        let mut templates = Self { exported: None, original: Original::AsItWas, named, rendering: Rendering::Unchanged };
+        let mut templates = Self { exported: own.clone(), named: named.clone(), rendering: Rendering::Unchanged };
         match encoder.rules().template {
             TemplateKind::Chat => templates.of_chat(encoder),
-            kind => templates.of_plain(kind, own.as_deref(), encoder)?,
+            kind => templates.of_plain(kind, encoder)?,
         }
-        // What is there already need not be written.
-        templates.exported = templates.exported.filter(|text| Some(text) != own.as_ref());
+        if (&templates.exported, &templates.named) == (&own, &named) {
+            // What is there already need not be written.
+            templates.exported = None;
+        }
         Ok(templates)
     }
 
@@ -91,28 +83,9 @@ impl ChatTemplates {
         // That is the original in the folder of an export too.
         let original = encoder.template();
         self.exported = original.chat_source().map(str::to_owned);
-        self.original = Original::Exported;
+        self.named.remove(ORIGINAL_NAME);
         if encoder.rules().reward_at == RewardAt::End {
             return;
-        }
-        match ended(original, encoder.eos_text(), &|rendered| encoder.to_eos(rendered)) {
-            Ok(None) => {}
-            Ok(Some(text)) => {
-                if let Some(own) = self.exported.replace(text) {
-                    self.original = Original::Beside(own);
-                }
-                self.rendering = Rendering::EndsAtEos;
-            }
-            Err(error) => {
-                warn!(
-                    "the chat template cannot be made to end at {:?}, where the reward is trained ({}): it is exported as it \
-                     is, and programs that render it read the reward elsewhere; data.reward_at = \"both\" trains a model that \
-                     is right at either place",
-                    encoder.eos_text(),
-                    error.message
-                );
-                self.rendering = Rendering::NotAsTrained;
-            }
         }
         for (name, text) in &mut self.named {
             // Nothing is trained with it, but Transformers takes `tool_use` where a conversation has tools.
@@ -126,10 +99,27 @@ impl ChatTemplates {
                 Err(error) => warn!("the chat template named {name:?} is exported as it is: {}", error.message),
             }
         }
+        match ended(original, encoder.eos_text(), &|rendered| encoder.to_eos(rendered)) {
+            Ok(None) => {}
+            Ok(Some(text)) => {
+                self.replace(text);
+                self.rendering = Rendering::EndsAtEos;
+            }
+            Err(error) => {
+                warn!(
+                    "the chat template cannot be made to end at {:?}, where the reward is trained ({}): it is exported as it \
+                     is, and programs that render it read the reward elsewhere; data.reward_at = \"both\" trains a model that \
+                     is right at either place",
+                    encoder.eos_text(),
+                    error.message
+                );
+                self.rendering = Rendering::NotAsTrained;
+            }
+        }
     }
 
     /// Puts a template in place that renders messages as the plain `kind` does.
-    fn of_plain(&mut self, kind: TemplateKind, own: Option<&str>, encoder: &Encoder) -> Result<()> {
+    fn of_plain(&mut self, kind: TemplateKind, encoder: &Encoder) -> Result<()> {
         let Some(text) = jinja::plain(kind, &encoder.bos_text()?, encoder.eos_text()) else { return Ok(()) };
         let made = encoder.template().with_source(&text)?;
         self.rendering = match probes().iter().try_for_each(|messages| same_as_trained(&made, encoder, messages)) {
@@ -140,11 +130,16 @@ impl ChatTemplates {
                 Rendering::NotAsTrained
             }
         };
-        if let Some(own) = own.filter(|own| *own != text && !own.starts_with(MARK)) {
-            self.original = Original::Beside(own.to_owned());
+        self.replace(text);
+        Ok(())
+    }
+
+    /// Takes another template; the original stays by name, the first one where exports follow exports.
+    fn replace(&mut self, text: String) {
+        if let Some(own) = self.exported.take().filter(|own| *own != text && !own.starts_with(MARK)) {
+            self.named.insert(ORIGINAL_NAME.to_owned(), own);
         }
         self.exported = Some(text);
-        Ok(())
     }
 
     /// Writes what differs from the source into `folder`, where the tokenizer's files of the source have been copied to.
@@ -152,23 +147,16 @@ impl ChatTemplates {
     /// # Errors
     /// A failed write, or a tokenizer_config.json that is no JSON.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let original = folder.join(ORIGINAL);
-        match &self.original {
-            Original::Beside(text) => write_text(&original, text)?,
-            Original::Exported if original.is_file() => {
-                fs::remove_file(&original).map_err(|error| file_error(&original, "remove", &error))?;
-            }
-            Original::Exported | Original::AsItWas => {}
+        let Some(exported) = &self.exported else { return Ok(()) };
+        write_text(&folder.join(FILE), exported)?;
+        self.write_into_config(&folder.join(CONFIG), exported)?;
+        let (others, original) = (folder.join(NAMED), folder.join(ORIGINAL));
+        if original.is_file() && !self.named.contains_key(ORIGINAL_NAME) {
+            fs::remove_file(&original).map_err(|error| file_error(&original, "remove", &error))?;
         }
-        if let Some(exported) = &self.exported {
-            write_text(&folder.join(FILE), exported)?;
-            self.write_into_config(&folder.join(CONFIG), exported)?;
-        }
-        if self.named.is_empty() || !folder.join(FILE).is_file() {
-            // Without that file tokenizer_config.json, as it was copied, names them all.
+        if self.named.is_empty() {
             return Ok(());
         }
-        let others = folder.join(NAMED);
         fs::create_dir_all(&others).map_err(|error| file_error(&others, "create", &error))?;
         for (name, text) in &self.named {
             write_text(&others.join(format!("{name}.jinja")), text)?;

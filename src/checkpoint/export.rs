@@ -14,7 +14,7 @@ use std::path::Path;
 use tch::Kind;
 
 /// Files that travel with a model, where present.
-pub const COMPANIONS: [&str; 12] = [
+pub const COMPANIONS: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -23,7 +23,6 @@ pub const COMPANIONS: [&str; 12] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "chat_template.original.jinja",
     "generation_config.json",
     "LICENSE",
     "NOTICE",

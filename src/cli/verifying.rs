@@ -36,6 +36,7 @@ impl Verifying {
             checkpoint: self.checkpoint.clone(),
             base: self.base.clone(),
             data: PathBuf::new(),
+            column: Vec::new(),
             template: None,
             max_length: None,
             max_prompt_length: None,

@@ -32,7 +32,7 @@ const TOKENIZER: [&str; 7] = [
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "chat_template.original.jinja",
+    "additional_chat_templates/original.jinja",
     "chat_template.json",
 ];
 

@@ -175,6 +175,23 @@ impl Opened {
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
+    /// Where the tokenizer's files are.
+    pub fn tokenizer(&self) -> &Path {
+        self.origin.tokenizer()
+    }
+
+    /// The token that Transformers passes over when it looks for the reward: config.json's, or the tokenizer's of an
+    /// adapter, which has no config.json.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn pad_token(&self) -> Result<Option<u32>> {
+        match &self.origin.adapter {
+            Some(_) => checkpoint::pad_token(self.origin.tokenizer()),
+            None => padding(&self.origin.base),
+        }
+    }
+
     /// Device, precision and threads. All ranks must call it.
     ///
     /// # Errors

@@ -77,7 +77,7 @@ pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
         return comm.agree(if comm.rank() == 0 { write_script(&verifying.checkpoint, path) } else { Ok(()) });
     }
     let self_test = comm.agree(read(&verifying.checkpoint))?;
-    let opened = comm.agree(open(&verifying.scoring()))?;
+    let opened = open(&verifying.scoring(), comm)?;
     let machine = opened.machine(comm)?;
     let pad = comm.agree(opened.pad_token())?;
     let template = comm.agree(checkpoint::as_others_read(opened.tokenizer()))?;
