@@ -177,14 +177,19 @@ fn both_places_of_a_template_agree_and_the_original_stays_by_name() {
     assert_eq!(of("original"), read("additional_chat_templates/original.jinja"));
     assert_eq!(of("original"), CHATML);
     // The one that Transformers takes for conversations with tools ends at the EOS too.
-    put(&model, "tokenizer_config.json", &json!({"eos_token": "<|im_end|>", "chat_template": of("tool_use")}).to_string());
+    put(
+        &model,
+        "tokenizer_config.json",
+        &json!({"eos_token": "<|im_end|>", "chat_template": of("tool_use")}).to_string(),
+    );
     let ended = rendered(&chat(model.path()), &conversations()[0]);
     assert!(ended.starts_with("<|im_start|>tools user") && ended.ends_with("No.<|im_end|>"), "{ended}");
 }
 
 #[test]
 fn an_export_of_an_export_is_the_same() {
-    for (template, source) in [(TemplateKind::Chat, Some(CHATML)), (TemplateKind::Hh, None), (TemplateKind::Hh, Some(CHATML))]
+    for (template, source) in
+        [(TemplateKind::Chat, Some(CHATML)), (TemplateKind::Hh, None), (TemplateKind::Hh, Some(CHATML))]
     {
         let (once, first) = exported(&folder(source), template, RewardAt::Eos);
         let (twice, second) = exported(&once, template, RewardAt::Eos);
@@ -224,10 +229,8 @@ fn plain_templates_are_written_as_chat_templates_that_render_the_training_s_text
     let (out, _) = exported(&folder(None), TemplateKind::Instruct, RewardAt::Eos);
     let prompt = [Message::new("user", "Hi.")];
     assert_eq!(prompted(&chat(out.path()), &prompt), "<|im_start|>Instruct: Hi.\nOutput:");
-    let refused = chat(out.path()).render_prompt(
-        &Prompt::Messages(vec![Message::new("tool", "3")]),
-        &TemplateInputs::default(),
-    );
+    let refused =
+        chat(out.path()).render_prompt(&Prompt::Messages(vec![Message::new("tool", "3")]), &TemplateInputs::default());
     assert!(refused.unwrap_err().message.contains("a role is tool"));
 }
 

@@ -191,7 +191,15 @@ fn exported(folder: &Path, template: TemplateKind, reward_at: RewardAt) -> tempf
         std::fs::copy(folder.join(name), out.path().join(name)).unwrap();
     }
     let (truncation, dtype) = (Truncation::Cut, Dtype::F32);
-    let as_trained = AsTrained { template, max_length: 64, max_prompt_length: 32, truncation, reward_at, dtype, chat_template: None };
+    let as_trained = AsTrained {
+        template,
+        max_length: 64,
+        max_prompt_length: 32,
+        truncation,
+        reward_at,
+        dtype,
+        chat_template: None,
+    };
     checkpoint::write_chat_template(out.path(), folder, &as_trained).unwrap();
     let _ = std::fs::remove_file(out.path().join("additional_chat_templates/original.jinja"));
     out
@@ -255,7 +263,15 @@ fn an_export_of_an_export_is_the_same() {
     let folder = folder(CHATML);
     let (truncation, dtype) = (Truncation::Cut, Dtype::F32);
     let (template, reward_at) = (TemplateKind::Chat, RewardAt::Eos);
-    let as_trained = AsTrained { template, max_length: 64, max_prompt_length: 32, truncation, reward_at, dtype, chat_template: None };
+    let as_trained = AsTrained {
+        template,
+        max_length: 64,
+        max_prompt_length: 32,
+        truncation,
+        reward_at,
+        dtype,
+        chat_template: None,
+    };
     let text = || std::fs::read_to_string(folder.path().join("chat_template.jinja")).unwrap();
     checkpoint::write_chat_template(folder.path(), folder.path(), &as_trained).unwrap();
     let first = text();

@@ -126,7 +126,9 @@ impl ChatTemplates {
             Ok(()) => Rendering::Written,
             Err(error) => {
                 let why = error.message;
-                warn!("programs that render messages with the exported chat template read other tokens than trained: {why}");
+                warn!(
+                    "programs that render messages with the exported chat template read other tokens than trained: {why}"
+                );
                 Rendering::NotAsTrained
             }
         };

@@ -6,8 +6,8 @@
 use super::chat_template::NAMED;
 use super::{Snapshot, read_json, sync, to_json, write_text};
 use crate::error::{Error, Result, file_error};
-use crate::statistics::Spread;
 use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
+use crate::statistics::Spread;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
