@@ -205,7 +205,7 @@ fn a_checkpoint_is_a_hugging_face_folder_with_the_trainer_s_own_beside_it() {
     object.shift_remove("num_labels");
     object.insert("architectures".into(), json!(["LlamaForSequenceClassification"]));
     object.insert("pad_token_id".into(), json!(5));
-    object.extend([("mean".into(), json!(2.0)), ("std".into(), json!(f64::sqrt(2.0)))]);
+    object.extend([("mean".into(), json!(2.0)), ("std".into(), json!(f64::from(f32::sqrt(2.0))))]);
     object.insert("id2label".into(), json!({"0": "reward"}));
     object.insert("label2id".into(), json!({"reward": 0}));
     object.insert("problem_type".into(), json!("regression"));

@@ -1,7 +1,7 @@
 //! Promise: what another program renders with an exported chat template, and the tokens of it, are what was trained; every
 //! rendering but that of a final answer is the original's.
 
-use haf_dist::checkpoint::{ChatTemplates, Rendering};
+use haf_dist::checkpoint::{self, ChatTemplates, Rendering};
 use haf_dist::config::{RewardAt, TemplateKind, Truncation};
 use haf_dist::data::template::Template;
 use haf_dist::data::tokenize::{Encoder, Rules};
@@ -89,9 +89,12 @@ fn encoder(folder: &Path, template: TemplateKind, reward_at: RewardAt) -> Encode
 /// The folder with exported templates, and what is said of them.
 fn exported(source: &TempDir, template: TemplateKind, reward_at: RewardAt) -> (TempDir, Rendering) {
     let out = tempfile::tempdir().unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(source.path().join(name), out.path().join(name)).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        if source.path().join(name).is_file() {
+            fs::copy(source.path().join(name), out.path().join(name)).unwrap();
+        }
     }
+    checkpoint::copy_named_templates(source.path(), out.path()).unwrap();
     let encoder = encoder(source.path(), template, reward_at);
     let templates = ChatTemplates::of(source.path(), &encoder).unwrap();
     templates.write(out.path()).unwrap();
@@ -106,8 +109,9 @@ fn conversations() -> Vec<Vec<Message>> {
     all
 }
 
+/// What other programs render with.
 fn chat(folder: &Path) -> Template {
-    Template::open(TemplateKind::Chat, folder).unwrap()
+    checkpoint::as_others_read(folder).unwrap()
 }
 
 fn rendered(template: &Template, messages: &[Message]) -> String {
@@ -198,6 +202,11 @@ fn an_export_of_an_export_is_the_same() {
             let read = |folder: &TempDir| fs::read_to_string(folder.path().join(name)).ok();
             assert_eq!(read(&once), read(&twice), "{name}");
             assert_eq!(read(&once).is_some(), !name.contains("original") || source.is_some(), "{name}");
+        }
+        if template == TemplateKind::Chat {
+            // Training goes on from an export with the template as it was.
+            let rendered = rendered(encoder(once.path(), template, RewardAt::End).template(), &conversations()[0]);
+            assert!(rendered.ends_with("No.<|im_end|>\n"), "{rendered}");
         }
     }
 }

@@ -66,6 +66,8 @@ struct Reading {
     tokens: [Option<Vec<u32>>; 2],
     /// Where Transformers reads the reward of the saved tokens.
     position: usize,
+    /// Whether other programs put a sigmoid over the reward.
+    activated: bool,
 }
 
 /// Runs the command; all ranks must call it.
@@ -81,8 +83,9 @@ pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
     let machine = opened.machine(comm)?;
     let pad = comm.agree(opened.pad_token())?;
     let template = comm.agree(checkpoint::as_others_read(opened.tokenizer()))?;
-    let readings: Vec<_> =
-        self_test.conversations.iter().map(|case| reading(case, &template, &opened.encoder, pad)).collect();
+    let activated = comm.agree(opened.is_activated())?;
+    let read = |case| Reading { activated, ..reading(case, &template, &opened.encoder, pad) };
+    let readings: Vec<_> = self_test.conversations.iter().map(read).collect();
     let cases = self_test.conversations.iter().zip(&readings);
     let sequences = cases.map(|(case, reading)| &case.tokens[..=reading.position]);
     let rewards = match comm.agree(checkpoint::data_of(sequences))? {
@@ -119,7 +122,7 @@ fn reading(case: &Case, template: &Template, encoder: &Encoder, pad: Option<u32>
     let of_text = text.as_ref().and_then(|text| encoder.ids(text).ok());
     let of_messages = encoder.conversation(&case.messages).ok().map(|(_, tokens)| tokens);
     let position = case.tokens.iter().rposition(|token| Some(*token) != pad).unwrap_or(0);
-    Reading { text, tokens: [of_text, of_messages], position }
+    Reading { text, tokens: [of_text, of_messages], position, activated: false }
 }
 
 /// The first thing that differs.
@@ -139,6 +142,8 @@ fn difference(
         Some(Difference::Tokens)
     } else if reading.position + 1 != case.tokens.len() {
         Some(Difference::Position)
+    } else if reading.activated {
+        Some(Difference::Activation)
     } else if (reward - saved).abs() <= tolerance {
         None
     } else if (reward - sigmoid).abs() <= tolerance {
@@ -219,7 +224,7 @@ mod tests {
     }
 
     fn as_saved() -> Reading {
-        Reading { text: Some("b".into()), tokens: [Some(vec![4, 9]), Some(vec![4, 9])], position: 1 }
+        Reading { text: Some("b".into()), tokens: [Some(vec![4, 9]), Some(vec![4, 9])], position: 1, activated: false }
     }
 
     fn seen(reading: &Reading, reward: f64, precision: &str) -> Option<Difference> {
@@ -241,6 +246,8 @@ mod tests {
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Rendering));
         let reading = Reading { tokens: [Some(vec![4, 9]), Some(vec![1, 4, 9])], ..as_saved() };
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Tokens));
+        let reading = Reading { activated: true, ..as_saved() };
+        assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Activation));
         let reading = Reading { position: 0, ..as_saved() };
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Position));
     }

@@ -74,6 +74,9 @@ fn what_differs_is_named_with_exit_code_1() {
     changed("rendering", &|name| workspace.write(&format!("{name}/chat_template.jinja"), TEMPLATE));
     changed("tokens", &|name| edit(format!("{name}/haf_dist.json"), &|file| file["template"] = json!("hh")));
     changed("position", &|name| edit(format!("{name}/config.json"), &|file| file["pad_token_id"] = json!(2)));
+    changed("activation", &|name| {
+        edit(format!("{name}/config.json"), &|file| drop(file.as_object_mut().unwrap().remove("problem_type")));
+    });
     changed("reward", &|name| {
         edit(format!("{name}/self-test.json"), &|file| file["conversations"][0]["reward"] = json!(9.5));
     });
