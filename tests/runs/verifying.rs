@@ -34,7 +34,10 @@ fn a_checkpoint_and_its_export_are_as_they_were_saved() {
         workspace.train(ranks, &[&dir, set]).succeeded();
         let (step, exported) = (format!("{run}/step-6"), format!("exported-{run}"));
         workspace.run(1, &["export", &step, &exported]).succeeded();
-        assert_eq!(workspace.read(&format!("{exported}/self-test.json")), workspace.read(&format!("{step}/self-test.json")));
+        assert_eq!(
+            workspace.read(&format!("{exported}/self-test.json")),
+            workspace.read(&format!("{step}/self-test.json"))
+        );
         for folder in [step, exported] {
             let table = verify(&workspace, &folder).succeeded().stdout;
             let rows = table.lines().filter(|line| line.ends_with("OK |")).count();
@@ -63,7 +66,11 @@ fn what_differs_is_named_with_exit_code_1() {
         let outcome = verify(&workspace, name);
         assert_eq!(outcome.code, 1, "{name}: {}{}", outcome.stdout, outcome.stderr);
         assert!(outcome.stdout.contains(&format!("NOT: {name}")), "{}", outcome.stdout);
-        assert!(outcome.stderr.contains(&format!("{name} of ")) && outcome.stderr.contains("hint:"), "{}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains(&format!("{name} of ")) && outcome.stderr.contains("hint:"),
+            "{}",
+            outcome.stderr
+        );
     };
     let edit = |file: String, edit: &dyn Fn(&mut Value)| {
         let mut content = json(&workspace, &file);
