@@ -432,7 +432,10 @@ def main() -> int:
         print(f"{total} renderings, {cut} cut at the EOS, {len(wrong)} wrong; exports: {counts}")
         print(f"exported as they are, though they end elsewhere: {', '.join(kinds.get('not_as_trained', [])) or 'none'}")
         print(f"templates that haf-dist cannot render: {', '.join(refused) or 'none'}", flush=True)
-        templates = {name: text for name, text in templates.items() if name not in refused}
+        # haf-dist's clock stands still, that of other programs goes on: verify says so of such a folder.
+        clocks = [name for name, text in templates.items() if "strftime_now" in text]
+        print(f"no rewards compared, the text holds the day's date: {', '.join(clocks) or 'none'}", flush=True)
+        templates = {name: text for name, text in templates.items() if name not in refused + clocks}
 
     print("| family | conversations | " + " | ".join(WAYS) + " |")
     print("|---|---|" + "---|" * len(WAYS))

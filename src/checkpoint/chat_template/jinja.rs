@@ -59,7 +59,8 @@ pub fn ending_at_eos(original: &str, turn: Turn) -> String {
     text += "{%- if messages and messages[-1].role == 'assistant' and not add_generation_prompt %}\n";
     let after = turn.after_eos();
     // White space behind an EOS needs no rule of its own.
-    if !after.is_empty() && !(turn.tail.contains(turn.eos) && after.trim().is_empty()) {
+    let is_white = turn.tail.contains(turn.eos) && after.trim().is_empty();
+    if !after.is_empty() && !is_white {
         text += &format!("    {{%- if haf_dist_text.endswith({tail}) %}}\n");
         text += &format!("        {{%- set haf_dist_text = haf_dist_text[:-{}] %}}\n", after.chars().count());
         text += "    {%- endif %}\n";
