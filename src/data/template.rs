@@ -13,10 +13,10 @@ use std::path::Path;
 
 const NAME: &str = "chat_template";
 /// The file that keeps the original of a chat template that an export has changed.
-pub const ORIGINAL: &str = "chat_template.original.jinja";
+pub const ORIGINAL: &str = "additional_chat_templates/original.jinja";
 /// How a template that an export has changed begins.
 pub const MARK: &str =
-    "{#- haf-dist: ends at the EOS of a final assistant turn; before: chat_template.original.jinja -#}";
+    "{#- haf-dist: ends at the EOS of a final assistant turn; as it was: the template `original` -#}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
 const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
