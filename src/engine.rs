@@ -18,6 +18,7 @@ use crate::model::rope;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Views, Workspace};
+use crate::ops::NormGradients;
 use std::cell::{Cell, RefCell};
 use tch::{Kind, Tensor};
 use tracing::trace_span;
@@ -121,7 +122,7 @@ impl Engine {
         if batch.pairs.is_empty() {
             // A rank without pairs still takes part in every reduction, in the same order.
             finished.all()?;
-            return Ok(Losses::Known(Vec::new()));
+            return Ok(Losses::none(*objective));
         }
         let _span = trace_span!("micro-batch", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let keep = if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
@@ -138,8 +139,8 @@ impl Engine {
         finished.heads()?;
         let (norm_index, norm) = self.norm()?;
         let output_gradient = shared.gradient.narrow(0, 0, output.size()[0]);
-        trace_span!("backward", segment = norm_index)
-            .in_scope(|| norm.backward((&gradient, None), &output, &statistics, &output_gradient))?;
+        let gradients = NormGradients { output: &gradient, residual: None, input: &output_gradient };
+        trace_span!("backward", segment = norm_index).in_scope(|| norm.backward(gradients, &output, &statistics))?;
         drop((gradient, normed));
         finished.segment(norm_index)?;
         for (index, segment) in self.blocks().enumerate().collect::<Vec<_>>().into_iter().rev() {
@@ -194,7 +195,13 @@ impl Engine {
 
     fn context(&self, batch: &PackedBatch) -> Context {
         let Model { architecture, kind, device, .. } = &self.model;
-        Context::new(architecture, (&batch.groups, &batch.positions), &self.frequencies, (*kind, *device))
+        Context::new(
+            self.model.ops(),
+            architecture,
+            (&batch.groups, &batch.positions),
+            &self.frequencies,
+            (*kind, *device),
+        )
     }
 
     fn embedding(&self) -> Result<&Segment> {

@@ -1,22 +1,27 @@
-//! The last step of the way: final hidden states -> rewards and answer log-probs -> both losses -> gradient of the
-//! hidden states, with the vocabulary product and its weight gradient.
+//! The heads: final hidden states -> rewards and answer log-probs -> both losses -> gradient of the hidden states, with
+//! the vocabulary product and its weight gradient.
 //!
 //! The policy loss of a pair depends on that pair alone, so its derivative is known as soon as its log-probs are, and
 //! one pass over a few pairs' response rows does everything: logits, log-sum-exp, loss, (one-hot - softmax), products.
 //! At most `ROWS_AT_ONCE` response rows (or one pair's, if it has more) are ever held times V.
 //!
-//! Legend: N rows whose hidden states are read, D width, V vocabulary, R response rows held at once.
+//! Losses' derivatives are tensors, so that on a GPU the pass is queued whole and waits for nothing; what it scored is
+//! read later ([`Losses::read`]).
+//!
+//! Legend: N rows whose hidden states are read, B pairs, A their answers, D width, V vocabulary, R response rows held at
+//! once.
 
-mod on_device;
+mod scores;
 
 use crate::config::LossConfig;
-use crate::data::batch::PackedPair;
+use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
+use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
-use crate::model::logits::{self, Logits, Place};
 use crate::model::segment::Segment;
-use crate::model::workspace::Scratch;
+use crate::ops::{Logits, Places, Scratch};
 use crate::tensor::on_device;
+use scores::Scores;
 use tch::{Device, Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
@@ -32,6 +37,8 @@ pub struct PairScores {
     pub index: usize,
     /// Rewards of the chosen and the rejected answer.
     pub rewards: [f64; 2],
+    /// Rewards at the second position, where the loss is taken there too; in training only.
+    pub second_rewards: Option<[f64; 2]>,
     /// Summed log-probs of the two answers; zeros where they were not asked for.
     pub log_probs: [f64; 2],
     /// Tokens the log-probs are summed over.
@@ -51,34 +58,26 @@ pub struct PairLosses {
     pub implicit_margin: Option<f64>,
 }
 
-/// The losses of a micro-batch: known, or computed on a GPU from scores that may not be there yet.
-pub enum Losses<'o> {
-    /// Known.
-    Known(Vec<PairLosses>),
-    /// To be had from the device.
-    OnDevice {
-        /// What it computes.
-        scores: on_device::Scores,
-        /// Whose scores they are.
-        pairs: Vec<PackedPair>,
-        /// What makes losses of them.
-        objective: Objective<'o>,
-    },
+/// The losses of a micro-batch, which a GPU may still be computing.
+pub struct Losses<'o> {
+    scores: Scores,
+    pairs: Vec<PackedPair>,
+    objective: Objective<'o>,
 }
 
-impl Losses<'_> {
-    /// The losses of every pair; waits for the device where they are computed on one.
+impl<'o> Losses<'o> {
+    /// The losses of no pairs.
+    pub fn none(objective: Objective<'o>) -> Self {
+        Self { scores: Scores::default(), pairs: Vec::new(), objective }
+    }
+
+    /// The losses of every pair; waits for the device.
     ///
     /// # Errors
     /// The device has failed.
     pub fn read(self) -> Result<Vec<PairLosses>> {
-        match self {
-            Self::Known(losses) => Ok(losses),
-            Self::OnDevice { scores, pairs, objective } => {
-                let scores = scores.read(&pairs)?.into_iter().zip(&pairs);
-                Ok(scores.map(|(scores, pair)| objective.losses(scores, pair.margin, pair.reference)).collect())
-            }
-        }
+        let scores = self.scores.read(&self.pairs)?.into_iter().zip(&self.pairs);
+        Ok(scores.map(|(scores, pair)| self.objective.losses(scores, pair.margin, pair.reference)).collect())
     }
 }
 
@@ -98,25 +97,24 @@ pub struct Objective<'a> {
 impl Objective<'_> {
     /// Losses of a pair from its scores and its reference.
     pub fn losses(&self, scores: PairScores, margin: f64, reference: [f64; 2]) -> PairLosses {
-        let [chosen, rejected] = scores.rewards;
-        let reward_loss = self.reward(chosen, rejected, margin).loss;
+        // Half of the loss each, where rewards are trained at two positions.
+        let reward_loss = match scores.second_rewards {
+            Some(second) => (self.reward_loss(scores.rewards, margin) + self.reward_loss(second, margin)) / 2.0,
+            None => self.reward_loss(scores.rewards, margin),
+        };
         let answers = answers(&scores, reference);
         PairLosses {
             scores,
             reward_loss,
-            policy_loss: self.log_probs.then(|| loss::policy(self.config, answers[0], answers[1]).loss),
+            policy_loss: self.log_probs.then(|| loss::policy(self.config, answers[0], answers[1])),
             implicit_margin: self.log_probs.then(|| loss::implicit_margin(self.config, answers[0], answers[1])),
         }
     }
 
-    fn reward(&self, chosen: f64, rejected: f64, margin: f64) -> loss::Value {
-        let ranking = loss::bradley_terry(chosen, rejected, margin, self.config.label_smoothing);
-        let centering = loss::centering(chosen, rejected, self.config.centering);
-        loss::Value {
-            loss: ranking.loss + centering.loss,
-            chosen: ranking.chosen + centering.chosen,
-            rejected: ranking.rejected + centering.rejected,
-        }
+    /// Bradley-Terry plus centering.
+    fn reward_loss(&self, [chosen, rejected]: [f64; 2], margin: f64) -> f64 {
+        loss::bradley_terry(chosen, rejected, margin, self.config.label_smoothing)
+            + loss::centering(chosen, rejected, self.config.centering)
     }
 }
 
@@ -151,20 +149,24 @@ impl Heads<'_> {
     /// # Errors
     /// Log-probs asked of a model without a language-model head.
     pub fn scores(&self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
-        let mut scores = self.rewards(hidden, pairs)?;
+        let at = on_device(&reward_rows(pairs, |answer| answer.reward_row), hidden.device());
+        let rewards = self.rewards(&reward_hidden(hidden, &at));
+        let mut scores = Scores { rewards, second_rewards: None, log_probs: Vec::new() };
         if log_probs {
             let vocabulary = self.vocabulary()?;
             for chunk in chunks(pairs) {
-                let pairs = &pairs[chunk.clone()];
+                let pairs = &pairs[chunk];
                 let logits = self.logits(&hidden.index_select(0, &rows(pairs, hidden)), vocabulary)?;
-                read_log_probs(&logits, pairs, &mut scores[chunk])?;
+                let places = Places::new(&places(pairs), &logits.values)?;
+                scores.log_probs.push(sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs));
             }
         }
-        Ok(scores)
+        scores.read(pairs)
     }
 
     /// Losses of every pair, and the gradient of their *sum* (weighted by the objective) with respect to the hidden
-    /// states [N, D]; gradients of both heads go to their buckets. Nothing is divided by a number of pairs here.
+    /// states [N, D]; gradients of both heads go to their buckets. Nothing is divided by a number of pairs here. Every
+    /// pair has two answers.
     ///
     /// # Errors
     /// As [`Heads::scores`].
@@ -174,99 +176,77 @@ impl Heads<'_> {
         pairs: &[PackedPair],
         objective: &Objective<'o>,
     ) -> Result<(Losses<'o>, Tensor)> {
-        if hidden.device() != Device::Cpu {
-            return self.forward_backward_on_device(hidden, pairs, objective);
-        }
-        let mut scores = self.rewards(hidden, pairs)?;
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
-        self.rewards_backward(hidden, pairs, objective, &scores, &mut hidden_gradient)?;
+        // First the rows of all rewards, then, where there are any, those of all second ones; an answer without a second
+        // one counts twice by half.
+        let mut at = reward_rows(pairs, |answer| answer.reward_row);
+        let answers = at.len() as i64;
+        let twice = pairs.iter().flat_map(|pair| &pair.answers).any(|answer| answer.second_reward_row.is_some());
+        if twice {
+            at.extend(reward_rows(pairs, |answer| answer.second_reward_row.unwrap_or(answer.reward_row)));
+        }
+        let at = on_device(&at, hidden.device());
+        let reward_hidden = reward_hidden(hidden, &at);
+        let rewards = self.rewards(&reward_hidden);
+        let margins = of_pairs(pairs, hidden, |pair| [pair.margin]).squeeze_dim(-1);
+        let margins = if twice { margins.repeat([2]) } else { margins };
+        let weight = if twice { objective.reward_weight / 2.0 } else { objective.reward_weight };
+        let slopes = reward_slopes(objective.config, &rewards.view([-1, 2]), &margins) * weight;
+        let slopes = slopes.to_kind(Kind::Float).view([-1, 1]);
+        self.reward.add_product(0..1, &slopes, &reward_hidden, self.scratch)?;
+        let _ = hidden_gradient.index_add_(0, &at, &(slopes * self.reward.weight(0)));
+        let mut log_probs = Vec::new();
         if objective.log_probs {
             for chunk in chunks(pairs) {
-                let scores = &mut scores[chunk.clone()];
-                self.policy_chunk(hidden, &pairs[chunk], objective, scores, &mut hidden_gradient)?;
+                log_probs.push(self.policy_chunk(hidden, &pairs[chunk], objective, &mut hidden_gradient)?);
             }
         }
-        let losses = scores.iter().zip(pairs);
-        let losses = losses.map(|(scores, pair)| objective.losses(*scores, pair.margin, pair.reference)).collect();
-        Ok((Losses::Known(losses), hidden_gradient.to_kind(hidden.kind())))
+        let second_rewards = twice.then(|| rewards.narrow(0, answers, answers));
+        let scores = Scores { rewards: rewards.narrow(0, 0, answers), second_rewards, log_probs };
+        let losses = Losses { scores, pairs: pairs.to_vec(), objective: *objective };
+        Ok((losses, hidden_gradient.to_kind(hidden.kind())))
     }
 
-    /// Rewards in f32: bf16 scores would tie.
-    fn rewards(&self, hidden: &Tensor, pairs: &[PackedPair]) -> Result<Vec<PairScores>> {
-        let rewards =
-            (self.reward_hidden(hidden, pairs) * self.reward.weight(0)).sum_dim_intlist(-1, false, Kind::Float);
-        let mut rewards = to_host(&rewards)?.into_iter();
-        let score = |pair: &PackedPair| {
-            let mut scores = PairScores { index: pair.index, ..PairScores::default() };
-            for (place, _) in pair.answers.iter().enumerate() {
-                scores.rewards[place] = rewards.next().map_or(f64::NAN, f64::from);
-            }
-            scores
-        };
-        Ok(pairs.iter().map(score).collect())
+    /// Rewards `[A]` f64 of hidden states [A, D] f32. In f32, since bf16 scores would tie.
+    fn rewards(&self, reward_hidden: &Tensor) -> Tensor {
+        let products = reward_hidden * self.reward.weight(0);
+        products.sum_dim_intlist(-1, false, Kind::Float).to_kind(Kind::Double)
     }
 
-    fn rewards_backward(
-        &self,
-        hidden: &Tensor,
-        pairs: &[PackedPair],
-        objective: &Objective,
-        scores: &[PairScores],
-        hidden_gradient: &mut Tensor,
-    ) -> Result<()> {
-        let mut slopes = Vec::with_capacity(2 * scores.len());
-        for (scores, pair) in scores.iter().zip(pairs) {
-            let value = objective.reward(scores.rewards[0], scores.rewards[1], pair.margin);
-            slopes.extend([value.chosen, value.rejected].map(|slope| (objective.reward_weight * slope) as f32));
-        }
-        let slopes = Tensor::from_slice(&slopes).unsqueeze(-1);
-        self.reward.add_product(0..1, &slopes, &self.reward_hidden(hidden, pairs), self.scratch)?;
-        let _ = hidden_gradient.index_add_(0, &reward_rows(pairs, hidden), &(slopes * self.reward.weight(0)));
-        Ok(())
-    }
-
-    /// Hidden states at which rewards are read [answers, D], f32.
-    fn reward_hidden(&self, hidden: &Tensor, pairs: &[PackedPair]) -> Tensor {
-        hidden.index_select(0, &reward_rows(pairs, hidden)).to_kind(Kind::Float)
-    }
-
-    /// Everything the policy loss needs of a few pairs, in one pass over their response rows.
+    /// Everything the policy loss needs of a few pairs, in one pass over their response rows; returns their answers'
+    /// summed log-probs `[A]` f64.
     fn policy_chunk(
         &self,
         hidden: &Tensor,
         pairs: &[PackedPair],
         objective: &Objective,
-        scores: &mut [PairScores],
         hidden_gradient: &mut Tensor,
-    ) -> Result<()> {
+    ) -> Result<Tensor> {
         let vocabulary = self.vocabulary()?;
         let rows = rows(pairs, hidden);
         let response = hidden.index_select(0, &rows);
         let logits = self.logits(&response, vocabulary)?;
-        let places = read_log_probs(&logits, pairs, scores)?;
+        let places = Places::new(&places(pairs), &logits.values)?;
+        let log_probs = sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs);
         if objective.alpha == 0.0 {
-            return Ok(());
+            return Ok(log_probs);
         }
-        let mut slopes = Vec::with_capacity(places.len());
-        for (pair, scores) in pairs.iter().zip(scores.iter()) {
-            let answers = answers(scores, pair.reference);
-            let value = loss::policy(objective.config, answers[0], answers[1]);
-            for (answer, slope) in pair.answers.iter().zip([value.chosen, value.rejected]) {
-                slopes.extend(answer.targets.iter().map(|_| (objective.alpha * slope) as f32));
-            }
-        }
-        let gradient = logits.into_gradient(&places, &slopes)?;
+        let references = of_pairs(pairs, hidden, |pair| pair.reference);
+        let tokens = of_pairs(pairs, hidden, |pair| [0, 1].map(|answer| pair.answers[answer].targets.len() as f64));
+        let slopes = policy_slopes(objective.config, &log_probs.view([-1, 2]), &references, &tokens) * objective.alpha;
+        let slopes = slopes.view([-1]).index_select(0, &owners(pairs, hidden.device())).to_kind(Kind::Float);
+        let gradient = vocabulary.ops.log_probs_backward(logits, &places, &slopes)?;
         self.add_vocabulary_gradient(vocabulary, &gradient, &response)?;
         let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
-        Ok(())
+        Ok(log_probs)
     }
 
-    /// Adds to the bucket what the gradient of logits [R, V] of the hidden rows [R, D] is worth.
+    /// Adds the weight gradient, and the bias's, of the logits' gradient [R, V] at the hidden rows [R, D].
     fn add_vocabulary_gradient(&self, vocabulary: &Segment, gradient: &Tensor, rows: &Tensor) -> Result<()> {
         vocabulary.add_product(0..1, gradient, rows, self.scratch)?;
         match vocabulary.gradient_view(BIAS) {
-            Some(sum) => logits::add_bias_gradient(gradient, sum),
+            Some(sum) => vocabulary.ops.add_column_sums(gradient, sum),
             None => Ok(()),
         }
     }
@@ -280,7 +260,8 @@ impl Heads<'_> {
             true => vocabulary.weight(BIAS).addmm_out(&logits, rows, &weight.tr()),
             false => rows.mm_out(&logits, &weight.tr()),
         };
-        Logits::new(logits, self.soft_cap)
+        let sums = vocabulary.ops.log_sum_exp(&logits, self.soft_cap)?;
+        Ok(Logits { values: logits, sums, soft_cap: self.soft_cap })
     }
 
     fn vocabulary(&self) -> Result<&Segment> {
@@ -291,22 +272,8 @@ impl Heads<'_> {
     }
 }
 
-/// Reads each answer's summed log-prob from a chunk's logits [R, V]; the sum is taken in f64. Returns where its targets
-/// are, answer after answer.
-fn read_log_probs(logits: &Logits, pairs: &[PackedPair], scores: &mut [PairScores]) -> Result<Vec<Place>> {
-    let places = places(pairs);
-    let mut read = logits.log_probs(&places)?.into_iter();
-    for (pair, scores) in pairs.iter().zip(scores) {
-        for (place, answer) in pair.answers.iter().enumerate() {
-            scores.tokens[place] = answer.targets.len();
-            scores.log_probs[place] = read.by_ref().take(answer.targets.len()).map(f64::from).sum();
-        }
-    }
-    Ok(places)
-}
-
 /// Where the targets of some pairs are in the logits of their response rows, answer after answer.
-fn places(pairs: &[PackedPair]) -> Vec<Place> {
+fn places(pairs: &[PackedPair]) -> Vec<(usize, usize)> {
     let (mut places, mut rows) = (Vec::new(), 0);
     for pair in pairs {
         let targets = pair.answers.iter().flat_map(|answer| &answer.targets);
@@ -339,13 +306,32 @@ fn rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
     on_device(&rows, hidden.device())
 }
 
-/// Reward rows of some pairs, answer after answer.
-fn reward_rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
-    let rows = pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
-    on_device(&rows.collect::<Vec<_>>(), hidden.device())
+/// A row of each answer of some pairs.
+fn reward_rows(pairs: &[PackedPair], row: impl Fn(&PackedAnswer) -> usize) -> Vec<i64> {
+    pairs.iter().flat_map(|pair| &pair.answers).map(|answer| row(answer) as i64).collect()
 }
 
-fn to_host(values: &Tensor) -> Result<Vec<f32>> {
-    let values = values.to_device(tch::Device::Cpu).contiguous();
-    crate::tensor::slice::<f32>(&values).map(<[f32]>::to_vec)
+/// Hidden states [A, D] f32 at which rewards are read.
+fn reward_hidden(hidden: &Tensor, rows: &Tensor) -> Tensor {
+    hidden.index_select(0, rows).to_kind(Kind::Float)
+}
+
+/// The number of the answer, counted through the pairs, that each target belongs to.
+fn owners(pairs: &[PackedPair], device: Device) -> Tensor {
+    let answers = pairs.iter().flat_map(|pair| &pair.answers).enumerate();
+    let owners = answers.flat_map(|(number, answer)| answer.targets.iter().map(move |_| number as i64));
+    on_device(&owners.collect::<Vec<_>>(), device)
+}
+
+/// Sums `[A]` f64 over each answer's targets of their log-probs `[targets]`.
+fn sums(log_probs: &Tensor, pairs: &[PackedPair]) -> Tensor {
+    let (answers, device): (usize, _) = (pairs.iter().map(|pair| pair.answers.len()).sum(), log_probs.device());
+    let zeros = Tensor::zeros([answers as i64], (Kind::Double, device));
+    zeros.index_add(0, &owners(pairs, device), &log_probs.to_kind(Kind::Double))
+}
+
+/// f64 values of every pair on the device of `hidden`, [B, N].
+fn of_pairs<const N: usize>(pairs: &[PackedPair], hidden: &Tensor, of: impl Fn(&PackedPair) -> [f64; N]) -> Tensor {
+    let values: Vec<f64> = pairs.iter().flat_map(of).collect();
+    on_device(&values, hidden.device()).view([-1, N as i64])
 }

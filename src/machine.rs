@@ -21,7 +21,19 @@ pub struct Machine {
     pub threads: usize,
 }
 
+/// Waits until a device has computed all that is queued there.
+pub fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
+        tch::Cuda::synchronize(index as i64);
+    }
+}
+
 impl Machine {
+    /// Whether the computation is the CPU's.
+    pub fn is_cpu(&self) -> bool {
+        self.device == Device::Cpu
+    }
+
     /// Picks the device, the precision and the number of threads, and tells libtorch. All ranks must call it.
     ///
     /// `threads` 0 means this node's cores divided by its ranks, or the cores that the launcher has bound the rank to.

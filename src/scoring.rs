@@ -49,7 +49,7 @@ pub fn score_pairs(
         });
         let batch = PackedBatch::new(items, Packing::Shared, engine.model.device);
         for scores in engine.score(&batch, log_probs)? {
-            let PairScores { index: place, rewards, log_probs, tokens } = scores;
+            let PairScores { index: place, rewards, log_probs, tokens, .. } = scores;
             let tokens = tokens.map(|count| count as f64);
             let row = [rewards[0], rewards[1], log_probs[0], log_probs[1], tokens[0], tokens[1]];
             if !row.iter().all(|number| number.is_finite()) {
@@ -68,9 +68,11 @@ pub fn score_pairs(
     progress.finish_and_clear();
     comm.agree(scored)?;
     comm.sum_f64(&mut numbers)?;
+    let bias = engine.model.reward_bias;
     let read = |(&index, row): (&usize, &[f64])| PairScores {
         index,
-        rewards: [row[0], row[1]],
+        rewards: [row[0] + bias, row[1] + bias],
+        second_rewards: None,
         log_probs: [row[2], row[3]],
         tokens: [row[4] as usize, row[5] as usize],
     };

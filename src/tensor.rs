@@ -52,11 +52,6 @@ pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor 
     }
 }
 
-/// The kind of a CPU tensor; none for one that lives elsewhere.
-pub fn cpu_kind(tensor: &Tensor) -> Option<Kind> {
-    (tensor.device() == Device::Cpu).then(|| tensor.kind())
-}
-
 fn check(tensor: &Tensor, kind: Option<Kind>) -> Result<()> {
     let wrong_kind = kind.is_some_and(|kind| kind != tensor.kind());
     if tensor.device() != Device::Cpu || !tensor.is_contiguous() || wrong_kind {

@@ -9,8 +9,8 @@ mod steps;
 
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::Config;
-use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::head::{Objective, PairScores};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Segment;
@@ -47,7 +47,7 @@ fn run_in(config: &Config, world_size: usize, kind: Kind) -> Trajectory {
         let comm = CommThread::start(move || Ok(seat.communicator())).unwrap();
         let mut trainer = trainer_in(config, &comm, kind);
         let steps: Vec<_> = (0..STEPS).map(|_| trainer.step(STEPS).unwrap().0).collect();
-        check_replicas(&trainer.engine, &comm).unwrap();
+        check_replicas(&trainer.engine, trainer.state.step, &comm).unwrap();
         let masters = trainer.engine.model.named_values();
         Trajectory {
             losses: steps.iter().map(|step| step.loss).collect(),
@@ -215,8 +215,11 @@ fn reward_pass(config: &Config, log_probs: bool) -> (Vec<PairScores>, Vec<Tensor
     let weight = Tensor::arange(segment.length() as i64, (Kind::Float, Device::Cpu)).sin();
     engine.model.segments[head].set(0, &weight.view([1, -1]));
     let data = pairs(engine.model.architecture.vocabulary as u32);
-    let pair =
-        |index| PairToPack { index, pair: TokenPair { prompt_length: 1, ..data.pair(index) }, reference: [0.0; 2] };
+    let pair = |index| {
+        let pair = data.pair(index);
+        let spans = pair.spans.map(|span| AnswerSpan { start: 1, ..span });
+        PairToPack { index, pair: TokenPair { spans, ..pair }, reference: [0.0; 2] }
+    };
     let batch = PackedBatch::new((0..PAIRS).map(pair), Packing::Shared, Device::Cpu);
     let read = batch.read_rows(log_probs).rows.size()[0] as usize;
     assert_eq!(read, if log_probs { batch.token_count() } else { 2 * PAIRS });

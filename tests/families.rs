@@ -4,12 +4,12 @@
 //!
 //! Not here: what the models compute; `golden.rs` has that.
 
-use haf_dist::model::attention::AttentionRules;
 use haf_dist::model::config::{Architecture, RopeScaling};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::layout::Rows;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::packing::AttentionRules;
 use haf_dist::safetensors_io::{Entry, Mapped, write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

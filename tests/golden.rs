@@ -4,16 +4,16 @@
 //! time and with activation checkpointing, which must all give the golden numbers.
 
 use haf_dist::config::LossConfig;
-use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::engine::Engine;
 use haf_dist::head::{Objective, PairLosses};
-use haf_dist::model::activation::Activation;
 use haf_dist::model::config::{Architecture, Residual};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::norm::NormKind;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::ops::Activation;
 use haf_dist::safetensors_io::Mapped;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -137,7 +137,7 @@ fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
             prefix: &pair.prefix,
             chosen: &pair.chosen,
             rejected: &pair.rejected,
-            prompt_length: pair.prompt_length,
+            spans: AnswerSpan::of_pair(pair.prompt_length, pair.prefix.len(), pair.chosen.len(), pair.rejected.len()),
             margin: pair.margin,
             domain: 0,
             prompt_hash: 0,

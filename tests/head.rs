@@ -1,15 +1,15 @@
 //! Promise: the heads' losses and gradients agree with the plain formulas, whatever the logits have besides a product: a
-//! bias (Phi-2), a soft cap (Gemma 2), both or neither.
+//! bias (Phi-2), a soft cap (Gemma 2), both or neither; and where rewards are trained at two positions.
 //!
 //! Legend: T tokens, D width, V vocabulary.
 
 use haf_dist::config::LossConfig;
-use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::head::{Heads, Objective};
 use haf_dist::model::layout::Declared;
 use haf_dist::model::segment::{Segment, Use};
-use haf_dist::model::workspace::Scratch;
+use haf_dist::ops::Scratch;
 use tch::{Device, Kind, Tensor};
 
 const WIDTH: i64 = 8;
@@ -24,10 +24,15 @@ fn waves(shape: &[i64], phase: f64) -> Tensor {
     ((&index * 12.9898 + phase).sin() * 43.758).sin().to_kind(Kind::Float).view(shape)
 }
 
-fn batch() -> PackedBatch {
+/// Two pairs; `twice`: the first one's answers are rewarded at their last two tokens.
+fn batch(twice: bool) -> PackedBatch {
     let answers: [[&[u32]; 3]; 2] = [[&[5, 9, 4499], &[17, 4100, 3], &[21]], [&[8], &[4096, 2], &[4095, 7, 7, 11]]];
     let pack = |(index, [prefix, chosen, rejected]): (usize, [&'static [u32]; 3])| {
-        let pair = TokenPair { prefix, chosen, rejected, prompt_length: 1, margin: 0.0, domain: 0, prompt_hash: 0 };
+        let mut spans = AnswerSpan::of_pair(1, prefix.len(), chosen.len(), rejected.len());
+        if twice && index == 0 {
+            spans = spans.map(|span| AnswerSpan { reward: span.reward - 1, second_reward: Some(span.reward), ..span });
+        }
+        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, domain: 0, prompt_hash: 0 };
         PairToPack { index, pair, reference: [-20.0, -12.0 - index as f32] }
     };
     PackedBatch::new(answers.into_iter().enumerate().map(pack), Packing::Shared, Device::Cpu)
@@ -44,7 +49,7 @@ fn segment(parameters: &[(&str, Tensor)], kind: Kind) -> Segment {
 fn leaves(kind: Kind) -> [Tensor; 4] {
     let rounded = |values: Tensor| values.to_kind(kind).to_kind(Kind::Float);
     [
-        rounded(waves(&[batch().token_count() as i64, WIDTH], 1.0)),
+        rounded(waves(&[batch(false).token_count() as i64, WIDTH], 1.0)),
         waves(&[1, WIDTH], 2.0),
         rounded(waves(&[VOCABULARY, WIDTH], 3.0)),
         rounded(waves(&[VOCABULARY], 4.0)),
@@ -52,7 +57,7 @@ fn leaves(kind: Kind) -> [Tensor; 4] {
 }
 
 /// Sum of the hybrid losses and its gradients, by libtorch.
-fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) -> (f64, Vec<Tensor>) {
+fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>, twice: bool) -> (f64, Vec<Tensor>) {
     let leaves = leaves(kind).map(|leaf| leaf.set_requires_grad(true));
     let [hidden, reward, vocabulary, biases] = &leaves;
     // Without a bias its leaf still takes part, so that it has a gradient: of nothing.
@@ -63,7 +68,7 @@ fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) 
     };
     let log_probs = logits.log_softmax(-1, Kind::Float);
     let mut gains = Vec::new();
-    for pair in batch().pairs {
+    for pair in batch(twice).pairs {
         let read = |answer: usize| {
             let targets = pair.answers[answer].targets.iter();
             targets.fold(Tensor::from(-pair.reference[answer] as f32), |sum, &(row, token)| {
@@ -71,8 +76,13 @@ fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) 
             })
         };
         let rewards = |answer: usize| (hidden.get(pair.answers[answer].reward_row as i64) * reward).sum(Kind::Float);
+        let seconds = |answer: usize| {
+            let row = pair.answers[answer].second_reward_row.unwrap_or(pair.answers[answer].reward_row);
+            (hidden.get(row as i64) * reward).sum(Kind::Float)
+        };
         gains.push(((read(0) - read(1)) * config.beta).log_sigmoid() * config.alpha);
-        gains.push((rewards(0) - rewards(1)).log_sigmoid() * config.reward_weight);
+        let both = (rewards(0) - rewards(1)).log_sigmoid() + (seconds(0) - seconds(1)).log_sigmoid();
+        gains.push(both * (config.reward_weight / 2.0));
     }
     let loss = Tensor::stack(&gains, 0).sum(Kind::Float).neg();
     let gradients = Tensor::run_backward(&[&loss], &leaves, false, false);
@@ -80,7 +90,7 @@ fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) 
 }
 
 /// The same by [`Heads`].
-fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) -> (f64, Vec<Tensor>) {
+fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>, twice: bool) -> (f64, Vec<Tensor>) {
     let [hidden, reward, vocabulary, biases] = leaves(kind);
     let mut parameters = vec![("lm_head.weight", vocabulary)];
     if bias {
@@ -98,7 +108,7 @@ fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>) -> (
         scratch: &scratch,
     };
     let objective = Objective { config, reward_weight: config.reward_weight, alpha: config.alpha, log_probs: true };
-    let (losses, gradient) = heads.forward_backward(&hidden.to_kind(kind), &batch().pairs, &objective).unwrap();
+    let (losses, gradient) = heads.forward_backward(&hidden.to_kind(kind), &batch(twice).pairs, &objective).unwrap();
     let loss = |losses: &haf_dist::head::PairLosses| {
         config.reward_weight * losses.reward_loss + config.alpha * losses.policy_loss.unwrap_or(f64::NAN)
     };
@@ -117,18 +127,28 @@ fn losses_and_gradients_agree_with_automatic_differentiation() {
         (left.to_kind(Kind::Float) - right).norm().double_value(&[]) / if size == 0.0 { 1.0 } else { size }
     };
     for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1.5e-2)] {
-        for (bias, soft_cap) in [(false, None), (true, None), (false, Some(CAP)), (true, Some(CAP))] {
-            let (loss, gradients) = made(kind, &config, bias, soft_cap);
-            let (wanted, wanted_gradients) = expected(kind, &config, bias, soft_cap);
+        for (bias, soft_cap, twice) in [
+            (false, None, false),
+            (true, None, false),
+            (false, Some(CAP), false),
+            (true, Some(CAP), false),
+            (false, None, true),
+        ] {
+            let (loss, gradients) = made(kind, &config, bias, soft_cap, twice);
+            let (wanted, wanted_gradients) = expected(kind, &config, bias, soft_cap, twice);
             assert!((loss / wanted - 1.0).abs() < bound, "{kind:?} {bias} {soft_cap:?}: {loss} is not {wanted}");
             for (place, (gradient, wanted)) in gradients.iter().zip(&wanted_gradients).enumerate() {
                 let far = distance(gradient, wanted);
                 assert!(far < bound, "{kind:?} {bias} {soft_cap:?}: gradient {place} is off by {far}");
             }
+            // Control: one reward an answer, or two, are not the same.
+            let (_, others) = expected(kind, &config, bias, soft_cap, !twice);
+            let far = distance(&gradients[1], &others[1]);
+            assert!(kind != Kind::Float || far > 100.0 * bound, "{far}");
             // Controls: the other way with the bias, and with the cap, gives something else. In bf16 rounding may hide it.
             let other_cap = if soft_cap.is_some() { None } else { Some(CAP) };
             for (bias, soft_cap) in [(!bias, soft_cap), (bias, other_cap)] {
-                let (_, others) = expected(kind, &config, bias, soft_cap);
+                let (_, others) = expected(kind, &config, bias, soft_cap, twice);
                 let far = [0, 2].map(|place| distance(&gradients[place], &others[place]));
                 assert!(
                     kind != Kind::Float || far.iter().all(|far| *far > 100.0 * bound),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 ///
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
-    &["error", "tensor", "files", "statistics", "panics", "parallel", "signals", "terminal"],
-    &["kernels", "config", "comm", "logging", "safetensors_io"],
+    &["error", "tensor", "files", "statistics", "packing", "panics", "parallel", "signals", "terminal"],
+    &["ops", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],
     &["evaluate", "trainer", "comparison", "plan"],
@@ -23,7 +23,6 @@ const WITHIN: &[(&str, &str)] = &[
     ("signals", "error"),
     ("tensor", "error"),
     ("terminal", "error"),
-    ("data", "model"),
     ("safetensors_io", "config"),
     ("engine", "head"),
     ("scoring", "engine"),
@@ -38,7 +37,7 @@ const WITHIN: &[(&str, &str)] = &[
 ];
 
 /// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, memory that
-/// processes share, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
+/// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
     "files.rs",
@@ -46,21 +45,24 @@ const UNSAFE: &[&str] = &[
     "comm/shared.rs",
     "comm/nccl/cuda.rs",
     "comm/nccl/group.rs",
-    "kernels/amx.rs",
-    "kernels/tile.rs",
-    "kernels/weight_gradient.rs",
+    "ops/cpu/amx.rs",
+    "ops/cpu/tile.rs",
+    "ops/cpu/weight_gradient.rs",
     "machine.rs",
 ];
 
 /// How a crate is named, and the only file or folder that may.
 const DOORS: &[(&str, &str)] = &[
     ("use mpi::", "comm/mpi.rs"),
-    ("use tokenizers::", "data/tokenize.rs"),
+    ("use tokenizers::", "data/tokenize"),
     ("use parquet::", "data/parquet.rs"),
     ("use hf_hub::", "hub/client.rs"),
     ("cudarc::", "comm/nccl/"),
     ("libloading::", "comm/nccl/"),
 ];
+
+/// Where a file may ask which device it is on: where operations are chosen and memory is laid out.
+const ASKS_FOR_DEVICE: &[&str] = &["ops/", "machine", "tensor.rs", "reducer.rs"];
 
 const LONGEST: usize = 400;
 
@@ -187,6 +189,32 @@ fn nothing_prints_past_terminal_rs() {
     for word in ["print", "println", "eprint", "eprintln"] {
         assert_eq!(printing(&format!("{word}!(\"x\")")).len(), 1, "{word}");
     }
+}
+
+/// Where a text chooses by device.
+fn device_forks(text: &str) -> Vec<&'static str> {
+    let forks = ["cpu_kind", "== Device::Cpu", "!= Device::Cpu", "Device::Cpu =>", "Device::Cuda(", "is_cuda()"];
+    forks.into_iter().filter(|fork| text.contains(fork)).collect()
+}
+
+#[test]
+fn what_is_computed_is_chosen_in_one_place() {
+    for (file, text) in files("src") {
+        let found = device_forks(&shipped(&text));
+        let may = ASKS_FOR_DEVICE.iter().any(|place| file.starts_with(place));
+        assert!(found.is_empty() || may, "{file} has {found:?}: a method of `Ops` decides that");
+    }
+    // No room keeps an allowance that it does not need.
+    for place in ASKS_FOR_DEVICE {
+        let used =
+            files("src").iter().any(|(file, text)| file.starts_with(place) && !device_forks(&shipped(text)).is_empty());
+        assert!(used, "{place} asks for no device: take it off the list");
+    }
+    // Nor does anything ask which implementation it has.
+    let text = std::fs::read_to_string(root().join("src/ops/mod.rs")).unwrap();
+    assert!(!["Any", "downcast", "fn name", "fn device", "fn is_"].iter().any(|word| text.contains(word)));
+    // Control: a fork is noticed.
+    assert_eq!(device_forks("if x.device() == Device::Cpu {"), ["== Device::Cpu"]);
 }
 
 #[test]

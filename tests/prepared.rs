@@ -1,8 +1,9 @@
 //! Promises of the prepared file: same pairs again, rebuilt when it cannot be trusted, one clear error otherwise.
 
 use haf_dist::config::{Format, Source, TemplateKind, Truncation};
+use haf_dist::data::AnswerSpan;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
-use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair};
+use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair, Rules};
 use haf_dist::data::{Pair, formats, report};
 use haf_dist::error::{Error, Kind};
 use std::os::unix::fs::MetadataExt;
@@ -43,7 +44,7 @@ impl Place {
     }
 
     fn encoder(&self, max_length: usize) -> Encoder {
-        Encoder::open(self.folder.path(), TemplateKind::Plain, max_length, 4, Truncation::Cut, 28).unwrap()
+        Encoder::open(self.folder.path(), Rules::new(TemplateKind::Plain, max_length, 4, Truncation::Cut), 28).unwrap()
     }
 
     fn cache(&self) -> PathBuf {
@@ -237,7 +238,7 @@ fn labelled(prefix: usize, chosen: usize, rejected: usize, domain: &str) -> Labe
         prefix,
         chosen,
         rejected,
-        prompt_length: prefix,
+        spans: AnswerSpan::of_pair(prefix, prefix, chosen, rejected),
         prompt_hash: 3,
         prompt_cut: chosen > 5,
         answer_cut: chosen > 6,

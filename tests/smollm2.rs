@@ -2,8 +2,8 @@
 //!
 //! Needs the folder that launch/setup.sh makes.
 
-use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::engine::Engine;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
@@ -34,7 +34,7 @@ fn next_token_log_probs_after_a_question_are_the_known_ones() {
             prefix: &prompt,
             chosen: word,
             rejected: &[],
-            prompt_length: prompt.len(),
+            spans: AnswerSpan::of_pair(prompt.len(), prompt.len(), word.len(), 0),
             margin: 0.0,
             domain: 0,
             prompt_hash: 0,

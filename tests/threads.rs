@@ -1,7 +1,7 @@
 //! Promise: the number of threads changes no bit of a weight gradient. Alone in its file: the pool of threads is one a
 //! process, and stays.
 
-use haf_dist::kernels::{accumulate, weight_gradient};
+use haf_dist::ops::cpu::{accumulate, weight_gradient};
 use haf_dist::parallel;
 use half::bf16;
 

@@ -6,7 +6,7 @@
 //! script's making, for any other.
 
 use haf_dist::config::{TemplateKind, Truncation};
-use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair};
+use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair, Rules};
 use haf_dist::data::{Message, Pair, Prompt, TemplateInputs};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn root() -> PathBuf {
 }
 
 fn encoder(folder: &Path) -> Encoder {
-    Encoder::open(folder, TemplateKind::Chat, 1 << 16, 1 << 15, Truncation::Cut, 1 << 20).unwrap()
+    Encoder::open(folder, Rules::new(TemplateKind::Chat, 1 << 16, 1 << 15, Truncation::Cut), 1 << 20).unwrap()
 }
 
 /// A single answer's tokens, or those of a pair; none where it is refused.
@@ -76,7 +76,7 @@ fn compare(folder: &Path, truth: &Path) -> usize {
             // The answer starts where the prompt alone ends, or with the token that the two share.
             let start = case.prompt_ids.as_deref().unwrap_or_default();
             let common = start.iter().zip(expected).take_while(|(one, other)| one == other).count();
-            assert_eq!(single.prompt_length, common, "{place}");
+            assert_eq!(single.spans[0].start, common, "{place}");
             compared += 1;
         }
         if let Some(pair) = encode(&encoder, case, 0, Some(1)) {

@@ -5,7 +5,8 @@
 use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random};
 use criterion::{Criterion, Throughput};
 use haf_dist::data::batch::Packing;
-use haf_dist::model::attention::{AttentionPlan, AttentionRules};
+use haf_dist::ops;
+use haf_dist::packing::AttentionRules;
 use tch::Device;
 
 pub fn bench(criterion: &mut Criterion) {
@@ -16,15 +17,16 @@ pub fn bench(criterion: &mut Criterion) {
     let size = |heads: usize| [tokens as i64, heads as i64, shape.head_width as i64];
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
-        let plan = AttentionPlan::new(&batch.groups, heads, AttentionRules::plain(heads.width), kind, Device::Cpu);
+        let ops = ops::of(Device::Cpu);
+        let plan = ops.plan_attention(&batch.groups, heads, AttentionRules::plain(heads.width), (kind, Device::Cpu));
         let rows = random(&size(heads.query + 2 * heads.key), kind);
         let gradient = random(&size(heads.query), kind);
         let (output, rows_gradient) = (gradient.empty_like(), rows.empty_like());
-        let forward = || plan.forward(&rows, &output).expect("buffers of this crate");
+        let forward = || ops.attention(&plan, &rows, &output).expect("buffers of this crate");
         let log_sums = forward();
         group.bench_function(format!("forward/{name}"), |bencher| bencher.iter(forward));
         group.bench_function(format!("backward/{name}"), |bencher| {
-            bencher.iter(|| plan.backward(&gradient, &rows, &output, &log_sums, &rows_gradient));
+            bencher.iter(|| ops.attention_backward(&plan, &gradient, &rows, &output, &log_sums, &rows_gradient));
         });
     }
     group.finish();

@@ -17,7 +17,13 @@ pub fn bench(criterion: &mut Criterion) {
     for (kind, name) in KINDS {
         let segment = segment(Part::Block(0), &shape, kind);
         let block = Block::new(&shape, 0, &segment);
-        let context = Context::new(&shape, (&batch.groups, &batch.positions), &frequencies, (kind, Device::Cpu));
+        let context = Context::new(
+            haf_dist::ops::of(Device::Cpu),
+            &shape,
+            (&batch.groups, &batch.positions),
+            &frequencies,
+            (kind, Device::Cpu),
+        );
         let mut workspace = Workspace::default();
         let Views { mut states, output, shared } =
             workspace.views(&shape, tokens as i64, Keep::Everything, (kind, Device::Cpu));

@@ -2,8 +2,8 @@
 //!
 //! Legend: T tokens, D width, V vocabulary.
 
-use haf_dist::data::TokenPair;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::model::config::Architecture;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::{Segment, Use};
@@ -71,8 +71,8 @@ impl Pairs {
             let (prefix, answers) = tokens.split_at(PREFIX);
             let (chosen, rejected) = answers.split_at(ANSWER);
             let prompt_hash = index as u64;
-            let pair =
-                TokenPair { prefix, chosen, rejected, prompt_length: PREFIX, margin: 0.0, domain: 0, prompt_hash };
+            let spans = AnswerSpan::of_pair(PREFIX, PREFIX, ANSWER, ANSWER);
+            let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, domain: 0, prompt_hash };
             PairToPack { index, pair, reference: [-60.0, -62.0] }
         });
         PackedBatch::new(pairs, packing, Device::Cpu)

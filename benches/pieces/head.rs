@@ -6,7 +6,7 @@ use haf_dist::config::LossConfig;
 use haf_dist::data::batch::Packing;
 use haf_dist::head::{Heads, Objective};
 use haf_dist::model::decoder::Part;
-use haf_dist::model::workspace::Scratch;
+use haf_dist::ops::Scratch;
 use tch::Kind;
 
 pub fn bench(criterion: &mut Criterion) {

@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput};
 use haf_dist::config::{TemplateKind, Truncation};
 use haf_dist::data::Pair;
 use haf_dist::data::formats;
-use haf_dist::data::tokenize::Encoder;
+use haf_dist::data::tokenize::{Encoder, Rules};
 use haf_dist::error::Result;
 use std::hint::black_box;
 use std::path::Path;
@@ -17,8 +17,8 @@ const PAIRS: usize = 256;
 fn open() -> Result<(Encoder, Vec<Pair>)> {
     let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join(".deps");
     let model = deps.join("SmolLM2-135M-Instruct");
-    let encoder = Encoder::open(&model, TemplateKind::Chat, 512, 128, Truncation::Cut, 49_152)?;
-    let mut pairs = formats::read_for_scoring(&deps.join("socialiqa/test.jsonl"))?;
+    let encoder = Encoder::open(&model, Rules::new(TemplateKind::Chat, 512, 128, Truncation::Cut), 49_152)?;
+    let mut pairs = formats::read_for_scoring(&deps.join("socialiqa/test.jsonl"), &Default::default())?.pairs;
     pairs.truncate(PAIRS);
     Ok((encoder, pairs))
 }

@@ -9,17 +9,19 @@
 
 mod planned;
 
+use super::{alike, setup};
 use crate::cli::Bench;
 use crate::comm::CommThread;
 use crate::config::{Config, TemplateKind, Truncation};
 use crate::data::batch::Packing;
 use crate::data::prepared::PreparedData;
 use crate::data::sampler::Sampler;
-use crate::data::tokenize::Encoder;
+use crate::data::tokenize::{Encoder, Rules};
 use crate::data::verbatim;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::machine::{self, Machine, backend};
+use crate::machine::{self, Machine, backend, wait_for};
+use crate::model::adapter::Origin;
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
@@ -90,6 +92,7 @@ struct Work {
 /// # Errors
 /// A folder that is no model, or a file with too few pairs.
 pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
+    alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
     let config = config(bench, comm.world_size())?;
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;
     backend::connect(&config.parallel, machine.device, comm)?;
@@ -102,7 +105,9 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
+    alike::data("timed", &data, comm)?;
     let mut model = comm.agree(Model::load(&bench.model, options))?;
+    setup::share_weights(&mut model, comm)?;
     reducer::share_gradients(&mut model, comm)?;
     let engine = Engine::new(model, false);
     let all: Vec<usize> = (0..data.len()).collect();
@@ -128,9 +133,7 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     for _ in 1..steps {
         losses.push(trainer.step(steps)?.0.loss);
     }
-    if let Device::Cuda(index) = machine.device {
-        tch::Cuda::synchronize(index as i64);
-    }
+    wait_for(machine.device);
     comm.barrier()?;
     let seconds = started.elapsed().as_secs_f64();
 
@@ -188,14 +191,13 @@ fn prepare(bench: &Bench, config: &Config, architecture: &Architecture, warm_up:
     if length < 2 {
         return Err(Error::input("--max-length 1 leaves no room for an answer").hint("expected 2 or more"));
     }
-    let encoder = Encoder::open(
-        &bench.model,
-        TemplateKind::Plain,
-        length,
-        length - 1,
-        Truncation::Drop,
-        architecture.vocabulary,
-    )?;
+    let rules = Rules {
+        template: TemplateKind::Plain,
+        max_prompt_length: length - 1,
+        truncation: Truncation::Drop,
+        ..Rules::from(&config.data)
+    };
+    let encoder = Encoder::open(&bench.model, rules, architecture.vocabulary)?;
     PreparedData::from_pairs(verbatim::first_pairs(&bench.pairs, &encoder, warm_up + bench.count)?)
 }
 
@@ -276,17 +278,12 @@ fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>
 
 /// Seconds of one call, the mean of many after a first.
 fn time(product: &dyn Fn() -> Tensor, device: Device) -> f64 {
-    let wait = || {
-        if let Device::Cuda(index) = device {
-            tch::Cuda::synchronize(index as i64);
-        }
-    };
     let _ = product();
-    wait();
+    wait_for(device);
     let (started, mut calls) = (Instant::now(), 0.0);
     while started.elapsed().as_secs_f64() < PRODUCT_SECONDS {
         let _ = product();
-        wait();
+        wait_for(device);
         calls += 1.0;
     }
     started.elapsed().as_secs_f64() / calls

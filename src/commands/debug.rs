@@ -6,6 +6,7 @@
 use super::setup;
 use crate::comm::CommThread;
 use crate::config::{Config, Source};
+use crate::data::AnswerSpan;
 use crate::data::batch::Packing;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
@@ -102,20 +103,35 @@ fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
     PreparedData::from_pairs(kept)
 }
 
-/// Prints the first pairs as the model sees them, the token at which the reward is read between >> and <<.
+/// Prints the first pairs as the model sees them.
 fn show(data: &PreparedData, encoder: &Encoder) -> Result<()> {
     for index in 0..data.len().min(SHOWN) {
         let pair = data.pair(index);
         let tokens = [pair.prefix, pair.chosen, pair.rejected].map(|part| part.len().to_string()).join(" + ");
         terminal::out(format_args!("pair {} ({tokens} tokens)", index + 1))?;
         terminal::out(format_args!("  prefix   {:?}", encoder.decode(pair.prefix)?))?;
-        for (name, suffix) in [("chosen", pair.chosen), ("rejected", pair.rejected)] {
-            let (last, rest) = suffix.split_last().map_or((0, suffix), |(last, rest)| (*last, rest));
-            let (rest, last) = (encoder.decode(rest)?, encoder.decode(&[last])?);
-            terminal::out(format_args!("  {name:<8} {rest:?} >>{last}<<"))?;
+        for (answer, (name, suffix)) in [("chosen", pair.chosen), ("rejected", pair.rejected)].into_iter().enumerate() {
+            let shown = marked(suffix, pair.prefix.len(), pair.spans[answer], encoder)?;
+            terminal::out(format_args!("  {name:<8} {shown}"))?;
         }
     }
     terminal::out("")
+}
+
+/// The text of a sequence behind its prefix of so many tokens, those at which the reward is read between >> and <<.
+fn marked(suffix: &[u32], prefix: usize, span: AnswerSpan, encoder: &Encoder) -> Result<String> {
+    let mut places: Vec<usize> = [Some(span.reward), span.second_reward].into_iter().flatten().collect();
+    places.sort_unstable();
+    let (mut shown, mut from) = (String::new(), 0);
+    for place in places.into_iter().filter_map(|place| place.checked_sub(prefix)) {
+        let (before, token) = (encoder.decode(&suffix[from..place])?, encoder.decode(&suffix[place..=place])?);
+        shown += &format!("{before:?} >>{}<< ", token.escape_debug());
+        from = place + 1;
+    }
+    if from < suffix.len() {
+        shown += &format!("{:?}", encoder.decode(&suffix[from..])?);
+    }
+    Ok(shown.trim_end().to_owned())
 }
 
 /// Heads and adapters that are not zero, or rewards could show no error and most gradients would be zero; returns what

@@ -2,15 +2,17 @@
 //!
 //! Pairs give `reward_chosen, reward_rejected, logp_chosen, logp_rejected, implicit_chosen, implicit_rejected`; single
 //! (prompt, answer) rows give `reward, logp, implicit`. `logp` needs a language-model head, `implicit` the starting
-//! model too. A row whose answer lost its end to the length (of a pair, one of them) has `"cut":true` besides; one that
-//! the encoder drops says why instead.
+//! model too. A row that is longer than the length has `"cut": "prompt"`, `"answer"` or `"prompt and answer"` besides: what
+//! lost tokens; one that the encoder drops says why instead.
 
+use super::alike;
 use super::scored::{Scored, open};
 use crate::cli::{Output, Scoring};
 use crate::comm::CommThread;
 use crate::data::Pair;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::report::unused_keys;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
@@ -23,11 +25,11 @@ use serde_json::{Map, Value, json};
 use std::io::{self, BufWriter};
 use std::path::Path;
 use tempfile::NamedTempFile;
-use tracing::warn;
+use tracing::{info, warn};
 
-/// A row of the file: its place among the scored pairs and whether an answer was cut, or why it is not scored.
+/// A row of the file: its place among the scored pairs and what of it was cut, or why it is not scored.
 enum Row {
-    Scored { place: usize, pair: bool, cut: bool },
+    Scored { place: usize, pair: bool, cut: Option<&'static str> },
     Dropped(String),
 }
 
@@ -38,16 +40,24 @@ enum Row {
 pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
     // Before the work, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
-    let opened = comm.agree(open(scoring))?;
+    let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
-    let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
+    let work = comm.at_work(format!("reading {}", scoring.data.display()));
+    let formats::Scorable { pairs, mut unused } =
+        comm.agree(formats::read_for_scoring(&scoring.data, &scoring.columns()))?;
+    unused.extend(opened.encoder.unread(&pairs));
+    if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
+        info!("{}: {keys}", scoring.data.display());
+    }
     let (rows, kept) = comm
         .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
+    drop(work);
     let mut lines = Vec::new();
     if kept.is_empty() {
         lines.extend(pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)));
     } else {
         let data = comm.agree(PreparedData::from_pairs(kept))?;
+        alike::data("scored", &data, comm)?;
         let references = opened.references(&data, &machine, comm)?;
         let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let budget = scoring.tokens_per_micro_batch;
@@ -60,13 +70,16 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
             pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
         );
     }
-    let cut = rows.iter().filter(|row| matches!(row, Row::Scored { cut: true, .. })).count();
+    let cut = rows.iter().filter(|row| matches!(row, Row::Scored { cut: Some(_), .. })).count();
     if comm.rank() == 0 && cut > 0 {
+        let length = opened.config.data.max_length;
+        let limit = match scoring.max_length {
+            Some(_) => format!("--max-length {length}"),
+            None => format!("the model's limit of {length} tokens"),
+        };
         warn!(
-            "{cut} of {} rows lost the end of an answer, and are scored without it: their lines say \"cut\":true; \
-             --max-length {} is too short for them",
-            rows.len(),
-            opened.config.data.max_length
+            "{cut} of {} rows are cut to {limit} and scored without what is missing: their lines say what, in \"cut\"",
+            rows.len()
         );
     }
     comm.agree(match (comm.rank(), output) {
@@ -114,7 +127,12 @@ fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(
         rows.push(match encode(pair)? {
             Encoded::Dropped(reason) => Row::Dropped(reason.to_string()),
             Encoded::Kept(tokens) => {
-                let cut = tokens.answer_cut;
+                let cut = match (tokens.prompt_cut, tokens.answer_cut) {
+                    (true, true) => Some("prompt and answer"),
+                    (true, false) => Some("prompt"),
+                    (false, true) => Some("answer"),
+                    (false, false) => None,
+                };
                 let domain = pair.domain.clone().unwrap_or_else(|| "score".to_string());
                 kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), domain });
                 Row::Scored { place: kept.len() - 1, pair: pair.rejected.is_some(), cut }
@@ -146,8 +164,8 @@ fn line(number: usize, row: &Row, scores: &[PairScores], references: &[[f32; 2]]
                     fields.insert(format!("implicit{suffix}"), json!(implicit));
                 }
             }
-            if *cut {
-                fields.insert("cut".into(), json!(true));
+            if let Some(cut) = cut {
+                fields.insert("cut".into(), json!(cut));
             }
         }
         (Row::Dropped(reason), _) => {

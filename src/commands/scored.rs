@@ -2,15 +2,15 @@
 //!
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
-use super::setup;
+use super::{alike, setup};
 use crate::checkpoint::{self, AsTrained, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::config::{Config, Objective};
+use crate::config::{Config, Objective, RewardAt};
 use crate::data::prepared::PreparedData;
-use crate::data::tokenize::Encoder;
+use crate::data::tokenize::{Encoder, Rules};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
@@ -19,7 +19,9 @@ use crate::model::layout::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use crate::reference;
+use serde_json::Value;
 use std::path::Path;
+use std::time::Duration;
 use tracing::warn;
 
 /// The least that a config must say; every other key has its default, and these values are not used.
@@ -46,43 +48,53 @@ pub struct Scored<'a> {
     pub reported: Reported<'a>,
 }
 
-/// Reads everything but the weights.
+/// Reads everything but the weights; the same on every rank, all of which must call it.
 ///
 /// # Errors
-/// A folder that is no model of a known family, or lengths that exclude each other.
-pub fn open(scoring: &Scoring) -> Result<Opened> {
+/// A folder that is no model of a known family, or lengths that exclude each other; ranks that differ.
+pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
+    let opened = comm.agree(read(scoring))?;
+    alike::config(&opened.config, comm)?;
+    alike::model(&opened.origin, comm)?;
+    alike::read("the checkpoint's state", opened.state.fingerprint(), comm)?;
+    comm.set_limit(Duration::from_secs(opened.config.parallel.timeout_seconds as u64));
+    Ok(opened)
+}
+
+fn read(scoring: &Scoring) -> Result<Opened> {
     let folder = scoring.checkpoint.clone();
     let origin = Origin::of(&folder, scoring.base.as_deref())?;
     let architecture = Architecture::open(&origin.base)?;
     let trained_here = folder.join(checkpoint::CONFIG).exists();
+    let as_trained = AsTrained::read(&folder)?;
+    let foreign = !trained_here && as_trained.is_none();
     let (mut config, state) = if trained_here {
         (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?)
     } else {
-        (config_of_a_folder(&folder)?, TrainState::default())
+        (config_of_a_folder(&folder, as_trained)?, TrainState::default())
     };
     config.model.dtype = scoring.dtype.unwrap_or(config.model.dtype);
     Config::check_threads("--threads", scoring.threads)?;
     config.parallel.threads = scoring.threads;
     let data = &mut config.data;
     data.template = scoring.template.unwrap_or(data.template);
-    data.max_length = scoring.max_length.unwrap_or(data.max_length);
+    data.reward_at = scoring.reward_at.unwrap_or(data.reward_at);
+    // Nothing is cut but at the model's own limit, unless an option says so.
+    data.max_length = scoring.max_length.unwrap_or(architecture.max_positions);
     data.max_prompt_length = match (scoring.max_prompt_length, scoring.max_length) {
         (Some(length), _) => length,
         // As the config's default follows a short --max-length.
-        (None, Some(length)) if data.max_prompt_length >= length => length * 3 / 4,
-        (None, _) => data.max_prompt_length,
+        (None, Some(length)) if data.max_prompt_length < length => data.max_prompt_length,
+        (None, _) => data.max_length * 3 / 4,
     };
     let lengths = [("--max-length", data.max_length), ("--max-prompt-length", data.max_prompt_length)];
     Config::check_lengths(lengths)?;
     config.train.tokens_per_micro_batch = scoring.tokens_per_micro_batch;
-    let encoder = Encoder::open(
-        origin.tokenizer(),
-        data.template,
-        data.max_length,
-        data.max_prompt_length,
-        data.truncation,
-        architecture.vocabulary,
-    )?;
+    let mut rules = Rules::from(&config.data);
+    if foreign && scoring.reward_at.is_none() {
+        rules.skipped_at_end = padding(&origin.base)?;
+    }
+    let encoder = Encoder::open(origin.tokenizer(), rules, architecture.vocabulary)?;
     Ok(Opened { config, encoder, state, origin, trained_here })
 }
 
@@ -130,7 +142,7 @@ impl Opened {
         }
         let cache = (comm.rank() == 0).then(|| setup::reference_cache(keys.base, data, &self.config, machine));
         let base = Origin { adapter: None, ..origin };
-        let engine = comm.agree(load(&base, true, machine))?;
+        let engine = load(&base, true, machine, comm)?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
         reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
@@ -142,11 +154,12 @@ impl Opened {
     /// # Errors
     /// A folder without a reward head, or damaged weights.
     pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
-        let engine = comm.agree(load(&self.origin, false, machine))?;
-        if !engine.model.had_reward_head {
+        let engine = load(&self.origin, false, machine, comm)?;
+        if !comm.all_true(engine.model.had_reward_head)? {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
-            return Err(Error::input(format!("{} has no score.weight: it is no reward model", folder.display())).hint(
-                "--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label",
+            return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display())).hint(
+                "--checkpoint takes a step-N folder of a run, a *ForSequenceClassification folder with one label, or a folder \
+                 with a head of another name, which \"value_head_prefix\" in its config.json says",
             ));
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
@@ -177,20 +190,35 @@ fn head_is_zero(engine: &Engine) -> bool {
     head.is_some_and(|(_, head)| head.weight(0).abs().max().double_value(&[]) == 0.0)
 }
 
-fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {
+/// The model with rank 0's weights.
+fn load(origin: &Origin, log_probs: bool, machine: &Machine, comm: &CommThread) -> Result<Engine> {
     let Machine { kind, device, .. } = *machine;
     let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
-    Ok(Engine::new(adapter::load(origin, options, None)?, false))
+    let work = comm.at_work("loading the model");
+    let mut model = comm.agree(adapter::load(origin, options, None))?;
+    drop(work);
+    setup::share_weights(&mut model, comm)?;
+    Ok(Engine::new(model, false))
 }
 
-/// For a folder without a run's config: what it says itself of how it was trained, else the defaults and its own chat
-/// template; reward only.
-fn config_of_a_folder(folder: &Path) -> Result<Config> {
+/// For a folder without a run's config: what it says itself of how it was trained. One that says nothing is another program's:
+/// its reward is read where Transformers reads it, at the end of its own template's rendering.
+fn config_of_a_folder(folder: &Path, as_trained: Option<AsTrained>) -> Result<Config> {
     let mut config = Config::parse("defaults", MINIMAL, &[])?;
     config.model.path = folder.to_path_buf();
     config.loss.objective = Objective::Reward;
-    if let Some(as_trained) = AsTrained::read(folder)? {
-        as_trained.apply(&mut config);
+    match as_trained {
+        Some(as_trained) => as_trained.apply(&mut config),
+        None => config.data.reward_at = RewardAt::End,
     }
     Ok(config)
+}
+
+/// The `pad_token_id` of a folder's config.json: Transformers reads the reward at the rightmost token that is another one.
+fn padding(folder: &Path) -> Result<Option<u32>> {
+    let path = folder.join("config.json");
+    let text = std::fs::read(&path).map_err(|error| file_error(&path, "read", &error))?;
+    let config: Value = serde_json::from_slice(&text)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("fetch it again"))?;
+    Ok(config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
 }

@@ -16,6 +16,7 @@ impl Config {
             if source.domain.is_none() {
                 source.domain = stem(&source.path);
             }
+            source.strict = data.strict;
         }
     }
 }
@@ -65,6 +66,7 @@ impl Default for TrainConfig {
             adam_epsilon: 1e-5,
             clip_norm: 1.0,
             activation_checkpointing: false,
+            check_every: 100,
         }
     }
 }
@@ -75,6 +77,7 @@ impl Default for ParallelConfig {
             backend: Backend::Auto,
             reduce_dtype: ReduceDtype::F32,
             shard_optimizer: false,
+            // Longer than any step's ranks should lie apart, and shorter than what a cluster's hour is worth.
             timeout_seconds: 600,
             threads: 0,
         }

@@ -7,7 +7,7 @@
 //! Legend: T tokens (sum of P + A + B over the pairs when shared), N rows whose hidden states are read.
 
 use super::TokenPair;
-use crate::model::attention::Group;
+use crate::packing::Group;
 use crate::tensor::on_device;
 use tch::{Device, Tensor};
 
@@ -50,8 +50,10 @@ pub struct PackedPair {
 /// One answer of a packed pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedAnswer {
-    /// Row of the sequence's last token, where the reward is read.
+    /// Row at which the reward is read.
     pub reward_row: usize,
+    /// A second row at which the reward is trained, where there is one.
+    pub second_reward_row: Option<usize>,
     /// (index into `response_rows`, token to be predicted there).
     pub targets: Vec<(i64, i64)>,
 }
@@ -92,8 +94,8 @@ impl PackedBatch {
         self.groups.iter().map(Group::rows).sum()
     }
 
-    /// The rows at which answers end, where rewards are read, and with `log_probs` those that predict answers. Without,
-    /// the pairs have no response rows and no targets. The copy to a GPU is only queued.
+    /// The rows at which rewards are read, and with `log_probs` those that predict answers. Without, the pairs have no
+    /// response rows and no targets. The copy to a GPU is only queued.
     pub fn read_rows(&self, log_probs: bool) -> ReadRows {
         let mut pairs = self.pairs.clone();
         if !log_probs {
@@ -102,13 +104,18 @@ impl PackedBatch {
                 pair.answers.iter_mut().for_each(|answer| answer.targets.clear());
             }
         }
-        let reward_rows = pairs.iter().flat_map(|pair| pair.answers.iter().map(|answer| answer.reward_row as i64));
+        let answers = pairs.iter().flat_map(|pair| &pair.answers);
+        let reward_rows = answers.flat_map(|answer| [Some(answer.reward_row), answer.second_reward_row]);
+        let reward_rows = reward_rows.flatten().map(|row| row as i64);
         let mut rows: Vec<i64> = reward_rows.chain(pairs.iter().flat_map(|pair| pair.response_rows.clone())).collect();
         rows.sort_unstable();
         rows.dedup();
         let place = |row: i64| rows.partition_point(|&read| read < row);
         for pair in &mut pairs {
-            pair.answers.iter_mut().for_each(|answer| answer.reward_row = place(answer.reward_row as i64));
+            for answer in &mut pair.answers {
+                answer.reward_row = place(answer.reward_row as i64);
+                answer.second_reward_row = answer.second_reward_row.map(|row| place(row as i64));
+            }
             pair.response_rows.iter_mut().for_each(|row| *row = place(*row) as i64);
         }
         ReadRows { rows: on_device(&rows, self.tokens.device()), pairs }
@@ -162,8 +169,8 @@ impl Rows {
         let prefix = item.pair.prefix.len();
         let row = |(shared, own): (usize, usize), position| if position < prefix { shared } else { own } + position;
         // A token at position p is predicted at position p - 1; nothing predicts a sequence's first token.
-        let first = item.pair.prompt_length.max(1);
-        let predicted = |answer: usize| first..prefix + suffixes[answer].len();
+        let spans = item.pair.spans;
+        let predicted = |answer: usize| spans[answer].start.max(1)..spans[answer].end;
         let mut response_rows: Vec<i64> = (0..suffixes.len())
             .flat_map(|answer| predicted(answer).map(move |position| row(places[answer], position - 1) as i64))
             .collect();
@@ -177,7 +184,8 @@ impl Rows {
                     Some((index as i64, self.tokens[row(places[answer], position)]))
                 });
                 PackedAnswer {
-                    reward_row: row(places[answer], prefix + suffixes[answer].len() - 1),
+                    reward_row: row(places[answer], spans[answer].reward),
+                    second_reward_row: spans[answer].second_reward.map(|position| row(places[answer], position)),
                     targets: targets.collect(),
                 }
             })
@@ -195,10 +203,16 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::AnswerSpan;
 
     fn pair<'a>(prefix: &'a [u32], chosen: &'a [u32], rejected: &'a [u32], prompt_length: usize) -> PairToPack<'a> {
-        let pair = TokenPair { prefix, chosen, rejected, prompt_length, margin: 0.5, domain: 0, prompt_hash: 1 };
+        let spans = AnswerSpan::of_pair(prompt_length, prefix.len(), chosen.len(), rejected.len());
+        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.5, domain: 0, prompt_hash: 1 };
         PairToPack { index: 7, pair, reference: [-1.0, -2.0] }
+    }
+
+    fn answer(reward_row: usize, targets: &[(i64, i64)]) -> PackedAnswer {
+        PackedAnswer { reward_row, second_reward_row: None, targets: targets.to_vec() }
     }
 
     fn list(tensor: &Tensor) -> Vec<i64> {
@@ -213,8 +227,8 @@ mod tests {
         assert_eq!(list(&batch.positions), [0, 1, 2, 3, 4, 3]);
         let packed = &batch.pairs[0];
         assert_eq!(packed.response_rows, [1, 2, 3]);
-        assert_eq!(packed.answers[0], PackedAnswer { reward_row: 4, targets: vec![(0, 3), (1, 4), (2, 5)] });
-        assert_eq!(packed.answers[1], PackedAnswer { reward_row: 5, targets: vec![(0, 3), (1, 6)] });
+        assert_eq!(packed.answers[0], answer(4, &[(0, 3), (1, 4), (2, 5)]));
+        assert_eq!(packed.answers[1], answer(5, &[(0, 3), (1, 6)]));
     }
 
     #[test]
@@ -224,8 +238,27 @@ mod tests {
         assert_eq!(list(&batch.positions), [0, 1, 2, 3, 4, 0, 1, 2, 3]);
         let packed = &batch.pairs[0];
         assert_eq!(packed.response_rows, [1, 2, 3, 6, 7]);
-        assert_eq!(packed.answers[0], PackedAnswer { reward_row: 4, targets: vec![(0, 3), (1, 4), (2, 5)] });
-        assert_eq!(packed.answers[1], PackedAnswer { reward_row: 8, targets: vec![(3, 3), (4, 6)] });
+        assert_eq!(packed.answers[0], answer(4, &[(0, 3), (1, 4), (2, 5)]));
+        assert_eq!(packed.answers[1], answer(8, &[(3, 3), (4, 6)]));
+    }
+
+    #[test]
+    fn answers_have_starts_ends_and_rewards_of_their_own() {
+        // Sequences [1 2 3 9] and [1 4 5 9 8]: the first answer starts at 3 and the second at 4, its EOS is 9, and what
+        // follows that is read for the reward but is no target.
+        let span = |start, end, reward, second_reward| AnswerSpan { start, end, reward, second_reward };
+        let spans = [span(2, 4, 3, None), span(1, 4, 3, Some(4))];
+        let mut item = pair(&[1], &[2, 3, 9], &[4, 5, 9, 8], 1);
+        item.pair.spans = spans;
+        let batch = PackedBatch::new([item], Packing::Shared, Device::Cpu);
+        let packed = &batch.pairs[0];
+        assert_eq!(packed.response_rows, [0, 1, 2, 4, 5]);
+        assert_eq!(packed.answers[0], answer(3, &[(1, 3), (2, 9)]));
+        let second = PackedAnswer { second_reward_row: Some(7), ..answer(6, &[(0, 4), (3, 5), (4, 9)]) };
+        assert_eq!(packed.answers[1], second);
+        let read = batch.read_rows(false);
+        assert_eq!(list(&read.rows), [3, 6, 7]);
+        assert_eq!((read.pairs[0].answers[1].reward_row, read.pairs[0].answers[1].second_reward_row), (1, Some(2)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Not here: reading them back (`prepared.rs`).
 
+use crate::data::AnswerSpan;
 use crate::data::container::{Contents, column};
 use crate::data::report::{Counts, SourceReport};
 use crate::data::tokenize::OwnedPair;
@@ -28,7 +29,9 @@ pub(super) struct Builder {
     prefix: Vec<u32>,
     chosen: Vec<u32>,
     rejected: Vec<u32>,
-    prompt_length: Vec<u32>,
+    /// Eight numbers a pair: start, end, reward and second reward of each answer; the second equals the first where there
+    /// is none.
+    spans: Vec<u32>,
     margin: Vec<f32>,
     domain: Vec<u32>,
     prompt_hash: Vec<u64>,
@@ -48,7 +51,7 @@ impl Builder {
     pub fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
         let LabelledPair { pair, margin, domain } = labelled;
         let (all, sum) = (pair.tokens.len(), pair.prefix + pair.chosen + pair.rejected);
-        if all != sum || pair.chosen == 0 || pair.prompt_length > pair.prefix + pair.chosen {
+        if all != sum || pair.chosen == 0 || !spans_fit(pair) {
             return Err(Error::runtime(format!("a pair of {all} tokens whose parts do not add up")));
         }
         let domain_number = *self.domain_numbers.entry(domain.clone()).or_insert_with(|| {
@@ -60,7 +63,9 @@ impl Builder {
         self.prefix.push(pair.prefix as u32);
         self.chosen.push(pair.chosen as u32);
         self.rejected.push(pair.rejected as u32);
-        self.prompt_length.push(pair.prompt_length as u32);
+        for AnswerSpan { start, end, reward, second_reward } in pair.spans {
+            self.spans.extend([start, end, reward, second_reward.unwrap_or(reward)].map(|position| position as u32));
+        }
         self.margin.push(*margin);
         self.domain.push(domain_number);
         self.prompt_hash.push(pair.prompt_hash);
@@ -77,7 +82,7 @@ impl Builder {
             ("prefix", column(&self.prefix)?),
             ("chosen", column(&self.chosen)?),
             ("rejected", column(&self.rejected)?),
-            ("prompt_length", column(&self.prompt_length)?),
+            ("spans", column(&self.spans)?),
             ("margin", column(&self.margin)?),
             ("domain", column(&self.domain)?),
             ("prompt_hash", column(&self.prompt_hash)?),
@@ -90,4 +95,14 @@ impl Builder {
         ]);
         Ok(Contents { tensors, texts })
     }
+}
+
+/// Whether every position of a pair's answers lies within its sequence.
+fn spans_fit(pair: &OwnedPair) -> bool {
+    let fits = |(span, suffix): (&AnswerSpan, usize)| {
+        let length = pair.prefix + suffix;
+        let reads = span.reward < length && span.second_reward.is_none_or(|position| position < length);
+        suffix == 0 || (span.start <= length && span.end <= length && reads)
+    };
+    pair.spans.iter().zip([pair.chosen, pair.rejected]).all(fits)
 }

@@ -38,6 +38,7 @@ pub fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::AnswerSpan;
     use crate::data::prepared::LabelledPair;
     use crate::data::tokenize::OwnedPair;
 
@@ -49,7 +50,7 @@ mod tests {
                 chosen: 1,
                 rejected: 1,
                 tokens: vec![1, 2, 3],
-                prompt_length: 1,
+                spans: AnswerSpan::of_pair(1, 1, 1, 1),
                 prompt_hash,
                 prompt_cut: false,
                 answer_cut,

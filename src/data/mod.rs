@@ -13,10 +13,13 @@ pub mod reference_cache;
 pub mod report;
 mod row;
 mod rows;
+mod rules;
 pub mod sampler;
+mod sequence;
 pub mod split;
 pub mod template;
 pub mod tokenize;
+pub mod tokenizer_files;
 pub mod verbatim;
 
 use serde_json::{Map, Value};
@@ -90,11 +93,55 @@ pub struct Pair {
     pub line: usize,
 }
 
+/// Where one answer stands in its sequence of tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerSpan {
+    /// Position of its first token: log-probs are summed from here.
+    pub start: usize,
+    /// Position after its EOS, up to which log-probs are summed. After a cut, the sequence's length.
+    pub end: usize,
+    /// Position at which its reward is read.
+    pub reward: usize,
+    /// A second position at which the reward is trained, with `data.reward_at = "both"`, where it is another one.
+    pub second_reward: Option<usize>,
+}
+
+impl AnswerSpan {
+    /// An answer from position `start` to the end of a sequence of `length` tokens, whose last token has the reward.
+    pub fn to_end(start: usize, length: usize) -> Self {
+        Self { start, end: length, reward: length.saturating_sub(1), second_reward: None }
+    }
+
+    /// Both answers of a pair whose sequences are `prefix + chosen` and `prefix + rejected` tokens long and have a prompt of
+    /// `start` tokens.
+    pub fn of_pair(start: usize, prefix: usize, chosen: usize, rejected: usize) -> [Self; 2] {
+        [chosen, rejected].map(|suffix| match suffix {
+            // A single row's second answer is none.
+            0 => Self::default(),
+            _ => Self::to_end(start, prefix + suffix),
+        })
+    }
+}
+
+impl Pair {
+    /// Names of what the pair has for a chat template beside roles and texts.
+    pub fn for_template(&self) -> impl Iterator<Item = &str> {
+        let turns: &[Message] = match &self.prompt {
+            Prompt::Text(_) => &[],
+            Prompt::Messages(turns) => turns,
+        };
+        let messages = turns.iter().chain([&self.chosen]).chain(&self.rejected);
+        let TemplateInputs { tools, documents, arguments } = &self.inputs;
+        let lists = [tools.as_ref().map(|_| "tools"), documents.as_ref().map(|_| "documents")];
+        let of_messages = messages.flat_map(|message| message.more.keys());
+        of_messages.chain(arguments.keys()).map(String::as_str).chain(lists.into_iter().flatten())
+    }
+}
+
 /// One tokenised pair: the token prefix common to both sequences and the two rests. Borrowed from a mapped file.
 ///
 /// The chosen sequence is `prefix ++ chosen`, the rejected one `prefix ++ rejected`; each suffix holds at least one
-/// token (a single row's `rejected` is empty). Rewards are read at the last token of each sequence; log-probs are
-/// summed over the sequence's tokens from position `prompt_length` on.
+/// token (a single row's `rejected` is empty).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenPair<'a> {
     /// Tokens common to both sequences.
@@ -103,9 +150,9 @@ pub struct TokenPair<'a> {
     pub chosen: &'a [u32],
     /// The rejected sequence's other tokens.
     pub rejected: &'a [u32],
-    /// Tokens of the rendered prompt: the answers start at this position. May be less than, equal to or (only by a
-    /// suffix's forced token) more than the prefix's length.
-    pub prompt_length: usize,
+    /// Where the two answers stand. Each starts at the first token in which its sequence differs from the prompt alone:
+    /// they may start at different positions, within the prefix or behind it.
+    pub spans: [AnswerSpan; 2],
     /// How much better the chosen answer is, in units of reward; 0 where the source does not say.
     pub margin: f32,
     /// Index into the data set's domain names.

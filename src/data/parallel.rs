@@ -64,7 +64,7 @@ pub(super) fn encode_all(
 mod tests {
     use super::*;
     use crate::data::tokenize::OwnedPair;
-    use crate::data::{Message, Prompt, TemplateInputs};
+    use crate::data::{AnswerSpan, Message, Prompt, TemplateInputs};
     use crate::error::Error;
     use std::time::Duration;
 
@@ -91,7 +91,7 @@ mod tests {
             prefix: 0,
             chosen: 1,
             rejected: 0,
-            prompt_length: 0,
+            spans: AnswerSpan::of_pair(0, 0, 1, 0),
             prompt_hash: 0,
             prompt_cut: false,
             answer_cut: false,

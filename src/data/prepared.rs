@@ -1,19 +1,19 @@
 //! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped ever after.
 //!
 //! The file is safetensors: `tokens` (N tokens of all pairs, `prefix ++ chosen ++ rejected` each), `offsets` (B + 1
-//! starts), and per pair `prefix`, `chosen`, `rejected`, `prompt_length`, `margin`, `domain`, `prompt_hash`, `source`.
+//! starts), and per pair `prefix`, `chosen`, `rejected`, eight `spans`, `margin`, `domain`, `prompt_hash`, `source`.
 //! Not here: weights and shuffling (`sampler.rs`), reference log-probs (`reference_cache.rs`).
 
 use crate::config::Source;
 use crate::data::builder::Builder;
 use crate::data::container::{Column, Container, hex, warn_unusable};
-use crate::data::formats;
+use crate::data::formats::{self, DropReason};
 use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
 use crate::data::rows::PATH_HINT;
 use crate::data::tokenize::{Encoded, Encoder};
-use crate::data::{Pair, TokenPair};
+use crate::data::{AnswerSpan, Pair, TokenPair};
 use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_file, fingerprint_parts};
 use std::ops::Range;
@@ -22,7 +22,10 @@ use std::path::Path;
 pub use crate::data::builder::LabelledPair;
 
 /// Changes whenever the content or the layout of the file changes.
-const VERSION: &str = "haf-dist pairs 2";
+const VERSION: &str = "haf-dist pairs 4";
+
+/// Numbers that a pair has in the column `spans`: four an answer.
+const SPAN_NUMBERS: usize = 8;
 
 /// B tokenised pairs, in the order of their sources.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ struct Columns {
     prefix: Column<u32>,
     chosen: Column<u32>,
     rejected: Column<u32>,
-    prompt_length: Column<u32>,
+    spans: Column<u32>,
     margin: Column<f32>,
     domain: Column<u32>,
     prompt_hash: Column<u64>,
@@ -87,7 +90,11 @@ impl PreparedData {
         for (report, source) in data.report.sources.iter_mut().zip(sources) {
             report.name = file_name(source);
         }
-        Ok(data)
+        // A file from the cache was perhaps made without it.
+        match data.report.first_odd().filter(|_| sources.iter().any(|source| source.strict)) {
+            Some(error) => Err(error),
+            None => Ok(data),
+        }
     }
 
     /// Pairs that are already tokenised, as one source, in memory only. Their key is a hash of the content.
@@ -119,7 +126,7 @@ impl PreparedData {
             prefix: container.column("prefix")?,
             chosen: container.column("chosen")?,
             rejected: container.column("rejected")?,
-            prompt_length: container.column("prompt_length")?,
+            spans: container.column("spans")?,
             margin: container.column("margin")?,
             domain: container.column("domain")?,
             prompt_hash: container.column("prompt_hash")?,
@@ -134,7 +141,7 @@ impl PreparedData {
         let (source, domain) = (container.values(&columns.source), container.values(&columns.domain));
         let pairs = source.len();
         let same_length = lengths.iter().all(|column| column.len() == pairs)
-            && container.values(&columns.prompt_length).len() == pairs
+            && container.values(&columns.spans).len() == SPAN_NUMBERS * pairs
             && container.values(&columns.margin).len() == pairs
             && container.values(&columns.prompt_hash).len() == pairs
             && domain.len() == pairs
@@ -148,12 +155,25 @@ impl PreparedData {
                     ends[0].checked_add(length) == Some(ends[1])
                 })
         };
+        // Positions lie within their sequences; a single row has no second one.
+        let spans_fit = || {
+            let spans = container.values(&columns.spans).chunks_exact(SPAN_NUMBERS).enumerate();
+            let fits = |(pair, numbers): (usize, &[u32])| {
+                [(&numbers[..4], 1), (&numbers[4..], 2)].into_iter().all(|(answer, suffix)| {
+                    let length = lengths[0][pair] + lengths[suffix][pair];
+                    let single = suffix == 2 && lengths[suffix][pair] == 0;
+                    single
+                        || (answer[..2].iter().all(|end| *end <= length) && answer[2..].iter().all(|at| *at < length))
+                })
+            };
+            spans.into_iter().all(fits)
+        };
         let in_bounds = || {
             domain.iter().all(|&domain| (domain as usize) < domains.len())
                 && source.is_sorted()
                 && source.last().is_none_or(|&source| (source as usize) < reports.len())
         };
-        if !(same_length && sums_agree() && in_bounds()) {
+        if !(same_length && sums_agree() && spans_fit() && in_bounds()) {
             return Err("its tensors disagree with one another".to_owned());
         }
         let first_of = |number: usize| source.partition_point(|&source| (source as usize) < number);
@@ -186,11 +206,19 @@ impl PreparedData {
             prefix,
             chosen,
             rejected: &rest[..number(&self.columns.rejected)],
-            prompt_length: number(&self.columns.prompt_length),
+            spans: self.spans(index),
             margin: self.container.values(&self.columns.margin)[index],
             domain: number(&self.columns.domain),
             prompt_hash: self.container.values(&self.columns.prompt_hash)[index],
         }
+    }
+
+    fn spans(&self, index: usize) -> [AnswerSpan; 2] {
+        let numbers = &self.container.values(&self.columns.spans)[SPAN_NUMBERS * index..];
+        [0, SPAN_NUMBERS / 2].map(|first| {
+            let [start, end, reward, second] = [0, 1, 2, 3].map(|place| numbers[first + place] as usize);
+            AnswerSpan { start, end, reward, second_reward: (second != reward).then_some(second) }
+        })
     }
 
     /// Tokens of the pair at `index`: P + A + B.
@@ -221,6 +249,12 @@ impl PreparedData {
     pub fn key(&self) -> u128 {
         self.key
     }
+
+    /// Hash of the content itself: of every column, and the domains' names. Reads all of it.
+    pub fn content(&self) -> u128 {
+        let columns = self.container.content().to_le_bytes();
+        fingerprint_parts([&columns[..]].into_iter().chain(self.domains.iter().map(String::as_bytes)))
+    }
 }
 
 /// Hash of all that the content depends on: not weights, seeds or order, which are the sampler's.
@@ -229,8 +263,10 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     for source in sources {
         let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
         parts.push(content.to_le_bytes().to_vec());
-        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, .. } = source;
-        parts.push(format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt}").into_bytes());
+        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, columns, .. } = source;
+        parts.push(
+            format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?}").into_bytes(),
+        );
         // Without a domain it is taken from the file's name.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }
@@ -247,10 +283,14 @@ fn make(sources: &[Source], encoder: &Encoder, split_name: &str) -> Result<Build
     let mut builder = Builder::new();
     for (number, source) in sources.iter().enumerate() {
         let rows = formats::read(source)?;
-        let mut counts = Counts { read: rows.read, ..Counts::default() };
+        let first_odd = rows.first_odd.map(|error| error.message);
+        let mut counts =
+            Counts { read: rows.read, rows: rows.rows, unused: rows.unused, first_odd, ..Counts::default() };
         for (reason, pairs) in rows.dropped {
+            counts.odd += if matches!(reason, DropReason::Odd(_)) { pairs } else { 0 };
             counts.drop(reason, pairs);
         }
+        counts.unused.extend(encoder.unread(&rows.pairs));
         let encode = |pair: &Pair| encoder.encode(pair).map_err(|error| error.at(source.path.display()));
         let encoded = encode_all(&rows.pairs, threads, &format!("tokenising {split_name}"), encode)?;
         for (row, encoded) in rows.pairs.into_iter().zip(encoded) {

@@ -1,33 +1,40 @@
 //! A pair becomes tokens: prompt, answer and the turn's EOS, cut to length, the common prefix told apart.
 //!
-//! Not here: what text is tokenised (`template.rs`), and where tokens are kept (`prepared.rs`).
+//! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
+//! (`prepared.rs`).
 
-use crate::config::{TemplateKind, Truncation};
+use crate::config::{RewardAt, TemplateKind, Truncation};
 use crate::data::formats::DropReason;
+use crate::data::sequence::{Sequence, common, joined};
 use crate::data::template::Template;
-use crate::data::{Message, Pair, Prompt, TemplateInputs, TokenPair};
-use crate::error::{Error, Result, file_error};
-use std::collections::HashSet;
+use crate::data::tokenizer_files::{self, FolderTokenizer};
+use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs, TokenPair};
+use crate::error::{Error, Result};
+use crate::panics::contain;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+pub use crate::data::rules::{Rules, TurnEnd};
+
 /// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
-const RULES: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Turns pairs into tokens. Shared by threads.
 ///
-/// A sequence is the rendered conversation up to the EOS of the answer's turn, tokenised as one text, so that its ids are
-/// those of Transformers' `apply_chat_template`. The answer starts at the first token in which it differs from the
-/// rendered prompt alone: a token that holds the prompt's last characters and the answer's first is the answer's. A chat
+/// A sequence is the rendered conversation, tokenised as one text, so that its ids are those of Transformers'
+/// `apply_chat_template`: up to the EOS of the answer's turn, or to the end of the rendering where the reward is read there
+/// too. The answer starts at the first token in which it differs from the rendered prompt alone: a token that holds the
+/// prompt's last characters and the answer's first is the answer's. It ends with its EOS, wherever the reward is read. A chat
 /// template writes its own BOS; to a plain one the BOS is added that the tokenizer would add. Special tokens inside a text
 /// are special tokens, as in Transformers.
 pub struct Encoder {
     tokenizer: Tokenizer,
+    /// Rows of the model's embedding.
+    vocab_size: usize,
     template: Template,
-    max_length: usize,
-    max_prompt_length: usize,
-    truncation: Truncation,
+    rules: Rules,
     special: HashSet<u32>,
     bos: Option<u32>,
     eos: u32,
@@ -57,13 +64,13 @@ pub struct OwnedPair {
     pub chosen: usize,
     /// Length of the rejected suffix, in tokens; 0 for a single row.
     pub rejected: usize,
-    /// Tokens of the prompt, after cutting.
-    pub prompt_length: usize,
+    /// Where the answers stand, after cutting; nothing for the second answer of a single row.
+    pub spans: [AnswerSpan; 2],
     /// Hash of the rendered prompt, before cutting.
     pub prompt_hash: u64,
     /// The start of the prompt was cut.
     pub prompt_cut: bool,
-    /// The end of an answer, and its EOS with it, was cut.
+    /// The end of a sequence was cut, and with it the EOS or the position of the reward.
     pub answer_cut: bool,
     /// Special tokens that the pair's own texts hold, before cutting.
     pub special_in_text: usize,
@@ -74,25 +81,18 @@ impl OwnedPair {
     pub fn as_token_pair(&self, margin: f32, domain: usize) -> TokenPair<'_> {
         let (prefix, rest) = self.tokens.split_at(self.prefix);
         let (chosen, rejected) = rest.split_at(self.chosen);
-        let (prompt_length, prompt_hash) = (self.prompt_length, self.prompt_hash);
-        TokenPair { prefix, chosen, rejected, prompt_length, margin, domain, prompt_hash }
+        let (spans, prompt_hash) = (self.spans, self.prompt_hash);
+        TokenPair { prefix, chosen, rejected, spans, margin, domain, prompt_hash }
     }
 }
 
 impl Encoder {
-    /// Reads tokenizer and template from a model's folder. `vocab_size` is the model's; lengths are in tokens.
+    /// Reads tokenizer and template from a model's folder. `vocab_size` is the model's.
     ///
     /// # Errors
-    /// A missing or broken file, no EOS token, lengths that leave no room, a tokenizer with ids that the model's
-    /// embedding does not have.
-    pub fn open(
-        model_dir: &Path,
-        template: TemplateKind,
-        max_length: usize,
-        max_prompt_length: usize,
-        truncation: Truncation,
-        vocab_size: usize,
-    ) -> Result<Self> {
+    /// A missing or broken file, no EOS token or one that the model's embedding has no row for, lengths that leave no room.
+    pub fn open(model_dir: &Path, rules: Rules, vocab_size: usize) -> Result<Self> {
+        let Rules { max_length, max_prompt_length, .. } = rules;
         if max_prompt_length == 0 || max_prompt_length >= max_length {
             return Err(Error::input(format!(
                 "[data] max_prompt_length = {max_prompt_length} and max_length = {max_length}: expected \
@@ -100,27 +100,8 @@ impl Encoder {
             ))
             .hint("a sequence needs a token of prompt and a token of answer"));
         }
-        let path = model_dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|error| {
-            file_error(&path, "read", &error)
-                .hint("a model or checkpoint is a Hugging Face folder, which holds a tokenizer.json")
-        })?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
-            Error::input(format!("{}: broken tokenizer: {error}", path.display())).hint("fetch it again")
-        })?;
-        // The file may carry limits of an earlier use; Transformers does not apply them either.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| Error::runtime(format!("{}: {error}", path.display())))?;
-        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= vocab_size {
-            return Err(Error::input(format!(
-                "{}: the tokenizer's largest id is {largest}, the model's vocabulary has {vocab_size} entries",
-                path.display()
-            ))
-            .hint("use the tokenizer that belongs to the model, or resize the model's embedding"));
-        }
-
-        let template = Template::open(template, model_dir)?;
+        let FolderTokenizer { tokenizer, fingerprint } = tokenizer_files::open(model_dir)?;
+        let template = Template::open(rules.template, model_dir)?;
         let mut special: Vec<_> = tokenizer
             .get_added_tokens_decoder()
             .into_iter()
@@ -133,16 +114,17 @@ impl Encoder {
         let (eos_text, eos, after_eos) =
             turn_end(&template, &special, &tokenizer).map_err(|e| e.at(model_dir.display()))?;
         let bos = opening_token(&template, &tokenizer)?;
+        check_rows(&[Some(eos), bos].into_iter().flatten().collect::<Vec<_>>(), &tokenizer, vocab_size)
+            .map_err(|e| e.at(model_dir.display()))?;
         let special = special.into_iter().map(|(_, id)| id).collect();
 
-        let settings = format!("{RULES} {max_length} {max_prompt_length} {truncation:?} {}", template.source());
-        let hashes = [xxh3_128(&bytes), xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
+        let settings = format!("{VERSION} {rules:?} {}", template.source());
+        let hashes = [fingerprint, xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
         Ok(Self {
             tokenizer,
+            vocab_size,
             template,
-            max_length,
-            max_prompt_length,
-            truncation,
+            rules,
             special,
             bos,
             eos,
@@ -155,9 +137,23 @@ impl Encoder {
     /// Turns a pair, or a single row, into tokens.
     ///
     /// # Errors
-    /// The template or the tokenizer cannot take the text; the error names the pair's line.
+    /// The template or the tokenizer cannot take the text, or it holds a token that the model's embedding has no row for; the
+    /// error names the pair's line.
     pub fn encode(&self, pair: &Pair) -> Result<Encoded> {
         self.encode_pair(pair).map_err(|error| error.at(format_args!("line {}", pair.line)))
+    }
+
+    /// What rows have for a chat template and this one never names -> in how many rows.
+    pub fn unread(&self, pairs: &[Pair]) -> BTreeMap<String, usize> {
+        let keys = |pair: &Pair| -> Vec<(String, usize)> {
+            let unread = pair.for_template().filter(|key| !self.template.names(key));
+            unread.map(|key| (format!("{key} (not in the chat template)"), pair.line)).collect()
+        };
+        // A row of several pairs counts once.
+        let by_row: BTreeSet<_> = pairs.iter().flat_map(keys).collect();
+        let mut rows = BTreeMap::new();
+        by_row.into_iter().for_each(|(key, _)| *rows.entry(key).or_default() += 1);
+        rows
     }
 
     /// Hash of everything that decides what tokens a pair becomes, besides the pair.
@@ -173,6 +169,21 @@ impl Encoder {
         self.tokenizer
             .decode(ids, false)
             .map_err(|error| Error::runtime(format!("the tokenizer cannot decode: {error}")))
+    }
+
+    /// How an answer's turn ends.
+    pub fn turn_end(&self) -> TurnEnd {
+        let tail = self.template.tail();
+        let (before, after) = tail.split_at(tail.len() - self.after_eos);
+        TurnEnd { eos: self.eos_text.clone(), after: after.to_owned(), written: before.ends_with(&self.eos_text[..]) }
+    }
+
+    /// The text of the BOS that a plain template has in front; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`Encoder::decode`].
+    pub fn bos_text(&self) -> Result<String> {
+        self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
     /// The token that ends an answer's turn.
@@ -192,7 +203,7 @@ impl Encoder {
 
     fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
         let prompt_text = self.template.render_prompt(&pair.prompt, &pair.inputs)?;
-        let mut prompt = self.ids_after_bos(&prompt_text)?;
+        let prompt = self.ids_after_bos(&prompt_text)?;
 
         // An answer that brings its EOS along must not get two.
         let texts: Vec<Message> =
@@ -208,34 +219,34 @@ impl Encoder {
         let mut answers = Vec::with_capacity(2);
         for answer in &texts {
             special_in_text += self.special_in(answer.text());
-            let sequence = self.sequence(&pair.prompt, &pair.inputs, answer)?;
-            prompt.truncate(common(&prompt, &sequence));
+            let mut sequence = self.sequence(&pair.prompt, &pair.inputs, answer)?;
+            sequence.span.start = common(&prompt, &sequence.tokens).min(sequence.span.end);
             answers.push(sequence);
         }
-        if prompt.is_empty() {
+        // What both sequences have of the prompt.
+        let prompt_length = answers.iter().map(|answer| answer.span.start).min().unwrap_or(0);
+        if prompt_length == 0 {
             return Ok(Encoded::Dropped(DropReason::EmptyPrompt));
         }
-        answers.iter_mut().for_each(|answer| drop(answer.drain(..prompt.len())));
 
-        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
-        let over = (prompt.len() + longest).saturating_sub(self.max_length);
-        if over > 0 && self.truncation == Truncation::Drop {
+        let Rules { max_length, max_prompt_length, truncation, .. } = self.rules;
+        let longest = answers.iter().map(|answer| answer.tokens.len()).max().unwrap_or(0);
+        let over = longest.saturating_sub(max_length);
+        if over > 0 && truncation == Truncation::Drop {
             return Ok(Encoded::Dropped(DropReason::TooLong));
         }
         // As much of the prompt as needed and as allowed; the BOS stays in front.
-        let cut = over.min(prompt.len().saturating_sub(self.max_prompt_length));
+        let cut = over.min(prompt_length.saturating_sub(max_prompt_length));
         let kept_front = usize::from(prompt.first().copied() == self.bos && self.bos.is_some());
-        prompt.drain(kept_front..kept_front + cut);
-        let room = self.max_length - prompt.len();
-        let answer_cut = longest > room;
-        answers.iter_mut().for_each(|answer| answer.truncate(room));
+        let answer_cut = longest - cut > max_length;
+        answers.iter_mut().for_each(|answer| answer.cut(kept_front..kept_front + cut, max_length));
 
         let mut answers = answers.into_iter();
         let (chosen, rejected) = (answers.next().unwrap_or_default(), answers.next());
-        if rejected.as_ref() == Some(&chosen) {
+        if rejected.as_ref().is_some_and(|rejected| rejected.tokens == chosen.tokens) {
             return Ok(Encoded::Dropped(DropReason::IdenticalAnswers));
         }
-        let pair = joined(&prompt, &chosen, rejected.as_deref());
+        let pair = joined(chosen, rejected);
         let prompt_hash = xxh3_64(prompt_text.as_bytes());
         Ok(Encoded::Kept(OwnedPair { prompt_hash, prompt_cut: cut > 0, answer_cut, special_in_text, ..pair }))
     }
@@ -246,35 +257,66 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::encode`].
     pub fn encode_apart(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<Encoded> {
-        let tokens = ids(&self.tokenizer, prompt)?;
-        let answer = |text: &str| -> Result<Vec<u32>> { Ok([ids(&self.tokenizer, text)?, vec![self.eos]].concat()) };
+        let prompt_hash = xxh3_64(prompt.as_bytes());
+        let prompt = self.ids(prompt)?;
+        let answer = |text: &str| -> Result<Sequence> {
+            let tokens = [&prompt[..], &self.ids(text)?, &[self.eos]].concat();
+            Ok(Sequence { span: AnswerSpan::to_end(prompt.len(), tokens.len()), tokens })
+        };
         let (chosen, rejected) = (answer(chosen)?, answer(rejected)?);
-        if tokens.len() + chosen.len().max(rejected.len()) > self.max_length {
+        if chosen.tokens.len().max(rejected.tokens.len()) > self.rules.max_length {
             return Ok(Encoded::Dropped(DropReason::TooLong));
         }
-        let pair = joined(&tokens, &chosen, Some(&rejected));
-        Ok(Encoded::Kept(OwnedPair { prompt_hash: xxh3_64(prompt.as_bytes()), ..pair }))
+        Ok(Encoded::Kept(OwnedPair { prompt_hash, ..joined(chosen, Some(rejected)) }))
     }
 
-    /// Tokens of a whole conversation up to the EOS of the answer's turn; what the template writes after that is dropped.
-    fn sequence(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<Vec<u32>> {
-        let mut text = self.template.render(prompt, inputs, answer)?;
+    /// Tokens of a whole conversation, and where its answer ends and is rewarded; the start is not known yet.
+    fn sequence(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<Sequence> {
+        let text = self.template.render(prompt, inputs, answer)?;
+        let mut to_eos = self.ids_after_bos(self.up_to_eos(&text))?;
+        if to_eos.last() != Some(&self.eos) {
+            to_eos.push(self.eos);
+        }
+        // A plain template is a text that the EOS ends.
+        if self.rules.reward_at == RewardAt::Eos || self.rules.template != TemplateKind::Chat {
+            return Ok(Sequence { span: AnswerSpan::to_end(0, to_eos.len()), tokens: to_eos });
+        }
+        let whole = self.ids_after_bos(&text)?;
+        match self.rules.reward_at {
+            RewardAt::Both => Sequence::rewarded_twice(to_eos, whole).ok_or_else(|| {
+                Error::input(
+                    "the template's rendering of this conversation is not its text up to the EOS and more after it",
+                )
+                .hint("data.reward_at = \"both\" reads the reward in both places; use \"eos\" or \"end\"")
+            }),
+            _ => Ok(Sequence::rewarded_at_end(&to_eos, whole, self.rules.skipped_at_end)),
+        }
+    }
+
+    /// A rendered conversation up to the EOS of its last turn; all of it where the template wrote none.
+    fn up_to_eos<'t>(&self, text: &'t str) -> &'t str {
         if text.ends_with(self.template.tail()) {
-            text.truncate(text.len() - self.after_eos);
+            return &text[..text.len() - self.after_eos];
         }
-        let mut tokens = self.ids_after_bos(&text)?;
-        if tokens.last() != Some(&self.eos) {
-            tokens.push(self.eos);
+        match text.rsplit_once(&self.eos_text[..]) {
+            Some((before, after)) if after.trim().is_empty() => &text[..before.len() + self.eos_text.len()],
+            _ => text,
         }
-        Ok(tokens)
     }
 
     /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer.
     fn ids_after_bos(&self, text: &str) -> Result<Vec<u32>> {
-        let mut tokens = ids(&self.tokenizer, text)?;
+        let mut tokens = self.ids(text)?;
         if let Some(bos) = self.bos.filter(|bos| !self.template.writes_bos() && tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
         }
+        Ok(tokens)
+    }
+
+    /// Tokens of a text as it stands, each with a row of the embedding.
+    fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let tokens = ids(&self.tokenizer, text)?;
+        check_rows(&tokens, &self.tokenizer, self.vocab_size)?;
         Ok(tokens)
     }
 
@@ -283,14 +325,24 @@ impl Encoder {
         Message { content, ..answer.clone() }
     }
 
-    /// Special tokens that a text is read as holding.
+    /// Special tokens that a text is read as holding. Where the tokenizer gives up, [`Encoder::ids`] has the error.
     fn special_in(&self, text: &str) -> usize {
         let added = self.tokenizer.get_added_vocabulary();
-        let pieces = added.extract_and_normalize(self.tokenizer.get_normalizer(), text);
+        let pieces = contain(|| added.extract_and_normalize(self.tokenizer.get_normalizer(), text));
+        let Ok(pieces) = pieces else { return 0 };
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
         let tokens = splits.iter().filter_map(|(_, _, tokens)| tokens.as_ref()).flatten();
         tokens.filter(|token| self.special.contains(&token.id)).count()
     }
+}
+
+/// Refuses a token beyond the embedding. A tokenizer may have such tokens (added, and the embedding not resized), as long as no
+/// text uses one.
+fn check_rows(tokens: &[u32], tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
+    let Some(beyond) = tokens.iter().find(|&&token| token as usize >= vocab_size) else { return Ok(()) };
+    let text = tokenizer.id_to_token(*beyond).unwrap_or_default();
+    Err(Error::input(format!("{text:?} is token {beyond}, but the model's embedding has {vocab_size} rows"))
+        .hint("use the tokenizer that belongs to the model, take the token out of the text, or resize the embedding and train it"))
 }
 
 /// The first special token in what the template writes after an answer, else the tokenizer's EOS: its text, its id,
@@ -312,10 +364,10 @@ fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenize
     match tokenizer.token_to_id(text) {
         // What a template without special tokens writes after an answer is dropped whole.
         Some(id) => Ok((text.clone(), id, tail.len())),
-        None => {
-            Err(Error::input(format!("the `eos_token` {text:?} of tokenizer_config.json is not in tokenizer.json"))
-                .hint("are both files from the same model?"))
-        }
+        None => Err(Error::input(format!(
+            "the `eos_token` {text:?} of tokenizer_config.json is not a token of the tokenizer"
+        ))
+        .hint("are both files from the same model?")),
     }
 }
 
@@ -327,43 +379,12 @@ fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u3
         // A token that opens every turn (ChatML's, named BOS by some models) is no BOS.
         return Ok(bos.filter(|bos| probe.first() == Some(bos) && !probe[1..].contains(bos)));
     }
-    let (with, without) = (encoded(tokenizer, "a", true)?, ids(tokenizer, "a")?);
+    let (with, without) = (tokenizer_files::encode(tokenizer, "a", true)?, ids(tokenizer, "a")?);
     let added = with.len() > without.len() && with.first() != without.first();
     Ok(with.first().copied().filter(|_| added))
 }
 
-/// A prompt and its answers as one pair, of which nothing is cut.
-fn joined(prompt: &[u32], chosen: &[u32], rejected: Option<&[u32]>) -> OwnedPair {
-    // Each suffix keeps at least one token, so that each sequence's last token is its own.
-    let common = rejected.map_or(0, |rejected| common(chosen, rejected).min(chosen.len() - 1).min(rejected.len() - 1));
-    let rejected = rejected.map_or(&[][..], |rejected| &rejected[common..]);
-    OwnedPair {
-        prefix: prompt.len() + common,
-        chosen: chosen.len() - common,
-        rejected: rejected.len(),
-        tokens: [prompt, chosen, rejected].concat(),
-        prompt_length: prompt.len(),
-        prompt_hash: 0,
-        prompt_cut: false,
-        answer_cut: false,
-        special_in_text: 0,
-    }
-}
-
-/// How many tokens two sequences have in common at their start.
-fn common(one: &[u32], other: &[u32]) -> usize {
-    one.iter().zip(other).take_while(|(one, other)| one == other).count()
-}
-
 /// Tokens of a text as it stands.
 fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    encoded(tokenizer, text, false)
-}
-
-fn encoded(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-    match tokenizer.encode_fast(text, add_special_tokens) {
-        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-        Err(error) => Err(Error::input(format!("the tokenizer cannot read a text: {error}"))
-            .hint("a tokenizer without an unknown token cannot read characters outside its alphabet")),
-    }
+    tokenizer_files::encode(tokenizer, text, false)
 }

@@ -1,6 +1,5 @@
 //! The derivatives of the losses over whole batches as tensor operations, so that nothing has to leave a GPU before the
-//! backward pass. The formulas are those of the scalar functions one floor up in this file's parent, which the tests
-//! hold them to.
+//! backward pass. Tests hold them to finite differences of the values in `loss.rs`.
 //!
 //! Legend: B pairs. All tensors are f64; the second place is the answer, chosen before rejected.
 
@@ -53,6 +52,7 @@ mod tests {
     use super::*;
     use crate::loss::{self, AnswerLogProb};
 
+    const STEP: f64 = 1e-6;
     const PLACES: [[f64; 2]; 4] = [[0.3, -0.7], [-2.0, 1.5], [8.0, 8.5], [-20.0, -35.0]];
     const REFERENCES: [[f64; 2]; 4] = [[-1.0, -2.5], [-3.0, 0.5], [7.5, 9.0], [-21.0, -20.0]];
     const TOKENS: [[usize; 2]; 4] = [[3, 5], [1, 0], [7, 2], [4, 4]];
@@ -62,38 +62,55 @@ mod tests {
         Tensor::from_slice(values.as_flattened()).view([4, 2])
     }
 
-    fn assert_same(found: &Tensor, expected: &[[f64; 2]], what: &str) {
-        let distance = (found - Tensor::from_slice(expected.as_flattened()).view([-1, 2])).abs().max();
-        assert!(distance.double_value(&[]) < 1e-12, "{what}: {distance}");
+    /// Compares slopes [4, 2] with finite differences of a loss of (pair, its two quantities).
+    fn check(what: &str, slopes: &Tensor, loss: impl Fn(usize, [f64; 2]) -> f64) {
+        for (pair, place) in PLACES.into_iter().enumerate() {
+            for answer in 0..2 {
+                let moved = |step: f64| {
+                    let mut place = place;
+                    place[answer] += step;
+                    loss(pair, place)
+                };
+                let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                let found = slopes.double_value(&[pair as i64, answer as i64]);
+                assert!(
+                    (found - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                    "{what}, pair {pair}, answer {answer}: {found} is not {expected}"
+                );
+            }
+        }
     }
 
     #[test]
-    fn whole_batches_have_the_slopes_of_the_scalar_functions() {
+    fn every_derivative_equals_a_finite_difference() {
         for (label_smoothing, centering) in [(0.0, 0.0), (0.1, 0.01)] {
             let config = LossConfig { label_smoothing, centering, ..LossConfig::default() };
-            let scalar = |place: usize| {
-                let [chosen, rejected] = PLACES[place];
-                let ranking = loss::bradley_terry(chosen, rejected, MARGINS[place], label_smoothing);
-                let centering = loss::centering(chosen, rejected, centering);
-                [ranking.chosen + centering.chosen, ranking.rejected + centering.rejected]
-            };
             let found = reward_slopes(&config, &matrix(PLACES), &Tensor::from_slice(&MARGINS));
-            assert_same(&found, &[0, 1, 2, 3].map(scalar), "rewards");
+            check("rewards", &found, |pair, [chosen, rejected]| {
+                loss::bradley_terry(chosen, rejected, MARGINS[pair], label_smoothing)
+                    + loss::centering(chosen, rejected, centering)
+            });
             for policy in [PolicyLoss::Dpo, PolicyLoss::Hinge, PolicyLoss::Ipo, PolicyLoss::Simpo, PolicyLoss::Sft] {
                 let config = LossConfig { policy, simpo_gamma: 0.5, ..config.clone() };
-                let scalar = |place: usize| {
-                    let answer = |which: usize| AnswerLogProb {
-                        policy: PLACES[place][which],
-                        reference: REFERENCES[place][which],
-                        tokens: TOKENS[place][which],
-                    };
-                    let value = loss::policy(&config, answer(0), answer(1));
-                    [value.chosen, value.rejected]
-                };
                 let tokens = matrix(TOKENS.map(|tokens| tokens.map(|count| count as f64)));
                 let found = policy_slopes(&config, &matrix(PLACES), &matrix(REFERENCES), &tokens);
-                assert_same(&found, &[0, 1, 2, 3].map(scalar), &format!("{policy:?}"));
+                check(&format!("{policy:?}"), &found, |pair, place| {
+                    let answer = |which: usize| AnswerLogProb {
+                        policy: place[which],
+                        reference: REFERENCES[pair][which],
+                        tokens: TOKENS[pair][which],
+                    };
+                    loss::policy(&config, answer(0), answer(1))
+                });
             }
         }
+    }
+
+    #[test]
+    fn extreme_rewards_have_finite_slopes() {
+        let rewards = Tensor::from_slice(&[1e4, 0.0, -1e4, 0.0]).view([2, 2]);
+        let slopes =
+            reward_slopes(&LossConfig::default(), &rewards, &Tensor::zeros([2], (Kind::Double, tch::Device::Cpu)));
+        assert_eq!(Vec::<f64>::try_from(slopes.view([-1])).unwrap(), [0.0, 0.0, -1.0, 1.0]);
     }
 }

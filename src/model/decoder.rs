@@ -8,17 +8,17 @@
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
 //! key/value heads, E head width, F width of the MLP.
 
-use super::activation;
-use super::attention::{AttentionPlan, AttentionRules, Group, Heads};
 use super::config::{Architecture, Residual};
 use super::head_norm;
 use super::layout::{Places, Projection};
 use super::lora::Adapter;
-use super::norm::{self, Norm};
-use super::rope::Rotation;
+use super::norm::Norm;
+use super::rope;
 use super::segment::Segment;
-use super::workspace::{BlockState, PostNorm, Scratch, Shared};
+use super::workspace::{BlockState, PostNorm, Shared};
 use crate::error::{Error, Result};
+use crate::ops::{Angles, AttentionPlan, Direction, MlpKind, NormGradients, Ops, Scratch};
+use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
 
 pub use super::layout::Part;
@@ -28,12 +28,13 @@ pub struct Context {
     /// Which rows see which, under each of the model's rules.
     attention: Vec<(AttentionRules, AttentionPlan)>,
     /// Rotation by position.
-    rotation: Rotation,
+    angles: Angles,
 }
 
 impl Context {
     /// For packed groups and their positions `[T]`; `frequencies` as from `rope::frequencies`.
     pub fn new(
+        ops: &dyn Ops,
         architecture: &Architecture,
         (groups, positions): (&[Group], &Tensor),
         frequencies: &[f32],
@@ -43,10 +44,10 @@ impl Context {
         let mut attention: Vec<(AttentionRules, AttentionPlan)> = Vec::new();
         for rules in &architecture.attention {
             if !attention.iter().any(|(known, _)| known == rules) {
-                attention.push((*rules, AttentionPlan::new(groups, heads, *rules, kind, device)));
+                attention.push((*rules, ops.plan_attention(groups, heads, *rules, (kind, device))));
             }
         }
-        Self { attention, rotation: Rotation::new(positions, frequencies, device) }
+        Self { attention, angles: rope::angles(positions, frequencies, device) }
     }
 
     fn attention(&self, rules: Option<&AttentionRules>) -> Result<&AttentionPlan> {
@@ -110,7 +111,7 @@ impl<'a> Block<'a> {
                 norm.add_forward(change, &state.middle, &shared.normed, &state.middle_statistics)?;
             }
             Residual::Parallel => {
-                norm::add(change.0, change.1, &state.middle)?;
+                self.segment.ops.add(change.0, change.1, &state.middle)?;
                 if places.mlp_norm != places.input_norm {
                     let norm = self.norm(places.mlp_norm);
                     norm.forward(&state.input, &shared.normed, &state.middle_statistics)?;
@@ -118,15 +119,14 @@ impl<'a> Block<'a> {
             }
         }
         self.project(&shared.normed, &places.up, &state.inner);
-        let Architecture { activation, gated, .. } = *self.architecture;
-        activation::forward(activation, gated, &state.inner, &shared.activated)?;
+        self.segment.ops.activate(self.mlp(), &state.inner, &shared.activated)?;
         self.contribute(&shared.activated, &places.down, places.post_mlp_norm, &state.post_mlp, shared)?;
-        norm::add(&state.middle, &shared.change, output)
+        self.segment.ops.add(&state.middle, &shared.change, output)
     }
 
     /// Attention: the block's input -> `state.attended`; its norm stays in `shared.normed`.
     fn attend(&self, state: &mut BlockState, shared: &Shared, context: &Context) -> Result<()> {
-        let (places, heads) = (&self.places, self.architecture.attention_heads());
+        let (places, heads, ops) = (&self.places, self.architecture.attention_heads(), self.segment.ops);
         self.norm(places.input_norm).forward(&state.input, &shared.normed, &state.input_statistics)?;
         self.project(&shared.normed, &places.query_key_value, &state.query_key_value);
         let rows = heads_of(&state.query_key_value, heads);
@@ -134,12 +134,12 @@ impl<'a> Block<'a> {
             let ranges = [0..heads.query, heads.query..heads.query + heads.key];
             for ((offset, range), kept) in ranges.into_iter().enumerate().zip(kept) {
                 let (weight, epsilon) = (self.segment.weight(place + offset), self.architecture.norm_epsilon);
-                head_norm::forward(&rows, range, weight, epsilon, &kept.before, &kept.scale)?;
+                head_norm::forward(ops, &rows, range, weight, epsilon, &kept.before, &kept.scale)?;
             }
         }
-        context.rotation.apply(&rows, heads.query + heads.key)?;
+        ops.rotate(&rows, heads.query + heads.key, &context.angles, Direction::Forward)?;
         let plan = context.attention(self.rules())?;
-        state.log_sums = plan.forward(&rows, &heads_of(&state.attended, heads))?;
+        state.log_sums = ops.attention(plan, &rows, &heads_of(&state.attended, heads))?;
         Ok(())
     }
 
@@ -190,9 +190,8 @@ impl<'a> Block<'a> {
         // The MLP, from its output to the hidden states that it read.
         let gradient = self.contribute_backward(&shared.gradient, places.post_mlp_norm, &state.post_mlp, shared)?;
         self.input_gradient(gradient, &places.down, &shared.activated_gradient);
-        let Architecture { activation, gated, .. } = *self.architecture;
-        let inner = (&state.inner, &shared.inner_gradient);
-        activation::backward(activation, gated, inner.0, &shared.activated_gradient, &shared.activated, inner.1)?;
+        let (given, activated) = (&shared.activated_gradient, &shared.activated);
+        self.segment.ops.activate_backward(self.mlp(), &state.inner, given, activated, &shared.inner_gradient)?;
         self.project_backward(&places.down, gradient, &shared.activated, scratch)?;
         let read = if parallel { &state.input } else { &state.middle };
         let same = places.mlp_norm == places.input_norm;
@@ -201,7 +200,8 @@ impl<'a> Block<'a> {
         norm.apply(read, statistics, &shared.normed)?;
         self.project_backward(&places.up, &shared.inner_gradient, &shared.normed, scratch)?;
         self.input_gradient(&shared.inner_gradient, &places.up, &shared.change);
-        norm.backward((&shared.change, Some(&shared.gradient)), read, statistics, &shared.middle_gradient)?;
+        let (output, input) = (&shared.change, &shared.middle_gradient);
+        norm.backward(NormGradients { output, residual: Some(&shared.gradient), input }, read, statistics)?;
         // From there to attention's result. Side by side both halves have the same gradient.
         let gradient = if parallel { &shared.gradient } else { &shared.middle_gradient };
         let post = places.post_attention_norm;
@@ -219,36 +219,42 @@ impl<'a> Block<'a> {
         shared: &'b Shared,
     ) -> Result<&'b Tensor> {
         let (Some(place), Some(kept)) = (post_norm, kept) else { return Ok(gradient) };
-        self.norm(place).backward((gradient, None), &kept.before, &kept.statistics, &shared.change)?;
+        let gradients = NormGradients { output: gradient, residual: None, input: &shared.change };
+        self.norm(place).backward(gradients, &kept.before, &kept.statistics)?;
         Ok(&shared.change)
     }
 
     /// From `shared.attended_gradient`, and what reaches the input besides, to the gradient of the input in
     /// `shared.gradient`.
     fn attend_backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
-        let (places, heads) = (&self.places, self.architecture.attention_heads());
+        let (places, heads, ops) = (&self.places, self.architecture.attention_heads(), self.segment.ops);
         let rows_gradient = heads_of(&shared.query_key_value_gradient, heads);
-        context.attention(self.rules())?.backward(
+        ops.attention_backward(
+            context.attention(self.rules())?,
             &heads_of(&shared.attended_gradient, heads),
             &heads_of(&state.query_key_value, heads),
             &heads_of(&state.attended, heads),
             &state.log_sums,
             &rows_gradient,
         )?;
-        context.rotation.backward(&rows_gradient, heads.query + heads.key)?;
+        ops.rotate(&rows_gradient, heads.query + heads.key, &context.angles, Direction::Backward)?;
         if let (Some(place), Some(kept)) = (places.head_norms, &state.head_norms) {
             let ranges = [0..heads.query, heads.query..heads.query + heads.key];
             for ((offset, range), kept) in ranges.into_iter().enumerate().zip(kept) {
                 let (weight, sum) = (self.segment.weight(place + offset), self.segment.gradient_view(place + offset));
-                head_norm::backward(&rows_gradient, range, &kept.before, &kept.scale, weight, sum)?;
+                head_norm::backward(ops, &rows_gradient, range, &kept.before, &kept.scale, weight, sum)?;
             }
         }
         let norm = self.norm(places.input_norm);
         norm.apply(&state.input, &state.input_statistics, &shared.normed)?;
         self.project_backward(&places.query_key_value, &shared.query_key_value_gradient, &shared.normed, scratch)?;
         self.input_gradient(&shared.query_key_value_gradient, &places.query_key_value, &shared.change);
-        let gradients = (&shared.change, Some(&shared.middle_gradient));
-        norm.backward(gradients, &state.input, &state.input_statistics, &shared.gradient)
+        let (output, residual, input) = (&shared.change, Some(&shared.middle_gradient), &shared.gradient);
+        norm.backward(NormGradients { output, residual, input }, &state.input, &state.input_statistics)
+    }
+
+    fn mlp(&self) -> MlpKind {
+        MlpKind { activation: self.architecture.activation, gated: self.architecture.gated }
     }
 
     fn rules(&self) -> Option<&AttentionRules> {
@@ -284,10 +290,10 @@ impl<'a> Block<'a> {
         }
         self.segment.add_product(projection.weights.clone(), gradient, x, scratch)?;
         let biases = projection.biases.clone();
-        if let Some(mut sum) = biases.and_then(|biases| self.segment.stacked_gradient(biases)) {
-            let _ = sum.g_add_(&gradient.sum_dim_intlist(0, false, Kind::Float));
+        match biases.and_then(|biases| self.segment.stacked_gradient(biases)) {
+            Some(sum) => self.segment.ops.add_column_sums(gradient, &sum),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// `input_gradient` [T, in] = gradient [T, out] W.
@@ -306,7 +312,7 @@ fn spread(gradient: &Tensor, rows: &Tensor) {
 }
 
 /// [T, heads * E] -> [T, heads, E], a view.
-fn heads_of(rows: &Tensor, heads: Heads) -> Tensor {
+fn heads_of(rows: &Tensor, heads: HeadCounts) -> Tensor {
     rows.view([rows.size()[0], -1, heads.width as i64])
 }
 
@@ -326,10 +332,11 @@ pub fn embed(architecture: &Architecture, segment: &Segment, tokens: &Tensor, ou
 /// Adds the gradient of [`embed`] to the bucket: gradient [T, D].
 pub fn embed_backward(architecture: &Architecture, segment: &Segment, tokens: &Tensor, gradient: &Tensor) {
     if let Some(sum) = segment.gradient_view(0) {
-        let mut wide = gradient.to_kind(Kind::Float);
-        if let Some(scale) = embedding_scale(architecture, gradient.kind()) {
-            wide *= scale;
-        }
+        let wide = gradient.to_kind(Kind::Float);
+        let wide = match embedding_scale(architecture, gradient.kind()) {
+            Some(scale) => wide * scale,
+            None => wide,
+        };
         let _ = sum.shallow_clone().index_add_(0, tokens, &wide);
     }
 }

@@ -1,11 +1,11 @@
 //! Root-mean-square norm of each head of queries and keys (Qwen 3, arXiv 2505.09388), in place, forward and backward.
 //!
-//! Not here: the norm itself; a head is a row of `rms_norm.rs`. The heads are copied out of their rows and back.
+//! Not here: the norm itself (`ops/`), of which a head is a row. The heads are copied out of their rows and back.
 //!
 //! Legend: T tokens, N heads of a row, n of them that are normed, E head width.
 
-use super::rms_norm::{self, Weight};
 use crate::error::Result;
+use crate::ops::{NormGradients, NormWeight, Ops};
 use std::ops::Range;
 use tch::Tensor;
 
@@ -15,6 +15,7 @@ use tch::Tensor;
 /// # Errors
 /// A buffer that is not what this crate allocates.
 pub fn forward(
+    ops: &dyn Ops,
     rows: &Tensor,
     heads: Range<usize>,
     weight: &Tensor,
@@ -25,7 +26,7 @@ pub fn forward(
     let mut place = narrow(rows, heads);
     before.shallow_clone().copy_(&place);
     let normed = before.empty_like();
-    rms_norm::forward(&matrix(before), Weight::plain(weight), epsilon, &matrix(&normed), &scale.view([-1]))?;
+    ops.rms_norm(&matrix(before), plain(weight), epsilon, &matrix(&normed), &scale.view([-1]))?;
     place.copy_(&normed);
     Ok(())
 }
@@ -36,6 +37,7 @@ pub fn forward(
 /// # Errors
 /// As [`forward`].
 pub fn backward(
+    ops: &dyn Ops,
     gradient_rows: &Tensor,
     heads: Range<usize>,
     before: &Tensor,
@@ -46,17 +48,15 @@ pub fn backward(
     let mut place = narrow(gradient_rows, heads);
     let (gradient, input_gradient) = (before.empty_like(), before.empty_like());
     gradient.shallow_clone().copy_(&place);
-    let given = (&matrix(&gradient), None);
-    rms_norm::backward(
-        given,
-        &matrix(before),
-        Weight::plain(weight),
-        &scale.view([-1]),
-        &matrix(&input_gradient),
-        weight_gradient,
-    )?;
+    let (output, input) = (matrix(&gradient), matrix(&input_gradient));
+    let gradients = NormGradients { output: &output, residual: None, input: &input };
+    ops.rms_norm_backward(gradients, &matrix(before), plain(weight), &scale.view([-1]), weight_gradient)?;
     place.copy_(&input_gradient);
     Ok(())
+}
+
+fn plain(values: &Tensor) -> NormWeight<'_> {
+    NormWeight { values, plus_one: false }
 }
 
 /// Some heads of rows [T, N, E], a view.
@@ -72,6 +72,7 @@ fn matrix(heads: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::cpu::Cpu;
     use crate::tensor::waves;
     use tch::{Device, Kind};
 
@@ -105,8 +106,8 @@ mod tests {
                 let before = Tensor::empty([40, heads.len() as i64, 8], (kind, Device::Cpu));
                 let scale = Tensor::empty([40, heads.len() as i64], (Kind::Float, Device::Cpu));
                 let sum = Tensor::ones([8], (Kind::Float, Device::Cpu));
-                forward(&made, heads.clone(), &weight, 1e-6, &before, &scale).unwrap();
-                backward(&gradient, heads.clone(), &before, &scale, &weight, Some(&sum)).unwrap();
+                forward(&Cpu, &made, heads.clone(), &weight, 1e-6, &before, &scale).unwrap();
+                backward(&Cpu, &gradient, heads.clone(), &before, &scale, &weight, Some(&sum)).unwrap();
                 assert!(distance(&made, &wanted[0]) < bound, "{kind:?}");
                 assert!(distance(&gradient, &wanted[1]) < bound, "{kind:?}");
                 assert!(distance(&(sum - 1.0), &wanted[2]) < bound, "{kind:?}");

@@ -9,9 +9,9 @@
 use super::config::Architecture;
 use super::layout::{Declared, Part, Projection};
 use super::segment::Segment;
-use super::workspace::Scratch;
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
+use crate::ops::Scratch;
 use std::cell::RefCell;
 use std::ops::Range;
 use tch::{Kind, Tensor};

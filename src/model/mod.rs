@@ -1,19 +1,17 @@
 //! The transformer: its description, its weights, and its segments with their own backward pass.
 
-pub mod activation;
 pub mod adapter;
-pub mod attention;
 pub mod config;
 pub mod decoder;
 pub mod head_norm;
-pub mod layer_norm;
 pub mod layout;
-pub mod logits;
 pub mod lora;
+pub mod names;
 pub mod norm;
 pub mod peft;
-pub mod rms_norm;
+mod quantised;
 pub mod rope;
 pub mod segment;
+pub mod weight_files;
 pub mod weights;
 pub mod workspace;

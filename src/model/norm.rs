@@ -1,16 +1,12 @@
 //! The norm that a family has, forward and backward, on hidden states; and the residual addition.
 //!
-//! Not here: the formulas, which are `rms_norm.rs`'s and `layer_norm.rs`'s.
+//! Not here: the arithmetic (`ops/`).
 //!
 //! Legend: T tokens, D width.
 
-use super::layer_norm;
-use super::rms_norm::{self, Weight};
 use super::segment::Segment;
 use crate::error::Result;
-use crate::kernels::{self, Element};
-use crate::tensor::{self, Number, slice, slice_mut};
-use half::bf16;
+use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients, NormWeight};
 use tch::{Device, Kind, Tensor};
 
 /// What hidden states are normed by.
@@ -51,6 +47,10 @@ impl Statistics {
         Self { scale: view(&self.scale), mean: self.mean.as_ref().map(view) }
     }
 
+    fn of_layer<'a>(&'a self, mean: &'a Tensor) -> LayerStatistics<'a> {
+        LayerStatistics { mean, scale: &self.scale }
+    }
+
     /// Every tensor.
     pub fn all(&self) -> impl Iterator<Item = &Tensor> {
         std::iter::once(&self.scale).chain(&self.mean)
@@ -75,9 +75,10 @@ impl Norm<'_> {
     /// # Errors
     /// A buffer that is not what this crate allocates; so too below.
     pub fn forward(&self, x: &Tensor, output: &Tensor, statistics: &Statistics) -> Result<()> {
+        let ops = self.segment.ops;
         match &statistics.mean {
-            Some(mean) => layer_norm::forward(x, self.affine(), self.epsilon, output, mean, &statistics.scale),
-            None => rms_norm::forward(x, self.weight(), self.epsilon, output, &statistics.scale),
+            Some(mean) => ops.layer_norm(x, self.affine(), self.epsilon, output, statistics.of_layer(mean)),
+            None => ops.rms_norm(x, self.weight(), self.epsilon, output, &statistics.scale),
         }
     }
 
@@ -89,62 +90,43 @@ impl Norm<'_> {
         output: &Tensor,
         statistics: &Statistics,
     ) -> Result<()> {
+        let ops = self.segment.ops;
         if statistics.mean.is_some() {
-            add(x, change, sum)?;
+            ops.add(x, change, sum)?;
             return self.forward(sum, output, statistics);
         }
-        rms_norm::add_forward((x, change), self.weight(), self.epsilon, sum, output, &statistics.scale)
+        ops.add_rms_norm((x, change), self.weight(), self.epsilon, sum, output, &statistics.scale)
     }
 
     /// The output of [`Norm::forward`] again: cheaper to recompute than to keep.
     pub fn apply(&self, x: &Tensor, statistics: &Statistics, output: &Tensor) -> Result<()> {
+        let ops = self.segment.ops;
         match &statistics.mean {
-            Some(mean) => layer_norm::apply(x, self.affine(), mean, &statistics.scale, output),
-            None => rms_norm::apply(x, self.weight(), &statistics.scale, output),
+            Some(mean) => ops.apply_layer_norm(x, self.affine(), statistics.of_layer(mean), output),
+            None => ops.apply_rms_norm(x, self.weight(), &statistics.scale, output),
         }
     }
 
-    /// From the gradient of [`Norm::forward`]'s output [T, D]: `input_gradient` = residual + gradient of x; the
-    /// gradients of the parameters go to the segment's bucket.
-    pub fn backward(
-        &self,
-        gradients: (&Tensor, Option<&Tensor>),
-        x: &Tensor,
-        statistics: &Statistics,
-        input_gradient: &Tensor,
-    ) -> Result<()> {
-        let sum = |offset| self.segment.gradient_view(self.place + offset);
+    /// From the gradient of [`Norm::forward`]'s output [T, D] to that of x; the gradients of the parameters go to the
+    /// segment's bucket.
+    pub fn backward(&self, gradients: NormGradients, x: &Tensor, statistics: &Statistics) -> Result<()> {
+        let (ops, sum) = (self.segment.ops, |offset| self.segment.gradient_view(self.place + offset));
         match &statistics.mean {
             Some(mean) => {
-                let (weight, scale) = (self.segment.weight(self.place), &statistics.scale);
-                layer_norm::backward(gradients, x, weight, mean, scale, input_gradient, (sum(0), sum(1)))
+                let sums = AffineSums { weight: sum(0), bias: sum(1) };
+                let weight = self.segment.weight(self.place);
+                ops.layer_norm_backward(gradients, x, weight, statistics.of_layer(mean), sums)
             }
-            None => rms_norm::backward(gradients, x, self.weight(), &statistics.scale, input_gradient, sum(0)),
+            None => ops.rms_norm_backward(gradients, x, self.weight(), &statistics.scale, sum(0)),
         }
     }
 
-    fn weight(&self) -> Weight<'_> {
-        Weight { values: self.segment.weight(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
+    fn weight(&self) -> NormWeight<'_> {
+        NormWeight { values: self.segment.weight(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
     }
 
     /// Weight and bias.
-    fn affine(&self) -> (&Tensor, &Tensor) {
-        (self.segment.weight(self.place), self.segment.weight(self.place + 1))
-    }
-}
-
-/// `sum` = x + change.
-pub fn add(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
-    fn on_cpu<E: Element + Number>(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
-        kernels::norm::add(slice::<E>(x)?, slice(change)?, slice_mut(&mut sum.shallow_clone())?);
-        Ok(())
-    }
-    match tensor::cpu_kind(x) {
-        Some(Kind::Float) => on_cpu::<f32>(x, change, sum),
-        Some(Kind::BFloat16) => on_cpu::<bf16>(x, change, sum),
-        _ => {
-            let _ = x.add_out(sum, change);
-            Ok(())
-        }
+    fn affine(&self) -> Affine<'_> {
+        Affine { weight: self.segment.weight(self.place), bias: self.segment.weight(self.place + 1) }
     }
 }

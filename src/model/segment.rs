@@ -5,11 +5,8 @@
 //! compute buffer are the same memory.
 
 use super::layout::{Declared, Rows};
-use super::workspace::Scratch;
 use crate::error::Result;
-use crate::kernels;
-use crate::tensor;
-use half::bf16;
+use crate::ops::{self, Ops, Scratch};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
@@ -40,6 +37,8 @@ impl Parameter {
 
 /// The parameters of one stage of the model (embedding, a block, ...) in flat buffers.
 pub struct Segment {
+    /// What computes with them: the operations of their device.
+    pub ops: &'static dyn Ops,
     /// Its parameters, in the order of the buffers.
     pub parameters: Vec<Parameter>,
     /// Values in the compute kind, flat.
@@ -86,7 +85,8 @@ impl Segment {
         let views = |flat: &Tensor| parameters.iter().map(|parameter| parameter.view(flat)).collect::<Vec<_>>();
         let weights = views(&compute);
         let gradients = gradient.as_ref().map(views).unwrap_or_default();
-        Self { parameters, compute, master, gradient, owned: 0..offset, shares: 1, weights, gradients }
+        let ops = ops::of(device);
+        Self { ops, parameters, compute, master, gradient, owned: 0..offset, shares: 1, weights, gradients }
     }
 
     /// Keeps the masters of share number `rank` of `ranks` equal shares and frees the others. Compute and gradient
@@ -184,31 +184,10 @@ impl Segment {
     /// # Errors
     /// A buffer that is not what this crate allocates.
     pub fn add_product(&self, places: Range<usize>, left: &Tensor, right: &Tensor, scratch: &Scratch) -> Result<()> {
-        let Some(gradient) = &self.gradient else { return Ok(()) };
-        let mut sum = self.stack(gradient, places);
-        if left.kind() == Kind::Float {
-            let _ = sum.addmm_(&left.tr(), right);
-            return Ok(());
+        match &self.gradient {
+            Some(gradient) => self.ops.add_product(left, right, &self.stack(gradient, places), scratch),
+            None => Ok(()),
         }
-        if tensor::cpu_kind(left) == Some(Kind::BFloat16) && left.is_contiguous() && right.is_contiguous() {
-            let size = (left.size()[1] as usize, right.size()[1] as usize);
-            let factors = (tensor::slice::<bf16>(left)?, tensor::slice::<bf16>(right)?);
-            if kernels::weight_gradient::add_product(factors.0, factors.1, size, tensor::slice_mut(&mut sum)?) {
-                return Ok(());
-            }
-        }
-        // libtorch has no product of bf16 factors into an f32 sum on CPUs.
-        let product = scratch.matrix(left.size()[1], right.size()[1], left.kind(), left.device());
-        let _ = left.tr().mm_out(&product, right);
-        match tensor::cpu_kind(&product) {
-            Some(Kind::BFloat16) => {
-                kernels::accumulate::add::<bf16>(tensor::slice(&product)?, tensor::slice_mut(&mut sum)?);
-            }
-            _ => {
-                let _ = sum.g_add_(&product);
-            }
-        }
-        Ok(())
     }
 
     /// The compute values of matrices or vectors that lie one after the other, as one: matrices [out, in] stacked to

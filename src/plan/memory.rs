@@ -9,10 +9,10 @@
 use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::head::ROWS_AT_ONCE;
-use crate::model::activation::Activation;
 use crate::model::config::Residual;
 use crate::model::norm::NormKind;
 use crate::model::workspace::ROWS;
+use crate::ops::Activation;
 use serde::Serialize;
 
 /// The process without a model. CPU: libtorch, MPI, tokenizer, data and the thread stacks, as seen on Linux x86-64.

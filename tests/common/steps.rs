@@ -2,6 +2,7 @@
 
 use haf_dist::comm::CommThread;
 use haf_dist::config::Config;
+use haf_dist::data::AnswerSpan;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
 use haf_dist::data::tokenize::OwnedPair;
@@ -48,7 +49,7 @@ pub fn pairs(vocabulary: u32) -> PreparedData {
             prefix,
             chosen,
             rejected,
-            prompt_length,
+            spans: AnswerSpan::of_pair(prompt_length, prefix, chosen, rejected),
             prompt_hash: index as u64,
             prompt_cut: false,
             answer_cut: false,

@@ -44,21 +44,16 @@ fn a_copy_or_an_export_scores_and_evaluates_as_the_checkpoint_line_by_line() {
         assert_eq!(score(&workspace, folder, &[]), scores, "{folder}");
         assert_eq!(eval(&workspace, folder), rows, "{folder}");
     }
-    // The control: with defaults the rewards are others.
-    assert_ne!(score(&workspace, "forgetful", &[]), scores);
+    // So does a folder that has only what other programs read: its chat template writes what was trained.
+    assert_eq!(score(&workspace, "forgetful", &[]), scores);
+    // The control: with another template the rewards are others.
+    assert_ne!(score(&workspace, "forgetful", &["--template", "plain"]), scores);
     // What is typed wins over both memories, and over each key alone.
     let typed = ["--template", "chat", "--max-length", "40"];
     let of_checkpoint = score(&workspace, "run/step-6", &typed);
     assert_eq!(score(&workspace, "exported", &typed), of_checkpoint);
     assert_ne!(of_checkpoint, scores);
-    assert_eq!(
-        score(
-            &workspace,
-            "forgetful",
-            &["--template", "hh", "--max-length", "32", "--max-prompt-length", "16", "--dtype", "f32"]
-        ),
-        scores
-    );
+    assert_eq!(score(&workspace, "forgetful", &["--template", "hh", "--dtype", "f32"]), scores);
 }
 
 #[test]
@@ -77,15 +72,17 @@ fn a_memory_that_cannot_be_meant_is_refused_by_name() {
     workspace.train(1, &[&RUN[..], &["train.steps=1"]].concat()).succeeded();
     copy(&workspace, "run/step-1", "copied", "");
     let whole: Value = serde_json::from_slice(&workspace.read("copied/haf_dist.json")).unwrap();
-    let keys = ["template", "max_length", "max_prompt_length", "truncation", "dtype"];
+    let keys = ["template", "max_length", "max_prompt_length", "truncation", "reward_at", "dtype"];
     assert_eq!(
         whole,
-        json!({"template": "hh", "max_length": 32, "max_prompt_length": 16, "truncation": "cut", "dtype": "f32"})
+        json!({"template": "hh", "max_length": 32, "max_prompt_length": 16, "truncation": "cut", "reward_at": "eos",
+               "dtype": "f32"})
     );
     assert!(whole.as_object().unwrap().keys().eq(keys));
     for (key, value, says) in [
         ("seed", json!(1), "unknown field `seed`"),
         ("template", json!("hhh"), "unknown variant `hhh`"),
+        ("reward_at", json!("start"), "unknown variant `start`"),
         ("max_length", json!("32"), "invalid type: string \"32\""),
         ("max_length", json!(7), "`max_length` = 7; expected 8 or more"),
         ("max_prompt_length", json!(32), "`max_prompt_length` = 32 leaves no room for an answer"),

@@ -3,7 +3,7 @@
 
 use crate::tiny::{VOCABULARY, Workspace, parse_lines};
 use haf_dist::config::{TemplateKind, Truncation};
-use haf_dist::data::tokenize::{Encoder, OwnedPair};
+use haf_dist::data::tokenize::{Encoder, OwnedPair, Rules};
 use haf_dist::data::verbatim::first_pairs;
 use haf_dist::error::Result;
 use serde_json::{Value, json};
@@ -95,7 +95,7 @@ fn too_few_pairs_and_rows_of_another_shape_are_refused() {
 /// What `first_pairs` keeps of some rows, and the tokens of all of it.
 fn kept(workspace: &Workspace, rows: &[Value], count: usize) -> Result<Vec<OwnedPair>> {
     let model = workspace.path("model");
-    let encoder = Encoder::open(&model, TemplateKind::Plain, 12, 11, Truncation::Drop, VOCABULARY).unwrap();
+    let encoder = Encoder::open(&model, Rules::new(TemplateKind::Plain, 12, 11, Truncation::Drop), VOCABULARY).unwrap();
     workspace.write("rows.jsonl", &rows.iter().map(|row| format!("{row}\n")).collect::<String>());
     let pairs = first_pairs(&workspace.path("rows.jsonl"), &encoder, count)?;
     Ok(pairs.into_iter().map(|pair| pair.pair).collect())
@@ -122,7 +122,7 @@ fn the_pairs_and_tokens_are_those_that_the_peers_are_timed_on() {
     let [a, b, c] = [0, 1, 2].map(|place| pairs[0].tokens[place]);
     let end = *pairs[0].tokens.last().unwrap();
     // Prompt and common letter, then [d e EOS], then [f EOS]; no BOS.
-    assert_eq!((pairs[0].prompt_length, pairs[0].prefix, pairs[0].chosen, pairs[0].rejected), (2, 3, 3, 2));
+    assert_eq!((pairs[0].spans[0].start, pairs[0].prefix, pairs[0].chosen, pairs[0].rejected), (2, 3, 3, 2));
     assert_eq!(letter(&pairs[0]), [a, b, c, c + 1, c + 2, end, c + 3, end]);
     assert_eq!((pairs[1].prefix, pairs[1].chosen, pairs[1].rejected), (2, 2, 2));
     assert_eq!(letter(&pairs[2]), [a, b, end, c, end]);
@@ -133,7 +133,7 @@ fn the_pairs_and_tokens_are_those_that_the_peers_are_timed_on() {
     // A common prompt is told by the last turn's marker, which is its end.
     let dialogue = [transcript("a\n\nAssistant:b", "a\n\nAssistant:c")];
     let model = workspace.path("model");
-    let encoder = Encoder::open(&model, TemplateKind::Plain, 64, 32, Truncation::Drop, VOCABULARY).unwrap();
+    let encoder = Encoder::open(&model, Rules::new(TemplateKind::Plain, 64, 32, Truncation::Drop), VOCABULARY).unwrap();
     workspace.write("rows.jsonl", &format!("{}\n", dialogue[0]));
     let pair = first_pairs(&workspace.path("rows.jsonl"), &encoder, 1).unwrap().remove(0).pair;
     assert_eq!((pair.chosen, pair.rejected, pair.tokens[pair.prefix], pair.tokens[0]), (2, 2, b, a));

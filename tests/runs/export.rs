@@ -4,7 +4,7 @@ use crate::tiny::{VOCABULARY, Workspace};
 use haf_dist::config::{Config, Source};
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::formats;
-use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair};
+use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair, Rules};
 use serde_json::{Value, json};
 use std::path::Path;
 use tch::Device;
@@ -16,7 +16,8 @@ fn pairs(workspace: &Workspace, checkpoint: &str) -> Vec<OwnedPair> {
     let config = Config::load(&workspace.path(checkpoint).join("trainer/config.toml"), &[]).unwrap();
     let data = &config.data;
     let (folder, lengths) = (workspace.path(checkpoint), (data.max_length, data.max_prompt_length));
-    let encoder = Encoder::open(&folder, data.template, lengths.0, lengths.1, data.truncation, VOCABULARY).unwrap();
+    let encoder =
+        Encoder::open(&folder, Rules::new(data.template, lengths.0, lengths.1, data.truncation), VOCABULARY).unwrap();
     let read = |source: &Source| {
         formats::read(&Source { path: workspace.path(&source.path), ..source.clone() }).unwrap().pairs
     };

@@ -7,6 +7,9 @@ use std::fs;
 
 const COMMON: [&str; 6] = ["--dtype", "f32", "--threads", "1", "--data", "test.jsonl"];
 
+/// The lengths that the workspace's runs cut to.
+const LENGTHS: [&str; 4] = ["--max-length", "28", "--max-prompt-length", "16"];
+
 fn arguments<'a>(command: &'a str, checkpoint: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&[command, "--checkpoint", checkpoint][..], &COMMON, more].concat()
 }
@@ -33,9 +36,11 @@ fn strip(workspace: &Workspace, from: &str, to: &str) {
 fn eval_repeats_the_closing_evaluation_to_the_last_digit() {
     let workspace = Workspace::trained(2);
     let closing = closing_rows(&workspace);
-    // The run's own packing, so that every sum has the run's order.
-    let outcome =
-        workspace.run(2, &arguments("eval", "run/step-6", &["--json", "--tokens-per-micro-batch", "90"])).succeeded();
+    // The run's own packing, so that every sum has the run's order; and its lengths, to which it cut.
+    let eval = |ranks: usize, checkpoint: &str, more: &[&str]| {
+        workspace.run(ranks, &arguments("eval", checkpoint, &[&LENGTHS[..], more].concat())).succeeded()
+    };
+    let outcome = eval(2, "run/step-6", &["--json", "--tokens-per-micro-batch", "90"]);
     let mut rows = parse_lines(&outcome.stdout);
     for row in &mut rows {
         assert_eq!(row["eval"], "eval");
@@ -43,21 +48,25 @@ fn eval_repeats_the_closing_evaluation_to_the_last_digit() {
     }
     assert_eq!(rows, closing);
     // Packed otherwise, by other ranks: up to rounding.
-    let other = parse_lines(&workspace.run(1, &arguments("eval", "run/step-6", &["--json"])).succeeded().stdout);
+    let other = parse_lines(&eval(1, "run/step-6", &["--json"]).stdout);
     for key in ["accuracy", "policy_accuracy", "margin", "reward_loss", "policy_loss"] {
         let [one, other] = [&closing[0], &other[0]].map(|row| row[key].as_f64().unwrap());
         assert!((one - other).abs() < 1e-6, "{key}: {one}, {other}");
     }
-    let table = workspace.run(1, &arguments("eval", "run/step-6", &[])).succeeded().stdout;
+    let table = eval(1, "run/step-6", &[]).stdout;
     for key in ["accuracy", "policy_accuracy", "margin", "reward_loss", "policy_loss"] {
         let shown = format!("{:.4}", closing[0][key].as_f64().unwrap());
         assert!(table.contains(&shown), "{key} = {shown} is not in\n{table}");
     }
     // The control: an earlier checkpoint has other numbers.
-    let earlier = workspace.run(1, &arguments("eval", "run/step-3", &["--json"])).succeeded();
-    let earlier = &parse_lines(&earlier.stdout)[0];
+    let earlier = &parse_lines(&eval(1, "run/step-3", &["--json"]).stdout)[0];
     assert_eq!(earlier["step"], 3);
     assert_ne!(earlier["margin"], closing[0]["margin"]);
+    // Without lengths nothing is cut, and the report says so.
+    let whole = workspace.run(1, &arguments("eval", "run/step-6", &["--json"])).succeeded();
+    assert_ne!(parse_lines(&whole.stdout)[0]["margin"], closing[0]["margin"]);
+    let cut = |text: &str| text.lines().any(|line| line.starts_with("| prompts cut") && line.ends_with(" 0 |"));
+    assert!(cut(&whole.stderr) && !cut(&outcome.stderr), "{}", whole.stderr);
 }
 
 #[test]
@@ -105,8 +114,7 @@ fn score_writes_a_line_a_row_and_the_same_rewards_for_pairs_and_single_rows() {
 fn a_folder_of_another_program_has_rewards_but_no_policy() {
     let workspace = Workspace::trained(1);
     strip(&workspace, "run/step-6", "foreign");
-    let lengths = ["--max-length", "28", "--max-prompt-length", "16"];
-    let json = [&lengths[..], &["--json"]].concat();
+    let json = [&LENGTHS[..], &["--json"]].concat();
     let rows = parse_lines(&workspace.run(2, &arguments("eval", "foreign", &json)).succeeded().stdout);
     for (row, closing) in rows.iter().zip(closing_rows(&workspace)) {
         for key in ["domain", "pairs", "accuracy", "accuracy_low", "accuracy_high"] {
@@ -116,7 +124,7 @@ fn a_folder_of_another_program_has_rewards_but_no_policy() {
         assert!((margin - of_run).abs() < 1e-6, "{margin}, {of_run}");
         assert!(row["policy_accuracy"].is_null() && row["policy_loss"].is_null(), "{row}");
     }
-    let scores = |folder| parse_lines(&workspace.run(1, &arguments("score", folder, &lengths)).succeeded().stdout);
+    let scores = |folder| parse_lines(&workspace.run(1, &arguments("score", folder, &LENGTHS)).succeeded().stdout);
     let (foreign, own) = (scores("foreign"), scores("run/step-6"));
     assert_eq!((foreign.len(), own.len()), (7, 7));
     for (foreign, own) in foreign.iter().zip(&own) {
@@ -138,7 +146,8 @@ fn a_line_says_that_its_answer_was_cut_and_one_warning_counts_them() {
         (cut, outcome.stderr.lines().filter(|line| line.contains("WARN")).map(String::from).collect::<Vec<_>>())
     };
     let (cut, warned) = run("20");
-    assert_eq!(cut, [None, Some(json!(true)), None, Some(json!(true))]);
+    let answer = || Some(json!("answer"));
+    assert_eq!(cut, [None, answer(), None, answer()]);
     assert!(
         warned.len() == 1 && warned[0].contains("2 of 4 rows") && warned[0].contains("--max-length 20"),
         "{warned:?}"

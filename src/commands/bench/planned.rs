@@ -12,7 +12,7 @@ use crate::plan::hardware;
 use crate::plan::memory::Memory;
 use crate::plan::scaling::Inputs;
 use crate::plan::workload::{self, PairTokens};
-use tch::{Device, Kind};
+use tch::Kind;
 
 /// Predictions for one rank of a benchmark on CPUs.
 pub struct Planned {
@@ -34,7 +34,7 @@ pub fn planned(
     data: &PreparedData,
     ranks: usize,
 ) -> Result<Option<Planned>> {
-    if machine.device != Device::Cpu {
+    if !machine.is_cpu() {
         return Ok(None);
     }
     let job = Job::new(config, architecture.clone(), machine.kind)?;

@@ -7,9 +7,9 @@ use super::keys::Keys;
 use super::rope::RopeKeys;
 use super::{Architecture, Biases, Names, Residual};
 use crate::error::{Error, Result};
-use crate::model::activation::Activation;
-use crate::model::attention::AttentionRules;
 use crate::model::norm::NormKind;
+use crate::ops::Activation;
+use crate::packing::AttentionRules;
 
 /// Reads the keys of one family.
 type Family = fn(&Keys) -> Result<Architecture>;

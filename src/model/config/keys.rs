@@ -5,7 +5,7 @@
 //! "none" where the class knows that, and else counts as missing. Not here: which keys a family has.
 
 use crate::error::{Error, Result};
-use crate::model::activation::Activation;
+use crate::ops::Activation;
 use serde_json::{Map, Value};
 
 /// The most that a dimension may be: no product of three of them is beyond 2^63.
@@ -20,7 +20,10 @@ impl Keys {
     /// # Errors
     /// Text that is something else.
     pub fn parse(text: &str) -> Result<Self> {
-        let keys = serde_json::from_str(text).map_err(|error| Error::input(format!("not a model config: {error}")))?;
+        let keys = serde_json::from_str(text).map_err(|error| {
+            Error::input(format!("not a model config: {error}"))
+                .hint("a JSON object is expected; is the file whole? get it again from where the model is from")
+        })?;
         Ok(Self(keys))
     }
 

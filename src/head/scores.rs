@@ -1,0 +1,54 @@
+//! What the heads computed of a micro-batch, on its device until somebody reads it.
+//!
+//! Not here: losses, which the reader makes of the scores (`head.rs`).
+
+use super::PairScores;
+use crate::data::batch::PackedPair;
+use crate::error::Result;
+use tch::{Device, Kind, Tensor};
+
+/// Scores of some pairs' answers, in the order of the pairs, which may still be computed.
+#[derive(Default)]
+pub(super) struct Scores {
+    /// Rewards `[A]` f64; a tensor without elements where there are no pairs.
+    pub rewards: Tensor,
+    /// Rewards at the answers' second positions `[A]` f64, where they are trained there too.
+    pub second_rewards: Option<Tensor>,
+    /// Summed log-probs f64, where they are asked for: a tensor for each chunk of pairs, together `[A]`.
+    pub log_probs: Vec<Tensor>,
+}
+
+impl Scores {
+    /// The scores of each pair; waits for the device.
+    pub fn read(&self, pairs: &[PackedPair]) -> Result<Vec<PairScores>> {
+        if pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut rewards = on_host(&self.rewards)?.into_iter();
+        let mut second = self.second_rewards.as_ref().map(on_host).transpose()?.map(Vec::into_iter);
+        let mut log_probs = match self.log_probs.is_empty() {
+            true => Vec::new(),
+            false => on_host(&Tensor::f_cat(&self.log_probs, 0)?)?,
+        }
+        .into_iter();
+        let with_log_probs = !self.log_probs.is_empty();
+        let score = |pair: &PackedPair| {
+            let mut scores = PairScores { index: pair.index, ..PairScores::default() };
+            scores.second_rewards = second.as_mut().map(|second| [0, 1].map(|_| second.next().unwrap_or(f64::NAN)));
+            for (place, answer) in pair.answers.iter().enumerate() {
+                scores.rewards[place] = rewards.next().unwrap_or(f64::NAN);
+                if with_log_probs {
+                    scores.log_probs[place] = log_probs.next().unwrap_or(f64::NAN);
+                    scores.tokens[place] = answer.targets.len();
+                }
+            }
+            scores
+        };
+        Ok(pairs.iter().map(score).collect())
+    }
+}
+
+fn on_host(scores: &Tensor) -> Result<Vec<f64>> {
+    let scores = scores.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_contiguous()?;
+    Ok(crate::tensor::slice::<f64>(&scores)?.to_vec())
+}

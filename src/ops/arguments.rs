@@ -1,0 +1,195 @@
+//! What operations take: small structs in place of rows of tensors of one type.
+//!
+//! Legend: as in `ops/mod.rs`.
+
+use super::tensors::attention::Call;
+use crate::error::{Error, Result};
+use crate::packing::{AttentionRules, Group, HeadCounts};
+use crate::tensor::on_device;
+use std::ops::Range;
+use tch::{Device, Tensor};
+
+/// Cosines and sines of one batch's positions: two tensors [T, R / 2] f32, R rotated columns of a head.
+pub struct Angles {
+    /// Of each position and frequency.
+    pub cosine: Tensor,
+    /// Likewise.
+    pub sine: Tensor,
+}
+
+/// Which way round heads are rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// As positions ask.
+    Forward,
+    /// The other way round: the gradient.
+    Backward,
+}
+
+impl Direction {
+    /// The sign of the sines.
+    pub fn sign(self) -> f32 {
+        if self == Self::Forward { 1.0 } else { -1.0 }
+    }
+}
+
+/// What normed rows are multiplied by: `[D]`, or 1 + that.
+#[derive(Clone, Copy)]
+pub struct NormWeight<'a> {
+    /// The numbers.
+    pub values: &'a Tensor,
+    /// Whether 1 is added to them.
+    pub plus_one: bool,
+}
+
+/// Weight and bias of a layer norm, `[D]` each.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// Multiplied.
+    pub weight: &'a Tensor,
+    /// Added.
+    pub bias: &'a Tensor,
+}
+
+/// Sums `[D]` f32 that the gradients of an [`Affine`] are added to, where they are trained.
+#[derive(Clone, Copy)]
+pub struct AffineSums<'a> {
+    /// Of the weight.
+    pub weight: Option<&'a Tensor>,
+    /// Of the bias.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// What a layer norm keeps of its rows: `[T]` f32 each.
+#[derive(Clone, Copy)]
+pub struct LayerStatistics<'a> {
+    /// Mean.
+    pub mean: &'a Tensor,
+    /// 1 / standard deviation.
+    pub scale: &'a Tensor,
+}
+
+/// A norm's backward pass: `input` = residual + gradient of x, from the gradient of the output; [T, D] each.
+#[derive(Clone, Copy)]
+pub struct NormGradients<'a> {
+    /// Of the output.
+    pub output: &'a Tensor,
+    /// What is added to the gradient of x, where there is any.
+    pub residual: Option<&'a Tensor>,
+    /// Written.
+    pub input: &'a Tensor,
+}
+
+/// A function of one number (arXiv 1606.08415).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x sigmoid(x): Llama's, Mistral's, Qwen's and Phi-3's `silu`.
+    Silu,
+    /// GELU by tanh: Gemma's `gelu_pytorch_tanh` and Phi-2's `gelu_new`.
+    GeluTanh,
+    /// GELU by the error function: GPT-NeoX's `gelu`.
+    Gelu,
+}
+
+/// What happens between the two products of an MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MlpKind {
+    /// The function.
+    pub activation: Activation,
+    /// Whether its value is multiplied by a second projection (arXiv 2002.05202).
+    pub gated: bool,
+}
+
+/// Which rows of a micro-batch see which.
+pub struct AttentionPlan {
+    pub(super) groups: Vec<Group>,
+    pub(super) heads: HeadCounts,
+    pub(super) rules: AttentionRules,
+    /// What tensor operations need; empty where loops walk the groups.
+    pub(super) calls: Vec<Call>,
+}
+
+/// Logits [R, V] and the log-sum-exp of each row, `[R]` f32; c > 0 where they are capped, c tanh(logit / c) (arXiv
+/// 2408.00118).
+pub struct Logits {
+    /// The logits.
+    pub values: Tensor,
+    /// Log-sum-exps of the capped logits.
+    pub sums: Tensor,
+    /// c.
+    pub soft_cap: Option<f64>,
+}
+
+/// Places in logits, as two tensors `[places]` i64 on their device.
+pub struct Places {
+    /// Their rows.
+    pub rows: Tensor,
+    /// Their tokens.
+    pub tokens: Tensor,
+}
+
+impl Places {
+    /// Places (row, token) of logits [R, V].
+    ///
+    /// # Errors
+    /// A place outside the logits.
+    pub fn new(places: &[(usize, usize)], logits: &Tensor) -> Result<Self> {
+        let (rows, width) = (logits.size()[0] as usize, logits.size()[1] as usize);
+        if let Some(place) = places.iter().find(|(row, token)| *row >= rows || *token >= width) {
+            return Err(Error::runtime(format!("{place:?} lies outside logits of {rows} x {width}")));
+        }
+        let index = |number: fn(&(usize, usize)) -> usize, device: Device| {
+            on_device(&places.iter().map(|place| number(place) as i64).collect::<Vec<_>>(), device)
+        };
+        let device = logits.device();
+        Ok(Self { rows: index(|place| place.0, device), tokens: index(|place| place.1, device) })
+    }
+}
+
+/// The constants of one update of AdamW.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWConstants {
+    /// Learning rate.
+    pub learning_rate: f32,
+    /// What a value that decays keeps of itself: 1 - learning rate * weight decay.
+    pub decay: f32,
+    /// Of the first moment.
+    pub beta1: f32,
+    /// Of the second moment.
+    pub beta2: f32,
+    /// 1 - beta1 and 1 - beta2, taken in f64: in f32 the second would be 5e-5 too large.
+    pub complements: [f32; 2],
+    /// What keeps the quotient finite.
+    pub epsilon: f32,
+    /// 1 / (1 - beta1^t).
+    pub first_correction: f32,
+    /// 1 / sqrt(1 - beta2^t).
+    pub second_correction: f32,
+    /// What gradient sums are multiplied by.
+    pub gradient_scale: f32,
+}
+
+/// A parameter's elements in the flat buffers of an [`AdamWStep`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdamWPart {
+    /// Where they lie.
+    pub range: Range<usize>,
+    /// Whether they decay: matrices do, norms and biases do not.
+    pub decays: bool,
+}
+
+/// Flat buffers of one length, to be updated; all f32 but for the compute values.
+pub struct AdamWStep<'a> {
+    /// Gradient sums, read.
+    pub gradient: Tensor,
+    /// First and second moments.
+    pub moments: &'a [Tensor; 2],
+    /// Masters.
+    pub master: &'a Tensor,
+    /// bf16 copies of the masters; none where the masters are what is computed with.
+    pub compute: Option<Tensor>,
+    /// The parameters, ascending, without gaps from the start of the buffers.
+    pub parts: Vec<AdamWPart>,
+    /// The numbers of this update.
+    pub constants: AdamWConstants,
+}

@@ -1,0 +1,53 @@
+//! The part of a small product that fills whole matrix tiles, in words of two bf16.
+//!
+//! Not here: the rests of rows and words beside it, and processors without tiles; those are `tile.rs`'s.
+
+use super::{Left, Size, TILE};
+use crate::ops::cpu::amx::{Strided, Tiles};
+
+/// Memory of two tiles of A.
+#[repr(align(64))]
+struct Turned([u32; 2 * TILE * TILE]);
+
+/// The whole tiles of the product; the rows done, and the words along k that these have taken.
+pub fn multiply(
+    (m, n, k): Size,
+    a: Left<u32>,
+    b: (&[u32], usize),
+    (c, c_row): (&mut [f32], usize),
+    add: bool,
+) -> (usize, usize) {
+    let tiles = Tiles::configure();
+    let (rows, depth) = (m / TILE, k / TILE);
+    let mut turned = Turned([0; 2 * TILE * TILE]);
+    for row in (0..rows).step_by(2) {
+        let down = (rows - row).min(2);
+        let mut block = |depth: usize, left: Strided, words: usize, add: bool| {
+            for column in (0..n).step_by(2 * TILE) {
+                let right = Strided { words: &b.0[words * b.1 + column..], row: b.1, step: TILE * b.1, next: TILE };
+                let sums = (&mut c[row * TILE * c_row + column..], c_row);
+                match (down, n - column >= 2 * TILE) {
+                    (2, true) => tiles.multiply::<2, 2>(depth, left, right, sums, add),
+                    (2, false) => tiles.multiply::<2, 1>(depth, left, right, sums, add),
+                    (_, true) => tiles.multiply::<1, 2>(depth, left, right, sums, add),
+                    (_, false) => tiles.multiply::<1, 1>(depth, left, right, sums, add),
+                }
+            }
+        };
+        if a.step == 1 {
+            let words = &a.words[row * TILE * a.row..];
+            block(depth, Strided { words, row: a.row, step: TILE, next: TILE * a.row }, 0, add);
+            continue;
+        }
+        // A lies transposed: its tiles are turned one after the other.
+        for at in 0..depth {
+            for half in 0..down {
+                let from = &a.words[(row + half) * TILE + at * TILE * a.step..];
+                tiles.turn(from, a.step, &mut turned.0[half * TILE * TILE..]);
+            }
+            let left = Strided { words: &turned.0, row: TILE, step: 0, next: TILE * TILE };
+            block(1, left, at * TILE, add || at > 0);
+        }
+    }
+    (rows * TILE, depth * TILE)
+}

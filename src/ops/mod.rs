@@ -1,0 +1,214 @@
+//! What is computed: one trait over tensors, whose default bodies are the plain formulas of `tensors/`.
+//!
+//! The formulas work on every device and are the oracle: the conformance suite holds every implementation to automatic
+//! differentiation of them. `cpu/` overrides them with loops over memory; `cuda.rs` is the place for a GPU's kernels. The
+//! implementation is chosen once, when a model is placed on a device ([`of`]); nothing else asks which device it is on.
+//!
+//! Legend: T tokens, D width, F width of the MLP, R rows of logits, V vocabulary, H query heads, G key/value heads, E head
+//! width. Values are f32 or bf16, statistics and sums f32. Outputs are written to buffers of the caller, which overlap no
+//! input.
+
+pub mod arguments;
+pub mod cpu;
+mod cuda;
+mod scratch;
+mod tensors;
+
+pub use arguments::{
+    Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction,
+    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places,
+};
+pub use scratch::Scratch;
+
+use crate::error::Result;
+use crate::packing::{AttentionRules, Group, HeadCounts};
+use tch::{Device, Kind, Tensor};
+
+/// The operations of a model on one device. Every method fails on buffers that are not what this crate allocates, and where
+/// the device has no memory left.
+pub trait Ops: Sync {
+    /// Rotates the first columns of the first `heads` heads of rows [T, any number of heads, E] in place (RoPE, arXiv
+    /// 2104.09864). Its gradient is the rotation backward.
+    fn rotate(&self, rows: &Tensor, heads: usize, angles: &Angles, direction: Direction) -> Result<()> {
+        tensors::rope::rotate(rows, heads, angles, direction);
+        Ok(())
+    }
+
+    /// `output` = x / rms(x) * weight, with x [T, D] (arXiv 1910.07467); `scale` = 1 / rms(x), `[T]` f32.
+    fn rms_norm(&self, x: &Tensor, weight: NormWeight, epsilon: f64, output: &Tensor, scale: &Tensor) -> Result<()> {
+        tensors::rms_norm::forward(x, weight, epsilon, output, scale)
+    }
+
+    /// `sum` = x + change, then [`Ops::rms_norm`] of it.
+    fn add_rms_norm(
+        &self,
+        (x, change): (&Tensor, &Tensor),
+        weight: NormWeight,
+        epsilon: f64,
+        sum: &Tensor,
+        output: &Tensor,
+        scale: &Tensor,
+    ) -> Result<()> {
+        tensors::add(x, change, sum)?;
+        tensors::rms_norm::forward(sum, weight, epsilon, output, scale)
+    }
+
+    /// The output of [`Ops::rms_norm`] again, from its scale: cheaper to recompute than to keep.
+    fn apply_rms_norm(&self, x: &Tensor, weight: NormWeight, scale: &Tensor, output: &Tensor) -> Result<()> {
+        tensors::rms_norm::apply(x, weight, scale, output)
+    }
+
+    /// From the gradient of [`Ops::rms_norm`]'s output to that of x; the gradient of the weight is added to `weight_sum`
+    /// `[D]` f32, where there is one.
+    fn rms_norm_backward(
+        &self,
+        gradients: NormGradients,
+        x: &Tensor,
+        weight: NormWeight,
+        scale: &Tensor,
+        weight_sum: Option<&Tensor>,
+    ) -> Result<()> {
+        tensors::rms_norm::backward(gradients, x, weight, scale, weight_sum)
+    }
+
+    /// `output` = (x - mean(x)) / standard deviation(x) * weight + bias, with x [T, D] (arXiv 1607.06450).
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        affine: Affine,
+        epsilon: f64,
+        output: &Tensor,
+        statistics: LayerStatistics,
+    ) -> Result<()> {
+        tensors::layer_norm::forward(x, affine, epsilon, output, statistics)
+    }
+
+    /// The output of [`Ops::layer_norm`] again, from its statistics: cheaper to recompute than to keep.
+    fn apply_layer_norm(&self, x: &Tensor, affine: Affine, statistics: LayerStatistics, output: &Tensor) -> Result<()> {
+        tensors::layer_norm::apply(x, affine, statistics, output)
+    }
+
+    /// From the gradient of [`Ops::layer_norm`]'s output to that of x; the gradients of weight and bias are added to `sums`.
+    fn layer_norm_backward(
+        &self,
+        gradients: NormGradients,
+        x: &Tensor,
+        weight: &Tensor,
+        statistics: LayerStatistics,
+        sums: AffineSums,
+    ) -> Result<()> {
+        tensors::layer_norm::backward(gradients, x, weight, statistics, sums)
+    }
+
+    /// `sum` = x + change, of any shape.
+    fn add(&self, x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
+        tensors::add(x, change, sum)
+    }
+
+    /// `inner` [T, 2 F] (gated: gate and up side by side) or [T, F] (plain) -> `output` [T, F].
+    fn activate(&self, kind: MlpKind, inner: &Tensor, output: &Tensor) -> Result<()> {
+        tensors::activation::forward(kind, inner, output)
+    }
+
+    /// From the gradient of [`Ops::activate`]'s output [T, F]: the `output` again, and the gradient of `inner`.
+    fn activate_backward(
+        &self,
+        kind: MlpKind,
+        inner: &Tensor,
+        gradient: &Tensor,
+        output: &Tensor,
+        inner_gradient: &Tensor,
+    ) -> Result<()> {
+        tensors::activation::backward(kind, inner, gradient, output, inner_gradient)
+    }
+
+    /// Which rows see which, made once a micro-batch and used by every block with these rules.
+    fn plan_attention(
+        &self,
+        groups: &[Group],
+        heads: HeadCounts,
+        rules: AttentionRules,
+        (kind, device): (Kind, Device),
+    ) -> AttentionPlan {
+        let calls = tensors::attention::of_groups(groups, rules, kind, device);
+        AttentionPlan { groups: groups.to_vec(), heads, rules, calls }
+    }
+
+    /// Queries, keys and values `rows` [T, H + 2 G, E] -> `output` [T, H, E]; returns what the backward pass takes.
+    fn attention(&self, plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
+        Ok(tensors::attention::forward(plan, rows, output))
+    }
+
+    /// Gradient of [`Ops::attention`]'s output [T, H, E] -> `rows_gradient` [T, H + 2 G, E].
+    fn attention_backward(
+        &self,
+        plan: &AttentionPlan,
+        gradient: &Tensor,
+        rows: &Tensor,
+        output: &Tensor,
+        log_sums: &[Tensor],
+        rows_gradient: &Tensor,
+    ) -> Result<()> {
+        tensors::attention::backward(plan, gradient, rows, output, log_sums, rows_gradient);
+        Ok(())
+    }
+
+    /// Log-sum-exp of each row of logits [R, V], capped first where there is a cap: `[R]` f32.
+    fn log_sum_exp(&self, logits: &Tensor, soft_cap: Option<f64>) -> Result<Tensor> {
+        Ok(tensors::log_softmax::log_sum_exp(logits, soft_cap))
+    }
+
+    /// Log-probs `[places]` f32 at places of logits.
+    fn log_probs(&self, logits: &Logits, at: &Places) -> Result<Tensor> {
+        Ok(tensors::log_softmax::log_probs(logits, at))
+    }
+
+    /// Gradient with respect to logits [R, V], in their kind, of the sum over places of slope * log-prob: at (row, token)
+    /// the slopes of that place, less the row's slopes in all times its softmax. Slopes are `[places]` f32. May be written
+    /// over the logits.
+    fn log_probs_backward(&self, logits: Logits, at: &Places, slopes: &Tensor) -> Result<Tensor> {
+        Ok(tensors::log_softmax::backward(&logits, at, slopes))
+    }
+
+    /// Adds the column sums of rows [R, N] to `sum` `[N]` f32: the gradient of a bias.
+    fn add_column_sums(&self, rows: &Tensor, sum: &Tensor) -> Result<()> {
+        tensors::add_column_sums(rows, sum);
+        Ok(())
+    }
+
+    /// Adds left^T right to `sum` [M, N] f32, with left [T, M], right [T, N]: the gradient of a weight.
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &Scratch) -> Result<()> {
+        tensors::add_product(left, right, sum, scratch);
+        Ok(())
+    }
+
+    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums.
+    fn adamw(&self, step: &AdamWStep) -> Result<()> {
+        tensors::adamw::step(step);
+        Ok(())
+    }
+
+    /// A hash of a tensor's bits, one i64 where the tensor is: the same on every device of one kind.
+    fn hash(&self, values: &Tensor) -> Result<Tensor> {
+        tensors::hash::hash(values)
+    }
+
+    /// Sum of the squares of all values of f32 tensors, summed in f64; not finite if any of them is not.
+    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {
+        tensors::sum_of_squares(tensors)
+    }
+}
+
+/// The plain formulas on every device.
+pub struct Tensors;
+
+impl Ops for Tensors {}
+
+/// The operations of a device.
+pub fn of(device: Device) -> &'static dyn Ops {
+    match device {
+        Device::Cpu => &cpu::Cpu,
+        Device::Cuda(_) => &cuda::Cuda,
+        _ => &Tensors,
+    }
+}

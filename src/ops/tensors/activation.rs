@@ -1,0 +1,64 @@
+//! Activations of the MLP, gated and plain, as tensor operations.
+
+use crate::error::Result;
+use crate::ops::{Activation, MlpKind};
+use tch::Tensor;
+
+/// What libtorch calls the two ways of the GELU.
+fn approximate(activation: Activation) -> &'static str {
+    if activation == Activation::GeluTanh { "tanh" } else { "none" }
+}
+
+fn value_out(activation: Activation, x: &Tensor, output: &Tensor) -> Result<()> {
+    let _ = match activation {
+        Activation::Silu => x.f_silu_out(output)?,
+        Activation::GeluTanh | Activation::Gelu => x.f_gelu_out(output, approximate(activation))?,
+    };
+    Ok(())
+}
+
+fn value(activation: Activation, x: &Tensor) -> Result<Tensor> {
+    let value = x.f_empty_like()?;
+    value_out(activation, x, &value)?;
+    Ok(value)
+}
+
+/// Gradient of x from that of [`value`].
+fn gradient_of(activation: Activation, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    Ok(match activation {
+        Activation::Silu => x.f_silu_backward(gradient)?,
+        Activation::GeluTanh | Activation::Gelu => x.f_gelu_backward(gradient, approximate(activation))?,
+    })
+}
+
+/// See [`Ops::activate`](crate::ops::Ops::activate).
+pub fn forward(kind: MlpKind, inner: &Tensor, output: &Tensor) -> Result<()> {
+    if !kind.gated {
+        return value_out(kind.activation, inner, output);
+    }
+    let halves = inner.chunk(2, -1);
+    let _ = value(kind.activation, &halves[0])?.f_mul_out(output, &halves[1])?;
+    Ok(())
+}
+
+/// See [`Ops::activate_backward`](crate::ops::Ops::activate_backward).
+pub fn backward(
+    kind: MlpKind,
+    inner: &Tensor,
+    gradient: &Tensor,
+    output: &Tensor,
+    inner_gradient: &Tensor,
+) -> Result<()> {
+    let activation = kind.activation;
+    if !kind.gated {
+        value_out(activation, inner, output)?;
+        inner_gradient.shallow_clone().copy_(&gradient_of(activation, inner, gradient)?);
+        return Ok(());
+    }
+    let [halves, mut gradients] = [inner, inner_gradient].map(|side_by_side| side_by_side.chunk(2, -1));
+    let activated = value(activation, &halves[0])?;
+    gradients[0].copy_(&gradient_of(activation, &halves[0], &(gradient * &halves[1]))?);
+    let _ = gradient.f_mul_out(&gradients[1], &activated)?;
+    let _ = activated.f_mul_out(output, &halves[1])?;
+    Ok(())
+}

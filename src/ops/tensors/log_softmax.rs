@@ -1,0 +1,45 @@
+//! Log-softmax of logits at places, and its gradient, as tensor operations.
+
+use crate::ops::{Logits, Places};
+use tch::{Kind, Tensor};
+
+/// What the softmax is taken of, f32.
+fn capped(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
+    let logits = logits.to_kind(Kind::Float);
+    match soft_cap {
+        Some(cap) => (logits / cap).tanh() * cap,
+        None => logits,
+    }
+}
+
+/// Derivatives of what [`capped`] gave with respect to the logits, where there is a cap.
+fn cap_slopes(capped: &Tensor, soft_cap: Option<f64>) -> Option<Tensor> {
+    soft_cap.map(|cap| 1.0 - (capped / cap).square())
+}
+
+/// See [`Ops::log_sum_exp`](crate::ops::Ops::log_sum_exp).
+pub fn log_sum_exp(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
+    capped(logits, soft_cap).logsumexp([-1], false)
+}
+
+/// See [`Ops::log_probs`](crate::ops::Ops::log_probs).
+pub fn log_probs(logits: &Logits, at: &Places) -> Tensor {
+    let values = logits.values.index(&[Some(&at.rows), Some(&at.tokens)]);
+    capped(&values, logits.soft_cap) - logits.sums.index_select(0, &at.rows)
+}
+
+/// See [`Ops::log_probs_backward`](crate::ops::Ops::log_probs_backward).
+pub fn backward(logits: &Logits, Places { rows, tokens }: &Places, slopes: &Tensor) -> Tensor {
+    let values = capped(&logits.values, logits.soft_cap);
+    let cap_slopes = cap_slopes(&values, logits.soft_cap);
+    let row_slopes = logits.sums.zeros_like().index_add(0, rows, slopes);
+    let softmax = (values - logits.sums.unsqueeze(-1)).exp();
+    let gradient = softmax * row_slopes.neg().unsqueeze(-1);
+    // A token may be the target of both answers: slopes add up. Not `index_put_`, whose check of the indices waits.
+    let _ = gradient.view([-1]).index_add_(0, &(rows * gradient.size()[1] + tokens), slopes);
+    let gradient = match cap_slopes {
+        Some(cap_slopes) => gradient * cap_slopes,
+        None => gradient,
+    };
+    gradient.to_kind(logits.values.kind())
+}

@@ -1,0 +1,45 @@
+//! The plain formulas as tensor operations: valid on every device, and the oracle for what is faster.
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod hash;
+pub mod layer_norm;
+pub mod log_softmax;
+pub mod rms_norm;
+pub mod rope;
+
+use super::Scratch;
+use crate::error::Result;
+use tch::{Kind, Tensor};
+
+/// `sum` = x + change.
+pub fn add(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
+    let _ = x.f_add_out(sum, change)?;
+    Ok(())
+}
+
+/// Adds column sums of rows to `sum`.
+pub fn add_column_sums(rows: &Tensor, sum: &Tensor) {
+    let _ = sum.shallow_clone().g_add_(&rows.sum_dim_intlist(0, false, Kind::Float));
+}
+
+/// Adds left^T right to `sum` f32. A bf16 product is rounded once before it is added.
+pub fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &Scratch) {
+    if left.kind() == Kind::Float {
+        let _ = sum.shallow_clone().addmm_(&left.tr(), right);
+        return;
+    }
+    let product = scratch.matrix(left.size()[1], right.size()[1], left.kind(), left.device());
+    let _ = left.tr().mm_out(&product, right);
+    let _ = sum.shallow_clone().g_add_(&product);
+}
+
+/// Sum of all squares; waits for a device once.
+pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
+    if tensors.is_empty() {
+        return Ok(0.0);
+    }
+    let squares: Vec<Tensor> = tensors.iter().map(|values| values.square().sum(Kind::Double)).collect();
+    Ok(Tensor::f_stack(&squares, 0)?.sum(Kind::Double).double_value(&[]))
+}
