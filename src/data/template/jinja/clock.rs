@@ -16,7 +16,8 @@ pub fn strftime(format: &str) -> String {
         let code = &rest[at + 1..];
         let flags = code.len() - code.trim_start_matches(['-', '_', '0', '^', '#']).len();
         let digits = code[flags..].find(|c: char| !c.is_ascii_digit()).unwrap_or(code.len() - flags);
-        let (flag, width) = (&code[..flags], code[flags..flags + digits].parse::<usize>().unwrap_or(0));
+        let (flag, number) = code[..flags + digits].split_at(flags);
+        let width = if number.is_empty() { 0 } else { number.parse().unwrap_or(usize::MAX) };
         let after = &code[flags + digits..];
         let modifier = usize::from(after.starts_with(['E', 'O']));
         let letter = after[modifier..].chars().next();

@@ -10,6 +10,9 @@ use super::{Fault, Outcome, operators, print};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+/// Scopes that are searched for a name in a step.
+const SCOPES_A_STEP: usize = 4;
+
 impl Run {
     /// The value of an expression.
     pub fn eval(&mut self, expression: &Expr) -> Outcome<Value> {
@@ -22,7 +25,10 @@ impl Run {
     fn eval_within(&mut self, expression: &Expr) -> Outcome<Value> {
         match expression {
             Expr::Constant(value) => Ok(value.clone()),
-            Expr::Name(name) => Ok(self.lookup(name)),
+            Expr::Name(name) => {
+                self.meter.steps(self.scopes.len() / SCOPES_A_STEP)?;
+                Ok(self.lookup(name))
+            }
             Expr::List(items) => {
                 let items = self.eval_all(items)?;
                 Value::list(items, &mut self.meter)

@@ -8,9 +8,6 @@ use super::parser::Parser;
 use super::{Outcome, Value};
 use std::sync::Arc;
 
-/// Operators in a row, such as `a + b + c`.
-const LONGEST_CHAIN: usize = 100;
-
 impl Parser {
     /// Expressions with commas between them are a tuple. `conditional` allows `a if b`; a name among `ends` ends it.
     pub fn tuple(&mut self, conditional: bool, ends: &[&str]) -> Outcome<Expr> {
@@ -40,24 +37,14 @@ impl Parser {
     pub fn expression(&mut self) -> Outcome<Expr> {
         self.enter()?;
         let mut value = self.any()?;
-        let mut chain = 0;
         while self.skip_name("if") {
             let condition = self.any()?;
             let otherwise = if self.skip_name("else") { Some(Box::new(self.expression()?)) } else { None };
             value = Expr::If(Box::new(condition), Box::new(value), otherwise);
-            self.count(&mut chain)?;
+            self.count()?;
         }
         self.leave();
         Ok(value)
-    }
-
-    /// Counts a term of a chain: each is a level of the expression.
-    fn count(&mut self, chain: &mut usize) -> Outcome<()> {
-        *chain += 1;
-        if *chain > LONGEST_CHAIN {
-            return self.fault(format!("more than {LONGEST_CHAIN} operators in a row"));
-        }
-        Ok(())
     }
 
     fn any(&mut self) -> Outcome<Expr> {
@@ -116,16 +103,11 @@ impl Parser {
     }
 
     /// Terms joined by operators of one rank, from the left.
-    fn chain(
-        &mut self,
-        operators: &[(&'static str, Operator)],
-        term: fn(&mut Self) -> Outcome<Expr>,
-    ) -> Outcome<Expr> {
+    fn chain(&mut self, operators: &[(&'static str, Operator)], term: fn(&mut Self) -> Outcome<Expr>) -> Outcome<Expr> {
         let mut value = term(self)?;
-        let mut chain = 0;
         while let Some((_, operator)) = operators.iter().find(|(sign, _)| *self.peek() == Kind::Operator(sign)) {
             self.next();
-            self.count(&mut chain)?;
+            self.count()?;
             value = Expr::Binary(*operator, Box::new(value), Box::new(term(self)?));
         }
         Ok(value)
@@ -235,7 +217,6 @@ impl Parser {
 
     /// Attributes, items, calls, and (`with_filters`) filters and tests behind a value.
     fn postfix(&mut self, mut value: Expr, with_filters: bool) -> Outcome<Expr> {
-        let mut chain = 0;
         let mut filtered = false;
         loop {
             value = if !filtered && self.skip(".") {
@@ -258,7 +239,7 @@ impl Parser {
             } else {
                 return Ok(value);
             };
-            self.count(&mut chain)?;
+            self.count()?;
         }
     }
 

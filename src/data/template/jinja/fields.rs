@@ -8,6 +8,9 @@ use super::print;
 use super::value::Value;
 use super::{Fault, Outcome};
 
+/// The widest field and the most digits of a format string.
+const LONGEST_FIELD: usize = 10_000;
+
 /// How one value is written: Python's format specification.
 struct Spec {
     fill: char,
@@ -126,13 +129,13 @@ fn grouped(digits: &str, separator: char) -> String {
     text + &digits[whole..]
 }
 
-/// A number at the start of a text, and the rest. At most a million, which no format needs.
+/// A number at the start of a text, and the rest. Rust counts to 65535 here, and no template needs that much.
 fn leading_number(text: &str) -> Outcome<(Option<usize>, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     match text[..end].parse() {
-        Ok(number) if number <= 1_000_000 => Ok((Some(number), &text[end..])),
+        Ok(number) if number <= LONGEST_FIELD => Ok((Some(number), &text[end..])),
         _ if end == 0 => Ok((None, text)),
-        _ => Err(Fault::bound("a format string asks for more than a million characters")),
+        _ => Err(Fault::bound(format!("a format string asks for more than {LONGEST_FIELD} characters"))),
     }
 }
 
@@ -143,7 +146,7 @@ pub fn percent(format: &str, values: &Value, meter: &mut Meter) -> Outcome<Value
         Value::Tuple(sequence) => (&sequence.items[..], 0),
         _ => (&single[..], 0),
     };
-    let mut next = |used: &mut usize| {
+    let next = |used: &mut usize| {
         *used += 1;
         list.get(*used - 1).cloned().ok_or_else(|| Fault::new("a format string has more fields than values"))
     };

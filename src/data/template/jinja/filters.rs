@@ -5,15 +5,57 @@
 use super::call::{Given, needed_text, whole};
 use super::run::Run;
 use super::value::Value;
-use super::{Fault, Outcome, dump, fields, print, strings};
+use super::{Fault, Outcome, characters, dump, fields, print, strings};
 use std::sync::Arc;
 
 /// All filters there are.
 pub const NAMES: [&str; 46] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first",
-    "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower",
-    "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice",
-    "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "wordcount",
 ];
 
 impl Run {
@@ -81,15 +123,19 @@ impl Run {
         let new = match name {
             "upper" | "lower" | "capitalize" => {
                 given.none()?;
-                strings::cased(text, name)
+                characters::cased(text, name)
             }
             "title" => {
                 given.none()?;
                 let mut starts = true;
                 let mut new = String::new();
                 for c in text.chars() {
-                    let separates = strings::is_space(c) || "-({[<".contains(c);
-                    if starts { new.push_str(&strings::cased(&c.to_string(), "upper")) } else { new.extend(c.to_lowercase()) }
+                    let separates = characters::is_space(c) || "-({[<".contains(c);
+                    if starts {
+                        new.push_str(&characters::cased(&c.to_string(), "upper"))
+                    } else {
+                        new.extend(c.to_lowercase())
+                    }
                     starts = separates;
                 }
                 new
@@ -226,9 +272,13 @@ fn number(value: &Value, name: &str, given: &Given, run: &mut Run) -> Outcome<Va
                 _ => digits,
             };
             let whole = i128::from_str_radix(digits, base).ok().filter(|_| !digits.starts_with(['+', '-']));
-            whole.map(|number| sign * number).or_else(|| float(text).filter(|number| number.is_finite()).map(|number| number as i128))
+            whole
+                .map(|number| sign * number)
+                .or_else(|| float(text).filter(|number| number.is_finite()).map(|number| number as i128))
         }
-        other => other.as_int().or_else(|| other.as_float().filter(|number| number.is_finite()).map(|number| number as i128)),
+        other => {
+            other.as_int().or_else(|| other.as_float().filter(|number| number.is_finite()).map(|number| number as i128))
+        }
     };
     Ok(found.map(Value::Int).or(default).unwrap_or(Value::Int(0)))
 }
@@ -252,7 +302,8 @@ fn round(value: &Value, given: &Given) -> Outcome<Value> {
                 let unit = 10i128.pow(precision.unsigned_abs() as u32);
                 let (below, rest) = (whole.div_euclid(unit), whole.rem_euclid(unit));
                 let up = rest * 2 > unit || rest * 2 == unit && below % 2 != 0;
-                Ok(Value::Int((below + i128::from(up)) * unit))
+                let rounded = (below + i128::from(up)).checked_mul(unit);
+                rounded.map(Value::Int).ok_or_else(|| Fault::new("round: the number is too large"))
             }
             None if precision == 0 => Ok(Value::Float(number.round_ties_even())),
             // Rust writes the digits correctly rounded, as Python does before it reads them back.

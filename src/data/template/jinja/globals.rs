@@ -30,7 +30,9 @@ impl Run {
                 for (key, value) in self.entries(given)? {
                     let key = needed_text(Some(&key))?;
                     if key.starts_with('_') {
-                        return Err(Fault::new(format!("a namespace cannot hold `{key}`: it starts with an underscore")));
+                        return Err(Fault::new(format!(
+                            "a namespace cannot hold `{key}`: it starts with an underscore"
+                        )));
                     }
                     names.insert(key, value);
                 }

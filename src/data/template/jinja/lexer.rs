@@ -2,11 +2,11 @@
 //!
 //! Not here: grammar; that is `parser.rs`.
 
-use super::strings::is_space;
+use super::characters::is_space;
 use super::{Fault, Outcome};
 
 /// The longest template that is read, in bytes; the longest known has 40 kB.
-const LONGEST: usize = 4 << 20;
+const LONGEST: usize = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
@@ -175,7 +175,13 @@ impl<'a> Lexer<'a> {
         while let Some(found) = self.rest().find("{%") {
             let text = &self.source[start..self.at + found];
             self.advance(found + 2);
-            let sign = if self.rest().starts_with('-') { "-" } else if self.rest().starts_with('+') { "+" } else { "" };
+            let sign = if self.rest().starts_with('-') {
+                "-"
+            } else if self.rest().starts_with('+') {
+                "+"
+            } else {
+                ""
+            };
             self.advance(sign.len());
             if let Some(length) = self.raw_tag("endraw") {
                 self.at_line_start = false;

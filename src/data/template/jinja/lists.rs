@@ -5,7 +5,7 @@
 use super::call::{Given, needed_text, whole};
 use super::run::Run;
 use super::value::{Value, equal, order};
-use super::{Fault, Outcome, operators, print, strings};
+use super::{Fault, Outcome, characters, operators, print};
 use std::cmp::Ordering;
 
 fn is_true(value: Option<Value>) -> bool {
@@ -137,7 +137,7 @@ impl Run {
     /// What is compared: lower case, unless case counts.
     fn folded(&mut self, key: Value, case: bool) -> Outcome<Value> {
         match key {
-            Value::Text(text) if !case => Value::new_text(strings::cased(&text, "lower"), &mut self.meter),
+            Value::Text(text) if !case => Value::new_text(characters::cased(&text, "lower"), &mut self.meter),
             other => Ok(other),
         }
     }
@@ -169,23 +169,26 @@ impl Run {
         Ok(keyed)
     }
 
-    /// Sorted by key, equal ones in their order.
+    /// Sorted by key, equal ones in their order. Merged by hand: values that have no order, as `nan`, may not end a
+    /// library's sort with a panic.
     fn sorted(&mut self, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<(Value, Value)>> {
-        let mut fault = None;
-        keyed.sort_by(|(one, _), (other, _)| {
-            if fault.is_some() {
-                return Ordering::Equal;
-            }
-            match order(one, other, &mut self.meter) {
-                Ok(ordering) if reverse => ordering.unwrap_or(Ordering::Equal).reverse(),
-                Ok(ordering) => ordering.unwrap_or(Ordering::Equal),
-                Err(found) => {
-                    fault = Some(found);
-                    Ordering::Equal
-                }
-            }
-        });
-        fault.map_or(Ok(keyed), Err)
+        if keyed.len() < 2 {
+            return Ok(keyed);
+        }
+        self.meter.items(keyed.len())?;
+        let upper = keyed.split_off(keyed.len() / 2);
+        let lower = self.sorted(keyed, reverse)?;
+        let upper = self.sorted(upper, reverse)?;
+        let (mut lower, mut upper) = (lower.into_iter().peekable(), upper.into_iter().peekable());
+        let wanted = if reverse { Ordering::Greater } else { Ordering::Less };
+        let mut merged = Vec::with_capacity(lower.len() + upper.len());
+        while let (Some((one, _)), Some((other, _))) = (lower.peek(), upper.peek()) {
+            let upper_first = order(other, one, &mut self.meter)? == Some(wanted);
+            merged.extend(if upper_first { upper.next() } else { lower.next() });
+        }
+        merged.extend(lower);
+        merged.extend(upper);
+        Ok(merged)
     }
 
     fn join(&mut self, value: &Value, given: &Given) -> Outcome<Value> {

@@ -39,7 +39,8 @@ impl Run {
     /// `value.name`.
     pub fn attribute(&mut self, value: &Value, name: &Arc<str>) -> Outcome<Value> {
         if let Value::Undefined(of) = value {
-            let of = of.as_ref().map_or_else(|| "an undefined value".to_owned(), |of| format!("`{of}` is undefined and"));
+            let of =
+                of.as_ref().map_or_else(|| "an undefined value".to_owned(), |of| format!("`{of}` is undefined and"));
             return Err(Fault::new(format!("{of} has no attribute `{name}`")));
         }
         if name.starts_with("__") {
@@ -138,7 +139,11 @@ impl Run {
                         count += 1;
                     }
                 }
-                if name == "index" { Err(Fault::new("index: the item is not in the list")) } else { Ok(Value::Int(count)) }
+                if name == "index" {
+                    Err(Fault::new("index: the item is not in the list"))
+                } else {
+                    Ok(Value::Int(count))
+                }
             }
             Value::Float(number) => Ok(Value::Bool(number.fract() == 0.0)),
             Value::Cycler(number) => {

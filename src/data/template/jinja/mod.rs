@@ -11,6 +11,7 @@
 
 mod ast;
 mod call;
+mod characters;
 mod clock;
 mod dump;
 mod eval;
@@ -20,6 +21,8 @@ mod filters;
 mod globals;
 mod lexer;
 mod lists;
+mod loops;
+mod macros;
 mod meter;
 mod methods;
 mod operators;
@@ -31,9 +34,8 @@ mod strings;
 mod tests;
 mod value;
 
-pub use value::Value;
-
 use std::collections::BTreeMap;
+use value::Value;
 
 /// Why a template cannot be read or rendered.
 #[derive(Debug)]
@@ -96,11 +98,13 @@ impl Program {
         self.has_generation
     }
 
-    /// The text that the template writes, given its variables.
+    /// The text that the template writes, given its variables. Within a second and about a gigabyte, whatever it does.
     ///
     /// # Errors
     /// The template raises, uses a value as it cannot be used, or reaches a bound.
-    pub fn render(&self, variables: BTreeMap<String, Value>) -> Outcome<String> {
+    pub fn render(&self, variables: &serde_json::Map<String, serde_json::Value>) -> Outcome<String> {
+        let variables = variables.iter().map(|(name, value)| (name.clone(), Value::from(value)));
+        let variables: BTreeMap<String, Value> = variables.collect();
         run::Run::new(variables).template(&self.body)
     }
 }

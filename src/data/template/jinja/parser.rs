@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 /// Statements, brackets and terms within each other.
 const DEPTH: usize = 200;
+/// Operators, calls and attributes in one tag. Each may be a level of the tree, which is dropped level by level.
+const LONGEST_TAG: usize = 2000;
 
 /// A macro's parameters with their defaults.
 type Parameters = Vec<(Arc<str>, Option<Expr>)>;
@@ -18,6 +20,8 @@ pub struct Parser {
     tokens: Vec<Token>,
     at: usize,
     depth: usize,
+    /// Operators read in the tag at hand.
+    operators: usize,
     pub has_generation: bool,
     /// Whether `varargs` and `kwargs` were read in the macro at hand.
     pub takes_more: (bool, bool),
@@ -25,7 +29,7 @@ pub struct Parser {
 
 impl Parser {
     pub fn new(tokens: Vec<Token>) -> Self {
-        Self { tokens, at: 0, depth: 0, has_generation: false, takes_more: (false, false) }
+        Self { tokens, at: 0, depth: 0, operators: 0, has_generation: false, takes_more: (false, false) }
     }
 
     /// The token that comes next; the last one is `End` and stays.
@@ -74,6 +78,15 @@ impl Parser {
 
     pub fn leave(&mut self) {
         self.depth -= 1;
+    }
+
+    /// Counts an operator.
+    pub fn count(&mut self) -> Outcome<()> {
+        self.operators += 1;
+        if self.operators > LONGEST_TAG {
+            return Err(Fault::bound(format!("more than {LONGEST_TAG} operators in one tag")).at(self.line()));
+        }
+        Ok(())
     }
 
     /// Passes an operator if it comes next.
@@ -129,6 +142,7 @@ impl Parser {
         let mut body = Vec::new();
         loop {
             let line = self.line();
+            self.operators = 0;
             let kind = match self.next() {
                 TokenKind::Text(text) => Kind::Text(text.into()),
                 TokenKind::PrintStart => {
@@ -179,8 +193,7 @@ impl Parser {
                 return Ok(Kind::Macro(self.macro_body(name, parameters, "endmacro")?));
             }
             "call" => {
-                let parameters =
-                    if *self.peek() == TokenKind::Operator("(") { self.parameters()? } else { Vec::new() };
+                let parameters = if *self.peek() == TokenKind::Operator("(") { self.parameters()? } else { Vec::new() };
                 let call = self.expression()?;
                 if !matches!(call, Expr::Call(..)) {
                     return self.fault("`{% call %}` needs a call");

@@ -68,7 +68,12 @@ fn write(value: &Value, into: &mut String, meter: &mut Meter) -> Outcome<()> {
     }
 }
 
-fn items(sequence: &Sequence, [open, close, close_one]: [&str; 3], into: &mut String, meter: &mut Meter) -> Outcome<()> {
+fn items(
+    sequence: &Sequence,
+    [open, close, close_one]: [&str; 3],
+    into: &mut String,
+    meter: &mut Meter,
+) -> Outcome<()> {
     into.push_str(open);
     for (at, item) in sequence.items.iter().enumerate() {
         into.push_str(if at == 0 { "" } else { ", " });

@@ -141,8 +141,12 @@ impl Run {
                 Value::new_text(cut, &mut self.meter)
             }
             Value::Range(range) => {
-                let at = |index: i128| range.start + range.step * index;
-                Ok(Value::Range(Range { start: at(start), stop: at(stop), step: range.step * picked.step }))
+                let at = |index: i128| range.start.saturating_add(range.step.saturating_mul(index));
+                Ok(Value::Range(Range {
+                    start: at(start),
+                    stop: at(stop),
+                    step: range.step.saturating_mul(picked.step),
+                }))
             }
             Value::List(sequence) | Value::Tuple(sequence) => {
                 self.meter.items(picked.len())?;

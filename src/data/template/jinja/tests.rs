@@ -6,13 +6,48 @@ use super::ast::Comparison;
 use super::call::Given;
 use super::run::Run;
 use super::value::{Value, equal};
-use super::{Fault, Outcome, filters, print, strings};
+use super::{Fault, Outcome, characters, filters, print};
 
 const NAMES: [&str; 39] = [
-    "!=", "<", "<=", "==", ">", ">=", "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped",
-    "even", "false", "filter", "float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan",
-    "lower", "lt", "mapping", "ne", "none", "number", "odd", "sameas", "sequence", "string", "test", "true",
-    "undefined", "upper",
+    "!=",
+    "<",
+    "<=",
+    "==",
+    ">",
+    ">=",
+    "boolean",
+    "callable",
+    "defined",
+    "divisibleby",
+    "eq",
+    "equalto",
+    "escaped",
+    "even",
+    "false",
+    "filter",
+    "float",
+    "ge",
+    "greaterthan",
+    "gt",
+    "in",
+    "integer",
+    "iterable",
+    "le",
+    "lessthan",
+    "lower",
+    "lt",
+    "mapping",
+    "ne",
+    "none",
+    "number",
+    "odd",
+    "sameas",
+    "sequence",
+    "string",
+    "test",
+    "true",
+    "undefined",
+    "upper",
 ];
 
 impl Run {
@@ -84,10 +119,7 @@ impl Run {
             ),
             "lower" | "upper" => {
                 let text = print::text(value, &mut self.meter)?;
-                let text = if name == "lower" { strings::call(self, &text, "islower", given) } else {
-                    strings::call(self, &text, "isupper", given)
-                };
-                text?.is_true()
+                characters::is(&text, if name == "lower" { "islower" } else { "isupper" })
             }
             "filter" => value.as_text().is_some_and(|name| filters::NAMES.contains(&name)),
             "test" => value.as_text().is_some_and(|name| NAMES.contains(&name)),

@@ -60,14 +60,18 @@ pub struct Range {
 
 impl Range {
     pub fn len(self) -> usize {
-        let distance = if self.step > 0 { self.stop - self.start } else { self.start - self.stop };
-        let step = self.step.abs().max(1);
-        usize::try_from((distance + step - 1).div_euclid(step).max(0)).unwrap_or(usize::MAX)
+        let (from, to) = if self.step > 0 { (self.start, self.stop) } else { (self.stop, self.start) };
+        if from >= to {
+            return 0;
+        }
+        let last = to.saturating_sub(from).saturating_sub(1).unsigned_abs() / self.step.unsigned_abs().max(1);
+        usize::try_from(last.saturating_add(1)).unwrap_or(usize::MAX)
     }
 
     pub fn get(self, index: usize) -> Option<Value> {
         let within = index < self.len();
-        within.then(|| Value::Int(self.start + self.step * i128::try_from(index).unwrap_or_default()))
+        let far = self.step.saturating_mul(i128::try_from(index).unwrap_or_default());
+        within.then(|| Value::Int(self.start.saturating_add(far)))
     }
 }
 
