@@ -1,9 +1,12 @@
 //! Promise: chat templates render as Transformers renders them, and whatever a template does, its rendering ends with a
 //! text or an error, in bounded time and memory. Truth is `templates/truth.json`; see `templates/README.md`.
 
-use haf_dist::data::template::jinja::Program;
+use haf_dist::config::TemplateKind;
+use haf_dist::data::template::jinja::{Fault, Program};
+use haf_dist::data::template::{SpecialTokens, Template, variables};
+use haf_dist::data::{Message, Prompt, TemplateInputs};
 use proptest::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,31 +22,60 @@ fn truth() -> Value {
     serde_json::from_str(&read("truth.json")).unwrap()
 }
 
-/// What Transformers passes to a template for this conversation, under its names.
-fn variables(conversation: &Value) -> Map<String, Value> {
-    let messages = &conversation["messages"];
-    let last = messages.as_array().unwrap().last().unwrap();
-    let given = json!({
-        "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "messages": messages,
-        "add_generation_prompt": last["role"] != "assistant", "tools": conversation["tools"],
-        "documents": conversation["documents"],
-    });
-    let mut given = given.as_object().unwrap().clone();
-    given.extend(conversation["arguments"].as_object().cloned().unwrap_or_default());
-    given
+/// The special tokens of make_truth.py's tokenizer.
+fn special_tokens() -> SpecialTokens {
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>")];
+    tokens.map(|(name, text)| (name.into(), text.into())).into()
 }
 
-fn rendered(template: &str, conversation: &Value) -> Result<String, String> {
-    let text = Program::parse(template).and_then(|program| program.render(&variables(conversation)));
-    text.map_err(|fault| fault.to_string())
+/// What a template writes of these messages, with a generation prompt.
+fn rendered(template: &str, messages: &[Message]) -> Result<String, Fault> {
+    Program::parse(template)?.render(&variables(messages, &TemplateInputs::default(), &special_tokens(), true))
 }
 
-/// One question, as make_truth.py gives it to expressions.
-fn question() -> Value {
-    json!({"messages": [{"role": "user", "content": "a-bc"}]})
+/// A model's folder that has this template.
+fn opened(template: &str) -> Result<Template, String> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer_config.json"), json!(special_tokens()).to_string()).unwrap();
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    Template::open(TemplateKind::Chat, folder.path()).map_err(|error| error.message)
 }
 
-/// Whether an outcome of the engine is Transformers': the text or its hash, or an error of both.
+struct Conversation {
+    name: String,
+    messages: Vec<Message>,
+    inputs: TemplateInputs,
+}
+
+fn conversations() -> Vec<Conversation> {
+    let conversation = |line: &str| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let list = |key: &str| row[key].as_array().cloned();
+        let arguments = row["arguments"].as_object().cloned().unwrap_or_default();
+        let inputs = TemplateInputs { tools: list("tools"), documents: list("documents"), arguments };
+        let messages = serde_json::from_value(row["messages"].clone()).unwrap();
+        Conversation { name: row["name"].as_str().unwrap().into(), messages, inputs }
+    };
+    read("conversations.jsonl").lines().map(conversation).collect()
+}
+
+/// A conversation as a row of data is rendered: up to the answer, or with the answer that ends it.
+fn rendered_row(template: &Template, Conversation { messages, inputs, .. }: &Conversation) -> Result<String, String> {
+    let text = match messages.split_last() {
+        Some((answer, before)) if answer.role == "assistant" => {
+            template.render(&Prompt::Messages(before.to_vec()), inputs, answer)
+        }
+        _ => template.render_prompt(&Prompt::Messages(messages.clone()), inputs),
+    };
+    text.map_err(|error| error.message)
+}
+
+/// The messages that make_truth.py gives to expressions.
+fn question() -> [Message; 1] {
+    [Message::new("user", "a-bc")]
+}
+
+/// Whether an outcome is Transformers': the text or its hash, or an error of both.
 fn is_held(found: &Result<String, String>, expected: &str) -> bool {
     match found {
         Err(_) => expected == "raises",
@@ -51,27 +83,46 @@ fn is_held(found: &Result<String, String>, expected: &str) -> bool {
     }
 }
 
+/// Templates that [`Template`] refuses: they write content parts (images and texts) alone, and no text as it is.
+const WITHOUT_ANSWER: [&str; 6] = [
+    "trl/idefics3.jinja",
+    "trl/idefics3_training.jinja",
+    "trl/llava_next.jinja",
+    "trl/llava_next_training.jinja",
+    "trl/smolvlm.jinja",
+    "trl/smolvlm_training.jinja",
+];
+
 #[test]
 fn every_rendering_is_transformers() {
-    let lines = read("conversations.jsonl");
-    let conversations: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let (mut held, mut controls, mut differ) = (0, 0, Vec::new());
-    for (file, outcomes) in truth()["templates"].as_object().unwrap() {
-        let template = read(file);
-        for (conversation, expected) in conversations.iter().zip(outcomes.as_array().unwrap()) {
-            let (found, expected) = (rendered(&template, conversation), expected.as_str().unwrap());
+    let conversations = conversations();
+    let (mut held, mut controls, mut differ, mut without_answer) = (0, 0, Vec::new(), Vec::new());
+    let truth = truth();
+    for (file, outcomes) in truth["templates"].as_object().unwrap() {
+        let source = read(file);
+        let program = Program::parse(&source).unwrap();
+        let template = opened(&source);
+        if template.is_err() {
+            without_answer.push(file.as_str());
+        }
+        for (row, expected) in conversations.iter().zip(outcomes.as_array().unwrap()) {
+            let is_question = row.messages.last().unwrap().role != "assistant";
+            let given = variables(&row.messages, &row.inputs, &special_tokens(), is_question);
+            let found = program.render(&given).map_err(|fault| fault.to_string());
+            let (as_row, expected) =
+                (template.as_ref().map(|template| rendered_row(template, row)), expected.as_str().unwrap());
             // The failing control: one character more is noticed.
             let more = found.as_ref().map(|text| format!("{text} ")).map_err(String::clone);
             controls += usize::from(more.is_err() || !is_held(&more, expected));
-            match is_held(&found, expected) {
+            match is_held(&found, expected) && as_row.map_or(true, |text| is_held(&text, expected)) {
                 true => held += 1,
-                false => differ.push(format!("{file}, {}: {found:?}, expected {expected}", conversation["name"])),
+                false => differ.push(format!("{file}, {}: {found:?}, expected {expected}", row.name)),
             }
         }
     }
     assert!(differ.is_empty(), "{} of {} differ:\n{}", differ.len(), differ.len() + held, differ.join("\n"));
-    assert_eq!((held, controls), (108 * conversations.len(), held));
-    assert_eq!(conversations.len(), 33);
+    assert_eq!(without_answer, WITHOUT_ANSWER);
+    assert_eq!((held, controls), (108 * 33, held));
 }
 
 #[test]
@@ -119,7 +170,6 @@ fn hostile() -> Vec<(&'static str, String)> {
         ("doubling join", doubled("[ns.s, ns.s] | join")),
         ("doubling str.join", doubled("''.join([ns.s, ns.s])")),
         ("doubling replace", doubled("ns.s.replace('a', 'aa').replace('b', 'bb')")),
-        ("doubling lists", doubled("[ns.s, ns.s]")),
         ("doubling lists, printed", "{% set ns = namespace(s=[]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}\
           {% endfor %}{{ ns.s }}".into()),
         ("doubling lists, as JSON", "{% set ns = namespace(s=[]) %}{% for i in range(99) %}{% set ns.s = [ns.s, ns.s] %}\
@@ -172,7 +222,6 @@ fn hostile() -> Vec<(&'static str, String)> {
         ("deep tuples", deep("(ns.s,)")),
         ("deep dicts", deep("{'a': ns.s}")),
         ("deep methods", deep("{'a': ns.s}.get")),
-        ("deep generators", deep("[ns.s] | reverse")),
         ("deep parentheses", format!("{{{{ {} }}}}", nested("(", "1", ")", 100_000))),
         ("deep brackets", format!("{{{{ {} }}}}", nested("[", "1", "]", 100_000))),
         ("deep minus", format!("{{{{ {}1 }}}}", "-".repeat(100_000))),
@@ -189,24 +238,27 @@ fn hostile() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// On the stack of a thread as the data workers have it.
-fn on_a_small_stack<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// What a thread with the stack of a data worker renders, and the processor's time it took.
+fn on_a_small_stack(source: String) -> (Result<String, Fault>, Duration) {
+    let work = move || {
+        let outcome = rendered(&source, &question());
+        let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        (outcome, Duration::from_nanos(times.split_whitespace().next().unwrap().parse().unwrap()))
+    };
     std::thread::Builder::new().stack_size(2 << 20).spawn(work).unwrap().join().unwrap()
 }
 
 #[test]
 fn a_hostile_template_ends_with_an_error_in_bounded_time_and_memory() {
     for (name, source) in hostile() {
-        let started = Instant::now();
-        let outcome = on_a_small_stack(move || rendered(&source, &question()));
-        let took = started.elapsed();
-        let error = outcome.expect_err(name);
+        let (outcome, took) = on_a_small_stack(source);
+        let error = outcome.expect_err(name).to_string();
         println!("{name}: {took:?}, {} MiB so far: {error}", peak_mib());
         assert!(!error.is_empty() && error.len() < 300, "{name}: {error}");
-        // A second on a machine of its own; CI's machines and debug builds have more.
-        assert!(took < Duration::from_secs(10), "{name} took {took:?}");
+        // A second where it is optimised.
+        assert!(took < Duration::from_secs(3), "{name} took {took:?}");
     }
-    assert!(peak_mib() < 1536, "{} MiB", peak_mib());
+    assert!(peak_mib() < 1024, "{} MiB", peak_mib());
 }
 
 #[test]
@@ -217,59 +269,294 @@ fn bounds_say_which_one_was_reached_and_where() {
         ("{% macro m() %}{{ m() }}{% endmacro %}\n{{ m() }}", "nests too deep"),
         ("a\n{{ range(10 ** 9) }}", "a range may hold 100000"),
     ] {
-        let fault = Program::parse(source).unwrap().render(&variables(&question())).unwrap_err();
+        let fault = rendered(source, &question()).unwrap_err();
         assert!(fault.bound && fault.line > 0 && fault.to_string().contains(message), "{fault}");
     }
     // The control: a template's own exception is no bound.
-    let raised = Program::parse("\n{{ raise_exception('no') }}").unwrap().render(&variables(&question())).unwrap_err();
+    let raised = rendered("\n{{ raise_exception('no') }}", &question()).unwrap_err();
     assert_eq!((raised.bound, raised.to_string().as_str()), (false, "no (line 2 of the template)"));
 }
 
 #[test]
 fn honest_templates_are_far_from_the_bounds() {
-    let turn = |at: usize| json!({"role": if at % 2 == 0 { "user" } else { "assistant" }, "content": "word ".repeat(2000)});
-    let long = json!({"messages": (0..200).map(turn).collect::<Vec<_>>()});
+    let turn = |at: usize| Message::new(if at % 2 == 0 { "user" } else { "assistant" }, "word ".repeat(2000));
+    let long: Vec<Message> = (0..2000).map(turn).collect();
     for file in ["trl/qwen3.jinja", "trl/llama3_1.jinja", "trl/gptoss.jinja", "axolotl/command_a.jinja"] {
         let text = rendered(&read(file), &long).unwrap();
-        assert!(text.len() > 1_900_000, "{file}: {}", text.len());
+        assert!(text.len() > 19_000_000, "{file}: {}", text.len());
     }
 }
 
 /// Pieces of templates, which are put together at random.
 const PIECES: &[&str] = &[
-    "{{", "}}", "{%", "%}", "{#", "#}", "-", "+", "{{-", "-}}", "{%-", "-%}", " if ", " else ", " elif ", " endif ", " for ",
-    " in ", " endfor ", " set ", " endset ", " macro ", " endmacro ", " call ", " endcall ", " filter ", " endfilter ",
-    " with ", " endwith ", " raw ", " endraw ", " generation ", " endgeneration ", " break ", " continue ", " recursive ",
-    " is ", " not ", " and ", " or ", "messages", "x", "y", "loop", "m", "ns", "namespace(", "range(", "cycler(", "joiner(",
-    "dict(", "strftime_now(", "raise_exception(", "(", ")", "[", "]", "{", "}", ",", ":", ".", "|", "~", "=", "==", "<", "*",
-    "**", "/", "//", "%", "'", "\"", "\\", "'a'", "'%s'", "'%9d'", "'{:>9}'", "1", "0", "-1", "1e308", "99999999999999999999",
-    "1.5", "none", "true", "messages[0]", ".content", ".role", "[::-1]", "[1:]", ".items()", ".split(", ".format(", ".join(",
-    ".replace(", "|tojson", "|join(", "|map(", "|select(", "|selectattr(", "|groupby(", "|sort", "|list", "|first", "|last",
-    "|length", "|int", "|float", "|round(", "|batch(", "|slice(", "|indent(", "|truncate(", "|format(", "|default(", "|sum",
-    "|min", "|unique", "|dictsort", "|reverse", "|string", "|trim", " is defined", " is mapping", " is divisibleby ", "é", "🕷",
-    "\n", " ", "\u{1c5}", "\u{0}",
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "-",
+    "+",
+    "{{-",
+    "-}}",
+    "{%-",
+    "-%}",
+    " if ",
+    " else ",
+    " elif ",
+    " endif ",
+    " for ",
+    " in ",
+    " endfor ",
+    " set ",
+    " endset ",
+    " macro ",
+    " endmacro ",
+    " call ",
+    " endcall ",
+    " filter ",
+    " endfilter ",
+    " with ",
+    " endwith ",
+    " raw ",
+    " endraw ",
+    " generation ",
+    " endgeneration ",
+    " break ",
+    " continue ",
+    " recursive ",
+    " is ",
+    " not ",
+    " and ",
+    " or ",
+    "messages",
+    "x",
+    "y",
+    "loop",
+    "m",
+    "ns",
+    "namespace(",
+    "range(",
+    "cycler(",
+    "joiner(",
+    "dict(",
+    "strftime_now(",
+    "raise_exception(",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    ":",
+    ".",
+    "|",
+    "~",
+    "=",
+    "==",
+    "<",
+    "*",
+    "**",
+    "/",
+    "//",
+    "%",
+    "'",
+    "\"",
+    "\\",
+    "'a'",
+    "'%s'",
+    "'%9d'",
+    "'{:>9}'",
+    "1",
+    "0",
+    "-1",
+    "1e308",
+    "99999999999999999999",
+    "1.5",
+    "none",
+    "true",
+    "messages[0]",
+    ".content",
+    ".role",
+    "[::-1]",
+    "[1:]",
+    ".items()",
+    ".split(",
+    ".format(",
+    ".join(",
+    ".replace(",
+    "|tojson",
+    "|join(",
+    "|map(",
+    "|select(",
+    "|selectattr(",
+    "|groupby(",
+    "|sort",
+    "|list",
+    "|first",
+    "|last",
+    "|length",
+    "|int",
+    "|float",
+    "|round(",
+    "|batch(",
+    "|slice(",
+    "|indent(",
+    "|truncate(",
+    "|format(",
+    "|default(",
+    "|sum",
+    "|min",
+    "|unique",
+    "|dictsort",
+    "|reverse",
+    "|string",
+    "|trim",
+    " is defined",
+    " is mapping",
+    " is divisibleby ",
+    "é",
+    "🕷",
+    "\n",
+    " ",
+    "\u{1c5}",
+    "\u{0}",
 ];
 
 /// Whole statements, so that more of them run.
 const STATEMENTS: &[&str] = &[
-    "{% for x in E %}", "{% endfor %}", "{% if E %}", "{% else %}", "{% endif %}", "{% set x = E %}", "{% set y = E %}",
-    "{{ E }}", "{{ E|tojson }}", "{% macro m(x, y=E) %}", "{% endmacro %}", "{{ m(E) }}", "{% set x %}", "{% endset %}",
-    "{% with x = E %}", "{% endwith %}", "{% call m(E) %}", "{% endcall %}", "{% filter upper %}", "{% endfilter %}", "text\n  ",
-    "{% set ns = namespace(a=E) %}", "{% set ns.a = E %}", "{{ ns.a }}", "{% for x, y in E %}", "{{ loop.index }}",
+    "{% for x in E %}",
+    "{% endfor %}",
+    "{% if E %}",
+    "{% else %}",
+    "{% endif %}",
+    "{% set x = E %}",
+    "{% set y = E %}",
+    "{{ E }}",
+    "{{ E|tojson }}",
+    "{% macro m(x, y=E) %}",
+    "{% endmacro %}",
+    "{{ m(E) }}",
+    "{% set x %}",
+    "{% endset %}",
+    "{% with x = E %}",
+    "{% endwith %}",
+    "{% call m(E) %}",
+    "{% endcall %}",
+    "{% filter upper %}",
+    "{% endfilter %}",
+    "text\n  ",
+    "{% set ns = namespace(a=E) %}",
+    "{% set ns.a = E %}",
+    "{{ ns.a }}",
+    "{% for x, y in E %}",
+    "{{ loop.index }}",
 ];
 const TERMS: &[&str] = &[
-    "messages", "x", "y", "ns.a", "1", "-7", "2.5", "1e400", "'nan'|float", "'a b'", "'é🕷'", "none", "true", "[1, 'b', none]",
-    "{'k': 2, 3: [4]}", "(1, 2)", "range(9)", "missing", "loop", "m", "messages[0]", "10 ** 30", "'%5.2f'", "'{:^9}'", "''",
+    "messages",
+    "x",
+    "y",
+    "ns.a",
+    "1",
+    "-7",
+    "2.5",
+    "1e400",
+    "'nan'|float",
+    "'a b'",
+    "'é🕷'",
+    "none",
+    "true",
+    "[1, 'b', none]",
+    "{'k': 2, 3: [4]}",
+    "(1, 2)",
+    "range(9)",
+    "missing",
+    "loop",
+    "m",
+    "messages[0]",
+    "10 ** 30",
+    "'%5.2f'",
+    "'{:^9}'",
+    "''",
 ];
 const OPERATIONS: &[&str] = &[
-    " + ", " - ", " * ", " / ", " // ", " % ", " ** ", " ~ ", " == ", " < ", " in ", " and ", " or ", " is eq ", " is divisibleby ",
-    "[A]", "[A:B]", "[A:B:C]", "|join(A)", "|map(A)", "|sort", "|sort(reverse=true)", "|list", "|groupby(A)", "|batch(A, B)",
-    "|slice(A)", "|round(A)", "|int", "|float", "|abs", "|center(A)", "|indent(A)", "|truncate(A, true, B)", "|format(A, B)",
-    "|replace(A, B)", "|sum", "|min", "|max", "|unique|list", "|dictsort", "|items|list", "|tojson(indent=A)", "|string",
-    ".format(A, B)", ".split(A)", ".rsplit(A, B)", ".replace(A, B, C)", ".find(A, B, C)", ".count(A)", ".center(A, B)",
-    ".zfill(A)", ".join(A)", ".startswith(A, B)", ".get(A, B)", ".items()", ".index(A)", "|first", "|last", "|reverse|list",
-    "|length", "|title", "|wordcount", "|select(A)|list", "|selectattr(A, B)|list", "|attr(A)", " is iterable", "(A)", "(A, k=B)",
-    ".partition(A)", ".splitlines(A)", ".expandtabs(A)", ".strip(A)", ".title()", ".isupper()", ".previtem", ".cycle(A, B)",
+    " + ",
+    " - ",
+    " * ",
+    " / ",
+    " // ",
+    " % ",
+    " ** ",
+    " ~ ",
+    " == ",
+    " < ",
+    " in ",
+    " and ",
+    " or ",
+    " is eq ",
+    " is divisibleby ",
+    "[A]",
+    "[A:B]",
+    "[A:B:C]",
+    "|join(A)",
+    "|map(A)",
+    "|sort",
+    "|sort(reverse=true)",
+    "|list",
+    "|groupby(A)",
+    "|batch(A, B)",
+    "|slice(A)",
+    "|round(A)",
+    "|int",
+    "|float",
+    "|abs",
+    "|center(A)",
+    "|indent(A)",
+    "|truncate(A, true, B)",
+    "|format(A, B)",
+    "|replace(A, B)",
+    "|sum",
+    "|min",
+    "|max",
+    "|unique|list",
+    "|dictsort",
+    "|items|list",
+    "|tojson(indent=A)",
+    "|string",
+    ".format(A, B)",
+    ".split(A)",
+    ".rsplit(A, B)",
+    ".replace(A, B, C)",
+    ".find(A, B, C)",
+    ".count(A)",
+    ".center(A, B)",
+    ".zfill(A)",
+    ".join(A)",
+    ".startswith(A, B)",
+    ".get(A, B)",
+    ".items()",
+    ".index(A)",
+    "|first",
+    "|last",
+    "|reverse|list",
+    "|length",
+    "|title",
+    "|wordcount",
+    "|select(A)|list",
+    "|selectattr(A, B)|list",
+    "|attr(A)",
+    " is iterable",
+    "(A)",
+    "(A, k=B)",
+    ".partition(A)",
+    ".splitlines(A)",
+    ".expandtabs(A)",
+    ".strip(A)",
+    ".title()",
+    ".isupper()",
+    ".previtem",
+    ".cycle(A, B)",
     " if A else B",
 ];
 

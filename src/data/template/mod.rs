@@ -36,8 +36,7 @@ struct Chat {
     program: Program,
     /// As its file has it.
     text: String,
-    /// The special tokens by role.
-    variables: Map<String, Value>,
+    special_tokens: SpecialTokens,
     /// What follows the answer at the end of a conversation.
     tail: String,
 }
@@ -178,8 +177,7 @@ impl Chat {
             Error::input(format!("{path}: the chat template is broken: {fault}"))
                 .hint(format!("mend it, {OTHER_TEMPLATES}"))
         })?;
-        let variables = special_tokens.iter().map(|(key, token)| (key.clone(), json!(token))).collect();
-        let mut chat = Self { program, text, variables, tail: String::new() };
+        let mut chat = Self { program, text, special_tokens: special_tokens.clone(), tail: String::new() };
 
         let probe = [Message::new("user", "Hi."), Message::answer(SENTINEL)];
         let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(path))?;
@@ -192,18 +190,7 @@ impl Chat {
     }
 
     fn render(&self, messages: &[Message], inputs: &TemplateInputs, add_generation_prompt: bool) -> Result<String> {
-        // A row's arguments come before the special tokens of the same name, and after what is always given.
-        let mut variables = self.variables.clone();
-        variables.extend(inputs.arguments.clone());
-        // Transformers always passes tools and documents; templates ask whether they are none.
-        let TemplateInputs { tools, documents, .. } = inputs;
-        let given = [
-            ("messages", json!(messages)),
-            ("add_generation_prompt", json!(add_generation_prompt)),
-            ("tools", json!(tools)),
-            ("documents", json!(documents)),
-        ];
-        variables.extend(given.map(|(name, value)| (name.to_owned(), value)));
+        let variables = variables(messages, inputs, &self.special_tokens, add_generation_prompt);
         self.program.render(&variables).map_err(|fault| {
             Error::input(format!("the chat template cannot render this conversation: {fault}")).hint(
                 match fault.bound {
@@ -213,6 +200,48 @@ impl Chat {
             )
         })
     }
+}
+
+/// What a chat template is given, under the names of Transformers' `apply_chat_template`.
+pub fn variables(
+    messages: &[Message],
+    inputs: &TemplateInputs,
+    special_tokens: &SpecialTokens,
+    add_generation_prompt: bool,
+) -> Map<String, Value> {
+    let TemplateInputs { tools, documents, arguments } = inputs;
+    // A row's arguments come before the special tokens of the same name, and after what is always given.
+    let mut variables: Map<String, Value> =
+        special_tokens.iter().map(|(key, token)| (key.clone(), json!(token))).collect();
+    variables.extend(arguments.clone());
+    // Transformers always passes tools and documents; templates ask whether they are none.
+    let given = [
+        ("messages", messages.iter().map(as_passed).collect()),
+        ("add_generation_prompt", json!(add_generation_prompt)),
+        ("tools", json!(tools)),
+        ("documents", json!(documents)),
+    ];
+    variables.extend(given.map(|(name, value)| (name.to_owned(), value)));
+    variables
+}
+
+/// A message as Transformers 5.24 passes it to a template: without the keys that are null, and with its reasoning under
+/// both names that templates read.
+fn as_passed(message: &Message) -> Value {
+    let found = |name: &&str| message.more.get(*name).filter(|value| !value.is_null());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(found);
+    let mut passed = Map::new();
+    if let Some(reasoning) = reasoning {
+        passed.insert("thinking".into(), reasoning.clone());
+    }
+    passed.insert("role".into(), json!(message.role));
+    passed.extend(message.content.as_ref().map(|content| ("content".into(), json!(content))));
+    let more = message.more.iter().filter(|(_, value)| !value.is_null());
+    passed.extend(more.map(|(key, value)| (key.clone(), value.clone())));
+    if let Some(reasoning) = reasoning {
+        passed.insert("reasoning_content".into(), reasoning.clone());
+    }
+    Value::Object(passed)
 }
 
 /// Refuses what only a chat template can write.

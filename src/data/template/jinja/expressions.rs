@@ -292,7 +292,7 @@ impl Parser {
                 false
             }
             Kind::Name(name) if name == "is" => return self.fault("tests cannot be chained with `is`"),
-            Kind::Name(name) => !matches!(&**name, "else" | "or" | "and" | "if" | "in" | "not" | "recursive"),
+            Kind::Name(name) => !matches!(&**name, "else" | "or" | "and"),
             Kind::String(_) | Kind::Integer(_) | Kind::Float(_) | Kind::Operator("[" | "{") => true,
             _ => false,
         };

@@ -4,13 +4,13 @@
 
 use super::{Fault, Outcome};
 
-/// Steps that a rendering may take: expressions, statements, items visited and each [`BYTES_A_STEP`] bytes read. A
-/// second or so.
-const STEPS: usize = 20_000_000;
+/// Steps that a rendering may take: expressions, statements, items visited and each [`BYTES_A_STEP`] bytes read. About
+/// half a second; a long conversation takes a tenth of it.
+const STEPS: usize = 5_000_000;
 /// Bytes that a rendering may allocate in all, freed or not: texts, lists and output.
 const BYTES: usize = 256 << 20;
 /// Bytes that are read, compared or searched in a step.
-const BYTES_A_STEP: usize = 16;
+const BYTES_A_STEP: usize = 64;
 /// Calls, loops and expressions within each other. At most 2 kB of stack each, measured.
 const DEPTH: usize = 400;
 /// Lists and dicts within each other.

@@ -182,6 +182,7 @@ pub fn replaced(text: &str, old: &str, new: &str, count: i128, meter: &mut Meter
     meter.read(text)?;
     let matches = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
     let count = usize::try_from(count).map_or(matches, |count| count.min(matches));
+    meter.steps(matches / 2)?;
     meter.bytes(count.saturating_mul(new.len()).saturating_add(text.len()))?;
     Ok(Value::Text(text.replacen(old, new, count).into()))
 }
