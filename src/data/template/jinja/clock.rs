@@ -21,7 +21,7 @@ pub fn strftime(format: &str) -> String {
         let after = &code[flags + digits..];
         let modifier = usize::from(after.starts_with(['E', 'O']));
         let letter = after[modifier..].chars().next();
-        match letter.and_then(|letter| field(letter)) {
+        match letter.and_then(field) {
             Some((plain, pad)) if width <= 64 => {
                 text.push_str(&padded(plain, pad, flag, width));
                 rest = &after[modifier + 1..];

@@ -180,14 +180,14 @@ impl Parser {
                     return Ok(Expr::Tuple(Vec::new()));
                 }
                 let value = self.tuple(true, &[])?;
-                self.expect(")")?;
+                self.needed(")")?;
                 value
             }
             Kind::Operator("[") => {
                 let mut items = Vec::new();
                 while !self.skip("]") {
                     if !items.is_empty() {
-                        self.expect(",")?;
+                        self.needed(",")?;
                         if self.skip("]") {
                             break;
                         }
@@ -200,13 +200,13 @@ impl Parser {
                 let mut entries = Vec::new();
                 while !self.skip("}") {
                     if !entries.is_empty() {
-                        self.expect(",")?;
+                        self.needed(",")?;
                         if self.skip("}") {
                             break;
                         }
                     }
                     let key = self.expression()?;
-                    self.expect(":")?;
+                    self.needed(":")?;
                     entries.push((key, self.expression()?));
                 }
                 Expr::Dict(entries)
@@ -310,7 +310,7 @@ impl Parser {
         let mut first = true;
         while !self.skip(")") {
             if !std::mem::take(&mut first) {
-                self.expect(",")?;
+                self.needed(",")?;
                 if self.skip(")") {
                     break;
                 }
@@ -322,7 +322,7 @@ impl Parser {
                 arguments.more = Some(Box::new(self.expression()?));
             } else if named {
                 let name = self.name()?;
-                self.expect("=")?;
+                self.needed("=")?;
                 arguments.named.push((name, self.expression()?));
             } else if arguments.named.is_empty() && arguments.more.is_none() && arguments.more_named.is_none() {
                 arguments.positional.push(self.expression()?);

@@ -231,10 +231,9 @@ impl Run {
         }
         let kept = usize::try_from(length - count(&end)).unwrap_or_default();
         let mut cut: String = text.chars().take(kept).collect();
-        if !kill_words.is_some_and(|kill_words| kill_words.is_true()) {
-            if let Some(at) = cut.rfind(' ') {
-                cut.truncate(at);
-            }
+        let kill_words = kill_words.is_some_and(|kill_words| kill_words.is_true());
+        if let Some(at) = cut.rfind(' ').filter(|_| !kill_words) {
+            cut.truncate(at);
         }
         Value::new_text(cut + &end, &mut self.meter)
     }

@@ -96,7 +96,7 @@ impl Parser {
         found
     }
 
-    pub fn expect(&mut self, operator: &str) -> Outcome<()> {
+    pub fn needed(&mut self, operator: &str) -> Outcome<()> {
         if self.skip(operator) { Ok(()) } else { self.unexpected(&format!("`{operator}`")) }
     }
 
@@ -269,10 +269,10 @@ impl Parser {
         let mut values = Vec::new();
         while *self.peek() != TokenKind::BlockEnd {
             if !values.is_empty() {
-                self.expect(",")?;
+                self.needed(",")?;
             }
             let target = self.target(false)?;
-            self.expect("=")?;
+            self.needed("=")?;
             values.push((target, self.expression()?));
         }
         self.block_end()?;
@@ -287,7 +287,7 @@ impl Parser {
         loop {
             if self.skip("(") {
                 targets.push(self.target(true)?);
-                self.expect(")")?;
+                self.needed(")")?;
             } else {
                 let name = self.name()?;
                 targets.push(match self.skip(".") {
@@ -318,10 +318,10 @@ impl Parser {
 
     fn parameters(&mut self) -> Outcome<Parameters> {
         let mut parameters: Parameters = Vec::new();
-        self.expect("(")?;
+        self.needed("(")?;
         while !self.skip(")") {
             if !parameters.is_empty() {
-                self.expect(",")?;
+                self.needed(",")?;
             }
             let name = self.name()?;
             let default = if self.skip("=") { Some(self.expression()?) } else { None };
