@@ -140,7 +140,7 @@ fn every_expression_is_jinjas() {
 
 #[test]
 fn honest_templates_are_far_from_the_bounds() {
-    let turn = |at: usize| Message::new(if at % 2 == 0 { "user" } else { "assistant" }, "word ".repeat(2000));
+    let turn = |at: usize| Message::new(if at.is_multiple_of(2) { "user" } else { "assistant" }, "word ".repeat(2000));
     let long: Vec<Message> = (0..2000).map(turn).collect();
     for file in ["trl/qwen3.jinja", "trl/llama3_1.jinja", "trl/gptoss.jinja", "axolotl/command_a.jinja"] {
         let text = rendered(&read(file), &long).unwrap();
