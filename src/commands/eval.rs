@@ -21,7 +21,9 @@ use std::path::PathBuf;
 pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, comm: &CommThread) -> Result<()> {
     let opened = comm.agree(open(scoring))?;
     let machine = opened.machine(comm)?;
-    let sources: Vec<Source> = files.iter().map(|file| Source { format, ..Source::new(file) }).collect();
+    let max_row_bytes = opened.config.data.max_row_bytes;
+    let source = |file| Source { format, max_row_bytes, ..Source::new(file) };
+    let sources: Vec<Source> = files.iter().map(source).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
         logging::above_progress(|| terminal::note(data.report().render()));

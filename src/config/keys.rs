@@ -36,6 +36,7 @@ pub(super) fn tree() -> Value {
             seed: 0,
             truncation: Truncation::Cut,
             reward_at: RewardAt::Eos,
+            max_row_bytes: defaults::max_row_bytes(),
             cache_dir: defaults::cache_dir(),
         },
         loss: LossConfig::default(),

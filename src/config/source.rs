@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// JSONL, a JSON array (both gzipped or not) or Parquet; or `hf://owner/name[@revision][/file or config/split]`.
+    /// JSONL, a JSON array (both as they are, gzipped or with zstd) or Parquet; or `hf://owner/name[@revision][/file or config/split]`.
     pub path: PathBuf,
     /// Shape of its rows.
     #[serde(default)]
@@ -34,6 +34,9 @@ pub struct Source {
     /// or the name on the hub, which is filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Most bytes of a row: `data.max_row_bytes`, which is filled in when a config is loaded.
+    #[serde(skip, default = "defaults::max_row_bytes")]
+    pub max_row_bytes: usize,
 }
 
 /// Shape of a source's rows.
@@ -75,6 +78,7 @@ impl Source {
             pairs_per_prompt: 0,
             weight: defaults::weight(),
             domain: None,
+            max_row_bytes: defaults::max_row_bytes(),
         }
     }
 }

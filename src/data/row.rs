@@ -2,7 +2,7 @@
 //!
 //! Not here: which keys make a pair; that is `formats/`.
 
-use crate::data::rows::Place;
+use crate::data::rows::{Place, odd};
 use crate::data::{Message, Prompt};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -162,6 +162,6 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+        Value::Object(object) => odd::kind(object).unwrap_or("an object"),
     }
 }

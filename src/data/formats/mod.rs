@@ -8,7 +8,7 @@ mod judged;
 mod ranked;
 mod transcripts;
 
-use crate::config::{Format, Source, TOTAL};
+use crate::config::{DEFAULT_MAX_ROW_BYTES, Format, Source, TOTAL};
 use crate::data::row::{MEND, Row};
 use crate::data::rows;
 use crate::data::{Message, Pair, Prompt, TemplateInputs};
@@ -111,7 +111,7 @@ pub fn read(source: &Source) -> Result<SourceRows> {
     let mut verdicts = Vec::new();
     let mut rows = 0;
     let mut format = source.format;
-    rows::for_each(&source.path, |place, row| {
+    rows::for_each(&source.path, source.max_row_bytes, |place, row| {
         let row = Row::new(place, row)?;
         if format == Format::Auto {
             format = told(&row)?;
@@ -152,7 +152,7 @@ pub fn read(source: &Source) -> Result<SourceRows> {
 /// As [`read`]; also a pair whose answers do not belong to one prompt, a tie, and a ranked list of more than two.
 pub fn read_for_scoring(path: &Path) -> Result<Vec<Pair>> {
     let mut pairs = Vec::new();
-    rows::for_each(path, |place, row| {
+    rows::for_each(path, DEFAULT_MAX_ROW_BYTES, |place, row| {
         let row = Row::new(place, row)?;
         let pair = match SINGLE_ANSWER.into_iter().find(|key| row.get(key).is_some()) {
             Some(key) if row.get("chosen").is_none() && row.get("response_0").is_none() => row.single(key)?,
