@@ -12,17 +12,20 @@
 
 mod adapter;
 mod as_trained;
+mod chat_template;
 mod export;
 mod folder;
 mod manifest;
 
 pub use adapter::AdapterOf;
 pub use as_trained::{AS_TRAINED, AsTrained};
+pub use chat_template::write as write_chat_template;
 pub use export::{Export, choose_pad_token, end_tokens, pad_token, special_tokens};
 pub use folder::{Claim, check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use crate::safetensors_io::{self, Entry};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -63,6 +66,13 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Updates that the finite vote has skipped.
     pub updates_skipped: usize,
+}
+
+impl TrainState {
+    /// Hash of all of it.
+    pub fn fingerprint(&self) -> u128 {
+        files::fingerprint_parts([format!("{self:?}").as_bytes()])
+    }
 }
 
 /// An evaluation on the dev pairs, and the checkpoint it belongs to.
@@ -163,7 +173,9 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
             safetensors_io::write_model(&partial.join(MODEL), &snapshot.weights)?;
         }
     }
-    AsTrained::of(snapshot.config).write(partial)?;
+    let as_trained = AsTrained::of(snapshot.config);
+    as_trained.write(partial)?;
+    chat_template::write(partial, snapshot.model_dir, &as_trained)?;
     safetensors_io::write(&partial.join(MASTERS), &snapshot.masters, &BTreeMap::new())?;
     safetensors_io::write(&partial.join(MOMENTS), &snapshot.moments, &BTreeMap::new())?;
     let state = StateFile { format: FORMAT, state: snapshot.state.clone() };

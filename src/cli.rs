@@ -9,8 +9,10 @@ use crate::config::{Dtype, Format, Objective, RewardAt, TemplateKind};
 use crate::error::{Error, Result};
 use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use values::{above_zero, pair_tokens, positive, share};
+use values::{above_zero, column, pair_tokens, positive, share};
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
@@ -120,10 +122,16 @@ enum TypedCommand {
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
+    /// List the layouts of rows that are read, or show one with an example
+    Formats {
+        /// A layout [default: a table of all]
+        #[arg(value_enum, value_name = "NAME")]
+        format: Option<Format>,
+    },
 }
 
 /// What `export` writes.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Exporting {
     /// Merge the checkpoint's adapter into its base: a whole model
     #[arg(long)]
@@ -141,7 +149,7 @@ pub struct Exporting {
 }
 
 /// What `plan` is asked. What is None is as the hardware's table or the data has it.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Planning {
     /// The run, as a TOML file
     #[arg(long, value_name = "FILE")]
@@ -181,7 +189,7 @@ pub struct Planning {
 }
 
 /// What `bench` measures.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Bench {
     /// A model folder
     #[arg(long, value_name = "DIR")]
@@ -226,7 +234,7 @@ pub struct Bench {
 
 /// What `eval` and `score` have in common. What is None is as the checkpoint was trained, or the config's default for a
 /// folder that haf-dist did not write.
-#[derive(Debug, Clone, PartialEq, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Scoring {
     /// A checkpoint of a run, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
     /// hf://owner/name
@@ -240,6 +248,10 @@ pub struct Scoring {
     /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
+
+    /// Where the rows have a key of the format, e.g. prompt=question or chosen=answers.best; may be repeated
+    #[arg(long, value_name = "KEY=PATH", value_parser = column, help_heading = "Data")]
+    pub column: Vec<(String, String)>,
 
     /// How a prompt and an answer become text [default: as trained, else chat]
     #[arg(long, value_enum, help_heading = "Data")]
@@ -271,8 +283,16 @@ pub struct Scoring {
     pub threads: usize,
 }
 
-/// What the program is asked to do.
-#[derive(Debug, Clone, PartialEq)]
+impl Scoring {
+    /// Where the rows have the keys of the format.
+    pub fn columns(&self) -> BTreeMap<String, String> {
+        self.column.iter().cloned().collect()
+    }
+}
+
+/// What the program is asked to do. Serialised, it is what ranks compare before they do it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Command {
     /// Train a model.
     Train {
@@ -321,10 +341,12 @@ pub enum Command {
     Export(Exporting),
     /// Predict memory and time.
     Plan(Planning),
+    /// List the layouts of rows, or show one.
+    Formats(Option<Format>),
 }
 
 /// Where text goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum Output {
     /// Standard output.
     Stdout,
@@ -350,10 +372,11 @@ impl TryFrom<Arguments> for Command {
             (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
+            (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
-                 export, plan)",
+                 export, plan, formats)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

@@ -66,6 +66,24 @@ pub fn map(path: &Path) -> io::Result<Mmap> {
     unsafe { Mmap::map(&file) }
 }
 
+/// The content of a file of at most `most` bytes.
+///
+/// # Errors
+/// The file cannot be read, is none (a pipe could be waited for without end), or is larger.
+pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let failed = |error: io::Error| file_error(path, "read", &error);
+    if !path.metadata().map_err(failed)?.is_file() {
+        return Err(Error::input(format!("{} is not a file", path.display())).hint("a file was expected here"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > most {
+        return Err(Error::input(format!("{} has more than the {most} bytes that are read of it", path.display()))
+            .hint("is it the right file?"));
+    }
+    Ok(bytes)
+}
+
 /// The xxh3-128 hash of a file's content, in one streaming pass.
 ///
 /// # Errors
@@ -109,6 +127,18 @@ mod tests {
         assert_eq!(&mapped[..], b"first");
         assert_eq!(std::fs::read(&path).unwrap(), b"2nd");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn no_more_is_read_than_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"1234").unwrap();
+        assert_eq!(read_within(&path, 4).unwrap(), b"1234");
+        for (path, most) in [(&path, 3), (&folder.path().to_path_buf(), 3), (&folder.path().join("none"), 3)] {
+            let error = read_within(path, most).unwrap_err();
+            assert!(error.exit_code() == 2 && error.hint.is_some(), "{error}");
+        }
     }
 
     #[test]

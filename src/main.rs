@@ -22,7 +22,9 @@ fn main() -> ExitCode {
     let trace = arguments.trace().map(Path::to_path_buf);
     match start(arguments) {
         Ok((command, comm)) => {
-            let done = start_trace(trace.as_deref(), &comm).and_then(|()| commands::run(&command, &comm));
+            let done = commands::compare_ranks(&command, trace.is_some(), &comm)
+                .and_then(|()| start_trace(trace.as_deref(), &comm))
+                .and_then(|()| commands::run(&command, &comm));
             logging::finish_trace();
             match done {
                 Ok(()) => ExitCode::SUCCESS,
@@ -59,11 +61,16 @@ fn start_trace(file: Option<&Path>, comm: &CommThread) -> Result<()> {
     comm.agree(logging::trace_to(&path, comm.rank()))
 }
 
-/// Prints help, the version or what is wrong with the arguments, once for all ranks.
+/// Prints help, the version or what is wrong with the arguments, once for all ranks: as [`report`] does.
 fn explain(error: &clap::Error) -> ExitCode {
-    if launch::rank() == 0 {
+    match launch::rank() {
         // A closed pipe leaves nobody to tell.
-        let _ = error.print();
+        0 => drop(error.print()),
+        rank if error.use_stderr() => {
+            std::thread::sleep(RANK_0_FIRST);
+            terminal::note(format_args!("rank {rank}: {error}"));
+        }
+        _ => {}
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

@@ -148,6 +148,11 @@ impl Mapped {
         Ok(Self { path: path.into(), memory, data_start: LENGTH_BYTES + header_length, metadata })
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The header's text entries.
     pub fn metadata(&self) -> std::collections::HashMap<String, String> {
         self.metadata.metadata().clone().unwrap_or_default()
@@ -175,6 +180,14 @@ impl Mapped {
         let dtype = self.info(name)?.dtype;
         let kind = KINDS.iter().find(|(_, known)| *known == dtype).map(|(kind, _)| *kind);
         kind.ok_or_else(|| self.wrong(name, &format!("has elements of type {dtype}, which is not supported")))
+    }
+
+    /// The name of a tensor's kind in the container, of one that is not supported too: `F32`, `F8_E4M3`.
+    ///
+    /// # Errors
+    /// [`Error::input`] where the file has no such tensor.
+    pub fn kind_name(&self, name: &str) -> Result<String> {
+        self.info(name).map(|info| info.dtype.to_string())
     }
 
     /// A tensor's bytes, without a copy.

@@ -68,9 +68,10 @@ pub fn score_pairs(
     progress.finish_and_clear();
     comm.agree(scored)?;
     comm.sum_f64(&mut numbers)?;
+    let bias = engine.model.reward_bias;
     let read = |(&index, row): (&usize, &[f64])| PairScores {
         index,
-        rewards: [row[0], row[1]],
+        rewards: [row[0] + bias, row[1] + bias],
         second_rewards: None,
         log_probs: [row[2], row[3]],
         tokens: [row[4] as usize, row[5] as usize],

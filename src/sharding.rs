@@ -10,7 +10,7 @@ use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::tensor;
 use std::cell::RefCell;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use tracing::info;
 
 /// Leaves each rank the masters of its share; to be called once the ranks' starting weights are the same, and before
@@ -121,7 +121,7 @@ impl<'a> Shares<'a> {
         }
         // Before the others are asked to bring theirs.
         self.own(segment, state)?;
-        self.send((segment * STATES.len()) as i64 + state as i64)?;
+        self.number(Some((segment * STATES.len()) as i64 + state as i64))?;
         let whole = self.gather(segment, state)?;
         cache.push((key, whole.shallow_clone()));
         Ok(whole)
@@ -132,7 +132,7 @@ impl<'a> Shares<'a> {
     /// # Errors
     /// A lost rank.
     pub fn done(self) -> Result<()> {
-        if self.segments.iter().any(Segment::is_share) { self.send(DONE) } else { Ok(()) }
+        if self.segments.iter().any(Segment::is_share) { self.number(Some(DONE)).map(drop) } else { Ok(()) }
     }
 
     /// All other ranks: brings what rank 0 asks for, until it is done.
@@ -141,19 +141,16 @@ impl<'a> Shares<'a> {
     /// A lost rank.
     pub fn serve(&self) -> Result<()> {
         while self.segments.iter().any(Segment::is_share) {
-            let asked = self.receive()?;
+            let asked = self.number(None)?;
             let Ok(asked) = usize::try_from(asked) else { break };
             drop(self.gather(asked / STATES.len(), STATES[asked % STATES.len()])?);
         }
         Ok(())
     }
 
-    fn send(&self, number: i64) -> Result<()> {
-        self.comm.broadcast(&mut Tensor::from_slice(&[number]), 0)
-    }
-
-    fn receive(&self) -> Result<i64> {
-        let mut number = Tensor::zeros([1], (Kind::Int64, Device::Cpu));
+    /// Rank 0's number, on every rank: all of them must come from this one place.
+    fn number(&self, own: Option<i64>) -> Result<i64> {
+        let mut number = Tensor::from_slice(&[own.unwrap_or(DONE)]);
         self.comm.broadcast(&mut number, 0)?;
         Ok(tensor::slice::<i64>(&number)?[0])
     }

@@ -3,6 +3,7 @@
 //! Every rank runs the same loop on its share of each global batch. Not here: how a run is set up (`commands/train.rs`),
 //! and what a checkpoint takes from it (`trainer/saving.rs`).
 
+mod replicas;
 mod saving;
 
 pub use crate::data::split::Split;
@@ -27,6 +28,7 @@ use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
 use crate::sharding::{self, Spread};
+use replicas::Hashes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -63,6 +65,8 @@ pub struct Trainer<'a> {
     pub stop: Arc<AtomicBool>,
     /// Whether a rank had been asked by the end of the last step; the same on every rank.
     asked_to_stop: bool,
+    /// Hashes of the last step, to be compared where the next one waits anyway.
+    unchecked: Option<Hashes>,
     /// Packs what comes next; started by the first step, at the step and with the packing it finds.
     prefetch: Option<Prefetch>,
 }
@@ -106,6 +110,7 @@ impl<'a> Trainer<'a> {
             state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
             stop: Arc::default(),
             asked_to_stop: false,
+            unchecked: None,
             prefetch: None,
         }
     }
@@ -148,6 +153,7 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self, total: usize) -> Result<(StepMetrics, bool)> {
         let started = Instant::now();
         let _span = trace_span!("step", number = self.state.step + 1).entered();
+        self.comm.set_stage(format!("step {}", self.state.step + 1));
         let config = self.config;
         let objective = objective_of_step(config, self.state.step);
 
@@ -162,6 +168,8 @@ impl<'a> Trainer<'a> {
 
         let norm = trace_span!("gradient norm").in_scope(|| self.gradient_norm(sharded))? / count;
         let finite = self.comm.all_true(norm.is_finite())?;
+        // The norm has waited for all that a GPU had to do, so that nobody waits for hashes alone.
+        self.unchecked.take().map_or(Ok(()), |hashes| hashes.compare(self.comm))?;
         let clip = config.train.clip_norm;
         let clip_scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let train = &config.train;
@@ -186,6 +194,12 @@ impl<'a> Trainer<'a> {
         }
         self.engine.model.segments.iter_mut().for_each(|segment| segment.clear_gradient());
         self.state.step += 1;
+        if self.comm.world_size() > 1 && self.state.step.checked_rem(train.check_every) == Some(0) {
+            let hashes = trace_span!("hash weights").in_scope(|| Hashes::of_weights(&self.engine, self.state.step))?;
+            let losses = [("reward loss", sums.reward_loss), ("policy loss", sums.policy_loss)];
+            let others = [("hits", sums.hits), ("margin", sums.margin), ("tokens", sums.tokens), ("norm", norm)];
+            self.unchecked = Some(hashes.and_metrics(&losses).and_metrics(&others));
+        }
 
         let seconds = started.elapsed().as_secs_f64();
         debug!(

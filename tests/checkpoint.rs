@@ -14,6 +14,12 @@ const SOURCE_CONFIG: &str = r#"{ "architectures": ["LlamaForCausalLM"], "model_t
     "eos_token_id": [2, 3], "pad_token_id": 2, "num_labels": 3, "rms_norm_eps": 1e-05, "rope_theta": 100000.1,
     "tie_word_embeddings": true, "torch_dtype": "float32" }"#;
 
+const TOKENIZER: &str = r#"{ "version": "1.0", "model": { "type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3},
+    "merges": [] }, "added_tokens": [
+    {"id": 4, "content": "<|im_end|>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+    {"id": 5, "content": "<|unused|>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}
+    ] }"#;
+
 fn config() -> Config {
     let text = "[model]\npath = 'm'\n[data]\ntrain = [{ path = 'a.jsonl', weight = 0.5 }]\n[output]\ndir = 'r'\n";
     toml::from_str(text).unwrap()
@@ -23,9 +29,9 @@ fn model_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     put("config.json", SOURCE_CONFIG);
-    put("tokenizer.json", r#"{"added_tokens": [{"id": 5, "content": "<|unused|>"}], "model": {"vocab": {"a": 0}}}"#);
-    put("tokenizer_config.json", r#"{"model_max_length": 8192, "pad_token": "<|im_end|>"}"#);
-    put("chat_template.jinja", "{{ messages }}");
+    put("tokenizer.json", TOKENIZER);
+    put("tokenizer_config.json", r#"{"model_max_length": 8192, "pad_token": "<|im_end|>", "eos_token": "<|im_end|>"}"#);
+    put("chat_template.jinja", "{% for message in messages %}{{ message.content }}<|im_end|>\n{% endfor %}");
     put("model.safetensors", "must not travel");
     dir
 }
@@ -178,9 +184,10 @@ fn a_checkpoint_is_a_hugging_face_folder_with_the_trainer_s_own_beside_it() {
     let run = tempfile::tempdir().unwrap();
     let step = save(run.path(), 7).unwrap();
     assert_eq!(step, run.path().join("step-7"));
-    let model = ["chat_template.jinja", "config.json", "haf_dist.json", "model.safetensors"];
+    let template = ["chat_template.jinja", "chat_template.original.jinja"];
+    let model = ["config.json", "haf_dist.json", "model.safetensors"];
     let tokenizer = ["tokenizer.json", "tokenizer_config.json", "trainer"];
-    assert_eq!(names(&step), [&model[..], &tokenizer].concat());
+    assert_eq!(names(&step), [&template[..], &model, &tokenizer].concat());
     let inside = ["config.toml", "files.json", "masters.safetensors", "moments.safetensors", "state.json"];
     assert_eq!(names(&step.join("trainer")), inside);
 
@@ -189,15 +196,16 @@ fn a_checkpoint_is_a_hugging_face_folder_with_the_trainer_s_own_beside_it() {
     object.shift_remove("num_labels");
     object.insert("architectures".into(), json!(["LlamaForSequenceClassification"]));
     object.insert("pad_token_id".into(), json!(5));
-    object.insert("id2label".into(), json!({"0": "LABEL_0"}));
-    object.insert("label2id".into(), json!({"LABEL_0": 0}));
+    object.insert("id2label".into(), json!({"0": "reward"}));
+    object.insert("label2id".into(), json!({"reward": 0}));
+    object.insert("problem_type".into(), json!("regression"));
     object.insert("dtype".into(), json!("bfloat16"));
     object.insert("torch_dtype".into(), json!("bfloat16"));
     assert_eq!(read_json(step.join("config.json")), expected);
     // Padded by its own tokenizer, a batch is padded with the token that Transformers skips.
     assert_eq!(
         read_json(step.join("tokenizer_config.json")),
-        json!({"model_max_length": 8192, "pad_token": "<|unused|>"})
+        json!({"model_max_length": 8192, "pad_token": "<|unused|>", "eos_token": "<|im_end|>"})
     );
 
     let model = Mapped::open(&step.join(checkpoint::MODEL)).unwrap();
@@ -247,7 +255,7 @@ fn only_a_whole_checkpoint_is_found_whatever_a_kill_or_a_disk_did_to_newer_ones(
 
     let mut files: Vec<String> = names(&new).into_iter().filter(|name| name != "trainer").collect();
     files.extend(names(&new.join("trainer")).iter().map(|name| format!("trainer/{name}")));
-    assert_eq!(files.len(), 11);
+    assert_eq!(files.len(), 12);
     for name in files {
         let path = new.join(&name);
         let whole = fs::read(&path).unwrap();
@@ -333,7 +341,7 @@ fn a_state_with_nan_comes_back_and_one_of_another_format_is_refused() {
 fn the_disk_is_checked_against_the_size_that_a_checkpoint_really_has() {
     let (run, model) = (tempfile::tempdir().unwrap(), model_dir());
     // Large enough for headers not to matter.
-    fs::write(model.path().join("tokenizer.json"), format!("{{\"x\":\"{}\"}}", "y".repeat(1_000_000))).unwrap();
+    fs::write(model.path().join("tokenizer.json"), TOKENIZER.to_owned() + &" ".repeat(1_000_000)).unwrap();
     let dir = save_with(run.path(), 1, 5, model.path()).unwrap();
     let size = |dir: &Path| -> u64 {
         let files = fs::read_dir(dir).unwrap().map(|item| item.unwrap().metadata().unwrap());

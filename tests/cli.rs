@@ -98,7 +98,7 @@ fn a_wrong_config_is_told_once_with_a_hint() {
 
 #[test]
 fn only_rank_0_prints_what_every_rank_would() {
-    for arguments in [&["--help"][..], &["--version"], &["--confg", "a.toml"]] {
+    for arguments in [&["--help"][..], &["--version"]] {
         let (first, second) = (run_as(Some(0), arguments), run_as(Some(1), arguments));
         assert_ne!(first.stdout + &first.stderr, "");
         assert_eq!(second.stdout + &second.stderr, "");
@@ -111,6 +111,9 @@ fn an_error_of_one_rank_alone_is_not_lost() {
     let outcome = run_as(Some(1), &["--config", "no/such.toml"]);
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.starts_with("error: rank 1: cannot read the config file"), "{}", outcome.stderr);
+    // Ranks may be started with arguments of their own.
+    let outcome = run_as(Some(1), &["--confg", "a.toml"]);
+    assert!(outcome.stderr.starts_with("rank 1: error: unexpected argument '--confg'"), "{}", outcome.stderr);
 }
 
 #[test]

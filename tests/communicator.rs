@@ -103,6 +103,37 @@ fn ranks_that_call_different_collectives_all_get_an_error() {
 }
 
 #[test]
+fn ranks_that_vote_on_different_things_all_get_an_error() {
+    let results = on_ranks(2, |comm| match comm.rank() {
+        0 => comm.all_true(true),
+        _ => comm.all_true(true),
+    });
+    for result in results {
+        let error = result.unwrap_err();
+        assert!(error.message.contains("different collectives"), "{error}");
+        assert_eq!(error.message.matches("tests/communicator.rs:").count(), 2, "{error}");
+    }
+    // The control: the same vote, and one of another step.
+    assert!(on_ranks(2, |comm| comm.all_true(true)).iter().all(Result::is_ok));
+    let results = on_ranks(2, |comm| {
+        comm.set_stage(format!("step {}", 3 + comm.rank()));
+        comm.all_true(true)
+    });
+    assert!(results.iter().all(|result| result.as_ref().unwrap_err().message.contains("of step 3")));
+}
+
+#[test]
+fn facts_that_differ_are_named_on_every_rank() {
+    let results = on_ranks(3, |comm| {
+        let seed = if comm.rank() == 1 { "7" } else { "0" };
+        comm.same(&[("data.seed".into(), seed.into()), ("train.steps".into(), "5".into())])
+    });
+    let expected = "ranks differ: data.seed is 0 on ranks 0 and 2 and 7 on rank 1";
+    assert!(results.iter().all(|result| result.as_ref().unwrap_err().message == expected), "{results:?}");
+    assert!(on_ranks(3, |comm| comm.same(&[("data.seed".into(), "0".into())])).iter().all(Result::is_ok));
+}
+
+#[test]
 fn wrong_arguments_are_errors_and_nothing_runs_after_one() {
     let fresh = || CommThread::start(|| Ok(Box::new(Solo))).unwrap();
     let ones = |size: &[i64], kind| Tensor::ones(size, (kind, Device::Cpu));

@@ -8,6 +8,7 @@
 mod property;
 
 use haf_dist::config::{Config, known_keys};
+use haf_dist::data::tokenizer_files;
 use haf_dist::error::{self, Result};
 use haf_dist::metrics::{PairOutcome, RunFacts, read_pairs, write_pairs};
 use haf_dist::model::adapter::{self, Origin};
@@ -103,6 +104,32 @@ fn damaged_models_and_adapters_are_loaded_or_refused() {
     ] {
         let folder = root.path().join(folder);
         stands_damage(&folder.join(name), || load(&folder));
+    }
+}
+
+#[test]
+fn damaged_tokenizers_read_texts_or_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let tokenizers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/added_tokens");
+    let beside = [
+        ("tokenizer_config.json", r#"{"pad_token": "<P>", "extra_special_tokens": ["<X>", {"content": "<Y>"}]}"#),
+        ("special_tokens_map.json", r#"{"unk_token": {"content": "<unk>", "lstrip": true}, "image_token": "<img>"}"#),
+        ("added_tokens.json", r#"{"<Q>": 90, "<R>": 91}"#),
+    ];
+    for name in ["lower", "bytes", "pieces"] {
+        let folder = root.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::copy(tokenizers.join(format!("{name}.json")), folder.join("tokenizer.json")).unwrap();
+        for (file, content) in beside {
+            fs::write(folder.join(file), content).unwrap();
+        }
+        let read = || {
+            let opened = tokenizer_files::open(&folder)?;
+            tokenizer_files::encode(&opened.tokenizer, "the <X> of <q> A", true).map(drop)
+        };
+        for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+            stands_damage(&folder.join(file), read);
+        }
     }
 }
 

@@ -47,7 +47,7 @@ fn run_in(config: &Config, world_size: usize, kind: Kind) -> Trajectory {
         let comm = CommThread::start(move || Ok(seat.communicator())).unwrap();
         let mut trainer = trainer_in(config, &comm, kind);
         let steps: Vec<_> = (0..STEPS).map(|_| trainer.step(STEPS).unwrap().0).collect();
-        check_replicas(&trainer.engine, &comm).unwrap();
+        check_replicas(&trainer.engine, trainer.state.step, &comm).unwrap();
         let masters = trainer.engine.model.named_values();
         Trajectory {
             losses: steps.iter().map(|step| step.loss).collect(),

@@ -37,7 +37,7 @@ const WITHIN: &[(&str, &str)] = &[
 ];
 
 /// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, memory that
-/// processes share, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
+/// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
     "files.rs",
@@ -54,7 +54,7 @@ const UNSAFE: &[&str] = &[
 /// How a crate is named, and the only file or folder that may.
 const DOORS: &[(&str, &str)] = &[
     ("use mpi::", "comm/mpi.rs"),
-    ("use tokenizers::", "data/tokenize.rs"),
+    ("use tokenizers::", "data/tokenize"),
     ("use parquet::", "data/parquet.rs"),
     ("use hf_hub::", "hub/client.rs"),
     ("cudarc::", "comm/nccl/"),

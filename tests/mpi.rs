@@ -1,7 +1,7 @@
 //! MPI for real, without cargo's harness: started plainly, this program runs itself under mpirun case by case; with
 //! CHILD set it is one rank of a case. The promises: MPI passes the conformance suite, also where ranks of a node share
 //! memory, and trains as threads do; where memory cannot be shared it says so once and goes on; no rank outlives a lost
-//! one.
+//! one, or one that is stopped; ranks that come to different collectives get an error.
 
 mod common;
 #[path = "common/job.rs"]
@@ -43,7 +43,9 @@ const fn case(name: &'static str, part: &'static str, ranks: usize, end: End, sa
 
 const SUITE_LIMIT: Duration = Duration::from_secs(300);
 /// A job with a lost rank must be over within this time.
-const LOSS_LIMIT: Duration = Duration::from_secs(10);
+const LOSS_LIMIT: Duration = Duration::from_secs(20);
+/// How long ranks may wait for one another where one of them stalls.
+const STALL: Duration = Duration::from_secs(2);
 
 const ALL: &[Case] = &[
     case("one_rank_conforms", "suite", 1, End::Code(0), "conforms as 0 of 1"),
@@ -74,6 +76,21 @@ const ALL: &[Case] = &[
     case("an_abort_ends_the_job", "abort", 3, End::Code(2), "rank 1 gives up"),
     case("an_abort_inside_a_collective_ends_the_job", "abort inside", 2, End::Code(3), "rank 1 gives up"),
     case("an_abort_ends_the_job_where_mpi_takes_one_thread", "abort serialized", 3, End::Code(2), "rank 1 gives up"),
+    case("different_votes_are_an_error", "votes", 3, End::Code(0), "rank 1 was told: the ranks have lost one another"),
+    case("different_sizes_are_an_error", "sizes", 2, End::Code(0), "rank 1 was told: the ranks have lost one another"),
+    case("a_vote_beside_a_shared_sum_ends_the_job", "vote and sum", 2, End::Code(1), "the ranks have lost one another"),
+    case("a_stopped_rank_ends_the_job", "stop 1", 3, End::Code(1), "error: waiting for rank 1 at the collective of"),
+    case("a_stopped_rank_0_ends_the_job", "stop 0", 3, End::Code(1), "error: rank 1: waiting for rank 0 at the "),
+    case(
+        "a_rank_stopped_on_another_node_ends_the_job",
+        "stop 2 nodes",
+        4,
+        End::Code(1),
+        "error: waiting for rank 2 at",
+    ),
+    case("a_rank_stopped_at_announced_work_ends_the_job", "stop at work", 2, End::Code(1), "heard of rank 1 for"),
+    case("a_late_rank_ends_the_job", "late", 2, End::Code(1), "since 2 s: rank 1 is running and has not come"),
+    case("announced_work_may_take_longer", "at work", 2, End::Code(0), "rank 0 has waited"),
     case("a_killed_rank_ends_the_job", "kill", 3, End::Failure, "rank 1 dies"),
     case("an_agreed_error_ends_the_job_with_its_code", "agree", 3, End::Code(2), "rank 1: no such file"),
 ];
@@ -90,7 +107,7 @@ fn child(part: &str) -> ExitCode {
     install_panic_hook();
     let start: fn() -> haf_dist::error::Result<Box<dyn Communicator>> = match part {
         "abort serialized" => || Ok(Box::new(Mpi::start_serialized()?)),
-        "nodes" | "training nodes" => || Ok(Box::new(Mpi::start_on_nodes_of(2)?)),
+        "nodes" | "training nodes" | "stop 2 nodes" => || Ok(Box::new(Mpi::start_on_nodes_of(2)?)),
         _ => connect,
     };
     let comm = CommThread::start(start).expect("MPI starts");
@@ -152,6 +169,47 @@ fn child(part: &str) -> ExitCode {
             let error = pending.wait().expect_err("the ranks differ");
             println!("rank {rank} was told: {error}");
         }
+        ("votes", rank) => {
+            let voted = if rank == 1 { comm.all_true(true) } else { comm.all_true(false) };
+            println!("rank {rank} was told: {}", voted.expect_err("the ranks differ"));
+        }
+        ("sizes", rank) => {
+            let mut buffer = buffer.narrow(0, 0, 1000 - rank as i64);
+            println!("rank {rank} was told: {}", comm.broadcast(&mut buffer, 0).expect_err("the ranks differ"));
+        }
+        ("vote and sum", rank) => {
+            comm.set_limit(STALL);
+            let mut shared = comm.shared_buffers(&[1000]).expect("no rank is lost").expect("one node").swap_remove(0);
+            let met = if rank == 1 { comm.barrier() } else { comm.all_reduce_blocking(&mut shared) };
+            met.expect("never returns");
+        }
+        ("stop 0" | "stop 1" | "stop 2 nodes" | "stop at work" | "late" | "at work", rank) => {
+            comm.set_limit(STALL);
+            for _ in 0..50 {
+                comm.barrier().expect("no rank is lost");
+            }
+            // The lines between the watchdogs are up by now.
+            std::thread::sleep(Duration::from_millis(700));
+            let slow = STALL * 2;
+            match (part, rank) {
+                ("stop 0", 0) | ("stop 1", 1) | ("stop 2 nodes", 2) => stop(),
+                ("stop at work", 1) => {
+                    let _work = comm.at_work("work that never ends");
+                    std::thread::sleep(Duration::from_millis(700));
+                    stop();
+                }
+                ("late", 1) => std::thread::sleep(Duration::from_secs(600)),
+                ("at work", 1) => {
+                    let _work = comm.at_work("slow work");
+                    std::thread::sleep(slow);
+                }
+                _ => {}
+            }
+            let start = Instant::now();
+            comm.barrier().expect("no rank is lost");
+            assert!(rank == 1 || start.elapsed() >= slow - Duration::from_secs(1), "the work was not slow");
+            println!("rank {rank} has waited");
+        }
         ("panic", 1) => {
             let worker = std::thread::Builder::new().name("worker".into());
             let worker = worker.spawn(|| panic!("this panic belongs to the test")).expect("a thread");
@@ -176,11 +234,20 @@ fn child(part: &str) -> ExitCode {
             }
             pending.into_iter().for_each(|pending| drop(pending.wait()));
         }
-        ("kill" | "kill shared", 1) => {
-            if part == "kill shared" {
-                drop(comm.shared_buffers(&[1000]));
+        // Every rank asks from one line: collectives are known by it.
+        ("kill shared", rank) => {
+            let shared = comm.shared_buffers(&[1000]);
+            if rank == 1 {
                 std::thread::sleep(Duration::from_millis(100));
+                println!("rank 1 dies");
+                let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
+                std::thread::sleep(Duration::from_secs(600));
             }
+            // The ranks that wait for the lost one.
+            let mut shared = shared.expect("no rank is lost").expect("one node").swap_remove(0);
+            comm.all_reduce_blocking(&mut shared).expect("never returns");
+        }
+        ("kill", 1) => {
             println!("rank 1 dies");
             let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
             std::thread::sleep(Duration::from_secs(600));
@@ -194,14 +261,15 @@ fn child(part: &str) -> ExitCode {
             drop(comm); // All ranks finalise MPI in good order.
             return ExitCode::from(error.exit_code() as u8);
         }
-        // The ranks that wait for the lost one.
-        ("kill shared", _) => {
-            let mut shared = comm.shared_buffers(&[1000]).expect("no rank is lost").expect("one node").swap_remove(0);
-            comm.all_reduce_blocking(&mut shared).expect("never returns");
-        }
         (_, _) => comm.all_reduce_blocking(&mut buffer).expect("never returns"),
     }
     ExitCode::SUCCESS
+}
+
+/// Stops this process as a debugger would, or a batch system.
+fn stop() {
+    let _ = Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status();
+    std::thread::sleep(Duration::from_secs(600));
 }
 
 /// The masters after five steps, gradients in shared memory where there is such.

@@ -6,7 +6,7 @@ mod property;
 
 use flate2::{Compression, write::GzEncoder};
 use haf_dist::config::Source;
-use haf_dist::data::formats::{SourceRows, read};
+use haf_dist::data::formats::{DropReason, SourceRows, read};
 use haf_dist::error::{Error, Kind, Result};
 use property::cases;
 use proptest::prelude::*;
@@ -40,7 +40,12 @@ fn written(folder: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) ->
 
 fn rows(content: impl AsRef<[u8]>, max_row_bytes: usize) -> Result<SourceRows> {
     let folder = folder();
-    read(&Source { max_row_bytes, ..Source::new(written(&folder, "rows.jsonl", content)) })
+    read(&Source { max_row_bytes, strict: true, ..Source::new(written(&folder, "rows.jsonl", content)) })
+}
+
+/// The row with another key.
+fn beside(key: &str, value: &str) -> String {
+    format!("{PAIR}\n{}, \"{key}\": {value}}}\n", PAIR.trim_end_matches('}'))
 }
 
 fn refused(content: impl AsRef<[u8]>) -> Error {
@@ -51,9 +56,11 @@ fn refused(content: impl AsRef<[u8]>) -> Error {
 
 #[test]
 fn a_value_that_json_has_not_stops_only_those_who_read_it() {
-    let beside = |key: &str, value: &str| format!("{PAIR}\n{}, \"{key}\": {value}}}\n", PAIR.trim_end_matches('}'));
     for value in ["NaN", "-Infinity", "[1, {\"x\": Infinity}]", r#""half \ud83d.""#, r#"{"a": "\udd80"}"#] {
-        assert_eq!(rows(beside("score", value), 1000).unwrap().pairs.len(), 2, "{value}");
+        let taken = rows(beside("score", value), 1000).unwrap();
+        assert_eq!(taken.pairs.len(), 2, "{value}");
+        // Said to be unused, as any other key.
+        assert_eq!(taken.unused.into_iter().collect::<Vec<_>>(), [("score".to_owned(), 1)], "{value}");
     }
     for (key, value, expected) in [
         ("margin", "NaN", "`margin` is NaN, expected a finite number"),
@@ -64,10 +71,42 @@ fn a_value_that_json_has_not_stops_only_those_who_read_it() {
         let error = refused(beside(key, value));
         assert!(error.message.contains("rows.jsonl:2: ") && error.message.contains(expected), "{error}");
     }
+    // Without `strict` the row is left out and counted by what is wrong.
+    let folder = folder();
+    let taken = read(&Source::new(written(&folder, "rows.jsonl", beside("margin", "NaN")))).unwrap();
+    let reason = DropReason::Odd("`margin` is NaN, expected a finite number".to_owned());
+    assert_eq!((taken.pairs.len(), taken.dropped.into_iter().collect::<Vec<_>>()), (1, vec![(reason, 1)]));
+    assert!(refused("NaN\n").message.contains("expected an object, found NaN"));
     // The same value twice takes nothing away, and a whole pair of surrogates is a character.
     assert_eq!(rows(beside("chosen", r#""a""#), 1000).unwrap().pairs.len(), 2);
     let crab = rows(beside("domain", r#""\ud83e\udd80""#), 1000).unwrap();
     assert_eq!(crab.pairs[1].domain.as_deref(), Some("🦀"));
+}
+
+#[test]
+fn no_template_is_given_what_json_has_not() {
+    let messages =
+        |more: &str| format!(r#"[{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "c"{more}}}]"#);
+    let calls = |value: &str| {
+        format!(r#"{{"prompt": "q", "chosen": "a", "rejected": {}}}"#, messages(&format!(r#", "tool_calls": {value}"#)))
+    };
+    for (content, expected) in [
+        (beside("tools", r#"[{"name": "f", "limit": Infinity}]"#), "in `tools` a value is Infinity"),
+        (beside("tools", r#""[{\"name\": \"f\", \"name\": \"g\"}]""#), "in `tools` a value is there twice"),
+        (beside("documents", r#"[{"text": "\udd80"}]"#), "in `documents` a value is a text with a lone surrogate"),
+        (beside("chat_template_kwargs", r#"{"a": [NaN]}"#), "in `chat_template_kwargs` a value is NaN"),
+        (calls(r#"[{"function": {"name": "f", "arguments": {"x": -Infinity}}}]"#), "`tool_calls` a value is -Infinity"),
+        (calls(r#""[{\"name\": \"f\", \"arguments\": {\"x\": NaN}}]""#), "`tool_calls` a value is NaN"),
+    ] {
+        let error = refused(&content);
+        assert!(error.message.contains(expected), "{content}: {error}");
+    }
+    assert_eq!(rows(beside("tools", r#"[{"name": "f", "limit": 1e300}]"#), 1000).unwrap().pairs.len(), 2);
+    // Messages in a text are messages, whatever stands beside them.
+    for more in ["", r#", "score": NaN"#] {
+        let row = json!({"prompt": "q", "chosen": messages(more), "rejected": "b"}).to_string();
+        assert_eq!(rows(&row, 1000).unwrap().pairs[0].chosen.text(), "c", "{row}");
+    }
 }
 
 #[test]

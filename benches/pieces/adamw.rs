@@ -17,7 +17,16 @@ fn model(kind: Kind) -> Model {
             segment.add_gradient(index, &segment.value(index));
         }
     }
-    Model { architecture, parts, segments, kind, device: Device::Cpu, had_reward_head: false, lora: None }
+    Model {
+        architecture,
+        parts,
+        segments,
+        kind,
+        device: Device::Cpu,
+        had_reward_head: false,
+        reward_bias: 0.0,
+        lora: None,
+    }
 }
 
 pub fn bench(criterion: &mut Criterion) {

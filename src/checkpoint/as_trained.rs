@@ -5,6 +5,7 @@
 
 use super::{CONFIG, read_json, to_json, write_text};
 use crate::config::{Config, Dtype, RewardAt, TemplateKind, Truncation};
+use crate::data::tokenize::Rules;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,6 +75,12 @@ impl AsTrained {
             None if config.is_file() => Config::load(&config, &[]).map(|config| Some(Self::of(&config))),
             read => Ok(read),
         }
+    }
+
+    /// The rules of its sequences.
+    pub fn rules(&self) -> Rules {
+        let rules = Rules::new(self.template, self.max_length, self.max_prompt_length, self.truncation);
+        Rules { reward_at: self.reward_at, ..rules }
     }
 
     /// Writes it into the folder of a model.

@@ -5,13 +5,14 @@
 
 use super::{Snapshot, read_json, sync, to_json, write_text};
 use crate::error::{Error, Result, file_error};
+use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
 use tch::Kind;
 
 /// Files that travel with a model, where present.
-pub const COMPANIONS: [&str; 11] = [
+pub const COMPANIONS: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,6 +21,7 @@ pub const COMPANIONS: [&str; 11] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.original.jinja",
     "generation_config.json",
     "LICENSE",
     "NOTICE",
@@ -43,6 +45,8 @@ pub struct Export<'a> {
     pub pad_token_id: u32,
     /// Kind of the weights: f32, bf16 or f16.
     pub kind: Kind,
+    /// What `score.weight`'s product is short of: the bias of the head that it was made from.
+    pub reward_bias: f64,
 }
 
 impl Snapshot<'_> {
@@ -51,7 +55,7 @@ impl Snapshot<'_> {
         let weight = self.weights.iter().find(|(name, _)| name != HEAD);
         let kind = weight.map(|(_, weight)| weight.kind()).ok_or_else(|| Error::runtime("no weights to export"))?;
         let Self { model_dir, architecture, pad_token_id, .. } = *self;
-        Ok(Export { model_dir, tokenizer_dir: model_dir, architecture, pad_token_id, kind })
+        Ok(Export { model_dir, tokenizer_dir: model_dir, architecture, pad_token_id, kind, reward_bias: 0.0 })
     }
 }
 
@@ -76,12 +80,20 @@ impl Export<'_> {
         let dtype = self.dtype()?;
         config.insert("architectures".into(), json!([self.architecture]));
         // One label: Transformers derives `num_labels` from these.
-        config.insert("id2label".into(), json!({ "0": "LABEL_0" }));
-        config.insert("label2id".into(), json!({ "LABEL_0": 0 }));
+        config.insert("id2label".into(), json!({ "0": "reward" }));
+        config.insert("label2id".into(), json!({ "reward": 0 }));
+        // Without it Transformers' pipeline and vLLM put a sigmoid over the reward.
+        config.insert("problem_type".into(), json!("regression"));
         config.shift_remove("num_labels");
         // Names Python code that does not travel along; Transformers has its own for every family known here.
         config.shift_remove("auto_map");
         config.insert("pad_token_id".into(), json!(pad));
+        // The head is `score`, whatever the source's was called, and has no bias of its own.
+        config.shift_remove(HEAD_NAME);
+        config.shift_remove(REWARD_BIAS);
+        if self.reward_bias != 0.0 {
+            config.insert(REWARD_BIAS.into(), json!(self.reward_bias));
+        }
         // Transformers 5 reads `dtype`, 4 reads `torch_dtype`.
         config.insert("dtype".into(), json!(dtype));
         config.insert("torch_dtype".into(), json!(dtype));

@@ -2,22 +2,32 @@
 //!
 //! All communication of a process goes through one [`CommThread`] fed by a channel, so that every rank issues the
 //! same collectives in the same order. Backends: [`solo`] (one process), [`threads`] (N ranks in one process, for
-//! tests), [`mpi`], and [`nccl`] in front of one of them, for tensors on GPUs. Not here: what is communicated, and when; that is the reducer's and the trainer's business.
+//! tests), [`mpi`], and [`nccl`] in front of one of them, for tensors on GPUs. Under MPI a watchdog on each rank ends a
+//! job whose ranks wait too long for one another. Not here: what is communicated, and when; that is the reducer's and the
+//! trainer's business.
 
 pub mod launch;
 pub mod mpi;
 pub mod nccl;
+mod progress;
+mod same;
 mod shared;
 pub mod solo;
 mod thread;
 pub mod threads;
+mod votes;
+mod watch;
 
 use crate::error::{Error, Result};
 use crate::tensor::count;
 use nccl::{Event, Stream};
+use progress::Progress;
 use std::sync::Arc;
 use tch::Tensor;
+use watch::Watch;
 
+pub use progress::AtWork;
+pub use same::{Fact, leaves};
 pub use thread::{CommThread, Pending, install_panic_hook};
 
 /// What every backend does.
@@ -79,8 +89,13 @@ pub trait Communicator {
     fn computation(&self) -> Option<Arc<Stream>> {
         None
     }
-    /// Said before a collective: what it carries, for messages, and the computation that it must come after.
+    /// Said before a collective: what it is for, and the computation that it must come after. Ranks that come with
+    /// different purposes get an error from the collective where the backend can notice.
     fn announce(&mut self, _purpose: String, _after: Option<Event>) {}
+    /// Starts the rank's watchdog over `progress`, where the backend needs one: a call of it may wait for ever.
+    fn watch(&mut self, _progress: Arc<Progress>) -> Result<Option<Watch>> {
+        Ok(None)
+    }
     /// Asked after a collective: its end, which the computation that reads the result waits for; none if it is over.
     fn finished(&mut self) -> Option<Event> {
         None
@@ -108,6 +123,15 @@ fn share_of(buffer: &Tensor, world_size: usize) -> Result<usize> {
         return Err(Error::runtime(format!("{elements} elements are not {world_size} shares of equal length")));
     }
     Ok(elements / world_size)
+}
+
+/// The error for two ranks that have come to different collectives: which ranks, and what each is there for.
+fn apart([first, second]: &[(usize, &str); 2]) -> Error {
+    Error::runtime(format!(
+        "the ranks have lost one another: rank {} has come to {}, rank {} to {}",
+        first.0, first.1, second.0, second.1
+    ))
+    .hint("do all ranks run the same program, with the same config and files?")
 }
 
 /// The error for a kind that a sum does not know.

@@ -6,15 +6,20 @@
 //! differ are such an error where MPI notices, and undefined where it does not.
 //!
 //! A collective starts when every rank has arrived, and the wait for that yields the core: MPI's own waiting spins,
-//! which would take the core from the computation that the other ranks are still busy with.
+//! which would take the core from the computation that the other ranks are still busy with. While they wait, ranks
+//! compare what they have come for: other purposes, operations or sizes are an error on all of them.
 //!
 //! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
 //! nodes have. A reduce-scatter does so on one node alone; between nodes it is MPI's.
 
+use super::nccl::Event;
+use super::progress::Progress;
+use super::progress::whole_letters;
 use super::shared::{Region, Team};
-use super::{Communicator, check_root, kind_error, launch, share_of};
+use super::watch::{Line, Watch};
+use super::{Communicator, apart, check_root, kind_error, launch, share_of};
 use crate::error::{Error, Result};
-use crate::tensor::{Number, bytes_mut, slice_mut};
+use crate::tensor::{Number, bytes_mut, count, slice_mut};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading, library_version};
@@ -22,10 +27,12 @@ use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator as _, CommunicatorCollectives as _, Equivalence, Root as _, Source as _};
 use std::io::Write as _;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tch::{Kind, Tensor};
 use tracing::warn;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Bytes that one MPI call moves or sums at most. Sums need a copy of their input (the crate has no MPI_IN_PLACE), and
 /// this size keeps that copy in cache; counts also stay far below MPI's limit of 2^31 elements.
@@ -35,6 +42,9 @@ const CHUNK: usize = 1 << 20;
 const QUICK_LOOKS: u32 = 10;
 /// Sleep between two looks of a wait.
 const NAP: Duration = Duration::from_micros(50);
+
+/// Bytes of what a rank has come for, in the message about ranks that have come for different things.
+const DESCRIPTION: usize = 256;
 
 /// How long [`abort`] lets MPI try before it ends the process itself.
 const ABORT_PATIENCE: Duration = Duration::from_millis(500);
@@ -50,6 +60,10 @@ pub struct Mpi {
     world: SimpleCommunicator,
     /// None where a node has one rank, or nodes have different numbers of ranks.
     sharing: Option<Sharing>,
+    /// Of the next collective.
+    purpose: String,
+    /// Until the watchdog has it; none where a rank is alone.
+    line: Option<Line>,
     // Declared last: its drop finalises MPI.
     _universe: Universe,
 }
@@ -127,27 +141,51 @@ impl Mpi {
             .hint("start with the mpirun of that MPI library; under Slurm with srun --mpi=pmix or with mpirun"));
         }
         let sharing = Sharing::new(&world, node);
-        Ok(Self { rank, world_size, local, world, sharing, _universe: universe })
+        let send = |bytes: &mut [u8]| world.process_at_rank(0).broadcast_into(bytes);
+        let line = (world_size > 1).then(|| Line::open(rank, world_size, local.1 == world_size, send));
+        Ok(Self { rank, world_size, local, world, sharing, purpose: String::new(), line, _universe: universe })
     }
 
-    /// Returns when every rank is here, without keeping a core busy.
-    fn meet(&self) {
-        let mut waiting = self.world.immediate_barrier();
-        let mut looks = 0;
-        while let Err(still) = waiting.test() {
-            waiting = still;
-            looks += 1;
-            if looks <= QUICK_LOOKS {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(NAP);
+    /// Returns when every rank is here, without keeping a core busy. All must have come for the same: this operation
+    /// (with its root), of that tensor, for the purpose that was announced.
+    fn meet(&self, operation: &str, buffer: Option<&Tensor>) -> Result<()> {
+        let sizes = buffer.map(|buffer| format!(" ({operation} of {} {:?})", count(buffer), buffer.kind()));
+        let come_for = format!("{}{}", self.purpose, sizes.unwrap_or_else(|| format!(" ({operation})")));
+        let tag = xxh3_64(come_for.as_bytes());
+        // The largest tag, and of the smallest its complement.
+        let (mine, mut most) = ([tag, !tag], [0; 2]);
+        mpi::request::scope(|scope| {
+            let mut waiting = self.world.immediate_all_reduce_into(scope, &mine, &mut most, SystemOperation::max());
+            let mut looks = 0;
+            while let Err(still) = waiting.test() {
+                waiting = still;
+                looks += 1;
+                if looks <= QUICK_LOOKS {
+                    std::thread::yield_now();
+                } else {
+                    std::thread::sleep(NAP);
+                }
             }
-        }
+        });
+        if most == mine { Ok(()) } else { Err(self.apart(&come_for)) }
+    }
+
+    /// The error for ranks that have come for different things; the same on all of them.
+    fn apart(&self, come_for: &str) -> Error {
+        let mut mine = [0u8; DESCRIPTION];
+        let length = whole_letters(come_for, DESCRIPTION);
+        mine[..length].copy_from_slice(&come_for.as_bytes()[..length]);
+        let mut all = vec![0; DESCRIPTION * self.world_size];
+        self.world.all_gather_into(&mine[..], &mut all[..]);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
+        let told: Vec<_> = all.chunks(DESCRIPTION).map(text).collect();
+        let other = told.iter().position(|text| *text != told[0]).unwrap_or(0);
+        apart(&[(0, &told[0]), (other, &told[other])])
     }
 
     fn sum<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
+        self.meet("all-reduce", Some(buffer))?;
         let buffer = slice_mut::<T>(buffer)?;
-        self.meet();
         sum_over(&self.world, buffer);
         Ok(())
     }
@@ -155,7 +193,8 @@ impl Mpi {
     /// Sums a part of the shared memory of the team with that index.
     fn sum_shared(&mut self, team: usize, part: Range<usize>) -> Result<()> {
         if self.sharing.as_ref().is_some_and(|sharing| sharing.across.is_some()) {
-            self.meet(); // Or ranks would spin in MPI until those of the last node are here.
+            // Or ranks would spin in MPI until those of the last node are here.
+            self.meet("all-reduce in shared memory", None)?;
         }
         let Some(Sharing { across, teams, .. }) = &mut self.sharing else { return Ok(()) };
         let across = across.as_ref().map(|across| |slice: &mut [f32]| sum_over(across, slice));
@@ -183,10 +222,10 @@ impl Mpi {
 
     fn sum_share<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
         let share = share_of(buffer, self.world_size)?;
+        self.meet("reduce-scatter", Some(buffer))?;
         let buffer = slice_mut::<T>(buffer)?;
         let most = (CHUNK / size_of::<T>() / self.world_size).max(1);
         let mut packed = Vec::with_capacity(most.min(share) * self.world_size);
-        self.meet();
         for start in (0..share).step_by(most) {
             let length = most.min(share - start);
             packed.clear();
@@ -234,8 +273,8 @@ impl Communicator for Mpi {
 
     fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
         check_root(root, self.world_size)?;
+        self.meet(&format!("broadcast from rank {root}"), Some(buffer))?;
         let buffer = bytes_mut(buffer)?;
-        self.meet();
         for part in buffer.chunks_mut(CHUNK) {
             self.world.process_at_rank(root as i32).broadcast_into(part);
         }
@@ -281,10 +320,10 @@ impl Communicator for Mpi {
 
     fn all_gather(&mut self, buffer: &mut Tensor) -> Result<()> {
         let share = share_of(buffer, self.world_size)? * buffer.kind().elt_size_in_bytes();
+        self.meet("all-gather", Some(buffer))?;
         let buffer = bytes_mut(buffer)?;
         let most = (CHUNK / self.world_size).max(1);
         let mut packed = vec![0u8; most.min(share) * self.world_size];
-        self.meet();
         for start in (0..share).step_by(most) {
             let length = most.min(share - start);
             let packed = &mut packed[..length * self.world_size];
@@ -297,12 +336,20 @@ impl Communicator for Mpi {
     }
 
     fn barrier(&mut self) -> Result<()> {
-        self.meet();
-        Ok(())
+        self.meet("barrier", None)
+    }
+
+    fn announce(&mut self, purpose: String, _after: Option<Event>) {
+        self.purpose = purpose;
+    }
+
+    fn watch(&mut self, progress: Arc<Progress>) -> Result<Option<Watch>> {
+        let line = self.line.take();
+        line.map(|line| Watch::start(self.rank, self.world_size, line, progress)).transpose()
     }
 
     fn shared_buffers(&mut self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
-        self.meet();
+        self.meet("memory to share", None)?;
         let Some(Sharing { node, .. }) = &self.sharing else { return Ok(None) };
         let region = Region::new(lengths).and_then(|region| Ok((region.address()?, region)));
         let Some((address, _region)) = self.on_all_ranks(region) else { return Ok(None) };
@@ -323,7 +370,9 @@ impl Drop for Mpi {
         if std::thread::panicking() {
             abort(101); // The other ranks will not come to MPI_Finalize, which would wait for them for ever.
         }
-        self.meet(); // MPI_Finalize waits too, but spins.
+        // MPI_Finalize waits too, but spins. Ranks that differ here have an error to tell, and do not finalise.
+        self.purpose = "the end of the job".into();
+        let _ = self.meet("barrier", None);
         CALLABLE.store(false, Ordering::Release);
     }
 }

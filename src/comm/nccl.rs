@@ -269,6 +269,7 @@ impl Communicator for Nccl {
     }
 
     fn announce(&mut self, purpose: String, after: Option<Event>) {
+        self.control.announce(purpose.clone(), None);
         (self.front.purpose, self.front.after) = (purpose, after);
     }
 

@@ -1,22 +1,33 @@
 //! The communication thread of a process: owns the backend, takes its work from a channel, keeps the order.
-//! Not here: the backends, and what is reduced when.
+//! Not here: the backends, what is reduced when, and what is voted on (`votes.rs`).
 
 use super::nccl::{Event, Stream};
+use super::progress::{AtWork, Progress};
 use super::solo::Solo;
+use super::watch::Watch;
 use super::{Communicator, launch, mpi};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::panics;
-use crate::tensor::{bytes, bytes_mut, slice, slice_mut};
 use crate::terminal;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use std::sync::{Arc, OnceLock};
+use std::panic::Location;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use tch::{Device, Tensor};
+use std::time::Duration;
+use tch::Tensor;
 
 /// The backend, and the error that made it unusable.
 struct Worker {
     communicator: Box<dyn Communicator>,
     failure: Option<Error>,
+    progress: Arc<Progress>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The backend goes next, which waits for all ranks.
+        self.progress.begin("the end of the job");
+    }
 }
 
 impl Worker {
@@ -34,10 +45,13 @@ impl Worker {
         after: Result<Option<Event>>,
         work: impl FnOnce(&mut dyn Communicator) -> Result<T>,
     ) -> Result<(T, Option<Event>)> {
+        let progress = self.progress.clone();
         self.run(|communicator| {
+            progress.begin(&purpose);
             communicator.announce(purpose, after?);
-            let value = work(communicator)?;
-            Ok((value, communicator.finished()))
+            let value = work(communicator);
+            progress.end();
+            Ok((value?, communicator.finished()))
         })
     }
 }
@@ -46,10 +60,12 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 
 /// Handle of the one thread of this process that communicates.
 ///
-/// Every method but [`rank`](Self::rank), [`world_size`](Self::world_size), [`local`](Self::local) and
-/// [`abort`](Self::abort) is a collective: all ranks must call the same ones in the same order with the same sizes.
-/// Within a process they run one after the other in the order of the calls, so call them from one thread. After a
-/// failure every later call returns that error.
+/// Every method but [`rank`](Self::rank), [`world_size`](Self::world_size), [`local`](Self::local),
+/// [`set_stage`](Self::set_stage), [`set_limit`](Self::set_limit), [`at_work`](Self::at_work) and
+/// [`abort`](Self::abort) is a collective: all ranks must call the same ones in the same order with the same sizes, and
+/// from the same place: a collective without a purpose is known by the call in the program that asks for it, and ranks
+/// that come from different ones get an error. Within a process they run one after the other in the order of the calls, so call them
+/// from one thread. After a failure every later call returns that error.
 ///
 /// Dropping it runs what is queued, ends the thread and finalises MPI, which waits until every rank does the same.
 /// A rank that must stop while others go on calls [`abort`](Self::abort) instead.
@@ -61,6 +77,10 @@ pub struct CommThread {
     thread: Option<JoinHandle<()>>,
     /// The backend's [`Communicator::computation`].
     computation: OnceLock<Arc<Stream>>,
+    /// What this rank is doing, for its watchdog.
+    progress: Arc<Progress>,
+    /// What collectives belong to, in messages.
+    stage: Mutex<String>,
 }
 
 /// A collective under way. Dropping it does not stop the collective.
@@ -90,9 +110,16 @@ impl CommThread {
     pub fn start(make: impl FnOnce() -> Result<Box<dyn Communicator>> + Send + 'static) -> Result<Self> {
         let (jobs, queue) = unbounded::<Job>();
         let (ready, started) = bounded(1);
+        let progress = Arc::<Progress>::default();
+        let shown = progress.clone();
         let body = move || {
-            let communicator = match make() {
-                Ok(communicator) => communicator,
+            let watched = make().and_then(|mut communicator| {
+                let watch: Option<Watch> = communicator.watch(shown.clone())?;
+                Ok((watch, communicator))
+            });
+            // The watchdog outlives the backend, whose end waits for all ranks.
+            let (_watch, communicator) = match watched {
+                Ok(started) => started,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
@@ -100,7 +127,7 @@ impl CommThread {
             };
             let place = (communicator.rank(), communicator.world_size(), communicator.local());
             let _ = ready.send(Ok((place, None)));
-            let mut worker = Worker { communicator, failure: None };
+            let mut worker = Worker { communicator, failure: None, progress: shown };
             for job in queue {
                 job(&mut worker);
             }
@@ -112,7 +139,8 @@ impl CommThread {
         match (Pending { result: started, computation: None }).wait() {
             Ok((rank, world_size, local)) => {
                 let (jobs, thread) = (Some(jobs), Some(thread));
-                Ok(Self { rank, world_size, local, jobs, thread, computation: OnceLock::new() })
+                let (computation, stage) = (OnceLock::new(), Mutex::default());
+                Ok(Self { rank, world_size, local, jobs, thread, computation, progress, stage })
             }
             Err(error) => {
                 let _ = thread.join();
@@ -136,21 +164,46 @@ impl CommThread {
         self.local
     }
 
-    /// Queues a collective, to come after the computation that the calling thread has queued so far.
-    fn submit<T, W>(&self, work: W) -> Pending<T>
-    where
-        T: Send + 'static,
-        W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
-    {
-        self.submit_for(String::new(), work)
+    /// What the collectives from here on belong to, the same on every rank: `step 40` makes `bucket 12 of step 40`.
+    pub fn set_stage(&self, stage: impl Into<String>) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage.into();
     }
 
-    /// The same; messages about it say what it is for.
-    fn submit_for<T, W>(&self, purpose: String, work: W) -> Pending<T>
+    /// How long ranks may wait for one another before the job ends; 600 s until it is set. Where nothing is watched, as
+    /// in a world of threads, nothing comes of it.
+    pub fn set_limit(&self, limit: Duration) {
+        self.progress.set_limit(limit);
+    }
+
+    /// Announces long work, which others wait for: it may take longer than the limit, as long as this rank's process
+    /// runs. It is over when the value goes.
+    pub fn at_work(&self, what: impl Into<String>) -> AtWork {
+        AtWork::start(&self.progress, what.into())
+    }
+
+    /// Queues a collective that is known by the place in the program that asked for it.
+    #[track_caller]
+    pub(super) fn submit<T, W>(&self, work: W) -> Pending<T>
     where
         T: Send + 'static,
         W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
     {
+        let place = Location::caller();
+        self.submit_for(format!("the collective of {place}"), work)
+    }
+
+    /// Queues a collective, to come after the computation that the calling thread has queued so far. Messages say what it
+    /// is for; ranks that call it otherwise get an error.
+    fn submit_for<T, W>(&self, mut purpose: String, work: W) -> Pending<T>
+    where
+        T: Send + 'static,
+        W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
+    {
+        let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        if !stage.is_empty() {
+            purpose.extend([" of ", &stage[..]]);
+        }
+        drop(stage);
         // Recorded here and now: later computation is none of this collective's business.
         let computation = self.computation.get().cloned();
         let after = computation.as_ref().map(|stream| stream.record()).transpose();
@@ -194,6 +247,7 @@ impl CommThread {
     /// Queues the sum of `buffer` over all ranks, in place, and returns at once. `buffer` may be a shallow clone of a
     /// view into a larger tensor: the caller promises that nobody reads or writes that memory until
     /// [`Pending::wait`] has returned, on any thread.
+    #[track_caller]
     pub fn all_reduce(&self, mut buffer: Tensor) -> Pending {
         self.submit(move |communicator| {
             let _span = tracing::trace_span!("all-reduce", bytes = bytes_of([&buffer])).entered();
@@ -220,11 +274,13 @@ impl CommThread {
     }
 
     /// Every rank gets the element-wise sum over ranks, the same bits everywhere.
+    #[track_caller]
     pub fn all_reduce_blocking(&self, buffer: &mut Tensor) -> Result<()> {
         self.all_reduce(buffer.shallow_clone()).wait().map(drop)
     }
 
     /// Every rank gets `root`'s values.
+    #[track_caller]
     pub fn broadcast(&self, buffer: &mut Tensor, root: usize) -> Result<()> {
         let mut buffer = buffer.shallow_clone();
         self.submit(move |communicator| communicator.broadcast(&mut buffer, root)).wait()
@@ -255,6 +311,7 @@ impl CommThread {
     }
 
     /// Of `buffer`, world_size shares of equal length, every share gets the values that the rank of its number has there.
+    #[track_caller]
     pub fn all_gather_blocking(&self, buffer: &mut Tensor) -> Result<()> {
         // Votes: small, and none of a trace's business.
         let mut buffer = buffer.shallow_clone();
@@ -262,73 +319,16 @@ impl CommThread {
     }
 
     /// Returns when every rank has called it.
+    #[track_caller]
     pub fn barrier(&self) -> Result<()> {
         self.submit(|communicator| communicator.barrier()).wait()
     }
 
     /// Memory in which sums are faster, where the backend has such: see [`Communicator::shared_buffers`].
+    #[track_caller]
     pub fn shared_buffers(&self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         let lengths = lengths.to_vec();
         self.submit(move |communicator| communicator.shared_buffers(&lengths)).wait()
-    }
-
-    /// Adds up `values` over all ranks, in place.
-    pub fn sum_f64(&self, values: &mut [f64]) -> Result<()> {
-        let mut buffer = Tensor::from_slice(values);
-        self.all_reduce_blocking(&mut buffer)?;
-        values.copy_from_slice(slice(&buffer)?);
-        Ok(())
-    }
-
-    /// Whether `mine` is true on every rank.
-    pub fn all_true(&self, mine: bool) -> Result<bool> {
-        Ok(self.gather_number(i64::from(mine))?.iter().all(|&theirs| theirs == 1))
-    }
-
-    /// Every rank's number, in rank order.
-    fn gather_number(&self, mine: i64) -> Result<Vec<i64>> {
-        let mut all = Tensor::from_slice(&vec![mine; self.world_size]);
-        self.all_gather_blocking(&mut all)?;
-        Ok(slice(&all)?.to_vec())
-    }
-
-    /// `root`'s bytes, which every rank knows to be `length` many.
-    fn bytes_from(&self, root: usize, own: &[u8], length: usize) -> Result<Vec<u8>> {
-        let mut buffer = Tensor::zeros([length as i64], (tch::Kind::Uint8, Device::Cpu));
-        if self.rank == root {
-            bytes_mut(&mut buffer)?.copy_from_slice(own);
-        }
-        self.broadcast(&mut buffer, root)?;
-        Ok(bytes(&buffer)?.to_vec())
-    }
-
-    /// Every rank gets the bytes that rank 0 passes; what others pass is ignored. Errors on all ranks if rank 0
-    /// passes none.
-    pub fn broadcast_bytes(&self, bytes: Option<Vec<u8>>) -> Result<Vec<u8>> {
-        let mut length = Tensor::from_slice(&[bytes.as_ref().map_or(-1, |bytes| bytes.len() as i64)]);
-        self.broadcast(&mut length, 0)?;
-        let length = usize::try_from(slice_mut::<i64>(&mut length)?[0])
-            .map_err(|_| Error::runtime("rank 0 has no bytes to broadcast"))?;
-        self.bytes_from(0, bytes.as_deref().unwrap_or_default(), length)
-    }
-
-    /// Ends a phase that may fail on some ranks only. If it went well everywhere, returns `outcome`'s value; otherwise
-    /// every rank returns the same error, the lowest failing rank's, so that rank 0 can print it once and all can
-    /// leave with its exit code. "rank N: " stands in front if N is not 0, that is if not all ranks failed alike.
-    pub fn agree<T>(&self, outcome: Result<T>) -> Result<T> {
-        let text = match &outcome {
-            Ok(_) => Vec::new(),
-            Err(error) => encode(error),
-        };
-        let lengths = match self.gather_number(text.len() as i64) {
-            Ok(lengths) => lengths,
-            Err(lost) => return outcome.and(Err(lost)),
-        };
-        let Some(failed) = lengths.iter().position(|&length| length > 0) else {
-            return outcome;
-        };
-        let error = decode(&self.bytes_from(failed, &text, lengths[failed] as usize)?);
-        Err(if failed == 0 { error } else { error.at(format_args!("rank {failed}")) })
     }
 
     /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`mpi::abort`].
@@ -349,17 +349,6 @@ impl Drop for CommThread {
 /// Bytes of the buffers, for traces.
 fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
     buffers.into_iter().map(|buffer| buffer.numel() * buffer.kind().elt_size_in_bytes()).sum()
-}
-
-fn encode(error: &Error) -> Vec<u8> {
-    serde_json::json!([error.kind == Kind::Input, error.message, error.hint]).to_string().into_bytes()
-}
-
-fn decode(text: &[u8]) -> Error {
-    match serde_json::from_slice(text) {
-        Ok((input, message, hint)) => Error { kind: if input { Kind::Input } else { Kind::Runtime }, message, hint },
-        Err(error) => Error::runtime(format!("an error of another rank could not be read: {error}")),
-    }
 }
 
 /// Makes a panic on any thread end the whole job within a second, with exit code 101: it prints one message with the

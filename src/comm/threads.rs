@@ -1,6 +1,7 @@
 //! N ranks in one process, for tests: every collective is one exchange of copies through a shared table.
 //! Not for training: each rank adds up everything itself.
 
+use super::nccl::Event;
 use super::{Communicator, check_root, kind_error, share_of};
 use crate::error::{Error, Result};
 use crate::tensor::{bytes, count};
@@ -46,13 +47,15 @@ pub struct Seat {
     rank: usize,
     world_size: usize,
     shared: Arc<Shared>,
+    /// Of the next collective.
+    purpose: String,
 }
 
 /// The places of a world of `world_size` ranks, in rank order.
 pub fn world(world_size: usize) -> Vec<Seat> {
     let shared = Arc::new(Shared::default());
     shared.lock().offers.resize_with(world_size, || None);
-    (0..world_size).map(|rank| Seat { rank, world_size, shared: shared.clone() }).collect()
+    (0..world_size).map(|rank| Seat { rank, world_size, shared: shared.clone(), purpose: String::new() }).collect()
 }
 
 impl Seat {
@@ -71,7 +74,7 @@ impl Seat {
             }
             None => None,
         };
-        let offer = Offer { call: format!("{name}, root {root:?}, {size:?}"), data };
+        let offer = Offer { call: format!("{name}, root {root:?}, {size:?}, {}", self.purpose), data };
 
         let mut table = self.shared.lock();
         let round = table.round;
@@ -177,5 +180,9 @@ impl Communicator for Seat {
 
     fn barrier(&mut self) -> Result<()> {
         self.exchange("barrier", None, None).map(drop)
+    }
+
+    fn announce(&mut self, purpose: String, _after: Option<Event>) {
+        self.purpose = purpose;
     }
 }

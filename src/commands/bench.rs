@@ -9,6 +9,7 @@
 
 mod planned;
 
+use super::{alike, setup};
 use crate::cli::Bench;
 use crate::comm::CommThread;
 use crate::config::{Config, TemplateKind, Truncation};
@@ -20,6 +21,7 @@ use crate::data::verbatim;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::{self, Machine, backend, wait_for};
+use crate::model::adapter::Origin;
 use crate::model::config::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
@@ -90,6 +92,7 @@ struct Work {
 /// # Errors
 /// A folder that is no model, or a file with too few pairs.
 pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
+    alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
     let config = config(bench, comm.world_size())?;
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;
     backend::connect(&config.parallel, machine.device, comm)?;
@@ -102,7 +105,9 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
+    alike::data("timed", &data, comm)?;
     let mut model = comm.agree(Model::load(&bench.model, options))?;
+    setup::share_weights(&mut model, comm)?;
     reducer::share_gradients(&mut model, comm)?;
     let engine = Engine::new(model, false);
     let all: Vec<usize> = (0..data.len()).collect();

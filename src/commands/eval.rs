@@ -19,10 +19,10 @@ use std::path::PathBuf;
 /// # Errors
 /// A folder that is no reward model, or bad data.
 pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, comm: &CommThread) -> Result<()> {
-    let opened = comm.agree(open(scoring))?;
+    let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
     let max_row_bytes = opened.config.data.max_row_bytes;
-    let source = |file| Source { format, max_row_bytes, ..Source::new(file) };
+    let source = |file| Source { format, columns: scoring.columns(), max_row_bytes, ..Source::new(file) };
     let sources: Vec<Source> = files.iter().map(source).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {

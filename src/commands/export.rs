@@ -8,17 +8,18 @@ use crate::checkpoint::{self, AsTrained, Export};
 use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
-use crate::model::adapter::{self, Origin};
+use crate::model::adapter::{self, Changes, Origin};
 use crate::model::config::Architecture;
-use crate::model::layout::REWARD_HEAD;
+use crate::model::layout::{Part, REWARD_HEAD};
 use crate::model::peft::PeftConfig;
-use crate::model::weights::{is_constant, weight_paths};
-use crate::safetensors_io::{self, Mapped};
+use crate::model::weight_files::{REWARD_BIAS, WeightFiles};
+use crate::safetensors_io;
 use crate::terminal;
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use tch::Kind;
+use tracing::warn;
 
 /// Runs the command, on one rank.
 ///
@@ -47,7 +48,11 @@ pub fn run(exporting: &Exporting) -> Result<()> {
         false => copy(source, &unfinished),
     };
     let as_trained = written.and_then(|()| AsTrained::of_checkpoint(source));
-    let written = as_trained.and_then(|found| found.map_or(Ok(()), |as_trained| as_trained.write(&unfinished)));
+    let written = as_trained.and_then(|found| {
+        let Some(as_trained) = found else { return Ok(()) };
+        as_trained.write(&unfinished)?;
+        checkpoint::write_chat_template(&unfinished, &unfinished, &as_trained)
+    });
     let renamed = written.and_then(|()| {
         fs::rename(&unfinished, out).map_err(|error| file_error(out, "rename the finished folder to", &error))
     });
@@ -86,25 +91,35 @@ fn copy(source: &Path, out: &Path) -> Result<()> {
 fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     let Some(folder) = &origin.adapter else { return Err(Error::runtime("there is no adapter")) };
     let architecture = Architecture::open(&origin.base)?;
-    let changes = adapter::changes(folder, &architecture)?;
-    let head = match adapter::head(folder, &architecture)? {
+    let Changes { weights: changes, head } = adapter::changes(folder, &origin.base, &architecture)?;
+    let base = WeightFiles::of_model(&origin.base, &architecture)?;
+    let mut parts = Part::all(&architecture);
+    parts.retain(|part| *part != Part::LanguageModelHead);
+    base.check(&origin.base, &architecture, &parts)?;
+    let head = match head {
         Some(head) => Some(head),
-        None => head_of(&origin.base)?,
+        None => base.reward_head()?,
     };
-    let Some(head) = head else {
-        return Err(Error::input(format!("{} has no {REWARD_HEAD}: it is no reward model", folder.display()))
+    let Some((head, bias)) = head else {
+        return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display()))
             .hint("PEFT saves the head of task_type SEQ_CLS as one of modules_to_save"));
     };
-    let shards = weight_paths(&origin.base)?;
+    if bias != 0.0 {
+        warn!(
+            "the reward head has a bias, {bias}, which servers read none of: it goes into config.json ({REWARD_BIAS}), where \
+             haf-dist finds it; rewards of other programs are lower by it, and no comparison changes"
+        );
+    }
+    // A file that held the head alone is left empty.
+    let shards: Vec<_> = base.shards().filter(|(_, names)| !names.is_empty()).collect();
     let (mut index, mut total, mut merged) = (Map::new(), 0, 0);
     // That of the largest tensor speaks for the model.
     let (mut largest, mut of_model) = (0, Kind::Float);
-    for (number, shard) in shards.iter().enumerate() {
-        let file = Mapped::open(shard)?;
+    for (number, (shard, names)) in shards.iter().enumerate() {
         let mut tensors = Vec::new();
         // Constants need not travel, and some are of kinds that are not read.
-        for name in file.names().into_iter().filter(|name| name != REWARD_HEAD && !is_constant(name)) {
-            let value = file.read(&name)?;
+        for name in names.iter().map(|name| name.to_string()) {
+            let value = base.read(&name)?;
             let kind = value.kind();
             if value.numel() > largest {
                 (largest, of_model) = (value.numel(), kind);
@@ -139,18 +154,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     let architecture = architecture.names.reward_model;
     let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
     let pad_token_id = pad_token(origin)?;
-    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind: of_model }.write(out)
-}
-
-/// The reward head of a base that has one.
-fn head_of(base: &Path) -> Result<Option<Tensor>> {
-    for path in weight_paths(base)? {
-        let file = Mapped::open(&path)?;
-        if file.names().iter().any(|name| name == REWARD_HEAD) {
-            return file.read(REWARD_HEAD).map(Some);
-        }
-    }
-    Ok(None)
+    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind: of_model, reward_bias: bias }.write(out)
 }
 
 /// The token that the adapter's tokenizer pads with; where that ends sequences, or there is none, a free one is guessed.
@@ -166,8 +170,6 @@ fn pad_token(origin: &Origin) -> Result<u32> {
         Error::input(format!("{} names no token to pad with", origin.tokenizer().display()))
             .hint("give tokenizer_config.json a pad_token that is no end of sequence")
     })?;
-    tracing::warn!(
-        "the tokenizer names no pad token but an end of sequence: config.json gets {pad}; no text must hold it"
-    );
+    warn!("the tokenizer names no pad token but an end of sequence: config.json gets {pad}; no text must hold it");
     Ok(pad)
 }

@@ -108,6 +108,7 @@ fn fetched(path: &Path, kind: RepositoryKind, comm: &CommThread) -> Result<Optio
         hub.fetch(&snapshot)?;
         serde_json::to_vec(&snapshot).map_err(|error| Error::runtime(format!("a snapshot as JSON: {error}")))
     };
+    let _work = comm.at_work(format!("fetching {}", path.display()));
     let of_rank_0 = comm.agree(if comm.rank() == 0 { look_up() } else { Ok(Vec::new()) })?;
     let bytes = comm.broadcast_bytes(Some(of_rank_0))?;
     let snapshot: Snapshot = serde_json::from_slice(&bytes)

@@ -1,10 +1,12 @@
 //! One small file a command; this one picks it.
 
+mod alike;
 mod bench;
 mod compare;
 mod debug;
 mod eval;
 mod export;
+mod formats;
 mod hub;
 mod plan;
 mod prepare;
@@ -18,6 +20,15 @@ use crate::comm::CommThread;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use std::path::Path;
+use std::time::Duration;
+
+/// Makes sure that every rank runs this program for this command; to be called before anything else is done.
+///
+/// # Errors
+/// The user's, the same on every rank: what differs.
+pub fn compare_ranks(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
+    alike::command(command, traced, comm)
+}
 
 /// Does what the command line asks for, on every rank.
 ///
@@ -42,18 +53,27 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             score::run(&scoring, output, comm)
         }
         // Every rank would print the same.
-        Command::Compare { runs, json } if comm.rank() == 0 => compare::run(runs, *json),
+        Command::Compare { runs, json } if comm.rank() == 0 => {
+            let _work = comm.at_work("comparing runs");
+            compare::run(runs, *json)
+        }
         Command::Compare { .. } => Ok(()),
         Command::Export(exporting) => {
             let exporting = hub::fetch_exporting(exporting, comm)?;
+            let _work = comm.at_work("exporting");
             comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
         }
         Command::Plan(planning) => plan::run(planning, comm),
+        Command::Formats(format) if comm.rank() == 0 => formats::run(*format),
+        Command::Formats(_) => Ok(()),
         Command::Bench(options) => bench::run(options, comm),
     }
 }
 
-/// A config whose files are all here.
+/// A config, the same on every rank, whose files are all here.
 fn load(config: &Path, set: &[String], comm: &CommThread) -> Result<Config> {
-    hub::fetch_all(comm.agree(Config::load(config, set))?, comm)
+    let config = comm.agree(Config::load(config, set))?;
+    alike::config(&config, comm)?;
+    comm.set_limit(Duration::from_secs(config.parallel.timeout_seconds as u64));
+    hub::fetch_all(config, comm)
 }

@@ -1,6 +1,6 @@
 //! `haf-dist prepare`: tokenises and fills the caches that training would fill; creates no run folder.
 
-use super::setup;
+use super::{alike, setup};
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::data::prepared::PreparedData;
@@ -19,13 +19,18 @@ use crate::terminal;
 pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let origin = comm.agree(setup::origin(config))?;
+    alike::model(&origin, comm)?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let splits = setup::splits(config, &encoder, comm)?;
     if config.loss.needs_reference() {
         let options =
             LoadOptions { kind: machine.kind, device: machine.device, purpose: Use::Evaluate, log_probs: true };
-        let engine = Engine::new(comm.agree(Model::load(&origin.base, options))?, false);
+        let work = comm.at_work("loading the model");
+        let mut model = comm.agree(Model::load(&origin.base, options))?;
+        drop(work);
+        setup::share_weights(&mut model, comm)?;
+        let engine = Engine::new(model, false);
         let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
         let model_key = setup::model_keys(&origin, comm)?.base;
         let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);

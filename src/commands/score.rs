@@ -5,12 +5,15 @@
 //! model too. A row that is longer than the length has `"cut": "prompt"`, `"answer"` or `"prompt and answer"` besides: what
 //! lost tokens; one that the encoder drops says why instead.
 
+use super::alike;
 use super::scored::{Scored, open};
 use crate::cli::{Output, Scoring};
 use crate::comm::CommThread;
+use crate::config::Source;
 use crate::data::Pair;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::report::unused_keys;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
@@ -23,7 +26,7 @@ use serde_json::{Map, Value, json};
 use std::io::{self, BufWriter};
 use std::path::Path;
 use tempfile::NamedTempFile;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// A row of the file: its place among the scored pairs and what of it was cut, or why it is not scored.
 enum Row {
@@ -38,16 +41,25 @@ enum Row {
 pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
     // Before the work, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
-    let opened = comm.agree(open(scoring))?;
+    let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
-    let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
+    let work = comm.at_work(format!("reading {}", scoring.data.display()));
+    let max_row_bytes = opened.config.data.max_row_bytes;
+    let source = Source { columns: scoring.columns(), max_row_bytes, ..Source::new(&scoring.data) };
+    let formats::Scorable { pairs, mut unused } = comm.agree(formats::read_for_scoring(&source))?;
+    unused.extend(opened.encoder.unread(&pairs));
+    if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
+        info!("{}: {keys}", scoring.data.display());
+    }
     let (rows, kept) = comm
         .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
+    drop(work);
     let mut lines = Vec::new();
     if kept.is_empty() {
         lines.extend(pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)));
     } else {
         let data = comm.agree(PreparedData::from_pairs(kept))?;
+        alike::data("scored", &data, comm)?;
         let references = opened.references(&data, &machine, comm)?;
         let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let budget = scoring.tokens_per_micro_batch;

@@ -2,7 +2,7 @@
 //!
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
-use super::setup;
+use super::{alike, setup};
 use crate::checkpoint::{self, AsTrained, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
@@ -21,6 +21,7 @@ use crate::model::weights::LoadOptions;
 use crate::reference;
 use serde_json::Value;
 use std::path::Path;
+use std::time::Duration;
 use tracing::warn;
 
 /// The least that a config must say; every other key has its default, and these values are not used.
@@ -47,11 +48,20 @@ pub struct Scored<'a> {
     pub reported: Reported<'a>,
 }
 
-/// Reads everything but the weights.
+/// Reads everything but the weights; the same on every rank, all of which must call it.
 ///
 /// # Errors
-/// A folder that is no model of a known family, or lengths that exclude each other.
-pub fn open(scoring: &Scoring) -> Result<Opened> {
+/// A folder that is no model of a known family, or lengths that exclude each other; ranks that differ.
+pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
+    let opened = comm.agree(read(scoring))?;
+    alike::config(&opened.config, comm)?;
+    alike::model(&opened.origin, comm)?;
+    alike::read("the checkpoint's state", opened.state.fingerprint(), comm)?;
+    comm.set_limit(Duration::from_secs(opened.config.parallel.timeout_seconds as u64));
+    Ok(opened)
+}
+
+fn read(scoring: &Scoring) -> Result<Opened> {
     let folder = scoring.checkpoint.clone();
     let origin = Origin::of(&folder, scoring.base.as_deref())?;
     let architecture = Architecture::open(&origin.base)?;
@@ -132,7 +142,7 @@ impl Opened {
         }
         let cache = (comm.rank() == 0).then(|| setup::reference_cache(keys.base, data, &self.config, machine));
         let base = Origin { adapter: None, ..origin };
-        let engine = comm.agree(load(&base, true, machine))?;
+        let engine = load(&base, true, machine, comm)?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
         reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
@@ -144,11 +154,12 @@ impl Opened {
     /// # Errors
     /// A folder without a reward head, or damaged weights.
     pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
-        let engine = comm.agree(load(&self.origin, false, machine))?;
-        if !engine.model.had_reward_head {
+        let engine = load(&self.origin, false, machine, comm)?;
+        if !comm.all_true(engine.model.had_reward_head)? {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
-            return Err(Error::input(format!("{} has no score.weight: it is no reward model", folder.display())).hint(
-                "--checkpoint takes a step-N folder of a run, or a *ForSequenceClassification folder with one label",
+            return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display())).hint(
+                "--checkpoint takes a step-N folder of a run, a *ForSequenceClassification folder with one label, or a folder \
+                 with a head of another name, which \"value_head_prefix\" in its config.json says",
             ));
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
@@ -179,10 +190,15 @@ fn head_is_zero(engine: &Engine) -> bool {
     head.is_some_and(|(_, head)| head.weight(0).abs().max().double_value(&[]) == 0.0)
 }
 
-fn load(origin: &Origin, log_probs: bool, machine: &Machine) -> Result<Engine> {
+/// The model with rank 0's weights.
+fn load(origin: &Origin, log_probs: bool, machine: &Machine, comm: &CommThread) -> Result<Engine> {
     let Machine { kind, device, .. } = *machine;
     let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
-    Ok(Engine::new(adapter::load(origin, options, None)?, false))
+    let work = comm.at_work("loading the model");
+    let mut model = comm.agree(adapter::load(origin, options, None))?;
+    drop(work);
+    setup::share_weights(&mut model, comm)?;
+    Ok(Engine::new(model, false))
 }
 
 /// For a folder without a run's config: what it says itself of how it was trained. One that says nothing is another program's:

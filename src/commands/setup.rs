@@ -1,5 +1,6 @@
-//! What several commands do before their own work: tokenised data and reference log-probs.
+//! What several commands do before their own work: tokenised data, rank 0's weights on every rank, reference log-probs.
 
+use super::alike;
 use crate::comm::CommThread;
 use crate::config::{Config, Source};
 use crate::data::doubts::doubts;
@@ -16,7 +17,9 @@ use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
 use crate::model::config::Architecture;
 use crate::model::peft;
-use crate::model::weights::weight_paths;
+use crate::model::segment::Segment;
+use crate::model::weight_files::{value_head, weight_paths};
+use crate::model::weights::Model;
 use crate::reference;
 use crate::terminal;
 use crate::trainer::{Split, total_steps};
@@ -69,6 +72,7 @@ pub fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<S
         test: optional(&data.test, "test", config, encoder, comm)?,
     };
     if comm.rank() == 0 {
+        let _work = comm.at_work("looking for doubts about the data");
         let reports: Vec<_> = splits.all().map(PreparedData::report).collect();
         logging::above_progress(|| terminal::note(report::render(&reports)));
         let others = [("dev", &splits.dev), ("test", &splits.test)];
@@ -96,9 +100,25 @@ pub fn prepared(
     encoder: &Encoder,
     comm: &CommThread,
 ) -> Result<PreparedData> {
+    let _work = comm.at_work(format!("tokenising the {split} pairs"));
     let open = || PreparedData::open_or_make(sources, encoder, &config.data.cache_dir, split);
     let of_rank_0 = comm.agree(if comm.rank() == 0 { open().map(Some) } else { Ok(None) })?;
-    comm.agree(of_rank_0.map_or_else(open, Ok))
+    let data = comm.agree(of_rank_0.map_or_else(open, Ok))?;
+    alike::data(split, &data, comm)?;
+    Ok(data)
+}
+
+/// Gives every rank the weights of rank 0, whatever its own node's files hold. All ranks must call it.
+///
+/// # Errors
+/// Models of other sizes, or a lost rank.
+pub fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
+    let _work = comm.at_work("handing the weights out");
+    let values = |segment: &Segment| segment.master.as_ref().unwrap_or(&segment.compute).shallow_clone();
+    let weights: Vec<_> = model.segments.iter().map(values).collect();
+    comm.broadcast_together("the weights of rank 0".into(), &weights, 0)?;
+    model.segments.iter_mut().for_each(Segment::refresh_compute);
+    Ok(())
 }
 
 /// Completes a split with the reference log-probs of the `needed` pairs, computed by the model in `engine`, which must
@@ -157,11 +177,13 @@ pub struct ModelKeys {
 
 /// The hashes of a model, read by rank 0; the same on every rank.
 pub fn model_keys(origin: &Origin, comm: &CommThread) -> Result<ModelKeys> {
+    let _work = comm.at_work("hashing the model's files");
     let mut paths = comm.agree(if comm.rank() == 0 { weight_paths(&origin.base) } else { Ok(Vec::new()) })?;
     paths.push(origin.base.join("config.json"));
     let base = key(&paths, comm)?;
     let Some(folder) = &origin.adapter else { return Ok(ModelKeys { base, start: base }) };
     paths.extend([adapter::WEIGHTS, peft::CONFIG].map(|name| folder.join(name)));
+    paths.extend(comm.agree(if comm.rank() == 0 { value_head(folder) } else { Ok(None) })?);
     Ok(ModelKeys { base, start: key(&paths, comm)? })
 }
 

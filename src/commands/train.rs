@@ -1,5 +1,6 @@
 //! `haf-dist --config FILE`: sets a run up, trains, evaluates on the test pairs and prints the table.
 
+use super::alike;
 use super::setup::{self, Splits};
 use crate::checkpoint::{self, Claim};
 use crate::comm::CommThread;
@@ -36,6 +37,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     backend::connect(&config.parallel, machine.device, comm)?;
     let origin = comm.agree(setup::origin(config))?;
+    alike::model(&origin, comm)?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let run = &config.output.dir;
@@ -43,7 +45,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let splits = setup::splits(config, &encoder, comm)?;
     let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
     let mut engine = load(config, &origin, &machine, comm)?;
-    share_weights(&mut engine, comm)?;
+    setup::share_weights(&mut engine.model, comm)?;
     if config.parallel.shard_optimizer && comm.world_size() > 1 {
         sharding::shard(&mut engine.model, comm);
     }
@@ -65,7 +67,7 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     if resume {
         go_on(&mut trainer, checkpoint, run)?;
     }
-    check_replicas(&trainer.engine, comm)?;
+    check_replicas(&trainer.engine, trainer.state.step, comm)?;
     trainer.sinks = comm.agree(if first { sinks(run, resume, trainer.state.step, total) } else { Ok(Vec::new()) })?;
     info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
     // Not earlier: there is nothing to save yet, and a reference pass may be long.
@@ -112,7 +114,9 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
         purpose: Use::Train,
         log_probs: config.loss.needs_policy(),
     };
+    let work = comm.at_work("loading the model");
     let model = comm.agree(adapter::load(origin, options, config.lora.as_ref()))?;
+    drop(work);
     info!(
         "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
         config.model.path.display(),
@@ -127,20 +131,11 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
         let (targets, trained) = (lora.targets(&model.architecture).join(", "), trained as f64 / 1e6);
         info!("LoRA of rank {} on {targets}: {trained:.2} M parameters are trained, the rest is frozen", lora.rank);
     }
-    if model.had_reward_head {
-        info!("the model brings a reward head: training goes on from it, not from zero");
+    match model.had_reward_head {
+        true => info!("the model brings a reward head: training goes on from it, not from zero"),
+        false => info!("the model brings no reward head: it starts at zero"),
     }
     Ok(Engine::new(model, config.train.activation_checkpointing))
-}
-
-/// Gives every rank the starting weights of rank 0, whatever its own node's files hold.
-fn share_weights(engine: &mut Engine, comm: &CommThread) -> Result<()> {
-    let segments = &mut engine.model.segments;
-    let values = |segment: &Segment| segment.master.as_ref().unwrap_or(&segment.compute).shallow_clone();
-    let weights: Vec<_> = segments.iter().map(values).collect();
-    comm.broadcast_together("the starting weights".into(), &weights, 0)?;
-    segments.iter_mut().for_each(Segment::refresh_compute);
-    Ok(())
 }
 
 /// Checks the disk, then makes the run's folder and claims it.
@@ -192,7 +187,10 @@ fn newest(config: &Config, keys: (&str, &str), total: usize, comm: &CommThread) 
 fn go_on(trainer: &mut Trainer, checkpoint: Option<PathBuf>, run: &Path) -> Result<()> {
     let comm = trainer.comm;
     if let Some(folder) = checkpoint {
-        comm.agree(trainer.resume(&folder))?;
+        let work = comm.at_work("reading the checkpoint");
+        let read = comm.agree(trainer.resume(&folder))?;
+        alike::read("what was read of the checkpoint", read, comm)?;
+        drop(work);
         info!("resuming after step {} from {}", trainer.state.step, folder.display());
     }
     let aside = if comm.rank() == 0 { checkpoint::set_aside(run, trainer.state.step).map(drop) } else { Ok(()) };

@@ -17,6 +17,7 @@ impl Config {
                 source.domain = stem(&source.path);
             }
             source.max_row_bytes = data.max_row_bytes;
+            source.strict = data.strict;
         }
     }
 }
@@ -66,6 +67,7 @@ impl Default for TrainConfig {
             adam_epsilon: 1e-5,
             clip_norm: 1.0,
             activation_checkpointing: false,
+            check_every: 100,
         }
     }
 }
@@ -76,6 +78,7 @@ impl Default for ParallelConfig {
             backend: Backend::Auto,
             reduce_dtype: ReduceDtype::F32,
             shard_optimizer: false,
+            // Longer than any step's ranks should lie apart, and shorter than what a cluster's hour is worth.
             timeout_seconds: 600,
             threads: 0,
         }

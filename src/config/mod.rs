@@ -16,7 +16,7 @@ mod rows;
 mod source;
 mod validate;
 
-pub use differences::{Difference, listed};
+pub use differences::{Difference, OF_A_RANK, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
 pub use rows::RowRange;
@@ -126,6 +126,9 @@ pub struct DataConfig {
     /// before it takes more memory.
     #[serde(default = "defaults::max_row_bytes")]
     pub max_row_bytes: usize,
+    /// Stop at the first row that is not as its format says, which is otherwise left out and counted.
+    #[serde(default)]
+    pub strict: bool,
     /// Where tokens and reference log-probs are kept between runs.
     #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,
@@ -258,6 +261,8 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// Recompute each block in the backward pass instead of keeping what it computed.
     pub activation_checkpointing: bool,
+    /// Compare the ranks' weights and metrics, bit for bit, every so many steps; 0: where a checkpoint is saved only.
+    pub check_every: usize,
 }
 
 /// `[lora]`: adapters beside the named projections of every block are trained, with the reward head; nothing else is.
@@ -306,7 +311,8 @@ pub struct ParallelConfig {
     pub reduce_dtype: ReduceDtype,
     /// Whether each rank keeps f32 masters and moments of its share only (ZeRO stage 1, arXiv 1910.02054).
     pub shard_optimizer: bool,
-    /// Seconds without progress after which a reduction between GPUs counts as stuck and the job ends.
+    /// Seconds that ranks wait for one another without progress before the job ends. Announced work, such as saving, does
+    /// not count.
     pub timeout_seconds: usize,
     /// Threads a rank; 0: this node's cores divided by its ranks.
     pub threads: usize,

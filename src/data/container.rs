@@ -126,6 +126,14 @@ impl Container {
         self.texts.get(name).map(String::as_str).ok_or_else(|| format!("it has no {name:?} in its metadata"))
     }
 
+    /// Hash of all names and tensors, without the texts: another file of the same content may name other sources.
+    pub fn content(&self) -> u128 {
+        let tensors = SafeTensors::deserialize(&self.map).map(|tensors| tensors.tensors()).unwrap_or_default();
+        let tensors: BTreeMap<&str, &[u8]> =
+            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect();
+        fingerprint(tensors, &BTreeMap::new())
+    }
+
     /// Finds a tensor and checks its type and alignment.
     pub fn column<T: Number>(&self, name: &str) -> std::result::Result<Column<T>, String> {
         let tensors = SafeTensors::deserialize(&self.map).map_err(|error| error.to_string())?;

@@ -13,11 +13,13 @@ pub mod reference_cache;
 pub mod report;
 mod row;
 mod rows;
+mod rules;
 pub mod sampler;
 mod sequence;
 pub mod split;
 pub mod template;
 pub mod tokenize;
+pub mod tokenizer_files;
 pub mod verbatim;
 
 use serde_json::{Map, Value};
@@ -118,6 +120,21 @@ impl AnswerSpan {
             0 => Self::default(),
             _ => Self::to_end(start, prefix + suffix),
         })
+    }
+}
+
+impl Pair {
+    /// Names of what the pair has for a chat template beside roles and texts.
+    pub fn for_template(&self) -> impl Iterator<Item = &str> {
+        let turns: &[Message] = match &self.prompt {
+            Prompt::Text(_) => &[],
+            Prompt::Messages(turns) => turns,
+        };
+        let messages = turns.iter().chain([&self.chosen]).chain(&self.rejected);
+        let TemplateInputs { tools, documents, arguments } = &self.inputs;
+        let lists = [tools.as_ref().map(|_| "tools"), documents.as_ref().map(|_| "documents")];
+        let of_messages = messages.flat_map(|message| message.more.keys());
+        of_messages.chain(arguments.keys()).map(String::as_str).chain(lists.into_iter().flatten())
     }
 }
 

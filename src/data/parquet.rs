@@ -119,24 +119,3 @@ impl From<std::io::Error> for Fault {
         Self::Broken(error.to_string())
     }
 }
-#[cfg(test)]
-mod differential {
-    #[test]
-    fn differential() {
-        let mut n = 0;
-        for entry in std::fs::read_dir("/tmp/pqdiff").unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().unwrap() != "parquet" { continue; }
-            let expected: Vec<serde_json::Value> = std::fs::read_to_string(path.with_extension("jsonl")).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-            let mut got = Vec::new();
-            let r = super::for_each(&path, std::fs::File::open(&path).unwrap(), 1 << 24, &mut |_, v| { got.push(v); Ok(()) });
-            if let Err(e) = r { println!("{}: {e}", path.display()); continue; }
-            for (i, (g, e)) in got.iter().zip(&expected).enumerate() {
-                if g != e { println!("{} row {i}:\n got {g}\n exp {e}", path.display()); break; }
-            }
-            if got.len() != expected.len() { println!("{} {} rows {}", path.display(), got.len(), expected.len()); }
-            n += 1;
-        }
-        println!("{n} files compared");
-    }
-}

@@ -66,6 +66,14 @@ pub(super) fn for_each(
     }
 }
 
+/// The value that a text of a row holds as JSON.
+///
+/// # Errors
+/// What is wrong with it.
+pub(in crate::data) fn of_text(text: &str) -> std::result::Result<Value, String> {
+    json::parse(text.as_bytes()).map_err(|broken| broken.what)
+}
+
 /// A file opened for what it holds.
 enum Content<'p> {
     Text(Text<'p>),

@@ -12,6 +12,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 const NAME: &str = "chat_template";
+/// The file that keeps the original of a chat template that an export has changed.
+pub const ORIGINAL: &str = "chat_template.original.jinja";
+/// How a template that an export has changed begins.
+pub const MARK: &str =
+    "{#- haf-dist: ends at the EOS of a final assistant turn; before: chat_template.original.jinja -#}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
 const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
@@ -29,6 +34,8 @@ pub struct Template {
 /// A compiled chat template.
 struct Chat {
     environment: Environment<'static>,
+    /// As its file has it.
+    text: String,
     source: String,
     /// The special tokens by role.
     variables: BTreeMap<String, Value>,
@@ -69,9 +76,28 @@ impl Template {
         format!("{:?} {:?} {:?}", self.kind, self.special_tokens, chat)
     }
 
+    /// The chat template's text.
+    pub fn chat_source(&self) -> Option<&str> {
+        self.chat.as_ref().map(|chat| &chat.text[..])
+    }
+
+    /// The same with another chat template.
+    ///
+    /// # Errors
+    /// A broken chat template.
+    pub fn with_source(&self, text: &str) -> Result<Self> {
+        let chat = Chat::of_text(text.to_owned(), "the chat template", &self.special_tokens)?;
+        Ok(Self { kind: TemplateKind::Chat, special_tokens: self.special_tokens.clone(), chat: Some(chat) })
+    }
+
     /// What follows an answer at the end of a conversation, found with a probe; empty for a plain template.
     pub fn tail(&self) -> &str {
         self.chat.as_ref().map_or("", |chat| &chat.tail)
+    }
+
+    /// Whether a chat template has a word in it; plain ones refuse what they cannot write.
+    pub fn names(&self, word: &str) -> bool {
+        self.chat.as_ref().is_none_or(|chat| chat.source.contains(word))
     }
 
     /// Whether the template writes the BOS token itself; the tokenizer must then not add another.
@@ -91,8 +117,10 @@ impl Template {
         if let Some(chat) = &self.chat {
             return chat.render(&messages(prompt), inputs, true);
         }
+        let turns = messages(prompt);
+        plain_enough(inputs, &turns)?;
         let mut text = String::new();
-        for message in messages(prompt) {
+        for message in turns {
             let Message { role, .. } = &message;
             let (before, after) = match (self.kind, &role[..]) {
                 (TemplateKind::Instruct, "user") => ("Instruct: ", "\n"),
@@ -124,6 +152,7 @@ impl Template {
     /// As [`Template::render_prompt`].
     pub fn render(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<String> {
         let Some(chat) = &self.chat else {
+            plain_enough(inputs, std::slice::from_ref(answer))?;
             let space = if matches!(self.kind, TemplateKind::Instruct | TemplateKind::Hh) { " " } else { "" };
             return Ok(format!("{}{space}{}", self.render_prompt(prompt, inputs)?, answer.text()));
         };
@@ -135,8 +164,13 @@ impl Template {
 
 impl Chat {
     fn open(model_dir: &Path, config: &serde_json::Value, special_tokens: &SpecialTokens) -> Result<Self> {
-        let (path, source) = chat_template(model_dir, config)?;
-        let source = without_generation_tags(&source);
+        let (path, text) = chat_template(model_dir, config)?;
+        Self::of_text(text, &path, special_tokens)
+    }
+
+    /// A template's text, from the file `path`.
+    fn of_text(text: String, path: &str, special_tokens: &SpecialTokens) -> Result<Self> {
+        let source = without_generation_tags(&text);
         let mut environment = Environment::new();
         // As Transformers sets Jinja up.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -153,10 +187,10 @@ impl Chat {
         })?;
         let variables: BTreeMap<_, _> =
             special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
-        let mut chat = Self { environment, source, variables, tail: String::new() };
+        let mut chat = Self { environment, text, source, variables, tail: String::new() };
 
         let probe = [Message::new("user", "Hi."), Message::answer(SENTINEL)];
-        let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(&path))?;
+        let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(path))?;
         let tail = probe.rsplit_once(SENTINEL).map(|(_, tail)| tail.to_owned());
         chat.tail = tail.ok_or_else(|| {
             Error::input(format!("{path}: the chat template does not write the assistant's last message as it is"))
@@ -186,6 +220,19 @@ impl Chat {
     }
 }
 
+/// Refuses what only a chat template can write.
+fn plain_enough(inputs: &TemplateInputs, messages: &[Message]) -> Result<()> {
+    let key = messages.iter().find_map(|message| message.more.keys().next());
+    let beside = [("tools", inputs.tools.is_some()), ("documents", inputs.documents.is_some())];
+    let beside = beside.into_iter().find_map(|(name, given)| given.then_some(name));
+    let argument = (!inputs.arguments.is_empty()).then_some("chat_template_kwargs");
+    match key.map(String::as_str).or(beside).or(argument) {
+        Some(what) => Err(Error::input(format!("the row has `{what}`, which only a chat template can write"))
+            .hint("use template = \"chat\", or leave the row out")),
+        None => Ok(()),
+    }
+}
+
 /// A prompt as a conversation.
 fn messages(prompt: &Prompt) -> Vec<Message> {
     match prompt {
@@ -208,6 +255,12 @@ fn json(path: &Path) -> Result<serde_json::Value> {
 fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String, String)> {
     let path = model_dir.join("chat_template.jinja");
     match std::fs::read_to_string(&path) {
+        // What an export has changed is read as it was: that is what the model was trained with.
+        Ok(source) if source.starts_with(MARK) && model_dir.join(ORIGINAL).is_file() => {
+            let path = model_dir.join(ORIGINAL);
+            let source = std::fs::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+            return Ok((path.display().to_string(), source));
+        }
         Ok(source) => return Ok((path.display().to_string(), source)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error(&path, "read", &error)),

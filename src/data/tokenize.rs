@@ -3,52 +3,23 @@
 //! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).
 
-use crate::config::{DataConfig, RewardAt, TemplateKind, Truncation};
+use crate::config::{RewardAt, TemplateKind, Truncation};
 use crate::data::formats::DropReason;
 use crate::data::sequence::{Sequence, common, joined};
 use crate::data::template::Template;
+use crate::data::tokenizer_files::{self, FolderTokenizer};
 use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs, TokenPair};
-use crate::error::{Error, Result, file_error};
-use std::collections::HashSet;
+use crate::error::{Error, Result};
+use crate::panics::contain;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
+pub use crate::data::rules::{Rules, TurnEnd};
+
 /// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
 const VERSION: u32 = 3;
-
-/// What decides, beside tokenizer and template, what tokens a pair becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
-    /// How a prompt and an answer become text.
-    pub template: TemplateKind,
-    /// Longest sequence, in tokens.
-    pub max_length: usize,
-    /// A prompt is not cut below this many tokens.
-    pub max_prompt_length: usize,
-    /// What happens to a longer sequence.
-    pub truncation: Truncation,
-    /// Where the reward is read.
-    pub reward_at: RewardAt,
-    /// Token that the end of a rendering is read before, with [`RewardAt::End`]: the `pad_token_id` of a folder that another
-    /// program wrote, since Transformers reads the rightmost token that is not this one.
-    pub skipped_at_end: Option<u32>,
-}
-
-impl Rules {
-    /// Rules for sequences that are rewarded at their EOS. Lengths are in tokens.
-    pub fn new(template: TemplateKind, max_length: usize, max_prompt_length: usize, truncation: Truncation) -> Self {
-        let (reward_at, skipped_at_end) = (RewardAt::Eos, None);
-        Self { template, max_length, max_prompt_length, truncation, reward_at, skipped_at_end }
-    }
-}
-
-impl From<&DataConfig> for Rules {
-    fn from(data: &DataConfig) -> Self {
-        let rules = Self::new(data.template, data.max_length, data.max_prompt_length, data.truncation);
-        Self { reward_at: data.reward_at, ..rules }
-    }
-}
 
 /// Turns pairs into tokens. Shared by threads.
 ///
@@ -60,6 +31,8 @@ impl From<&DataConfig> for Rules {
 /// are special tokens, as in Transformers.
 pub struct Encoder {
     tokenizer: Tokenizer,
+    /// Rows of the model's embedding.
+    vocab_size: usize,
     template: Template,
     rules: Rules,
     special: HashSet<u32>,
@@ -117,8 +90,7 @@ impl Encoder {
     /// Reads tokenizer and template from a model's folder. `vocab_size` is the model's.
     ///
     /// # Errors
-    /// A missing or broken file, no EOS token, lengths that leave no room, a tokenizer with ids that the model's
-    /// embedding does not have.
+    /// A missing or broken file, no EOS token or one that the model's embedding has no row for, lengths that leave no room.
     pub fn open(model_dir: &Path, rules: Rules, vocab_size: usize) -> Result<Self> {
         let Rules { max_length, max_prompt_length, .. } = rules;
         if max_prompt_length == 0 || max_prompt_length >= max_length {
@@ -128,26 +100,7 @@ impl Encoder {
             ))
             .hint("a sequence needs a token of prompt and a token of answer"));
         }
-        let path = model_dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|error| {
-            file_error(&path, "read", &error)
-                .hint("a model or checkpoint is a Hugging Face folder, which holds a tokenizer.json")
-        })?;
-        let mut tokenizer = Tokenizer::from_bytes(&bytes).map_err(|error| {
-            Error::input(format!("{}: broken tokenizer: {error}", path.display())).hint("fetch it again")
-        })?;
-        // The file may carry limits of an earlier use; Transformers does not apply them either.
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| Error::runtime(format!("{}: {error}", path.display())))?;
-        let largest = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        if largest as usize >= vocab_size {
-            return Err(Error::input(format!(
-                "{}: the tokenizer's largest id is {largest}, the model's vocabulary has {vocab_size} entries",
-                path.display()
-            ))
-            .hint("use the tokenizer that belongs to the model, or resize the model's embedding"));
-        }
-
+        let FolderTokenizer { tokenizer, fingerprint } = tokenizer_files::open(model_dir)?;
         let template = Template::open(rules.template, model_dir)?;
         let mut special: Vec<_> = tokenizer
             .get_added_tokens_decoder()
@@ -161,12 +114,15 @@ impl Encoder {
         let (eos_text, eos, after_eos) =
             turn_end(&template, &special, &tokenizer).map_err(|e| e.at(model_dir.display()))?;
         let bos = opening_token(&template, &tokenizer)?;
+        check_rows(&[Some(eos), bos].into_iter().flatten().collect::<Vec<_>>(), &tokenizer, vocab_size)
+            .map_err(|e| e.at(model_dir.display()))?;
         let special = special.into_iter().map(|(_, id)| id).collect();
 
         let settings = format!("{VERSION} {rules:?} {}", template.source());
-        let hashes = [xxh3_128(&bytes), xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
+        let hashes = [fingerprint, xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
         Ok(Self {
             tokenizer,
+            vocab_size,
             template,
             rules,
             special,
@@ -181,9 +137,23 @@ impl Encoder {
     /// Turns a pair, or a single row, into tokens.
     ///
     /// # Errors
-    /// The template or the tokenizer cannot take the text; the error names the pair's line.
+    /// The template or the tokenizer cannot take the text, or it holds a token that the model's embedding has no row for; the
+    /// error names the pair's line.
     pub fn encode(&self, pair: &Pair) -> Result<Encoded> {
         self.encode_pair(pair).map_err(|error| error.at(format_args!("line {}", pair.line)))
+    }
+
+    /// What rows have for a chat template and this one never names -> in how many rows.
+    pub fn unread(&self, pairs: &[Pair]) -> BTreeMap<String, usize> {
+        let keys = |pair: &Pair| -> Vec<(String, usize)> {
+            let unread = pair.for_template().filter(|key| !self.template.names(key));
+            unread.map(|key| (format!("{key} (not in the chat template)"), pair.line)).collect()
+        };
+        // A row of several pairs counts once.
+        let by_row: BTreeSet<_> = pairs.iter().flat_map(keys).collect();
+        let mut rows = BTreeMap::new();
+        by_row.into_iter().for_each(|(key, _)| *rows.entry(key).or_default() += 1);
+        rows
     }
 
     /// Hash of everything that decides what tokens a pair becomes, besides the pair.
@@ -199,6 +169,21 @@ impl Encoder {
         self.tokenizer
             .decode(ids, false)
             .map_err(|error| Error::runtime(format!("the tokenizer cannot decode: {error}")))
+    }
+
+    /// How an answer's turn ends.
+    pub fn turn_end(&self) -> TurnEnd {
+        let tail = self.template.tail();
+        let (before, after) = tail.split_at(tail.len() - self.after_eos);
+        TurnEnd { eos: self.eos_text.clone(), after: after.to_owned(), written: before.ends_with(&self.eos_text[..]) }
+    }
+
+    /// The text of the BOS that a plain template has in front; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`Encoder::decode`].
+    pub fn bos_text(&self) -> Result<String> {
+        self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
     /// The token that ends an answer's turn.
@@ -273,9 +258,9 @@ impl Encoder {
     /// As [`Encoder::encode`].
     pub fn encode_apart(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<Encoded> {
         let prompt_hash = xxh3_64(prompt.as_bytes());
-        let prompt = ids(&self.tokenizer, prompt)?;
+        let prompt = self.ids(prompt)?;
         let answer = |text: &str| -> Result<Sequence> {
-            let tokens = [&prompt[..], &ids(&self.tokenizer, text)?, &[self.eos]].concat();
+            let tokens = [&prompt[..], &self.ids(text)?, &[self.eos]].concat();
             Ok(Sequence { span: AnswerSpan::to_end(prompt.len(), tokens.len()), tokens })
         };
         let (chosen, rejected) = (answer(chosen)?, answer(rejected)?);
@@ -321,10 +306,17 @@ impl Encoder {
 
     /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer.
     fn ids_after_bos(&self, text: &str) -> Result<Vec<u32>> {
-        let mut tokens = ids(&self.tokenizer, text)?;
+        let mut tokens = self.ids(text)?;
         if let Some(bos) = self.bos.filter(|bos| !self.template.writes_bos() && tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
         }
+        Ok(tokens)
+    }
+
+    /// Tokens of a text as it stands, each with a row of the embedding.
+    fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let tokens = ids(&self.tokenizer, text)?;
+        check_rows(&tokens, &self.tokenizer, self.vocab_size)?;
         Ok(tokens)
     }
 
@@ -333,14 +325,24 @@ impl Encoder {
         Message { content, ..answer.clone() }
     }
 
-    /// Special tokens that a text is read as holding.
+    /// Special tokens that a text is read as holding. Where the tokenizer gives up, [`Encoder::ids`] has the error.
     fn special_in(&self, text: &str) -> usize {
         let added = self.tokenizer.get_added_vocabulary();
-        let pieces = added.extract_and_normalize(self.tokenizer.get_normalizer(), text);
+        let pieces = contain(|| added.extract_and_normalize(self.tokenizer.get_normalizer(), text));
+        let Ok(pieces) = pieces else { return 0 };
         let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
         let tokens = splits.iter().filter_map(|(_, _, tokens)| tokens.as_ref()).flatten();
         tokens.filter(|token| self.special.contains(&token.id)).count()
     }
+}
+
+/// Refuses a token beyond the embedding. A tokenizer may have such tokens (added, and the embedding not resized), as long as no
+/// text uses one.
+fn check_rows(tokens: &[u32], tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
+    let Some(beyond) = tokens.iter().find(|&&token| token as usize >= vocab_size) else { return Ok(()) };
+    let text = tokenizer.id_to_token(*beyond).unwrap_or_default();
+    Err(Error::input(format!("{text:?} is token {beyond}, but the model's embedding has {vocab_size} rows"))
+        .hint("use the tokenizer that belongs to the model, take the token out of the text, or resize the embedding and train it"))
 }
 
 /// The first special token in what the template writes after an answer, else the tokenizer's EOS: its text, its id,
@@ -362,10 +364,10 @@ fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenize
     match tokenizer.token_to_id(text) {
         // What a template without special tokens writes after an answer is dropped whole.
         Some(id) => Ok((text.clone(), id, tail.len())),
-        None => {
-            Err(Error::input(format!("the `eos_token` {text:?} of tokenizer_config.json is not in tokenizer.json"))
-                .hint("are both files from the same model?"))
-        }
+        None => Err(Error::input(format!(
+            "the `eos_token` {text:?} of tokenizer_config.json is not a token of the tokenizer"
+        ))
+        .hint("are both files from the same model?")),
     }
 }
 
@@ -377,20 +379,12 @@ fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u3
         // A token that opens every turn (ChatML's, named BOS by some models) is no BOS.
         return Ok(bos.filter(|bos| probe.first() == Some(bos) && !probe[1..].contains(bos)));
     }
-    let (with, without) = (encoded(tokenizer, "a", true)?, ids(tokenizer, "a")?);
+    let (with, without) = (tokenizer_files::encode(tokenizer, "a", true)?, ids(tokenizer, "a")?);
     let added = with.len() > without.len() && with.first() != without.first();
     Ok(with.first().copied().filter(|_| added))
 }
 
 /// Tokens of a text as it stands.
 fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    encoded(tokenizer, text, false)
-}
-
-fn encoded(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-    match tokenizer.encode_fast(text, add_special_tokens) {
-        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-        Err(error) => Err(Error::input(format!("the tokenizer cannot read a text: {error}"))
-            .hint("a tokenizer without an unknown token cannot read characters outside its alphabet")),
-    }
+    tokenizer_files::encode(tokenizer, text, false)
 }

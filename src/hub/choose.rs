@@ -9,15 +9,17 @@ use std::collections::BTreeSet;
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// What is read of a model besides its weights, where it is there.
-const BESIDES: [&str; 8] = [
+const BESIDES: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "haf_dist.json",
     "model.safetensors.index.json",
+    "value_head.safetensors",
 ];
 const DATA: [&str; 7] = [".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst"];
 

@@ -4,14 +4,14 @@
 //! f32 and may be trained. Not here: what an adapter computes (`lora.rs`), its config file (`peft.rs`).
 
 use super::config::Architecture;
-use super::layout::{Part, REWARD_HEAD};
+use super::layout::Part;
 use super::lora::{self, Lora};
-use super::peft::{PREFIX, PeftConfig};
+use super::peft::PeftConfig;
 use super::segment::{Parameter, Segment, Use};
+use super::weight_files::WeightFiles;
 use super::weights::{LoadOptions, Model};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
-use crate::safetensors_io::Mapped;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,13 +88,21 @@ pub fn load(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>) 
         model.lora = Some(lora);
         return Ok(model);
     };
-    let file = open_weights(folder)?;
-    let found = found(folder, &file, &Architecture::open(&origin.base)?)?;
+    let architecture = Architecture::open(&origin.base)?;
+    let files = open_weights(folder, &origin.base, &architecture)?;
+    let found = found(folder, &files, &architecture)?;
     if options.purpose == Use::Train {
-        check_config(folder, &found, config, &Architecture::open(&origin.base)?)?;
+        check_config(folder, &found, config, &architecture)?;
     }
     let mut model = frozen(&origin.base, &found, options)?;
-    read(&mut model, &file)?;
+    for segment in adapters(&mut model) {
+        for index in 0..segment.parameters.len() {
+            let Parameter { name, rows, .. } = &segment.parameters[index];
+            let value = rows.to_memory(&files.read(name)?);
+            segment.set(index, &value);
+        }
+    }
+    model.bring_head(head_in(folder, &files, model.had_reward_head)?, options.purpose);
     model.lora = Some(found);
     Ok(model)
 }
@@ -145,25 +153,23 @@ fn adapters(model: &mut Model) -> impl Iterator<Item = &mut Segment> {
         .map(|(segment, _)| segment)
 }
 
-fn open_weights(folder: &Path) -> Result<Mapped> {
-    let path = folder.join(WEIGHTS);
-    if !path.exists() && folder.join("adapter_model.bin").exists() {
+fn open_weights(folder: &Path, base: &Path, architecture: &Architecture) -> Result<WeightFiles> {
+    if !folder.join(WEIGHTS).exists() && folder.join("adapter_model.bin").exists() {
         return Err(Error::input(format!("{} holds adapter_model.bin only", folder.display()))
             .hint("it is a pickle, which can run code when opened: save the adapter with safetensors"));
     }
-    Mapped::open(&path)
+    WeightFiles::of_adapter(folder, WEIGHTS, base, architecture)
 }
 
-/// Which adapters the file of `folder` holds; they must be the same in every block, and nothing else but a head.
-fn found(folder: &Path, file: &Mapped, architecture: &Architecture) -> Result<Lora> {
+/// Which adapters the files of `folder` hold; they must be the same in every block, and nothing else but a head.
+fn found(folder: &Path, files: &WeightFiles, architecture: &Architecture) -> Result<Lora> {
     let config = PeftConfig::open(folder)?;
-    let names: BTreeSet<String> = file.names().into_iter().collect();
     let place = folder.join(WEIGHTS);
     let wrong = |what: String| {
         Error::input(format!("{}: {what}", place.display()))
             .hint("an adapter of this program or of PEFT is expected, made for the base that its config names")
     };
-    let has = |module: &str| names.contains(&format!("{PREFIX}{}", lora::name_of_a(module)));
+    let has = |module: &str| files.has(&lora::name_of_a(module));
     let present = lora::projections(architecture, 0).into_iter().filter(|(_, module, _)| has(module));
     let settings = LoraConfig {
         rank: config.r,
@@ -177,19 +183,19 @@ fn found(folder: &Path, file: &Mapped, architecture: &Architecture) -> Result<Lo
         return Err(wrong("it has no adapter of any projection of the base's first block".into()));
     }
     let found = Lora::new(&settings, architecture)?;
-    let mut expected = BTreeSet::from([format!("{PREFIX}{REWARD_HEAD}")]);
+    let mut others: BTreeSet<&str> = files.names().filter(|name| !files.is_head(name)).collect();
     for parameter in (0..architecture.layers).flat_map(|block| found.parameters(architecture, block)) {
-        let (name, shape) = (format!("{PREFIX}{}", parameter.name), parameter.shape);
-        if !names.contains(&name) {
+        let (name, shape) = (parameter.name, parameter.shape);
+        if !files.has(&name) {
             return Err(wrong(format!("{name} is missing; every block must have the same adapters")));
         }
-        let is = file.shape(&name)?;
+        let is = files.shape(&name)?;
         if is != shape {
             return Err(wrong(format!("{name} has shape {is:?}, but its rank and the base make it {shape:?}")));
         }
-        expected.insert(name);
+        others.remove(name.as_str());
     }
-    match names.iter().find(|name| !expected.contains(*name)) {
+    match others.first() {
         Some(unknown) => Err(wrong(format!("{unknown} belongs to no adapter that is known here"))),
         None => Ok(found),
     }
@@ -232,54 +238,40 @@ impl Change {
     }
 }
 
-/// What the adapter in `folder` adds to its base's weights, by their names.
+/// What an adapter changes of its base.
+pub struct Changes {
+    /// What is added to weights, by their names.
+    pub weights: BTreeMap<String, Change>,
+    /// The reward head [1, D] and its bias, if it has one.
+    pub head: Option<(Tensor, f64)>,
+}
+
+/// What the adapter in `folder` changes of the model in `base`.
 ///
 /// # Errors
-/// An adapter that is broken or does not fit the base.
-pub fn changes(folder: &Path, architecture: &Architecture) -> Result<BTreeMap<String, Change>> {
-    let file = open_weights(folder)?;
-    let found = found(folder, &file, architecture)?;
-    let read = |name: String| file.read(&format!("{PREFIX}{name}")).map(|value| value.to_kind(Kind::Float));
+/// An adapter that is broken, does not fit the base, or lacks the head that it promises.
+pub fn changes(folder: &Path, base: &Path, architecture: &Architecture) -> Result<Changes> {
+    let files = open_weights(folder, base, architecture)?;
+    let found = found(folder, &files, architecture)?;
+    let read = |name: String| files.read(&name).map(|value| value.to_kind(Kind::Float));
     let of_module = |module: String| {
         let (down, up) = (read(lora::name_of_a(&module))?, read(lora::name_of_b(&module))?);
         Ok((format!("{module}.weight"), Change { down, up, scale: found.scale() }))
     };
-    (0..architecture.layers).flat_map(|block| found.modules(architecture, block)).map(of_module).collect()
+    let modules = (0..architecture.layers).flat_map(|block| found.modules(architecture, block));
+    Ok(Changes { weights: modules.map(of_module).collect::<Result<_>>()?, head: head_in(folder, &files, true)? })
 }
 
-/// The reward head [1, D] of the adapter in `folder`, if it has one.
-///
-/// # Errors
-/// A head of another shape.
-pub fn head(folder: &Path, architecture: &Architecture) -> Result<Option<Tensor>> {
-    head_in(&open_weights(folder)?, architecture)
-}
-
-fn head_in(file: &Mapped, architecture: &Architecture) -> Result<Option<Tensor>> {
-    let name = format!("{PREFIX}{REWARD_HEAD}");
-    if !file.names().contains(&name) {
-        return Ok(None);
+/// The reward head [1, D] of an adapter and its bias. One that was trained with the adapter must be there; where the base has
+/// none (`base_has_one`), an adapter of a classifier must have it too.
+fn head_in(folder: &Path, files: &WeightFiles, base_has_one: bool) -> Result<Option<(Tensor, f64)>> {
+    let head = files.reward_head()?;
+    let config = PeftConfig::open(folder)?;
+    if head.is_none() && (config.saves_a_head() || (config.is_of_a_classifier() && !base_has_one)) {
+        return Err(Error::input(format!("{}: the reward head is missing", folder.join(WEIGHTS).display())).hint(
+            "adapter_config.json (modules_to_save, task_type) says that one was trained with the adapter: save it again with \
+             its head, or put the head beside it as value_head.safetensors",
+        ));
     }
-    let (is, shape) = (file.shape(&name)?, [1, architecture.width as i64]);
-    if is != shape {
-        return Err(Error::input(format!("{name} has shape {is:?}, expected {shape:?}"))
-            .hint("a reward model has one output: num_labels = 1"));
-    }
-    file.read(&name).map(Some)
-}
-
-/// Fills adapters and head from an adapter's file.
-fn read(model: &mut Model, file: &Mapped) -> Result<()> {
-    for segment in adapters(model) {
-        for index in 0..segment.parameters.len() {
-            let Parameter { name, rows, .. } = &segment.parameters[index];
-            let value = rows.to_memory(&file.read(&format!("{PREFIX}{name}"))?);
-            segment.set(index, &value);
-        }
-    }
-    if let (Some((index, _)), Some(value)) = (model.segment(Part::RewardHead), head_in(file, &model.architecture)?) {
-        model.segments[index].set(0, &value);
-        model.had_reward_head = true;
-    }
-    Ok(())
+    Ok(head)
 }

@@ -9,11 +9,15 @@ mod keys;
 mod rope;
 
 use super::norm::NormKind;
-use crate::error::{Error, Result, file_error};
+use crate::error::{Error, Result};
+use crate::files;
 use crate::ops::Activation;
 use crate::packing::{AttentionRules, HeadCounts};
 use keys::Keys;
 use std::path::Path;
+
+/// The largest config.json that is read.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// Everything the decoder needs to know about a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -169,16 +173,15 @@ impl Architecture {
     /// A missing or broken file, an unknown family, or a missing or impossible value; the message names the key.
     pub fn open(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            file_error(&path, "read", &error)
-                .hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")
+        let text = files::read_within(&path, MOST_BYTES).map_err(|error| {
+            error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")
         })?;
+        let text = String::from_utf8_lossy(&text);
         Self::parse(&text).map_err(|error| {
             let error = error.at(path.display());
-            if error.hint.is_some() {
-                error
-            } else {
-                error.hint("is the file whole, and of a model family that is known?")
+            match error.hint {
+                Some(_) => error,
+                None => error.hint("mend that key, or get config.json again from where the model is from"),
             }
         })
     }

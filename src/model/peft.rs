@@ -3,7 +3,9 @@
 //!
 //! Not here: its weights (`adapter.rs`).
 
-use crate::error::{Error, Result, file_error};
+use super::names::HEADS;
+use crate::error::{Error, Result};
+use crate::files;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -13,6 +15,9 @@ pub const CONFIG: &str = "adapter_config.json";
 
 /// What PEFT puts before the names of the base's modules.
 pub const PREFIX: &str = "base_model.model.";
+
+/// The largest file that is read.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// Keys that say nothing about the mathematics, or that are read below.
 const KNOWN: &[&str] = &[
@@ -79,16 +84,26 @@ impl PeftConfig {
     /// A missing or broken file, or one that asks for what is not known here; the key is named.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
-        let text = std::fs::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+        let text = files::read_within(&path, MOST_BYTES)?;
         Self::parse(&text).map_err(|error| error.at(path.display()))
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    /// Whether a reward head was trained with the adapter, and is saved with it.
+    pub fn saves_a_head(&self) -> bool {
+        self.modules_to_save.iter().flatten().next().is_some()
+    }
+
+    /// Whether it was made for a model with a head.
+    pub fn is_of_a_classifier(&self) -> bool {
+        self.task_type.as_deref() == Some("SEQ_CLS")
+    }
+
+    fn parse(text: &[u8]) -> Result<Self> {
         let broken = |error| {
             Error::input(format!("not an adapter's config: {error}")).hint("write it with PEFT's save_pretrained")
         };
-        let keys: Map<String, Value> = serde_json::from_str(text).map_err(broken)?;
-        let config: Self = serde_json::from_str(text).map_err(broken)?;
+        let keys: Map<String, Value> = serde_json::from_slice(text).map_err(broken)?;
+        let config: Self = serde_json::from_slice(text).map_err(broken)?;
         let refuse = |key: &str, value: &Value| {
             Err(Error::input(format!("{key} = {value} is not supported: this program knows plain LoRA"))
                 .hint("merge the adapter into its base with PEFT (merge_and_unload), and name that folder"))
@@ -103,7 +118,7 @@ impl PeftConfig {
             return Err(Error::input(format!("r = {} and lora_alpha = {}", config.r, config.lora_alpha))
                 .hint("both must be above 0"));
         }
-        let other = |name: &&String| !matches!(name.as_str(), "score" | "classifier");
+        let other = |name: &&String| !HEADS.contains(&name.as_str());
         if let Some(module) = config.modules_to_save.iter().flatten().find(other) {
             return refuse("modules_to_save", &json!(module));
         }
@@ -185,7 +200,7 @@ mod tests {
         let written =
             Written { base: ("base", None), rank: 8, alpha: 12.5, use_rslora: true, targets: &["q_proj".to_string()] };
         let good = written.to_json();
-        let config = PeftConfig::parse(&good.to_string()).unwrap();
+        let config = PeftConfig::parse(good.to_string().as_bytes()).unwrap();
         assert_eq!((config.r, config.lora_alpha, config.use_rslora), (8, 12.5, true));
         assert_eq!(config.base_model_name_or_path.as_deref(), Some("base"));
         for (key, value) in [
@@ -204,7 +219,7 @@ mod tests {
         ] {
             let mut bad = good.clone();
             bad[key] = value.clone();
-            let error = PeftConfig::parse(&bad.to_string()).unwrap_err();
+            let error = PeftConfig::parse(bad.to_string().as_bytes()).unwrap_err();
             assert!(error.message.contains(key) && error.hint.is_some(), "{key}: {error}");
         }
         for (key, value) in [
@@ -217,8 +232,8 @@ mod tests {
         ] {
             let mut other = good.clone();
             other[key] = value;
-            PeftConfig::parse(&other.to_string()).unwrap();
+            PeftConfig::parse(other.to_string().as_bytes()).unwrap();
         }
-        assert!(PeftConfig::parse("[]").is_err() && PeftConfig::parse(r#"{"r": "8"}"#).is_err());
+        assert!(PeftConfig::parse(b"[]").is_err() && PeftConfig::parse(br#"{"r": "8"}"#).is_err());
     }
 }

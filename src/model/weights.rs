@@ -1,20 +1,18 @@
-//! A Hugging Face folder's weights -> a [`Model`]: memory-mapped safetensors, one file or sharded, strictly checked.
+//! A Hugging Face folder's weights -> a [`Model`], strictly checked.
 //!
 //! Every tensor that the architecture needs must be there in its exact shape. The reward head may be missing: it starts
-//! at zero (HaF-RM's choice, so that both losses start at ln 2).
+//! at zero (HaF-RM's choice, so that both losses start at ln 2). Not here: the files (`weight_files.rs`), their names
+//! (`names.rs`).
 
 use super::config::Architecture;
-use super::layout::{Declared, Part, REWARD_HEAD};
+use super::layout::Part;
 use super::lora::{Adapter, Lora};
 use super::segment::{Parameter, Segment, Use};
-use crate::error::{Error, Result, file_error};
+use super::weight_files::WeightFiles;
+use crate::error::Result;
 use crate::ops::{self, Ops};
-use crate::safetensors_io::Mapped;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
-
-const INDEX_HINT: &str = "expected {\"weight_map\": {\"TENSOR\": \"FILE\", ...}}: get or write the file again";
 
 /// A model in memory: its description and its segments, in the order of the forward pass.
 pub struct Model {
@@ -30,6 +28,9 @@ pub struct Model {
     pub device: Device,
     /// Whether the folder brought a reward head; if not, it is zero.
     pub had_reward_head: bool,
+    /// The bias of the head that the folder brought: added to every reward of an evaluation, not trained and not exported. It
+    /// changes no comparison of two answers.
+    pub reward_bias: f64,
     /// The adapters that it has: their weights are the last segments, one a block.
     pub lora: Option<Lora>,
 }
@@ -54,7 +55,7 @@ impl Model {
     /// A missing, cut or damaged file, missing tensors, or one of another shape; each names the file and the tensor.
     pub fn load(folder: &Path, options: LoadOptions) -> Result<Self> {
         let architecture = Architecture::open(folder)?;
-        let files = WeightFiles::open(folder, &architecture)?;
+        let files = WeightFiles::of_model(folder, &architecture)?;
         let head = format!("{}.weight", architecture.names.head[0]);
         let mut parts = Part::all(&architecture);
         if !options.log_probs && !files.has(&head) {
@@ -63,9 +64,25 @@ impl Model {
         files.check(folder, &architecture, &parts)?;
         let segments =
             parts.iter().map(|&part| load_segment(&architecture, part, &files, options)).collect::<Result<Vec<_>>>()?;
-        let had_reward_head = files.has(REWARD_HEAD);
-        let LoadOptions { kind, device, .. } = options;
-        Ok(Self { architecture, parts, segments, kind, device, had_reward_head, lora: None })
+        let LoadOptions { kind, device, purpose, .. } = options;
+        let (had_reward_head, reward_bias, lora) = (false, 0.0, None);
+        let mut model = Self { architecture, parts, segments, kind, device, had_reward_head, reward_bias, lora };
+        model.bring_head(files.reward_head()?, purpose);
+        Ok(model)
+    }
+
+    /// Takes over the reward head [1, D] of a folder and its bias, where there is one.
+    pub fn bring_head(&mut self, head: Option<(Tensor, f64)>, purpose: Use) {
+        let (Some((index, _)), Some((weight, bias))) = (self.segment(Part::RewardHead), head) else { return };
+        self.segments[index].set(0, &weight);
+        (self.had_reward_head, self.reward_bias) = (true, bias);
+        if bias != 0.0 && purpose == Use::Train {
+            tracing::warn!(
+                "the reward head has a bias, {bias}, which is left out: it changes no comparison, and servers read none; \
+                 rewards of what is trained are lower by it"
+            );
+            self.reward_bias = 0.0;
+        }
     }
 
     /// The operations of the device that it is on: chosen once, when its segments are made.
@@ -122,139 +139,6 @@ fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, op
         }
     }
     Ok(segment)
-}
-
-/// The safetensors files of a folder, and which tensor is in which.
-struct WeightFiles {
-    files: Vec<(PathBuf, Mapped)>,
-    /// By the name that the architecture gives it: the number of its file, and its name there.
-    place: BTreeMap<String, (usize, String)>,
-}
-
-impl WeightFiles {
-    fn open(folder: &Path, architecture: &Architecture) -> Result<Self> {
-        let mut opened = Self { files: Vec::new(), place: BTreeMap::new() };
-        for path in weight_paths(folder)? {
-            let file = Mapped::open(&path)?;
-            for name in file.names() {
-                opened.place.insert(usual_name(architecture, &name), (opened.files.len(), name));
-            }
-            opened.files.push((path, file));
-        }
-        Ok(opened)
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.place.contains_key(name)
-    }
-
-    fn read(&self, name: &str) -> Result<Tensor> {
-        let (file, name) = &self.place[name];
-        self.files[*file].1.read(name)
-    }
-
-    /// Every needed tensor there, in its shape; everything else reported.
-    fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
-        let needed: Vec<Declared> = parts.iter().flat_map(|part| part.parameters(architecture)).collect();
-        let missing: Vec<_> = needed
-            .iter()
-            .map(|declared| declared.name.as_str())
-            .filter(|name| *name != REWARD_HEAD && !self.has(name))
-            .collect();
-        if !missing.is_empty() {
-            return Err(Error::input(format!(
-                "{}: {} of {} tensors are missing: {}",
-                folder.display(),
-                missing.len(),
-                needed.len(),
-                abbreviated(&missing)
-            ))
-            .hint(
-                "the safetensors must hold the model that config.json describes (names as Transformers writes them)",
-            ));
-        }
-        for Declared { name, shape, .. } in &needed {
-            let Some((file, name)) = self.place.get(name) else { continue };
-            let (path, file) = &self.files[*file];
-            let found = file.shape(name)?;
-            if found != *shape {
-                let hint = match name.as_str() {
-                    REWARD_HEAD => "a reward model has one output: num_labels = 1",
-                    _ => "config.json and the safetensors must be of the same model: get or write both again",
-                };
-                return Err(Error::input(format!(
-                    "{}: {name} has shape {found:?}, but config.json makes it {shape:?}",
-                    path.display()
-                ))
-                .hint(hint));
-            }
-        }
-        let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
-        // Some carry a tied head's copy of the embedding.
-        let head = architecture.names.head[0];
-        let harmless = |name: &str| is_constant(name) || name.starts_with(head);
-        let unexpected: Vec<_> =
-            self.place.keys().map(String::as_str).filter(|name| !known.contains(name) && !harmless(name)).collect();
-        if !unexpected.is_empty() {
-            tracing::warn!(
-                "{}: {} tensors are not used: {}",
-                folder.display(),
-                unexpected.len(),
-                abbreviated(&unexpected)
-            );
-        }
-        Ok(())
-    }
-}
-
-/// A tensor's name as the architecture has it: files call some language-model heads otherwise.
-fn usual_name(architecture: &Architecture, name: &str) -> String {
-    let [usual, others @ ..] = architecture.names.head else { return name.into() };
-    let rest = others.iter().find_map(|other| name.strip_prefix(other)?.strip_prefix('.'));
-    rest.map_or_else(|| name.into(), |rest| format!("{usual}.{rest}"))
-}
-
-/// The weight files of a folder, in a fixed order: those of the index, or model.safetensors.
-pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
-    let single = folder.join("model.safetensors");
-    let index = folder.join("model.safetensors.index.json");
-    if single.exists() {
-        return Ok(vec![single]);
-    }
-    if !index.exists() {
-        let pickled = folder.join("pytorch_model.bin").exists();
-        let hint = if pickled {
-            "pytorch_model.bin is a pickle, which can run code when opened: save the model with safetensors"
-        } else {
-            "the folder must hold model.safetensors, or model.safetensors.index.json with its shards"
-        };
-        return Err(Error::input(format!("{} holds no weights", folder.display())).hint(hint));
-    }
-    let text = std::fs::read_to_string(&index).map_err(|error| file_error(&index, "read", &error))?;
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let wrong = |what: String| Error::input(format!("{}: {what}", index.display())).hint(INDEX_HINT);
-    let parsed: Index =
-        serde_json::from_str(&text).map_err(|error| wrong(format!("not a safetensors index: {error}")))?;
-    let names: BTreeSet<_> = parsed.weight_map.into_values().collect();
-    if names.is_empty() {
-        return Err(wrong("weight_map is empty".into()));
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// Whether a tensor is a constant that old exports carry: rotary frequencies, GPT-NeoX's causal masks.
-pub fn is_constant(name: &str) -> bool {
-    ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end))
-}
-
-fn abbreviated(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let rest = names.len().saturating_sub(SHOWN);
-    let shown = names[..names.len().min(SHOWN)].join(", ");
-    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
 }
 
 #[cfg(test)]

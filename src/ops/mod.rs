@@ -188,6 +188,11 @@ pub trait Ops: Sync {
         Ok(())
     }
 
+    /// A hash of a tensor's bits, one i64 where the tensor is: the same on every device of one kind.
+    fn hash(&self, values: &Tensor) -> Result<Tensor> {
+        tensors::hash::hash(values)
+    }
+
     /// Sum of the squares of all values of f32 tensors, summed in f64; not finite if any of them is not.
     fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {
         tensors::sum_of_squares(tensors)

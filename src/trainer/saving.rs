@@ -1,6 +1,7 @@
 //! What a run saves, and takes back on `--resume`: weights, masters, moments, position.
 
 use super::Trainer;
+use super::replicas::Hashes;
 use crate::checkpoint::{self, AdapterOf, Best, Snapshot, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Config, Difference, listed};
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Kind, Tensor};
 use tracing::{info, trace_span};
+use xxhash_rust::xxh3::Xxh3;
 
 /// What rank 0 needs to write checkpoints.
 pub struct Saving {
@@ -33,7 +35,7 @@ impl Trainer<'_> {
     pub(super) fn save(&mut self, dev: Option<EvaluationMetrics>) -> Result<()> {
         let Some(saving) = self.saving.take() else { return Ok(()) };
         let _span = trace_span!("save").entered();
-        check_replicas(&self.engine, self.comm)?;
+        check_replicas(&self.engine, self.state.step, self.comm)?;
         if let Some(evaluation) = dev {
             let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
             let loss = &self.config.loss;
@@ -49,6 +51,7 @@ impl Trainer<'_> {
         }
         let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
         let written = if self.comm.rank() == 0 {
+            let _work = self.comm.at_work(format!("saving step {}", self.state.step));
             let written = self.write_checkpoint(&saving, &shares);
             shares.done().and(written)
         } else {
@@ -104,11 +107,18 @@ impl Trainer<'_> {
         checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
     }
 
-    /// Takes masters, moments and position from a checkpoint that this program wrote.
+    /// Takes masters, moments and position from a checkpoint that this program wrote. Returns a hash of all that it read,
+    /// names and shapes with it: every rank reads files that may be another disk's, and must have read the same.
     ///
     /// # Errors
     /// Damaged files, or a checkpoint of another model, loss or data.
-    pub fn resume(&mut self, folder: &Path) -> Result<()> {
+    pub fn resume(&mut self, folder: &Path) -> Result<u128> {
+        let mut hash = Xxh3::new();
+        let mut hashed = |name: &str, value: Tensor| -> Result<Tensor> {
+            hash.update(format!("{name} {:?}", value.size()).as_bytes());
+            hash.update(tensor::bytes(&value)?);
+            Ok(value)
+        };
         let (state, _) = check_resumable(folder, self.config, &self.state.data_key, &self.state.model_key)?;
         let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
         let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
@@ -117,9 +127,11 @@ impl Trainer<'_> {
             for index in 0..segment.parameters.len() {
                 let parameter = segment.parameters[index].clone();
                 let Parameter { name, shape, rows, .. } = &parameter;
-                segment.set(index, &rows.to_memory(&read(&masters, name, shape)?));
+                let value = hashed(name, read(&masters, name, shape)?)?;
+                segment.set(index, &rows.to_memory(&value));
                 for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
-                    let value = read(&moments, &format!("{prefix}.{name}"), shape)?;
+                    let name = format!("{prefix}.{name}");
+                    let value = hashed(&name, read(&moments, &name, shape)?)?;
                     segment.write_owned(flat, index, &rows.to_memory(&value));
                 }
             }
@@ -131,9 +143,10 @@ impl Trainer<'_> {
                 state.world_size, state.threads, now.0, now.1
             );
         }
+        hash.update(format!("{state:?}").as_bytes());
         self.state = TrainState { world_size: now.0, threads: now.1, ..state };
         self.prefetch = None;
-        Ok(())
+        Ok(hash.digest128())
     }
 }
 
@@ -184,25 +197,12 @@ pub fn check_resumable(
 }
 
 /// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit; where each holds a
-/// share of them, the compute values.
+/// share of them, the compute values. All ranks must call it.
 ///
 /// # Errors
 /// Replicas that differ, or a lost rank.
-pub fn check_replicas(engine: &Engine, comm: &CommThread) -> Result<()> {
-    let mut sums = Vec::new();
-    for segment in engine.model.segments.iter() {
-        let Some(master) = &segment.master else { continue };
-        let values = if segment.is_share() { &segment.compute } else { master };
-        sums.push(values.sum(Kind::Double).double_value(&[]));
-    }
-    let mut of_rank_0 = Tensor::from_slice(&sums);
-    comm.broadcast(&mut of_rank_0, 0)?;
-    let same =
-        tensor::slice::<f64>(&of_rank_0)?.iter().zip(&sums).all(|(left, right)| left.to_bits() == right.to_bits());
-    if comm.all_true(same)? {
-        return Ok(());
-    }
-    Err(Error::runtime("the ranks' replicas differ").hint("do all ranks run the same program on the same files?"))
+pub fn check_replicas(engine: &Engine, step: usize, comm: &CommThread) -> Result<()> {
+    if comm.world_size() == 1 { Ok(()) } else { Hashes::of_weights(engine, step)?.compare(comm) }
 }
 
 fn read(file: &Mapped, name: &str, shape: &[i64]) -> Result<Tensor> {

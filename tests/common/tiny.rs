@@ -53,6 +53,8 @@ keep = 5
 dir = "run"
 "#;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_haf-dist");
+
 /// Every job must be over within this time; most take a second.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -162,10 +164,21 @@ impl Workspace {
 
     /// The program as it would be started here.
     pub fn command(&self, ranks: usize, arguments: &[&str]) -> Command {
-        let program = Path::new(env!("CARGO_BIN_EXE_haf-dist"));
+        let program = Path::new(PROGRAM);
         let mut command = if ranks > 1 { job::mpirun(ranks, program) } else { Command::new(program) };
+        command.args(arguments);
+        self.at_home(command)
+    }
+
+    /// Two ranks that are told different things, the second in the folder of `other`.
+    pub fn unlike(&self, first: &[&str], other: &Self, second: &[&str]) -> Command {
+        let mut command = job::mpirun(1, Path::new(PROGRAM));
+        command.args(first).args([":", "-n", "1", "-wdir"]).arg(other.folder.path()).arg(PROGRAM).args(second);
+        self.at_home(command)
+    }
+
+    fn at_home(&self, mut command: Command) -> Command {
         command
-            .args(arguments)
             .current_dir(self.folder.path())
             .env("OMP_NUM_THREADS", "1")
             // No test asks the network.
@@ -186,9 +199,16 @@ impl Workspace {
 
     /// Runs the program to its end.
     pub fn run(&self, ranks: usize, arguments: &[&str]) -> Outcome {
+        self.finish(self.command(ranks, arguments))
+    }
+
+    /// Runs a command to its end.
+    pub fn finish(&self, mut command: Command) -> Outcome {
         let started = Instant::now();
         let log = format!("{:?}", std::thread::current().id()).replace(|letter: char| !letter.is_ascii_digit(), "");
-        let ended = job::wait(self.start(ranks, &log, arguments), LIMIT);
+        let file = |kind: &str| fs::File::create(self.log(&log, kind)).unwrap();
+        let job = command.stdout(file("out")).stderr(file("err")).spawn().expect("mpirun of Open MPI is installed");
+        let ended = job::wait(job, LIMIT);
         let text = |kind| {
             let path = self.log(&log, kind);
             let bytes = fs::read(&path).unwrap();
@@ -196,7 +216,7 @@ impl Workspace {
             String::from_utf8_lossy(&bytes).into_owned()
         };
         let (stdout, stderr) = (text("out"), text("err"));
-        let code = ended.unwrap_or_else(|| panic!("{arguments:?} was not over in time:\n{stdout}{stderr}"));
+        let code = ended.unwrap_or_else(|| panic!("{command:?} was not over in time:\n{stdout}{stderr}"));
         Outcome { code, stdout, stderr, took: started.elapsed() }
     }
 

@@ -38,24 +38,22 @@ for codec in ("snappy", "zstd", "gzip", "lz4", "none"):
     write(f"pairs-{codec}", PAIRS, compression=codec, row_group_size=4, write_page_checksum=True)
 write("pairs-brotli", PAIRS, compression="brotli")
 
-# Chatbot Arena, with columns that no key expects: a date, an image, a dictionary, a map.
-write(
-    "arena",
-    {
-        "winner": pa.array(["model_a", "model_b", "tie"]).dictionary_encode(),
-        "conversation_a": pa.array([talk("q", "a")] * 3, pa.list_(MESSAGE)),
-        "conversation_b": pa.array([talk("q", "b")] * 3, pa.list_(MESSAGE)),
-        "turn": pa.array([1, 1, 1], pa.uint8()),
-        "anony": pa.array([True, False, None]),
-        "tstamp": pa.array([datetime.datetime(2023, 6, 1)] * 3, pa.timestamp("us")),
-        "image": pa.array([{"bytes": b"\xff\x00", "path": "x.png"}] * 3),
-        "price": pa.array([None] * 3, pa.decimal128(10, 2)),
-        "nothing": pa.array([None] * 3),
-        "toxicity": pa.array([[("openai", 0.5)]] * 3, pa.map_(pa.string(), pa.float64())),
-    },
-    compression="snappy",
-    data_page_version="2.0",
-)
+# Chatbot Arena, with columns that no key expects: a date, a file's bytes, a dictionary, a map; and with an image, which a
+# model would have to see.
+ARENA = {
+    "winner": pa.array(["model_a", "model_b", "tie"]).dictionary_encode(),
+    "conversation_a": pa.array([talk("q", "a")] * 3, pa.list_(MESSAGE)),
+    "conversation_b": pa.array([talk("q", "b")] * 3, pa.list_(MESSAGE)),
+    "turn": pa.array([1, 1, 1], pa.uint8()),
+    "anony": pa.array([True, False, None]),
+    "tstamp": pa.array([datetime.datetime(2023, 6, 1)] * 3, pa.timestamp("us")),
+    "icon": pa.array([{"bytes": b"\xff\x00", "path": "x.png"}] * 3),
+    "price": pa.array([None] * 3, pa.decimal128(10, 2)),
+    "nothing": pa.array([None] * 3),
+    "toxicity": pa.array([[("openai", 0.5)]] * 3, pa.map_(pa.string(), pa.float64())),
+}
+write("arena", ARENA, compression="snappy", data_page_version="2.0")
+write("arena-image", ARENA | {"image": ARENA["icon"]}, compression="snappy")
 
 # A list of structs of text and number.
 write(

@@ -44,8 +44,10 @@ fn a_copy_or_an_export_scores_and_evaluates_as_the_checkpoint_line_by_line() {
         assert_eq!(score(&workspace, folder, &[]), scores, "{folder}");
         assert_eq!(eval(&workspace, folder), rows, "{folder}");
     }
-    // The control: with defaults the rewards are others.
-    assert_ne!(score(&workspace, "forgetful", &[]), scores);
+    // So does a folder that has only what other programs read: its chat template writes what was trained.
+    assert_eq!(score(&workspace, "forgetful", &[]), scores);
+    // The control: with another template the rewards are others.
+    assert_ne!(score(&workspace, "forgetful", &["--template", "plain"]), scores);
     // What is typed wins over both memories, and over each key alone.
     let typed = ["--template", "chat", "--max-length", "40"];
     let of_checkpoint = score(&workspace, "run/step-6", &typed);

@@ -34,7 +34,7 @@ fn broken_rows_are_named_with_file_and_line() {
     refuse(&workspace, "broken JSON", &[], &["plain.jsonl:3", "broken JSON"]);
     let half = json!({"prompt": "What?", "chosen": "yes"});
     workspace.write("plain.jsonl", &format!("{}{half}\n{good}", rows(0, 1)));
-    refuse(&workspace, "no answer", &[], &["plain.jsonl:2", "`rejected` is missing"]);
+    refuse(&workspace, "no answer", &["data.strict=true"], &["plain.jsonl:2", "`rejected` is missing"]);
 }
 
 #[test]
@@ -54,16 +54,32 @@ fn data_that_leaves_no_pair_is_refused() {
 }
 
 #[test]
-fn a_tokenizer_with_more_tokens_than_the_model_is_refused() {
+fn a_text_with_a_token_beyond_the_embedding_is_refused() {
     let workspace = Workspace::new();
     let mut wide = tokenizer();
     wide["model"]["vocab"]["é"] = json!(VOCABULARY);
     workspace.write("model/tokenizer.json", &wide.to_string());
-    refuse(&workspace, "wide tokenizer", &[], &["largest id is 97", "97 entries"]);
-    // The control: the last id that fits.
+    let row = json!({"prompt": "What?", "chosen": "oui, très bien: é", "rejected": "no"});
+    workspace.write("plain.jsonl", &format!("{}{row}\n", rows(0, 2)));
+    refuse(&workspace, "é beyond", &[], &["plain.jsonl", "line 3", "\"é\" is token 97", "97 rows"]);
+    // The controls: no text uses it, and the last id that fits.
+    workspace.write("plain.jsonl", &rows(0, 3));
+    workspace.train(1, &["train.steps=1"]).succeeded();
     wide["model"]["vocab"]["é"] = json!(VOCABULARY - 1);
     workspace.write("model/tokenizer.json", &wide.to_string());
-    workspace.train(1, &["train.steps=1"]).succeeded();
+    workspace.write("plain.jsonl", &format!("{}{row}\n", rows(0, 2)));
+    workspace.train(1, &["train.steps=1", "output.dir=other"]).succeeded();
+}
+
+#[test]
+fn an_expression_that_backtracks_without_end_is_an_error_with_the_row() {
+    let workspace = Workspace::new();
+    let mut hostile = tokenizer();
+    hostile["pre_tokenizer"]["pattern"] = json!({"Regex": "(?:x+x+)+y|."});
+    workspace.write("model/tokenizer.json", &hostile.to_string());
+    let row = json!({"prompt": "x".repeat(60), "chosen": "yes", "rejected": "no"});
+    workspace.write("plain.jsonl", &format!("{}{row}\n", rows(0, 2)));
+    refuse(&workspace, "backtracking", &[], &["plain.jsonl", "line 3", "gives up", "retry-limit"]);
 }
 
 #[test]
@@ -107,7 +123,7 @@ fn what_is_no_reward_model_is_neither_evaluated_nor_scored() {
             headless.extend(["--output", "new.jsonl"]);
             missing.extend(["--output", "new.jsonl"]);
         }
-        check(&workspace, &[1, 2], &Case { name: "no head", arguments: headless, says: &["no score.weight"] });
+        check(&workspace, &[1, 2], &Case { name: "no head", arguments: headless, says: &["no reward head"] });
         let says = ["nowhere/config.json"];
         check(&workspace, &[1, 2], &Case { name: "no checkpoint", arguments: missing, says: &says });
     }

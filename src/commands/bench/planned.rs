@@ -12,7 +12,7 @@ use crate::plan::hardware;
 use crate::plan::memory::Memory;
 use crate::plan::scaling::Inputs;
 use crate::plan::workload::{self, PairTokens};
-use tch::{Device, Kind};
+use tch::Kind;
 
 /// Predictions for one rank of a benchmark on CPUs.
 pub struct Planned {

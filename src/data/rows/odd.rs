@@ -31,6 +31,15 @@ pub(in crate::data) fn kind(object: &Map<String, Value>) -> Option<&'static str>
     KINDS.into_iter().find(|kind| *kind == said)
 }
 
+/// The first such value in another, or the value itself.
+pub(in crate::data) fn within(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Object(object) => kind(object).or_else(|| object.values().find_map(within)),
+        Value::Array(list) => list.iter().find_map(within),
+        _ => None,
+    }
+}
+
 /// A number, if JSON has it.
 pub(in crate::data) fn number(number: f64) -> Value {
     Number::from_f64(number).map(Value::Number).unwrap_or_else(|| {

@@ -20,7 +20,10 @@ impl Keys {
     /// # Errors
     /// Text that is something else.
     pub fn parse(text: &str) -> Result<Self> {
-        let keys = serde_json::from_str(text).map_err(|error| Error::input(format!("not a model config: {error}")))?;
+        let keys = serde_json::from_str(text).map_err(|error| {
+            Error::input(format!("not a model config: {error}"))
+                .hint("a JSON object is expected; is the file whole? get it again from where the model is from")
+        })?;
         Ok(Self(keys))
     }
 

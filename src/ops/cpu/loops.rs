@@ -11,9 +11,10 @@ use crate::ops::{
     NormGradients, NormWeight, Ops, Places, Scratch, Tensors,
 };
 use crate::packing::{AttentionRules, Group, HeadCounts};
-use crate::tensor::{slice, slice_mut};
+use crate::tensor::{bytes, slice, slice_mut};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// On a CPU.
 pub struct Cpu;
@@ -199,6 +200,10 @@ impl Ops for Cpu {
 
     fn adamw(&self, step: &AdamWStep) -> Result<()> {
         adamw::step(step)
+    }
+
+    fn hash(&self, values: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::from(xxh3_64(bytes(values)?) as i64))
     }
 
     fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {

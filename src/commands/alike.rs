@@ -1,0 +1,176 @@
+//! What all ranks must have in common, held side by side before anything is done with it: the program and the command,
+//! the config, the model's files, the tokens. A difference is one error that names it, within seconds.
+//!
+//! Weights are not compared here: every rank gets rank 0's (`setup.rs`). Not here: how it is compared (`comm/same.rs`).
+
+use crate::cli::Command;
+use crate::comm::{CommThread, Fact, leaves};
+use crate::config::Config;
+use crate::data::prepared::PreparedData;
+use crate::error::{Result, file_error};
+use crate::files::{self, fingerprint_parts};
+use crate::model::adapter::Origin;
+use crate::model::peft;
+use serde_json::Value;
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// The program's version, and a hash of the sources it was built from.
+const PROGRAM: &str = concat!(env!("CARGO_PKG_VERSION"), " (sources ", env!("HAF_DIST_SOURCES"), ")");
+
+/// Arguments that are not compared, and why.
+const OF_A_RANK: [(&str, &str); 3] = [
+    ("config", "its keys are compared once they are read"),
+    ("set", "its keys are compared once they are read"),
+    ("threads", "nodes may have different processors"),
+];
+
+/// Files of a model's folder that decide what tokens a text becomes.
+const TOKENIZER: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// The program and what it is asked to do, `traced` or not.
+///
+/// # Errors
+/// The user's, the same on every rank: what differs, and where.
+pub fn command(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
+    if comm.world_size() == 1 {
+        return Ok(());
+    }
+    let (name, mut arguments) = typed(command);
+    // First, or another command's arguments would stand before its name.
+    comm.same(&[("the program's version".into(), PROGRAM.into()), ("the command".into(), name)])?;
+    arguments.push(("--trace".into(), traced.to_string()));
+    comm.same(&arguments)
+}
+
+/// The command's name, and the arguments that it was given or has defaults for.
+fn typed(command: &Command) -> (String, Vec<Fact>) {
+    // A command with its arguments is one key with a table below.
+    let Some((name, arguments)) = serde_json::to_value(command).ok().and_then(|tree| match tree {
+        Value::Object(tree) => tree.into_iter().next(),
+        _ => None,
+    }) else {
+        // JSON holds no path that is not UTF-8.
+        return (format!("{command:?}"), Vec::new());
+    };
+    let compared = |key: &str| OF_A_RANK.iter().all(|(excluded, _)| *excluded != key);
+    let named = leaves("", &arguments).into_iter().map(|(key, value)| (key.replace("scoring.", ""), value));
+    let given = named.filter(|(key, value)| compared(key) && value != "null");
+    (name, given.map(|(key, value)| (format!("--{}", key.replace('_', "-")), value)).collect())
+}
+
+/// Every key of the config that can change a number or the order of collectives.
+///
+/// # Errors
+/// As [`command`].
+pub fn config(config: &Config, comm: &CommThread) -> Result<()> {
+    if comm.world_size() == 1 {
+        return Ok(());
+    }
+    comm.same(&comm.agree(config.in_common())?)
+}
+
+/// The model's config.json, key by key, its tokenizer and its template; of an adapter its own config too.
+///
+/// # Errors
+/// As [`command`]; a file that cannot be read.
+pub fn model(origin: &Origin, comm: &CommThread) -> Result<()> {
+    if comm.world_size() == 1 {
+        return Ok(());
+    }
+    comm.same(&comm.agree(of_model(origin))?)
+}
+
+fn of_model(origin: &Origin) -> Result<Vec<Fact>> {
+    let mut facts = json(&origin.base.join("config.json"))?;
+    facts.push(("an adapter in the model's folder".into(), origin.adapter.is_some().to_string()));
+    if let Some(folder) = &origin.adapter {
+        facts.extend(json(&folder.join(peft::CONFIG))?);
+    }
+    for name in TOKENIZER {
+        let path = origin.tokenizer().join(name);
+        let hash = if path.exists() { hex(files::fingerprint_file(&path)?) } else { "absent".into() };
+        facts.push((name.into(), hash));
+    }
+    Ok(facts)
+}
+
+/// The keys of a JSON file; its hash where it is none. Who reads it says what is wrong with it.
+fn json(path: &Path) -> Result<Vec<Fact>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![(name.into(), "absent".into())]),
+        Err(error) => return Err(file_error(path, "read", &error)),
+    };
+    Ok(match serde_json::from_slice(&bytes) {
+        Ok(tree) => leaves(&format!("{name}:"), &tree)
+            .into_iter()
+            .map(|(key, value)| (key.replacen(":.", ": ", 1), value))
+            .collect(),
+        Err(_) => vec![(name.into(), hex(fingerprint_parts([&bytes[..]])))],
+    })
+}
+
+/// The tokens of a split.
+///
+/// # Errors
+/// As [`command`].
+pub fn data(split: &str, data: &PreparedData, comm: &CommThread) -> Result<()> {
+    if comm.world_size() == 1 {
+        return Ok(());
+    }
+    comm.same(&[
+        (format!("the number of {split} pairs"), data.len().to_string()),
+        (format!("the hash of the {split} pairs' tokens, margins and domains"), hex(data.content())),
+    ])
+}
+
+/// What each rank has read from a disk of its own.
+///
+/// # Errors
+/// As [`command`].
+pub fn read(what: &str, hash: u128, comm: &CommThread) -> Result<()> {
+    comm.same(&[(format!("the hash of {what}"), hex(hash))])
+}
+
+fn hex(hash: u128) -> String {
+    format!("{hash:032x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Arguments;
+    use clap::Parser;
+
+    fn facts(line: &str) -> (String, Vec<Fact>) {
+        typed(&Command::try_from(Arguments::try_parse_from(line.split(' ')).unwrap()).unwrap())
+    }
+
+    /// Promise: every argument is compared under the name it is typed with, but for those with a reason.
+    #[test]
+    fn commands_become_facts() {
+        let expected = |name: &str, facts: &[(&str, &str)]| {
+            let facts = facts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            (name.to_owned(), facts.collect::<Vec<_>>())
+        };
+        let train = facts("haf-dist --config run.toml --set loss.beta=0.5 --resume");
+        assert_eq!(train, expected("train", &[("--resume", "true"), ("--debug", "false")]));
+        let score = facts("haf-dist score --checkpoint m --data d.jsonl --threads 3 --output o.jsonl");
+        let arguments = [
+            ("--checkpoint", "\"m\""),
+            ("--data", "\"d.jsonl\""),
+            ("--tokens-per-micro-batch", "4096"),
+            ("--output.File", "\"o.jsonl\""),
+        ];
+        assert_eq!(score, expected("score", &arguments));
+    }
+}

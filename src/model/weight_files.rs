@@ -1,0 +1,368 @@
+//! The safetensors files of a model or an adapter: which they are, which tensor is in which, and what is wrong with them.
+//!
+//! Not here: what tensors are called in them (`names.rs`), the model made of them (`weights.rs`, `adapter.rs`).
+
+use super::config::Architecture;
+use super::layout::{Declared, Part, REWARD_HEAD};
+use super::names::{self, HeadNames};
+use super::quantised;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::safetensors_io::Mapped;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+use tch::{Kind, Tensor};
+
+/// The largest index, and the largest config.json.
+const MOST_BYTES: u64 = 64 << 20;
+
+const INDEX: &str = "model.safetensors.index.json";
+const INDEX_HINT: &str = "expected {\"weight_map\": {\"TENSOR\": \"FILE\", ...}}: get or write the file again";
+
+/// The reward head that TRL and LLaMA-Factory write beside a model or an adapter.
+const VALUE_HEAD: &str = "value_head.safetensors";
+
+/// Key of config.json that names the module of the reward head: OpenRLHF's.
+pub const HEAD_NAME: &str = "value_head_prefix";
+
+/// Key of config.json for what is added to every reward: a merged model's, whose head had a bias that servers do not read.
+pub const REWARD_BIAS: &str = "reward_bias";
+
+/// The files of a folder, and which tensor is in which.
+pub struct WeightFiles {
+    files: Vec<Mapped>,
+    /// By its usual name: the number of its file, and its name there.
+    place: BTreeMap<String, (usize, String)>,
+    head: Option<HeadNames>,
+    /// The module that config.json names as the reward head.
+    named_head: Option<String>,
+    /// What config.json adds to rewards.
+    reward_bias: f64,
+}
+
+impl WeightFiles {
+    /// Those of a whole model.
+    ///
+    /// # Errors
+    /// A missing, cut or damaged file, quantised weights, two tensors of one name, or a reward head that is not read.
+    pub fn of_model(folder: &Path, architecture: &Architecture) -> Result<Self> {
+        let config = config(folder)?;
+        let parts = Part::all(architecture).into_iter();
+        let needed: BTreeSet<String> =
+            parts.flat_map(|part| part.parameters(architecture)).map(|declared| declared.name).collect();
+        let files = mapped(&weight_paths(folder)?)?;
+        quantised::refuse(folder, &config, &files, |name| needed.contains(&names::usual(architecture, name)))?;
+        let mut opened = Self::of(folder, files, architecture, named_head(&config))?;
+        opened.reward_bias = config.get(REWARD_BIAS).and_then(Value::as_f64).unwrap_or(0.0);
+        match opened.place.keys().find(|name| name.contains(".lora_") || name.contains(".base_layer.")) {
+            Some(name) => {
+                Err(Error::input(format!("{}: {name} is an adapter's, which is not merged", folder.display())).hint(
+                    "merge it in PEFT (merge_and_unload) and save that; or save the adapter alone, beside its base",
+                ))
+            }
+            None => Ok(opened),
+        }
+    }
+
+    /// Those of the adapter in `folder`; `base` is the folder of the model that it is beside.
+    ///
+    /// # Errors
+    /// As [`Self::of_model`].
+    pub fn of_adapter(folder: &Path, weights: &str, base: &Path, architecture: &Architecture) -> Result<Self> {
+        let paths: Vec<PathBuf> = [Some(folder.join(weights)), value_head(folder)?].into_iter().flatten().collect();
+        let files = mapped(&paths)?;
+        quantised::refuse(folder, &Value::Null, &files, |name| name.contains(".lora_"))?;
+        Self::of(folder, files, architecture, named_head(&config(base)?))
+    }
+
+    fn of(folder: &Path, files: Vec<Mapped>, architecture: &Architecture, named: Option<String>) -> Result<Self> {
+        let mut place: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        let mut renamed = None;
+        for (number, file) in files.iter().enumerate() {
+            for name in file.names() {
+                let usual = names::usual(architecture, &name);
+                if usual != name {
+                    renamed.get_or_insert_with(|| format!("{name} is read as {usual}"));
+                }
+                if let Some((other, twin)) = place.insert(usual.clone(), (number, name.clone())) {
+                    let [one, two] = [other, number].map(|number| files[number].path().display());
+                    return Err(Error::input(format!("{usual} is there twice: {twin} in {one}, {name} in {two}"))
+                        .hint("take one of them out: they may differ"));
+                }
+            }
+        }
+        if let Some(renamed) = renamed {
+            tracing::info!("{}: names of another program: {renamed}", folder.display());
+        }
+        let shape = |(name, (file, raw)): (&String, &(usize, String))| Ok((name.clone(), files[*file].shape(raw)?));
+        let shapes = place.iter().map(shape).collect::<Result<BTreeMap<_, _>>>()?;
+        let head = HeadNames::find(&shapes, named.as_deref(), architecture.width as i64)
+            .map_err(|error| error.at(folder.display()))?;
+        let opened = Self { files, place, head, named_head: named, reward_bias: 0.0 };
+        if let Some(head) = opened.head.as_ref().filter(|head| !head.is_usual()) {
+            let (file, raw) = &opened.place[&head.weight];
+            tracing::info!("{}: the reward head is {raw}", opened.files[*file].path().display());
+        }
+        Ok(opened)
+    }
+
+    /// Whether there is a tensor of this usual name.
+    pub fn has(&self, name: &str) -> bool {
+        self.place.contains_key(name)
+    }
+
+    /// All usual names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.place.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor is the reward head or its bias.
+    pub fn is_head(&self, name: &str) -> bool {
+        let head = self.head.as_ref();
+        head.is_some_and(|head| head.weight == name || head.bias.as_deref() == Some(name))
+    }
+
+    /// A tensor's shape.
+    ///
+    /// # Errors
+    /// No such tensor.
+    pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
+        let (file, raw) = self.find(name)?;
+        file.shape(raw)
+    }
+
+    /// A copy of a tensor, on the CPU, of the file's kind.
+    ///
+    /// # Errors
+    /// No such tensor, or one of a kind that is not read.
+    pub fn read(&self, name: &str) -> Result<Tensor> {
+        let (file, raw) = self.find(name)?;
+        file.read(raw)
+    }
+
+    fn find(&self, name: &str) -> Result<(&Mapped, &str)> {
+        let found = self.place.get(name).map(|(file, raw)| (&self.files[*file], raw.as_str()));
+        found.ok_or_else(|| Error::input(format!("there is no tensor {name}")).hint("get or write the files again"))
+    }
+
+    /// The reward head: [1, D] in f32, and what is added to its product.
+    ///
+    /// # Errors
+    /// A head of a kind that is not read, or one that is not finite.
+    pub fn reward_head(&self) -> Result<Option<(Tensor, f64)>> {
+        let Some(HeadNames { weight, bias }) = &self.head else { return Ok(None) };
+        let (file, raw) = self.find(weight)?;
+        let value = file.read(raw)?;
+        let bias = match bias {
+            Some(name) => self.read(name)?.to_kind(Kind::Double).view([1]).double_value(&[0]),
+            None => 0.0,
+        } + self.reward_bias;
+        if !value.is_floating_point() || !bias.is_finite() {
+            return Err(Error::input(format!("the reward head {raw} is {:?} with bias {bias}", value.kind()))
+                .hint("a head of f32, bf16 or f16 with finite numbers is read: get or write it again"));
+        }
+        Ok(Some((value.to_kind(Kind::Float), bias)))
+    }
+
+    /// File by file its path and the tensors to go into a merged model, by usual name: all but reward heads and constants.
+    pub fn shards(&self) -> impl Iterator<Item = (&Path, Vec<&str>)> {
+        self.files.iter().enumerate().map(|(number, file)| {
+            let mine = self.place.iter().filter(move |(_, (file, _))| *file == number);
+            let names = mine.map(|(name, _)| name.as_str());
+            let kept =
+                names.filter(|name| !names::is_of_a_head(name, self.named_head.as_deref()) && !is_constant(name));
+            (file.path(), kept.collect())
+        })
+    }
+
+    /// Every needed tensor there, in its shape; everything else reported.
+    ///
+    /// # Errors
+    /// What is missing or has another shape, and what looks like a reward head but is not known as one.
+    pub fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
+        let mut needed: Vec<Declared> = parts.iter().flat_map(|part| part.parameters(architecture)).collect();
+        needed.retain(|declared| declared.name != REWARD_HEAD);
+        let names = needed.iter().map(|declared| declared.name.as_str());
+        let missing: Vec<_> = names.clone().filter(|name| !self.has(name)).collect();
+        if !missing.is_empty() {
+            let (missing, count) = (abbreviated(&missing), missing.len());
+            let there: Vec<_> = self.names().collect();
+            return Err(Error::input(format!(
+                "{}: {count} of {} tensors are missing: {missing}",
+                folder.display(),
+                needed.len(),
+            ))
+            .hint(format!(
+                "the safetensors must hold the model that config.json describes (names as Transformers writes them); \
+                 they hold {}",
+                if there.is_empty() { "nothing".into() } else { abbreviated(&there) }
+            )));
+        }
+        for Declared { name, shape, .. } in &needed {
+            let found = self.shape(name)?;
+            if found != *shape {
+                let (file, raw) = &self.place[name];
+                return Err(Error::input(format!(
+                    "{}: {raw} has shape {found:?}, but config.json makes it {shape:?}",
+                    self.files[*file].path().display()
+                ))
+                .hint("config.json and the safetensors must be of the same model: get or write both again"));
+            }
+        }
+        let known: BTreeSet<_> = names.collect();
+        // Some carry a tied head's copy of the embedding.
+        let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
+        let is_used = |name: &str| known.contains(name) || harmless(name) || self.is_head(name);
+        let unused: Vec<_> = self.names().filter(|name| !is_used(name)).collect();
+        let row = [1, architecture.width as i64];
+        for name in unused.iter().filter(|_| self.head.is_none()) {
+            if let (Some(module), true) = (name.strip_suffix(".weight"), self.shape(name)? == row) {
+                return Err(Error::input(format!(
+                    "{}: {name} {row:?} may be the reward head, under a name that is not known",
+                    folder.display()
+                ))
+                .hint(format!(
+                    "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else take it out"
+                )));
+            }
+        }
+        if !unused.is_empty() {
+            tracing::warn!("{}: {} tensors are not used: {}", folder.display(), unused.len(), abbreviated(&unused));
+        }
+        Ok(())
+    }
+}
+
+fn mapped(paths: &[PathBuf]) -> Result<Vec<Mapped>> {
+    let open = |path: &PathBuf| {
+        let file = Mapped::open(path);
+        if path.ends_with(VALUE_HEAD) { file.map_err(|error| error.at("the reward head")) } else { file }
+    };
+    paths.iter().map(open).collect()
+}
+
+/// The weight files of a folder, in a fixed order: those of the index or model.safetensors, then the head beside them.
+///
+/// # Errors
+/// No weights, a broken index, or one that names files that are missing or outside the folder.
+pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
+    let single = folder.join("model.safetensors");
+    let index = folder.join(INDEX);
+    let mut paths = if single.exists() {
+        vec![single]
+    } else if index.exists() {
+        shards_of(folder, &index)?
+    } else {
+        let pickled = folder.join("pytorch_model.bin").exists() || folder.join("pytorch_model.bin.index.json").exists();
+        let hint = if pickled {
+            "pytorch_model.bin is a pickle, which can run code when opened: save the model with safetensors"
+        } else {
+            "the folder must hold model.safetensors, or model.safetensors.index.json with its shards"
+        };
+        return Err(Error::input(format!("{} holds no weights", folder.display())).hint(hint));
+    };
+    paths.extend(value_head(folder)?);
+    Ok(paths)
+}
+
+/// The reward head's own file, where a folder has one.
+///
+/// # Errors
+/// A head in a pickle.
+pub fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
+    let path = folder.join(VALUE_HEAD);
+    if path.exists() {
+        return Ok(Some(path));
+    }
+    let pickle = folder.join("value_head.bin");
+    match pickle.exists() {
+        true => Err(Error::input(format!("{} holds the reward head, in a pickle", pickle.display()))
+            .hint("a pickle can run code when opened: save the head as value_head.safetensors, or take the file away")),
+        false => Ok(None),
+    }
+}
+
+/// The shards that an index names, each once.
+fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let wrong = |what: String| Error::input(format!("{}: {what}", index.display())).hint(INDEX_HINT);
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: Entries,
+    }
+    let text = files::read_within(index, MOST_BYTES)?;
+    let Index { weight_map: Entries(entries) } =
+        serde_json::from_slice(&text).map_err(|error| wrong(format!("not a safetensors index: {error}")))?;
+    let mut tensors = BTreeSet::new();
+    if let Some((twice, _)) = entries.iter().find(|(tensor, _)| !tensors.insert(tensor)) {
+        return Err(wrong(format!("weight_map has {twice} twice")));
+    }
+    let names: BTreeSet<&String> = entries.iter().map(|(_, file)| file).collect();
+    if names.is_empty() {
+        return Err(wrong("weight_map is empty".into()));
+    }
+    let is_inside = |name: &str| {
+        let mut parts = Path::new(name).components().peekable();
+        parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+    };
+    if let Some(outside) = names.iter().find(|name| !is_inside(name)) {
+        return Err(wrong(format!("{outside:?} is no file of this folder")));
+    }
+    let missing: Vec<&str> =
+        names.iter().map(|name| name.as_str()).filter(|name| !folder.join(name).exists()).collect();
+    if !missing.is_empty() {
+        let (count, all) = (missing.len(), names.len());
+        let missing = abbreviated(&missing);
+        return Err(Error::input(format!("{}: {count} of its {all} files are missing: {missing}", index.display()))
+            .hint("get the whole folder again"));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// A JSON object's entries as they stand, those of one name too.
+struct Entries(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Entries;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("an object of texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// The keys of config.json; [`Architecture`] says which of them describe the model.
+fn config(folder: &Path) -> Result<Value> {
+    let path = folder.join("config.json");
+    serde_json::from_slice(&files::read_within(&path, MOST_BYTES)?)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("get it again"))
+}
+
+/// The module that OpenRLHF was told to keep the reward head in.
+fn named_head(config: &Value) -> Option<String> {
+    config.get(HEAD_NAME).and_then(Value::as_str).filter(|name| !name.is_empty()).map(String::from)
+}
+
+/// Whether a tensor is a constant that old exports carry: rotary frequencies, GPT-NeoX's causal masks.
+fn is_constant(name: &str) -> bool {
+    ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end))
+}
+
+fn abbreviated(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let rest = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
+}
