@@ -113,7 +113,7 @@ fn no_template_is_given_what_json_has_not() {
 fn a_byte_that_is_not_utf_8_is_named_with_its_place() {
     let latin = b"{\"prompt\": \"q\", \"chosen\": \"caf\xe9\", \"rejected\": \"b\"}";
     let bad = [PAIR.as_bytes(), b"\n", latin].concat();
-    let expected = "broken JSON in column 30: byte 0xe9 is not UTF-8";
+    let expected = "broken JSON in column 31: byte 0xe9 is not UTF-8";
     assert!(refused(bad).message.contains(&format!("rows.jsonl:2: {expected}")));
     let array = [b"[", PAIR.as_bytes(), b",\n", latin, b"]"].concat();
     assert!(refused(array).message.contains(&format!("rows.jsonl:2: element 2: {expected}")));
