@@ -4,6 +4,7 @@
 
 mod examples;
 mod values;
+mod verifying;
 
 use crate::config::{Dtype, Format, Objective, RewardAt, TemplateKind};
 use crate::error::{Error, Result};
@@ -13,6 +14,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use values::{above_zero, column, pair_tokens, positive, share};
+pub use verifying::Verifying;
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
@@ -119,6 +121,9 @@ enum TypedCommand {
     /// Copy a checkpoint for other programs, or merge an adapter into its base
     #[command(after_help = examples::EXPORT)]
     Export(Exporting),
+    /// Check that a model gives the rewards it had when it was saved, here or in Transformers
+    #[command(after_help = examples::VERIFY)]
+    Verify(Verifying),
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
@@ -339,6 +344,8 @@ pub enum Command {
     },
     /// Copy or merge a checkpoint.
     Export(Exporting),
+    /// Check a checkpoint's self-test.
+    Verify(Verifying),
     /// Predict memory and time.
     Plan(Planning),
     /// List the layouts of rows, or show one.
@@ -371,12 +378,13 @@ impl TryFrom<Arguments> for Command {
             (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
             (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
+            (Some(TypedCommand::Verify(verifying)), _) => Ok(Self::Verify(verifying)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
             (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
-                 export, plan, formats)",
+                 export, verify, plan, formats)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

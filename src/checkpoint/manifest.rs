@@ -1,5 +1,6 @@
 //! `trainer/files.json`: size and hash of every file of a checkpoint, written last; what makes "whole" checkable.
 
+use super::chat_template::NAMED;
 use super::{TRAINER, read_json, to_json, write_text};
 use crate::error::{Error, Result, file_error};
 use serde::{Deserialize, Serialize};
@@ -28,9 +29,14 @@ type Manifest = BTreeMap<String, Entry>;
 /// Lists all that `checkpoint` holds.
 pub fn write(checkpoint: &Path) -> Result<()> {
     let mut manifest = Manifest::new();
-    for (folder, prefix) in
-        [(checkpoint.to_path_buf(), String::new()), (checkpoint.join(TRAINER), format!("{TRAINER}/"))]
-    {
+    for (folder, prefix) in [
+        (checkpoint.to_path_buf(), String::new()),
+        (checkpoint.join(NAMED), format!("{NAMED}/")),
+        (checkpoint.join(TRAINER), format!("{TRAINER}/")),
+    ] {
+        if !folder.is_dir() {
+            continue;
+        }
         let failed = |error: std::io::Error| file_error(&folder, "list", &error);
         for item in fs::read_dir(&folder).map_err(failed)? {
             let path = item.map_err(failed)?.path();

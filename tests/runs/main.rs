@@ -25,3 +25,4 @@ mod stalled;
 mod tracing;
 mod training;
 mod unheard;
+mod verifying;

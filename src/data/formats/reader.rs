@@ -207,9 +207,9 @@ pub struct Scorable {
     pub unused: BTreeMap<String, usize>,
 }
 
-/// Reads all rows of a file that is only scored (of the source its path, columns and bound count): pairs of any layout, `prompt` with one `answer` (or `response`, or
+/// Reads all rows of a file that is only scored: pairs of any layout, `prompt` with one `answer` (or `response`, or
 /// `completion`), or `messages` that end with the answer. No row is left out, so that scores and rows can be laid side by
-/// side. Rows may have different layouts.
+/// side. Rows may have different layouts. Of the source its path, columns and bound count.
 ///
 /// # Errors
 /// As [`read`], at the first odd row; also a pair whose answers do not belong to one prompt, a tie, and a list of more than
