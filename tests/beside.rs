@@ -31,7 +31,7 @@ fn only(row: Value) -> Pair {
 /// What is said of a row that is refused; scoring says the same.
 fn refused(row: Value) -> String {
     let error = all(std::slice::from_ref(&row)).unwrap_err();
-    let scored = written(&[row], |path| read_for_scoring(&path, &BTreeMap::new())).unwrap_err();
+    let scored = written(&[row], |path| read_for_scoring(&Source::new(&path))).unwrap_err();
     assert!(error.kind == Kind::Input && error.hint.is_some(), "{error}");
     let without_path = |message: &str| message.split_once("rows.jsonl").unwrap().1.to_owned();
     assert_eq!(without_path(&error.message), without_path(&scored.message));

@@ -11,7 +11,6 @@ use haf_dist::error::{Error, Kind, Result};
 use property::cases;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -328,7 +327,7 @@ fn scoring_takes_single_rows_and_pairs_and_leaves_none_out() {
         json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "c"}]}),
     ];
     let text: String = mixed.iter().map(|row| format!("{row}\n")).collect();
-    let pairs = read_for_scoring(&file("rows.jsonl", text).path, &BTreeMap::new()).unwrap().pairs;
+    let pairs = read_for_scoring(&Source::new(&file("rows.jsonl", text).path)).unwrap().pairs;
     let answers: Vec<_> =
         pairs.iter().map(|pair| (pair.chosen.text(), pair.rejected.as_ref().map(Message::text))).collect();
     assert_eq!(
@@ -343,7 +342,7 @@ fn scoring_takes_single_rows_and_pairs_and_leaves_none_out() {
         ("{\"answer\": \"a\"}", "`prompt` is missing"),
         ("{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}", "expected the assistant's"),
     ] {
-        let error = read_for_scoring(&file("rows.jsonl", row).path, &BTreeMap::new()).unwrap_err();
+        let error = read_for_scoring(&Source::new(&file("rows.jsonl", row).path)).unwrap_err();
         assert!(error.message.contains(":1: ") && error.message.contains(expected), "{error}");
     }
 }
@@ -373,6 +372,6 @@ proptest! {
             prop_assert_eq!(error.kind, Kind::Input);
             prop_assert!(error.message.contains("rows.jsonl") && error.hint.is_some(), "{}", error);
         }
-        let _ = read_for_scoring(&file.path, &BTreeMap::new());
+        let _ = read_for_scoring(&Source::new(&file.path));
     }
 }

@@ -164,7 +164,7 @@ fn rows_of_one_prompt_are_joined_and_a_row_alone_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, all.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
-    let scorable = read_for_scoring(&path, &BTreeMap::new()).unwrap();
+    let scorable = read_for_scoring(&Source::new(&path)).unwrap();
     assert!(scorable.pairs.len() == 7 && scorable.pairs.iter().all(|pair| pair.rejected.is_none()));
     assert_eq!(scorable.unused.keys().collect::<Vec<_>>(), ["correctness", "helpfulness"]);
 }

@@ -13,7 +13,6 @@ use property::cases;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn file(name: &str) -> PathBuf {
@@ -21,7 +20,7 @@ fn file(name: &str) -> PathBuf {
 }
 
 fn to_score(path: &Path) -> Vec<Pair> {
-    read_for_scoring(path, &BTreeMap::new()).unwrap().pairs
+    read_for_scoring(&Source::new(path)).unwrap().pairs
 }
 
 fn rows(name: &str, format: Format) -> Result<SourceRows> {
@@ -48,7 +47,7 @@ fn every_codec_gives_the_pairs_that_json_lines_give() {
     std::fs::write(&as_json, pairs_as_json()).unwrap();
     let expected = read(&Source { domain: Some("d".into()), ..Source::new(&as_json) }).unwrap();
     assert_eq!((expected.pairs.len(), expected.pairs[8].line, expected.pairs[8].margin), (9, 9, Some(8.0)));
-    for codec in ["snappy", "zstd", "gzip", "none"] {
+    for codec in ["snappy", "zstd", "gzip", "lz4", "none"] {
         let path = file(&format!("pairs-{codec}"));
         let taken = read(&Source { domain: Some("d".into()), ..Source::new(&path) }).unwrap();
         assert_eq!(taken, expected, "{codec}");
@@ -76,6 +75,7 @@ fn message_lists_beside_dates_images_and_maps_are_read() {
     };
     assert_eq!(taken.pairs, [pair("a", "b", 1), pair("b", "a", 2)]);
     assert_eq!((taken.read, taken.dropped[&DropReason::Tie]), (3, 1));
+    assert_eq!(taken.unused.into_keys().collect::<Vec<_>>(), ["anony", "icon", "toxicity", "tstamp", "turn"]);
 
     let answers: Vec<String> =
         rows("ranked", Format::Auto).unwrap().pairs.into_iter().map(|pair| pair.chosen.text().to_owned()).collect();
@@ -83,12 +83,67 @@ fn message_lists_beside_dates_images_and_maps_are_read() {
 }
 
 #[test]
+fn texts_and_numbers_in_types_of_their_own_are_texts_and_numbers() {
+    let pair = |number: usize, prompt: &str, [chosen, rejected, domain]: [&str; 3], margin| Pair {
+        prompt: Prompt::Text(prompt.into()),
+        inputs: TemplateInputs::default(),
+        chosen: Message::answer(chosen),
+        rejected: Some(Message::answer(rejected)),
+        margin: Some(margin),
+        domain: Some(domain.into()),
+        line: number,
+    };
+    let expected = [pair(1, "q1", ["a", "c", "x"], -0.05), pair(2, "q2 é", ["b", "d", "y"], 12.5)];
+    assert_eq!(rows("types", Format::Auto).unwrap().pairs, expected);
+    assert_eq!(rows("half", Format::Auto).unwrap().pairs[0].margin, Some(1.5));
+}
+
+#[test]
+fn what_json_has_not_may_stand_beside_a_pair() {
+    let taken = rows("odd", Format::Auto).unwrap();
+    assert_eq!((taken.pairs.len(), taken.pairs[1].margin), (2, None));
+    assert_eq!(taken.unused.into_keys().collect::<Vec<_>>(), ["day", "key", "nested", "score", "when"]);
+}
+
+#[test]
+fn a_row_over_the_bound_is_refused() {
+    let read = |name: &str, max_row_bytes| read(&Source { max_row_bytes, ..Source::new(file(name)) });
+    // Before a page is unpacked that is too large for its rows; where it is not, at the row.
+    for (name, bound, row) in [("long", 50_000, 1), ("long", 2_000_000, 2), ("many", 50_000, 1), ("many", 2_000_000, 2)]
+    {
+        let error = read(name, bound).unwrap_err();
+        let expected = format!("{name}.parquet: row {row}: more than {bound} bytes a row");
+        assert!(error.message.contains(&expected) && error.hint.is_some(), "{error}");
+    }
+    assert_eq!(read("long", 3_001_000).unwrap().pairs.len(), 2);
+    assert_eq!(read("many", 3_300_000).unwrap().pairs.len(), 2);
+}
+
+#[test]
+fn a_schema_without_end_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep.parquet");
+    // Version 1, then a list of 100,000 structs: groups of one group each.
+    let mut footer = vec![0x15, 0x02, 0x19, 0xfc, 0xa0, 0x8d, 0x06];
+    footer.extend([0x48, 0x01, b'r', 0x15, 0x02, 0x00]);
+    footer.extend([0x35, 0x02, 0x18, 0x01, b'g', 0x15, 0x02, 0x00].repeat(99_999));
+    let length = (footer.len() as u32).to_le_bytes();
+    std::fs::write(&path, [b"PAR1", footer.as_slice(), &length, b"PAR1"].concat()).unwrap();
+    let error = read(&Source::new(&path)).unwrap_err();
+    assert!(error.message.contains("deep.parquet: more than 1000 columns") && error.hint.is_some(), "{error}");
+}
+
+#[test]
 fn what_is_wrong_is_named_with_file_and_row() {
     for (name, format, expected) in [
         ("pairs-zstd", Format::Scored, "pairs-zstd.parquet: row 5: `score_chosen` or"),
         ("pairs-zstd", Format::Arena, "pairs-zstd.parquet: row 1: `conversation_a` is missing"),
-        ("pairs-brotli", Format::Auto, "pairs-brotli.parquet: row 1: damaged or unsupported Parquet data: "),
-        ("images", Format::Auto, "no column holds text, numbers or truth values"),
+        ("pairs-brotli", Format::Auto, "pairs-brotli.parquet: column `prompt` is compressed with brotli"),
+        ("images", Format::Auto, "images.parquet: row 1: a row of no known layout: its keys are [\"image\"]"),
+        ("arena-image", Format::Auto, "arena-image.parquet: row 1: `image` is not empty, and only text is read"),
+        ("odd-margin", Format::Auto, "odd-margin.parquet: row 2: `margin` is NaN, expected a finite number"),
+        ("odd-chosen", Format::Auto, "odd-chosen.parquet: row 2: `chosen` is binary data, expected a string"),
+        ("odd-prompt", Format::Auto, "odd-prompt.parquet: row 1: `prompt` is a date or a time, expected a string"),
         ("empty", Format::Auto, "empty.parquet holds no rows"),
     ] {
         let error = rows(name, format).map_or_else(|error| error, |taken| taken.first_odd.unwrap());

@@ -14,7 +14,6 @@ use property::cases;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn written<T>(rows: &[Value], look: impl FnOnce(PathBuf) -> T) -> T {
@@ -25,7 +24,7 @@ fn written<T>(rows: &[Value], look: impl FnOnce(PathBuf) -> T) -> T {
 }
 
 fn to_score(path: &Path) -> Result<Vec<Pair>> {
-    read_for_scoring(path, &BTreeMap::new()).map(|scorable| scorable.pairs)
+    read_for_scoring(&Source::new(path)).map(|scorable| scorable.pairs)
 }
 
 fn rows(source: &Source, rows: &[Value]) -> Result<SourceRows> {

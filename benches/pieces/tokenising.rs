@@ -3,7 +3,7 @@
 //! Skipped, and said so, where launch/setup.sh has not laid out model and data.
 
 use criterion::{Criterion, Throughput};
-use haf_dist::config::{TemplateKind, Truncation};
+use haf_dist::config::{Source, TemplateKind, Truncation};
 use haf_dist::data::Pair;
 use haf_dist::data::formats;
 use haf_dist::data::tokenize::{Encoder, Rules};
@@ -18,7 +18,7 @@ fn open() -> Result<(Encoder, Vec<Pair>)> {
     let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join(".deps");
     let model = deps.join("SmolLM2-135M-Instruct");
     let encoder = Encoder::open(&model, Rules::new(TemplateKind::Chat, 512, 128, Truncation::Cut), 49_152)?;
-    let mut pairs = formats::read_for_scoring(&deps.join("socialiqa/test.jsonl"), &Default::default())?.pairs;
+    let mut pairs = formats::read_for_scoring(&Source::new(deps.join("socialiqa/test.jsonl")))?.pairs;
     pairs.truncate(PAIRS);
     Ok((encoder, pairs))
 }

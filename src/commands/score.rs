@@ -9,6 +9,7 @@ use super::alike;
 use super::scored::{Scored, open};
 use crate::cli::{Output, Scoring};
 use crate::comm::CommThread;
+use crate::config::Source;
 use crate::data::Pair;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
@@ -43,8 +44,9 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
     let work = comm.at_work(format!("reading {}", scoring.data.display()));
-    let formats::Scorable { pairs, mut unused } =
-        comm.agree(formats::read_for_scoring(&scoring.data, &scoring.columns()))?;
+    let max_row_bytes = opened.config.data.max_row_bytes;
+    let source = Source { columns: scoring.columns(), max_row_bytes, ..Source::new(&scoring.data) };
+    let formats::Scorable { pairs, mut unused } = comm.agree(formats::read_for_scoring(&source))?;
     unused.extend(opened.encoder.unread(&pairs));
     if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
         info!("{}: {keys}", scoring.data.display());

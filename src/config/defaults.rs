@@ -16,18 +16,19 @@ impl Config {
             if source.domain.is_none() {
                 source.domain = stem(&source.path);
             }
+            source.max_row_bytes = data.max_row_bytes;
             source.strict = data.strict;
         }
     }
 }
 
-/// `pairs` for `data/pairs.jsonl.gz`, and `name` for `hf://owner/name/split`.
+/// `pairs` for `data/pairs.jsonl.gz` or `.zst`, and `name` for `hf://owner/name/split`.
 fn stem(path: &std::path::Path) -> Option<String> {
     if let Some(Ok(on_hub)) = HubPath::parse(path) {
         return Some(on_hub.name().to_string());
     }
     let name = path.file_name()?.to_string_lossy();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    let name = [".gz", ".zst"].iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(&name);
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
     // A dot file has nothing before its dot.
     Some(if stem.is_empty() { name } else { stem }.to_string())
@@ -94,6 +95,10 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { every: 50, keep: 2 }
     }
+}
+
+pub(super) fn max_row_bytes() -> usize {
+    DEFAULT_MAX_ROW_BYTES
 }
 
 pub(super) fn max_length() -> usize {

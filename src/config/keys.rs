@@ -39,6 +39,7 @@ pub(super) fn tree() -> Value {
             truncation: Truncation::Cut,
             strict: false,
             reward_at: RewardAt::Eos,
+            max_row_bytes: defaults::max_row_bytes(),
             cache_dir: defaults::cache_dir(),
         },
         loss: LossConfig::default(),

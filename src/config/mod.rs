@@ -28,6 +28,9 @@ use std::path::PathBuf;
 /// The name under which all pairs of a split are reported together; no source's domain may be called so.
 pub const TOTAL: &str = "all";
 
+/// Default of `data.max_row_bytes`: 16 MiB, some four million tokens.
+pub const DEFAULT_MAX_ROW_BYTES: usize = 1 << 24;
+
 /// What to do about a wrong key or value where nothing better is known.
 const SEE_REFERENCE: &str = "configs/reference.toml shows every key with its default";
 
@@ -119,6 +122,10 @@ pub struct DataConfig {
     /// Token of a sequence at which the reward is read.
     #[serde(default)]
     pub reward_at: RewardAt,
+    /// Most bytes of a row of a source: a longer one, of a hostile archive or of a file without line breaks, ends the run
+    /// before it takes more memory.
+    #[serde(default = "defaults::max_row_bytes")]
+    pub max_row_bytes: usize,
     /// Stop at the first row that is not as its format says, which is otherwise left out and counted.
     #[serde(default)]
     pub strict: bool,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// JSONL, a JSON array (both gzipped or not) or Parquet; or `hf://owner/name[@revision][/file or config/split]`.
+    /// JSONL, a JSON array (both as they are, gzipped or with zstd) or Parquet; or `hf://owner/name[@revision][/file or config/split]`.
     pub path: PathBuf,
     /// Shape of its rows.
     #[serde(default)]
@@ -35,6 +35,9 @@ pub struct Source {
     /// or the name on the hub, which is filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Most bytes of a row: `data.max_row_bytes`, which is filled in when a config is loaded.
+    #[serde(skip, default = "defaults::max_row_bytes")]
+    pub max_row_bytes: usize,
     /// Key of the format -> where the rows have it: a key, or keys of objects joined by dots.
     #[serde(default)]
     pub columns: BTreeMap<String, String>,
@@ -123,6 +126,7 @@ impl Source {
             pairs_per_prompt: 0,
             weight: defaults::weight(),
             domain: None,
+            max_row_bytes: defaults::max_row_bytes(),
             columns: BTreeMap::new(),
             strict: false,
         }

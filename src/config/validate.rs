@@ -95,6 +95,7 @@ impl DataConfig {
         }
         let prompt = ("data.max_prompt_length", self.max_prompt_length);
         lengths([("data.max_length", self.max_length), prompt])?;
+        at_least("data.max_row_bytes", self.max_row_bytes, 1024)?;
         path("data.cache_dir", &self.cache_dir)
     }
 }

@@ -1,108 +1,121 @@
 //! The rows of a Parquet file as JSON objects, nested lists of structs (messages) included.
 //!
-//! The library's row reader is used rather than its Arrow reader: rows become JSON objects in any case, and it needs half
-//! the crates. Not here: what a row means; that is `formats/`.
+//! The library's row reader is used rather than its Arrow reader: rows become JSON objects in any case, and it needs half the
+//! crates. Not here: a row's values (`values.rs`), the bound on what a page unpacks to (`pages.rs`), and what a row means
+//! (`formats/`).
 
-use crate::data::rows::{Place, Take};
+mod pages;
+mod values;
+
+use crate::data::rows::{LONG_HINT, Place, Take, command, of_python};
 use crate::error::{Error, Result};
 use crate::panics::contain;
-use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
-use parquet::errors::{ParquetError, Result as ParquetResult};
+use pages::{Columns, ELEMENTS, TooLarge, has_sane_schema};
+use parquet::basic::Compression;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::schema::types::{Type, TypePtr};
+use parquet::record::reader::{Reader, TreeBuilder};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use values::Fault;
 
 /// What a Parquet file starts and ends with.
 pub(super) const MAGIC: [u8; 4] = *b"PAR1";
 
+/// Writes a file anew, as it is read here.
+const REWRITE: &str = "import sys, pyarrow.parquet as pq; pq.write_table(pq.read_table(sys.argv[1]), sys.argv[2], \
+                       compression='zstd')";
+
+type Found<T> = std::result::Result<T, Fault>;
+
 /// Hands every row to `take`, in order; the first error ends it. Returns how many there were.
 ///
-/// Columns that hold neither text, numbers nor truth values (images, dates) are left out, as if the file had none of
-/// them. The file must be compressed with snappy, zstd or gzip, or not at all.
+/// Numbers (decimals and halves too), truth values and texts (also in columns of bytes that say nothing of texts) are as JSON
+/// would have them. What JSON does not have (NaN, dates, other bytes) is odd: see `rows/odd.rs`.
 ///
 /// # Errors
-/// A damaged file, another compression, or what `take` returns.
-pub(super) fn for_each(path: &Path, file: File, take: &mut Take) -> Result<usize> {
-    let broken = |row: Option<usize>, error: &dyn std::fmt::Display| {
+/// A damaged file, columns compressed in a way that is not read, a row over the bound, or what `take` returns.
+pub(super) fn for_each(path: &Path, file: File, max_row_bytes: usize, take: &mut Take) -> Result<usize> {
+    let fail = |row: Option<usize>, fault: Fault| {
         let place = row.map(|row| format!(" row {row}:")).unwrap_or_default();
-        Error::input(format!("{}:{place} damaged or unsupported Parquet data: {error}", path.display()))
-            .hint("fetch it again; text, numbers and lists of them are read, compressed with snappy, zstd, gzip or not")
+        let at = format!("{}:{place}", path.display());
+        match fault {
+            Fault::TooLarge => Error::input(format!("{at} more than {max_row_bytes} bytes a row")).hint(LONG_HINT),
+            Fault::Broken(what) => Error::input(format!("{at} damaged or unsupported Parquet data: {what}"))
+                .hint(format!("fetch it again, or write it anew: {}", command(&of_python(REWRITE), path, "parquet"))),
+        }
     };
-    let reader = guarded(|| SerializedFileReader::new(file)).map_err(|error| broken(None, &error))?;
-    let opened = guarded(|| {
-        let columns = readable(reader.metadata().file_metadata().schema())?;
-        Ok((columns.is_some(), reader.get_row_iter(columns)?))
-    });
-    let (any, mut rows) = opened.map_err(|error| broken(None, &error))?;
-    if !any {
-        return Err(broken(None, &"no column holds text, numbers or truth values"));
+    if !has_sane_schema(&file).map_err(|error| fail(None, error.into()))? {
+        return Err(Error::input(format!("{}: more than {ELEMENTS} columns", path.display()))
+            .hint("write those that make pairs to a file of their own"));
     }
+    let file = Arc::new(file);
+    let reader = guarded(|| Ok(SerializedFileReader::new(file.try_clone()?)?)).map_err(|fault| fail(None, fault))?;
+    let metadata = reader.metadata();
+    refuse_codecs(path, metadata)?;
+    let schema = metadata.file_metadata().schema_descr_ptr();
     let mut number = 0;
-    while let Some(row) = guarded(|| rows.next().map(|row| Ok(row?.to_json_value())).transpose())
-        .map_err(|error| broken(Some(number + 1), &error))?
-    {
-        number += 1;
-        take(&Place::row(path, number), row)?;
+    for group in metadata.row_groups() {
+        let columns = Columns::new(file.clone(), group, max_row_bytes);
+        let start = || {
+            let mut root = TreeBuilder::new().build(schema.clone(), &columns)?;
+            values::start(&mut root)?;
+            Ok(root)
+        };
+        let mut root: Reader = guarded(start).map_err(|fault| fail(Some(number + 1), fault))?;
+        for _ in 0..group.num_rows() {
+            number += 1;
+            let row = guarded(|| values::row(&mut root, max_row_bytes)).map_err(|fault| fail(Some(number), fault))?;
+            take(&Place::row(path, number), row)?;
+        }
     }
-    // Cut pages may look like the end of the rows.
-    match reader.metadata().file_metadata().num_rows() {
+    // A file's groups must hold all of its rows.
+    match metadata.file_metadata().num_rows() {
         expected if usize::try_from(expected) == Ok(number) => Ok(number),
-        expected => Err(broken(None, &format!("{number} rows, expected {expected}"))),
+        expected => Err(fail(None, Fault::Broken(format!("{number} rows, expected {expected}")))),
     }
 }
 
 /// The library checks much of what it reads, but panics over some damaged files.
-fn guarded<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
-    contain(read).unwrap_or_else(|panic| Err(ParquetError::General(panic)))
+fn guarded<T>(read: impl FnOnce() -> Found<T>) -> Found<T> {
+    contain(read).unwrap_or_else(|panic| Err(Fault::Broken(panic)))
 }
 
-/// The part of a schema that can be read; `None` where nothing can.
-fn readable(schema: &Type) -> ParquetResult<Option<Type>> {
-    let fields = readable_fields(schema)?;
-    if fields.is_empty() {
-        return Ok(None);
-    }
-    Type::group_type_builder(schema.name()).with_fields(fields).build().map(Some)
-}
-
-fn readable_fields(group: &Type) -> ParquetResult<Vec<TypePtr>> {
-    let mut fields = Vec::new();
-    for field in group.get_fields() {
-        if field.is_primitive() {
-            if is_readable(field) {
-                fields.push(field.clone());
-            }
-            continue;
-        }
-        let inner = readable_fields(field)?;
-        if !inner.is_empty() {
-            let info = field.get_basic_info();
-            let group = Type::group_type_builder(field.name())
-                .with_repetition(info.repetition())
-                .with_converted_type(info.converted_type())
-                .with_logical_type(info.logical_type_ref().cloned())
-                .with_fields(inner);
-            fields.push(Arc::new(group.build()?));
+/// Refuses a file with a column that is compressed in a way that is not read, before any of it is.
+fn refuse_codecs(path: &Path, metadata: &ParquetMetaData) -> Result<()> {
+    let read = |codec: Compression| {
+        use Compression::{GZIP, LZ4, LZ4_RAW, SNAPPY, UNCOMPRESSED, ZSTD};
+        matches!(codec, UNCOMPRESSED | SNAPPY | GZIP(_) | ZSTD(_) | LZ4 | LZ4_RAW)
+    };
+    let mut chunks = metadata.row_groups().iter().flat_map(|group| group.columns());
+    match chunks.find(|chunk| !read(chunk.compression())) {
+        None => Ok(()),
+        Some(chunk) => {
+            let codec = format!("{:?}", chunk.compression()).to_lowercase();
+            let codec = codec.split('(').next().unwrap_or_default();
+            let column = chunk.column_path().string();
+            Err(Error::input(format!(
+                "{}: column `{column}` is compressed with {codec}; snappy, gzip, zstd and lz4 are read",
+                path.display()
+            ))
+            .hint(format!("convert it: {}", command(&of_python(REWRITE), path, "parquet"))))
         }
     }
-    Ok(fields)
 }
 
-/// Text, numbers and truth values. Dates are numbers too, in the file, but not what any key expects.
-fn is_readable(leaf: &Type) -> bool {
-    use ConvertedType as Old;
-    let info = leaf.get_basic_info();
-    match leaf.get_physical_type() {
-        Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => true,
-        Physical::INT32 | Physical::INT64 => {
-            let whole =
-                matches!(info.logical_type_ref(), None | Some(LogicalType::Integer { .. } | LogicalType::Unknown));
-            let dated = [Old::DATE, Old::TIME_MILLIS, Old::TIME_MICROS, Old::TIMESTAMP_MILLIS, Old::TIMESTAMP_MICROS];
-            whole && !dated.contains(&info.converted_type()) && info.converted_type() != Old::DECIMAL
+impl From<ParquetError> for Fault {
+    fn from(error: ParquetError) -> Self {
+        match &error {
+            ParquetError::External(cause) if cause.is::<TooLarge>() => Self::TooLarge,
+            _ => Self::Broken(error.to_string()),
         }
-        Physical::BYTE_ARRAY => matches!(info.converted_type(), Old::UTF8 | Old::ENUM | Old::JSON),
-        Physical::INT96 | Physical::FIXED_LEN_BYTE_ARRAY => false,
+    }
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        Self::Broken(error.to_string())
     }
 }

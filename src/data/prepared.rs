@@ -22,7 +22,7 @@ use std::path::Path;
 pub use crate::data::builder::LabelledPair;
 
 /// Changes whenever the content or the layout of the file changes.
-const VERSION: &str = "haf-dist pairs 4";
+const VERSION: &str = "haf-dist pairs 5";
 
 /// Numbers that a pair has in the column `spans`: four an answer.
 const SPAN_NUMBERS: usize = 8;

@@ -4,6 +4,7 @@
 //! `answers[].rank`. A source's `columns` put another path in the place of a path's first key. `null` counts as absent.
 //! Not here: what makes a pair; that is `formats/`.
 
+use crate::data::rows::odd;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
@@ -79,7 +80,7 @@ impl<'r> Found<'r> {
 impl<'a> Row<'a> {
     pub(super) fn new(row: Value, columns: &'a Columns) -> Result<Self> {
         match row {
-            Value::Object(object) => Ok(Self {
+            Value::Object(object) if odd::kind(&object).is_none() => Ok(Self {
                 object,
                 joined: Vec::new(),
                 columns,
@@ -298,6 +299,16 @@ pub(super) fn wrong(name: &str, value: &Value, expected: &str) -> Error {
     Error::input(format!("{name} is {}, expected {expected}", kind(value))).hint(MEND)
 }
 
+/// Refuses a value that goes to a template as it is and holds what JSON does not have.
+pub(super) fn without_odd(name: &str, value: &Value) -> Result<()> {
+    match odd::within(value) {
+        Some(kind) => {
+            Err(Error::input(format!("in {name} a value is {kind}, which a template cannot write")).hint(MEND))
+        }
+        None => Ok(()),
+    }
+}
+
 /// What a value is, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
@@ -306,6 +317,6 @@ pub(super) fn kind(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+        Value::Object(object) => odd::kind(object).unwrap_or("an object"),
     }
 }

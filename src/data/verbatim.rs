@@ -4,6 +4,7 @@
 //! The rule and the tokens are those of `benches/peer.py`, so that both time the same work. Not here: sources of a run
 //! (`formats.rs`).
 
+use crate::config::DEFAULT_MAX_ROW_BYTES;
 use crate::data::builder::LabelledPair;
 use crate::data::rows;
 use crate::data::tokenize::{Encoded, Encoder};
@@ -23,7 +24,7 @@ const ASSISTANT: &str = "\n\nAssistant:";
 /// A file that cannot be read, a row of another shape, or too few pairs.
 pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<LabelledPair>> {
     let mut kept = Vec::with_capacity(count);
-    rows::for_each(path, |place, row| {
+    rows::for_each(path, DEFAULT_MAX_ROW_BYTES, |place, row| {
         if kept.len() == count {
             return Ok(());
         }

@@ -23,7 +23,7 @@ const BESIDES: [&str; 12] = [
     "model.safetensors.index.json",
     "value_head.safetensors",
 ];
-const DATA: [&str; 5] = [".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz"];
+const DATA: [&str; 7] = [".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst"];
 
 /// A model's files: config, tokenizer, template, and weights in one file or in shards; or an adapter's, which has no
 /// config.json of its own, or one beside it.
@@ -67,7 +67,7 @@ pub(super) fn split_files(listed: &[String], part: Option<&str>) -> Result<Vec<S
         let shown: Vec<&str> = names.iter().copied().take(12).collect();
         let more = if names.len() > shown.len() { ", ..." } else { "" };
         match shown.is_empty() {
-            true => String::from("there is no file ending in .parquet, .jsonl, .json (or .gz of these)"),
+            true => String::from("there is no file ending in .parquet, .jsonl, .json (or .gz, .zst of these)"),
             false => format!("its splits are {}{more}", shown.join(", ")),
         }
     };

@@ -4,7 +4,8 @@
 //! Not here: the pair itself (`interpret.rs`), its margin and domain (`reader.rs`).
 
 use super::turns::{Said, is_python};
-use crate::data::row::{Found, MEND, Row, says_something};
+use crate::data::row::{Found, MEND, Row, says_something, without_odd};
+use crate::data::rows;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -121,16 +122,22 @@ impl Row<'_> {
         let Value::Array(list) = value else { return Err(found.wrong(&value, EXPECTED)) };
         let object = |value: Value| match &value {
             Value::Object(_) => Ok(value),
-            Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object).ok_or(value),
+            Value::String(text) => rows::of_text(text).ok().filter(Value::is_object).ok_or(value),
             _ => Err(value),
         };
-        list.into_iter().map(|value| object(value).map_err(|value| found.wrong(&value, EXPECTED))).collect()
+        let list: Vec<Value> = list
+            .into_iter()
+            .map(|value| object(value).map_err(|value| found.wrong(&value, EXPECTED)))
+            .collect::<Result<_>>()?;
+        list.iter().try_for_each(|value| without_odd(&found.name, value))?;
+        Ok(list)
     }
 
     fn arguments(&self, found: &Found) -> Result<Map<String, Value>> {
         const EXPECTED: &str = "an object";
         self.mark_whole(&found.path);
         let value = json(found, EXPECTED)?;
+        without_odd(&found.name, &value)?;
         let Value::Object(mut arguments) = value else { return Err(found.wrong(&value, EXPECTED)) };
         arguments.retain(|_, value| !value.is_null());
         match arguments.keys().find(|key| RESERVED.contains(&key.as_str())) {
@@ -145,7 +152,7 @@ impl Row<'_> {
 fn json(found: &Found, expected: &str) -> Result<Value> {
     let value = found.value(expected)?;
     let Value::String(text) = value else { return Ok(value.clone()) };
-    serde_json::from_str(text).map_err(|_| {
+    rows::of_text(text).map_err(|_| {
         let hint = if is_python(text) { "it is as Python prints it: write it as JSON, with json.dumps" } else { MEND };
         Error::input(format!("{} is a text that is not JSON, expected {expected}", found.name)).hint(hint)
     })

@@ -8,6 +8,7 @@ use super::transcripts::{is_open_transcript, prompt_of, transcript, without_spac
 use super::turns::Said;
 use super::{DropReason, Verdict, beside};
 use crate::data::row::{Found, MEND, Row};
+use crate::data::rows;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -249,7 +250,7 @@ fn json_list(found: &Found) -> Result<Vec<String>> {
     const EXPECTED: &str = "a list of texts, or a JSON text of one";
     let value = found.value(EXPECTED)?;
     let parsed = match value {
-        Value::String(text) => serde_json::from_str(text).map_err(|error| {
+        Value::String(text) => rows::of_text(text).map_err(|error| {
             Error::input(format!("{} is a text that is not JSON ({error}), expected {EXPECTED}", found.name)).hint(MEND)
         })?,
         value => value.clone(),

@@ -57,7 +57,7 @@ pub fn read(source: &Source) -> Result<SourceRows> {
         unused: BTreeMap::new(),
         columns_left: source.columns.keys().cloned().collect(),
     };
-    rows::for_each(&source.path, |place, row| {
+    rows::for_each(&source.path, source.max_row_bytes, |place, row| {
         let standing = Standing { place: place.to_string(), number: place.number, index: reader.rows };
         reader.rows += 1;
         reader.take(standing, row)
@@ -209,16 +209,17 @@ pub struct Scorable {
 
 /// Reads all rows of a file that is only scored: pairs of any layout, `prompt` with one `answer` (or `response`, or
 /// `completion`), or `messages` that end with the answer. No row is left out, so that scores and rows can be laid side by
-/// side. Rows may have different layouts.
+/// side. Rows may have different layouts. Of the source its path, columns and bound count.
 ///
 /// # Errors
 /// As [`read`], at the first odd row; also a pair whose answers do not belong to one prompt, a tie, and a list of more than
 /// one pair.
-pub fn read_for_scoring(path: &Path, columns: &Columns) -> Result<Scorable> {
+pub fn read_for_scoring(source: &Source) -> Result<Scorable> {
+    let Source { path, columns, max_row_bytes, .. } = source;
     check_columns(columns)?;
     let mut scorable = Scorable::default();
     let mut columns_left: BTreeSet<&String> = columns.keys().collect();
-    rows::for_each(path, |place, row| {
+    rows::for_each(path, *max_row_bytes, |place, row| {
         let read = || -> Result<Pair> {
             let row = Row::new(row, columns)?;
             columns_left.retain(|key| row.peek(key).is_none());
@@ -332,7 +333,7 @@ fn is_single_turn(prompt: &Prompt) -> bool {
 fn stem(path: &Path) -> String {
     let whole = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut name = whole.clone();
-    for extension in [".gz", ".jsonl", ".json", ".parquet"] {
+    for extension in [".gz", ".zst", ".jsonl", ".json", ".parquet"] {
         if let Some(rest) = name.strip_suffix(extension)
             && !rest.is_empty()
         {

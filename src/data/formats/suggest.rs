@@ -3,6 +3,7 @@
 //! Not here: taking one; a wrong guess must cost no more than a look.
 
 use crate::data::row::Row;
+use crate::data::rows::odd;
 use crate::error::Error;
 use serde_json::{Map, Value};
 
@@ -72,7 +73,9 @@ fn collect(object: &Map<String, Value>, before: &str, keys: &mut Vec<(String, bo
     for (key, value) in object {
         let path = format!("{before}{key}");
         match value {
-            Value::Object(inner) if before.is_empty() => collect(inner, &format!("{path}."), keys),
+            Value::Object(inner) if before.is_empty() && odd::kind(inner).is_none() => {
+                collect(inner, &format!("{path}."), keys)
+            }
             Value::String(_) | Value::Array(_) => keys.push((path, true)),
             Value::Number(_) | Value::Bool(_) => keys.push((path, false)),
             Value::Object(_) | Value::Null => {}

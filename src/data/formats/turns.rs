@@ -4,7 +4,8 @@
 //! Not here: conversations with speakers' names in one text (`transcripts.rs`).
 
 use crate::data::Message;
-use crate::data::row::{Found, MEND, Row, kind, says_something, wrong};
+use crate::data::row::{Found, MEND, Row, kind, says_something, without_odd, wrong};
+use crate::data::rows;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -123,7 +124,9 @@ impl Row<'_> {
             if let Some(value) = object.get(key).filter(|value| says_something(value)) {
                 self.mark_whole(&format!("{path}.{key}"));
                 let parsed = value.as_str().filter(|_| key == "tool_calls").map(|text| calls(name, text));
-                message.more.insert(key.to_owned(), parsed.unwrap_or_else(|| Ok(value.clone()))?);
+                let value = parsed.unwrap_or_else(|| Ok(value.clone()))?;
+                without_odd(&format!("{name}: `{key}`"), &value)?;
+                message.more.insert(key.to_owned(), value);
             }
         }
         message.content = match object.get(content_key) {
@@ -136,7 +139,9 @@ impl Row<'_> {
         if called {
             let text = message.content.take().unwrap_or_default();
             message.role = String::from("assistant");
-            message.more.insert(String::from("tool_calls"), calls(name, &text)?);
+            let calls = calls(name, &text)?;
+            without_odd(&format!("{name}: `{content_key}`"), &calls)?;
+            message.more.insert(String::from("tool_calls"), calls);
         }
         Ok((message, called))
     }
@@ -198,7 +203,7 @@ fn calls(name: &str, text: &str) -> Result<Value> {
         true => json!({"type": "function", "function": call}),
         false => call,
     };
-    match serde_json::from_str(text) {
+    match rows::of_text(text) {
         Ok(Value::Array(list)) => Ok(list.into_iter().map(wrapped).collect()),
         Ok(call @ Value::Object(_)) => Ok(Value::Array(vec![wrapped(call)])),
         _ => Err(Error::input(format!("{name}: its tool calls are a text that is not JSON"))
@@ -220,7 +225,7 @@ fn turns_in_json(text: &str) -> Option<Value> {
     if !bracketed || !(text.contains("\"role\"") || text.contains("\"from\"")) {
         return None;
     }
-    let value: Value = serde_json::from_str(text).ok()?;
+    let value = rows::of_text(text).ok()?;
     let turn = |value: &Value| {
         let speaker = |key: &str| value.get(key).and_then(Value::as_str);
         let known = |name: &str| name == "developer" || SPEAKERS.iter().any(|(speaker, _)| *speaker == name);
