@@ -53,6 +53,10 @@ pub struct Arguments {
     #[arg(long, help_heading = "Training", requires = "config", conflicts_with = "resume")]
     debug: bool,
 
+    /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+    #[arg(long, help_heading = "Training", requires = "config")]
+    allow_changed: bool,
+
     /// Write what each thread does when, for chrome://tracing or ui.perfetto.dev [default: no trace]
     ///
     /// Under mpirun each rank writes a file of its own: trace.rank-0.json, trace.rank-1.json and so on for trace.json.
@@ -95,6 +99,9 @@ enum TypedCommand {
         /// Folders of finished runs that differ in loss.objective and data.seed alone
         #[arg(value_name = "RUN", required = true)]
         runs: Vec<PathBuf>,
+        /// Take outcomes that have changed since they were written [default: refuse them]
+        #[arg(long)]
+        allow_changed: bool,
         /// Print JSON lines instead of tables [default: tables]
         #[arg(long)]
         json: bool,
@@ -114,6 +121,9 @@ enum TypedCommand {
         /// Replace one key of the config, e.g. data.max_length=1024; may be repeated
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<String>,
+        /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+        #[arg(long)]
+        allow_changed: bool,
     },
     /// Copy a checkpoint for other programs, or merge an adapter into its base
     #[command(after_help = examples::EXPORT)]
@@ -133,6 +143,10 @@ pub struct Exporting {
     /// The base of an adapter [default: as its adapter_config.json says]
     #[arg(long, value_name = "DIR", requires = "merge")]
     pub base: Option<PathBuf>,
+
+    /// Take a checkpoint with files that have changed since it was written [default: refuse it]
+    #[arg(long)]
+    pub allow_changed: bool,
 
     /// A step-N folder of a run, or a LoRA folder as PEFT writes it
     pub checkpoint: PathBuf,
@@ -238,6 +252,10 @@ pub struct Scoring {
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
 
+    /// Take a checkpoint with files that have changed since it was written [default: refuse it]
+    #[arg(long)]
+    pub allow_changed: bool,
+
     /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -286,6 +304,8 @@ pub enum Command {
         resume: bool,
         /// A few steps in one process with every check on.
         debug: bool,
+        /// Whether files of the model may have changed since they were written.
+        allow_changed: bool,
     },
     /// Evaluate a checkpoint.
     Eval {
@@ -307,6 +327,8 @@ pub enum Command {
     Compare {
         /// Their folders.
         runs: Vec<PathBuf>,
+        /// Whether their outcomes may have changed since they were written.
+        allow_changed: bool,
         /// JSON lines instead of tables.
         json: bool,
     },
@@ -318,6 +340,8 @@ pub enum Command {
         config: PathBuf,
         /// `table.key=value` overrides, in order.
         set: Vec<String>,
+        /// Whether files of the model may have changed since they were written.
+        allow_changed: bool,
     },
     /// Copy or merge a checkpoint.
     Export(Exporting),
@@ -340,19 +364,23 @@ impl TryFrom<Arguments> for Command {
     /// # Errors
     /// Neither `--config` nor a command.
     fn try_from(typed: Arguments) -> Result<Self> {
-        let Arguments { command, config, set, resume, debug, trace: _ } = typed;
+        let Arguments { command, config, set, resume, debug, allow_changed, trace: _ } = typed;
         match (command, config) {
             (Some(TypedCommand::Eval { scoring, format, json }), _) => Ok(Self::Eval { scoring, format, json }),
             (Some(TypedCommand::Score { scoring, output }), _) => {
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Ok(Self::Score { scoring, output })
             }
-            (Some(TypedCommand::Compare { runs, json }), _) => Ok(Self::Compare { runs, json }),
+            (Some(TypedCommand::Compare { runs, allow_changed, json }), _) => {
+                Ok(Self::Compare { runs, allow_changed, json })
+            }
             (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
-            (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
+            (Some(TypedCommand::Prepare { config, set, allow_changed }), _) => {
+                Ok(Self::Prepare { config, set, allow_changed })
+            }
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
-            (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
+            (None, Some(config)) => Ok(Self::Train { config, set, resume, debug, allow_changed }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
                  export, plan)",

@@ -3,7 +3,7 @@
 use clap::Parser;
 use haf_dist::cli::{Arguments, Command};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
-use haf_dist::error::{Error, Result};
+use haf_dist::error::{Error, Kind, Result};
 use haf_dist::{commands, logging, machine, terminal};
 use std::path::Path;
 use std::process::ExitCode;
@@ -78,11 +78,13 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// Prints an error once. Rank 0 does it at once; by the time the others would, the job has ended, unless the error was
 /// theirs alone.
 fn report(error: &Error) {
+    // A run that ends because it was asked to has not failed.
+    let word = if error.kind == Kind::Stopped { "" } else { "error: " };
     match launch::rank() {
-        0 => logging::above_progress(|| terminal::note(format_args!("error: {error}"))),
+        0 => logging::above_progress(|| terminal::note(format_args!("{word}{error}"))),
         rank => {
             std::thread::sleep(RANK_0_FIRST);
-            terminal::note(format_args!("error: rank {rank}: {error}"));
+            terminal::note(format_args!("{word}rank {rank}: {error}"));
         }
     }
 }

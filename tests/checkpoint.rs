@@ -1,6 +1,6 @@
 //! Promises of the safetensors files and of checkpoints.
 
-use haf_dist::checkpoint::{self, Best, Snapshot, TrainState};
+use haf_dist::checkpoint::{self, Best, MetricsMark, Snapshot, TrainState};
 use haf_dist::config::Config;
 use haf_dist::error::Error;
 use haf_dist::safetensors_io::{Entry, Mapped, write};
@@ -46,6 +46,7 @@ fn state(step: usize) -> TrainState {
         model_key: "m".into(),
         best: Some(best),
         updates_skipped: 1,
+        metrics: Some(MetricsMark { lines: 3, digest: "00000000000000ff".into() }),
     }
 }
 

@@ -3,11 +3,11 @@
 //! Transformers reads the reward at the rightmost token that is not `pad_token_id`, whatever the attention mask says.
 //! So the exported pad token is one that occurs in no sequence, and the tokenizer is told to pad with it too.
 
-use super::{Snapshot, read_json, sync, to_json, write_text};
-use crate::error::{Error, Result, file_error};
+use super::{Snapshot, read_json, to_json, write_text};
+use crate::error::{Error, Result};
+use crate::files;
 use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
 use serde_json::{Map, Value, json};
-use std::fs;
 use std::path::Path;
 use tch::Kind;
 
@@ -135,8 +135,7 @@ pub(super) fn write_companions(folder: &Path, source: &Path, pad_token_id: u32) 
                 write_text(&target, &to_json(&content)?)?;
             }
             _ => {
-                fs::copy(&source, &target).map_err(|error| file_error(&source, "copy", &error))?;
-                sync(&target)?;
+                files::copy(&source, &target)?;
             }
         }
     }

@@ -4,6 +4,7 @@
 
 use crate::data::parquet;
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use flate2::bufread::MultiGzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
@@ -111,7 +112,7 @@ enum Content {
 }
 
 fn open(path: &Path) -> Result<Content> {
-    let file = File::open(path).map_err(|error| file_error(path, "read", &error))?;
+    let file = files::open(path).map_err(|error| file_error(path, "read", &error))?;
     let mut file = BufReader::with_capacity(1 << 16, file);
     let start = file.fill_buf().map_err(|error| broken_read(path, &error))?;
     if start.starts_with(&parquet::MAGIC) {
