@@ -31,7 +31,7 @@ pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
     let mut doubts = Vec::new();
     if train.pairs_per_step > pairs {
         doubts.push(format!(
-            "train.pairs_per_step = {} is more than the {pairs} training pairs: every step is a whole epoch",
+            "train.pairs_per_step = {} is more than the {pairs} training pairs: every step is a whole epoch of them",
             train.pairs_per_step
         ));
     }
