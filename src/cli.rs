@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use values::{above_zero, pair_tokens, positive, share};
+use values::{above_zero, column, pair_tokens, positive, share};
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
@@ -131,6 +132,12 @@ enum TypedCommand {
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
+    /// List the layouts of rows that are read, or show one with an example
+    Formats {
+        /// A layout [default: a table of all]
+        #[arg(value_enum, value_name = "NAME")]
+        format: Option<Format>,
+    },
 }
 
 /// What `export` writes.
@@ -260,6 +267,10 @@ pub struct Scoring {
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
 
+    /// Where the rows have a key of the format, e.g. prompt=question or chosen=answers.best; may be repeated
+    #[arg(long, value_name = "KEY=PATH", value_parser = column, help_heading = "Data")]
+    pub column: Vec<(String, String)>,
+
     /// How a prompt and an answer become text [default: as trained, else chat]
     #[arg(long, value_enum, help_heading = "Data")]
     pub template: Option<TemplateKind>,
@@ -288,6 +299,13 @@ pub struct Scoring {
     /// Threads a rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
     pub threads: usize,
+}
+
+impl Scoring {
+    /// Where the rows have the keys of the format.
+    pub fn columns(&self) -> BTreeMap<String, String> {
+        self.column.iter().cloned().collect()
+    }
 }
 
 /// What the program is asked to do. Serialised, it is what ranks compare before they do it.
@@ -347,6 +365,8 @@ pub enum Command {
     Export(Exporting),
     /// Predict memory and time.
     Plan(Planning),
+    /// List the layouts of rows, or show one.
+    Formats(Option<Format>),
 }
 
 /// Where text goes.
@@ -380,10 +400,11 @@ impl TryFrom<Arguments> for Command {
             }
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
+            (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug, allow_changed }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
-                 export, plan)",
+                 export, plan, formats)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

@@ -5,6 +5,7 @@
 #[path = "common/property.rs"]
 mod property;
 
+use clap::ValueEnum;
 use haf_dist::config::{Format, Source};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
 use haf_dist::data::{Message, Pair, Prompt};
@@ -13,13 +14,18 @@ use property::cases;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 fn written<T>(rows: &[Value], look: impl FnOnce(PathBuf) -> T) -> T {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
     look(path)
+}
+
+fn to_score(path: &Path) -> Result<Vec<Pair>> {
+    read_for_scoring(path, &BTreeMap::new()).map(|scorable| scorable.pairs)
 }
 
 fn rows(source: &Source, rows: &[Value]) -> Result<SourceRows> {
@@ -184,7 +190,7 @@ fn a_ranked_list_makes_all_its_pairs_or_an_even_pick_of_them() {
     let plain = json!({"prompt": "q", "responses": ["x", "y"], "ranks": [2, 1]});
     assert_eq!(told(plain).chosen.text(), "y");
     let error = rows(&source(0), &[nectar(&[1.0; 65])]).unwrap_err();
-    assert!(error.message.contains("65 entries, expected at most 64"), "{error}");
+    assert!(error.message.contains("65 answers, expected at most 64"), "{error}");
 }
 
 #[test]
@@ -211,15 +217,20 @@ fn a_wrong_value_names_line_key_and_what_was_expected() {
         (arena("tie", &["q", "a"], &["q", "b"]), arena("nobody", &["q", "a"], &["q", "b"]), "`winner` is \"nobody\""),
         (arena("tie", &["q", "a"], &["q", "b"]), no_role, "message 1 of `conversation_b`: `role` is a number"),
         (arena("tie", &["q", "a"], &["q", "b"]), arena("model_a", &["q"], &["q"]), "is the user's"),
-        (alpaca("", 1), alpaca("", 3), "`preference` is 3, expected 1 or 2"),
-        (alpaca("", 1), alpaca("", "1"), "`preference` is a string, expected 1 or 2"),
+        (alpaca("", 1), alpaca("", 3), "`preference` is \"3\", expected \"1\", \"2\", \"0\", \"1.5\""),
+        (alpaca("", 1), alpaca("", json!([1])), "`preference` is a list"),
         (helpsteer2("q", 1), helpsteer2("q", 4), "`preference_strength` is 4, expected a whole number from -3 to 3"),
         (helpsteer2("q", 1), helpsteer2("q", 0.5), "`preference_strength` is 0.5"),
-        (nectar(&[1.0, 2.0]), text_answer, "entry 2 of `answers`: `answer` is a list, expected a string"),
-        (nectar(&[1.0, 2.0]), rankless, "entry 2 of `answers`: `rank` is null, expected a number"),
-        (nectar(&[1.0, 2.0]), json!({"prompt": "q", "responses": ["x"], "ranks": [1, 2]}), "1 entries and `ranks` 2"),
+        (nectar(&[1.0, 2.0]), text_answer, "message 1 of entry 2 of `answers.answer` is a string, expected a message"),
+        (nectar(&[1.0, 2.0]), rankless, "entry 2 of `answers.rank` is missing, expected a finite number"),
+        (
+            nectar(&[1.0, 2.0]),
+            json!({"prompt": "q", "responses": ["x"], "ranks": [1, 2]}),
+            "there are 1 answers and 2 ranks or scores",
+        ),
     ] {
-        let error = rows(&Source::new(""), &[good, bad]).unwrap_err();
+        let taken = rows(&Source::new(""), &[good, bad]).unwrap();
+        let error = taken.first_odd.unwrap();
         assert!(error.message.contains("rows.jsonl:2: ") && error.message.contains(expected), "{error}");
         assert!(error.kind == Kind::Input && error.hint.is_some(), "{error}");
     }
@@ -228,14 +239,14 @@ fn a_wrong_value_names_line_key_and_what_was_expected() {
 #[test]
 fn scoring_takes_every_shape_of_pair_and_refuses_what_has_no_one_line_of_scores() {
     let pairs = [arena("model_b", &["q", "a"], &["q", "b"]), alpaca("", 1), helpsteer3(-1), nectar(&[2.0, 1.0])];
-    let chosen: Vec<String> = written(&pairs, |path| read_for_scoring(&path))
+    let chosen: Vec<String> = written(&pairs, |path| to_score(&path))
         .unwrap()
         .into_iter()
         .map(|pair| pair.chosen.text().to_owned())
         .collect();
     assert_eq!(chosen, ["b", "one", "one", "answer 1"]);
     for (row, expected) in [(alpaca("", 0), "ties"), (nectar(&[1.0, 2.0, 3.0]), "a list of 3 pairs, expected one")] {
-        let error = written(&[row], |path| read_for_scoring(&path)).unwrap_err();
+        let error = written(&[row], |path| to_score(&path)).unwrap_err();
         assert!(error.message.contains(":1: ") && error.message.contains(expected), "{error}");
     }
 }
@@ -256,26 +267,13 @@ fn mistype(row: &mut Value, path: &[Index], with: &Value) {
     }
 }
 
-const FORMATS: [Format; 10] = [
-    Format::Auto,
-    Format::Pairs,
-    Format::Scored,
-    Format::Hh,
-    Format::Helpful,
-    Format::Safer,
-    Format::Arena,
-    Format::Alpaca,
-    Format::Helpsteer,
-    Format::Ranked,
-];
-
 proptest! {
     #![proptest_config(cases(400))]
 
     /// Cut, reordered and mistyped files: all pairs accounted for, or one input error that names the line; no panic.
     #[test]
     fn damaged_rows_are_counted_or_named(
-        order in Just((0..7_usize).collect::<Vec<_>>()).prop_shuffle(), format in 0..FORMATS.len(),
+        order in Just((0..7_usize).collect::<Vec<_>>()).prop_shuffle(), format in 0..Format::value_variants().len(),
         depth in proptest::collection::vec(any::<Index>(), 0..4), victim in 0..8_usize, with in 0..6_usize,
         cut in proptest::option::of(any::<Index>()), pairs_per_prompt in 0..4_usize, single_turn in any::<bool>(),
     ) {
@@ -299,12 +297,14 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, &text).unwrap();
-        let format = FORMATS[format];
+        let format = Format::value_variants()[format];
         let lines = text.lines().count();
         match read(&Source { format, pairs_per_prompt, single_turn, ..Source::new(&path) }) {
             Ok(taken) => {
                 prop_assert_eq!(taken.read, taken.pairs.len() + taken.dropped.values().sum::<usize>());
-                prop_assert!(taken.read >= lines, "{} of {} rows were skipped", lines - taken.read, lines);
+                // Rows of one prompt are joined.
+                let joined = format == Format::Helpsteer2Attributes;
+                prop_assert!(joined || taken.read >= lines, "{} of {} rows were skipped", lines - taken.read, lines);
             }
             Err(error) => {
                 prop_assert_eq!(error.kind, Kind::Input);
@@ -312,7 +312,7 @@ proptest! {
                 prop_assert!(named && error.hint.is_some(), "{}", error);
             }
         }
-        let _ = read_for_scoring(&path);
+        let _ = to_score(&path);
     }
 
     /// Files of one shape whose rows are whole: reordering changes no pair.

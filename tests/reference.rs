@@ -88,8 +88,8 @@ fn a_pass_that_was_stopped_goes_on_to_the_same_bits() {
     };
     let whole = pass(None);
     // What a pass that was stopped after its first part has stored: 16 micro-batches' tokens.
-    let mut sum = 0;
-    let first = all.iter().take_while(|&&pair| std::mem::replace(&mut sum, sum + data.tokens(pair)) < 16 * BUDGET).count();
+    let sums = all.iter().scan(0, |sum, &pair| Some(std::mem::replace(sum, *sum + data.tokens(pair))));
+    let first = sums.take_while(|&before| before < 16 * BUDGET).count();
     assert!(first > 1 && first < PAIRS / 2, "the first part has {first} of {PAIRS} pairs");
     let folder = tempfile::tempdir().unwrap();
     let cache = ReferenceCache::new(folder.path(), 1, 2, "f32");

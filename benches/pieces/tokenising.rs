@@ -18,7 +18,7 @@ fn open() -> Result<(Encoder, Vec<Pair>)> {
     let deps = Path::new(env!("CARGO_MANIFEST_DIR")).join(".deps");
     let model = deps.join("SmolLM2-135M-Instruct");
     let encoder = Encoder::open(&model, Rules::new(TemplateKind::Chat, 512, 128, Truncation::Cut), 49_152)?;
-    let mut pairs = formats::read_for_scoring(&deps.join("socialiqa/test.jsonl"))?;
+    let mut pairs = formats::read_for_scoring(&deps.join("socialiqa/test.jsonl"), &Default::default())?.pairs;
     pairs.truncate(PAIRS);
     Ok((encoder, pairs))
 }

@@ -37,3 +37,11 @@ pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
         _ => Err(String::from("expected three whole numbers such as 200,60,60; an answer has 1 token or more")),
     }
 }
+
+/// `KEY=PATH`: a key of a format, and where the rows have it.
+pub fn column(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=').map(|(key, path)| (key.trim(), path.trim())) {
+        Some((key, path)) if !key.is_empty() && !path.is_empty() => Ok((key.to_owned(), path.to_owned())),
+        _ => Err(String::from("expected KEY=PATH, such as prompt=question")),
+    }
+}

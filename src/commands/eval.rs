@@ -21,7 +21,8 @@ use std::path::PathBuf;
 pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, comm: &CommThread) -> Result<()> {
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
-    let sources: Vec<Source> = files.iter().map(|file| Source { format, ..Source::new(file) }).collect();
+    let source = |file| Source { format, columns: scoring.columns(), ..Source::new(file) };
+    let sources: Vec<Source> = files.iter().map(source).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
         logging::above_progress(|| terminal::note(data.report().render()));

@@ -6,6 +6,7 @@ mod compare;
 mod debug;
 mod eval;
 mod export;
+mod formats;
 mod hub;
 mod plan;
 mod prepare;
@@ -70,6 +71,8 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
         }
         Command::Plan(planning) => plan::run(planning, comm),
+        Command::Formats(format) if comm.rank() == 0 => formats::run(*format),
+        Command::Formats(_) => Ok(()),
         Command::Bench(options) => bench::run(options, comm),
     }
 }

@@ -12,6 +12,7 @@ use crate::comm::CommThread;
 use crate::data::Pair;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::report::unused_keys;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
@@ -24,7 +25,7 @@ use serde_json::{Map, Value, json};
 use std::io::{self, BufWriter};
 use std::path::Path;
 use tempfile::NamedTempFile;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// A row of the file: its place among the scored pairs and what of it was cut, or why it is not scored.
 enum Row {
@@ -42,7 +43,12 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
     let work = comm.at_work(format!("reading {}", scoring.data.display()));
-    let pairs = comm.agree(formats::read_for_scoring(&scoring.data))?;
+    let formats::Scorable { pairs, mut unused } =
+        comm.agree(formats::read_for_scoring(&scoring.data, &scoring.columns()))?;
+    unused.extend(opened.encoder.unread(&pairs));
+    if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
+        info!("{}: {keys}", scoring.data.display());
+    }
     let (rows, kept) = comm
         .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
     drop(work);

@@ -16,6 +16,7 @@ impl Config {
             if source.domain.is_none() {
                 source.domain = stem(&source.path);
             }
+            source.strict = data.strict;
         }
     }
 }

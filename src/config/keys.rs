@@ -14,7 +14,9 @@ pub fn known_keys() -> Vec<String> {
 
 fn leaves(node: &Value, path: &str, keys: &mut Vec<String>) {
     match node {
-        Value::Table(table) => table.iter().for_each(|(key, value)| leaves(value, &join(path, key), keys)),
+        Value::Table(table) if !table.is_empty() => {
+            table.iter().for_each(|(key, value)| leaves(value, &join(path, key), keys))
+        }
         Value::Array(rows) => rows.iter().take(1).for_each(|row| leaves(row, &join(path, "0"), keys)),
         _ => keys.push(path.to_string()),
     }
@@ -35,6 +37,7 @@ pub(super) fn tree() -> Value {
             shuffle: true,
             seed: 0,
             truncation: Truncation::Cut,
+            strict: false,
             reward_at: RewardAt::Eos,
             cache_dir: defaults::cache_dir(),
         },
@@ -57,9 +60,14 @@ pub(super) fn tree() -> Value {
     Value::try_from(complete).unwrap_or_else(|_| Value::Table(toml::Table::new()))
 }
 
-/// What the tree has at `path`; a number names any element of an array.
+/// What a table of free keys has at each.
+static ANY: Value = Value::String(String::new());
+
+/// What the tree has at `path`; a number names any element of an array. A table without keys in the tree takes any key,
+/// with a text.
 pub(super) fn find<'t>(tree: &'t Value, path: &[String]) -> Option<&'t Value> {
     path.iter().try_fold(tree, |node, key| match node {
+        Value::Table(table) if table.is_empty() => Some(&ANY),
         Value::Table(table) => table.get(key),
         Value::Array(rows) => key.parse::<usize>().ok().and_then(|_| rows.first()),
         _ => None,
@@ -75,10 +83,12 @@ pub(super) fn first_unknown(value: &Value, tree: &Value) -> Option<Vec<String>> 
         })
     };
     match (value, tree) {
-        (Value::Table(values), Value::Table(known)) => values.iter().find_map(|(key, value)| match known.get(key) {
-            Some(tree) => below(key.clone(), value, tree),
-            None => Some(vec![key.clone()]),
-        }),
+        (Value::Table(values), Value::Table(known)) if !known.is_empty() => {
+            values.iter().find_map(|(key, value)| match known.get(key) {
+                Some(tree) => below(key.clone(), value, tree),
+                None => Some(vec![key.clone()]),
+            })
+        }
         (Value::Array(values), Value::Array(known)) => {
             let known = known.first()?;
             values.iter().enumerate().find_map(|(index, value)| below(index.to_string(), value, known))

@@ -119,6 +119,9 @@ pub struct DataConfig {
     /// Token of a sequence at which the reward is read.
     #[serde(default)]
     pub reward_at: RewardAt,
+    /// Stop at the first row that is not as its format says, which is otherwise left out and counted.
+    #[serde(default)]
+    pub strict: bool,
     /// Where tokens and reference log-probs are kept between runs.
     #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,

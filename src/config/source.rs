@@ -4,6 +4,7 @@
 
 use super::{RowRange, defaults};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// One file of pairs, or one split on the hub.
@@ -34,33 +35,80 @@ pub struct Source {
     /// or the name on the hub, which is filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Key of the format -> where the rows have it: a key, or keys of objects joined by dots.
+    #[serde(default)]
+    pub columns: BTreeMap<String, String>,
+    /// [`DataConfig::strict`](super::DataConfig::strict), which is filled in when a config is loaded.
+    #[serde(skip)]
+    pub strict: bool,
 }
 
-/// Shape of a source's rows.
+/// Layout of a source's rows. What each is, `data/formats/layouts.rs` says in a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// Told by the keys of the first row.
+    /// Told by the keys of the first row that shows one; all but `scored` and `safer` can be told.
     #[default]
     Auto,
-    /// `prompt`, `chosen`, `rejected`: strings or chat message lists; the prompt may be implicit.
+    /// `prompt`, `chosen`, `rejected`: texts or messages; the prompt may be in the answers.
     Pairs,
-    /// As pairs, with `score_chosen` and `score_rejected` (UltraFeedback): their difference is the margin.
+    /// As pairs, with `score_chosen` and `score_rejected`: their difference is the margin.
     Scored,
-    /// `chosen`, `rejected`: hh-rlhf transcripts.
+    /// hh-rlhf's transcripts.
     Hh,
+    /// rm-static: a transcript that two answers continue.
+    RmStatic,
     /// PKU-SafeRLHF/BeaverTails, chosen by `better_response_id`.
     Helpful,
     /// PKU-SafeRLHF/BeaverTails, exactly one answer safe, chosen by `safer_response_id`.
     Safer,
-    /// Chatbot Arena: `conversation_a`, `conversation_b`, `winner`; ties are dropped.
+    /// Chatbot Arena, with or without content parts.
     Arena,
-    /// Alpaca human preferences: `instruction`, `input`, `output_1`, `output_2`, `preference`.
+    /// Arena's 55,000 rows: JSON lists in texts.
+    #[serde(rename = "arena-55k")]
+    #[value(name = "arena-55k")]
+    Arena55k,
+    /// Two responses and the winner's name.
+    Compared,
+    /// Two responses with a score each.
+    Rated,
+    /// Alpaca human preferences.
     Alpaca,
-    /// HelpSteer2 and 3: two responses and a preference from -3 to 3, whose strength is the margin.
+    /// `instruction`, `chosen`, `rejected`, as LLaMA-Factory ranks.
+    Instruction,
+    /// `instruction` and a list `output`, the best first.
+    Outputs,
+    /// `conversations` of `from` and `value`.
+    Sharegpt,
+    /// `system`, `question`, `chosen`, `rejected`.
+    Orca,
+    /// `chosen_messages` and `rejected_messages`.
+    LlamafactoryV1,
+    /// `messages` and `rejected_response` or `rejected_messages`.
+    MsSwift,
+    /// `context` and ranked `completions`.
+    NemoRl,
+    /// HelpSteer2 and 3: a preference from -3 to 3.
     Helpsteer,
-    /// Nectar: `prompt` and ranked `answers`, all pairs of them; or `responses` and their `ranks`.
+    /// HelpSteer2's attributes, in rows of one answer.
+    Helpsteer2Attributes,
+    /// Nectar: `prompt` and ranked `answers`; or `responses` and their `ranks`.
     Ranked,
+    /// UltraFeedback as published: `instruction` and rated `completions`.
+    Ultrafeedback,
+    /// `conv_A`, `conv_B` and their ratings.
+    UnifiedFeedback,
+    /// RewardBench 2, RM-Bench: lists of chosen and of rejected answers.
+    Rewardbench2,
+}
+
+impl Format {
+    /// Whether a row may make several pairs.
+    pub fn makes_several(self) -> bool {
+        use Format::*;
+        let several = [Auto, Outputs, NemoRl, Helpsteer2Attributes, Ranked, Ultrafeedback, Rewardbench2];
+        several.contains(&self)
+    }
 }
 
 impl Source {
@@ -75,6 +123,8 @@ impl Source {
             pairs_per_prompt: 0,
             weight: defaults::weight(),
             domain: None,
+            columns: BTreeMap::new(),
+            strict: false,
         }
     }
 }

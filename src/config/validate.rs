@@ -71,9 +71,8 @@ impl DataConfig {
                 number(&key("weight"), source.weight, source.weight > 0.0, "above 0")?;
                 let scale = source.margin_scale;
                 number(&key("margin_scale"), scale, (0.0..=1e6).contains(&scale), "from 0 to 1000000")?;
-                let lists = matches!(source.format, Format::Auto | Format::Ranked);
-                if source.pairs_per_prompt > 0 && !lists {
-                    let hint = "take it out, or set the format to \"ranked\"";
+                if source.pairs_per_prompt > 0 && !source.format.makes_several() {
+                    let hint = "take it out, or name a format of lists, such as \"ranked\"";
                     return refuse(&key("pairs_per_prompt"), "has no meaning for this format: a row is one pair", hint);
                 }
                 if list != "train" && source.weight != 1.0 {

@@ -123,6 +123,21 @@ impl AnswerSpan {
     }
 }
 
+impl Pair {
+    /// Names of what the pair has for a chat template beside roles and texts.
+    pub fn for_template(&self) -> impl Iterator<Item = &str> {
+        let turns: &[Message] = match &self.prompt {
+            Prompt::Text(_) => &[],
+            Prompt::Messages(turns) => turns,
+        };
+        let messages = turns.iter().chain([&self.chosen]).chain(&self.rejected);
+        let TemplateInputs { tools, documents, arguments } = &self.inputs;
+        let lists = [tools.as_ref().map(|_| "tools"), documents.as_ref().map(|_| "documents")];
+        let of_messages = messages.flat_map(|message| message.more.keys());
+        of_messages.chain(arguments.keys()).map(String::as_str).chain(lists.into_iter().flatten())
+    }
+}
+
 /// One tokenised pair: the token prefix common to both sequences and the two rests. Borrowed from a mapped file.
 ///
 /// The chosen sequence is `prefix ++ chosen`, the rejected one `prefix ++ rejected`; each suffix holds at least one

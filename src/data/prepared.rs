@@ -7,7 +7,7 @@
 use crate::config::Source;
 use crate::data::builder::Builder;
 use crate::data::container::{Column, Container, hex, warn_unusable};
-use crate::data::formats;
+use crate::data::formats::{self, DropReason};
 use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
@@ -22,7 +22,7 @@ use std::path::Path;
 pub use crate::data::builder::LabelledPair;
 
 /// Changes whenever the content or the layout of the file changes.
-const VERSION: &str = "haf-dist pairs 3";
+const VERSION: &str = "haf-dist pairs 4";
 
 /// Numbers that a pair has in the column `spans`: four an answer.
 const SPAN_NUMBERS: usize = 8;
@@ -90,7 +90,11 @@ impl PreparedData {
         for (report, source) in data.report.sources.iter_mut().zip(sources) {
             report.name = file_name(source);
         }
-        Ok(data)
+        // A file from the cache was perhaps made without it.
+        match data.report.first_odd().filter(|_| sources.iter().any(|source| source.strict)) {
+            Some(error) => Err(error),
+            None => Ok(data),
+        }
     }
 
     /// Pairs that are already tokenised, as one source, in memory only. Their key is a hash of the content.
@@ -259,8 +263,10 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     for source in sources {
         let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
         parts.push(content.to_le_bytes().to_vec());
-        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, .. } = source;
-        parts.push(format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt}").into_bytes());
+        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, columns, .. } = source;
+        parts.push(
+            format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?}").into_bytes(),
+        );
         // Without a domain it is taken from the file's name.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }
@@ -277,10 +283,14 @@ fn make(sources: &[Source], encoder: &Encoder, split_name: &str) -> Result<Build
     let mut builder = Builder::new();
     for (number, source) in sources.iter().enumerate() {
         let rows = formats::read(source)?;
-        let mut counts = Counts { read: rows.read, ..Counts::default() };
+        let first_odd = rows.first_odd.map(|error| error.message);
+        let mut counts =
+            Counts { read: rows.read, rows: rows.rows, unused: rows.unused, first_odd, ..Counts::default() };
         for (reason, pairs) in rows.dropped {
+            counts.odd += if matches!(reason, DropReason::Odd(_)) { pairs } else { 0 };
             counts.drop(reason, pairs);
         }
+        counts.unused.extend(encoder.unread(&rows.pairs));
         let encode = |pair: &Pair| encoder.encode(pair).map_err(|error| error.at(source.path.display()));
         let encoded = encode_all(&rows.pairs, threads, &format!("tokenising {split_name}"), encode)?;
         for (row, encoded) in rows.pairs.into_iter().zip(encoded) {

@@ -3,6 +3,7 @@
 //! Not here: reading, tokenising or dropping (`formats/`, `tokenize.rs`, `prepared.rs`).
 
 use crate::data::tokenize::OwnedPair;
+use crate::error::Error;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
@@ -18,6 +19,18 @@ pub struct Counts {
     pub kept: usize,
     /// Reason -> pairs left out for it.
     pub dropped: BTreeMap<String, usize>,
+    /// Rows that made a pair.
+    #[serde(default)]
+    pub rows: usize,
+    /// Path of a key that holds something and was not used -> how many of these rows have it.
+    #[serde(default)]
+    pub unused: BTreeMap<String, usize>,
+    /// What is wrong with the first odd row, and where it is.
+    #[serde(default)]
+    pub first_odd: Option<String>,
+    /// Pairs left out since their row is odd.
+    #[serde(default)]
+    pub odd: usize,
     /// Pairs whose prompt lost its start.
     pub prompts_cut: usize,
     /// Pairs with an answer that lost its end, and with it its EOS.
@@ -99,6 +112,11 @@ impl Counts {
 
     fn add(&mut self, other: &Self) {
         self.read += other.read;
+        self.rows += other.rows;
+        self.odd += other.odd;
+        if self.first_odd.is_none() {
+            self.first_odd.clone_from(&other.first_odd);
+        }
         self.kept += other.kept;
         self.prompts_cut += other.prompts_cut;
         self.answers_cut += other.answers_cut;
@@ -110,7 +128,12 @@ impl Counts {
         self.longest = self.longest.max(other.longest);
         self.chosen_longer += other.chosen_longer;
         self.rejected_longer += other.rejected_longer;
-        for (into, from) in [(&mut self.dropped, &other.dropped), (&mut self.domains, &other.domains)] {
+        let maps = [
+            (&mut self.dropped, &other.dropped),
+            (&mut self.unused, &other.unused),
+            (&mut self.domains, &other.domains),
+        ];
+        for (into, from) in maps {
             for (name, pairs) in from {
                 *into.entry(name.clone()).or_default() += pairs;
             }
@@ -147,13 +170,21 @@ impl DataReport {
         })
     }
 
-    /// One table: a column for the split, and one a source if there are several.
+    /// The error of the first odd row, which `data.strict` does not let pass.
+    pub fn first_odd(&self) -> Option<Error> {
+        let odd = |source: &SourceReport| source.counts.first_odd.clone();
+        let hint = "mend the row or leave it out, or set data.strict = false, and it is left out and counted";
+        self.sources.iter().find_map(odd).map(|what| Error::input(what).hint(hint))
+    }
+
+    /// One table: a column for the split, and one a source if there are several; below it what it has no room for.
     pub fn render(&self) -> String {
         render(&[self])
     }
 }
 
-/// One table of several splits, side by side: a column a split, and one a source where a split has several.
+/// One table of several splits, side by side: a column a split, and one a source where a split has several. Below it the
+/// first odd row of each source, and the keys that were not used.
 pub fn render(reports: &[&DataReport]) -> String {
     let mut header = vec![String::new()];
     let mut columns: Vec<Counts> = Vec::new();
@@ -206,7 +237,39 @@ pub fn render(reports: &[&DataReport]) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.trim_fmt()
+    let mut text = table.trim_fmt();
+    for report in reports {
+        for source in &report.sources {
+            source.notes(&report.split).iter().for_each(|note| text.extend(["\n", note]));
+        }
+    }
+    text
+}
+
+impl SourceReport {
+    /// What a table of counts has no room for.
+    fn notes(&self, split: &str) -> Vec<String> {
+        let Counts { rows, unused, first_odd, odd, .. } = &self.counts;
+        let first_odd = first_odd.as_ref().map(|what| match odd {
+            1 => format!("{split}: one odd row is left out: {what}"),
+            _ => format!("{split}: {} odd rows are left out, the first of them: {what}", grouped(*odd)),
+        });
+        let unused = unused_keys(unused, *rows).map(|keys| format!("{split}: {}: {keys}", self.name));
+        first_odd.into_iter().chain(unused).collect()
+    }
+}
+
+/// "keys not used: source, model (all rows); note (3 of 40 rows)"; `None` where every key is used.
+pub fn unused_keys(unused: &BTreeMap<String, usize>, rows: usize) -> Option<String> {
+    let mut by_count: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    unused.iter().for_each(|(key, count)| by_count.entry(*count).or_default().push(key));
+    let part = |(count, keys): (&usize, &Vec<&str>)| {
+        let share =
+            if *count == rows { String::from("all") } else { format!("{} of {}", grouped(*count), grouped(rows)) };
+        format!("{} ({share} rows)", keys.join(", "))
+    };
+    let parts: Vec<String> = by_count.iter().rev().map(part).collect();
+    (!parts.is_empty()).then(|| format!("keys not used: {}", parts.join("; ")))
 }
 
 /// 1234567 -> 1,234,567

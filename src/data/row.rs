@@ -1,157 +1,301 @@
-//! One row of a source: typed access to its keys, with errors that say where and what was expected.
+//! One row of a source: values by their path, which of them were read, and errors that name them.
 //!
-//! Not here: which keys make a pair; that is `formats/`.
+//! A path is keys joined by dots; `[]` behind a key stands for every entry of a list, or every value of an object, as in
+//! `answers[].rank`. A source's `columns` put another path in the place of a path's first key. `null` counts as absent.
+//! Not here: what makes a pair; that is `formats/`.
 
-use crate::data::rows::Place;
-use crate::data::{Message, Prompt};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What to do about a row where nothing better is known.
 pub(super) const MEND: &str = "mend the row or leave it out";
 
-/// An answer, alone or at the end of its conversation.
-pub(super) enum Answer {
-    Text(String),
-    Messages(Vec<Message>),
+/// Key of a layout -> path of the row that stands for it.
+pub(super) type Columns = BTreeMap<String, String>;
+
+/// A row and what was read of it.
+pub(super) struct Row<'a> {
+    pub(super) object: Map<String, Value>,
+    /// The rows that were joined to this one, itself first: `rows[]` in paths.
+    joined: Vec<Value>,
+    columns: &'a Columns,
+    /// Paths that were read; below a path of `whole` everything was.
+    used: RefCell<BTreeSet<String>>,
+    whole: RefCell<BTreeSet<String>>,
+    /// Paths inside texts that are JSON, which were not read.
+    unused_in_texts: RefCell<BTreeSet<String>>,
 }
 
-/// One row and where it stands.
-pub(super) struct Row<'a> {
-    pub(super) place: &'a Place<'a>,
-    pub(super) object: Map<String, Value>,
+/// Values at one path: one, but for a list's entry that has none there or, behind a second `[]`, several.
+pub(super) struct Found<'r> {
+    pub(super) values: Vec<&'r Value>,
+    /// As the row has it, entries not told apart: `answers.rank`.
+    pub(super) path: String,
+    /// For messages: "`chosen`", "entry 2 of `answers.rank`".
+    pub(super) name: String,
+}
+
+impl<'r> Found<'r> {
+    /// The one value.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn value(&self, expected: &str) -> Result<&'r Value> {
+        match self.values.first() {
+            Some(value) => Ok(value),
+            None => Err(Error::input(format!("{} is missing, expected {expected}", self.name)).hint(MEND)),
+        }
+    }
+
+    pub(super) fn wrong(&self, value: &Value, expected: &str) -> Error {
+        wrong(&self.name, value, expected)
+    }
+
+    pub(super) fn text(&self, expected: &str) -> Result<&'r str> {
+        let value = self.value(expected)?;
+        value.as_str().ok_or_else(|| self.wrong(value, expected))
+    }
+
+    /// A finite number, or a text that is one.
+    pub(super) fn number(&self, expected: &str) -> Result<f64> {
+        let value = self.value(expected)?;
+        as_number(value).ok_or_else(|| self.wrong(value, expected))
+    }
+
+    /// True or false, also as 1 or 0.
+    pub(super) fn flag(&self) -> Result<bool> {
+        const EXPECTED: &str = "true or false";
+        let value = self.value(EXPECTED)?;
+        match (value, as_number(value)) {
+            (Value::Bool(flag), _) => Ok(*flag),
+            (_, Some(number)) if number == 0.0 || number == 1.0 => Ok(number == 1.0),
+            _ => Err(self.wrong(value, EXPECTED)),
+        }
+    }
 }
 
 impl<'a> Row<'a> {
-    pub(super) fn new(place: &'a Place<'a>, row: Value) -> Result<Self> {
+    pub(super) fn new(row: Value, columns: &'a Columns) -> Result<Self> {
         match row {
-            Value::Object(object) => Ok(Self { place, object }),
-            other => Err(Error::input(format!("{place}: expected an object, found {}", kind(&other)))
+            Value::Object(object) => Ok(Self {
+                object,
+                joined: Vec::new(),
+                columns,
+                used: RefCell::default(),
+                whole: RefCell::default(),
+                unused_in_texts: RefCell::default(),
+            }),
+            other => Err(Error::input(format!("expected an object, found {}", kind(&other)))
                 .hint("a row is {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}, for example")),
         }
     }
 
-    pub(super) fn prompt(&self) -> Result<Option<Prompt>> {
-        Ok(match self.get("prompt") {
-            None => None,
-            Some(Value::Array(list)) => Some(Prompt::Messages(self.messages("prompt", list)?)),
-            Some(value) => Some(Prompt::Text(self.string("prompt", value, "a string or a message list")?)),
-        })
+    /// This row with others joined to it.
+    pub(super) fn join(mut self, others: impl Iterator<Item = Map<String, Value>>) -> Self {
+        let first = std::iter::once(self.object.clone());
+        self.joined = first.chain(others).map(Value::Object).collect();
+        self
     }
 
-    pub(super) fn answer(&self, key: &str) -> Result<Answer> {
-        const EXPECTED: &str = "a string or a message list";
-        match self.get(key) {
-            None => Err(self.missing(key, EXPECTED)),
-            Some(Value::Array(list)) => Ok(Answer::Messages(self.messages(key, list)?)),
-            Some(value) => Ok(Answer::Text(self.string(key, value, EXPECTED)?)),
+    /// The row's path for a layout's path.
+    fn resolve(&self, path: &str) -> String {
+        let end = path.find(['.', '[']).unwrap_or(path.len());
+        match self.columns.get(&path[..end]) {
+            Some(column) => format!("{column}{}", &path[end..]),
+            None => path.to_owned(),
         }
     }
 
-    pub(super) fn list(&self, key: &str) -> Result<&[Value]> {
-        match self.get(key) {
-            None => Err(self.missing(key, "a list")),
-            Some(Value::Array(list)) => Ok(list),
-            Some(value) => Err(self.wrong(key, value, "a list")),
-        }
+    /// The value at a path without `[]`, not counted as read.
+    pub(super) fn peek(&self, path: &str) -> Option<&Value> {
+        below(&self.object, &self.resolve(path))
     }
 
-    pub(super) fn message_list(&self, key: &str) -> Result<Vec<Message>> {
-        match self.get(key) {
-            None => Err(self.missing(key, "a message list")),
-            Some(Value::Array(list)) => self.messages(key, list),
-            Some(value) => Err(self.wrong(key, value, "a message list")),
-        }
+    /// The value at the first of these paths without `[]` that leads to one.
+    pub(super) fn get(&self, paths: &[&str]) -> Option<Found<'_>> {
+        let path = paths.iter().find(|path| self.peek(path).is_some())?;
+        let value = self.peek(path)?;
+        let path = self.resolve(path);
+        self.mark(&path);
+        Some(Found { values: vec![value], name: format!("`{path}`"), path })
     }
 
-    fn messages(&self, key: &str, list: &[Value]) -> Result<Vec<Message>> {
-        let text = |number: usize, message: &Value, name: &str| match message.get(name) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            other => Err(self
-                .error(format!(
-                    "message {number} of `{key}`: `{name}` is {}, expected a string",
-                    other.map_or("missing", kind)
-                ))
-                .hint("a message is {\"role\": \"user\", \"content\": \"...\"}")),
+    /// What the first of these paths that leads somewhere leads to: a value, or one for each entry of a list.
+    ///
+    /// # Errors
+    /// Something else where the path says that a list is.
+    pub(super) fn all(&self, paths: &[&str]) -> Result<Option<Vec<Found<'_>>>> {
+        let start = |path: &&&str| match path.split("[]").next() {
+            Some(ROWS) => !self.joined.is_empty(),
+            start => self.peek(start.unwrap_or_default()).is_some(),
         };
-        let message = |(index, message): (usize, &Value)| {
-            if message.get("tool_calls").is_some_and(says_something) {
-                return Err(self.no_tools(format!("message {} of `{key}` has `tool_calls`", index + 1)));
-            }
-            Ok(Message::new(text(index + 1, message, "role")?, text(index + 1, message, "content")?))
+        let Some(path) = paths.iter().find(start) else { return Ok(None) };
+        let Some((list, rest)) = path.split_once("[]") else { return Ok(self.get(&[path]).map(|found| vec![found])) };
+        let rest = rest.trim_start_matches('.');
+        let (elements, rest, path) = if list == ROWS {
+            let path = self.resolve(rest);
+            (&self.joined, path.clone(), path)
+        } else {
+            let Some(Found { values, path: list, name }) = self.get(&[list]) else { return Ok(None) };
+            let elements = match values[..] {
+                [Value::Array(elements)] => elements,
+                [other] => return Err(wrong(&name, other, "a list")),
+                _ => return Ok(None),
+            };
+            let dot = if rest.is_empty() { "" } else { "." };
+            (elements, rest.to_owned(), format!("{list}{dot}{}", rest.replace("[]", ".*")))
         };
-        list.iter().enumerate().map(message).collect()
+        self.mark(&path);
+        let entry = |(index, element)| Found {
+            values: gather(element, &rest),
+            path: path.clone(),
+            name: format!("entry {} of `{path}`", index + 1),
+        };
+        Ok(Some(elements.iter().enumerate().map(entry).collect()))
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<String> {
-        let value = self.get(key).ok_or_else(|| self.missing(key, "a string"))?;
-        self.string(key, value, "a string")
-    }
-
-    pub(super) fn string(&self, key: &str, value: &Value, expected: &str) -> Result<String> {
-        value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, value, expected))
-    }
-
-    /// A finite number; `expected` says which ones make sense.
-    pub(super) fn number(&self, key: &str, expected: &str) -> Result<f64> {
-        let value = self.get(key).ok_or_else(|| self.missing(key, expected))?;
-        value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| self.wrong(key, value, expected))
-    }
-
-    pub(super) fn index(&self, key: &str) -> Result<usize> {
-        let value = self.get(key).ok_or_else(|| self.missing(key, "0 or 1"))?;
-        value.as_u64().filter(|index| *index < 2).map(|index| index as usize).ok_or_else(|| {
-            let found = if value.is_number() { value.to_string() } else { kind(value).to_owned() };
-            self.error(format!("`{key}` is {found}, expected 0 or 1")).hint(MEND)
-        })
-    }
-
-    pub(super) fn flag(&self, key: &str) -> Result<bool> {
-        let value = self.get(key).ok_or_else(|| self.missing(key, "true or false"))?;
-        value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
-    }
-
-    /// Refuses a row whose text would need what templates are not given: trained on without it, it would be another one.
-    pub(super) fn without_tools(&self) -> Result<()> {
-        match ["tools", "documents"].into_iter().find(|key| self.get(key).is_some_and(says_something)) {
-            Some(key) => Err(self.no_tools(format!("the row has `{key}`"))),
-            None => Ok(()),
-        }
-    }
-
-    fn no_tools(&self, what: String) -> Error {
-        self.error(format!("{what}, which chat templates are not given here"))
-            .hint("leave the row out, or write what the model saw into the messages' `content`")
-    }
-
-    pub(super) fn get(&self, key: &str) -> Option<&Value> {
-        self.object.get(key).filter(|value| !value.is_null())
-    }
-
-    pub(super) fn error(&self, message: String) -> Error {
-        Error::input(message).at(self.place)
-    }
-
-    pub(super) fn missing(&self, key: &str, expected: &str) -> Error {
+    /// The error of a layout's path that leads nowhere.
+    pub(super) fn missing(&self, paths: &[&str], expected: &str) -> Error {
+        let names: Vec<String> = paths.iter().map(|path| format!("`{}`", self.resolve(path))).collect();
         let keys: Vec<_> = self.object.keys().map(String::as_str).collect();
-        self.error(format!("`{key}` is missing, expected {expected}"))
-            .hint(format!("the row has the keys {keys:?}; mend it, leave it out, or name the file's `format`"))
+        Error::input(format!("{} is missing, expected {expected}", names.join(" or "))).hint(format!(
+            "the row has the keys {keys:?}; mend it, leave it out, name the file's `format`, or say with `columns` where \
+             the format's keys stand"
+        ))
     }
 
-    pub(super) fn wrong(&self, key: &str, value: &Value, expected: &str) -> Error {
-        self.error(format!("`{key}` is {}, expected {expected}", kind(value))).hint(MEND)
+    /// Whether the value at a layout's path was read.
+    pub(super) fn is_read(&self, path: &str) -> bool {
+        self.used.borrow().contains(&self.resolve(path))
+    }
+
+    /// Counts a path as read.
+    pub(super) fn mark(&self, path: &str) {
+        if !self.used.borrow().contains(path) {
+            self.used.borrow_mut().insert(path.to_owned());
+        }
+    }
+
+    /// Counts a path as read with all that is below it.
+    pub(super) fn mark_whole(&self, path: &str) {
+        self.whole.borrow_mut().insert(path.to_owned());
+    }
+
+    /// Looks for what was not read in a value that a text at `path` holds as JSON.
+    pub(super) fn leave_in_text(&self, path: &str, value: &Value) {
+        self.walk(path, value, &mut self.unused_in_texts.borrow_mut());
+    }
+
+    /// The paths that hold something and were not read; of a part that was not read at all only its first key.
+    pub(super) fn unused(&self) -> BTreeSet<String> {
+        let mut unused = self.unused_in_texts.borrow().clone();
+        for (key, value) in &self.object {
+            self.walk(key, value, &mut unused);
+        }
+        unused
+    }
+
+    fn walk(&self, path: &str, value: &Value, unused: &mut BTreeSet<String>) {
+        let used = self.used.borrow();
+        if !says_something(value) || self.whole.borrow().contains(path) {
+            return;
+        }
+        match value {
+            // Entries that were read by their place are told apart.
+            Value::Array(list) if (0..list.len()).any(|place| reads(&used, &format!("{path}.{place}"))) => {
+                let entries = list.iter().enumerate();
+                entries.for_each(|(place, entry)| self.walk(&format!("{path}.{place}"), entry, unused));
+            }
+            Value::Array(list)
+                if reads(&used, path) && list.iter().any(|entry| entry.is_object() || entry.is_array()) =>
+            {
+                list.iter().for_each(|entry| self.walk(path, entry, unused));
+            }
+            Value::Object(object) if reads(&used, path) => {
+                let any = format!("{path}.*");
+                let any = reads(&used, &any).then_some(any);
+                for (key, value) in object {
+                    self.walk(&any.clone().unwrap_or_else(|| format!("{path}.{key}")), value, unused);
+                }
+            }
+            _ if used.contains(path) => {}
+            _ => {
+                unused.insert(path.to_owned());
+            }
+        }
     }
 }
 
+/// Whether a path was read, or one below it.
+fn reads(used: &BTreeSet<String>, path: &str) -> bool {
+    let below = format!("{path}.");
+    used.contains(path) || used.range(below.clone()..).next().is_some_and(|other| other.starts_with(&below))
+}
+
+/// What a path starts with that is about each of the joined rows.
+const ROWS: &str = "rows";
+
+/// The value below an object at a path of keys, of positions from 0 where there is a list. A key with dots in its name is
+/// found first.
+fn below<'v>(object: &'v Map<String, Value>, path: &str) -> Option<&'v Value> {
+    let found = object.get(path).or_else(|| {
+        let (first, rest) = path.split_once('.')?;
+        inside(object.get(first)?, rest)
+    });
+    found.filter(|value| !value.is_null())
+}
+
+fn inside<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
+    match value {
+        Value::Object(object) => below(object, path),
+        Value::Array(list) => {
+            let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+            let element = list.get(first.parse::<usize>().ok()?)?;
+            rest.map_or(Some(element), |rest| inside(element, rest))
+        }
+        _ => None,
+    }
+}
+
+/// The values below one value at a path that may have `[]`.
+fn gather<'v>(value: &'v Value, path: &str) -> Vec<&'v Value> {
+    if path.is_empty() {
+        return if value.is_null() { Vec::new() } else { vec![value] };
+    }
+    let (before, rest) = match path.split_once("[]") {
+        Some((before, rest)) => (before, Some(rest.trim_start_matches('.'))),
+        None => (path, None),
+    };
+    let Some(found) = inside(value, before) else { return Vec::new() };
+    match (rest, found) {
+        (None, found) => vec![found],
+        (Some(rest), Value::Array(list)) => list.iter().flat_map(|value| gather(value, rest)).collect(),
+        (Some(rest), Value::Object(object)) => object.values().flat_map(|value| gather(value, rest)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A finite number, also one written as a text.
+pub(super) fn as_number(value: &Value) -> Option<f64> {
+    let number = value.as_f64().or_else(|| value.as_str()?.trim().parse().ok());
+    number.filter(|number| number.is_finite())
+}
+
 /// Neither null nor empty; lists are also given as text.
-fn says_something(value: &Value) -> bool {
+pub(super) fn says_something(value: &Value) -> bool {
     match value {
         Value::Null => false,
-        Value::String(text) => !["", "[]", "null"].contains(&text.trim()),
+        Value::String(text) => !["", "[]", "{}", "null"].contains(&text.trim()),
         Value::Array(list) => !list.is_empty(),
-        Value::Object(object) => !object.is_empty(),
+        Value::Object(object) => object.values().any(|value| !value.is_null()),
         Value::Bool(_) | Value::Number(_) => true,
     }
+}
+
+pub(super) fn wrong(name: &str, value: &Value, expected: &str) -> Error {
+    Error::input(format!("{name} is {}, expected {expected}", kind(value))).hint(MEND)
 }
 
 /// What a value is, in words.

@@ -96,6 +96,11 @@ impl Template {
         self.chat.as_ref().map_or("", |chat| &chat.tail)
     }
 
+    /// Whether a chat template has a word in it; plain ones refuse what they cannot write.
+    pub fn names(&self, word: &str) -> bool {
+        self.chat.as_ref().is_none_or(|chat| chat.source.contains(word))
+    }
+
     /// Whether the template writes the BOS token itself; the tokenizer must then not add another.
     pub fn writes_bos(&self) -> bool {
         self.chat.is_some()
@@ -113,8 +118,10 @@ impl Template {
         if let Some(chat) = &self.chat {
             return chat.render(&messages(prompt), inputs, true);
         }
+        let turns = messages(prompt);
+        plain_enough(inputs, &turns)?;
         let mut text = String::new();
-        for message in messages(prompt) {
+        for message in turns {
             let Message { role, .. } = &message;
             let (before, after) = match (self.kind, &role[..]) {
                 (TemplateKind::Instruct, "user") => ("Instruct: ", "\n"),
@@ -146,6 +153,7 @@ impl Template {
     /// As [`Template::render_prompt`].
     pub fn render(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<String> {
         let Some(chat) = &self.chat else {
+            plain_enough(inputs, std::slice::from_ref(answer))?;
             let space = if matches!(self.kind, TemplateKind::Instruct | TemplateKind::Hh) { " " } else { "" };
             return Ok(format!("{}{space}{}", self.render_prompt(prompt, inputs)?, answer.text()));
         };
@@ -210,6 +218,19 @@ impl Chat {
             Error::input(format!("the chat template cannot render this conversation: {error}"))
                 .hint("are its roles the ones the template knows, in the order it wants?")
         })
+    }
+}
+
+/// Refuses what only a chat template can write.
+fn plain_enough(inputs: &TemplateInputs, messages: &[Message]) -> Result<()> {
+    let key = messages.iter().find_map(|message| message.more.keys().next());
+    let beside = [("tools", inputs.tools.is_some()), ("documents", inputs.documents.is_some())];
+    let beside = beside.into_iter().find_map(|(name, given)| given.then_some(name));
+    let argument = (!inputs.arguments.is_empty()).then_some("chat_template_kwargs");
+    match key.map(String::as_str).or(beside).or(argument) {
+        Some(what) => Err(Error::input(format!("the row has `{what}`, which only a chat template can write"))
+            .hint("use template = \"chat\", or leave the row out")),
+        None => Ok(()),
     }
 }
 

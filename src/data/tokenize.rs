@@ -11,7 +11,7 @@ use crate::data::tokenizer_files::{self, FolderTokenizer};
 use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs, TokenPair};
 use crate::error::{Error, Result};
 use crate::panics::contain;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -141,6 +141,19 @@ impl Encoder {
     /// error names the pair's line.
     pub fn encode(&self, pair: &Pair) -> Result<Encoded> {
         self.encode_pair(pair).map_err(|error| error.at(format_args!("line {}", pair.line)))
+    }
+
+    /// What rows have for a chat template and this one never names -> in how many rows.
+    pub fn unread(&self, pairs: &[Pair]) -> BTreeMap<String, usize> {
+        let keys = |pair: &Pair| -> Vec<(String, usize)> {
+            let unread = pair.for_template().filter(|key| !self.template.names(key));
+            unread.map(|key| (format!("{key} (not in the chat template)"), pair.line)).collect()
+        };
+        // A row of several pairs counts once.
+        let by_row: BTreeSet<_> = pairs.iter().flat_map(keys).collect();
+        let mut rows = BTreeMap::new();
+        by_row.into_iter().for_each(|(key, _)| *rows.entry(key).or_default() += 1);
+        rows
     }
 
     /// Hash of everything that decides what tokens a pair becomes, besides the pair.

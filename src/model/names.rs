@@ -83,7 +83,7 @@ pub fn is_of_a_head(name: &str, named: Option<&str>) -> bool {
 pub struct HeadNames {
     /// [1, D]
     pub weight: String,
-    /// [1], or a single number.
+    /// `[1]`, or a single number.
     pub bias: Option<String>,
 }
 

@@ -27,6 +27,9 @@ pub fn all(ops: &dyn Ops, device: Device) {
         adamw(ops, device, kind);
     }
     squares(ops, device);
+    for kind in [Kind::Float, Kind::BFloat16] {
+        hash(ops, device, kind);
+    }
 }
 
 fn adamw(ops: &dyn Ops, device: Device, kind: Kind) {
@@ -82,4 +85,20 @@ fn squares(ops: &dyn Ops, device: Device) {
     assert_eq!(ops.sum_of_squares(&[]).unwrap(), 0.0);
     let _ = tensors[1].get(0).fill_(f64::NAN);
     assert!(!ops.sum_of_squares(&tensors).unwrap().is_finite());
+}
+
+fn hash(ops: &dyn Ops, device: Device, kind: Kind) {
+    let of = |values: &Tensor| ops.hash(values).unwrap().int64_value(&[]);
+    let values = waves(&[(1 << 17) + 5], 1.0, device).to_kind(kind);
+    let (word, last) = (if kind == Kind::Float { Kind::Int } else { Kind::Int16 }, values.size()[0] - 1);
+    assert_eq!(of(&values), of(&values.copy()));
+    let swapped = values.copy();
+    swapped.narrow(0, 3, 1).copy_(&values.narrow(0, last, 1));
+    swapped.narrow(0, last, 1).copy_(&values.narrow(0, 3, 1));
+    assert_ne!(of(&swapped), of(&values), "two values have changed places");
+    for bit in [1, 1 << 14] {
+        let flipped = values.copy();
+        let _ = flipped.view_dtype(word).narrow(0, last, 1).bitwise_xor_(bit);
+        assert_ne!(of(&flipped), of(&values), "a bit of the last value has changed");
+    }
 }

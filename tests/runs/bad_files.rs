@@ -34,7 +34,7 @@ fn broken_rows_are_named_with_file_and_line() {
     refuse(&workspace, "broken JSON", &[], &["plain.jsonl:3", "broken JSON"]);
     let half = json!({"prompt": "What?", "chosen": "yes"});
     workspace.write("plain.jsonl", &format!("{}{half}\n{good}", rows(0, 1)));
-    refuse(&workspace, "no answer", &[], &["plain.jsonl:2", "`rejected` is missing"]);
+    refuse(&workspace, "no answer", &["data.strict=true"], &["plain.jsonl:2", "`rejected` is missing"]);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod foreign;
 mod hub;
 mod lora;
 mod ranks;
+mod reading;
 mod refused;
 mod resuming;
 mod scoring;

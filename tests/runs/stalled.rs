@@ -1,4 +1,5 @@
-//! A rank that stops, whichever it is, ends the whole job at the limit, with one error that names it, and none is left.
+//! A rank that stops, whichever it is, ends the whole job at the limit, with one error that names it, and none is left. A
+//! job that is suspended as a whole goes on.
 
 use crate::job;
 use crate::tiny::{Workspace, with_config};
@@ -48,8 +49,7 @@ fn a_stopped_rank_ends_the_job_whichever_it_is() {
         let steps = |path: &Path| fs::read_to_string(path).unwrap_or_default().lines().count();
         wait_for("a step", || steps(&metrics) > 5);
         let all: Vec<_> = (0..ranks).map(|rank| process(job.id(), rank)).collect();
-        let kill = Command::new("kill").args(["-STOP", &all[stopped].to_string()]).status();
-        assert!(kill.unwrap().success());
+        signal("-STOP", &all[stopped..=stopped]);
         let ended = job::wait(job, LIMIT);
         let told = fs::read_to_string(workspace.log(&log, "err")).unwrap();
         ["out", "err"].iter().for_each(|kind| fs::remove_file(workspace.log(&log, kind)).unwrap());
@@ -66,4 +66,30 @@ fn a_stopped_rank_ends_the_job_whichever_it_is() {
         // mpirun ends what is left while it goes itself.
         wait_for("the end of every rank", || !all.iter().any(|process| runs(*process)));
     }
+}
+
+fn signal(name: &str, processes: &[u32]) {
+    let processes = processes.iter().map(u32::to_string);
+    assert!(Command::new("kill").arg(name).args(processes).status().unwrap().success());
+}
+
+#[test]
+fn a_job_that_is_suspended_for_longer_than_the_limit_goes_on() {
+    let workspace = Workspace::new();
+    let set = ["train.epochs=100000", "eval.every=0", "checkpoint.every=0", TIMEOUT];
+    let job = workspace.start(2, "suspended", &with_config(&[], &set));
+    let steps = || fs::read_to_string(workspace.path("run/metrics.jsonl")).unwrap_or_default().lines().count();
+    wait_for("a step", || steps() > 5);
+    let all = [0, 1].map(|rank| process(job.id(), rank));
+    signal("-STOP", &all);
+    std::thread::sleep(Duration::from_secs(5));
+    let before = steps();
+    signal("-CONT", &all);
+    // Long enough for a limit that had passed to be noticed.
+    std::thread::sleep(Duration::from_secs(3));
+    wait_for("another step", || steps() > before + 5);
+    assert_eq!(job::wait(job, Duration::ZERO), None, "it runs until it is ended here");
+    let told = fs::read_to_string(workspace.log("suspended", "err")).unwrap();
+    ["out", "err"].iter().for_each(|kind| fs::remove_file(workspace.log("suspended", kind)).unwrap());
+    assert!(!told.contains("waiting for"), "{told}");
 }

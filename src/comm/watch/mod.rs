@@ -1,7 +1,7 @@
 //! The watchdog of a rank: a thread that says when ranks wait too long for one another, and ends the job at the limit.
 //!
 //! Rank 0 hears of all ranks and judges; the others judge rank 0 alone, and only where nothing more is heard of it.
-//! Whatever MPI does, it holds up neither. Not here: collectives between GPUs, which go on after their call
+//! Whatever MPI does, it holds up neither. What is not watched is MPI's own start: the ranks' lines are made by it. Not here: collectives between GPUs, which go on after their call
 //! (`nccl/watch.rs`).
 
 mod judge;

@@ -1,55 +1,69 @@
-//! Conversations written as one text: hh-rlhf's transcripts and HelpSteer2's prompts of several turns.
+//! Conversations with speakers' names in one text: hh-rlhf's transcripts, prompts that end where the assistant's turn
+//! starts (Nectar, rm-static), HelpSteer2's prompts of several turns.
 //!
-//! Not here: message lists (`conversations.rs`).
+//! Not here: message lists (`turns.rs`).
 
-use super::{DropReason, Sides, Verdict};
-use crate::data::row::Row;
+use super::{DropReason, Verdict};
 use crate::data::{Message, Prompt};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-impl Row<'_> {
-    /// hh-rlhf: two transcripts of one conversation with different last answers.
-    pub(super) fn transcripts(&self) -> Result<Verdict<Sides>> {
-        let (chosen, rejected) = (self.transcript("chosen")?, self.transcript("rejected")?);
-        Ok(chosen.and_then(|(prompt, chosen)| {
-            let (other, rejected) = rejected?;
-            match (prompt == other, prompt.is_empty()) {
-                (false, _) => Err(DropReason::DifferentPrompts),
-                (true, true) => Err(DropReason::EmptyPrompt),
-                (true, false) => Ok(Sides::new(Prompt::Messages(prompt), chosen, rejected)),
-            }
-        }))
+/// Splits a transcript at its last assistant's turn: what comes before, and the answer. A marker inside a text cannot be
+/// told from a turn; where it makes the two prompts differ, or a human's turn the last one, the pair is dropped rather
+/// than misread.
+///
+/// # Errors
+/// A text that no speaker starts; `name` is what the error calls it.
+pub(super) fn transcript(name: &str, text: &str) -> Result<Verdict<(Vec<Message>, String)>> {
+    if !is_transcript(text) {
+        return Err(Error::input(format!(
+            "{name} is no transcript: expected \"\\n\\nHuman: ...\\n\\nAssistant: ...\""
+        ))
+        .hint("rows with a prompt of their own are format = \"pairs\""));
     }
-
-    /// Splits a transcript at its last assistant's turn. A marker inside a text cannot be told from a turn; where it
-    /// makes the two prompts differ, or a human's turn the last one, the pair is dropped rather than misread.
-    fn transcript(&self, key: &str) -> Result<Verdict<(Vec<Message>, String)>> {
-        let mut text = self.text(key)?;
-        if text.starts_with(HUMAN.trim_start()) {
-            text.insert_str(0, "\n\n");
-        }
-        let (before, answer) = match text.rsplit_once(ASSISTANT) {
-            Some(parts) if is_transcript(&text) => parts,
-            _ => {
-                return Err(self
-                    .error(format!("`{key}` is no transcript: expected \"\\n\\nHuman: ...\\n\\nAssistant: ...\""))
-                    .hint("rows with a prompt of their own are format = \"pairs\""));
-            }
-        };
-        if answer.contains(HUMAN) {
-            return Ok(Err(DropReason::LastTurnNotAssistant));
-        }
-        Ok(Ok((turns(before), without_space(answer).to_owned())))
-    }
+    let text = whole(text);
+    Ok(match text.rsplit_once(ASSISTANT) {
+        Some((before, answer)) if !answer.contains(HUMAN) => Ok((turns(before), without_space(answer).to_owned())),
+        _ => Err(DropReason::LastTurnNotAssistant),
+    })
 }
 
 /// Whether a text starts like a transcript.
 pub(super) fn is_transcript(text: &str) -> bool {
     let text = text.trim_start();
     text.starts_with(HUMAN.trim_start()) || text.starts_with(ASSISTANT.trim_start())
+}
+
+/// Whether a text is a transcript that stops where the assistant's turn starts.
+pub(super) fn is_open_transcript(text: &str) -> bool {
+    is_transcript(text) && text.trim_end().ends_with(ASSISTANT)
+}
+
+/// A prompt as one text: a transcript that the answer continues, or HelpSteer2's, which has a marker before every turn but
+/// the first. A text that is neither is one user's message.
+pub(super) fn prompt_of(text: &str) -> Prompt {
+    if is_open_transcript(text) {
+        let text = whole(text);
+        let before = text.trim_end().strip_suffix(ASSISTANT).unwrap_or(&text);
+        return Prompt::Messages(turns(before));
+    }
+    match marked_turns(text) {
+        Some(messages) => Prompt::Messages(messages),
+        None => Prompt::Text(text.to_owned()),
+    }
+}
+
+/// The one space after a speaker's colon belongs to the template, which puts it back.
+pub(super) fn without_space(text: &str) -> &str {
+    text.strip_prefix(' ').unwrap_or(text)
+}
+
+/// A transcript with the line breaks before its first speaker.
+fn whole(text: &str) -> String {
+    let starts = [HUMAN, ASSISTANT].iter().any(|marker| text.starts_with(marker.trim_start()));
+    if starts { format!("\n\n{text}") } else { text.to_owned() }
 }
 
 /// Cuts what comes before the last answer into its turns, texts kept as they are but for the space after the marker.
@@ -67,26 +81,6 @@ fn turns(transcript: &str) -> Vec<Message> {
         messages.push(Message::new(role, without_space(&rest[..end])));
     }
     messages
-}
-
-/// The one space after a speaker's colon belongs to the template, which puts it back.
-fn without_space(text: &str) -> &str {
-    text.strip_prefix(' ').unwrap_or(text)
-}
-
-/// A prompt as one text: Nectar's ends where the assistant's turn starts, HelpSteer2's has a marker before every turn
-/// but the first. A text that is neither is one user's message.
-pub(super) fn prompt_of(text: String) -> Prompt {
-    if let Some((before, "")) = text.rsplit_once(ASSISTANT).map(|(before, rest)| (before, rest.trim()))
-        && is_transcript(&text)
-    {
-        let before = if before.starts_with(HUMAN.trim_start()) { format!("\n\n{before}") } else { before.to_owned() };
-        return Prompt::Messages(turns(&before));
-    }
-    match marked_turns(&text) {
-        Some(messages) => Prompt::Messages(messages),
-        None => Prompt::Text(text),
-    }
 }
 
 /// `{user}\n<extra_id_1>Assistant\n{assistant}\n<extra_id_1>User\n{user}`, as HelpSteer2's data card has it.

@@ -1,0 +1,263 @@
+//! Reads a row by its layout: the prompt, the answers, and the pairs they make.
+//!
+//! Not here: layouts (`layouts.rs`), which answer is better (`preference.rs`), how a value holds turns (`turns.rs`), what
+//! stands beside a pair (`beside.rs`).
+
+use super::layout::{Layout, Written};
+use super::transcripts::{is_open_transcript, prompt_of, transcript, without_space};
+use super::turns::Said;
+use super::{DropReason, Verdict, beside};
+use crate::data::row::{Found, MEND, Row};
+use crate::data::{Message, Prompt, TemplateInputs};
+use crate::error::{Error, Result};
+use serde_json::Value;
+
+/// Answers a list may have: 64 make 2,016 pairs. More is a damaged row, or no list of one prompt's answers.
+const LONGEST_LIST: usize = 64;
+
+/// What a row says of one pair.
+pub(super) struct Sides {
+    pub(super) prompt: Prompt,
+    pub(super) inputs: TemplateInputs,
+    pub(super) chosen: Message,
+    pub(super) rejected: Message,
+    /// How much better the chosen answer is, where the layout says so.
+    pub(super) margin: Option<f64>,
+}
+
+/// An answer and, where the row has it as a conversation, the turns before it.
+struct Answer {
+    before: Option<Vec<Message>>,
+    message: Message,
+    name: String,
+}
+
+/// What the row has of a prompt.
+enum Asked {
+    Nothing,
+    Whole(Prompt),
+    /// One speaker's turns; the other's are in the answers.
+    Turns(Vec<String>),
+}
+
+impl Row<'_> {
+    /// The pairs of a row: one, or those of a list, at most `limit` of them, spread evenly over all; 0: no limit. What is
+    /// not taken is a verdict too, so that it is counted.
+    ///
+    /// # Errors
+    /// A row that is not as the layout says.
+    pub(super) fn pairs(&self, layout: &Layout, limit: usize) -> Result<Vec<Verdict<Sides>>> {
+        let asked = self.asked(layout)?;
+        let groups = match self.answers(layout, &asked)? {
+            Ok(groups) => groups,
+            Err(reason) => return Ok(vec![Err(reason)]),
+        };
+        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        let answers: Vec<Answer> = groups.into_iter().flatten().collect();
+        if answers.len() > LONGEST_LIST {
+            let message = format!("the row has {} answers, expected at most {LONGEST_LIST}", answers.len());
+            return Err(Error::input(message).hint("a row holds the answers to one prompt; cut the list"));
+        }
+        let choices = self.choices(layout, &sizes)?;
+        let beside = self.beside()?;
+        let total = choices.iter().filter(|choice| choice.is_ok()).count();
+        let taken = if limit == 0 { total } else { limit.min(total) };
+        let mut number = 0;
+        choices
+            .into_iter()
+            .map(|choice| {
+                let (chosen, rejected, margin) = match choice {
+                    Ok(choice) => choice,
+                    Err(reason) => return Ok(Err(reason)),
+                };
+                let here = number;
+                number += 1;
+                // The numbers k * total / taken, rounded down, are taken.
+                if (here * taken).div_ceil(total) * total / taken != here {
+                    return Ok(Err(DropReason::OverPairsPerPrompt));
+                }
+                let (chosen, rejected) = (&answers[chosen], &answers[rejected]);
+                let prompt = match self.common_prompt(layout, &asked, &beside, chosen, rejected)? {
+                    Ok(prompt) => prompt,
+                    Err(reason) => return Ok(Err(reason)),
+                };
+                let (chosen, rejected) = (chosen.message.clone(), rejected.message.clone());
+                Ok(Ok(Sides { prompt, inputs: beside.inputs.clone(), chosen, rejected, margin }))
+            })
+            .collect()
+    }
+
+    /// The one answer of a row that is only scored, as both sides.
+    ///
+    /// # Errors
+    /// As [`Row::pairs`].
+    pub(super) fn alone(&self, layout: &Layout) -> Result<Verdict<Sides>> {
+        let asked = self.asked(layout)?;
+        let answers = match self.answers(layout, &asked)? {
+            Ok(groups) => groups,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let Some(answer) = answers.first().and_then(|group| group.first()) else {
+            return Ok(Err(DropReason::EmptyAnswer));
+        };
+        let beside = self.beside()?;
+        let prompt = self.common_prompt(layout, &asked, &beside, answer, answer)?;
+        let message = answer.message.clone();
+        let sides =
+            |prompt| Sides { prompt, inputs: beside.inputs, chosen: message.clone(), rejected: message, margin: None };
+        Ok(prompt.map(sides))
+    }
+
+    fn asked(&self, layout: &Layout) -> Result<Asked> {
+        let Some(found) = self.get(layout.prompt) else { return Ok(Asked::Nothing) };
+        if layout.prompt_as == Written::JsonList {
+            return Ok(Asked::Turns(json_list(&found)?));
+        }
+        Ok(Asked::Whole(match self.said(&found)? {
+            Said::Text(text) if layout.prompt_as == Written::Transcript => prompt_of(&text),
+            Said::Text(text) => Prompt::Text(text),
+            Said::Turns(turns) => Prompt::Messages(turns),
+        }))
+    }
+
+    /// The answers at each of the layout's places.
+    fn answers(&self, layout: &Layout, asked: &Asked) -> Result<Verdict<Vec<Vec<Answer>>>> {
+        let open = |found: &Found| found.values.first().and_then(|value| value.as_str()).is_some_and(ends_at_colon);
+        let colon = layout.prompt_as == Written::Transcript && self.get(layout.prompt).as_ref().is_some_and(open);
+        let mut groups = Vec::with_capacity(layout.answers.len());
+        for paths in layout.answers {
+            let found = self.all(paths)?.ok_or_else(|| self.lacking(paths))?;
+            let mut group = Vec::with_capacity(found.len());
+            for found in found {
+                match self.answer(layout, asked, &found)? {
+                    Ok(mut answer) => {
+                        if colon && let Some(text) = &mut answer.message.content {
+                            *text = without_space(text).to_owned();
+                        }
+                        group.push(answer);
+                    }
+                    Err(reason) => return Ok(Err(reason)),
+                }
+            }
+            groups.push(group);
+        }
+        Ok(Ok(groups))
+    }
+
+    fn answer(&self, layout: &Layout, asked: &Asked, found: &Found) -> Result<Verdict<Answer>> {
+        let answer = |before, message| Ok(Answer { before, message, name: found.name.clone() });
+        if let (Written::JsonList, Asked::Turns(questions)) = (layout.answers_as, asked) {
+            let mut texts = json_list(found)?;
+            let (said, last) = (texts.len(), texts.pop().unwrap_or_default());
+            if said != questions.len() || said == 0 {
+                return Err(Error::input(format!(
+                    "{} has {said} turns, and the prompt {}",
+                    found.name,
+                    questions.len()
+                ))
+                .hint("expected an answer to each of the prompt's turns"));
+            }
+            let rounds = questions.iter().zip(texts.into_iter().map(Some).chain([None]));
+            let before = rounds
+                .flat_map(|(question, text)| [Some(Message::new("user", question)), text.map(Message::answer)])
+                .flatten()
+                .collect();
+            return Ok(answer(Some(before), Message::answer(last)));
+        }
+        match (self.said(found)?, layout.answers_as) {
+            (Said::Text(text), Written::Transcript) => {
+                Ok(transcript(&found.name, &text)?
+                    .and_then(|(before, text)| answer(Some(before), Message::answer(text))))
+            }
+            (Said::Text(text), _) => Ok(answer(None, Message::answer(text))),
+            (Said::Turns(mut turns), _) => match turns.pop() {
+                Some(last) if last.role == "assistant" => Ok(answer(Some(turns), last)),
+                Some(last) => {
+                    let message =
+                        format!("the last message of {} is the {}'s, expected the assistant's", found.name, last.role);
+                    Err(Error::input(message).hint("the last message is what is rewarded"))
+                }
+                None => Err(Error::input(format!(
+                    "{} is an empty message list, expected the assistant's message",
+                    found.name
+                ))
+                .hint(MEND)),
+            },
+        }
+    }
+
+    /// The prompt of two answers, with what stands beside it.
+    fn common_prompt(
+        &self,
+        layout: &Layout,
+        asked: &Asked,
+        beside: &beside::Beside,
+        chosen: &Answer,
+        rejected: &Answer,
+    ) -> Result<Verdict<Prompt>> {
+        let [one, other] = [chosen, rejected].map(|answer| answer.before.as_deref().filter(|turns| !turns.is_empty()));
+        let alike = one.is_some() && other.is_some();
+        if alike && one != other {
+            return Ok(Err(DropReason::DifferentPrompts));
+        }
+        let prompt = match (asked, one.or(other)) {
+            (Asked::Whole(prompt), None) => prompt.clone(),
+            (Asked::Whole(prompt), Some(before)) if beside::turns_of(prompt) == before => prompt.clone(),
+            (Asked::Whole(prompt), Some(before)) if alike && starts(before, prompt) => {
+                Prompt::Messages(before.to_vec())
+            }
+            (Asked::Whole(_), Some(_)) => {
+                let name = if one.is_some() { &chosen.name } else { &rejected.name };
+                return Err(Error::input(format!("{name} has messages before its last one that are not the prompt"))
+                    .hint("expected the assistant's message alone, or the whole conversation with the prompt in it"));
+            }
+            // An answer alone follows the user's last turn; after the assistant's calls it would be another prompt's.
+            (_, Some(before)) if alike || before.last().is_some_and(|last| last.role == "user") => {
+                Prompt::Messages(before.to_vec())
+            }
+            (_, Some(_)) => return Ok(Err(DropReason::DifferentPrompts)),
+            (_, None) => match beside.prompt(&chosen.message)? {
+                Some(prompt) => prompt,
+                None if chosen.before.is_some() || layout.prompt.is_empty() => return Ok(Err(DropReason::EmptyPrompt)),
+                None => {
+                    return Err(self.lacking(layout.prompt));
+                }
+            },
+        };
+        match &prompt {
+            Prompt::Messages(turns) if turns.is_empty() => Ok(Err(DropReason::EmptyPrompt)),
+            _ => beside.complete(prompt).map(Ok),
+        }
+    }
+}
+
+/// Whether a conversation starts with a prompt, or has its text as a user's turn.
+fn starts(before: &[Message], prompt: &Prompt) -> bool {
+    match prompt {
+        Prompt::Messages(turns) => before.starts_with(turns),
+        Prompt::Text(text) => before.iter().any(|turn| turn.role == "user" && turn.text().trim() == text.trim()),
+    }
+}
+
+/// Whether a transcript stops right behind the assistant's colon: the answers then start with its space.
+fn ends_at_colon(text: &str) -> bool {
+    is_open_transcript(text) && text.ends_with(':')
+}
+
+/// Texts in a list, or in a JSON text of one; null is a turn that says nothing.
+fn json_list(found: &Found) -> Result<Vec<String>> {
+    const EXPECTED: &str = "a list of texts, or a JSON text of one";
+    let value = found.value(EXPECTED)?;
+    let parsed = match value {
+        Value::String(text) => serde_json::from_str(text).map_err(|error| {
+            Error::input(format!("{} is a text that is not JSON ({error}), expected {EXPECTED}", found.name)).hint(MEND)
+        })?,
+        value => value.clone(),
+    };
+    let text = |value: &Value| match value {
+        Value::Null => Some(String::new()),
+        value => value.as_str().map(str::to_owned),
+    };
+    let texts = parsed.as_array().and_then(|list| list.iter().map(text).collect());
+    texts.ok_or_else(|| found.wrong(value, EXPECTED))
+}

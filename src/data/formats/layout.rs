@@ -1,0 +1,147 @@
+//! What a layout of rows can say: where prompt, answers, preference, margin, domain and ties stand, and how they are
+//! written.
+//!
+//! Not here: the layouts (`layouts.rs`), and reading rows by them (`interpret.rs`).
+
+use super::transcripts::{is_open_transcript, is_transcript};
+use crate::config::Format;
+use crate::data::row::Row;
+use serde_json::Value;
+
+/// Paths of which the first that leads to a value counts; `row.rs` says what a path is.
+pub type At = &'static [&'static str];
+
+/// One shape of rows. What may stand beside any pair (a system prompt, earlier turns, tools, a margin, ...) is in
+/// `beside.rs`, once for all layouts.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Its name in a config.
+    pub format: Format,
+    /// Whose rows these are, and what there is to know.
+    pub about: &'static str,
+    /// What a row of it has; none: the layout must be named.
+    pub told_by: &'static [Sign],
+    /// The prompt; none: the answers are whole conversations.
+    pub prompt: At,
+    /// How a prompt that is a text is written.
+    pub prompt_as: Written,
+    /// The answers, in the order in which `preference` counts them. A path with `[]` gives several.
+    pub answers: &'static [At],
+    /// How an answer that is a text is written.
+    pub answers_as: Written,
+    /// Which answer is better.
+    pub preference: Preference,
+    /// Scores of the chosen and of the rejected answer, whose difference is the margin.
+    pub margin: Option<[At; 2]>,
+    /// A flag that says whether the answers are as good.
+    pub tie: At,
+    /// Name under which the pair is reported, where the row has no `domain`.
+    pub domain: At,
+    /// The rows of one prompt follow one another, with an answer each: they are read as one row, `rows[]` in paths.
+    pub joins_rows: bool,
+    /// A row, or the rows of one prompt, one a line.
+    pub example: &'static str,
+}
+
+impl Layout {
+    /// What is left out in a table.
+    pub(super) const PLAIN: Self = Self {
+        format: Format::Pairs,
+        about: "",
+        told_by: &[],
+        prompt: &["prompt"],
+        prompt_as: Written::Plainly,
+        answers: &[],
+        answers_as: Written::Plainly,
+        preference: Preference::Sides,
+        margin: None,
+        tie: &[],
+        domain: &[],
+        joins_rows: false,
+        example: "",
+    };
+}
+
+/// What a row shows of its layout.
+#[derive(Debug, Clone, Copy)]
+pub enum Sign {
+    /// It has one of these keys.
+    Has(At),
+    /// It has none of these.
+    Lacks(At),
+    /// The key's value is a list of texts.
+    Texts(&'static str),
+    /// The key's value is a transcript.
+    Transcript(&'static str),
+    /// The key's value is a transcript that ends where the assistant's turn starts.
+    OpenTranscript(&'static str),
+}
+
+/// How a text is written. Plainly written ones, message lists, single messages, content parts, and message lists that a
+/// text holds as JSON are told apart in every layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// As it is.
+    Plainly,
+    /// With its speakers' names: hh-rlhf, Nectar, HelpSteer2.
+    Transcript,
+    /// A JSON list of one speaker's turns; the prompt's and an answer's are those of one conversation in turns.
+    JsonList,
+}
+
+/// Which answer is better.
+#[derive(Debug, Clone, Copy)]
+pub enum Preference {
+    /// The first of `answers` are the chosen ones, the second the rejected ones: every chosen with every rejected one.
+    Sides,
+    /// A value that names the winner: the first answer's names, the second's, and those of a tie.
+    Winner(At, [At; 3]),
+    /// A whole number, up to a largest one: below zero the first answer is better, above it the second; its size is the
+    /// margin.
+    Strength(At, f64),
+    /// The number, 0 or 1, of the safer answer, and whether each is safe; exactly one must be.
+    Safety(At, [At; 2]),
+    /// A rank for each answer, the lower the better.
+    Ranks(&'static [At]),
+    /// A score for each answer, the higher the better; the mean, where a path leads to several numbers.
+    Scores(&'static [At]),
+    /// There is one answer.
+    Alone,
+}
+
+impl Layout {
+    /// Whether a row shows all the signs.
+    pub(super) fn fits(&self, row: &Row) -> bool {
+        !self.told_by.is_empty() && self.told_by.iter().all(|sign| sign.is_in(row))
+    }
+
+    /// Every path it names, in the order of the table.
+    pub fn paths(&self) -> Vec<&'static str> {
+        let labels: Vec<At> = match self.preference {
+            Preference::Sides | Preference::Alone => vec![],
+            Preference::Winner(at, _) | Preference::Strength(at, _) => vec![at],
+            Preference::Safety(at, [one, other]) => vec![at, one, other],
+            Preference::Ranks(each) | Preference::Scores(each) => each.to_vec(),
+        };
+        let answers = self.answers.iter().copied();
+        let rest = self.margin.into_iter().flatten().chain([self.tie, self.domain]);
+        [self.prompt].into_iter().chain(answers).chain(labels).chain(rest).flatten().copied().collect()
+    }
+}
+
+impl Sign {
+    fn is_in(&self, row: &Row) -> bool {
+        let any = |keys: At| keys.iter().any(|key| row.peek(key).is_some());
+        let text = |key| row.peek(key).and_then(Value::as_str);
+        match *self {
+            Self::Has(keys) => any(keys),
+            Self::Lacks(keys) => !any(keys),
+            Self::Transcript(key) => text(key).is_some_and(is_transcript),
+            Self::OpenTranscript(key) => text(key).is_some_and(is_open_transcript),
+            Self::Texts(key) => {
+                let list = row.peek(key).and_then(Value::as_array);
+                list.is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_string))
+            }
+        }
+    }
+}

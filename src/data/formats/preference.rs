@@ -1,0 +1,154 @@
+//! Which of a row's answers are chosen and rejected, and by how much.
+//!
+//! Not here: the answers themselves (`interpret.rs`).
+
+use super::layout::{At, Layout, Preference};
+use super::{DropReason, Verdict};
+use crate::data::row::{Found, MEND, Row, as_number};
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::cmp::Ordering;
+
+/// Places of the chosen and the rejected answer among all, and the margin where the layout gives one.
+type Choice = (usize, usize, Option<f64>);
+
+impl Row<'_> {
+    /// The pairs of answers, of which the layout's places hold `sizes`.
+    ///
+    /// # Errors
+    /// A value that is missing or says nothing of the answers.
+    pub(super) fn choices(&self, layout: &Layout, sizes: &[usize]) -> Result<Vec<Verdict<Choice>>> {
+        let count: usize = sizes.iter().sum();
+        let tie = match self.get(layout.tie) {
+            Some(flag) => flag.flag()?,
+            None if layout.tie.is_empty() => false,
+            None => return Err(self.missing(layout.tie, "0 or 1")),
+        };
+        let first_wins = |wins: bool, margin| if wins { Ok((0, 1, margin)) } else { Ok((1, 0, margin)) };
+        let choice = match layout.preference {
+            Preference::Alone => Ok((0, 0, None)),
+            Preference::Sides => {
+                let margin = match layout.margin.map(|places| self.difference(places)).transpose()? {
+                    Some(0.0) => return Ok(vec![Err(DropReason::Tie)]),
+                    Some(below) if below < 0.0 => return Ok(vec![Err(DropReason::ContradictoryScores)]),
+                    margin => margin,
+                };
+                let [chosen, rejected] = [sizes.first(), sizes.get(1)].map(|size| size.copied().unwrap_or(0));
+                let pairs = (0..chosen).flat_map(|one| (chosen..chosen + rejected).map(move |other| (one, other)));
+                let pairs: Vec<_> = pairs.map(|(one, other)| Ok((one, other, margin))).collect();
+                return Ok(if pairs.is_empty() { vec![Err(DropReason::FewerThanTwoAnswers)] } else { pairs });
+            }
+            Preference::Winner(at, names) => {
+                let found = self.get(at).ok_or_else(|| self.missing(at, &listed(&names)))?;
+                let name = scalar(&found, &listed(&names))?;
+                match names.iter().position(|names| names.contains(&name.as_str())) {
+                    Some(2) => Err(DropReason::Tie),
+                    Some(winner) => first_wins(winner == 0, None),
+                    None => {
+                        let message = format!("{} is {name:?}, expected {}", found.name, listed(&names));
+                        return Err(Error::input(message).hint(MEND));
+                    }
+                }
+            }
+            Preference::Strength(at, most) => {
+                let expected = format!("a whole number from -{most} to {most}");
+                let found = self.get(at).ok_or_else(|| self.missing(at, &expected))?;
+                let strength = found.number(&expected)?;
+                if strength.fract() != 0.0 || strength.abs() > most {
+                    return Err(Error::input(format!("{} is {strength}, expected {expected}", found.name)).hint(MEND));
+                }
+                if strength == 0.0 { Err(DropReason::Tie) } else { first_wins(strength < 0.0, Some(strength.abs())) }
+            }
+            Preference::Safety(at, flags) => {
+                let flag = |at| self.get(at).ok_or_else(|| self.missing(at, "true or false"))?.flag();
+                let safe = [flag(flags[0])?, flag(flags[1])?];
+                let safer = self.get(at).ok_or_else(|| self.missing(at, "0 or 1"))?.flag()?;
+                match (safe[0] == safe[1], safe[usize::from(safer)]) {
+                    (true, _) => Err(DropReason::NotExactlyOneSafe),
+                    (false, false) => Err(DropReason::ContradictorySafety),
+                    (false, true) => first_wins(!safer, None),
+                }
+            }
+            Preference::Ranks([]) => return Ok(ordered(&(0..count).map(|place| place as f64).collect::<Vec<_>>())),
+            Preference::Ranks(places) => return Ok(ordered(&self.numbers(places, count)?)),
+            Preference::Scores(places) => {
+                let scores: Vec<f64> = self.numbers(places, count)?.into_iter().map(|score| -score).collect();
+                let choices = ordered(&scores);
+                if !layout.tie.is_empty() && tie != matches!(choices[..], [Err(DropReason::Tie)]) {
+                    let message = format!("`{}` and the other flags contradict each other", layout.tie.join("` or `"));
+                    return Err(Error::input(message).hint(MEND));
+                }
+                return Ok(choices);
+            }
+        };
+        Ok(vec![choice])
+    }
+
+    /// The chosen answer's score less the rejected one's.
+    fn difference(&self, places: [At; 2]) -> Result<f64> {
+        const EXPECTED: &str = "a finite number";
+        let score = |at| self.get(at).ok_or_else(|| self.missing(at, EXPECTED))?.number(EXPECTED);
+        Ok(score(places[0])? - score(places[1])?)
+    }
+
+    /// A number for each answer; the mean, where there are several.
+    fn numbers(&self, places: &[At], count: usize) -> Result<Vec<f64>> {
+        const EXPECTED: &str = "a finite number";
+        let mut numbers = Vec::with_capacity(count);
+        for paths in places {
+            for found in self.all(paths)?.ok_or_else(|| self.missing(paths, EXPECTED))? {
+                if found.values.len() < 2 {
+                    numbers.push(found.number(EXPECTED)?);
+                    continue;
+                }
+                // Raters leave some out, as "N/A".
+                let rated: Vec<f64> = found.values.iter().filter_map(|value| as_number(value)).collect();
+                if rated.is_empty() {
+                    return Err(Error::input(format!("{} has no number", found.name)).hint(MEND));
+                }
+                numbers.push(rated.iter().sum::<f64>() / rated.len() as f64);
+            }
+        }
+        match numbers.len() == count {
+            true => Ok(numbers),
+            false => {
+                Err(Error::input(format!("there are {count} answers and {} ranks or scores", numbers.len())).hint(MEND))
+            }
+        }
+    }
+}
+
+/// Every two answers in the order of the list, the lower number chosen; equal ones are ties.
+fn ordered(numbers: &[f64]) -> Vec<Verdict<Choice>> {
+    if numbers.len() < 2 {
+        return vec![Err(DropReason::FewerThanTwoAnswers)];
+    }
+    let mut choices = Vec::new();
+    for (one, number) in numbers.iter().enumerate() {
+        for (other, next) in numbers.iter().enumerate().skip(one + 1) {
+            choices.push(match number.partial_cmp(next) {
+                Some(Ordering::Less) => Ok((one, other, None)),
+                Some(Ordering::Greater) => Ok((other, one, None)),
+                _ => Err(DropReason::Tie),
+            });
+        }
+    }
+    choices
+}
+
+/// A text, a number or a truth value, as a text: 1.0 is "1".
+fn scalar(found: &Found, expected: &str) -> Result<String> {
+    let value = found.value(expected)?;
+    match value {
+        Value::String(text) => Ok(text.trim().to_owned()),
+        Value::Bool(flag) => Ok(flag.to_string()),
+        Value::Number(_) => Ok(found.number(expected)?.to_string()),
+        other => Err(found.wrong(other, expected)),
+    }
+}
+
+/// The names that a winner may have, for messages.
+fn listed(names: &[At]) -> String {
+    let names: Vec<String> = names.iter().copied().flatten().map(|name| format!("{name:?}")).collect();
+    names.join(", ")
+}

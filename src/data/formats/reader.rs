@@ -1,0 +1,368 @@
+//! Reads files of rows: tells their layout, joins rows of one prompt, and counts what is left out and why.
+//!
+//! Not here: one row's pairs (`interpret.rs`).
+
+use super::interpret::Sides;
+use super::layout::Layout;
+use super::layouts::{ALONE, LAYOUTS, named};
+use super::{DropReason, SourceRows, Verdict, beside, suggest};
+use crate::config::{Format, Source, TOTAL};
+use crate::data::row::{Columns, MEND, Row};
+use crate::data::{Message, Pair, Prompt, rows};
+use crate::error::{Error, Result};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Rows of no known layout after which a file is refused; fewer, before the first one that shows its layout, are odd.
+const MOST_UNKNOWN: usize = 1000;
+/// Kinds of odd rows that are told apart, so that a damaged file does not make a report of its own length.
+const MOST_KINDS: usize = 12;
+/// Unused keys that are told apart, for files whose keys are data.
+const MOST_KEYS: usize = 100;
+/// Longest reason in a report, in characters.
+const LONGEST_REASON: usize = 90;
+
+/// What became of a pair: taken, left out for a reason, or never made since its row is odd.
+enum Outcome {
+    Taken(Pair),
+    Left(DropReason),
+    Odd { place: String, error: Error },
+}
+
+/// One row on its way: where it stands, for messages and as a number, and its place among all rows.
+struct Standing {
+    place: String,
+    number: usize,
+    index: usize,
+}
+
+/// Reads all pairs of a source.
+///
+/// With [`Format::Auto`] the first row that shows a layout decides for the whole file. `null` counts as an absent key. A row
+/// that is not as its layout says is odd: it is left out and counted, and the first one's error is kept.
+///
+/// # Errors
+/// A missing, empty or damaged file, or broken JSON; a file of no known layout, or of odd rows only; `columns` that no
+/// layout or no row has. Each names the file, and the line (or the array's element, or the Parquet file's row).
+pub fn read(source: &Source) -> Result<SourceRows> {
+    check_columns(&source.columns)?;
+    let mut reader = Reader {
+        source,
+        layout: named(source.format).filter(|_| source.format != Format::Auto),
+        outcomes: Vec::new(),
+        waiting: Vec::new(),
+        rows: 0,
+        rows_read: 0,
+        unused: BTreeMap::new(),
+        columns_left: source.columns.keys().cloned().collect(),
+    };
+    rows::for_each(&source.path, |place, row| {
+        let standing = Standing { place: place.to_string(), number: place.number, index: reader.rows };
+        reader.rows += 1;
+        reader.take(standing, row)
+    })?;
+    reader.finish()
+}
+
+struct Reader<'s> {
+    source: &'s Source,
+    /// `None` until a row has shown it.
+    layout: Option<&'static Layout>,
+    /// With the place of the pair's row.
+    outcomes: Vec<(usize, Outcome)>,
+    /// Rows of one prompt that are still to be joined.
+    waiting: Vec<(Standing, Row<'s>)>,
+    rows: usize,
+    /// Rows that made a pair, and their keys that were not used.
+    rows_read: usize,
+    unused: BTreeMap<String, usize>,
+    /// Keys of `columns` whose path no row has had yet.
+    columns_left: BTreeSet<String>,
+}
+
+impl<'s> Reader<'s> {
+    fn take(&mut self, standing: Standing, row: Value) -> Result<()> {
+        let row = match Row::new(row, &self.source.columns) {
+            Ok(row) => row,
+            Err(error) => return Ok(self.odd(&standing, error)),
+        };
+        self.columns_left.retain(|key| row.peek(key).is_none());
+        self.layout = self.layout.or_else(|| told(&row));
+        match self.layout {
+            None => {
+                let error = unknown(&row);
+                if standing.index + 1 == MOST_UNKNOWN {
+                    return Err(error.at(&standing.place));
+                }
+                self.odd(&standing, error);
+            }
+            Some(layout) if layout.joins_rows => {
+                if self.waiting.first().is_some_and(|(_, first)| !one_question(layout, first, &row)) {
+                    self.join(layout);
+                }
+                self.waiting.push((standing, row));
+            }
+            Some(layout) => self.read(layout, &standing, &row),
+        }
+        Ok(())
+    }
+
+    /// Reads the waiting rows as one.
+    fn join(&mut self, layout: &Layout) {
+        let mut waiting = std::mem::take(&mut self.waiting).into_iter();
+        if let Some((standing, first)) = waiting.next() {
+            let row = first.join(waiting.map(|(_, row)| row.object));
+            self.read(layout, &standing, &row);
+        }
+    }
+
+    fn read(&mut self, layout: &Layout, standing: &Standing, row: &Row) {
+        let pairs = match row.pairs(layout, self.source.pairs_per_prompt) {
+            Ok(pairs) => pairs,
+            Err(error) => return self.odd(standing, error),
+        };
+        let mut whole = false;
+        for sides in pairs {
+            let outcome = match sides.map(|sides| row.pair(layout, sides, self.source.margin_scale, standing.number)) {
+                Ok(Ok(pair)) => {
+                    whole = true;
+                    usable(pair, self.source).map_or_else(Outcome::Left, Outcome::Taken)
+                }
+                Ok(Err(error)) => Outcome::Odd { place: standing.place.clone(), error },
+                Err(reason) => Outcome::Left(reason),
+            };
+            self.outcomes.push((standing.index, outcome));
+        }
+        // Of a row that is left out early not all was read.
+        if !whole {
+            return;
+        }
+        self.rows_read += 1;
+        for path in row.unused() {
+            let known = self.unused.contains_key(&path) || self.unused.len() < MOST_KEYS;
+            *self.unused.entry(if known { path } else { String::from("others") }).or_default() += 1;
+        }
+    }
+
+    fn odd(&mut self, standing: &Standing, error: Error) {
+        self.outcomes.push((standing.index, Outcome::Odd { place: standing.place.clone(), error }));
+    }
+
+    fn finish(mut self) -> Result<SourceRows> {
+        if let Some(layout) = self.layout {
+            self.join(layout);
+        }
+        if let Some(key) = self.columns_left.first() {
+            return Err(no_row_has(&self.source.path, key, &self.source.columns));
+        }
+        let wanted = self.source.rows.of(self.rows);
+        let domain = self.source.domain.clone().unwrap_or_else(|| stem(&self.source.path));
+        let (read, rows, unused) = (self.outcomes.len(), self.rows_read, self.unused);
+        let mut taken = SourceRows { read, rows, unused, ..SourceRows::default() };
+        let mut kinds = BTreeSet::new();
+        for (row, outcome) in self.outcomes {
+            let reason = match outcome {
+                _ if !wanted.contains(&row) => DropReason::OutsideRows,
+                Outcome::Taken(mut pair) => {
+                    pair.domain.get_or_insert_with(|| domain.clone());
+                    taken.pairs.push(pair);
+                    continue;
+                }
+                Outcome::Left(reason) => reason,
+                Outcome::Odd { place, error } => {
+                    let kind = kind_of(&error);
+                    taken.first_odd.get_or_insert_with(|| error.at(place));
+                    let told_apart = kinds.contains(&kind) || kinds.len() < MOST_KINDS;
+                    let kind = if told_apart { kind } else { String::from("others") };
+                    kinds.insert(kind.clone());
+                    DropReason::Odd(kind)
+                }
+            };
+            *taken.dropped.entry(reason).or_default() += 1;
+        }
+        let only_odd =
+            taken.pairs.is_empty() && taken.dropped.keys().all(|reason| matches!(reason, DropReason::Odd(_)));
+        match taken.first_odd {
+            Some(error) if only_odd || self.source.strict => Err(error),
+            _ => Ok(taken),
+        }
+    }
+}
+
+/// What an odd row is counted as: what is wrong with it, cut to a line of a report.
+fn kind_of(error: &Error) -> String {
+    match error.message.char_indices().nth(LONGEST_REASON) {
+        Some((end, _)) => format!("{}...", &error.message[..end]),
+        None => error.message.clone(),
+    }
+}
+
+/// What a file holds to be scored.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scorable {
+    /// A pair, or a single answer, for every row.
+    pub pairs: Vec<Pair>,
+    /// Path of a key that holds something and was not used -> in how many rows.
+    pub unused: BTreeMap<String, usize>,
+}
+
+/// Reads all rows of a file that is only scored: pairs of any layout, `prompt` with one `answer` (or `response`, or
+/// `completion`), or `messages` that end with the answer. No row is left out, so that scores and rows can be laid side by
+/// side. Rows may have different layouts.
+///
+/// # Errors
+/// As [`read`], at the first odd row; also a pair whose answers do not belong to one prompt, a tie, and a list of more than
+/// one pair.
+pub fn read_for_scoring(path: &Path, columns: &Columns) -> Result<Scorable> {
+    check_columns(columns)?;
+    let mut scorable = Scorable::default();
+    let mut columns_left: BTreeSet<&String> = columns.keys().collect();
+    rows::for_each(path, |place, row| {
+        let read = || -> Result<Pair> {
+            let row = Row::new(row, columns)?;
+            columns_left.retain(|key| row.peek(key).is_none());
+            let pair = to_score(&row, place.number)?;
+            for path in row.unused() {
+                *scorable.unused.entry(path).or_default() += 1;
+            }
+            Ok(pair)
+        };
+        let pair = read().map_err(|error| error.at(place))?;
+        scorable.pairs.push(pair);
+        Ok(())
+    })?;
+    match columns_left.first() {
+        Some(key) => Err(no_row_has(path, key, columns)),
+        None => Ok(scorable),
+    }
+}
+
+fn to_score(row: &Row, line: usize) -> Result<Pair> {
+    let refuse = |reason| Error::input(format!("this row cannot be scored: {reason}")).hint(MEND);
+    // Rows that are joined to pairs are single answers here.
+    let Some(layout) = told(row).filter(|layout| !layout.joins_rows) else {
+        let layout = ALONE.iter().find(|layout| layout.fits(row)).ok_or_else(|| unknown(row))?;
+        let sides = row.alone(layout)?.map_err(refuse)?;
+        return Ok(Pair { rejected: None, ..row.pair(layout, sides, 1.0, line)? });
+    };
+    let mut pairs = row.pairs(layout, 0)?;
+    let number = pairs.len();
+    let (Some(sides), 1) = (pairs.pop(), number) else {
+        return Err(Error::input(format!("a list of {number} pairs, expected one"))
+            .hint("a row gets one line of scores: give each answer a row with `prompt` and `answer`"));
+    };
+    row.pair(layout, sides.map_err(refuse)?, 1.0, line)
+}
+
+/// The layout that a row shows. What its keys cannot show (`safer`, `scored`) is only taken when it is named.
+fn told(row: &Row) -> Option<&'static Layout> {
+    LAYOUTS.iter().find(|layout| layout.fits(row))
+}
+
+fn unknown(row: &Row) -> Error {
+    let keys: Vec<_> = row.object.keys().map(String::as_str).collect();
+    let hint = "`haf-dist formats` lists the known ones";
+    Error::input(format!("a row of no known layout: its keys are {keys:?}")).hint(match suggest::columns(row) {
+        Some(columns) => format!("{hint}; other keys are mapped in the source (or with --column), perhaps {columns}"),
+        None => format!("{hint}; a source's `columns` (or --column) say where other rows have their keys"),
+    })
+}
+
+/// Refuses `columns` whose key no layout has.
+fn check_columns(columns: &Columns) -> Result<()> {
+    let known: BTreeSet<&str> = LAYOUTS
+        .iter()
+        .chain(ALONE)
+        .flat_map(Layout::paths)
+        .map(|path| path.trim_start_matches("rows[].").split(['.', '[']).next().unwrap_or_default())
+        .chain(beside::keys())
+        .collect();
+    match columns.keys().find(|key| !known.contains(key.as_str())) {
+        Some(key) => {
+            let known: Vec<&str> = known.into_iter().collect();
+            Err(Error::input(format!("`columns`: no format has a key `{key}`"))
+                .hint(format!("on the left stands the key of a format: one of {}", known.join(", "))))
+        }
+        None => Ok(()),
+    }
+}
+
+fn no_row_has(path: &Path, key: &str, columns: &Columns) -> Error {
+    let column = columns.get(key).map_or("", String::as_str);
+    let path = path.display();
+    Error::input(format!("{path}: no row has `{column}`, where `columns` say that `{key}` stands"))
+        .hint("on the right stands a path of the rows: keys joined by dots")
+}
+
+/// Whether two rows ask the same: the prompt and all that may stand beside a pair are alike.
+fn one_question(layout: &Layout, one: &Row, other: &Row) -> bool {
+    let mut keys = layout.prompt.iter().copied().chain(beside::keys());
+    keys.all(|key| one.peek(key) == other.peek(key))
+}
+
+/// Pairs that teach nothing are left out, and those that the source does not want.
+fn usable(pair: Pair, source: &Source) -> Verdict<Pair> {
+    if source.single_turn && !is_single_turn(&pair.prompt) {
+        return Err(DropReason::SeveralTurns);
+    }
+    let Some(rejected) = &pair.rejected else { return Ok(pair) };
+    let says_nothing = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
+    if says_nothing(&pair.chosen) || says_nothing(rejected) {
+        return Err(DropReason::EmptyAnswer);
+    }
+    if pair.chosen == *rejected {
+        return Err(DropReason::IdenticalAnswers);
+    }
+    Ok(pair)
+}
+
+/// One user's message, and system messages besides.
+fn is_single_turn(prompt: &Prompt) -> bool {
+    match prompt {
+        Prompt::Text(_) => true,
+        Prompt::Messages(messages) => {
+            let mut turns = messages.iter().filter(|message| message.role != "system");
+            turns.next().is_some_and(|turn| turn.role == "user") && turns.next().is_none()
+        }
+    }
+}
+
+/// A file's name without what says how it is written: `hh.jsonl.gz` is `hh`; whole where that would be the total's name.
+fn stem(path: &Path) -> String {
+    let whole = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut name = whole.clone();
+    for extension in [".gz", ".jsonl", ".json", ".parquet"] {
+        if let Some(rest) = name.strip_suffix(extension)
+            && !rest.is_empty()
+        {
+            name.truncate(rest.len());
+        }
+    }
+    if name == TOTAL { whole } else { name }
+}
+
+impl Row<'_> {
+    /// Completes a pair with its row's margin (unless its layout gave one), its domain and its place.
+    fn pair(&self, layout: &Layout, sides: Sides, margin_scale: f64, line: usize) -> Result<Pair> {
+        const EXPECTED: &str = "a finite number";
+        let margin = match sides.margin {
+            None => self.get(&["margin"]).map(|found| found.number(EXPECTED)).transpose()?,
+            margin => margin,
+        };
+        let margin = margin.filter(|_| margin_scale != 0.0).map(|margin| (margin * margin_scale) as f32);
+        if let Some(margin) = margin.filter(|margin| !margin.is_finite()) {
+            return Err(Error::input(format!("the margin is {margin}, expected {EXPECTED}")).hint(MEND));
+        }
+        let domain = self.get(&["domain"]).or_else(|| self.get(layout.domain));
+        let domain = domain.map(|found| found.text("a string").map(str::to_owned)).transpose()?;
+        if domain.as_deref() == Some(TOTAL) {
+            return Err(Error::input(format!(
+                "the domain is {TOTAL:?}, which is the name of the total over all domains"
+            ))
+            .hint("give the row's domain another name"));
+        }
+        let Sides { prompt, inputs, chosen, rejected, .. } = sides;
+        Ok(Pair { prompt, inputs, chosen, rejected: Some(rejected), margin, domain, line })
+    }
+}

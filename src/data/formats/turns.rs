@@ -1,0 +1,242 @@
+//! Values that hold turns of a conversation: texts, messages in the two notations in use, content parts, and message
+//! lists written as JSON into a text.
+//!
+//! Not here: conversations with speakers' names in one text (`transcripts.rs`).
+
+use crate::data::Message;
+use crate::data::row::{Found, MEND, Row, kind, says_something, wrong};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+
+/// Keys of a message that chat templates read beside role and content: they go to the template as they are, a tool
+/// call's `arguments` as a JSON text or an object included, as in Transformers and TRL.
+const FOR_TEMPLATES: [&str; 10] = [
+    "tool_calls",
+    "tool_call_id",
+    "tool_responses",
+    "tool_plan",
+    "name",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "recipient",
+    "end_turn",
+];
+
+/// Speakers as ShareGPT's `from` has them, and what templates call them.
+const SPEAKERS: [(&str, &str); 14] = [
+    ("human", "user"),
+    ("user", "user"),
+    ("gpt", "assistant"),
+    ("assistant", "assistant"),
+    ("chatgpt", "assistant"),
+    ("bot", "assistant"),
+    ("model", "assistant"),
+    ("system", "system"),
+    ("tool", "tool"),
+    ("observation", "tool"),
+    ("function_response", "tool"),
+    ("tool_response", "tool"),
+    ("function_call", CALLS),
+    ("tool_call", CALLS),
+];
+
+/// No role: the content is a JSON text of the assistant's tool calls.
+const CALLS: &str = "calls";
+
+/// Types of content parts that are text.
+const TEXT_PARTS: [&str; 3] = ["text", "input_text", "output_text"];
+
+/// What a content part may hold that is not text.
+const MEDIA: [&str; 9] =
+    ["image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file"];
+
+const TURNS: &str = "a string, a message list or a message";
+const A_MESSAGE: &str =
+    "a message is {\"role\": \"user\", \"content\": \"...\"} or {\"from\": \"human\", \"value\": \"...\"}";
+
+/// What a value holds.
+pub(super) enum Said {
+    Text(String),
+    Turns(Vec<Message>),
+}
+
+impl Row<'_> {
+    /// A text, or turns however they are written.
+    pub(super) fn said(&self, found: &Found) -> Result<Said> {
+        self.said_by(&found.name, &found.path, found.value(TURNS)?)
+    }
+
+    fn said_by(&self, name: &str, path: &str, value: &Value) -> Result<Said> {
+        match value {
+            Value::String(text) => match turns_in_json(text) {
+                Some(turns) => {
+                    let said = self.said_by(name, path, &turns)?;
+                    self.leave_in_text(path, &turns);
+                    Ok(said)
+                }
+                None if is_python(text) => Err(Error::input(format!("{name} is a list as Python prints it"))
+                    .hint("write it as JSON: json.dumps(ast.literal_eval(text)) in Python, or keep the column a list")),
+                None => Ok(Said::Text(text.clone())),
+            },
+            Value::Array(list) if !list.is_empty() && list.iter().all(is_part) => {
+                self.parts(name, path, list).map(Said::Text)
+            }
+            Value::Array(list) => {
+                let mut turns = Vec::with_capacity(list.len());
+                for (index, message) in list.iter().enumerate() {
+                    let name = format!("message {} of {name}", index + 1);
+                    let (message, calls) = self.message(&name, path, message)?;
+                    // Calls that are written one by one are one turn.
+                    match turns.last_mut() {
+                        Some((last, true)) if calls => join_calls(last, message),
+                        _ => turns.push((message, calls)),
+                    }
+                }
+                Ok(Said::Turns(turns.into_iter().map(|(message, _)| message).collect()))
+            }
+            Value::Object(object) if is_message(object) => {
+                self.message(name, path, value).map(|(message, _)| Said::Turns(vec![message]))
+            }
+            other => Err(wrong(name, other, TURNS)),
+        }
+    }
+
+    /// A message, and whether it is calls that a text holds.
+    fn message(&self, name: &str, path: &str, value: &Value) -> Result<(Message, bool)> {
+        let Value::Object(object) = value else { return Err(wrong(name, value, "a message").hint(A_MESSAGE)) };
+        let from = !present(object, "role") && present(object, "from");
+        let (role_key, own, other) = if from { ("from", "value", "content") } else { ("role", "content", "value") };
+        let content_key = if present(object, own) || !present(object, other) { own } else { other };
+        self.mark(&format!("{path}.{role_key}"));
+        self.mark(&format!("{path}.{content_key}"));
+        let lacking = |key: &str, value: Option<&Value>| {
+            let found = value.map_or("missing", kind);
+            Error::input(format!("{name}: `{key}` is {found}, expected a string")).hint(A_MESSAGE)
+        };
+        let role =
+            object.get(role_key).and_then(Value::as_str).ok_or_else(|| lacking(role_key, object.get(role_key)))?;
+        let role = self.role(name, role, from)?;
+
+        let mut message = Message { role: role.to_owned(), content: None, more: Map::new() };
+        for key in FOR_TEMPLATES {
+            if let Some(value) = object.get(key).filter(|value| says_something(value)) {
+                self.mark_whole(&format!("{path}.{key}"));
+                let parsed = value.as_str().filter(|_| key == "tool_calls").map(|text| calls(name, text));
+                message.more.insert(key.to_owned(), parsed.unwrap_or_else(|| Ok(value.clone()))?);
+            }
+        }
+        message.content = match object.get(content_key) {
+            Some(Value::String(text)) => Some(text.clone()),
+            Some(Value::Array(parts)) => Some(self.parts(name, &format!("{path}.{content_key}"), parts)?),
+            None | Some(Value::Null) if message.role == "assistant" && !message.more.is_empty() => None,
+            other => return Err(lacking(content_key, other)),
+        };
+        let called = role == CALLS;
+        if called {
+            let text = message.content.take().unwrap_or_default();
+            message.role = String::from("assistant");
+            message.more.insert(String::from("tool_calls"), calls(name, &text)?);
+        }
+        Ok((message, called))
+    }
+
+    /// What a template calls a speaker. Roles are the template's own words already, apart from two that none knows.
+    fn role<'r>(&self, name: &str, role: &'r str, from: bool) -> Result<&'r str> {
+        let known = SPEAKERS.iter().find(|(speaker, _)| *speaker == role).map(|(_, role)| *role);
+        match known {
+            Some(known) if from || role.starts_with("tool_") || role == "function_call" => Ok(known),
+            None if from => {
+                let speakers: Vec<&str> = SPEAKERS.iter().map(|(speaker, _)| *speaker).collect();
+                Err(Error::input(format!("{name}: `from` is {role:?}, expected one of {}", speakers.join(", ")))
+                    .hint(MEND))
+            }
+            _ => Ok(role),
+        }
+    }
+
+    /// The text of content parts, one behind the other as templates that know parts write them.
+    fn parts(&self, name: &str, path: &str, parts: &[Value]) -> Result<String> {
+        let mut whole = String::new();
+        for (index, part) in parts.iter().enumerate() {
+            let name = format!("content part {} of {name}", index + 1);
+            let kind_of = part.get("type").and_then(Value::as_str).unwrap_or_default();
+            let media = MEDIA.iter().find(|key| kind_of == **key || part.get(**key).is_some_and(says_something));
+            if let Some(media) = media {
+                return Err(Error::input(format!("{name} is `{media}`, and only text is read")).hint(MEND));
+            }
+            let key = if part.get("text").is_some_and(|text| !text.is_null()) { "text" } else { "value" };
+            match part.get(key).and_then(Value::as_str) {
+                Some(text) if TEXT_PARTS.contains(&kind_of) => whole.push_str(text),
+                _ => {
+                    return Err(Error::input(format!("{name} is no text part"))
+                        .hint("a text part is {\"type\": \"text\", \"text\": \"...\"}; other parts are not read"));
+                }
+            }
+            self.mark(&format!("{path}.type"));
+            self.mark(&format!("{path}.{key}"));
+        }
+        Ok(whole)
+    }
+}
+
+fn present(object: &Map<String, Value>, key: &str) -> bool {
+    object.get(key).is_some_and(|value| !value.is_null())
+}
+
+fn is_message(object: &Map<String, Value>) -> bool {
+    present(object, "role") || present(object, "from")
+}
+
+fn is_part(value: &Value) -> bool {
+    value.as_object().is_some_and(|part| present(part, "type") && !is_message(part))
+}
+
+/// Tool calls that are a JSON text: a list of them, one, or the function alone, `{"name", "arguments"}`.
+fn calls(name: &str, text: &str) -> Result<Value> {
+    let wrapped = |call: Value| match call.get("function").is_none() && call.get("name").is_some() {
+        true => json!({"type": "function", "function": call}),
+        false => call,
+    };
+    match serde_json::from_str(text) {
+        Ok(Value::Array(list)) => Ok(list.into_iter().map(wrapped).collect()),
+        Ok(call @ Value::Object(_)) => Ok(Value::Array(vec![wrapped(call)])),
+        _ => Err(Error::input(format!("{name}: its tool calls are a text that is not JSON"))
+            .hint("expected {\"name\": \"...\", \"arguments\": {...}}, or a list of these")),
+    }
+}
+
+fn join_calls(turn: &mut Message, next: Message) {
+    let calls = next.more.into_iter().find(|(key, _)| key == "tool_calls");
+    if let (Some(Value::Array(calls)), Some((_, Value::Array(more)))) = (turn.more.get_mut("tool_calls"), calls) {
+        calls.extend(more);
+    }
+}
+
+/// The turns that a text holds as JSON: a message or a list of messages, of roles that there are. Other JSON is a text.
+fn turns_in_json(text: &str) -> Option<Value> {
+    let text = text.trim();
+    let bracketed = (text.starts_with('[') && text.ends_with(']')) || (text.starts_with('{') && text.ends_with('}'));
+    if !bracketed || !(text.contains("\"role\"") || text.contains("\"from\"")) {
+        return None;
+    }
+    let value: Value = serde_json::from_str(text).ok()?;
+    let turn = |value: &Value| {
+        let speaker = |key: &str| value.get(key).and_then(Value::as_str);
+        let known = |name: &str| name == "developer" || SPEAKERS.iter().any(|(speaker, _)| *speaker == name);
+        speaker("role").or_else(|| speaker("from")).is_some_and(known)
+            && ["content", "value", "tool_calls"].iter().any(|key| value.get(key).is_some())
+    };
+    let turns = match &value {
+        Value::Array(list) => !list.is_empty() && list.iter().all(turn),
+        value => turn(value),
+    };
+    turns.then_some(value)
+}
+
+/// Whether a text is a list of messages, or one, as Python prints it.
+pub(super) fn is_python(text: &str) -> bool {
+    let start: String = text.chars().filter(|c| !c.is_whitespace()).take(12).collect();
+    let inner = start.strip_prefix('[').unwrap_or(&start);
+    ["{'role':", "{'from':", "{'content':", "{'value':"].iter().any(|key| inner.starts_with(key))
+}
