@@ -24,6 +24,8 @@ fn what_is_probably_not_meant_is_said() {
             "train.learning_rate = 1e-11 is far below",
         ),
         (&["train.head_learning_rate=5.0", "loss.objective=reward"], "fast", "the reward loss has risen to"),
+        // A head of zeros that never moves.
+        (&["train.learning_rate=1e-60"], "ties", "the same reward: it has learnt nothing"),
         (&[], "models", "models holds a model (config.json)"),
     ] {
         let found = warnings(set, dir);
