@@ -109,6 +109,7 @@ pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
             return match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EMFILE) => failed.hint("this process may open no more files: raise `ulimit -n`"),
                 Some(Errno::ENFILE) => failed.hint("the machine has too many files open: end other programs"),
+                Some(Errno::EFBIG) => failed.hint("this process may write no larger files: raise `ulimit -f`"),
                 Some(Errno::EIO) => failed.hint("the disk fails: look at the system's log (dmesg)"),
                 _ => failed,
             };

@@ -108,7 +108,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut temporary = unfinished_file(path)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|error| error.error)?;
+        std::fs::rename(temporary.path(), path)?;
+        temporary.into_temp_path().keep()?;
         File::open(folder_of(path))?.sync_all()
     };
     write().map_err(|error| file_error(path, "write", &error))

@@ -4,7 +4,7 @@ use clap::Parser;
 use haf_dist::cli::{Arguments, Command};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
 use haf_dist::error::{Error, Kind, Result};
-use haf_dist::{commands, logging, machine, terminal};
+use haf_dist::{commands, logging, machine, signals, terminal};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
     logging::init(launch::launch().map(|launch| launch.rank), arguments.trace().is_some())?;
+    signals::let_oversized_writes_fail()?;
     let command = Command::try_from(arguments)?;
     let alone = matches!(command, Command::Train { debug: true, .. });
     if alone && launch::launch().is_some_and(|launch| launch.size != Some(1)) {

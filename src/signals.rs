@@ -4,7 +4,7 @@
 //! Not here: what stopping means; the trainer ends its step and saves.
 
 use crate::error::{Error, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::low_level::{pipe, unregister};
 use signal_hook::{SigId, flag};
 use std::io::Read;
@@ -16,6 +16,18 @@ use tracing::info;
 
 /// The signals that ask, and what people call them.
 const ASKING: [(i32, &str); 4] = [(SIGTERM, "SIGTERM"), (SIGUSR1, "SIGUSR1"), (SIGHUP, "SIGHUP"), (SIGINT, "Ctrl-C")];
+
+/// From here on a write beyond the limit on a file's size (`ulimit -f`) is an error of that write, and not the process's end
+/// without a word.
+///
+/// # Errors
+/// A system that takes no handler.
+pub fn let_oversized_writes_fail() -> Result<()> {
+    let heard = Arc::new(AtomicBool::new(false));
+    flag::register(SIGXFSZ, heard)
+        .map(drop)
+        .map_err(|error| Error::runtime(format!("cannot listen for SIGXFSZ: {error}")))
+}
 
 /// Signals ask while this lives. Before and after, they end the process as they always do.
 #[derive(Debug)]

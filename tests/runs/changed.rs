@@ -14,8 +14,8 @@ fn damage(workspace: &Workspace, file: &str, how: impl Fn(&mut Vec<u8>)) -> Vec<
 
 /// A bit of the last number: of weights the value of one, of JSON white space.
 fn flip(content: &mut Vec<u8>) {
-    let last = content.len() - 2;
-    content[last] ^= 1;
+    let end = content.split_off(content.len() - 2);
+    content.extend([end[0] ^ 1, end[1]]);
 }
 
 fn cut(content: &mut Vec<u8>) {
