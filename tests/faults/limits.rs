@@ -1,7 +1,7 @@
-//! A machine that gives no more: files, threads; FIFOs where files were; files that are cut short under a map.
+//! A machine that gives no more: files, threads, room in files and in /dev/shm; FIFOs where files were; files that are cut short under a map.
 
 use crate::job;
-use crate::run::{Fault, Outcome, finish, nothing_is_left, recovers, sample, train, undisturbed};
+use crate::run::{Fault, Outcome, finish, nothing_is_left, recovers, sample, train, under, undisturbed};
 use crate::tiny::{Workspace, with_config};
 use std::fs;
 use std::process::Command;
@@ -14,13 +14,7 @@ fn a_run_that_may_open_few_files_trains_or_says_so() {
     for files in [13, 14, 15, 16, 17, 18, 20, 24, 32] {
         let workspace = Workspace::new();
         let plain = workspace.command(1, &with_config(&[], &[]));
-        let mut command = Command::new("bash");
-        let script = format!("ulimit -n {files}; exec \"$@\"");
-        command.args(["-c", &script, "bash"]).arg(plain.get_program()).args(plain.get_args());
-        command.current_dir(workspace.path(""));
-        for (name, value) in plain.get_envs().filter_map(|(name, value)| Some((name, value?))) {
-            command.env(name, value);
-        }
+        let command = under(&format!("ulimit -n {files}"), &plain, &workspace);
         let ended = finish(&workspace, command, None);
         let what = format!("{files} files");
         assert!(!ended.printed.contains("panicked"), "{what}: {}", ended.printed);
@@ -37,6 +31,67 @@ fn a_run_that_may_open_few_files_trains_or_says_so() {
     }
     println!("limits of open files: {done} trained, {refused} refused");
     assert!(done > 0 && refused > 0, "the limits are not around the border: {done} trained, {refused} refused");
+}
+
+#[test]
+fn a_run_whose_files_may_not_grow_ends_with_one_error_and_goes_on_to_the_same_bytes() {
+    let (mut refused, mut done) = (0, 0);
+    // In blocks of 1024 bytes. The largest file has about 150 KB.
+    for blocks in [0, 1, 2, 8, 32, 64, 100, 1000] {
+        let workspace = Workspace::new();
+        let plain = workspace.command(1, &with_config(&[], &[]));
+        let ended = finish(&workspace, under(&format!("ulimit -f {blocks}"), &plain, &workspace), None);
+        let what = format!("files of at most {blocks} KB");
+        match ended.code {
+            0 => done += 1,
+            _ => {
+                refused += 1;
+                ended.failed_well(&what);
+            }
+        }
+        nothing_is_left(&workspace, &what);
+        recovers(&workspace, 1, &what);
+    }
+    println!("limits of a file's size: {done} trained, {refused} refused");
+    assert!(done > 0 && refused > 0, "the limits are not around the border: {done} trained, {refused} refused");
+}
+
+/// A /dev with all that ranks need but shm.
+const WITHOUT_SHM: &str = "mount -t tmpfs none /mnt && for name in null zero full random urandom tty; do \
+    touch /mnt/$name && mount --bind /dev/$name /mnt/$name || exit; done && mkdir /mnt/pts && \
+    mount --rbind /dev/pts /mnt/pts && ln -s pts/ptmx /mnt/ptmx && ln -s /proc/self/fd /mnt/fd && \
+    mount --move /mnt /dev && ! test -e /dev/shm";
+
+#[test]
+fn ranks_train_where_dev_shm_is_full_or_absent() {
+    let expected = undisturbed(2);
+    // A mount of its own, in a namespace of its own.
+    for (name, limits) in [
+        (
+            "full",
+            "mount -t tmpfs -o size=4k none /dev/shm && (head -c 8192 /dev/zero > /dev/shm/full; test -s /dev/shm/full)",
+        ),
+        ("read-only", "mount -t tmpfs -o ro none /dev/shm && ! touch /dev/shm/x"),
+        ("absent", WITHOUT_SHM),
+    ] {
+        let workspace = Workspace::new();
+        let plain = workspace.command(2, &with_config(&[], &[]));
+        let inner = under(&format!("({limits}) 2>/dev/null || exit 99"), &plain, &workspace);
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount"]).arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(workspace.path(""));
+        for (name, value) in inner.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+            command.env(name, value);
+        }
+        let ended = finish(&workspace, command, None);
+        println!("/dev/shm {name}: code {}", ended.code);
+        assert_ne!(ended.code, 99, "the injection was not reached: {}", ended.printed);
+        match ended.code {
+            0 => Outcome::of(&workspace).expect(expected, name),
+            _ => ended.failed_well(name),
+        }
+        recovers(&workspace, 2, name);
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn control_without_the_flush_of_metrics_lines_are_lost() {
     assert!(workspace.path("run/step-3").is_dir(), "{what}: the checkpoint is there");
     recovers(&workspace, 1, &what);
     let (workspace, what) = cut(at, "metrics.jsonl");
-    let outcome = recovered(&workspace, 1, &what);
+    let outcome = recovered(&workspace, 1, &[], &what);
     assert!(outcome.metrics.len() < expected.metrics.len(), "the lost flush is not noticed");
     // The checkpoint does not depend on it.
     Outcome { metrics: expected.metrics.clone(), ..outcome }.expect(expected, &what);

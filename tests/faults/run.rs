@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{LazyLock, OnceLock};
-use std::time::Duration;
+use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 /// A job must be over within this time, whatever is under it.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -86,25 +86,34 @@ pub struct Fault<'a> {
     pub errno: i32,
     /// A file whose flushes do nothing, though they say they do.
     pub lie: &'a str,
+    /// The rank that it happens to.
+    pub rank: usize,
+    /// A rank that does not hear the others' votes.
+    pub deaf: Option<usize>,
+    /// How many times as fast as others the process's clock goes.
+    pub haste: usize,
 }
 
 impl Fault<'_> {
     /// Nothing happens, and all operations are noted.
     pub fn count(operations: &str) -> Fault<'_> {
-        Fault { mode: "count", operations, at: 0, errno: 0, lie: "" }
+        Fault { mode: "count", operations, at: 0, errno: 0, lie: "", rank: 0, deaf: None, haste: 1 }
     }
 }
 
-/// Runs a command to its end, with a fault under the first rank.
+/// Runs a command to its end, with a fault under it.
 pub fn finish(workspace: &Workspace, mut command: Command, fault: Option<Fault>) -> Ended {
     let beside = tempfile::tempdir_in(workspace.path("").parent().unwrap()).unwrap();
     let path = |name: &str| beside.path().join(name);
     let file = |name: &str| fs::File::create(path(name)).unwrap();
-    if let Some(Fault { mode, operations, at, errno, lie }) = fault {
+    if let Some(Fault { mode, operations, at, errno, lie, rank, deaf, haste }) = fault {
         command.env("LD_PRELOAD", &*SHIM).env("FAULT_ROOT", workspace.path("")).env("FAULT_MODE", mode);
         command.env("FAULT_OPERATIONS", operations).env("FAULT_AT", at.to_string());
         command.env("FAULT_ERRNO", errno.to_string()).env("FAULT_LIE", lie);
-        command.env("FAULT_LOG", path("log")).env("FAULT_KEPT", beside.path());
+        command.env("FAULT_LOG", path("log")).env("FAULT_KEPT", beside.path()).env("FAULT_RANK", rank.to_string());
+        command
+            .env("FAULT_DEAF", deaf.map_or(String::new(), |rank| rank.to_string()))
+            .env("FAULT_HASTE", haste.to_string());
     }
     command.stdout(file("out")).stderr(file("err")).stdin(Stdio::null());
     let job = command.spawn().expect("mpirun of Open MPI is installed");
@@ -156,10 +165,22 @@ impl Outcome {
     }
 }
 
-/// The undisturbed run on 1 or 2 ranks.
+/// The undisturbed run on so many ranks.
 pub fn undisturbed(ranks: usize) -> &'static Outcome {
-    static RUNS: [OnceLock<Outcome>; 2] = [const { OnceLock::new() }; 2];
-    RUNS[ranks - 1].get_or_init(|| Outcome::of(&Workspace::trained(ranks)))
+    undisturbed_with(ranks, &[])
+}
+
+/// The same with other settings.
+pub fn undisturbed_with(ranks: usize, set: &[&str]) -> &'static Outcome {
+    static RUNS: Mutex<BTreeMap<(usize, String), &'static Outcome>> = Mutex::new(BTreeMap::new());
+    // A run that failed here has its say in the first test that needs it.
+    let mut runs = RUNS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    runs.entry((ranks, set.join(" "))).or_insert_with(|| {
+        let workspace = Workspace::new();
+        let ended = train(&workspace, ranks, set, None);
+        assert_eq!(ended.code, 0, "{}", ended.printed);
+        Box::leak(Box::new(Outcome::of(&workspace)))
+    })
 }
 
 /// Nothing under a name that says "not finished" is left.
@@ -181,19 +202,77 @@ pub fn nothing_is_left(workspace: &Workspace, what: &str) {
 /// Starts the run again, as its user would, until it is over; it must come to what the undisturbed one came to.
 #[track_caller]
 pub fn recovers(workspace: &Workspace, ranks: usize, what: &str) {
-    recovered(workspace, ranks, what).expect(undisturbed(ranks), what);
+    recovers_with(workspace, ranks, &[], what);
+}
+
+/// The same with other settings.
+#[track_caller]
+pub fn recovers_with(workspace: &Workspace, ranks: usize, set: &[&str], what: &str) {
+    recovered(workspace, ranks, set, what).expect(undisturbed_with(ranks, set), what);
     nothing_is_left(workspace, what);
 }
 
 /// The same, without a verdict.
 #[track_caller]
-pub fn recovered(workspace: &Workspace, ranks: usize, what: &str) -> Outcome {
-    let resumed = train(workspace, ranks, &["--resume"], None);
+pub fn recovered(workspace: &Workspace, ranks: usize, set: &[&str], what: &str) -> Outcome {
+    let resumed = train(workspace, ranks, &[set, &["--resume"]].concat(), None);
     if resumed.code != 0 {
         // Nothing of a run was there yet.
         assert!(resumed.printed.contains("holds no run to continue"), "{what}: {}", resumed.printed);
-        let again = train(workspace, ranks, &[], None);
+        let again = train(workspace, ranks, set, None);
         assert_eq!(again.code, 0, "{what}: {}", again.printed);
     }
     Outcome::of(workspace)
+}
+
+/// The processes of a job's ranks, in rank order; fewer where some have not started, or are over.
+pub fn ranks_of(job: u32) -> Vec<u32> {
+    let found = Command::new("pgrep").args(["-P", &job.to_string(), "haf-dist"]).output().unwrap().stdout;
+    let processes = String::from_utf8(found).unwrap();
+    let mut ranks: Vec<(usize, u32)> = processes
+        .lines()
+        .map(|line| line.parse().unwrap())
+        .filter_map(|process: u32| {
+            let environment = fs::read(format!("/proc/{process}/environ")).ok()?;
+            let mut all = environment.split(|&byte| byte == 0).filter_map(|one| std::str::from_utf8(one).ok());
+            let rank = all.find_map(|one| one.strip_prefix("OMPI_COMM_WORLD_RANK="))?;
+            Some((rank.parse().unwrap(), process))
+        })
+        .collect();
+    ranks.sort_unstable();
+    ranks.into_iter().map(|(_, process)| process).collect()
+}
+
+/// Sends a signal; whether the process was there.
+pub fn send(signal: &str, process: u32) -> bool {
+    Command::new("kill").args([signal, &process.to_string()]).stderr(Stdio::null()).status().unwrap().success()
+}
+
+/// Waits until no process is left of those, zombies apart.
+#[track_caller]
+pub fn all_are_over(processes: &[u32], what: &str) {
+    let started = Instant::now();
+    let runs = |process: &u32| {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+    };
+    while processes.iter().any(runs) {
+        assert!(started.elapsed() < LIMIT, "{what}: a rank outlives the job");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A command under limits that a shell sets first.
+pub fn under(limits: &str, plain: &Command, workspace: &Workspace) -> Command {
+    let mut command = Command::new("bash");
+    let script = format!("{limits}; exec \"$@\"");
+    command.args(["-c", &script, "bash"]).arg(plain.get_program()).args(plain.get_args());
+    command.current_dir(workspace.path(""));
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }

@@ -1,6 +1,7 @@
 //! A library that is put before libc (LD_PRELOAD): it counts a program's file operations below one folder and lets the k-th
 //! fail, kills the process there, or cuts the power: what the disk had not been told to keep is undone, then the process
-//! dies. Started threads are counted and fail in the same way.
+//! dies. Started threads are counted and fail in the same way. It can make a rank deaf to the others' votes, and a clock go
+//! faster.
 //!
 //! The environment says what to do, `FAULT_ROOT` first; without it nothing is done. Not here: what a program must make of
 //! it (`tests/faults/`). Written for x86-64 Linux, where the third argument of `open` may be read whether it is there or not.
@@ -22,6 +23,7 @@ const SYS_FTRUNCATE: c_long = 77;
 const SYS_RENAME: c_long = 82;
 const SYS_MKDIR: c_long = 83;
 const SYS_OPENAT: c_long = 257;
+const SYS_CLOCK_GETTIME: c_long = 228;
 const SYS_COPY_FILE_RANGE: c_long = 326;
 
 const AT_FDCWD: c_int = -100;
@@ -31,6 +33,10 @@ const O_ACCMODE: c_int = 0o3;
 const O_DIRECTORY: c_int = 0o200000;
 const EAGAIN: c_int = 11;
 const SIGKILL: c_long = 9;
+const CLOCK_MONOTONIC: c_int = 1;
+const SECOND: i64 = 1_000_000_000;
+/// Bytes that a rank sends in a vote.
+const VOTE: c_int = 8;
 const RTLD_NEXT: *mut c_void = -1isize as *mut c_void;
 
 unsafe extern "C" {
@@ -210,4 +216,48 @@ extern "C" fn pthread_create(thread: *mut c_void, how: *const c_void, run: *cons
     // SAFETY: what libc calls `pthread_create` has this type.
     let next: Start = unsafe { std::mem::transmute(dlsym(RTLD_NEXT, c"pthread_create".as_ptr())) };
     next(thread, how, run, with)
+}
+
+type Gather =
+    extern "C" fn(*const c_void, c_int, *const c_void, *mut c_void, c_int, *const c_void, *const c_void) -> c_int;
+
+/// A deaf rank sends its vote, so that MPI's calls match, and takes the others' to be as its own.
+#[unsafe(no_mangle)]
+extern "C" fn MPI_Allgather(
+    from: *const c_void,
+    sent: c_int,
+    kind: *const c_void,
+    to: *mut c_void,
+    each: c_int,
+    other_kind: *const c_void,
+    ranks: *const c_void,
+) -> c_int {
+    // SAFETY: what MPI calls `MPI_Allgather` has this type.
+    let next: Gather = unsafe { std::mem::transmute(dlsym(RTLD_NEXT, c"MPI_Allgather".as_ptr())) };
+    let done = next(from, sent, kind, to, each, other_kind, ranks);
+    if let (VOTE, Some(number)) = (sent, plan::deaf_among()) {
+        for rank in 0..number {
+            // SAFETY: the buffer has as many votes as there are ranks.
+            unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast::<u8>().add(rank * VOTE as usize), VOTE as usize) };
+        }
+    }
+    done
+}
+
+/// Of the monotonic clock, time since the first look passes faster.
+#[unsafe(no_mangle)]
+extern "C" fn clock_gettime(clock: c_int, time: *mut [i64; 2]) -> c_int {
+    let done = unsafe { syscall(SYS_CLOCK_GETTIME, clock as c_long, time) } as c_int;
+    if done == 0 && clock == CLOCK_MONOTONIC && !inside() {
+        let haste = outside(|| 1, || Plan::get().map_or(1, |plan| plan.haste));
+        if haste > 1 {
+            // SAFETY: the system has just written it.
+            let [seconds, rest] = unsafe { &mut *time };
+            let now = *seconds * SECOND + *rest;
+            let first = *plan::FIRST_LOOK.get_or_init(|| now);
+            let told = first + (now - first) * haste;
+            (*seconds, *rest) = (told / SECOND, told % SECOND);
+        }
+    }
+    done
 }

@@ -20,6 +20,14 @@ enum Mode {
     Cut,
 }
 
+/// The number of ranks, if this one is deaf to the others.
+pub fn deaf_among() -> Option<usize> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let rank = variable("OMPI_COMM_WORLD_RANK")?;
+    variable("FAULT_DEAF").filter(|deaf| *deaf == rank)?;
+    variable("OMPI_COMM_WORLD_SIZE")?.parse().ok()
+}
+
 /// The plan of this process.
 pub struct Plan {
     /// The folder whose files count.
@@ -30,7 +38,12 @@ pub struct Plan {
     at: usize,
     /// What a failing operation says.
     pub errno: i32,
+    /// How many times as fast as others this process's clock goes.
+    pub haste: i64,
 }
+
+/// When the clock was looked at first, in nanoseconds.
+pub static FIRST_LOOK: OnceLock<i64> = OnceLock::new();
 
 static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
 static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -80,7 +93,8 @@ impl Plan {
         };
         let operations = text("FAULT_OPERATIONS")?.split(',').map(str::to_owned).collect();
         let (at, errno) = (number("FAULT_AT"), number("FAULT_ERRNO") as i32);
-        Some(Self { root, log: PathBuf::from(text("FAULT_LOG")?), mode, operations, at, errno })
+        let haste = number("FAULT_HASTE") as i64;
+        Some(Self { root, log: PathBuf::from(text("FAULT_LOG")?), mode, operations, at, errno, haste })
     }
 
     /// Counts an operation; whether it is to fail. Does not return where the process is to die.
