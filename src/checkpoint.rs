@@ -3,7 +3,8 @@
 //! ```text
 //! RUN/step-N/                a Hugging Face folder: config.json, model.safetensors (compute precision), tokenizer ...
 //!                            with adapters PEFT's: adapter_config.json, adapter_model.safetensors, tokenizer ...
-//!                            and beside either haf_dist.json: template, lengths and precision of the training
+//!                            and beside either haf_dist.json: template, lengths and precision of the training;
+//!                            self-test.json: conversations with their rewards, to check other programs by
 //! RUN/step-N/trainer/        masters.safetensors, moments.safetensors, state.json, config.toml, files.json
 //! RUN/step-N.partial/        what a save that was killed has left; never read, removed by the next save
 //! ```
@@ -16,15 +17,17 @@ mod chat_template;
 mod export;
 mod folder;
 mod manifest;
+mod self_test;
 
 pub use adapter::AdapterOf;
 pub use as_trained::{AS_TRAINED, AsTrained};
-pub use chat_template::write as write_chat_template;
-pub use export::{Export, choose_pad_token, end_tokens, pad_token, special_tokens};
+pub use chat_template::{ChatTemplates, Rendering, as_others_read, write as write_chat_template};
+pub use export::{Export, choose_pad_token, copy_named_templates, end_tokens, pad_token, special_tokens};
 pub use folder::{
     Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, retain, set_aside, start_run,
 };
 pub use manifest::{Changed, FileCheck};
+pub use self_test::{Case, LeftOut, Planned, SELF_TEST, SelfTest, Tolerance, data_of};
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
@@ -143,6 +146,10 @@ pub struct Snapshot<'a> {
     pub architecture: &'a str,
     /// A token that occurs in no sequence and is not an end of sequence; see [`choose_pad_token`].
     pub pad_token_id: u32,
+    /// The chat templates of the exported folder.
+    pub templates: &'a ChatTemplates,
+    /// Fixed conversations with the rewards of these weights; none where they could not be computed.
+    pub self_test: Option<SelfTest>,
     /// Where the run stands.
     pub state: &'a TrainState,
     /// The resolved configuration.
@@ -188,9 +195,12 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
             safetensors_io::write_model(&partial.join(MODEL), &snapshot.weights)?;
         }
     }
-    let as_trained = AsTrained::of(snapshot.config);
-    as_trained.write(partial)?;
-    chat_template::write(partial, snapshot.model_dir, &as_trained)?;
+    snapshot.templates.write(partial)?;
+    let chat_template = Some(snapshot.templates.rendering());
+    AsTrained { chat_template, ..AsTrained::of(snapshot.config) }.write(partial)?;
+    if let Some(self_test) = &snapshot.self_test {
+        self_test.write(partial)?;
+    }
     safetensors_io::write(&partial.join(MASTERS), &snapshot.masters, &BTreeMap::new())?;
     safetensors_io::write(&partial.join(MOMENTS), &snapshot.moments, &BTreeMap::new())?;
     let state = StateFile { format: FORMAT, state: snapshot.state.clone() };

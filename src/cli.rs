@@ -5,6 +5,7 @@
 mod costs;
 mod examples;
 mod values;
+mod verifying;
 
 pub use costs::{Bench, Planning};
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use values::{column, positive};
+pub use verifying::Verifying;
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
@@ -131,6 +133,9 @@ enum TypedCommand {
     /// Copy a checkpoint for other programs, or merge an adapter into its base
     #[command(after_help = examples::EXPORT)]
     Export(Exporting),
+    /// Check that a model gives the rewards it had when it was saved, here or in Transformers
+    #[command(after_help = examples::VERIFY)]
+    Verify(Verifying),
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
@@ -281,6 +286,8 @@ pub enum Command {
     },
     /// Copy or merge a checkpoint.
     Export(Exporting),
+    /// Check a checkpoint's self-test.
+    Verify(Verifying),
     /// Predict memory and time.
     Plan(Planning),
     /// List the layouts of rows, or show one.
@@ -317,12 +324,13 @@ impl TryFrom<Arguments> for Command {
                 Ok(Self::Prepare { config, set, allow_changed })
             }
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
+            (Some(TypedCommand::Verify(verifying)), _) => Ok(Self::Verify(verifying)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
             (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug, allow_changed }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
-                 export, plan, formats)",
+                 export, verify, plan, formats)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

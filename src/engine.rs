@@ -12,12 +12,14 @@
 use crate::data::batch::PackedBatch;
 use crate::error::{Error, Result};
 use crate::head::{Heads, Losses, Objective, PairScores, ROWS_AT_ONCE};
+use crate::model::architecture::Architecture;
 use crate::model::decoder::{self, Block, Context, Part};
+use crate::model::embedding;
 use crate::model::norm::{Norm, Statistics};
 use crate::model::rope;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
-use crate::model::workspace::{Keep, Views, Workspace};
+use crate::model::workspace::{Keep, Slot, Views, Workspace};
 use crate::ops::NormGradients;
 use std::cell::{Cell, RefCell};
 use tch::{Kind, Tensor};
@@ -38,7 +40,8 @@ pub struct Engine {
     /// The model.
     pub model: Model,
     activation_checkpointing: bool,
-    frequencies: Vec<f32>,
+    /// Of each of the model's rotations.
+    frequencies: Vec<Vec<f32>>,
     workspace: RefCell<Workspace>,
     /// Whether adapters take part, where the model has them.
     adapters: Cell<bool>,
@@ -60,7 +63,7 @@ impl Engine {
     /// An engine over `model`. With activation checkpointing a block keeps only its input and is recomputed in the
     /// backward pass.
     pub fn new(model: Model, activation_checkpointing: bool) -> Self {
-        let frequencies = rope::frequencies(&model.architecture.rope, model.architecture.rotated_width);
+        let frequencies = model.architecture.rotations.iter().map(rope::frequencies).collect();
         Self { model, activation_checkpointing, frequencies, workspace: RefCell::default(), adapters: Cell::new(true) }
     }
 
@@ -138,7 +141,7 @@ impl Engine {
             .in_scope(|| self.heads(&workspace)?.forward_backward(&normed, &read.pairs, objective))?;
         finished.heads()?;
         let (norm_index, norm) = self.norm()?;
-        let output_gradient = shared.gradient.narrow(0, 0, output.size()[0]);
+        let output_gradient = shared[Slot::Gradient].narrow(0, 0, output.size()[0]);
         let gradients = NormGradients { output: &gradient, residual: None, input: &output_gradient };
         trace_span!("backward", segment = norm_index).in_scope(|| norm.backward(gradients, &output, &statistics))?;
         drop((gradient, normed));
@@ -149,15 +152,15 @@ impl Engine {
             let state = &mut states[index];
             if self.activation_checkpointing {
                 // Its output is known already: it goes where nothing stands yet.
-                block.forward(state, &shared.middle_gradient, &shared, &context)?;
+                block.forward(state, &shared[Slot::MiddleGradient], &context)?;
             }
-            block.backward(state, &shared, &workspace.scratch, &context)?;
+            block.backward(state, &workspace.scratch, &context)?;
             finished.block(index)?;
         }
         let embedding = self.embedding()?;
         let architecture = &self.model.architecture;
         trace_span!("backward", segment = 0)
-            .in_scope(|| decoder::embed_backward(architecture, embedding, &batch.tokens, &shared.gradient));
+            .in_scope(|| embedding::embed_backward(architecture, embedding, &batch.tokens, &shared[Slot::Gradient]));
         finished.segment(0)?;
         Ok(losses)
     }
@@ -165,15 +168,16 @@ impl Engine {
     /// Embedding and blocks; the states of `views` are filled as they are kept. Returns the last block's output at the
     /// rows `[N]`, [N, D].
     fn forward(&self, batch: &PackedBatch, rows: &Tensor, views: &mut Views, context: &Context) -> Result<Tensor> {
-        let Views { states, output, shared } = views;
-        let inputs: Vec<Tensor> = states.iter().map(|state| state.input.shallow_clone()).collect();
+        let Views { states, output, .. } = views;
+        let inputs: Vec<Tensor> = states.iter().map(|state| state.buffers[Slot::Input].shallow_clone()).collect();
         let (embedding, first) = (self.embedding()?, inputs.first().unwrap_or(output));
         let architecture = &self.model.architecture;
-        trace_span!("forward", segment = 0).in_scope(|| decoder::embed(architecture, embedding, &batch.tokens, first));
+        trace_span!("forward", segment = 0)
+            .in_scope(|| embedding::embed(architecture, embedding, &batch.tokens, first));
         for (index, (segment, state)) in self.blocks().zip(states).enumerate() {
             let _span = trace_span!("forward", segment = index + 1).entered();
             let output = inputs.get(index + 1).unwrap_or(output);
-            self.block(index, segment, rows).forward(state, output, shared, context)?;
+            self.block(index, segment, rows).forward(state, output, context)?;
         }
         Ok(output.narrow(0, 0, rows.size()[0]))
     }
@@ -215,13 +219,13 @@ impl Engine {
     }
 
     fn blocks(&self) -> impl Iterator<Item = &Segment> {
-        self.model.segments.iter().skip(1).take(self.model.architecture.layers)
+        self.model.segments.iter().skip(1).take(self.model.architecture.blocks.len())
     }
 
     /// A block; after attention the last one goes on with these rows `[N]` alone.
     fn block<'a>(&'a self, index: usize, segment: &'a Segment, rows: &'a Tensor) -> Block<'a> {
         let adapter = if self.adapters.get() { self.model.adapter(index) } else { None };
-        let last = index + 1 == self.model.architecture.layers;
+        let last = index + 1 == self.model.architecture.blocks.len();
         Block::new(&self.model.architecture, index, segment).with_adapter(adapter).with_rows(last.then_some(rows))
     }
 
@@ -229,8 +233,9 @@ impl Engine {
         let vocabulary = self.model.vocabulary().map(|(_, segment)| segment);
         let Workspace { logits, scratch, .. } = workspace;
         let most_rows = workspace.reserved().min(ROWS_AT_ONCE);
-        let soft_cap = self.model.architecture.logit_cap;
-        Ok(Heads { reward: self.part(Part::RewardHead)?.1, vocabulary, soft_cap, most_rows, logits, scratch })
+        let Architecture { logit_scale, logit_cap: soft_cap, .. } = self.model.architecture;
+        let reward = self.part(Part::RewardHead)?.1;
+        Ok(Heads { reward, vocabulary, logit_scale, soft_cap, most_rows, logits, scratch })
     }
 
     fn part(&self, part: Part) -> Result<(usize, &Segment)> {
@@ -270,7 +275,7 @@ impl Finished<'_, '_> {
     fn all(&mut self) -> Result<()> {
         self.heads()?;
         self.segment(self.engine.norm()?.0)?;
-        (0..self.engine.model.architecture.layers).rev().try_for_each(|block| self.block(block))?;
+        (0..self.engine.model.architecture.blocks.len()).rev().try_for_each(|block| self.block(block))?;
         self.segment(0)
     }
 }

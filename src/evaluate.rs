@@ -9,7 +9,7 @@ use crate::files;
 use crate::head::{Objective, PairLosses, PairScores};
 use crate::loss::hit;
 use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
-use crate::statistics::{RESAMPLES, SEED, clustered_bootstrap};
+use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap};
 
 /// What an evaluation reports of the two heads.
 #[derive(Debug, Clone, Copy)]
@@ -135,5 +135,7 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
         reward_loss: mean(reported.reward, &|pair| pair.losses.reward_loss),
         policy_loss: mean(reported.policy, &|pair| pair.losses.policy_loss.unwrap_or(f64::NAN)),
         policy_interval: interval(reported.policy, &policy_hit),
+        rewards: Spread::of(&pairs.iter().flat_map(|pair| pair.losses.scores.rewards).collect::<Vec<_>>())
+            .filter(|_| reported.reward),
     }
 }

@@ -133,6 +133,8 @@ pub struct Heads<'a> {
     /// The segment whose first parameter is the vocabulary matrix [V, D], and whose second, if it has one, is the
     /// logits' bias `[V]`; needed for log-probs only.
     pub vocabulary: Option<&'a Segment>,
+    /// What the logits are multiplied by, where they are (Granite), before they are capped.
+    pub logit_scale: Option<f64>,
     /// c > 0 where the logits are capped: c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f64>,
     /// Response rows of a micro-batch are at most so many, unless a pair is longer.
@@ -236,6 +238,10 @@ impl Heads<'_> {
         let slopes = policy_slopes(objective.config, &log_probs.view([-1, 2]), &references, &tokens) * objective.alpha;
         let slopes = slopes.view([-1]).index_select(0, &owners(pairs, hidden.device())).to_kind(Kind::Float);
         let gradient = vocabulary.ops.log_probs_backward(logits, &places, &slopes)?;
+        let gradient = match self.logit_scale {
+            Some(scale) => gradient * scale,
+            None => gradient,
+        };
         self.add_vocabulary_gradient(vocabulary, &gradient, &response)?;
         let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
@@ -260,6 +266,9 @@ impl Heads<'_> {
             true => vocabulary.weight(BIAS).addmm_out(&logits, rows, &weight.tr()),
             false => rows.mm_out(&logits, &weight.tr()),
         };
+        if let Some(scale) = self.logit_scale {
+            let _ = logits.shallow_clone().g_mul_scalar_(scale);
+        }
         let sums = vocabulary.ops.log_sum_exp(&logits, self.soft_cap)?;
         Ok(Logits { values: logits, sums, soft_cap: self.soft_cap })
     }

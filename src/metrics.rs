@@ -13,7 +13,7 @@ pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
 use crate::checkpoint::MetricsMark;
 use crate::error::Result;
 use crate::logging;
-use crate::statistics::Interval;
+use crate::statistics::{Interval, Spread};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -76,6 +76,9 @@ pub struct EvaluationMetrics {
     /// 95% interval of `policy_accuracy`, for the table alone.
     #[serde(skip)]
     pub policy_interval: Option<Interval>,
+    /// Mean and standard deviation of the rewards of all answers, for exported models alone.
+    #[serde(skip)]
+    pub rewards: Option<Spread>,
 }
 
 /// A place that a run's numbers go to.

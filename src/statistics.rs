@@ -26,6 +26,27 @@ pub struct Interval {
     pub high: f64,
 }
 
+/// Where some numbers lie, and how far they spread.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Spread {
+    /// Their mean.
+    pub mean: f32,
+    /// Their sample standard deviation, at least 1e-8: programs divide by it.
+    pub std: f32,
+}
+
+impl Spread {
+    /// `None` for fewer than two numbers, or one that is not finite.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let std = (squares / (count - 1.0)).sqrt().max(1e-8);
+        let finite = values.len() > 1 && mean.is_finite() && squares.is_finite();
+        finite.then_some(Self { mean: mean as f32, std: std as f32 })
+    }
+}
+
 /// Sum and number of the values of one cluster.
 #[derive(Default, Clone, Copy)]
 struct Cluster {

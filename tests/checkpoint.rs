@@ -1,9 +1,11 @@
 //! Promises of the safetensors files and of checkpoints.
 
-use haf_dist::checkpoint::{self, Best, MetricsMark, Snapshot, TrainState};
+use haf_dist::checkpoint::{self, AsTrained, Best, ChatTemplates, MetricsMark, Planned, Snapshot, TrainState};
 use haf_dist::config::Config;
+use haf_dist::data::tokenize::Encoder;
 use haf_dist::error::Error;
 use haf_dist::safetensors_io::{Entry, Mapped, write};
+use haf_dist::statistics::Spread;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -59,6 +61,10 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
     let name = || "model.embed_tokens.weight".to_string();
     let (state, config) = (state(step), config());
     let (master, moment) = (numbers(12).view([6, 2]), numbers(12));
+    let encoder = Encoder::open(model_dir, AsTrained::of(&config).rules(), 6).unwrap();
+    let templates = ChatTemplates::of(model_dir, &encoder).unwrap();
+    // No letter is a token of this tokenizer: every conversation is left out.
+    let self_test = Some(Planned::of(&encoder).rewarded(&[], "bf16", Spread::of(&[1.0, 3.0])));
     checkpoint::save(
         run,
         &Snapshot {
@@ -76,6 +82,8 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
             ],
             architecture: "LlamaForSequenceClassification",
             pad_token_id,
+            templates: &templates,
+            self_test,
             state: &state,
             config: &config,
         },
@@ -185,10 +193,11 @@ fn a_checkpoint_is_a_hugging_face_folder_with_the_trainer_s_own_beside_it() {
     let run = tempfile::tempdir().unwrap();
     let step = save(run.path(), 7).unwrap();
     assert_eq!(step, run.path().join("step-7"));
-    let template = ["chat_template.jinja", "chat_template.original.jinja"];
-    let model = ["config.json", "haf_dist.json", "model.safetensors"];
+    let template = ["additional_chat_templates", "chat_template.jinja"];
+    let model = ["config.json", "haf_dist.json", "model.safetensors", "self-test.json"];
     let tokenizer = ["tokenizer.json", "tokenizer_config.json", "trainer"];
     assert_eq!(names(&step), [&template[..], &model, &tokenizer].concat());
+    assert_eq!(names(&step.join("additional_chat_templates")), ["original.jinja"]);
     let inside = ["config.toml", "files.json", "masters.safetensors", "moments.safetensors", "state.json"];
     assert_eq!(names(&step.join("trainer")), inside);
 
@@ -197,6 +206,7 @@ fn a_checkpoint_is_a_hugging_face_folder_with_the_trainer_s_own_beside_it() {
     object.shift_remove("num_labels");
     object.insert("architectures".into(), json!(["LlamaForSequenceClassification"]));
     object.insert("pad_token_id".into(), json!(5));
+    object.extend([("mean".into(), json!(2.0)), ("std".into(), json!(f64::from(f32::sqrt(2.0))))]);
     object.insert("id2label".into(), json!({"0": "reward"}));
     object.insert("label2id".into(), json!({"reward": 0}));
     object.insert("problem_type".into(), json!("regression"));
@@ -254,9 +264,12 @@ fn only_a_whole_checkpoint_is_found_whatever_a_kill_or_a_disk_did_to_newer_ones(
     let newest = || checkpoint::newest(run.path()).unwrap().unwrap();
     assert_eq!(newest(), new, "step-10 is newer than step-9");
 
-    let mut files: Vec<String> = names(&new).into_iter().filter(|name| name != "trainer").collect();
-    files.extend(names(&new.join("trainer")).iter().map(|name| format!("trainer/{name}")));
-    assert_eq!(files.len(), 12);
+    let folders = ["additional_chat_templates", "trainer"];
+    let mut files: Vec<String> = names(&new).into_iter().filter(|name| !folders.contains(&&name[..])).collect();
+    for folder in folders {
+        files.extend(names(&new.join(folder)).iter().map(|name| format!("{folder}/{name}")));
+    }
+    assert_eq!(files.len(), 13);
     for name in files {
         let path = new.join(&name);
         let whole = fs::read(&path).unwrap();

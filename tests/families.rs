@@ -4,12 +4,11 @@
 //!
 //! Not here: what the models compute; `golden.rs` has that.
 
-use haf_dist::model::config::{Architecture, RopeScaling};
+use haf_dist::model::architecture::{Architecture, RopeScaling};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::layout::Rows;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
-use haf_dist::packing::AttentionRules;
 use haf_dist::safetensors_io::{Entry, Mapped, write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -96,7 +95,8 @@ fn rows_that_files_keep_head_by_head_are_sorted_in_memory() {
     let model = load(&folder("gpt-neox-parallel"), true).unwrap();
     let (_, block) = model.segment(Part::Block(0)).unwrap();
     let place = block.parameters.iter().position(|one| one.name.ends_with("query_key_value.weight")).unwrap();
-    let [heads, width] = [model.architecture.heads, model.architecture.head_width].map(|size| size as i64);
+    let counts = model.architecture.blocks[0].heads;
+    let [heads, width] = [counts.query, counts.width].map(|size| size as i64);
     assert_eq!(block.parameters[place].rows, Rows::HeadByHead(heads));
     let file = &tensors("gpt-neox-parallel")[&block.parameters[place].name];
     // The keys of the second head: in the file after its queries, in memory after all queries and the first head's.
@@ -188,8 +188,8 @@ fn both_spellings_of_a_config_are_one_model() {
     config["rope_parameters"] = json!({"rope_type": "linear", "factor": 2.0});
     let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
     config["rope_scaling"] = llama3;
-    let original = |config: &Value| match Architecture::parse(&config.to_string()).unwrap().rope.scaling {
-        RopeScaling::Llama3 { original, .. } => original,
+    let original = |config: &Value| match &Architecture::parse(&config.to_string()).unwrap().rotations[0].rope.scaling {
+        RopeScaling::Llama3 { original, .. } => *original,
         other => panic!("{other:?}"),
     };
     config["max_position_embeddings"] = json!(2048);
@@ -210,7 +210,7 @@ fn windows_are_where_the_family_or_the_list_says() {
             None => drop(config.as_object_mut().unwrap().shift_remove(key)),
         }
         let model = Architecture::parse(&config.to_string()).unwrap();
-        model.attention.iter().map(|rules: &AttentionRules| rules.window).collect()
+        model.blocks.iter().map(|block| block.rules.window).collect()
     };
     let list = |kinds: [&str; 2]| Some(json!(kinds.map(|kind| format!("{kind}_attention"))));
     for (case, key, value, expected) in [
@@ -306,7 +306,8 @@ fn no_value_of_any_key_is_met_with_a_panic() {
                     Ok(model) => {
                         let parts = Part::all(&model).into_iter();
                         read += parts.map(|part| part.parameters(&model).len()).sum::<usize>();
-                        assert_eq!(model.attention.len(), model.layers);
+                        let layers = changed["num_hidden_layers"].as_u64();
+                        assert_eq!(Some(model.blocks.len() as u64), layers);
                     }
                     Err(error) => {
                         assert!(error.exit_code() == 2 && !error.message.is_empty(), "{case}, {key} = {value}");

@@ -8,7 +8,7 @@ use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::engine::Engine;
 use haf_dist::head::{Objective, PairLosses};
-use haf_dist::model::config::{Architecture, Residual};
+use haf_dist::model::architecture::{Architecture, Residual};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::norm::NormKind;
 use haf_dist::model::segment::Use;
@@ -257,7 +257,7 @@ fn every_logit_equals_transformers() {
         for (index, pair) in golden.pairs().iter().enumerate() {
             let hidden = engine.hidden(&pack(std::slice::from_ref(pair), 0, Packing::Shared)).unwrap();
             let mut logits = hidden.matmul(&vocabulary.weight(0).tr());
-            if engine.model.architecture.biases.head {
+            if engine.model.architecture.head_bias {
                 logits += vocabulary.weight(1);
             }
             if let Some(cap) = engine.model.architecture.logit_cap {
@@ -311,20 +311,27 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
         let outcome = check(&golden, &engine, Packing::Shared, 5);
         assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
     };
-    let no_window = |model: &mut Architecture| model.attention.iter_mut().for_each(|rules| rules.window = None);
+    let no_window = |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.rules.window = None);
+    let residual = |residual: Residual| {
+        move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
+    };
     for case in ["mistral", "qwen2", "phi3", "gemma2"] {
         notice(case, "its window", &no_window);
     }
     for case in ["qwen2", "gemma2"] {
-        notice(case, "the blocks' own rules", &|model| model.attention.reverse());
+        notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
     }
-    notice("gemma2", "capped scores", &|model| model.attention.iter_mut().for_each(|rules| rules.soft_cap = None));
+    notice("gemma2", "capped scores", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.rules.soft_cap = None);
+    });
     notice("gemma2", "capped logits", &|model| model.logit_cap = None);
     notice("gemma2", "scaled embeddings", &|model| model.embedding_scale = None);
     notice("gemma2", "weights counted from 1", &|model| model.norm = NormKind::RootMeanSquare);
-    notice("gemma2", "its activation", &|model| model.activation = Activation::Gelu);
-    notice("phi", "its residual", &|model| model.residual = Residual::Sequential);
-    notice("phi", "partial rotation", &|model| model.rotated_width = model.head_width);
-    notice("gpt-neox-parallel", "its residual", &|model| model.residual = Residual::Sequential);
-    notice("gpt-neox-sequential", "its residual", &|model| model.residual = Residual::Parallel);
+    notice("gemma2", "its activation", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);
+    });
+    notice("phi", "its residual", &residual(Residual::Sequential));
+    notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
+    notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));
+    notice("gpt-neox-sequential", "its residual", &residual(Residual::Parallel));
 }

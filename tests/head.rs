@@ -1,5 +1,5 @@
 //! Promise: the heads' losses and gradients agree with the plain formulas, whatever the logits have besides a product: a
-//! bias (Phi-2), a soft cap (Gemma 2), both or neither; and where rewards are trained at two positions.
+//! bias (Phi-2), a scale (Granite), a soft cap (Gemma 2), all or none; and where rewards are trained at two positions.
 //!
 //! Legend: T tokens, D width, V vocabulary.
 
@@ -17,6 +17,8 @@ const WIDTH: i64 = 8;
 const VOCABULARY: i64 = 4500;
 /// Bends most logits.
 const CAP: f64 = 1.5;
+/// What logits are multiplied by.
+const SCALE: f64 = 0.6;
 
 /// Values that look random.
 fn waves(shape: &[i64], phase: f64) -> Tensor {
@@ -56,12 +58,22 @@ fn leaves(kind: Kind) -> [Tensor; 4] {
     ]
 }
 
+/// What the logits have besides a product.
+#[derive(Debug, Clone, Copy, Default)]
+struct Form {
+    bias: bool,
+    scale: Option<f64>,
+    soft_cap: Option<f64>,
+}
+
 /// Sum of the hybrid losses and its gradients, by libtorch.
-fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>, twice: bool) -> (f64, Vec<Tensor>) {
+fn expected(kind: Kind, config: &LossConfig, form: Form, twice: bool) -> (f64, Vec<Tensor>) {
+    let Form { bias, scale, soft_cap } = form;
     let leaves = leaves(kind).map(|leaf| leaf.set_requires_grad(true));
     let [hidden, reward, vocabulary, biases] = &leaves;
     // Without a bias its leaf still takes part, so that it has a gradient: of nothing.
     let logits = hidden.matmul(&vocabulary.tr()) + biases * f64::from(u8::from(bias));
+    let logits = logits * scale.unwrap_or(1.0);
     let logits = match soft_cap {
         Some(cap) => (logits / cap).tanh() * cap,
         None => logits,
@@ -90,7 +102,8 @@ fn expected(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>, 
 }
 
 /// The same by [`Heads`].
-fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>, twice: bool) -> (f64, Vec<Tensor>) {
+fn made(kind: Kind, config: &LossConfig, form: Form, twice: bool) -> (f64, Vec<Tensor>) {
+    let Form { bias, scale: logit_scale, soft_cap } = form;
     let [hidden, reward, vocabulary, biases] = leaves(kind);
     let mut parameters = vec![("lm_head.weight", vocabulary)];
     if bias {
@@ -102,6 +115,7 @@ fn made(kind: Kind, config: &LossConfig, bias: bool, soft_cap: Option<f64>, twic
     let heads = Heads {
         reward: &reward,
         vocabulary: Some(&vocabulary),
+        logit_scale,
         soft_cap,
         most_rows: 0,
         logits: &logits,
@@ -127,33 +141,37 @@ fn losses_and_gradients_agree_with_automatic_differentiation() {
         (left.to_kind(Kind::Float) - right).norm().double_value(&[]) / if size == 0.0 { 1.0 } else { size }
     };
     for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 1.5e-2)] {
-        for (bias, soft_cap, twice) in [
-            (false, None, false),
-            (true, None, false),
-            (false, Some(CAP), false),
-            (true, Some(CAP), false),
-            (false, None, true),
+        let cap = Some(CAP);
+        for (form, twice) in [
+            (Form::default(), false),
+            (Form { bias: true, ..Form::default() }, false),
+            (Form { soft_cap: cap, ..Form::default() }, false),
+            (Form { bias: true, soft_cap: cap, ..Form::default() }, false),
+            (Form { bias: true, scale: Some(SCALE), soft_cap: cap }, false),
+            (Form::default(), true),
         ] {
-            let (loss, gradients) = made(kind, &config, bias, soft_cap, twice);
-            let (wanted, wanted_gradients) = expected(kind, &config, bias, soft_cap, twice);
-            assert!((loss / wanted - 1.0).abs() < bound, "{kind:?} {bias} {soft_cap:?}: {loss} is not {wanted}");
+            let (loss, gradients) = made(kind, &config, form, twice);
+            let (wanted, wanted_gradients) = expected(kind, &config, form, twice);
+            assert!((loss / wanted - 1.0).abs() < bound, "{kind:?} {form:?}: {loss} is not {wanted}");
             for (place, (gradient, wanted)) in gradients.iter().zip(&wanted_gradients).enumerate() {
                 let far = distance(gradient, wanted);
-                assert!(far < bound, "{kind:?} {bias} {soft_cap:?}: gradient {place} is off by {far}");
+                assert!(far < bound, "{kind:?} {form:?}: gradient {place} is off by {far}");
             }
             // Control: one reward an answer, or two, are not the same.
-            let (_, others) = expected(kind, &config, bias, soft_cap, !twice);
+            let (_, others) = expected(kind, &config, form, !twice);
             let far = distance(&gradients[1], &others[1]);
             assert!(kind != Kind::Float || far > 100.0 * bound, "{far}");
-            // Controls: the other way with the bias, and with the cap, gives something else. In bf16 rounding may hide it.
-            let other_cap = if soft_cap.is_some() { None } else { Some(CAP) };
-            for (bias, soft_cap) in [(!bias, soft_cap), (bias, other_cap)] {
-                let (_, others) = expected(kind, &config, bias, soft_cap, twice);
+            // Controls: with one of them added or left out the gradients are others. In bf16 rounding may hide it.
+            let other = |value: Option<f64>, if_none: f64| if value.is_some() { None } else { Some(if_none) };
+            for changed in [
+                Form { bias: !form.bias, ..form },
+                Form { scale: other(form.scale, SCALE), ..form },
+                Form { soft_cap: other(form.soft_cap, CAP), ..form },
+            ] {
+                let (_, others) = expected(kind, &config, changed, twice);
                 let far = [0, 2].map(|place| distance(&gradients[place], &others[place]));
-                assert!(
-                    kind != Kind::Float || far.iter().all(|far| *far > 100.0 * bound),
-                    "{bias} {soft_cap:?}: {far:?}"
-                );
+                let all_far = far.iter().all(|far| *far > 100.0 * bound);
+                assert!(kind != Kind::Float || all_far, "{form:?}, {changed:?}: {far:?}");
             }
         }
     }

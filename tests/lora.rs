@@ -13,7 +13,7 @@ use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::engine::Engine;
 use haf_dist::head::Objective;
 use haf_dist::model::adapter::{self, Origin};
-use haf_dist::model::config::Architecture;
+use haf_dist::model::architecture::Architecture;
 use haf_dist::model::layout::Part;
 use haf_dist::model::lora::Lora;
 use haf_dist::model::peft::PREFIX;
@@ -242,8 +242,9 @@ fn adapters_and_head_are_f32_and_alone_have_masters_gradients_and_moments() {
     let origin = Origin::of(&config.model.path, None).unwrap();
     let model = adapter::load(&origin, options(Kind::BFloat16, Use::Train), config.lora.as_ref()).unwrap();
     let a = &model.architecture;
-    let (width, key, query, mlp) = (a.width, a.kv_heads * a.head_width, a.heads * a.head_width, a.mlp_width);
-    let adapters = 4 * ((width + query) + (width + key) + (mlp + width)) * a.layers;
+    let (width, heads, mlp) = (a.width, a.blocks[0].heads, a.blocks[0].mlp.width);
+    let (key, query) = (heads.key * heads.width, heads.query * heads.width);
+    let adapters = 4 * ((width + query) + (width + key) + (mlp + width)) * a.blocks.len();
     let moments = haf_dist::optim::AdamW::new(&config.train, &model).moments;
     let mut trained = 0;
     for ((part, segment), moments) in model.parts.iter().zip(&model.segments).zip(&moments) {

@@ -37,6 +37,7 @@ fn evaluation(step: usize, domain: &str) -> EvaluationMetrics {
         reward_loss: Some(0.5),
         policy_loss: None,
         policy_interval: None,
+        rewards: None,
     }
 }
 

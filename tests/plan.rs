@@ -3,14 +3,14 @@
 
 use haf_dist::config::LoraConfig;
 use haf_dist::model::adapter::{self, Origin};
-use haf_dist::model::config::Architecture;
+use haf_dist::model::architecture::Architecture;
 use haf_dist::model::lora;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
 use haf_dist::model::workspace::{Keep, Workspace};
 use haf_dist::plan::Job;
 use haf_dist::plan::hardware::{cpu, gpu};
-use haf_dist::plan::memory::{Memory, activations, shared};
+use haf_dist::plan::memory::{Memory, workspace as planned};
 use haf_dist::plan::scaling::Inputs;
 use haf_dist::plan::time::{StepTime, useful_flops};
 use haf_dist::plan::workload::{PairTokens, largest, sum};
@@ -92,9 +92,9 @@ fn a_micro_batch_keeps_as_many_bytes_as_predicted() {
                 let keep = if checkpointing { Keep::Inputs } else { Keep::Everything };
                 let mut workspace = Workspace::default();
                 let _ = workspace.views(&job.architecture, tokens as i64, keep, (kind, Device::Cpu));
-                assert_eq!(workspace.bytes(), (activations(&job, tokens), shared(&job, tokens)), "{case} {kind:?}");
+                assert_eq!(workspace.bytes(), planned(&job, tokens), "{case} {kind:?}");
                 // Control: a block of rows more is noticed.
-                assert_ne!(workspace.bytes().0, activations(&job, tokens + 128));
+                assert_ne!(workspace.bytes().0, planned(&job, tokens + 128).0);
             }
         }
     }
@@ -107,7 +107,7 @@ fn useful_flops_follow_the_formula_of_the_benchmarks() {
     let pair = PairTokens { prefix: 5, chosen: 3, rejected: 2 };
     // [P | A] is causal: 8 rows see 1 to 8 keys; the 2 rows of B see the 5 of P and themselves.
     let visible = (8 * 9 / 2 + 2 * 5 + 3) as f64;
-    let attention = 12.0 * (a.layers * a.heads * a.head_width) as f64 * visible;
+    let attention = 12.0 * (a.blocks.len() * a.blocks[0].heads.query * a.blocks[0].heads.width) as f64 * visible;
     let expected = 6.0 * (job.backbone() * 10 + a.vocabulary * a.width * 5) as f64 + attention;
     assert!((useful_flops(&job, &sum([pair])) / expected - 1.0).abs() < 1e-12);
     let reward = Job { policy: false, ..job.clone() };

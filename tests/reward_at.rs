@@ -1,8 +1,7 @@
 //! Promise: the reward is read where `data.reward_at` says, log-probs end at the EOS wherever that is, and a pair's two
 //! answers are read exactly as each would be alone.
 
-use haf_dist::checkpoint::{self, AsTrained};
-use haf_dist::config::{Dtype, RewardAt, TemplateKind, Truncation};
+use haf_dist::config::{RewardAt, TemplateKind, Truncation};
 use haf_dist::data::tokenize::{Encoded, Encoder, OwnedPair, Rules};
 use haf_dist::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs};
 use proptest::prelude::*;
@@ -182,86 +181,4 @@ proptest! {
         let encoder = &ENCODERS[place];
         prop_assert_eq!(together(encoder, &chosen, &rejected), [&chosen, &rejected].map(|text| alone(encoder, text)));
     }
-}
-
-/// The tokenizer's folder as an export writes it, without the original template, which other programs do not read.
-fn exported(folder: &Path, template: TemplateKind, reward_at: RewardAt) -> tempfile::TempDir {
-    let out = tempfile::tempdir().unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(folder.join(name), out.path().join(name)).unwrap();
-    }
-    let (truncation, dtype) = (Truncation::Cut, Dtype::F32);
-    let as_trained = AsTrained { template, max_length: 64, max_prompt_length: 32, truncation, reward_at, dtype };
-    checkpoint::write_chat_template(out.path(), folder, &as_trained).unwrap();
-    let _ = std::fs::remove_file(out.path().join("chat_template.original.jinja"));
-    out
-}
-
-/// Answers whose own white space must stay.
-const ANSWERS: [&str; 4] = ["yes", " \n spaces \n\n", "\nline", "ends\n"];
-
-#[test]
-fn renderings_of_an_exported_template_end_where_the_reward_is_read() {
-    let marked = CHATML.replace(
-        "message['content'] + '<|im_end|>\\n' }}",
-        "'' }}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}",
-    );
-    assert_ne!(marked, CHATML);
-    let ended = CHATML.replace("<|im_end|>\\n", "<|im_end|>");
-    for template in [CHATML, BARE, &marked, &ended] {
-        let folder = folder(template);
-        let trained = encoder(folder.path(), RewardAt::Eos, 100, None);
-        for reward_at in [RewardAt::Eos, RewardAt::Both] {
-            let out = exported(folder.path(), TemplateKind::Chat, reward_at);
-            // As Transformers reads it: the whole rendering, its last token.
-            let read = encoder(out.path(), RewardAt::End, 100, None);
-            for answer in ANSWERS {
-                let (tokens, span) = alone(&trained, answer);
-                let (rendered, at_end) = alone(&read, answer);
-                assert_eq!((&rendered, at_end.reward), (&tokens, span.reward), "{template}\n{answer:?}");
-                assert_eq!(at_end.start, span.start, "the generation prompt is as before");
-            }
-        }
-        // A model that is trained at the end goes with its own template.
-        let out = exported(folder.path(), TemplateKind::Chat, RewardAt::End);
-        assert!(!out.path().join("chat_template.jinja").exists());
-    }
-    // Control: the original's renderings end elsewhere.
-    let folder = folder(CHATML);
-    let [eos, end] = [RewardAt::Eos, RewardAt::End].map(|place| encoder(folder.path(), place, 100, None));
-    assert_ne!(alone(&eos, "yes").0, alone(&end, "yes").0);
-}
-
-#[test]
-fn a_plain_template_is_exported_as_a_chat_template() {
-    for template in [TemplateKind::Instruct, TemplateKind::Hh, TemplateKind::Plain] {
-        let folder = folder(CHATML);
-        let rules = Rules::new(template, 200, 100, Truncation::Cut);
-        let trained = Encoder::open(folder.path(), rules, 300).unwrap();
-        let out = exported(folder.path(), template, RewardAt::Eos);
-        let read = encoder(out.path(), RewardAt::End, 200, None);
-        let turns = [("system", "Be brief."), ("user", "q"), ("assistant", "a"), ("user", "r")];
-        let turns = turns.map(|(role, text)| Message::new(role, text)).to_vec();
-        for answer in ANSWERS {
-            let pair = Pair { prompt: Prompt::Messages(turns.clone()), ..pair(answer, None) };
-            let [one, other] = [&trained, &read].map(|encoder| kept(encoder, &pair));
-            assert_eq!(one.tokens, other.tokens, "{template:?}: {:?}", read.decode(&other.tokens).unwrap());
-        }
-    }
-}
-
-#[test]
-fn an_export_of_an_export_is_the_same() {
-    let folder = folder(CHATML);
-    let (truncation, dtype) = (Truncation::Cut, Dtype::F32);
-    let (template, reward_at) = (TemplateKind::Chat, RewardAt::Eos);
-    let as_trained = AsTrained { template, max_length: 64, max_prompt_length: 32, truncation, reward_at, dtype };
-    let text = || std::fs::read_to_string(folder.path().join("chat_template.jinja")).unwrap();
-    checkpoint::write_chat_template(folder.path(), folder.path(), &as_trained).unwrap();
-    let first = text();
-    checkpoint::write_chat_template(folder.path(), folder.path(), &as_trained).unwrap();
-    assert_eq!(text(), first);
-    // The model still trains with the template as it was.
-    let whole = alone(&encoder(folder.path(), RewardAt::End, 100, None), "yes").0;
-    assert_eq!(whole.last(), Some(&LINE_BREAK));
 }

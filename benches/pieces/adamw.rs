@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 
 fn model(kind: Kind) -> Model {
     let architecture = architecture(3);
-    let parts: Vec<Part> = (0..architecture.layers).map(Part::Block).collect();
+    let parts: Vec<Part> = (0..architecture.blocks.len()).map(Part::Block).collect();
     let segments: Vec<_> = parts.iter().map(|&part| segment(part, &architecture, kind)).collect();
     for segment in &segments {
         for index in 0..segment.parameters.len() {

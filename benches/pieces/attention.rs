@@ -13,8 +13,8 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
     let batch = Pairs::new(PAIRS).pack(Packing::Shared);
     let (tokens, shape) = (batch.token_count(), architecture(1));
-    let heads = shape.attention_heads();
-    let size = |heads: usize| [tokens as i64, heads as i64, shape.head_width as i64];
+    let heads = shape.blocks[0].heads;
+    let size = |count: usize| [tokens as i64, count as i64, heads.width as i64];
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
         let ops = ops::of(Device::Cpu);

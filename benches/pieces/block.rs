@@ -5,14 +5,14 @@ use criterion::{Criterion, Throughput};
 use haf_dist::data::batch::Packing;
 use haf_dist::model::decoder::{Block, Context, Part};
 use haf_dist::model::rope::frequencies;
-use haf_dist::model::workspace::{Keep, Views, Workspace};
+use haf_dist::model::workspace::{Keep, Slot, Views, Workspace};
 use tch::Device;
 
 pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("block");
     let batch = Pairs::new(PAIRS).pack(Packing::Shared);
     let (tokens, shape) = (batch.token_count(), architecture(1));
-    let frequencies = frequencies(&shape.rope, shape.rotated_width);
+    let frequencies: Vec<_> = shape.rotations.iter().map(frequencies).collect();
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
         let segment = segment(Part::Block(0), &shape, kind);
@@ -28,14 +28,14 @@ pub fn bench(criterion: &mut Criterion) {
         let Views { mut states, output, shared } =
             workspace.views(&shape, tokens as i64, Keep::Everything, (kind, Device::Cpu));
         let state = &mut states[0];
-        for buffer in [&mut state.input, &mut shared.gradient.shallow_clone()] {
-            buffer.copy_(&random(&[tokens as i64, shape.width as i64], kind));
+        for buffer in [&state.buffers[Slot::Input], &shared[Slot::Gradient]] {
+            buffer.shallow_clone().copy_(&random(&[tokens as i64, shape.width as i64], kind));
         }
         group.bench_function(format!("forward/{name}"), |bencher| {
-            bencher.iter(|| block.forward(state, &output, &shared, &context));
+            bencher.iter(|| block.forward(state, &output, &context));
         });
         group.bench_function(format!("backward/{name}"), |bencher| {
-            bencher.iter(|| block.backward(state, &shared, &workspace.scratch, &context));
+            bencher.iter(|| block.backward(state, &workspace.scratch, &context));
         });
     }
     group.finish();

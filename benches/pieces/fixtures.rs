@@ -4,7 +4,7 @@
 
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
-use haf_dist::model::config::Architecture;
+use haf_dist::model::architecture::Architecture;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::{Segment, Use};
 use tch::{Device, Kind, Tensor};

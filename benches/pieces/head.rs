@@ -19,7 +19,8 @@ pub fn bench(criterion: &mut Criterion) {
         let vocabulary = segment(Part::Embedding, &shape, kind);
         let [logits, scratch] = [(); 2].map(|()| Scratch::default());
         let (vocabulary, soft_cap) = (Some(&vocabulary), None);
-        let heads = Heads { reward: &reward, vocabulary, soft_cap, most_rows: 0, logits: &logits, scratch: &scratch };
+        let (reward, logits, scratch) = (&reward, &logits, &scratch);
+        let heads = Heads { reward, vocabulary, logit_scale: None, soft_cap, most_rows: 0, logits, scratch };
         let hidden = random(&[batch.token_count() as i64, shape.width as i64], kind);
         for (log_probs, objective) in [(true, "hybrid"), (false, "reward")] {
             let objective_of_step = Objective { config: &config, reward_weight: 1.0, alpha: config.alpha, log_probs };

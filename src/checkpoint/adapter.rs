@@ -5,7 +5,7 @@
 use super::{Snapshot, export, to_json, write_text};
 use crate::error::Result;
 use crate::model::adapter::WEIGHTS;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::lora::Lora;
 use crate::model::peft::{CONFIG, PREFIX, Written};
 use crate::safetensors_io;

@@ -3,7 +3,7 @@
 //!
 //! Not here: the run's whole configuration (`trainer/config.toml`).
 
-use super::{CONFIG, read_json, to_json, write_text};
+use super::{CONFIG, Rendering, read_json, to_json, write_text};
 use crate::config::{Config, Dtype, RewardAt, TemplateKind, Truncation};
 use crate::data::tokenize::Rules;
 use crate::error::{Error, Result};
@@ -30,10 +30,14 @@ pub struct AsTrained {
     pub reward_at: RewardAt,
     /// `model.dtype`
     pub dtype: Dtype,
+    /// How what other programs render with the folder's chat template stands to the training; files of earlier versions do
+    /// not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<Rendering>,
 }
 
 impl AsTrained {
-    /// What a run with this config trains with.
+    /// What a run with this config trains with; what its exports render is not known from it.
     pub fn of(config: &Config) -> Self {
         let data = &config.data;
         Self {
@@ -43,6 +47,7 @@ impl AsTrained {
             truncation: data.truncation,
             reward_at: data.reward_at,
             dtype: config.model.dtype,
+            chat_template: None,
         }
     }
 
@@ -93,7 +98,7 @@ impl AsTrained {
 
     /// Puts it in place of what a config says.
     pub fn apply(self, config: &mut Config) {
-        let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype } = self;
+        let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype, chat_template: _ } = self;
         let data = &mut config.data;
         (data.template, data.truncation, data.reward_at) = (template, truncation, reward_at);
         (data.max_length, data.max_prompt_length) = (max_length, max_prompt_length);

@@ -1,210 +1,339 @@
-//! The chat template that goes with a reward model: one whose renderings end where the reward is read.
+//! The chat templates that go with a reward model: what a program renders with them ends where the reward is read.
 //!
 //! Who renders a folder's chat template and scores what comes out reads the reward at the last token. Many templates write
 //! more after the EOS of the last turn (ChatML a line break), where a model that is trained at the EOS was never asked. The
 //! exported template ends at that EOS for a conversation that ends with an assistant's turn and asks for no generation
-//! prompt, and writes everything else as before. The original stays beside it under another name.
+//! prompt, and writes everything else as before; it is rendered beside the original before it is trusted. The original stays
+//! beside it under another name. Not here: the Jinja itself (`chat_template/jinja.rs`).
 
-use super::{AsTrained, read_json, to_json, write_text};
+mod jinja;
+
+use super::{AsTrained, read_json, sync, to_json, write_text};
 use crate::config::{RewardAt, TemplateKind};
 use crate::data::template::{MARK, ORIGINAL, Template};
-use crate::data::tokenize::{Encoder, Rules, TurnEnd};
+use crate::data::tokenize::{Encoder, Rules};
 use crate::data::{Message, Prompt, TemplateInputs};
-use crate::error::Result;
+use crate::error::{Error, Result, file_error};
+use jinja::Turn;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
+use tracing::warn;
 
 const FILE: &str = "chat_template.jinja";
 const CONFIG: &str = "tokenizer_config.json";
+/// Where Transformers looks for templates by name.
+pub(super) const NAMED: &str = "additional_chat_templates";
+/// The name there of the original of a changed template; [`ORIGINAL`] is its file.
+const ORIGINAL_NAME: &str = "original";
 
-/// Writes the template into `folder`, where the tokenizer's files of `source` have been copied to.
+/// How what other programs render stands to what was trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rendering {
+    /// The starting model's template as it is renders what was trained.
+    Unchanged,
+    /// The starting model's template, ended at the EOS of a final assistant turn.
+    EndsAtEos,
+    /// Written for a plain template, which no file of the starting model says.
+    Written,
+    /// Other programs do not render what was trained, and no template was found that does.
+    NotAsTrained,
+}
+
+/// The chat templates of a model that is trained here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatTemplates {
+    /// What programs are to take; `None` where the source's templates stay as they are.
+    exported: Option<String>,
+    /// Further templates by name, such as `tool_use`, and the original of one that was changed.
+    named: BTreeMap<String, String>,
+    rendering: Rendering,
+}
+
+impl ChatTemplates {
+    /// What a folder is to have that is trained from the one in `folder`, whose texts `encoder` reads. Warns where other
+    /// programs will not render what was trained.
+    ///
+    /// # Errors
+    /// A template that cannot be read, or a file that is no JSON.
+    pub fn of(folder: &Path, encoder: &Encoder) -> Result<Self> {
+        let (own, named) = read(folder)?;
+        let mut templates = Self { exported: own.clone(), named: named.clone(), rendering: Rendering::Unchanged };
+        match encoder.rules().template {
+            TemplateKind::Chat => templates.of_chat(encoder),
+            kind => templates.of_plain(kind, encoder)?,
+        }
+        if (&templates.exported, &templates.named) == (&own, &named) {
+            // What is there already need not be written.
+            templates.exported = None;
+        }
+        Ok(templates)
+    }
+
+    /// How other programs' renderings stand to the training.
+    pub fn rendering(&self) -> Rendering {
+        self.rendering
+    }
+
+    /// Ends every template at the EOS that does not end there, unless the reward is trained where the original ends.
+    fn of_chat(&mut self, encoder: &Encoder) {
+        // That is the original in the folder of an export too.
+        let original = encoder.template();
+        self.exported = original.chat_source().map(str::to_owned);
+        self.named.remove(ORIGINAL_NAME);
+        if encoder.rules().reward_at == RewardAt::End {
+            return;
+        }
+        for (name, text) in &mut self.named {
+            // Nothing is trained with it, but Transformers takes `tool_use` where a conversation has tools.
+            let ended = original.with_source(text).and_then(|template| {
+                let turn = Turn { eos: encoder.eos_text(), tail: template.tail() };
+                ended(&template, turn.eos, &|rendered| up_to_eos(rendered, turn))
+            });
+            match ended {
+                Ok(None) => {}
+                Ok(Some(ended)) => *text = ended,
+                Err(error) => warn!("the chat template named {name:?} is exported as it is: {}", error.message),
+            }
+        }
+        match ended(original, encoder.eos_text(), &|rendered| encoder.to_eos(rendered)) {
+            Ok(None) => {}
+            Ok(Some(text)) => {
+                self.replace(text);
+                self.rendering = Rendering::EndsAtEos;
+            }
+            Err(error) => {
+                warn!(
+                    "the chat template cannot be made to end at {:?}, where the reward is trained ({}): it is exported as it \
+                     is, and programs that render it read the reward elsewhere; data.reward_at = \"both\" trains a model that \
+                     is right at either place",
+                    encoder.eos_text(),
+                    error.message
+                );
+                self.rendering = Rendering::NotAsTrained;
+            }
+        }
+    }
+
+    /// Puts a template in place that renders messages as the plain `kind` does.
+    fn of_plain(&mut self, kind: TemplateKind, encoder: &Encoder) -> Result<()> {
+        let Some(text) = jinja::plain(kind, &encoder.bos_text()?, encoder.eos_text()) else { return Ok(()) };
+        let made = encoder.template().with_source(&text)?;
+        self.rendering = match probes().iter().try_for_each(|messages| same_as_trained(&made, encoder, messages)) {
+            Ok(()) => Rendering::Written,
+            Err(error) => {
+                let why = error.message;
+                warn!(
+                    "programs that render messages with the exported chat template read other tokens than trained: {why}"
+                );
+                Rendering::NotAsTrained
+            }
+        };
+        self.replace(text);
+        Ok(())
+    }
+
+    /// Takes another template; the original stays by name, the first one where exports follow exports.
+    fn replace(&mut self, text: String) {
+        if let Some(own) = self.exported.take().filter(|own| *own != text && !own.starts_with(MARK)) {
+            self.named.insert(ORIGINAL_NAME.to_owned(), own);
+        }
+        self.exported = Some(text);
+    }
+
+    /// Writes what differs from the source into `folder`, where the tokenizer's files of the source have been copied to.
+    ///
+    /// # Errors
+    /// A failed write, or a tokenizer_config.json that is no JSON.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let Some(exported) = &self.exported else { return Ok(()) };
+        write_text(&folder.join(FILE), exported)?;
+        self.write_into_config(&folder.join(CONFIG), exported)?;
+        let (others, original) = (folder.join(NAMED), folder.join(ORIGINAL));
+        if original.is_file() && !self.named.contains_key(ORIGINAL_NAME) {
+            fs::remove_file(&original).map_err(|error| file_error(&original, "remove", &error))?;
+        }
+        if self.named.is_empty() {
+            return Ok(());
+        }
+        fs::create_dir_all(&others).map_err(|error| file_error(&others, "create", &error))?;
+        for (name, text) in &self.named {
+            write_text(&others.join(format!("{name}.jinja")), text)?;
+        }
+        sync(&others)
+    }
+
+    /// tokenizer_config.json has the same templates, where it has any: older readers look there alone.
+    fn write_into_config(&self, path: &Path, exported: &str) -> Result<()> {
+        if !path.is_file() {
+            return Ok(());
+        }
+        let mut config: Map<String, Value> = read_json(path)?;
+        let Some(templates) = config.get_mut("chat_template") else { return Ok(()) };
+        let one = |name: &str, text: &str| json!({ "name": name, "template": text });
+        *templates = match templates {
+            Value::Array(_) => {
+                let named = self.named.iter().map(|(name, text)| one(name, text));
+                std::iter::once(one("default", exported)).chain(named).collect()
+            }
+            _ => json!(exported),
+        };
+        write_text(path, &to_json(&config)?)
+    }
+}
+
+/// [`ChatTemplates::of`] and [`ChatTemplates::write`] for a folder that is not being trained: `folder` holds copies of the
+/// tokenizer's files in `source`. `None` where there is no tokenizer, as in some adapters' folders.
 ///
 /// # Errors
 /// A tokenizer or template in `source` that cannot be read, or a failed write.
-pub fn write(folder: &Path, source: &Path, as_trained: &AsTrained) -> Result<()> {
-    let &AsTrained { template, reward_at, .. } = as_trained;
-    let untouched = template == TemplateKind::Chat && reward_at == RewardAt::End;
-    // A folder without a tokenizer, as some adapters are, renders nothing.
-    if untouched || !source.join("tokenizer.json").is_file() {
-        return Ok(());
+pub fn write(folder: &Path, source: &Path, as_trained: &AsTrained) -> Result<Option<Rendering>> {
+    if !source.join("tokenizer.json").is_file() {
+        return Ok(None);
     }
     // Lengths and vocabulary do not matter here.
-    let rules = Rules { template, max_length: 2, max_prompt_length: 1, ..as_trained.rules() };
-    let encoder = Encoder::open(source, rules, usize::MAX)?;
-    let end = encoder.turn_end();
-    let exported = match template {
-        TemplateKind::Chat => {
-            let original = Template::open(template, source)?;
-            let Some(exported) = cut(&original, &end) else { return Ok(()) };
-            if exported.is_none() {
-                tracing::warn!(
-                    "the exported chat template writes {:?} after the EOS: it marks the assistant's tokens, and no edit was \
-                     found that leaves the rest as it is; score texts that end at {:?}",
-                    end.after,
-                    end.eos
-                );
+    let rules = Rules { max_length: 2, max_prompt_length: 1, ..as_trained.rules() };
+    let templates = ChatTemplates::of(source, &Encoder::open(source, rules, usize::MAX)?)?;
+    templates.write(folder)?;
+    Ok(Some(templates.rendering()))
+}
+
+/// The template that other programs render with: that of the export, where it is not the model's own.
+///
+/// # Errors
+/// A missing or broken chat template.
+pub fn as_others_read(folder: &Path) -> Result<Template> {
+    let own = Template::open(TemplateKind::Chat, folder)?;
+    match read(folder)?.0 {
+        Some(text) => own.with_source(&text).map_err(|error| error.at(folder.display())),
+        None => Ok(own),
+    }
+}
+
+/// The chat template of a folder and those with other names, as Transformers finds them: with a file of its own only such
+/// files count, else tokenizer_config.json.
+fn read(folder: &Path) -> Result<(Option<String>, BTreeMap<String, String>)> {
+    let text = |path: &Path| fs::read_to_string(path).map_err(|error| file_error(path, "read", &error));
+    let (file, others, config) = (folder.join(FILE), folder.join(NAMED), folder.join(CONFIG));
+    let mut named = BTreeMap::new();
+    if file.is_file() {
+        let failed = |error: std::io::Error| file_error(&others, "list", &error);
+        let entries = if others.is_dir() { Some(fs::read_dir(&others).map_err(failed)?) } else { None };
+        for entry in entries.into_iter().flatten() {
+            let path = entry.map_err(failed)?.path();
+            if let (Some(true), Some(name)) = (path.extension().map(|kind| kind == "jinja"), path.file_stem()) {
+                named.insert(name.to_string_lossy().into_owned(), text(&path)?);
             }
-            let Some(exported) = exported else { return Ok(()) };
-            write_text(&folder.join(ORIGINAL), original.chat_source().unwrap_or_default())?;
-            exported
         }
-        plain => of_plain(plain, &encoder.bos_text()?, &end.eos),
+        return Ok((Some(text(&file)?), named));
+    }
+    let config: Value = if config.is_file() { read_json(&config)? } else { Value::Null };
+    let templates = match &config["chat_template"] {
+        Value::Array(templates) => templates,
+        template => return Ok((template.as_str().map(str::to_owned), named)),
     };
-    write_text(&folder.join(FILE), &exported)?;
-    in_config(&folder.join(CONFIG), &exported)
-}
-
-/// tokenizer_config.json names the same template, where it names one: older readers look there first.
-fn in_config(path: &Path, exported: &str) -> Result<()> {
-    if !path.is_file() {
-        return Ok(());
-    }
-    let mut config: Map<String, Value> = read_json(path)?;
-    let named = |template: &Value| template["name"] == "default";
-    match config.get_mut("chat_template") {
-        Some(Value::Array(templates)) => {
-            let default = templates.iter_mut().find(|template| named(template));
-            default.into_iter().for_each(|template| template["template"] = json!(exported));
-        }
-        Some(template) => *template = json!(exported),
-        None => return Ok(()),
-    }
-    write_text(path, &to_json(&config)?)
-}
-
-/// A template's text whose final assistant's turn ends at the EOS. `None` where it does so already; `Some(None)` where it
-/// cannot be had.
-#[expect(clippy::option_option, reason = "nothing to do, and nothing that can be done, are two things")]
-fn cut(original: &Template, end: &TurnEnd) -> Option<Option<String>> {
-    if end.after.is_empty() && end.written {
-        return None;
-    }
-    let source = original.chat_source()?;
-    Some(match has_generation_tags(source) {
-        true => edited(original, source, end),
-        false => Some(wrapped(source, end)),
-    })
-}
-
-/// The whole template inside a variable, which is printed without what follows the EOS.
-fn wrapped(source: &str, end: &TurnEnd) -> String {
-    let (after, eos) = (literal(&end.after), if end.written { String::new() } else { literal(&end.eos) });
-    let length = end.after.chars().count();
-    let cut = match length {
-        0 => String::from("haf_dist_text"),
-        length => format!("haf_dist_text[:-{length}]"),
-    };
-    // Jinja takes one line break off a template's end, and one after a block's tag.
-    let source = source.strip_suffix('\n').unwrap_or(source);
-    let added = if eos.is_empty() { String::new() } else { format!(" ~ {eos}") };
-    format!(
-        "{MARK}{{% set haf_dist_text %}}{{{{ '' }}}}{source}{{{{ '' }}}}{{% endset %}}\
-         {{% if messages and messages[-1]['role'] == 'assistant' and not add_generation_prompt %}}\
-         {{% if haf_dist_text.endswith({after}) %}}{{{{ {cut}{added} }}}}\
-         {{% else %}}{{{{ haf_dist_text{added} }}}}{{% endif %}}\
-         {{% else %}}{{{{ haf_dist_text }}}}{{% endif %}}"
-    )
-}
-
-/// A text as a Jinja string.
-fn literal(text: &str) -> String {
-    let escaped: String = text
-        .chars()
-        .map(|letter| match letter {
-            '\\' => "\\\\".into(),
-            '\'' => "\\'".into(),
-            '\n' => "\\n".into(),
-            '\r' => "\\r".into(),
-            '\t' => "\\t".into(),
-            other => other.to_string(),
-        })
-        .collect();
-    format!("'{escaped}'")
-}
-
-/// Whether a template marks the assistant's tokens (`{% generation %}`), by their places in the rendering: it cannot be
-/// rendered into a variable.
-fn has_generation_tags(source: &str) -> bool {
-    source.split("{%").skip(1).any(|tag| {
-        let tag = tag.split("%}").next().unwrap_or_default();
-        tag.trim_matches(|letter: char| letter.is_whitespace() || letter == '-' || letter == '+') == "generation"
-    })
-}
-
-/// An edit of the source that writes what follows the EOS after the last message only where a generation prompt is asked
-/// for: the first that renders every probe as it should.
-fn edited(original: &Template, source: &str, end: &TurnEnd) -> Option<String> {
-    let last = "loop.last and not add_generation_prompt";
-    let mut edits: Vec<(usize, usize, String)> = Vec::new();
-    for quote in ['\'', '"'] {
-        let text = |text: &str| literal(text).replace('\'', &quote.to_string());
-        let (after, whole) = (text(&end.after), text(&format!("{}{}", end.eos, end.after)));
-        for (at, _) in source.match_indices(&whole) {
-            let both = format!("({} ~ ('' if {last} else {}))", text(&end.eos), after);
-            edits.push((at, whole.len(), both));
-        }
-        for (at, _) in source.match_indices(&after) {
-            edits.push((at, after.len(), format!("('' if {last} else {after})")));
+    let mut default = None;
+    for template in templates {
+        match (template["name"].as_str(), template["template"].as_str()) {
+            (Some("default"), Some(text)) => default = Some(text.to_owned()),
+            (Some(name), Some(text)) if is_file_name(name) => drop(named.insert(name.to_owned(), text.to_owned())),
+            (name, _) => warn!("{}: a chat template named {name:?} is left out", folder.display()),
         }
     }
-    edits.into_iter().find_map(|(at, length, text)| {
-        let edited = format!("{MARK}{}{text}{}", &source[..at], &source[at + length..]);
-        let template = original.with_source(&edited).ok()?;
-        probes().iter().all(|probe| renders(original, &template, probe, end)).then_some(edited)
-    })
+    Ok((default, named))
 }
 
-/// Conversations that a template must render alike, as prompt and answer.
-fn probes() -> Vec<(Prompt, Message)> {
-    let turn = Message::new;
-    let system = turn("system", "Be brief.");
-    let (question, answer) = (turn("user", "How many?"), turn("assistant", "Two.\n"));
-    let prompts = [
-        vec![question.clone()],
-        vec![system, question.clone()],
-        vec![question.clone(), answer, turn("user", " And now? ")],
-        vec![question, turn("assistant", ""), turn("user", "é漢\n\n")],
-    ];
-    let answers = ["Three.", " \n spaces \n ", "line\nbreaks\n"];
-    let pairs = prompts.into_iter().flat_map(|prompt| answers.map(|answer| (prompt.clone(), answer)));
-    pairs.map(|(prompt, answer)| (Prompt::Messages(prompt), Message::answer(answer))).collect()
+/// Whether a template's name can be a file's.
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
 }
 
-/// Whether `exported` writes a conversation as `original` does, but for what follows the EOS of a final answer.
-fn renders(original: &Template, exported: &Template, (prompt, answer): &(Prompt, Message), end: &TurnEnd) -> bool {
-    let inputs = TemplateInputs::default();
-    let texts = |template: &Template| {
-        (template.render_prompt(prompt, &inputs).ok(), template.render(prompt, &inputs, answer).ok())
-    };
-    let ((before, whole), (found_before, found_whole)) = (texts(original), texts(exported));
-    let wanted = whole.map(|whole| match whole.strip_suffix(&end.after[..]) {
-        Some(cut) => cut.to_owned(),
-        None => whole,
-    });
-    before == found_before && wanted == found_whole
-}
-
-/// A template for conversations as a plain one writes them, behind the BOS that the tokenizer would add.
-fn of_plain(kind: TemplateKind, bos: &str, eos: &str) -> String {
-    let (user, assistant, generation) = match kind {
-        TemplateKind::Instruct => {
-            ("'Instruct: ' ~ message['content'] ~ '\\n'", "'Output: ' ~ message['content']", "'Output:'")
+/// The text of a template that renders as `original` does, a final assistant turn `cut` after its EOS; `None` where the
+/// original does so itself.
+fn ended(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Result<Option<String>> {
+    let Some(own) = original.chat_source() else { return Ok(None) };
+    let probes = probes();
+    let expected = |messages: &[Message]| rendered(original, messages).map(|text| cut(&text)).ok();
+    if probes.iter().all(|messages| rendered(original, messages).ok() == expected(messages)) {
+        return Ok(None);
+    }
+    let text = jinja::ending_at_eos(own, Turn { eos, tail: original.tail() });
+    let made = original.with_source(&text)?;
+    for messages in &probes {
+        let differs = |what: &str| Error::runtime(format!("{what} of {} would not be the same", shown(messages)));
+        if rendered(&made, messages).ok() != expected(messages) {
+            return Err(differs("the text up to the EOS"));
         }
-        TemplateKind::Hh => {
-            ("'\\n\\nHuman: ' ~ message['content']", "'\\n\\nAssistant: ' ~ message['content']", "'\\n\\nAssistant:'")
+        // A prompt that ends with an answer, and an answer that is not the last turn, are rendered as before.
+        let prompt = Prompt::Messages(messages.clone());
+        let prompted = |template: &Template| template.render_prompt(&prompt, &TemplateInputs::default()).ok();
+        if prompted(&made) != prompted(original) {
+            return Err(differs("the rendering with a generation prompt"));
         }
-        TemplateKind::Plain | TemplateKind::Chat => ("message['content']", "message['content']", "''"),
+        let mut followed = messages.clone();
+        followed.push(Message::new("user", "And then?"));
+        if rendered(&made, &followed).ok() != rendered(original, &followed).ok() {
+            return Err(differs("the rendering of a user's turn after the answer"));
+        }
+    }
+    Ok(Some(text))
+}
+
+/// As [`Encoder::to_eos`], for a template that is not trained with.
+fn up_to_eos(rendered: &str, turn: Turn) -> String {
+    let kept = match rendered.strip_suffix(turn.tail) {
+        Some(_) => &rendered[..rendered.len() - turn.after_eos().len()],
+        None => rendered,
     };
-    let (bos, eos) = (literal(bos), literal(eos));
-    let between = if kind == TemplateKind::Instruct { "{{ '\\n' }}" } else { "" };
-    let system = if kind == TemplateKind::Instruct { "message['content'] ~ '\\n'" } else { "message['content']" };
-    format!(
-        "{MARK}{{{{ {bos} }}}}{{% for message in messages %}}\
-         {{% if message['role'] == 'user' %}}{{{{ {user} }}}}\
-         {{% elif message['role'] == 'system' %}}{{{{ {system} }}}}\
-         {{% elif message['role'] != 'assistant' %}}{{{{ raise_exception('the template knows user, assistant and system') }}}}\
-         {{% elif loop.last and not add_generation_prompt %}}{{{{ {assistant} ~ {eos} }}}}\
-         {{% else %}}{{{{ {assistant} }}}}{between}{{% endif %}}{{% endfor %}}\
-         {{% if add_generation_prompt %}}{{{{ {generation} }}}}{{% endif %}}"
-    )
+    let kept = if kept.trim_end().ends_with(turn.eos) { kept.trim_end() } else { kept };
+    if kept.ends_with(turn.eos) { kept.to_owned() } else { format!("{kept}{}", turn.eos) }
+}
+
+fn rendered(template: &Template, messages: &[Message]) -> Result<String> {
+    let (answer, prompt) = messages.split_last().ok_or_else(|| Error::runtime("no messages"))?;
+    template.render(&Prompt::Messages(prompt.to_vec()), &TemplateInputs::default(), answer)
+}
+
+/// Whether a template of messages gives the text and the tokens that are trained; a conversation that training refuses is
+/// no difference.
+fn same_as_trained(made: &Template, encoder: &Encoder, messages: &[Message]) -> Result<()> {
+    let Ok((text, tokens)) = encoder.conversation(messages) else { return Ok(()) };
+    let rendered = rendered(made, messages)?;
+    if rendered != text {
+        return Err(Error::runtime(format!("{} has another text", shown(messages))));
+    }
+    if encoder.ids(&rendered)? != tokens {
+        return Err(Error::runtime(format!("{} has other tokens", shown(messages))));
+    }
+    Ok(())
+}
+
+fn shown(messages: &[Message]) -> String {
+    let roles: Vec<&str> = messages.iter().map(|message| message.role.as_str()).collect();
+    format!("a conversation ({})", roles.join(", "))
+}
+
+/// Conversations that end with the assistant's turn, as templates tell them apart.
+fn probes() -> Vec<Vec<Message>> {
+    let user = || Message::new("user", "Hi.");
+    let answer = |text: &str| Message::answer(text);
+    let mut calling = answer("");
+    let call = json!([{"type": "function", "id": "call00001", "function": {"name": "add", "arguments": {"a": 1}}}]);
+    calling.more.insert("tool_calls".into(), call);
+    let mut reasoned = answer("Yes.");
+    reasoned.more.insert("reasoning_content".into(), json!("Well."));
+    vec![
+        vec![user(), answer("Yes.")],
+        vec![Message::new("system", "Be brief."), user(), answer("Yes.")],
+        vec![user(), answer("Yes."), user(), answer("No.")],
+        vec![user(), answer(" \n Yes.\n\n")],
+        vec![user(), answer("")],
+        vec![user(), answer("na\u{ef}ve \u{1f642}\u{a0}")],
+        vec![user(), answer("<think>\nWell.\n</think>\n\nYes.")],
+        vec![user(), reasoned],
+        vec![user(), calling],
+    ]
 }

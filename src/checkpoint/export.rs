@@ -3,16 +3,19 @@
 //! Transformers reads the reward at the rightmost token that is not `pad_token_id`, whatever the attention mask says.
 //! So the exported pad token is one that occurs in no sequence, and the tokenizer is told to pad with it too.
 
+use super::chat_template::NAMED;
 use super::{Snapshot, read_json, to_json, write_text};
-use crate::error::{Error, Result};
-use crate::files;
+use crate::error::{Error, Result, file_error};
+use crate::files::{self, sync};
 use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
+use crate::statistics::Spread;
 use serde_json::{Map, Value, json};
+use std::fs;
 use std::path::Path;
 use tch::Kind;
 
 /// Files that travel with a model, where present.
-pub const COMPANIONS: [&str; 12] = [
+pub const COMPANIONS: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -21,7 +24,6 @@ pub const COMPANIONS: [&str; 12] = [
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "chat_template.original.jinja",
     "generation_config.json",
     "LICENSE",
     "NOTICE",
@@ -47,6 +49,8 @@ pub struct Export<'a> {
     pub kind: Kind,
     /// What `score.weight`'s product is short of: the bias of the head that it was made from.
     pub reward_bias: f64,
+    /// Rewards on the dev pairs, where the model was evaluated on them.
+    pub dev_rewards: Option<Spread>,
 }
 
 impl Snapshot<'_> {
@@ -55,7 +59,9 @@ impl Snapshot<'_> {
         let weight = self.weights.iter().find(|(name, _)| name != HEAD);
         let kind = weight.map(|(_, weight)| weight.kind()).ok_or_else(|| Error::runtime("no weights to export"))?;
         let Self { model_dir, architecture, pad_token_id, .. } = *self;
-        Ok(Export { model_dir, tokenizer_dir: model_dir, architecture, pad_token_id, kind, reward_bias: 0.0 })
+        let dev_rewards = self.self_test.as_ref().and_then(|test| test.dev_rewards);
+        let (tokenizer_dir, reward_bias) = (model_dir, 0.0);
+        Ok(Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, reward_bias, dev_rewards })
     }
 }
 
@@ -85,6 +91,13 @@ impl Export<'_> {
         // Without it Transformers' pipeline and vLLM put a sigmoid over the reward.
         config.insert("problem_type".into(), json!("regression"));
         config.shift_remove("num_labels");
+        // OpenRLHF normalises by these; those of another model, which training started from, go.
+        for key in ["mean", "std"] {
+            config.shift_remove(key);
+        }
+        if let Some(Spread { mean, std }) = self.dev_rewards {
+            config.extend([("mean".into(), json!(mean)), ("std".into(), json!(std))]);
+        }
         // Names Python code that does not travel along; Transformers has its own for every family known here.
         config.shift_remove("auto_map");
         config.insert("pad_token_id".into(), json!(pad));
@@ -109,6 +122,26 @@ impl Export<'_> {
             other => Err(Error::runtime(format!("weights to export are f32, bf16 or f16, not {other:?}"))),
         }
     }
+}
+
+/// Copies the chat templates by name, other than the default, from `source` into `folder`.
+///
+/// # Errors
+/// As [`write_companions`].
+pub fn copy_named_templates(source: &Path, folder: &Path) -> Result<()> {
+    let (source, target) = (source.join(NAMED), folder.join(NAMED));
+    if !source.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(&target).map_err(|error| file_error(&target, "create", &error))?;
+    let failed = |error: std::io::Error| file_error(&source, "list", &error);
+    for entry in fs::read_dir(&source).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            files::copy(&path, &target.join(name))?;
+        }
+    }
+    sync(&target)
 }
 
 /// Copies the tokenizer's files from `source` into `folder`; those that name the pad token get the given one.
@@ -139,7 +172,7 @@ pub(super) fn write_companions(folder: &Path, source: &Path, pad_token_id: u32) 
             }
         }
     }
-    Ok(())
+    copy_named_templates(source, folder)
 }
 
 /// The id of the pad token that the tokenizer's files in `folder` name; `None` where they name none.

@@ -1,7 +1,7 @@
 //! The run's folder: starting a run in it, the checkpoints it holds, which of them go, and whether the disk can hold
 //! them.
 
-use super::export::COMPANIONS;
+use super::export::{COMPANIONS, copy_named_templates};
 use super::{STATE, load_state, manifest};
 use crate::error::{Error, Result, file_error};
 use crate::files::{self, UnfinishedFolder};
@@ -148,6 +148,7 @@ pub fn keep_model_files(run: &Path, model_dir: &Path) -> Result<UnfinishedFolder
             files::copy(&source, &kept.path().join(name))?;
         }
     }
+    copy_named_templates(model_dir, kept.path())?;
     Ok(kept)
 }
 

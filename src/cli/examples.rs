@@ -53,6 +53,12 @@ Examples:
   haf-dist export runs/safety/step-100 models/safety                the checkpoint without trainer/
   haf-dist export --merge runs/lora/step-100 models/lora-merged     base + adapter as one model, reward head kept";
 
+/// Below the options of `haf-dist verify`.
+pub const VERIFY: &str = "\
+Examples:
+  haf-dist verify models/safety                      table; exit code 1 and what differs, where something does
+  haf-dist verify models/safety --python verify.py   then: python verify.py models/safety";
+
 /// Below the options of `haf-dist plan`.
 pub const PLAN: &str = "\
 Examples:

@@ -26,12 +26,13 @@ const OF_A_RANK: [(&str, &str); 3] = [
 ];
 
 /// Files of a model's folder that decide what tokens a text becomes.
-const TOKENIZER: [&str; 6] = [
+const TOKENIZER: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/original.jinja",
     "chat_template.json",
 ];
 
@@ -168,6 +169,7 @@ mod tests {
         let arguments = [
             ("--checkpoint", "\"m\""),
             ("--data", "\"d.jsonl\""),
+            ("--column", "[]"),
             ("--tokens-per-micro-batch", "4096"),
             ("--output.File", "\"o.jsonl\""),
         ];

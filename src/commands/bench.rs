@@ -22,9 +22,10 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::{self, Machine, backend, wait_for};
 use crate::model::adapter::Origin;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
+use crate::packing::HeadCounts;
 use crate::reducer;
 use crate::reference;
 use crate::terminal;
@@ -217,7 +218,7 @@ fn work(data: &PreparedData, pairs: std::ops::Range<usize>) -> Work {
 impl Work {
     /// 6 N (P+A+B) + 6 V D (A+B) + attention: two operations a multiply-add, one forward and two backward products.
     fn flops(&self, architecture: &Architecture, parameters: f64, head: bool) -> f64 {
-        let heads = (architecture.layers * architecture.heads * architecture.head_width) as f64;
+        let heads = architecture.blocks.iter().map(|block| block.heads.query * block.heads.width).sum::<usize>() as f64;
         6.0 * parameters * self.tokens + self.head(architecture, head) + 12.0 * heads * self.seen
     }
 
@@ -248,14 +249,15 @@ fn backbone_parameters(model: &Model) -> f64 {
 /// Operations per second of the products of one training step: each weight's product forward, and its two backward, of
 /// the shapes that the engine asks for; `head`: response rows a row.
 fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>) -> f64 {
-    let Architecture { width, mlp_width, heads, kv_heads, head_width, vocabulary, layers, .. } = *architecture;
+    let Architecture { width, vocabulary, ref blocks, .. } = *architecture;
+    let (HeadCounts { query, key, width: head_width }, mlp, layers) = (blocks[0].heads, blocks[0].mlp, blocks.len());
     // (rows, inputs, outputs, how often)
     let rows = 1536;
     let mut shapes = vec![
-        (rows, width, (heads + 2 * kv_heads) * head_width, layers),
-        (rows, heads * head_width, width, layers),
-        (rows, width, architecture.inner_width(), layers),
-        (rows, mlp_width, width, layers),
+        (rows, width, (query + 2 * key) * head_width, layers),
+        (rows, query * head_width, width, layers),
+        (rows, width, mlp.inner_width(), layers),
+        (rows, mlp.width, width, layers),
     ];
     if let Some(share) = head {
         shapes.push((((rows as f64 * share) as usize).max(1), width, vocabulary, 1));

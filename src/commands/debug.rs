@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::model::adapter;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::decoder::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;

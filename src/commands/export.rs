@@ -1,15 +1,16 @@
 //! `haf-dist export`: the Hugging Face side of a checkpoint alone, or with `--merge` a whole model of a base and its
-//! adapter, the reward head kept. Either keeps how the model was trained to read texts (`haf_dist.json`).
+//! adapter, the reward head kept. Either keeps how the model was trained to read texts (`haf_dist.json`) and what it said
+//! (`self-test.json`), and has the chat template that ends where the reward is read.
 //!
 //! A merged weight is W + scale * B A, computed in f32 and narrowed to the kind that W has in the base's file; all else
 //! is copied bit for bit, shard by shard, so that a shard is all that is held at a time.
 
-use crate::checkpoint::{self, AsTrained, Changed, Export, FileCheck};
+use crate::checkpoint::{self, AsTrained, Changed, Export, FileCheck, SelfTest};
 use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
 use crate::model::adapter::{self, Changes, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::layout::{Part, REWARD_HEAD};
 use crate::model::peft::PeftConfig;
 use crate::model::weight_files::{REWARD_BIAS, WeightFiles};
@@ -58,8 +59,8 @@ pub fn run(exporting: &Exporting) -> Result<()> {
         false => copy(source, unfinished.path())?,
     }
     if let Some(as_trained) = AsTrained::of_checkpoint(source)? {
-        as_trained.write(unfinished.path())?;
-        checkpoint::write_chat_template(unfinished.path(), unfinished.path(), &as_trained)?;
+        let chat_template = checkpoint::write_chat_template(unfinished.path(), unfinished.path(), &as_trained)?;
+        AsTrained { chat_template, ..as_trained }.write(unfinished.path())?;
     }
     check.finish()?;
     unfinished.persist(out).map_err(|error| file_error(out, "rename the finished folder to", &error))?;
@@ -75,7 +76,7 @@ fn copy(source: &Path, out: &Path) -> Result<()> {
             files::copy(&path, &out.join(name))?;
         }
     }
-    Ok(())
+    checkpoint::copy_named_templates(source, out)
 }
 
 fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
@@ -144,7 +145,12 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     let architecture = architecture.names.reward_model;
     let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
     let pad_token_id = pad_token(origin)?;
-    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind: of_model, reward_bias: bias }.write(out)
+    let self_test = SelfTest::read(folder)?;
+    let dev_rewards = self_test.as_ref().and_then(|test| test.dev_rewards);
+    let (kind, reward_bias) = (of_model, bias);
+    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, reward_bias, dev_rewards }.write(out)?;
+    // What the model said with its adapter beside it; merged it must say the same, as far as its precision goes.
+    self_test.map_or(Ok(()), |self_test| self_test.write(out))
 }
 
 /// The token that the adapter's tokenizer pads with; where that ends sequences, or there is none, a free one is guessed.

@@ -2,7 +2,7 @@
 //!
 //! Not here: what such a path means (`hub/`).
 
-use crate::cli::{Exporting, Scoring};
+use crate::cli::{Exporting, Scoring, Verifying};
 use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source};
 use crate::error::{Error, Result};
@@ -59,6 +59,16 @@ pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Expor
     let checkpoint = model(&exporting.checkpoint, "CHECKPOINT", comm)?;
     let base = base(&checkpoint, exporting.base.as_deref(), "--base", comm)?;
     Ok(Exporting { checkpoint, base, ..exporting.clone() })
+}
+
+/// The same for what `verify` is pointed at. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verifying> {
+    let checkpoint = model(&verifying.checkpoint, "CHECKPOINT", comm)?;
+    let base = base(&checkpoint, verifying.base.as_deref(), "--base", comm)?;
+    Ok(Verifying { checkpoint, base, ..verifying.clone() })
 }
 
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {

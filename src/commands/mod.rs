@@ -14,6 +14,7 @@ mod score;
 mod scored;
 mod setup;
 mod train;
+mod verify;
 
 use crate::checkpoint::Changed;
 use crate::cli::Command;
@@ -70,6 +71,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             let _work = comm.at_work("exporting");
             comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
         }
+        Command::Verify(verifying) => verify::run(&hub::fetch_verifying(verifying, comm)?, comm),
         Command::Plan(planning) => plan::run(planning, comm),
         Command::Formats(format) if comm.rank() == 0 => formats::run(*format),
         Command::Formats(_) => Ok(()),

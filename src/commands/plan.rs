@@ -10,7 +10,7 @@ use crate::comm::CommThread;
 use crate::config::{Config, Dtype};
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::plan::Job;
 use crate::plan::hardware::{self, Hardware};
 use crate::plan::memory::Memory;

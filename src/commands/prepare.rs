@@ -8,7 +8,7 @@ use crate::data::prepared::PreparedData;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::machine::Machine;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
 use crate::terminal;

@@ -15,7 +15,7 @@ use crate::evaluate::Reported;
 use crate::files;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::layout::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
@@ -181,6 +181,35 @@ impl Opened {
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
+    /// Where the tokenizer's files are.
+    pub fn tokenizer(&self) -> &Path {
+        self.origin.tokenizer()
+    }
+
+    /// The token that Transformers passes over when it looks for the reward: config.json's, or the tokenizer's of an
+    /// adapter, which has no config.json.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn pad_token(&self) -> Result<Option<u32>> {
+        match &self.origin.adapter {
+            Some(_) => checkpoint::pad_token(self.origin.tokenizer()),
+            None => padding(&self.origin.base),
+        }
+    }
+
+    /// Whether other programs put a sigmoid over the reward: Transformers' pipeline does where config.json does not say
+    /// that the one label is a regression. An adapter has no config.json; its base's is not asked.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn is_activated(&self) -> Result<bool> {
+        match &self.origin.adapter {
+            Some(_) => Ok(false),
+            None => config_json(&self.origin.base).map(|config| config["problem_type"] != "regression"),
+        }
+    }
+
     /// Device, precision and threads. All ranks must call it.
     ///
     /// # Errors
@@ -222,9 +251,12 @@ fn config_of_a_folder(folder: &Path, as_trained: Option<AsTrained>) -> Result<Co
 
 /// The `pad_token_id` of a folder's config.json: Transformers reads the reward at the rightmost token that is another one.
 fn padding(folder: &Path) -> Result<Option<u32>> {
+    config_json(folder).map(|config| config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
+}
+
+fn config_json(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
     let text = files::read(&path).map_err(|error| file_error(&path, "read", &error))?;
-    let config: Value = serde_json::from_slice(&text)
-        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("fetch it again"))?;
-    Ok(config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("fetch it again"))
 }

@@ -16,7 +16,7 @@ use crate::files;
 use crate::logging;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::peft;
 use crate::model::segment::Segment;
 use crate::model::weight_files::{value_head, weight_paths};

@@ -2,7 +2,7 @@
 
 use super::alike;
 use super::setup::{self, Splits};
-use crate::checkpoint::{self, Changed, Claim, TrainState};
+use crate::checkpoint::{self, Changed, ChatTemplates, Claim, Planned, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
@@ -13,7 +13,7 @@ use crate::logging;
 use crate::machine::{Machine, backend};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
 use crate::model::adapter::{self, Origin};
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
 use crate::reducer;
@@ -45,6 +45,8 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
     let splits = setup::splits(config, &encoder, comm)?;
     let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
+    let templates = comm.agree(ChatTemplates::of(origin.tokenizer(), &encoder))?;
+    let self_test = Planned::of(&encoder);
     let mut engine = load(config, &origin, &machine, comm)?;
     setup::finish_check(check, comm)?;
     setup::share_weights(&mut engine.model, comm)?;
@@ -70,7 +72,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
     trainer.state.model_key = key.1;
-    trainer.saving = Some(Saving { run: run.clone(), origin, model_files, pad_token });
+    trainer.saving = Some(Saving { run: run.clone(), origin, model_files, pad_token, templates, self_test });
     if resume {
         go_on(&mut trainer, checkpoint, run)?;
     }

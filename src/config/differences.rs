@@ -61,7 +61,9 @@ impl Config {
         fn walk(value: Value, key: String, into: &mut BTreeMap<String, Value>) {
             let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
             match value {
-                Value::Table(table) => table.into_iter().for_each(|(name, value)| walk(value, below(&name), into)),
+                Value::Table(table) if !table.is_empty() => {
+                    table.into_iter().for_each(|(name, value)| walk(value, below(&name), into))
+                }
                 Value::Array(rows) if rows.iter().any(Value::is_table) => {
                     rows.into_iter().enumerate().for_each(|(index, row)| walk(row, below(&index.to_string()), into));
                 }

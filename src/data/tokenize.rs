@@ -3,6 +3,8 @@
 //! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).
 
+mod conversation;
+
 use crate::config::{RewardAt, TemplateKind, Truncation};
 use crate::data::formats::DropReason;
 use crate::data::sequence::{Sequence, common, joined};
@@ -313,8 +315,11 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// Tokens of a text as it stands, each with a row of the embedding.
-    fn ids(&self, text: &str) -> Result<Vec<u32>> {
+    /// Tokens of a text as it stands: nothing is added, special tokens in it are special tokens.
+    ///
+    /// # Errors
+    /// The tokenizer cannot take the text, or a token has no row of the embedding.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         let tokens = ids(&self.tokenizer, text)?;
         check_rows(&tokens, &self.tokenizer, self.vocab_size)?;
         Ok(tokens)

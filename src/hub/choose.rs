@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// What is read of a model besides its weights, where it is there.
-const BESIDES: [&str; 10] = [
+const BESIDES: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -17,7 +17,9 @@ const BESIDES: [&str; 10] = [
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/original.jinja",
     "haf_dist.json",
+    "self-test.json",
     "model.safetensors.index.json",
     "value_head.safetensors",
 ];

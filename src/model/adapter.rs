@@ -3,7 +3,7 @@
 //! The base is frozen in compute precision, without masters, gradients or moments; the adapters and the reward head are
 //! f32 and may be trained. Not here: what an adapter computes (`lora.rs`), its config file (`peft.rs`).
 
-use super::config::Architecture;
+use super::architecture::Architecture;
 use super::layout::Part;
 use super::lora::{self, Lora};
 use super::peft::PeftConfig;
@@ -115,7 +115,7 @@ pub fn load(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>) 
 /// The base with room for adapters.
 fn frozen(base: &Path, lora: &Lora, options: LoadOptions) -> Result<Model> {
     let mut model = Model::load(base, LoadOptions { purpose: Use::Evaluate, ..options })?;
-    for block in 0..model.architecture.layers {
+    for block in 0..model.architecture.blocks.len() {
         let parameters = lora.parameters(&model.architecture, block);
         model.parts.push(Part::Adapter(block));
         model.segments.push(Segment::new(parameters, Kind::Float, options.device, options.purpose));
@@ -189,7 +189,7 @@ fn found(folder: &Path, files: &WeightFiles, architecture: &Architecture) -> Res
     }
     let found = Lora::new(&settings, architecture)?;
     let mut others: BTreeSet<&str> = files.names().filter(|name| !files.is_head(name)).collect();
-    for parameter in (0..architecture.layers).flat_map(|block| found.parameters(architecture, block)) {
+    for parameter in (0..architecture.blocks.len()).flat_map(|block| found.parameters(architecture, block)) {
         let (name, shape) = (parameter.name, parameter.shape);
         if !files.has(&name) {
             return Err(wrong(format!("{name} is missing; every block must have the same adapters")));
@@ -263,7 +263,7 @@ pub fn changes(folder: &Path, base: &Path, architecture: &Architecture) -> Resul
         let (down, up) = (read(lora::name_of_a(&module))?, read(lora::name_of_b(&module))?);
         Ok((format!("{module}.weight"), Change { down, up, scale: found.scale() }))
     };
-    let modules = (0..architecture.layers).flat_map(|block| found.modules(architecture, block));
+    let modules = (0..architecture.blocks.len()).flat_map(|block| found.modules(architecture, block));
     Ok(Changes { weights: modules.map(of_module).collect::<Result<_>>()?, head: head_in(folder, &files, true)? })
 }
 

@@ -8,16 +8,16 @@
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
 //! key/value heads, E head width, F width of the MLP.
 
-use super::config::{Architecture, Residual};
-use super::head_norm;
+use super::architecture::{Architecture, BeforeMlp, BlockDescription, Residual};
+use super::head_norm::{HeadNorm, HeadsKept};
 use super::layout::{Places, Projection};
 use super::lora::Adapter;
-use super::norm::Norm;
+use super::norm::{Norm, NormKind, Statistics};
 use super::rope;
 use super::segment::Segment;
-use super::workspace::{BlockState, PostNorm, Shared};
+use super::workspace::{BlockState, Buffers, Slot};
 use crate::error::{Error, Result};
-use crate::ops::{Angles, AttentionPlan, Direction, MlpKind, NormGradients, Ops, Scratch};
+use crate::ops::{Angles, AttentionPlan, Direction, NormGradients, Ops, Scratch};
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
 
@@ -27,31 +27,31 @@ pub use super::layout::Part;
 pub struct Context {
     /// Which rows see which, under each of the model's rules.
     attention: Vec<(AttentionRules, AttentionPlan)>,
-    /// Rotation by position.
-    angles: Angles,
+    /// The angles of each of the model's rotations, by position.
+    angles: Vec<Angles>,
 }
 
 impl Context {
-    /// For packed groups and their positions `[T]`; `frequencies` as from `rope::frequencies`.
+    /// For packed groups and their positions `[T]`; `frequencies` of each rotation, as from `rope::frequencies`.
     pub fn new(
         ops: &dyn Ops,
         architecture: &Architecture,
         (groups, positions): (&[Group], &Tensor),
-        frequencies: &[f32],
+        frequencies: &[Vec<f32>],
         (kind, device): (Kind, Device),
     ) -> Self {
-        let heads = architecture.attention_heads();
         let mut attention: Vec<(AttentionRules, AttentionPlan)> = Vec::new();
-        for rules in &architecture.attention {
+        for BlockDescription { rules, heads, .. } in &architecture.blocks {
             if !attention.iter().any(|(known, _)| known == rules) {
-                attention.push((*rules, ops.plan_attention(groups, heads, *rules, (kind, device))));
+                attention.push((*rules, ops.plan_attention(groups, *heads, *rules, (kind, device))));
             }
         }
-        Self { attention, angles: rope::angles(positions, frequencies, device) }
+        let angles = frequencies.iter().map(|frequencies| rope::angles(positions, frequencies, device)).collect();
+        Self { attention, angles }
     }
 
-    fn attention(&self, rules: Option<&AttentionRules>) -> Result<&AttentionPlan> {
-        let plan = self.attention.iter().find(|(known, _)| Some(known) == rules);
+    fn attention(&self, rules: &AttentionRules) -> Result<&AttentionPlan> {
+        let plan = self.attention.iter().find(|(known, _)| known == rules);
         plan.map(|(_, plan)| plan).ok_or_else(|| Error::runtime("a block without a plan of attention"))
     }
 }
@@ -59,17 +59,25 @@ impl Context {
 /// One block: what it is and where its parameters lie.
 pub struct Block<'a> {
     architecture: &'a Architecture,
-    index: usize,
+    description: &'a BlockDescription,
     segment: &'a Segment,
     adapter: Option<Adapter<'a>>,
     rows: Option<&'a Tensor>,
     places: Places,
 }
 
+/// A norm of what a half of a block adds: its place, and what it keeps.
+struct PostNorm<'a> {
+    place: usize,
+    before: &'a Tensor,
+    statistics: Statistics,
+}
+
 impl<'a> Block<'a> {
     /// The block of this number, whose parameters are in `segment`.
     pub fn new(architecture: &'a Architecture, index: usize, segment: &'a Segment) -> Self {
-        Self { architecture, index, segment, adapter: None, rows: None, places: Places::of(architecture) }
+        let (description, places) = (&architecture.blocks[index], Places::of(architecture, index));
+        Self { architecture, description, segment, adapter: None, rows: None, places }
     }
 
     /// The same block with adapters, beside which its own parameters are frozen.
@@ -84,185 +92,252 @@ impl<'a> Block<'a> {
         Self { rows, ..self }
     }
 
-    /// Hidden states `state.input` [T, D] -> the first N rows of `output` [T, D]; fills `state` for the backward pass.
+    /// Hidden states in `Slot::Input` [T, D] -> the first N rows of `output` [T, D]; fills `state` for the backward pass.
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
-    pub fn forward(&self, state: &mut BlockState, output: &Tensor, shared: &Shared, context: &Context) -> Result<()> {
-        self.attend(state, shared, context)?;
+    pub fn forward(&self, state: &mut BlockState, output: &Tensor, context: &Context) -> Result<()> {
+        state.log_sums = self.attend(&state.buffers, context)?;
         match self.rows {
             Some(rows) => {
                 let output = output.narrow(0, 0, rows.size()[0]);
-                self.follow(&state.of_rows(rows), &output, &shared.of_rows(rows))
+                self.follow(&state.buffers.of_rows(rows), &output)
             }
-            None => self.follow(state, output, shared),
+            None => self.follow(&state.buffers, output),
         }
+    }
+
+    /// Attention: the block's input -> `Slot::Attended`; its norm, if it has one, stays in `Slot::Normed`. Returns the
+    /// log-sum-exps of each attention call.
+    fn attend(&self, at: &Buffers, context: &Context) -> Result<Vec<Tensor>> {
+        let (heads, ops) = (self.description.heads, self.segment.ops);
+        let read = match self.norm(self.places.input_norm) {
+            Some(norm) => {
+                norm.forward(&at[Slot::Input], &at[Slot::Normed], &self.input_statistics(at))?;
+                &at[Slot::Normed]
+            }
+            None => &at[Slot::Input],
+        };
+        self.project(read, &self.places.query_key_value, &at[Slot::QueryKeyValue]);
+        let rows = heads_of(&at[Slot::QueryKeyValue], heads);
+        for (norm, kept) in self.query_key_norms(at) {
+            norm.forward(ops, &rows, kept)?;
+        }
+        if let Some(rotation) = self.description.rotation {
+            ops.rotate(&rows, heads.query + heads.key, &context.angles[rotation], Direction::Forward)?;
+        }
+        let plan = context.attention(&self.description.rules)?;
+        ops.attention(plan, &rows, &heads_of(&at[Slot::Attended], heads))
     }
 
     /// What follows attention, every row for itself: its result and the block's input -> `output`.
-    fn follow(&self, state: &BlockState, output: &Tensor, shared: &Shared) -> Result<()> {
-        let places = &self.places;
-        let post = places.post_attention_norm;
-        self.contribute(&state.attended, &places.attention_output, post, &state.post_attention, shared)?;
-        let change = (&state.input, &shared.change);
-        match self.architecture.residual {
-            Residual::Sequential => {
-                let norm = self.norm(places.mlp_norm);
-                norm.add_forward(change, &state.middle, &shared.normed, &state.middle_statistics)?;
+    fn follow(&self, at: &Buffers, output: &Tensor) -> Result<()> {
+        let (places, ops) = (&self.places, self.segment.ops);
+        self.contribute(&at[Slot::Attended], &places.attention_output, self.post_attention(at), at)?;
+        let (input, change, middle) = (&at[Slot::Input], &at[Slot::Change], &at[Slot::Middle]);
+        let own = self.norm(places.mlp_norm).filter(|_| self.description.norms.before_mlp == BeforeMlp::Own);
+        match (self.description.residual, own) {
+            (Residual::Sequential, Some(norm)) => {
+                norm.add_forward((input, change), middle, &at[Slot::Normed], &self.middle_statistics(at))?;
             }
-            Residual::Parallel => {
-                self.segment.ops.add(change.0, change.1, &state.middle)?;
-                if places.mlp_norm != places.input_norm {
-                    let norm = self.norm(places.mlp_norm);
-                    norm.forward(&state.input, &shared.normed, &state.middle_statistics)?;
+            (Residual::Sequential, None) => ops.add(input, change, middle)?,
+            (Residual::Parallel, own) => {
+                ops.add(input, change, middle)?;
+                if let Some(norm) = own {
+                    norm.forward(input, &at[Slot::Normed], &self.middle_statistics(at))?;
                 }
             }
         }
-        self.project(&shared.normed, &places.up, &state.inner);
-        self.segment.ops.activate(self.mlp(), &state.inner, &shared.activated)?;
-        self.contribute(&shared.activated, &places.down, places.post_mlp_norm, &state.post_mlp, shared)?;
-        self.segment.ops.add(&state.middle, &shared.change, output)
+        self.project(self.mlp_input(at), &places.up, &at[Slot::Inner]);
+        ops.activate(self.description.mlp.kind, &at[Slot::Inner], &at[Slot::Activated])?;
+        self.contribute(&at[Slot::Activated], &places.down, self.post_mlp(at), at)?;
+        ops.add(middle, change, output)
     }
 
-    /// Attention: the block's input -> `state.attended`; its norm stays in `shared.normed`.
-    fn attend(&self, state: &mut BlockState, shared: &Shared, context: &Context) -> Result<()> {
-        let (places, heads, ops) = (&self.places, self.architecture.attention_heads(), self.segment.ops);
-        self.norm(places.input_norm).forward(&state.input, &shared.normed, &state.input_statistics)?;
-        self.project(&shared.normed, &places.query_key_value, &state.query_key_value);
-        let rows = heads_of(&state.query_key_value, heads);
-        if let (Some(place), Some(kept)) = (places.head_norms, &state.head_norms) {
-            let ranges = [0..heads.query, heads.query..heads.query + heads.key];
-            for ((offset, range), kept) in ranges.into_iter().enumerate().zip(kept) {
-                let (weight, epsilon) = (self.segment.weight(place + offset), self.architecture.norm_epsilon);
-                head_norm::forward(ops, &rows, range, weight, epsilon, &kept.before, &kept.scale)?;
-            }
-        }
-        ops.rotate(&rows, heads.query + heads.key, &context.angles, Direction::Forward)?;
-        let plan = context.attention(self.rules())?;
-        state.log_sums = ops.attention(plan, &rows, &heads_of(&state.attended, heads))?;
-        Ok(())
-    }
-
-    /// What a half of the block adds to the hidden states, in `shared.change`: the projection of its result, normed
-    /// once more where the family does so.
+    /// What a half of the block adds to the hidden states, in `Slot::Change`: the projection of its result, normed and
+    /// scaled where the family does so.
     fn contribute(
         &self,
         result: &Tensor,
         projection: &Projection,
-        post_norm: Option<usize>,
-        kept: &Option<PostNorm>,
-        shared: &Shared,
+        post_norm: Option<PostNorm>,
+        at: &Buffers,
     ) -> Result<()> {
-        match (post_norm, kept) {
-            (Some(place), Some(kept)) => {
-                self.project(result, projection, &kept.before);
-                self.norm(place).forward(&kept.before, &shared.change, &kept.statistics)
+        let change = &at[Slot::Change];
+        match post_norm {
+            Some(PostNorm { place, before, statistics }) => {
+                self.project(result, projection, before);
+                norm_of(self.architecture, self.segment, place).forward(before, change, &statistics)?;
             }
-            _ => {
-                self.project(result, projection, &shared.change);
-                Ok(())
-            }
+            None => self.project(result, projection, change),
         }
+        if let Some(scale) = self.description.residual_scale {
+            let _ = change.shallow_clone().g_mul_scalar_(scale);
+        }
+        Ok(())
     }
 
-    /// Gradient of the output in the first N rows of `shared.gradient` [T, D] -> gradient of the input, in all T of
-    /// them; parameter gradients go to the bucket.
+    /// Gradient of the output in the first N rows of `Slot::Gradient` [T, D] -> gradient of the input, in all T of them;
+    /// parameter gradients go to the bucket.
     ///
     /// # Errors
     /// As [`Block::forward`].
-    pub fn backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
+    pub fn backward(&self, state: &BlockState, scratch: &Scratch, context: &Context) -> Result<()> {
+        let at = &state.buffers;
         match self.rows {
             Some(rows) => {
-                self.follow_backward(&state.of_rows(rows), &shared.of_rows(rows), scratch)?;
-                spread(&shared.attended_gradient, rows);
-                spread(&shared.middle_gradient, rows);
+                self.follow_backward(&at.of_rows(rows), scratch)?;
+                spread(&at[Slot::AttendedGradient], rows);
+                spread(&at[Slot::MiddleGradient], rows);
             }
-            None => self.follow_backward(state, shared, scratch)?,
+            None => self.follow_backward(at, scratch)?,
         }
-        self.attend_backward(state, shared, scratch, context)
+        self.attend_backward(state, scratch, context)
     }
 
-    /// The backward pass of [`Block::follow`]: from `shared.gradient` to `shared.attended_gradient`, and to what reaches
-    /// the input besides, in `shared.middle_gradient`.
-    fn follow_backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch) -> Result<()> {
-        let places = &self.places;
-        let parallel = self.architecture.residual == Residual::Parallel;
+    /// The backward pass of [`Block::follow`]: from `Slot::Gradient` to `Slot::AttendedGradient`, and to what reaches the
+    /// input besides, in `Slot::MiddleGradient`.
+    fn follow_backward(&self, at: &Buffers, scratch: &Scratch) -> Result<()> {
+        let (places, ops, mlp) = (&self.places, self.segment.ops, self.description.mlp.kind);
+        let parallel = self.description.residual == Residual::Parallel;
         // The MLP, from its output to the hidden states that it read.
-        let gradient = self.contribute_backward(&shared.gradient, places.post_mlp_norm, &state.post_mlp, shared)?;
-        self.input_gradient(gradient, &places.down, &shared.activated_gradient);
-        let (given, activated) = (&shared.activated_gradient, &shared.activated);
-        self.segment.ops.activate_backward(self.mlp(), &state.inner, given, activated, &shared.inner_gradient)?;
-        self.project_backward(&places.down, gradient, &shared.activated, scratch)?;
-        let read = if parallel { &state.input } else { &state.middle };
-        let same = places.mlp_norm == places.input_norm;
-        let statistics = if same { &state.input_statistics } else { &state.middle_statistics };
-        let norm = self.norm(places.mlp_norm);
-        norm.apply(read, statistics, &shared.normed)?;
-        self.project_backward(&places.up, &shared.inner_gradient, &shared.normed, scratch)?;
-        self.input_gradient(&shared.inner_gradient, &places.up, &shared.change);
-        let (output, input) = (&shared.change, &shared.middle_gradient);
-        norm.backward(NormGradients { output, residual: Some(&shared.gradient), input }, read, statistics)?;
+        let gradient = self.contribute_backward(&at[Slot::Gradient], self.post_mlp(at), at)?;
+        self.input_gradient(gradient, &places.down, &at[Slot::ActivatedGradient]);
+        let (given, activated) = (&at[Slot::ActivatedGradient], &at[Slot::Activated]);
+        ops.activate_backward(mlp, &at[Slot::Inner], given, activated, &at[Slot::InnerGradient])?;
+        self.project_backward(&places.down, gradient, activated, scratch)?;
+        let read = if parallel { &at[Slot::Input] } else { &at[Slot::Middle] };
+        let (inner, output) = (&at[Slot::InnerGradient], &at[Slot::Change]);
+        match self.norm(places.mlp_norm) {
+            Some(norm) => {
+                let shared = self.description.norms.before_mlp == BeforeMlp::Shared;
+                let statistics = if shared { self.input_statistics(at) } else { self.middle_statistics(at) };
+                norm.apply(read, &statistics, &at[Slot::Normed])?;
+                self.project_backward(&places.up, inner, &at[Slot::Normed], scratch)?;
+                self.input_gradient(inner, &places.up, output);
+                let (residual, input) = (Some(&at[Slot::Gradient]), &at[Slot::MiddleGradient]);
+                norm.backward(NormGradients { output, residual, input }, read, &statistics)?;
+            }
+            None => {
+                self.project_backward(&places.up, inner, read, scratch)?;
+                self.input_gradient(inner, &places.up, output);
+                ops.add(output, &at[Slot::Gradient], &at[Slot::MiddleGradient])?;
+            }
+        }
         // From there to attention's result. Side by side both halves have the same gradient.
-        let gradient = if parallel { &shared.gradient } else { &shared.middle_gradient };
-        let post = places.post_attention_norm;
-        let gradient = self.contribute_backward(gradient, post, &state.post_attention, shared)?;
-        self.input_gradient(gradient, &places.attention_output, &shared.attended_gradient);
-        self.project_backward(&places.attention_output, gradient, &state.attended, scratch)
+        let gradient = if parallel { &at[Slot::Gradient] } else { &at[Slot::MiddleGradient] };
+        let gradient = self.contribute_backward(gradient, self.post_attention(at), at)?;
+        self.input_gradient(gradient, &places.attention_output, &at[Slot::AttendedGradient]);
+        self.project_backward(&places.attention_output, gradient, &at[Slot::Attended], scratch)
     }
 
-    /// Gradient of the projection's output that [`Block::contribute`] made, from that of what it added.
+    /// Gradient of the projection's output that [`Block::contribute`] made, from that of what it added; it may come to lie
+    /// in `Slot::Change`.
     fn contribute_backward<'b>(
         &self,
         gradient: &'b Tensor,
-        post_norm: Option<usize>,
-        kept: &Option<PostNorm>,
-        shared: &'b Shared,
+        post_norm: Option<PostNorm>,
+        at: &'b Buffers,
     ) -> Result<&'b Tensor> {
-        let (Some(place), Some(kept)) = (post_norm, kept) else { return Ok(gradient) };
-        let gradients = NormGradients { output: gradient, residual: None, input: &shared.change };
-        self.norm(place).backward(gradients, &kept.before, &kept.statistics)?;
-        Ok(&shared.change)
+        let change = &at[Slot::Change];
+        match (post_norm, self.description.residual_scale) {
+            (None, None) => return Ok(gradient),
+            (None, Some(scale)) => drop(gradient.f_mul_scalar_out(change, scale)?),
+            (Some(PostNorm { place, before, statistics }), scale) => {
+                let scaled = scale.map(|scale| gradient.f_mul_scalar(scale)).transpose()?;
+                let output = scaled.as_ref().unwrap_or(gradient);
+                let gradients = NormGradients { output, residual: None, input: change };
+                norm_of(self.architecture, self.segment, place).backward(gradients, before, &statistics)?;
+            }
+        }
+        Ok(change)
     }
 
-    /// From `shared.attended_gradient`, and what reaches the input besides, to the gradient of the input in
-    /// `shared.gradient`.
-    fn attend_backward(&self, state: &BlockState, shared: &Shared, scratch: &Scratch, context: &Context) -> Result<()> {
-        let (places, heads, ops) = (&self.places, self.architecture.attention_heads(), self.segment.ops);
-        let rows_gradient = heads_of(&shared.query_key_value_gradient, heads);
+    /// From `Slot::AttendedGradient`, and what reaches the input besides, to the gradient of the input in
+    /// `Slot::Gradient`.
+    fn attend_backward(&self, state: &BlockState, scratch: &Scratch, context: &Context) -> Result<()> {
+        let (places, heads, ops, at) = (&self.places, self.description.heads, self.segment.ops, &state.buffers);
+        let rows_gradient = heads_of(&at[Slot::QueryKeyValueGradient], heads);
         ops.attention_backward(
-            context.attention(self.rules())?,
-            &heads_of(&shared.attended_gradient, heads),
-            &heads_of(&state.query_key_value, heads),
-            &heads_of(&state.attended, heads),
+            context.attention(&self.description.rules)?,
+            &heads_of(&at[Slot::AttendedGradient], heads),
+            &heads_of(&at[Slot::QueryKeyValue], heads),
+            &heads_of(&at[Slot::Attended], heads),
             &state.log_sums,
             &rows_gradient,
         )?;
-        ops.rotate(&rows_gradient, heads.query + heads.key, &context.angles, Direction::Backward)?;
-        if let (Some(place), Some(kept)) = (places.head_norms, &state.head_norms) {
-            let ranges = [0..heads.query, heads.query..heads.query + heads.key];
-            for ((offset, range), kept) in ranges.into_iter().enumerate().zip(kept) {
-                let (weight, sum) = (self.segment.weight(place + offset), self.segment.gradient_view(place + offset));
-                head_norm::backward(ops, &rows_gradient, range, &kept.before, &kept.scale, weight, sum)?;
+        if let Some(rotation) = self.description.rotation {
+            ops.rotate(&rows_gradient, heads.query + heads.key, &context.angles[rotation], Direction::Backward)?;
+        }
+        for (norm, kept) in self.query_key_norms(at) {
+            norm.backward(ops, &rows_gradient, kept)?;
+        }
+        let (gradient, output) = (&at[Slot::QueryKeyValueGradient], &at[Slot::Change]);
+        let (residual, input) = (&at[Slot::MiddleGradient], &at[Slot::Gradient]);
+        match self.norm(places.input_norm) {
+            Some(norm) => {
+                let statistics = self.input_statistics(at);
+                norm.apply(&at[Slot::Input], &statistics, &at[Slot::Normed])?;
+                self.project_backward(&places.query_key_value, gradient, &at[Slot::Normed], scratch)?;
+                self.input_gradient(gradient, &places.query_key_value, output);
+                let gradients = NormGradients { output, residual: Some(residual), input };
+                norm.backward(gradients, &at[Slot::Input], &statistics)
+            }
+            None => {
+                self.project_backward(&places.query_key_value, gradient, &at[Slot::Input], scratch)?;
+                self.input_gradient(gradient, &places.query_key_value, output);
+                ops.add(output, residual, input)
             }
         }
-        let norm = self.norm(places.input_norm);
-        norm.apply(&state.input, &state.input_statistics, &shared.normed)?;
-        self.project_backward(&places.query_key_value, &shared.query_key_value_gradient, &shared.normed, scratch)?;
-        self.input_gradient(&shared.query_key_value_gradient, &places.query_key_value, &shared.change);
-        let (output, residual, input) = (&shared.change, Some(&shared.middle_gradient), &shared.gradient);
-        norm.backward(NormGradients { output, residual, input }, &state.input, &state.input_statistics)
     }
 
-    fn mlp(&self) -> MlpKind {
-        MlpKind { activation: self.architecture.activation, gated: self.architecture.gated }
+    /// The norms of queries and of keys, where there are any, and what each keeps.
+    fn query_key_norms<'b>(&'b self, at: &'b Buffers) -> impl Iterator<Item = (HeadNorm<'b>, HeadsKept<'b>)> {
+        let HeadCounts { query, key, .. } = self.description.heads;
+        let parts = [(0..query, Slot::Queries, Slot::QueryScale), (query..query + key, Slot::Keys, Slot::KeyScale)];
+        let first = self.places.query_key_norms;
+        parts.into_iter().enumerate().filter_map(move |(offset, (heads, before, scale))| {
+            let place = first? + offset;
+            let norm = HeadNorm {
+                heads,
+                weight: self.segment.weight(place),
+                weight_gradient: self.segment.gradient_view(place),
+                plus_one: self.architecture.norm == NormKind::RootMeanSquarePlusOne,
+                epsilon: self.architecture.norm_epsilon,
+            };
+            Some((norm, HeadsKept { before: &at[before], scale: &at[scale] }))
+        })
     }
 
-    fn rules(&self) -> Option<&AttentionRules> {
-        self.architecture.attention.get(self.index)
+    /// What the MLP reads.
+    fn mlp_input<'b>(&self, at: &'b Buffers) -> &'b Tensor {
+        match (self.description.norms.before_mlp, self.description.residual) {
+            (BeforeMlp::Own | BeforeMlp::Shared, _) => &at[Slot::Normed],
+            (BeforeMlp::None, Residual::Sequential) => &at[Slot::Middle],
+            (BeforeMlp::None, Residual::Parallel) => &at[Slot::Input],
+        }
     }
 
-    fn norm(&self, place: usize) -> Norm<'_> {
-        norm_of(self.architecture, self.segment, place)
+    fn input_statistics(&self, at: &Buffers) -> Statistics {
+        at.statistics(Slot::InputScale, Slot::InputMean)
+    }
+
+    fn middle_statistics(&self, at: &Buffers) -> Statistics {
+        at.statistics(Slot::MiddleScale, Slot::MiddleMean)
+    }
+
+    fn post_attention<'b>(&self, at: &'b Buffers) -> Option<PostNorm<'b>> {
+        let statistics = at.statistics(Slot::PostAttentionScale, Slot::PostAttentionMean);
+        self.places.post_attention_norm.map(|place| PostNorm { place, before: &at[Slot::PostAttention], statistics })
+    }
+
+    fn post_mlp<'b>(&self, at: &'b Buffers) -> Option<PostNorm<'b>> {
+        let statistics = at.statistics(Slot::PostMlpScale, Slot::PostMlpMean);
+        self.places.post_mlp_norm.map(|place| PostNorm { place, before: &at[Slot::PostMlp], statistics })
+    }
+
+    fn norm(&self, place: Option<usize>) -> Option<Norm<'_>> {
+        place.map(|place| norm_of(self.architecture, self.segment, place))
     }
 
     /// `output` [T, out] = x [T, in] W^T + b.
@@ -319,33 +394,4 @@ fn heads_of(rows: &Tensor, heads: HeadCounts) -> Tensor {
 /// The norm of hidden states whose parameters lie at `place` of a segment.
 pub fn norm_of<'a>(architecture: &Architecture, segment: &'a Segment, place: usize) -> Norm<'a> {
     Norm { kind: architecture.norm, epsilon: architecture.norm_epsilon, segment, place }
-}
-
-/// Token ids `[T]` -> hidden states [T, D], written to `output`.
-pub fn embed(architecture: &Architecture, segment: &Segment, tokens: &Tensor, output: &Tensor) {
-    let _ = segment.weight(0).index_select_out(output, 0, tokens);
-    if let Some(scale) = embedding_scale(architecture, output.kind()) {
-        let _ = output.shallow_clone().g_mul_scalar_(scale);
-    }
-}
-
-/// Adds the gradient of [`embed`] to the bucket: gradient [T, D].
-pub fn embed_backward(architecture: &Architecture, segment: &Segment, tokens: &Tensor, gradient: &Tensor) {
-    if let Some(sum) = segment.gradient_view(0) {
-        let wide = gradient.to_kind(Kind::Float);
-        let wide = match embedding_scale(architecture, gradient.kind()) {
-            Some(scale) => wide * scale,
-            None => wide,
-        };
-        let _ = sum.shallow_clone().index_add_(0, tokens, &wide);
-    }
-}
-
-/// Rounded to the compute kind, as in training by Gemma's authors and in Transformers.
-fn embedding_scale(architecture: &Architecture, kind: Kind) -> Option<f64> {
-    let round = |scale: f64| match kind {
-        Kind::BFloat16 => half::bf16::from_f64(scale).to_f64(),
-        _ => scale,
-    };
-    architecture.embedding_scale.map(round)
 }

@@ -4,7 +4,7 @@
 //!
 //! Legend: D width, H query heads, G key/value heads, E head width, F width of the MLP, V vocabulary.
 
-use super::config::Architecture;
+use super::architecture::{Architecture, BeforeMlp, BlockDescription, QueryKeyNorm, StoredHeads};
 use std::ops::Range;
 use tch::Tensor;
 
@@ -84,7 +84,7 @@ impl Part {
     /// Every part of a model but its adapters, in the order of the forward pass.
     pub fn all(architecture: &Architecture) -> Vec<Self> {
         let mut parts = vec![Self::Embedding];
-        parts.extend((0..architecture.layers).map(Self::Block));
+        parts.extend((0..architecture.blocks.len()).map(Self::Block));
         parts.push(Self::Norm);
         if !architecture.tied {
             parts.push(Self::LanguageModelHead);
@@ -96,7 +96,7 @@ impl Part {
     /// The part's parameters, in the order of its segment. Those of adapters are
     /// [`Lora::parameters`](super::lora::Lora::parameters).
     pub fn parameters(self, architecture: &Architecture) -> Vec<Declared> {
-        let Architecture { vocabulary, width, biases, names, .. } = architecture;
+        let Architecture { vocabulary, width, names, .. } = architecture;
         let (vocabulary, width) = (*vocabulary as i64, *width as i64);
         match self {
             Self::Embedding => vec![Declared::new(format!("{}.weight", names.embedding), &[vocabulary, width])],
@@ -106,7 +106,7 @@ impl Part {
             }
             Self::LanguageModelHead => {
                 let mut head = vec![Declared::new(format!("{}.weight", names.head[0]), &[vocabulary, width])];
-                if biases.head {
+                if architecture.head_bias {
                     head.push(Declared::new(format!("{}.bias", names.head[0]), &[vocabulary]));
                 }
                 head
@@ -130,18 +130,18 @@ pub struct Projection {
 /// Where a block's parameters lie in its segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
-    /// The norm before attention.
-    pub input_norm: usize,
+    /// The norm before attention, if there is one.
+    pub input_norm: Option<usize>,
     /// Queries, keys and values.
     pub query_key_value: Projection,
     /// Attention's output.
     pub attention_output: Projection,
-    /// The norm of each query; that of each key is next.
-    pub head_norms: Option<usize>,
+    /// The norm of queries; that of keys is next.
+    pub query_key_norms: Option<usize>,
     /// The norm of what attention adds.
     pub post_attention_norm: Option<usize>,
-    /// The norm before the MLP: `input_norm` where there is no other.
-    pub mlp_norm: usize,
+    /// The norm before the MLP: `input_norm` where it is shared.
+    pub mlp_norm: Option<usize>,
     /// Gate and up, or up alone.
     pub up: Projection,
     /// The MLP's output.
@@ -154,23 +154,28 @@ pub struct Places {
 
 impl Places {
     /// Matrices and norms in the order of the forward pass, then all biases of linear maps.
-    pub fn of(architecture: &Architecture) -> Self {
-        let Architecture { names, biases, norm, .. } = architecture;
+    pub fn of(architecture: &Architecture, block: usize) -> Self {
+        let block = &architecture.blocks[block];
+        let BlockDescription { norms, mlp, biases, .. } = block;
         let mut count = 0;
         let mut take = |parameters: usize| {
             count += parameters;
             count - parameters..count
         };
-        let norm = norm.parameters().len();
-        let input_norm = take(norm).start;
-        let query_key_value = take(names.query_key_value.len());
+        let norm = architecture.norm.parameters().len();
+        let input_norm = norms.before_attention.then(|| take(norm).start);
+        let query_key_value = take(if block.stored == StoredHeads::Apart { 3 } else { 1 });
         let attention_output = take(1);
-        let head_norms = names.head_norms.map(|both| take(both.len()).start);
-        let post_attention_norm = names.post_attention_norm.map(|_| take(norm).start);
-        let mlp_norm = names.mlp_norm.map_or(input_norm, |_| take(norm).start);
-        let up = take(names.up.len());
+        let query_key_norms = block.query_key_norm.map(|_| take(2).start);
+        let post_attention_norm = norms.after_attention.then(|| take(norm).start);
+        let mlp_norm = match norms.before_mlp {
+            BeforeMlp::Own => Some(take(norm).start),
+            BeforeMlp::Shared => input_norm,
+            BeforeMlp::None => None,
+        };
+        let up = take(if mlp.kind.gated && !mlp.stacked { 2 } else { 1 });
         let down = take(1);
-        let post_mlp_norm = names.post_mlp_norm.map(|_| take(norm).start);
+        let post_mlp_norm = norms.after_mlp.then(|| take(norm).start);
         let mut project = |weights: Range<usize>, biased: bool| {
             let biases = biased.then(|| take(weights.len()));
             Projection { weights, biases }
@@ -178,12 +183,12 @@ impl Places {
         Self {
             input_norm,
             query_key_value: project(query_key_value, biases.query_key_value),
-            attention_output: project(attention_output, biases.attention_output),
-            head_norms,
+            attention_output: project(attention_output, biases.output),
+            query_key_norms,
             post_attention_norm,
             mlp_norm,
-            up: project(up, biases.mlp),
-            down: project(down, biases.mlp),
+            up: project(up, mlp.biases),
+            down: project(down, mlp.biases),
             post_mlp_norm,
             count,
         }
@@ -192,48 +197,57 @@ impl Places {
 
 /// A block's parameters, each at its place.
 fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
-    let Architecture { width, mlp_width, heads, kv_heads, head_width, names, .. } = architecture;
-    let [width, mlp, head] = [*width, *mlp_width, *head_width].map(|size| size as i64);
-    let [query, key] = [*heads, *kv_heads].map(|heads| heads as i64 * head);
-    let places = Places::of(architecture);
+    let Architecture { width, names, .. } = architecture;
+    let BlockDescription { heads, mlp, norms, stored, .. } = &architecture.blocks[index];
+    let [width, inner, head] = [*width, mlp.width, heads.width].map(|size| size as i64);
+    let [query, key] = [heads.query, heads.key].map(|heads| heads as i64 * head);
+    let places = Places::of(architecture, index);
     let mut all = vec![Declared::new("", &[]); places.count];
     let mut put = |place: usize, name: &str, kind: &str, shape: Vec<i64>, rows| {
         all[place] = Declared { name: format!("{}{index}.{name}.{kind}", names.block), shape, rows };
     };
-    let mut norm = |place: usize, name: &str| {
-        for (offset, kind) in architecture.norm.parameters().iter().enumerate() {
-            put(place + offset, name, kind, vec![width], Rows::AsInMemory);
-        }
-    };
-    norm(places.input_norm, names.input_norm);
     for (place, name) in [
+        (places.input_norm, names.input_norm),
         (places.post_attention_norm, names.post_attention_norm),
-        (names.mlp_norm.map(|_| places.mlp_norm), names.mlp_norm),
+        (places.mlp_norm.filter(|_| norms.before_mlp == BeforeMlp::Own), names.mlp_norm),
         (places.post_mlp_norm, names.post_mlp_norm),
     ] {
-        if let (Some(place), Some(name)) = (place, name) {
-            norm(place, name);
+        for (offset, kind) in architecture.norm.parameters().iter().enumerate() {
+            if let Some(place) = place {
+                put(place + offset, name, kind, vec![width], Rows::AsInMemory);
+            }
         }
     }
-    if let (Some(place), Some(both)) = (places.head_norms, names.head_norms) {
-        for (offset, name) in both.iter().enumerate() {
-            put(place + offset, name, "weight", vec![head], Rows::AsInMemory);
+    if let (Some(place), Some(norm)) = (places.query_key_norms, architecture.blocks[index].query_key_norm) {
+        let widths = match norm {
+            QueryKeyNorm::PerHead => [head, head],
+            QueryKeyNorm::WholeWidth => [query, key],
+        };
+        for (offset, (name, width)) in names.query_key_norms.iter().zip(widths).enumerate() {
+            put(place + offset, name, "weight", vec![width], Rows::AsInMemory);
         }
     }
-    // One matrix holds the rows of all.
-    let stacked = |outputs: &[i64], names: &[&str]| match names.len() {
-        1 => vec![outputs.iter().sum()],
-        _ => outputs.to_vec(),
+    let by_head = match stored {
+        StoredHeads::HeadByHead => Rows::HeadByHead(heads.query as i64),
+        StoredHeads::Apart | StoredHeads::Stacked => Rows::AsInMemory,
     };
-    let by_head = if architecture.head_by_head { Rows::HeadByHead(*heads as i64) } else { Rows::AsInMemory };
-    let inner = if architecture.gated { &[mlp, mlp][..] } else { &[mlp] };
-    for (projection, names, outputs, inputs, rows) in [
-        (&places.query_key_value, names.query_key_value, &[query, key, key][..], width, by_head),
-        (&places.attention_output, &[names.attention_output], &[width], query, Rows::AsInMemory),
-        (&places.up, names.up, inner, width, Rows::AsInMemory),
-        (&places.down, &[names.down], &[width], mlp, Rows::AsInMemory),
+    // One matrix holds the rows of all.
+    let all_heads = match stored {
+        StoredHeads::Apart => names.query_key_value.into_iter().zip([query, key, key]).collect(),
+        StoredHeads::Stacked | StoredHeads::HeadByHead => vec![(names.stacked_query_key_value, query + 2 * key)],
+    };
+    let up = match (mlp.kind.gated, mlp.stacked) {
+        (true, false) => vec![(names.gate, inner), (names.up, inner)],
+        (true, true) => vec![(names.stacked_gate_up, 2 * inner)],
+        (false, _) => vec![(names.up, inner)],
+    };
+    for (projection, outputs, inputs, rows) in [
+        (&places.query_key_value, all_heads, width, by_head),
+        (&places.attention_output, vec![(names.attention_output, width)], query, Rows::AsInMemory),
+        (&places.up, up, width, Rows::AsInMemory),
+        (&places.down, vec![(names.down, width)], inner, Rows::AsInMemory),
     ] {
-        for (at, (name, outputs)) in names.iter().zip(stacked(outputs, names)).enumerate() {
+        for (at, (name, outputs)) in outputs.into_iter().enumerate() {
             put(projection.weights.start + at, name, "weight", vec![outputs, inputs], rows);
             if let Some(biases) = &projection.biases {
                 put(biases.start + at, name, "bias", vec![outputs], rows);

@@ -6,7 +6,7 @@
 //!
 //! Legend: T tokens, r rank, n adapters side by side in one product.
 
-use super::config::Architecture;
+use super::architecture::Architecture;
 use super::layout::{Declared, Part, Projection};
 use super::segment::Segment;
 use crate::config::LoraConfig;

@@ -1,8 +1,9 @@
 //! The transformer: its description, its weights, and its segments with their own backward pass.
 
 pub mod adapter;
-pub mod config;
+pub mod architecture;
 pub mod decoder;
+pub mod embedding;
 pub mod head_norm;
 pub mod layout;
 pub mod lora;

@@ -4,7 +4,7 @@
 //! leaves its own prefix out, and trainers call the reward head as they like. Not here: reading the tensors
 //! (`weight_files.rs`).
 
-use super::config::Architecture;
+use super::architecture::Architecture;
 use super::layout::REWARD_HEAD;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;

@@ -5,14 +5,15 @@
 //!
 //! Legend: T tokens, R rotated columns of a head, even and at most the head's width.
 
-use super::config::{Rope, RopeScaling};
+use super::architecture::{RopeScaling, Rotation};
 use crate::ops::Angles;
 use crate::tensor::on_device;
 use tch::{Device, Kind, Tensor};
 
-/// Angles per position: R / 2 frequencies in radians, f32 like Transformers; `rotated_width` is R.
-pub fn frequencies(rope: &Rope, rotated_width: usize) -> Vec<f32> {
-    let base = (0..rotated_width / 2).map(|index| (rope.theta).powf(-((2 * index) as f64) / rotated_width as f64));
+/// Angles per position: R / 2 frequencies in radians, f32 like Transformers.
+pub fn frequencies(rotation: &Rotation) -> Vec<f32> {
+    let Rotation { rope, width: rotated_width } = rotation;
+    let base = (0..rotated_width / 2).map(|index| (rope.theta).powf(-((2 * index) as f64) / *rotated_width as f64));
     match rope.scaling {
         RopeScaling::None => base.map(|frequency| frequency as f32).collect(),
         RopeScaling::Linear { factor } => base.map(|frequency| (frequency / factor) as f32).collect(),

@@ -2,7 +2,7 @@
 //!
 //! Not here: what tensors are called in them (`names.rs`), the model made of them (`weights.rs`, `adapter.rs`).
 
-use super::config::Architecture;
+use super::architecture::Architecture;
 use super::layout::{Declared, Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
 use super::quantised;

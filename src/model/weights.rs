@@ -4,7 +4,7 @@
 //! at zero (HaF-RM's choice, so that both losses start at ln 2). Not here: the files (`weight_files.rs`), their names
 //! (`names.rs`).
 
-use super::config::Architecture;
+use super::architecture::Architecture;
 use super::layout::Part;
 use super::lora::{Adapter, Lora};
 use super::segment::{Parameter, Segment, Use};

@@ -1,96 +1,260 @@
 //! The memory of a micro-batch: what blocks keep for the backward pass, and buffers that all blocks share.
 //!
-//! Buffers are made once, for the largest micro-batch so far, and used again: a step allocates little besides, and its
-//! memory is known (`haf-dist plan` predicts it). A view of the first T rows is what a micro-batch works in.
+//! One table lists every buffer ([`BUFFERS`]). Allocation, views, bytes and `haf-dist plan` follow from it: a new buffer
+//! is a slot and a line. Buffers are made once, for the largest micro-batch so far, and used again: a step allocates
+//! little besides, and its memory is known. A micro-batch works in a view of the first T rows.
 //!
 //! Legend: T tokens, N rows that are read of the last block's output, D width, H query heads, G key/value heads, E head
 //! width, F width of the MLP.
 
-use super::config::{Architecture, Residual};
-use super::norm::Statistics;
+use super::architecture::{Architecture, BeforeMlp, BlockDescription, QueryKeyNorm, Residual};
+use super::norm::{NormKind, Statistics};
 use crate::ops::Scratch;
+use std::ops::Index;
 use tch::{Device, Kind, Tensor};
 
 /// Buffers grow to a multiple of this many rows.
 pub const ROWS: usize = 128;
 
-/// What a block keeps for its backward pass; the first T rows are used.
-pub struct BlockState {
+/// The name of a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
     /// [T, D], the block's input.
-    pub input: Tensor,
-    /// Of the norm before attention.
-    pub input_statistics: Statistics,
-    /// [T, (H + 2 G) E], after rotation.
-    pub query_key_value: Tensor,
-    /// Of queries and of keys, where each head is normed.
-    pub head_norms: Option<[HeadNorm; 2]>,
-    /// [T, H E], what attention gave.
-    pub attended: Tensor,
-    /// Of each attention call.
-    pub log_sums: Vec<Tensor>,
-    /// Where what attention adds is normed.
-    pub post_attention: Option<PostNorm>,
-    /// [T, D], after attention and the residual addition. Where the halves of a block are side by side nothing is kept
-    /// here: all blocks have the same buffer.
-    pub middle: Tensor,
-    /// Of the norm before the MLP, if it has one of its own.
-    pub middle_statistics: Statistics,
+    Input,
+    /// `[T]`, the norm before attention: what its rows were multiplied by.
+    InputScale,
+    /// `[T]`, the same norm's means, of a layer norm.
+    InputMean,
+    /// [T, (H + 2 G) E], queries, keys and values after rotation.
+    QueryKeyValue,
+    /// [T, H, E], queries before their norm.
+    Queries,
+    /// [T, H], or [T, 1] where all heads are normed together: what they were multiplied by.
+    QueryScale,
+    /// [T, G, E], keys before their norm.
+    Keys,
+    /// [T, G] or [T, 1].
+    KeyScale,
+    /// [T, H E], attention's result.
+    Attended,
+    /// [T, D], what attention adds, before its norm.
+    PostAttention,
+    /// `[T]`, of that norm.
+    PostAttentionScale,
+    /// `[T]`, of that norm.
+    PostAttentionMean,
+    /// [T, D], after attention and the residual addition.
+    Middle,
+    /// `[T]`, of the MLP's own norm.
+    MiddleScale,
+    /// `[T]`, of the MLP's own norm.
+    MiddleMean,
     /// [T, 2 F] with a gate, else [T, F]; before the activation.
-    pub inner: Tensor,
-    /// Where what the MLP adds is normed.
-    pub post_mlp: Option<PostNorm>,
-}
-
-/// What the norm of every head keeps, of n heads.
-pub struct HeadNorm {
-    /// [T, n, E], before the norm.
-    pub before: Tensor,
-    /// [T, n] f32.
-    pub scale: Tensor,
-}
-
-/// What a norm after a half of a block keeps.
-pub struct PostNorm {
-    /// [T, D], before the norm.
-    pub before: Tensor,
-    /// Of its rows.
-    pub statistics: Statistics,
-}
-
-/// Buffers that hold nothing between blocks, except the gradient that walks back.
-pub struct Shared {
+    Inner,
+    /// [T, D], what the MLP adds, before its norm.
+    PostMlp,
+    /// `[T]`, of that norm.
+    PostMlpScale,
+    /// `[T]`, of that norm.
+    PostMlpMean,
+    /// [T, D], [`Slot::Middle`] of all blocks where none keeps one: both halves read the block's input.
+    SharedMiddle,
     /// [T, D], a norm's output.
-    pub normed: Tensor,
+    Normed,
     /// [T, D], a projection's output, or the gradient of a norm's output.
-    pub change: Tensor,
+    Change,
     /// [T, F], the activation.
-    pub activated: Tensor,
+    Activated,
     /// [T, F], its gradient.
-    pub activated_gradient: Tensor,
+    ActivatedGradient,
     /// [T, 2 F] with a gate, else [T, F].
-    pub inner_gradient: Tensor,
+    InnerGradient,
     /// [T, H E].
-    pub attended_gradient: Tensor,
+    AttendedGradient,
     /// [T, (H + 2 G) E].
-    pub query_key_value_gradient: Tensor,
+    QueryKeyValueGradient,
     /// [T, D], the gradient that walks back from block to block.
-    pub gradient: Tensor,
+    Gradient,
     /// [T, D], that gradient between a block's two halves.
-    pub middle_gradient: Tensor,
+    MiddleGradient,
+}
+
+/// How long a buffer's content lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// Until the block's backward pass, always: what a block is recomputed from.
+    AsInput,
+    /// Until the block's backward pass, unless blocks are recomputed.
+    Kept,
+    /// Within a block; the gradients from block to block.
+    Shared,
+}
+
+/// A line of the table.
+struct Buffer {
+    slot: Slot,
+    lasts: Lasts,
+    /// Whether it is f32 whatever the model computes in.
+    wide: bool,
+    /// Whether a block that goes on with some rows alone after attention reads those rows of it.
+    read_on: bool,
+    /// The shape of a row; none where the block has no such buffer.
+    row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>,
+}
+
+/// A buffer in the compute kind.
+const fn compute(slot: Slot, lasts: Lasts, row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>) -> Buffer {
+    Buffer { slot, lasts, wide: false, read_on: false, row }
+}
+
+/// A statistic of rows, f32.
+const fn statistic(slot: Slot, row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>) -> Buffer {
+    Buffer { slot, lasts: Lasts::Kept, wide: true, read_on: false, row }
+}
+
+/// The same buffer, whose rows are read on.
+const fn read_on(buffer: Buffer) -> Buffer {
+    Buffer { read_on: true, ..buffer }
+}
+
+/// Every buffer, in the order of [`Slot`].
+const BUFFERS: [Buffer; 29] = [
+    read_on(compute(Slot::Input, Lasts::AsInput, |a, _| Some(vec![a.width]))),
+    read_on(statistic(Slot::InputScale, |_, b| b.norms.before_attention.then(Vec::new))),
+    read_on(statistic(Slot::InputMean, |a, b| mean(a, b.norms.before_attention))),
+    compute(Slot::QueryKeyValue, Lasts::Kept, |_, b| Some(vec![query_key_value(b)])),
+    compute(Slot::Queries, Lasts::Kept, |_, b| b.query_key_norm.map(|_| vec![b.heads.query, b.heads.width])),
+    statistic(Slot::QueryScale, |_, b| b.query_key_norm.map(|norm| vec![scales(norm, b.heads.query)])),
+    compute(Slot::Keys, Lasts::Kept, |_, b| b.query_key_norm.map(|_| vec![b.heads.key, b.heads.width])),
+    statistic(Slot::KeyScale, |_, b| b.query_key_norm.map(|norm| vec![scales(norm, b.heads.key)])),
+    read_on(compute(Slot::Attended, Lasts::Kept, |_, b| Some(vec![attended(b)]))),
+    compute(Slot::PostAttention, Lasts::Kept, |a, b| b.norms.after_attention.then(|| vec![a.width])),
+    statistic(Slot::PostAttentionScale, |_, b| b.norms.after_attention.then(Vec::new)),
+    statistic(Slot::PostAttentionMean, |a, b| mean(a, b.norms.after_attention)),
+    compute(Slot::Middle, Lasts::Kept, |a, b| (b.residual == Residual::Sequential).then(|| vec![a.width])),
+    statistic(Slot::MiddleScale, |_, b| (b.norms.before_mlp == BeforeMlp::Own).then(Vec::new)),
+    statistic(Slot::MiddleMean, |a, b| mean(a, b.norms.before_mlp == BeforeMlp::Own)),
+    compute(Slot::Inner, Lasts::Kept, |_, b| Some(vec![b.mlp.inner_width()])),
+    compute(Slot::PostMlp, Lasts::Kept, |a, b| b.norms.after_mlp.then(|| vec![a.width])),
+    statistic(Slot::PostMlpScale, |_, b| b.norms.after_mlp.then(Vec::new)),
+    statistic(Slot::PostMlpMean, |a, b| mean(a, b.norms.after_mlp)),
+    compute(Slot::SharedMiddle, Lasts::Shared, |a, b| (b.residual == Residual::Parallel).then(|| vec![a.width])),
+    read_on(compute(Slot::Normed, Lasts::Shared, |a, _| Some(vec![a.width]))),
+    compute(Slot::Change, Lasts::Shared, |a, _| Some(vec![a.width])),
+    compute(Slot::Activated, Lasts::Shared, |_, b| Some(vec![b.mlp.width])),
+    compute(Slot::ActivatedGradient, Lasts::Shared, |_, b| Some(vec![b.mlp.width])),
+    compute(Slot::InnerGradient, Lasts::Shared, |_, b| Some(vec![b.mlp.inner_width()])),
+    compute(Slot::AttendedGradient, Lasts::Shared, |_, b| Some(vec![attended(b)])),
+    compute(Slot::QueryKeyValueGradient, Lasts::Shared, |_, b| Some(vec![query_key_value(b)])),
+    compute(Slot::Gradient, Lasts::Shared, |a, _| Some(vec![a.width])),
+    compute(Slot::MiddleGradient, Lasts::Shared, |a, _| Some(vec![a.width])),
+];
+
+// The table lists every slot at its place.
+const _: () = {
+    let mut place = 0;
+    while place < BUFFERS.len() {
+        assert!(BUFFERS[place].slot as usize == place);
+        place += 1;
+    }
+    assert!(BUFFERS.len() == Slot::MiddleGradient as usize + 1);
+};
+
+fn attended(block: &BlockDescription) -> usize {
+    block.heads.query * block.heads.width
+}
+
+fn query_key_value(block: &BlockDescription) -> usize {
+    (block.heads.query + 2 * block.heads.key) * block.heads.width
+}
+
+fn scales(norm: QueryKeyNorm, heads: usize) -> usize {
+    match norm {
+        QueryKeyNorm::PerHead => heads,
+        QueryKeyNorm::WholeWidth => 1,
+    }
+}
+
+fn mean(architecture: &Architecture, is_there: bool) -> Option<Vec<usize>> {
+    (is_there && architecture.norm == NormKind::Layer).then(Vec::new)
+}
+
+/// A tensor a slot; undefined where the block has no such buffer.
+pub struct Buffers(Vec<Tensor>);
+
+impl Index<Slot> for Buffers {
+    type Output = Tensor;
+
+    fn index(&self, slot: Slot) -> &Tensor {
+        &self.0[slot as usize]
+    }
+}
+
+impl Buffers {
+    /// What a norm keeps of its rows.
+    pub fn statistics(&self, scale: Slot, mean: Slot) -> Statistics {
+        let mean = Some(&self[mean]).filter(|mean| mean.defined());
+        Statistics { scale: self[scale].shallow_clone(), mean: mean.map(Tensor::shallow_clone) }
+    }
+
+    /// Uninitialised buffers of those that last so.
+    fn new(architecture: &Architecture, lasts: Lasts, rows: usize, (kind, device): (Kind, Device)) -> Self {
+        let block = &architecture.blocks[0];
+        let buffer = |buffer: &Buffer| match (buffer.row)(architecture, block).filter(|_| buffer.lasts == lasts) {
+            Some(row) => {
+                let shape: Vec<i64> = std::iter::once(rows).chain(row).map(|size| size as i64).collect();
+                Tensor::empty(shape.as_slice(), (if buffer.wide { Kind::Float } else { kind }, device))
+            }
+            None => Tensor::new(),
+        };
+        Self(BUFFERS.iter().map(buffer).collect())
+    }
+
+    fn map(&self, view: impl Fn(&Buffer, &Tensor) -> Tensor) -> Self {
+        let each = |(buffer, tensor): (&Buffer, &Tensor)| match tensor.defined() {
+            true => view(buffer, tensor),
+            false => Tensor::new(),
+        };
+        Self(BUFFERS.iter().zip(&self.0).map(each).collect())
+    }
+
+    fn first(&self, rows: i64) -> Self {
+        self.map(|_, tensor| tensor.narrow(0, 0, rows))
+    }
+
+    /// These, and the others where these are undefined.
+    fn or(&self, others: &Self) -> Self {
+        let either = |(mine, other): (&Tensor, &Tensor)| if mine.defined() { mine } else { other }.shallow_clone();
+        Self(self.0.iter().zip(&others.0).map(either).collect())
+    }
+
+    /// The buffers of a block that goes on with these rows `[N]` alone after attention: rows that are read on are copied,
+    /// the rest is the first N rows of the same buffers.
+    pub fn of_rows(&self, rows: &Tensor) -> Self {
+        let count = rows.size()[0];
+        self.map(|buffer, tensor| match buffer.read_on {
+            true => tensor.index_select(0, rows),
+            false => tensor.narrow(0, 0, count),
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let defined = self.0.iter().filter(|tensor| tensor.defined());
+        defined.map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
+    }
 }
 
 /// All buffers of a model that runs.
+#[derive(Default)]
 pub struct Workspace {
-    rows: i64,
+    rows: usize,
     /// Rows that buffers are made for at least.
     reserved: usize,
-    /// A state for every block where all is kept; one where blocks are recomputed, and in evaluation.
-    states: Vec<BlockState>,
-    /// Inputs of the blocks where they are recomputed, and the last one's output.
-    inputs: Vec<Tensor>,
-    /// [T, D] for every block's `middle` where none is kept.
-    middle: Option<Tensor>,
-    shared: Option<Shared>,
+    /// Inputs of the blocks, and the last one's output; two that take turns in evaluation.
+    inputs: Vec<Buffers>,
+    /// What every block keeps; one block's where blocks are recomputed, and in evaluation.
+    kept: Vec<Buffers>,
+    shared: Option<Buffers>,
     /// For a chunk's logits.
     pub logits: Scratch,
     /// For products whose sum lies elsewhere.
@@ -100,7 +264,7 @@ pub struct Workspace {
 /// What the next micro-batch needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// Every block's state.
+    /// Everything that a backward pass reads.
     Everything,
     /// Every block's input.
     Inputs,
@@ -108,22 +272,48 @@ pub enum Keep {
     Nothing,
 }
 
+impl Keep {
+    /// How many inputs there are, the last block's output among them, and of how many blocks all is kept.
+    fn counts(self, layers: usize) -> (usize, usize) {
+        match self {
+            Self::Everything => (layers + 1, layers),
+            Self::Inputs => (layers + 1, 1),
+            Self::Nothing => (2, 1),
+        }
+    }
+}
+
+/// What a block works in.
+pub struct BlockState {
+    /// Its buffers and the shared ones.
+    pub buffers: Buffers,
+    /// Of each attention call, for the backward pass.
+    pub log_sums: Vec<Tensor>,
+}
+
 /// The views of one micro-batch.
 pub struct Views {
-    /// A state for every block; with [`Keep::Inputs`] and [`Keep::Nothing`] they share everything but the input.
+    /// A state for every block.
     pub states: Vec<BlockState>,
     /// [T, D], of which the last block fills the first N rows.
     pub output: Tensor,
-    /// Shared buffers.
-    pub shared: Shared,
+    /// The shared buffers.
+    pub shared: Buffers,
 }
 
-impl Default for Workspace {
-    fn default() -> Self {
-        let [logits, scratch] = Default::default();
-        let (states, inputs) = Default::default();
-        Self { rows: 0, reserved: 0, states, inputs, middle: None, shared: None, logits, scratch }
-    }
+/// Bytes of the workspace for micro-batches of so many tokens: of what is kept for the backward pass, and of what blocks
+/// share; `compute_bytes` of a number in the compute kind.
+pub fn bytes(architecture: &Architecture, tokens: usize, keep: Keep, compute_bytes: usize) -> (usize, usize) {
+    let block = &architecture.blocks[0];
+    let of = |lasts: Lasts| {
+        let rows = BUFFERS.iter().filter(|buffer| buffer.lasts == lasts).filter_map(|buffer| {
+            let numbers: usize = (buffer.row)(architecture, block)?.iter().product();
+            Some(numbers * if buffer.wide { 4 } else { compute_bytes })
+        });
+        rows.sum::<usize>() * tokens.next_multiple_of(ROWS)
+    };
+    let (inputs, kept) = keep.counts(architecture.blocks.len());
+    (inputs * of(Lasts::AsInput) + kept * of(Lasts::Kept), of(Lasts::Shared))
 }
 
 impl Workspace {
@@ -140,190 +330,40 @@ impl Workspace {
 
     /// Bytes of the buffers that are kept for the backward pass, and of those that blocks share.
     pub fn bytes(&self) -> (usize, usize) {
-        let bytes = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let sum = |tensors: Vec<&Tensor>| tensors.into_iter().map(bytes).sum::<usize>();
-        let states = self.states.iter().map(|state| sum(state.kept())).sum::<usize>();
-        let kept = states + self.inputs.iter().chain(&self.middle).map(bytes).sum::<usize>();
-        let shared = self.shared.as_ref().map_or(0, |shared| sum(shared.all().to_vec()));
-        (kept, shared)
+        let kept = self.inputs.iter().chain(&self.kept).map(Buffers::bytes).sum();
+        (kept, self.shared.as_ref().map_or(0, Buffers::bytes))
     }
 
     /// Views of T = `tokens` rows. Those of the micro-batch before are overwritten.
     pub fn views(&mut self, architecture: &Architecture, tokens: i64, keep: Keep, on: (Kind, Device)) -> Views {
-        let width = architecture.width as i64;
-        if tokens > self.rows {
+        if tokens as usize > self.rows {
             // Freed before the larger ones are made.
             let [logits, scratch] = [&mut self.logits, &mut self.scratch].map(std::mem::take);
             *self = Self { reserved: self.reserved, logits, scratch, ..Self::default() };
-            self.rows = self.reserved.max(tokens as usize).next_multiple_of(ROWS) as i64;
+            self.rows = self.reserved.max(tokens as usize).next_multiple_of(ROWS);
         }
-        let rows = self.rows;
-        let states = if keep == Keep::Everything { architecture.layers } else { 1 };
-        // Without a backward pass two hidden states take turns.
-        let inputs = if keep == Keep::Nothing { 2 } else { architecture.layers + 1 };
+        let (rows, layers) = (self.rows, architecture.blocks.len());
+        let new = |lasts| Buffers::new(architecture, lasts, rows, on);
+        let (inputs, kept) = keep.counts(layers);
         while self.inputs.len() < inputs {
-            self.inputs.push(Tensor::empty([rows, width], on));
+            self.inputs.push(new(Lasts::AsInput));
         }
-        while self.states.len() < states {
-            self.states.push(BlockState::new(architecture, rows, on));
+        while self.kept.len() < kept {
+            self.kept.push(new(Lasts::Kept));
         }
-        if architecture.residual == Residual::Parallel {
-            self.middle.get_or_insert_with(|| Tensor::empty([rows, width], on));
-        }
-        let shared = self.shared.get_or_insert_with(|| Shared::new(architecture, rows, on));
-        let first = |buffer: &Tensor| buffer.narrow(0, 0, tokens);
+        let shared = self.shared.get_or_insert_with(|| new(Lasts::Shared)).first(tokens);
         let state = |block: usize| {
-            let kept = &self.states[block % states];
-            BlockState {
-                input: first(&self.inputs[block % inputs]),
-                middle: first(self.middle.as_ref().unwrap_or(&kept.middle)),
-                ..kept.map(first)
+            let own = self.inputs[block % inputs].or(&self.kept[block % kept]).first(tokens);
+            let mut buffers = own.or(&shared);
+            if architecture.blocks[block].residual == Residual::Parallel {
+                buffers.0[Slot::Middle as usize] = shared[Slot::SharedMiddle].shallow_clone();
             }
+            BlockState { buffers, log_sums: Vec::new() }
         };
         Views {
-            states: (0..architecture.layers).map(state).collect(),
-            output: first(&self.inputs[architecture.layers % inputs]),
-            shared: shared.map(first),
-        }
-    }
-}
-
-/// Columns of the buffers: H E, (H + 2 G) E, F, and of what the MLP computes before its activation.
-fn widths(architecture: &Architecture) -> [i64; 4] {
-    let Architecture { heads, kv_heads, head_width, mlp_width, .. } = *architecture;
-    let columns = [heads * head_width, (heads + 2 * kv_heads) * head_width, mlp_width, architecture.inner_width()];
-    columns.map(|columns| columns as i64)
-}
-
-impl BlockState {
-    /// `input` is filled in by the views, and `middle` where it is not kept.
-    fn new(architecture: &Architecture, rows: i64, on: (Kind, Device)) -> Self {
-        let Architecture { norm, names, heads, kv_heads, head_width, residual, .. } = architecture;
-        let [attended, query_key_value, _, inner] = widths(architecture);
-        let width = architecture.width as i64;
-        let matrix = |columns: i64| Tensor::empty([rows, columns], on);
-        let statistics = || Statistics::new(*norm, rows, on.1);
-        let post_norm = || PostNorm { before: matrix(width), statistics: statistics() };
-        let head_norm = |heads: &usize| HeadNorm {
-            before: Tensor::empty([rows, *heads as i64, *head_width as i64], on),
-            scale: Tensor::empty([rows, *heads as i64], (Kind::Float, on.1)),
-        };
-        Self {
-            input: Tensor::new(),
-            input_statistics: statistics(),
-            query_key_value: matrix(query_key_value),
-            head_norms: names.head_norms.map(|_| [heads, kv_heads].map(head_norm)),
-            attended: matrix(attended),
-            log_sums: Vec::new(),
-            post_attention: names.post_attention_norm.map(|_| post_norm()),
-            middle: if *residual == Residual::Sequential { matrix(width) } else { Tensor::new() },
-            middle_statistics: statistics(),
-            inner: matrix(inner),
-            post_mlp: names.post_mlp_norm.map(|_| post_norm()),
-        }
-    }
-
-    /// A view of each tensor that is kept, but `input` and `middle`.
-    fn map(&self, view: impl Fn(&Tensor) -> Tensor) -> Self {
-        let statistics = |of: &Statistics| of.map(&view);
-        let post_norm =
-            |kept: &PostNorm| PostNorm { before: view(&kept.before), statistics: statistics(&kept.statistics) };
-        let head_norm = |kept: &HeadNorm| HeadNorm { before: view(&kept.before), scale: view(&kept.scale) };
-        Self {
-            input: Tensor::new(),
-            input_statistics: statistics(&self.input_statistics),
-            query_key_value: view(&self.query_key_value),
-            head_norms: self.head_norms.as_ref().map(|both| both.each_ref().map(head_norm)),
-            attended: view(&self.attended),
-            log_sums: Vec::new(),
-            post_attention: self.post_attention.as_ref().map(post_norm),
-            middle: Tensor::new(),
-            middle_statistics: statistics(&self.middle_statistics),
-            inner: view(&self.inner),
-            post_mlp: self.post_mlp.as_ref().map(post_norm),
-        }
-    }
-
-    /// The state of a block that goes on with these rows `[N]` alone after attention: the block's input and what
-    /// attention gave are copied, the rest is the first N rows of the same buffers.
-    pub fn of_rows(&self, rows: &Tensor) -> Self {
-        let read = |buffer: &Tensor| buffer.index_select(0, rows);
-        let first = |buffer: &Tensor| buffer.narrow(0, 0, rows.size()[0]);
-        Self {
-            input: read(&self.input),
-            input_statistics: self.input_statistics.map(read),
-            attended: read(&self.attended),
-            middle: first(&self.middle),
-            ..self.map(first)
-        }
-    }
-
-    /// Every tensor that the state owns: all but `input` and the sums of attention.
-    fn kept(&self) -> Vec<&Tensor> {
-        let mut all = vec![&self.query_key_value, &self.attended, &self.inner];
-        all.extend(Some(&self.middle).filter(|middle| middle.defined()));
-        all.extend(self.input_statistics.all().chain(self.middle_statistics.all()));
-        for kept in self.post_attention.iter().chain(&self.post_mlp) {
-            all.push(&kept.before);
-            all.extend(kept.statistics.all());
-        }
-        all.extend(self.head_norms.iter().flatten().flat_map(|kept| [&kept.before, &kept.scale]));
-        all
-    }
-}
-
-impl Shared {
-    fn new(architecture: &Architecture, rows: i64, on: (Kind, Device)) -> Self {
-        let [attended, query_key_value, mlp, inner] = widths(architecture);
-        let width = architecture.width as i64;
-        let matrix = |columns: i64| Tensor::empty([rows, columns], on);
-        Self {
-            normed: matrix(width),
-            change: matrix(width),
-            activated: matrix(mlp),
-            activated_gradient: matrix(mlp),
-            inner_gradient: matrix(inner),
-            attended_gradient: matrix(attended),
-            query_key_value_gradient: matrix(query_key_value),
-            gradient: matrix(width),
-            middle_gradient: matrix(width),
-        }
-    }
-
-    /// The buffers for these rows `[N]` alone: the norm's output, which may be read on, is copied; all others are the
-    /// first N rows of the same buffers.
-    pub fn of_rows(&self, rows: &Tensor) -> Self {
-        let first = self.map(|buffer| buffer.narrow(0, 0, rows.size()[0]));
-        Self { normed: self.normed.index_select(0, rows), ..first }
-    }
-
-    fn all(&self) -> [&Tensor; 9] {
-        let Self { normed, change, activated, activated_gradient, inner_gradient, .. } = self;
-        let Self { attended_gradient, query_key_value_gradient, gradient, middle_gradient, .. } = self;
-        [
-            normed,
-            change,
-            activated,
-            activated_gradient,
-            inner_gradient,
-            attended_gradient,
-            query_key_value_gradient,
-            gradient,
-            middle_gradient,
-        ]
-    }
-
-    fn map(&self, view: impl Fn(&Tensor) -> Tensor) -> Self {
-        Self {
-            normed: view(&self.normed),
-            change: view(&self.change),
-            activated: view(&self.activated),
-            activated_gradient: view(&self.activated_gradient),
-            inner_gradient: view(&self.inner_gradient),
-            attended_gradient: view(&self.attended_gradient),
-            query_key_value_gradient: view(&self.query_key_value_gradient),
-            gradient: view(&self.gradient),
-            middle_gradient: view(&self.middle_gradient),
+            states: (0..layers).map(state).collect(),
+            output: self.inputs[layers % inputs][Slot::Input].narrow(0, 0, tokens),
+            shared,
         }
     }
 }

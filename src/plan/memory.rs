@@ -3,15 +3,14 @@
 //! Each function counts one place of the code and names it: whoever changes what is kept there changes the count here,
 //! and `tests/plan.rs` compares the two. Not here: whether it fits (`hardware.rs`).
 //!
-//! Legend: T tokens of a micro-batch, D width, V vocabulary, H query heads, G key/value heads, E head width, F width of
-//! the MLP, R response rows held at once, c bytes of a number in the compute kind. Statistics are f32: 4 bytes.
+//! Legend: T tokens of a micro-batch, D width, V vocabulary, R response rows held at once, c bytes of a number in the
+//! compute kind.
 
 use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::head::ROWS_AT_ONCE;
-use crate::model::config::Residual;
-use crate::model::norm::NormKind;
-use crate::model::workspace::ROWS;
+use crate::model::architecture::BlockDescription;
+use crate::model::workspace::{self, Keep};
 use crate::ops::Activation;
 use serde::Serialize;
 
@@ -65,7 +64,7 @@ impl Memory {
             gradients: 4 * trained,
             masters: sum(&|bucket| if has_masters(bucket) { 4 * bucket.elements } else { 0 }),
             moments: 8 * trained,
-            activations: activations(job, largest.tokens),
+            activations: workspace(job, largest.tokens).0,
             block_workspace: block_workspace(job, largest, cpu),
             head_workspace: head_workspace(job, largest, cpu),
             update_workspace: if cpu { 0 } else { update_workspace(&buckets) },
@@ -109,62 +108,33 @@ impl Memory {
     }
 }
 
-/// Rows that `model::workspace::Workspace` makes for T tokens.
-fn rows(tokens: usize) -> usize {
-    tokens.next_multiple_of(ROWS)
-}
-
-/// Bytes that `model::workspace::Workspace` keeps for the backward pass: of every block (or of one, where blocks are
-/// recomputed) what `BlockState` holds, that is query, key and value together, attended (H E), middle (D), what the MLP
-/// computes before its activation, the norms' statistics in f32; and every block's input, with the last one's output (D
-/// each). Heads that are normed are kept as they were too, and so is what a half of a block adds where that is normed.
-pub fn activations(job: &Job, tokens: usize) -> usize {
-    let a = &job.architecture;
-    let c = job.compute_bytes();
-    let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-    let statistics = if a.norm == NormKind::Layer { 2 * 4 } else { 4 };
-    let mut state = c * (2 * query + 2 * key + a.inner_width()) + 2 * statistics;
-    if a.names.head_norms.is_some() {
-        state += c * (query + key) + 4 * (a.heads + a.kv_heads);
-    }
-    for _ in [a.names.post_attention_norm, a.names.post_mlp_norm].iter().flatten() {
-        state += c * a.width + statistics;
-    }
-    let states = if job.checkpointing { 1 } else { a.layers };
-    // Side by side, the halves of all blocks share one middle.
-    let middles = if a.residual == Residual::Parallel { 1 } else { states };
-    rows(tokens) * (states * state + (middles + a.layers + 1) * c * a.width)
-}
-
-/// Bytes of `model::workspace::Shared`: four of D, two of F, the gradient of what comes before the activation, H E, and
-/// query, key and value.
-pub fn shared(job: &Job, tokens: usize) -> usize {
-    let a = &job.architecture;
-    let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-    let columns = 4 * a.width + 2 * a.mlp_width + a.inner_width() + 2 * query + 2 * key;
-    rows(tokens) * job.compute_bytes() * columns
+/// Bytes of `model::workspace`: of what is kept for the backward pass, and of what blocks share.
+pub fn workspace(job: &Job, tokens: usize) -> (usize, usize) {
+    let keep = if job.checkpointing { Keep::Inputs } else { Keep::Everything };
+    workspace::bytes(&job.architecture, tokens, keep, job.compute_bytes())
 }
 
 /// What blocks share; every block's log-sum-exps; the rotation; attention's results before they are laid out; what
 /// tensor operations leave for a moment where a family's activation has no loop of its own, or heads are normed.
 fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
-    let a = &job.architecture;
-    let c = job.compute_bytes();
-    let (query, key) = (a.heads * a.head_width, a.kv_heads * a.head_width);
-    let tokens = shape.tokens;
+    let (a, c, tokens) = (&job.architecture, job.compute_bytes(), shape.tokens);
+    let BlockDescription { heads, mlp, query_key_norm, .. } = &a.blocks[0];
+    let (query, key) = (heads.query * heads.width, heads.key * heads.width);
     let attention = if cpu {
         c * tokens * (query + 2 * key)
     } else {
         // Without a fused kernel a sequence's scores come five times in f32, and its keys and values for every head: an
         // upper bound, as libtorch picks the kernel.
         let rows = shape.longest_sequence;
-        4 * a.heads * rows * (5 * rows + 4 * a.head_width) + c * shape.mask
+        4 * heads.query * rows * (5 * rows + 4 * heads.width) + c * shape.mask
     };
-    let fused = a.gated && a.activation != Activation::Gelu;
-    let activation = if fused { 0 } else { 3 * c * tokens * a.mlp_width };
-    let head_norms = if a.names.head_norms.is_some() { 2 * c * tokens * query } else { 0 };
+    let fused = mlp.kind.gated && mlp.kind.activation != Activation::Gelu;
+    let activation = if fused { 0 } else { 3 * c * tokens * mlp.width };
+    let head_norms = if query_key_norm.is_some() { 2 * c * tokens * query } else { 0 };
     let moments = attention.max(activation).max(head_norms);
-    shared(job, tokens) + 4 * tokens * (a.layers * a.heads + a.rotated_width) + moments
+    let angles: usize = a.rotations.iter().map(|rotation| rotation.width).sum();
+    let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
+    workspace(job, tokens).1 + 4 * tokens * (log_sums + angles) + moments
 }
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
@@ -174,7 +144,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
-    let mut largest = a.inner_width() * a.width;
+    let mut largest = a.blocks[0].mlp.inner_width() * a.width;
     let mut bytes = shape.tokens * a.width * (2 * c + 4);
     if job.policy {
         let rows = shape.answers.min(ROWS_AT_ONCE.max(shape.longest_answers));

@@ -12,7 +12,7 @@ pub mod workload;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::model::layout::{Declared, Part};
 use crate::model::lora::Lora;
 use tch::Kind;
@@ -87,7 +87,7 @@ impl Job {
         let mut buckets: Vec<Bucket> =
             base.into_iter().map(|part| bucket(part, &part.parameters(&self.architecture))).collect();
         if let Some(lora) = &self.lora {
-            let blocks = 0..self.architecture.layers;
+            let blocks = 0..self.architecture.blocks.len();
             buckets
                 .extend(blocks.map(|block| bucket(Part::Adapter(block), &lora.parameters(&self.architecture, block))));
         }

@@ -65,7 +65,7 @@ impl StepTime {
             ..Self::default()
         };
         for shape in micro_batches {
-            time.compute += Costs::of(job, hardware, shape).all(job.architecture.layers);
+            time.compute += Costs::of(job, hardware, shape).all(job.architecture.blocks.len());
         }
         let ready = ready_times(job, hardware, micro_batches, time.compute);
         let mut stream_free: f64 = 0.0;
@@ -95,7 +95,7 @@ impl StepTime {
 /// costs less than this; and so does the last block, whose MLP is computed for the rows that are read only.
 pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
     let Flops { block, block_backward, head, head_backward } = Flops::of(job, shape);
-    job.architecture.layers as f64 * (block + block_backward) + head + head_backward
+    job.architecture.blocks.len() as f64 * (block + block_backward) + head + head_backward
 }
 
 /// FLOPs of both passes.
@@ -109,16 +109,17 @@ struct Flops {
 impl Flops {
     fn of(job: &Job, shape: &Shape) -> Self {
         let a = &job.architecture;
-        let linear = 2.0 * job.backbone() as f64 / a.layers as f64 * shape.tokens as f64;
+        let linear = 2.0 * job.backbone() as f64 / a.blocks.len() as f64 * shape.tokens as f64;
         // Query times key and weight times value: two products of E for each head and visible pair.
-        let attention = 4.0 * (a.heads * a.head_width) as f64 * shape.visible as f64;
+        let heads = a.blocks[0].heads;
+        let attention = 4.0 * (heads.query * heads.width) as f64 * shape.visible as f64;
         let head = if job.policy { 2.0 * (a.vocabulary * a.width) as f64 * shape.answers as f64 } else { 0.0 };
         // A backward pass has two products for one; of a frozen weight only that for the input's gradient.
         let backward = if job.lora.is_some() { 1.0 } else { 2.0 };
         let of_adapters = |bucket: &Bucket| matches!(bucket.part, Part::Adapter(_));
         let buckets = job.buckets();
         let adapters = buckets.iter().filter(|bucket| of_adapters(bucket)).map(|bucket| bucket.elements).sum::<usize>();
-        let adapters = 2.0 * adapters as f64 / a.layers as f64 * shape.tokens as f64;
+        let adapters = 2.0 * adapters as f64 / a.blocks.len() as f64 * shape.tokens as f64;
         Self {
             block: linear + attention + adapters,
             block_backward: backward * linear + 2.0 * (attention + adapters),
@@ -158,7 +159,7 @@ impl Costs {
 fn ready_times(job: &Job, hardware: &Hardware, micro_batches: &[Shape], end: f64) -> Vec<f64> {
     let last = micro_batches.last().copied().unwrap_or_default();
     let block = Costs::of(job, hardware, &last).block_backward;
-    let layers = job.architecture.layers as f64;
+    let layers = job.architecture.blocks.len() as f64;
     let ready = |bucket: &Bucket| match bucket.part {
         Part::Embedding => end,
         Part::Block(index) | Part::Adapter(index) => end - index as f64 * block,

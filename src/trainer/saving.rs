@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use super::replicas::Hashes;
-use crate::checkpoint::{self, AdapterOf, Best, Snapshot, TrainState};
+use crate::checkpoint::{self, AdapterOf, Best, ChatTemplates, Planned, SelfTest, Snapshot, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Config, Difference, listed};
 use crate::engine::Engine;
@@ -13,12 +13,14 @@ use crate::metrics::{EvaluationMetrics, Sink};
 use crate::model::adapter::Origin;
 use crate::model::segment::Parameter;
 use crate::safetensors_io::{Entry, Mapped};
+use crate::scoring::score_pairs;
 use crate::sharding::{Shares, State};
+use crate::statistics::Spread;
 use crate::tensor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Kind, Tensor};
-use tracing::{info, trace_span};
+use tracing::{info, trace_span, warn};
 use xxhash_rust::xxh3::Xxh3;
 
 /// What rank 0 needs to write checkpoints.
@@ -31,6 +33,10 @@ pub struct Saving {
     pub model_files: Option<UnfinishedFolder>,
     /// A token that occurs in no sequence.
     pub pad_token: u32,
+    /// The chat templates of what is saved.
+    pub templates: ChatTemplates,
+    /// Conversations that what is saved can be checked by.
+    pub self_test: Planned,
 }
 
 impl Trainer<'_> {
@@ -39,6 +45,7 @@ impl Trainer<'_> {
         let Some(saving) = self.saving.take() else { return Ok(()) };
         let _span = trace_span!("save").entered();
         check_replicas(&self.engine, self.state.step, self.comm)?;
+        let self_test = self.self_test(&saving.self_test, dev.as_ref().and_then(|evaluation| evaluation.rewards))?;
         if let Some(evaluation) = dev {
             let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
             let loss = &self.config.loss;
@@ -58,7 +65,7 @@ impl Trainer<'_> {
         let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
         let written = if self.comm.rank() == 0 {
             let _work = self.comm.at_work(format!("saving step {}", self.state.step));
-            let written = self.write_checkpoint(&saving, &shares);
+            let written = self.write_checkpoint(&saving, &shares, self_test);
             shares.done().and(written)
         } else {
             shares.serve()
@@ -67,7 +74,34 @@ impl Trainer<'_> {
         self.comm.agree(written)
     }
 
-    fn write_checkpoint(&self, saving: &Saving, shares: &Shares) -> Result<()> {
+    /// Rewards of the fixed conversations under the weights as they stand; none where one is not finite, which is no reason
+    /// to lose a checkpoint. Every rank computes a part; nothing that training reads is changed.
+    fn self_test(&self, planned: &Planned, dev_rewards: Option<Spread>) -> Result<Option<SelfTest>> {
+        let precision = match self.engine.model.kind {
+            Kind::BFloat16 => "bf16",
+            Kind::Half => "f16",
+            _ => "f32",
+        };
+        let Some(data) = self.comm.agree(planned.data())? else {
+            return Ok(Some(planned.rewarded(&[], precision, dev_rewards)));
+        };
+        let budget = self.config.train.tokens_per_micro_batch;
+        let all: Vec<usize> = (0..data.len()).collect();
+        match score_pairs(&self.engine, (&data, &all), self.comm, budget, false, "self-test") {
+            Ok(scores) => {
+                let rewards: Vec<f64> = scores.iter().map(|scores| scores.rewards[0]).collect();
+                Ok(Some(planned.rewarded(&rewards, precision, dev_rewards)))
+            }
+            Err(error) => {
+                if self.comm.rank() == 0 {
+                    warn!("the checkpoint has no {}: {error}", checkpoint::SELF_TEST);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn write_checkpoint(&self, saving: &Saving, shares: &Shares, self_test: Option<SelfTest>) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
         let architecture = &model.architecture;
@@ -82,6 +116,8 @@ impl Trainer<'_> {
             moments: Vec::new(),
             architecture: architecture.names.reward_model,
             pad_token_id: saving.pad_token,
+            templates: &saving.templates,
+            self_test,
             state: &self.state,
             config: self.config,
         };

@@ -76,11 +76,11 @@ fn a_memory_that_cannot_be_meant_is_refused_by_name() {
     workspace.train(1, &[&RUN[..], &["train.steps=1"]].concat()).succeeded();
     copy(&workspace, "run/step-1", "copied", "");
     let whole: Value = serde_json::from_slice(&workspace.read("copied/haf_dist.json")).unwrap();
-    let keys = ["template", "max_length", "max_prompt_length", "truncation", "reward_at", "dtype"];
+    let keys = ["template", "max_length", "max_prompt_length", "truncation", "reward_at", "dtype", "chat_template"];
     assert_eq!(
         whole,
         json!({"template": "hh", "max_length": 32, "max_prompt_length": 16, "truncation": "cut", "reward_at": "eos",
-               "dtype": "f32"})
+               "dtype": "f32", "chat_template": "written"})
     );
     assert!(whole.as_object().unwrap().keys().eq(keys));
     for (key, value, says) in [

@@ -50,8 +50,8 @@ const POLICY: [&str; 4] = ["reward_chosen", "reward_rejected", "logp_chosen", "l
 fn a_checkpoint_is_pefts_folder_without_the_base_and_resumes_bit_for_bit() {
     for ranks in [1, 2] {
         let (whole, resumed) = (trained(ranks), trained(ranks));
-        let mut expected = vec!["adapter_config.json", "adapter_model.safetensors", "haf_dist.json", "tokenizer.json"];
-        expected.extend(["tokenizer_config.json", "trainer"]);
+        let mut expected = vec!["adapter_config.json", "adapter_model.safetensors", "haf_dist.json", "self-test.json"];
+        expected.extend(["tokenizer.json", "tokenizer_config.json", "trainer"]);
         assert_eq!(names(&whole, "run/step-6"), expected);
         let config: Value = serde_json::from_slice(&whole.read("run/step-6/adapter_config.json")).unwrap();
         for (key, value) in [
@@ -133,8 +133,8 @@ fn a_run_can_start_from_an_adapter_and_still_compares_with_the_base() {
 fn a_merged_export_keeps_the_head_and_scores_as_the_adapter_does() {
     let workspace = trained(1);
     workspace.run(1, &["export", "--merge", "run/step-6", "merged"]).succeeded();
-    let expected = ["config.json", "haf_dist.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    assert_eq!(names(&workspace, "merged"), expected);
+    let model = ["config.json", "haf_dist.json", "model.safetensors", "self-test.json"];
+    assert_eq!(names(&workspace, "merged"), [&model[..], &["tokenizer.json", "tokenizer_config.json"]].concat());
     assert_close(&scores(&workspace, "merged", &[]), &scores(&workspace, "run/step-6", &[]), &POLICY, 1e-5);
 
     let read = |folder: &str, file: &str, name: &str| -> Tensor {

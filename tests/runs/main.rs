@@ -28,3 +28,4 @@ mod tracing;
 mod training;
 mod unheard;
 mod useless;
+mod verifying;

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::data::prepared::PreparedData;
 use crate::error::Result;
 use crate::machine::Machine;
-use crate::model::config::Architecture;
+use crate::model::architecture::Architecture;
 use crate::plan::Job;
 use crate::plan::hardware;
 use crate::plan::memory::Memory;

@@ -3,7 +3,7 @@
 //! Not here: the frequencies that follow from them (`model/rope.rs`).
 
 use super::keys::Keys;
-use super::{Rope, RopeScaling};
+use super::{Rope, RopeScaling, Rotation};
 use crate::error::{Error, Result};
 
 /// What a family's rotary keys are called outside `rope_parameters`, and what they are where they are missing.
@@ -18,11 +18,11 @@ impl RopeKeys {
     /// Whole heads, under the usual key.
     pub const WHOLE_HEADS: Self = Self { theta: "rope_theta", share: None };
 
-    /// The rotary embedding, and how many columns of a head are rotated.
+    /// The rotary embedding of heads of that width.
     ///
     /// # Errors
     /// A scaling that is not known, or an impossible value.
-    pub fn read(&self, keys: &Keys, head_width: usize) -> Result<(Rope, usize)> {
+    pub fn read(&self, keys: &Keys, head_width: usize) -> Result<Rotation> {
         // With both, as in Transformers, the older one counts.
         let inner = match keys.object("rope_scaling")? {
             Some(found) => Some(found),
@@ -37,7 +37,8 @@ impl RopeKeys {
         let scaling = inner.as_ref().map_or(Ok(RopeScaling::None), |inner| {
             scaling(inner, keys).map_err(|error| error.at("rotary positions"))
         })?;
-        Ok((Rope { theta, scaling }, self.rotated_width(keys, inner.as_ref(), head_width)?))
+        let width = self.rotated_width(keys, inner.as_ref(), head_width)?;
+        Ok(Rotation { rope: Rope { theta, scaling }, width })
     }
 
     fn rotated_width(&self, keys: &Keys, inner: Option<&Keys>, head_width: usize) -> Result<usize> {

@@ -1,23 +1,23 @@
 //! How a prompt and an answer become text: the model folder's chat template, or a named plain one.
 //!
-//! Not here: tokens, the turn's end and truncation; those are `tokenize.rs`.
+//! Not here: Jinja itself (`jinja/`); tokens, the turn's end and truncation (`tokenize.rs`).
+
+pub mod jinja;
 
 use crate::config::TemplateKind;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result, file_error};
 use crate::files;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{Environment, ErrorKind, context};
+use jinja::Program;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-const NAME: &str = "chat_template";
 /// The file that keeps the original of a chat template that an export has changed.
-pub const ORIGINAL: &str = "chat_template.original.jinja";
+pub const ORIGINAL: &str = "additional_chat_templates/original.jinja";
 /// How a template that an export has changed begins.
 pub const MARK: &str =
-    "{#- haf-dist: ends at the EOS of a final assistant turn; before: chat_template.original.jinja -#}";
+    "{#- haf-dist: ends at the EOS of a final assistant turn; as it was: the template `original` -#}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
 const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
@@ -34,12 +34,10 @@ pub struct Template {
 
 /// A compiled chat template.
 struct Chat {
-    environment: Environment<'static>,
+    program: Program,
     /// As its file has it.
     text: String,
-    source: String,
-    /// The special tokens by role.
-    variables: BTreeMap<String, Value>,
+    special_tokens: SpecialTokens,
     /// What follows the answer at the end of a conversation.
     tail: String,
 }
@@ -52,11 +50,11 @@ impl Template {
     /// # Errors
     /// A missing or broken chat template, or broken JSON.
     pub fn open(kind: TemplateKind, model_dir: &Path) -> Result<Self> {
-        let config = json(&model_dir.join("tokenizer_config.json"))?;
+        let config = read_json(&model_dir.join("tokenizer_config.json"))?;
         let mut special_tokens = SpecialTokens::new();
-        for file in [&json(&model_dir.join("special_tokens_map.json"))?, &config] {
+        for file in [&read_json(&model_dir.join("special_tokens_map.json"))?, &config] {
             let keys = file.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("_token"));
-            let text = |value: &serde_json::Value| Some(value.get("content").unwrap_or(value).as_str()?.to_owned());
+            let text = |value: &Value| Some(value.get("content").unwrap_or(value).as_str()?.to_owned());
             special_tokens.extend(keys.filter_map(|(key, value)| Some((key.clone(), text(value)?))));
         }
         let chat = match kind {
@@ -73,7 +71,7 @@ impl Template {
 
     /// Everything that the rendered text depends on besides the pair.
     pub fn source(&self) -> String {
-        let chat = self.chat.as_ref().map(|chat| &chat.source);
+        let chat = self.chat_source();
         format!("{:?} {:?} {:?}", self.kind, self.special_tokens, chat)
     }
 
@@ -96,9 +94,14 @@ impl Template {
         self.chat.as_ref().map_or("", |chat| &chat.tail)
     }
 
+    /// Whether the template marks the assistant's tokens with `{% generation %}`.
+    pub fn marks_generation(&self) -> bool {
+        self.chat.as_ref().is_some_and(|chat| chat.program.has_generation())
+    }
+
     /// Whether a chat template has a word in it; plain ones refuse what they cannot write.
     pub fn names(&self, word: &str) -> bool {
-        self.chat.as_ref().is_none_or(|chat| chat.source.contains(word))
+        self.chat.as_ref().is_none_or(|chat| chat.text.contains(word))
     }
 
     /// Whether the template writes the BOS token itself; the tokenizer must then not add another.
@@ -164,31 +167,18 @@ impl Template {
 }
 
 impl Chat {
-    fn open(model_dir: &Path, config: &serde_json::Value, special_tokens: &SpecialTokens) -> Result<Self> {
+    fn open(model_dir: &Path, config: &Value, special_tokens: &SpecialTokens) -> Result<Self> {
         let (path, text) = chat_template(model_dir, config)?;
         Self::of_text(text, &path, special_tokens)
     }
 
     /// A template's text, from the file `path`.
     fn of_text(text: String, path: &str, special_tokens: &SpecialTokens) -> Result<Self> {
-        let source = without_generation_tags(&text);
-        let mut environment = Environment::new();
-        // As Transformers sets Jinja up.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| Error::runtime(format!("template syntax: {error}")))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, source.clone()).map_err(|error| {
-            Error::input(format!("{path}: the chat template is broken: {error}"))
+        let program = Program::parse(&text).map_err(|fault| {
+            Error::input(format!("{path}: the chat template is broken: {fault}"))
                 .hint(format!("mend it, {OTHER_TEMPLATES}"))
         })?;
-        let variables: BTreeMap<_, _> =
-            special_tokens.iter().map(|(key, text)| (key.clone(), Value::from(text.clone()))).collect();
-        let mut chat = Self { environment, text, source, variables, tail: String::new() };
+        let mut chat = Self { program, text, special_tokens: special_tokens.clone(), tail: String::new() };
 
         let probe = [Message::new("user", "Hi."), Message::answer(SENTINEL)];
         let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(path))?;
@@ -201,34 +191,69 @@ impl Chat {
     }
 
     fn render(&self, messages: &[Message], inputs: &TemplateInputs, add_generation_prompt: bool) -> Result<String> {
-        let messages: Vec<Value> = messages.iter().map(|message| Value::from(Serde(message))).collect();
-        // Transformers always passes tools and documents; templates ask whether they are none.
-        // A row's arguments come before the special tokens of the same name.
-        let mut variables = self.variables.clone();
-        variables.extend(inputs.arguments.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
-        let context = context! {
-            messages,
-            add_generation_prompt,
-            tools => Serde(&inputs.tools),
-            documents => Serde(&inputs.documents),
-            ..Value::from_pairs(variables)
-        };
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(context));
-        rendered.map_err(|error| {
-            Error::input(format!("the chat template cannot render this conversation: {error}"))
-                .hint("are its roles the ones the template knows, in the order it wants?")
+        let variables = variables(messages, inputs, &self.special_tokens, add_generation_prompt);
+        self.program.render(&variables).map_err(|fault| {
+            Error::input(format!("the chat template cannot render this conversation: {fault}")).hint(
+                match fault.bound {
+                    true => "no known template needs that much: look at the template, it may be broken or hostile",
+                    false => "are its roles the ones the template knows, in the order it wants?",
+                },
+            )
         })
     }
 }
 
+/// What a chat template is given, under the names of Transformers' `apply_chat_template`.
+pub fn variables(
+    messages: &[Message],
+    inputs: &TemplateInputs,
+    special_tokens: &SpecialTokens,
+    add_generation_prompt: bool,
+) -> Map<String, Value> {
+    let TemplateInputs { tools, documents, arguments } = inputs;
+    // A row's arguments come before the special tokens of the same name, and after what is always given.
+    let mut variables: Map<String, Value> =
+        special_tokens.iter().map(|(key, token)| (key.clone(), json!(token))).collect();
+    variables.extend(arguments.clone());
+    // Transformers always passes tools and documents; templates ask whether they are none.
+    let given = [
+        ("messages", messages.iter().map(as_passed).collect()),
+        ("add_generation_prompt", json!(add_generation_prompt)),
+        ("tools", json!(tools)),
+        ("documents", json!(documents)),
+    ];
+    variables.extend(given.map(|(name, value)| (name.to_owned(), value)));
+    variables
+}
+
+/// A message as Transformers 5.24 passes it to a template: without the keys that are null, and with its reasoning under
+/// both names that templates read.
+fn as_passed(message: &Message) -> Value {
+    let found = |name: &&str| message.more.get(*name).filter(|value| !value.is_null());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(found);
+    let mut passed = Map::new();
+    if let Some(reasoning) = reasoning {
+        passed.insert("thinking".into(), reasoning.clone());
+    }
+    passed.insert("role".into(), json!(message.role));
+    passed.extend(message.content.as_ref().map(|content| ("content".into(), json!(content))));
+    let more = message.more.iter().filter(|(_, value)| !value.is_null());
+    passed.extend(more.map(|(key, value)| (key.clone(), value.clone())));
+    if let Some(reasoning) = reasoning {
+        passed.insert("reasoning_content".into(), reasoning.clone());
+    }
+    Value::Object(passed)
+}
+
 /// Refuses what only a chat template can write.
 fn plain_enough(inputs: &TemplateInputs, messages: &[Message]) -> Result<()> {
-    let key = messages.iter().find_map(|message| message.more.keys().next());
-    let beside = [("tools", inputs.tools.is_some()), ("documents", inputs.documents.is_some())];
-    let beside = beside.into_iter().find_map(|(name, given)| given.then_some(name));
-    let argument = (!inputs.arguments.is_empty()).then_some("chat_template_kwargs");
-    match key.map(String::as_str).or(beside).or(argument) {
-        Some(what) => Err(Error::input(format!("the row has `{what}`, which only a chat template can write"))
+    let named = |name: &str| format!("`{name}`");
+    let key = messages.iter().find_map(|message| message.more.keys().next()).map(|key| named(key));
+    let lists = [("tools", inputs.tools.is_some()), ("documents", inputs.documents.is_some())];
+    let list = lists.into_iter().find_map(|(name, given)| given.then(|| named(name)));
+    let argument = inputs.arguments.keys().next().map(|name| format!("`{name}` in its `chat_template_kwargs`"));
+    match key.or(list).or(argument) {
+        Some(what) => Err(Error::input(format!("the row has {what}, which only a chat template can write"))
             .hint("use template = \"chat\", or leave the row out")),
         None => Ok(()),
     }
@@ -243,17 +268,17 @@ fn messages(prompt: &Prompt) -> Vec<Message> {
 }
 
 /// A JSON file's value; null where there is no such file.
-fn json(path: &Path) -> Result<serde_json::Value> {
+fn read_json(path: &Path) -> Result<Value> {
     match files::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map_err(|error| Error::input(format!("{}: broken JSON: {error}", path.display())).hint("fetch it again")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(serde_json::Value::Null),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(error) => Err(file_error(path, "read", &error)),
     }
 }
 
 /// The chat template's text and the file that holds it.
-fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String, String)> {
+fn chat_template(model_dir: &Path, config: &Value) -> Result<(String, String)> {
     let path = model_dir.join("chat_template.jinja");
     match files::read_to_string(&path) {
         // What an export has changed is read as it was: that is what the model was trained with.
@@ -268,7 +293,7 @@ fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String
     }
     let path = model_dir.join("tokenizer_config.json").display().to_string();
     let source = match &config["chat_template"] {
-        serde_json::Value::Array(named) => named
+        Value::Array(named) => named
             .iter()
             .find(|template| template["name"] == "default")
             .and_then(|template| template["template"].as_str()),
@@ -283,80 +308,4 @@ fn chat_template(model_dir: &Path, config: &serde_json::Value) -> Result<(String
         ))
         .hint("a base model has none: name the template \"instruct\", \"hh\" or \"plain\" instead of \"chat\"")),
     }
-}
-
-/// Transformers' own `{% generation %}` marks the assistant's tokens and writes nothing: to Jinja it is `if true`.
-fn without_generation_tags(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (before, tag) = rest[..start + length].split_at(start);
-        let tag = match tag[2..].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => tag.replace("generation", "if true"),
-            "endgeneration" => tag.replace("endgeneration", "endif"),
-            _ => tag.to_owned(),
-        };
-        text.extend([before, &tag]);
-        rest = &rest[start + length..];
-    }
-    text + rest
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False)`: Jinja's own filter escapes for HTML, which is undone here.
-fn to_json(value: &Value, options: Kwargs) -> std::result::Result<Value, minijinja::Error> {
-    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=True) is not supported"));
-    }
-    let escaped = minijinja::filters::tojson(value, None, options)?.to_string();
-    let mut text = String::with_capacity(escaped.len());
-    let mut rest = &escaped[..];
-    while let Some(start) = rest.find('\\') {
-        let html = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
-        text.push_str(&rest[..start]);
-        rest = &rest[start..];
-        if let Some((code, character)) = html.into_iter().find(|(code, _)| rest.starts_with(code)) {
-            text.push(character);
-            rest = &rest[code.len()..];
-        } else {
-            // A backslash and the ASCII character it escapes, which may be a backslash.
-            text.push_str(&rest[..2]);
-            rest = &rest[2..];
-        }
-    }
-    Ok(Value::from_safe_string(text + rest))
-}
-
-/// A clock that stands still: a run resumed, cached or scored on another day must see the same tokens. The day is the
-/// one Llama 3's templates fall back to where there is no clock: Friday, 26 July 2024, midnight.
-fn strftime_now(format: &str) -> std::result::Result<String, minijinja::Error> {
-    let mut text = String::new();
-    let mut characters = format.chars();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            text.push(character);
-            continue;
-        }
-        text.push_str(match characters.next() {
-            Some('d') => "26",
-            Some('j') => "208",
-            Some('a') => "Fri",
-            Some('A') => "Friday",
-            Some('b') => "Jul",
-            Some('B') => "July",
-            Some('m') => "07",
-            Some('y') => "24",
-            Some('Y') => "2024",
-            Some('H' | 'M' | 'S') => "00",
-            Some('I') => "12",
-            Some('p') => "AM",
-            Some('%') => "%",
-            other => {
-                let code = other.map(String::from).unwrap_or_default();
-                let message = format!("strftime_now does not know %{code}");
-                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
-            }
-        });
-    }
-    Ok(text)
 }

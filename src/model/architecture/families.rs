@@ -5,11 +5,14 @@
 
 use super::keys::Keys;
 use super::rope::RopeKeys;
-use super::{Architecture, Biases, Names, Residual};
+use super::{
+    Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, QueryKeyNorm, Residual,
+    StoredHeads,
+};
 use crate::error::{Error, Result};
 use crate::model::norm::NormKind;
-use crate::ops::Activation;
-use crate::packing::AttentionRules;
+use crate::ops::{Activation, MlpKind};
+use crate::packing::{AttentionRules, HeadCounts};
 
 /// Reads the keys of one family.
 type Family = fn(&Keys) -> Result<Architecture>;
@@ -34,14 +37,17 @@ const LLAMA: Names = Names {
     embedding: "model.embed_tokens",
     block: "model.layers.",
     input_norm: "input_layernorm",
-    query_key_value: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-    head_norms: None,
+    query_key_value: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    stacked_query_key_value: "self_attn.qkv_proj",
+    query_key_norms: ["self_attn.q_norm", "self_attn.k_norm"],
     attention_output: "self_attn.o_proj",
-    post_attention_norm: None,
-    mlp_norm: Some("post_attention_layernorm"),
-    up: &["mlp.gate_proj", "mlp.up_proj"],
+    post_attention_norm: "post_attention_layernorm",
+    mlp_norm: "post_attention_layernorm",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    stacked_gate_up: "mlp.gate_up_proj",
     down: "mlp.down_proj",
-    post_mlp_norm: None,
+    post_mlp_norm: "post_feedforward_layernorm",
     norm: "model.norm",
     head: &["lm_head"],
 };
@@ -82,52 +88,79 @@ fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Res
     if head_width % 2 != 0 {
         return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
     }
-    let (rope, rotated_width) = rope.read(keys, head_width)?;
+    let rotation = rope.read(keys, head_width)?;
     let layers = keys.size("num_hidden_layers")?;
     if layers > MOST_LAYERS {
         return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
     }
+    let activation = keys.activation("hidden_act", Activation::Silu)?;
+    let block = BlockDescription {
+        heads: HeadCounts { query: heads, key: kv_heads, width: head_width },
+        rules: AttentionRules::plain(head_width),
+        rotation: Some(0),
+        query_key_norm: None,
+        biases: AttentionBiases::default(),
+        stored: StoredHeads::Apart,
+        mlp: Mlp {
+            width: keys.size("intermediate_size")?,
+            kind: MlpKind { activation, gated: true },
+            stacked: false,
+            biases: false,
+        },
+        norms: BlockNorms {
+            before_attention: true,
+            after_attention: false,
+            before_mlp: BeforeMlp::Own,
+            after_mlp: false,
+        },
+        residual: Residual::Sequential,
+        residual_scale: None,
+    };
     Ok(Architecture {
         vocabulary: keys.size("vocab_size")?,
         width,
-        mlp_width: keys.size("intermediate_size")?,
-        layers,
-        heads,
-        kv_heads,
-        head_width,
         max_positions: keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions),
         norm: NormKind::RootMeanSquare,
         norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?,
-        residual: Residual::Sequential,
-        activation: keys.activation("hidden_act", Activation::Silu)?,
-        gated: true,
-        rope,
-        rotated_width,
-        attention: vec![AttentionRules::plain(head_width); layers],
-        head_by_head: false,
-        biases: Biases::default(),
+        blocks: vec![block; layers],
+        rotations: vec![rotation],
         embedding_scale: None,
+        logit_scale: None,
         logit_cap: None,
         tied: keys.flag_or("tie_word_embeddings", defaults.tied)?,
+        head_bias: false,
         names,
     })
 }
 
-/// Llama 1 to 3, and what has its form (SmolLM2).
-fn llama(keys: &Keys) -> Result<Architecture> {
-    let attention = keys.flag_or("attention_bias", false)?;
-    let mlp = keys.flag_or("mlp_bias", false)?;
-    let biases = Biases { query_key_value: attention, attention_output: attention, mlp, head: false };
-    Ok(Architecture { biases, ..common(keys, LLAMA, RopeKeys::WHOLE_HEADS, &DEFAULTS)? })
+/// The model with each of its blocks changed so.
+fn each_block(mut model: Architecture, change: impl Fn(&mut BlockDescription)) -> Architecture {
+    model.blocks.iter_mut().for_each(change);
+    model
 }
 
-/// Mistral: a sliding window (arXiv 2310.06825), in files that still name one.
+/// Biases of all of attention's linear maps, where `attention_bias` says so.
+fn attention_biases(keys: &Keys, default: bool) -> Result<AttentionBiases> {
+    let are_there = keys.flag_or("attention_bias", default)?;
+    Ok(AttentionBiases { query_key_value: are_there, output: are_there })
+}
+
+/// Llama 1 to 3, and what has its form (SmolLM2).
+fn llama(keys: &Keys) -> Result<Architecture> {
+    let (attention, mlp) = (attention_biases(keys, false)?, keys.flag_or("mlp_bias", false)?);
+    Ok(each_block(common(keys, LLAMA, RopeKeys::WHOLE_HEADS, &DEFAULTS)?, |block| {
+        (block.biases, block.mlp.biases) = (attention, mlp);
+    }))
+}
+
+/// Mistral: a sliding window (arXiv 2310.06825), in files that still name one; Ministral, in whose files `layer_types`
+/// says which blocks have it.
 fn mistral(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "MistralForSequenceClassification", ..LLAMA };
     let model =
         common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { kv_heads: Some(8), positions: 131_072, ..DEFAULTS })?;
     let window = keys.length_if_any("sliding_window", Some(4096))?;
-    Ok(with_windows(model, |_| window))
+    alternating(keys, model, window, |_| true)
 }
 
 /// Qwen 2 and 2.5: biases of queries, keys and values (arXiv 2407.10671).
@@ -135,19 +168,19 @@ fn qwen2(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Qwen2ForSequenceClassification", ..LLAMA };
     let model =
         common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { kv_heads: Some(32), positions: 32_768, ..DEFAULTS })?;
-    let biases = Biases { query_key_value: true, ..model.biases };
-    windows_of_qwen(keys, Architecture { biases, ..model })
+    windows_of_qwen(keys, each_block(model, |block| block.biases.query_key_value = true))
 }
 
 /// Qwen 3: a norm of every head of queries and keys in place of the biases (arXiv 2505.09388).
 fn qwen3(keys: &Keys) -> Result<Architecture> {
-    let head_norms = Some(["self_attn.q_norm", "self_attn.k_norm"]);
-    let names = Names { reward_model: "Qwen3ForSequenceClassification", head_norms, ..LLAMA };
+    let names = Names { reward_model: "Qwen3ForSequenceClassification", ..LLAMA };
     let defaults = Defaults { kv_heads: Some(32), head_width: Some(128), positions: 32_768, ..DEFAULTS };
     let model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults)?;
-    let attention = keys.flag_or("attention_bias", false)?;
-    let biases = Biases { query_key_value: attention, attention_output: attention, ..model.biases };
-    windows_of_qwen(keys, Architecture { biases, ..model })
+    let biases = attention_biases(keys, false)?;
+    let model = each_block(model, |block| {
+        (block.query_key_norm, block.biases) = (Some(QueryKeyNorm::PerHead), biases);
+    });
+    windows_of_qwen(keys, model)
 }
 
 /// Off unless `use_sliding_window` says otherwise; then the upper blocks have it.
@@ -164,8 +197,7 @@ fn phi(keys: &Keys) -> Result<Architecture> {
     let names = Names {
         reward_model: "PhiForSequenceClassification",
         attention_output: "self_attn.dense",
-        mlp_norm: None,
-        up: &["mlp.fc1"],
+        up: "mlp.fc1",
         down: "mlp.fc2",
         norm: "model.final_layernorm",
         ..LLAMA
@@ -174,45 +206,46 @@ fn phi(keys: &Keys) -> Result<Architecture> {
     refuse(keys, "tie_word_embeddings", "Phi without a language-model head of its own")?;
     let rope = RopeKeys { share: Some(("partial_rotary_factor", 0.5)), ..RopeKeys::WHOLE_HEADS };
     let model = plain_mlp(keys, names, rope, Activation::GeluTanh)?;
-    let biases = Biases { query_key_value: true, attention_output: true, mlp: true, head: true };
-    Ok(Architecture { biases, residual: Residual::Parallel, ..model })
+    let model = each_block(model, |block| {
+        block.biases = AttentionBiases { query_key_value: true, output: true };
+        block.norms.before_mlp = BeforeMlp::Shared;
+        block.residual = Residual::Parallel;
+    });
+    Ok(Architecture { head_bias: true, ..model })
 }
 
 /// Phi-3: Llama with fewer, larger matrices, and a sliding window.
 fn phi3(keys: &Keys) -> Result<Architecture> {
-    let names = Names {
-        reward_model: "Phi3ForSequenceClassification",
-        query_key_value: &["self_attn.qkv_proj"],
-        up: &["mlp.gate_up_proj"],
-        ..LLAMA
-    };
+    let names = Names { reward_model: "Phi3ForSequenceClassification", ..LLAMA };
     let rope = RopeKeys { share: Some(("partial_rotary_factor", 1.0)), ..RopeKeys::WHOLE_HEADS };
     let model = common(keys, names, rope, &Defaults { positions: 4096, epsilon: 1e-5, ..DEFAULTS })?;
     let window = keys.length_if_any("sliding_window", None)?;
-    Ok(with_windows(model, |_| window))
+    Ok(each_block(model, |block| {
+        (block.stored, block.mlp.stacked) = (StoredHeads::Stacked, true);
+        block.rules.window = window;
+    }))
 }
 
 /// Gemma 2 (arXiv 2408.00118): norms before and after each half of a block, their weights counted from 1; scaled
 /// embeddings; capped scores and logits; every other block with a sliding window.
 fn gemma2(keys: &Keys) -> Result<Architecture> {
-    let names = Names {
-        reward_model: "Gemma2ForSequenceClassification",
-        post_attention_norm: Some("post_attention_layernorm"),
-        mlp_norm: Some("pre_feedforward_layernorm"),
-        post_mlp_norm: Some("post_feedforward_layernorm"),
-        ..LLAMA
-    };
+    let names =
+        Names { reward_model: "Gemma2ForSequenceClassification", mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
     refuse(keys, "use_bidirectional_attention", "Gemma 2 whose tokens see those after them")?;
     let defaults = Defaults { kv_heads: Some(4), head_width: Some(256), positions: 8192, tied: true, ..DEFAULTS };
-    let mut model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults)?;
-    let attention = keys.flag_or("attention_bias", false)?;
+    let model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults)?;
+    let biases = attention_biases(keys, false)?;
     let scale = 1.0 / keys.number_or("query_pre_attn_scalar", 256.0)?.sqrt();
     let soft_cap = keys.number_if_any("attn_logit_softcapping", Some(50.0))?;
-    model.attention.fill(AttentionRules { scale, window: None, soft_cap });
+    let activation = keys.activation("hidden_activation", Activation::GeluTanh)?;
+    let model = each_block(model, |block| {
+        block.rules = AttentionRules { scale, window: None, soft_cap };
+        block.biases = biases;
+        (block.norms.after_attention, block.norms.after_mlp) = (true, true);
+        block.mlp.kind.activation = activation;
+    });
     let model = Architecture {
         norm: NormKind::RootMeanSquarePlusOne,
-        activation: keys.activation("hidden_activation", Activation::GeluTanh)?,
-        biases: Biases { query_key_value: attention, attention_output: attention, ..model.biases },
         embedding_scale: Some((model.width as f64).sqrt()),
         logit_cap: keys.number_if_any("final_logit_softcapping", Some(30.0))?,
         ..model
@@ -228,9 +261,9 @@ fn gpt_neox(keys: &Keys) -> Result<Architecture> {
         reward_model: "GPTNeoXForSequenceClassification",
         embedding: "gpt_neox.embed_in",
         block: "gpt_neox.layers.",
-        query_key_value: &["attention.query_key_value"],
+        stacked_query_key_value: "attention.query_key_value",
         attention_output: "attention.dense",
-        up: &["mlp.dense_h_to_4h"],
+        up: "mlp.dense_h_to_4h",
         down: "mlp.dense_4h_to_h",
         norm: "gpt_neox.final_layer_norm",
         head: &["embed_out", "lm_head"],
@@ -238,31 +271,29 @@ fn gpt_neox(keys: &Keys) -> Result<Architecture> {
     };
     let rope = RopeKeys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)) };
     let model = plain_mlp(keys, names, rope, Activation::Gelu)?;
-    let attention = keys.flag_or("attention_bias", true)?;
+    let biases = attention_biases(keys, true)?;
     let parallel = keys.flag_or("use_parallel_residual", true)?;
-    Ok(Architecture {
-        biases: Biases { query_key_value: attention, attention_output: attention, mlp: true, head: false },
-        residual: if parallel { Residual::Parallel } else { Residual::Sequential },
-        head_by_head: true,
-        ..model
-    })
+    Ok(each_block(model, |block| {
+        block.biases = biases;
+        block.residual = if parallel { Residual::Parallel } else { Residual::Sequential };
+        block.stored = StoredHeads::HeadByHead;
+    }))
 }
 
-/// Layer norms and an MLP without a gate.
+/// Layer norms and an MLP without a gate, with biases.
 fn plain_mlp(keys: &Keys, names: Names, rope: RopeKeys, activation: Activation) -> Result<Architecture> {
-    Ok(Architecture {
-        norm: NormKind::Layer,
-        norm_epsilon: keys.number_or("layer_norm_eps", 1e-5)?,
-        activation: keys.activation("hidden_act", activation)?,
-        gated: false,
-        ..common(keys, names, rope, &DEFAULTS)?
-    })
+    let kind = MlpKind { activation: keys.activation("hidden_act", activation)?, gated: false };
+    let model = each_block(common(keys, names, rope, &DEFAULTS)?, |block| {
+        (block.mlp.kind, block.mlp.biases) = (kind, true);
+    });
+    let norm_epsilon = keys.number_or("layer_norm_eps", 1e-5)?;
+    Ok(Architecture { norm: NormKind::Layer, norm_epsilon, ..model })
 }
 
 /// Gives each block its window.
 fn with_windows(mut model: Architecture, window: impl Fn(usize) -> Option<usize>) -> Architecture {
-    for (block, rules) in model.attention.iter_mut().enumerate() {
-        rules.window = window(block);
+    for (number, block) in model.blocks.iter_mut().enumerate() {
+        block.rules.window = window(number);
     }
     model
 }
@@ -277,11 +308,11 @@ fn alternating(
     let Some(types) = keys.texts("layer_types")? else {
         return Ok(with_windows(model, |block| window.filter(|_| slides(block))));
     };
-    if types.len() != model.layers {
+    if types.len() != model.blocks.len() {
         return Err(Error::input(format!(
             "layer_types names {} blocks, but num_hidden_layers = {}",
             types.len(),
-            model.layers
+            model.blocks.len()
         )));
     }
     for kind in &types {

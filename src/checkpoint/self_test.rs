@@ -1,0 +1,289 @@
+//! `self-test.json` beside a model's weights: ten fixed conversations with the text, the tokens and the reward that they had
+//! when the model was saved, so that any program can show that it reads the model as it was trained.
+//!
+//! No data of the run is in it. Not here: computing rewards (`scoring.rs`) and comparing them (`commands/verify.rs`).
+
+use super::{read_json, to_json, write_text};
+use crate::config::RewardAt;
+use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::tokenize::{Encoder, OwnedPair};
+use crate::data::{AnswerSpan, Message};
+use crate::error::{Error, Result};
+use crate::statistics::Spread;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Its name, in a model's folder.
+pub const SELF_TEST: &str = "self-test.json";
+
+/// Version of the file's layout; another one is refused.
+const FORMAT: u32 = 1;
+
+/// How far apart two implementations may be, of the largest reward: measured 2e-6 in f32 and 3e-2 in bf16.
+const FINE: f64 = 1e-4;
+const COARSE: f64 = 0.1;
+/// Rewards this small are zero.
+const LEAST: f64 = 1e-6;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelfTest {
+    format: u32,
+    /// Version of haf-dist that wrote it.
+    haf_dist: String,
+    /// `data.reward_at` of the training: which token of a rendering is the last one here.
+    pub reward_at: RewardAt,
+    /// What the rewards were computed in: `f32`, `bf16` or `f16`.
+    pub precision: String,
+    /// Largest distance from a reward here, by the precision that it is computed in again.
+    pub tolerance: Tolerance,
+    /// Rewards on the run's dev pairs, chosen and rejected; `None` where they were not evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dev_rewards: Option<Spread>,
+    /// The conversations.
+    pub conversations: Vec<Case>,
+    /// Those that the model's template or length refuses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Distances in units of reward.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Tolerance {
+    /// In f32.
+    pub f32: f64,
+    /// In bf16 or f16.
+    pub bf16: f64,
+}
+
+/// One conversation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// What it is for.
+    pub name: String,
+    /// The turns; the last one is the answer.
+    pub messages: Vec<Message>,
+    /// Their text, up to the token at which the reward is read.
+    pub text: String,
+    /// The text's tokens.
+    pub tokens: Vec<u32>,
+    /// The reward at the last token.
+    #[serde(default)]
+    pub reward: f32,
+}
+
+/// A conversation that is not there, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// What it is for.
+    pub name: String,
+    /// What refuses it.
+    pub why: String,
+}
+
+/// The conversations of a model, before they have rewards.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    reward_at: RewardAt,
+    cases: Vec<Case>,
+    left_out: Vec<LeftOut>,
+}
+
+impl Planned {
+    /// The conversations as `encoder` reads them. One that the template refuses, or that is longer than training allows, is
+    /// left out by name.
+    pub fn of(encoder: &Encoder) -> Self {
+        let rules = encoder.rules();
+        let (mut cases, mut left_out) = (Vec::new(), Vec::new());
+        for (name, messages) in conversations() {
+            let read = encoder.conversation(&messages).map_err(|error| error.message);
+            let fits = read.and_then(|(text, tokens)| match tokens.len() <= rules.max_length {
+                true => Ok((text, tokens)),
+                false => Err(format!("{} tokens, max_length is {}", tokens.len(), rules.max_length)),
+            });
+            match fits {
+                Ok((text, tokens)) => cases.push(Case { name: name.into(), messages, text, tokens, reward: 0.0 }),
+                Err(why) => left_out.push(LeftOut { name: name.into(), why }),
+            }
+        }
+        Self { reward_at: rules.reward_at, cases, left_out }
+    }
+
+    /// The conversations as data to be scored; `None` where all are left out.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn data(&self) -> Result<Option<PreparedData>> {
+        data_of(self.cases.iter().map(|case| &case.tokens[..]))
+    }
+
+    /// The file of a model that gives the conversations these rewards, computed in `precision`.
+    pub fn rewarded(&self, rewards: &[f64], precision: &str, dev_rewards: Option<Spread>) -> SelfTest {
+        let cases = self.cases.iter().zip(rewards);
+        let largest = rewards.iter().fold(0.0f64, |largest, reward| largest.max(reward.abs()));
+        let within = |share: f64| (share * largest).max(LEAST);
+        let fine = if precision == "f32" { FINE } else { COARSE };
+        SelfTest {
+            format: FORMAT,
+            haf_dist: env!("CARGO_PKG_VERSION").into(),
+            reward_at: self.reward_at,
+            precision: precision.into(),
+            tolerance: Tolerance { f32: within(fine), bf16: within(COARSE) },
+            dev_rewards,
+            conversations: cases.map(|(case, reward)| Case { reward: *reward as f32, ..case.clone() }).collect(),
+            left_out: self.left_out.clone(),
+        }
+    }
+}
+
+impl SelfTest {
+    /// That of a folder; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`Error::input`] for a file of another format, or that something has changed.
+    pub fn read(folder: &Path) -> Result<Option<Self>> {
+        let path = folder.join(SELF_TEST);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let read: Self = read_json(&path).map_err(|error| error.hint("haf-dist writes it with a checkpoint"))?;
+        if read.format != FORMAT {
+            let message = format!("{}: format {} (this program reads {FORMAT})", path.display(), read.format);
+            return Err(Error::input(message).hint("use the version of haf-dist that wrote it"));
+        }
+        match read.conversations.iter().find(|case| case.tokens.is_empty() || case.messages.is_empty()) {
+            Some(case) => Err(Error::input(format!("{}: {:?} has no tokens", path.display(), case.name))
+                .hint("take the file as haf-dist wrote it")),
+            None => Ok(Some(read)),
+        }
+    }
+
+    /// Writes it into the folder of a model.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_text(&folder.join(SELF_TEST), &to_json(self)?)
+    }
+}
+
+/// Token sequences as data to be scored, each rewarded at its last token; `None` for no sequence.
+///
+/// # Errors
+/// No memory.
+pub fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<Option<PreparedData>> {
+    let single = |tokens: &[u32]| {
+        // Where prompt and answer meet is nothing to a reward; either has a token at least.
+        let prefix = tokens.len().saturating_sub(1);
+        let pair = OwnedPair {
+            tokens: tokens.to_vec(),
+            prefix,
+            chosen: tokens.len() - prefix,
+            rejected: 0,
+            spans: [AnswerSpan::to_end(prefix, tokens.len()), AnswerSpan::default()],
+            prompt_hash: 0,
+            prompt_cut: false,
+            answer_cut: false,
+            special_in_text: 0,
+        };
+        LabelledPair { pair, margin: 0.0, domain: "self-test".to_owned() }
+    };
+    let rows: Vec<_> = sequences.map(single).collect();
+    if rows.is_empty() { Ok(None) } else { PreparedData::from_pairs(rows).map(Some) }
+}
+
+/// The conversations, each with what it is for.
+fn conversations() -> Vec<(&'static str, Vec<Message>)> {
+    let system = |text: &str| Message::new("system", text);
+    let user = |text: &str| Message::new("user", text);
+    let answer = |text: &str| Message::answer(text);
+    let steps: Vec<String> = (1..=12).map(|step| format!("{step}. Walk {step} steps north, then turn.")).collect();
+    vec![
+        ("one question", vec![user("Name a fruit."), answer("A pear.")]),
+        ("a system message", vec![system("Answer in one word."), user("Name a fruit."), answer("Pear")]),
+        ("an empty system message", vec![system(""), user("Name a fruit."), answer("A plum.")]),
+        (
+            "several turns",
+            vec![
+                user("Is a tomato a fruit?"),
+                answer("Botanically, yes."),
+                user("And a cucumber?"),
+                answer("It is too."),
+                user("A potato?"),
+                answer("No, a potato is a tuber."),
+            ],
+        ),
+        (
+            "other scripts",
+            vec![
+                user("Sch\u{f6}ne Gr\u{fc}\u{df}e! \u{4f60}\u{597d}? \u{43f}\u{440}\u{438}\u{432}\u{435}\u{442}"),
+                answer("\u{645}\u{631}\u{62d}\u{628}\u{627} \u{1f642} na\u{ef}ve caf\u{e9} \u{2212}1 \u{d55c}"),
+            ],
+        ),
+        (
+            "code",
+            vec![
+                user("Write `add` in Python."),
+                answer("```python\ndef add(a, b):\n\treturn a + b  # {% x %} {{ y }} <b>\n```"),
+            ],
+        ),
+        ("spaces around the answer", vec![user("Name a fruit."), answer("  A fig. ")]),
+        ("line breaks around the answer", vec![user("Name a fruit.\n"), answer("\n\nA fig.\n")]),
+        ("a short answer", vec![user("2 + 2?"), answer("4")]),
+        ("a long answer", vec![system("Be exact."), user("How do I find the well?"), answer(&steps.join("\n"))]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned() -> Planned {
+        let case = |name: &str| Case {
+            name: name.into(),
+            messages: vec![Message::new("user", "a"), Message::answer("b")],
+            text: "ab".into(),
+            tokens: vec![1, 2],
+            reward: 0.0,
+        };
+        Planned { reward_at: RewardAt::Eos, cases: vec![case("one"), case("two")], left_out: Vec::new() }
+    }
+
+    #[test]
+    fn there_are_ten_conversations_that_end_with_an_answer() {
+        let all = conversations();
+        assert_eq!(all.len(), 10);
+        assert!(all.iter().all(|(_, messages)| messages.last().unwrap().role == "assistant"));
+    }
+
+    #[test]
+    fn the_tolerance_follows_the_rewards_and_the_precision_they_had() {
+        let of = |precision: &str| planned().rewarded(&[-4.0, 2.0], precision, None).tolerance;
+        assert_eq!(of("f32"), Tolerance { f32: 4e-4, bf16: 0.4 });
+        assert_eq!(of("bf16"), Tolerance { f32: 0.4, bf16: 0.4 });
+        // A head that was never trained.
+        assert_eq!(planned().rewarded(&[0.0, 0.0], "f32", None).tolerance, Tolerance { f32: 1e-6, bf16: 1e-6 });
+    }
+
+    #[test]
+    fn the_file_comes_back_and_one_that_cannot_be_meant_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(SelfTest::read(folder.path()).unwrap(), None);
+        let written = planned().rewarded(&[0.1, -0.2], "f32", Spread::of(&[1.0, 2.0]));
+        written.write(folder.path()).unwrap();
+        assert_eq!(SelfTest::read(folder.path()).unwrap(), Some(written));
+        let path = folder.path().join(SELF_TEST);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (from, to, says) in [
+            ("\"format\": 1", "\"format\": 2", "format 2"),
+            ("\"tokens\": [\n        1,\n        2\n      ]", "\"tokens\": []", "no tokens"),
+        ] {
+            assert!(text.contains(from), "{text}");
+            std::fs::write(&path, text.replace(from, to)).unwrap();
+            let error = SelfTest::read(folder.path()).unwrap_err();
+            assert!(error.message.contains(says) && error.exit_code() == 2, "{error}");
+        }
+    }
+}

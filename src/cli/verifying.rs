@@ -1,0 +1,51 @@
+//! What may be typed behind `haf-dist verify`.
+
+use super::Scoring;
+use crate::config::Dtype;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What `verify` checks.
+#[derive(Debug, Clone, PartialEq, Serialize, Args)]
+pub struct Verifying {
+    /// A checkpoint of a run or an export, with its self-test.json; or hf://owner/name
+    pub checkpoint: PathBuf,
+
+    /// The base of an adapter [default: as its adapter_config.json says]
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+
+    /// Write a script that checks it in Transformers, and do nothing else [default: check it here]
+    #[arg(long, value_name = "FILE")]
+    pub python: Option<PathBuf>,
+
+    /// Precision of the computation [default: as trained]
+    #[arg(long, value_enum, help_heading = "Computation")]
+    pub dtype: Option<Dtype>,
+
+    /// Threads a rank; 0: this node's cores divided by its ranks
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
+    pub threads: usize,
+}
+
+impl Verifying {
+    /// The model, opened as `score` would open it.
+    pub fn scoring(&self) -> Scoring {
+        Scoring {
+            checkpoint: self.checkpoint.clone(),
+            base: self.base.clone(),
+            // What has changed is what this command looks for: it warns, and says what comes of it.
+            allow_changed: true,
+            data: PathBuf::new(),
+            column: Vec::new(),
+            template: None,
+            max_length: None,
+            max_prompt_length: None,
+            reward_at: None,
+            dtype: self.dtype,
+            tokens_per_micro_batch: 4096,
+            threads: self.threads,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! `haf-dist verify`: does a folder give the rewards that its model had when it was saved? Or, with `--python`, a script
+//! that asks Transformers.
+//!
+//! The reward is read as Transformers reads it: from the text that the folder's chat template renders, at the rightmost
+//! token that is not the pad token. Not here: the conversations (`checkpoint/self_test.rs`).
+
+use super::scored::{Scored, open};
+use crate::checkpoint::{self, Case, SELF_TEST, SelfTest};
+use crate::cli::Verifying;
+use crate::comm::CommThread;
+use crate::data::template::Template;
+use crate::data::tokenize::Encoder;
+use crate::data::{Prompt, TemplateInputs};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::scoring::score_pairs;
+use crate::terminal;
+use comfy_table::{CellAlignment, Table, presets};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const SCRIPT: &str = include_str!("verify.py");
+
+/// What of a conversation is not as it was, in the order in which a reward comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Difference {
+    Rendering,
+    Tokens,
+    Position,
+    Activation,
+    Precision,
+    Reward,
+}
+
+impl Difference {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rendering => "rendering",
+            Self::Tokens => "tokens",
+            Self::Position => "position",
+            Self::Activation => "activation",
+            Self::Precision => "precision",
+            Self::Reward => "reward",
+        }
+    }
+
+    /// What is likely to be behind it.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Rendering => {
+                "the chat template is not the one that was saved: chat_template.jinja, tokenizer_config.json"
+            }
+            Self::Tokens => "the tokenizer's files or haf_dist.json are not those that were saved",
+            Self::Position => "the pad token ends a conversation: pad_token_id must be as it was saved",
+            Self::Activation => "a sigmoid is put over the reward: config.json must say problem_type = \"regression\"",
+            Self::Precision => "the distance is one of rounding: compute in the precision that self-test.json names",
+            Self::Reward => "the weights are not those that were saved, or something else than the model computes them",
+        }
+    }
+}
+
+/// What a folder's own files make of a conversation.
+struct Reading {
+    text: Option<String>,
+    /// Of the text, and as haf-dist scores the messages.
+    tokens: [Option<Vec<u32>>; 2],
+    /// Where Transformers reads the reward of the saved tokens.
+    position: usize,
+    /// Whether other programs put a sigmoid over the reward.
+    activated: bool,
+}
+
+/// Runs the command; all ranks must call it.
+///
+/// # Errors
+/// A folder without a self-test or without a model; [`Error::runtime`], exit code 1, where a conversation differs.
+pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
+    if let Some(path) = &verifying.python {
+        return comm.agree(if comm.rank() == 0 { write_script(&verifying.checkpoint, path) } else { Ok(()) });
+    }
+    let self_test = comm.agree(read(&verifying.checkpoint))?;
+    let opened = open(&verifying.scoring(), comm)?;
+    let machine = opened.machine(comm)?;
+    let pad = comm.agree(opened.pad_token())?;
+    let template = comm.agree(checkpoint::as_others_read(opened.tokenizer()))?;
+    let activated = comm.agree(opened.is_activated())?;
+    let read = |case| Reading { activated, ..reading(case, &template, &opened.encoder, pad) };
+    let readings: Vec<_> = self_test.conversations.iter().map(read).collect();
+    let cases = self_test.conversations.iter().zip(&readings);
+    let sequences = cases.map(|(case, reading)| &case.tokens[..=reading.position]);
+    let rewards = match comm.agree(checkpoint::data_of(sequences))? {
+        None => Vec::new(),
+        Some(data) => {
+            let Scored { engine, .. } = opened.model(false, &machine, comm)?;
+            let all: Vec<usize> = (0..data.len()).collect();
+            let budget = opened.config.train.tokens_per_micro_batch;
+            let scores = score_pairs(&engine, (&data, &all), comm, budget, false, "verify")?;
+            scores.iter().map(|scores| scores.rewards[0]).collect()
+        }
+    };
+    let differences: Vec<Option<Difference>> = (self_test.conversations.iter().zip(&readings).zip(&rewards))
+        .map(|((case, reading), reward)| difference(case, reading, *reward, &self_test, machine.dtype_name()))
+        .collect();
+    comm.agree(match comm.rank() {
+        0 => terminal::out(table(&self_test, &readings, &rewards, &differences)),
+        _ => Ok(()),
+    })?;
+    verdict(&differences)
+}
+
+fn read(folder: &Path) -> Result<SelfTest> {
+    SelfTest::read(folder)?.ok_or_else(|| {
+        Error::input(format!("{} has no {SELF_TEST}", folder.display()))
+            .hint("checkpoints of this version of haf-dist and their exports have one")
+    })
+}
+
+fn reading(case: &Case, template: &Template, encoder: &Encoder, pad: Option<u32>) -> Reading {
+    let text = case.messages.split_last().and_then(|(answer, prompt)| {
+        template.render(&Prompt::Messages(prompt.to_vec()), &TemplateInputs::default(), answer).ok()
+    });
+    let of_text = text.as_ref().and_then(|text| encoder.ids(text).ok());
+    let of_messages = encoder.conversation(&case.messages).ok().map(|(_, tokens)| tokens);
+    let position = case.tokens.iter().rposition(|token| Some(*token) != pad).unwrap_or(0);
+    Reading { text, tokens: [of_text, of_messages], position, activated: false }
+}
+
+/// The first thing that differs.
+fn difference(
+    case: &Case,
+    reading: &Reading,
+    reward: f64,
+    self_test: &SelfTest,
+    precision: &str,
+) -> Option<Difference> {
+    let saved = f64::from(case.reward);
+    let tolerance = if precision == "f32" { self_test.tolerance.f32 } else { self_test.tolerance.bf16 };
+    let sigmoid = 1.0 / (1.0 + (-saved).exp());
+    if reading.text.as_ref() != Some(&case.text) {
+        Some(Difference::Rendering)
+    } else if reading.tokens.iter().any(|tokens| tokens.as_ref() != Some(&case.tokens)) {
+        Some(Difference::Tokens)
+    } else if reading.position + 1 != case.tokens.len() {
+        Some(Difference::Position)
+    } else if reading.activated {
+        Some(Difference::Activation)
+    } else if (reward - saved).abs() <= tolerance {
+        None
+    } else if (reward - sigmoid).abs() <= tolerance {
+        Some(Difference::Activation)
+    } else if (reward - saved).abs() <= self_test.tolerance.bf16 {
+        Some(Difference::Precision)
+    } else {
+        Some(Difference::Reward)
+    }
+}
+
+fn table(self_test: &SelfTest, readings: &[Reading], rewards: &[f64], differences: &[Option<Difference>]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    table.set_header(["conversation", "rendering", "tokens", "saved reward", "reward", "distance", ""]);
+    let said = |same: bool| if same { "same" } else { "other" };
+    let rows = self_test.conversations.iter().zip(readings).zip(rewards).zip(differences);
+    for (((case, reading), reward), difference) in rows {
+        let tokens = reading.tokens.iter().all(|tokens| tokens.as_ref() == Some(&case.tokens));
+        table.add_row([
+            case.name.clone(),
+            said(reading.text.as_ref() == Some(&case.text)).into(),
+            said(tokens).into(),
+            format!("{:.6}", case.reward),
+            format!("{reward:.6}"),
+            format!("{:.1e}", (reward - f64::from(case.reward)).abs()),
+            difference.map_or("OK".into(), |difference| format!("NOT: {}", difference.name())),
+        ]);
+    }
+    for index in 3..6 {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let left_out = self_test.left_out.iter().map(|out| format!("\nleft out: {} ({})", out.name, out.why));
+    table.to_string() + &left_out.collect::<String>()
+}
+
+/// # Errors
+/// A difference: which, how often, and what may be behind the first of them.
+fn verdict(differences: &[Option<Difference>]) -> Result<()> {
+    let mut counts: BTreeMap<Difference, usize> = BTreeMap::new();
+    differences.iter().flatten().for_each(|difference| *counts.entry(*difference).or_default() += 1);
+    let Some(first) = counts.keys().next() else { return Ok(()) };
+    let each: Vec<_> = counts.iter().map(|(difference, count)| format!("{} of {count}", difference.name())).collect();
+    let (all, wrong) = (differences.len(), counts.values().sum::<usize>());
+    Err(Error::runtime(format!("{wrong} of {all} conversations are not as they were saved: {}", each.join(", ")))
+        .hint(first.hint()))
+}
+
+fn write_script(folder: &Path, path: &Path) -> Result<()> {
+    read(folder)?;
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::input(format!("{} exists already", path.display()))
+            .hint("nothing is overwritten: name another file, or move it away"));
+    }
+    files::write_atomic(path, SCRIPT.as_bytes())?;
+    terminal::out(format_args!("python {} {}", path.display(), folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RewardAt;
+    use crate::data::Message;
+
+    /// A self-test of one conversation with the reward 2, as the file has it.
+    fn saved(precision: &str) -> SelfTest {
+        let folder = tempfile::tempdir().unwrap();
+        let file = serde_json::json!({
+            "format": 1, "haf_dist": "0", "reward_at": RewardAt::Eos, "precision": precision,
+            "tolerance": {"f32": 1e-4, "bf16": 0.1},
+            "conversations": [{"name": "one", "messages": [Message::answer("b")], "text": "b", "tokens": [4, 9],
+                               "reward": 2.0}]
+        });
+        std::fs::write(folder.path().join(SELF_TEST), file.to_string()).unwrap();
+        SelfTest::read(folder.path()).unwrap().unwrap()
+    }
+
+    fn as_saved() -> Reading {
+        Reading { text: Some("b".into()), tokens: [Some(vec![4, 9]), Some(vec![4, 9])], position: 1, activated: false }
+    }
+
+    fn seen(reading: &Reading, reward: f64, precision: &str) -> Option<Difference> {
+        let self_test = saved("f32");
+        difference(&self_test.conversations[0], reading, reward, &self_test, precision)
+    }
+
+    #[test]
+    fn each_fault_is_named_and_no_other() {
+        assert_eq!(seen(&as_saved(), 2.00005, "f32"), None);
+        assert_eq!(seen(&as_saved(), 2.05, "bf16"), None);
+        assert_eq!(seen(&as_saved(), 2.05, "f32"), Some(Difference::Precision));
+        assert_eq!(seen(&as_saved(), 0.880797, "f32"), Some(Difference::Activation));
+        assert_eq!(seen(&as_saved(), 1.5, "f32"), Some(Difference::Reward));
+        assert_eq!(seen(&as_saved(), f64::NAN, "f32"), Some(Difference::Reward));
+        let reading = Reading { text: Some("b\n".into()), ..as_saved() };
+        assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Rendering));
+        let reading = Reading { text: None, ..as_saved() };
+        assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Rendering));
+        let reading = Reading { tokens: [Some(vec![4, 9]), Some(vec![1, 4, 9])], ..as_saved() };
+        assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Tokens));
+        let reading = Reading { activated: true, ..as_saved() };
+        assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Activation));
+        let reading = Reading { position: 0, ..as_saved() };
+        assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Position));
+    }
+
+    #[test]
+    fn the_verdict_counts_and_hints_at_the_first_cause() {
+        assert_eq!(verdict(&[None, None]), Ok(()));
+        let error = verdict(&[Some(Difference::Reward), None, Some(Difference::Tokens)]).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.message.starts_with("2 of 3") && error.message.contains("tokens of 1, reward of 1"), "{error}");
+        assert_eq!(error.hint.as_deref(), Some(Difference::Tokens.hint()));
+    }
+}

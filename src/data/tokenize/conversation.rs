@@ -1,0 +1,53 @@
+//! One conversation as text and as tokens, the way training reads it: for those that check or write what others read.
+//!
+//! Not here: pairs, and cutting to length (`tokenize.rs`).
+
+use super::{Encoder, Rules};
+use crate::config::RewardAt;
+use crate::data::sequence::Sequence;
+use crate::data::template::Template;
+use crate::data::{Message, Prompt, TemplateInputs};
+use crate::error::{Error, Result};
+
+impl Encoder {
+    /// What decides, beside tokenizer and template, what tokens a pair becomes.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The template that makes texts of pairs.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
+    /// The text of the token that ends an answer's turn.
+    pub fn eos_text(&self) -> &str {
+        &self.eos_text
+    }
+
+    /// A rendered conversation up to the EOS of its last turn, which is added where the template wrote none.
+    pub fn to_eos(&self, rendered: &str) -> String {
+        let text = self.up_to_eos(rendered);
+        if text.ends_with(&self.eos_text[..]) { text.to_owned() } else { format!("{text}{}", self.eos_text) }
+    }
+
+    /// The text and the tokens of a conversation that ends with an answer, as [`encode`](Self::encode) reads it, up to the
+    /// token that is rewarded; nothing is cut to length. A BOS that the tokenizer adds is part of the text.
+    ///
+    /// # Errors
+    /// No messages, or a conversation that template or tokenizer cannot take.
+    pub fn conversation(&self, messages: &[Message]) -> Result<(String, Vec<u32>)> {
+        let Some((answer, prompt)) = messages.split_last() else { return Err(Error::runtime("no messages")) };
+        let (prompt, inputs) = (Prompt::Messages(prompt.to_vec()), TemplateInputs::default());
+        let answer = self.without_eos(answer);
+        let Sequence { mut tokens, span } = self.sequence(&prompt, &inputs, &answer)?;
+        tokens.truncate(span.reward + 1);
+        let rendered = self.template.render(&prompt, &inputs, &answer)?;
+        let text = match (self.template.writes_bos(), self.rules.reward_at) {
+            (true, RewardAt::End) => rendered,
+            (true, _) => self.to_eos(&rendered),
+            (false, _) => self.bos_text()? + &self.to_eos(&rendered),
+        };
+        Ok((text, tokens))
+    }
+}
