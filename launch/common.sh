@@ -72,3 +72,34 @@ set_mpirun_flags() {
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
 }
+
+# run_job COMMAND...: runs an mpirun so that Ctrl-C, SIGTERM and SIGHUP lose nothing. Of them mpirun ends its ranks within a
+# second, before a checkpoint is whole; SIGUSR1 it hands on, and the ranks end the step under way, save it and exit with 143.
+# The second one ends the job at once. What was ignored at the start, as under nohup, stays ignored.
+run_job() {
+    local job status seen=0
+    asked=0
+    # In a session of its own: the terminal's Ctrl-C is for this script alone.
+    setsid "$@" &
+    job=$!
+    # shellcheck disable=SC2064 # the job's number is known now
+    trap "stop_job $job" INT TERM HUP
+    while :; do
+        status=0
+        wait "$job" || status=$?
+        # A signal ends the wait, not the job.
+        ((asked != seen)) || break
+        seen=$asked
+    done
+    trap - INT TERM HUP
+    return "$status"
+}
+
+stop_job() {
+    asked=$((asked + 1))
+    if ((asked == 1)); then
+        kill -USR1 "$1" || true
+    else
+        kill -TERM "$1" || true
+    fi
+}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One node, one rank on each of its GPUs. Arguments go to haf-dist, for instance:
 #   launch/one-node.sh --config configs/safety.toml
+# Ctrl-C, SIGTERM or SIGHUP: the ranks end the step under way and save it; the second one ends them at once.
 # Not here: the build (setup.sh --cuda), several nodes (several-nodes.sh).
 #
 # To change:
@@ -26,4 +27,4 @@ fi
 command=(mpirun -n "${#gpus[@]}" --oversubscribe --bind-to none
     "${CARGO_TARGET_DIR:-$ROOT/target/cuda}/release/haf-dist" "$@")
 say "$(quoted "${command[@]}")"
-exec "${command[@]}"
+run_job "${command[@]}"

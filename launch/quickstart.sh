@@ -30,4 +30,4 @@ set_mpirun_flags "$RANKS"
 command=(mpirun -n "$RANKS" "${MPIRUN_FLAGS[@]}" "${CARGO_TARGET_DIR:-target}/release/haf-dist"
     --config configs/quickstart.toml --set "output.dir=$run" "$@")
 say "" "$(quoted "${command[@]}")"
-exec "${command[@]}"
+run_job "${command[@]}"

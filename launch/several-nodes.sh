@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Several nodes, one rank a GPU, with mpirun over ssh. Arguments go to haf-dist, for instance:
 #   HOSTFILE=hosts GPUS=8 launch/several-nodes.sh --config configs/safety.toml
+# Ctrl-C, SIGTERM or SIGHUP: the ranks end the step under way and save it; the second one ends them at once.
 # Not here: the build (setup.sh --cuda, on every node or on a shared disk), Slurm (slurm.sbatch), Kubernetes (mpijob.yaml).
 #
 # To change:
@@ -42,4 +43,4 @@ if ((EUID == 0)); then
 fi
 command=(mpirun "${flags[@]}" "${CARGO_TARGET_DIR:-$ROOT/target/cuda}/release/haf-dist" "$@")
 say "$(quoted "${command[@]}")"
-exec "${command[@]}"
+run_job "${command[@]}"

@@ -23,16 +23,19 @@ pub use adapter::AdapterOf;
 pub use as_trained::{AS_TRAINED, AsTrained};
 pub use chat_template::{ChatTemplates, Rendering, as_others_read, write as write_chat_template};
 pub use export::{Export, choose_pad_token, copy_named_templates, end_tokens, pad_token, special_tokens};
-pub use folder::{Claim, check_disk, check_run, expected_bytes, newest, retain, set_aside, start_run};
+pub use folder::{
+    Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, retain, set_aside, start_run,
+};
+pub use manifest::{Changed, FileCheck};
 pub use self_test::{Case, LeftOut, Planned, SELF_TEST, SelfTest, Tolerance, data_of};
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
-use crate::files;
+use crate::files::{self, sync};
 use crate::safetensors_io::{self, Entry};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
@@ -69,6 +72,18 @@ pub struct TrainState {
     pub best: Option<Best>,
     /// Updates that the finite vote has skipped.
     pub updates_skipped: usize,
+    /// What stood in `metrics.jsonl`; absent in checkpoints of versions that did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsMark>,
+}
+
+/// What a run had written into `metrics.jsonl`, so that a resumed one notices what is missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetricsMark {
+    /// Lines.
+    pub lines: usize,
+    /// Their digest, a chain over the lines without what depends on the clock: the same for a run that was resumed.
+    pub digest: String,
 }
 
 impl TrainState {
@@ -206,15 +221,12 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     sync(path)
 }
 
-/// Returns when the disk has a file's contents, or a folder's entries.
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, "flush", &error))
-}
-
 /// Reads JSON, with an error that names the file.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read(path).map_err(|error| file_error(path, "read", &error))?;
-    serde_json::from_slice(&text).map_err(|error| Error::input(format!("{}: {error}", path.display())))
+    let text = files::read(path).map_err(|error| file_error(path, "read", &error))?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Error::input(format!("{}: {error}", path.display())).hint("get the folder again, or name another")
+    })
 }
 
 /// Reads where the run stood when the checkpoint at `dir` was written.

@@ -2,18 +2,20 @@
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
+mod costs;
 mod examples;
 mod values;
 mod verifying;
 
-use crate::config::{Dtype, Format, Objective, RewardAt, TemplateKind};
+pub use costs::{Bench, Planning};
+
+use crate::config::{Dtype, Format, RewardAt, TemplateKind};
 use crate::error::{Error, Result};
-use crate::plan::workload::PairTokens;
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use values::{above_zero, column, pair_tokens, positive, share};
+use values::{column, positive};
 pub use verifying::Verifying;
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
@@ -55,6 +57,10 @@ pub struct Arguments {
     /// the first pairs with the reward token marked.
     #[arg(long, help_heading = "Training", requires = "config", conflicts_with = "resume")]
     debug: bool,
+
+    /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+    #[arg(long, help_heading = "Training", requires = "config")]
+    allow_changed: bool,
 
     /// Write what each thread does when, for chrome://tracing or ui.perfetto.dev [default: no trace]
     ///
@@ -98,6 +104,9 @@ enum TypedCommand {
         /// Folders of finished runs that differ in loss.objective and data.seed alone
         #[arg(value_name = "RUN", required = true)]
         runs: Vec<PathBuf>,
+        /// Take outcomes that have changed since they were written [default: refuse them]
+        #[arg(long)]
+        allow_changed: bool,
         /// Print JSON lines instead of tables [default: tables]
         #[arg(long)]
         json: bool,
@@ -117,6 +126,9 @@ enum TypedCommand {
         /// Replace one key of the config, e.g. data.max_length=1024; may be repeated
         #[arg(long, value_name = "KEY=VALUE")]
         set: Vec<String>,
+        /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+        #[arg(long)]
+        allow_changed: bool,
     },
     /// Copy a checkpoint for other programs, or merge an adapter into its base
     #[command(after_help = examples::EXPORT)]
@@ -146,95 +158,15 @@ pub struct Exporting {
     #[arg(long, value_name = "DIR", requires = "merge")]
     pub base: Option<PathBuf>,
 
+    /// Take a checkpoint with files that have changed since it was written [default: refuse it]
+    #[arg(long)]
+    pub allow_changed: bool,
+
     /// A step-N folder of a run, or a LoRA folder as PEFT writes it
     pub checkpoint: PathBuf,
 
     /// The folder to make
     pub out: PathBuf,
-}
-
-/// What `plan` is asked. What is None is as the hardware's table or the data has it.
-#[derive(Debug, Clone, PartialEq, Args, Serialize)]
-pub struct Planning {
-    /// The run, as a TOML file
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
-
-    /// Replace one key of the config, e.g. train.pairs_per_step=64; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-
-    /// Ranks, one a GPU
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub gpus: usize,
-
-    /// The GPU: h100, h200, a100, a100-40, l40s or rtx4090; cpu: ranks that share this computer
-    #[arg(long, value_name = "NAME", default_value = "h100", help_heading = "Hardware")]
-    pub gpu: String,
-
-    /// Share of the peak product rate that a step is assumed to reach [default: by GPU]
-    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Hardware")]
-    pub mfu: Option<f64>,
-
-    /// Peak product rate of a rank in TFLOP/s [default: the data sheet's]
-    #[arg(long, value_name = "TFLOPS", value_parser = above_zero, help_heading = "Hardware")]
-    pub flops: Option<f64>,
-
-    /// Bandwidth between nodes per GPU, one direction, in GB/s [default: by GPU]
-    #[arg(long, value_name = "GB/S", value_parser = above_zero, help_heading = "Hardware")]
-    pub network: Option<f64>,
-
-    /// Tokens of a pair: common prefix, chosen rest, rejected rest [default: those of the data]
-    #[arg(long, value_name = "P,A,B", value_parser = pair_tokens, help_heading = "Data")]
-    pub pair_tokens: Option<PairTokens>,
-
-    /// Print one JSON object instead of tables [default: tables]
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What `bench` measures.
-#[derive(Debug, Clone, PartialEq, Args, Serialize)]
-pub struct Bench {
-    /// A model folder
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-
-    /// JSONL or JSONL.gz with prompt, chosen, rejected as texts, or hh-rlhf transcripts
-    #[arg(long, value_name = "FILE")]
-    pub pairs: PathBuf,
-
-    /// What is minimised
-    #[arg(long, value_enum, default_value_t = Objective::Hybrid)]
-    pub objective: Objective,
-
-    /// Pairs to time, after one global batch of 16 a rank to warm up on
-    #[arg(long, value_name = "PAIRS", value_parser = positive, default_value_t = 32)]
-    pub count: usize,
-
-    /// Pairs with a longer sequence are left out, in tokens
-    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 512)]
-    pub max_length: usize,
-
-    /// Precision of the computation
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    pub dtype: Dtype,
-
-    /// Threads a rank; 0: this node's cores divided by its ranks
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
-
-    /// Tokens computed at a time by a rank
-    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 2048)]
-    pub tokens_per_micro_batch: usize,
-
-    /// Compute the common prefix twice, to see what sharing it gains
-    #[arg(long)]
-    pub unshared: bool,
-
-    /// Print one JSON line instead of a table
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// What `eval` and `score` have in common. What is None is as the checkpoint was trained, or the config's default for a
@@ -249,6 +181,10 @@ pub struct Scoring {
     /// The base of a checkpoint that is an adapter [default: as its adapter_config.json says]
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
+
+    /// Take a checkpoint with files that have changed since it was written [default: refuse it]
+    #[arg(long)]
+    pub allow_changed: bool,
 
     /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
     #[arg(long, value_name = "FILE")]
@@ -309,6 +245,8 @@ pub enum Command {
         resume: bool,
         /// A few steps in one process with every check on.
         debug: bool,
+        /// Whether files of the model may have changed since they were written.
+        allow_changed: bool,
     },
     /// Evaluate a checkpoint.
     Eval {
@@ -330,6 +268,8 @@ pub enum Command {
     Compare {
         /// Their folders.
         runs: Vec<PathBuf>,
+        /// Whether their outcomes may have changed since they were written.
+        allow_changed: bool,
         /// JSON lines instead of tables.
         json: bool,
     },
@@ -341,6 +281,8 @@ pub enum Command {
         config: PathBuf,
         /// `table.key=value` overrides, in order.
         set: Vec<String>,
+        /// Whether files of the model may have changed since they were written.
+        allow_changed: bool,
     },
     /// Copy or merge a checkpoint.
     Export(Exporting),
@@ -367,21 +309,25 @@ impl TryFrom<Arguments> for Command {
     /// # Errors
     /// Neither `--config` nor a command.
     fn try_from(typed: Arguments) -> Result<Self> {
-        let Arguments { command, config, set, resume, debug, trace: _ } = typed;
+        let Arguments { command, config, set, resume, debug, allow_changed, trace: _ } = typed;
         match (command, config) {
             (Some(TypedCommand::Eval { scoring, format, json }), _) => Ok(Self::Eval { scoring, format, json }),
             (Some(TypedCommand::Score { scoring, output }), _) => {
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Ok(Self::Score { scoring, output })
             }
-            (Some(TypedCommand::Compare { runs, json }), _) => Ok(Self::Compare { runs, json }),
+            (Some(TypedCommand::Compare { runs, allow_changed, json }), _) => {
+                Ok(Self::Compare { runs, allow_changed, json })
+            }
             (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
-            (Some(TypedCommand::Prepare { config, set }), _) => Ok(Self::Prepare { config, set }),
+            (Some(TypedCommand::Prepare { config, set, allow_changed }), _) => {
+                Ok(Self::Prepare { config, set, allow_changed })
+            }
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
             (Some(TypedCommand::Verify(verifying)), _) => Ok(Self::Verify(verifying)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
             (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
-            (None, Some(config)) => Ok(Self::Train { config, set, resume, debug }),
+            (None, Some(config)) => Ok(Self::Train { config, set, resume, debug, allow_changed }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
                  export, verify, plan, formats)",

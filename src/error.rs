@@ -3,6 +3,7 @@
 //! Errors a user can cause are [`Kind::Input`] and end the program with exit code 2; everything else
 //! is [`Kind::Runtime`] and ends it with exit code 1, but for a run that was asked to stop, [`Kind::Stopped`].
 
+use nix::errno::Errno;
 use std::path::Path;
 use std::{fmt, io};
 
@@ -101,8 +102,18 @@ pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
         AlreadyExists => "nothing is overwritten: name another path, or move what is there away",
         PermissionDenied | ReadOnlyFilesystem => "get the right to do so, or name another path",
         InvalidData => "is it the right file, and whole?",
+        NotSeekable => "a regular file was expected: write what this one gives into a file, and name that",
         StorageFull | QuotaExceeded => return Error::runtime(message).hint("make room, or write to another disk"),
-        _ => return Error::runtime(message),
+        _ => {
+            let failed = Error::runtime(message);
+            return match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EMFILE) => failed.hint("this process may open no more files: raise `ulimit -n`"),
+                Some(Errno::ENFILE) => failed.hint("the machine has too many files open: end other programs"),
+                Some(Errno::EFBIG) => failed.hint("this process may write no larger files: raise `ulimit -f`"),
+                Some(Errno::EIO) => failed.hint("the disk fails: look at the system's log (dmesg)"),
+                _ => failed,
+            };
+        }
     };
     Error::input(message).hint(hint)
 }

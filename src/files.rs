@@ -1,23 +1,99 @@
-//! Files as a long run needs them: written whole or not at all, mapped, and fingerprinted.
+//! Files as a long run needs them: read where they are regular files, written whole or not at all, fingerprinted.
 //!
-//! Not here: what the bytes mean. One of the few files with `unsafe`: the memory map.
+//! Not here: what the bytes mean; memory maps (`files/map.rs`), what is under another name until it is whole
+//! (`files/unfinished.rs`).
+
+mod map;
+mod unfinished;
+
+pub use map::{Map, map};
+pub use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};
 
 use crate::error::{Error, Result, file_error};
-use memmap2::Mmap;
-use std::fs::{File, Permissions};
+use nix::libc::{EISDIR, O_NONBLOCK};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Makes a folder, with its parents, and proves that files can be made in it.
+/// Makes a folder, with its parents, clears it of what killed writers have left, and proves that files can be made in it.
 ///
 /// # Errors
 /// An input error that names the folder and what was wrong.
 pub fn make_writable_folder(folder: &Path) -> Result<()> {
-    let made = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
-    made.map(drop).map_err(|error| Error::input(format!("cannot write into the folder {}: {error}", folder.display())))
+    let made = make_folder(folder).and_then(|()| tempfile::tempfile_in(folder));
+    made.map_err(|error| Error::input(format!("cannot write into the folder {}: {error}", folder.display())))?;
+    clear_unfinished(folder);
+    Ok(())
+}
+
+/// Makes a folder, with its parents, and returns when the disk knows them all.
+///
+/// # Errors
+/// One of them cannot be made.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    let there = folder.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).count();
+    std::fs::create_dir_all(folder)?;
+    folder.ancestors().take(there).try_for_each(|made| File::open(folder_of(made))?.sync_all())
+}
+
+/// Opens a regular file to be read. std's `File::open` waits for a writer where a FIFO lies in a file's place.
+///
+/// # Errors
+/// The path does not open, or names a folder, a FIFO, a socket or a device ([`io::ErrorKind::NotSeekable`]).
+pub fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() {
+        return Ok(file);
+    }
+    Err(match kind.is_dir() {
+        true => io::Error::from_raw_os_error(EISDIR),
+        false => io::Error::new(io::ErrorKind::NotSeekable, "it is a FIFO, a socket or a device"),
+    })
+}
+
+/// The content of a regular file.
+///
+/// # Errors
+/// As [`open`], or a failed read.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open(path)?.read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// The text of a regular file.
+///
+/// # Errors
+/// As [`read()`], or bytes that are not UTF-8.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Copies a regular file to a new one, and returns when the disk has it.
+///
+/// # Errors
+/// Names `source` where that does not open, else both; an existing `target` is not overwritten.
+pub fn copy(source: &Path, target: &Path) -> Result<()> {
+    let mut from = open(source).map_err(|error| file_error(source, "read", &error))?;
+    let mut copy = || -> io::Result<()> {
+        let mut to = File::create_new(target)?;
+        io::copy(&mut from, &mut to)?;
+        to.sync_all()
+    };
+    copy().map_err(|error| file_error(target, &format!("copy {} to", source.display()), &error))
+}
+
+/// Returns when the disk has a file's content, or a folder's entries.
+///
+/// # Errors
+/// Names the path.
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, "flush", &error))
 }
 
 /// Writes a file so that its path holds either what it held before or all of `bytes`, even after a power cut:
@@ -32,51 +108,25 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut temporary = unfinished_file(path)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|error| error.error)?;
+        std::fs::rename(temporary.path(), path)?;
+        temporary.into_temp_path().keep()?;
         File::open(folder_of(path))?.sync_all()
     };
     write().map_err(|error| file_error(path, "write", &error))
-}
-
-/// A temporary file in the folder of `path`, for a file that gets that name when it is whole. Dropping it removes it.
-///
-/// # Errors
-/// The folder is not there or takes no files.
-pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
-    // tempfile's default mode is for secrets; these files are for everyone whom the umask lets in.
-    tempfile::Builder::new()
-        .prefix(".unfinished-")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder_of(path))
 }
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Maps a file for reading; its pages are read when they are touched.
+/// The content of a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// The file cannot be opened or mapped.
-pub fn map(path: &Path) -> io::Result<Mmap> {
-    let file = File::open(path)?;
-    // SAFETY: a map is sound while nobody shortens or rewrites the file in place. This crate replaces files by
-    // renaming (`write_atomic`), which leaves the mapped inode alone; another program that edits a cache or a
-    // model's weights in place during a run is outside the contract.
-    unsafe { Mmap::map(&file) }
-}
-
-/// The content of a file of at most `most` bytes.
-///
-/// # Errors
-/// The file cannot be read, is none (a pipe could be waited for without end), or is larger.
+/// The file cannot be read, is no regular file, or is larger.
 pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
     let failed = |error: io::Error| file_error(path, "read", &error);
-    if !path.metadata().map_err(failed)?.is_file() {
-        return Err(Error::input(format!("{} is not a file", path.display())).hint("a file was expected here"));
-    }
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
     if bytes.len() as u64 > most {
         return Err(Error::input(format!("{} has more than the {most} bytes that are read of it", path.display()))
             .hint("is it the right file?"));
@@ -90,7 +140,7 @@ pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
 /// The file cannot be read.
 pub fn fingerprint_file(path: &Path) -> Result<u128> {
     let hash = || -> io::Result<u128> {
-        let mut file = File::open(path)?;
+        let mut file = open(path)?;
         let mut hasher = Xxh3::new();
         let mut buffer = vec![0; 1 << 18];
         loop {
@@ -127,6 +177,34 @@ mod tests {
         assert_eq!(&mapped[..], b"first");
         assert_eq!(std::fs::read(&path).unwrap(), b"2nd");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [path.as_path(), Path::new("/dev/zero")] {
+            assert_eq!(read(path).unwrap_err().kind(), io::ErrorKind::NotSeekable);
+            assert_eq!(read_to_string(path).unwrap_err().kind(), io::ErrorKind::NotSeekable);
+            assert_eq!(map(path).unwrap_err().kind(), io::ErrorKind::NotSeekable);
+            assert_eq!(fingerprint_file(path).unwrap_err().exit_code(), 2);
+        }
+        assert_eq!(read(folder.path()).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+    }
+
+    #[test]
+    fn a_copy_names_the_side_that_failed_and_overwrites_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, target) = (folder.path().join("source"), folder.path().join("target"));
+        assert!(copy(&source, &target).unwrap_err().message.contains("read"), "the source is not there");
+        std::fs::write(&source, "content").unwrap();
+        copy(&source, &target).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"content");
+        let there = copy(&source, &target).unwrap_err();
+        assert!(there.message.contains("target") && there.exit_code() == 2, "{there}");
+        let full = copy(&source, Path::new("/dev/full/x")).unwrap_err();
+        assert!(full.message.contains("to /dev/full/x"), "{full}");
     }
 
     #[test]

@@ -70,7 +70,13 @@ impl Machine {
                 "parallel.threads = {threads} is more than the {usable} cores this process may use: threads will wait for one another"
             );
         }
-        let shared = default_threads(local_size, comm)?;
+        let (shared, bound) = default_threads(local_size, comm)?;
+        if bound && usable == 1 && comm.rank() == 0 {
+            warn!(
+                "each rank is bound to one core, which its computation shares with its communication: steps take longer; \
+                 start with mpirun --bind-to none"
+            );
+        }
         let threads = if threads > 0 { threads } else { shared };
         let count = i32::try_from(threads).map_err(|_| {
             Error::input(format!("{threads} threads a rank are too many")).hint("0 shares this node's cores out")
@@ -88,13 +94,15 @@ impl Machine {
 
 /// Cores for each rank of this node. A launcher that binds ranks gives each its own cores, so their sets differ; where
 /// all ranks may use the same cores (no binding, a container's or a batch system's share), those are divided.
-fn default_threads(local_size: usize, comm: &CommThread) -> Result<usize> {
+///
+/// Says too whether ranks are bound.
+fn default_threads(local_size: usize, comm: &CommThread) -> Result<(usize, bool)> {
     let usable = usable_cores();
     let mine = cores();
     let mut of_rank_0 = Tensor::from_slice(&mine);
     comm.broadcast(&mut of_rank_0, 0)?;
     let bound = !comm.all_true(tensor::slice::<u8>(&of_rank_0)? == mine)?;
-    Ok(if bound { usable } else { (usable / local_size.max(1)).max(1) })
+    Ok((if bound { usable } else { (usable / local_size.max(1)).max(1) }, bound))
 }
 
 /// How many threads can compute at a time in this process.

@@ -3,8 +3,8 @@
 use clap::Parser;
 use haf_dist::cli::{Arguments, Command};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
-use haf_dist::error::{Error, Result};
-use haf_dist::{commands, logging, machine, terminal};
+use haf_dist::error::{Error, Kind, Result};
+use haf_dist::{commands, logging, machine, signals, terminal};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
     logging::init(launch::launch().map(|launch| launch.rank), arguments.trace().is_some())?;
+    signals::let_oversized_writes_fail()?;
     let command = Command::try_from(arguments)?;
     let alone = matches!(command, Command::Train { debug: true, .. });
     if alone && launch::launch().is_some_and(|launch| launch.size != Some(1)) {
@@ -78,11 +79,13 @@ fn explain(error: &clap::Error) -> ExitCode {
 /// Prints an error once. Rank 0 does it at once; by the time the others would, the job has ended, unless the error was
 /// theirs alone.
 fn report(error: &Error) {
+    // A run that ends because it was asked to has not failed.
+    let word = if error.kind == Kind::Stopped { "" } else { "error: " };
     match launch::rank() {
-        0 => logging::above_progress(|| terminal::note(format_args!("error: {error}"))),
+        0 => logging::above_progress(|| terminal::note(format_args!("{word}{error}"))),
         rank => {
             std::thread::sleep(RANK_0_FIRST);
-            terminal::note(format_args!("error: rank {rank}: {error}"));
+            terminal::note(format_args!("{word}rank {rank}: {error}"));
         }
     }
 }

@@ -10,6 +10,7 @@ pub use crate::config::TOTAL;
 pub use jsonl::Jsonl;
 pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
 
+use crate::checkpoint::MetricsMark;
 use crate::error::Result;
 use crate::logging;
 use crate::statistics::{Interval, Spread};
@@ -93,6 +94,14 @@ pub trait Sink {
     /// # Errors
     /// A failed write.
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()>;
+
+    /// Returns when the disk has all that this sink was given; what a checkpoint is to say of it, if anything.
+    ///
+    /// # Errors
+    /// A failed write.
+    fn settle(&mut self) -> Result<Option<MetricsMark>> {
+        Ok(None)
+    }
 }
 
 /// Several sinks are one; none (ranks other than 0) is one too.
@@ -103,6 +112,14 @@ impl Sink for Vec<Box<dyn Sink>> {
 
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
         self.iter_mut().try_for_each(|sink| sink.evaluation(metrics))
+    }
+
+    fn settle(&mut self) -> Result<Option<MetricsMark>> {
+        let mut mark = None;
+        for sink in self {
+            mark = sink.settle()?.or(mark);
+        }
+        Ok(mark)
     }
 }
 

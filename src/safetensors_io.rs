@@ -5,9 +5,8 @@
 //! (<https://huggingface.co/docs/safetensors>).
 
 use crate::error::{Error, Result, file_error};
-use crate::files;
+use crate::files::{self, Map as FileMap};
 use crate::tensor::bytes;
-use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -124,7 +123,7 @@ fn header(tensors: &[&Entry], metadata: &BTreeMap<String, String>) -> Result<Vec
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
-    memory: Mmap,
+    memory: FileMap,
     /// Where the tensors' bytes start in the file.
     data_start: usize,
     metadata: Metadata,
@@ -138,10 +137,6 @@ impl Mapped {
     /// [`Error::input`] that names the file and says what is wrong with it: not there, cut short, not safetensors.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error: std::io::Error| file_error(path, "open", &error);
-        if !path.metadata().map_err(failed)?.is_file() {
-            return Err(Error::input(format!("{} is not a file; a safetensors file was expected", path.display()))
-                .hint("name the file itself"));
-        }
         let memory = files::map(path).map_err(failed)?;
         let (header_length, metadata) =
             SafeTensors::read_metadata(&memory).map_err(|error| damaged(path, &memory, &error.to_string()))?;

@@ -10,6 +10,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::head::PairScores;
 use crate::logging;
+use indicatif::ProgressBar;
 use std::time::{Duration, Instant};
 use tracing::info;
 
@@ -18,6 +19,38 @@ const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
 /// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
+
+/// How far scoring is: a bar where this process shows one, else a plain line from time to time.
+pub struct Progress<'a> {
+    title: &'a str,
+    bar: ProgressBar,
+    said: Instant,
+    done: usize,
+    pairs: usize,
+}
+
+impl<'a> Progress<'a> {
+    /// For `pairs` pairs over all ranks, titled `title`.
+    pub fn new(title: &'a str, pairs: usize) -> Self {
+        Self { title, bar: logging::progress(pairs as u64, title), said: Instant::now(), done: 0, pairs }
+    }
+
+    /// This rank has done `own` pairs, and the others of `ranks` about as many.
+    fn add(&mut self, own: usize, ranks: usize) {
+        self.done = (self.done + own * ranks).min(self.pairs);
+        self.bar.set_position(self.done as u64);
+        if !logging::shows_progress() && self.said.elapsed() >= PLAIN_EVERY {
+            self.said = Instant::now();
+            info!("{}: about {} of {} pairs", self.title, self.done, self.pairs);
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
 
 /// Scores of the given pairs of `data`, in that order, on every rank. All ranks must call it with the same arguments.
 ///
@@ -34,13 +67,28 @@ pub fn score_pairs(
     log_probs: bool,
     title: &str,
 ) -> Result<Vec<PairScores>> {
+    let mut progress = Progress::new(title, pairs.len());
+    score_part(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, &mut progress)
+}
+
+/// [`score_pairs`] for a part of the pairs that `progress` counts.
+///
+/// # Errors
+/// As [`score_pairs`].
+pub fn score_part(
+    engine: &Engine,
+    (data, pairs): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    progress: &mut Progress,
+) -> Result<Vec<PairScores>> {
     let tokens: Vec<usize> = pairs.iter().map(|&pair| data.tokens(pair)).collect();
     let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
     engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
-    let progress = logging::progress(mine.len() as u64, title);
-    let (mut said, mut done) = (Instant::now(), 0);
+    let title = progress.title;
     let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
         let items = members.iter().map(|&member| mine[member]).map(|place| PairToPack {
             index: place,
@@ -57,15 +105,9 @@ pub fn score_pairs(
             }
             numbers[NUMBERS * place..NUMBERS * (place + 1)].copy_from_slice(&row);
         }
-        progress.inc(members.len() as u64);
-        done += members.len();
-        if !logging::shows_progress() && said.elapsed() >= PLAIN_EVERY {
-            said = Instant::now();
-            info!("{title}: {done} of this rank's {} pairs", mine.len());
-        }
+        progress.add(members.len(), comm.world_size());
         Ok(())
     });
-    progress.finish_and_clear();
     comm.agree(scored)?;
     comm.sum_f64(&mut numbers)?;
     let bias = engine.model.reward_bias;

@@ -3,10 +3,12 @@
 //! Every rank runs the same loop on its share of each global batch. Not here: how a run is set up (`commands/train.rs`),
 //! and what a checkpoint takes from it (`trainer/saving.rs`).
 
+mod doubts;
 mod replicas;
 mod saving;
 
 pub use crate::data::split::Split;
+pub use doubts::doubts;
 pub use saving::{Saving, check_replicas, check_resumable};
 
 use crate::checkpoint::TrainState;
@@ -28,6 +30,7 @@ use crate::optim::{self, AdamW, Update};
 use crate::reducer::Reducer;
 use crate::scoring::score_pairs;
 use crate::sharding::{self, Spread};
+use doubts::LossWatch;
 use replicas::Hashes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -122,6 +125,7 @@ impl<'a> Trainer<'a> {
     pub fn run(&mut self) -> Result<()> {
         let total = total_steps(self.config, &self.sampler);
         let mut skipped_in_a_row = 0;
+        let mut watch = LossWatch::new(total.saturating_sub(self.state.step));
         while self.state.step < total {
             let (metrics, updated) = self.step(total)?;
             skipped_in_a_row = if updated { 0 } else { skipped_in_a_row + 1 };
@@ -129,6 +133,7 @@ impl<'a> Trainer<'a> {
                 return Err(Error::runtime(format!("gradients were not finite in {SKIPS_IN_A_ROW} steps in a row"))
                     .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
             }
+            watch.add(&metrics).iter().filter(|_| self.comm.rank() == 0).for_each(|doubt| warn!("{doubt}"));
             let logged = self.sinks.step(&metrics);
             self.comm.agree(logged)?;
             let saves = due(self.state.step, self.config.checkpoint.every, total);
@@ -189,6 +194,7 @@ impl<'a> Trainer<'a> {
                 spread.finish()
             })?;
         } else {
+            self.name_not_finite(&objective)?;
             self.state.updates_skipped += 1;
             warn!("step {}: gradients are not finite; the update is skipped on all ranks", self.state.step + 1);
         }
@@ -284,7 +290,9 @@ impl<'a> Trainer<'a> {
         let Some(dev) = self.dev.take() else { return Ok(None) };
         let rows = self.evaluate(&dev);
         self.dev = Some(dev);
-        Ok(rows?.into_iter().next())
+        let total = rows?.into_iter().next();
+        total.iter().for_each(|total| self.doubt_ties(total));
+        Ok(total)
     }
 
     /// Metrics of a split under the model as it stands: the total first, then each domain. They go to the sinks.

@@ -1,6 +1,6 @@
 //! Promises of the safetensors files and of checkpoints.
 
-use haf_dist::checkpoint::{self, AsTrained, Best, ChatTemplates, Planned, Snapshot, TrainState};
+use haf_dist::checkpoint::{self, AsTrained, Best, ChatTemplates, MetricsMark, Planned, Snapshot, TrainState};
 use haf_dist::config::Config;
 use haf_dist::data::tokenize::Encoder;
 use haf_dist::error::Error;
@@ -48,6 +48,7 @@ fn state(step: usize) -> TrainState {
         model_key: "m".into(),
         best: Some(best),
         updates_skipped: 1,
+        metrics: Some(MetricsMark { lines: 3, digest: "00000000000000ff".into() }),
     }
 }
 

@@ -7,6 +7,7 @@
 #[path = "common/property.rs"]
 mod property;
 
+use haf_dist::checkpoint::Changed;
 use haf_dist::config::{Config, known_keys};
 use haf_dist::data::tokenizer_files;
 use haf_dist::error::{self, Result};
@@ -146,7 +147,7 @@ fn damaged_outcomes_of_a_run_are_read_or_refused() {
         implicit_margin: None,
     };
     write_pairs(run.path(), &facts, &(0..8).map(outcome).collect::<Vec<_>>()).unwrap();
-    stands_damage(&run.path().join("test-pairs.jsonl"), || read_pairs(run.path()).map(drop));
+    stands_damage(&run.path().join("test-pairs.jsonl"), || read_pairs(run.path(), Changed::Allowed).map(drop));
 }
 
 proptest! {

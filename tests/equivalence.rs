@@ -146,7 +146,7 @@ fn the_micro_batch_budget_changes_nothing() {
 
 #[test]
 fn activation_checkpointing_changes_no_bit() {
-    for case in ["llama-untied", "qwen3", "phi", "gemma2", "gpt-neox-sequential"] {
+    for case in ["llama-untied", "qwen3", "phi", "gemma2", "gemma3", "olmo2", "smollm3", "gpt-neox-sequential"] {
         let kept = run(&config(case, &[]), 1);
         let recomputed = run(&config(case, &["train.activation_checkpointing=true"]), 1);
         assert_eq!(difference(&recomputed, &kept), 0.0, "{case}");
@@ -170,7 +170,19 @@ fn control_another_seed_batch_size_or_loss_is_another_trajectory() {
 
 #[test]
 fn scores_do_not_depend_on_what_else_is_in_the_batch() {
-    for case in ["llama-tied", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma2", "gpt-neox-parallel"] {
+    for case in [
+        "llama-tied",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "phi",
+        "phi3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "smollm3",
+        "gpt-neox-parallel",
+    ] {
         check_scores(case);
     }
 }

@@ -16,8 +16,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-const CASES: [&str; 9] =
-    ["llama-tied", "llama-untied", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma2", "gpt-neox-parallel"];
+const CASES: [&str; 13] = [
+    "llama-tied",
+    "llama-untied",
+    "mistral",
+    "mistral-some-windows",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "smollm3",
+    "gpt-neox-parallel",
+];
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
@@ -111,7 +124,7 @@ fn heads_that_are_there_are_kept_and_a_missing_reward_head_is_zero() {
         let mut held = tensors(case);
         let model = load(&folder(case), true).unwrap();
         let tied = model.architecture.tied;
-        assert_eq!(tied, ["llama-tied", "qwen2", "gemma2"].contains(&case));
+        assert_eq!(tied, ["llama-tied", "qwen2", "gemma2", "gemma3", "smollm3"].contains(&case));
         assert_eq!(model.segment(Part::LanguageModelHead).is_none(), tied, "{case}");
         assert!(!model.had_reward_head && values(&model)["score.weight"].abs().max().double_value(&[]) == 0.0);
 
@@ -153,6 +166,9 @@ fn published_models_have_their_number_of_parameters() {
         ("phi", sizes(51_200, 2560, 10_240, 32, 32, 32), json!({"partial_rotary_factor": 0.4}), 2_779_683_840),
         ("phi3", sizes(32_064, 3072, 8192, 32, 32, 32), json!({"sliding_window": 2047}), 3_821_079_552),
         ("gemma2", sizes(256_000, 2304, 9216, 26, 8, 4), json!({}), 2_614_341_888),
+        ("gemma3_text", sizes(262_144, 1152, 6912, 26, 4, 1), json!({}), 999_885_952),
+        ("olmo2", sizes(100_352, 2048, 8192, 16, 16, 16), json!({}), 1_484_916_736),
+        ("smollm3", sizes(128_256, 2048, 11_008, 36, 16, 4), json!({}), 3_075_098_624),
         ("gpt_neox", sizes(50_304, 512, 2048, 6, 8, 8), json!({"rotary_pct": 0.25}), 70_426_624),
     ];
     for (family, mut config, more, expected) in published {
@@ -257,6 +273,8 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("gemma2", "query_pre_attn_scalar", json!(-1), "query_pre_attn_scalar = -1"),
         ("gemma2", "use_bidirectional_attention", json!(true), "use_bidirectional_attention = true"),
         ("gemma2", "rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "rope_parameters"),
+        ("gemma3", "rope_parameters", rope("default"), "two rotations"),
+        ("smollm3", "no_rope_layers", json!([1]), "no_rope_layers names 1 blocks"),
         ("gpt-neox-parallel", "rope_parameters", share(0.2), "partial_rotary_factor = 0.2"),
         ("gpt-neox-parallel", "rope_parameters", share(1.5), "partial_rotary_factor = 1.5"),
         ("gpt-neox-parallel", "num_attention_heads", json!(5), "num_attention_heads = 5"),
@@ -269,7 +287,8 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         assert!(error.message.contains("config.json: ") && error.message.contains(says), "{error}");
         assert!(error.exit_code() == 2 && error.hint.is_some(), "{error}");
         if key == "model_type" {
-            let families = "llama, mistral, qwen2, qwen3, phi, phi3, gemma2, gpt_neox";
+            let families =
+                "llama, mistral, ministral, qwen2, qwen3, phi, phi3, gemma2, gemma3_text, olmo2, smollm3, gpt_neox";
             assert!(error.hint.unwrap().contains(families));
         }
         // Control: the case itself is read.

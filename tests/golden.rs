@@ -33,16 +33,20 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 11] = [
+const CASES: [&str; 15] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",
     "mistral",
+    "mistral-some-windows",
     "qwen2",
     "qwen3",
     "phi",
     "phi3",
     "gemma2",
+    "gemma3",
+    "olmo2",
+    "smollm3",
     "gpt-neox-parallel",
     "gpt-neox-sequential",
 ];
@@ -315,10 +319,10 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     let residual = |residual: Residual| {
         move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
     };
-    for case in ["mistral", "qwen2", "phi3", "gemma2"] {
+    for case in ["mistral", "mistral-some-windows", "qwen2", "phi3", "gemma2", "gemma3", "smollm3"] {
         notice(case, "its window", &no_window);
     }
-    for case in ["qwen2", "gemma2"] {
+    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3"] {
         notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
     }
     notice("gemma2", "capped scores", &|model| {
@@ -330,6 +334,10 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("gemma2", "its activation", &|model| {
         model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);
     });
+    let no_norms = |model: &mut Architecture| model.norm = NormKind::RootMeanSquare;
+    notice("gemma3", "weights counted from 1", &no_norms);
+    notice("gemma3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
+    notice("smollm3", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
     notice("phi", "its residual", &residual(Residual::Sequential));
     notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
     notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));

@@ -29,6 +29,7 @@ const WITHIN: &[(&str, &str)] = &[
     ("scoring", "head"),
     ("reference", "engine"),
     ("reference", "scoring"),
+    ("metrics", "checkpoint"),
     ("reducer", "engine"),
     ("trainer", "evaluate"),
     ("commands", "cli"),
@@ -40,7 +41,7 @@ const WITHIN: &[(&str, &str)] = &[
 /// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
-    "files.rs",
+    "files/map.rs",
     "comm/mpi.rs",
     "comm/shared.rs",
     "comm/nccl/cuda.rs",

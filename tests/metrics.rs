@@ -88,7 +88,7 @@ fn a_resumed_run_moves_later_lines_aside_and_loses_none() {
     // The kill came in the middle of a line.
     fs::write(&path, format!("{whole}{{\"step\":5,\"lo")).unwrap();
 
-    Jsonl::resume(run.path(), 2).unwrap().step(&step(3)).unwrap();
+    Jsonl::resume(run.path(), 2, None).unwrap().step(&step(3)).unwrap();
     let lines: Vec<&str> = whole.lines().collect();
     let after = format!("{}\n{{\"step\":5,\"lo\n", lines[2..].join("\n"));
     let kept = format!("{}\n", lines[..3].join("\n"));
@@ -96,12 +96,12 @@ fn a_resumed_run_moves_later_lines_aside_and_loses_none() {
     assert_eq!(found, [("metrics-after-step-2.jsonl".into(), after), ("metrics.jsonl".into(), kept.clone())]);
 
     // A second time from the same step: the first copy stays.
-    Jsonl::resume(run.path(), 2).unwrap();
+    Jsonl::resume(run.path(), 2, None).unwrap();
     let names: Vec<String> = files(run.path()).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["metrics-after-step-2-2.jsonl", "metrics-after-step-2.jsonl", "metrics.jsonl"]);
 
     // Nothing beyond the step: nothing moves.
-    Jsonl::resume(run.path(), 2).unwrap();
+    Jsonl::resume(run.path(), 2, None).unwrap();
     assert_eq!(files(run.path()).len(), 3);
     assert_eq!(files(run.path())[2].1.lines().count(), 2);
 }
@@ -112,10 +112,56 @@ fn a_whole_last_line_without_its_newline_stays_and_the_next_starts_a_line() {
     Jsonl::create(run.path()).unwrap().step(&step(1)).unwrap();
     let path = run.path().join("metrics.jsonl");
     fs::write(&path, fs::read_to_string(&path).unwrap().trim_end()).unwrap();
-    Jsonl::resume(run.path(), 1).unwrap().step(&step(2)).unwrap();
+    Jsonl::resume(run.path(), 1, None).unwrap().step(&step(2)).unwrap();
     let text = fs::read_to_string(&path).unwrap();
     let steps: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(steps.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn what_a_checkpoint_counts_on_is_the_same_for_a_run_that_was_resumed() {
+    let run = tempfile::tempdir().unwrap();
+    let slower = |number| StepMetrics { seconds: 99.0, pairs_per_s: 0.1, tokens_per_s: 3.0, ..step(number) };
+    let mut whole = Jsonl::create(run.path()).unwrap();
+    whole.step(&step(1)).unwrap();
+    let first = whole.settle().unwrap().unwrap();
+    whole.step(&step(2)).unwrap();
+    let second = whole.settle().unwrap().unwrap();
+    assert_eq!((first.lines, second.lines), (1, 2));
+
+    let mut resumed = Jsonl::resume(run.path(), 1, Some(&first)).unwrap();
+    resumed.step(&slower(2)).unwrap();
+    assert_eq!(resumed.settle().unwrap(), Some(second.clone()), "the clock does not count");
+    // Even where lines were lost: a later checkpoint is that of the run that lost none.
+    fs::write(run.path().join("metrics.jsonl"), "").unwrap();
+    let mut robbed = Jsonl::resume(run.path(), 1, Some(&first)).unwrap();
+    robbed.step(&slower(2)).unwrap();
+    assert_eq!(robbed.settle().unwrap(), Some(second.clone()));
+    // The control: another number is another digest.
+    let mut other = Jsonl::resume(run.path(), 1, Some(&first)).unwrap();
+    other.step(&StepMetrics { loss: 0.5, ..step(2) }).unwrap();
+    assert_ne!(other.settle().unwrap(), Some(second));
+}
+
+#[test]
+fn a_file_that_is_removed_or_replaced_under_a_run_is_put_back_with_every_line() {
+    let run = tempfile::tempdir().unwrap();
+    let path = run.path().join("metrics.jsonl");
+    let mut sink = Jsonl::create(run.path()).unwrap();
+    sink.step(&step(1)).unwrap();
+    fs::remove_file(&path).unwrap();
+    sink.step(&step(2)).unwrap();
+    let mark = sink.settle().unwrap().unwrap();
+    assert_eq!((mark.lines, fs::read_to_string(&path).unwrap().lines().count()), (2, 2));
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "somebody's").unwrap();
+    sink.step(&step(3)).unwrap();
+    sink.settle().unwrap();
+    sink.step(&step(4)).unwrap();
+    let names: Vec<String> = files(run.path()).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["metrics-replaced.jsonl", "metrics.jsonl"]);
+    assert_eq!(fs::read_to_string(run.path().join("metrics-replaced.jsonl")).unwrap(), "somebody's");
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
 }
 
 #[test]

@@ -17,7 +17,8 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 6] = ["llama-tied", "llama-untied", "qwen3", "phi", "gemma2", "gpt-neox-sequential"];
+const CASES: [&str; 8] =
+    ["llama-tied", "llama-untied", "qwen3", "phi", "gemma2", "olmo2", "smollm3", "gpt-neox-sequential"];
 const PAIRS: [PairTokens; 3] = [
     PairTokens { prefix: 5, chosen: 3, rejected: 2 },
     PairTokens { prefix: 0, chosen: 4, rejected: 6 },

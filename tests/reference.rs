@@ -77,6 +77,30 @@ fn a_partial_cache_is_completed_by_the_run_that_needs_more() {
 }
 
 #[test]
+fn a_pass_that_was_stopped_goes_on_to_the_same_bits() {
+    // So small that the pass has several parts.
+    const BUDGET: usize = 5;
+    let (engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
+    let all: Vec<usize> = (0..PAIRS).collect();
+    let pass = |cache: Option<&ReferenceCache>| {
+        let values = reference::log_probs(&engine, (&data, &all), &comm, cache, BUDGET, "test").unwrap();
+        values.into_iter().map(|sums| sums.map(f32::to_bits)).collect::<Vec<_>>()
+    };
+    let whole = pass(None);
+    // What a pass that was stopped after its first part has stored: 16 micro-batches' tokens.
+    let sums = all.iter().scan(0, |sum, &pair| Some(std::mem::replace(sum, *sum + data.tokens(pair))));
+    let first = sums.take_while(|&before| before < 16 * BUDGET).count();
+    assert!(first > 1 && first < PAIRS / 2, "the first part has {first} of {PAIRS} pairs");
+    let folder = tempfile::tempdir().unwrap();
+    let cache = ReferenceCache::new(folder.path(), 1, 2, "f32");
+    let stored = |pair: usize| if pair < first { whole[pair].map(f32::from_bits) } else { [f32::NAN; 2] };
+    cache.store(&all.iter().map(|&pair| stored(pair)).collect::<Vec<_>>()).unwrap();
+    assert!(pass(Some(&cache)) == whole, "the rest was packed otherwise");
+    let kept = cache.load(PAIRS).unwrap().into_iter().map(|sums| sums.map(f32::to_bits));
+    assert!(kept.eq(whole.iter().copied()), "all of it is stored");
+}
+
+#[test]
 fn the_policy_loss_of_step_1_is_ln_2_in_a_run_shorter_than_an_epoch() {
     let config = config("llama-tied", &["train.steps=1"]);
     let (engine, data, comm) = (engine(&config), pairs(97), solo());

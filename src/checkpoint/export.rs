@@ -4,8 +4,9 @@
 //! So the exported pad token is one that occurs in no sequence, and the tokenizer is told to pad with it too.
 
 use super::chat_template::NAMED;
-use super::{Snapshot, read_json, sync, to_json, write_text};
+use super::{Snapshot, read_json, to_json, write_text};
 use crate::error::{Error, Result, file_error};
+use crate::files::{self, sync};
 use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
 use crate::statistics::Spread;
 use serde_json::{Map, Value, json};
@@ -137,9 +138,7 @@ pub fn copy_named_templates(source: &Path, folder: &Path) -> Result<()> {
     for entry in fs::read_dir(&source).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-            let copy = target.join(name);
-            fs::copy(&path, &copy).map_err(|error| file_error(&path, "copy", &error))?;
-            sync(&copy)?;
+            files::copy(&path, &target.join(name))?;
         }
     }
     sync(&target)
@@ -169,8 +168,7 @@ pub(super) fn write_companions(folder: &Path, source: &Path, pad_token_id: u32) 
                 write_text(&target, &to_json(&content)?)?;
             }
             _ => {
-                fs::copy(&source, &target).map_err(|error| file_error(&source, "copy", &error))?;
-                sync(&target)?;
+                files::copy(&source, &target)?;
             }
         }
     }

@@ -1,9 +1,10 @@
 //! The run's folder: starting a run in it, the checkpoints it holds, which of them go, and whether the disk can hold
 //! them.
 
-use super::export::COMPANIONS;
+use super::export::{COMPANIONS, copy_named_templates};
 use super::{STATE, load_state, manifest};
 use crate::error::{Error, Result, file_error};
+use crate::files::{self, UnfinishedFolder};
 use crate::model::adapter::WEIGHTS;
 use crate::model::peft::PeftConfig;
 use crate::safetensors_io::Mapped;
@@ -13,6 +14,9 @@ use tch::Kind;
 
 /// The file that the process which writes into a run's folder holds locked.
 const LOCK: &str = ".lock";
+
+/// Files that say that a folder is a model's, and no place for a run.
+const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "adapter_config.json"];
 
 /// Where the checkpoint of `step` is.
 pub fn step_path(run: &Path, step: usize) -> PathBuf {
@@ -97,12 +101,17 @@ pub struct Claim {
 pub fn start_run(dir: &Path, resume: bool) -> Result<Claim> {
     check_run(dir, resume)?;
     if !resume {
-        fs::create_dir_all(dir).map_err(|error| file_error(dir, "create", &error))?;
+        files::make_folder(dir).map_err(|error| file_error(dir, "create", &error))?;
     }
     let claim = claim(dir)?;
+    if let Some(model) = MODEL_FILES.into_iter().find(|name| dir.join(name).exists()) {
+        let place = dir.display();
+        tracing::warn!("[output] dir: {place} holds a model ({model}), and the run's files come to lie among its own");
+    }
     // Another process may have started its run since the first look.
     check_run(dir, resume)?;
     remove_partial(dir)?;
+    files::clear_unfinished(dir);
     Ok(claim)
 }
 
@@ -123,6 +132,24 @@ fn claim(dir: &Path) -> Result<Claim> {
         }
     }
     Ok(Claim { _file: file })
+}
+
+/// Copies config.json and the tokenizer's files of `model_dir` into a folder within `run` that goes with the returned value:
+/// every checkpoint has them as they were when the run started, whatever becomes of the model's folder meanwhile.
+///
+/// # Errors
+/// A failed read or write.
+pub fn keep_model_files(run: &Path, model_dir: &Path) -> Result<UnfinishedFolder> {
+    let kept =
+        files::unfinished_folder(&run.join("model")).map_err(|error| file_error(run, "make a folder in", &error))?;
+    for name in COMPANIONS.iter().chain(&["config.json"]) {
+        let source = model_dir.join(name);
+        if source.is_file() {
+            files::copy(&source, &kept.path().join(name))?;
+        }
+    }
+    copy_named_templates(model_dir, kept.path())?;
+    Ok(kept)
 }
 
 fn sign_of_a_run(dir: &Path) -> Result<Option<String>> {

@@ -1,16 +1,23 @@
 //! `trainer/files.json`: size and hash of every file of a checkpoint, written last; what makes "whole" checkable.
+//!
+//! `--resume` checks all of it before it goes on ([`check`]). Who only reads the model checks what is read while it is
+//! read ([`FileCheck`]): the weights' hash is taken beside the loading, so that the disk gives them once.
 
-use super::chat_template::NAMED;
-use super::{TRAINER, read_json, to_json, write_text};
+use super::{STATE, TRAINER, read_json, to_json, write_text};
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use xxhash_rust::xxh3::Xxh3;
 
 const FILE: &str = "trainer/files.json";
+
+/// Files in `trainer/` that say how a model was trained; the others serve `--resume` alone, and may be missing.
+const READ_WITH_THE_MODEL: [&str; 2] = [STATE, super::CONFIG];
 
 /// How much of a file is hashed at a time, in bytes.
 const CHUNK: usize = 1 << 20;
@@ -26,26 +33,24 @@ struct Entry {
 /// Path inside the checkpoint -> what it must look like.
 type Manifest = BTreeMap<String, Entry>;
 
-/// Lists all that `checkpoint` holds.
+/// Lists all that `checkpoint` holds, with the folders in it.
 pub fn write(checkpoint: &Path) -> Result<()> {
     let mut manifest = Manifest::new();
-    for (folder, prefix) in [
-        (checkpoint.to_path_buf(), String::new()),
-        (checkpoint.join(NAMED), format!("{NAMED}/")),
-        (checkpoint.join(TRAINER), format!("{TRAINER}/")),
-    ] {
-        if !folder.is_dir() {
-            continue;
-        }
-        let failed = |error: std::io::Error| file_error(&folder, "list", &error);
-        for item in fs::read_dir(&folder).map_err(failed)? {
-            let path = item.map_err(failed)?.path();
-            if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-                manifest.insert(format!("{prefix}{}", name.to_string_lossy()), entry(&path)?);
-            }
+    list(checkpoint, "", &mut manifest)?;
+    write_text(&checkpoint.join(FILE), &to_json(&manifest)?)
+}
+
+fn list(folder: &Path, prefix: &str, manifest: &mut Manifest) -> Result<()> {
+    let failed = |error: std::io::Error| file_error(folder, "list", &error);
+    for item in fs::read_dir(folder).map_err(failed)? {
+        let (path, name) = item.map(|item| (item.path(), item.file_name())).map_err(failed)?;
+        let name = format!("{prefix}{}", name.to_string_lossy());
+        match path.is_dir() {
+            true => list(&path, &format!("{name}/"), manifest)?,
+            false => drop(manifest.insert(name, entry(&path)?)),
         }
     }
-    write_text(&checkpoint.join(FILE), &to_json(&manifest)?)
+    Ok(())
 }
 
 /// Checks that every file is as it was written. Files added since do not matter.
@@ -54,27 +59,128 @@ pub fn write(checkpoint: &Path) -> Result<()> {
 /// Says which file is missing or changed.
 pub fn check(checkpoint: &Path) -> Result<()> {
     let manifest: Manifest = read_json(&checkpoint.join(FILE))?;
-    let path = |name: &str| -> PathBuf { checkpoint.join(name) };
     // All the sizes first: that is quick, and finds what a full disk or a cut copy has done.
-    for (name, expected) in &manifest {
-        let path = path(name);
-        let bytes = fs::metadata(&path).map_err(|error| file_error(&path, "read", &error))?.len();
-        if bytes != expected.bytes {
-            let path = path.display();
-            return Err(Error::input(format!("{path} has {bytes} bytes, but {} were written", expected.bytes)));
+    manifest.iter().try_for_each(|(name, expected)| check_size(&checkpoint.join(name), expected))?;
+    manifest.iter().try_for_each(|(name, expected)| check_hash(&checkpoint.join(name), expected))
+}
+
+/// What is done about files that are not as they were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// An error.
+    Refused,
+    /// A warning: the user knows (`--allow-changed`).
+    Allowed,
+}
+
+impl Changed {
+    /// As the flag `--allow-changed` says.
+    pub fn allowed_if(flag: bool) -> Self {
+        if flag { Self::Allowed } else { Self::Refused }
+    }
+
+    /// Makes a warning of a change that is allowed; adds a hint to one that is not.
+    pub(crate) fn judge(self, outcome: Result<()>) -> Result<()> {
+        match (outcome, self) {
+            (Err(error), Self::Allowed) => {
+                tracing::warn!("{}: used all the same, as --allow-changed says", error.message);
+                Ok(())
+            }
+            (Err(error), Self::Refused) => Err(error.hint(
+                "get the folder again or use another checkpoint; if the file was changed on purpose: --allow-changed",
+            )),
+            (outcome, _) => outcome,
         }
     }
-    for (name, expected) in &manifest {
-        if entry(&path(name))? != *expected {
-            return Err(Error::input(format!("{} has changed since it was written", path(name).display())));
+}
+
+/// The check of folders that a model is being read from; to be [finished](Self::finish) before the model is used.
+#[must_use = "a check that is not finished has found nothing yet"]
+#[derive(Debug)]
+pub struct FileCheck {
+    changed: Changed,
+    weights: Option<JoinHandle<Result<()>>>,
+}
+
+impl FileCheck {
+    /// Begins to check those of `folders` that are checkpoints of this program: the sizes of all files and the hashes of
+    /// the small ones at once, those of the weights on a thread of its own. Folders without `trainer/` have nothing to
+    /// be checked by.
+    ///
+    /// # Errors
+    /// A file that is missing or changed, unless `changed` allows it; no thread.
+    pub fn begin<'a>(folders: impl IntoIterator<Item = &'a Path>, changed: Changed) -> Result<Self> {
+        let mut weights = Vec::new();
+        for folder in folders {
+            let whole = folder.join(FILE).is_file() || folder.join(STATE).is_file();
+            if whole {
+                weights.extend(listed(folder, changed)?);
+            }
         }
+        if weights.is_empty() {
+            return Ok(Self { changed, weights: None });
+        }
+        let work = move || weights.iter().try_for_each(|(path, expected)| check_hash(path, expected));
+        let thread = std::thread::Builder::new().name("check of files".into()).spawn(work).map_err(|error| {
+            Error::runtime(format!("cannot start the thread that checks the model's files: {error}"))
+        })?;
+        Ok(Self { changed, weights: Some(thread) })
+    }
+
+    /// Waits for the weights' hashes.
+    ///
+    /// # Errors
+    /// A file that has changed, unless that is allowed.
+    pub fn finish(self) -> Result<()> {
+        let Some(thread) = self.weights else { return Ok(()) };
+        let ended =
+            || Err(Error::runtime("the thread that checks the model's files has ended before its work was done"));
+        self.changed.judge(thread.join().unwrap_or_else(|_| ended()))
+    }
+}
+
+/// Checks all that is quick to check in the checkpoint `folder`; returns its weights, which are not.
+fn listed(folder: &Path, changed: Changed) -> Result<Vec<(PathBuf, Entry)>> {
+    let manifest: Manifest = match read_json(&folder.join(FILE)) {
+        Ok(manifest) => manifest,
+        Err(error) => return changed.judge(Err(error)).map(|()| Vec::new()),
+    };
+    let mut weights = Vec::new();
+    for (name, expected) in manifest {
+        let path = folder.join(&name);
+        let for_resume_alone = name.starts_with(TRAINER) && !READ_WITH_THE_MODEL.contains(&name.as_str());
+        if for_resume_alone && fs::symlink_metadata(&path).is_err() {
+            continue;
+        }
+        changed.judge(check_size(&path, &expected))?;
+        match (for_resume_alone, name.ends_with(".safetensors")) {
+            (true, _) => {}
+            (false, true) => weights.push((path, expected)),
+            (false, false) => changed.judge(check_hash(&path, &expected))?,
+        }
+    }
+    Ok(weights)
+}
+
+fn check_size(path: &Path, expected: &Entry) -> Result<()> {
+    let bytes = fs::metadata(path).map_err(|error| file_error(path, "read", &error))?.len();
+    if bytes != expected.bytes {
+        let path = path.display();
+        return Err(Error::input(format!("{path} has {bytes} bytes, but {} were written", expected.bytes)));
+    }
+    Ok(())
+}
+
+fn check_hash(path: &Path, expected: &Entry) -> Result<()> {
+    if entry(path)? != *expected {
+        return Err(Error::input(format!("{} has changed since it was written", path.display())));
     }
     Ok(())
 }
 
 fn entry(path: &Path) -> Result<Entry> {
     let failed = |error: std::io::Error| file_error(path, "read", &error);
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = files::open(path).map_err(failed)?;
     let (mut hash, mut bytes, mut chunk) = (Xxh3::new(), 0, vec![0; CHUNK]);
     loop {
         let length = file.read(&mut chunk).map_err(failed)?;

@@ -35,6 +35,8 @@ impl Verifying {
         Scoring {
             checkpoint: self.checkpoint.clone(),
             base: self.base.clone(),
+            // What has changed is what this command looks for: it warns, and says what comes of it.
+            allow_changed: true,
             data: PathBuf::new(),
             column: Vec::new(),
             template: None,

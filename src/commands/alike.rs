@@ -106,7 +106,7 @@ fn of_model(origin: &Origin) -> Result<Vec<Fact>> {
 /// The keys of a JSON file; its hash where it is none. Who reads it says what is wrong with it.
 fn json(path: &Path) -> Result<Vec<Fact>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = match std::fs::read(path) {
+    let bytes = match files::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![(name.into(), "absent".into())]),
         Err(error) => return Err(file_error(path, "read", &error)),

@@ -1,5 +1,6 @@
 //! `haf-dist compare`: what the objectives of finished runs come to on the same test pairs.
 
+use crate::checkpoint::Changed;
 use crate::comparison::{ComparedRun, Comparison};
 use crate::error::{Error, Result};
 use crate::metrics::read_pairs;
@@ -9,9 +10,9 @@ use std::path::{Path, PathBuf};
 /// Prints the comparison, as tables or as JSON lines. Needs the runs' files alone: no model, and no other rank.
 ///
 /// # Errors
-/// A folder without a finished run, or runs that are not comparable.
-pub fn run(runs: &[PathBuf], json: bool) -> Result<()> {
-    let runs = runs.iter().map(|run| open(run)).collect::<Result<Vec<_>>>()?;
+/// A folder without a finished run, outcomes that have changed since they were written, or runs that are not comparable.
+pub fn run(runs: &[PathBuf], changed: Changed, json: bool) -> Result<()> {
+    let runs = runs.iter().map(|run| open(run, changed)).collect::<Result<Vec<_>>>()?;
     if runs.len() < 2 {
         return Err(Error::input("one run alone is compared with nothing").hint("name the folders of two or more runs"));
     }
@@ -19,7 +20,7 @@ pub fn run(runs: &[PathBuf], json: bool) -> Result<()> {
     if json { terminal::lines(comparison.json_lines()) } else { terminal::out(comparison.markdown().trim_end()) }
 }
 
-fn open(run: &Path) -> Result<ComparedRun> {
-    let (facts, outcomes) = read_pairs(run)?;
+fn open(run: &Path, changed: Changed) -> Result<ComparedRun> {
+    let (facts, outcomes) = read_pairs(run, changed)?;
     Ok(ComparedRun { name: run.display().to_string(), facts, outcomes })
 }

@@ -4,6 +4,7 @@
 //! gradients; every gradient's finiteness by name; a few updates. Writes no file.
 
 use super::setup;
+use crate::checkpoint::Changed;
 use crate::comm::CommThread;
 use crate::config::{Config, Source};
 use crate::data::AnswerSpan;
@@ -41,9 +42,10 @@ struct Check {
 ///
 /// # Errors
 /// Bad input as in a real run; a failed check.
-pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
+pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let origin = setup::origin(config)?;
+    let check = setup::check_files(&origin, changed)?;
     let architecture = Architecture::open(&origin.base)?;
     let encoder = setup::encoder(config, origin.tokenizer(), &architecture)?;
     let data = few_pairs(&config.data.train, &encoder)?;
@@ -56,6 +58,7 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         log_probs: config.loss.needs_policy(),
     };
     let model = adapter::load(&origin, options, config.lora.as_ref())?;
+    setup::finish_check(check, comm)?;
     let mut engine = Engine::new(model, config.train.activation_checkpointing);
     let (device, threads) = (machine.device, machine.threads);
     terminal::out(format_args!("{} compute on {device:?}, {threads} thread(s)\n", machine.dtype_name()))?;

@@ -5,7 +5,7 @@
 //! A merged weight is W + scale * B A, computed in f32 and narrowed to the kind that W has in the base's file; all else
 //! is copied bit for bit, shard by shard, so that a shard is all that is held at a time.
 
-use crate::checkpoint::{self, AsTrained, Export, SelfTest};
+use crate::checkpoint::{self, AsTrained, Changed, Export, FileCheck, SelfTest};
 use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
@@ -18,7 +18,7 @@ use crate::safetensors_io;
 use crate::terminal;
 use serde_json::{Map, Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::Kind;
 use tracing::warn;
 
@@ -28,7 +28,7 @@ use tracing::warn;
 /// A folder that is no checkpoint, nothing to merge, an `OUT` that exists, or a failed read or write; what was written
 /// so far is removed.
 pub fn run(exporting: &Exporting) -> Result<()> {
-    let Exporting { merge, checkpoint: source, out, base } = exporting;
+    let Exporting { merge, checkpoint: source, out, base, allow_changed } = exporting;
     if fs::symlink_metadata(out).is_ok() {
         return Err(Error::input(format!("{} exists already", out.display()))
             .hint("nothing is overwritten: name another OUT, or move it away"));
@@ -42,39 +42,29 @@ pub fn run(exporting: &Exporting) -> Result<()> {
         return Err(Error::input(format!("{} has no adapter: there is nothing to merge", source.display()))
             .hint("leave --merge out to have the folder without trainer/"));
     }
-    // Under another name until it is whole.
-    let unfinished = unfinished(out)?;
-    let written = match merge {
-        true => Origin::of(source, base.as_deref()).and_then(|origin| write_merged(&origin, &unfinished)),
-        false => copy(source, &unfinished),
-    };
-    let as_trained = written.and_then(|()| AsTrained::of_checkpoint(source));
-    let written = as_trained.and_then(|found| {
-        let Some(as_trained) = found else { return Ok(()) };
-        let chat_template = checkpoint::write_chat_template(&unfinished, &unfinished, &as_trained)?;
-        AsTrained { chat_template, ..as_trained }.write(&unfinished)
-    });
-    let renamed = written.and_then(|()| {
-        fs::rename(&unfinished, out).map_err(|error| file_error(out, "rename the finished folder to", &error))
-    });
-    if let Err(error) = renamed {
-        // The first error matters more than one met while cleaning up.
-        let _ = fs::remove_dir_all(&unfinished);
-        return Err(error);
+    let origin = Origin::of(source, base.as_deref()).or_else(|error| match merge {
+        true => Err(error),
+        // A copy does without the base.
+        false => Ok(Origin { base: source.clone(), adapter: None }),
+    })?;
+    let read = origin.folders().filter(|folder| *merge || *folder == source);
+    let check = FileCheck::begin(read, Changed::allowed_if(*allow_changed))?;
+    // Under another name until it is whole. What a killed export has left there goes.
+    let above = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    files::make_folder(above).map_err(|error| file_error(above, "create", &error))?;
+    files::clear_unfinished(above);
+    let unfinished = files::unfinished_folder(out).map_err(|error| file_error(out, "create", &error))?;
+    match merge {
+        true => write_merged(&origin, unfinished.path())?,
+        false => copy(source, unfinished.path())?,
     }
+    if let Some(as_trained) = AsTrained::of_checkpoint(source)? {
+        let chat_template = checkpoint::write_chat_template(unfinished.path(), unfinished.path(), &as_trained)?;
+        AsTrained { chat_template, ..as_trained }.write(unfinished.path())?;
+    }
+    check.finish()?;
+    unfinished.persist(out).map_err(|error| file_error(out, "rename the finished folder to", &error))?;
     terminal::out(out.display())
-}
-
-/// A new folder beside `out`.
-fn unfinished(out: &Path) -> Result<PathBuf> {
-    let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(".partial");
-    let path = out.with_file_name(name);
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).map_err(|error| file_error(parent, "create", &error))?;
-    }
-    fs::create_dir(&path).map_err(|error| file_error(&path, "create", &error))?;
-    Ok(path)
 }
 
 /// The files of a checkpoint that other programs read: all but the folder `trainer/`.
@@ -83,7 +73,7 @@ fn copy(source: &Path, out: &Path) -> Result<()> {
     for entry in fs::read_dir(source).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-            fs::copy(&path, out.join(name)).map_err(|error| file_error(&path, "copy", &error))?;
+            files::copy(&path, &out.join(name))?;
         }
     }
     checkpoint::copy_named_templates(source, out)

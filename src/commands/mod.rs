@@ -16,6 +16,7 @@ mod setup;
 mod train;
 mod verify;
 
+use crate::checkpoint::Changed;
 use crate::cli::Command;
 use crate::comm::CommThread;
 use crate::config::Config;
@@ -38,9 +39,15 @@ pub fn compare_ranks(command: &Command, traced: bool, comm: &CommThread) -> Resu
 /// job.
 pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
     match command {
-        Command::Train { config, set, debug: true, .. } => debug::run(&load(config, set, comm)?, comm),
-        Command::Train { config, set, resume, .. } => train::run(&load(config, set, comm)?, *resume, comm),
-        Command::Prepare { config, set } => prepare::run(&load(config, set, comm)?, comm),
+        Command::Train { config, set, debug: true, allow_changed, .. } => {
+            debug::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)
+        }
+        Command::Train { config, set, resume, allow_changed, .. } => {
+            train::run(&load(config, set, comm)?, *resume, Changed::allowed_if(*allow_changed), comm)
+        }
+        Command::Prepare { config, set, allow_changed } => {
+            prepare::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)
+        }
         Command::Eval { scoring, format, json } => {
             let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
             eval::run(&scoring, &files, *format, *json, comm)
@@ -54,9 +61,9 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             score::run(&scoring, output, comm)
         }
         // Every rank would print the same.
-        Command::Compare { runs, json } if comm.rank() == 0 => {
+        Command::Compare { runs, allow_changed, json } if comm.rank() == 0 => {
             let _work = comm.at_work("comparing runs");
-            compare::run(runs, *json)
+            compare::run(runs, Changed::allowed_if(*allow_changed), *json)
         }
         Command::Compare { .. } => Ok(()),
         Command::Export(exporting) => {

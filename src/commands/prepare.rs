@@ -1,6 +1,7 @@
 //! `haf-dist prepare`: tokenises and fills the caches that training would fill; creates no run folder.
 
 use super::{alike, setup};
+use crate::checkpoint::Changed;
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::data::prepared::PreparedData;
@@ -16,9 +17,10 @@ use crate::terminal;
 ///
 /// # Errors
 /// Bad data, a bad model, or a cache that cannot be written.
-pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
+pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let origin = comm.agree(setup::origin(config))?;
+    let check = comm.agree(setup::check_files(&origin, changed))?;
     alike::model(&origin, comm)?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
@@ -29,6 +31,7 @@ pub fn run(config: &Config, comm: &CommThread) -> Result<()> {
         let work = comm.at_work("loading the model");
         let mut model = comm.agree(Model::load(&origin.base, options))?;
         drop(work);
+        setup::finish_check(check, comm)?;
         setup::share_weights(&mut model, comm)?;
         let engine = Engine::new(model, false);
         let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;

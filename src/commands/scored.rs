@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::{alike, setup};
-use crate::checkpoint::{self, AsTrained, TrainState};
+use crate::checkpoint::{self, AsTrained, Changed, FileCheck, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
 use crate::config::{Config, Objective, RewardAt};
@@ -12,6 +12,7 @@ use crate::data::tokenize::{Encoder, Rules};
 use crate::engine::Engine;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
+use crate::files;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
@@ -20,6 +21,7 @@ use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use crate::reference;
 use serde_json::Value;
+use std::cell::Cell;
 use std::path::Path;
 use std::time::Duration;
 use tracing::warn;
@@ -38,6 +40,8 @@ pub struct Opened {
     pub state: TrainState,
     origin: Origin,
     trained_here: bool,
+    /// Until the weights have been read.
+    check: Cell<Option<FileCheck>>,
 }
 
 /// A loaded model and what is reported of it.
@@ -64,6 +68,7 @@ pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
 fn read(scoring: &Scoring) -> Result<Opened> {
     let folder = scoring.checkpoint.clone();
     let origin = Origin::of(&folder, scoring.base.as_deref())?;
+    let check = Cell::new(setup::check_files(&origin, Changed::allowed_if(scoring.allow_changed))?);
     let architecture = Architecture::open(&origin.base)?;
     let trained_here = folder.join(checkpoint::CONFIG).exists();
     let as_trained = AsTrained::read(&folder)?;
@@ -95,7 +100,7 @@ fn read(scoring: &Scoring) -> Result<Opened> {
         rules.skipped_at_end = padding(&origin.base)?;
     }
     let encoder = Encoder::open(origin.tokenizer(), rules, architecture.vocabulary)?;
-    Ok(Opened { config, encoder, state, origin, trained_here })
+    Ok(Opened { config, encoder, state, origin, trained_here, check })
 }
 
 impl Opened {
@@ -155,6 +160,7 @@ impl Opened {
     /// A folder without a reward head, or damaged weights.
     pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
         let engine = load(&self.origin, false, machine, comm)?;
+        setup::finish_check(self.check.take(), comm)?;
         if !comm.all_true(engine.model.had_reward_head)? {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
             return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display())).hint(
@@ -250,7 +256,7 @@ fn padding(folder: &Path) -> Result<Option<u32>> {
 
 fn config_json(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
-    let text = std::fs::read(&path).map_err(|error| file_error(&path, "read", &error))?;
+    let text = files::read(&path).map_err(|error| file_error(&path, "read", &error))?;
     serde_json::from_slice(&text)
         .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("fetch it again"))
 }

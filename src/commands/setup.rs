@@ -1,7 +1,8 @@
 //! What several commands do before their own work: tokenised data, rank 0's weights on every rank, reference log-probs.
 
 use super::alike;
-use crate::comm::CommThread;
+use crate::checkpoint::{Changed, FileCheck};
+use crate::comm::{CommThread, launch};
 use crate::config::{Config, Source};
 use crate::data::doubts::doubts;
 use crate::data::prepared::PreparedData;
@@ -49,6 +50,24 @@ impl Splits {
 /// An adapter whose base is not there.
 pub fn origin(config: &Config) -> Result<Origin> {
     Origin::of(&config.model.path, config.lora.as_ref().and_then(|lora| lora.base.as_deref()))
+}
+
+/// Begins to check the files of the model that a command starts from, where they are a checkpoint's: on rank 0, whose files
+/// count.
+///
+/// # Errors
+/// Files that have changed since they were written.
+pub fn check_files(origin: &Origin, changed: Changed) -> Result<Option<FileCheck>> {
+    (launch::rank() == 0).then(|| FileCheck::begin(origin.folders(), changed)).transpose()
+}
+
+/// Finishes that check. All ranks must call it.
+///
+/// # Errors
+/// As [`check_files`], or a lost rank.
+pub fn finish_check(check: Option<FileCheck>, comm: &CommThread) -> Result<()> {
+    let _work = comm.at_work("checking the model's files");
+    comm.agree(check.map_or(Ok(()), FileCheck::finish))
 }
 
 /// An encoder as the config asks for, with the tokenizer of `model`.

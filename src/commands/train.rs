@@ -2,7 +2,7 @@
 
 use super::alike;
 use super::setup::{self, Splits};
-use crate::checkpoint::{self, ChatTemplates, Claim, Planned};
+use crate::checkpoint::{self, Changed, ChatTemplates, Claim, Planned, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
@@ -31,13 +31,14 @@ use tracing::{info, warn};
 /// # Errors
 /// Anything wrong with the config, the files or the machine, before anything is written; lost ranks and failed writes
 /// later.
-pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
+pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
     check_ranks(config, comm)?;
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     backend::connect(&config.parallel, machine.device, comm)?;
     let origin = comm.agree(setup::origin(config))?;
     alike::model(&origin, comm)?;
+    let check = comm.agree(setup::check_files(&origin, changed))?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let run = &config.output.dir;
@@ -46,19 +47,24 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
     let templates = comm.agree(ChatTemplates::of(origin.tokenizer(), &encoder))?;
     let self_test = Planned::of(&encoder);
-    let saving = Saving { run: run.clone(), origin: origin.clone(), pad_token, templates, self_test };
     let mut engine = load(config, &origin, &machine, comm)?;
+    setup::finish_check(check, comm)?;
     setup::share_weights(&mut engine.model, comm)?;
     if config.parallel.shard_optimizer && comm.world_size() > 1 {
         sharding::shard(&mut engine.model, comm);
     }
     reducer::share_gradients(&mut engine.model, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
+    if comm.rank() == 0 {
+        trainer::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
+    }
     let total = total_steps(config, &sampler);
     // The last checks, and the run's folder, which is this run's alone from here on: before the reference passes, which
     // take long.
     let first = comm.rank() == 0;
     let _claim = comm.agree(first.then(|| prepare_folder(config, &origin, resume, &engine, total)).transpose())?;
+    let keep = || checkpoint::keep_model_files(run, origin.tokenizer());
+    let model_files = comm.agree(first.then(keep).transpose())?;
     let keys = setup::model_keys(&origin, comm)?;
     let key = (trainer::data_key(config, &splits.train), format!("{:032x}", keys.start));
     let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
@@ -66,12 +72,12 @@ pub fn run(config: &Config, resume: bool, comm: &CommThread) -> Result<()> {
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
     trainer.state.model_key = key.1;
-    trainer.saving = Some(saving);
+    trainer.saving = Some(Saving { run: run.clone(), origin, model_files, pad_token, templates, self_test });
     if resume {
         go_on(&mut trainer, checkpoint, run)?;
     }
     check_replicas(&trainer.engine, trainer.state.step, comm)?;
-    trainer.sinks = comm.agree(if first { sinks(run, resume, trainer.state.step, total) } else { Ok(Vec::new()) })?;
+    trainer.sinks = comm.agree(if first { sinks(run, resume, &trainer.state, total) } else { Ok(Vec::new()) })?;
     info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
     // Not earlier: there is nothing to save yet, and a reference pass may be long.
     let listening = Listening::start(trainer.stop.clone())?;
@@ -200,12 +206,17 @@ fn go_on(trainer: &mut Trainer, checkpoint: Option<PathBuf>, run: &Path) -> Resu
     comm.agree(aside)
 }
 
-/// Where the numbers of a run go that has done `done` of `total` updates. What a finished run has written stays as it is.
-fn sinks(run: &Path, resume: bool, done: usize, total: usize) -> Result<Vec<Box<dyn Sink>>> {
+/// Where the numbers of a run go that stands at `state`, of `total` updates. What a finished run has written stays as it is.
+fn sinks(run: &Path, resume: bool, state: &TrainState, total: usize) -> Result<Vec<Box<dyn Sink>>> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-    let finished = resume && done == total && metrics::read_pairs(run).is_ok_and(|(facts, _)| facts.step == total);
-    if !finished {
-        sinks.push(Box::new(if resume { Jsonl::resume(run, done) } else { Jsonl::create(run) }?));
+    let (done, mark) = (state.step, state.metrics.as_ref());
+    let finished = resume
+        && done == total
+        && metrics::read_pairs(run, Changed::Refused).is_ok_and(|(facts, _)| facts.step == total);
+    match (finished, resume) {
+        (true, _) => Jsonl::check(run, done, mark)?,
+        (false, true) => sinks.push(Box::new(Jsonl::resume(run, done, mark)?)),
+        (false, false) => sinks.push(Box::new(Jsonl::create(run)?)),
     }
     sinks.push(Box::new(Terminal::new(done, total)));
     Ok(sinks)
@@ -241,7 +252,10 @@ fn test_and_record(trainer: &mut Trainer, test: &Split) -> Result<Vec<Evaluation
     };
     let comm = trainer.comm;
     let run = &trainer.config.output.dir;
-    comm.agree(if comm.rank() == 0 { metrics::write_pairs(run, &facts, &outcomes) } else { Ok(()) })?;
+    // The pairs' file says that the run is complete, and metrics.jsonl with it.
+    let settled = trainer.sinks.settle().map(drop);
+    let write = || metrics::write_pairs(run, &facts, &outcomes);
+    comm.agree(if comm.rank() == 0 { settled.and_then(|()| write()) } else { Ok(()) })?;
     Ok(rows)
 }
 

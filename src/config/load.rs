@@ -5,6 +5,7 @@
 use super::overrides::{self, Override};
 use super::{Config, SEE_REFERENCE, defaults, keys};
 use crate::error::{Error, Result};
+use crate::files;
 use std::path::Path;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
@@ -16,7 +17,7 @@ impl Config {
     /// A missing or unreadable file; text that is not TOML; an unknown or ill-typed key; a value out of its range;
     /// options that exclude each other. Each names the file and line (or the override), the key and what was expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|error| {
+        let bytes = files::read(path).map_err(|error| {
             Error::input(format!("cannot read the config file {}: {error}", path.display()))
                 .hint("configs/reference.toml shows every key and can be copied")
         })?;

@@ -4,8 +4,7 @@
 //! (`prepared.rs`, `reference_cache.rs`).
 
 use crate::error::{Error, Result};
-use crate::files::{self, fingerprint_parts};
-use memmap2::{Mmap, MmapMut};
+use crate::files::{self, Map, fingerprint_parts};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -74,7 +73,7 @@ pub(super) fn column<T: Number>(values: &[T]) -> Result<TensorView<'_>> {
 /// An open cache file, or one that lives in memory only: in both cases a read-only map.
 #[derive(Debug)]
 pub(super) struct Container {
-    map: Mmap,
+    map: Map,
     texts: BTreeMap<String, String>,
 }
 
@@ -91,17 +90,13 @@ impl Container {
 
     /// Packed bytes as a container that belongs to no file.
     pub fn in_memory(packed: &[u8], version: &str, key: u128) -> Result<Self> {
-        // An anonymous map is page-aligned, which a Vec<u8> is not.
-        let map = MmapMut::map_anon(packed.len())
-            .and_then(|mut map| {
-                map.copy_from_slice(packed);
-                map.make_read_only()
-            })
+        // A map is page-aligned, which a Vec<u8> is not.
+        let map = Map::of_bytes(packed)
             .map_err(|error| Error::runtime(format!("cannot get {} bytes of memory: {error}", packed.len())))?;
         Self::check(map, version, key).map_err(Error::runtime)
     }
 
-    fn check(map: Mmap, version: &str, key: u128) -> std::result::Result<Self, String> {
+    fn check(map: Map, version: &str, key: u128) -> std::result::Result<Self, String> {
         let damaged = |error| format!("it is not a whole safetensors file: {error}");
         let (_, header) = SafeTensors::read_metadata(&map).map_err(damaged)?;
         let tensors = SafeTensors::deserialize(&map).map_err(damaged)?;

@@ -4,7 +4,7 @@
 
 use crate::data::Pair;
 use crate::data::tokenize::Encoded;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::logging;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -27,10 +27,10 @@ pub(super) fn encode_all(
     let (sender, receiver) = mpsc::channel();
     let mut chunks: Vec<Option<Result<Vec<Encoded>>>> = Vec::new();
     chunks.resize_with(pairs.len().div_ceil(CHUNK), || None);
-    std::thread::scope(|scope| {
+    std::thread::scope(|scope| -> Result<()> {
         for _ in 0..threads.clamp(1, chunks.len().max(1)) {
             let (sender, next, encode) = (sender.clone(), &next, &encode);
-            scope.spawn(move || {
+            let work = move || {
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some(chunk) = pairs.chunks(CHUNK).nth(index) else { break };
@@ -43,14 +43,20 @@ pub(super) fn encode_all(
                         break;
                     }
                 }
-            });
+            };
+            std::thread::Builder::new().spawn_scoped(scope, work).map_err(|error| {
+                // Those that did start take no more.
+                next.store(usize::MAX / 2, Ordering::Relaxed);
+                Error::runtime(format!("{threads} threads could not be started: {error}"))
+            })?;
         }
         drop(sender);
         for (index, pairs, encoded) in receiver {
             chunks[index] = Some(encoded);
             bar.inc(pairs as u64);
         }
-    });
+        Ok(())
+    })?;
     bar.finish_and_clear();
     // The chunks that were never taken follow one with an error.
     let mut all = Vec::with_capacity(pairs.len());
@@ -65,7 +71,6 @@ mod tests {
     use super::*;
     use crate::data::tokenize::OwnedPair;
     use crate::data::{AnswerSpan, Message, Prompt, TemplateInputs};
-    use crate::error::Error;
     use std::time::Duration;
 
     fn pairs(count: usize) -> Vec<Pair> {

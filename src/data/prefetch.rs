@@ -96,8 +96,8 @@ impl Drop for Prefetch {
 }
 
 impl Share {
-    /// This rank's micro-batches of a step, packed one after the other.
-    fn of_step<'a>(&'a mut self, split: &'a Split, step: usize) -> impl Iterator<Item = MicroBatch> + 'a {
+    /// This rank's micro-batches of a step, from 0, packed one after the other.
+    pub fn of_step<'a>(&'a mut self, split: &'a Split, step: usize) -> impl Iterator<Item = MicroBatch> + 'a {
         let pairs = self.sampler.global_batch(step);
         let tokens: Vec<usize> = pairs.iter().map(|&pair| split.tokens(pair, self.packing)).collect();
         let (rank, world_size) = self.place;

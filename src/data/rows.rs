@@ -15,6 +15,7 @@ pub(in crate::data) use place::{Place, Take};
 
 use crate::data::parquet;
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 use std::fs::File;
@@ -81,7 +82,7 @@ enum Content<'p> {
 }
 
 fn open(path: &Path, max_row_bytes: usize) -> Result<Content<'_>> {
-    let file = File::open(path).map_err(|error| file_error(path, "read", &error))?;
+    let file = files::open(path).map_err(|error| file_error(path, "read", &error))?;
     let mut file = BufReader::with_capacity(CHUNK, file);
     let start = file.fill_buf().map_err(|error| broken_read(path, None, &error))?;
     if start.starts_with(&parquet::MAGIC) {

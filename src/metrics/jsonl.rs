@@ -1,22 +1,64 @@
-//! `metrics.jsonl`: one JSON object a line, flushed a line at a time; nothing that was once written is lost.
+//! `metrics.jsonl`: one JSON object a line, written a line at a time and on the disk before the checkpoint that counts on it;
+//! nothing that was once written is lost, and what others take away is noticed.
 
 use super::{EvaluationMetrics, Sink, StepMetrics};
+use crate::checkpoint::MetricsMark;
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 const FILE: &str = "metrics.jsonl";
 
 /// The split that is evaluated once a run is over.
 const TEST: &str = "test";
 
+/// Keys that depend on the clock.
+const CLOCK: [&str; 3] = ["pairs_per_s", "tokens_per_s", "seconds"];
+
 /// The sink that writes `metrics.jsonl`.
 #[derive(Debug)]
 pub struct Jsonl {
     path: PathBuf,
     file: File,
+    written: Chain,
+}
+
+/// Lines so far, and their digest.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Chain {
+    lines: usize,
+    digest: u64,
+}
+
+impl Chain {
+    fn add(&mut self, line: &[u8]) {
+        // A line is an object of ours, or was kept because it is one.
+        let mut object: Map<String, Value> = serde_json::from_slice(line).unwrap_or_default();
+        CLOCK.iter().for_each(|key| drop(object.shift_remove(*key)));
+        let text = Value::Object(object).to_string();
+        *self = Self { lines: self.lines + 1, digest: xxh3_64_with_seed(text.as_bytes(), self.digest) };
+    }
+
+    fn of(lines: &[&[u8]]) -> Self {
+        let mut chain = Self::default();
+        lines.iter().for_each(|line| chain.add(line));
+        chain
+    }
+
+    fn mark(self) -> MetricsMark {
+        MetricsMark { lines: self.lines, digest: format!("{:016x}", self.digest) }
+    }
+
+    fn read(mark: &MetricsMark) -> Option<Self> {
+        Some(Self { lines: mark.lines, digest: u64::from_str_radix(&mark.digest, 16).ok()? })
+    }
 }
 
 impl Jsonl {
@@ -26,9 +68,12 @@ impl Jsonl {
     /// [`Error::input`] where there is one already; a failed write.
     pub fn create(run: &Path) -> Result<Self> {
         let path = run.join(FILE);
-        match File::create_new(&path) {
-            Ok(file) => Ok(Self { path, file }),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+        match OpenOptions::new().read(true).append(true).create_new(true).open(&path) {
+            Ok(file) => {
+                files::sync(run)?;
+                Ok(Self { path, file, written: Chain::default() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::input(format!("{} exists already", path.display()))
                     .hint("add --resume to continue that run, or name another [output] dir"))
             }
@@ -36,7 +81,8 @@ impl Jsonl {
         }
     }
 
-    /// Continues the `metrics.jsonl` of a run that is resumed after `step` updates.
+    /// Continues the `metrics.jsonl` of a run that is resumed after `step` updates. Warns where it does not hold what the
+    /// run had written by then, as its checkpoint has it in `mark`.
     ///
     /// Lines that were written after the checkpoint of that step, which the resumed run will write anew (later steps,
     /// and the closing test evaluation), and lines that are cut or damaged move to `metrics-after-step-N.jsonl` (`-2`,
@@ -44,34 +90,69 @@ impl Jsonl {
     ///
     /// # Errors
     /// A failed read or write.
-    pub fn resume(run: &Path, step: usize) -> Result<Self> {
+    pub fn resume(run: &Path, step: usize, mark: Option<&MetricsMark>) -> Result<Self> {
         let path = run.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => vec![],
-            Err(error) => return Err(file_error(&path, "read", &error)),
-        };
-        let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-        let (kept, moved): (Vec<&[u8]>, Vec<&[u8]>) = lines.partition(|line| belongs(line, step));
+        let text = read_or_nothing(&path)?;
+        let (kept, moved) = split(&text, step);
+        let found = Chain::of(&kept);
+        if let Some(warning) = difference(&kept, step, mark) {
+            tracing::warn!("{}: {warning}", path.display());
+        }
         if !moved.is_empty() {
             let target = write_first_free(run, step, &moved)?;
             tracing::info!("{} lines of {} from after step {step} moved to {}", moved.len(), FILE, target.display());
         }
-        // The lines moved are on the disk by now; a kill before the rename leaves them in both files.
-        let fresh = run.join(format!("{FILE}.partial"));
-        let failed = |error: std::io::Error| file_error(&fresh, "write", &error);
-        let mut file = File::create(&fresh).map_err(failed)?;
-        write_lines(&mut file, &kept).map_err(failed)?;
-        fs::rename(&fresh, &path).map_err(|error| file_error(&path, "replace", &error))?;
-        Ok(Self { path, file })
+        // The lines moved are on the disk by now; a kill before the new file has its name leaves them in both.
+        let file = replace(&path, &joined(&kept))?;
+        // The digest goes on from the checkpoint's: later ones are those of a run that lost no line.
+        Ok(Self { path, file, written: mark.and_then(Chain::read).unwrap_or(found) })
+    }
+
+    /// Warns where the `metrics.jsonl` of a run does not hold what the run had written by `step`. Changes nothing.
+    ///
+    /// # Errors
+    /// A failed read.
+    pub fn check(run: &Path, step: usize, mark: Option<&MetricsMark>) -> Result<()> {
+        let path = run.join(FILE);
+        let text = read_or_nothing(&path)?;
+        if let Some(warning) = difference(&split(&text, step).0, step, mark) {
+            tracing::warn!("{}: {warning}", path.display());
+        }
+        Ok(())
     }
 
     fn write(&mut self, object: &impl Serialize) -> Result<()> {
-        let failed = |error: std::io::Error| file_error(&self.path, "write", &error);
+        let failed = |error: io::Error| file_error(&self.path, "write", &error);
         let mut line = serde_json::to_vec(object).map_err(|error| failed(error.into()))?;
+        self.written.add(&line);
         line.push(b'\n');
         // One write a line, with no buffer in between: a kill cuts at most the line being written.
         self.file.write_all(&line).map_err(failed)
+    }
+
+    /// Puts the file back where somebody has removed it, or has put another in its place, which is then renamed.
+    fn put_back(&mut self) -> Result<()> {
+        let failed = |error: io::Error| file_error(&self.path, "read", &error);
+        let own = self.file.metadata().map_err(failed)?;
+        let place = match fs::symlink_metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == (own.dev(), own.ino()) => return Ok(()),
+            Ok(_) => {
+                let set_aside = |path: &Path| match fs::symlink_metadata(path) {
+                    Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                    Err(_) => fs::rename(&self.path, path),
+                };
+                let (aside, ()) = first_free(&self.path.with_file_name("metrics-replaced"), set_aside)?;
+                format!("was replaced while the run writes it: what was put there is now {}", aside.display())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed while the run writes it".to_owned(),
+            Err(error) => return Err(failed(error)),
+        };
+        // The content is still there, as long as the file is open.
+        let mut content = Vec::new();
+        self.file.rewind().and_then(|()| self.file.read_to_end(&mut content)).map_err(failed)?;
+        self.file = replace(&self.path, &content)?;
+        tracing::warn!("{} {place}; it is written again, with every line so far", self.path.display());
+        Ok(())
     }
 }
 
@@ -83,6 +164,51 @@ impl Sink for Jsonl {
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
         self.write(metrics)
     }
+
+    fn settle(&mut self) -> Result<Option<MetricsMark>> {
+        self.put_back()?;
+        self.file.sync_data().map_err(|error| file_error(&self.path, "flush", &error))?;
+        Ok(Some(self.written.mark()))
+    }
+}
+
+fn read_or_nothing(path: &Path) -> Result<Vec<u8>> {
+    match files::read(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(file_error(path, "read", &error)),
+    }
+}
+
+/// The lines from before the checkpoint of `step`, and the others.
+fn split(text: &[u8], step: usize) -> (Vec<&[u8]>, Vec<&[u8]>) {
+    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.partition(|line| belongs(line, step))
+}
+
+/// What sets the lines found apart from those that a checkpoint of `step` counts on; `None` where nothing does, or nothing
+/// is known.
+fn difference(kept: &[&[u8]], step: usize, mark: Option<&MetricsMark>) -> Option<String> {
+    let mark = mark?;
+    if Chain::of(kept).mark() == *mark {
+        return None;
+    }
+    #[derive(Deserialize)]
+    struct Step {
+        step: usize,
+        loss: Option<Value>,
+    }
+    let lines = kept.iter().filter_map(|line| serde_json::from_slice::<Step>(line).ok());
+    let steps: BTreeSet<usize> = lines.filter(|line| line.loss.is_some()).map(|line| line.step).collect();
+    let missing: Vec<usize> = (1..=step).filter(|step| !steps.contains(step)).collect();
+    let what = match (kept.len(), missing.as_slice()) {
+        (0, _) => "it is gone, or empty".to_owned(),
+        (_, []) if kept.len() == mark.lines => "it was changed or replaced".to_owned(),
+        (found, []) => format!("it has {found} of {} lines from up to step {step}", mark.lines),
+        (_, [one]) => format!("the line of step {one} is missing"),
+        (_, [first, .., last]) => format!("lines of {} steps between {first} and {last} are missing", missing.len()),
+    };
+    Some(format!("{what}: it does not hold what the run had written up to step {step}; training goes on all the same"))
 }
 
 /// Whether a line was written before the checkpoint of `step`. A cut or damaged line tells nothing.
@@ -98,26 +224,40 @@ fn belongs(line: &[u8], step: usize) -> bool {
 }
 
 fn write_first_free(run: &Path, step: usize, lines: &[&[u8]]) -> Result<PathBuf> {
+    let create = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+    let (path, mut file) = first_free(&run.join(format!("metrics-after-step-{step}")), create)?;
+    let written = file.write_all(&joined(lines)).and_then(|()| file.sync_all());
+    written.map_err(|error| file_error(&path, "write", &error))?;
+    Ok(path)
+}
+
+/// Makes the first of `STEM.jsonl`, `STEM-2.jsonl` ... that is not there yet.
+fn first_free<T>(stem: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(PathBuf, T)> {
     let mut copy = 1;
     loop {
         let suffix = if copy == 1 { String::new() } else { format!("-{copy}") };
-        let path = run.join(format!("metrics-after-step-{step}{suffix}.jsonl"));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Ok(mut file) => {
-                write_lines(&mut file, lines).map_err(|error| file_error(&path, "write", &error))?;
-                return Ok(path);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => copy += 1,
+        let mut path = stem.as_os_str().to_owned();
+        path.push(format!("{suffix}.jsonl"));
+        let path = PathBuf::from(path);
+        match make(&path) {
+            Ok(made) => return Ok((path, made)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => copy += 1,
             Err(error) => return Err(file_error(&path, "create", &error)),
         }
     }
 }
 
-fn write_lines(file: &mut File, lines: &[&[u8]]) -> std::io::Result<()> {
+/// Puts a file of that content at `path`, whole or not at all; returns it open, at its end.
+fn replace(path: &Path, content: &[u8]) -> Result<File> {
+    files::write_atomic(path, content)?;
+    let open = OpenOptions::new().read(true).append(true).open(path);
+    open.map_err(|error| file_error(path, "open", &error))
+}
+
+fn joined(lines: &[&[u8]]) -> Vec<u8> {
     let mut text = lines.join(&b"\n"[..]);
     if !lines.is_empty() {
         text.push(b'\n');
     }
-    file.write_all(&text)?;
-    file.sync_all()
+    text
 }

@@ -1,23 +1,29 @@
 //! `test-pairs.jsonl`: what a finished run's two heads say of each test pair, so that runs can be compared pair by pair.
 //!
-//! The first line tells what run it was ([`RunFacts`]), then a line a pair ([`PairOutcome`]) in the order of the data. It
-//! is written last, and whole or not at all: a run that has this file is complete.
+//! The first line tells what run it was ([`RunFacts`]) after a hash of all that follows the hash, then a line a pair
+//! ([`PairOutcome`]) in the order of the data. It is written last, and whole or not at all: a run that has this file is
+//! complete.
 //!
 //! Not here: what the outcomes of several runs come to (`comparison.rs`).
 
+use crate::checkpoint::Changed;
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
 use crate::files;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// The file, inside a run's folder.
 pub const TEST_PAIRS: &str = "test-pairs.jsonl";
 
+/// What stands before the hash.
+const HASH: &str = "{\"xxh3\":\"";
+
 /// What run the outcomes are of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunFacts {
     /// Updates done before the test.
     pub step: usize,
@@ -51,25 +57,40 @@ pub struct PairOutcome {
 pub fn write_pairs(run: &Path, facts: &RunFacts, outcomes: &[PairOutcome]) -> Result<()> {
     let path = run.join(TEST_PAIRS);
     let failed = |error: serde_json::Error| file_error(&path, "write", &error.into());
-    let mut lines = serde_json::to_string(facts).map_err(failed)? + "\n";
+    // Without its opening brace, which stands before the hash.
+    let mut hashed = serde_json::to_string(facts).map_err(failed)?.split_off(1) + "\n";
     for outcome in outcomes {
-        lines += &serde_json::to_string(outcome).map_err(failed)?;
-        lines.push('\n');
+        hashed += &serde_json::to_string(outcome).map_err(failed)?;
+        hashed.push('\n');
     }
-    files::write_atomic(&path, lines.as_bytes())
+    files::write_atomic(&path, format!("{}{hashed}", hash_of(&hashed)).as_bytes())
+}
+
+/// How the file begins: the hash (XXH3, 64 bits) of the text behind it.
+fn hash_of(text: &str) -> String {
+    format!("{HASH}{:016x}\",", xxh3_64(text.as_bytes()))
 }
 
 /// Reads the file of a run.
 ///
 /// # Errors
-/// [`Error::input`] for a folder that holds no finished run, or a line that this program has not written.
-pub fn read_pairs(run: &Path) -> Result<(RunFacts, Vec<PairOutcome>)> {
+/// [`Error::input`] for a folder that holds no finished run, a file that has changed since it was written (a warning where
+/// `changed` allows it), or a line that this program has not written.
+pub fn read_pairs(run: &Path, changed: Changed) -> Result<(RunFacts, Vec<PairOutcome>)> {
     let path = run.join(TEST_PAIRS);
-    let text = fs::read_to_string(&path).map_err(|error| {
+    let text = files::read_to_string(&path).map_err(|error| {
         file_error(&path, "read", &error).hint(
             "a run writes it at its very end: go on with --resume, and name test pairs ([data] test) in its config",
         )
     })?;
+    // Without a hash: of a version that wrote none.
+    let (hash, text) = match text.split_at_checked(hash_of("").len()) {
+        Some((hash, rest)) if hash.starts_with(HASH) => (Some(hash.to_owned()), format!("{{{rest}")),
+        _ => (None, text),
+    };
+    if hash.is_some_and(|hash| hash != hash_of(&text[1..])) {
+        changed.judge(Err(Error::input(format!("{} has changed since it was written", path.display()))))?;
+    }
     let mut lines = text.lines().enumerate();
     let facts = match lines.next() {
         Some(first) => parse(&path, first)?,

@@ -60,6 +60,11 @@ impl Origin {
         }
     }
 
+    /// The folders that it is read from.
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        [Some(self.base.as_path()), self.adapter.as_deref()].into_iter().flatten()
+    }
+
     /// Where the tokenizer's files are: beside the adapter, or else beside the base.
     pub fn tokenizer(&self) -> &Path {
         let own = self.adapter.as_deref().filter(|folder| folder.join("tokenizer.json").is_file());

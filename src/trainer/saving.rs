@@ -7,8 +7,9 @@ use crate::comm::CommThread;
 use crate::config::{Config, Difference, listed};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::files::UnfinishedFolder;
 use crate::hub;
-use crate::metrics::EvaluationMetrics;
+use crate::metrics::{EvaluationMetrics, Sink};
 use crate::model::adapter::Origin;
 use crate::model::segment::Parameter;
 use crate::safetensors_io::{Entry, Mapped};
@@ -26,8 +27,10 @@ use xxhash_rust::xxh3::Xxh3;
 pub struct Saving {
     /// The run's folder.
     pub run: PathBuf,
-    /// What the run starts from: config.json and the tokenizer files.
+    /// What the run starts from.
     pub origin: Origin,
+    /// Its config.json and tokenizer files as they were at the start; on rank 0.
+    pub model_files: Option<UnfinishedFolder>,
     /// A token that occurs in no sequence.
     pub pad_token: u32,
     /// The chat templates of what is saved.
@@ -56,6 +59,9 @@ impl Trainer<'_> {
                 self.state.best = Some(here);
             }
         }
+        // On the disk before the checkpoint that counts on it.
+        let settled = self.sinks.settle();
+        self.state.metrics = self.comm.agree(settled)?;
         let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
         let written = if self.comm.rank() == 0 {
             let _work = self.comm.at_work(format!("saving step {}", self.state.step));
@@ -103,7 +109,7 @@ impl Trainer<'_> {
         let base = (base.0.as_str(), base.1.as_deref());
         let mut snapshot = Snapshot {
             step: self.state.step,
-            model_dir: saving.origin.tokenizer(),
+            model_dir: saving.model_files.as_ref().map_or(saving.origin.tokenizer(), UnfinishedFolder::path),
             adapter: model.lora.as_ref().map(|lora| AdapterOf { lora, architecture, base }),
             weights: Vec::new(),
             masters: Vec::new(),

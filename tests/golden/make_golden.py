@@ -189,6 +189,55 @@ CASES = {
             {"final_logit_softcapping": None},
         ],
     },
+    "mistral-some-windows": {
+        # Ministral's form: Transformers reads such a folder as `ministral`, with the window in the named blocks.
+        "family": "ministral",
+        "model_type": "mistral",
+        "seed": 1,
+        "config": SMALL
+        | {"num_key_value_heads": 2, "sliding_window": 4, "tie_word_embeddings": False}
+        | {"head_dim": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        "without": [{"layer_types": ["sliding_attention"] * 2}, {"layer_types": ["full_attention"] * 2}],
+    },
+    "gemma3": {
+        "family": "gemma3_text",
+        "seed": 1,
+        # The lower of two blocks has the window, and another rotation.
+        "config": SMALL
+        | {"hidden_size": 20, "num_key_value_heads": 2, "head_dim": 6, "sliding_window": 3, "pad_token_id": None}
+        | {"query_pre_attn_scalar": 10, "layer_types": ["sliding_attention", "full_attention"]}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            }
+        },
+        "without": [
+            {"layer_types": ["full_attention"] * 2},
+            {"layer_types": ["sliding_attention"] * 2},
+            {"query_pre_attn_scalar": 6},
+            {"rope_parameters": {"full_attention": DEFAULT_ROPE, "sliding_attention": DEFAULT_ROPE}},
+        ],
+    },
+    "olmo2": {
+        "family": "olmo2",
+        "seed": 1,
+        "config": SMALL | {"num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": None},
+        "without": [],
+    },
+    "smollm3": {
+        "family": "smollm3",
+        "seed": 1,
+        # The upper of two blocks has no rotation, but a window.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": None, "no_rope_layers": [1, 0]}
+        | {"use_sliding_window": True, "sliding_window": 3},
+        "without": [
+            {"no_rope_layers": [1, 1], "layer_types": ["full_attention", "sliding_attention"]},
+            {"no_rope_layers": [0, 0], "layer_types": ["full_attention", "sliding_attention"]},
+            {"use_sliding_window": False, "layer_types": ["full_attention"] * 2},
+        ],
+    },
     "gpt-neox-parallel": {
         "family": "gpt_neox",
         "seed": 1,
@@ -228,8 +277,8 @@ def random_model(family: str, settings: dict):
         if name.endswith("bias"):
             value = 0.3 * noise
         elif parameter.dim() == 1:  # of a norm; Gemma's count from 1
-            usual = 0.0 if family == "gemma2" else 1.0
-            value = (1.6 if "q_norm" in name or "k_norm" in name else usual) + 0.2 * noise
+            usual = 0.0 if family.startswith("gemma") else 1.0
+            value = usual + (0.6 if "q_norm" in name or "k_norm" in name else 0.0) + 0.2 * noise
         elif parameter.shape[0] == model.config.vocab_size:
             value = 0.5 * noise
         else:
@@ -532,6 +581,11 @@ def make_case(name: str, case: dict) -> None:
     report(name, check_gradients(problem, gradients), problem)
 
     save_model(model, folder)
+    if model_type := case.get("model_type"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": model_type}, indent=2) + "\n")
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert loaded.config.model_type == case["family"], loaded.config.model_type
     if case.get("sharded"):
         save_sharded(model, folder / "sharded")
     tensors = values_of(problem.read(), reference, pairs) | {"score.weight": score, "losses": problem.losses()}

@@ -62,6 +62,10 @@ fn a_checkpoint_of_an_earlier_version_is_exported_with_what_its_config_says() {
     workspace.train(1, &RUN).succeeded();
     let written = workspace.read("run/step-6/haf_dist.json");
     fs::remove_file(workspace.path("run/step-6/haf_dist.json")).unwrap();
+    // It was not listed either.
+    let mut listed: Value = serde_json::from_slice(&workspace.read("run/step-6/trainer/files.json")).unwrap();
+    listed.as_object_mut().unwrap().remove("haf_dist.json").unwrap();
+    workspace.write("run/step-6/trainer/files.json", &listed.to_string());
     workspace.run(1, &["export", "run/step-6", "exported"]).succeeded();
     assert_eq!(String::from_utf8(workspace.read("exported/haf_dist.json")), String::from_utf8(written));
 }

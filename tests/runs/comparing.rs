@@ -64,5 +64,7 @@ fn what_cannot_be_compared_is_one_error_with_a_hint() {
     std::fs::create_dir(workspace.path("cut")).unwrap();
     workspace.write("cut/test-pairs.jsonl", &text);
     let outcome = workspace.run(1, &["compare", "run", "cut"]);
+    assert!(outcome.code == 2 && outcome.stderr.contains("cut/test-pairs.jsonl has changed"), "{}", outcome.stderr);
+    let outcome = workspace.run(1, &["compare", "--allow-changed", "run", "cut"]);
     assert!(outcome.code == 2 && outcome.stderr.contains("cut/test-pairs.jsonl:8: "), "{}", outcome.stderr);
 }

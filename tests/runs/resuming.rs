@@ -61,7 +61,7 @@ fn interrupt(workspace: &Workspace) {
 }
 
 /// The step of a run's newest checkpoint.
-fn newest_step(workspace: &Workspace) -> usize {
+pub fn newest_step(workspace: &Workspace) -> usize {
     let names = fs::read_dir(workspace.path("run")).unwrap().map(|entry| entry.unwrap().file_name());
     names.filter_map(|name| name.to_str()?.strip_prefix("step-")?.parse::<usize>().ok()).max().unwrap()
 }

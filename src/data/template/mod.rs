@@ -7,6 +7,7 @@ pub mod jinja;
 use crate::config::TemplateKind;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use jinja::Program;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -268,7 +269,7 @@ fn messages(prompt: &Prompt) -> Vec<Message> {
 
 /// A JSON file's value; null where there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
-    match std::fs::read(path) {
+    match files::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map_err(|error| Error::input(format!("{}: broken JSON: {error}", path.display())).hint("fetch it again")),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
@@ -279,11 +280,11 @@ fn read_json(path: &Path) -> Result<Value> {
 /// The chat template's text and the file that holds it.
 fn chat_template(model_dir: &Path, config: &Value) -> Result<(String, String)> {
     let path = model_dir.join("chat_template.jinja");
-    match std::fs::read_to_string(&path) {
+    match files::read_to_string(&path) {
         // What an export has changed is read as it was: that is what the model was trained with.
         Ok(source) if source.starts_with(MARK) && model_dir.join(ORIGINAL).is_file() => {
             let path = model_dir.join(ORIGINAL);
-            let source = std::fs::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+            let source = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
             return Ok((path.display().to_string(), source));
         }
         Ok(source) => return Ok((path.display().to_string(), source)),

@@ -18,14 +18,18 @@ use crate::packing::{AttentionRules, HeadCounts};
 type Family = fn(&Keys) -> Result<Architecture>;
 
 /// The families this build knows, by their `model_type`.
-pub const FAMILIES: [(&str, Family); 8] = [
+pub const FAMILIES: [(&str, Family); 12] = [
     ("llama", llama),
     ("mistral", mistral),
+    ("ministral", mistral),
     ("qwen2", qwen2),
     ("qwen3", qwen3),
     ("phi", phi),
     ("phi3", phi3),
     ("gemma2", gemma2),
+    ("gemma3_text", gemma3_text),
+    ("olmo2", olmo2),
+    ("smollm3", smollm3),
     ("gpt_neox", gpt_neox),
 ];
 
@@ -88,7 +92,7 @@ fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Res
     if head_width % 2 != 0 {
         return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
     }
-    let rotation = rope.read(keys, head_width)?;
+    let rotations = rope.read(keys, head_width)?;
     let layers = keys.size("num_hidden_layers")?;
     if layers > MOST_LAYERS {
         return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
@@ -123,7 +127,7 @@ fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Res
         norm: NormKind::RootMeanSquare,
         norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?,
         blocks: vec![block; layers],
-        rotations: vec![rotation],
+        rotations,
         embedding_scale: None,
         logit_scale: None,
         logit_cap: None,
@@ -154,9 +158,12 @@ fn llama(keys: &Keys) -> Result<Architecture> {
 }
 
 /// Mistral: a sliding window (arXiv 2310.06825), in files that still name one; Ministral, in whose files `layer_types`
-/// says which blocks have it.
+/// says which blocks have it. Transformers 5 reads either `model_type` as Ministral where there is such a list.
 fn mistral(keys: &Keys) -> Result<Architecture> {
-    let names = Names { reward_model: "MistralForSequenceClassification", ..LLAMA };
+    let is_ministral = keys.text("model_type")? == Some("ministral") || keys.texts("layer_types")?.is_some();
+    let reward_model =
+        if is_ministral { "MinistralForSequenceClassification" } else { "MistralForSequenceClassification" };
+    let names = Names { reward_model, ..LLAMA };
     let model =
         common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { kv_heads: Some(8), positions: 131_072, ..DEFAULTS })?;
     let window = keys.length_if_any("sliding_window", Some(4096))?;
@@ -254,6 +261,83 @@ fn gemma2(keys: &Keys) -> Result<Architecture> {
     alternating(keys, model, window, |block| block % 2 == 0)
 }
 
+/// Gemma 3, the text models (arXiv 2503.19786): Gemma 2 with a norm of every head of queries and keys in place of the
+/// caps, five blocks of six with a window, and a rotation of their own for these.
+fn gemma3_text(keys: &Keys) -> Result<Architecture> {
+    let names =
+        Names { reward_model: "Gemma3TextForSequenceClassification", mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
+    refuse(keys, "use_bidirectional_attention", "Gemma 3 whose tokens see those after them")?;
+    let rope = RopeKeys {
+        theta: ("rope_theta", 1e6),
+        theta_of_windows: Some(("rope_local_base_freq", 10_000.0)),
+        ..RopeKeys::WHOLE_HEADS
+    };
+    let defaults = Defaults { kv_heads: Some(4), head_width: Some(256), positions: 131_072, tied: true, ..DEFAULTS };
+    let model = common(keys, names, rope, &defaults)?;
+    let biases = attention_biases(keys, false)?;
+    let scale = 1.0 / keys.number_or("query_pre_attn_scalar", 256.0)?.sqrt();
+    let soft_cap = keys.number_if_any("attn_logit_softcapping", None)?;
+    let activation = keys.activation("hidden_activation", Activation::GeluTanh)?;
+    let model = each_block(model, |block| {
+        block.rules = AttentionRules { scale, window: None, soft_cap };
+        block.biases = biases;
+        block.query_key_norm = Some(QueryKeyNorm::PerHead);
+        (block.norms.after_attention, block.norms.after_mlp) = (true, true);
+        block.mlp.kind.activation = activation;
+    });
+    let model = Architecture {
+        norm: NormKind::RootMeanSquarePlusOne,
+        embedding_scale: Some((model.width as f64).sqrt()),
+        logit_cap: keys.number_if_any("final_logit_softcapping", None)?,
+        ..model
+    };
+    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    let period = keys.size_if_any("sliding_window_pattern", Some(6))?.unwrap_or(6);
+    let model = alternating(keys, model, window, |block| !(block + 1).is_multiple_of(period))?;
+    Ok(each_block(model, |block| block.rotation = Some(usize::from(block.rules.window.is_some()))))
+}
+
+/// OLMo 2 (arXiv 2501.00656): norms after each half of a block and none before, and norms of all queries and of all keys
+/// of a row together.
+fn olmo2(keys: &Keys) -> Result<Architecture> {
+    let names = Names { reward_model: "Olmo2ForSequenceClassification", ..LLAMA };
+    let model = common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { epsilon: 1e-5, ..DEFAULTS })?;
+    let biases = attention_biases(keys, false)?;
+    Ok(each_block(model, |block| {
+        block.biases = biases;
+        block.query_key_norm = Some(QueryKeyNorm::WholeWidth);
+        let before_mlp = BeforeMlp::None;
+        block.norms = BlockNorms { before_attention: false, after_attention: true, before_mlp, after_mlp: true };
+    }))
+}
+
+/// SmolLM3 (Hugging Face, 2025): Llama in which every fourth block is not told positions (arXiv 2501.18795).
+fn smollm3(keys: &Keys) -> Result<Architecture> {
+    let names = Names { reward_model: "SmolLM3ForSequenceClassification", ..LLAMA };
+    let rope = RopeKeys { theta: ("rope_theta", 2e6), ..RopeKeys::WHOLE_HEADS };
+    let defaults = Defaults { kv_heads: Some(4), positions: 32_768, tied: true, ..DEFAULTS };
+    let mut model = common(keys, names, rope, &defaults)?;
+    let (biases, mlp_biases) = (attention_biases(keys, false)?, keys.flag_or("mlp_bias", false)?);
+    let interval = keys.size_if_any("no_rope_layer_interval", Some(4))?.unwrap_or(4);
+    let listed = keys.counts("no_rope_layers")?;
+    if let Some(listed) = listed.as_ref().filter(|listed| listed.len() != model.blocks.len()) {
+        let (named, layers) = (listed.len(), model.blocks.len());
+        return Err(Error::input(format!("no_rope_layers names {named} blocks, but num_hidden_layers = {layers}")));
+    }
+    // 1 stands for a block that is told positions.
+    let is_told = |block: usize| match &listed {
+        Some(listed) => listed[block] != 0,
+        None => !(block + 1).is_multiple_of(interval),
+    };
+    for (number, block) in model.blocks.iter_mut().enumerate() {
+        (block.biases, block.mlp.biases) = (biases, mlp_biases);
+        block.rotation = is_told(number).then_some(0);
+    }
+    let used = keys.flag_or("use_sliding_window", false)?;
+    let window = keys.length_if_any("sliding_window", None)?.filter(|_| used);
+    alternating(keys, model, window, |block| !is_told(block))
+}
+
 /// GPT-NeoX and Pythia (arXiv 2204.06745): layer norms, both halves of a block reading norms of its input, a quarter of
 /// each head rotated, biases, no gate, queries, keys and values stored head by head.
 fn gpt_neox(keys: &Keys) -> Result<Architecture> {
@@ -269,7 +353,8 @@ fn gpt_neox(keys: &Keys) -> Result<Architecture> {
         head: &["embed_out", "lm_head"],
         ..LLAMA
     };
-    let rope = RopeKeys { theta: "rotary_emb_base", share: Some(("rotary_pct", 0.25)) };
+    let rope =
+        RopeKeys { theta: ("rotary_emb_base", 10_000.0), share: Some(("rotary_pct", 0.25)), ..RopeKeys::WHOLE_HEADS };
     let model = plain_mlp(keys, names, rope, Activation::Gelu)?;
     let biases = attention_biases(keys, true)?;
     let parallel = keys.flag_or("use_parallel_residual", true)?;

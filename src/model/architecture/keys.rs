@@ -96,6 +96,12 @@ impl Keys {
         self.read(key, texts, "a list of texts")
     }
 
+    /// A list of whole numbers, if there is one.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let count = |value: &Value| value.as_u64().map(|count| count as usize);
+        self.read(key, |value| value.as_array()?.iter().map(count).collect(), "a list of whole numbers")
+    }
+
     /// An activation by its name in Transformers; `default` where it is missing.
     pub fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
         match self.text(key)? {

@@ -8,36 +8,60 @@ use crate::error::{Error, Result};
 
 /// What a family's rotary keys are called outside `rope_parameters`, and what they are where they are missing.
 pub struct RopeKeys {
-    /// The base of the frequencies.
-    pub theta: &'static str,
+    /// The key of the base of the frequencies, and its default.
+    pub theta: (&'static str, f64),
     /// The share of a head that is rotated; none in families that rotate whole heads.
     pub share: Option<(&'static str, f64)>,
+    /// The same as `theta` for blocks with a window, in families where these have a rotation of their own.
+    pub theta_of_windows: Option<(&'static str, f64)>,
 }
 
 impl RopeKeys {
     /// Whole heads, under the usual key.
-    pub const WHOLE_HEADS: Self = Self { theta: "rope_theta", share: None };
+    pub const WHOLE_HEADS: Self = Self { theta: ("rope_theta", 10_000.0), share: None, theta_of_windows: None };
 
-    /// The rotary embedding of heads of that width.
+    /// The rotary embeddings of heads of that width: one, or that of blocks without and that of blocks with a window.
     ///
     /// # Errors
     /// A scaling that is not known, or an impossible value.
-    pub fn read(&self, keys: &Keys, head_width: usize) -> Result<Rotation> {
-        // With both, as in Transformers, the older one counts.
-        let inner = match keys.object("rope_scaling")? {
-            Some(found) => Some(found),
-            None => keys.object("rope_parameters")?,
+    pub fn read(&self, keys: &Keys, head_width: usize) -> Result<Vec<Rotation>> {
+        let (old, new) = (keys.object("rope_scaling")?, keys.object("rope_parameters")?);
+        let Some(theta_of_windows) = self.theta_of_windows else {
+            // With both, as in Transformers, the older one counts.
+            let inner = old.or(new);
+            if inner.as_ref().is_some_and(Keys::has_objects) {
+                return Err(Error::input("rope_parameters: this family has one rotation for all blocks")
+                    .hint("one set of rope_theta, rope_type ... was expected"));
+            }
+            return Ok(vec![self.rotation(keys, inner.as_ref(), self.theta, head_width)?]);
         };
-        if inner.as_ref().is_some_and(Keys::has_objects) {
-            return Err(Error::input("rope_parameters: other rotary positions for other blocks are not known")
-                .hint("one set of rope_theta, rope_type ... for all blocks was expected"));
+        if new.as_ref().is_some_and(|new| !new.has_objects()) {
+            return Err(Error::input("rope_parameters: this family has two rotations").hint(
+                "expected \"full_attention\" and \"sliding_attention\" in it, each with rope_theta, rope_type ...",
+            ));
         }
-        let outer = keys.number_or(self.theta, 10_000.0)?;
-        let theta = inner.as_ref().map_or(Ok(outer), |inner| inner.number_or("rope_theta", outer))?;
-        let scaling = inner.as_ref().map_or(Ok(RopeScaling::None), |inner| {
+        let of = |kind: &str| new.as_ref().map_or(Ok(None), |new| new.object(kind));
+        // The older keys scale blocks without a window only.
+        let full = old.or(of("full_attention")?);
+        Ok(vec![
+            self.rotation(keys, full.as_ref(), self.theta, head_width)?,
+            self.rotation(keys, of("sliding_attention")?.as_ref(), theta_of_windows, head_width)?,
+        ])
+    }
+
+    fn rotation(
+        &self,
+        keys: &Keys,
+        inner: Option<&Keys>,
+        (theta, default): (&str, f64),
+        head_width: usize,
+    ) -> Result<Rotation> {
+        let outer = keys.number_or(theta, default)?;
+        let theta = inner.map_or(Ok(outer), |inner| inner.number_or("rope_theta", outer))?;
+        let scaling = inner.map_or(Ok(RopeScaling::None), |inner| {
             scaling(inner, keys).map_err(|error| error.at("rotary positions"))
         })?;
-        let width = self.rotated_width(keys, inner.as_ref(), head_width)?;
+        let width = self.rotated_width(keys, inner, head_width)?;
         Ok(Rotation { rope: Rope { theta, scaling }, width })
     }
 

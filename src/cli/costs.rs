@@ -1,0 +1,94 @@
+//! The commands that say what training costs: `plan` predicts it, `bench` measures it.
+//!
+//! Not here: how they find out (`commands/plan.rs`, `commands/bench.rs`).
+
+use super::values::{above_zero, pair_tokens, positive, share};
+use crate::config::{Dtype, Objective};
+use crate::plan::workload::PairTokens;
+use clap::Args;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What `plan` is asked. What is None is as the hardware's table or the data has it.
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
+pub struct Planning {
+    /// The run, as a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Replace one key of the config, e.g. train.pairs_per_step=64; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// Ranks, one a GPU
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub gpus: usize,
+
+    /// The GPU: h100, h200, a100, a100-40, l40s or rtx4090; cpu: ranks that share this computer
+    #[arg(long, value_name = "NAME", default_value = "h100", help_heading = "Hardware")]
+    pub gpu: String,
+
+    /// Share of the peak product rate that a step is assumed to reach [default: by GPU]
+    #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Hardware")]
+    pub mfu: Option<f64>,
+
+    /// Peak product rate of a rank in TFLOP/s [default: the data sheet's]
+    #[arg(long, value_name = "TFLOPS", value_parser = above_zero, help_heading = "Hardware")]
+    pub flops: Option<f64>,
+
+    /// Bandwidth between nodes per GPU, one direction, in GB/s [default: by GPU]
+    #[arg(long, value_name = "GB/S", value_parser = above_zero, help_heading = "Hardware")]
+    pub network: Option<f64>,
+
+    /// Tokens of a pair: common prefix, chosen rest, rejected rest [default: those of the data]
+    #[arg(long, value_name = "P,A,B", value_parser = pair_tokens, help_heading = "Data")]
+    pub pair_tokens: Option<PairTokens>,
+
+    /// Print one JSON object instead of tables [default: tables]
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `bench` measures.
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
+pub struct Bench {
+    /// A model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+
+    /// JSONL or JSONL.gz with prompt, chosen, rejected as texts, or hh-rlhf transcripts
+    #[arg(long, value_name = "FILE")]
+    pub pairs: PathBuf,
+
+    /// What is minimised
+    #[arg(long, value_enum, default_value_t = Objective::Hybrid)]
+    pub objective: Objective,
+
+    /// Pairs to time, after one global batch of 16 a rank to warm up on
+    #[arg(long, value_name = "PAIRS", value_parser = positive, default_value_t = 32)]
+    pub count: usize,
+
+    /// Pairs with a longer sequence are left out, in tokens
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 512)]
+    pub max_length: usize,
+
+    /// Precision of the computation
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+
+    /// Threads a rank; 0: this node's cores divided by its ranks
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+
+    /// Tokens computed at a time by a rank
+    #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 2048)]
+    pub tokens_per_micro_batch: usize,
+
+    /// Compute the common prefix twice, to see what sharing it gains
+    #[arg(long)]
+    pub unshared: bool,
+
+    /// Print one JSON line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,172 @@
+//! Memory maps of files, and the end of a process under whose map a file was cut short. One of the few files with
+//! `unsafe`: the map, and the handler of SIGBUS.
+//!
+//! Reading a mapped page that its file no longer has, or that its disk no longer gives, raises SIGBUS, which would end the
+//! process without a word. The handler finds the map that holds the address, writes the message that was made ready when the
+//! file was mapped, and exits with code 1: all of it allowed within a signal handler (signal-safety(7)).
+
+use super::open;
+use memmap2::{Mmap, MmapMut};
+use nix::libc;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+/// Maps that the handler knows at a time. One more works as well, but for the message.
+const KNOWN: usize = 512;
+
+/// A map, as the handler looks it up.
+struct Place {
+    taken: AtomicBool,
+    /// Address of its first byte; 0 while the rest is not set.
+    start: AtomicUsize,
+    length: AtomicUsize,
+    message: AtomicPtr<u8>,
+    message_length: AtomicUsize,
+}
+
+static PLACES: [Place; KNOWN] = [const {
+    Place {
+        taken: AtomicBool::new(false),
+        start: AtomicUsize::new(0),
+        length: AtomicUsize::new(0),
+        message: AtomicPtr::new(std::ptr::null_mut()),
+        message_length: AtomicUsize::new(0),
+    }
+}; KNOWN];
+
+/// What was done about SIGBUS before: Rust's own handler, which tells a full stack.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// A read-only map: of a file, whose pages are read when they are touched, or of memory alone.
+#[derive(Debug)]
+pub struct Map {
+    map: Mmap,
+    /// Its number among the known ones; the message, which lives as long as that entry.
+    known: Option<(usize, Box<[u8]>)>,
+}
+
+/// Maps a regular file for reading. If the file is cut short while the map lives, the process ends with a message that
+/// names it, and exit code 1.
+///
+/// # Errors
+/// The file cannot be opened or mapped, or is no regular file.
+pub fn map(path: &Path) -> io::Result<Map> {
+    let file = open(path)?;
+    // SAFETY: a map is sound while nobody rewrites the file in place. This crate replaces files by renaming
+    // (`write_atomic`), which leaves the mapped inode alone; another program that edits a cache or a model's weights in
+    // place during a run is outside the contract. A file cut short ends the process: see `on_bus_error`.
+    let map = unsafe { Mmap::map(&file) }?;
+    listen();
+    let known = know(&map, path);
+    Ok(Map { map, known })
+}
+
+impl Map {
+    /// A copy of `bytes` that belongs to no file, aligned to a page.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn of_bytes(bytes: &[u8]) -> io::Result<Self> {
+        let mut map = MmapMut::map_anon(bytes.len())?;
+        map.copy_from_slice(bytes);
+        Ok(Self { map: map.make_read_only()?, known: None })
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // Nobody reads the map any more, so the handler is not at this entry.
+        if let Some((place, _)) = &self.known {
+            PLACES[*place].start.store(0, Ordering::Release);
+            PLACES[*place].taken.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// Tells the handler of a map; None where all places are taken.
+fn know(map: &Mmap, path: &Path) -> Option<(usize, Box<[u8]>)> {
+    let free = |place: &Place| place.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+    let number = PLACES.iter().position(free)?;
+    let text = format!(
+        "error: {} was cut short while it was in use, or its disk can no longer be read\n  \
+         hint: put the file back as it was, or delete it if it is a cache's; then start again\n",
+        path.display()
+    );
+    let message = text.into_bytes().into_boxed_slice();
+    let place = &PLACES[number];
+    place.length.store(map.len(), Ordering::Relaxed);
+    place.message.store(message.as_ptr().cast_mut(), Ordering::Relaxed);
+    place.message_length.store(message.len(), Ordering::Relaxed);
+    place.start.store(map.as_ptr().addr(), Ordering::Release);
+    Some((number, message))
+}
+
+/// Puts the handler in place, once. Without it the process would end all the same, and say nothing.
+fn listen() {
+    BEFORE.get_or_init(|| {
+        // SAFETY: a zeroed `sigaction` is a valid one: the default action, no flags, no signals blocked. `on_bus_error` has
+        // the signature that SA_SIGINFO asks for and calls nothing that a handler may not.
+        unsafe {
+            let (mut action, mut before): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
+            let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_bus_error;
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGBUS, &action, &mut before);
+            before
+        }
+    });
+}
+
+extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the system hands a valid `info` over. The message lives while its entry has a start, and the entry while the
+    // map is read, which it is right now. Only write, _exit, sigaction and raise are called.
+    unsafe {
+        let address = (*info).si_addr().addr();
+        for place in &PLACES {
+            let start = place.start.load(Ordering::Acquire);
+            let within = address.checked_sub(start).is_some_and(|at| at < place.length.load(Ordering::Relaxed));
+            if start != 0 && within {
+                let message = place.message.load(Ordering::Relaxed);
+                libc::write(2, message.cast(), place.message_length.load(Ordering::Relaxed));
+                libc::_exit(1);
+            }
+        }
+        // None of ours: what was there before takes over, when the instruction is repeated.
+        if let Some(before) = BEFORE.get() {
+            libc::sigaction(signal, before, std::ptr::null_mut());
+        }
+        if (*info).si_code <= 0 {
+            libc::raise(signal); // Sent by a process: no instruction is repeated.
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_come_and_go_without_an_end_of_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "content").unwrap();
+        for _ in 0..3 * KNOWN {
+            let map = map(&path).unwrap();
+            assert!(map.known.is_some() && &map[..] == b"content");
+        }
+        let many: Vec<Map> = (0..KNOWN + 1).map(|_| map(&path).unwrap()).collect();
+        assert!(many.last().unwrap().known.is_none() && &many[KNOWN][..] == b"content");
+        assert_eq!(&Map::of_bytes(b"abc").unwrap()[..], b"abc");
+    }
+}

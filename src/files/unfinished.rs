@@ -1,0 +1,142 @@
+//! Files and folders under another name until they are whole: `.unfinished-` and six letters. A process that lives holds
+//! a lock on each of its own, so that what a killed one has left can be told apart, and cleared by the next that writes there.
+//!
+//! Not here: a run's own `step-N.partial` (`checkpoint/folder.rs`), which the lock on the run's folder guards.
+
+use super::folder_of;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+const PREFIX: &str = ".unfinished-";
+
+/// Letters and digits after the prefix.
+const LETTERS: usize = 6;
+
+/// A temporary file in the folder of `path`, for a file that gets that name when it is whole. Dropping it removes it.
+///
+/// # Errors
+/// The folder is not there or takes no files.
+pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
+    loop {
+        // tempfile's default mode is for secrets; these files are for everyone whom the umask lets in.
+        let file = builder().permissions(Permissions::from_mode(0o666)).tempfile_in(folder_of(path))?;
+        if hold(file.as_file(), file.path())? {
+            return Ok(file);
+        }
+    }
+}
+
+/// A folder that gets its name when it is whole. Dropping it removes it and what is in it.
+#[derive(Debug)]
+pub struct UnfinishedFolder {
+    folder: TempDir,
+    _lock: File,
+}
+
+/// A temporary folder beside `path`, for a folder that gets that name when it is whole.
+///
+/// # Errors
+/// The folder above is not there or takes no folders.
+pub fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
+    loop {
+        let folder = builder().permissions(Permissions::from_mode(0o777)).tempdir_in(folder_of(path))?;
+        let lock = File::open(folder.path())?;
+        if hold(&lock, folder.path())? {
+            return Ok(UnfinishedFolder { folder, _lock: lock });
+        }
+    }
+}
+
+impl UnfinishedFolder {
+    /// Where it is until then.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives it its name, and returns when the disk knows it.
+    ///
+    /// # Errors
+    /// A file or a folder with content is there, or the disk does not take it; the folder is then removed.
+    pub fn persist(self, path: &Path) -> io::Result<()> {
+        File::open(self.path())?.sync_all()?;
+        fs::rename(self.path(), path)?;
+        let _ = self.folder.keep();
+        File::open(folder_of(path))?.sync_all()
+    }
+}
+
+fn builder() -> Builder<'static, 'static> {
+    let mut builder = Builder::new();
+    builder.prefix(PREFIX).rand_bytes(LETTERS);
+    builder
+}
+
+/// Locks what was just made at `path`. False where another process, which took it for a left-over, has removed it or is
+/// about to.
+fn hold(file: &File, path: &Path) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(false),
+        // Some network file systems have no locks: nothing is cleared there either.
+        Err(TryLockError::Error(_)) => return Ok(true),
+    }
+    let own = file.metadata()?;
+    Ok(fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())))
+}
+
+/// Removes from `folder` what killed processes have left unfinished. What a living one writes stays, and so does what
+/// cannot be removed: nobody needs it gone.
+pub fn clear_unfinished(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type());
+        let Ok(kind) = kind else { continue };
+        if !is_unfinished(&entry.file_name()) || !(kind.is_file() || kind.is_dir()) {
+            continue;
+        }
+        // Locks of network file systems want a file that is open for writing; folders cannot be.
+        let Ok(file) = OpenOptions::new().read(true).write(kind.is_file()).open(&path) else { continue };
+        if file.try_lock().is_err() {
+            continue;
+        }
+        let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if removed.is_ok() {
+            tracing::info!("removed {}, which a killed process has left", path.display());
+        }
+    }
+}
+
+fn is_unfinished(name: &OsStr) -> bool {
+    let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+    rest.is_some_and(|rest| rest.len() == LETTERS && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_dead_have_left_is_cleared_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let (file, made) = (unfinished_file(&path.join("a")).unwrap(), unfinished_folder(&path.join("b")).unwrap());
+        // A killed process removes nothing and holds no lock.
+        fs::write(path.join(".unfinished-abc123"), "left").unwrap();
+        fs::create_dir_all(path.join(".unfinished-ABC123/below")).unwrap();
+        for other in [".unfinished-abc12", ".unfinished-abc1234", ".unfinished-abc12.", "unfinished-abc123"] {
+            fs::write(path.join(other), "somebody's").unwrap();
+        }
+        clear_unfinished(path);
+        let mut left: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.retain(|name| path.join(name) != file.path() && path.join(name) != made.path());
+        assert_eq!(left.len(), 4, "{left:?}");
+        assert!(file.path().is_file() && made.path().is_dir(), "what a living process writes stays");
+        made.persist(&path.join("b")).unwrap();
+        assert!(path.join("b").is_dir());
+        drop(file);
+        assert_eq!(fs::read_dir(path).unwrap().count(), 5);
+    }
+}

@@ -1,0 +1,173 @@
+//! A machine that gives no more: files, threads, room in files and in /dev/shm; FIFOs where files were; files that are cut short under a map.
+
+use crate::job;
+use crate::run::{Fault, Outcome, finish, nothing_is_left, recovers, sample, train, under, undisturbed};
+use crate::tiny::{Workspace, with_config};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_run_that_may_open_few_files_trains_or_says_so() {
+    // Below that many MPI does not start, and says so in words of its own.
+    let (mut refused, mut done) = (0, 0);
+    for files in [13, 14, 15, 16, 17, 18, 20, 24, 32] {
+        let workspace = Workspace::new();
+        let plain = workspace.command(1, &with_config(&[], &[]));
+        let command = under(&format!("ulimit -n {files}"), &plain, &workspace);
+        let ended = finish(&workspace, command, None);
+        let what = format!("{files} files");
+        assert!(!ended.printed.contains("panicked"), "{what}: {}", ended.printed);
+        match ended.code {
+            0 => done += 1,
+            _ if ended.errors() > 0 => {
+                refused += 1;
+                ended.failed_well(&what);
+            }
+            _ => {}
+        }
+        // What cannot be removed for want of files goes with the next start.
+        recovers(&workspace, 1, &what);
+    }
+    println!("limits of open files: {done} trained, {refused} refused");
+    assert!(done > 0 && refused > 0, "the limits are not around the border: {done} trained, {refused} refused");
+}
+
+#[test]
+fn a_run_whose_files_may_not_grow_ends_with_one_error_and_goes_on_to_the_same_bytes() {
+    let (mut refused, mut done) = (0, 0);
+    // In blocks of 1024 bytes: more than what is said takes, which goes to a file here. The largest file has about 150 KB.
+    for blocks in [4, 8, 32, 64, 100, 1000] {
+        let workspace = Workspace::new();
+        let plain = workspace.command(1, &with_config(&[], &[]));
+        let ended = finish(&workspace, under(&format!("ulimit -f {blocks}"), &plain, &workspace), None);
+        let what = format!("files of at most {blocks} KB");
+        match ended.code {
+            0 => done += 1,
+            _ => {
+                refused += 1;
+                ended.failed_well(&what);
+            }
+        }
+        nothing_is_left(&workspace, &what);
+        recovers(&workspace, 1, &what);
+    }
+    println!("limits of a file's size: {done} trained, {refused} refused");
+    assert!(done > 0 && refused > 0, "the limits are not around the border: {done} trained, {refused} refused");
+}
+
+/// A /dev with all that ranks need but shm.
+const WITHOUT_SHM: &str = "mount -t tmpfs none /mnt && for name in null zero full random urandom tty; do \
+    touch /mnt/$name && mount --bind /dev/$name /mnt/$name || exit; done && mkdir /mnt/pts && \
+    mount --rbind /dev/pts /mnt/pts && ln -s pts/ptmx /mnt/ptmx && ln -s /proc/self/fd /mnt/fd && \
+    mount --move /mnt /dev && ! test -e /dev/shm";
+
+#[test]
+fn ranks_train_where_dev_shm_is_full_or_absent() {
+    let expected = undisturbed(2);
+    // A mount of its own, in a namespace of its own.
+    for (name, limits) in [
+        (
+            "full",
+            "mount -t tmpfs -o size=4k none /dev/shm && (head -c 8192 /dev/zero > /dev/shm/full; test -s /dev/shm/full)",
+        ),
+        ("read-only", "mount -t tmpfs -o ro none /dev/shm && ! touch /dev/shm/x"),
+        ("absent", WITHOUT_SHM),
+    ] {
+        let workspace = Workspace::new();
+        let plain = workspace.command(2, &with_config(&[], &[]));
+        let inner = under(&format!("({limits}) 2>/dev/null || exit 99"), &plain, &workspace);
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount"]).arg(inner.get_program()).args(inner.get_args());
+        command.current_dir(workspace.path(""));
+        for (name, value) in inner.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+            command.env(name, value);
+        }
+        let ended = finish(&workspace, command, None);
+        println!("/dev/shm {name}: code {}", ended.code);
+        assert_ne!(ended.code, 99, "the injection was not reached: {}", ended.printed);
+        match ended.code {
+            0 => Outcome::of(&workspace).expect(expected, name),
+            _ => ended.failed_well(name),
+        }
+        recovers(&workspace, 2, name);
+    }
+}
+
+#[test]
+fn a_run_whose_kth_thread_does_not_start_ends_with_one_error() {
+    let set = ["parallel.threads=2"];
+    let counted = train(&Workspace::new(), 1, &set, Some(Fault::count("thread")));
+    assert_eq!(counted.code, 0, "{}", counted.printed);
+    let samples = sample(counted.noted.len(), "threads");
+    for &at in &samples {
+        let workspace = Workspace::new();
+        let ended = train(&workspace, 1, &set, Some(Fault { mode: "fail", at, ..Fault::count("thread") }));
+        assert_eq!(ended.noted.len(), 1, "thread {at} was not asked for");
+        let what = format!("thread {at} of {}", counted.noted.len());
+        if ended.code != 0 {
+            ended.failed_well(&what);
+        }
+        nothing_is_left(&workspace, &what);
+    }
+    println!("threads that do not start: {} of {}", samples.len(), counted.noted.len());
+}
+
+#[test]
+fn a_fifo_in_place_of_a_file_is_one_error_that_names_it() {
+    for file in [
+        "run.toml",
+        "model/config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+        "plain.jsonl",
+        "dev.jsonl",
+    ] {
+        let workspace = Workspace::new();
+        fs::remove_file(workspace.path(file)).unwrap();
+        assert!(Command::new("mkfifo").arg(workspace.path(file)).status().unwrap().success());
+        let ended = train(&workspace, 1, &[], None);
+        ended.failed_well(file);
+        assert!(ended.code == 2 && ended.printed.contains(file), "{file}: {}", ended.printed);
+    }
+    // A cache is nobody's input: it is made again.
+    let workspace = Workspace::trained(1);
+    let caches: Vec<_> = fs::read_dir(workspace.path("cache")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for cache in &caches {
+        fs::remove_file(cache).unwrap();
+        assert!(Command::new("mkfifo").arg(cache).status().unwrap().success());
+    }
+    fs::remove_dir_all(workspace.path("run")).unwrap();
+    assert_eq!(train(&workspace, 1, &[], None).code, 0);
+    Outcome::of(&workspace).expect(undisturbed(1), "caches that were FIFOs");
+}
+
+#[test]
+fn a_cache_that_is_cut_short_under_a_run_is_named_and_the_run_goes_on_to_the_same_bytes() {
+    for ranks in [1, 2] {
+        let workspace = Workspace::new();
+        let endless = ["train.schedule=constant", "train.steps=1000000", "checkpoint.every=0", "eval.every=0"];
+        let job = workspace.start(ranks, "cut", &with_config(&[], &endless));
+        let started = Instant::now();
+        while !workspace.path("run/metrics.jsonl").exists() || workspace.read("run/metrics.jsonl").is_empty() {
+            assert!(started.elapsed() < Duration::from_secs(60), "no first step");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for entry in fs::read_dir(workspace.path("cache")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_string_lossy().contains("pairs-") {
+                fs::OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+            }
+        }
+        let code = job::wait(job, Duration::from_secs(60)).expect("it goes on with a cut cache");
+        let said = fs::read_to_string(workspace.log("cut", "err")).unwrap();
+        for kind in ["out", "err"] {
+            fs::remove_file(workspace.log("cut", kind)).unwrap();
+        }
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("pairs-") && said.contains("was cut short while it was in use"), "{said}");
+        fs::remove_dir_all(workspace.path("run")).unwrap();
+        recovers(&workspace, ranks, "a cache that was cut short");
+    }
+}
