@@ -99,6 +99,21 @@ fn texts_and_numbers_in_types_of_their_own_are_texts_and_numbers() {
 }
 
 #[test]
+fn lists_in_structs_and_maps_are_lists_and_objects() {
+    let columns = |places: [(&str, &str); 2]| places.map(|(key, path)| (key.to_owned(), path.to_owned())).into();
+    for (places, expected) in [
+        ([("chosen", "both.text.1"), ("rejected", "named.worse")], [["b", "e"], ["d", "g"]]),
+        ([("chosen", "named.worse"), ("rejected", "both.text.0")], [["e", "a"], ["g", "c"]]),
+    ] {
+        let taken = read(&Source { columns: columns(places), ..Source::new(file("nested")) }).unwrap();
+        let answers =
+            |pair: &Pair| [&pair.chosen, pair.rejected.as_ref().unwrap()].map(|answer| answer.text().to_owned());
+        assert_eq!(taken.pairs.iter().map(answers).collect::<Vec<_>>(), expected);
+        assert_eq!(taken.pairs.iter().map(|pair| pair.margin).collect::<Vec<_>>(), [Some(-1.25), Some(3.0)]);
+    }
+}
+
+#[test]
 fn what_json_has_not_may_stand_beside_a_pair() {
     let taken = rows("odd", Format::Auto).unwrap();
     assert_eq!((taken.pairs.len(), taken.pairs[1].margin), (2, None));
@@ -142,6 +157,7 @@ fn what_is_wrong_is_named_with_file_and_row() {
         ("images", Format::Auto, "images.parquet: row 1: a row of no known layout: its keys are [\"image\"]"),
         ("arena-image", Format::Auto, "arena-image.parquet: row 1: `image` is not empty, and only text is read"),
         ("odd-margin", Format::Auto, "odd-margin.parquet: row 2: `margin` is NaN, expected a finite number"),
+        ("odd-half", Format::Auto, "odd-half.parquet: row 1: `margin` is Infinity, expected a finite number"),
         ("odd-chosen", Format::Auto, "odd-chosen.parquet: row 2: `chosen` is binary data, expected a string"),
         ("odd-prompt", Format::Auto, "odd-prompt.parquet: row 1: `prompt` is a date or a time, expected a string"),
         ("empty", Format::Auto, "empty.parquet holds no rows"),

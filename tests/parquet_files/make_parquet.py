@@ -79,6 +79,18 @@ write(
 )
 write("half", {key: pa.array([key]) for key in ("prompt", "chosen", "rejected")} | {"margin": pa.array([1.5], pa.float16())})
 
+# Lists in a struct, a map, and decimals kept as integers.
+write(
+    "nested",
+    {
+        "prompt": pa.array(["q1", "q2"]),
+        "both": pa.array([{"text": ["a", "b"], "by": [{"who": "x"}]}, {"text": ["c", "d"], "by": []}]),
+        "named": pa.array([[("worse", "e")], [("better", "f"), ("worse", "g")]], pa.map_(pa.string(), pa.string())),
+        "margin": pa.array([decimal.Decimal("-1.25"), decimal.Decimal("3.00")], pa.decimal128(9, 2)),
+    },
+    store_decimal_as_integer=True,
+)
+
 # What JSON does not have: beside the pair in both rows, and in the second row's margin, answer or prompt.
 ODD = {
     "prompt": pa.array(["q", "q"]),
@@ -92,6 +104,7 @@ ODD = {
 }
 write("odd", ODD)
 write("odd-margin", ODD | {"margin": pa.array([1.0, math.nan])})
+write("odd-half", ODD | {"margin": pa.array([math.inf, 1.0], pa.float16())})
 write("odd-chosen", ODD | {"chosen": pa.array([b"a", b"\xff"])})
 write("odd-prompt", ODD | {"prompt": pa.array([datetime.datetime(2023, 6, 1)] * 2, pa.timestamp("ns"))})
 
