@@ -56,7 +56,7 @@ const UNSAFE: &[&str] = &[
 const DOORS: &[(&str, &str)] = &[
     ("use mpi::", "comm/mpi.rs"),
     ("use tokenizers::", "data/tokenize"),
-    ("use parquet::", "data/parquet.rs"),
+    ("use parquet::", "data/parquet"),
     ("use hf_hub::", "hub/client.rs"),
     ("cudarc::", "comm/nccl/"),
     ("libloading::", "comm/nccl/"),

@@ -25,7 +25,7 @@ const LONGEST_REASON: usize = 90;
 
 /// What became of a pair: taken, left out for a reason, or never made since its row is odd.
 enum Outcome {
-    Taken(Pair),
+    Taken(Box<Pair>),
     Left(DropReason),
     Odd { place: String, error: Error },
 }
@@ -85,7 +85,10 @@ impl<'s> Reader<'s> {
     fn take(&mut self, standing: Standing, row: Value) -> Result<()> {
         let row = match Row::new(row, &self.source.columns) {
             Ok(row) => row,
-            Err(error) => return Ok(self.odd(&standing, error)),
+            Err(error) => {
+                self.odd(&standing, error);
+                return Ok(());
+            }
         };
         self.columns_left.retain(|key| row.peek(key).is_none());
         self.layout = self.layout.or_else(|| told(&row));
@@ -127,7 +130,7 @@ impl<'s> Reader<'s> {
             let outcome = match sides.map(|sides| row.pair(layout, sides, self.source.margin_scale, standing.number)) {
                 Ok(Ok(pair)) => {
                     whole = true;
-                    usable(pair, self.source).map_or_else(Outcome::Left, Outcome::Taken)
+                    usable(pair, self.source).map_or_else(Outcome::Left, |pair| Outcome::Taken(Box::new(pair)))
                 }
                 Ok(Err(error)) => Outcome::Odd { place: standing.place.clone(), error },
                 Err(reason) => Outcome::Left(reason),
@@ -166,7 +169,7 @@ impl<'s> Reader<'s> {
                 _ if !wanted.contains(&row) => DropReason::OutsideRows,
                 Outcome::Taken(mut pair) => {
                     pair.domain.get_or_insert_with(|| domain.clone());
-                    taken.pairs.push(pair);
+                    taken.pairs.push(*pair);
                     continue;
                 }
                 Outcome::Left(reason) => reason,

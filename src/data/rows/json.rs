@@ -32,9 +32,15 @@ pub(super) fn parse(text: &[u8]) -> Result<Value, Broken> {
             what: format!("byte 0x{:02x} is not UTF-8", bad[0]),
         });
     }
-    if let Some(Ok(row)) = without_strangers(text).map(|text| serde_json::from_slice::<Row>(&text)) {
-        return Ok(row.0);
-    }
+    let error = match without_strangers(text, blank).map(|text| serde_json::from_slice::<Row>(&text)) {
+        None => error,
+        // What is wrong besides, in its place: a blank is as long as what it stands for.
+        Some(Err(besides)) => besides,
+        Some(Ok(_)) => match without_strangers(text, as_odd).map(|text| serde_json::from_slice::<Row>(&text)) {
+            Some(Ok(row)) => return Ok(row.0),
+            _ => error,
+        },
+    };
     // The parser adds its own "at line 1".
     let what = error.to_string();
     let what = match what.split(" at line ").next().unwrap_or(&what) {
@@ -50,8 +56,18 @@ pub(super) fn newlines(text: &[u8]) -> usize {
     text.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// The text with values of `odd.rs` in place of what JSON does not have; `None` if there is nothing of that.
-fn without_strangers(text: &[u8]) -> Option<Vec<u8>> {
+/// The value of `odd.rs` for what JSON does not have.
+fn as_odd(kind: &'static str, _: usize) -> Vec<u8> {
+    odd::value(kind).to_string().into_bytes()
+}
+
+/// A number of the same length.
+fn blank(_: &'static str, length: usize) -> Vec<u8> {
+    format!("{:>length$}", 0).into_bytes()
+}
+
+/// The text with something in place of what JSON does not have; `None` if there is nothing of that.
+fn without_strangers(text: &[u8], instead: fn(&'static str, usize) -> Vec<u8>) -> Option<Vec<u8>> {
     let words = [odd::NAN, odd::INFINITY, odd::MINUS_INFINITY];
     let (mut changed, mut rest, mut replaced) = (false, text, Vec::with_capacity(text.len()));
     while let Some(first) = rest.first() {
@@ -63,14 +79,17 @@ fn without_strangers(text: &[u8]) -> Option<Vec<u8>> {
                 let lone = !is_key && has_lone_surrogate(&rest[..length]);
                 (length, lone.then_some(odd::LONE_SURROGATE))
             }
-            _ => match words.into_iter().find(|word| rest.starts_with(word.as_bytes())) {
-                Some(word) => (word.len(), Some(word)),
-                None => (1, None),
-            },
+            _ => {
+                let whole = |word: &&str| {
+                    let after = rest.strip_prefix(word.as_bytes());
+                    after.is_some_and(|after| !after.first().is_some_and(u8::is_ascii_alphanumeric))
+                };
+                words.into_iter().find(whole).map_or((1, None), |word| (word.len(), Some(word)))
+            }
         };
         let (token, after) = rest.split_at(length);
         match stranger {
-            Some(kind) => replaced.extend(odd::value(kind).to_string().into_bytes()),
+            Some(kind) => replaced.extend(instead(kind, length)),
             None => replaced.extend(token),
         }
         (changed, rest) = (changed || stranger.is_some(), after);
@@ -212,7 +231,8 @@ mod tests {
             assert_eq!(parsed(text), expected, "{text}");
         }
         for (text, line, column, what) in [
-            (&b"{\"a\": NaN, \"b\": }"[..], 1, 9, "expected value"),
+            (&b"{\"a\": NaN, \"b\": }"[..], 1, 17, "expected value"),
+            (b"{\"a\": \"\\ud83d\", \"b\": [Infinity, x]}", 1, 33, "expected value"),
             (b"{\"\\ud83d\": 1}", 1, 9, "lone surrogate"),
             (b"{\n\"a\": \"\xc3\xa9\xe9\"}", 2, 9, "byte 0xe9 is not UTF-8"),
             (b"{\"a\": NaNa}", 1, 7, "expected value"),
