@@ -18,6 +18,7 @@ pub mod hub;
 pub mod logging;
 pub mod loss;
 pub mod machine;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod ops;

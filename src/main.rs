@@ -4,13 +4,17 @@ use clap::Parser;
 use haf_dist::cli::{Arguments, Command};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
 use haf_dist::error::{Error, Kind, Result};
-use haf_dist::{commands, logging, machine, signals, terminal};
+use haf_dist::{commands, logging, machine, memory, signals, terminal};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// How long a rank keeps an error to itself, so that rank 0 can report one that all ranks share.
 const RANK_0_FIRST: Duration = Duration::from_secs(2);
+
+/// Says so where there is no memory.
+#[global_allocator]
+static ALLOCATOR: memory::Allocator = memory::Allocator;
 
 fn main() -> ExitCode {
     machine::keep_freed_memory();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 ///
 /// `config` is a plain table of values that the losses and readers below read too, so it lies low.
 const FLOORS: &[&[&str]] = &[
-    &["error", "tensor", "files", "statistics", "packing", "panics", "parallel", "signals", "terminal"],
+    &["error", "tensor", "files", "statistics", "packing", "memory", "panics", "parallel", "signals", "terminal"],
     &["ops", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["head", "engine", "scoring", "reference", "reducer", "optim", "sharding", "checkpoint", "metrics", "machine"],
@@ -37,11 +37,12 @@ const WITHIN: &[(&str, &str)] = &[
     ("main", "commands"),
 ];
 
-/// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, ending an MPI process, memory that
+/// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, the allocator, ending an MPI process, memory that
 /// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
     "files/map.rs",
+    "memory.rs",
     "comm/mpi.rs",
     "comm/shared.rs",
     "comm/nccl/cuda.rs",

@@ -7,6 +7,7 @@ use super::solo::Solo;
 use super::watch::Watch;
 use super::{Communicator, launch, mpi};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::panics;
 use crate::terminal;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
@@ -354,11 +355,16 @@ fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
 /// Makes a panic on any thread end the whole job within a second, with exit code 101: it prints one message with the
 /// rank and calls [`mpi::abort`]. Without it the other ranks would wait for ever. Call it first in a program; it is
 /// not for tests with several ranks in one process. Panics that somebody catches end the job
-/// too, but for those within [`panics::contain`].
+/// too, but for those within [`panics::contain`]. One that tells of no memory is an error, with exit code 1.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         if panics::contained() {
             return;
+        }
+        if let Some(lack) = memory::lack_in(&panic.to_string()) {
+            let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
+            terminal::note_bytes(format!("error: {rank}no memory: {lack}\n  hint: {}\n", memory::HINT).as_bytes());
+            mpi::abort(1);
         }
         let thread = std::thread::current();
         let backtrace = std::backtrace::Backtrace::capture();

@@ -1,8 +1,11 @@
-//! A machine that gives no more: files, threads, room in files and in /dev/shm; FIFOs where files were; files that are cut short under a map.
+//! A machine that gives no more: files, threads, memory, room in files and in /dev/shm; FIFOs where files were; files that are cut short under a map.
 
 use crate::job;
-use crate::run::{Fault, Outcome, finish, nothing_is_left, recovers, sample, train, under, undisturbed};
+use crate::run::{
+    Fault, Outcome, finish, nothing_is_left, random, recovered, recovers, sample, train, under, undisturbed, wanted,
+};
 use crate::tiny::{Workspace, with_config};
+use rand::RngExt;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -54,6 +57,68 @@ fn a_run_whose_files_may_not_grow_ends_with_one_error_and_goes_on_to_the_same_by
     }
     println!("limits of a file's size: {done} trained, {refused} refused");
     assert!(done > 0 && refused > 0, "the limits are not around the border: {done} trained, {refused} refused");
+}
+
+#[test]
+fn a_run_whose_kth_block_of_memory_is_not_there_ends_with_one_error_and_goes_on_to_the_same_bytes() {
+    let (mut refused, mut done) = (0, 0);
+    let counted = train(&Workspace::new(), 1, &[], Some(Fault::count("memory")));
+    assert!(counted.code == 0 && !counted.noted.is_empty(), "{}", counted.printed);
+    let samples = sample(counted.noted.len(), "memory");
+    for &at in &samples {
+        let workspace = Workspace::new();
+        let ended = train(&workspace, 1, &[], Some(Fault { mode: "fail", at, ..Fault::count("memory") }));
+        assert_eq!(ended.noted.len(), 1, "memory {at} was not asked for");
+        let what = format!("block {at} of {}", counted.noted.len());
+        match ended.code {
+            0 => done += 1,
+            _ => {
+                refused += 1;
+                ended.failed_well(&what);
+                assert!(ended.code == 1 && ended.printed.contains("memory"), "{what}: {}", ended.printed);
+            }
+        }
+        // It ends at once: what it leaves goes with the next start.
+        recovers(&workspace, 1, &what);
+    }
+    println!("blocks of memory that are not there: {done} trained, {refused} refused, of {}", counted.noted.len());
+}
+
+#[test]
+fn a_run_that_gets_little_memory_trains_or_ends_with_one_error() {
+    let limited = |kilobytes: usize| {
+        let workspace = Workspace::new();
+        let plain = workspace.command(1, &with_config(&[], &[]));
+        let ended = finish(&workspace, under(&format!("ulimit -v {kilobytes}"), &plain, &workspace), None);
+        (workspace, ended)
+    };
+    // The border, by halves.
+    let (mut little, mut enough) = (50_000, 16_000_000);
+    while enough - little > 1000 {
+        let middle = (little + enough) / 2;
+        if limited(middle).1.code == 0 { enough = middle } else { little = middle }
+    }
+    let (mut random, mut refused, mut before) = (random("memory"), 0, 0);
+    for number in 0..wanted().map_or(100, |count| 3 * count) {
+        let kilobytes = enough - random.random_range(0..if number % 2 == 0 { 5_000 } else { 50_000 });
+        let (workspace, ended) = limited(kilobytes);
+        let what = format!("{kilobytes} KB of addresses, where {enough} are enough");
+        if ended.code != 0 {
+            // What the program's libraries want before it starts is not its own affair.
+            if ended.printed.contains("shared libraries") || ended.printed.starts_with("terminate called after") {
+                before += 1;
+            } else {
+                refused += 1;
+                ended.failed_well(&what);
+            }
+        }
+        // It ends at once: what it leaves goes with the next start. Up to rounding: the matrix products under libtorch take
+        // another way where their buffers are not to be had.
+        recovered(&workspace, 1, &[], &what).expect_close(undisturbed(1), &what);
+        nothing_is_left(&workspace, &what);
+    }
+    println!("limits of memory below {enough} KB: {refused} refused, {before} before the program's start");
+    assert!(refused > 0, "no limit was felt");
 }
 
 /// A /dev with all that ranks need but shm.

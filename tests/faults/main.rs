@@ -2,8 +2,8 @@
 //! code; nothing half done is left behind; and what is resumed comes to the same bytes.
 //!
 //! Real runs of the built program on a tiny model, alone and under mpirun, with faults put under them (`shim/`). How many of
-//! each kind: `HAF_DIST_FAULTS` (default 5; 0: every one there is), drawn by `HAF_DIST_FAULTS_SEED`.
-//! Not here: ranks that differ or stall (`runs/ranks.rs`, `runs/stalled.rs`).
+//! each kind: `HAF_DIST_FAULTS` (default 5; 0: every one there is), drawn by `HAF_DIST_FAULTS_SEED`. README.md has the counts
+//! of the long runs.
 
 #[path = "../common/job.rs"]
 mod job;
@@ -17,3 +17,6 @@ mod kills;
 mod limits;
 mod power;
 mod run;
+mod spread;
+mod stalls;
+mod unlike;

@@ -163,6 +163,24 @@ impl Outcome {
         assert_eq!(self.metrics, expected.metrics, "{what}");
         assert!(self.pairs == expected.pairs, "{what}: the test pairs differ");
     }
+
+    /// As many losses and margins, none farther off than rounding brings it.
+    #[track_caller]
+    pub fn expect_close(&self, expected: &Self, what: &str) {
+        assert_eq!(self.metrics.len(), expected.metrics.len(), "{what}");
+        for (found, expected) in self.metrics.iter().zip(&expected.metrics) {
+            let (found, expected) = (found.as_object().unwrap(), expected.as_object().unwrap());
+            assert!(found.keys().eq(expected.keys()), "{what}: {found:?} {expected:?}");
+            for key in ["step", "loss", "reward_loss", "policy_loss", "margin"] {
+                let number = |line: &serde_json::Map<String, Value>| line.get(key).and_then(|value| value.as_f64());
+                if let (Some(found), Some(expected)) = (number(found), number(expected)) {
+                    let far = (found - expected).abs();
+                    assert!(far <= 1e-3 * expected.abs() + 1e-5, "{what}: {key} is {found}, not {expected}");
+                }
+            }
+        }
+        assert!(self.checkpoint.keys().eq(expected.checkpoint.keys()), "{what}: other files");
+    }
 }
 
 /// The undisturbed run on so many ranks.

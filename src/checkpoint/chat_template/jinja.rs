@@ -152,7 +152,7 @@ mod tests {
         assert!(chatml.starts_with(MARK));
         assert!(!chatml.contains("[:-") && !chatml.contains("generation %}"));
         // Text behind the EOS is cut where it is known, counted in characters.
-        assert!(ending_at_eos("{{ x }}", Turn { eos: "<e>", tail: "<e>\n<ende\u{df}>" }).contains("[:-7]"));
+        assert!(ending_at_eos("{{ x }}", Turn { eos: "<e>", tail: "<e>\n<ende\u{df}>" }).contains("[:-8]"));
         assert!(ending_at_eos("{{ x }}", Turn { eos: "<e>", tail: "\n" }).contains("[:-1]"));
     }
 

@@ -1,6 +1,6 @@
 //! A library that is put before libc (LD_PRELOAD): it counts a program's file operations below one folder and lets the k-th
 //! fail, kills the process there, or cuts the power: what the disk had not been told to keep is undone, then the process
-//! dies. Started threads are counted and fail in the same way. It can make a rank deaf to the others' votes, and a clock go
+//! dies. Started threads and large aligned blocks of memory, as libtorch's are, are counted and fail in the same way. It can make a rank deaf to the others' votes, and a clock go
 //! faster.
 //!
 //! The environment says what to do, `FAULT_ROOT` first; without it nothing is done. Not here: what a program must make of
@@ -32,6 +32,9 @@ const O_TRUNC: c_int = 0o1000;
 const O_ACCMODE: c_int = 0o3;
 const O_DIRECTORY: c_int = 0o200000;
 const EAGAIN: c_int = 11;
+const ENOMEM: c_int = 12;
+/// Bytes from which on a block of memory counts.
+const LARGE: usize = 4096;
 const SIGKILL: c_long = 9;
 const CLOCK_MONOTONIC: c_int = 1;
 const SECOND: i64 = 1_000_000_000;
@@ -216,6 +219,20 @@ extern "C" fn pthread_create(thread: *mut c_void, how: *const c_void, run: *cons
     // SAFETY: what libc calls `pthread_create` has this type.
     let next: Start = unsafe { std::mem::transmute(dlsym(RTLD_NEXT, c"pthread_create".as_ptr())) };
     next(thread, how, run, with)
+}
+
+unsafe extern "C" {
+    fn __libc_memalign(alignment: usize, length: usize) -> *mut c_void;
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn posix_memalign(block: *mut *mut c_void, alignment: usize, length: usize) -> c_int {
+    if length >= LARGE && !inside() && Plan::get().is_some_and(|plan| plan.reaches("memory", &plan.root)) {
+        return ENOMEM;
+    }
+    // SAFETY: glibc's own, of the same heap as `free`; the caller hands a place for the address over.
+    unsafe { *block = __libc_memalign(alignment, length) };
+    if unsafe { *block }.is_null() { ENOMEM } else { 0 }
 }
 
 type Gather =

@@ -1,0 +1,87 @@
+//! No memory left: one error and exit code 1, where Rust would abort and libtorch's bindings would panic.
+//!
+//! Not here: how much memory a run needs (`plan/`). One of the few files with `unsafe`: an allocator is.
+
+use nix::libc;
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// What to do about it.
+pub const HINT: &str = "lower train.tokens_per_micro_batch, set train.activation_checkpointing = true, or give the job more \
+                        memory; `haf-dist plan` tells what a run needs";
+
+/// The system's allocator; where it has nothing to give, the process ends. Under a launcher the other ranks end with it.
+#[derive(Debug)]
+pub struct Allocator;
+
+// SAFETY: all four do what the system's allocator does, whose contract is the same, or do not return.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: what the caller promises is what the system's asks for.
+        given(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: what the caller promises is what the system's asks for.
+        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: what the caller promises is what the system's asks for.
+        given(unsafe { System.realloc(block, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+fn given(block: *mut u8, bytes: usize) -> *mut u8 {
+    if block.is_null() { end(bytes) } else { block }
+}
+
+/// Ends the process. Allocates nothing.
+#[cold]
+fn end(bytes: usize) -> ! {
+    // The digits from behind.
+    let (mut digits, mut start, mut rest) = ([0u8; 20], 20, bytes);
+    while start == 20 || rest > 0 {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    for part in [b"error: no memory for ", &digits[start..], b" bytes more\n  hint: ", HINT.as_bytes(), b"\n"] {
+        // SAFETY: the bytes are there. Nothing can be done about a failed write.
+        unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
+    }
+    // SAFETY: `_exit` has no precondition.
+    unsafe { libc::_exit(1) }
+}
+
+/// Whether a panic's message tells that libtorch got no memory, on the CPU or on a GPU; if so, in which words.
+pub fn lack_in(panic: &str) -> Option<&str> {
+    let signs = ["can't allocate memory", "out of memory", "std::bad_alloc"];
+    let start = signs.iter().filter_map(|sign| panic.find(sign)).min()?;
+    // Torch's words go on with its own call stack.
+    panic[start..].split(['\n', '"']).next().map(|words| words.split("\\n").next().unwrap_or(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_memory_is_taken_for_one() {
+        let cpu = "called `Result::unwrap()` on an `Err` value: Torch(\"[enforce fail at alloc_cpu.cpp:124] err == 0. \
+                   DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12 (Cannot \
+                   allocate memory)\\nException raised from alloc_cpu\")";
+        let told = "can't allocate memory: you tried to allocate 64 bytes. Error code 12 (Cannot allocate memory)";
+        assert_eq!(lack_in(cpu), Some(told));
+        assert_eq!(lack_in("Torch(\"std::bad_alloc\")"), Some("std::bad_alloc"));
+        assert_eq!(
+            lack_in("Torch(\"CUDA out of memory. Tried to allocate 2 GiB\\nmore"),
+            Some("out of memory. Tried to allocate 2 GiB")
+        );
+        assert_eq!(lack_in("index out of bounds"), None);
+    }
+}

@@ -1,0 +1,188 @@
+//! What families have in common: Llama's form, and changes that several of them make to it.
+//!
+//! Not here: a family (`families.rs`).
+
+use super::keys::Keys;
+use super::rope::RopeKeys;
+use super::{
+    Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, Residual, StoredHeads,
+};
+use crate::error::{Error, Result};
+use crate::model::norm::NormKind;
+use crate::ops::{Activation, MlpKind};
+use crate::packing::{AttentionRules, HeadCounts};
+
+/// More blocks than any model has.
+const MOST_LAYERS: usize = 10_000;
+
+pub(super) const LLAMA: Names = Names {
+    reward_model: "LlamaForSequenceClassification",
+    embedding: "model.embed_tokens",
+    block: "model.layers.",
+    input_norm: "input_layernorm",
+    query_key_value: ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    stacked_query_key_value: "self_attn.qkv_proj",
+    query_key_norms: ["self_attn.q_norm", "self_attn.k_norm"],
+    attention_output: "self_attn.o_proj",
+    post_attention_norm: "post_attention_layernorm",
+    mlp_norm: "post_attention_layernorm",
+    gate: "mlp.gate_proj",
+    up: "mlp.up_proj",
+    stacked_gate_up: "mlp.gate_up_proj",
+    down: "mlp.down_proj",
+    post_mlp_norm: "post_feedforward_layernorm",
+    norm: "model.norm",
+    head: &["lm_head"],
+};
+
+/// What a missing key means, where families differ in that.
+pub(super) struct Defaults {
+    /// Key and value heads; none: as many as query heads.
+    pub kv_heads: Option<usize>,
+    /// `None`: the width of the hidden states, shared out.
+    pub head_width: Option<usize>,
+    pub positions: usize,
+    pub epsilon: f64,
+    pub tied: bool,
+}
+
+pub(super) const DEFAULTS: Defaults =
+    Defaults { kv_heads: None, head_width: None, positions: 2048, epsilon: 1e-6, tied: false };
+
+/// What all have in common, in Llama's form: root-mean-square norms, a gated SiLU, whole heads rotated, one half of a
+/// block after the other, no biases.
+pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Result<Architecture> {
+    let (width, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
+    let default = Some(defaults.kv_heads.unwrap_or(heads));
+    let kv_heads = keys.size_if_any("num_key_value_heads", default)?.unwrap_or(heads);
+    if heads % kv_heads != 0 {
+        return Err(Error::input(format!(
+            "num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}"
+        )));
+    }
+    let head_width = match keys.size_if_any("head_dim", defaults.head_width)? {
+        Some(head_width) => head_width,
+        None if width % heads == 0 => width / heads,
+        None => {
+            return Err(Error::input(format!(
+                "hidden_size = {width} must be a multiple of num_attention_heads = {heads}"
+            )));
+        }
+    };
+    if head_width % 2 != 0 {
+        return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
+    }
+    let rotations = rope.read(keys, head_width)?;
+    let layers = keys.size("num_hidden_layers")?;
+    if layers > MOST_LAYERS {
+        return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
+    }
+    let activation = keys.activation("hidden_act", Activation::Silu)?;
+    let block = BlockDescription {
+        heads: HeadCounts { query: heads, key: kv_heads, width: head_width },
+        rules: AttentionRules::plain(head_width),
+        rotation: Some(0),
+        query_key_norm: None,
+        biases: AttentionBiases::default(),
+        stored: StoredHeads::Apart,
+        mlp: Mlp {
+            width: keys.size("intermediate_size")?,
+            kind: MlpKind { activation, gated: true },
+            stacked: false,
+            biases: false,
+        },
+        norms: BlockNorms {
+            before_attention: true,
+            after_attention: false,
+            before_mlp: BeforeMlp::Own,
+            after_mlp: false,
+        },
+        residual: Residual::Sequential,
+        residual_scale: None,
+    };
+    Ok(Architecture {
+        vocabulary: keys.size("vocab_size")?,
+        width,
+        max_positions: keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions),
+        norm: NormKind::RootMeanSquare,
+        norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?,
+        blocks: vec![block; layers],
+        rotations,
+        embedding_scale: None,
+        logit_scale: None,
+        logit_cap: None,
+        tied: keys.flag_or("tie_word_embeddings", defaults.tied)?,
+        head_bias: false,
+        names,
+    })
+}
+
+/// The model with each of its blocks changed so.
+pub(super) fn each_block(mut model: Architecture, change: impl Fn(&mut BlockDescription)) -> Architecture {
+    model.blocks.iter_mut().for_each(change);
+    model
+}
+
+/// Biases of all of attention's linear maps, where `attention_bias` says so.
+pub(super) fn attention_biases(keys: &Keys, default: bool) -> Result<AttentionBiases> {
+    let are_there = keys.flag_or("attention_bias", default)?;
+    Ok(AttentionBiases { query_key_value: are_there, output: are_there })
+}
+
+/// Layer norms and an MLP without a gate, with biases.
+pub(super) fn plain_mlp(keys: &Keys, names: Names, rope: RopeKeys, activation: Activation) -> Result<Architecture> {
+    let kind = MlpKind { activation: keys.activation("hidden_act", activation)?, gated: false };
+    let model = each_block(common(keys, names, rope, &DEFAULTS)?, |block| {
+        (block.mlp.kind, block.mlp.biases) = (kind, true);
+    });
+    let norm_epsilon = keys.number_or("layer_norm_eps", 1e-5)?;
+    Ok(Architecture { norm: NormKind::Layer, norm_epsilon, ..model })
+}
+
+/// Gives each block its window.
+fn with_windows(mut model: Architecture, window: impl Fn(usize) -> Option<usize>) -> Architecture {
+    for (number, block) in model.blocks.iter_mut().enumerate() {
+        block.rules.window = window(number);
+    }
+    model
+}
+
+/// As [`with_windows`]: in the blocks that `layer_types` names, or where the file has no such list those that `slides`.
+pub(super) fn alternating(
+    keys: &Keys,
+    model: Architecture,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+) -> Result<Architecture> {
+    let Some(types) = keys.texts("layer_types")? else {
+        return Ok(with_windows(model, |block| window.filter(|_| slides(block))));
+    };
+    if types.len() != model.blocks.len() {
+        return Err(Error::input(format!(
+            "layer_types names {} blocks, but num_hidden_layers = {}",
+            types.len(),
+            model.blocks.len()
+        )));
+    }
+    for kind in &types {
+        match (*kind, window) {
+            ("full_attention", _) | ("sliding_attention", Some(_)) => {}
+            ("sliding_attention", None) => {
+                return Err(Error::input("layer_types has \"sliding_attention\", but there is no sliding_window"));
+            }
+            (other, _) => {
+                return Err(Error::input(format!("layer_types: \"{other}\" is not known"))
+                    .hint("known: full_attention, sliding_attention"));
+            }
+        }
+    }
+    Ok(with_windows(model, |block| window.filter(|_| types[block] == "sliding_attention")))
+}
+
+/// Refuses a variant that the decoder cannot compute.
+pub(super) fn refuse(keys: &Keys, key: &str, what: &str) -> Result<()> {
+    match keys.flag_or(key, false)? {
+        true => Err(Error::input(format!("{key} = true: {what} is not known")).hint(format!("expected {key} = false"))),
+        false => Ok(()),
+    }
+}

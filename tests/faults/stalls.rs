@@ -1,0 +1,65 @@
+//! A rank that is stopped (SIGSTOP) at a random instant: the watchdog names it and ends the job, none is left, and the run goes
+//! on to the same bytes. Not here: what else the watchdog promises (`runs/stalled.rs`).
+
+use crate::job;
+use crate::run::{LIMIT, all_are_over, random, ranks_of, recovers_with, send, wanted};
+use crate::tiny::{Workspace, with_config};
+use rand::RngExt;
+use std::fs;
+use std::time::{Duration, Instant};
+
+const RANKS: usize = 2;
+const SET: [&str; 1] = ["parallel.timeout_seconds=4"];
+
+/// Starts a job and returns when it has said something: MPI's own start, which nobody watches, is over then.
+fn started(workspace: &Workspace, log: &str) -> std::process::Child {
+    let job = workspace.start(RANKS, log, &with_config(&[], &SET));
+    let (path, begun) = (workspace.log(log, "err"), Instant::now());
+    while fs::metadata(&path).map_or(0, |found| found.len()) == 0 {
+        assert!(begun.elapsed() < LIMIT, "it says nothing");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    job
+}
+
+fn said(workspace: &Workspace, log: &str) -> String {
+    let text = fs::read_to_string(workspace.log(log, "err")).unwrap();
+    ["out", "err"].iter().for_each(|kind| fs::remove_file(workspace.log(log, kind)).unwrap());
+    text
+}
+
+#[test]
+fn a_rank_that_is_stopped_is_named_and_the_run_goes_on_to_the_same_bytes() {
+    let (mut random, mut hit, mut late) = (random("stops"), 0, 0);
+    let whole = Workspace::new();
+    let job = started(&whole, "whole");
+    let begun = Instant::now();
+    assert_eq!(job::wait(job, LIMIT), Some(0), "{}", said(&whole, "whole"));
+    let took = begun.elapsed();
+    said(&whole, "whole");
+    let tries = wanted().map_or(500, |count| count.div_ceil(2));
+    while hit < tries {
+        let workspace = Workspace::new();
+        let job = started(&workspace, "stopped");
+        std::thread::sleep(took.mul_f64(random.random_range(0.0..0.8)));
+        let ranks = ranks_of(job.id());
+        let victim = random.random_range(0..RANKS);
+        let stopped = ranks.len() == RANKS && send("-STOP", ranks[victim]);
+        let code = job::wait(job, LIMIT);
+        let told = said(&workspace, "stopped");
+        all_are_over(&ranks, &told);
+        if !stopped || code == Some(0) {
+            late += 1;
+            assert!(late <= 3 * tries, "most came too late: {hit} of {late}");
+            continue;
+        }
+        hit += 1;
+        let what = format!("stop number {hit} of rank {victim}: {told}");
+        assert_eq!(code, Some(1), "{what}");
+        let errors: Vec<_> = told.lines().filter(|line| line.starts_with("error: ")).collect();
+        let named = format!("rank {victim}");
+        assert!(errors.len() == 1 && errors[0].contains("waiting for ") && errors[0].contains(&named), "{what}");
+        recovers_with(&workspace, RANKS, &SET, &what);
+    }
+    println!("ranks stopped at random instants: {hit}");
+}
