@@ -22,6 +22,11 @@ fn move_head(workspace: &Workspace, folder: &str, weights: &str, head: &str) {
     fs::remove_file(&path).unwrap();
     write_model(&path, &rest).unwrap();
     write_model(&workspace.path(folder).join("value_head.safetensors"), &of_head).unwrap();
+    // Who wrote it so listed no other content.
+    let list = format!("{folder}/trainer/files.json");
+    let mut listed: Value = serde_json::from_slice(&workspace.read(&list)).unwrap();
+    listed.as_object_mut().unwrap().remove(weights).unwrap();
+    workspace.write(&list, &listed.to_string());
 }
 
 /// Rewards of the test file's answers, chosen and rejected, and what was said.
