@@ -311,7 +311,7 @@ fn a_broken_file_names_file_and_line() {
     let error = read(&source(folder.path.with_file_name("missing.jsonl"))).unwrap_err();
     assert!(error.message.contains("missing.jsonl") && error.kind == Kind::Input, "{error}");
     let error = read(&source(folder.path.parent().unwrap().into())).unwrap_err();
-    assert!(error.message.contains("is a folder") && error.kind == Kind::Input, "{error}");
+    assert!(error.message.contains("Is a directory") && error.kind == Kind::Input, "{error}");
     let error = read(&source(folder.path.join("below-a-file.jsonl"))).unwrap_err();
     assert!(error.message.contains("below-a-file") && error.kind == Kind::Input, "{error}");
 }

@@ -164,7 +164,10 @@ mod tests {
             (name.to_owned(), facts.collect::<Vec<_>>())
         };
         let train = facts("haf-dist --config run.toml --set loss.beta=0.5 --resume");
-        assert_eq!(train, expected("train", &[("--resume", "true"), ("--debug", "false"), ("--allow-changed", "false")]));
+        assert_eq!(
+            train,
+            expected("train", &[("--resume", "true"), ("--debug", "false"), ("--allow-changed", "false")])
+        );
         let score = facts("haf-dist score --checkpoint m --data d.jsonl --threads 3 --output o.jsonl");
         let arguments = [
             ("--checkpoint", "\"m\""),

@@ -108,17 +108,13 @@ fn open(path: &Path, max_row_bytes: usize) -> Result<Content<'_>> {
     Ok(Content::Text(Text { path, packed, reader, bound: max_row_bytes, at: Position { line: 1, column: 1 } }))
 }
 
-/// A file that opened but does not read: damaged archives and folders are the user's to mend, the rest is the machine's.
+/// A file that opened but does not read: damaged archives are the user's to mend, the rest is the machine's.
 fn broken_read(path: &Path, packed: Option<&str>, error: &io::Error) -> Error {
     match packed {
         // What comes from the system has a number, what comes from the decoder has none.
         Some(packed) if error.raw_os_error().is_none() => {
             Error::input(format!("{}: damaged or cut short {packed} data: {error}", path.display()))
                 .hint("fetch it again")
-        }
-        _ if error.kind() == io::ErrorKind::IsADirectory => {
-            Error::input(format!("{} is a folder, expected a file of pairs", path.display()))
-                .hint("name the file in it")
         }
         _ => file_error(path, "read", error),
     }
