@@ -35,7 +35,8 @@ else
 fi
 # One profile for all: a second one would compile the C++ bindings of libtorch a second time.
 check cargo clippy --release --all-targets -- -D warnings
-check cargo test --release
+# Tests of signals start from their defaults, which a background job or nohup has not.
+check env --default-signal=HUP --default-signal=INT cargo test --release
 check /usr/bin/python3 -m unittest discover --start-directory benches
 check /usr/bin/python3 -m unittest discover --start-directory launch
 check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
