@@ -127,7 +127,7 @@ impl Export<'_> {
 /// Copies the chat templates by name, other than the default, from `source` into `folder`.
 ///
 /// # Errors
-/// As [`write_companions`].
+/// As `write_companions`.
 pub fn copy_named_templates(source: &Path, folder: &Path) -> Result<()> {
     let (source, target) = (source.join(NAMED), folder.join(NAMED));
     if !source.is_dir() {

@@ -1,6 +1,6 @@
 //! The memory of a micro-batch: what blocks keep for the backward pass, and buffers that all blocks share.
 //!
-//! One table lists every buffer ([`BUFFERS`]). Allocation, views, bytes and `haf-dist plan` follow from it: a new buffer
+//! One table lists every buffer (`BUFFERS`). Allocation, views, bytes and `haf-dist plan` follow from it: a new buffer
 //! is a slot and a line. Buffers are made once, for the largest micro-batch so far, and used again: a step allocates
 //! little besides, and its memory is known. A micro-batch works in a view of the first T rows.
 //!

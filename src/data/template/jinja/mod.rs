@@ -1,7 +1,7 @@
 //! Jinja as chat templates use it: what Transformers renders with Jinja2 in its sandbox, under bounds in time and memory.
 //!
 //! A template comes with a model and is somebody else's program. Every operator and every value here is our own, so
-//! that each step and each byte is charged to a [`Meter`](meter::Meter), every value has a bounded depth, and nothing
+//! that each step and each byte is charged to a `Meter`, every value has a bounded depth, and nothing
 //! overflows the stack. A library's engine bounds its steps, but not what a value does when it is compared, printed or
 //! dropped.
 //!
