@@ -21,7 +21,7 @@ use std::path::Path;
 
 const SCRIPT: &str = include_str!("verify.py");
 
-/// What of a conversation is not as it was, in the order in which a reward comes to be.
+/// What differs from the saved conversation, in the order of computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Difference {
     Rendering,

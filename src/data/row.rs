@@ -32,7 +32,7 @@ pub(super) struct Row<'a> {
 /// Values at one path: one, but for a list's entry that has none there or, behind a second `[]`, several.
 pub(super) struct Found<'r> {
     pub(super) values: Vec<&'r Value>,
-    /// As the row has it, entries not told apart: `answers.rank`.
+    /// As the row has it, without an entry's number: `answers.rank`.
     pub(super) path: String,
     /// For messages: "`chosen`", "entry 2 of `answers.rank`".
     pub(super) name: String,
@@ -204,7 +204,7 @@ impl<'a> Row<'a> {
             return;
         }
         match value {
-            // Entries that were read by their place are told apart.
+            // Entries that were read by their place are counted one by one.
             Value::Array(list) if (0..list.len()).any(|place| reads(&used, &format!("{path}.{place}"))) => {
                 let entries = list.iter().enumerate();
                 entries.for_each(|(place, entry)| self.walk(&format!("{path}.{place}"), entry, unused));

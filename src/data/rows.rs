@@ -34,7 +34,7 @@ pub(super) const PATH_HINT: &str = "is the path right, seen from where the run s
 /// What to do about a row over the bound.
 pub(super) const LONG_HINT: &str = "leave the row out, or raise data.max_row_bytes";
 
-/// Bytes at a file's start by which its kind is told.
+/// Bytes at a file's start that show its kind.
 const HEAD: u64 = 4096;
 
 /// Bytes read at a time.
@@ -43,7 +43,7 @@ const CHUNK: usize = 1 << 16;
 /// Hands every row of `path` to `take`, in order; the first error ends it. A row takes `max_row_bytes` bytes at most, as JSON or
 /// in a Parquet file's columns.
 ///
-/// What the file is, is told by its content: by the magic numbers of gzip, zstd and Parquet, an array by its first byte that is
+/// The content shows what the file is: the magic numbers of gzip, zstd and Parquet, an array by its first byte that is
 /// no space. A byte order mark, blank lines and CRLF are tolerated. A value that JSON does not have, such as NaN, stands in the
 /// row as [`odd`] says.
 ///

@@ -1,5 +1,5 @@
 //! Files and folders under another name until they are whole: `.unfinished-` and six letters. A process that lives holds
-//! a lock on each of its own, so that what a killed one has left can be told apart, and cleared by the next that writes there.
+//! a lock on each of its own, so that what a killed one has left can be recognised, and cleared by the next that writes there.
 //!
 //! Not here: a run's own `step-N.partial` (`checkpoint/folder.rs`), which the lock on the run's folder guards.
 

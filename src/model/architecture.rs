@@ -58,9 +58,9 @@ pub struct BlockDescription {
     pub heads: HeadCounts,
     /// What becomes of attention scores.
     pub rules: AttentionRules,
-    /// Which of [`Architecture::rotations`] queries and keys are turned by; none where positions are not told.
+    /// Which of [`Architecture::rotations`] rotates queries and keys; none where the block has no rotation.
     pub rotation: Option<usize>,
-    /// How queries and keys are normed before they are turned.
+    /// How queries and keys are normed before rotation.
     pub query_key_norm: Option<QueryKeyNorm>,
     /// Which of attention's linear maps have biases.
     pub biases: AttentionBiases,

@@ -73,7 +73,7 @@ impl LossWatch {
         Self { window: WINDOW.min(steps / 2).max(1), watched }
     }
 
-    /// Takes a step. Each loss is told of once.
+    /// Takes a step. Each loss is warned of once.
     pub fn add(&mut self, metrics: &StepMetrics) -> Vec<String> {
         let mut doubts = Vec::new();
         let losses = [metrics.reward_loss, metrics.policy_loss];

@@ -4,7 +4,7 @@ use crate::tiny::{Workspace, with_config};
 use serde_json::Value;
 use std::fs;
 
-/// Changes one bit in the middle of a file, or what is told, and gives back what was there.
+/// Changes a file by `how` and returns its content from before.
 fn damage(workspace: &Workspace, file: &str, how: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
     let whole = workspace.read(file);
     let mut content = whole.clone();

@@ -77,8 +77,8 @@ pub enum Sign {
     OpenTranscript(&'static str),
 }
 
-/// How a text is written. Plainly written ones, message lists, single messages, content parts, and message lists that a
-/// text holds as JSON are told apart in every layout.
+/// How a text is written. Every layout also reads message lists, single messages, content parts, and message lists as JSON
+/// within a text, each recognised by its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// As it is.

@@ -1,4 +1,4 @@
-//! The layouts: a dozen lines and an example each. The first whose signs a row shows is told by its keys.
+//! The layouts: a dozen lines and an example each. The first layout whose keys a row has is taken.
 //!
 //! A new one: its entry here and its name in `config/source.rs`; every example is read in a test. Not here: what an entry
 //! can say (`layout.rs`). Examples are our own, in the shape of the sets they name.

@@ -16,9 +16,9 @@ use std::path::Path;
 
 /// Rows of no known layout after which a file is refused; fewer, before the first one that shows its layout, are odd.
 const MOST_UNKNOWN: usize = 1000;
-/// Kinds of odd rows that are told apart, so that a damaged file does not make a report of its own length.
+/// Kinds of odd rows that are counted apart, so that a damaged file does not make a report of its own length.
 const MOST_KINDS: usize = 12;
-/// Unused keys that are told apart, for files whose keys are data.
+/// Unused keys that are counted apart, for files whose keys are data.
 const MOST_KEYS: usize = 100;
 /// Longest reason in a report, in characters.
 const LONGEST_REASON: usize = 90;

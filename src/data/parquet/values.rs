@@ -190,7 +190,7 @@ fn json(field: Field) -> Value {
     }
 }
 
-/// The first of the columns below, by which a reader's levels are told.
+/// The first of the columns below: its definition and repetition levels stand for the group's.
 fn first(reader: &Reader) -> &Reader {
     match reader {
         Reader::OptionReader(_, inner)

@@ -118,27 +118,8 @@ fn phi3(keys: &Keys) -> Result<Architecture> {
 /// Gemma 2 (arXiv 2408.00118): norms before and after each half of a block, their weights counted from 1; scaled
 /// embeddings; capped scores and logits; every other block with a sliding window.
 fn gemma2(keys: &Keys) -> Result<Architecture> {
-    let names =
-        Names { reward_model: "Gemma2ForSequenceClassification", mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
-    refuse(keys, "use_bidirectional_attention", "Gemma 2 whose tokens see those after them")?;
-    let defaults = Defaults { kv_heads: Some(4), head_width: Some(256), positions: 8192, tied: true, ..DEFAULTS };
-    let model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults)?;
-    let biases = attention_biases(keys, false)?;
-    let scale = 1.0 / keys.number_or("query_pre_attn_scalar", 256.0)?.sqrt();
-    let soft_cap = keys.number_if_any("attn_logit_softcapping", Some(50.0))?;
-    let activation = keys.activation("hidden_activation", Activation::GeluTanh)?;
-    let model = each_block(model, |block| {
-        block.rules = AttentionRules { scale, window: None, soft_cap };
-        block.biases = biases;
-        (block.norms.after_attention, block.norms.after_mlp) = (true, true);
-        block.mlp.kind.activation = activation;
-    });
-    let model = Architecture {
-        norm: NormKind::RootMeanSquarePlusOne,
-        embedding_scale: Some((model.width as f64).sqrt()),
-        logit_cap: keys.number_if_any("final_logit_softcapping", Some(30.0))?,
-        ..model
-    };
+    let names = Names { reward_model: "Gemma2ForSequenceClassification", ..GEMMA };
+    let model = gemma(keys, names, RopeKeys::WHOLE_HEADS, 8192, [Some(50.0), Some(30.0)])?;
     let window = keys.length_if_any("sliding_window", Some(4096))?;
     alternating(keys, model, window, |block| block % 2 == 0)
 }
@@ -146,37 +127,49 @@ fn gemma2(keys: &Keys) -> Result<Architecture> {
 /// Gemma 3, the text models (arXiv 2503.19786): Gemma 2 with a norm of every head of queries and keys in place of the
 /// caps, five blocks of six with a window, and a rotation of their own for these.
 fn gemma3_text(keys: &Keys) -> Result<Architecture> {
-    let names =
-        Names { reward_model: "Gemma3TextForSequenceClassification", mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
-    refuse(keys, "use_bidirectional_attention", "Gemma 3 whose tokens see those after them")?;
+    let names = Names { reward_model: "Gemma3TextForSequenceClassification", ..GEMMA };
     let rope = RopeKeys {
         theta: ("rope_theta", 1e6),
         theta_of_windows: Some(("rope_local_base_freq", 10_000.0)),
         ..RopeKeys::WHOLE_HEADS
     };
-    let defaults = Defaults { kv_heads: Some(4), head_width: Some(256), positions: 131_072, tied: true, ..DEFAULTS };
-    let model = common(keys, names, rope, &defaults)?;
-    let biases = attention_biases(keys, false)?;
-    let scale = 1.0 / keys.number_or("query_pre_attn_scalar", 256.0)?.sqrt();
-    let soft_cap = keys.number_if_any("attn_logit_softcapping", None)?;
-    let activation = keys.activation("hidden_activation", Activation::GeluTanh)?;
-    let model = each_block(model, |block| {
-        block.rules = AttentionRules { scale, window: None, soft_cap };
-        block.biases = biases;
-        block.query_key_norm = Some(QueryKeyNorm::PerHead);
-        (block.norms.after_attention, block.norms.after_mlp) = (true, true);
-        block.mlp.kind.activation = activation;
-    });
-    let model = Architecture {
-        norm: NormKind::RootMeanSquarePlusOne,
-        embedding_scale: Some((model.width as f64).sqrt()),
-        logit_cap: keys.number_if_any("final_logit_softcapping", None)?,
-        ..model
-    };
+    let model = gemma(keys, names, rope, 131_072, [None, None])?;
+    let model = each_block(model, |block| block.query_key_norm = Some(QueryKeyNorm::PerHead));
     let window = keys.length_if_any("sliding_window", Some(4096))?;
     let period = keys.size_if_any("sliding_window_pattern", Some(6))?.unwrap_or(6);
     let model = alternating(keys, model, window, |block| !(block + 1).is_multiple_of(period))?;
     Ok(each_block(model, |block| block.rotation = Some(usize::from(block.rules.window.is_some()))))
+}
+
+const GEMMA: Names = Names { mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
+
+/// What Gemma 2 and 3 have in common; `caps` are the defaults of the caps of scores and of logits.
+fn gemma(
+    keys: &Keys,
+    names: Names,
+    rope: RopeKeys,
+    positions: usize,
+    [score_cap, logit_cap]: [Option<f64>; 2],
+) -> Result<Architecture> {
+    refuse(keys, "use_bidirectional_attention", "Gemma whose tokens see those after them")?;
+    let defaults = Defaults { kv_heads: Some(4), head_width: Some(256), positions, tied: true, ..DEFAULTS };
+    let model = common(keys, names, rope, &defaults)?;
+    let biases = attention_biases(keys, false)?;
+    let scale = 1.0 / keys.number_or("query_pre_attn_scalar", 256.0)?.sqrt();
+    let soft_cap = keys.number_if_any("attn_logit_softcapping", score_cap)?;
+    let activation = keys.activation("hidden_activation", Activation::GeluTanh)?;
+    let model = each_block(model, |block| {
+        block.rules = AttentionRules { scale, window: None, soft_cap };
+        block.biases = biases;
+        (block.norms.after_attention, block.norms.after_mlp) = (true, true);
+        block.mlp.kind.activation = activation;
+    });
+    Ok(Architecture {
+        norm: NormKind::RootMeanSquarePlusOne,
+        embedding_scale: Some((model.width as f64).sqrt()),
+        logit_cap: keys.number_if_any("final_logit_softcapping", logit_cap)?,
+        ..model
+    })
 }
 
 /// OLMo 2 (arXiv 2501.00656): norms after each half of a block and none before, and norms of all queries and of all keys
@@ -193,7 +186,7 @@ fn olmo2(keys: &Keys) -> Result<Architecture> {
     }))
 }
 
-/// SmolLM3 (Hugging Face, 2025): Llama in which every fourth block is not told positions (arXiv 2501.18795).
+/// SmolLM3 (Hugging Face, 2025): Llama without a rotation in every fourth block (arXiv 2501.18795).
 fn smollm3(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "SmolLM3ForSequenceClassification", ..LLAMA };
     let rope = RopeKeys { theta: ("rope_theta", 2e6), ..RopeKeys::WHOLE_HEADS };
@@ -206,18 +199,18 @@ fn smollm3(keys: &Keys) -> Result<Architecture> {
         let (named, layers) = (listed.len(), model.blocks.len());
         return Err(Error::input(format!("no_rope_layers names {named} blocks, but num_hidden_layers = {layers}")));
     }
-    // 1 stands for a block that is told positions.
-    let is_told = |block: usize| match &listed {
+    // 1 stands for a block with a rotation.
+    let is_rotated = |block: usize| match &listed {
         Some(listed) => listed[block] != 0,
         None => !(block + 1).is_multiple_of(interval),
     };
     for (number, block) in model.blocks.iter_mut().enumerate() {
         (block.biases, block.mlp.biases) = (biases, mlp_biases);
-        block.rotation = is_told(number).then_some(0);
+        block.rotation = is_rotated(number).then_some(0);
     }
     let used = keys.flag_or("use_sliding_window", false)?;
     let window = keys.length_if_any("sliding_window", None)?.filter(|_| used);
-    alternating(keys, model, window, |block| !is_told(block))
+    alternating(keys, model, window, |block| !is_rotated(block))
 }
 
 /// GPT-NeoX and Pythia (arXiv 2204.06745): layer norms, both halves of a block reading norms of its input, a quarter of
