@@ -1,6 +1,8 @@
 //! Sums over two ranks of one node: MPI_Allreduce, the MPI backend's own calls of it, and through shared memory.
 //! `cargo bench --bench reduction` starts two ranks; under mpirun this program is one rank. Not a test of anything.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 #[path = "../tests/common/job.rs"]
 mod job;
 

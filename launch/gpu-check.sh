@@ -47,14 +47,14 @@ found() {
     grep -E "$1" "$WORK/log" || true
 }
 
-# gpu_test RANKS NAME: one test of tests/gpu.rs, on so many ranks.
+# gpu_test RANKS NAME: one test of tests/all/gpu.rs, on so many ranks.
 gpu_test() {
-    mpirun -n "$1" --oversubscribe --bind-to none "$PROGRAM" "$2" --exact --ignored --nocapture
+    mpirun -n "$1" --oversubscribe --bind-to none "$PROGRAM" "gpu::$2" --exact --ignored --nocapture
 }
 
 golden() {
-    HAF_DIST_TEST_GOLDEN=$1 cargo test --release --test golden -- --nocapture \
-        losses_and_every_gradient_equal_pytorchs_in_every_packing
+    HAF_DIST_TEST_GOLDEN=$1 cargo test --release --test all -- --nocapture --exact \
+        golden::losses_and_every_gradient_equal_pytorchs_in_every_packing
 }
 
 # Every pair of GPUs can read each other's memory: the matrix of nvidia-smi has nothing but X and OK.
@@ -80,10 +80,10 @@ gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU' || true)
 ((gpus > 0)) || fail "no GPU is visible" "nvidia-smi must list one; in a container: start it with --gpus all"
 
 build() {
-    cargo build --release && cargo test --release --test gpu --test golden --no-run
+    cargo build --release && cargo test --release --test all --no-run
 }
 check "the GPU build and its tests compile" build
-PROGRAM=$(sed -n 's/.*Executable tests\/gpu.rs (\(.*\))/\1/p' "$WORK/log")
+PROGRAM=$(sed -n 's/.*Executable tests\/all\/main.rs (\(.*\))/\1/p' "$WORK/log")
 [[ -n $PROGRAM ]] || fail "the tests were not built" "the lines above say why"
 
 if ((gpus > 1)); then

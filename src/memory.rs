@@ -2,6 +2,8 @@
 //!
 //! Not here: how much memory a run needs (`plan/`). One of the few files with `unsafe`: an allocator is.
 
+#![allow(unsafe_code)]
+
 use nix::libc;
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -3,6 +3,8 @@
 //! One of the few files with `unsafe`: tch hands out a raw pointer, and everything that walks a tensor's memory
 //! (optimiser, MPI, safetensors) goes through the checked functions here.
 
+#![allow(unsafe_code)]
+
 use crate::error::{Error, Result};
 use tch::{Device, Kind, Tensor};
 

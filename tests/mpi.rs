@@ -3,6 +3,8 @@
 //! memory, and trains as threads do; where memory cannot be shared it says so once and goes on; no rank outlives a lost
 //! one, or one that is stopped; ranks that come to different collectives get an error.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod common;
 #[path = "common/job.rs"]
 mod job;
@@ -12,8 +14,8 @@ mod steps;
 use common::conformance::CASES;
 use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, launch, mpi::Mpi, threads};
 use haf_dist::error::Error;
-use haf_dist::reducer::share_gradients;
-use haf_dist::sharding;
+use haf_dist::update::reducer::share_gradients;
+use haf_dist::update::sharding;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};

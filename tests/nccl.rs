@@ -4,6 +4,9 @@
 //!
 //! Every test starts mpirun; a rank of such a job is this program with `rank` as its only test.
 
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 #[path = "nccl_shim/abi.rs"]
 mod abi;
 mod common;

@@ -5,7 +5,7 @@ use criterion::{Criterion, Throughput};
 use haf_dist::config::TrainConfig;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::weights::Model;
-use haf_dist::optim::{AdamW, Update, gradient_squares};
+use haf_dist::update::optim::{AdamW, Update, gradient_squares};
 use tch::{Device, Kind};
 
 fn model(kind: Kind) -> Model {

@@ -4,7 +4,7 @@ use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random, segment};
 use criterion::{Criterion, Throughput};
 use haf_dist::config::LossConfig;
 use haf_dist::data::batch::Packing;
-use haf_dist::head::{Heads, Objective};
+use haf_dist::engine::head::{Heads, Objective};
 use haf_dist::model::decoder::Part;
 use haf_dist::ops::Scratch;
 use tch::Kind;

@@ -3,6 +3,8 @@
 //! They say which piece a change made faster or slower. Whole steps are measured by `haf-dist bench`, reductions by the
 //! benchmark of that name. One thread; pin it to a core for figures that can be compared. Nothing here is a test.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 mod adamw;
 mod attention;
 mod block;

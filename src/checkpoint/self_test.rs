@@ -6,7 +6,8 @@
 use super::{read_json, to_json, write_text};
 use crate::config::RewardAt;
 use crate::data::prepared::{LabelledPair, PreparedData};
-use crate::data::tokenize::{Encoder, OwnedPair};
+use crate::data::sequence::OwnedPair;
+use crate::data::tokenize::Encoder;
 use crate::data::{AnswerSpan, Message};
 use crate::error::{Error, Result};
 use crate::statistics::Spread;

@@ -6,6 +6,7 @@
 //! job whose ranks wait too long for one another. Not here: what is communicated, and when; that is the reducer's and the
 //! trainer's business.
 
+mod abort;
 pub mod launch;
 pub mod mpi;
 pub mod nccl;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use tch::Tensor;
 use watch::Watch;
 
+pub use abort::abort;
 pub use progress::AtWork;
 pub use same::{Fact, leaves};
 pub use thread::{CommThread, Pending, install_panic_hook};

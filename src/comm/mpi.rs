@@ -12,6 +12,7 @@
 //! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
 //! nodes have. A reduce-scatter does so on one node alone; between nodes it is MPI's.
 
+use super::abort::{abort, set_job_end};
 use super::nccl::Event;
 use super::progress::Progress;
 use super::progress::whole_letters;
@@ -25,10 +26,8 @@ use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading, library_version};
 use mpi::topology::{Color, SimpleCommunicator};
 use mpi::traits::{Communicator as _, CommunicatorCollectives as _, Equivalence, Root as _, Source as _};
-use std::io::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tch::{Kind, Tensor};
 use tracing::warn;
@@ -45,12 +44,6 @@ const NAP: Duration = Duration::from_micros(50);
 
 /// Bytes of what a rank has come for, in the message about ranks that have come for different things.
 const DESCRIPTION: usize = 256;
-
-/// How long [`abort`] lets MPI try before it ends the process itself.
-const ABORT_PATIENCE: Duration = Duration::from_millis(500);
-
-/// Whether MPI is initialised, not finalised, and may be called from any thread.
-static CALLABLE: AtomicBool = AtomicBool::new(false);
 
 /// MPI's world. Dropping it waits for all ranks to do so and finalises MPI, after which the process cannot have another.
 pub struct Mpi {
@@ -123,7 +116,9 @@ impl Mpi {
         if granted < Threading::Funneled {
             return Err(Error::runtime("the MPI library does not allow threads").hint("use an MPI built with threads"));
         }
-        CALLABLE.store(granted == Threading::Multiple, Ordering::Release);
+        if granted == Threading::Multiple {
+            set_job_end(Some(|code| SimpleCommunicator::world().abort(code)));
+        }
 
         let world = universe.world();
         let node = node_size.and_then(|ranks| world.split_by_color(Color::with_value(world.rank() / ranks)));
@@ -373,24 +368,6 @@ impl Drop for Mpi {
         // MPI_Finalize waits too, but spins. Ranks that differ here have an error to tell, and do not finalise.
         self.purpose = "the end of the job".into();
         let _ = self.meet("barrier", None);
-        CALLABLE.store(false, Ordering::Release);
+        set_job_end(None);
     }
-}
-
-/// Ends this process at once with `code`, and with it the whole MPI job. Any thread may call it, also while another
-/// one is inside a collective. Under THREAD_MULTIPLE that is MPI_Abort; where MPI may not be called from here, or does
-/// not answer within half a second, the process exits without finalising, upon which the launcher ends the others.
-pub fn abort(code: i32) -> ! {
-    static FIRST: AtomicBool = AtomicBool::new(true);
-    let _ = std::io::stdout().flush();
-    if CALLABLE.load(Ordering::Acquire) && FIRST.swap(false, Ordering::AcqRel) {
-        let call = std::thread::Builder::new().spawn(move || SimpleCommunicator::world().abort(code));
-        if call.is_ok() {
-            std::thread::sleep(ABORT_PATIENCE);
-        }
-    } else if !FIRST.load(Ordering::Acquire) {
-        std::thread::sleep(ABORT_PATIENCE); // Another thread is at it.
-    }
-    // SAFETY: `_exit` has no precondition. Not `exit`: its handlers could wait for, or race with, threads that still run.
-    unsafe { nix::libc::_exit(code) }
 }

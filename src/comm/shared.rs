@@ -5,6 +5,8 @@
 //! many containers, and going beyond it kills the job), leaves nothing behind however a job ends, and its pages lie near
 //! the process that touches them first. Not here: how processes learn of each other's regions, and sums between nodes.
 
+#![allow(unsafe_code)]
+
 use crate::error::{Error, Result};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};

@@ -1,11 +1,12 @@
 //! The communication thread of a process: owns the backend, takes its work from a channel, keeps the order.
 //! Not here: the backends, what is reduced when, and what is voted on (`votes.rs`).
 
+use super::abort::abort;
 use super::nccl::{Event, Stream};
 use super::progress::{AtWork, Progress};
 use super::solo::Solo;
 use super::watch::Watch;
-use super::{Communicator, launch, mpi};
+use super::{Communicator, launch};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::panics;
@@ -332,9 +333,9 @@ impl CommThread {
         self.submit(move |communicator| communicator.shared_buffers(&lengths)).wait()
     }
 
-    /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`mpi::abort`].
+    /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`abort`](super::abort::abort).
     pub fn abort(&self, code: i32) -> ! {
-        mpi::abort(code)
+        abort(code)
     }
 }
 
@@ -353,7 +354,7 @@ fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
 }
 
 /// Makes a panic on any thread end the whole job within a second, with exit code 101: it prints one message with the
-/// rank and calls [`mpi::abort`]. Without it the other ranks would wait for ever. Call it first in a program; it is
+/// rank and calls [`abort`](super::abort::abort). Without it the other ranks would wait for ever. Call it first in a program; it is
 /// not for tests with several ranks in one process. Panics that somebody catches end the job
 /// too, but for those within [`panics::contain`]. One that tells of no memory is an error, with exit code 1.
 pub fn install_panic_hook() {
@@ -364,7 +365,7 @@ pub fn install_panic_hook() {
         if let Some(lack) = memory::lack_in(&panic.to_string()) {
             let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
             terminal::note_bytes(format!("error: {rank}no memory: {lack}\n  hint: {}\n", memory::HINT).as_bytes());
-            mpi::abort(1);
+            abort(1);
         }
         let thread = std::thread::current();
         let backtrace = std::backtrace::Backtrace::capture();
@@ -375,6 +376,6 @@ pub fn install_panic_hook() {
         );
         let text = text.replace("disabled backtrace\n", "");
         terminal::note_bytes(text.as_bytes());
-        mpi::abort(101)
+        abort(101)
     }));
 }

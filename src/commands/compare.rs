@@ -1,8 +1,8 @@
 //! `haf-dist compare`: what the objectives of finished runs come to on the same test pairs.
 
 use crate::checkpoint::Changed;
-use crate::comparison::{ComparedRun, Comparison};
 use crate::error::{Error, Result};
+use crate::evaluate::comparison::{ComparedRun, Comparison};
 use crate::metrics::read_pairs;
 use crate::terminal;
 use std::path::{Path, PathBuf};

@@ -15,15 +15,15 @@ use crate::data::sampler::{self, Sampler};
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::evaluate::reference;
 use crate::machine::Machine;
 use crate::model::adapter;
 use crate::model::architecture::Architecture;
 use crate::model::decoder::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
-use crate::reference;
 use crate::terminal;
-use crate::trainer::{self, Split, Trainer};
+use crate::train::{self, Split, Trainer};
 use comfy_table::{Table, presets};
 use tch::{Kind, Tensor};
 
@@ -189,7 +189,7 @@ fn packed_scores(engine: &Engine, split: &Split, config: &Config) -> Result<Chec
 
 /// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.
 fn packed_gradients(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
-    let objective = trainer::objective_of_step(config, 0);
+    let objective = train::objective_of_step(config, 0);
     let device = engine.model.device;
     for index in 0..split.data.len() {
         engine.forward_backward(&split.pack(&[index], Packing::Separate, device), &objective, None)?;

@@ -8,9 +8,9 @@ use crate::comm::CommThread;
 use crate::config::{Format, Source};
 use crate::error::Result;
 use crate::evaluate;
+use crate::evaluate::scoring::score_pairs;
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
-use crate::scoring::score_pairs;
 use crate::terminal;
 use std::path::PathBuf;
 

@@ -12,6 +12,7 @@ use crate::data::sampler::Sampler;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::evaluate::reference;
 use crate::files;
 use crate::logging;
 use crate::machine::Machine;
@@ -21,9 +22,8 @@ use crate::model::peft;
 use crate::model::segment::Segment;
 use crate::model::weight_files::{value_head, weight_paths};
 use crate::model::weights::Model;
-use crate::reference;
 use crate::terminal;
-use crate::trainer::{Split, total_steps};
+use crate::train::{Split, total_steps};
 use std::path::{Path, PathBuf};
 use tracing::warn;
 

@@ -16,11 +16,11 @@ use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
-use crate::reducer;
-use crate::sharding;
-use crate::signals::Listening;
 use crate::terminal;
-use crate::trainer::{self, Saving, Split, Trainer, check_replicas, check_resumable, checkpoints_at_once, total_steps};
+use crate::train::signals::Listening;
+use crate::train::{self, Saving, Split, Trainer, check_replicas, check_resumable, checkpoints_at_once, total_steps};
+use crate::update::reducer;
+use crate::update::sharding;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::Kind;
@@ -56,7 +56,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     reducer::share_gradients(&mut engine.model, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
     if comm.rank() == 0 {
-        trainer::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
+        train::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
     }
     let total = total_steps(config, &sampler);
     // The last checks, and the run's folder, which is this run's alone from here on: before the reference passes, which
@@ -66,7 +66,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let keep = || checkpoint::keep_model_files(run, origin.tokenizer());
     let model_files = comm.agree(first.then(keep).transpose())?;
     let keys = setup::model_keys(&origin, comm)?;
-    let key = (trainer::data_key(config, &splits.train), format!("{:032x}", keys.start));
+    let key = (train::data_key(config, &splits.train), format!("{:032x}", keys.start));
     let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
     let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;

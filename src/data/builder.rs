@@ -5,7 +5,7 @@
 use crate::data::AnswerSpan;
 use crate::data::container::{Contents, column};
 use crate::data::report::{Counts, SourceReport};
-use crate::data::tokenize::OwnedPair;
+use crate::data::sequence::OwnedPair;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
     use crate::data::AnswerSpan;
     use crate::data::prepared::LabelledPair;
-    use crate::data::tokenize::OwnedPair;
+    use crate::data::sequence::OwnedPair;
 
     /// Pairs given by their prompt's hash and whether an answer was cut.
     fn data(pairs: &[(u64, bool)]) -> PreparedData {

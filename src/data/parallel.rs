@@ -69,7 +69,7 @@ pub(super) fn encode_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenize::OwnedPair;
+    use crate::data::sequence::OwnedPair;
     use crate::data::{AnswerSpan, Message, Prompt, TemplateInputs};
     use std::time::Duration;
 

@@ -2,7 +2,7 @@
 //!
 //! Not here: reading, tokenising or dropping (`formats/`, `tokenize.rs`, `prepared.rs`).
 
-use crate::data::tokenize::OwnedPair;
+use crate::data::sequence::OwnedPair;
 use crate::error::Error;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};

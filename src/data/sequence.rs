@@ -2,8 +2,7 @@
 //!
 //! Not here: texts and tokenizer (`tokenize.rs`).
 
-use crate::data::AnswerSpan;
-use crate::data::tokenize::OwnedPair;
+use crate::data::{AnswerSpan, TokenPair};
 use std::ops::Range;
 
 /// Tokens of a prompt with one answer.
@@ -51,6 +50,39 @@ impl Sequence {
             reward,
             second_reward: second_reward.map(|position| place(position).min(last)).filter(|second| *second != reward),
         };
+    }
+}
+
+/// A pair's tokens and what was done to fit them. See [`TokenPair`] for the layout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OwnedPair {
+    /// Prefix, chosen suffix and rejected suffix, one after the other.
+    pub tokens: Vec<u32>,
+    /// Length of the common prefix, in tokens.
+    pub prefix: usize,
+    /// Length of the chosen suffix, in tokens.
+    pub chosen: usize,
+    /// Length of the rejected suffix, in tokens; 0 for a single row.
+    pub rejected: usize,
+    /// Where the answers stand, after cutting; nothing for the second answer of a single row.
+    pub spans: [AnswerSpan; 2],
+    /// Hash of the rendered prompt, before cutting.
+    pub prompt_hash: u64,
+    /// The start of the prompt was cut.
+    pub prompt_cut: bool,
+    /// The end of a sequence was cut, and with it the EOS or the position of the reward.
+    pub answer_cut: bool,
+    /// Special tokens that the pair's own texts hold, before cutting.
+    pub special_in_text: usize,
+}
+
+impl OwnedPair {
+    /// Borrows it in the form that batches are made of.
+    pub fn as_token_pair(&self, margin: f32, domain: usize) -> TokenPair<'_> {
+        let (prefix, rest) = self.tokens.split_at(self.prefix);
+        let (chosen, rejected) = rest.split_at(self.chosen);
+        let (spans, prompt_hash) = (self.spans, self.prompt_hash);
+        TokenPair { prefix, chosen, rejected, spans, margin, domain, prompt_hash }
     }
 }
 

@@ -5,6 +5,8 @@
 //! process without a word. The handler finds the map that holds the address, writes the message that was made ready when the
 //! file was mapped, and exits with code 1: all of it allowed within a signal handler (signal-safety(7)).
 
+#![allow(unsafe_code)]
+
 use super::open;
 use memmap2::{Mmap, MmapMut};
 use nix::libc;

@@ -8,11 +8,12 @@
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
 //! key/value heads, E head width, F width of the MLP.
 
+use super::architecture::NormKind;
 use super::architecture::{Architecture, BeforeMlp, BlockDescription, Residual};
 use super::head_norm::{HeadNorm, HeadsKept};
 use super::layout::{Places, Projection};
 use super::lora::Adapter;
-use super::norm::{Norm, NormKind, Statistics};
+use super::norm::{Norm, Statistics};
 use super::rope;
 use super::segment::Segment;
 use super::workspace::{BlockState, Buffers, Slot};

@@ -7,7 +7,8 @@
 //! Legend: T tokens, r rank, n adapters side by side in one product.
 
 use super::architecture::Architecture;
-use super::layout::{Declared, Part, Projection};
+use super::declared::Declared;
+use super::layout::{Part, Projection};
 use super::segment::Segment;
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};

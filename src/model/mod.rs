@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod architecture;
+pub mod declared;
 pub mod decoder;
 pub mod embedding;
 pub mod head_norm;

@@ -4,28 +4,11 @@
 //!
 //! Legend: T tokens, D width.
 
+use super::architecture::NormKind;
 use super::segment::Segment;
 use crate::error::Result;
 use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients, NormWeight};
 use tch::{Device, Kind, Tensor};
-
-/// What hidden states are normed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormKind {
-    /// x / rms(x) * weight.
-    RootMeanSquare,
-    /// x / rms(x) * (1 + weight), Gemma's.
-    RootMeanSquarePlusOne,
-    /// (x - mean(x)) / deviation(x) * weight + bias.
-    Layer,
-}
-
-impl NormKind {
-    /// Names of its parameters, each `[D]`, in the order of the segment.
-    pub fn parameters(self) -> &'static [&'static str] {
-        if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
-    }
-}
 
 /// What a norm keeps of its rows for the backward pass.
 pub struct Statistics {

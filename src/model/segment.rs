@@ -4,7 +4,7 @@
 //! flat f32 master is what the optimiser updates. Named tensors are views into them. With f32 compute, master and
 //! compute buffer are the same memory.
 
-use super::layout::{Declared, Rows};
+use super::declared::{Declared, Rows};
 use crate::error::Result;
 use crate::ops::{self, Ops, Scratch};
 use std::ops::Range;

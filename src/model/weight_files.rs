@@ -3,7 +3,8 @@
 //! Not here: what tensors are called in them (`names.rs`), the model made of them (`weights.rs`, `adapter.rs`).
 
 use super::architecture::Architecture;
-use super::layout::{Declared, Part, REWARD_HEAD};
+use super::declared::Declared;
+use super::layout::{Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
 use super::quantised;
 use crate::error::{Error, Result};

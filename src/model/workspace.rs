@@ -7,8 +7,9 @@
 //! Legend: T tokens, N rows that are read of the last block's output, D width, H query heads, G key/value heads, E head
 //! width, F width of the MLP.
 
+use super::architecture::NormKind;
 use super::architecture::{Architecture, BeforeMlp, BlockDescription, QueryKeyNorm, Residual};
-use super::norm::{NormKind, Statistics};
+use super::norm::Statistics;
 use crate::ops::Scratch;
 use std::ops::Index;
 use tch::{Device, Kind, Tensor};

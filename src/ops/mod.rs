@@ -11,6 +11,7 @@
 pub mod arguments;
 pub mod cpu;
 mod cuda;
+pub mod parallel;
 mod scratch;
 mod tensors;
 

@@ -1,14 +1,14 @@
 //! Memory of a rank by part, counted from what the code allocates.
 //!
 //! Each function counts one place of the code and names it: whoever changes what is kept there changes the count here,
-//! and `tests/plan.rs` compares the two. Not here: whether it fits (`hardware.rs`).
+//! and `tests/all/plan.rs` compares the two. Not here: whether it fits (`hardware.rs`).
 //!
 //! Legend: T tokens of a micro-batch, D width, V vocabulary, R response rows held at once, c bytes of a number in the
 //! compute kind.
 
 use super::workload::Shape;
 use super::{Bucket, Job};
-use crate::head::ROWS_AT_ONCE;
+use crate::engine::head::ROWS_AT_ONCE;
 use crate::model::architecture::BlockDescription;
 use crate::model::workspace::{self, Keep};
 use crate::ops::Activation;

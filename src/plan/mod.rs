@@ -13,7 +13,8 @@ pub mod workload;
 use crate::config::Config;
 use crate::error::Result;
 use crate::model::architecture::Architecture;
-use crate::model::layout::{Declared, Part};
+use crate::model::declared::Declared;
+use crate::model::layout::Part;
 use crate::model::lora::Lora;
 use tch::Kind;
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which ids does Transformers' AutoTokenizer give to tokens declared outside tokenizer.json? tests/added_tokens.rs compares.
+"""Which ids does Transformers' AutoTokenizer give to tokens declared outside tokenizer.json? tests/all/added_tokens.rs compares.
 
     python make_truth.py        writes lower.json, bytes.json, pieces.json (tokenizers) and truth.json beside this script
 

@@ -5,13 +5,13 @@ use haf_dist::config::Config;
 use haf_dist::data::AnswerSpan;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
-use haf_dist::data::tokenize::OwnedPair;
+use haf_dist::data::sequence::OwnedPair;
 use haf_dist::engine::Engine;
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::LoadOptions;
-use haf_dist::sharding;
-use haf_dist::trainer::{Split, Trainer};
+use haf_dist::train::{Split, Trainer};
+use haf_dist::update::sharding;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 

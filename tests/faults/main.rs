@@ -5,6 +5,8 @@
 //! each kind: `HAF_DIST_FAULTS` (default 5; 0: every one there is), drawn by `HAF_DIST_FAULTS_SEED`. README.md has the counts
 //! of the long runs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 #[path = "../common/job.rs"]
 mod job;
 #[allow(dead_code)]

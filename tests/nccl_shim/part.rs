@@ -6,7 +6,7 @@ use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl};
 use haf_dist::config::Config;
 use haf_dist::engine::GradientSink;
 use haf_dist::error::Result;
-use haf_dist::reducer::Reducer;
+use haf_dist::update::reducer::Reducer;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What token ids does Transformers' apply_chat_template give? tests/token_truth.rs compares haf-dist's with them.
+"""What token ids does Transformers' apply_chat_template give? tests/all/token_truth.rs compares haf-dist's with them.
 
     python make_truth.py                        makes the folders beside this script again: small tokenizers of our own
     python make_truth.py --real NAME=DIR[:TEMPLATE]... --out OUT
                                                 the same cases for real tokenizers; then
-    HAF_TOKEN_TRUTH=OUT cargo test --release --test token_truth
+    HAF_TOKEN_TRUTH=OUT cargo test --release --test all token_truth::
 
 DIR holds tokenizer.json and tokenizer_config.json; TEMPLATE lends one of the templates below to a folder without one.
 Needs transformers and tokenizers. The day is Llama 3's fallback, 26 July 2024, as haf-dist's is.

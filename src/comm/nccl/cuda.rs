@@ -3,6 +3,8 @@
 //! The driver is looked up when a program first asks for it, so this is in the CPU build too; [`probe`] comes before
 //! any other call, because the loader of the bindings panics where a library or a function is missing.
 
+#![allow(unsafe_code)]
+
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::sync::Arc;

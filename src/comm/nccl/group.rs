@@ -1,5 +1,7 @@
 //! NCCL's calls: joining the group of ranks, issuing collectives, its errors in words. Not here: when, and on which data.
 
+#![allow(unsafe_code)]
+
 use super::cuda::{Stream, probe_library};
 use crate::error::{Error, Result};
 use crate::tensor::count;

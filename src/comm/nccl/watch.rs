@@ -4,7 +4,7 @@
 
 use super::cuda::{Event, Gpu};
 use super::group::Group;
-use crate::comm::mpi;
+use crate::comm::abort;
 use crate::error::{Error, Result};
 use crate::terminal;
 use std::collections::VecDeque;
@@ -92,7 +92,7 @@ impl Shared {
     fn end(&self, error: &Error) -> ! {
         terminal::note(format_args!("error: rank {}: {error}", self.rank));
         std::thread::sleep(GRACE);
-        mpi::abort(error.exit_code())
+        abort(error.exit_code())
     }
 }
 

@@ -7,7 +7,7 @@
 mod judge;
 mod link;
 
-use super::mpi;
+use super::abort::abort;
 use super::progress::{Doing, Progress};
 use crate::error::{Error, Result};
 use crate::terminal;
@@ -166,6 +166,6 @@ impl View {
             0 => terminal::note(format_args!("error: {error}")),
             rank => terminal::note(format_args!("error: rank {rank}: {error}")),
         }
-        mpi::abort(error.exit_code())
+        abort(error.exit_code())
     }
 }

@@ -8,7 +8,7 @@ use super::{
     Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, Residual, StoredHeads,
 };
 use crate::error::{Error, Result};
-use crate::model::norm::NormKind;
+use crate::model::architecture::NormKind;
 use crate::ops::{Activation, MlpKind};
 use crate::packing::{AttentionRules, HeadCounts};
 

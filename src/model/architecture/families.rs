@@ -8,7 +8,7 @@ use super::keys::Keys;
 use super::rope::RopeKeys;
 use super::{Architecture, AttentionBiases, BeforeMlp, BlockNorms, Names, QueryKeyNorm, Residual, StoredHeads};
 use crate::error::{Error, Result};
-use crate::model::norm::NormKind;
+use crate::model::architecture::NormKind;
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
 

@@ -1,7 +1,7 @@
 //! Adds values of the compute kind to f32 sums.
 
 use super::Element;
-use crate::parallel;
+use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// Numbers that a thread takes at a time.

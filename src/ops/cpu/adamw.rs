@@ -3,8 +3,9 @@
 
 use super::Element as _;
 use crate::error::Result;
+use crate::ops::parallel;
 use crate::ops::{AdamWConstants, AdamWStep};
-use crate::{parallel, tensor};
+use crate::tensor;
 use half::bf16;
 use multiversion::multiversion;
 use tch::Tensor;

@@ -6,6 +6,8 @@
 //!
 //! One of the few files with `unsafe`: the instructions. Bounds are checked once, before the loops.
 
+#![allow(unsafe_code)]
+
 use nix::libc;
 use std::arch::asm;
 use std::arch::x86_64::{

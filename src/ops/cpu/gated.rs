@@ -3,7 +3,7 @@
 //! Legend: rows [gate | up] of 2 F numbers; F numbers out.
 
 use super::{Element, ROWS, sigmoid};
-use crate::parallel;
+use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// A curve x sigmoid(bend(x)).

@@ -3,7 +3,7 @@
 //! Legend: rows of D numbers; scale = 1 / standard deviation of a row.
 
 use super::{Element, LANES, ROWS};
-use crate::parallel;
+use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// `output` = (x - mean) * scale * weight + bias row by row, and each row's mean and scale.

@@ -3,7 +3,7 @@
 //! Legend: rows of D numbers; scale = 1 / rms of a row.
 
 use super::{Element, LANES, ROWS};
-use crate::parallel;
+use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// What normed rows are multiplied by.

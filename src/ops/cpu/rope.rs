@@ -4,7 +4,7 @@
 //! the rest stay. Cosines and sines are R / 2 a row.
 
 use super::{Element, ROWS};
-use crate::parallel;
+use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// Rotates; with `sign` -1 the other way round, which is the gradient.

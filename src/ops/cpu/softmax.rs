@@ -6,7 +6,7 @@
 //! Legend: rows of V logits.
 
 use super::{Element, LANES, exp, tanh};
-use crate::parallel;
+use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// How a stored logit is read.

@@ -1,7 +1,7 @@
 //! Sums of squares in f64, piece by piece in order, so that the number of threads changes no bit.
 
 use super::adamw::PIECE;
-use crate::parallel;
+use crate::ops::parallel;
 
 /// Sum of the squares of all values.
 pub fn sum(values: &[f32]) -> f64 {

@@ -10,6 +10,8 @@
 //!
 //! Legend: K rows of both factors (tokens), M columns of the left one (outputs), N of the right one (inputs).
 
+#![allow(unsafe_code)]
+
 use half::bf16;
 
 /// `sums` [M, N] += left^T right, left [K, M], right [K, N]. False, and nothing done, where the processor has no tiles.
@@ -25,7 +27,7 @@ pub fn add_product(left: &[bf16], right: &[bf16], (m, n): (usize, usize), sums: 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86 {
     use crate::ops::cpu::amx::{Strided, Tiles, transpose};
-    use crate::parallel;
+    use crate::ops::parallel;
     use half::bf16;
     use std::arch::x86_64::{
         __m512i, __mmask32, _MM_HINT_T0, _mm_prefetch, _mm512_maskz_loadu_epi16, _mm512_permutex2var_epi32,

@@ -21,8 +21,6 @@ mod filters;
 mod globals;
 mod lexer;
 mod lists;
-mod loops;
-mod macros;
 mod meter;
 mod methods;
 mod operators;

@@ -1,0 +1,42 @@
+//! The end of a whole job at once, from any thread.
+//!
+//! Not here: what goes on to call it (`thread.rs`, the watchdogs), and MPI's own call (`mpi.rs`), which is handed in.
+
+#![allow(unsafe_code)]
+
+use std::io::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long [`abort`] lets MPI try before it ends the process itself.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Ends every process of the job, in so far as MPI may be called from any thread; `None` before its start and after its end.
+static JOB_END: Mutex<Option<fn(i32)>> = Mutex::new(None);
+
+/// Sets the call that ends every process of the job, or takes it back.
+pub(super) fn set_job_end(call: Option<fn(i32)>) {
+    *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = call;
+}
+
+/// Ends this process at once with `code`, and with it the whole MPI job. Any thread may call it, also while another
+/// one is inside a collective. Under THREAD_MULTIPLE that is MPI_Abort; where MPI may not be called from here, or does
+/// not answer within half a second, the process exits without finalising, upon which the launcher ends the others.
+pub fn abort(code: i32) -> ! {
+    static FIRST: AtomicBool = AtomicBool::new(true);
+    let _ = std::io::stdout().flush();
+    let job_end = *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(job_end) = job_end
+        && FIRST.swap(false, Ordering::AcqRel)
+    {
+        let call = std::thread::Builder::new().spawn(move || job_end(code));
+        if call.is_ok() {
+            std::thread::sleep(PATIENCE);
+        }
+    } else if !FIRST.load(Ordering::Acquire) {
+        std::thread::sleep(PATIENCE); // Another thread is at it.
+    }
+    // SAFETY: `_exit` has no precondition. Not `exit`: its handlers could wait for, or race with, threads that still run.
+    unsafe { nix::libc::_exit(code) }
+}

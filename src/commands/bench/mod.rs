@@ -1,0 +1,315 @@
+//! `haf-dist bench`: pairs per second and memory of whole training steps, as `benches/peer.py` measures its peers.
+//!
+//! Loading, tokenising, reference log-probs and a first step are not timed; every other step is, to the end of the
+//! optimiser's update (packing runs ahead on a thread of its own).
+//! Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
+//!
+//! Legend: P tokens of a pair's common prefix, A and B tokens of its answers' rests, D width, V vocabulary, N parameters of
+//! the blocks and the final norm.
+
+mod planned;
+
+use super::{alike, setup};
+use crate::cli::Bench;
+use crate::comm::CommThread;
+use crate::config::{Config, TemplateKind, Truncation};
+use crate::data::batch::Packing;
+use crate::data::prepared::PreparedData;
+use crate::data::sampler::Sampler;
+use crate::data::tokenize::{Encoder, Rules};
+use crate::data::verbatim;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::evaluate::reference;
+use crate::machine::{self, Machine, backend, wait_for};
+use crate::model::adapter::Origin;
+use crate::model::architecture::Architecture;
+use crate::model::segment::Use;
+use crate::model::weights::{LoadOptions, Model};
+use crate::packing::HeadCounts;
+use crate::terminal;
+use crate::train::{Split, Trainer};
+use crate::update::reducer;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Pairs that each rank adds to a step.
+const PAIRS_PER_STEP: usize = 16;
+/// Seconds for which each shape of matrix product is timed.
+const PRODUCT_SECONDS: f64 = 0.2;
+/// The keys that a config needs; the ones that matter are set below.
+const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]\noutput.dir = 'unused'\n";
+
+/// What the command prints; `--json` as one line.
+#[derive(Debug, Serialize)]
+struct Report {
+    program: &'static str,
+    objective: String,
+    pairs: usize,
+    ranks: usize,
+    threads: usize,
+    dtype: &'static str,
+    shared_prefix: bool,
+    tokens_per_micro_batch: usize,
+    pairs_per_s: f64,
+    /// Of the timed steps together.
+    seconds: f64,
+    /// Tokens that a padded trainer would at least compute, 2P + A + B a pair, per second.
+    sequence_tokens_per_s: f64,
+    /// Tokens computed, P + A + B a pair when the prefix is shared, per second.
+    tokens_per_s: f64,
+    /// Nothing recomputed or padded counts. Every token counts in every block, although the last block computes the rows
+    /// that are read only: the formula is that of the work a trainer is asked for, some 1% to 3% more than is done.
+    useful_flops_per_s: f64,
+    /// libtorch's matrix products of this model's shapes, in this process, weighted by their share of the work. On
+    /// processors with matrix tiles a step takes two thirds of them from libtorch: weight gradients are its own there.
+    matmul_flops_per_s: f64,
+    useful_share_of_matmul: f64,
+    /// What sharing the prefix saves at best: linear work and head of 2P + A + B over that of P + A + B.
+    sharing_formula: f64,
+    /// The largest of all ranks, in 10^9 bytes.
+    peak_rss_gb: f64,
+    /// What `haf-dist plan` predicts of memory and pairs per second, on CPUs and with the prefix shared.
+    planned_peak_gb: Option<f64>,
+    planned_pairs_per_s: Option<f64>,
+    /// Mean losses of the timed steps.
+    losses: Vec<f64>,
+}
+
+/// Work of some pairs, in floating-point operations of a forward and a backward pass.
+#[derive(Debug, Default, Clone, Copy)]
+struct Work {
+    tokens: f64,
+    sequence_tokens: f64,
+    answer_tokens: f64,
+    /// Sum over query rows of the rows they see.
+    seen: f64,
+}
+
+/// Runs the command on every rank.
+///
+/// # Errors
+/// A folder that is no model, or a file with too few pairs.
+pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
+    alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
+    let config = config(bench, comm.world_size())?;
+    let machine = Machine::pick(bench.dtype, bench.threads, comm)?;
+    backend::connect(&config.parallel, machine.device, comm)?;
+    let architecture = comm.agree(Architecture::open(&bench.model))?;
+    let per_step = config.train.pairs_per_step;
+    let data = comm.agree(prepare(bench, &config, &architecture, per_step))?;
+    let options = LoadOptions {
+        kind: machine.kind,
+        device: machine.device,
+        purpose: Use::Train,
+        log_probs: config.loss.needs_policy(),
+    };
+    alike::data("timed", &data, comm)?;
+    let mut model = comm.agree(Model::load(&bench.model, options))?;
+    setup::share_weights(&mut model, comm)?;
+    reducer::share_gradients(&mut model, comm)?;
+    let engine = Engine::new(model, false);
+    let all: Vec<usize> = (0..data.len()).collect();
+    let references = match config.loss.needs_reference() {
+        true => reference::log_probs(&engine, (&data, &all), comm, None, bench.tokens_per_micro_batch, "bench")?,
+        false => Vec::new(),
+    };
+    let work = work(&data, per_step..data.len());
+    let planned = match bench.unshared {
+        true => None,
+        false => planned::planned(&config, &architecture, &machine, &data, comm.world_size())?,
+    };
+    let sampler = Sampler::new(data.source_ranges(), &[1.0], per_step, false, 0)?;
+    let steps = sampler.steps_per_epoch();
+    let train = Split { name: "bench", data, references };
+    let mut trainer = Trainer::new(&config, comm, engine, sampler, train, None, machine.threads);
+    trainer.packing = if bench.unshared { Packing::Separate } else { Packing::Shared };
+
+    trainer.step(steps)?;
+    comm.barrier()?;
+    let started = Instant::now();
+    let mut losses = Vec::with_capacity(steps);
+    for _ in 1..steps {
+        losses.push(trainer.step(steps)?.0.loss);
+    }
+    wait_for(machine.device);
+    comm.barrier()?;
+    let seconds = started.elapsed().as_secs_f64();
+
+    let needs_head = config.loss.needs_policy();
+    let parameters = backbone_parameters(&trainer.engine.model);
+    let flops = work.flops(&architecture, parameters, needs_head);
+    // Before the products below, which are none of a step's memory.
+    let mut peaks = vec![0.0; comm.world_size()];
+    peaks[comm.rank()] = machine::peak_memory()? as f64 / 1e9;
+    comm.sum_f64(&mut peaks)?;
+    let mut rate = [matmul_rate(&architecture, &machine, work.response_share().filter(|_| needs_head))];
+    comm.sum_f64(&mut rate)?;
+    let tokens = if bench.unshared { work.sequence_tokens } else { work.tokens };
+    let report = Report {
+        program: "haf-dist",
+        objective: format!("{:?}", bench.objective).to_lowercase(),
+        pairs: bench.count,
+        ranks: comm.world_size(),
+        threads: machine.threads,
+        dtype: machine.dtype_name(),
+        shared_prefix: !bench.unshared,
+        tokens_per_micro_batch: bench.tokens_per_micro_batch,
+        pairs_per_s: bench.count as f64 / seconds,
+        seconds,
+        sequence_tokens_per_s: work.sequence_tokens / seconds,
+        tokens_per_s: tokens / seconds,
+        useful_flops_per_s: flops / seconds,
+        matmul_flops_per_s: rate[0],
+        useful_share_of_matmul: flops / seconds / rate[0],
+        sharing_formula: work.sharing_formula(&architecture, parameters, needs_head),
+        peak_rss_gb: peaks.into_iter().fold(0.0, f64::max),
+        planned_peak_gb: planned.as_ref().map(|planned| planned.peak_gb),
+        planned_pairs_per_s: planned.as_ref().map(|planned| planned.pairs_per_s),
+        losses,
+    };
+    if comm.rank() == 0 {
+        print(&report, bench.json)?;
+    }
+    Ok(())
+}
+
+fn config(bench: &Bench, ranks: usize) -> Result<Config> {
+    let mut config = Config::parse("bench", MINIMAL, &[])?;
+    config.model.path = bench.model.clone();
+    config.loss.objective = bench.objective;
+    config.train.pairs_per_step = PAIRS_PER_STEP * ranks;
+    config.train.tokens_per_micro_batch = bench.tokens_per_micro_batch;
+    config.data.max_length = bench.max_length;
+    Ok(config)
+}
+
+/// The pairs to time, after one global batch to warm up on.
+fn prepare(bench: &Bench, config: &Config, architecture: &Architecture, warm_up: usize) -> Result<PreparedData> {
+    let length = config.data.max_length;
+    if length < 2 {
+        return Err(Error::input("--max-length 1 leaves no room for an answer").hint("expected 2 or more"));
+    }
+    let rules = Rules {
+        template: TemplateKind::Plain,
+        max_prompt_length: length - 1,
+        truncation: Truncation::Drop,
+        ..Rules::from(&config.data)
+    };
+    let encoder = Encoder::open(&bench.model, rules, architecture.vocabulary)?;
+    PreparedData::from_pairs(verbatim::first_pairs(&bench.pairs, &encoder, warm_up + bench.count)?)
+}
+
+fn work(data: &PreparedData, pairs: std::ops::Range<usize>) -> Work {
+    let mut work = Work::default();
+    for pair in pairs.map(|index| data.pair(index)) {
+        let [prefix, chosen, rejected] = [pair.prefix, pair.chosen, pair.rejected].map(|tokens| tokens.len() as f64);
+        work.tokens += prefix + chosen + rejected;
+        work.sequence_tokens += 2.0 * prefix + chosen + rejected;
+        work.answer_tokens += chosen + rejected;
+        let triangle = |rows: f64| rows * (rows + 1.0) / 2.0;
+        work.seen += triangle(prefix) + (chosen + rejected) * prefix + triangle(chosen) + triangle(rejected);
+    }
+    work
+}
+
+impl Work {
+    /// 6 N (P+A+B) + 6 V D (A+B) + attention: two operations a multiply-add, one forward and two backward products.
+    fn flops(&self, architecture: &Architecture, parameters: f64, head: bool) -> f64 {
+        let heads = architecture.blocks.iter().map(|block| block.heads.query * block.heads.width).sum::<usize>() as f64;
+        6.0 * parameters * self.tokens + self.head(architecture, head) + 12.0 * heads * self.seen
+    }
+
+    fn head(&self, architecture: &Architecture, head: bool) -> f64 {
+        let matrix = (architecture.vocabulary * architecture.width) as f64;
+        if head { 6.0 * matrix * self.answer_tokens } else { 0.0 }
+    }
+
+    /// Answer tokens a token.
+    fn response_share(&self) -> Option<f64> {
+        (self.tokens > 0.0).then(|| self.answer_tokens / self.tokens)
+    }
+
+    fn sharing_formula(&self, architecture: &Architecture, parameters: f64, head: bool) -> f64 {
+        let head = self.head(architecture, head);
+        (6.0 * parameters * self.sequence_tokens + head) / (6.0 * parameters * self.tokens + head)
+    }
+}
+
+/// Parameters of the blocks and the final norm.
+fn backbone_parameters(model: &Model) -> f64 {
+    use crate::model::decoder::Part;
+    let backbone = model.parts.iter().zip(&model.segments);
+    let lengths = backbone.filter(|(part, _)| matches!(part, Part::Block(_) | Part::Norm));
+    lengths.map(|(_, segment)| segment.length() as f64).sum()
+}
+
+/// Operations per second of the products of one training step: each weight's product forward, and its two backward, of
+/// the shapes that the engine asks for; `head`: response rows a row.
+fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>) -> f64 {
+    let Architecture { width, vocabulary, ref blocks, .. } = *architecture;
+    let (HeadCounts { query, key, width: head_width }, mlp, layers) = (blocks[0].heads, blocks[0].mlp, blocks.len());
+    // (rows, inputs, outputs, how often)
+    let rows = 1536;
+    let mut shapes = vec![
+        (rows, width, (query + 2 * key) * head_width, layers),
+        (rows, query * head_width, width, layers),
+        (rows, width, mlp.inner_width(), layers),
+        (rows, mlp.width, width, layers),
+    ];
+    if let Some(share) = head {
+        shapes.push((((rows as f64 * share) as usize).max(1), width, vocabulary, 1));
+    }
+    let (mut operations, mut seconds) = (0.0, 0.0);
+    for (rows, inputs, outputs, times) in shapes {
+        let random = |shape: [usize; 2]| {
+            Tensor::rand(shape.map(|size| size as i64), (Kind::Float, machine.device)).to_kind(machine.kind)
+        };
+        let (x, weight, gradient) = (random([rows, inputs]), random([outputs, inputs]), random([rows, outputs]));
+        let products: [&dyn Fn() -> Tensor; 3] =
+            [&|| x.linear(&weight, None::<&Tensor>), &|| gradient.mm(&weight), &|| gradient.tr().mm(&x)];
+        for product in products {
+            operations += (2 * rows * inputs * outputs * times) as f64;
+            seconds += time(product, machine.device) * times as f64;
+        }
+    }
+    operations / seconds
+}
+
+/// Seconds of one call, the mean of many after a first.
+fn time(product: &dyn Fn() -> Tensor, device: Device) -> f64 {
+    let _ = product();
+    wait_for(device);
+    let (started, mut calls) = (Instant::now(), 0.0);
+    while started.elapsed().as_secs_f64() < PRODUCT_SECONDS {
+        let _ = product();
+        wait_for(device);
+        calls += 1.0;
+    }
+    started.elapsed().as_secs_f64() / calls
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    if json {
+        let line = serde_json::to_string(report).map_err(|error| Error::runtime(format!("report: {error}")))?;
+        return terminal::out(line);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    let giga = |value: f64| format!("{:.1} GFLOP/s", value / 1e9);
+    for (name, value) in [
+        ("objective", report.objective.clone()),
+        ("ranks x threads, dtype", format!("{} x {}, {}", report.ranks, report.threads, report.dtype)),
+        ("pairs per second", format!("{:.3}", report.pairs_per_s)),
+        ("tokens per second", format!("{:.0}", report.tokens_per_s)),
+        ("useful work", giga(report.useful_flops_per_s)),
+        ("matrix products", giga(report.matmul_flops_per_s)),
+        ("useful share", format!("{:.0}%", 100.0 * report.useful_share_of_matmul)),
+        ("peak memory", format!("{:.2} GB a rank", report.peak_rss_gb)),
+    ] {
+        table.add_row([name.to_string(), value]);
+    }
+    terminal::out(table)
+}

@@ -1,0 +1,362 @@
+//! A pair becomes tokens: prompt, answer and the turn's EOS, cut to length, the common prefix told apart.
+//!
+//! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
+//! (`prepared.rs`).
+
+mod conversation;
+
+use crate::config::{RewardAt, TemplateKind, Truncation};
+use crate::data::formats::DropReason;
+use crate::data::sequence::{OwnedPair, Sequence, common, joined};
+use crate::data::template::Template;
+use crate::data::tokenizer_files::{self, FolderTokenizer};
+use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs};
+use crate::error::{Error, Result};
+use crate::panics::contain;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+
+pub use crate::data::rules::{Rules, TurnEnd};
+
+/// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
+const VERSION: u32 = 3;
+
+/// Turns pairs into tokens. Shared by threads.
+///
+/// A sequence is the rendered conversation, tokenised as one text, so that its ids are those of Transformers'
+/// `apply_chat_template`: up to the EOS of the answer's turn, or to the end of the rendering where the reward is read there
+/// too. The answer starts at the first token in which it differs from the rendered prompt alone: a token that holds the
+/// prompt's last characters and the answer's first is the answer's. It ends with its EOS, wherever the reward is read. A chat
+/// template writes its own BOS; to a plain one the BOS is added that the tokenizer would add. Special tokens inside a text
+/// are special tokens, as in Transformers.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    /// Rows of the model's embedding.
+    vocab_size: usize,
+    template: Template,
+    rules: Rules,
+    special: HashSet<u32>,
+    bos: Option<u32>,
+    eos: u32,
+    eos_text: String,
+    /// How many bytes of the template's tail stand after the EOS.
+    after_eos: usize,
+    fingerprint: u128,
+}
+
+/// A pair's tokens, or why it has none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Encoded {
+    /// The pair's tokens.
+    Kept(OwnedPair),
+    /// The pair is not used.
+    Dropped(DropReason),
+}
+
+impl Encoder {
+    /// Reads tokenizer and template from a model's folder. `vocab_size` is the model's.
+    ///
+    /// # Errors
+    /// A missing or broken file, no EOS token or one that the model's embedding has no row for, lengths that leave no room.
+    pub fn open(model_dir: &Path, rules: Rules, vocab_size: usize) -> Result<Self> {
+        let Rules { max_length, max_prompt_length, .. } = rules;
+        if max_prompt_length == 0 || max_prompt_length >= max_length {
+            return Err(Error::input(format!(
+                "[data] max_prompt_length = {max_prompt_length} and max_length = {max_length}: expected \
+                 0 < max_prompt_length < max_length"
+            ))
+            .hint("a sequence needs a token of prompt and a token of answer"));
+        }
+        let FolderTokenizer { tokenizer, fingerprint } = tokenizer_files::open(model_dir)?;
+        let template = Template::open(rules.template, model_dir)?;
+        let mut special: Vec<_> = tokenizer
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        for text in template.special_tokens().values() {
+            special.extend(tokenizer.token_to_id(text).map(|id| (text.clone(), id)));
+        }
+        let (eos_text, eos, after_eos) =
+            turn_end(&template, &special, &tokenizer).map_err(|e| e.at(model_dir.display()))?;
+        let bos = opening_token(&template, &tokenizer)?;
+        check_rows(&[Some(eos), bos].into_iter().flatten().collect::<Vec<_>>(), &tokenizer, vocab_size)
+            .map_err(|e| e.at(model_dir.display()))?;
+        let special = special.into_iter().map(|(_, id)| id).collect();
+
+        let settings = format!("{VERSION} {rules:?} {}", template.source());
+        let hashes = [fingerprint, xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
+        Ok(Self {
+            tokenizer,
+            vocab_size,
+            template,
+            rules,
+            special,
+            bos,
+            eos,
+            eos_text,
+            after_eos,
+            fingerprint: xxh3_128(hashes.as_flattened()),
+        })
+    }
+
+    /// Turns a pair, or a single row, into tokens.
+    ///
+    /// # Errors
+    /// The template or the tokenizer cannot take the text, or it holds a token that the model's embedding has no row for; the
+    /// error names the pair's line.
+    pub fn encode(&self, pair: &Pair) -> Result<Encoded> {
+        self.encode_pair(pair).map_err(|error| error.at(format_args!("line {}", pair.line)))
+    }
+
+    /// What rows have for a chat template and this one never names -> in how many rows.
+    pub fn unread(&self, pairs: &[Pair]) -> BTreeMap<String, usize> {
+        let keys = |pair: &Pair| -> Vec<(String, usize)> {
+            let unread = pair.for_template().filter(|key| !self.template.names(key));
+            unread.map(|key| (format!("{key} (not in the chat template)"), pair.line)).collect()
+        };
+        // A row of several pairs counts once.
+        let by_row: BTreeSet<_> = pairs.iter().flat_map(keys).collect();
+        let mut rows = BTreeMap::new();
+        by_row.into_iter().for_each(|(key, _)| *rows.entry(key).or_default() += 1);
+        rows
+    }
+
+    /// Hash of everything that decides what tokens a pair becomes, besides the pair.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
+    }
+
+    /// Text of tokens, special ones shown.
+    ///
+    /// # Errors
+    /// The tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer
+            .decode(ids, false)
+            .map_err(|error| Error::runtime(format!("the tokenizer cannot decode: {error}")))
+    }
+
+    /// How an answer's turn ends.
+    pub fn turn_end(&self) -> TurnEnd {
+        let tail = self.template.tail();
+        let (before, after) = tail.split_at(tail.len() - self.after_eos);
+        TurnEnd { eos: self.eos_text.clone(), after: after.to_owned(), written: before.ends_with(&self.eos_text[..]) }
+    }
+
+    /// The text of the BOS that a plain template has in front; empty where there is none.
+    ///
+    /// # Errors
+    /// As [`Encoder::decode`].
+    pub fn bos_text(&self) -> Result<String> {
+        self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
+    }
+
+    /// The token that ends an answer's turn.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
+    /// The token that a sequence starts with, and that cutting a prompt keeps.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Whether a token is one of the tokenizer's special tokens.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
+    fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
+        let prompt_text = self.template.render_prompt(&pair.prompt, &pair.inputs)?;
+        let prompt = self.ids_after_bos(&prompt_text)?;
+
+        // An answer that brings its EOS along must not get two.
+        let texts: Vec<Message> =
+            [Some(&pair.chosen), pair.rejected.as_ref()].into_iter().flatten().map(|it| self.without_eos(it)).collect();
+        let says_nothing = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
+        if texts.len() == 2 && texts.iter().any(says_nothing) {
+            return Ok(Encoded::Dropped(DropReason::EmptyAnswer));
+        }
+        let mut special_in_text: usize = match &pair.prompt {
+            Prompt::Text(text) => self.special_in(text),
+            Prompt::Messages(messages) => messages.iter().map(|turn| self.special_in(turn.text())).sum(),
+        };
+        let mut answers = Vec::with_capacity(2);
+        for answer in &texts {
+            special_in_text += self.special_in(answer.text());
+            let mut sequence = self.sequence(&pair.prompt, &pair.inputs, answer)?;
+            sequence.span.start = common(&prompt, &sequence.tokens).min(sequence.span.end);
+            answers.push(sequence);
+        }
+        // What both sequences have of the prompt.
+        let prompt_length = answers.iter().map(|answer| answer.span.start).min().unwrap_or(0);
+        if prompt_length == 0 {
+            return Ok(Encoded::Dropped(DropReason::EmptyPrompt));
+        }
+
+        let Rules { max_length, max_prompt_length, truncation, .. } = self.rules;
+        let longest = answers.iter().map(|answer| answer.tokens.len()).max().unwrap_or(0);
+        let over = longest.saturating_sub(max_length);
+        if over > 0 && truncation == Truncation::Drop {
+            return Ok(Encoded::Dropped(DropReason::TooLong));
+        }
+        // As much of the prompt as needed and as allowed; the BOS stays in front.
+        let cut = over.min(prompt_length.saturating_sub(max_prompt_length));
+        let kept_front = usize::from(prompt.first().copied() == self.bos && self.bos.is_some());
+        let answer_cut = longest - cut > max_length;
+        answers.iter_mut().for_each(|answer| answer.cut(kept_front..kept_front + cut, max_length));
+
+        let mut answers = answers.into_iter();
+        let (chosen, rejected) = (answers.next().unwrap_or_default(), answers.next());
+        if rejected.as_ref().is_some_and(|rejected| rejected.tokens == chosen.tokens) {
+            return Ok(Encoded::Dropped(DropReason::IdenticalAnswers));
+        }
+        let pair = joined(chosen, rejected);
+        let prompt_hash = xxh3_64(prompt_text.as_bytes());
+        Ok(Encoded::Kept(OwnedPair { prompt_hash, prompt_cut: cut > 0, answer_cut, special_in_text, ..pair }))
+    }
+
+    /// Turns three texts, tokenised one by one, into a pair: no template, no BOS, an EOS behind each answer. For programs
+    /// that are timed on the same tokens; a text across the border of two of them would have other tokens in training.
+    ///
+    /// # Errors
+    /// As [`Encoder::encode`].
+    pub fn encode_apart(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<Encoded> {
+        let prompt_hash = xxh3_64(prompt.as_bytes());
+        let prompt = self.ids(prompt)?;
+        let answer = |text: &str| -> Result<Sequence> {
+            let tokens = [&prompt[..], &self.ids(text)?, &[self.eos]].concat();
+            Ok(Sequence { span: AnswerSpan::to_end(prompt.len(), tokens.len()), tokens })
+        };
+        let (chosen, rejected) = (answer(chosen)?, answer(rejected)?);
+        if chosen.tokens.len().max(rejected.tokens.len()) > self.rules.max_length {
+            return Ok(Encoded::Dropped(DropReason::TooLong));
+        }
+        Ok(Encoded::Kept(OwnedPair { prompt_hash, ..joined(chosen, Some(rejected)) }))
+    }
+
+    /// Tokens of a whole conversation, and where its answer ends and is rewarded; the start is not known yet.
+    fn sequence(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<Sequence> {
+        let text = self.template.render(prompt, inputs, answer)?;
+        let mut to_eos = self.ids_after_bos(self.up_to_eos(&text))?;
+        if to_eos.last() != Some(&self.eos) {
+            to_eos.push(self.eos);
+        }
+        // A plain template is a text that the EOS ends.
+        if self.rules.reward_at == RewardAt::Eos || self.rules.template != TemplateKind::Chat {
+            return Ok(Sequence { span: AnswerSpan::to_end(0, to_eos.len()), tokens: to_eos });
+        }
+        let whole = self.ids_after_bos(&text)?;
+        match self.rules.reward_at {
+            RewardAt::Both => Sequence::rewarded_twice(to_eos, whole).ok_or_else(|| {
+                Error::input(
+                    "the template's rendering of this conversation is not its text up to the EOS and more after it",
+                )
+                .hint("data.reward_at = \"both\" reads the reward in both places; use \"eos\" or \"end\"")
+            }),
+            _ => Ok(Sequence::rewarded_at_end(&to_eos, whole, self.rules.skipped_at_end)),
+        }
+    }
+
+    /// A rendered conversation up to the EOS of its last turn; all of it where the template wrote none.
+    fn up_to_eos<'t>(&self, text: &'t str) -> &'t str {
+        if text.ends_with(self.template.tail()) {
+            return &text[..text.len() - self.after_eos];
+        }
+        match text.rsplit_once(&self.eos_text[..]) {
+            Some((before, after)) if after.trim().is_empty() => &text[..before.len() + self.eos_text.len()],
+            _ => text,
+        }
+    }
+
+    /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer.
+    fn ids_after_bos(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.ids(text)?;
+        if let Some(bos) = self.bos.filter(|bos| !self.template.writes_bos() && tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens of a text as it stands: nothing is added, special tokens in it are special tokens.
+    ///
+    /// # Errors
+    /// The tokenizer cannot take the text, or a token has no row of the embedding.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let tokens = ids(&self.tokenizer, text)?;
+        check_rows(&tokens, &self.tokenizer, self.vocab_size)?;
+        Ok(tokens)
+    }
+
+    fn without_eos(&self, answer: &Message) -> Message {
+        let content = answer.content.as_ref().map(|text| text.trim_end_matches(&self.eos_text[..]).to_owned());
+        Message { content, ..answer.clone() }
+    }
+
+    /// Special tokens that a text is read as holding. Where the tokenizer gives up, [`Encoder::ids`] has the error.
+    fn special_in(&self, text: &str) -> usize {
+        let added = self.tokenizer.get_added_vocabulary();
+        let pieces = contain(|| added.extract_and_normalize(self.tokenizer.get_normalizer(), text));
+        let Ok(pieces) = pieces else { return 0 };
+        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let tokens = splits.iter().filter_map(|(_, _, tokens)| tokens.as_ref()).flatten();
+        tokens.filter(|token| self.special.contains(&token.id)).count()
+    }
+}
+
+/// Refuses a token beyond the embedding. A tokenizer may have such tokens (added, and the embedding not resized), as long as no
+/// text uses one.
+fn check_rows(tokens: &[u32], tokenizer: &Tokenizer, vocab_size: usize) -> Result<()> {
+    let Some(beyond) = tokens.iter().find(|&&token| token as usize >= vocab_size) else { return Ok(()) };
+    let text = tokenizer.id_to_token(*beyond).unwrap_or_default();
+    Err(Error::input(format!("{text:?} is token {beyond}, but the model's embedding has {vocab_size} rows"))
+        .hint("use the tokenizer that belongs to the model, take the token out of the text, or resize the embedding and train it"))
+}
+
+/// The first special token in what the template writes after an answer, else the tokenizer's EOS: its text, its id,
+/// and how many bytes of the tail stand after it.
+fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenizer) -> Result<(String, u32, usize)> {
+    let tail = template.tail();
+    let found = special.iter().filter_map(|(text, id)| Some((tail.find(&text[..])?, text, *id)));
+    // Of two that start at one place the longer one is the token.
+    let first = found.min_by_key(|(start, text, _)| (*start, usize::MAX - text.len()));
+    if let Some((start, text, id)) = first {
+        return Ok((text.clone(), id, tail.len() - start - text.len()));
+    }
+    let Some(text) = template.special_tokens().get("eos_token") else {
+        return Err(Error::input(
+            "no EOS token: tokenizer_config.json has no `eos_token`, and the template writes none",
+        )
+        .hint("add \"eos_token\": \"...\" to tokenizer_config.json"));
+    };
+    match tokenizer.token_to_id(text) {
+        // What a template without special tokens writes after an answer is dropped whole.
+        Some(id) => Ok((text.clone(), id, tail.len())),
+        None => Err(Error::input(format!(
+            "the `eos_token` {text:?} of tokenizer_config.json is not a token of the tokenizer"
+        ))
+        .hint("are both files from the same model?")),
+    }
+}
+
+/// The BOS: for a chat template the `bos_token` it opens a conversation with, for a plain one what the tokenizer adds.
+fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u32>> {
+    if template.writes_bos() {
+        let probe = ids(tokenizer, &template.render_prompt(&Prompt::Text("Hi.".into()), &TemplateInputs::default())?)?;
+        let bos = template.special_tokens().get("bos_token").and_then(|text| tokenizer.token_to_id(text));
+        // A token that opens every turn (ChatML's, named BOS by some models) is no BOS.
+        return Ok(bos.filter(|bos| probe.first() == Some(bos) && !probe[1..].contains(bos)));
+    }
+    let (with, without) = (tokenizer_files::encode(tokenizer, "a", true)?, ids(tokenizer, "a")?);
+    let added = with.len() > without.len() && with.first() != without.first();
+    Ok(with.first().copied().filter(|_| added))
+}
+
+/// Tokens of a text as it stands.
+fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    tokenizer_files::encode(tokenizer, text, false)
+}

@@ -1,0 +1,145 @@
+//! Metrics over a data set: accuracy with its interval, margin and both losses, per domain and in total.
+//!
+//! Means are taken over pairs, never over batches or ranks, so uneven shards change nothing. A tie is half a hit.
+
+pub mod comparison;
+pub mod reference;
+pub mod scoring;
+
+use crate::config::{LossConfig, Objective as Trained};
+use crate::data::TokenPair;
+use crate::data::prepared::PreparedData;
+use crate::engine::head::{Objective, PairLosses, PairScores};
+use crate::files;
+use crate::loss::hit;
+use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
+use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap};
+
+/// What an evaluation reports of the two heads.
+#[derive(Debug, Clone, Copy)]
+pub struct Reported<'a> {
+    /// Constants of the losses.
+    pub loss: &'a LossConfig,
+    /// Whether the reward head is reported.
+    pub reward: bool,
+    /// Whether the policy is reported: log-probs are there, and a reference where the loss needs one.
+    pub policy: bool,
+}
+
+impl<'a> Reported<'a> {
+    /// What a run with this loss table reports.
+    pub fn of_run(loss: &'a LossConfig) -> Self {
+        Self { loss, reward: loss.objective != Trained::Policy, policy: loss.needs_policy() }
+    }
+}
+
+/// Metrics of scored pairs, in total and then per domain, in the order of the data's domain names.
+///
+/// `scores` has one entry a pair in the data's order; `references` likewise, empty where the loss needs none.
+pub fn metrics(
+    split: &str,
+    step: usize,
+    data: &PreparedData,
+    scores: &[PairScores],
+    references: &[[f32; 2]],
+    reported: Reported,
+) -> Vec<EvaluationMetrics> {
+    let pairs = evaluated(data, scores, references, reported);
+    let summarise = |domain: &str, pairs: &[&Evaluated]| summary(split, step, domain, pairs, reported);
+    let mut rows = vec![summarise(TOTAL, &pairs.iter().collect::<Vec<_>>())];
+    for (index, domain) in data.domains().iter().enumerate() {
+        let of_domain: Vec<_> = pairs.iter().filter(|pair| pair.domain == index).collect();
+        if !of_domain.is_empty() {
+            rows.push(summarise(domain, &of_domain));
+        }
+    }
+    rows
+}
+
+/// What each scored pair came to, in the data's order; the arguments are those of [`metrics`].
+pub fn outcomes(
+    data: &PreparedData,
+    scores: &[PairScores],
+    references: &[[f32; 2]],
+    reported: Reported,
+) -> Vec<PairOutcome> {
+    let outcome = |(index, evaluated): (usize, &Evaluated)| {
+        let pair = data.pair(index);
+        PairOutcome {
+            pair: fingerprint(&pair),
+            prompt: format!("{:016x}", pair.prompt_hash),
+            domain: data.domains()[pair.domain].clone(),
+            margin: reported.reward.then(|| evaluated.margin()),
+            implicit_margin: evaluated.losses.implicit_margin.filter(|_| reported.policy),
+        }
+    };
+    evaluated(data, scores, references, reported).iter().enumerate().map(outcome).collect()
+}
+
+/// Hash of a pair's tokens.
+fn fingerprint(pair: &TokenPair) -> String {
+    let parts = [pair.prefix, pair.chosen, pair.rejected]
+        .map(|tokens| tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>());
+    format!("{:032x}", files::fingerprint_parts(parts.iter().map(Vec::as_slice)))
+}
+
+fn evaluated(
+    data: &PreparedData,
+    scores: &[PairScores],
+    references: &[[f32; 2]],
+    reported: Reported,
+) -> Vec<Evaluated> {
+    let objective = Objective { config: reported.loss, reward_weight: 1.0, alpha: 1.0, log_probs: reported.policy };
+    scores
+        .iter()
+        .enumerate()
+        .map(|(index, scores)| {
+            let pair = data.pair(index);
+            let reference = references.get(index).copied().unwrap_or_default().map(f64::from);
+            let losses = objective.losses(*scores, f64::from(pair.margin), reference);
+            Evaluated { losses, domain: pair.domain, prompt: pair.prompt_hash }
+        })
+        .collect()
+}
+
+struct Evaluated {
+    losses: PairLosses,
+    domain: usize,
+    prompt: u64,
+}
+
+impl Evaluated {
+    fn margin(&self) -> f64 {
+        self.losses.scores.rewards[0] - self.losses.scores.rewards[1]
+    }
+}
+
+fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reported: Reported) -> EvaluationMetrics {
+    let prompts: Vec<u64> = pairs.iter().map(|pair| pair.prompt).collect();
+    let mean = |wanted: bool, value: &dyn Fn(&Evaluated) -> f64| {
+        wanted.then(|| pairs.iter().map(|pair| value(pair)).sum::<f64>() / pairs.len() as f64)
+    };
+    let interval = |wanted: bool, value: &dyn Fn(&Evaluated) -> f64| {
+        let values: Vec<f64> = pairs.iter().map(|pair| value(pair)).collect();
+        clustered_bootstrap(&values, &prompts, RESAMPLES, SEED).filter(|_| wanted)
+    };
+    let reward_hit = |pair: &Evaluated| hit(pair.margin());
+    let policy_hit = |pair: &Evaluated| hit(pair.losses.implicit_margin.unwrap_or(f64::NAN));
+    let accuracy_interval = interval(reported.reward, &reward_hit);
+    EvaluationMetrics {
+        eval: split.to_string(),
+        step,
+        domain: domain.to_string(),
+        pairs: pairs.len(),
+        accuracy: mean(reported.reward, &reward_hit),
+        accuracy_low: accuracy_interval.map(|interval| interval.low),
+        accuracy_high: accuracy_interval.map(|interval| interval.high),
+        policy_accuracy: mean(reported.policy, &policy_hit),
+        margin: mean(reported.reward, &Evaluated::margin),
+        reward_loss: mean(reported.reward, &|pair| pair.losses.reward_loss),
+        policy_loss: mean(reported.policy, &|pair| pair.losses.policy_loss.unwrap_or(f64::NAN)),
+        policy_interval: interval(reported.policy, &policy_hit),
+        rewards: Spread::of(&pairs.iter().flat_map(|pair| pair.losses.scores.rewards).collect::<Vec<_>>())
+            .filter(|_| reported.reward),
+    }
+}

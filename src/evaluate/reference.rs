@@ -1,0 +1,112 @@
+//! Fills and checks the reference cache: each answer's log-prob under the starting model (of a model with adapters, its
+//! base alone), computed once. What is computed reaches the cache every minute, so that a run that is stopped meanwhile
+//! goes on from there.
+//!
+//! Call it while the engine still holds the starting weights; training then needs no second model.
+
+use crate::comm::CommThread;
+use crate::data::prepared::PreparedData;
+use crate::data::reference_cache::ReferenceCache;
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::evaluate::scoring::{Progress, score_part};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use tracing::{info, trace_span};
+
+/// Micro-batches of each rank that make a part. A part is what a restarted pass begins at, so that it packs the rest as the
+/// one before would have: the same bits. Many, because ranks wait for one another at a part's end.
+const PART: usize = 16;
+
+/// How long results are kept in memory alone.
+const STORE_EVERY: Duration = Duration::from_secs(60);
+
+/// `[chosen, rejected]` log-probs of the data's answers under the model in `engine`: of the `needed` pairs at least, NaN
+/// where neither this call nor an earlier run has computed them. What the cache lacks is computed with every rank's help.
+///
+/// All ranks must call it. Only rank 0 reads and writes the cache; the others pass none.
+///
+/// # Errors
+/// A lost rank, log-probs that are not finite, or a cache folder that cannot be written.
+pub fn log_probs(
+    engine: &Engine,
+    (data, needed): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    cache: Option<&ReferenceCache>,
+    tokens_per_micro_batch: usize,
+    split: &str,
+) -> Result<Vec<[f32; 2]>> {
+    let mut values = from_rank_0(cache.and_then(|cache| cache.load(data.len())), comm)?;
+    values.resize(data.len(), [f32::NAN; 2]);
+    let missing: Vec<usize> = needed.iter().copied().filter(|&pair| values[pair][0].is_nan()).collect();
+    if missing.is_empty() {
+        info!("reference log-probs of {split}: {} pairs from the cache", needed.len());
+        return Ok(values);
+    }
+    let _span = trace_span!("reference pass", split, pairs = missing.len()).entered();
+    let started = Instant::now();
+    let _base_alone = engine.without_adapters();
+    let kept = needed.len() - missing.len();
+    let and_kept = if kept > 0 { format!("; {kept} are in the cache") } else { String::new() };
+    info!("reference log-probs of {split}: computing {} pairs with the starting model{and_kept}", missing.len());
+    let tokens: Vec<usize> = missing.iter().map(|&pair| data.tokens(pair)).collect();
+    let mut progress = Progress::new("reference", missing.len());
+    let mut stored = Instant::now();
+    for part in parts(&tokens, PART * tokens_per_micro_batch * comm.world_size()) {
+        let pairs = &missing[part.clone()];
+        for scores in score_part(engine, (data, pairs), comm, tokens_per_micro_batch, true, &mut progress)? {
+            values[scores.index] = scores.log_probs.map(|value| value as f32);
+        }
+        let due = part.end == missing.len() || stored.elapsed() >= STORE_EVERY;
+        comm.agree(match cache {
+            Some(cache) if due => {
+                stored = Instant::now();
+                cache.store(&values)
+            }
+            _ => Ok(()),
+        })?;
+    }
+    drop(progress);
+    info!("reference log-probs of {split}: done in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(values)
+}
+
+/// What rank 0's cache holds, on every rank; nothing where it holds nothing.
+fn from_rank_0(found: Option<Vec<[f32; 2]>>, comm: &CommThread) -> Result<Vec<[f32; 2]>> {
+    let own = found.unwrap_or_default().iter().flatten().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let bytes = comm.broadcast_bytes(Some(own))?;
+    let read = |row: &[u8]| [0, 4].map(|at| f32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]));
+    Ok(bytes.chunks_exact(8).map(read).collect())
+}
+
+/// Cuts a list of lengths into runs of at least `enough` together, but for the last. What is left of the list after some of
+/// the runs is cut as it was.
+fn parts(lengths: &[usize], enough: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
+    for (index, length) in lengths.iter().enumerate() {
+        sum += length;
+        if sum >= enough || index + 1 == lengths.len() {
+            parts.push(start..index + 1);
+            (start, sum) = (index + 1, 0);
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_cover_the_list_and_what_is_left_is_cut_alike() {
+        let tokens: Vec<usize> = (0..50).map(|index| 1 + index * 7 % 13).collect();
+        let all = parts(&tokens, 40);
+        assert!(all.len() > 4);
+        assert_eq!(all.iter().flat_map(Clone::clone).collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
+        let done = all[2].end;
+        let rest = parts(&tokens[done..], 40).into_iter().map(|part| part.start + done..part.end + done);
+        assert_eq!(rest.collect::<Vec<_>>(), all[3..]);
+        assert_eq!(parts(&tokens, 1).len(), 50);
+        assert!(parts(&[], 40).is_empty());
+    }
+}

@@ -1,0 +1,127 @@
+//! Scores pairs of a data set with every rank's help: deal, pack, run forward, gather.
+//!
+//! Not here: what the scores are good for (`reference.rs`, `evaluate.rs`).
+
+use crate::comm::CommThread;
+use crate::data::batch::{PackedBatch, Packing, PairToPack};
+use crate::data::prepared::PreparedData;
+use crate::data::sampler;
+use crate::engine::Engine;
+use crate::engine::head::PairScores;
+use crate::error::{Error, Result};
+use crate::logging;
+use indicatif::ProgressBar;
+use std::time::{Duration, Instant};
+use tracing::info;
+
+/// Time between two plain lines where there is no progress bar.
+const PLAIN_EVERY: Duration = Duration::from_secs(15);
+
+/// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
+const NUMBERS: usize = 6;
+
+/// How far scoring is: a bar where this process shows one, else a plain line from time to time.
+pub struct Progress<'a> {
+    title: &'a str,
+    bar: ProgressBar,
+    said: Instant,
+    done: usize,
+    pairs: usize,
+}
+
+impl<'a> Progress<'a> {
+    /// For `pairs` pairs over all ranks, titled `title`.
+    pub fn new(title: &'a str, pairs: usize) -> Self {
+        Self { title, bar: logging::progress(pairs as u64, title), said: Instant::now(), done: 0, pairs }
+    }
+
+    /// This rank has done `own` pairs, and the others of `ranks` about as many.
+    fn add(&mut self, own: usize, ranks: usize) {
+        self.done = (self.done + own * ranks).min(self.pairs);
+        self.bar.set_position(self.done as u64);
+        if !logging::shows_progress() && self.said.elapsed() >= PLAIN_EVERY {
+            self.said = Instant::now();
+            info!("{}: about {} of {} pairs", self.title, self.done, self.pairs);
+        }
+    }
+}
+
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Scores of the given pairs of `data`, in that order, on every rank. All ranks must call it with the same arguments.
+///
+/// Each pair is scored by one rank and the others add zeros, so the numbers do not depend on the number of ranks beyond
+/// what packing does to rounding.
+///
+/// # Errors
+/// A lost rank, scores that are not finite, or log-probs asked of a model without a language-model head.
+pub fn score_pairs(
+    engine: &Engine,
+    (data, pairs): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    title: &str,
+) -> Result<Vec<PairScores>> {
+    let mut progress = Progress::new(title, pairs.len());
+    score_part(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, &mut progress)
+}
+
+/// [`score_pairs`] for a part of the pairs that `progress` counts.
+///
+/// # Errors
+/// As [`score_pairs`].
+pub fn score_part(
+    engine: &Engine,
+    (data, pairs): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    progress: &mut Progress,
+) -> Result<Vec<PairScores>> {
+    let tokens: Vec<usize> = pairs.iter().map(|&pair| data.tokens(pair)).collect();
+    let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
+    let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
+    engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
+    let mut numbers = vec![0f64; NUMBERS * pairs.len()];
+    let title = progress.title;
+    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
+        let items = members.iter().map(|&member| mine[member]).map(|place| PairToPack {
+            index: place,
+            pair: data.pair(pairs[place]),
+            reference: [0.0; 2],
+        });
+        let batch = PackedBatch::new(items, Packing::Shared, engine.model.device);
+        for scores in engine.score(&batch, log_probs)? {
+            let PairScores { index: place, rewards, log_probs, tokens, .. } = scores;
+            let tokens = tokens.map(|count| count as f64);
+            let row = [rewards[0], rewards[1], log_probs[0], log_probs[1], tokens[0], tokens[1]];
+            if !row.iter().all(|number| number.is_finite()) {
+                return Err(not_finite(pairs[place], title));
+            }
+            numbers[NUMBERS * place..NUMBERS * (place + 1)].copy_from_slice(&row);
+        }
+        progress.add(members.len(), comm.world_size());
+        Ok(())
+    });
+    comm.agree(scored)?;
+    comm.sum_f64(&mut numbers)?;
+    let bias = engine.model.reward_bias;
+    let read = |(&index, row): (&usize, &[f64])| PairScores {
+        index,
+        rewards: [row[0] + bias, row[1] + bias],
+        second_rewards: None,
+        log_probs: [row[2], row[3]],
+        tokens: [row[4] as usize, row[5] as usize],
+    };
+    Ok(pairs.iter().zip(numbers.chunks_exact(NUMBERS)).map(read).collect())
+}
+
+fn not_finite(pair: usize, title: &str) -> Error {
+    Error::runtime(format!("{title}: the model gives pair {} a score that is not a finite number", pair + 1))
+        .hint("are the model's weights whole, or has training diverged? try model.dtype = \"f32\"")
+}

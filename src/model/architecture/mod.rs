@@ -1,0 +1,293 @@
+//! Hugging Face `config.json` -> [`Architecture`]: the sizes of a model, and everything that sets families apart.
+//!
+//! What each family is stands in `architecture/families.rs`, a function a family; `architecture/keys.rs` reads single keys,
+//! `architecture/rope.rs` the rotary positions in both spellings: Transformers 4 (`rope_theta`, `rope_scaling`) and
+//! Transformers 5 (`rope_parameters`). Not here: what the decoder does with it.
+
+mod common;
+mod families;
+mod keys;
+mod rope;
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::ops::MlpKind;
+use crate::packing::{AttentionRules, HeadCounts};
+use keys::Keys;
+use std::path::Path;
+
+/// The largest config.json that is read.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// What a model is: sizes, its blocks one by one, and, apart from them, a table of names. Nothing is deduced from names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Architecture {
+    /// V: rows of the token embedding.
+    pub vocabulary: usize,
+    /// D: width of the hidden states.
+    pub width: usize,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_positions: usize,
+    /// What hidden states are normed by.
+    pub norm: NormKind,
+    /// Epsilon of all norms.
+    pub norm_epsilon: f64,
+    /// Its blocks, in order; all have the same parameters, each its own rules.
+    pub blocks: Vec<BlockDescription>,
+    /// The rotary position embeddings that blocks refer to.
+    pub rotations: Vec<Rotation>,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: Option<f64>,
+    /// What the language-model head's logits are multiplied by.
+    pub logit_scale: Option<f64>,
+    /// c of c tanh(logit / c), taken of the scaled logits.
+    pub logit_cap: Option<f64>,
+    /// Whether the language-model head is the token embedding.
+    pub tied: bool,
+    /// Whether a language-model head of its own has a bias.
+    pub head_bias: bool,
+    /// What parameters are called in files.
+    pub names: Names,
+}
+
+/// What hidden states are normed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// x / rms(x) * weight.
+    RootMeanSquare,
+    /// x / rms(x) * (1 + weight), Gemma's.
+    RootMeanSquarePlusOne,
+    /// (x - mean(x)) / deviation(x) * weight + bias.
+    Layer,
+}
+
+impl NormKind {
+    /// Names of its parameters, each `[D]`, in the order of the segment.
+    pub fn parameters(self) -> &'static [&'static str] {
+        if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
+    }
+}
+
+/// What one block computes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockDescription {
+    /// Query and key/value heads, and their width.
+    pub heads: HeadCounts,
+    /// What becomes of attention scores.
+    pub rules: AttentionRules,
+    /// Which of [`Architecture::rotations`] rotates queries and keys; none where the block has no rotation.
+    pub rotation: Option<usize>,
+    /// How queries and keys are normed before rotation.
+    pub query_key_norm: Option<QueryKeyNorm>,
+    /// Which of attention's linear maps have biases.
+    pub biases: AttentionBiases,
+    /// How a file orders the rows of queries, keys and values.
+    pub stored: StoredHeads,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// Which norms there are.
+    pub norms: BlockNorms,
+    /// How its two halves join.
+    pub residual: Residual,
+    /// What each half's result is multiplied by before it is added.
+    pub residual_scale: Option<f64>,
+}
+
+/// How queries and keys are normed, by the model's kind of norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNorm {
+    /// Each head for itself, with one weight `[E]` for all heads.
+    PerHead,
+    /// All heads of a row together, with a weight [H E] or [G E].
+    WholeWidth,
+}
+
+/// How a file orders the rows of queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredHeads {
+    /// Three matrices.
+    Apart,
+    /// One matrix: all queries, then all keys, then all values.
+    Stacked,
+    /// One matrix, head by head: [H, 3, E].
+    HeadByHead,
+}
+
+/// Which of attention's linear maps have biases.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttentionBiases {
+    /// Queries, keys and values.
+    pub query_key_value: bool,
+    /// Attention's output.
+    pub output: bool,
+}
+
+/// A dense MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mlp {
+    /// F: its width.
+    pub width: usize,
+    /// Its function, and whether it gates: activation(gate) * up, rather than activation(up).
+    pub kind: MlpKind,
+    /// Whether gate and up lie in one matrix in files.
+    pub stacked: bool,
+    /// Whether its linear maps have biases.
+    pub biases: bool,
+}
+
+impl Mlp {
+    /// Columns of what it computes before its activation: 2 F with a gate, else F.
+    pub fn inner_width(&self) -> usize {
+        if self.kind.gated { 2 * self.width } else { self.width }
+    }
+}
+
+/// Which norms of hidden states a block has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockNorms {
+    /// Before attention.
+    pub before_attention: bool,
+    /// Of what attention adds.
+    pub after_attention: bool,
+    /// Before the MLP.
+    pub before_mlp: BeforeMlp,
+    /// Of what the MLP adds.
+    pub after_mlp: bool,
+}
+
+/// What the MLP reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BeforeMlp {
+    /// A norm of its own.
+    Own,
+    /// What attention reads: the norm before attention.
+    Shared,
+    /// Hidden states as they are.
+    None,
+}
+
+/// How the two halves of a block join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// The MLP reads what attention has added to.
+    Sequential,
+    /// Both read the block's input, and both add to it.
+    Parallel,
+}
+
+/// What parameters are called in a family's files, without `.weight` and `.bias`. Which of them there are is the blocks'
+/// to say; the name of one that a family lacks is never read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// The Transformers class that reads the exported reward model.
+    pub reward_model: &'static str,
+    /// Of the embedding.
+    pub embedding: &'static str,
+    /// What stands before a block's number. The names below this one and above `norm` follow after it.
+    pub block: &'static str,
+    /// The norm before attention.
+    pub input_norm: &'static str,
+    /// Queries, keys and values, where they are three matrices.
+    pub query_key_value: [&'static str; 3],
+    /// The same where they are one.
+    pub stacked_query_key_value: &'static str,
+    /// Norms of queries and of keys.
+    pub query_key_norms: [&'static str; 2],
+    /// Attention's output.
+    pub attention_output: &'static str,
+    /// The norm of what attention adds.
+    pub post_attention_norm: &'static str,
+    /// The norm before the MLP.
+    pub mlp_norm: &'static str,
+    /// The MLP's gate.
+    pub gate: &'static str,
+    /// The MLP's other factor, or its only one.
+    pub up: &'static str,
+    /// Gate and up where they are one matrix.
+    pub stacked_gate_up: &'static str,
+    /// The MLP's output.
+    pub down: &'static str,
+    /// The norm of what the MLP adds.
+    pub post_mlp_norm: &'static str,
+    /// The final norm.
+    pub norm: &'static str,
+    /// The language-model head where it is not the embedding, under each name that files have for it; the first is
+    /// written.
+    pub head: &'static [&'static str],
+}
+
+/// A rotary position embedding of the first columns of each head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotation {
+    /// Base and scaling.
+    pub rope: Rope,
+    /// Columns of a head that are rotated, from the first on; even.
+    pub width: usize,
+}
+
+/// Rotary position embedding: base and scaling.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How the frequencies are stretched.
+    pub scaling: RopeScaling,
+}
+
+/// How rotary frequencies are stretched for long contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    Llama3 {
+        /// The divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above original / low_factor are divided.
+        low_factor: f64,
+        /// Wavelengths below original / high_factor are kept.
+        high_factor: f64,
+        /// Context length the model was first trained with.
+        original: f64,
+    },
+}
+
+impl Architecture {
+    /// Reads `config.json` of a Hugging Face folder.
+    ///
+    /// # Errors
+    /// A missing or broken file, an unknown family, or a missing or impossible value; the message names the key.
+    pub fn open(model_dir: &Path) -> Result<Self> {
+        let path = model_dir.join("config.json");
+        let text = files::read_within(&path, MOST_BYTES).map_err(|error| {
+            error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")
+        })?;
+        let text = String::from_utf8_lossy(&text);
+        Self::parse(&text).map_err(|error| {
+            let error = error.at(path.display());
+            match error.hint {
+                Some(_) => error,
+                None => error.hint("mend that key, or get config.json again from where the model is from"),
+            }
+        })
+    }
+
+    /// Reads the text of a `config.json`.
+    ///
+    /// # Errors
+    /// As [`Architecture::open`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let keys = Keys::parse(text)?;
+        let family = keys.text("model_type")?.unwrap_or_default();
+        match families::FAMILIES.iter().find(|(known, _)| *known == family) {
+            Some((_, read)) => read(&keys),
+            None => Err(Error::input(format!("model_type \"{family}\" is not known"))
+                .hint(format!("known families: {}", families::FAMILIES.map(|(known, _)| known).join(", ")))),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Signs that a run, although nothing fails, comes to nothing; and where a gradient that is not finite comes from.
+//!
+//! Not here: doubts about the data (`data/doubts.rs`).
+
+use super::Trainer;
+use crate::config::Config;
+use crate::data::prefetch::MicroBatch;
+use crate::engine::head::Objective;
+use crate::error::Result;
+use crate::metrics::{EvaluationMetrics, StepMetrics};
+use crate::model::layout::Part;
+use crate::model::segment::Segment;
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use tracing::warn;
+
+/// Learning rates at which models of any size have been trained: all weights, adapters, the reward head alone.
+const ALL_WEIGHTS: RangeInclusive<f64> = 1e-8..=1e-3;
+const ADAPTERS: RangeInclusive<f64> = 1e-7..=1e-2;
+const HEAD: RangeInclusive<f64> = 1e-8..=1e-1;
+
+/// Steps whose mean loss is compared with the first one's; half of a shorter run.
+const WINDOW: usize = 8;
+
+/// How many times its first value a loss may come to.
+const RISE: f64 = 2.0;
+
+/// What in the settings of a run on `pairs` training pairs is probably not meant.
+pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
+    let train = &config.train;
+    let mut doubts = Vec::new();
+    if train.pairs_per_step > pairs {
+        doubts.push(format!(
+            "train.pairs_per_step = {} is more than the {pairs} training pairs: every step is a whole epoch of them",
+            train.pairs_per_step
+        ));
+    }
+    let usual = if config.lora.is_some() { ADAPTERS } else { ALL_WEIGHTS };
+    let rates = [
+        ("train.learning_rate", train.learning_rate, usual, true),
+        ("train.head_learning_rate", train.head_learning_rate, HEAD, train.head_learning_rate > 0.0),
+    ];
+    for (key, rate, usual, set) in rates {
+        if set && !usual.contains(&rate) {
+            let side = if rate > *usual.end() { "above" } else { "below" };
+            let (low, high) = (usual.start(), usual.end());
+            doubts.push(format!(
+                "{key} = {rate:e} is far {side} what reward models are trained with ({low:e} to {high:e})"
+            ));
+        }
+    }
+    doubts
+}
+
+/// Notices losses that rise far above their first value.
+pub(super) struct LossWatch {
+    window: usize,
+    watched: [(&'static str, Course); 2],
+}
+
+/// One loss.
+#[derive(Default)]
+struct Course {
+    first: Option<f64>,
+    recent: VecDeque<f64>,
+    told: bool,
+}
+
+impl LossWatch {
+    /// For a run of so many steps more.
+    pub fn new(steps: usize) -> Self {
+        let watched = ["reward loss", "policy loss"].map(|name| (name, Course::default()));
+        Self { window: WINDOW.min(steps / 2).max(1), watched }
+    }
+
+    /// Takes a step. Each loss is warned of once.
+    pub fn add(&mut self, metrics: &StepMetrics) -> Vec<String> {
+        let mut doubts = Vec::new();
+        let losses = [metrics.reward_loss, metrics.policy_loss];
+        for ((name, course), loss) in self.watched.iter_mut().zip(losses) {
+            let Some(loss) = loss else { continue };
+            let Some(first) = course.first else {
+                course.first = Some(loss);
+                continue;
+            };
+            course.recent.push_back(loss);
+            if course.recent.len() > self.window {
+                course.recent.pop_front();
+            }
+            let mean = course.recent.iter().sum::<f64>() / self.window as f64;
+            let full = course.recent.len() == self.window;
+            if full && !course.told && first > 0.0 && mean > RISE * first {
+                course.told = true;
+                doubts.push(format!(
+                    "step {}: the {name} has risen to {mean:.4}, from {first:.4} at first: training diverges; try a lower \
+                     train.learning_rate",
+                    metrics.step
+                ));
+            }
+        }
+        doubts
+    }
+}
+
+impl Trainer<'_> {
+    /// Warns of a trained reward head that tells no dev pair's answers apart.
+    pub(super) fn doubt_ties(&self, dev: &EvaluationMetrics) {
+        let loss = &self.config.loss;
+        let trained = loss.effective_reward_weight() > 0.0 && self.state.step > loss.alternate_every;
+        if self.comm.rank() == 0 && trained && dev.accuracy == Some(0.5) && dev.margin == Some(0.0) {
+            warn!(
+                "after step {} the reward head gives both answers of every dev pair the same reward: it has learnt nothing \
+                 that can be used; are the learning rates right, and do the answers reach the model (data.max_length)?",
+                self.state.step
+            );
+        }
+    }
+
+    /// The first time that an update is to be skipped: says which rank's pairs give a gradient that is not finite, and in
+    /// which segment it appears first on the way back. Computes the step's gradients once more for that, without summing
+    /// them up. All ranks must call it; the gradients are then to be cleared.
+    ///
+    /// # Errors
+    /// A lost rank.
+    pub(super) fn name_not_finite(&mut self, objective: &Objective) -> Result<()> {
+        if self.state.updates_skipped > 0 {
+            return Ok(());
+        }
+        let segments = &mut self.engine.model.segments;
+        segments.iter_mut().for_each(Segment::clear_gradient);
+        let mut share = self.share();
+        let computed = share.of_step(&self.train, self.state.step).try_for_each(|MicroBatch { batch, .. }| {
+            self.engine.forward_backward(&batch, objective, None)?.read().map(drop)
+        });
+        self.comm.agree(computed)?;
+        let model = &self.engine.model;
+        let places = model.parts.iter().zip(&model.segments).enumerate();
+        let bad = places.filter(|(_, (_, segment))| !is_finite(segment)).max_by_key(|(_, (part, _))| depth(part));
+        // Of each rank, one more than the segment's number.
+        let mut of_ranks = vec![0.0; self.comm.world_size()];
+        of_ranks[self.comm.rank()] = bad.map_or(0.0, |(index, _)| (index + 1) as f64);
+        self.comm.sum_f64(&mut of_ranks)?;
+        if self.comm.rank() == 0 {
+            let named = of_ranks.iter().enumerate().filter_map(|(rank, &place)| {
+                let index = (place as usize).checked_sub(1)?;
+                Some(format!("rank {rank} in {}", name(&model.parts[index])))
+            });
+            let named: Vec<_> = named.collect();
+            let number = self.state.step + 1;
+            match named.is_empty() {
+                true => warn!("step {number}: every rank's own gradients are finite, their sum is not"),
+                false => warn!("step {number}: the first gradients that are not finite: {}", named.join(", ")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_finite(segment: &Segment) -> bool {
+    segment.gradient.as_ref().is_none_or(|gradient| gradient.isfinite().all().int64_value(&[]) == 1)
+}
+
+/// How early the backward pass comes to a part: the higher, the earlier.
+fn depth(part: &Part) -> usize {
+    match part {
+        Part::RewardHead => usize::MAX,
+        Part::LanguageModelHead => usize::MAX - 1,
+        Part::Norm => usize::MAX - 2,
+        Part::Block(number) | Part::Adapter(number) => number + 1,
+        Part::Embedding => 0,
+    }
+}
+
+fn name(part: &Part) -> String {
+    match part {
+        Part::RewardHead => "the reward head".into(),
+        Part::LanguageModelHead => "the language-model head".into(),
+        Part::Norm => "the final norm".into(),
+        Part::Block(number) => format!("block {number}"),
+        Part::Adapter(number) => format!("the adapters of block {number}"),
+        Part::Embedding => "the embedding".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(keys: &str) -> Config {
+        let text = format!("model.path = 'm'\ndata.train = [{{ path = 'p' }}]\noutput.dir = 'run'\n{keys}");
+        Config::parse("test", &text, &[]).unwrap()
+    }
+
+    #[test]
+    fn settings_that_are_far_off_are_doubted_by_name() {
+        for (keys, pairs, told) in [
+            ("train.pairs_per_step = 64", 63, "more than the 63 training pairs"),
+            ("train.learning_rate = 0.05", 100, "train.learning_rate = 5e-2 is far above"),
+            ("train.learning_rate = 1e-12", 100, "train.learning_rate = 1e-12 is far below"),
+            ("train.head_learning_rate = 3.0", 100, "train.head_learning_rate = 3e0 is far above"),
+            ("train.learning_rate = 0.05\n[lora]\ntargets = ['q_proj']", 100, "far above"),
+        ] {
+            let found = doubts(&config(keys), pairs);
+            assert!(found.len() == 1 && found[0].contains(told), "{keys}: {found:?}");
+        }
+        for keys in ["", "train.learning_rate = 1e-3", "train.learning_rate = 5e-3\n[lora]\ntargets = ['q_proj']"] {
+            assert_eq!(doubts(&config(keys), 100), Vec::<String>::new(), "{keys}");
+        }
+    }
+
+    fn step(number: usize, reward: f64, policy: Option<f64>) -> StepMetrics {
+        StepMetrics {
+            step: number,
+            loss: reward,
+            reward_loss: Some(reward),
+            policy_loss: policy,
+            accuracy: None,
+            margin: None,
+            grad_norm: 1.0,
+            lr: 1.0,
+            pairs_per_s: 1.0,
+            tokens_per_s: 1.0,
+            seconds: 1.0,
+        }
+    }
+
+    #[test]
+    fn a_loss_over_twice_its_first_value_is_told_once_and_one_bad_batch_is_not() {
+        let mut watch = LossWatch::new(100);
+        assert!(
+            (1..20).all(|number| watch.add(&step(number, if number == 9 { 3.0 } else { 0.7 }, Some(0.7))).is_empty())
+        );
+        let told: Vec<String> = (20..60).flat_map(|number| watch.add(&step(number, 2.0, Some(0.7)))).collect();
+        assert!(told.len() == 1 && told[0].contains("reward loss has risen"), "{told:?}");
+        let mut short = LossWatch::new(2);
+        assert!(short.add(&step(1, 0.7, None)).is_empty() && short.add(&step(2, 1.5, None)).len() == 1);
+    }
+}

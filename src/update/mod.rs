@@ -1,0 +1,5 @@
+//! From summed gradients to new weights: the reduction of buckets, the sharing of optimiser state, AdamW and its schedule.
+
+pub mod optim;
+pub mod reducer;
+pub mod sharding;

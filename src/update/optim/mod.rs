@@ -1,0 +1,248 @@
+//! AdamW (arXiv 1711.05101) and learning-rate schedules over flat f32 buffers; global norm and clipping.
+//!
+//! Not here: the arithmetic of an update, which is the device's (`ops/`).
+
+mod norm;
+mod schedule;
+
+use crate::config::TrainConfig;
+use crate::error::Result;
+use crate::model::decoder::Part;
+use crate::model::segment::{Parameter, Segment};
+use crate::model::weights::Model;
+use crate::ops::{AdamWConstants, AdamWPart, AdamWStep};
+use crate::tensor;
+use tch::{Kind, Tensor};
+
+pub use norm::gradient_squares;
+pub use schedule::schedule;
+
+/// AdamW's moments for every trained segment.
+pub struct AdamW {
+    /// First and second moments, flat f32, a pair a segment; none where a segment is not trained.
+    pub moments: Vec<Option<[Tensor; 2]>>,
+    settings: Settings,
+}
+
+/// What the config says about AdamW.
+#[derive(Clone, Copy)]
+struct Settings {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    weight_decay: f64,
+}
+
+/// One update's numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    /// Number of this update, from 1: for the bias correction.
+    pub number: usize,
+    /// Learning rate of everything but the reward head.
+    pub learning_rate: f64,
+    /// Learning rate of the reward head.
+    pub head_learning_rate: f64,
+    /// What gradient sums are multiplied by: clipping and the division by the pair count together.
+    pub gradient_scale: f64,
+}
+
+impl AdamW {
+    /// Zero moments for what this rank updates of a model.
+    pub fn new(config: &TrainConfig, model: &Model) -> Self {
+        let zeros =
+            |segment: &Segment| segment.master.as_ref().map(|master| [master.zeros_like(), master.zeros_like()]);
+        Self {
+            moments: model.segments.iter().map(zeros).collect(),
+            settings: Settings {
+                beta1: config.adam_beta1,
+                beta2: config.adam_beta2,
+                epsilon: config.adam_epsilon,
+                weight_decay: config.weight_decay,
+            },
+        }
+    }
+
+    /// Updates masters, moments and compute values of every trained segment from its gradient sum, as far as they are
+    /// this rank's; says so to `updated`, segment after segment.
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates.
+    pub fn step(&mut self, model: &mut Model, update: &Update, mut updated: impl FnMut(usize, &Segment)) -> Result<()> {
+        let parts = model.parts.clone();
+        for (index, ((segment, moments), part)) in
+            model.segments.iter_mut().zip(&mut self.moments).zip(parts).enumerate()
+        {
+            let Some(moments) = moments else { continue };
+            let rate = if part == Part::RewardHead { update.head_learning_rate } else { update.learning_rate };
+            if let Some(step) = step_of(segment, moments, self.settings.constants(rate, update)) {
+                segment.ops.adamw(&step)?;
+            }
+            updated(index, segment);
+        }
+        Ok(())
+    }
+
+    /// Elements of all moments.
+    pub fn elements(&self) -> usize {
+        self.moments.iter().flatten().flatten().map(tensor::count).sum()
+    }
+}
+
+impl Settings {
+    fn constants(&self, rate: f64, update: &Update) -> AdamWConstants {
+        let correction = |beta: f64| 1.0 / (1.0 - beta.powf(update.number as f64));
+        AdamWConstants {
+            learning_rate: rate as f32,
+            decay: (1.0 - rate * self.weight_decay) as f32,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            complements: [1.0 - self.beta1, 1.0 - self.beta2].map(|share| share as f32),
+            epsilon: self.epsilon as f32,
+            first_correction: correction(self.beta1) as f32,
+            second_correction: correction(self.beta2).sqrt() as f32,
+            gradient_scale: update.gradient_scale as f32,
+        }
+    }
+}
+
+/// Weight decay is for matrices: norms and biases keep none, as in Transformers' trainer.
+fn decays(shape: &[i64]) -> bool {
+    shape.len() >= 2
+}
+
+/// What this rank updates of a segment; none where it is not trained.
+fn step_of<'a>(segment: &'a Segment, moments: &'a [Tensor; 2], constants: AdamWConstants) -> Option<AdamWStep<'a>> {
+    let (Some(gradient), Some(master)) = (segment.owned_gradient(), &segment.master) else { return None };
+    let part = |(index, parameter): (usize, &Parameter)| {
+        let (range, _) = segment.owned_part(index);
+        AdamWPart { range, decays: decays(&parameter.shape) }
+    };
+    let parts = segment.parameters.iter().enumerate().map(part).collect();
+    let compute = (segment.compute.kind() != Kind::Float).then(|| segment.owned_of(&segment.compute));
+    Some(AdamWStep { gradient, moments, master, compute, parts, constants })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Schedule;
+    use crate::model::declared::Declared;
+    use crate::model::segment::Use;
+    use crate::ops::cpu::Cpu;
+    use crate::ops::{Ops, Tensors};
+    use tch::Device;
+
+    fn segment(kind: Kind) -> Segment {
+        let parameters = vec![Declared::new("matrix", &[300, 400]), Declared::new("norm", &[17])];
+        let mut segment = Segment::new(parameters, kind, Device::Cpu, Use::Train);
+        for index in 0..2 {
+            let shape = segment.parameters[index].shape.clone();
+            segment.set(index, &crate::tensor::waves(&shape, 1.0));
+            segment.add_gradient(index, &crate::tensor::waves(&shape, 2.0));
+        }
+        segment
+    }
+
+    fn constants(decay: f32) -> AdamWConstants {
+        AdamWConstants {
+            learning_rate: 0.01,
+            decay,
+            beta1: 0.9,
+            beta2: 0.999,
+            complements: [0.1, 0.001],
+            epsilon: 1e-5,
+            first_correction: 10.0,
+            second_correction: 31.6,
+            gradient_scale: 0.5,
+        }
+    }
+
+    fn moments(segment: &Segment) -> [Tensor; 2] {
+        let zeros = || segment.master.as_ref().unwrap().zeros_like();
+        [zeros(), zeros()]
+    }
+
+    fn distance(left: &Tensor, right: &Tensor) -> f64 {
+        ((left - right).norm() / right.norm()).double_value(&[])
+    }
+
+    fn step(segment: &Segment, moments: &[Tensor; 2], constants: AdamWConstants) {
+        segment.ops.adamw(&step_of(segment, moments, constants).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn three_shares_are_updated_as_the_whole_to_the_last_bit() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for ops in [&Cpu as &'static dyn Ops, &Tensors] {
+                let mut whole = segment(kind);
+                whole.ops = ops;
+                let whole_moments = moments(&whole);
+                step(&whole, &whole_moments, constants(0.9));
+                let (mut first, mut values, mut elements) = (Vec::new(), Vec::new(), 0);
+                for rank in 0..3 {
+                    let mut share = segment(kind);
+                    share.ops = ops;
+                    share.keep_share(rank, 3);
+                    (0..2)
+                        .for_each(|at| share.add_gradient(at, &crate::tensor::waves(&share.parameters[at].shape, 2.0)));
+                    let share_moments = moments(&share);
+                    step(&share, &share_moments, constants(0.9));
+                    elements += tensor::count(share.master.as_ref().unwrap());
+                    first.push(share_moments[0].shallow_clone());
+                    values.push(share.owned_of(&share.compute));
+                }
+                let length = whole.length() as i64;
+                assert!(elements - whole.length() < 3 * 16, "{elements} elements of {length}");
+                let joined = |parts: &[Tensor]| Tensor::cat(parts, 0).narrow(0, 0, length);
+                assert!(joined(&first).equal(&whole_moments[0]), "{kind:?}");
+                assert!(joined(&values).equal(&whole.compute), "{kind:?}");
+            }
+        }
+    }
+
+    /// Three updates of torch.optim.AdamW (torch 2.13): lr 0.01, eps 1e-5, weight decay 0.1 on the matrix alone.
+    #[test]
+    fn three_updates_equal_pytorchs() {
+        let parameters = vec![Declared::new("matrix", &[2, 2]), Declared::new("bias", &[1])];
+        let mut segment = Segment::new(parameters, Kind::Float, Device::Cpu, Use::Train);
+        segment.set(0, &Tensor::from_slice(&[0.5f32, -1.25, 2.0, 0.0]).view([2, 2]));
+        segment.set(1, &Tensor::from_slice(&[0.75f32]));
+        let moments = moments(&segment);
+        for (done, row) in
+            [[0.3f32, -0.2, 1e-4, 4.0], [-0.1, -0.4, 2e-4, 1.0], [0.6, 0.0, -1e-4, -3.0]].iter().enumerate()
+        {
+            segment.clear_gradient();
+            // Sums over two pairs: the update divides them again.
+            segment.add_gradient(0, &(Tensor::from_slice(row).view([2, 2]) * 2.0));
+            segment.add_gradient(1, &(Tensor::from_slice(&row[..1]) * 4.0));
+            let update = Update { number: done + 1, learning_rate: 0.01, head_learning_rate: 0.0, gradient_scale: 0.5 };
+            let constants =
+                Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-5, weight_decay: 0.1 }.constants(0.01, &update);
+            step(&segment, &moments, constants);
+        }
+        let expected = [0.477_430_2f32, -1.219_171_8, 1.971_941_2, -0.019_706_74, 0.728_904_4];
+        let found = Vec::<f32>::try_from(segment.master.as_ref().unwrap()).unwrap();
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 2e-7, "{found} is not {expected}");
+        }
+    }
+
+    #[test]
+    fn decay_is_for_matrices_only() {
+        let (decayed, plain) = (segment(Kind::Float), segment(Kind::Float));
+        step(&decayed, &moments(&decayed), constants(0.5));
+        step(&plain, &moments(&plain), constants(1.0));
+        assert!(distance(decayed.weight(0), plain.weight(0)) > 0.1);
+        assert_eq!(distance(decayed.weight(1), plain.weight(1)), 0.0);
+    }
+
+    #[test]
+    fn schedules_start_at_the_peak_and_end_near_zero() {
+        assert_eq!(schedule(Schedule::Linear, 0, 0, 10), 1.0);
+        assert!((schedule(Schedule::Linear, 9, 0, 10) - 0.1).abs() < 1e-12);
+        assert_eq!(schedule(Schedule::Linear, 1, 4, 10), 0.5);
+        assert_eq!(schedule(Schedule::Cosine, 4, 4, 10), 1.0);
+        assert!((schedule(Schedule::Cosine, 7, 4, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(schedule(Schedule::Constant, 9, 0, 10), 1.0);
+    }
+}

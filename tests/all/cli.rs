@@ -1,0 +1,126 @@
+//! What the program prints and with which code it ends, seen from outside.
+//!
+//! The texts are in `snapshots/`; after a wanted change `INSTA_UPDATE=always cargo test --test all cli::` renews them.
+
+use std::process::{Command, Stdio};
+
+struct Outcome {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn run_as(rank: Option<usize>, arguments: &[&str]) -> Outcome {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_haf-dist"));
+    // The test itself may run under a launcher or in a narrow terminal.
+    for name in [
+        "OMPI_COMM_WORLD_RANK",
+        "PMIX_RANK",
+        "PMI_RANK",
+        "SLURM_PROCID",
+        "HAF_LOG",
+        "RUST_LOG",
+        "COLUMNS",
+        "CLICOLOR_FORCE",
+    ] {
+        command.env_remove(name);
+    }
+    if let Some(rank) = rank {
+        command.env("OMPI_COMM_WORLD_RANK", rank.to_string());
+    }
+    let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+    Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn run(arguments: &[&str]) -> Outcome {
+    run_as(None, arguments)
+}
+
+/// The error's text, having made sure that nothing else was printed and that the code says "input".
+fn refusal(arguments: &[&str]) -> String {
+    let Outcome { code, stdout, stderr } = run(arguments);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert_eq!(stdout, "", "errors go to stderr");
+    stderr
+}
+
+fn help(arguments: &[&str]) -> String {
+    let Outcome { code, stdout, stderr } = run(arguments);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    stdout
+}
+
+#[test]
+fn help_of_every_command() {
+    insta::assert_snapshot!("help", help(&["--help"]));
+    insta::assert_snapshot!("help_short", help(&["-h"]));
+    insta::assert_snapshot!("help_eval", help(&["eval", "--help"]));
+    insta::assert_snapshot!("help_score", help(&["score", "--help"]));
+    insta::assert_snapshot!("help_export", help(&["export", "--help"]));
+    insta::assert_snapshot!("help_prepare", help(&["prepare", "--help"]));
+    insta::assert_snapshot!("help_plan", help(&["plan", "--help"]));
+}
+
+#[test]
+fn version() {
+    assert_eq!(help(&["--version"]), format!("haf-dist {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn nothing_to_do_is_explained_rather_than_dumped() {
+    insta::assert_snapshot!("nothing", refusal(&[]));
+}
+
+#[test]
+fn slips_of_the_keyboard() {
+    insta::assert_snapshot!("mistyped_option", refusal(&["--confg", "a.toml"]));
+    insta::assert_snapshot!("mistyped_command", refusal(&["evl"]));
+    insta::assert_snapshot!("set_without_config", refusal(&["--set", "loss.alpha=1"]));
+    insta::assert_snapshot!("debug_and_resume", refusal(&["--config", "a.toml", "--debug", "--resume"]));
+    insta::assert_snapshot!("eval_without_data", refusal(&["eval", "--checkpoint", "a"]));
+    let eval = ["eval", "--checkpoint", "a", "--data", "b"];
+    insta::assert_snapshot!("wrong_format", refusal(&[&eval[..], &["--format", "saver"]].concat()));
+    insta::assert_snapshot!("wrong_number", refusal(&[&eval[..], &["--max-length", "0"]].concat()));
+}
+
+#[test]
+fn a_wrong_config_is_told_once_with_a_hint() {
+    insta::assert_snapshot!("missing_config", refusal(&["--config", "no/such.toml"]));
+    let safety = ["--config", "configs/safety.toml", "--set"];
+    insta::assert_snapshot!("mistyped_key", refusal(&[&safety[..], &["loss.alhpa=1"]].concat()));
+    insta::assert_snapshot!("out_of_range", refusal(&[&safety[..], &["train.learning_rate=-1"]].concat()));
+    insta::assert_snapshot!("prepare_mistyped_key", refusal(&[&["prepare"], &safety[..], &["data.sed=1"]].concat()));
+}
+
+#[test]
+fn only_rank_0_prints_what_every_rank_would() {
+    for arguments in [&["--help"][..], &["--version"]] {
+        let (first, second) = (run_as(Some(0), arguments), run_as(Some(1), arguments));
+        assert_ne!(first.stdout + &first.stderr, "");
+        assert_eq!(second.stdout + &second.stderr, "");
+        assert_eq!(first.code, second.code);
+    }
+}
+
+#[test]
+fn an_error_of_one_rank_alone_is_not_lost() {
+    let outcome = run_as(Some(1), &["--config", "no/such.toml"]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.starts_with("error: rank 1: cannot read the config file"), "{}", outcome.stderr);
+    // Ranks may be started with arguments of their own.
+    let outcome = run_as(Some(1), &["--confg", "a.toml"]);
+    assert!(outcome.stderr.starts_with("rank 1: error: unexpected argument '--confg'"), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_unreadable_log_filter_is_an_input_error() {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_haf-dist")).env("HAF_LOG", "a=b=c").args(["--config", "a"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.starts_with("error: HAF_LOG=a=b=c: not a log filter"), "{told}");
+}

@@ -1,0 +1,345 @@
+//! Promise: every logit, loss and gradient agrees with Hugging Face Transformers and plain PyTorch formulas.
+//!
+//! The golden files are made by tests/golden/make_golden.py. Each case is also run with separate packing, one pair at a
+//! time and with activation checkpointing, which must all give the golden numbers.
+
+use haf_dist::config::LossConfig;
+use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
+use haf_dist::data::{AnswerSpan, TokenPair};
+use haf_dist::engine::Engine;
+use haf_dist::engine::head::{Objective, PairLosses};
+use haf_dist::model::architecture::NormKind;
+use haf_dist::model::architecture::{Architecture, Residual};
+use haf_dist::model::decoder::Part;
+use haf_dist::model::segment::Use;
+use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::ops::Activation;
+use haf_dist::safetensors_io::Mapped;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// Names another device and kind than f32 on the CPU: "cuda f32" or "cuda bf16". launch/gpu-check.sh sets it for the test
+/// of losses and gradients; single logits are further off in bf16, and what a control notices in f32 may drown.
+const PLACE: &str = "HAF_DIST_TEST_GOLDEN";
+
+/// Where the cases run, and the largest ||a - b|| / ||b||, per tensor: of what is computed forward, and of gradients, of
+/// which bf16 keeps fewer digits where they nearly cancel (a key's bias).
+fn place() -> (Device, Kind, [f64; 2]) {
+    match std::env::var(PLACE).as_deref() {
+        Ok("cuda f32") => (Device::Cuda(0), Kind::Float, [1e-4; 2]),
+        Ok("cuda bf16") => (Device::Cuda(0), Kind::BFloat16, [5e-2, 3e-1]),
+        Ok("cpu bf16") => (Device::Cpu, Kind::BFloat16, [5e-2, 3e-1]),
+        Ok(other) => panic!("{PLACE} = {other:?}"),
+        Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
+    }
+}
+const CASES: [&str; 15] = [
+    "llama-tied",
+    "llama-untied",
+    "llama-linear",
+    "mistral",
+    "mistral-some-windows",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "smollm3",
+    "gpt-neox-parallel",
+    "gpt-neox-sequential",
+];
+
+struct Golden {
+    folder: PathBuf,
+    file: Mapped,
+    loss: LossConfig,
+    margins: Vec<f32>,
+}
+
+struct OwnedPair {
+    prefix: Vec<u32>,
+    chosen: Vec<u32>,
+    rejected: Vec<u32>,
+    prompt_length: usize,
+    margin: f32,
+    reference: [f32; 2],
+}
+
+impl Golden {
+    fn open(case: &str, file: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+        let file = Mapped::open(&folder.join(file)).unwrap();
+        let about: serde_json::Value = serde_json::from_str(&file.metadata()["golden"]).unwrap();
+        let loss = serde_json::from_value(about["loss"].clone()).unwrap();
+        let margins = serde_json::from_value(about["margins"].clone()).unwrap();
+        Self { folder, file, loss, margins }
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        Vec::try_from(self.file.read(name).unwrap().to_kind(Kind::Float).flatten(0, -1)).unwrap()
+    }
+
+    /// The pairs, always from the case's main file, with their longest common prefix split off.
+    fn pairs(&self) -> Vec<OwnedPair> {
+        let main = Mapped::open(&self.folder.join("golden.safetensors")).unwrap();
+        let ids = |name: String| -> Vec<u32> {
+            let ids: Vec<i64> = Vec::try_from(main.read(&name).unwrap()).unwrap();
+            ids.into_iter().map(|id| id as u32).collect()
+        };
+        let split = |(index, &margin): (usize, &f32)| {
+            let prompt = ids(format!("pair{index}.prompt"));
+            let join = |answer| [prompt.clone(), ids(format!("pair{index}.{answer}"))].concat();
+            let (chosen, rejected) = (join("chosen"), join("rejected"));
+            let common = chosen.iter().zip(&rejected).take_while(|(left, right)| left == right).count();
+            let common = common.min(chosen.len() - 1).min(rejected.len() - 1);
+            let reference = main.read(&format!("pair{index}.reference_logps")).unwrap().to_kind(Kind::Float);
+            OwnedPair {
+                prefix: chosen[..common].to_vec(),
+                chosen: chosen[common..].to_vec(),
+                rejected: rejected[common..].to_vec(),
+                prompt_length: prompt.len(),
+                margin,
+                reference: Vec::<f32>::try_from(reference).unwrap().try_into().unwrap(),
+            }
+        };
+        self.margins.iter().enumerate().map(split).collect()
+    }
+
+    fn engine(&self, folder: &Path, checkpointing: bool) -> Engine {
+        self.engine_of(folder, checkpointing, &|_| ())
+    }
+
+    /// With something else in the model's description.
+    fn engine_of(&self, folder: &Path, checkpointing: bool, change: &dyn Fn(&mut Architecture)) -> Engine {
+        let log_probs = self.loss.needs_policy();
+        let (device, kind, _) = place();
+        let options = LoadOptions { kind, device, purpose: Use::Train, log_probs };
+        let mut model = Model::load(folder, options).unwrap();
+        let main = Mapped::open(&self.folder.join("golden.safetensors")).unwrap();
+        let (index, _) = model.segment(Part::RewardHead).unwrap();
+        model.segments[index].set(0, &main.read("score.weight").unwrap());
+        change(&mut model.architecture);
+        Engine::new(model, checkpointing)
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        Objective {
+            config: &self.loss,
+            reward_weight: self.loss.effective_reward_weight(),
+            alpha: self.loss.effective_alpha(),
+            log_probs: self.loss.needs_policy(),
+        }
+    }
+}
+
+fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
+    let items = pairs.iter().enumerate().map(|(index, pair)| PairToPack {
+        index: from + index,
+        pair: TokenPair {
+            prefix: &pair.prefix,
+            chosen: &pair.chosen,
+            rejected: &pair.rejected,
+            spans: AnswerSpan::of_pair(pair.prompt_length, pair.prefix.len(), pair.chosen.len(), pair.rejected.len()),
+            margin: pair.margin,
+            domain: 0,
+            prompt_hash: 0,
+        },
+        reference: pair.reference,
+    });
+    PackedBatch::new(items, packing, place().0)
+}
+
+fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
+    let mine = mine.to_device(Device::Cpu).to_kind(Kind::Float);
+    let norm = golden.norm().double_value(&[]);
+    let difference = (&mine - golden).norm().double_value(&[]);
+    if norm == 0.0 { difference } else { difference / norm }
+}
+
+/// Runs the pairs `per_batch` at a time and compares losses and every gradient that the golden file holds. Returns the
+/// largest relative distance of a gradient.
+fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
+    let pairs = golden.pairs();
+    let mut losses: Vec<PairLosses> = Vec::new();
+    for (batch, chunk) in pairs.chunks(per_batch).enumerate() {
+        let packed = pack(chunk, batch * per_batch, packing);
+        losses.extend(engine.forward_backward(&packed, &golden.objective(), None).unwrap().read().unwrap());
+    }
+    let count = pairs.len() as f64;
+    let mean = |value: &dyn Fn(&PairLosses) -> f64| losses.iter().map(value).sum::<f64>() / count;
+    let reward = mean(&|loss| loss.reward_loss);
+    let policy = mean(&|loss| loss.policy_loss.unwrap_or(0.0));
+    let objective = golden.objective();
+    let expected = golden.floats("losses");
+    let close = |name: &str, mine: f64, golden: f32| {
+        let golden = f64::from(golden);
+        let near = (mine - golden).abs() <= place().2[0] * golden.abs().max(1.0);
+        if near { Ok(()) } else { Err(format!("{name}: {mine} is not {golden}")) }
+    };
+    if objective.reward_weight != 0.0 {
+        close("reward loss", reward, expected[0])?;
+    }
+    if objective.log_probs {
+        close("policy loss", policy, expected[1])?;
+    }
+    close("total", objective.reward_weight * reward + objective.alpha * policy, expected[2])?;
+    let (mut compared, mut farthest) = (0, 0f64);
+    for segment in engine.model.segments.iter().filter(|segment| segment.trains()) {
+        for (index, parameter) in segment.parameters.iter().enumerate() {
+            let name = format!("grad.{}", parameter.name);
+            if !golden.file.names().contains(&name) {
+                continue;
+            }
+            let mine = parameter.rows.to_file(&(segment.gradient_view(index).unwrap() / count));
+            let far = distance(&mine, &golden.file.read(&name).unwrap());
+            if far.is_nan() || far > place().2[1] {
+                return Err(format!("{name}: relative distance {far:.1e}"));
+            }
+            compared += 1;
+            farthest = farthest.max(far);
+        }
+    }
+    let expected = golden.file.names().iter().filter(|name| name.starts_with("grad.")).count();
+    if compared == expected { Ok(farthest) } else { Err(format!("{compared} of {expected} gradients compared")) }
+}
+
+#[test]
+fn losses_and_every_gradient_equal_pytorchs_in_every_packing() {
+    for case in CASES {
+        let mut farthest = 0f64;
+        let golden = Golden::open(case, "golden.safetensors");
+        for packing in [Packing::Shared, Packing::Separate] {
+            for per_batch in [1, 2, 5] {
+                for checkpointing in [false, true] {
+                    let engine = golden.engine(&golden.folder, checkpointing);
+                    let outcome = check(&golden, &engine, packing, per_batch);
+                    let what = format!("{case}, {packing:?}, {per_batch} a batch, checkpointing {checkpointing}");
+                    farthest = farthest.max(outcome.unwrap_or_else(|why| panic!("{what}: {why}")));
+                }
+            }
+        }
+        println!("{case}: largest relative distance of a gradient {farthest:.1e}");
+    }
+}
+
+#[test]
+fn every_loss_variant_equals_pytorchs() {
+    for variant in ["reward", "hinge", "ipo", "simpo", "sft"] {
+        let golden = Golden::open("llama-tied", &format!("golden-{variant}.safetensors"));
+        let engine = golden.engine(&golden.folder, false);
+        check(&golden, &engine, Packing::Shared, 5).unwrap_or_else(|why| panic!("{variant}: {why}"));
+    }
+}
+
+#[test]
+fn rewards_and_log_probs_equal_transformers() {
+    for case in CASES {
+        let golden = Golden::open(case, "golden.safetensors");
+        let engine = golden.engine(&golden.folder, false);
+        let pairs = golden.pairs();
+        for scores in engine.score(&pack(&pairs, 0, Packing::Shared), true).unwrap() {
+            let index = scores.index;
+            let rewards = golden.floats(&format!("pair{index}.rewards"));
+            let log_probs = golden.floats(&format!("pair{index}.logps"));
+            for answer in 0..2 {
+                let far = |mine: f64, golden: f32| (mine - f64::from(golden)).abs() / f64::from(golden).abs();
+                assert!(far(scores.rewards[answer], rewards[answer]) < place().2[0], "{case}, pair {index}");
+                assert!(far(scores.log_probs[answer], log_probs[answer]) < place().2[0], "{case}, pair {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_logit_equals_transformers() {
+    for case in CASES {
+        let golden = Golden::open(case, "golden.safetensors");
+        let engine = golden.engine(&golden.folder, false);
+        let (_, vocabulary) = engine.model.vocabulary().unwrap();
+        for (index, pair) in golden.pairs().iter().enumerate() {
+            let hidden = engine.hidden(&pack(std::slice::from_ref(pair), 0, Packing::Shared)).unwrap();
+            let mut logits = hidden.matmul(&vocabulary.weight(0).tr());
+            if engine.model.architecture.head_bias {
+                logits += vocabulary.weight(1);
+            }
+            if let Some(cap) = engine.model.architecture.logit_cap {
+                logits = (logits / cap).tanh() * cap;
+            }
+            // Rows of [prefix | chosen | rejected]: those of each whole sequence, in order.
+            let [prefix, chosen, rejected] = [&pair.prefix, &pair.chosen, &pair.rejected].map(|part| part.len() as i64);
+            let chosen_rows = logits.narrow(0, 0, prefix + chosen);
+            let rejected_rows =
+                Tensor::cat(&[logits.narrow(0, 0, prefix), logits.narrow(0, prefix + chosen, rejected)], 0);
+            for (answer, rows) in [("chosen", chosen_rows), ("rejected", rejected_rows)] {
+                let expected = golden.file.read(&format!("pair{index}.logits_{answer}")).unwrap();
+                assert_eq!(rows.size(), expected.size());
+                let far = distance(&rows, &expected);
+                assert!(far < place().2[0], "{case}, pair {index}, {answer}: {far:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sharded_weights_are_the_same_model() {
+    let golden = Golden::open("llama-linear", "golden.safetensors");
+    let engine = golden.engine(&golden.folder.join("sharded"), false);
+    check(&golden, &engine, Packing::Shared, 5).unwrap();
+}
+
+#[test]
+fn control_a_swapped_pair_or_a_shifted_reward_is_noticed() {
+    let golden = Golden::open("llama-tied", "golden.safetensors");
+    let run = |change: &dyn Fn(&mut PackedBatch)| {
+        let engine = golden.engine(&golden.folder, false);
+        let mut batch = pack(&golden.pairs(), 0, Packing::Shared);
+        change(&mut batch);
+        engine.forward_backward(&batch, &golden.objective(), None).unwrap();
+        let (index, _) = engine.model.segment(Part::Embedding).unwrap();
+        let mine = engine.model.segments[index].gradient_view(0).unwrap() / 5.0;
+        distance(&mine, &golden.file.read("grad.model.embed_tokens.weight").unwrap())
+    };
+    assert!(run(&|_| {}) < place().2[1]);
+    assert!(run(&|batch| batch.pairs[0].answers.swap(0, 1)) > 1e-3);
+    assert!(run(&|batch| batch.pairs[1].answers[0].reward_row -= 1) > 1e-3);
+    assert!(run(&|batch| batch.positions += 1 - batch.positions.clamp(0, 1)) > 1e-3);
+}
+
+#[test]
+fn control_a_model_without_one_of_its_specialities_is_noticed() {
+    let notice = |case: &str, what: &str, change: &dyn Fn(&mut Architecture)| {
+        let golden = Golden::open(case, "golden.safetensors");
+        let engine = golden.engine_of(&golden.folder, false, change);
+        let outcome = check(&golden, &engine, Packing::Shared, 5);
+        assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
+    };
+    let no_window = |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.rules.window = None);
+    let residual = |residual: Residual| {
+        move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
+    };
+    for case in ["mistral", "mistral-some-windows", "qwen2", "phi3", "gemma2", "gemma3", "smollm3"] {
+        notice(case, "its window", &no_window);
+    }
+    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3"] {
+        notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
+    }
+    notice("gemma2", "capped scores", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.rules.soft_cap = None);
+    });
+    notice("gemma2", "capped logits", &|model| model.logit_cap = None);
+    notice("gemma2", "scaled embeddings", &|model| model.embedding_scale = None);
+    notice("gemma2", "weights counted from 1", &|model| model.norm = NormKind::RootMeanSquare);
+    notice("gemma2", "its activation", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);
+    });
+    let no_norms = |model: &mut Architecture| model.norm = NormKind::RootMeanSquare;
+    notice("gemma3", "weights counted from 1", &no_norms);
+    notice("gemma3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
+    notice("smollm3", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("phi", "its residual", &residual(Residual::Sequential));
+    notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
+    notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));
+    notice("gpt-neox-sequential", "its residual", &residual(Residual::Parallel));
+}

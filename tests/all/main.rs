@@ -1,0 +1,58 @@
+//! Every promise that can be tested beside others in one process: a module a promise.
+//!
+//! Not here: what changes or measures its whole process (`alone/`), starts itself under mpirun (`mpi.rs`, `nccl.rs`), or
+//! breaks runs on purpose (`faults/`).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/job.rs"]
+mod job;
+#[path = "../common/property.rs"]
+mod property;
+#[path = "../common/steps.rs"]
+mod steps;
+#[path = "../common/tiny.rs"]
+mod tiny;
+
+mod added_tokens;
+mod beside;
+mod checkpoint;
+mod cli;
+mod communicator;
+mod comparison;
+mod config;
+mod damaged;
+mod equivalence;
+mod exported_template;
+mod families;
+mod foreign_models;
+mod formats;
+mod golden;
+mod gpu;
+mod head;
+mod house;
+mod hub;
+mod layouts;
+mod lora;
+mod metrics;
+mod ops;
+mod parquet;
+mod plan;
+mod preferences;
+mod prefetch;
+mod prepared;
+mod random_templates;
+mod reference;
+mod replicas;
+mod reward_at;
+mod rows;
+mod run_folder;
+mod runs;
+mod sampler;
+mod smollm2;
+mod templates;
+mod token_truth;
+mod tokenize;
+mod unused_keys;
