@@ -3,6 +3,7 @@
 //! Errors a user can cause are [`Kind::Input`] and end the program with exit code 2; everything else
 //! is [`Kind::Runtime`] and ends it with exit code 1, but for a run that was asked to stop, [`Kind::Stopped`].
 
+use crate::{memory, panics};
 use nix::errno::Errno;
 use std::path::Path;
 use std::{fmt, io};
@@ -84,10 +85,30 @@ impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        // libtorch appends a C++ stack to its first line.
-        let text = error.to_string();
-        Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default()))
+        Self::of_libtorch(&error.to_string())
     }
+}
+
+impl Error {
+    /// What libtorch threw, or its bindings said of it: a lack of memory with what to do about it.
+    pub fn of_libtorch(text: &str) -> Self {
+        if let Some(lack) = memory::lack_in(text) {
+            return Self::runtime(format!("out of memory: {lack}")).hint(memory::HINT);
+        }
+        // The bindings quote it, and libtorch appends a C++ stack to its first line.
+        let quoted = text.split_once("Torch(\"").map_or(text, |(_, quoted)| quoted);
+        let line = quoted.split(['\n', '"']).next().unwrap_or_default();
+        Self::runtime(format!("libtorch: {}", line.split("\\n").next().unwrap_or_default()))
+    }
+}
+
+/// Runs `call`, in which libtorch may fail: an error, where its bindings would panic. What `call` was changing must not be
+/// used after an error.
+///
+/// # Errors
+/// Those of `call`, and libtorch's.
+pub fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+    panics::contain_libtorch(call).unwrap_or_else(|text| Err(Error::of_libtorch(&text)))
 }
 
 /// Turns a failed file operation into an error that names the file: the user's to mend where the path or what lies there

@@ -52,7 +52,9 @@ fn end(bytes: usize) -> ! {
         digits[start] = b'0' + (rest % 10) as u8;
         rest /= 10;
     }
-    for part in [b"error: no memory for ", &digits[start..], b" bytes more\n  hint: ", HINT.as_bytes(), b"\n"] {
+    for part in
+        [b"error: out of memory: no room for ", &digits[start..], b" bytes more\n  hint: ", HINT.as_bytes(), b"\n"]
+    {
         // SAFETY: the bytes are there. Nothing can be done about a failed write.
         unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
     }
@@ -65,7 +67,9 @@ pub fn lack_in(panic: &str) -> Option<&str> {
     let signs = ["can't allocate memory", "out of memory", "std::bad_alloc"];
     let start = signs.iter().filter_map(|sign| panic.find(sign)).min()?;
     // Torch's words go on with its own call stack.
-    panic[start..].split(['\n', '"']).next().map(|words| words.split("\\n").next().unwrap_or(words))
+    // Whoever quotes it says first that memory is out.
+    let words = panic[start..].trim_start_matches("out of memory. ");
+    words.split(['\n', '"']).next().map(|words| words.split("\\n").next().unwrap_or(words))
 }
 
 #[cfg(test)]
@@ -82,7 +86,7 @@ mod tests {
         assert_eq!(lack_in("Torch(\"std::bad_alloc\")"), Some("std::bad_alloc"));
         assert_eq!(
             lack_in("Torch(\"CUDA out of memory. Tried to allocate 2 GiB\\nmore"),
-            Some("out of memory. Tried to allocate 2 GiB")
+            Some("Tried to allocate 2 GiB")
         );
         assert_eq!(lack_in("index out of bounds"), None);
     }

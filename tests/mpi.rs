@@ -9,12 +9,13 @@ mod common;
 #[path = "common/job.rs"]
 mod job;
 #[path = "common/steps.rs"]
+#[allow(dead_code)]
 mod steps;
 
 use common::conformance::CASES;
 use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, launch, mpi::Mpi, threads};
 use haf_dist::error::Error;
-use haf_dist::update::reducer::share_gradients;
+use haf_dist::update::reducer;
 use haf_dist::update::sharding;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
@@ -281,8 +282,8 @@ fn masters(comm: &CommThread, shard: bool) -> Vec<Tensor> {
     if shard {
         sharding::shard(&mut engine.model, comm);
     }
-    share_gradients(&mut engine.model, comm).expect("no rank is lost");
-    let mut trainer = steps::trainer(&config, comm, engine);
+    let buckets = reducer::buckets(&engine.model, comm).expect("no rank is lost");
+    let mut trainer = steps::trainer_with(&config, comm, (engine, buckets));
     for _ in 0..5 {
         trainer.step(5).expect("no rank is lost");
     }

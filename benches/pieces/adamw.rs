@@ -3,6 +3,7 @@
 use crate::fixtures::{KINDS, architecture, segment};
 use criterion::{Criterion, Throughput};
 use haf_dist::config::TrainConfig;
+use haf_dist::engine::Buckets;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::weights::Model;
 use haf_dist::update::optim::{AdamW, Update, gradient_squares};
@@ -12,11 +13,6 @@ fn model(kind: Kind) -> Model {
     let architecture = architecture(3);
     let parts: Vec<Part> = (0..architecture.blocks.len()).map(Part::Block).collect();
     let segments: Vec<_> = parts.iter().map(|&part| segment(part, &architecture, kind)).collect();
-    for segment in &segments {
-        for index in 0..segment.parameters.len() {
-            segment.add_gradient(index, &segment.value(index));
-        }
-    }
     Model {
         architecture,
         parts,
@@ -34,15 +30,19 @@ pub fn bench(criterion: &mut Criterion) {
     let update = Update { number: 3, learning_rate: 1e-5, head_learning_rate: 1e-5, gradient_scale: 0.06 };
     for (kind, name) in KINDS {
         let mut model = model(kind);
-        let mut optimiser = AdamW::new(&TrainConfig::default(), &model);
+        let optimiser = AdamW::new(&TrainConfig::default(), &mut model).unwrap();
+        let gradients = Buckets::of(&model).unwrap();
+        for (segment, bucket) in gradients.iter() {
+            bucket.flat().shallow_clone().copy_(&model.segments[segment].weights.flat);
+        }
         group.throughput(Throughput::Elements(model.parameter_count() as u64));
         group.bench_function(format!("step/{name}"), |bencher| {
-            bencher.iter(|| optimiser.step(&mut model, &update, |_, _| ()).expect("buffers of this crate"));
+            bencher.iter(|| optimiser.step(&mut model, &gradients, &update, |_, _| ()).expect("buffers of this crate"));
         });
         // Gradient sums are f32 in both kinds.
         if kind == Kind::Float {
             group.bench_function("norm", |bencher| {
-                bencher.iter(|| gradient_squares(&model).expect("buffers of this crate"));
+                bencher.iter(|| gradient_squares(&model, &gradients).expect("buffers of this crate"));
             });
         }
     }

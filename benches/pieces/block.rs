@@ -3,7 +3,7 @@
 use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random, segment};
 use criterion::{Criterion, Throughput};
 use haf_dist::data::batch::Packing;
-use haf_dist::model::decoder::{Block, Context, Part};
+use haf_dist::model::decoder::{Block, BlockSums, Context, Part};
 use haf_dist::model::rope::frequencies;
 use haf_dist::model::workspace::{Keep, Slot, Views, Workspace};
 use tch::Device;
@@ -16,7 +16,8 @@ pub fn bench(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
         let segment = segment(Part::Block(0), &shape, kind);
-        let block = Block::new(&shape, 0, &segment);
+        let mut bucket = segment.bucket();
+        let block = Block::new(&shape, 0, &segment.weights);
         let context = Context::new(
             haf_dist::ops::of(Device::Cpu),
             &shape,
@@ -35,7 +36,10 @@ pub fn bench(criterion: &mut Criterion) {
             bencher.iter(|| block.forward(state, &output, &context));
         });
         group.bench_function(format!("backward/{name}"), |bencher| {
-            bencher.iter(|| block.backward(state, &workspace.scratch, &context));
+            bencher.iter(|| {
+                let sums = BlockSums { base: bucket.as_mut(), adapter: None };
+                block.backward(state, sums, &mut workspace.scratch, &context)
+            });
         });
     }
     group.finish();

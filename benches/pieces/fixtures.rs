@@ -45,8 +45,8 @@ pub fn random(shape: &[i64], kind: Kind) -> Tensor {
 /// A part's segment with random weights, ready to train.
 pub fn segment(part: Part, architecture: &Architecture, kind: Kind) -> Segment {
     let mut segment = Segment::new(part.parameters(architecture), kind, Device::Cpu, Use::Train);
-    for index in 0..segment.parameters.len() {
-        let value = random(&segment.parameters[index].shape, Kind::Float);
+    for index in 0..segment.parameters().len() {
+        let value = random(&segment.parameters()[index].shape, Kind::Float);
         segment.set(index, &value);
     }
     segment

@@ -359,12 +359,13 @@ fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
 /// too, but for those within [`panics::contain`]. One that tells of no memory is an error, with exit code 1.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
-        if panics::contained() {
+        let message = panic.to_string();
+        if panics::becomes_an_error(&message) {
             return;
         }
-        if let Some(lack) = memory::lack_in(&panic.to_string()) {
+        if let Some(lack) = memory::lack_in(&message) {
             let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
-            terminal::note_bytes(format!("error: {rank}no memory: {lack}\n  hint: {}\n", memory::HINT).as_bytes());
+            terminal::note_bytes(format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::HINT).as_bytes());
             abort(1);
         }
         let thread = std::thread::current();

@@ -13,7 +13,7 @@ use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
 use crate::data::sampler::{self, Sampler};
 use crate::data::tokenize::{Encoded, Encoder};
-use crate::engine::Engine;
+use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::evaluate::reference;
 use crate::machine::Machine;
@@ -59,27 +59,28 @@ pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     };
     let model = adapter::load(&origin, options, config.lora.as_ref())?;
     setup::finish_check(check, comm)?;
-    let mut engine = Engine::new(model, config.train.activation_checkpointing);
+    let mut engine = Engine::new(model, config.train.activation_checkpointing)?;
     let (device, threads) = (machine.device, machine.threads);
     terminal::out(format_args!("{} compute on {device:?}, {threads} thread(s)\n", machine.dtype_name()))?;
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {
         true => {
             let all: Vec<usize> = (0..data.len()).collect();
-            reference::log_probs(&engine, (&data, &all), comm, None, budget, "debug")?
+            reference::log_probs(&mut engine, (&data, &all), comm, None, budget, "debug")?
         }
         false => Vec::new(),
     };
     let split = Split { name: "debug", data, references };
     let before = without_zeros(&mut engine)?;
-    let mut checks = vec![packed_scores(&engine, &split, config)?];
-    checks.push(packed_gradients(&mut engine, &split, config)?);
-    checks.push(finite_gradients(&engine));
-    clear(&mut engine);
+    let mut checks = vec![packed_scores(&mut engine, &split, config)?];
+    let mut buckets = Buckets::of(&engine.model)?;
+    checks.push(packed_gradients(&mut engine, &mut buckets, &split, config)?);
+    checks.push(finite_gradients(&engine, &buckets));
+    buckets.clear();
     for (index, values) in before {
-        engine.model.segments[index].compute.copy_(&values);
+        engine.model.segments[index].weights.flat.copy_(&values);
     }
-    checks.push(updates(config, engine, split, &machine, comm)?);
+    checks.push(updates(config, (engine, buckets), split, &machine, comm)?);
     report(&checks)
 }
 
@@ -146,16 +147,16 @@ fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
         (places.sin() * 0.1).view(shape)
     };
     for (index, (part, segment)) in engine.model.parts.iter().zip(&mut engine.model.segments).enumerate() {
-        let parameters = segment.parameters.len();
+        let parameters = segment.parameters().len();
         let zero = match part {
             Part::RewardHead => 0..1,
             // The second half are the Bs.
             Part::Adapter(_) => parameters / 2..parameters,
             _ => continue,
         };
-        before.push((index, segment.compute.copy()));
+        before.push((index, segment.weights.flat.copy()));
         for parameter in zero {
-            let shape = segment.parameters[parameter].shape.clone();
+            let shape = segment.parameters()[parameter].shape.clone();
             segment.set(parameter, &waves(&shape));
         }
     }
@@ -168,7 +169,7 @@ fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
 }
 
 /// Every pair packed with others, under the micro-batch budget, against itself alone with its prefix computed twice.
-fn packed_scores(engine: &Engine, split: &Split, config: &Config) -> Result<Check> {
+fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
     let log_probs = config.loss.needs_policy();
     let device = engine.model.device;
     let (mut reward, mut log_prob) = (0f64, 0f64);
@@ -188,21 +189,20 @@ fn packed_scores(engine: &Engine, split: &Split, config: &Config) -> Result<Chec
 }
 
 /// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.
-fn packed_gradients(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
+fn packed_gradients(engine: &mut Engine, buckets: &mut Buckets, split: &Split, config: &Config) -> Result<Check> {
     let objective = train::objective_of_step(config, 0);
     let device = engine.model.device;
     for index in 0..split.data.len() {
-        engine.forward_backward(&split.pack(&[index], Packing::Separate, device), &objective, None)?;
+        engine.forward_backward(&split.pack(&[index], Packing::Separate, device), &objective, buckets)?;
     }
-    let gradients = engine.model.segments.iter().map(|segment| segment.gradient.as_ref().map(Tensor::copy));
-    let alone: Vec<Option<Tensor>> = gradients.collect();
-    clear(engine);
+    let alone: Vec<Tensor> = buckets.iter().map(|(_, bucket)| bucket.flat().copy()).collect();
+    buckets.clear();
     for batch in batches(split, config) {
-        engine.forward_backward(&split.pack(&batch, Packing::Shared, device), &objective, None)?;
+        engine.forward_backward(&split.pack(&batch, Packing::Shared, device), &objective, buckets)?;
     }
     let (mut worst, mut place) = (0f64, String::from("-"));
-    for ((segment, alone), part) in engine.model.segments.iter().zip(&alone).zip(&engine.model.parts) {
-        let (Some(packed), Some(alone)) = (&segment.gradient, alone) else { continue };
+    for ((segment, packed), alone) in buckets.iter().zip(&alone) {
+        let (part, packed) = (engine.model.parts[segment], packed.flat());
         let norm = alone.norm().double_value(&[]);
         let distance = (packed - alone).norm().double_value(&[]);
         let relative = if norm == 0.0 { distance } else { distance / norm };
@@ -221,18 +221,12 @@ fn batches(split: &Split, config: &Config) -> Vec<Vec<usize>> {
     sampler::micro_batches(&tokens, config.train.tokens_per_micro_batch)
 }
 
-fn clear(engine: &mut Engine) {
-    engine.model.segments.iter_mut().for_each(|segment| segment.clear_gradient());
-}
-
-fn finite_gradients(engine: &Engine) -> Check {
+fn finite_gradients(engine: &Engine, buckets: &Buckets) -> Check {
     let (mut bad, mut count) = (Vec::new(), 0);
-    for segment in engine.model.segments.iter().filter(|segment| segment.trains()) {
-        for (index, parameter) in segment.parameters.iter().enumerate() {
+    for (segment, bucket) in buckets.iter() {
+        for (sum, parameter) in bucket.views().iter().zip(engine.model.segments[segment].parameters().iter()) {
             count += 1;
-            let finite =
-                segment.gradient_view(index).is_none_or(|gradient| gradient.isfinite().all().int64_value(&[]) == 1);
-            if !finite {
+            if sum.isfinite().all().int64_value(&[]) != 1 {
                 bad.push(parameter.name.clone());
             }
         }
@@ -242,14 +236,20 @@ fn finite_gradients(engine: &Engine) -> Check {
 }
 
 /// A few updates as the run would make them; the loss must stay finite.
-fn updates(config: &Config, engine: Engine, split: Split, machine: &Machine, comm: &CommThread) -> Result<Check> {
+fn updates(
+    config: &Config,
+    engine: (Engine, Buckets),
+    split: Split,
+    machine: &Machine,
+    comm: &CommThread,
+) -> Result<Check> {
     let mut config = config.clone();
     config.train.pairs_per_step = config.train.pairs_per_step.min(split.data.len());
     (config.train.steps, config.train.epochs) = (Some(STEPS), None);
     let data = &config.data;
     let sampler =
         Sampler::new(split.data.source_ranges(), &[1.0], config.train.pairs_per_step, data.shuffle, data.seed)?;
-    let mut trainer = Trainer::new(&config, comm, engine, sampler, split, None, machine.threads);
+    let mut trainer = Trainer::new(&config, comm, engine, sampler, split, None, machine.threads)?;
     let mut losses = Vec::new();
     for _ in 0..STEPS {
         let (metrics, updated) = trainer.step(STEPS)?;

@@ -29,10 +29,10 @@ pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, com
         logging::above_progress(|| terminal::note(data.report().render()));
     }
     let references = opened.references(&data, &machine, comm)?;
-    let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
+    let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
     let budget = scoring.tokens_per_micro_batch;
     let all: Vec<usize> = (0..data.len()).collect();
-    let scores = score_pairs(&engine, (&data, &all), comm, budget, reported.policy, "eval")?;
+    let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "eval")?;
     let references = references.unwrap_or_default();
     let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
     if comm.rank() == 0 {

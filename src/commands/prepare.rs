@@ -33,11 +33,11 @@ pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
         drop(work);
         setup::finish_check(check, comm)?;
         setup::share_weights(&mut model, comm)?;
-        let engine = Engine::new(model, false);
+        let mut engine = Engine::new(model, false)?;
         let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
         let model_key = setup::model_keys(&origin, comm)?.base;
         let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);
-        setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
+        setup::all_references(splits, &mut sampler, config, &mut engine, cache, comm)?;
     }
     if comm.rank() == 0 {
         terminal::out(format_args!("prepared in {}", config.data.cache_dir.display()))?;

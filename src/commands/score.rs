@@ -61,11 +61,11 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
         let data = comm.agree(PreparedData::from_pairs(kept))?;
         alike::data("scored", &data, comm)?;
         let references = opened.references(&data, &machine, comm)?;
-        let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
+        let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let budget = scoring.tokens_per_micro_batch;
-        let log_probs = engine.model.vocabulary().is_some();
+        let log_probs = engine.order.vocabulary().is_some();
         let all: Vec<usize> = (0..data.len()).collect();
-        let scores = score_pairs(&engine, (&data, &all), comm, budget, log_probs, "score")?;
+        let scores = score_pairs(&mut engine, (&data, &all), comm, budget, log_probs, "score")?;
         let references = references.unwrap_or_default();
         let policy = Policy { reported, log_probs };
         lines.extend(

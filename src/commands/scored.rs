@@ -147,10 +147,10 @@ impl Opened {
         }
         let cache = (comm.rank() == 0).then(|| setup::reference_cache(keys.base, data, &self.config, machine));
         let base = Origin { adapter: None, ..origin };
-        let engine = load(&base, true, machine, comm)?;
+        let mut engine = load(&base, true, machine, comm)?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
-        reference::log_probs(&engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
+        reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
     }
 
     /// The model itself; warns of a reward head that says nothing. `with_policy`: implicit rewards can be computed and are
@@ -169,7 +169,7 @@ impl Opened {
             ));
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
-        let policy = with_policy && engine.model.vocabulary().is_some();
+        let policy = with_policy && engine.order.vocabulary().is_some();
         if comm.rank() == 0 && head_is_zero(&engine) {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base).display();
             let instead = if policy { "; read what the policy says: `implicit`, policy accuracy" } else { "" };
@@ -222,7 +222,7 @@ impl Opened {
 /// Whether the reward head gives every answer the reward 0.
 fn head_is_zero(engine: &Engine) -> bool {
     let head = engine.model.segment(Part::RewardHead);
-    head.is_some_and(|(_, head)| head.weight(0).abs().max().double_value(&[]) == 0.0)
+    head.is_some_and(|(_, head)| head.weights.view(0).abs().max().double_value(&[]) == 0.0)
 }
 
 /// The model with rank 0's weights.
@@ -233,7 +233,7 @@ fn load(origin: &Origin, log_probs: bool, machine: &Machine, comm: &CommThread) 
     let mut model = comm.agree(adapter::load(origin, options, None))?;
     drop(work);
     setup::share_weights(&mut model, comm)?;
-    Ok(Engine::new(model, false))
+    Engine::new(model, false)
 }
 
 /// For a folder without a run's config: what it says itself of how it was trained. One that says nothing is another program's:

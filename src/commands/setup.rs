@@ -133,10 +133,13 @@ pub fn prepared(
 /// Models of other sizes, or a lost rank.
 pub fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
     let _work = comm.at_work("handing the weights out");
-    let values = |segment: &Segment| segment.master.as_ref().unwrap_or(&segment.compute).shallow_clone();
+    let values = |segment: &Segment| {
+        let master = segment.state.as_ref().map(|state| &state.master);
+        master.unwrap_or(&segment.weights.flat).shallow_clone()
+    };
     let weights: Vec<_> = model.segments.iter().map(values).collect();
     comm.broadcast_together("the weights of rank 0".into(), &weights, 0)?;
-    model.segments.iter_mut().for_each(Segment::refresh_compute);
+    model.segments.iter_mut().for_each(Segment::refresh_weights);
     Ok(())
 }
 
@@ -146,7 +149,7 @@ fn with_references(
     name: &'static str,
     (data, needed): (PreparedData, &[usize]),
     config: &Config,
-    engine: &Engine,
+    engine: &mut Engine,
     cache: impl Fn(&PreparedData) -> ReferenceCache,
     comm: &CommThread,
 ) -> Result<Split> {
@@ -164,12 +167,12 @@ pub fn all_references(
     splits: Splits,
     sampler: &mut Sampler,
     config: &Config,
-    engine: &Engine,
+    engine: &mut Engine,
     cache: impl Fn(&PreparedData) -> ReferenceCache,
     comm: &CommThread,
 ) -> Result<(Split, Option<Split>, Option<Split>)> {
     let of_run = sampler.pairs_of_run(total_steps(config, sampler));
-    let complete = |name, data: PreparedData, needed: Option<&[usize]>| {
+    let mut complete = |name, data: PreparedData, needed: Option<&[usize]>| {
         let all: Vec<usize> = (0..data.len()).collect();
         with_references(name, (data, needed.unwrap_or(&all)), config, engine, &cache, comm)
     };

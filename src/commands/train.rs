@@ -7,7 +7,7 @@ use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::Encoder;
-use crate::engine::Engine;
+use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::machine::{Machine, backend};
@@ -49,11 +49,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let self_test = Planned::of(&encoder);
     let mut engine = load(config, &origin, &machine, comm)?;
     setup::finish_check(check, comm)?;
-    setup::share_weights(&mut engine.model, comm)?;
-    if config.parallel.shard_optimizer && comm.world_size() > 1 {
-        sharding::shard(&mut engine.model, comm);
-    }
-    reducer::share_gradients(&mut engine.model, comm)?;
+    let buckets = make_alike(config, &mut engine, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
     if comm.rank() == 0 {
         train::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
@@ -69,8 +65,8 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let key = (train::data_key(config, &splits.train), format!("{:032x}", keys.start));
     let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
     let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
-    let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &engine, cache, comm)?;
-    let mut trainer = Trainer::new(config, comm, engine, sampler, train, dev, machine.threads);
+    let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &mut engine, cache, comm)?;
+    let mut trainer = Trainer::new(config, comm, (engine, buckets), sampler, train, dev, machine.threads)?;
     trainer.state.model_key = key.1;
     trainer.saving = Some(Saving { run: run.clone(), origin, model_files, pad_token, templates, self_test });
     if resume {
@@ -83,6 +79,20 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let listening = Listening::start(trainer.stop.clone())?;
     trainer.run()?;
     drop(listening);
+    finish(trainer, test, total)
+}
+
+/// Gives every rank the weights of rank 0, or the share of their masters that is its own, and buckets to sum gradients in.
+fn make_alike(config: &Config, engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
+    setup::share_weights(&mut engine.model, comm)?;
+    if config.parallel.shard_optimizer && comm.world_size() > 1 {
+        sharding::shard(&mut engine.model, comm);
+    }
+    reducer::buckets(&engine.model, comm)
+}
+
+/// After the last step: the test pairs, and the closing table.
+fn finish(mut trainer: Trainer, test: Option<Split>, total: usize) -> Result<()> {
     if total > 0 && trainer.state.updates_skipped >= total {
         return Err(Error::runtime("no update was made: gradients were never finite")
             .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
@@ -91,10 +101,10 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
         Some(test) => test_and_record(&mut trainer, test)?,
         None => Vec::new(),
     };
-    // The bar goes before the table comes.
+    // Clears the progress bar before the table is printed.
     trainer.sinks.clear();
-    if comm.rank() == 0 {
-        closing(config, &trainer, &rows)?;
+    if trainer.comm.rank() == 0 {
+        closing(trainer.config, &trainer, &rows)?;
     }
     Ok(())
 }
@@ -144,7 +154,7 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
         true => info!("the model brings a reward head: training goes on from it, not from zero"),
         false => info!("the model brings no reward head: it starts at zero"),
     }
-    Ok(Engine::new(model, config.train.activation_checkpointing))
+    Engine::new(model, config.train.activation_checkpointing)
 }
 
 /// Checks the disk, then makes the run's folder and claims it.

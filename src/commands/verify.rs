@@ -91,10 +91,10 @@ pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
     let rewards = match comm.agree(checkpoint::data_of(sequences))? {
         None => Vec::new(),
         Some(data) => {
-            let Scored { engine, .. } = opened.model(false, &machine, comm)?;
+            let Scored { mut engine, .. } = opened.model(false, &machine, comm)?;
             let all: Vec<usize> = (0..data.len()).collect();
             let budget = opened.config.train.tokens_per_micro_batch;
-            let scores = score_pairs(&engine, (&data, &all), comm, budget, false, "verify")?;
+            let scores = score_pairs(&mut engine, (&data, &all), comm, budget, false, "verify")?;
             scores.iter().map(|scores| scores.rewards[0]).collect()
         }
     };

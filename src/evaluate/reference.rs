@@ -29,7 +29,7 @@ const STORE_EVERY: Duration = Duration::from_secs(60);
 /// # Errors
 /// A lost rank, log-probs that are not finite, or a cache folder that cannot be written.
 pub fn log_probs(
-    engine: &Engine,
+    engine: &mut Engine,
     (data, needed): (&PreparedData, &[usize]),
     comm: &CommThread,
     cache: Option<&ReferenceCache>,
@@ -45,7 +45,6 @@ pub fn log_probs(
     }
     let _span = trace_span!("reference pass", split, pairs = missing.len()).entered();
     let started = Instant::now();
-    let _base_alone = engine.without_adapters();
     let kept = needed.len() - missing.len();
     let and_kept = if kept > 0 { format!("; {kept} are in the cache") } else { String::new() };
     info!("reference log-probs of {split}: computing {} pairs with the starting model{and_kept}", missing.len());
@@ -54,7 +53,10 @@ pub fn log_probs(
     let mut stored = Instant::now();
     for part in parts(&tokens, PART * tokens_per_micro_batch * comm.world_size()) {
         let pairs = &missing[part.clone()];
-        for scores in score_part(engine, (data, pairs), comm, tokens_per_micro_batch, true, &mut progress)? {
+        let scored = engine.without_adapters(|base| {
+            score_part(base, (data, pairs), comm, tokens_per_micro_batch, true, &mut progress)
+        })?;
+        for scores in scored {
             values[scores.index] = scores.log_probs.map(|value| value as f32);
         }
         let due = part.end == missing.len() || stored.elapsed() >= STORE_EVERY;

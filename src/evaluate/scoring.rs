@@ -60,7 +60,7 @@ impl Drop for Progress<'_> {
 /// # Errors
 /// A lost rank, scores that are not finite, or log-probs asked of a model without a language-model head.
 pub fn score_pairs(
-    engine: &Engine,
+    engine: &mut Engine,
     (data, pairs): (&PreparedData, &[usize]),
     comm: &CommThread,
     tokens_per_micro_batch: usize,
@@ -76,7 +76,7 @@ pub fn score_pairs(
 /// # Errors
 /// As [`score_pairs`].
 pub fn score_part(
-    engine: &Engine,
+    engine: &mut Engine,
     (data, pairs): (&PreparedData, &[usize]),
     comm: &CommThread,
     tokens_per_micro_batch: usize,

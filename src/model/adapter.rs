@@ -11,7 +11,7 @@ use super::segment::{Parameter, Segment, Use};
 use super::weight_files::WeightFiles;
 use super::weights::{LoadOptions, Model};
 use crate::config::LoraConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, libtorch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,6 +85,10 @@ pub fn local_base(folder: &Path, config: &PeftConfig) -> Option<PathBuf> {
 /// # Errors
 /// As [`Model::load`]; an adapter that does not fit its base or the config; training from an adapter without `[lora]`.
 pub fn load(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>) -> Result<Model> {
+    libtorch(|| load_with(origin, options, config))
+}
+
+fn load_with(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>) -> Result<Model> {
     let Some(folder) = &origin.adapter else {
         let Some(config) = config else { return Model::load(&origin.base, options) };
         let lora = Lora::new(config, &Architecture::open(&origin.base)?)?;
@@ -101,8 +105,8 @@ pub fn load(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>) 
     }
     let mut model = frozen(&origin.base, &found, options)?;
     for segment in adapters(&mut model) {
-        for index in 0..segment.parameters.len() {
-            let Parameter { name, rows, .. } = &segment.parameters[index];
+        for index in 0..segment.parameters().len() {
+            let Parameter { name, rows, .. } = &segment.parameters()[index];
             let value = rows.to_memory(&files.read(name)?);
             segment.set(index, &value);
         }
@@ -121,7 +125,7 @@ fn frozen(base: &Path, lora: &Lora, options: LoadOptions) -> Result<Model> {
         model.segments.push(Segment::new(parameters, Kind::Float, options.device, options.purpose));
     }
     if let Some((index, head)) = model.segment(Part::RewardHead) {
-        let value = head.weight(0).copy();
+        let value = head.weights.view(0).copy();
         let mut trained = Segment::new(
             Part::RewardHead.parameters(&model.architecture),
             Kind::Float,
@@ -138,8 +142,8 @@ fn frozen(base: &Path, lora: &Lora, options: LoadOptions) -> Result<Model> {
 /// depends on the seed and its name alone.
 fn start(model: &mut Model, seed: u64) {
     for segment in adapters(model) {
-        for index in 0..segment.parameters.len() / 2 {
-            let parameter = segment.parameters[index].clone();
+        for index in 0..segment.parameters().len() / 2 {
+            let parameter = segment.parameters()[index].clone();
             let mut random = ChaCha8Rng::seed_from_u64(xxh3_64_with_seed(parameter.name.as_bytes(), seed));
             let bound = 1.0 / (parameter.shape[1] as f32).sqrt();
             let values: Vec<f32> = (0..parameter.length).map(|_| random.random_range(-bound..bound)).collect();

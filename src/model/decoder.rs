@@ -8,63 +8,37 @@
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
 //! key/value heads, E head width, F width of the MLP.
 
-use super::architecture::NormKind;
-use super::architecture::{Architecture, BeforeMlp, BlockDescription, Residual};
+use super::architecture::{Architecture, BeforeMlp, BlockDescription, NormKind, Residual};
 use super::head_norm::{HeadNorm, HeadsKept};
 use super::layout::{Places, Projection};
 use super::lora::Adapter;
 use super::norm::{Norm, Statistics};
-use super::rope;
-use super::segment::Segment;
+use super::segment::{Bucket, Weights};
 use super::workspace::{BlockState, Buffers, Slot};
-use crate::error::{Error, Result};
-use crate::ops::{Angles, AttentionPlan, Direction, NormGradients, Ops, Scratch};
-use crate::packing::{AttentionRules, Group, HeadCounts};
-use tch::{Device, Kind, Tensor};
+use crate::error::Result;
+use crate::ops::{Direction, NormGradients, Scratch};
+use crate::packing::HeadCounts;
+use tch::Tensor;
 
+pub use super::context::Context;
 pub use super::layout::Part;
-
-/// What the blocks of one micro-batch share.
-pub struct Context {
-    /// Which rows see which, under each of the model's rules.
-    attention: Vec<(AttentionRules, AttentionPlan)>,
-    /// The angles of each of the model's rotations, by position.
-    angles: Vec<Angles>,
-}
-
-impl Context {
-    /// For packed groups and their positions `[T]`; `frequencies` of each rotation, as from `rope::frequencies`.
-    pub fn new(
-        ops: &dyn Ops,
-        architecture: &Architecture,
-        (groups, positions): (&[Group], &Tensor),
-        frequencies: &[Vec<f32>],
-        (kind, device): (Kind, Device),
-    ) -> Self {
-        let mut attention: Vec<(AttentionRules, AttentionPlan)> = Vec::new();
-        for BlockDescription { rules, heads, .. } in &architecture.blocks {
-            if !attention.iter().any(|(known, _)| known == rules) {
-                attention.push((*rules, ops.plan_attention(groups, *heads, *rules, (kind, device))));
-            }
-        }
-        let angles = frequencies.iter().map(|frequencies| rope::angles(positions, frequencies, device)).collect();
-        Self { attention, angles }
-    }
-
-    fn attention(&self, rules: &AttentionRules) -> Result<&AttentionPlan> {
-        let plan = self.attention.iter().find(|(known, _)| known == rules);
-        plan.map(|(_, plan)| plan).ok_or_else(|| Error::runtime("a block without a plan of attention"))
-    }
-}
 
 /// One block: what it is and where its parameters lie.
 pub struct Block<'a> {
     architecture: &'a Architecture,
     description: &'a BlockDescription,
-    segment: &'a Segment,
+    weights: &'a Weights,
     adapter: Option<Adapter<'a>>,
     rows: Option<&'a Tensor>,
     places: Places,
+}
+
+/// Where the gradients of a block's parameters are added; nowhere where they are not trained.
+pub struct BlockSums<'a> {
+    /// Of its own parameters.
+    pub base: Option<&'a mut Bucket>,
+    /// Of its adapters.
+    pub adapter: Option<&'a mut Bucket>,
 }
 
 /// A norm of what a half of a block adds: its place, and what it keeps.
@@ -75,10 +49,10 @@ struct PostNorm<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// The block of this number, whose parameters are in `segment`.
-    pub fn new(architecture: &'a Architecture, index: usize, segment: &'a Segment) -> Self {
+    /// The block of this number, whose parameters are `weights`.
+    pub fn new(architecture: &'a Architecture, index: usize, weights: &'a Weights) -> Self {
         let (description, places) = (&architecture.blocks[index], Places::of(architecture, index));
-        Self { architecture, description, segment, adapter: None, rows: None, places }
+        Self { architecture, description, weights, adapter: None, rows: None, places }
     }
 
     /// The same block with adapters, beside which its own parameters are frozen.
@@ -111,7 +85,7 @@ impl<'a> Block<'a> {
     /// Attention: the block's input -> `Slot::Attended`; its norm, if it has one, stays in `Slot::Normed`. Returns the
     /// log-sum-exps of each attention call.
     fn attend(&self, at: &Buffers, context: &Context) -> Result<Vec<Tensor>> {
-        let (heads, ops) = (self.description.heads, self.segment.ops);
+        let (heads, ops) = (self.description.heads, self.weights.ops);
         let read = match self.norm(self.places.input_norm) {
             Some(norm) => {
                 norm.forward(&at[Slot::Input], &at[Slot::Normed], &self.input_statistics(at))?;
@@ -119,9 +93,9 @@ impl<'a> Block<'a> {
             }
             None => &at[Slot::Input],
         };
-        self.project(read, &self.places.query_key_value, &at[Slot::QueryKeyValue]);
+        self.project(read, &self.places.query_key_value, &at[Slot::QueryKeyValue])?;
         let rows = heads_of(&at[Slot::QueryKeyValue], heads);
-        for (norm, kept) in self.query_key_norms(at) {
+        for (_, norm, kept) in self.query_key_norms(at) {
             norm.forward(ops, &rows, kept)?;
         }
         if let Some(rotation) = self.description.rotation {
@@ -133,7 +107,7 @@ impl<'a> Block<'a> {
 
     /// What follows attention, every row for itself: its result and the block's input -> `output`.
     fn follow(&self, at: &Buffers, output: &Tensor) -> Result<()> {
-        let (places, ops) = (&self.places, self.segment.ops);
+        let (places, ops) = (&self.places, self.weights.ops);
         self.contribute(&at[Slot::Attended], &places.attention_output, self.post_attention(at), at)?;
         let (input, change, middle) = (&at[Slot::Input], &at[Slot::Change], &at[Slot::Middle]);
         let own = self.norm(places.mlp_norm).filter(|_| self.description.norms.before_mlp == BeforeMlp::Own);
@@ -149,7 +123,7 @@ impl<'a> Block<'a> {
                 }
             }
         }
-        self.project(self.mlp_input(at), &places.up, &at[Slot::Inner]);
+        self.project(self.mlp_input(at), &places.up, &at[Slot::Inner])?;
         ops.activate(self.description.mlp.kind, &at[Slot::Inner], &at[Slot::Activated])?;
         self.contribute(&at[Slot::Activated], &places.down, self.post_mlp(at), at)?;
         ops.add(middle, change, output)
@@ -167,69 +141,75 @@ impl<'a> Block<'a> {
         let change = &at[Slot::Change];
         match post_norm {
             Some(PostNorm { place, before, statistics }) => {
-                self.project(result, projection, before);
-                norm_of(self.architecture, self.segment, place).forward(before, change, &statistics)?;
+                self.project(result, projection, before)?;
+                norm_of(self.architecture, self.weights, place).forward(before, change, &statistics)?;
             }
-            None => self.project(result, projection, change),
+            None => self.project(result, projection, change)?,
         }
         if let Some(scale) = self.description.residual_scale {
-            let _ = change.shallow_clone().g_mul_scalar_(scale);
+            let _ = change.shallow_clone().f_mul_scalar_(scale)?;
         }
         Ok(())
     }
 
     /// Gradient of the output in the first N rows of `Slot::Gradient` [T, D] -> gradient of the input, in all T of them;
-    /// parameter gradients go to the bucket.
+    /// parameter gradients are added to `sums`.
     ///
     /// # Errors
     /// As [`Block::forward`].
-    pub fn backward(&self, state: &BlockState, scratch: &Scratch, context: &Context) -> Result<()> {
+    pub fn backward(
+        &self,
+        state: &BlockState,
+        mut sums: BlockSums,
+        scratch: &mut Scratch,
+        context: &Context,
+    ) -> Result<()> {
         let at = &state.buffers;
         match self.rows {
             Some(rows) => {
-                self.follow_backward(&at.of_rows(rows), scratch)?;
+                self.follow_backward(&at.of_rows(rows), &mut sums, scratch)?;
                 spread(&at[Slot::AttendedGradient], rows);
                 spread(&at[Slot::MiddleGradient], rows);
             }
-            None => self.follow_backward(at, scratch)?,
+            None => self.follow_backward(at, &mut sums, scratch)?,
         }
-        self.attend_backward(state, scratch, context)
+        self.attend_backward(state, &mut sums, scratch, context)
     }
 
     /// The backward pass of [`Block::follow`]: from `Slot::Gradient` to `Slot::AttendedGradient`, and to what reaches the
     /// input besides, in `Slot::MiddleGradient`.
-    fn follow_backward(&self, at: &Buffers, scratch: &Scratch) -> Result<()> {
-        let (places, ops, mlp) = (&self.places, self.segment.ops, self.description.mlp.kind);
+    fn follow_backward(&self, at: &Buffers, sums: &mut BlockSums, scratch: &mut Scratch) -> Result<()> {
+        let (places, ops, mlp) = (&self.places, self.weights.ops, self.description.mlp.kind);
         let parallel = self.description.residual == Residual::Parallel;
         // The MLP, from its output to the hidden states that it read.
-        let gradient = self.contribute_backward(&at[Slot::Gradient], self.post_mlp(at), at)?;
-        self.input_gradient(gradient, &places.down, &at[Slot::ActivatedGradient]);
+        let gradient = self.contribute_backward(&at[Slot::Gradient], self.post_mlp(at), at, sums)?;
+        let through = self.input_gradient(gradient, &places.down, &at[Slot::ActivatedGradient])?;
         let (given, activated) = (&at[Slot::ActivatedGradient], &at[Slot::Activated]);
         ops.activate_backward(mlp, &at[Slot::Inner], given, activated, &at[Slot::InnerGradient])?;
-        self.project_backward(&places.down, gradient, activated, scratch)?;
+        self.project_backward(&places.down, [gradient, activated], through, sums, scratch)?;
         let read = if parallel { &at[Slot::Input] } else { &at[Slot::Middle] };
         let (inner, output) = (&at[Slot::InnerGradient], &at[Slot::Change]);
+        let through = self.input_gradient(inner, &places.up, output)?;
         match self.norm(places.mlp_norm) {
             Some(norm) => {
                 let shared = self.description.norms.before_mlp == BeforeMlp::Shared;
                 let statistics = if shared { self.input_statistics(at) } else { self.middle_statistics(at) };
                 norm.apply(read, &statistics, &at[Slot::Normed])?;
-                self.project_backward(&places.up, inner, &at[Slot::Normed], scratch)?;
-                self.input_gradient(inner, &places.up, output);
+                self.project_backward(&places.up, [inner, &at[Slot::Normed]], through, sums, scratch)?;
                 let (residual, input) = (Some(&at[Slot::Gradient]), &at[Slot::MiddleGradient]);
-                norm.backward(NormGradients { output, residual, input }, read, &statistics)?;
+                let gradients = NormGradients { output, residual, input };
+                norm.backward(gradients, read, &statistics, sums.base.as_deref_mut())?;
             }
             None => {
-                self.project_backward(&places.up, inner, read, scratch)?;
-                self.input_gradient(inner, &places.up, output);
+                self.project_backward(&places.up, [inner, read], through, sums, scratch)?;
                 ops.add(output, &at[Slot::Gradient], &at[Slot::MiddleGradient])?;
             }
         }
         // From there to attention's result. Side by side both halves have the same gradient.
         let gradient = if parallel { &at[Slot::Gradient] } else { &at[Slot::MiddleGradient] };
-        let gradient = self.contribute_backward(gradient, self.post_attention(at), at)?;
-        self.input_gradient(gradient, &places.attention_output, &at[Slot::AttendedGradient]);
-        self.project_backward(&places.attention_output, gradient, &at[Slot::Attended], scratch)
+        let gradient = self.contribute_backward(gradient, self.post_attention(at), at, sums)?;
+        let through = self.input_gradient(gradient, &places.attention_output, &at[Slot::AttendedGradient])?;
+        self.project_backward(&places.attention_output, [gradient, &at[Slot::Attended]], through, sums, scratch)
     }
 
     /// Gradient of the projection's output that [`Block::contribute`] made, from that of what it added; it may come to lie
@@ -239,6 +219,7 @@ impl<'a> Block<'a> {
         gradient: &'b Tensor,
         post_norm: Option<PostNorm>,
         at: &'b Buffers,
+        sums: &mut BlockSums,
     ) -> Result<&'b Tensor> {
         let change = &at[Slot::Change];
         match (post_norm, self.description.residual_scale) {
@@ -248,7 +229,8 @@ impl<'a> Block<'a> {
                 let scaled = scale.map(|scale| gradient.f_mul_scalar(scale)).transpose()?;
                 let output = scaled.as_ref().unwrap_or(gradient);
                 let gradients = NormGradients { output, residual: None, input: change };
-                norm_of(self.architecture, self.segment, place).backward(gradients, before, &statistics)?;
+                let norm = norm_of(self.architecture, self.weights, place);
+                norm.backward(gradients, before, &statistics, sums.base.as_deref_mut())?;
             }
         }
         Ok(change)
@@ -256,8 +238,14 @@ impl<'a> Block<'a> {
 
     /// From `Slot::AttendedGradient`, and what reaches the input besides, to the gradient of the input in
     /// `Slot::Gradient`.
-    fn attend_backward(&self, state: &BlockState, scratch: &Scratch, context: &Context) -> Result<()> {
-        let (places, heads, ops, at) = (&self.places, self.description.heads, self.segment.ops, &state.buffers);
+    fn attend_backward(
+        &self,
+        state: &BlockState,
+        sums: &mut BlockSums,
+        scratch: &mut Scratch,
+        context: &Context,
+    ) -> Result<()> {
+        let (places, heads, ops, at) = (&self.places, self.description.heads, self.weights.ops, &state.buffers);
         let rows_gradient = heads_of(&at[Slot::QueryKeyValueGradient], heads);
         ops.attention_backward(
             context.attention(&self.description.rules)?,
@@ -270,30 +258,32 @@ impl<'a> Block<'a> {
         if let Some(rotation) = self.description.rotation {
             ops.rotate(&rows_gradient, heads.query + heads.key, &context.angles[rotation], Direction::Backward)?;
         }
-        for (norm, kept) in self.query_key_norms(at) {
-            norm.backward(ops, &rows_gradient, kept)?;
+        for (place, norm, kept) in self.query_key_norms(at) {
+            let sum = sums.base.as_deref_mut().map(|bucket| &bucket.sums()[place]);
+            norm.backward(ops, &rows_gradient, kept, sum)?;
         }
         let (gradient, output) = (&at[Slot::QueryKeyValueGradient], &at[Slot::Change]);
         let (residual, input) = (&at[Slot::MiddleGradient], &at[Slot::Gradient]);
+        let through = self.input_gradient(gradient, &places.query_key_value, output)?;
         match self.norm(places.input_norm) {
             Some(norm) => {
                 let statistics = self.input_statistics(at);
                 norm.apply(&at[Slot::Input], &statistics, &at[Slot::Normed])?;
-                self.project_backward(&places.query_key_value, gradient, &at[Slot::Normed], scratch)?;
-                self.input_gradient(gradient, &places.query_key_value, output);
+                let factors = [gradient, &at[Slot::Normed]];
+                self.project_backward(&places.query_key_value, factors, through, sums, scratch)?;
                 let gradients = NormGradients { output, residual: Some(residual), input };
-                norm.backward(gradients, &at[Slot::Input], &statistics)
+                norm.backward(gradients, &at[Slot::Input], &statistics, sums.base.as_deref_mut())
             }
             None => {
-                self.project_backward(&places.query_key_value, gradient, &at[Slot::Input], scratch)?;
-                self.input_gradient(gradient, &places.query_key_value, output);
+                let factors = [gradient, &at[Slot::Input]];
+                self.project_backward(&places.query_key_value, factors, through, sums, scratch)?;
                 ops.add(output, residual, input)
             }
         }
     }
 
-    /// The norms of queries and of keys, where there are any, and what each keeps.
-    fn query_key_norms<'b>(&'b self, at: &'b Buffers) -> impl Iterator<Item = (HeadNorm<'b>, HeadsKept<'b>)> {
+    /// The norms of queries and of keys, where there are any: the place of its weight, and what each keeps.
+    fn query_key_norms<'b>(&'b self, at: &'b Buffers) -> impl Iterator<Item = (usize, HeadNorm<'b>, HeadsKept<'b>)> {
         let HeadCounts { query, key, .. } = self.description.heads;
         let parts = [(0..query, Slot::Queries, Slot::QueryScale), (query..query + key, Slot::Keys, Slot::KeyScale)];
         let first = self.places.query_key_norms;
@@ -301,12 +291,11 @@ impl<'a> Block<'a> {
             let place = first? + offset;
             let norm = HeadNorm {
                 heads,
-                weight: self.segment.weight(place),
-                weight_gradient: self.segment.gradient_view(place),
+                weight: self.weights.view(place),
                 plus_one: self.architecture.norm == NormKind::RootMeanSquarePlusOne,
                 epsilon: self.architecture.norm_epsilon,
             };
-            Some((norm, HeadsKept { before: &at[before], scale: &at[scale] }))
+            Some((place, norm, HeadsKept { before: &at[before], scale: &at[scale] }))
         })
     }
 
@@ -338,45 +327,55 @@ impl<'a> Block<'a> {
     }
 
     fn norm(&self, place: Option<usize>) -> Option<Norm<'_>> {
-        place.map(|place| norm_of(self.architecture, self.segment, place))
+        place.map(|place| norm_of(self.architecture, self.weights, place))
     }
 
     /// `output` [T, out] = x [T, in] W^T + b.
-    fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) {
-        let weight = self.segment.stacked_weight(projection.weights.clone()).tr();
+    fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
+        let weight = self.weights.stacked(projection.weights.clone()).tr();
         let _ = match &projection.biases {
-            Some(biases) => self.segment.stacked_weight(biases.clone()).addmm_out(output, x, &weight),
-            None => x.mm_out(output, &weight),
+            Some(biases) => self.weights.stacked(biases.clone()).f_addmm_out(output, x, &weight)?,
+            None => x.f_mm_out(output, &weight)?,
         };
         if let Some(adapter) = &self.adapter {
             adapter.add(x, projection, output);
         }
+        Ok(())
     }
 
-    /// Adds the gradients of W and b of [`Block::project`] to the bucket.
+    /// `input_gradient` [T, in] = gradient [T, out] W. Returns the gradient within the projection's adapters, if it has any.
+    fn input_gradient(
+        &self,
+        gradient: &Tensor,
+        projection: &Projection,
+        input_gradient: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let _ = gradient.f_mm_out(input_gradient, &self.weights.stacked(projection.weights.clone()))?;
+        Ok(self.adapter.as_ref().and_then(|adapter| adapter.add_input_gradient(gradient, projection, input_gradient)))
+    }
+
+    /// Adds the gradients of W and b of [`Block::project`] to the sums, or those of the projection's adapters: gradient
+    /// [T, out] and x [T, in], and what [`Block::input_gradient`] returned.
     fn project_backward(
         &self,
         projection: &Projection,
-        gradient: &Tensor,
-        x: &Tensor,
-        scratch: &Scratch,
+        [gradient, x]: [&Tensor; 2],
+        through_adapters: Option<Tensor>,
+        sums: &mut BlockSums,
+        scratch: &mut Scratch,
     ) -> Result<()> {
-        if let Some(adapter) = &self.adapter {
-            return adapter.backward(projection, gradient, x, scratch);
+        if let (Some(adapter), Some(bucket)) = (&self.adapter, sums.adapter.as_deref_mut()) {
+            let inner_gradient = through_adapters.as_ref();
+            return inner_gradient.map_or(Ok(()), |inner_gradient| {
+                adapter.backward(projection, [gradient, inner_gradient, x], bucket, scratch)
+            });
         }
-        self.segment.add_product(projection.weights.clone(), gradient, x, scratch)?;
-        let biases = projection.biases.clone();
-        match biases.and_then(|biases| self.segment.stacked_gradient(biases)) {
-            Some(sum) => self.segment.ops.add_column_sums(gradient, &sum),
+        let Some(bucket) = sums.base.as_deref_mut() else { return Ok(()) };
+        let ops = self.weights.ops;
+        bucket.add_product(ops, projection.weights.clone(), [gradient, x], scratch)?;
+        match &projection.biases {
+            Some(biases) => ops.add_column_sums(gradient, &bucket.stacked(biases.clone())),
             None => Ok(()),
-        }
-    }
-
-    /// `input_gradient` [T, in] = gradient [T, out] W.
-    fn input_gradient(&self, gradient: &Tensor, projection: &Projection, input_gradient: &Tensor) {
-        let _ = gradient.mm_out(input_gradient, &self.segment.stacked_weight(projection.weights.clone()));
-        if let Some(adapter) = &self.adapter {
-            adapter.add_input_gradient(gradient, projection, input_gradient);
         }
     }
 }
@@ -392,7 +391,7 @@ fn heads_of(rows: &Tensor, heads: HeadCounts) -> Tensor {
     rows.view([rows.size()[0], -1, heads.width as i64])
 }
 
-/// The norm of hidden states whose parameters lie at `place` of a segment.
-pub fn norm_of<'a>(architecture: &Architecture, segment: &'a Segment, place: usize) -> Norm<'a> {
-    Norm { kind: architecture.norm, epsilon: architecture.norm_epsilon, segment, place }
+/// The norm of hidden states whose parameters lie at `place` of a segment's weights.
+pub fn norm_of<'a>(architecture: &Architecture, weights: &'a Weights, place: usize) -> Norm<'a> {
+    Norm { kind: architecture.norm, epsilon: architecture.norm_epsilon, weights, place }
 }

@@ -5,27 +5,39 @@
 //! Legend: T tokens, D width.
 
 use super::architecture::Architecture;
-use super::segment::Segment;
+use super::segment::{Bucket, Weights};
+use crate::error::Result;
 use tch::{Kind, Tensor};
 
 /// Token ids `[T]` -> hidden states [T, D], written to `output`.
-pub fn embed(architecture: &Architecture, segment: &Segment, tokens: &Tensor, output: &Tensor) {
-    let _ = segment.weight(0).index_select_out(output, 0, tokens);
+///
+/// # Errors
+/// A device without memory.
+pub fn embed(architecture: &Architecture, weights: &Weights, tokens: &Tensor, output: &Tensor) -> Result<()> {
+    let mut output = weights.view(0).f_index_select_out(output, 0, tokens)?;
     if let Some(scale) = embedding_scale(architecture, output.kind()) {
-        let _ = output.shallow_clone().g_mul_scalar_(scale);
+        let _ = output.f_mul_scalar_(scale)?;
     }
+    Ok(())
 }
 
 /// Adds the gradient of [`embed`] to the bucket: gradient [T, D].
-pub fn embed_backward(architecture: &Architecture, segment: &Segment, tokens: &Tensor, gradient: &Tensor) {
-    if let Some(sum) = segment.gradient_view(0) {
-        let wide = gradient.to_kind(Kind::Float);
-        let wide = match embedding_scale(architecture, gradient.kind()) {
-            Some(scale) => wide * scale,
-            None => wide,
-        };
-        let _ = sum.shallow_clone().index_add_(0, tokens, &wide);
-    }
+///
+/// # Errors
+/// As [`embed`].
+pub fn embed_backward(
+    architecture: &Architecture,
+    bucket: &mut Bucket,
+    tokens: &Tensor,
+    gradient: &Tensor,
+) -> Result<()> {
+    let wide = gradient.f_to_kind(Kind::Float)?;
+    let wide = match embedding_scale(architecture, gradient.kind()) {
+        Some(scale) => wide.f_mul_scalar(scale)?,
+        None => wide,
+    };
+    let _ = bucket.sums()[0].f_index_add_(0, tokens, &wide)?;
+    Ok(())
 }
 
 /// Rounded to the compute kind, as in training by Gemma's authors and in Transformers.

@@ -17,8 +17,6 @@ pub struct HeadNorm<'a> {
     pub heads: Range<usize>,
     /// `[E]`, or [n E] where all heads are normed together.
     pub weight: &'a Tensor,
-    /// Where its gradient is added, f32.
-    pub weight_gradient: Option<&'a Tensor>,
     /// Whether the weight counts from 1.
     pub plus_one: bool,
     /// What keeps the scale finite.
@@ -50,18 +48,24 @@ impl HeadNorm<'_> {
     }
 
     /// In `gradient_rows` [T, N, E] the gradient of what [`HeadNorm::forward`] made becomes the gradient of what the heads
-    /// were; that of the weight is added to its sum.
+    /// were; that of the weight is added to its sum, f32.
     ///
     /// # Errors
     /// As [`HeadNorm::forward`].
-    pub fn backward(&self, ops: &dyn Ops, gradient_rows: &Tensor, kept: HeadsKept) -> Result<()> {
+    pub fn backward(
+        &self,
+        ops: &dyn Ops,
+        gradient_rows: &Tensor,
+        kept: HeadsKept,
+        weight_sum: Option<&Tensor>,
+    ) -> Result<()> {
         let mut place = narrow(gradient_rows, self.heads.clone());
         let (gradient, input_gradient) = (kept.before.empty_like(), kept.before.empty_like());
         gradient.shallow_clone().copy_(&place);
         let (output, input) = (self.matrix(&gradient), self.matrix(&input_gradient));
         let gradients = NormGradients { output: &output, residual: None, input: &input };
         let (before, scale) = (self.matrix(kept.before), kept.scale.view([-1]));
-        ops.rms_norm_backward(gradients, &before, self.norm_weight(), &scale, self.weight_gradient)?;
+        ops.rms_norm_backward(gradients, &before, self.norm_weight(), &scale, weight_sum)?;
         place.copy_(&input_gradient);
         Ok(())
     }
@@ -121,12 +125,10 @@ mod tests {
                 let before = Tensor::empty([40, count, 8], (kind, Device::Cpu));
                 let scale = Tensor::empty([40, scales], (Kind::Float, Device::Cpu));
                 let sum = Tensor::ones([width], (Kind::Float, Device::Cpu));
-                let (heads_of_norm, weight_gradient) = (heads.clone(), Some(&sum));
-                let (weight, plus_one, epsilon) = (&weight, false, 1e-6);
-                let norm = HeadNorm { heads: heads_of_norm, weight, weight_gradient, plus_one, epsilon };
+                let norm = HeadNorm { heads: heads.clone(), weight: &weight, plus_one: false, epsilon: 1e-6 };
                 let kept = HeadsKept { before: &before, scale: &scale };
                 norm.forward(&Cpu, &made, kept).unwrap();
-                norm.backward(&Cpu, &gradient, kept).unwrap();
+                norm.backward(&Cpu, &gradient, kept, Some(&sum)).unwrap();
                 assert!(distance(&made, &wanted[0]) < bound, "{kind:?}");
                 assert!(distance(&gradient, &wanted[1]) < bound, "{kind:?}");
                 assert!(distance(&(&sum - 1.0), &wanted[2]) < bound, "{kind:?}");

@@ -9,11 +9,10 @@
 use super::architecture::Architecture;
 use super::declared::Declared;
 use super::layout::{Part, Projection};
-use super::segment::Segment;
+use super::segment::{Bucket, Weights};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
 use crate::ops::Scratch;
-use std::cell::RefCell;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -122,11 +121,9 @@ pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, Str
 pub struct Adapter<'a> {
     lora: &'a Lora,
     /// The block's own parameters.
-    base: &'a Segment,
+    base: &'a Weights,
     /// As and Bs, in the order of [`Lora::parameters`].
-    segment: &'a Segment,
-    /// Of a projection whose backward pass is half done, by the place it starts at: the gradient of A x, scaled.
-    inner: RefCell<Option<(usize, Tensor)>>,
+    weights: &'a Weights,
 }
 
 /// The adapters of projections that are one product.
@@ -138,9 +135,9 @@ struct Group {
 }
 
 impl<'a> Adapter<'a> {
-    /// The adapters in `segment` beside the block in `base`.
-    pub fn new(lora: &'a Lora, base: &'a Segment, segment: &'a Segment) -> Self {
-        Self { lora, base, segment, inner: RefCell::default() }
+    /// The adapters in `weights` beside the block in `base`.
+    pub fn new(lora: &'a Lora, base: &'a Weights, weights: &'a Weights) -> Self {
+        Self { lora, base, weights }
     }
 
     /// Adds to the `output` [T, out] of a projection what its adapters make of the input x [T, in].
@@ -153,46 +150,55 @@ impl<'a> Adapter<'a> {
         }
     }
 
-    /// Adds the gradients of the As and Bs to their bucket: gradient [T, out] of [`Adapter::add`]'s output, input x.
+    /// Adds to the `input_gradient` [T, in] what flows through the adapters from the gradient [T, out] of
+    /// [`Adapter::add`]'s output. Returns the gradient of A x, which [`Adapter::backward`] takes; none where the projection
+    /// has no adapter.
+    pub fn add_input_gradient(
+        &self,
+        gradient: &Tensor,
+        projection: &Projection,
+        input_gradient: &Tensor,
+    ) -> Option<Tensor> {
+        let group = self.group(&projection.weights)?;
+        let inner_gradient = self.inner_gradient(gradient, &group);
+        add_product(input_gradient, &inner_gradient, &self.weights.stacked(group.adapters));
+        Some(inner_gradient)
+    }
+
+    /// Adds the gradients of the As and Bs to their bucket: gradients [T, out] of [`Adapter::add`]'s output and of A x, input
+    /// x.
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
-    pub fn backward(&self, projection: &Projection, gradient: &Tensor, x: &Tensor, scratch: &Scratch) -> Result<()> {
+    pub fn backward(
+        &self,
+        projection: &Projection,
+        [gradient, inner_gradient, x]: [&Tensor; 3],
+        bucket: &mut Bucket,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let Some(group) = self.group(&projection.weights) else { return Ok(()) };
-        let x = x.to_kind(Kind::Float);
+        let (ops, x) = (self.weights.ops, x.to_kind(Kind::Float));
         let inner = self.inner(&x, &group);
         for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
             let gradient = gradient.narrow(1, first, columns).to_kind(Kind::Float);
             let place = self.lora.places.len() + adapter;
-            self.segment.add_product(place..place + 1, &gradient, &self.of_one(&inner, index), scratch)?;
+            bucket.add_product(ops, place..place + 1, [&gradient, &self.of_one(&inner, index)], scratch)?;
         }
-        let inner_gradient = self.inner_gradient(projection.weights.start, gradient, &group);
-        self.segment.add_product(group.adapters, &inner_gradient, &x, scratch)
-    }
-
-    /// Adds to the `input_gradient` [T, in] what flows through the adapters.
-    pub fn add_input_gradient(&self, gradient: &Tensor, projection: &Projection, input_gradient: &Tensor) {
-        let Some(group) = self.group(&projection.weights) else { return };
-        let inner_gradient = self.inner_gradient(projection.weights.start, gradient, &group);
-        add_product(input_gradient, &inner_gradient, &self.segment.stacked_weight(group.adapters));
+        bucket.add_product(ops, group.adapters, [inner_gradient, &x], scratch)
     }
 
     /// scale * A x of a group, [T, n r].
     fn inner(&self, x: &Tensor, group: &Group) -> Tensor {
-        x.mm(&self.segment.stacked_weight(group.adapters.clone()).tr()).g_mul_scalar_(self.lora.scale())
+        x.mm(&self.weights.stacked(group.adapters.clone()).tr()).g_mul_scalar_(self.lora.scale())
     }
 
-    /// The gradient of A x of a group, [T, n r]. It is wanted twice in a row, for A and for the input.
-    fn inner_gradient(&self, start: usize, gradient: &Tensor, group: &Group) -> Tensor {
-        if let Some((_, known)) = self.inner.take().filter(|(place, _)| *place == start) {
-            return known;
-        }
+    /// The gradient of A x of a group, [T, n r].
+    fn inner_gradient(&self, gradient: &Tensor, group: &Group) -> Tensor {
         let parts = group.adapters.clone().zip(&group.columns).map(|(adapter, &(first, columns))| {
             gradient.narrow(1, first, columns).to_kind(Kind::Float).mm(self.up(adapter))
         });
-        let made = Tensor::cat(&parts.collect::<Vec<_>>(), 1).g_mul_scalar_(self.lora.scale());
-        self.inner.replace(Some((start, made.shallow_clone())));
-        made
+        Tensor::cat(&parts.collect::<Vec<_>>(), 1).g_mul_scalar_(self.lora.scale())
     }
 
     /// The part [T, r] of [T, n r] of the adapter at `index` in its group.
@@ -203,7 +209,7 @@ impl<'a> Adapter<'a> {
 
     /// B [out, r] of an adapter.
     fn up(&self, adapter: usize) -> &Tensor {
-        self.segment.weight(self.lora.places.len() + adapter)
+        self.weights.view(self.lora.places.len() + adapter)
     }
 
     /// The adapters of the projections at `places`; none where none of them has one.

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod architecture;
+pub mod context;
 pub mod declared;
 pub mod decoder;
 pub mod embedding;
@@ -10,6 +11,7 @@ pub mod layout;
 pub mod lora;
 pub mod names;
 pub mod norm;
+pub mod order;
 pub mod peft;
 mod quantised;
 pub mod rope;

@@ -5,7 +5,7 @@
 //! Legend: T tokens, D width.
 
 use super::architecture::NormKind;
-use super::segment::Segment;
+use super::segment::{Bucket, Weights};
 use crate::error::Result;
 use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients, NormWeight};
 use tch::{Device, Kind, Tensor};
@@ -40,14 +40,14 @@ impl Statistics {
     }
 }
 
-/// A norm whose parameters lie in a segment.
+/// A norm whose parameters lie among the weights of a segment.
 pub struct Norm<'a> {
     /// What it is.
     pub kind: NormKind,
     /// What keeps the scale finite.
     pub epsilon: f64,
     /// Where its parameters are.
-    pub segment: &'a Segment,
+    pub weights: &'a Weights,
     /// The place of the first of them.
     pub place: usize,
 }
@@ -58,7 +58,7 @@ impl Norm<'_> {
     /// # Errors
     /// A buffer that is not what this crate allocates; so too below.
     pub fn forward(&self, x: &Tensor, output: &Tensor, statistics: &Statistics) -> Result<()> {
-        let ops = self.segment.ops;
+        let ops = self.weights.ops;
         match &statistics.mean {
             Some(mean) => ops.layer_norm(x, self.affine(), self.epsilon, output, statistics.of_layer(mean)),
             None => ops.rms_norm(x, self.weight(), self.epsilon, output, &statistics.scale),
@@ -73,7 +73,7 @@ impl Norm<'_> {
         output: &Tensor,
         statistics: &Statistics,
     ) -> Result<()> {
-        let ops = self.segment.ops;
+        let ops = self.weights.ops;
         if statistics.mean.is_some() {
             ops.add(x, change, sum)?;
             return self.forward(sum, output, statistics);
@@ -83,7 +83,7 @@ impl Norm<'_> {
 
     /// The output of [`Norm::forward`] again: cheaper to recompute than to keep.
     pub fn apply(&self, x: &Tensor, statistics: &Statistics, output: &Tensor) -> Result<()> {
-        let ops = self.segment.ops;
+        let ops = self.weights.ops;
         match &statistics.mean {
             Some(mean) => ops.apply_layer_norm(x, self.affine(), statistics.of_layer(mean), output),
             None => ops.apply_rms_norm(x, self.weight(), &statistics.scale, output),
@@ -91,13 +91,20 @@ impl Norm<'_> {
     }
 
     /// From the gradient of [`Norm::forward`]'s output [T, D] to that of x; the gradients of the parameters go to the
-    /// segment's bucket.
-    pub fn backward(&self, gradients: NormGradients, x: &Tensor, statistics: &Statistics) -> Result<()> {
-        let (ops, sum) = (self.segment.ops, |offset| self.segment.gradient_view(self.place + offset));
+    /// `bucket`.
+    pub fn backward(
+        &self,
+        gradients: NormGradients,
+        x: &Tensor,
+        statistics: &Statistics,
+        bucket: Option<&mut Bucket>,
+    ) -> Result<()> {
+        let (ops, sums) = (self.weights.ops, bucket.map(Bucket::sums));
+        let sum = |offset| sums.as_ref().map(|sums| &sums[self.place + offset]);
         match &statistics.mean {
             Some(mean) => {
                 let sums = AffineSums { weight: sum(0), bias: sum(1) };
-                let weight = self.segment.weight(self.place);
+                let weight = self.weights.view(self.place);
                 ops.layer_norm_backward(gradients, x, weight, statistics.of_layer(mean), sums)
             }
             None => ops.rms_norm_backward(gradients, x, self.weight(), &statistics.scale, sum(0)),
@@ -105,11 +112,11 @@ impl Norm<'_> {
     }
 
     fn weight(&self) -> NormWeight<'_> {
-        NormWeight { values: self.segment.weight(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
+        NormWeight { values: self.weights.view(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
     }
 
     /// Weight and bias.
     fn affine(&self) -> Affine<'_> {
-        Affine { weight: self.segment.weight(self.place), bias: self.segment.weight(self.place + 1) }
+        Affine { weight: self.weights.view(self.place), bias: self.weights.view(self.place + 1) }
     }
 }

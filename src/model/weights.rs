@@ -6,7 +6,7 @@
 
 use super::architecture::Architecture;
 use super::layout::Part;
-use super::lora::{Adapter, Lora};
+use super::lora::Lora;
 use super::segment::{Parameter, Segment, Use};
 use super::weight_files::WeightFiles;
 use crate::error::Result;
@@ -87,28 +87,13 @@ impl Model {
 
     /// The operations of the device that it is on: chosen once, when its segments are made.
     pub fn ops(&self) -> &'static dyn Ops {
-        self.segments.first().map_or_else(|| ops::of(self.device), |first| first.ops)
+        self.segments.first().map_or_else(|| ops::of(self.device), |first| first.weights.ops)
     }
 
     /// The segment of a part that every model has, or that this one has.
     pub fn segment(&self, part: Part) -> Option<(usize, &Segment)> {
         let index = self.parts.iter().position(|other| *other == part)?;
         Some((index, &self.segments[index]))
-    }
-
-    /// The segment whose first parameter is the vocabulary matrix [V, D] of the language-model head: its own, or the
-    /// embedding's where they are tied; none in an untied model whose folder has no such head.
-    pub fn vocabulary(&self) -> Option<(usize, &Segment)> {
-        let part = if self.architecture.tied { Part::Embedding } else { Part::LanguageModelHead };
-        self.segment(part)
-    }
-
-    /// The adapters of a block, where there are any.
-    pub fn adapter(&self, block: usize) -> Option<Adapter<'_>> {
-        let lora = self.lora.as_ref()?;
-        let (_, base) = self.segment(Part::Block(block))?;
-        let (_, segment) = self.segment(Part::Adapter(block))?;
-        Some(Adapter::new(lora, base, segment))
     }
 
     /// Number of parameters, heads included.
@@ -119,7 +104,7 @@ impl Model {
     /// Every parameter by its checkpoint name, in f32 where there is a master.
     pub fn named_values(&self) -> Vec<(String, Tensor)> {
         let named = |segment: &Segment| -> Vec<(String, Tensor)> {
-            let parameters = segment.parameters.iter().enumerate();
+            let parameters = segment.parameters().iter().enumerate();
             parameters.map(|(index, parameter)| (parameter.name.clone(), segment.value(index))).collect()
         };
         self.segments.iter().flat_map(named).collect()
@@ -131,8 +116,8 @@ fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, op
     let frozen = part == Part::LanguageModelHead && !options.log_probs;
     let purpose = if frozen { Use::Evaluate } else { options.purpose };
     let mut segment = Segment::new(part.parameters(architecture), kind, options.device, purpose);
-    for index in 0..segment.parameters.len() {
-        let Parameter { name, rows, .. } = &segment.parameters[index];
+    for index in 0..segment.parameters().len() {
+        let Parameter { name, rows, .. } = &segment.parameters()[index];
         if files.has(name) {
             let value = rows.to_memory(&files.read(name)?);
             segment.set(index, &value);

@@ -178,7 +178,7 @@ pub trait Ops: Sync {
     }
 
     /// Adds left^T right to `sum` [M, N] f32, with left [T, M], right [T, N]: the gradient of a weight.
-    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &Scratch) -> Result<()> {
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
         tensors::add_product(left, right, sum, scratch);
         Ok(())
     }

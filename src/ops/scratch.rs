@@ -1,21 +1,20 @@
 //! Memory for one matrix at a time, kept between uses.
 
-use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 /// A buffer for one matrix at a time.
 #[derive(Default)]
-pub struct Scratch(RefCell<Option<Tensor>>);
+pub struct Scratch(Option<Tensor>);
 
 impl Scratch {
     /// An uninitialised matrix [rows, columns]; the one before it is gone.
-    pub fn matrix(&self, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
+    pub fn matrix(&mut self, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
         self.matrix_of_at_most(rows, rows, columns, kind, device)
     }
 
     /// As [`Scratch::matrix`], with memory for `most` rows.
-    pub fn matrix_of_at_most(&self, most: i64, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
-        let mut buffer = self.0.borrow_mut();
+    pub fn matrix_of_at_most(&mut self, most: i64, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
+        let Self(buffer) = self;
         let fits = |buffer: &&mut Tensor| buffer.size()[0] >= rows * columns && buffer.kind() == kind;
         let buffer = match buffer.as_mut().filter(fits) {
             Some(buffer) => buffer,

@@ -8,6 +8,7 @@ use super::hardware::Hardware;
 use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::model::decoder::Part;
+use crate::model::order::completions;
 use serde::Serialize;
 
 /// Kernels that a block starts, counted in `model/decoder.rs`: forward and backward, and again for every pair's
@@ -69,7 +70,10 @@ impl StepTime {
         }
         let ready = ready_times(job, hardware, micro_batches, time.compute);
         let mut stream_free: f64 = 0.0;
-        for (bucket, ready) in buckets.iter().zip(ready).rev().filter(|(bucket, _)| bucket.trains) {
+        let parts: Vec<Part> = buckets.iter().map(|bucket| bucket.part).collect();
+        for (bucket, ready) in
+            completions(&parts).into_iter().map(|at| (&buckets[at], ready[at])).filter(|(bucket, _)| bucket.trains)
+        {
             let seconds = way * hardware.all_reduce(ranks, 4.0 * bucket.elements as f64);
             time.communication += seconds;
             stream_free = stream_free.max(ready) + seconds;

@@ -9,7 +9,6 @@ use crate::engine::head::Objective;
 use crate::error::Result;
 use crate::metrics::{EvaluationMetrics, StepMetrics};
 use crate::model::layout::Part;
-use crate::model::segment::Segment;
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use tracing::warn;
@@ -126,24 +125,23 @@ impl Trainer<'_> {
         if self.state.updates_skipped > 0 {
             return Ok(());
         }
-        let segments = &mut self.engine.model.segments;
-        segments.iter_mut().for_each(Segment::clear_gradient);
+        self.buckets.clear();
         let mut share = self.share();
+        let (engine, buckets) = (&mut self.engine, &mut self.buckets);
         let computed = share.of_step(&self.train, self.state.step).try_for_each(|MicroBatch { batch, .. }| {
-            self.engine.forward_backward(&batch, objective, None)?.read().map(drop)
+            engine.forward_backward(&batch, objective, buckets)?.read().map(drop)
         });
         self.comm.agree(computed)?;
-        let model = &self.engine.model;
-        let places = model.parts.iter().zip(&model.segments).enumerate();
-        let bad = places.filter(|(_, (_, segment))| !is_finite(segment)).max_by_key(|(_, (part, _))| depth(part));
+        let mut completions = self.engine.order.completions.iter().copied();
+        let bad = completions.find(|&segment| self.buckets.get(segment).is_some_and(|bucket| !bucket.is_finite()));
         // Of each rank, one more than the segment's number.
         let mut of_ranks = vec![0.0; self.comm.world_size()];
-        of_ranks[self.comm.rank()] = bad.map_or(0.0, |(index, _)| (index + 1) as f64);
+        of_ranks[self.comm.rank()] = bad.map_or(0.0, |segment| (segment + 1) as f64);
         self.comm.sum_f64(&mut of_ranks)?;
         if self.comm.rank() == 0 {
             let named = of_ranks.iter().enumerate().filter_map(|(rank, &place)| {
                 let index = (place as usize).checked_sub(1)?;
-                Some(format!("rank {rank} in {}", name(&model.parts[index])))
+                Some(format!("rank {rank} in {}", name(&self.engine.model.parts[index])))
             });
             let named: Vec<_> = named.collect();
             let number = self.state.step + 1;
@@ -153,21 +151,6 @@ impl Trainer<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn is_finite(segment: &Segment) -> bool {
-    segment.gradient.as_ref().is_none_or(|gradient| gradient.isfinite().all().int64_value(&[]) == 1)
-}
-
-/// How early the backward pass comes to a part: the higher, the earlier.
-fn depth(part: &Part) -> usize {
-    match part {
-        Part::RewardHead => usize::MAX,
-        Part::LanguageModelHead => usize::MAX - 1,
-        Part::Norm => usize::MAX - 2,
-        Part::Block(number) | Part::Adapter(number) => number + 1,
-        Part::Embedding => 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whether the ranks' replicas are still the same, to the last bit: hashes of weights and metrics, held side by side.
 //!
-//! They read, and change nothing. Not here: when they are compared (`trainer.rs`, `saving.rs`).
+//! They read, and change nothing. Not here: when they are compared (`mod.rs`, `saving.rs`).
 
 use crate::comm::CommThread;
 use crate::engine::Engine;
@@ -27,10 +27,10 @@ impl Hashes {
     pub fn of_weights(engine: &Engine, step: usize) -> Result<Self> {
         let (mut of, mut hashes) = (Vec::new(), Vec::new());
         for (number, (segment, part)) in engine.model.segments.iter().zip(&engine.model.parts).enumerate() {
-            let Some(master) = &segment.master else { continue };
-            let values = if segment.is_share() { &segment.compute } else { master };
+            let Some(state) = &segment.state else { continue };
+            let values = if state.is_share() { &segment.weights.flat } else { &state.master };
             of.push(format!("the weights of bucket {number} ({part:?})"));
-            hashes.push(segment.ops.hash(values)?);
+            hashes.push(segment.weights.ops.hash(values)?);
         }
         Ok(Self { step, of, hashes })
     }

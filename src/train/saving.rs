@@ -62,7 +62,7 @@ impl Trainer<'_> {
         // On the disk before the checkpoint that counts on it.
         let settled = self.sinks.settle();
         self.state.metrics = self.comm.agree(settled)?;
-        let shares = Shares::new(self.comm, &self.engine.model.segments, &self.optimizer.moments);
+        let shares = Shares::new(self.comm, &self.engine.model.segments);
         let written = if self.comm.rank() == 0 {
             let _work = self.comm.at_work(format!("saving step {}", self.state.step));
             let written = self.write_checkpoint(&saving, &shares, self_test);
@@ -76,7 +76,7 @@ impl Trainer<'_> {
 
     /// Rewards of the fixed conversations under the weights as they stand; none where one is not finite, which is no reason
     /// to lose a checkpoint. Every rank computes a part; nothing that training reads is changed.
-    fn self_test(&self, planned: &Planned, dev_rewards: Option<Spread>) -> Result<Option<SelfTest>> {
+    fn self_test(&mut self, planned: &Planned, dev_rewards: Option<Spread>) -> Result<Option<SelfTest>> {
         let precision = match self.engine.model.kind {
             Kind::BFloat16 => "bf16",
             Kind::Half => "f16",
@@ -87,7 +87,7 @@ impl Trainer<'_> {
         };
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
-        match score_pairs(&self.engine, (&data, &all), self.comm, budget, false, "self-test") {
+        match score_pairs(&mut self.engine, (&data, &all), self.comm, budget, false, "self-test") {
             Ok(scores) => {
                 let rewards: Vec<f64> = scores.iter().map(|scores| scores.rewards[0]).collect();
                 Ok(Some(planned.rewarded(&rewards, precision, dev_rewards)))
@@ -126,9 +126,9 @@ impl Trainer<'_> {
                 // The base stays as it is, and where it is.
                 continue;
             }
-            for (index, parameter) in segment.parameters.iter().enumerate() {
+            for (index, parameter) in segment.parameters().iter().enumerate() {
                 let (name, rows) = (&parameter.name, parameter.rows);
-                snapshot.weights.push((name.clone(), rows.to_file(segment.weight(index))));
+                snapshot.weights.push((name.clone(), rows.to_file(segment.weights.view(index))));
                 if !segment.trains() {
                     continue;
                 }
@@ -164,17 +164,16 @@ impl Trainer<'_> {
         let (state, _) = check_resumable(folder, self.config, &self.state.data_key, &self.state.model_key)?;
         let masters = Mapped::open(&folder.join(checkpoint::MASTERS))?;
         let moments = Mapped::open(&folder.join(checkpoint::MOMENTS))?;
-        for (segment, flat) in self.engine.model.segments.iter_mut().zip(&mut self.optimizer.moments) {
-            let Some(flat) = flat else { continue };
-            for index in 0..segment.parameters.len() {
-                let parameter = segment.parameters[index].clone();
-                let Parameter { name, shape, rows, .. } = &parameter;
+        for segment in self.engine.model.segments.iter_mut().filter(|segment| segment.trains()) {
+            for (index, parameter) in segment.parameters().clone().iter().enumerate() {
+                let Parameter { name, shape, rows, .. } = parameter;
                 let value = hashed(name, read(&masters, name, shape)?)?;
                 segment.set(index, &rows.to_memory(&value));
-                for (flat, prefix) in flat.iter().zip(["exp_avg", "exp_avg_sq"]) {
+                let Some(state) = &segment.state else { continue };
+                for (flat, prefix) in state.moments.iter().flatten().zip(["exp_avg", "exp_avg_sq"]) {
                     let name = format!("{prefix}.{name}");
                     let value = hashed(&name, read(&moments, &name, shape)?)?;
-                    segment.write_owned(flat, index, &rows.to_memory(&value));
+                    state.write_owned(flat, segment.parameters(), index, &rows.to_memory(&value));
                 }
             }
         }

@@ -2,60 +2,64 @@
 //! and puts the buckets where they are reduced fastest. With sharded optimiser state (`sharding.rs`) a rank gets the sums
 //! of its share only.
 //!
-//! A bucket belongs to the communication thread from `complete` to `finish`; nothing else may touch it between.
+//! A bucket is moved in by `complete` and moved back by `finish`: nothing else can touch it between.
 
 use crate::comm::{CommThread, Pending};
-use crate::engine::GradientSink;
+use crate::engine::{Buckets, GradientSink};
 use crate::error::Result;
-use crate::model::segment::Segment;
+use crate::model::segment::Bucket;
 use crate::model::weights::Model;
-use crate::tensor;
 use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 /// Elements below which a bucket goes together with the next: a final norm and a reward head are worth no call each.
 const SMALL: usize = 1 << 14;
 
-/// Moves the gradient buckets of a model on the CPU to memory that the ranks of a node share, where the backend has
-/// such. What they hold is lost. All ranks must call it, with the same model, before its first forward pass.
+/// Zeroed buckets for a model; on the CPU in memory that the ranks of a node share, where the backend has such. All ranks
+/// must call it, with the same model.
 ///
 /// # Errors
-/// A rank or the network is gone.
-pub fn share_gradients(model: &mut Model, comm: &CommThread) -> Result<()> {
+/// A rank or the network is gone, or a device has no memory left.
+pub fn buckets(model: &Model, comm: &CommThread) -> Result<Buckets> {
     if model.device != Device::Cpu {
-        return Ok(());
+        return Buckets::of(model);
     }
-    let mut trained: Vec<&mut Segment> = model.segments.iter_mut().filter(|segment| segment.trains()).collect();
-    let lengths: Vec<usize> =
-        trained.iter().map(|segment| segment.gradient.as_ref().map_or(0, tensor::count)).collect();
-    let Some(buffers) = comm.shared_buffers(&lengths)? else { return Ok(()) };
-    trained.iter_mut().zip(buffers).for_each(|(segment, buffer)| segment.adopt_gradient(buffer));
+    let trained = model.segments.iter().filter(|segment| segment.trains());
+    let lengths: Vec<usize> = trained.map(|segment| segment.weights.flat.numel()).collect();
+    let Some(flats) = comm.shared_buffers(&lengths)? else { return Buckets::of(model) };
+    let mut flats = flats.into_iter();
+    let shared = model.segments.iter().map(|segment| {
+        let flat = segment.trains().then(|| flats.next())??;
+        Some(Bucket::over(segment.parameters().clone(), flat))
+    });
     let megabytes = (lengths.iter().sum::<usize>() * size_of::<f32>()) as f64 / 1e6;
     info!("the {} ranks of a node share the memory of their gradients, {megabytes:.0} MB each", comm.local().1);
-    Ok(())
+    Ok(Buckets::from_each(shared))
 }
 
 /// The reductions of one step.
 pub struct Reducer<'a> {
     comm: &'a CommThread,
+    /// Where buckets come from, and go back to when they are reduced.
+    buckets: &'a mut Buckets,
     kind: Kind,
     /// Whether a rank gets its own shares only.
     scatters: bool,
     /// Complete, but too small to go alone.
-    held: Vec<(usize, Tensor)>,
+    held: Vec<(usize, Bucket)>,
     pending: Vec<Sent>,
 }
 
 /// Buckets that are reduced together.
 struct Sent {
-    gradients: Vec<Tensor>,
+    buckets: Vec<(usize, Bucket)>,
     sums: Pending<Vec<Tensor>>,
 }
 
 impl<'a> Reducer<'a> {
-    /// A reducer with nothing under way, which adds up in f32.
-    pub fn new(comm: &'a CommThread) -> Self {
-        Self { comm, kind: Kind::Float, scatters: false, held: Vec::new(), pending: Vec::new() }
+    /// A reducer of these buckets with nothing under way, which adds up in f32.
+    pub fn new(comm: &'a CommThread, buckets: &'a mut Buckets) -> Self {
+        Self { comm, buckets, kind: Kind::Float, scatters: false, held: Vec::new(), pending: Vec::new() }
     }
 
     /// The same, which adds up in `kind`: bf16 halves what is sent and keeps 8 bits of each partial sum.
@@ -69,18 +73,18 @@ impl<'a> Reducer<'a> {
         Self { scatters, ..self }
     }
 
-    /// Waits until every bucket holds the sum over all ranks, as far as this rank gets it.
+    /// Waits until every bucket holds the sum over all ranks, as far as this rank gets it, and puts it back.
     ///
     /// # Errors
     /// A rank or the network is gone.
     pub fn finish(mut self) -> Result<()> {
         self.send()?;
-        for Sent { gradients, sums } in self.pending {
-            let sums = sums.wait()?;
-            if self.kind != Kind::Float {
-                for (mut gradient, sum) in gradients.into_iter().zip(sums) {
-                    gradient.f_copy_(&sum)?;
+        for Sent { buckets, sums } in self.pending {
+            for ((segment, bucket), sum) in buckets.into_iter().zip(sums.wait()?) {
+                if self.kind != Kind::Float {
+                    bucket.flat().shallow_clone().f_copy_(&sum)?;
                 }
+                self.buckets.complete(segment, bucket)?;
             }
         }
         Ok(())
@@ -91,25 +95,29 @@ impl<'a> Reducer<'a> {
         if self.held.is_empty() {
             return Ok(());
         }
-        let (numbers, gradients): (Vec<_>, Vec<_>) = self.held.drain(..).unzip();
-        let numbers: Vec<_> = numbers.iter().map(usize::to_string).collect();
+        let buckets: Vec<_> = self.held.drain(..).collect();
+        let numbers: Vec<_> = buckets.iter().map(|(segment, _)| segment.to_string()).collect();
         let purpose = format!("bucket{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(" and "));
-        // In f32 a shallow clone of the bucket: the sum comes to be in its memory.
-        let sent =
-            gradients.iter().map(|gradient| gradient.f_to_kind(self.kind)).collect::<std::result::Result<_, _>>()?;
+        // In f32 a shallow clone of the bucket's memory, which the sum is written to.
+        let sent = buckets.iter().map(|(_, bucket)| bucket.flat().f_to_kind(self.kind));
+        let sent = sent.collect::<std::result::Result<_, _>>()?;
         let sums = match self.scatters {
             true => self.comm.reduce_scatter_together(purpose, sent),
             false => self.comm.all_reduce_together(purpose, sent),
         };
-        self.pending.push(Sent { gradients, sums });
+        self.pending.push(Sent { buckets, sums });
         Ok(())
     }
 }
 
 impl GradientSink for Reducer<'_> {
-    fn complete(&mut self, segment: usize, gradient: Tensor) -> Result<()> {
-        let small = tensor::count(&gradient) < SMALL;
-        self.held.push((segment, gradient));
+    fn lend(&mut self, segment: usize) -> Result<Option<Bucket>> {
+        self.buckets.lend(segment)
+    }
+
+    fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()> {
+        let small = bucket.flat().numel() < SMALL;
+        self.held.push((segment, bucket));
         if small { Ok(()) } else { self.send() }
     }
 }

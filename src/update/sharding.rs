@@ -6,7 +6,7 @@
 
 use crate::comm::{CommThread, Pending};
 use crate::error::{Error, Result};
-use crate::model::segment::Segment;
+use crate::model::segment::{OptimizerState, Segment};
 use crate::model::weights::Model;
 use crate::tensor;
 use std::cell::RefCell;
@@ -29,8 +29,8 @@ pub fn shard(model: &mut Model, comm: &CommThread) {
 /// Bytes of this rank's optimiser state: two moments for every master, and the master where it has memory of its own (it
 /// is a view of the weights where these are f32).
 pub fn state_bytes(model: &Model) -> usize {
-    let tensors = |segment: &Segment| if segment.compute.kind() == Kind::Float { 2 } else { 3 };
-    let bytes = |segment: &Segment| segment.master.as_ref().map(|own| tensors(segment) * tensor::count(own) * 4);
+    let tensors = |segment: &Segment| if segment.weights.flat.kind() == Kind::Float { 2 } else { 3 };
+    let bytes = |segment: &Segment| segment.state.as_ref().map(|own| tensors(segment) * own.owned.len() * 4);
     model.segments.iter().filter_map(bytes).sum()
 }
 
@@ -55,7 +55,7 @@ impl<'a> Spread<'a> {
     pub fn updated(&mut self, number: usize, segment: &Segment) {
         if segment.is_share() {
             let purpose = format!("the values of bucket {number}");
-            self.pending.push(self.comm.all_gather_together(purpose, vec![segment.compute.shallow_clone()]));
+            self.pending.push(self.comm.all_gather_together(purpose, vec![segment.weights.flat.shallow_clone()]));
         }
     }
 
@@ -76,7 +76,6 @@ impl<'a> Spread<'a> {
 pub struct Shares<'a> {
     comm: &'a CommThread,
     segments: &'a [Segment],
-    moments: &'a [Option<[Tensor; 2]>],
     /// The last two tensors: a moment's two halves are asked for in turn.
     cache: RefCell<Vec<((usize, State), Tensor)>>,
 }
@@ -98,9 +97,9 @@ const STATES: [State; 3] = [State::Master, State::First, State::Second];
 const DONE: i64 = -1;
 
 impl<'a> Shares<'a> {
-    /// Over a model's segments and their moments.
-    pub fn new(comm: &'a CommThread, segments: &'a [Segment], moments: &'a [Option<[Tensor; 2]>]) -> Self {
-        Self { comm, segments, moments, cache: RefCell::default() }
+    /// Over a model's segments.
+    pub fn new(comm: &'a CommThread, segments: &'a [Segment]) -> Self {
+        Self { comm, segments, cache: RefCell::default() }
     }
 
     /// Rank 0: a segment's whole state, flat f32.
@@ -156,21 +155,21 @@ impl<'a> Shares<'a> {
     }
 
     fn own(&self, segment: usize, state: State) -> Result<&'a Tensor> {
-        let moment = |which: usize| self.moments[segment].as_ref().map(|moments| &moments[which]);
-        let own = match state {
-            State::Master => self.segments[segment].master.as_ref(),
-            State::First => moment(0),
-            State::Second => moment(1),
-        };
+        let moment = |own: &'a OptimizerState, which: usize| own.moments.as_ref().map(|moments| &moments[which]);
+        let own = self.segments[segment].state.as_ref().and_then(|own| match state {
+            State::Master => Some(&own.master),
+            State::First => moment(own, 0),
+            State::Second => moment(own, 1),
+        });
         own.ok_or_else(|| Error::runtime(format!("segment {segment} has no {state:?} state")))
     }
 
     fn gather(&self, segment: usize, state: State) -> Result<Tensor> {
         let own = self.own(segment, state)?;
-        let owned = &self.segments[segment].owned;
-        let whole = (owned.len() * self.comm.world_size()) as i64;
+        let elements = own.numel() as i64;
+        let whole = elements * self.comm.world_size() as i64;
         let whole = Tensor::empty([whole], (Kind::Float, own.device()));
-        whole.narrow(0, owned.start as i64, owned.len() as i64).copy_(own);
+        whole.narrow(0, elements * self.comm.rank() as i64, elements).copy_(own);
         let purpose = format!("the {state:?} state of bucket {segment}");
         let mut whole = self.comm.all_gather_together(purpose, vec![whole]).wait()?;
         Ok(whole.swap_remove(0))

@@ -9,10 +9,11 @@ use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::Config;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
+use haf_dist::engine::Buckets;
 use haf_dist::engine::head::{Objective, PairScores};
 use haf_dist::model::decoder::Part;
-use haf_dist::model::segment::Segment;
 use haf_dist::train::{Trainer, check_replicas};
+use haf_dist::update::sharding::state_bytes;
 use steps::{PAIRS, config, engine, engine_in, pairs};
 use tch::{Device, Kind, Tensor};
 
@@ -51,7 +52,7 @@ fn run_in(config: &Config, world_size: usize, kind: Kind) -> Trajectory {
             losses: steps.iter().map(|step| step.loss).collect(),
             norms: steps.iter().map(|step| step.grad_norm).collect(),
             masters: masters.into_iter().map(|(_, master)| master.to_kind(kind).to_kind(Kind::Float).copy()).collect(),
-            state: own_masters(&trainer.engine.model.segments) + 4 * trainer.optimizer.elements(),
+            state: state_bytes(&trainer.engine.model),
         }
     };
     std::thread::scope(|scope| {
@@ -63,13 +64,6 @@ fn run_in(config: &Config, world_size: usize, kind: Kind) -> Trajectory {
         }
         trajectories.swap_remove(0)
     })
-}
-
-/// Bytes of masters that are no views of the weights.
-fn own_masters(segments: &[Segment]) -> usize {
-    let own = |segment: &&Segment| segment.compute.kind() != Kind::Float;
-    let bytes = |segment: &Segment| segment.master.as_ref().map_or(0, |master| 4 * master.numel());
-    segments.iter().filter(own).map(bytes).sum()
 }
 
 /// Largest relative difference of losses, gradient norms and masters.
@@ -234,8 +228,9 @@ fn reward_pass(config: &Config, log_probs: bool) -> (Vec<PairScores>, Vec<Tensor
     let read = batch.read_rows(log_probs).rows.size()[0] as usize;
     assert_eq!(read, if log_probs { batch.token_count() } else { 2 * PAIRS });
     let objective = Objective { config: &config.loss, reward_weight: 1.0, alpha: 0.0, log_probs };
-    let losses = engine.forward_backward(&batch, &objective, None).unwrap().read().unwrap();
-    let gradients = engine.model.segments.iter().filter_map(|segment| segment.gradient.as_ref().map(Tensor::copy));
+    let mut buckets = Buckets::of(&engine.model).unwrap();
+    let losses = engine.forward_backward(&batch, &objective, &mut buckets).unwrap().read().unwrap();
+    let gradients = buckets.iter().map(|(_, bucket)| bucket.flat().copy());
     (losses.into_iter().map(|losses| losses.scores).collect(), gradients.collect())
 }
 
@@ -282,7 +277,7 @@ fn an_idle_loss_contributes_no_gradient() {
     let mut trainer = trainer(&config, &comm);
     let head = |trainer: &Trainer| {
         let (_, segment) = trainer.engine.model.segment(Part::RewardHead).unwrap();
-        segment.weight(0).abs().max().double_value(&[])
+        segment.weights.view(0).abs().max().double_value(&[])
     };
     // Policy first: the reward head stays at zero; its loss is reported all the same.
     let (metrics, _) = trainer.step(STEPS).unwrap();
@@ -300,14 +295,14 @@ fn a_reward_run_leaves_an_untied_language_model_head_alone() {
     let comm = CommThread::start(|| Ok(Box::new(haf_dist::comm::solo::Solo))).unwrap();
     let mut trainer = trainer(&config, &comm);
     let (index, _) = trainer.engine.model.segment(Part::LanguageModelHead).unwrap();
-    let before = trainer.engine.model.segments[index].weight(0).copy();
-    let embedding = trainer.engine.model.segments[0].weight(0).copy();
+    let before = trainer.engine.model.segments[index].weights.view(0).copy();
+    let embedding = trainer.engine.model.segments[0].weights.view(0).copy();
     for _ in 0..STEPS {
         trainer.step(STEPS).unwrap();
     }
-    assert!(trainer.engine.model.segments[index].weight(0).equal(&before));
-    assert!(trainer.optimizer.moments[index].is_none());
-    assert!(!trainer.engine.model.segments[0].weight(0).equal(&embedding), "the rest is trained and decayed");
+    assert!(trainer.engine.model.segments[index].weights.view(0).equal(&before));
+    assert!(trainer.engine.model.segments[index].state.is_none());
+    assert!(!trainer.engine.model.segments[0].weights.view(0).equal(&embedding), "the rest is trained and decayed");
 }
 
 #[test]
@@ -319,7 +314,7 @@ fn a_weight_that_is_not_finite_skips_the_update_on_every_rank() {
             let comm = CommThread::start(|| Ok(Box::new(haf_dist::comm::solo::Solo))).unwrap();
             let mut trainer = trainer(&config, &comm);
             let (index, segment) = trainer.engine.model.segment(part).unwrap();
-            let flat = segment.weight(parameter).copy();
+            let flat = segment.weights.view(parameter).copy();
             let shape = flat.size();
             let _ = flat.view(-1).get(0).fill_(value);
             trainer.engine.model.segments[index].set(parameter, &flat.view(shape.as_slice()));

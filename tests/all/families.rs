@@ -76,7 +76,7 @@ fn load(folder: &Path, log_probs: bool) -> haf_dist::error::Result<Model> {
 fn values(model: &Model) -> BTreeMap<String, Tensor> {
     let mut all = BTreeMap::new();
     for segment in &model.segments {
-        for (index, parameter) in segment.parameters.iter().enumerate() {
+        for (index, parameter) in segment.parameters().iter().enumerate() {
             all.insert(parameter.name.clone(), parameter.rows.to_file(&segment.value(index)));
         }
     }
@@ -107,11 +107,11 @@ fn files_of_every_kind_load_to_what_they_hold() {
 fn rows_that_files_keep_head_by_head_are_sorted_in_memory() {
     let model = load(&folder("gpt-neox-parallel"), true).unwrap();
     let (_, block) = model.segment(Part::Block(0)).unwrap();
-    let place = block.parameters.iter().position(|one| one.name.ends_with("query_key_value.weight")).unwrap();
+    let place = block.parameters().iter().position(|one| one.name.ends_with("query_key_value.weight")).unwrap();
     let counts = model.architecture.blocks[0].heads;
     let [heads, width] = [counts.query, counts.width].map(|size| size as i64);
-    assert_eq!(block.parameters[place].rows, Rows::HeadByHead(heads));
-    let file = &tensors("gpt-neox-parallel")[&block.parameters[place].name];
+    assert_eq!(block.parameters()[place].rows, Rows::HeadByHead(heads));
+    let file = &tensors("gpt-neox-parallel")[&block.parameters()[place].name];
     // The keys of the second head: in the file after its queries, in memory after all queries and the first head's.
     let (in_file, in_memory) = (file.narrow(0, 3 * width + width, width), heads * width + width);
     assert_eq!(block.value(place).narrow(0, in_memory, width), in_file);

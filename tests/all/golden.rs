@@ -6,8 +6,8 @@
 use haf_dist::config::LossConfig;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
-use haf_dist::engine::Engine;
 use haf_dist::engine::head::{Objective, PairLosses};
+use haf_dist::engine::{Buckets, Engine};
 use haf_dist::model::architecture::NormKind;
 use haf_dist::model::architecture::{Architecture, Residual};
 use haf_dist::model::decoder::Part;
@@ -121,7 +121,7 @@ impl Golden {
         let (index, _) = model.segment(Part::RewardHead).unwrap();
         model.segments[index].set(0, &main.read("score.weight").unwrap());
         change(&mut model.architecture);
-        Engine::new(model, checkpointing)
+        Engine::new(model, checkpointing).unwrap()
     }
 
     fn objective(&self) -> Objective<'_> {
@@ -160,12 +160,12 @@ fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
 
 /// Runs the pairs `per_batch` at a time and compares losses and every gradient that the golden file holds. Returns the
 /// largest relative distance of a gradient.
-fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
+fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
     let pairs = golden.pairs();
-    let mut losses: Vec<PairLosses> = Vec::new();
+    let (mut losses, mut buckets) = (Vec::<PairLosses>::new(), Buckets::of(&engine.model).unwrap());
     for (batch, chunk) in pairs.chunks(per_batch).enumerate() {
         let packed = pack(chunk, batch * per_batch, packing);
-        losses.extend(engine.forward_backward(&packed, &golden.objective(), None).unwrap().read().unwrap());
+        losses.extend(engine.forward_backward(&packed, &golden.objective(), &mut buckets).unwrap().read().unwrap());
     }
     let count = pairs.len() as f64;
     let mean = |value: &dyn Fn(&PairLosses) -> f64| losses.iter().map(value).sum::<f64>() / count;
@@ -186,13 +186,13 @@ fn check(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -
     }
     close("total", objective.reward_weight * reward + objective.alpha * policy, expected[2])?;
     let (mut compared, mut farthest) = (0, 0f64);
-    for segment in engine.model.segments.iter().filter(|segment| segment.trains()) {
-        for (index, parameter) in segment.parameters.iter().enumerate() {
+    for (segment, bucket) in buckets.iter() {
+        for (sum, parameter) in bucket.views().iter().zip(engine.model.segments[segment].parameters().iter()) {
             let name = format!("grad.{}", parameter.name);
             if !golden.file.names().contains(&name) {
                 continue;
             }
-            let mine = parameter.rows.to_file(&(segment.gradient_view(index).unwrap() / count));
+            let mine = parameter.rows.to_file(&(sum / count));
             let far = distance(&mine, &golden.file.read(&name).unwrap());
             if far.is_nan() || far > place().2[1] {
                 return Err(format!("{name}: relative distance {far:.1e}"));
@@ -213,8 +213,8 @@ fn losses_and_every_gradient_equal_pytorchs_in_every_packing() {
         for packing in [Packing::Shared, Packing::Separate] {
             for per_batch in [1, 2, 5] {
                 for checkpointing in [false, true] {
-                    let engine = golden.engine(&golden.folder, checkpointing);
-                    let outcome = check(&golden, &engine, packing, per_batch);
+                    let mut engine = golden.engine(&golden.folder, checkpointing);
+                    let outcome = check(&golden, &mut engine, packing, per_batch);
                     let what = format!("{case}, {packing:?}, {per_batch} a batch, checkpointing {checkpointing}");
                     farthest = farthest.max(outcome.unwrap_or_else(|why| panic!("{what}: {why}")));
                 }
@@ -228,8 +228,8 @@ fn losses_and_every_gradient_equal_pytorchs_in_every_packing() {
 fn every_loss_variant_equals_pytorchs() {
     for variant in ["reward", "hinge", "ipo", "simpo", "sft"] {
         let golden = Golden::open("llama-tied", &format!("golden-{variant}.safetensors"));
-        let engine = golden.engine(&golden.folder, false);
-        check(&golden, &engine, Packing::Shared, 5).unwrap_or_else(|why| panic!("{variant}: {why}"));
+        let mut engine = golden.engine(&golden.folder, false);
+        check(&golden, &mut engine, Packing::Shared, 5).unwrap_or_else(|why| panic!("{variant}: {why}"));
     }
 }
 
@@ -237,7 +237,7 @@ fn every_loss_variant_equals_pytorchs() {
 fn rewards_and_log_probs_equal_transformers() {
     for case in CASES {
         let golden = Golden::open(case, "golden.safetensors");
-        let engine = golden.engine(&golden.folder, false);
+        let mut engine = golden.engine(&golden.folder, false);
         let pairs = golden.pairs();
         for scores in engine.score(&pack(&pairs, 0, Packing::Shared), true).unwrap() {
             let index = scores.index;
@@ -256,13 +256,13 @@ fn rewards_and_log_probs_equal_transformers() {
 fn every_logit_equals_transformers() {
     for case in CASES {
         let golden = Golden::open(case, "golden.safetensors");
-        let engine = golden.engine(&golden.folder, false);
-        let (_, vocabulary) = engine.model.vocabulary().unwrap();
+        let mut engine = golden.engine(&golden.folder, false);
+        let vocabulary = engine.model.segments[engine.order.vocabulary().unwrap()].weights.share();
         for (index, pair) in golden.pairs().iter().enumerate() {
             let hidden = engine.hidden(&pack(std::slice::from_ref(pair), 0, Packing::Shared)).unwrap();
-            let mut logits = hidden.matmul(&vocabulary.weight(0).tr());
+            let mut logits = hidden.matmul(&vocabulary.view(0).tr());
             if engine.model.architecture.head_bias {
-                logits += vocabulary.weight(1);
+                logits += vocabulary.view(1);
             }
             if let Some(cap) = engine.model.architecture.logit_cap {
                 logits = (logits / cap).tanh() * cap;
@@ -285,20 +285,20 @@ fn every_logit_equals_transformers() {
 #[test]
 fn sharded_weights_are_the_same_model() {
     let golden = Golden::open("llama-linear", "golden.safetensors");
-    let engine = golden.engine(&golden.folder.join("sharded"), false);
-    check(&golden, &engine, Packing::Shared, 5).unwrap();
+    let mut engine = golden.engine(&golden.folder.join("sharded"), false);
+    check(&golden, &mut engine, Packing::Shared, 5).unwrap();
 }
 
 #[test]
 fn control_a_swapped_pair_or_a_shifted_reward_is_noticed() {
     let golden = Golden::open("llama-tied", "golden.safetensors");
     let run = |change: &dyn Fn(&mut PackedBatch)| {
-        let engine = golden.engine(&golden.folder, false);
+        let mut engine = golden.engine(&golden.folder, false);
+        let mut buckets = Buckets::of(&engine.model).unwrap();
         let mut batch = pack(&golden.pairs(), 0, Packing::Shared);
         change(&mut batch);
-        engine.forward_backward(&batch, &golden.objective(), None).unwrap();
-        let (index, _) = engine.model.segment(Part::Embedding).unwrap();
-        let mine = engine.model.segments[index].gradient_view(0).unwrap() / 5.0;
+        engine.forward_backward(&batch, &golden.objective(), &mut buckets).unwrap();
+        let mine = &buckets.get(engine.order.embedding).unwrap().views()[0] / 5.0;
         distance(&mine, &golden.file.read("grad.model.embed_tokens.weight").unwrap())
     };
     assert!(run(&|_| {}) < place().2[1]);
@@ -311,8 +311,8 @@ fn control_a_swapped_pair_or_a_shifted_reward_is_noticed() {
 fn control_a_model_without_one_of_its_specialities_is_noticed() {
     let notice = |case: &str, what: &str, change: &dyn Fn(&mut Architecture)| {
         let golden = Golden::open(case, "golden.safetensors");
-        let engine = golden.engine_of(&golden.folder, false, change);
-        let outcome = check(&golden, &engine, Packing::Shared, 5);
+        let mut engine = golden.engine_of(&golden.folder, false, change);
+        let outcome = check(&golden, &mut engine, Packing::Shared, 5);
         assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
     };
     let no_window = |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.rules.window = None);

@@ -70,7 +70,7 @@ fn all_reduce_of_ones() {
 
 fn trajectory(config: &Config, comm: &CommThread, device: Device) -> Vec<f64> {
     let options = LoadOptions { kind: Kind::Float, device, purpose: Use::Train, log_probs: true };
-    let engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false);
+    let engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false).unwrap();
     let mut trainer = steps::trainer(config, comm, engine);
     let step = |_| trainer.step(STEPS).expect("a step").0;
     (0..STEPS).map(step).flat_map(|metrics| [metrics.loss, metrics.grad_norm]).collect()

@@ -6,9 +6,9 @@
 use haf_dist::config::LossConfig;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
-use haf_dist::engine::head::{Heads, Objective};
+use haf_dist::engine::head::{HeadBuckets, Heads, Objective};
 use haf_dist::model::declared::Declared;
-use haf_dist::model::segment::{Segment, Use};
+use haf_dist::model::segment::{Bucket, Segment, Use};
 use haf_dist::ops::Scratch;
 use tch::{Device, Kind, Tensor};
 
@@ -111,24 +111,28 @@ fn made(kind: Kind, config: &LossConfig, form: Form, twice: bool) -> (f64, Vec<T
     }
     let vocabulary = segment(&parameters, kind);
     let reward = segment(&[("score.weight", reward)], Kind::Float);
-    let [logits, scratch] = [(); 2].map(|()| Scratch::default());
-    let heads = Heads {
-        reward: &reward,
-        vocabulary: Some(&vocabulary),
+    let [mut logits, mut scratch] = [(); 2].map(|()| Scratch::default());
+    let mut buckets = HeadBuckets { reward: reward.bucket(), vocabulary: vocabulary.bucket() };
+    let mut heads = Heads {
+        reward: &reward.weights,
+        vocabulary: Some(&vocabulary.weights),
         logit_scale,
         soft_cap,
         most_rows: 0,
-        logits: &logits,
-        scratch: &scratch,
+        logits: &mut logits,
+        scratch: &mut scratch,
     };
     let objective = Objective { config, reward_weight: config.reward_weight, alpha: config.alpha, log_probs: true };
-    let (losses, gradient) = heads.forward_backward(&hidden.to_kind(kind), &batch(twice).pairs, &objective).unwrap();
+    let hidden = hidden.to_kind(kind);
+    let (losses, gradient) = heads.forward_backward(&hidden, &batch(twice).pairs, &objective, &mut buckets).unwrap();
     let loss = |losses: &haf_dist::engine::head::PairLosses| {
         config.reward_weight * losses.reward_loss + config.alpha * losses.policy_loss.unwrap_or(f64::NAN)
     };
-    let of = |segment: &Segment, index| segment.gradient_view(index).map(Tensor::shallow_clone);
-    let bias_gradient = of(&vocabulary, 1).unwrap_or_else(|| biases.zeros_like());
-    let gradients = vec![gradient, of(&reward, 0).unwrap(), of(&vocabulary, 0).unwrap(), bias_gradient];
+    let of =
+        |bucket: &Option<Bucket>, index: usize| bucket.as_ref().unwrap().views().get(index).map(Tensor::shallow_clone);
+    let HeadBuckets { reward, vocabulary } = &buckets;
+    let bias_gradient = of(vocabulary, 1).unwrap_or_else(|| biases.zeros_like());
+    let gradients = vec![gradient, of(reward, 0).unwrap(), of(vocabulary, 0).unwrap(), bias_gradient];
     (losses.read().unwrap().iter().map(loss).sum(), gradients)
 }
 

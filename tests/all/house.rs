@@ -20,6 +20,8 @@ const FLOORS: &[&[&str]] = &[
 
 /// Imports within a floor: (from, to).
 const WITHIN: &[(&str, &str)] = &[
+    ("error", "memory"),
+    ("error", "panics"),
     ("files", "error"),
     ("tensor", "error"),
     ("terminal", "error"),

@@ -8,8 +8,8 @@ use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::{Config, LoraConfig, LossConfig};
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
-use haf_dist::engine::Engine;
 use haf_dist::engine::head::Objective;
+use haf_dist::engine::{Buckets, Engine};
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::architecture::Architecture;
 use haf_dist::model::layout::Part;
@@ -117,13 +117,13 @@ fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
 }
 
 /// Largest relative distance of a loss or a gradient from PEFT's.
-fn farthest(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize) -> f64 {
+fn farthest(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: usize) -> f64 {
     let (loss, count) = (golden.loss(), golden.pairs.len());
     let objective = Objective { config: &loss, reward_weight: 1.0, alpha: loss.alpha, log_probs: true };
-    let mut sums = [0.0; 2];
+    let (mut sums, mut buckets) = ([0.0; 2], Buckets::of(&engine.model).unwrap());
     for from in (0..count).step_by(per_batch) {
         let batch = golden.batch(from, count.min(from + per_batch), packing);
-        for losses in engine.forward_backward(&batch, &objective, None).unwrap().read().unwrap() {
+        for losses in engine.forward_backward(&batch, &objective, &mut buckets).unwrap().read().unwrap() {
             sums[0] += losses.reward_loss;
             sums[1] += losses.policy_loss.unwrap();
         }
@@ -131,10 +131,10 @@ fn farthest(golden: &Golden, engine: &Engine, packing: Packing, per_batch: usize
     let expected = golden.floats("losses");
     let mut far = (0..2).map(|index| (sums[index] / count as f64 / expected[index] - 1.0).abs()).fold(0.0, f64::max);
     let mut compared = 0;
-    for segment in engine.model.segments.iter().filter(|segment| segment.trains()) {
-        for (index, parameter) in segment.parameters.iter().enumerate() {
+    for (segment, bucket) in buckets.iter() {
+        for (sum, parameter) in bucket.views().iter().zip(engine.model.segments[segment].parameters().iter()) {
             let expected = golden.file.read(&format!("grad.{PREFIX}{}", parameter.name)).unwrap();
-            let mine = segment.gradient_view(index).unwrap() / count as f64;
+            let mine = sum / count as f64;
             far = far.max(distance(&parameter.rows.to_file(&mine), &expected));
             compared += 1;
         }
@@ -151,8 +151,8 @@ fn losses_and_every_gradient_equal_pefts_in_every_packing() {
         let golden = Golden::open(case);
         for (packing, per_batch) in [(Packing::Shared, 5), (Packing::Shared, 2), (Packing::Separate, 1)] {
             for checkpointing in [false, true] {
-                let engine = Engine::new(load(case, Kind::Float, &lora), checkpointing);
-                let far = farthest(&golden, &engine, packing, per_batch);
+                let mut engine = Engine::new(load(case, Kind::Float, &lora), checkpointing).unwrap();
+                let far = farthest(&golden, &mut engine, packing, per_batch);
                 assert!(
                     far < 1e-5,
                     "{case}, {packing:?}, {per_batch} a batch, checkpointing {checkpointing}: {far:.1e}"
@@ -166,7 +166,7 @@ fn losses_and_every_gradient_equal_pefts_in_every_packing() {
     let (case, lora) = &cases()[0];
     let mut model = load(case, Kind::Float, lora);
     model.lora.as_mut().unwrap().alpha = 15.0;
-    assert!(farthest(&Golden::open(case), &Engine::new(model, false), Packing::Shared, 5) > 1e-3);
+    assert!(farthest(&Golden::open(case), &mut Engine::new(model, false).unwrap(), Packing::Shared, 5) > 1e-3);
 }
 
 #[test]
@@ -174,13 +174,10 @@ fn scores_equal_pefts_and_without_adapters_the_bases() {
     for (case, lora) in cases() {
         let golden = Golden::open(case);
         for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 5e-2)] {
-            let engine = Engine::new(load(case, kind, &lora), false);
+            let mut engine = Engine::new(load(case, kind, &lora), false).unwrap();
             let batch = golden.batch(0, golden.pairs.len(), Packing::Shared);
             let with = engine.score(&batch, true).unwrap();
-            let without = {
-                let _base_alone = engine.without_adapters();
-                engine.score(&batch, true).unwrap()
-            };
+            let without = engine.without_adapters(|base| base.score(&batch, true)).unwrap();
             let again = engine.score(&batch, true).unwrap();
             for index in 0..golden.pairs.len() {
                 let far = |mine: [f64; 2], name: &str| {
@@ -238,18 +235,19 @@ fn a_target_is_a_projection_of_every_block_and_a_base_is_an_adapters() {
 fn adapters_and_head_are_f32_and_alone_have_masters_gradients_and_moments() {
     let config = config("llama-tied", &LORA);
     let origin = Origin::of(&config.model.path, None).unwrap();
-    let model = adapter::load(&origin, options(Kind::BFloat16, Use::Train), config.lora.as_ref()).unwrap();
+    let mut model = adapter::load(&origin, options(Kind::BFloat16, Use::Train), config.lora.as_ref()).unwrap();
     let a = &model.architecture;
     let (width, heads, mlp) = (a.width, a.blocks[0].heads, a.blocks[0].mlp.width);
     let (key, query) = (heads.key * heads.width, heads.query * heads.width);
     let adapters = 4 * ((width + query) + (width + key) + (mlp + width)) * a.blocks.len();
-    let moments = haf_dist::update::optim::AdamW::new(&config.train, &model).moments;
+    haf_dist::update::optim::AdamW::new(&config.train, &mut model).unwrap();
     let mut trained = 0;
-    for ((part, segment), moments) in model.parts.iter().zip(&model.segments).zip(&moments) {
+    for (part, segment) in model.parts.iter().zip(&model.segments) {
         let of_adapter = matches!(part, Part::Adapter(_) | Part::RewardHead);
         assert_eq!(segment.trains(), of_adapter, "{part:?}");
-        assert_eq!((segment.master.is_some(), moments.is_some()), (of_adapter, of_adapter), "{part:?}");
-        assert_eq!(segment.compute.kind(), if of_adapter { Kind::Float } else { Kind::BFloat16 }, "{part:?}");
+        let moments = segment.state.as_ref().is_some_and(|state| state.moments.is_some());
+        assert_eq!(moments, of_adapter, "{part:?}");
+        assert_eq!(segment.weights.flat.kind(), if of_adapter { Kind::Float } else { Kind::BFloat16 }, "{part:?}");
         trained += if of_adapter { segment.length() } else { 0 };
     }
     assert_eq!(trained, adapters + width);
@@ -264,7 +262,7 @@ fn run(config: &Config, world_size: usize) -> (Vec<f64>, Vec<Tensor>) {
         let engine = engine(config);
         let frozen = |engine: &Engine| -> Vec<Tensor> {
             let segments = engine.model.segments.iter().filter(|segment| !segment.trains());
-            segments.map(|segment| segment.compute.copy()).collect()
+            segments.map(|segment| segment.weights.flat.copy()).collect()
         };
         let before = frozen(&engine);
         let mut trainer = steps::trainer(config, &comm, engine);
@@ -274,7 +272,7 @@ fn run(config: &Config, world_size: usize) -> (Vec<f64>, Vec<Tensor>) {
             assert!(before.equal(&after), "the base is untouched");
         }
         let trained = trainer.engine.model.segments.iter().filter(|segment| segment.trains());
-        (losses, trained.map(|segment| segment.compute.copy()).collect())
+        (losses, trained.map(|segment| segment.weights.flat.copy()).collect())
     };
     std::thread::scope(|scope| {
         let seats = threads::world(world_size).into_iter();

@@ -70,12 +70,12 @@ fn parameters_and_their_bytes_are_those_of_a_loaded_model() {
                 model.segments.iter().map(some).sum()
             };
             let memory = Memory::of(&job, &sum(PAIRS), true);
-            assert_eq!(memory.weights, of_all(&|segment| bytes(&segment.compute)), "{case} {kind:?}");
-            assert_eq!(memory.gradients, of_all(&|segment| segment.gradient.as_ref().map_or(0, bytes)));
+            assert_eq!(memory.weights, of_all(&|segment| bytes(&segment.weights.flat)), "{case} {kind:?}");
+            assert_eq!(memory.gradients, of_all(&|segment| segment.bucket().map_or(0, |bucket| bytes(bucket.flat()))));
             // A master that shares the compute buffer's memory is no memory of its own.
             let own = |segment: &haf_dist::model::segment::Segment| {
-                let master = segment.master.as_ref();
-                master.filter(|master| master.data_ptr() != segment.compute.data_ptr()).map_or(0, bytes)
+                let master = segment.state.as_ref().map(|state| &state.master);
+                master.filter(|master| master.data_ptr() != segment.weights.flat.data_ptr()).map_or(0, bytes)
             };
             assert_eq!(memory.masters, of_all(&own), "{case} {kind:?}");
             assert_eq!(memory.moments, 2 * memory.gradients);

@@ -18,11 +18,11 @@ fn solo() -> CommThread {
 
 #[test]
 fn scores_of_some_pairs_are_those_pairs_scores() {
-    let (engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
+    let (mut engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
     let all: Vec<usize> = (0..PAIRS).collect();
-    let every = score_pairs(&engine, (&data, &all), &comm, 100, true, "test").unwrap();
+    let every = score_pairs(&mut engine, (&data, &all), &comm, 100, true, "test").unwrap();
     let some = [7, 2, 11, 22];
-    for scores in score_pairs(&engine, (&data, &some), &comm, 60, true, "test").unwrap() {
+    for scores in score_pairs(&mut engine, (&data, &some), &comm, 60, true, "test").unwrap() {
         let expected = every[scores.index];
         assert_eq!(scores.tokens, expected.tokens);
         assert!((scores.log_probs[0] - expected.log_probs[0]).abs() < 1e-4, "pair {}", scores.index);
@@ -35,7 +35,7 @@ fn scores_of_some_pairs_are_those_pairs_scores() {
 fn three_ranks_give_every_pair_its_own_reference() {
     let expected = {
         let all: Vec<usize> = (0..PAIRS).collect();
-        reference::log_probs(&engine(&config("llama-tied", &[])), (&pairs(97), &all), &solo(), None, 50, "test")
+        reference::log_probs(&mut engine(&config("llama-tied", &[])), (&pairs(97), &all), &solo(), None, 50, "test")
             .unwrap()
     };
     let needed = [3, 20, 1, 9];
@@ -44,8 +44,8 @@ fn three_ranks_give_every_pair_its_own_reference() {
             let expected = &expected;
             scope.spawn(move || {
                 let comm = CommThread::start(move || Ok(seat.communicator())).unwrap();
-                let engine = engine(&config("llama-tied", &[]));
-                let found = reference::log_probs(&engine, (&pairs(97), &needed), &comm, None, 50, "test").unwrap();
+                let mut engine = engine(&config("llama-tied", &[]));
+                let found = reference::log_probs(&mut engine, (&pairs(97), &needed), &comm, None, 50, "test").unwrap();
                 for (pair, (found, expected)) in found.iter().zip(expected).enumerate() {
                     if needed.contains(&pair) {
                         assert!((found[0] - expected[0]).abs() < 1e-4 && (found[1] - expected[1]).abs() < 1e-4);
@@ -62,9 +62,9 @@ fn three_ranks_give_every_pair_its_own_reference() {
 fn a_partial_cache_is_completed_by_the_run_that_needs_more() {
     let folder = tempfile::tempdir().unwrap();
     let cache = ReferenceCache::new(folder.path(), 1, 2, "f32");
-    let (engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
-    let run =
-        |needed: &[usize]| reference::log_probs(&engine, (&data, needed), &comm, Some(&cache), 50, "test").unwrap();
+    let (mut engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
+    let mut run =
+        |needed: &[usize]| reference::log_probs(&mut engine, (&data, needed), &comm, Some(&cache), 50, "test").unwrap();
     let first = run(&[4, 5]);
     assert!(first[6][0].is_nan());
     let second = run(&[5, 6]);
@@ -78,10 +78,10 @@ fn a_partial_cache_is_completed_by_the_run_that_needs_more() {
 fn a_pass_that_was_stopped_goes_on_to_the_same_bits() {
     // So small that the pass has several parts.
     const BUDGET: usize = 5;
-    let (engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
+    let (mut engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
     let all: Vec<usize> = (0..PAIRS).collect();
-    let pass = |cache: Option<&ReferenceCache>| {
-        let values = reference::log_probs(&engine, (&data, &all), &comm, cache, BUDGET, "test").unwrap();
+    let mut pass = |cache: Option<&ReferenceCache>| {
+        let values = reference::log_probs(&mut engine, (&data, &all), &comm, cache, BUDGET, "test").unwrap();
         values.into_iter().map(|sums| sums.map(f32::to_bits)).collect::<Vec<_>>()
     };
     let whole = pass(None);
@@ -101,13 +101,14 @@ fn a_pass_that_was_stopped_goes_on_to_the_same_bits() {
 #[test]
 fn the_policy_loss_of_step_1_is_ln_2_in_a_run_shorter_than_an_epoch() {
     let config = config("llama-tied", &["train.steps=1"]);
-    let (engine, data, comm) = (engine(&config), pairs(97), solo());
+    let (mut engine, data, comm) = (engine(&config), pairs(97), solo());
     let mut sampler = Sampler::new(data.source_ranges(), &[1.0], config.train.pairs_per_step, true, 3).unwrap();
     let needed = sampler.pairs_of_run(1);
     assert!(needed.len() < PAIRS);
-    let references = reference::log_probs(&engine, (&data, &needed), &comm, None, 50, "train").unwrap();
+    let references = reference::log_probs(&mut engine, (&data, &needed), &comm, None, 50, "train").unwrap();
     let split = Split { name: "train", data, references };
-    let mut trainer = Trainer::new(&config, &comm, engine, sampler, split, None, 1);
+    let buckets = haf_dist::engine::Buckets::of(&engine.model).unwrap();
+    let mut trainer = Trainer::new(&config, &comm, (engine, buckets), sampler, split, None, 1).unwrap();
     let loss = trainer.step(1).unwrap().0.policy_loss.unwrap();
     assert!((loss - std::f64::consts::LN_2).abs() < 1e-5, "{loss}");
 }

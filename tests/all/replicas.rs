@@ -5,7 +5,7 @@ use crate::steps;
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::error::Result;
 use haf_dist::train::{Trainer, check_replicas};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 /// What each of two ranks gets of `run`.
 fn on_two_ranks(run: impl Fn(CommThread) -> Result<()> + Send + Sync) -> Vec<Result<()>> {
@@ -20,7 +20,8 @@ fn on_two_ranks(run: impl Fn(CommThread) -> Result<()> + Send + Sync) -> Vec<Res
 /// Two values of a rank's weights change places: no sum sees that.
 fn swap_two_weights(trainer: &Trainer) {
     let segment = &trainer.engine.model.segments[1];
-    let values = if segment.is_share() { &segment.compute } else { segment.master.as_ref().unwrap() };
+    let state = segment.state.as_ref().unwrap();
+    let values = if state.is_share() { &segment.weights.flat } else { &state.master };
     let before = values.sum(Kind::Double);
     let (mut first, mut other) = (values.narrow(0, 0, 1), values.narrow(0, 9, 1));
     let kept = first.copy();
@@ -86,8 +87,8 @@ fn comparing_changes_no_bit_and_finds_nothing_where_nothing_is_wrong() {
                 trainer.step(5)?;
             }
             if comm.rank() == 0 {
-                let values = trainer.engine.model.segments.iter().filter_map(|segment| segment.master.as_ref());
-                *masters.lock().unwrap() = values.map(Tensor::copy).collect();
+                let values = trainer.engine.model.segments.iter().filter_map(|segment| segment.state.as_ref());
+                *masters.lock().unwrap() = values.map(|state| state.master.copy()).collect();
             }
             Ok(())
         });

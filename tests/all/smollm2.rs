@@ -27,7 +27,7 @@ fn next_token_log_probs_after_a_question_are_the_known_ones() {
     let words: Vec<Vec<u32>> = known.iter().map(|(word, _)| ids(word)).collect();
 
     let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Evaluate, log_probs: true };
-    let engine = Engine::new(Model::load(&folder(), options).unwrap(), false);
+    let mut engine = Engine::new(Model::load(&folder(), options).unwrap(), false).unwrap();
     let rows = words.iter().enumerate().map(|(index, word)| PairToPack {
         index,
         pair: TokenPair {

@@ -6,7 +6,7 @@ use haf_dist::data::AnswerSpan;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
 use haf_dist::data::sequence::OwnedPair;
-use haf_dist::engine::Engine;
+use haf_dist::engine::{Buckets, Engine};
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::LoadOptions;
@@ -71,6 +71,7 @@ pub fn engine_in(config: &Config, kind: Kind) -> Engine {
     let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs };
     let origin = Origin::of(&config.model.path, None).unwrap();
     Engine::new(adapter::load(&origin, options, config.lora.as_ref()).unwrap(), config.train.activation_checkpointing)
+        .unwrap()
 }
 
 /// A run of the config over [`pairs`], with optimiser state sharded where the config says so.
@@ -78,10 +79,16 @@ pub fn trainer<'a>(config: &'a Config, comm: &'a CommThread, mut engine: Engine)
     if config.parallel.shard_optimizer {
         sharding::shard(&mut engine.model, comm);
     }
+    let buckets = Buckets::of(&engine.model).unwrap();
+    trainer_with(config, comm, (engine, buckets))
+}
+
+/// The same with these buckets; optimiser state stays as it is.
+pub fn trainer_with<'a>(config: &'a Config, comm: &'a CommThread, (engine, buckets): (Engine, Buckets)) -> Trainer<'a> {
     let data = pairs(engine.model.architecture.vocabulary as u32);
     // A reference that differs from the policy, or half of the gradients would be trivial.
     let references = (0..PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
     let batch = config.train.pairs_per_step;
     let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
-    Trainer::new(config, comm, engine, sampler, Split { name: "train", data, references }, None, 1)
+    Trainer::new(config, comm, (engine, buckets), sampler, Split { name: "train", data, references }, None, 1).unwrap()
 }

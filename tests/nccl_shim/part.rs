@@ -4,8 +4,10 @@ use crate::common::conformance::CASES;
 use crate::steps;
 use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl};
 use haf_dist::config::Config;
-use haf_dist::engine::GradientSink;
+use haf_dist::engine::{Buckets, GradientSink};
 use haf_dist::error::Result;
+use haf_dist::model::declared::Declared;
+use haf_dist::model::segment::{Bucket, Parameters};
 use haf_dist::update::reducer::Reducer;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -80,17 +82,22 @@ fn bucket(number: usize, rank: usize) -> Tensor {
 
 /// The sums of all buckets, read at once as the optimiser does. A swap mixes two buckets up on rank 1.
 fn reduce(comm: &CommThread, kind: Kind, swap: bool) -> Result<Vec<Tensor>> {
-    let buckets: Vec<Tensor> = (0..BUCKETS.len()).map(|number| bucket(number, comm.rank())).collect();
+    let of_one = |number: usize| {
+        let parameters = Parameters::new(vec![Declared::new("weight", &[BUCKETS[number]])]);
+        Some(Bucket::over(parameters, bucket(number, comm.rank())))
+    };
+    let mut buckets = Buckets::from_each((0..BUCKETS.len()).map(of_one));
     let mut order: Vec<usize> = (0..BUCKETS.len()).collect();
     if swap && comm.rank() == 1 {
         order.swap(1, 2);
     }
-    let mut reducer = Reducer::new(comm).summing_in(kind);
+    let mut reducer = Reducer::new(comm, &mut buckets).summing_in(kind);
     for number in order {
-        reducer.complete(number, buckets[number].shallow_clone())?;
+        let bucket = reducer.lend(number)?.expect("every bucket is trained");
+        reducer.complete(number, bucket)?;
     }
     reducer.finish()?;
-    Ok(buckets.iter().map(Tensor::copy).collect())
+    Ok(buckets.iter().map(|(_, bucket)| bucket.flat().copy()).collect())
 }
 
 fn reduce_twice(comm: &CommThread, swap: bool) {

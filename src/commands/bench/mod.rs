@@ -109,11 +109,11 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     alike::data("timed", &data, comm)?;
     let mut model = comm.agree(Model::load(&bench.model, options))?;
     setup::share_weights(&mut model, comm)?;
-    reducer::share_gradients(&mut model, comm)?;
-    let engine = Engine::new(model, false);
+    let buckets = reducer::buckets(&model, comm)?;
+    let mut engine = Engine::new(model, false)?;
     let all: Vec<usize> = (0..data.len()).collect();
     let references = match config.loss.needs_reference() {
-        true => reference::log_probs(&engine, (&data, &all), comm, None, bench.tokens_per_micro_batch, "bench")?,
+        true => reference::log_probs(&mut engine, (&data, &all), comm, None, bench.tokens_per_micro_batch, "bench")?,
         false => Vec::new(),
     };
     let work = work(&data, per_step..data.len());
@@ -124,27 +124,15 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     let sampler = Sampler::new(data.source_ranges(), &[1.0], per_step, false, 0)?;
     let steps = sampler.steps_per_epoch();
     let train = Split { name: "bench", data, references };
-    let mut trainer = Trainer::new(&config, comm, engine, sampler, train, None, machine.threads);
+    let mut trainer = Trainer::new(&config, comm, (engine, buckets), sampler, train, None, machine.threads)?;
     trainer.packing = if bench.unshared { Packing::Separate } else { Packing::Shared };
 
-    trainer.step(steps)?;
-    comm.barrier()?;
-    let started = Instant::now();
-    let mut losses = Vec::with_capacity(steps);
-    for _ in 1..steps {
-        losses.push(trainer.step(steps)?.0.loss);
-    }
-    wait_for(machine.device);
-    comm.barrier()?;
-    let seconds = started.elapsed().as_secs_f64();
-
+    let (losses, seconds) = timed_steps(&mut trainer, steps)?;
     let needs_head = config.loss.needs_policy();
     let parameters = backbone_parameters(&trainer.engine.model);
     let flops = work.flops(&architecture, parameters, needs_head);
     // Before the products below, which are none of a step's memory.
-    let mut peaks = vec![0.0; comm.world_size()];
-    peaks[comm.rank()] = machine::peak_memory()? as f64 / 1e9;
-    comm.sum_f64(&mut peaks)?;
+    let peak_rss_gb = largest_peak(comm)?;
     let mut rate = [matmul_rate(&architecture, &machine, work.response_share().filter(|_| needs_head))];
     comm.sum_f64(&mut rate)?;
     let tokens = if bench.unshared { work.sequence_tokens } else { work.tokens };
@@ -165,7 +153,7 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         matmul_flops_per_s: rate[0],
         useful_share_of_matmul: flops / seconds / rate[0],
         sharing_formula: work.sharing_formula(&architecture, parameters, needs_head),
-        peak_rss_gb: peaks.into_iter().fold(0.0, f64::max),
+        peak_rss_gb,
         planned_peak_gb: planned.as_ref().map(|planned| planned.peak_gb),
         planned_pairs_per_s: planned.as_ref().map(|planned| planned.pairs_per_s),
         losses,
@@ -174,6 +162,28 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         print(&report, bench.json)?;
     }
     Ok(())
+}
+
+/// Losses of all steps but the first, which makes the buffers, and the seconds that they took together.
+fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<(Vec<f64>, f64)> {
+    trainer.step(steps)?;
+    trainer.comm.barrier()?;
+    let started = Instant::now();
+    let mut losses = Vec::with_capacity(steps);
+    for _ in 1..steps {
+        losses.push(trainer.step(steps)?.0.loss);
+    }
+    wait_for(trainer.engine.model.device);
+    trainer.comm.barrier()?;
+    Ok((losses, started.elapsed().as_secs_f64()))
+}
+
+/// The largest peak of a rank's memory so far, GB.
+fn largest_peak(comm: &CommThread) -> Result<f64> {
+    let mut peaks = vec![0.0; comm.world_size()];
+    peaks[comm.rank()] = machine::peak_memory()? as f64 / 1e9;
+    comm.sum_f64(&mut peaks)?;
+    Ok(peaks.into_iter().fold(0.0, f64::max))
 }
 
 fn config(bench: &Bench, ranks: usize) -> Result<Config> {

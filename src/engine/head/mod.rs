@@ -18,7 +18,7 @@ use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
-use crate::model::segment::Segment;
+use crate::model::segment::{Bucket, Weights};
 use crate::ops::{Logits, Places, Scratch};
 use crate::tensor::on_device;
 use scores::Scores;
@@ -126,13 +126,22 @@ fn answers(scores: &PairScores, reference: [f64; 2]) -> [AnswerLogProb; 2] {
     })
 }
 
+/// Where the gradients of the heads' parameters are added; nowhere where they are not trained.
+#[derive(Default)]
+pub struct HeadBuckets {
+    /// The reward head's.
+    pub reward: Option<Bucket>,
+    /// That of the vocabulary matrix.
+    pub vocabulary: Option<Bucket>,
+}
+
 /// The two heads of a model.
 pub struct Heads<'a> {
-    /// The reward head's segment: one parameter [1, D], f32.
-    pub reward: &'a Segment,
-    /// The segment whose first parameter is the vocabulary matrix [V, D], and whose second, if it has one, is the
-    /// logits' bias `[V]`; needed for log-probs only.
-    pub vocabulary: Option<&'a Segment>,
+    /// The reward head: one parameter [1, D], f32.
+    pub reward: &'a Weights,
+    /// The weights whose first parameter is the vocabulary matrix [V, D], and whose second, if it has one, is the logits'
+    /// bias `[V]`; needed for log-probs only.
+    pub vocabulary: Option<&'a Weights>,
     /// What the logits are multiplied by, where they are (Granite), before they are capped.
     pub logit_scale: Option<f64>,
     /// c > 0 where the logits are capped: c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
@@ -140,17 +149,17 @@ pub struct Heads<'a> {
     /// Response rows of a micro-batch are at most so many, unless a pair is longer.
     pub most_rows: usize,
     /// Memory of a chunk's logits.
-    pub logits: &'a Scratch,
+    pub logits: &'a mut Scratch,
     /// Memory of a product whose sum lies elsewhere.
-    pub scratch: &'a Scratch,
+    pub scratch: &'a mut Scratch,
 }
 
-impl Heads<'_> {
+impl<'a> Heads<'a> {
     /// Scores of every pair from the final hidden states [N, D] in which the pairs' row numbers count.
     ///
     /// # Errors
     /// Log-probs asked of a model without a language-model head.
-    pub fn scores(&self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
+    pub fn scores(&mut self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
         let at = on_device(&reward_rows(pairs, |answer| answer.reward_row), hidden.device());
         let rewards = self.rewards(&reward_hidden(hidden, &at));
         let mut scores = Scores { rewards, second_rewards: None, log_probs: Vec::new() };
@@ -173,10 +182,11 @@ impl Heads<'_> {
     /// # Errors
     /// As [`Heads::scores`].
     pub fn forward_backward<'o>(
-        &self,
+        &mut self,
         hidden: &Tensor,
         pairs: &[PackedPair],
         objective: &Objective<'o>,
+        buckets: &mut HeadBuckets,
     ) -> Result<(Losses<'o>, Tensor)> {
         let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
         // First the rows of all rewards, then, where there are any, those of all second ones; an answer without a second
@@ -195,12 +205,15 @@ impl Heads<'_> {
         let weight = if twice { objective.reward_weight / 2.0 } else { objective.reward_weight };
         let slopes = reward_slopes(objective.config, &rewards.view([-1, 2]), &margins) * weight;
         let slopes = slopes.to_kind(Kind::Float).view([-1, 1]);
-        self.reward.add_product(0..1, &slopes, &reward_hidden, self.scratch)?;
-        let _ = hidden_gradient.index_add_(0, &at, &(slopes * self.reward.weight(0)));
+        if let Some(bucket) = &mut buckets.reward {
+            bucket.add_product(self.reward.ops, 0..1, [&slopes, &reward_hidden], self.scratch)?;
+        }
+        let _ = hidden_gradient.index_add_(0, &at, &(slopes * self.reward.view(0)));
         let mut log_probs = Vec::new();
         if objective.log_probs {
             for chunk in chunks(pairs) {
-                log_probs.push(self.policy_chunk(hidden, &pairs[chunk], objective, &mut hidden_gradient)?);
+                let bucket = buckets.vocabulary.as_mut();
+                log_probs.push(self.policy_chunk(hidden, &pairs[chunk], objective, &mut hidden_gradient, bucket)?);
             }
         }
         let second_rewards = twice.then(|| rewards.narrow(0, answers, answers));
@@ -211,18 +224,19 @@ impl Heads<'_> {
 
     /// Rewards `[A]` f64 of hidden states [A, D] f32. In f32, since bf16 scores would tie.
     fn rewards(&self, reward_hidden: &Tensor) -> Tensor {
-        let products = reward_hidden * self.reward.weight(0);
+        let products = reward_hidden * self.reward.view(0);
         products.sum_dim_intlist(-1, false, Kind::Float).to_kind(Kind::Double)
     }
 
     /// Everything the policy loss needs of a few pairs, in one pass over their response rows; returns their answers'
     /// summed log-probs `[A]` f64.
     fn policy_chunk(
-        &self,
+        &mut self,
         hidden: &Tensor,
         pairs: &[PackedPair],
         objective: &Objective,
         hidden_gradient: &mut Tensor,
+        bucket: Option<&mut Bucket>,
     ) -> Result<Tensor> {
         let vocabulary = self.vocabulary()?;
         let rows = rows(pairs, hidden);
@@ -242,29 +256,25 @@ impl Heads<'_> {
             Some(scale) => gradient * scale,
             None => gradient,
         };
-        self.add_vocabulary_gradient(vocabulary, &gradient, &response)?;
-        let rows_gradient = gradient.mm(vocabulary.weight(0)).to_kind(Kind::Float);
+        if let Some(bucket) = bucket {
+            bucket.add_product(vocabulary.ops, 0..1, [&gradient, &response], self.scratch)?;
+            if let Some(bias) = bucket.sums().get(BIAS) {
+                vocabulary.ops.add_column_sums(&gradient, bias)?;
+            }
+        }
+        let rows_gradient = gradient.f_mm(vocabulary.view(0))?.to_kind(Kind::Float);
         let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
         Ok(log_probs)
     }
 
-    /// Adds the weight gradient, and the bias's, of the logits' gradient [R, V] at the hidden rows [R, D].
-    fn add_vocabulary_gradient(&self, vocabulary: &Segment, gradient: &Tensor, rows: &Tensor) -> Result<()> {
-        vocabulary.add_product(0..1, gradient, rows, self.scratch)?;
-        match vocabulary.gradient_view(BIAS) {
-            Some(sum) => vocabulary.ops.add_column_sums(gradient, sum),
-            None => Ok(()),
-        }
-    }
-
     /// Hidden rows [R, D] -> their logits [R, V].
-    fn logits(&self, rows: &Tensor, vocabulary: &Segment) -> Result<Logits> {
-        let weight = vocabulary.weight(0);
+    fn logits(&mut self, rows: &Tensor, vocabulary: &Weights) -> Result<Logits> {
+        let weight = vocabulary.view(0);
         let (most, count, vocabulary_size) = (self.most_rows as i64, rows.size()[0], weight.size()[0]);
         let logits = self.logits.matrix_of_at_most(most, count, vocabulary_size, rows.kind(), rows.device());
         let _ = match vocabulary.parameters.len() > BIAS {
-            true => vocabulary.weight(BIAS).addmm_out(&logits, rows, &weight.tr()),
-            false => rows.mm_out(&logits, &weight.tr()),
+            true => vocabulary.view(BIAS).f_addmm_out(&logits, rows, &weight.tr())?,
+            false => rows.f_mm_out(&logits, &weight.tr())?,
         };
         if let Some(scale) = self.logit_scale {
             let _ = logits.shallow_clone().g_mul_scalar_(scale);
@@ -273,7 +283,7 @@ impl Heads<'_> {
         Ok(Logits { values: logits, sums, soft_cap: self.soft_cap })
     }
 
-    fn vocabulary(&self) -> Result<&Segment> {
+    fn vocabulary(&self) -> Result<&'a Weights> {
         self.vocabulary.ok_or_else(|| {
             Error::input("the model has no language-model head: log-probs cannot be computed")
                 .hint("its safetensors need lm_head.weight; loss.objective = \"reward\" does without")

@@ -180,7 +180,7 @@ impl Ops for Cpu {
 
     /// bf16 factors are summed in f32 on matrix tiles where the processor has them. libtorch has no such product: elsewhere
     /// it is rounded to bf16 once and added by a loop.
-    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &Scratch) -> Result<()> {
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
         if left.kind() != Kind::BFloat16 {
             return Tensors.add_product(left, right, sum, scratch);
         }

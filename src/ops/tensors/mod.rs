@@ -25,7 +25,7 @@ pub fn add_column_sums(rows: &Tensor, sum: &Tensor) {
 }
 
 /// Adds left^T right to `sum` f32. A bf16 product is rounded once before it is added.
-pub fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &Scratch) {
+pub fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) {
     if left.kind() == Kind::Float {
         let _ = sum.shallow_clone().addmm_(&left.tr(), right);
         return;

@@ -6,27 +6,20 @@ mod norm;
 mod schedule;
 
 use crate::config::TrainConfig;
-use crate::error::Result;
+use crate::engine::Buckets;
+use crate::error::{Result, libtorch};
 use crate::model::decoder::Part;
-use crate::model::segment::{Parameter, Segment};
+use crate::model::segment::{Bucket, OptimizerState, Parameter, Segment, Weights};
 use crate::model::weights::Model;
 use crate::ops::{AdamWConstants, AdamWPart, AdamWStep};
-use crate::tensor;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 pub use norm::gradient_squares;
 pub use schedule::schedule;
 
-/// AdamW's moments for every trained segment.
-pub struct AdamW {
-    /// First and second moments, flat f32, a pair a segment; none where a segment is not trained.
-    pub moments: Vec<Option<[Tensor; 2]>>,
-    settings: Settings,
-}
-
-/// What the config says about AdamW.
+/// AdamW, as the config has it. Its moments lie with the segments' masters ([`OptimizerState`]).
 #[derive(Clone, Copy)]
-struct Settings {
+pub struct AdamW {
     beta1: f64,
     beta2: f64,
     epsilon: f64,
@@ -47,48 +40,49 @@ pub struct Update {
 }
 
 impl AdamW {
-    /// Zero moments for what this rank updates of a model.
-    pub fn new(config: &TrainConfig, model: &Model) -> Self {
-        let zeros =
-            |segment: &Segment| segment.master.as_ref().map(|master| [master.zeros_like(), master.zeros_like()]);
-        Self {
-            moments: model.segments.iter().map(zeros).collect(),
-            settings: Settings {
-                beta1: config.adam_beta1,
-                beta2: config.adam_beta2,
-                epsilon: config.adam_epsilon,
-                weight_decay: config.weight_decay,
-            },
-        }
+    /// With zero moments for what this rank updates of a model.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn new(config: &TrainConfig, model: &mut Model) -> Result<Self> {
+        let states = model.segments.iter_mut().filter_map(|segment| segment.state.as_mut());
+        libtorch(|| {
+            states.for_each(OptimizerState::start_moments);
+            Ok(())
+        })?;
+        Ok(Self {
+            beta1: config.adam_beta1,
+            beta2: config.adam_beta2,
+            epsilon: config.adam_epsilon,
+            weight_decay: config.weight_decay,
+        })
     }
 
-    /// Updates masters, moments and compute values of every trained segment from its gradient sum, as far as they are
-    /// this rank's; says so to `updated`, segment after segment.
+    /// Updates masters, moments and weights of every trained segment from its bucket, as far as they are this rank's; says
+    /// so to `updated`, segment after segment.
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
-    pub fn step(&mut self, model: &mut Model, update: &Update, mut updated: impl FnMut(usize, &Segment)) -> Result<()> {
-        let parts = model.parts.clone();
-        for (index, ((segment, moments), part)) in
-            model.segments.iter_mut().zip(&mut self.moments).zip(parts).enumerate()
-        {
-            let Some(moments) = moments else { continue };
-            let rate = if part == Part::RewardHead { update.head_learning_rate } else { update.learning_rate };
-            if let Some(step) = step_of(segment, moments, self.settings.constants(rate, update)) {
-                segment.ops.adamw(&step)?;
+    pub fn step(
+        &self,
+        model: &mut Model,
+        buckets: &Buckets,
+        update: &Update,
+        mut updated: impl FnMut(usize, &Segment),
+    ) -> Result<()> {
+        let Model { segments, parts, .. } = model;
+        for (index, (segment, part)) in segments.iter_mut().zip(parts).enumerate() {
+            let (Some(state), Some(bucket)) = (&segment.state, buckets.get(index)) else { continue };
+            let reward_head = *part == Part::RewardHead;
+            let rate = if reward_head { update.head_learning_rate } else { update.learning_rate };
+            if let Some(step) = step_of(&segment.weights, state, bucket, self.constants(rate, update)) {
+                libtorch(|| segment.weights.ops.adamw(&step))?;
             }
             updated(index, segment);
         }
         Ok(())
     }
 
-    /// Elements of all moments.
-    pub fn elements(&self) -> usize {
-        self.moments.iter().flatten().flatten().map(tensor::count).sum()
-    }
-}
-
-impl Settings {
     fn constants(&self, rate: f64, update: &Update) -> AdamWConstants {
         let correction = |beta: f64| 1.0 / (1.0 - beta.powf(update.number as f64));
         AdamWConstants {
@@ -110,16 +104,28 @@ fn decays(shape: &[i64]) -> bool {
     shape.len() >= 2
 }
 
-/// What this rank updates of a segment; none where it is not trained.
-fn step_of<'a>(segment: &'a Segment, moments: &'a [Tensor; 2], constants: AdamWConstants) -> Option<AdamWStep<'a>> {
-    let (Some(gradient), Some(master)) = (segment.owned_gradient(), &segment.master) else { return None };
+/// What this rank updates of a segment; none before its moments are made.
+fn step_of<'a>(
+    weights: &Weights,
+    state: &'a OptimizerState,
+    bucket: &Bucket,
+    constants: AdamWConstants,
+) -> Option<AdamWStep<'a>> {
     let part = |(index, parameter): (usize, &Parameter)| {
-        let (range, _) = segment.owned_part(index);
+        let (range, _) = state.owned_part(&weights.parameters, index);
         AdamWPart { range, decays: decays(&parameter.shape) }
     };
-    let parts = segment.parameters.iter().enumerate().map(part).collect();
-    let compute = (segment.compute.kind() != Kind::Float).then(|| segment.owned_of(&segment.compute));
-    Some(AdamWStep { gradient, moments, master, compute, parts, constants })
+    let parts = weights.parameters.iter().enumerate().map(part).collect();
+    let compute = (weights.flat.kind() != Kind::Float).then(|| state.owned_of(&weights.flat));
+    let OptimizerState { master, moments, .. } = state;
+    Some(AdamWStep {
+        gradient: state.owned_of(bucket.flat()),
+        moments: moments.as_ref()?,
+        master,
+        compute,
+        parts,
+        constants,
+    })
 }
 
 #[cfg(test)]
@@ -130,17 +136,24 @@ mod tests {
     use crate::model::segment::Use;
     use crate::ops::cpu::Cpu;
     use crate::ops::{Ops, Tensors};
-    use tch::Device;
+    use tch::{Device, Tensor};
 
     fn segment(kind: Kind) -> Segment {
         let parameters = vec![Declared::new("matrix", &[300, 400]), Declared::new("norm", &[17])];
         let mut segment = Segment::new(parameters, kind, Device::Cpu, Use::Train);
         for index in 0..2 {
-            let shape = segment.parameters[index].shape.clone();
+            let shape = segment.parameters()[index].shape.clone();
             segment.set(index, &crate::tensor::waves(&shape, 1.0));
-            segment.add_gradient(index, &crate::tensor::waves(&shape, 2.0));
         }
         segment
+    }
+
+    fn gradients(segment: &Segment) -> Bucket {
+        let mut bucket = segment.bucket().unwrap();
+        for (sum, parameter) in bucket.sums().iter_mut().zip(segment.parameters().iter()) {
+            sum.copy_(&crate::tensor::waves(&parameter.shape, 2.0));
+        }
+        bucket
     }
 
     fn constants(decay: f32) -> AdamWConstants {
@@ -157,17 +170,15 @@ mod tests {
         }
     }
 
-    fn moments(segment: &Segment) -> [Tensor; 2] {
-        let zeros = || segment.master.as_ref().unwrap().zeros_like();
-        [zeros(), zeros()]
-    }
-
     fn distance(left: &Tensor, right: &Tensor) -> f64 {
         ((left - right).norm() / right.norm()).double_value(&[])
     }
 
-    fn step(segment: &Segment, moments: &[Tensor; 2], constants: AdamWConstants) {
-        segment.ops.adamw(&step_of(segment, moments, constants).unwrap()).unwrap();
+    fn step(segment: &mut Segment, bucket: &Bucket, constants: AdamWConstants) {
+        let Segment { weights, state } = segment;
+        let state = state.as_mut().unwrap();
+        state.start_moments();
+        weights.ops.adamw(&step_of(weights, state, bucket, constants).unwrap()).unwrap();
     }
 
     #[test]
@@ -175,27 +186,28 @@ mod tests {
         for kind in [Kind::Float, Kind::BFloat16] {
             for ops in [&Cpu as &'static dyn Ops, &Tensors] {
                 let mut whole = segment(kind);
-                whole.ops = ops;
-                let whole_moments = moments(&whole);
-                step(&whole, &whole_moments, constants(0.9));
+                whole.weights.ops = ops;
+                let gradient = gradients(&whole);
+                step(&mut whole, &gradient, constants(0.9));
                 let (mut first, mut values, mut elements) = (Vec::new(), Vec::new(), 0);
                 for rank in 0..3 {
                     let mut share = segment(kind);
-                    share.ops = ops;
+                    share.weights.ops = ops;
                     share.keep_share(rank, 3);
-                    (0..2)
-                        .for_each(|at| share.add_gradient(at, &crate::tensor::waves(&share.parameters[at].shape, 2.0)));
-                    let share_moments = moments(&share);
-                    step(&share, &share_moments, constants(0.9));
-                    elements += tensor::count(share.master.as_ref().unwrap());
-                    first.push(share_moments[0].shallow_clone());
-                    values.push(share.owned_of(&share.compute));
+                    let gradient = gradients(&share);
+                    step(&mut share, &gradient, constants(0.9));
+                    let Segment { weights, state } = share;
+                    let state = state.unwrap();
+                    elements += state.master.numel();
+                    values.push(state.owned_of(&weights.flat));
+                    first.push(state.moments.unwrap().into_iter().next().unwrap());
                 }
                 let length = whole.length() as i64;
                 assert!(elements - whole.length() < 3 * 16, "{elements} elements of {length}");
                 let joined = |parts: &[Tensor]| Tensor::cat(parts, 0).narrow(0, 0, length);
-                assert!(joined(&first).equal(&whole_moments[0]), "{kind:?}");
-                assert!(joined(&values).equal(&whole.compute), "{kind:?}");
+                let moments = whole.state.as_ref().unwrap().moments.as_ref().unwrap();
+                assert!(joined(&first).equal(&moments[0]), "{kind:?}");
+                assert!(joined(&values).equal(&whole.weights.flat), "{kind:?}");
             }
         }
     }
@@ -207,21 +219,19 @@ mod tests {
         let mut segment = Segment::new(parameters, Kind::Float, Device::Cpu, Use::Train);
         segment.set(0, &Tensor::from_slice(&[0.5f32, -1.25, 2.0, 0.0]).view([2, 2]));
         segment.set(1, &Tensor::from_slice(&[0.75f32]));
-        let moments = moments(&segment);
         for (done, row) in
             [[0.3f32, -0.2, 1e-4, 4.0], [-0.1, -0.4, 2e-4, 1.0], [0.6, 0.0, -1e-4, -3.0]].iter().enumerate()
         {
-            segment.clear_gradient();
+            let mut bucket = segment.bucket().unwrap();
             // Sums over two pairs: the update divides them again.
-            segment.add_gradient(0, &(Tensor::from_slice(row).view([2, 2]) * 2.0));
-            segment.add_gradient(1, &(Tensor::from_slice(&row[..1]) * 4.0));
+            bucket.sums()[0].copy_(&(Tensor::from_slice(row).view([2, 2]) * 2.0));
+            bucket.sums()[1].copy_(&(Tensor::from_slice(&row[..1]) * 4.0));
             let update = Update { number: done + 1, learning_rate: 0.01, head_learning_rate: 0.0, gradient_scale: 0.5 };
-            let constants =
-                Settings { beta1: 0.9, beta2: 0.999, epsilon: 1e-5, weight_decay: 0.1 }.constants(0.01, &update);
-            step(&segment, &moments, constants);
+            let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-5, weight_decay: 0.1 };
+            step(&mut segment, &bucket, adamw.constants(0.01, &update));
         }
         let expected = [0.477_430_2f32, -1.219_171_8, 1.971_941_2, -0.019_706_74, 0.728_904_4];
-        let found = Vec::<f32>::try_from(segment.master.as_ref().unwrap()).unwrap();
+        let found = Vec::<f32>::try_from(&segment.state.as_ref().unwrap().master).unwrap();
         for (found, expected) in found.iter().zip(expected) {
             assert!((found - expected).abs() < 2e-7, "{found} is not {expected}");
         }
@@ -229,11 +239,12 @@ mod tests {
 
     #[test]
     fn decay_is_for_matrices_only() {
-        let (decayed, plain) = (segment(Kind::Float), segment(Kind::Float));
-        step(&decayed, &moments(&decayed), constants(0.5));
-        step(&plain, &moments(&plain), constants(1.0));
-        assert!(distance(decayed.weight(0), plain.weight(0)) > 0.1);
-        assert_eq!(distance(decayed.weight(1), plain.weight(1)), 0.0);
+        let (mut decayed, mut plain) = (segment(Kind::Float), segment(Kind::Float));
+        let gradient = gradients(&plain);
+        step(&mut decayed, &gradient, constants(0.5));
+        step(&mut plain, &gradient, constants(1.0));
+        assert!(distance(decayed.weights.view(0), plain.weights.view(0)) > 0.1);
+        assert_eq!(distance(decayed.weights.view(1), plain.weights.view(1)), 0.0);
     }
 
     #[test]

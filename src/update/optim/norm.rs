@@ -1,7 +1,7 @@
 //! The squares of the gradients, of which the global norm is the root. Not here: clipping, which the trainer does.
 
-use crate::error::Result;
-use crate::model::segment::Segment;
+use crate::engine::Buckets;
+use crate::error::{Result, libtorch};
 use crate::model::weights::Model;
 
 /// Sum of the squares of all gradient sums that this rank updates from; not finite if any of them is not. Summed in f64,
@@ -9,7 +9,10 @@ use crate::model::weights::Model;
 ///
 /// # Errors
 /// A buffer that is not what this crate allocates.
-pub fn gradient_squares(model: &Model) -> Result<f64> {
-    let gradients: Vec<_> = model.segments.iter().filter_map(Segment::owned_gradient).collect();
-    model.segments.first().map_or(Ok(0.0), |first| first.ops.sum_of_squares(&gradients))
+pub fn gradient_squares(model: &Model, buckets: &Buckets) -> Result<f64> {
+    let owned = buckets.iter().filter_map(|(segment, bucket)| {
+        let state = model.segments.get(segment)?.state.as_ref()?;
+        Some(state.owned_of(bucket.flat()))
+    });
+    libtorch(|| model.ops().sum_of_squares(&owned.collect::<Vec<_>>()))
 }

@@ -244,7 +244,7 @@ fn products(ops: &dyn Ops, device: Device, kind: Kind, bound: f64) {
         let sum = Tensor::ones([49, 33], (Kind::Float, device));
         // Twice: it adds.
         for _ in 0..2 {
-            ops.add_product(&left, &right, &sum, &Scratch::default()).unwrap();
+            ops.add_product(&left, &right, &sum, &mut Scratch::default()).unwrap();
         }
         near(&what("weight's gradient"), &(&sum - 1.0), &(&exact * 2.0), bound);
         far(&what("added once"), &(&sum - 1.0), &exact, 1e-3);

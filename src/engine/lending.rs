@@ -1,0 +1,124 @@
+//! Who owns weights and gradient buckets, and lends them to a pass.
+//!
+//! The engine borrows a segment's weights before it runs the segment, and its bucket before its backward pass, and gives
+//! both back. Whole weights and permanent buckets are the simple case; a source may as well gather weights when they are
+//! asked for, and a sink may hand the same few buckets out again and again.
+
+use crate::error::{Error, Result, libtorch};
+use crate::model::segment::{Bucket, Segment, Weights};
+use crate::model::weights::Model;
+
+/// Lends the weights of a model's segments, by their numbers.
+pub trait WeightSource {
+    /// The weights of `segment`. Each is lent once at a time.
+    ///
+    /// # Errors
+    /// Whatever keeps the weights from being there.
+    fn lend(&mut self, segment: usize) -> Result<Weights>;
+
+    /// Takes back what was lent; nobody reads it from here on.
+    ///
+    /// # Errors
+    /// As [`WeightSource::lend`].
+    fn give_back(&mut self, segment: usize, weights: Weights) -> Result<()>;
+}
+
+/// Lends gradient buckets, and takes them back as they become complete, in the same order on every rank.
+pub trait GradientSink {
+    /// The bucket of `segment`, to add this micro-batch's gradients to; none where the segment is not trained.
+    ///
+    /// # Errors
+    /// A bucket that is out already.
+    fn lend(&mut self, segment: usize) -> Result<Option<Bucket>>;
+
+    /// Takes the bucket back: it holds everything of this micro-batch.
+    ///
+    /// # Errors
+    /// Whatever keeps the sink from taking it.
+    fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()>;
+}
+
+/// The whole weights of a model in memory.
+pub struct Whole<'a>(pub &'a [Segment]);
+
+impl WeightSource for Whole<'_> {
+    fn lend(&mut self, segment: usize) -> Result<Weights> {
+        let segment =
+            self.0.get(segment).ok_or_else(|| Error::runtime(format!("the model has no segment {segment}")))?;
+        Ok(segment.weights.share())
+    }
+
+    fn give_back(&mut self, _segment: usize, _weights: Weights) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A permanent bucket for every segment that is trained.
+#[derive(Default)]
+pub struct Buckets(Vec<Slot>);
+
+/// The place of one segment's bucket.
+enum Slot {
+    /// The segment is not trained.
+    Frozen,
+    /// Lent, or being reduced.
+    Out,
+    In(Bucket),
+}
+
+impl Buckets {
+    /// Zeroed buckets for a model's segments.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn of(model: &Model) -> Result<Self> {
+        libtorch(|| Ok(Self::from_each(model.segments.iter().map(Segment::bucket))))
+    }
+
+    /// These buckets, one a segment; none where it is not trained.
+    pub fn from_each(buckets: impl IntoIterator<Item = Option<Bucket>>) -> Self {
+        Self(buckets.into_iter().map(|bucket| bucket.map_or(Slot::Frozen, Slot::In)).collect())
+    }
+
+    /// The bucket of a segment; none where it is not trained, or where the bucket is out.
+    pub fn get(&self, segment: usize) -> Option<&Bucket> {
+        match self.0.get(segment) {
+            Some(Slot::In(bucket)) => Some(bucket),
+            _ => None,
+        }
+    }
+
+    /// Every bucket that is in, with its segment's number.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Bucket)> {
+        (0..self.0.len()).filter_map(|segment| Some((segment, self.get(segment)?)))
+    }
+
+    /// Zeroes all sums.
+    pub fn clear(&mut self) {
+        for slot in &mut self.0 {
+            if let Slot::In(bucket) = slot {
+                bucket.clear();
+            }
+        }
+    }
+}
+
+impl GradientSink for Buckets {
+    fn lend(&mut self, segment: usize) -> Result<Option<Bucket>> {
+        let slot = self.0.get_mut(segment).ok_or_else(|| Error::runtime(format!("there is no bucket {segment}")))?;
+        match std::mem::replace(slot, Slot::Out) {
+            Slot::In(bucket) => Ok(Some(bucket)),
+            Slot::Out => Err(Error::runtime(format!("bucket {segment} is lent, or being reduced"))),
+            Slot::Frozen => {
+                *slot = Slot::Frozen;
+                Ok(None)
+            }
+        }
+    }
+
+    fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()> {
+        let slot = self.0.get_mut(segment).ok_or_else(|| Error::runtime(format!("there is no bucket {segment}")))?;
+        *slot = Slot::In(bucket);
+        Ok(())
+    }
+}
