@@ -43,7 +43,8 @@ from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-FAMILIES = ["llama-tied", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma2", "gpt-neox-parallel"]
+FAMILIES = ["llama-tied", "mistral", "mistral-some-windows", "qwen2", "qwen3", "phi", "phi3", "gemma2", "gemma3", "olmo2"]
+FAMILIES += ["smollm3", "gpt-neox-parallel"]
 PLAIN = ["instruct", "hh", "plain"]
 # Kinds that TRL has none of: brackets with the EOS token by name, and roles as words with no EOS at all.
 OWN = {
