@@ -150,6 +150,31 @@ fn a_conversation_beside_the_answers_is_the_prompt_or_repeats_it() {
 }
 
 #[test]
+fn a_conversation_that_ends_with_another_answer_is_reported() {
+    for (last, unused) in [("a", 0), ("b", 0), ("c", 1)] {
+        let taken = all(&[with("messages", talk(&["q", last]))]).unwrap();
+        assert_eq!((taken.pairs.len(), taken.unused.get("messages").copied().unwrap_or(0)), (1, unused), "{last}");
+    }
+}
+
+#[test]
+fn rounds_of_two_texts_are_turns() {
+    let rounds = json!([{"input": "h", "output": "i"}, {"input": "q", "output": "a"}]);
+    let whole =
+        json!({"conversation": rounds, "chosen": talk(&["h", "i", "q", "a"]), "rejected": talk(&["h", "i", "q", "b"])});
+    let taken = all(&[whole]).unwrap();
+    assert_eq!(taken.pairs[0].prompt, turns(&[("user", "h"), ("assistant", "i"), ("user", "q")]));
+    assert!(taken.unused.is_empty(), "{:?}", taken.unused);
+    let other = json!({"conversation": rounds, "chosen": talk(&["q", "a"]), "rejected": talk(&["q", "b"])});
+    assert!(refused(other).contains("`conversation` is another conversation than the prompt's"));
+    let noted = json!({"conversation": [{"input": "q", "output": "a", "by": "x"}], "chosen": "a", "rejected": "b"});
+    assert_eq!(all(&[noted]).unwrap().unused, [(String::from("conversation.by"), 1)].into());
+    // A message may have such keys besides.
+    let message = json!({"role": "user", "content": "q", "input": "x", "output": "y"});
+    assert_eq!(only(json!({"prompt": [message], "chosen": "a", "rejected": "b"})).prompt, turns(&[("user", "q")]));
+}
+
+#[test]
 fn what_templates_read_reaches_them_as_transformers_would_pass_it() {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
     for given in [tools.clone(), json!(tools.to_string()), json!([tools[0].to_string()])] {

@@ -284,7 +284,10 @@ fn an_exported_template_writes_the_date_of_the_training_whatever_day_it_is() {
                 chat(folder).render(&prompt, &inputs, &Message::answer("No."))
             };
             let made = text(out.path(), json!("broken")).unwrap();
-            assert!(made.starts_with("Today: 26 Jul 2024, it's Friday, 00 o'clock; 100% so<|im_end|>user: Hi."), "{made}");
+            assert!(
+                made.starts_with("Today: 26 Jul 2024, it's Friday, 00 o'clock; 100% so<|im_end|>user: Hi."),
+                "{made}"
+            );
             assert!(text(model.path(), json!("broken")).is_err(), "control");
 
             // Once more it is the same, and training goes on from it with the original.
@@ -297,7 +300,8 @@ fn an_exported_template_writes_the_date_of_the_training_whatever_day_it_is() {
 
 #[test]
 fn a_format_that_stands_nowhere_is_an_error_and_not_today() {
-    let source = CHATML.to_owned() + "{% if tools %}{{ strftime_now('%' ~ 'Y') }}{{ strftime_now('%Y-%m-%d') }}{% endif %}";
+    let source =
+        CHATML.to_owned() + "{% if tools %}{{ strftime_now('%' ~ 'Y') }}{{ strftime_now('%Y-%m-%d') }}{% endif %}";
     let (out, rendering) = exported(&folder(Some(&source)), TemplateKind::Chat, RewardAt::Eos);
     assert_eq!(rendering, Rendering::EndsAtEos);
     let inputs = TemplateInputs { tools: Some(vec![json!({"name": "f"})]), ..TemplateInputs::default() };

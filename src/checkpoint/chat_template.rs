@@ -269,9 +269,7 @@ fn changed(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Resu
     let (text, rendering) = match ends {
         true if times.is_empty() => return Ok(None),
         true => (jinja::with_clock(own, &times), Rendering::WithTrainingDate),
-        false => {
-            (jinja::ending_at_eos(own, &times, Turn { eos, tail: original.tail() }), Rendering::EndsAtEos)
-        }
+        false => (jinja::ending_at_eos(own, &times, Turn { eos, tail: original.tail() }), Rendering::EndsAtEos),
     };
     let made = original.with_source(&text)?;
     for messages in &probes {

@@ -61,6 +61,9 @@ impl Row<'_> {
         }
         let choices = self.choices(layout, &sizes)?;
         let beside = self.beside()?;
+        if let Some(key) = beside.with_another_answer(answers.iter().map(|answer| &answer.message)) {
+            self.leave(key);
+        }
         let total = choices.iter().filter(|choice| choice.is_ok()).count();
         let taken = if limit == 0 { total } else { limit.min(total) };
         let mut number = 0;
@@ -102,6 +105,9 @@ impl Row<'_> {
             return Ok(Err(DropReason::EmptyAnswer));
         };
         let beside = self.beside()?;
+        if let Some(key) = beside.with_another_answer(std::iter::once(&answer.message)) {
+            self.leave(key);
+        }
         let prompt = self.common_prompt(layout, &asked, &beside, answer, answer)?;
         let message = answer.message.clone();
         let sides =
