@@ -313,6 +313,13 @@ fn a_transcript_as_the_prompt_is_turns_and_the_space_behind_its_colon_is_the_tem
         (&pair.prompt, pair.chosen.text(), pair.rejected.as_ref().map(Message::text)),
         (&expected, "a", Some(" b"))
     );
+    // Answers that hold the prompt once more are cut to what they add; those of another conversation are left out.
+    let whole =
+        |prompt: &str| json!({"prompt": prompt, "chosen": format!("{prompt} a"), "rejected": format!("{prompt}  b")});
+    let pair = only(whole(prompt));
+    assert_eq!((&pair.prompt, pair.chosen.text(), pair.rejected.unwrap().text()), (&expected, "a", " b"));
+    let other = json!({"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": format!("{prompt} a"), "rejected": " b"});
+    assert_eq!(all(&[row.clone(), other]).unwrap().dropped, [(DropReason::DifferentPrompts, 1)].into());
     let mut spaced = row.clone();
     spaced["prompt"] = json!(format!("{prompt} "));
     assert_eq!(only(spaced).chosen.text(), " a");
@@ -324,6 +331,24 @@ fn a_transcript_as_the_prompt_is_turns_and_the_space_behind_its_colon_is_the_tem
     let odd = json!({"chosen": "\n\nHuman: q", "rejected": "\n\nHuman: q"});
     let good = json!({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"});
     assert_eq!(all(&[odd, good]).unwrap().dropped, [(DropReason::LastTurnNotAssistant, 1)].into());
+}
+
+#[test]
+fn an_answer_alone_has_the_prompt_that_it_has_in_a_pair() {
+    let several = "q\n<extra_id_1>Assistant\nx\n<extra_id_1>User\ny";
+    for pair in [
+        json!({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"}),
+        json!({"prompt": several, "response_1": "a", "response_2": "b", "preference_strength": -1}),
+        json!({"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"}),
+    ] {
+        let mut alone = json!({"prompt": pair["prompt"], "response": pair.get("chosen").unwrap_or(&json!("a"))});
+        if let Some(system) = pair.get("system") {
+            alone["system"] = system.clone();
+        }
+        let read = written(&[pair, alone], |path| read_for_scoring(&Source::new(path))).unwrap().pairs;
+        assert_eq!((&read[0].prompt, &read[0].chosen), (&read[1].prompt, &read[1].chosen));
+        assert!(read[0].rejected.is_some() && read[1].rejected.is_none());
+    }
 }
 
 #[test]
