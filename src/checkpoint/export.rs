@@ -85,12 +85,7 @@ impl Export<'_> {
         }
         let dtype = self.dtype()?;
         config.insert("architectures".into(), json!([self.architecture]));
-        // One label: Transformers derives `num_labels` from these.
-        config.insert("id2label".into(), json!({ "0": "reward" }));
-        config.insert("label2id".into(), json!({ "reward": 0 }));
-        // Without it Transformers' pipeline and vLLM put a sigmoid over the reward.
-        config.insert("problem_type".into(), json!("regression"));
-        config.shift_remove("num_labels");
+        name_the_reward(&mut config);
         // OpenRLHF normalises by these; those of another model, which training started from, go.
         for key in ["mean", "std"] {
             config.shift_remove(key);
@@ -122,6 +117,32 @@ impl Export<'_> {
             other => Err(Error::runtime(format!("weights to export are f32, bf16 or f16, not {other:?}"))),
         }
     }
+}
+
+/// Says of a model that its one label is a reward.
+fn name_the_reward(config: &mut Map<String, Value>) {
+    // Transformers derives `num_labels` from these.
+    config.insert("id2label".into(), json!({ "0": "reward" }));
+    config.insert("label2id".into(), json!({ "reward": 0 }));
+    // Without it Transformers' pipeline and vLLM put a sigmoid over the reward.
+    config.insert("problem_type".into(), json!("regression"));
+    config.shift_remove("num_labels");
+}
+
+/// Makes the config.json of a model that was trained here say what a checkpoint of this version says of its reward; earlier
+/// versions left some of it out. An adapter has no config.json.
+///
+/// # Errors
+/// A config.json that is no JSON object, or a failed write.
+pub fn complete_config(folder: &Path) -> Result<()> {
+    let path = folder.join("config.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let before: Map<String, Value> = read_json(&path)?;
+    let mut config = before.clone();
+    name_the_reward(&mut config);
+    if config == before { Ok(()) } else { write_text(&path, &to_json(&config)?) }
 }
 
 /// Copies the chat templates by name, other than the default, from `source` into `folder`.

@@ -22,7 +22,9 @@ mod self_test;
 pub use adapter::AdapterOf;
 pub use as_trained::{AS_TRAINED, AsTrained};
 pub use chat_template::{ChatTemplates, Rendering, as_others_read, write as write_chat_template};
-pub use export::{Export, choose_pad_token, copy_named_templates, end_tokens, pad_token, special_tokens};
+pub use export::{
+    Export, choose_pad_token, complete_config, copy_named_templates, end_tokens, pad_token, special_tokens,
+};
 pub use folder::{
     Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, retain, set_aside, start_run,
 };

@@ -61,6 +61,7 @@ pub fn run(exporting: &Exporting) -> Result<()> {
     if let Some(as_trained) = AsTrained::of_checkpoint(source)? {
         let chat_template = checkpoint::write_chat_template(unfinished.path(), unfinished.path(), &as_trained)?;
         AsTrained { chat_template, ..as_trained }.write(unfinished.path())?;
+        checkpoint::complete_config(unfinished.path())?;
     }
     check.finish()?;
     unfinished.persist(out).map_err(|error| file_error(out, "rename the finished folder to", &error))?;

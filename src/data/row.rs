@@ -25,8 +25,8 @@ pub(super) struct Row<'a> {
     /// Paths that were read; below a path of `whole` everything was.
     used: RefCell<BTreeSet<String>>,
     whole: RefCell<BTreeSet<String>>,
-    /// Paths inside texts that are JSON, which were not read.
-    unused_in_texts: RefCell<BTreeSet<String>>,
+    /// Paths inside texts that are JSON, which were not read, and those of which a part was not used.
+    left: RefCell<BTreeSet<String>>,
 }
 
 /// Values at one path: one, but for a list's entry that has none there or, behind a second `[]`, several.
@@ -86,7 +86,7 @@ impl<'a> Row<'a> {
                 columns,
                 used: RefCell::default(),
                 whole: RefCell::default(),
-                unused_in_texts: RefCell::default(),
+                left: RefCell::default(),
             }),
             other => Err(Error::input(format!("expected an object, found {}", kind(&other)))
                 .hint("a row is {\"prompt\": \"...\", \"chosen\": \"...\", \"rejected\": \"...\"}, for example")),
@@ -186,12 +186,17 @@ impl<'a> Row<'a> {
 
     /// Looks for what was not read in a value that a text at `path` holds as JSON.
     pub(super) fn leave_in_text(&self, path: &str, value: &Value) {
-        self.walk(path, value, &mut self.unused_in_texts.borrow_mut());
+        self.walk(path, value, &mut self.left.borrow_mut());
+    }
+
+    /// Reports a path that was read, and of which something is not used.
+    pub(super) fn leave(&self, path: &str) {
+        self.left.borrow_mut().insert(path.to_owned());
     }
 
     /// The paths that hold something and were not read; of a part that was not read at all only its first key.
     pub(super) fn unused(&self) -> BTreeSet<String> {
-        let mut unused = self.unused_in_texts.borrow().clone();
+        let mut unused = self.left.borrow().clone();
         for (key, value) in &self.object {
             self.walk(key, value, &mut unused);
         }

@@ -101,6 +101,15 @@ impl WeightFiles {
         let shapes = place.iter().map(shape).collect::<Result<BTreeMap<_, _>>>()?;
         let head = HeadNames::find(&shapes, named.as_deref(), architecture.width as i64)
             .map_err(|error| error.at(folder.display()))?;
+        if let (Some(named), Some(head)) = (&named, &head)
+            && !head.weight.starts_with(&format!("{named}."))
+        {
+            tracing::warn!(
+                "{}: config.json says that the reward head is {named}, which is not there: {} is read",
+                folder.display(),
+                head.weight
+            );
+        }
         let opened = Self { files, place, head, named_head: named, reward_bias: 0.0 };
         if let Some(head) = opened.head.as_ref().filter(|head| !head.is_usual()) {
             let (file, raw) = &opened.place[&head.weight];

@@ -150,6 +150,31 @@ fn a_conversation_beside_the_answers_is_the_prompt_or_repeats_it() {
 }
 
 #[test]
+fn a_conversation_that_ends_with_another_answer_is_reported() {
+    for (last, unused) in [("a", 0), ("b", 0), ("c", 1)] {
+        let taken = all(&[with("messages", talk(&["q", last]))]).unwrap();
+        assert_eq!((taken.pairs.len(), taken.unused.get("messages").copied().unwrap_or(0)), (1, unused), "{last}");
+    }
+}
+
+#[test]
+fn rounds_of_two_texts_are_turns() {
+    let rounds = json!([{"input": "h", "output": "i"}, {"input": "q", "output": "a"}]);
+    let whole =
+        json!({"conversation": rounds, "chosen": talk(&["h", "i", "q", "a"]), "rejected": talk(&["h", "i", "q", "b"])});
+    let taken = all(&[whole]).unwrap();
+    assert_eq!(taken.pairs[0].prompt, turns(&[("user", "h"), ("assistant", "i"), ("user", "q")]));
+    assert!(taken.unused.is_empty(), "{:?}", taken.unused);
+    let other = json!({"conversation": rounds, "chosen": talk(&["q", "a"]), "rejected": talk(&["q", "b"])});
+    assert!(refused(other).contains("`conversation` is another conversation than the prompt's"));
+    let noted = json!({"conversation": [{"input": "q", "output": "a", "by": "x"}], "chosen": "a", "rejected": "b"});
+    assert_eq!(all(&[noted]).unwrap().unused, [(String::from("conversation.by"), 1)].into());
+    // A message may have such keys besides.
+    let message = json!({"role": "user", "content": "q", "input": "x", "output": "y"});
+    assert_eq!(only(json!({"prompt": [message], "chosen": "a", "rejected": "b"})).prompt, turns(&[("user", "q")]));
+}
+
+#[test]
 fn what_templates_read_reaches_them_as_transformers_would_pass_it() {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
     for given in [tools.clone(), json!(tools.to_string()), json!([tools[0].to_string()])] {
@@ -288,6 +313,13 @@ fn a_transcript_as_the_prompt_is_turns_and_the_space_behind_its_colon_is_the_tem
         (&pair.prompt, pair.chosen.text(), pair.rejected.as_ref().map(Message::text)),
         (&expected, "a", Some(" b"))
     );
+    // Answers that hold the prompt once more are cut to what they add; those of another conversation are left out.
+    let whole =
+        |prompt: &str| json!({"prompt": prompt, "chosen": format!("{prompt} a"), "rejected": format!("{prompt}  b")});
+    let pair = only(whole(prompt));
+    assert_eq!((&pair.prompt, pair.chosen.text(), pair.rejected.unwrap().text()), (&expected, "a", " b"));
+    let other = json!({"prompt": "\n\nHuman: x\n\nAssistant:", "chosen": format!("{prompt} a"), "rejected": " b"});
+    assert_eq!(all(&[row.clone(), other]).unwrap().dropped, [(DropReason::DifferentPrompts, 1)].into());
     let mut spaced = row.clone();
     spaced["prompt"] = json!(format!("{prompt} "));
     assert_eq!(only(spaced).chosen.text(), " a");
@@ -299,6 +331,24 @@ fn a_transcript_as_the_prompt_is_turns_and_the_space_behind_its_colon_is_the_tem
     let odd = json!({"chosen": "\n\nHuman: q", "rejected": "\n\nHuman: q"});
     let good = json!({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"});
     assert_eq!(all(&[odd, good]).unwrap().dropped, [(DropReason::LastTurnNotAssistant, 1)].into());
+}
+
+#[test]
+fn an_answer_alone_has_the_prompt_that_it_has_in_a_pair() {
+    let several = "q\n<extra_id_1>Assistant\nx\n<extra_id_1>User\ny";
+    for pair in [
+        json!({"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a", "rejected": " b"}),
+        json!({"prompt": several, "response_1": "a", "response_2": "b", "preference_strength": -1}),
+        json!({"prompt": "q", "chosen": "a", "rejected": "b", "system": "s"}),
+    ] {
+        let mut alone = json!({"prompt": pair["prompt"], "response": pair.get("chosen").unwrap_or(&json!("a"))});
+        if let Some(system) = pair.get("system") {
+            alone["system"] = system.clone();
+        }
+        let read = written(&[pair, alone], |path| read_for_scoring(&Source::new(path))).unwrap().pairs;
+        assert_eq!((&read[0].prompt, &read[0].chosen), (&read[1].prompt, &read[1].chosen));
+        assert!(read[0].rejected.is_some() && read[1].rejected.is_none());
+    }
 }
 
 #[test]

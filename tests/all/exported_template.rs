@@ -39,6 +39,15 @@ const BARE: &str = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | 
 const ENDED: &str = "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}\
                      {% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
 
+/// Asks for the date in a macro, by formats that stand in texts; a line break follows the EOS or does not.
+const DATED: &str = "\n{%- set format = '%d %b %Y' %}
+{%- macro system(text) %}
+    {{- 'Today: ' + strftime_now(format) + ', it\\'s ' ~ strftime_now(\"%A, %H o'clock\") + '; ' + text + '<|im_end|>' }}
+{%- endmacro %}
+{%- if strftime_now is defined %}{{ system('100% so') }}{% endif %}
+{%- for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' + END }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}";
+
 /// Bytes and three special tokens.
 fn folder(template: Option<&str>) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -252,4 +261,50 @@ fn a_template_that_cannot_be_ended_is_left_as_it_is_and_said_to_be() {
     assert!(!out.path().join("chat_template.jinja").exists());
     let config: Value = serde_json::from_slice(&fs::read(out.path().join("tokenizer_config.json")).unwrap()).unwrap();
     assert_eq!(config["chat_template"], source.as_str());
+}
+
+#[test]
+fn an_exported_template_writes_the_date_of_the_training_whatever_day_it_is() {
+    for (end, expected) in [("''", Rendering::WithTrainingDate), ("'\\n'", Rendering::EndsAtEos)] {
+        let source = DATED.replace("END", end);
+        for reward_at in [RewardAt::Eos, RewardAt::End] {
+            let model = folder(Some(&source));
+            let encoder = encoder(model.path(), TemplateKind::Chat, reward_at);
+            let (out, rendering) = exported(&model, TemplateKind::Chat, reward_at);
+            let expected = if reward_at == RewardAt::End { Rendering::WithTrainingDate } else { expected };
+            assert_eq!(rendering, expected, "{end}");
+            assert!(as_trained(out.path(), &encoder), "{end}");
+            let original = fs::read_to_string(out.path().join("additional_chat_templates/original.jinja")).unwrap();
+            assert_eq!(original, source);
+            // Another clock, as other programs have: the original asks it, the exported template does not.
+            let text = |folder: &Path, clock: Value| {
+                let arguments = json!({"strftime_now": clock}).as_object().cloned().unwrap();
+                let inputs = TemplateInputs { arguments, ..TemplateInputs::default() };
+                let prompt = Prompt::Messages(vec![Message::new("user", "Hi.")]);
+                chat(folder).render(&prompt, &inputs, &Message::answer("No."))
+            };
+            let made = text(out.path(), json!("broken")).unwrap();
+            assert!(
+                made.starts_with("Today: 26 Jul 2024, it's Friday, 00 o'clock; 100% so<|im_end|>user: Hi."),
+                "{made}"
+            );
+            assert!(text(model.path(), json!("broken")).is_err(), "control");
+
+            // Once more it is the same, and training goes on from it with the original.
+            let (twice, again) = exported(&out, TemplateKind::Chat, reward_at);
+            let read = |folder: &TempDir| fs::read_to_string(folder.path().join("chat_template.jinja")).unwrap();
+            assert_eq!((again, read(&twice)), (rendering, read(&out)));
+        }
+    }
+}
+
+#[test]
+fn a_format_that_stands_nowhere_is_an_error_and_not_today() {
+    let source =
+        CHATML.to_owned() + "{% if tools %}{{ strftime_now('%' ~ 'Y') }}{{ strftime_now('%Y-%m-%d') }}{% endif %}";
+    let (out, rendering) = exported(&folder(Some(&source)), TemplateKind::Chat, RewardAt::Eos);
+    assert_eq!(rendering, Rendering::EndsAtEos);
+    let inputs = TemplateInputs { tools: Some(vec![json!({"name": "f"})]), ..TemplateInputs::default() };
+    let error = chat(out.path()).render_prompt(&Prompt::Text("Hi.".into()), &inputs).unwrap_err();
+    assert!(error.message.contains("no date of the training is known for %Y"), "{error}");
 }

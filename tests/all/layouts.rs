@@ -247,6 +247,14 @@ fn a_refused_file_shows_a_mapping_to_try() {
             r#"{ prompt = "question.full_text", response_a = "answer_0", response_b = "answer_1", score_a = "score_0", score_b = "score_1" }"#,
         ),
         (
+            json!({"query": "q", "response": "a", "rejected_response": "b", "history": [["x", "y"]]}),
+            r#"{ prompt = "query", chosen = "response", rejected = "rejected_response" }"#,
+        ),
+        (
+            json!({"question": "q", "answer_a": "a", "answer_b": "b", "preferred": "a"}),
+            r#"{ prompt = "question", response_a = "answer_a", response_b = "answer_b", winner = "preferred" }"#,
+        ),
+        (
             json!({"post": "q", "chosen": "a", "rejected": "b"}),
             r#"{ prompt = "post", chosen = "chosen", rejected = "rejected" }"#,
         ),

@@ -1,10 +1,12 @@
-//! The Jinja that an export writes: a chat template that ends at the EOS, and one for each plain template.
+//! The Jinja that an export writes: a chat template that ends at the EOS, with the clock of the training, and one for each
+//! plain template.
 //!
 //! It runs in Transformers' sandbox and in the engine here, and asks for nothing that either has not. Not here: whether a
 //! template needs it, and whether it renders what was trained (`chat_template.rs`).
 
 use crate::config::TemplateKind;
-use crate::data::template::MARK;
+use crate::data::template::{CLOCK_MARK, MARK};
+use std::collections::BTreeMap;
 
 /// Stands around assistant tokens inside a rendering that is not printed yet.
 const SIGN: &str = "<<haf-dist:generation>>";
@@ -25,6 +27,31 @@ impl Turn<'_> {
     }
 }
 
+/// What `strftime_now` returns in training, by its format.
+pub type Times = BTreeMap<String, String>;
+
+/// A function in place of `strftime_now`, whose clock stands where it stood in training; nothing for no times. A format that
+/// is none of the template's own is an error rather than today's date.
+fn clock(times: &Times) -> String {
+    let mut branch = "if";
+    let mut text = String::new();
+    for (format, time) in times {
+        text += &format!("    {{%- {branch} format == {} %}}{{{{- {} }}}}\n", literal(format), literal(time));
+        branch = "elif";
+    }
+    if text.is_empty() {
+        return text;
+    }
+    text += "    {%- else %}{{- raise_exception('haf-dist: no date of the training is known for ' ~ format) }}{%- endif %}\n";
+    format!("{{%- macro strftime_now(format) %}}\n{text}{{%- endmacro %}}\n")
+}
+
+/// The original template with the clock of the training; all else as before.
+pub fn with_clock(original: &str, times: &Times) -> String {
+    // The line break after the last tag is the tag's.
+    format!("{CLOCK_MARK}\n{}{original}", clock(times))
+}
+
 /// Whether a template marks the assistant's tokens, for Transformers' `return_assistant_tokens_mask`.
 fn has_generation_tags(source: &str) -> bool {
     renamed_generation_tags(source) != source
@@ -36,7 +63,7 @@ fn has_generation_tags(source: &str) -> bool {
 /// The original renders into a variable, which is printed as it is or cut: what is known to follow the EOS, or white space
 /// behind an EOS, goes; an EOS that is missing is added. Transformers counts `{% generation %}` tokens from where they are
 /// printed, so these tags become signs inside the variable, and tags again when it is printed piece by piece.
-pub fn ending_at_eos(original: &str, turn: Turn) -> String {
+pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
     // Jinja takes one line break off a template's end.
     let body = original.strip_suffix('\n').map_or(original, |body| body.strip_suffix('\r').unwrap_or(body));
     // And white space between a line's start and a tag, unless the tag has a plus.
@@ -45,7 +72,7 @@ pub fn ending_at_eos(original: &str, turn: Turn) -> String {
     let marked = has_generation_tags(original);
     let (eos, tail, sign) = (literal(turn.eos), literal(turn.tail), literal(SIGN));
 
-    let mut text = format!("{MARK}\n");
+    let mut text = format!("{MARK}\n{}", clock(times));
     if marked {
         text += "{%- macro haf_dist_generation() %}";
         text += &format!("{{{{ {sign} ~ caller() ~ {sign} }}}}{{% endmacro %}}\n");
@@ -148,18 +175,19 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_is_written() {
-        let chatml = ending_at_eos("{{ x }}", Turn { eos: "<e>", tail: "<e>\n" });
+        let none = Times::new();
+        let chatml = ending_at_eos("{{ x }}", &none, Turn { eos: "<e>", tail: "<e>\n" });
         assert!(chatml.starts_with(MARK));
-        assert!(!chatml.contains("[:-") && !chatml.contains("generation %}"));
+        assert!(!chatml.contains("[:-") && !chatml.contains("strftime_now") && !chatml.contains("generation %}"));
         // Text behind the EOS is cut where it is known, counted in characters.
-        assert!(ending_at_eos("{{ x }}", Turn { eos: "<e>", tail: "<e>\n<ende\u{df}>" }).contains("[:-8]"));
-        assert!(ending_at_eos("{{ x }}", Turn { eos: "<e>", tail: "\n" }).contains("[:-1]"));
+        assert!(ending_at_eos("{{ x }}", &none, Turn { eos: "<e>", tail: "<e>\n<ende\u{df}>" }).contains("[:-8]"));
+        assert!(ending_at_eos("{{ x }}", &none, Turn { eos: "<e>", tail: "\n" }).contains("[:-1]"));
     }
 
     #[test]
     fn generation_tags_become_calls_and_come_back_when_the_text_is_printed() {
         let original = "{%- generation -%}{{ x }}{%+ endgeneration %}";
-        let made = ending_at_eos(original, Turn { eos: "<e>", tail: "<e>\n" });
+        let made = ending_at_eos(original, &Times::new(), Turn { eos: "<e>", tail: "<e>\n" });
         assert!(made.contains("{%- call haf_dist_generation() -%}{{ x }}{%+ endcall %}"), "{made}");
         assert!(made.contains("{%- generation %}{{- shown }}{% endgeneration %}"), "{made}");
         assert!(!has_generation_tags("{% if add_generation_prompt %}"));
@@ -168,7 +196,7 @@ mod tests {
     #[test]
     fn an_end_that_jinja_would_strip_is_kept() {
         let end = |original| {
-            let made = ending_at_eos(original, Turn { eos: "<e>", tail: "<e>\n" });
+            let made = ending_at_eos(original, &Times::new(), Turn { eos: "<e>", tail: "<e>\n" });
             made.split("{{ x }}").nth(1).unwrap().split(" endset").next().unwrap().to_owned()
         };
         assert_eq!(end("{{ x }}\n"), "{%");

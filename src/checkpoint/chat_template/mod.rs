@@ -3,14 +3,15 @@
 //! Who renders a folder's chat template and scores what comes out reads the reward at the last token. Many templates write
 //! more after the EOS of the last turn (ChatML a line break), where a model that is trained at the EOS was never asked. The
 //! exported template ends at that EOS for a conversation that ends with an assistant's turn and asks for no generation
-//! prompt, and writes everything else as before; it is rendered beside the original before it is trusted. The original stays
-//! beside it under another name. Not here: the Jinja itself (`chat_template/jinja.rs`).
+//! prompt, and writes everything else as before; it is rendered beside the original before it is trusted. A template that
+//! asks for the date is given the date of the training, which stands still. The original stays beside it under another name.
+//! Not here: the Jinja itself (`chat_template/jinja.rs`).
 
 mod jinja;
 
 use super::{AsTrained, read_json, sync, to_json, write_text};
 use crate::config::{RewardAt, TemplateKind};
-use crate::data::template::{MARK, ORIGINAL, Template};
+use crate::data::template::{ORIGINAL, Template, is_changed};
 use crate::data::tokenize::{Encoder, Rules};
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result, file_error};
@@ -37,6 +38,8 @@ pub enum Rendering {
     Unchanged,
     /// The starting model's template, ended at the EOS of a final assistant turn.
     EndsAtEos,
+    /// The starting model's template, with the date of the training in place of today's.
+    WithTrainingDate,
     /// Written for a plain template, which no file of the starting model says.
     Written,
     /// Other programs do not render what was trained, and no template was found that does.
@@ -78,32 +81,33 @@ impl ChatTemplates {
         self.rendering
     }
 
-    /// Ends every template at the EOS that does not end there, unless the reward is trained where the original ends.
+    /// Ends every template at the EOS that does not end there, unless the reward is trained where the original ends, and
+    /// stops every clock.
     fn of_chat(&mut self, encoder: &Encoder) {
         // That is the original in the folder of an export too.
         let original = encoder.template();
         self.exported = original.chat_source().map(str::to_owned);
         self.named.remove(ORIGINAL_NAME);
-        if encoder.rules().reward_at == RewardAt::End {
-            return;
-        }
+        let at_end = encoder.rules().reward_at == RewardAt::End;
         for (name, text) in &mut self.named {
             // Nothing is trained with it, but Transformers takes `tool_use` where a conversation has tools.
-            let ended = original.with_source(text).and_then(|template| {
+            let made = original.with_source(text).and_then(|template| {
                 let turn = Turn { eos: encoder.eos_text(), tail: template.tail() };
-                ended(&template, turn.eos, &|rendered| up_to_eos(rendered, turn))
+                let cut = |text: &str| if at_end { text.to_owned() } else { up_to_eos(text, turn) };
+                changed(&template, turn.eos, &cut)
             });
-            match ended {
+            match made {
                 Ok(None) => {}
-                Ok(Some(ended)) => *text = ended,
+                Ok(Some((changed, _))) => *text = changed,
                 Err(error) => warn!("the chat template named {name:?} is exported as it is: {}", error.message),
             }
         }
-        match ended(original, encoder.eos_text(), &|rendered| encoder.to_eos(rendered)) {
+        let cut = |text: &str| if at_end { text.to_owned() } else { encoder.to_eos(text) };
+        match changed(original, encoder.eos_text(), &cut) {
             Ok(None) => {}
-            Ok(Some(text)) => {
+            Ok(Some((text, rendering))) => {
                 self.replace(text);
-                self.rendering = Rendering::EndsAtEos;
+                self.rendering = rendering;
             }
             Err(error) => {
                 warn!(
@@ -114,6 +118,10 @@ impl ChatTemplates {
                     error.message
                 );
                 self.rendering = Rendering::NotAsTrained;
+                // What can be right of it is to be.
+                if let Ok(Some((text, _))) = changed(original, encoder.eos_text(), &str::to_owned) {
+                    self.replace(text);
+                }
             }
         }
     }
@@ -138,7 +146,7 @@ impl ChatTemplates {
 
     /// Takes another template; the original stays by name, the first one where exports follow exports.
     fn replace(&mut self, text: String) {
-        if let Some(own) = self.exported.take().filter(|own| *own != text && !own.starts_with(MARK)) {
+        if let Some(own) = self.exported.take().filter(|own| *own != text && !is_changed(own)) {
             self.named.insert(ORIGINAL_NAME.to_owned(), own);
         }
         self.exported = Some(text);
@@ -251,16 +259,18 @@ fn is_file_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
 }
 
-/// The text of a template that renders as `original` does, a final assistant turn `cut` after its EOS; `None` where the
-/// original does so itself.
-fn ended(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Result<Option<String>> {
+/// The text of a template that renders, on any day, as `original` does here, a final assistant turn `cut` after its EOS;
+/// `None` where the original does so itself.
+fn changed(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Result<Option<(String, Rendering)>> {
     let Some(own) = original.chat_source() else { return Ok(None) };
-    let probes = probes();
+    let (probes, times) = (probes(), original.times());
     let expected = |messages: &[Message]| rendered(original, messages).map(|text| cut(&text)).ok();
-    if probes.iter().all(|messages| rendered(original, messages).ok() == expected(messages)) {
-        return Ok(None);
-    }
-    let text = jinja::ending_at_eos(own, Turn { eos, tail: original.tail() });
+    let ends = probes.iter().all(|messages| rendered(original, messages).ok() == expected(messages));
+    let (text, rendering) = match ends {
+        true if times.is_empty() => return Ok(None),
+        true => (jinja::with_clock(own, &times), Rendering::WithTrainingDate),
+        false => (jinja::ending_at_eos(own, &times, Turn { eos, tail: original.tail() }), Rendering::EndsAtEos),
+    };
     let made = original.with_source(&text)?;
     for messages in &probes {
         let differs = |what: &str| Error::runtime(format!("{what} of {} would not be the same", shown(messages)));
@@ -279,7 +289,7 @@ fn ended(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Result
             return Err(differs("the rendering of a user's turn after the answer"));
         }
     }
-    Ok(Some(text))
+    Ok(Some((text, rendering)))
 }
 
 /// As [`Encoder::to_eos`], for a template that is not trained with.

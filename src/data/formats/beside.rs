@@ -159,6 +159,13 @@ fn json(found: &Found, expected: &str) -> Result<Value> {
 }
 
 impl Beside {
+    /// The key of a conversation that ends with an answer which is none of these: that answer is not used.
+    pub(super) fn with_another_answer<'m>(&self, mut answers: impl Iterator<Item = &'m Message>) -> Option<&str> {
+        let (name, turns) = self.conversation.as_ref()?;
+        let last = turns.last().filter(|last| last.role == "assistant")?;
+        (!answers.any(|answer| answer == last)).then(|| name.trim_matches('`'))
+    }
+
     /// The prompt where only the conversation beside the answers has it; `None` where nothing has.
     pub(super) fn prompt(&self, chosen: &Message) -> Result<Option<Prompt>> {
         let Some((name, turns)) = &self.conversation else { return Ok(None) };

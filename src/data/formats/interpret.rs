@@ -4,7 +4,7 @@
 //! stands beside a pair (`beside.rs`).
 
 use super::layout::{Layout, Written};
-use super::transcripts::{is_open_transcript, prompt_of, transcript, without_space};
+use super::transcripts::{continued, is_open_transcript, prompt_of, transcript};
 use super::turns::Said;
 use super::{DropReason, Verdict, beside};
 use crate::data::row::{Found, MEND, Row};
@@ -61,6 +61,9 @@ impl Row<'_> {
         }
         let choices = self.choices(layout, &sizes)?;
         let beside = self.beside()?;
+        if let Some(key) = beside.with_another_answer(answers.iter().map(|answer| &answer.message)) {
+            self.leave(key);
+        }
         let total = choices.iter().filter(|choice| choice.is_ok()).count();
         let taken = if limit == 0 { total } else { limit.min(total) };
         let mut number = 0;
@@ -102,6 +105,9 @@ impl Row<'_> {
             return Ok(Err(DropReason::EmptyAnswer));
         };
         let beside = self.beside()?;
+        if let Some(key) = beside.with_another_answer(std::iter::once(&answer.message)) {
+            self.leave(key);
+        }
         let prompt = self.common_prompt(layout, &asked, &beside, answer, answer)?;
         let message = answer.message.clone();
         let sides =
@@ -123,8 +129,9 @@ impl Row<'_> {
 
     /// The answers at each of the layout's places.
     fn answers(&self, layout: &Layout, asked: &Asked) -> Result<Verdict<Vec<Vec<Answer>>>> {
-        let open = |found: &Found| found.values.first().and_then(|value| value.as_str()).is_some_and(ends_at_colon);
-        let colon = layout.prompt_as == Written::Transcript && self.get(layout.prompt).as_ref().is_some_and(open);
+        let prompt = self.get(layout.prompt).filter(|_| layout.prompt_as == Written::Transcript);
+        let prompt = prompt.and_then(|found| found.values.first().and_then(|value| value.as_str()));
+        let open = prompt.filter(|prompt| is_open_transcript(prompt));
         let mut groups = Vec::with_capacity(layout.answers.len());
         for paths in layout.answers {
             let found = self.all(paths)?.ok_or_else(|| self.lacking(paths))?;
@@ -132,8 +139,11 @@ impl Row<'_> {
             for found in found {
                 match self.answer(layout, asked, &found)? {
                     Ok(mut answer) => {
-                        if colon && let Some(text) = &mut answer.message.content {
-                            *text = without_space(text).to_owned();
+                        if let (Some(prompt), Some(text)) = (open, &mut answer.message.content) {
+                            match continued(prompt, text).map(str::to_owned) {
+                                Some(rest) => *text = rest,
+                                None => return Ok(Err(DropReason::DifferentPrompts)),
+                            }
                         }
                         group.push(answer);
                     }
@@ -238,11 +248,6 @@ fn starts(before: &[Message], prompt: &Prompt) -> bool {
         Prompt::Messages(turns) => before.starts_with(turns),
         Prompt::Text(text) => before.iter().any(|turn| turn.role == "user" && turn.text().trim() == text.trim()),
     }
-}
-
-/// Whether a transcript stops right behind the assistant's colon: the answers then start with its space.
-fn ends_at_colon(text: &str) -> bool {
-    is_open_transcript(text) && text.ends_with(':')
 }
 
 /// Texts in a list, or in a JSON text of one; null is a turn that says nothing.

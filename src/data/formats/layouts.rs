@@ -262,6 +262,8 @@ pub(super) static ALONE: &[Layout] = &[
     Layout {
         about: "a prompt and an answer",
         told_by: &[Has(&["answer", "response", "completion"])],
+        // As the pair that the answer comes from would be read.
+        prompt_as: Written::Transcript,
         answers: &[&["answer", "response", "completion"]],
         preference: Alone,
         ..Layout::PLAIN

@@ -13,9 +13,11 @@ const BETTER: [&str; 10] =
     ["chosen", "best", "better", "preferred", "accepted", "winner", "good", "positive", "pos", "win"];
 const WORSE: [&str; 10] =
     ["rejected", "worst", "worse", "dispreferred", "declined", "loser", "bad", "negative", "neg", "lose"];
+/// The chosen answer beside a rejected one, where nothing else names it.
+const ANSWER: [&str; 5] = ["response", "answer", "completion", "output", "reply"];
 /// Endings of two keys that belong together.
 const ENDS: [[&str; 2]; 5] = [["_a", "_b"], ["_A", "_B"], ["_0", "_1"], ["_1", "_2"], ["1", "2"]];
-const LABEL: [&str; 5] = ["winner", "label", "labels", "preference", "annotator"];
+const LABEL: [&str; 8] = ["winner", "label", "labels", "preference", "preferred", "choice", "verdict", "annotator"];
 
 impl Row<'_> {
     /// The error of a prompt or an answer that is not there, with a mapping to try.
@@ -44,7 +46,9 @@ pub(super) fn columns(row: &Row) -> Option<String> {
         let columns: Vec<String> = mapping.iter().map(|(key, path)| format!("{key} = \"{path}\"")).collect();
         format!("columns = {{ {} }}", columns.join(", "))
     };
-    if let (Some(chosen), Some(rejected)) = (named(&BETTER, &[]), named(&WORSE, &[])) {
+    let rejected = named(&WORSE, &[]);
+    let chosen = named(&BETTER, &[]).or_else(|| named(&ANSWER, &[rejected?]));
+    if let (Some(chosen), Some(rejected)) = (chosen, rejected) {
         let prompt = named(&PROMPT, &[chosen, rejected]).or_else(|| named(&[""], &[chosen, rejected]))?;
         return Some(quoted(&[("prompt", prompt), ("chosen", chosen), ("rejected", rejected)]));
     }

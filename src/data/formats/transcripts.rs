@@ -55,8 +55,19 @@ pub(super) fn prompt_of(text: &str) -> Prompt {
     }
 }
 
+/// What an answer adds to its prompt, a transcript that it continues: all of it, or what comes after the prompt where it is
+/// written once more. `None` for a transcript of another conversation.
+pub(super) fn continued<'a>(prompt: &str, answer: &'a str) -> Option<&'a str> {
+    match answer.trim_start().strip_prefix(prompt.trim()) {
+        Some(rest) => Some(without_space(rest)),
+        None if answer.starts_with(HUMAN) && answer.contains(ASSISTANT) => None,
+        None if prompt.ends_with(':') => Some(without_space(answer)),
+        None => Some(answer),
+    }
+}
+
 /// The one space after a speaker's colon belongs to the template, which puts it back.
-pub(super) fn without_space(text: &str) -> &str {
+fn without_space(text: &str) -> &str {
     text.strip_prefix(' ').unwrap_or(text)
 }
 

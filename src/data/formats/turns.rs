@@ -1,5 +1,5 @@
-//! Values that hold turns of a conversation: texts, messages in the two notations in use, content parts, and message
-//! lists written as JSON into a text.
+//! Values that hold turns of a conversation: texts, messages in the two notations in use, rounds of two texts, content parts,
+//! and message lists written as JSON into a text.
 //!
 //! Not here: conversations with speakers' names in one text (`transcripts.rs`).
 
@@ -52,6 +52,10 @@ const TEXT_PARTS: [&str; 3] = ["text", "input_text", "output_text"];
 const MEDIA: [&str; 9] =
     ["image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file"];
 
+/// Keys of a round of a conversation, as Capybara has them.
+const ROUND_INPUT: &str = "input";
+const ROUND_OUTPUT: &str = "output";
+
 const TURNS: &str = "a string, a message list or a message";
 const A_MESSAGE: &str =
     "a message is {\"role\": \"user\", \"content\": \"...\"} or {\"from\": \"human\", \"value\": \"...\"}";
@@ -82,6 +86,12 @@ impl Row<'_> {
             },
             Value::Array(list) if !list.is_empty() && list.iter().all(is_part) => {
                 self.parts(name, path, list).map(Said::Text)
+            }
+            Value::Array(list) if !list.is_empty() && list.iter().all(|entry| round(entry).is_some()) => {
+                self.mark(&format!("{path}.{ROUND_INPUT}"));
+                self.mark(&format!("{path}.{ROUND_OUTPUT}"));
+                let turns = |[input, output]: [&str; 2]| [Message::new("user", input), Message::answer(output)];
+                Ok(Said::Turns(list.iter().filter_map(round).flat_map(turns).collect()))
             }
             Value::Array(list) => {
                 let mut turns = Vec::with_capacity(list.len());
@@ -195,6 +205,13 @@ fn is_message(object: &Map<String, Value>) -> bool {
 
 fn is_part(value: &Value) -> bool {
     value.as_object().is_some_and(|part| present(part, "type") && !is_message(part))
+}
+
+/// What the user and the assistant say in an entry of Capybara's conversations.
+fn round(value: &Value) -> Option<[&str; 2]> {
+    let object = value.as_object().filter(|object| !is_message(object))?;
+    let text = |key: &str| object.get(key).and_then(Value::as_str);
+    text(ROUND_INPUT).zip(text(ROUND_OUTPUT)).map(<[&str; 2]>::from)
 }
 
 /// Tool calls that are a JSON text: a list of them, one, or the function alone, `{"name", "arguments"}`.

@@ -15,9 +15,11 @@ use std::path::Path;
 
 /// The file that keeps the original of a chat template that an export has changed.
 pub const ORIGINAL: &str = "additional_chat_templates/original.jinja";
-/// How a template that an export has changed begins.
+/// How a template begins that an export has ended at the EOS.
 pub const MARK: &str =
     "{#- haf-dist: ends at the EOS of a final assistant turn; as it was: the template `original` -#}";
+/// How one begins of which an export has only stopped the clock.
+pub const CLOCK_MARK: &str = "{#- haf-dist: the date is that of the training; as it was: the template `original` #}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
 const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
@@ -87,6 +89,12 @@ impl Template {
     pub fn with_source(&self, text: &str) -> Result<Self> {
         let chat = Chat::of_text(text.to_owned(), "the chat template", &self.special_tokens)?;
         Ok(Self { kind: TemplateKind::Chat, special_tokens: self.special_tokens.clone(), chat: Some(chat) })
+    }
+
+    /// What the chat template's `strftime_now` returns, by format; see [`Program::times`].
+    pub fn times(&self) -> BTreeMap<String, String> {
+        // A template that was read before has no faults.
+        self.chat_source().and_then(|source| Program::times(source).ok()).unwrap_or_default()
     }
 
     /// What follows an answer at the end of a conversation, found with a probe; empty for a plain template.
@@ -277,12 +285,17 @@ fn read_json(path: &Path) -> Result<Value> {
     }
 }
 
+/// Whether a template's text is one that an export has changed.
+pub fn is_changed(source: &str) -> bool {
+    source.starts_with(MARK) || source.starts_with(CLOCK_MARK)
+}
+
 /// The chat template's text and the file that holds it.
 fn chat_template(model_dir: &Path, config: &Value) -> Result<(String, String)> {
     let path = model_dir.join("chat_template.jinja");
     match files::read_to_string(&path) {
         // What an export has changed is read as it was: that is what the model was trained with.
-        Ok(source) if source.starts_with(MARK) && model_dir.join(ORIGINAL).is_file() => {
+        Ok(source) if is_changed(&source) && model_dir.join(ORIGINAL).is_file() => {
             let path = model_dir.join(ORIGINAL);
             let source = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
             return Ok((path.display().to_string(), source));

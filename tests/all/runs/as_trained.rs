@@ -62,12 +62,25 @@ fn a_checkpoint_of_an_earlier_version_is_exported_with_what_its_config_says() {
     workspace.train(1, &RUN).succeeded();
     let written = workspace.read("run/step-6/haf_dist.json");
     fs::remove_file(workspace.path("run/step-6/haf_dist.json")).unwrap();
-    // It was not listed either.
+    // Its config.json said less of the reward.
+    let config = workspace.read("run/step-6/config.json");
+    let mut earlier: Value = serde_json::from_slice(&config).unwrap();
+    earlier.as_object_mut().unwrap().remove("problem_type").unwrap();
+    earlier["id2label"] = json!({"0": "LABEL_0"});
+    earlier["label2id"] = json!({"LABEL_0": 0});
+    workspace.write("run/step-6/config.json", &earlier.to_string());
+    // Neither is listed as it is now.
     let mut listed: Value = serde_json::from_slice(&workspace.read("run/step-6/trainer/files.json")).unwrap();
-    listed.as_object_mut().unwrap().remove("haf_dist.json").unwrap();
+    for name in ["haf_dist.json", "config.json"] {
+        listed.as_object_mut().unwrap().remove(name).unwrap();
+    }
     workspace.write("run/step-6/trainer/files.json", &listed.to_string());
     workspace.run(1, &["export", "run/step-6", "exported"]).succeeded();
     assert_eq!(String::from_utf8(workspace.read("exported/haf_dist.json")), String::from_utf8(written));
+    let [exported, config] = [workspace.read("exported/config.json"), config]
+        .map(|file| -> Value { serde_json::from_slice(&file).unwrap() });
+    assert_eq!(exported, config);
+    assert_ne!(earlier, config, "control");
 }
 
 #[test]

@@ -50,6 +50,15 @@ fn assert_shifted(left: &[f64], right: &[f64], by: f64) {
 fn a_head_beside_the_model_is_scored_with_its_bias_and_trained_on_without() {
     let workspace = Workspace::trained(1);
     let (plain, _) = rewards(&workspace, "run/step-6");
+    // A head that config.json names and no file has is said not to be there.
+    workspace.run(1, &["export", "run/step-6", "other"]).succeeded();
+    let mut config: Value = serde_json::from_slice(&workspace.read("other/config.json")).unwrap();
+    config["value_head_prefix"] = json!("nowhere");
+    workspace.write("other/config.json", &config.to_string());
+    let (other, said) = rewards(&workspace, "other");
+    assert_eq!(other, plain);
+    assert!(said.contains("the reward head is nowhere, which is not there: score.weight is read"), "{said}");
+
     move_head(&workspace, "run/step-6", "model.safetensors", "score.weight");
     let (shifted, said) = rewards(&workspace, "run/step-6");
     assert_shifted(&shifted, &plain, BIAS);

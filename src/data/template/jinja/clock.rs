@@ -3,7 +3,7 @@
 //! A run resumed, cached or scored on another day must see the same tokens. The day is the one that Llama 3's templates
 //! fall back to where there is no clock: Friday, 26 July 2024, midnight, without a time zone. It matters for templates
 //! that write today's date: those of Llama 3.1, 3.2 and 4, gpt-oss, SmolLM3, Command R7B, Granite, Mistral Small and
-//! their kin.
+//! their kin. Other programs' clocks go on: an exported template brings these times along (`checkpoint/chat_template/`).
 //!
 //! Not here: the template's other functions; those are `globals.rs`.
 

@@ -91,6 +91,24 @@ impl Program {
         Ok(Self { body: parser.template()?, has_generation: parser.has_generation })
     }
 
+    /// What `strftime_now` returns here for each text of a template that may be its format; nothing where the template does
+    /// not ask for the time, or has a macro of that name.
+    ///
+    /// # Errors
+    /// The template is no Jinja.
+    pub fn times(source: &str) -> Outcome<BTreeMap<String, String>> {
+        let tokens = lexer::tokens(source)?;
+        let is = |token: &lexer::Token, word: &str| matches!(&token.kind, lexer::Kind::Name(name) if name == word);
+        let own = tokens.windows(2).any(|pair| is(&pair[0], "macro") && is(&pair[1], "strftime_now"));
+        let asks = !own && tokens.iter().any(|token| is(token, "strftime_now"));
+        let formats = tokens.into_iter().filter_map(|token| match token.kind {
+            lexer::Kind::String(format) if asks => Some(format),
+            _ => None,
+        });
+        let timed = formats.map(|format| (clock::strftime(&format), format)).filter(|(time, format)| time != format);
+        Ok(timed.map(|(time, format)| (format, time)).collect())
+    }
+
     /// Whether `{% generation %}` marks the assistant's tokens.
     pub fn has_generation(&self) -> bool {
         self.has_generation
