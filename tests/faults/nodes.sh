@@ -49,7 +49,7 @@ if [ "$fault" = cut ] || [ "$fault" = lost ]; then
     started=$SECONDS
     while [ "$(ranks "$1")" != 0 ] && [ $((SECONDS - started)) -lt 60 ]; do sleep 0.1; done
     echo "nodes: $(ranks "$1") ranks are left after $((SECONDS - started)) s" >&2
-    # Over a cable that is cut, mpirun waits for its daemon on the other node until TCP gives up.
+    # Over a cable that is cut, mpirun waits for its daemon on the other node, for minutes.
     for _ in $(seq 50); do kill -0 "$job" 2>/dev/null || break; sleep 0.1; done
     if kill -KILL "$job" 2>/dev/null; then echo "nodes: mpirun has not ended, and is killed" >&2; fi
 fi
