@@ -107,8 +107,15 @@ fn keep(kind: &str, number: usize, input: &[u8]) -> PathBuf {
     path
 }
 
-/// The input under work: its kind and number, since when, and its bytes.
-static AT_WORK: Mutex<Option<(String, usize, Instant, Vec<u8>)>> = Mutex::new(None);
+/// The input under work.
+struct AtWork {
+    kind: String,
+    number: usize,
+    since: Instant,
+    input: Vec<u8>,
+}
+
+static AT_WORK: Mutex<Option<AtWork>> = Mutex::new(None);
 
 /// Ends the program at an input that hangs, and says which.
 fn watch() {
@@ -125,7 +132,7 @@ fn watch() {
             loop {
                 std::thread::sleep(Duration::from_secs(1));
                 let at_work = AT_WORK.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some((kind, number, since, input)) = &*at_work
+                if let Some(AtWork { kind, number, since, input }) = &*at_work
                     && since.elapsed() > HANGS
                 {
                     eprintln!("{kind}: input {number} hangs: {}", keep(kind, *number, input).display());
@@ -153,7 +160,8 @@ pub fn fuzz(kind: &str, few: usize, seeds: &[Seed], mut read: impl FnMut(usize, 
     for number in 0..inputs {
         let seed = number % seeds.len();
         let input = changed(seeds, seed, &mut random);
-        *AT_WORK.lock().unwrap() = Some((kind.to_owned(), number, Instant::now(), input.clone()));
+        *AT_WORK.lock().unwrap() =
+            Some(AtWork { kind: kind.to_owned(), number, since: Instant::now(), input: input.clone() });
         let before = ALLOCATED.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
         let mut time = |input: &[u8]| {
