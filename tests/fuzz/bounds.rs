@@ -1,5 +1,7 @@
 //! Gives a reader many changed files, one after another, and holds each to the bounds.
 
+#![allow(unsafe_code)]
+
 use crate::mutate::{Seed, changed};
 use haf_dist::error::{Kind, Result};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -38,22 +40,26 @@ fn took(bytes: usize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         took(layout.size());
+        // SAFETY: the caller's promises are the system's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         took(layout.size());
+        // SAFETY: the caller's promises are the system's.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         took(size);
         ALLOCATED.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system's.
         unsafe { System.realloc(old, layout, size) }
     }
 
     unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
         ALLOCATED.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are the system's.
         unsafe { System.dealloc(old, layout) }
     }
 }

@@ -4,6 +4,8 @@
 //! Valid files are changed at random, by bytes and by structure. `HAF_DIST_FUZZ`: how many inputs of each kind (by default
 //! what takes about a second in all); `HAF_DIST_FUZZ_SEED`: another draw. `../faults/README.md` has the counts of long runs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+
 #[path = "../common/job.rs"]
 #[allow(dead_code)]
 mod job;
