@@ -17,6 +17,7 @@ mod damage;
 mod disk;
 mod kills;
 mod limits;
+mod nodes;
 mod power;
 mod run;
 mod spread;

@@ -1,0 +1,225 @@
+//! What holds text: configs, rows in every layout and packing, Parquet, chat templates.
+
+use crate::bounds::{Verdict, fuzz, judged};
+use crate::mutate::{Form, Seed};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use haf_dist::config::{Config, Format, Source};
+use haf_dist::data::formats::layout::Layout;
+use haf_dist::data::formats::{LAYOUTS, read, read_for_scoring};
+use haf_dist::data::template::jinja::Program;
+use haf_dist::data::template::{SpecialTokens, variables};
+use haf_dist::data::{Message, TemplateInputs};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+fn of_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The files of a folder of the repository with that ending, in the order of their names.
+fn all_of(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(of_repository(folder)).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|found| found == ending));
+    paths.sort();
+    assert!(!paths.is_empty(), "{folder} has no .{ending}");
+    paths
+}
+
+#[test]
+fn configs() {
+    const WORDS: &[&str] = &[
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "[train]",
+        "[[data.train]]",
+        "\"",
+        "'''",
+        "\"\"\"",
+        "= {",
+        "}",
+        "=",
+        ".",
+        "\n",
+        "#",
+        "\\u0000",
+        "1e9",
+        "true",
+        "path = ",
+        "rows = \"1-\"",
+        "columns = { a = \"b.c[]\" }",
+        "lora.rank = 1",
+        "inf",
+        "1979-05-27T07:32:00Z",
+        "hf://a/b@c/d",
+    ];
+    let of_files = all_of("configs", "toml").into_iter().map(|path| Seed::new(Form::Text, fs::read(path).unwrap()));
+    let small = Seed::new(Form::Text, "model.path = 'm'\ndata.train = [{ path = 't' }]\noutput.dir = 'o'\n");
+    let seeds: Vec<_> = of_files.chain([small]).map(|seed| seed.with(WORDS)).collect();
+    fuzz("configs", 1000, &seeds, |_, input| match std::str::from_utf8(input) {
+        Err(_) => Verdict::Refused,
+        Ok(text) => match Config::parse("a.toml", text, &[]) {
+            // What is taken can be written and read again.
+            Ok(config) => match Config::parse("b.toml", &config.resolved_toml().unwrap(), &[]) {
+                Ok(again) if again == config => Verdict::Taken,
+                again => Verdict::Wrong(format!("written and read again: {again:?}")),
+            },
+            error => judged(error),
+        },
+    });
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Reads a file in the layout that is named, in the one that is told, and for scoring.
+fn read_every_way(path: &Path, format: Format) -> Verdict {
+    let source = Source { format, max_row_bytes: 1 << 20, ..Source::new(path) };
+    let as_told = Source { format: Format::Auto, ..source.clone() };
+    let verdicts = [judged(read(&source)), judged(read(&as_told)), judged(read_for_scoring(&as_told))];
+    let mut taken = false;
+    for verdict in verdicts {
+        match verdict {
+            Verdict::Taken => taken = true,
+            Verdict::Refused => {}
+            wrong => return wrong,
+        }
+    }
+    if taken { Verdict::Taken } else { Verdict::Refused }
+}
+
+const OF_ROWS: &[&str] = &[
+    "\n",
+    "\r\n",
+    "[",
+    "]",
+    "},{",
+    "\\u0000",
+    "\\ud83d",
+    "NaN",
+    "\\n\\nHuman: ",
+    "\\n\\nAssistant: ",
+    "{\"role\": \"user\", \"content\": \"a\"}",
+    "\"content\": [{\"type\": \"text\", \"text\": \"a\"}]",
+    "\"margin\": -1",
+    "\"domain\": \"all\"",
+    "\"tool_calls\": [{}]",
+    "\"tools\": \"[]\"",
+];
+
+#[test]
+fn rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let seed = |layout: &Layout| (layout.format, Seed::new(Form::JsonLines, layout.example).with(OF_ROWS));
+    let (formats, seeds): (Vec<_>, Vec<_>) = LAYOUTS.iter().map(seed).unzip();
+    fuzz("rows", 1000, &seeds, |number, input| {
+        fs::write(&path, input).unwrap();
+        read_every_way(&path, formats[number])
+    });
+}
+
+#[test]
+fn packed_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let row = json!({"prompt": "q", "chosen": "a", "rejected": "b"});
+    let lines = format!("{row}\n").repeat(20);
+    let array = Value::from(vec![row; 20]).to_string();
+    let packed = [gzip(lines.as_bytes()), zstd::encode_all(lines.as_bytes(), 1).unwrap(), gzip(array.as_bytes())];
+    let mut seeds: Vec<_> = packed.into_iter().map(|bytes| Seed::new(Form::Bytes, bytes)).collect();
+    seeds.push(Seed::new(Form::Json, array).with(OF_ROWS));
+    fuzz("packed-rows", 500, &seeds, |_, input| {
+        fs::write(&path, input).unwrap();
+        read_every_way(&path, Format::Auto)
+    });
+}
+
+#[test]
+fn parquet() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.parquet");
+    // The rest is not taken as it is.
+    const WHOLE: &[&str] = &[
+        "arena",
+        "half",
+        "pairs-gzip",
+        "pairs-lz4",
+        "pairs-none",
+        "pairs-snappy",
+        "pairs-zstd",
+        "ranked",
+        "types",
+        "odd",
+    ];
+    let of = |name: &&str| of_repository(&format!("tests/parquet_files/{name}.parquet"));
+    let seeds: Vec<_> = WHOLE.iter().map(|name| Seed::new(Form::Bytes, fs::read(of(name)).unwrap())).collect();
+    fuzz("parquet", 300, &seeds, |_, input| {
+        fs::write(&path, input).unwrap();
+        read_every_way(&path, Format::Auto)
+    });
+}
+
+#[test]
+fn templates() {
+    const WORDS: &[&str] = &[
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "{%- for m in messages %}",
+        "{% endfor %}",
+        "{% if x %}",
+        "{% endif %}",
+        "{% set x = x ~ x %}",
+        "{% macro f(a, b=1) %}",
+        "{% endmacro %}",
+        "{{ f(f) }}",
+        "range(10 ** 9)",
+        " recursive ",
+        "loop(",
+        "loop.index",
+        "[::-1]",
+        "| tojson(indent=99)",
+        "| map(attribute='a.b') | list",
+        "| join(x)",
+        ".format(",
+        "'%1000000d' % 1",
+        ".replace('', x)",
+        " * 99999999",
+        " ** 9999",
+        " // 0",
+        "~",
+        "namespace(a=[])",
+        "cycler(1)",
+        "{% generation %}",
+        "{% endgeneration %}",
+        "{% break %}",
+        "is not none",
+        "(((((((((",
+        "not not not ",
+    ];
+    let templates = [all_of("tests/templates/axolotl", "jinja"), all_of("tests/templates/trl", "jinja")].concat();
+    let seeds = templates.into_iter().map(|path| fs::read(path).unwrap());
+    let talk = [Message::new("user", "a-bc"), Message::new("assistant", "d"), Message::new("user", "é\n")];
+    let given = variables(&talk, &TemplateInputs::default(), &SpecialTokens::new(), true);
+    // Some refuse this talk as they are.
+    let read = |input: &[u8]| match std::str::from_utf8(input) {
+        Ok(text) if Program::parse(text).and_then(|program| program.render(&given)).is_ok() => Verdict::Taken,
+        _ => Verdict::Refused,
+    };
+    let whole = seeds.filter(|bytes| matches!(read(bytes), Verdict::Taken));
+    let seeds: Vec<_> = whole.map(|bytes| Seed::new(Form::Text, bytes).with(WORDS)).collect();
+    assert!(seeds.len() > 50, "{} templates", seeds.len());
+    fuzz("templates", 1000, &seeds, |_, input| read(input));
+}
