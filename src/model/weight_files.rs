@@ -183,57 +183,90 @@ impl WeightFiles {
     /// # Errors
     /// What is missing or has another shape, and what looks like a reward head but is not known as one.
     pub fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
-        let mut needed: Vec<Declared> = parts.iter().flat_map(|part| part.parameters(architecture)).collect();
-        needed.retain(|declared| declared.name != REWARD_HEAD);
-        let names = needed.iter().map(|declared| declared.name.as_str());
-        let missing: Vec<_> = names.clone().filter(|name| !self.has(name)).collect();
-        if !missing.is_empty() {
-            let (missing, count) = (abbreviated(&missing), missing.len());
-            let there: Vec<_> = self.names().collect();
-            return Err(Error::input(format!(
-                "{}: {count} of {} tensors are missing: {missing}",
-                folder.display(),
-                needed.len(),
-            ))
-            .hint(format!(
-                "the safetensors must hold the model that config.json describes (names as Transformers writes them); \
-                 they hold {}",
-                if there.is_empty() { "nothing".into() } else { abbreviated(&there) }
-            )));
+        let problems = self.problems(folder, architecture, parts)?;
+        if let Some(first) = problems.into_iter().next() {
+            return Err(first);
         }
-        for Declared { name, shape, .. } in &needed {
-            let found = self.shape(name)?;
-            if found != *shape {
-                let (file, raw) = &self.place[name];
-                return Err(Error::input(format!(
-                    "{}: {raw} has shape {found:?}, but config.json makes it {shape:?}",
-                    self.files[*file].path().display()
-                ))
-                .hint("config.json and the safetensors must be of the same model: get or write both again"));
-            }
-        }
-        let known: BTreeSet<_> = names.collect();
-        // Some carry a tied head's copy of the embedding.
-        let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
-        let is_used = |name: &str| known.contains(name) || harmless(name) || self.is_head(name);
-        let unused: Vec<_> = self.names().filter(|name| !is_used(name)).collect();
-        let row = [1, architecture.width as i64];
-        for name in unused.iter().filter(|_| self.head.is_none()) {
-            if let (Some(module), true) = (name.strip_suffix(".weight"), self.shape(name)? == row) {
-                return Err(Error::input(format!(
-                    "{}: {name} {row:?} may be the reward head, under a name that is not known",
-                    folder.display()
-                ))
-                .hint(format!(
-                    "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else take it out"
-                )));
-            }
-        }
+        let unused = self.unused(architecture, parts);
         if !unused.is_empty() {
             tracing::warn!("{}: {} tensors are not used: {}", folder.display(), unused.len(), abbreviated(&unused));
         }
         Ok(())
     }
+
+    /// All that keeps the parts of a model from being read.
+    ///
+    /// # Errors
+    /// A header that cannot be read.
+    pub fn problems(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<Vec<Error>> {
+        let needed = needed(architecture, parts);
+        let (there, missing): (Vec<&Declared>, Vec<_>) = needed.iter().partition(|declared| self.has(&declared.name));
+        let mut problems = Vec::new();
+        if !missing.is_empty() {
+            let missing: Vec<&str> = missing.iter().map(|declared| declared.name.as_str()).collect();
+            let held: Vec<_> = self.names().collect();
+            problems.push(
+                Error::input(format!(
+                    "{}: {} of {} tensors are missing: {}",
+                    folder.display(),
+                    missing.len(),
+                    needed.len(),
+                    abbreviated(&missing)
+                ))
+                .hint(format!(
+                    "the safetensors must hold the model that config.json describes (names as Transformers writes \
+                     them); they hold {}",
+                    if held.is_empty() { "nothing".into() } else { abbreviated(&held) }
+                )),
+            );
+        }
+        let mut misshapen = Vec::new();
+        for Declared { name, shape, .. } in there {
+            let found = self.shape(name)?;
+            if found != *shape {
+                let (file, raw) = &self.place[name];
+                let file = self.files[*file].path().display();
+                misshapen.push(format!("{file}: {raw} has shape {found:?}, but config.json makes it {shape:?}"));
+            }
+        }
+        if let [first, others @ ..] = misshapen.as_slice() {
+            let others = if others.is_empty() { String::new() } else { format!("; so have {} others", others.len()) };
+            problems.push(
+                Error::input(format!("{first}{others}"))
+                    .hint("config.json and the safetensors must be of the same model: get or write both again"),
+            );
+        }
+        let row = [1, architecture.width as i64];
+        for name in self.unused(architecture, parts).into_iter().filter(|_| self.head.is_none()) {
+            if let (Some(module), true) = (name.strip_suffix(".weight"), self.shape(name)? == row) {
+                problems.push(
+                    Error::input(format!(
+                        "{}: {name} {row:?} may be the reward head, under a name that is not known",
+                        folder.display()
+                    ))
+                    .hint(format!(
+                        "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else take it out"
+                    )),
+                );
+            }
+        }
+        Ok(problems)
+    }
+
+    /// The usual names of tensors that nothing of the parts is read from.
+    pub fn unused(&self, architecture: &Architecture, parts: &[Part]) -> Vec<&str> {
+        let needed = needed(architecture, parts);
+        let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
+        // Some carry a tied head's copy of the embedding.
+        let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
+        self.names().filter(|name| !known.contains(name) && !harmless(name) && !self.is_head(name)).collect()
+    }
+}
+
+/// What the files of a model with these parts must hold.
+fn needed(architecture: &Architecture, parts: &[Part]) -> Vec<Declared> {
+    let declared = parts.iter().flat_map(|part| part.parameters(architecture));
+    declared.filter(|declared| declared.name != REWARD_HEAD).collect()
 }
 
 fn mapped(paths: &[PathBuf]) -> Result<Vec<Mapped>> {

@@ -266,7 +266,7 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("qwen3", "head_dim", json!(5), "head_dim = 5"),
         ("phi", "qk_layernorm", json!(true), "qk_layernorm = true"),
         ("phi", "tie_word_embeddings", json!(true), "tie_word_embeddings = true"),
-        ("phi", "hidden_act", json!("relu"), "hidden_act = \"relu\""),
+        ("phi", "hidden_act", json!("relu6"), "hidden_act = \"relu6\""),
         ("phi3", "rope_parameters", rope("longrope"), "\"longrope\""),
         ("phi3", "rope_parameters", rope("yarn"), "\"yarn\""),
         ("phi3", "rope_parameters", rope("dynamic"), "\"dynamic\""),

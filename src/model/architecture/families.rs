@@ -12,23 +12,34 @@ use crate::model::architecture::NormKind;
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
 
-/// Reads the keys of one family.
-type Family = fn(&Keys) -> Result<Architecture>;
+/// A model family.
+pub struct Family {
+    /// Its `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Which models it covers, and what they have.
+    pub covers: &'static str,
+    /// Reads the keys of a model.
+    pub(super) read: fn(&Keys) -> Result<Architecture>,
+}
 
-/// The families this build knows, by their `model_type`.
-pub const FAMILIES: [(&str, Family); 12] = [
-    ("llama", llama),
-    ("mistral", mistral),
-    ("ministral", mistral),
-    ("qwen2", qwen2),
-    ("qwen3", qwen3),
-    ("phi", phi),
-    ("phi3", phi3),
-    ("gemma2", gemma2),
-    ("gemma3_text", gemma3_text),
-    ("olmo2", olmo2),
-    ("smollm3", smollm3),
-    ("gpt_neox", gpt_neox),
+const fn family(model_type: &'static str, read: fn(&Keys) -> Result<Architecture>, covers: &'static str) -> Family {
+    Family { model_type, covers, read }
+}
+
+/// The families this build knows.
+pub const FAMILIES: [Family; 12] = [
+    family("llama", llama, "Llama 1 to 3.3, SmolLM 2 and others of this form"),
+    family("mistral", mistral, "Mistral 7B, Small and Nemo; folders with layer_types as ministral"),
+    family("ministral", mistral, "Ministral of 2024: a window in the blocks that layer_types names"),
+    family("qwen2", qwen2, "Qwen 2 and 2.5"),
+    family("qwen3", qwen3, "Qwen 3, dense"),
+    family("phi", phi, "Phi-1, 1.5 and 2, without norms of queries and keys"),
+    family("phi3", phi3, "Phi-3, 3.5 and Phi-4"),
+    family("gemma2", gemma2, "Gemma 2"),
+    family("gemma3_text", gemma3_text, "Gemma 3, text models"),
+    family("olmo2", olmo2, "OLMo 2"),
+    family("smollm3", smollm3, "SmolLM3"),
+    family("gpt_neox", gpt_neox, "GPT-NeoX and Pythia"),
 ];
 
 /// Llama 1 to 3, and what has its form (SmolLM2).

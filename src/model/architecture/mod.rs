@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::MlpKind;
 use crate::packing::{AttentionRules, HeadCounts};
+pub use families::{FAMILIES, Family};
 use keys::Keys;
 use std::path::Path;
 
@@ -263,18 +264,26 @@ impl Architecture {
     /// # Errors
     /// A missing or broken file, an unknown family, or a missing or impossible value; the message names the key.
     pub fn open(model_dir: &Path) -> Result<Self> {
+        Self::open_all(model_dir).map_err(first)
+    }
+
+    /// As [`Architecture::open`].
+    ///
+    /// # Errors
+    /// All that is wrong with it; at least one.
+    pub fn open_all(model_dir: &Path) -> std::result::Result<Self, Vec<Error>> {
         let path = model_dir.join("config.json");
         let text = files::read_within(&path, MOST_BYTES).map_err(|error| {
-            error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")
+            vec![error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")]
         })?;
-        let text = String::from_utf8_lossy(&text);
-        Self::parse(&text).map_err(|error| {
+        let placed = |error: Error| {
             let error = error.at(path.display());
             match error.hint {
                 Some(_) => error,
                 None => error.hint("mend that key, or get config.json again from where the model is from"),
             }
-        })
+        };
+        Self::parse_all(&String::from_utf8_lossy(&text)).map_err(|errors| errors.into_iter().map(placed).collect())
     }
 
     /// Reads the text of a `config.json`.
@@ -282,12 +291,37 @@ impl Architecture {
     /// # Errors
     /// As [`Architecture::open`].
     pub fn parse(text: &str) -> Result<Self> {
-        let keys = Keys::parse(text)?;
-        let family = keys.text("model_type")?.unwrap_or_default();
-        match families::FAMILIES.iter().find(|(known, _)| *known == family) {
-            Some((_, read)) => read(&keys),
-            None => Err(Error::input(format!("model_type \"{family}\" is not known"))
-                .hint(format!("known families: {}", families::FAMILIES.map(|(known, _)| known).join(", ")))),
+        Self::parse_all(text).map_err(first)
+    }
+
+    fn parse_all(text: &str) -> std::result::Result<Self, Vec<Error>> {
+        let keys = Keys::parse(text).map_err(|error| vec![error])?;
+        let read = Self::of(&keys);
+        let mut faults = keys.faults();
+        match read {
+            Ok(model) if faults.is_empty() => Ok(model),
+            Ok(_) => Err(faults),
+            Err(error) => {
+                faults.push(error);
+                Err(faults)
+            }
         }
     }
+
+    fn of(keys: &Keys) -> Result<Self> {
+        let named = keys.text("model_type")?.unwrap_or_default();
+        match FAMILIES.iter().find(|family| family.model_type == named) {
+            Some(family) => (family.read)(keys),
+            None => {
+                let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+                Err(Error::input(format!("model_type \"{named}\" is not known"))
+                    .hint(format!("known families: {}", known.join(", "))))
+            }
+        }
+    }
+}
+
+/// The first of at least one error.
+fn first(errors: Vec<Error>) -> Error {
+    errors.into_iter().next().unwrap_or_else(|| Error::runtime("a model that is refused without a reason"))
 }

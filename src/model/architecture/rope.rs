@@ -6,6 +6,9 @@ use super::keys::Keys;
 use super::{Rope, RopeScaling, Rotation};
 use crate::error::{Error, Result};
 
+/// Where errors are.
+const PLACE: &str = "rotary positions";
+
 /// What a family's rotary keys are called outside `rope_parameters`, and what they are where they are missing.
 pub struct RopeKeys {
     /// The key of the base of the frequencies, and its default.
@@ -58,9 +61,8 @@ impl RopeKeys {
     ) -> Result<Rotation> {
         let outer = keys.number_or(theta, default)?;
         let theta = inner.map_or(Ok(outer), |inner| inner.number_or("rope_theta", outer))?;
-        let scaling = inner.map_or(Ok(RopeScaling::None), |inner| {
-            scaling(inner, keys).map_err(|error| error.at("rotary positions"))
-        })?;
+        let scaling =
+            inner.map_or(Ok(RopeScaling::None), |inner| scaling(inner, keys).map_err(|error| error.at(PLACE)))?;
         let width = self.rotated_width(keys, inner, head_width)?;
         Ok(Rotation { rope: Rope { theta, scaling }, width })
     }
@@ -105,7 +107,11 @@ fn scaling(keys: &Keys, outer: &Keys) -> Result<RopeScaling> {
                 (None, None) => outer.number("max_position_embeddings")?,
             },
         }),
-        other => Err(Error::input(format!("rope_type \"{other}\" is not known"))
-            .hint("known: default, linear, llama3; a model's variant for short contexts often has none of the others")),
+        other => {
+            let hint =
+                "known: default, linear, llama3; a model's variant for short contexts often has none of the others";
+            keys.fault(Error::input(format!("rope_type \"{other}\" is not known")).at(PLACE).hint(hint));
+            Ok(RopeScaling::None)
+        }
     }
 }
