@@ -45,17 +45,9 @@ fn look(folder: &Path) -> std::result::Result<Found, Vec<Error>> {
     let files = weights(folder, architecture.as_ref(), &mut reasons);
     let tokenizer = tokenizer_files::open(folder).map(|opened| opened.tokenizer);
     let last_token = tokenizer.map(|tokenizer| tokenizer.get_vocab(true).into_values().max().unwrap_or(0));
-    match (last_token, &architecture) {
-        // Rows beyond the tokenizer's are padding.
-        (Ok(last), Some(Architecture { vocabulary, .. })) if last as usize >= *vocabulary => reasons.push(
-            Error::input(format!(
-                "{}: the tokenizer has ids up to {last}, but vocab_size = {vocabulary}",
-                folder.display()
-            ))
-            .hint("resize the embedding in Transformers (resize_token_embeddings), or take the model's own tokenizer"),
-        ),
-        (Err(error), _) => reasons.push(error),
-        (Ok(last_token), _) => {
+    match last_token {
+        Err(error) => reasons.push(error),
+        Ok(last_token) => {
             if let (Some(architecture), Some(files), true) = (architecture, files, reasons.is_empty()) {
                 return Ok(Found { architecture, files, last_token });
             }
@@ -118,15 +110,19 @@ fn describe(found: &Found) -> Result<Vec<String>> {
     };
     let reward = if files.names().any(|name| files.is_head(name)) { "there" } else { "none: it starts at zero" };
     let Architecture { vocabulary, width, max_positions, blocks, names, .. } = architecture;
+    let beyond = if *last_token as usize >= *vocabulary { ": texts with one beyond the rows are refused" } else { "" };
     let rows = [
         ("would load as", names.reward_model.to_string()),
         ("parameters", format!("{count}, a reward head among them; the safetensors hold {held} numbers")),
         ("shape", format!("{} blocks of width {width}, sequences of up to {max_positions} tokens", blocks.len())),
-        ("vocabulary", format!("{vocabulary} rows, token ids up to {last_token}")),
+        ("vocabulary", format!("{vocabulary} rows, token ids up to {last_token}{beyond}")),
         ("language-model head", head.to_string()),
         ("reward head", reward.to_string()),
     ];
     let mut lines: Vec<String> = rows.iter().map(|(what, said)| format!("{what:<19}  {said}")).collect();
+    if let Some(whole) = architecture.part_of {
+        lines.push(format!("{:<19}  the text part of a {whole} model: images are not read", "covers"));
+    }
     let unused = files.unused(architecture, &parts);
     if let Some(first) = unused.first() {
         lines.push(format!("{:<19}  {} tensors, {first} the first", "not used", unused.len()));

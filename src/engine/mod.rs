@@ -18,7 +18,6 @@ use crate::model::architecture::Architecture;
 use crate::model::decoder::{self, Block, Context, Part};
 use crate::model::embedding;
 use crate::model::norm::{Norm, Statistics};
-use crate::model::rope;
 use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Slot, Views, Workspace};
@@ -42,8 +41,6 @@ pub struct Engine {
     /// The model.
     pub model: Model,
     activation_checkpointing: bool,
-    /// Of each of the model's rotations.
-    frequencies: Vec<Vec<f32>>,
     workspace: RefCell<Workspace>,
     /// Whether adapters take part, where the model has them.
     adapters: Cell<bool>,
@@ -65,8 +62,7 @@ impl Engine {
     /// An engine over `model`. With activation checkpointing a block keeps only its input and is recomputed in the
     /// backward pass.
     pub fn new(model: Model, activation_checkpointing: bool) -> Self {
-        let frequencies = model.architecture.rotations.iter().map(rope::frequencies).collect();
-        Self { model, activation_checkpointing, frequencies, workspace: RefCell::default(), adapters: Cell::new(true) }
+        Self { model, activation_checkpointing, workspace: RefCell::default(), adapters: Cell::new(true) }
     }
 
     /// Computes without the model's adapters, if it has any, for as long as the value lives: the policy loss takes the
@@ -106,7 +102,7 @@ impl Engine {
         let _guard = tch::no_grad_guard();
         let _span = trace_span!("score", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let mut views = self.views(batch, Keep::Nothing);
-        let output = self.forward(batch, rows, &mut views, &self.context(batch))?;
+        let output = self.forward(batch, rows, &mut views, &self.context(batch)?)?;
         let (normed, _) = self.final_norm(&output)?;
         Ok(normed)
     }
@@ -134,6 +130,7 @@ impl Engine {
         let mut views = self.views(batch, keep);
         let (context, read) =
             trace_span!("plan").in_scope(|| (self.context(batch), batch.read_rows(objective.log_probs)));
+        let context = context?;
         let output = self.forward(batch, &read.rows, &mut views, &context)?;
         let Views { mut states, shared, .. } = views;
         let (normed, statistics) = self.final_norm(&output)?;
@@ -199,15 +196,9 @@ impl Engine {
         self.workspace.borrow_mut().views(architecture, batch.token_count() as i64, keep, (*kind, *device))
     }
 
-    fn context(&self, batch: &PackedBatch) -> Context {
+    fn context(&self, batch: &PackedBatch) -> Result<Context> {
         let Model { architecture, kind, device, .. } = &self.model;
-        Context::new(
-            self.model.ops(),
-            architecture,
-            (&batch.groups, &batch.positions),
-            &self.frequencies,
-            (*kind, *device),
-        )
+        Context::new(self.model.ops(), architecture, (&batch.groups, &batch.positions), (*kind, *device))
     }
 
     fn embedding(&self) -> Result<&Segment> {

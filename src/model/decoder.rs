@@ -14,11 +14,11 @@ use super::head_norm::{HeadNorm, HeadsKept};
 use super::layout::{Places, Projection};
 use super::lora::Adapter;
 use super::norm::{Norm, Statistics};
-use super::rope;
+use super::rope::Turned;
 use super::segment::Segment;
 use super::workspace::{BlockState, Buffers, Slot};
 use crate::error::{Error, Result};
-use crate::ops::{Angles, AttentionPlan, Direction, NormGradients, Ops, Scratch};
+use crate::ops::{AttentionPlan, Direction, NormGradients, Ops, Scratch};
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
 
@@ -28,27 +28,30 @@ pub use super::layout::Part;
 pub struct Context {
     /// Which rows see which, under each of the model's rules.
     attention: Vec<(AttentionRules, AttentionPlan)>,
-    /// The angles of each of the model's rotations, by position.
-    angles: Vec<Angles>,
+    /// The model's rotations, by position.
+    rotations: Vec<Turned>,
 }
 
 impl Context {
-    /// For packed groups and their positions `[T]`; `frequencies` of each rotation, as from `rope::frequencies`.
+    /// For packed groups and their positions `[T]`.
+    ///
+    /// # Errors
+    /// As [`Turned::new`].
     pub fn new(
         ops: &dyn Ops,
         architecture: &Architecture,
         (groups, positions): (&[Group], &Tensor),
-        frequencies: &[Vec<f32>],
         (kind, device): (Kind, Device),
-    ) -> Self {
+    ) -> Result<Self> {
         let mut attention: Vec<(AttentionRules, AttentionPlan)> = Vec::new();
         for BlockDescription { rules, heads, .. } in &architecture.blocks {
             if !attention.iter().any(|(known, _)| known == rules) {
                 attention.push((*rules, ops.plan_attention(groups, *heads, *rules, (kind, device))));
             }
         }
-        let angles = frequencies.iter().map(|frequencies| rope::angles(positions, frequencies, device)).collect();
-        Self { attention, angles }
+        let turned = |rotation| Turned::new(rotation, groups, positions, (kind, device));
+        let rotations = architecture.rotations.iter().map(turned).collect::<Result<_>>()?;
+        Ok(Self { attention, rotations })
     }
 
     fn attention(&self, rules: &AttentionRules) -> Result<&AttentionPlan> {
@@ -125,7 +128,7 @@ impl<'a> Block<'a> {
             norm.forward(ops, &rows, kept)?;
         }
         if let Some(rotation) = self.description.rotation {
-            ops.rotate(&rows, heads.query + heads.key, &context.angles[rotation], Direction::Forward)?;
+            context.rotations[rotation].rotate(ops, &rows, heads, Direction::Forward)?;
         }
         let plan = context.attention(&self.description.rules)?;
         ops.attention(plan, &rows, &heads_of(&at[Slot::Attended], heads))
@@ -268,7 +271,7 @@ impl<'a> Block<'a> {
             &rows_gradient,
         )?;
         if let Some(rotation) = self.description.rotation {
-            ops.rotate(&rows_gradient, heads.query + heads.key, &context.angles[rotation], Direction::Backward)?;
+            context.rotations[rotation].rotate(ops, &rows_gradient, heads, Direction::Backward)?;
         }
         for (norm, kept) in self.query_key_norms(at) {
             norm.backward(ops, &rows_gradient, kept)?;

@@ -7,20 +7,19 @@ use super::declared::Declared;
 use super::layout::{Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
 use super::quantised;
+use super::weight_index::shards_of;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::safetensors_io::Mapped;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// The largest index, and the largest config.json.
+/// The largest config.json.
 const MOST_BYTES: u64 = 64 << 20;
 
 const INDEX: &str = "model.safetensors.index.json";
-const INDEX_HINT: &str = "expected {\"weight_map\": {\"TENSOR\": \"FILE\", ...}}: get or write the file again";
 
 /// The reward head that TRL and LLaMA-Factory write beside a model or an adapter.
 const VALUE_HEAD: &str = "value_head.safetensors";
@@ -189,7 +188,15 @@ impl WeightFiles {
         }
         let unused = self.unused(architecture, parts);
         if !unused.is_empty() {
-            tracing::warn!("{}: {} tensors are not used: {}", folder.display(), unused.len(), abbreviated(&unused));
+            let (count, some) = (unused.len(), abbreviated(&unused));
+            match architecture.part_of {
+                Some(whole) => tracing::warn!(
+                    "{}: a {whole} model, of which the text part is read and trained: images are not, nor {count} tensors: \
+                     {some}",
+                    folder.display()
+                ),
+                None => tracing::warn!("{}: {count} tensors are not used: {some}", folder.display()),
+            }
         }
         Ok(())
     }
@@ -318,65 +325,6 @@ pub fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// The shards that an index names, each once.
-fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let wrong = |what: String| Error::input(format!("{}: {what}", index.display())).hint(INDEX_HINT);
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: Entries,
-    }
-    let text = files::read_within(index, MOST_BYTES)?;
-    let Index { weight_map: Entries(entries) } =
-        serde_json::from_slice(&text).map_err(|error| wrong(format!("not a safetensors index: {error}")))?;
-    let mut tensors = BTreeSet::new();
-    if let Some((twice, _)) = entries.iter().find(|(tensor, _)| !tensors.insert(tensor)) {
-        return Err(wrong(format!("weight_map has {twice} twice")));
-    }
-    let names: BTreeSet<&String> = entries.iter().map(|(_, file)| file).collect();
-    if names.is_empty() {
-        return Err(wrong("weight_map is empty".into()));
-    }
-    let is_inside = |name: &str| {
-        let mut parts = Path::new(name).components().peekable();
-        parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
-    };
-    if let Some(outside) = names.iter().find(|name| !is_inside(name)) {
-        return Err(wrong(format!("{outside:?} is no file of this folder")));
-    }
-    let missing: Vec<&str> =
-        names.iter().map(|name| name.as_str()).filter(|name| !folder.join(name).exists()).collect();
-    if !missing.is_empty() {
-        let (count, all) = (missing.len(), names.len());
-        let missing = abbreviated(&missing);
-        return Err(Error::input(format!("{}: {count} of its {all} files are missing: {missing}", index.display()))
-            .hint("get the whole folder again"));
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// A JSON object's entries as they stand, those of one name too.
-struct Entries(Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Entries;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("an object of texts")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
 /// The keys of config.json; [`Architecture`] says which of them describe the model.
 fn config(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
@@ -394,7 +342,8 @@ fn is_constant(name: &str) -> bool {
     ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end))
 }
 
-fn abbreviated(names: &[&str]) -> String {
+/// The first names, and how many more there are.
+pub(super) fn abbreviated(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let rest = names.len().saturating_sub(SHOWN);
     let shown = names[..names.len().min(SHOWN)].join(", ");

@@ -73,6 +73,7 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
     if head_width % 2 != 0 {
         return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
     }
+    let rope = RopeKeys { positions: defaults.positions, ..rope };
     let rotations = rope.read(keys, head_width)?;
     if layers > MOST_LAYERS {
         return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
@@ -108,6 +109,7 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         logit_cap: None,
         tied: keys.flag_or("tie_word_embeddings", defaults.tied)?,
         head_bias: false,
+        part_of: None,
         names,
     })
 }

@@ -49,6 +49,25 @@ impl Keys {
         self.read(key, object, "a JSON object")
     }
 
+    /// The same keys, with these where they are missing.
+    pub fn or<'a>(mut self, others: impl Iterator<Item = (&'a str, Value)>) -> Self {
+        for (key, value) in others {
+            self.keys.entry(key).or_insert(value);
+        }
+        self
+    }
+
+    /// The same keys with this one.
+    pub fn with(mut self, key: &str, value: Value) -> Self {
+        self.keys.insert(key.into(), value);
+        self
+    }
+
+    /// Whether there is something under a key that is not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.get(key).is_some_and(|value| !value.is_null())
+    }
+
     /// Whether a value is itself an object.
     pub fn has_objects(&self) -> bool {
         self.keys.values().any(Value::is_object)
@@ -111,9 +130,14 @@ impl Keys {
         Ok(if self.keys.contains_key(key) { found } else { default })
     }
 
+    /// true or false, if it is there.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.read(key, Value::as_bool, "true or false")
+    }
+
     /// true or false; `default` where it is missing or null.
     pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.read(key, Value::as_bool, "true or false")?.unwrap_or(default))
+        Ok(self.flag(key)?.unwrap_or(default))
     }
 
     /// A text, if there is one.
@@ -131,6 +155,12 @@ impl Keys {
     pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
         let count = |value: &Value| value.as_u64().map(|count| count as usize);
         self.read(key, |value| value.as_array()?.iter().map(count).collect(), "a list of whole numbers")
+    }
+
+    /// A list of numbers above 0, if there is one.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let number = |value: &Value| value.as_f64().filter(|number| *number > 0.0 && number.is_finite());
+        self.read(key, |value| value.as_array()?.iter().map(number).collect(), "a list of numbers above 0")
     }
 
     /// An activation by its name in Transformers; `default` where it is missing.
@@ -167,8 +197,7 @@ impl Keys {
 
     /// Of a key that must be there: what was wrong with it, if it is there.
     fn missing(&self, key: &str) -> Error {
-        let is_there = self.keys.get(key).is_some_and(|value| !value.is_null());
-        let noted = if is_there { self.faults.borrow_mut().pop() } else { None };
+        let noted = if self.has(key) { self.faults.borrow_mut().pop() } else { None };
         noted.unwrap_or_else(|| Error::input(format!("{key} is missing")))
     }
 }

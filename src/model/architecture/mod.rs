@@ -7,14 +7,16 @@
 mod common;
 mod families;
 mod keys;
+mod parts;
 mod rope;
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::MlpKind;
-use crate::packing::{AttentionRules, HeadCounts};
+use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
 pub use families::{FAMILIES, Family};
 use keys::Keys;
+pub use parts::text_config;
 use std::path::Path;
 
 /// The largest config.json that is read.
@@ -47,6 +49,8 @@ pub struct Architecture {
     pub tied: bool,
     /// Whether a language-model head of its own has a bias.
     pub head_bias: bool,
+    /// The `model_type` of the model that reads images too, where this is its text part: nothing else of it is read.
+    pub part_of: Option<&'static str>,
     /// What parameters are called in files.
     pub names: Names,
 }
@@ -180,7 +184,8 @@ pub enum Residual {
 /// to say; the name of one that a family lacks is never read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// The Transformers class that reads the exported reward model.
+    /// The Transformers class that reads the exported reward model; one that ends in `ForCausalLM` reads it without
+    /// `score.weight`.
     pub reward_model: &'static str,
     /// Of the embedding.
     pub embedding: &'static str,
@@ -224,6 +229,19 @@ pub struct Rotation {
     pub rope: Rope,
     /// Columns of a head that are rotated, from the first on; even.
     pub width: usize,
+    /// Columns that exponents are shares of: `width`, or one less where a file asks for an odd number.
+    pub period: usize,
+    /// How rotated queries grow with their position, where they do.
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// Queries at position p are multiplied by 1 + beta ln(1 + floor(p / original)) (Llama 4; Ministral 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    /// The factor of the logarithm.
+    pub beta: f64,
+    /// Context length the model was first trained with.
+    pub original: f64,
 }
 
 /// Rotary position embedding: base and scaling.
@@ -256,9 +274,60 @@ pub enum RopeScaling {
         /// Context length the model was first trained with.
         original: f64,
     },
+    /// YaRN (arXiv 2309.00071): as Llama 3.1's, with a passage that is linear in the frequency's number.
+    Yarn {
+        /// The divisor of the low frequencies.
+        factor: f64,
+        /// Frequencies that turn more often than that within `original` are kept.
+        fast: f64,
+        /// Those that turn less often than that are divided.
+        slow: f64,
+        /// Context length the model was first trained with.
+        original: f64,
+        /// Whether the passage starts and ends at whole numbers.
+        truncate: bool,
+        /// What cosines and sines are multiplied by.
+        magnitude: f64,
+    },
+    /// A larger base in sequences longer than `original`, by their own length ("NTK-aware", dynamic).
+    Dynamic {
+        /// How far contexts are stretched.
+        factor: f64,
+        /// Longest sequence that nothing changes in.
+        original: usize,
+    },
+    /// LongRoPE (arXiv 2402.13753): a divisor for each frequency, of two lists by the sequence's own length.
+    Long {
+        /// Those of sequences of up to `original` tokens.
+        short: Vec<f64>,
+        /// Those of longer ones.
+        long: Vec<f64>,
+        /// Context length the model was first trained with.
+        original: usize,
+        /// What cosines and sines are multiplied by.
+        magnitude: f64,
+    },
+}
+
+impl RopeScaling {
+    /// Which lengths of sequences have their frequencies in common; none: all.
+    pub fn alike(&self) -> Option<AlikeLengths> {
+        match self {
+            Self::Dynamic { original, .. } => Some(AlikeLengths::UpTo(*original)),
+            Self::Long { original, .. } => Some(AlikeLengths::OnEitherSideOf(*original)),
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } | Self::Yarn { .. } => None,
+        }
+    }
 }
 
 impl Architecture {
+    /// Which lengths of sequences have all rotations in common, so that a prefix can be computed once for both; none: all.
+    pub fn alike(&self) -> Option<AlikeLengths> {
+        let mut rules = self.rotations.iter().filter_map(|rotation| rotation.rope.scaling.alike());
+        let first = rules.next()?;
+        Some(rules.fold(first, AlikeLengths::and))
+    }
+
     /// Reads `config.json` of a Hugging Face folder.
     ///
     /// # Errors
