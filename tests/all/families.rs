@@ -348,7 +348,12 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("phi3", "rope_parameters", rope("longrope"), "short_factor is missing"),
         ("phi3", "rope_parameters", rope("yarn"), "short_factor is missing"),
         ("phi3", "rope_parameters", rope("spiral"), "\"spiral\""),
-        ("phi3-longrope", "partial_rotary_factor", json!(0.5), "short_factor has 3 numbers"),
+        (
+            "phi3-longrope",
+            "rope_parameters",
+            json!({"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}),
+            "short_factor has 2 numbers, expected 4",
+        ),
         ("llama-tied", "rope_parameters", json!({"llama_4_scaling_beta": 0.1}), "llama_4_scaling_beta"),
         ("olmo3", "rope_parameters", rope("default"), "two rotations"),
         ("ministral3", "rope_parameters", json!(null), "rope_parameters is missing"),

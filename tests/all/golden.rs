@@ -256,7 +256,8 @@ fn rewards_and_log_probs_equal_transformers() {
             let rewards = golden.floats(&format!("pair{index}.rewards"));
             let log_probs = golden.floats(&format!("pair{index}.logps"));
             for answer in 0..2 {
-                let far = |mine: f64, golden: f32| (mine - f64::from(golden)).abs() / f64::from(golden).abs();
+                // What is near zero has the rounding of its terms.
+                let far = |mine: f64, golden: f32| (mine - f64::from(golden)).abs() / f64::from(golden).abs().max(0.1);
                 assert!(far(scores.rewards[answer], rewards[answer]) < place().2[0], "{case}, pair {index}");
                 assert!(far(scores.log_probs[answer], log_probs[answer]) < place().2[0], "{case}, pair {index}");
             }
@@ -378,7 +379,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
         move |model: &mut Architecture| change(&mut model.rotations[rotation].rope.scaling)
     };
     let other_passage: fn(&mut RopeScaling) = |scaling| match scaling {
-        RopeScaling::Yarn { slow, .. } => *slow *= 2.0,
+        RopeScaling::Yarn { slow, .. } => *slow *= 4.0,
         other => panic!("{other:?}"),
     };
     let no_magnitude: fn(&mut RopeScaling) = |scaling| match scaling {
