@@ -20,6 +20,32 @@ impl Group {
     }
 }
 
+/// Where a sequence's own length decides how it is rotated: which lengths are rotated alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AlikeLengths {
+    /// All up to this one; a longer sequence is like those of its length alone.
+    UpTo(usize),
+    /// All up to this one, and all that are longer.
+    OnEitherSideOf(usize),
+}
+
+impl AlikeLengths {
+    /// The shortest length that is like this one.
+    pub fn first_like(self, length: usize) -> usize {
+        match self {
+            Self::UpTo(limit) | Self::OnEitherSideOf(limit) if length <= limit => 0,
+            Self::UpTo(_) => length,
+            Self::OnEitherSideOf(limit) => limit + 1,
+        }
+    }
+
+    /// Lengths that are alike by both, or fewer.
+    pub fn and(self, other: Self) -> Self {
+        let (Self::UpTo(one) | Self::OnEitherSideOf(one), Self::UpTo(two) | Self::OnEitherSideOf(two)) = (self, other);
+        if self == other { self } else { Self::UpTo(one.min(two)) }
+    }
+}
+
 /// What a model family makes of the scores between queries and keys, before the softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRules {

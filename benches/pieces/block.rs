@@ -4,7 +4,6 @@ use crate::fixtures::{KINDS, PAIRS, Pairs, architecture, random, segment};
 use criterion::{Criterion, Throughput};
 use haf_dist::data::batch::Packing;
 use haf_dist::model::decoder::{Block, BlockSums, Context, Part};
-use haf_dist::model::rope::frequencies;
 use haf_dist::model::workspace::{Keep, Slot, Views, Workspace};
 use tch::Device;
 
@@ -12,7 +11,6 @@ pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("block");
     let batch = Pairs::new(PAIRS).pack(Packing::Shared);
     let (tokens, shape) = (batch.token_count(), architecture(1));
-    let frequencies: Vec<_> = shape.rotations.iter().map(frequencies).collect();
     group.throughput(Throughput::Elements(tokens as u64));
     for (kind, name) in KINDS {
         let segment = segment(Part::Block(0), &shape, kind);
@@ -22,9 +20,9 @@ pub fn bench(criterion: &mut Criterion) {
             haf_dist::ops::of(Device::Cpu),
             &shape,
             (&batch.groups, &batch.positions),
-            &frequencies,
             (kind, Device::Cpu),
-        );
+        )
+        .unwrap();
         let mut workspace = Workspace::default();
         let Views { mut states, output, shared } =
             workspace.views(&shape, tokens as i64, Keep::Everything, (kind, Device::Cpu));

@@ -7,6 +7,7 @@ use super::chat_template::NAMED;
 use super::{Snapshot, read_json, to_json, write_text};
 use crate::error::{Error, Result, file_error};
 use crate::files::{self, sync};
+use crate::model::architecture::text_config;
 use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
 use crate::statistics::Spread;
 use serde_json::{Map, Value, json};
@@ -34,6 +35,12 @@ const NAME_THE_PAD_TOKEN: [&str; 2] = ["tokenizer_config.json", "special_tokens_
 
 /// Weights that stay f32 whatever the compute precision is.
 const HEAD: &str = "score.weight";
+
+/// How the classes end that read a reward model without its head: families for which Transformers has no other.
+const CAUSAL: &str = "ForCausalLM";
+
+/// The model card of such a model.
+const CAUSAL_CARD: &str = include_str!("causal_card.md");
 
 /// The Hugging Face side of a whole model, but for its weights.
 pub struct Export<'a> {
@@ -72,13 +79,17 @@ impl Export<'_> {
     /// A source that cannot be read, a pad token that ends sequences, weights of another kind, or a failed write.
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_text(&folder.join("config.json"), &to_json(&self.config()?)?)?;
+        if self.architecture.ends_with(CAUSAL) {
+            write_text(&folder.join("README.md"), CAUSAL_CARD)?;
+        }
         write_companions(folder, self.tokenizer_dir, self.pad_token_id)
     }
 
     /// The source's config.json, changed as little as a reward model needs.
     fn config(&self) -> Result<Map<String, Value>> {
         let path = self.model_dir.join("config.json");
-        let mut config: Map<String, Value> = read_json(&path)?;
+        // Of a model that reads images too the text part was trained, and goes out alone.
+        let mut config = text_config(read_json(&path)?);
         let pad = self.pad_token_id;
         if ends(&config).contains(&pad) {
             return Err(Error::runtime(format!("pad token {pad} is an end of sequence of {}", path.display())));

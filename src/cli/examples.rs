@@ -67,3 +67,11 @@ Examples:
   haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
 
 Of the model's folder only config.json is read. The assumptions are printed with the figures.";
+
+/// Below the options of `haf-dist models`.
+pub const MODELS: &str = "\
+Examples:
+  haf-dist models                                     the families, and what each covers
+  haf-dist models models/SmolLM2-135M-Instruct        exit code 2 and every reason, where it would not load
+
+Of a folder config.json, the tokenizer's files and the headers of the safetensors are read: seconds, however large it is.";

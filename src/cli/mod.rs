@@ -139,6 +139,13 @@ enum TypedCommand {
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
+    /// List the model families, or say whether a folder would load: every reason against it, and its parameters
+    #[command(after_help = examples::MODELS)]
+    Models {
+        /// A model's folder [default: a list of the families]
+        #[arg(value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
     /// List the layouts of rows that are read, or show one with an example
     Formats {
         /// A layout [default: a table of all]
@@ -290,6 +297,8 @@ pub enum Command {
     Verify(Verifying),
     /// Predict memory and time.
     Plan(Planning),
+    /// List the model families, or say whether a folder would load.
+    Models(Option<PathBuf>),
     /// List the layouts of rows, or show one.
     Formats(Option<Format>),
 }
@@ -326,11 +335,12 @@ impl TryFrom<Arguments> for Command {
             (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
             (Some(TypedCommand::Verify(verifying)), _) => Ok(Self::Verify(verifying)),
             (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
+            (Some(TypedCommand::Models { folder }), _) => Ok(Self::Models(folder)),
             (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
             (None, Some(config)) => Ok(Self::Train { config, set, resume, debug, allow_changed }),
             (None, None) => Err(Error::input(
                 "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
-                 export, verify, plan, formats)",
+                 export, verify, plan, models, formats)",
             )
             .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
         }

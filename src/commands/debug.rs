@@ -171,11 +171,11 @@ fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
 /// Every pair packed with others, under the micro-batch budget, against itself alone with its prefix computed twice.
 fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
     let log_probs = config.loss.needs_policy();
-    let device = engine.model.device;
+    let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
     let (mut reward, mut log_prob) = (0f64, 0f64);
     let relative = |packed: f64, alone: f64| (packed - alone).abs() / alone.abs().max(1.0);
     for batch in batches(split, config) {
-        for packed in engine.score(&split.pack(&batch, Packing::Shared, device), log_probs)? {
+        for packed in engine.score(&split.pack(&batch, shared, device), log_probs)? {
             let alone = engine.score(&split.pack(&[packed.index], Packing::Separate, device), log_probs)?[0];
             for answer in 0..2 {
                 reward = reward.max(relative(packed.rewards[answer], alone.rewards[answer]));
@@ -191,14 +191,14 @@ fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<
 /// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.
 fn packed_gradients(engine: &mut Engine, buckets: &mut Buckets, split: &Split, config: &Config) -> Result<Check> {
     let objective = train::objective_of_step(config, 0);
-    let device = engine.model.device;
+    let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
     for index in 0..split.data.len() {
         engine.forward_backward(&split.pack(&[index], Packing::Separate, device), &objective, buckets)?;
     }
     let alone: Vec<Tensor> = buckets.iter().map(|(_, bucket)| bucket.flat().copy()).collect();
     buckets.clear();
     for batch in batches(split, config) {
-        engine.forward_backward(&split.pack(&batch, Packing::Shared, device), &objective, buckets)?;
+        engine.forward_backward(&split.pack(&batch, shared, device), &objective, buckets)?;
     }
     let (mut worst, mut place) = (0f64, String::from("-"));
     for ((segment, packed), alone) in buckets.iter().zip(&alone) {

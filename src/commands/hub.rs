@@ -71,6 +71,14 @@ pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verif
     Ok(Verifying { checkpoint, base, ..verifying.clone() })
 }
 
+/// The folder that `models` looks at. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_model(folder: &Path, comm: &CommThread) -> Result<PathBuf> {
+    model(folder, "FOLDER", comm)
+}
+
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
     let fetched = fetched(path, RepositoryKind::Model, comm).map_err(|error| error.at(key))?;
     Ok(fetched.map_or_else(|| path.to_path_buf(), |(folder, _)| folder))

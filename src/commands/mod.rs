@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod formats;
 mod hub;
+mod models;
 mod plan;
 mod prepare;
 mod score;
@@ -73,6 +74,10 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
         }
         Command::Verify(verifying) => verify::run(&hub::fetch_verifying(verifying, comm)?, comm),
         Command::Plan(planning) => plan::run(planning, comm),
+        Command::Models(folder) => {
+            let folder = folder.as_deref().map(|folder| hub::fetch_model(folder, comm)).transpose()?;
+            comm.agree(if comm.rank() == 0 { models::run(folder.as_deref()) } else { Ok(()) })
+        }
         Command::Formats(format) if comm.rank() == 0 => formats::run(*format),
         Command::Formats(_) => Ok(()),
         Command::Bench(options) => bench::run(options, comm),

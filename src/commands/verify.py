@@ -14,12 +14,34 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+
+class HeadBeside(torch.nn.Module):
+    """A causal model with its reward head beside it, of a family without a class for both: read as those classes read."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype):
+        super().__init__()
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.config = self.model.config
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            self.score = file.get_tensor("score.weight").float()
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        places = torch.arange(input_ids.shape[1]) * (input_ids != self.config.pad_token_id)
+        last = hidden[torch.arange(len(hidden)), places.argmax(-1)]
+        return SimpleNamespace(logits=last.float() @ self.score.T)
 
 
 def load(folder: Path, dtype: torch.dtype, tokenizer):
+    config = folder / "config.json"
+    if config.exists() and json.loads(config.read_text(encoding="utf-8"))["architectures"][0].endswith("ForCausalLM"):
+        return HeadBeside(folder, dtype).eval()
     if not (folder / "adapter_config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     from peft import PeftConfig, PeftModel
@@ -91,11 +113,13 @@ def main() -> int:
     sequences, texts = [case["tokens"] for case in cases], [case["text"] for case in cases]
     ways = {
         "model class": [rewards_of(model, tokenizer, [sequence], "right")[0] for sequence in sequences],
-        "pipeline": by_pipeline(model, tokenizer, texts),
         "padded right": rewards_of(model, tokenizer, sequences, "right"),
         "padded left": rewards_of(model, tokenizer, sequences, "left"),
         "from messages": as_trl(model, tokenizer, [case["messages"] for case in cases]),
     }
+    # The pipeline takes Transformers' own classes alone.
+    if not isinstance(model, HeadBeside):
+        ways["pipeline"] = by_pipeline(model, tokenizer, texts)
     print(f"{'conversation':<32} {'saved':>10}  largest distance by way")
     for index, case in enumerate(cases):
         distances = {way: abs(rewards[index] - case["reward"]) for way, rewards in ways.items()}

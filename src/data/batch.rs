@@ -7,7 +7,7 @@
 //! Legend: T tokens (sum of P + A + B over the pairs when shared), N rows whose hidden states are read.
 
 use super::TokenPair;
-use crate::packing::Group;
+use crate::packing::{AlikeLengths, Group};
 use crate::tensor::on_device;
 use tch::{Device, Tensor};
 
@@ -18,6 +18,36 @@ pub enum Packing {
     Shared,
     /// Both sequences whole: `[P | A]`, `[P | B]`.
     Separate,
+    /// The common prefix once in pairs whose sequences have lengths that are rotated alike; else both whole.
+    SharedIfAlike(AlikeLengths),
+}
+
+impl Packing {
+    /// The prefix once wherever the model computes the same of it in both sequences.
+    pub fn shared(alike: Option<AlikeLengths>) -> Self {
+        alike.map_or(Self::Shared, Self::SharedIfAlike)
+    }
+
+    /// Whether a pair has its prefix once.
+    fn shares(self, pair: &TokenPair) -> bool {
+        match self {
+            Self::Shared => true,
+            Self::Separate => false,
+            Self::SharedIfAlike(alike) => {
+                let [one, two] =
+                    [pair.chosen, pair.rejected].map(|answer| alike.first_like(pair.prefix.len() + answer.len()));
+                // A single row has no second answer.
+                one == two || pair.chosen.is_empty() || pair.rejected.is_empty()
+            }
+        }
+    }
+
+    /// Rows that a pair takes.
+    pub fn rows(self, pair: &TokenPair) -> usize {
+        let answers = [pair.chosen, pair.rejected].map(<[u32]>::len);
+        let prefixes = if self.shares(pair) { 1 } else { answers.into_iter().filter(|&answer| answer > 0).count() };
+        prefixes * pair.prefix.len() + answers.into_iter().sum::<usize>()
+    }
 }
 
 /// One micro-batch.
@@ -135,8 +165,8 @@ impl Rows {
         let suffixes: Vec<&[u32]> = [pair.chosen, pair.rejected].into_iter().filter(|it| !it.is_empty()).collect();
         // Row of position p of each answer's sequence: `shared + p` within the prefix, `own + p` after it.
         let mut places = Vec::with_capacity(suffixes.len());
-        match packing {
-            Packing::Shared => {
+        match packing.shares(&pair) {
+            true => {
                 let start = self.tokens.len();
                 self.push(pair.prefix, 0);
                 for suffix in &suffixes {
@@ -146,7 +176,7 @@ impl Rows {
                 let suffixes = suffixes.iter().map(|suffix| suffix.len()).collect();
                 self.groups.push(Group { start, prefix: pair.prefix.len(), suffixes });
             }
-            Packing::Separate => {
+            false => {
                 for suffix in &suffixes {
                     let start = self.tokens.len();
                     places.push((start, start));

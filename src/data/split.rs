@@ -17,10 +17,7 @@ pub struct Split {
 impl Split {
     /// Rows that a pair takes in a batch.
     pub fn tokens(&self, pair: usize, packing: Packing) -> usize {
-        match packing {
-            Packing::Shared => self.data.tokens(pair),
-            Packing::Separate => self.data.tokens(pair) + self.data.pair(pair).prefix.len(),
-        }
+        packing.rows(&self.data.pair(pair))
     }
 
     /// Packs the pairs of the given numbers, with their references.

@@ -19,7 +19,6 @@ use crate::data::batch::PackedBatch;
 use crate::engine::head::{Losses, Objective, PairScores};
 use crate::error::{Result, libtorch};
 use crate::model::order::Order;
-use crate::model::rope;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Workspace};
 use pass::Pass;
@@ -32,8 +31,6 @@ pub struct Engine {
     /// The order of its segments.
     pub order: Order,
     activation_checkpointing: bool,
-    /// Of each of the model's rotations.
-    frequencies: Vec<Vec<f32>>,
     workspace: Workspace,
     /// Whether adapters take part, where the model has them.
     adapters: bool,
@@ -46,10 +43,9 @@ impl Engine {
     /// # Errors
     /// A model without a part that every model has.
     pub fn new(model: Model, activation_checkpointing: bool) -> Result<Self> {
-        let frequencies = model.architecture.rotations.iter().map(rope::frequencies).collect();
         let order = Order::of(&model.parts, model.architecture.tied)?;
         let (workspace, adapters) = (Workspace::default(), true);
-        Ok(Self { model, order, activation_checkpointing, frequencies, workspace, adapters })
+        Ok(Self { model, order, activation_checkpointing, workspace, adapters })
     }
 
     /// Does `work` with the base alone, without the model's adapters, if it has any: the policy loss takes the base as its
@@ -123,14 +119,14 @@ impl Engine {
         self.run(|pass| pass.forward_backward(batch, objective, sink), Some(source))
     }
 
-    /// One pass, without automatic differentiation, in which libtorch may fail; the weights are the model's own where there is no other source.
+    /// One pass, without automatic differentiation, in which libtorch may fail; the weights are the model's own where there
+    /// is no other source.
     fn run<T>(&mut self, work: impl FnOnce(Pass) -> Result<T>, source: Option<&mut dyn WeightSource>) -> Result<T> {
         let _guard = tch::no_grad_guard();
         let mut own = Whole(&self.model.segments);
         let pass = Pass {
             model: &self.model,
             order: &self.order,
-            frequencies: &self.frequencies,
             keep: if self.activation_checkpointing { Keep::Inputs } else { Keep::Everything },
             adapters: self.adapters,
             workspace: &mut self.workspace,

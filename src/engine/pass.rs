@@ -25,7 +25,6 @@ use tracing::trace_span;
 pub struct Pass<'a> {
     pub model: &'a Model,
     pub order: &'a Order,
-    pub frequencies: &'a [Vec<f32>],
     /// What a backward pass finds of the forward pass.
     pub keep: Keep,
     /// Whether adapters take part, where the model has them.
@@ -68,7 +67,7 @@ impl Pass<'_> {
     fn final_hidden(&mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Tensor> {
         let _span = trace_span!("score", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let mut views = self.views(batch, Keep::Nothing);
-        let output = self.forward(batch, rows, &mut views, &self.context(batch))?;
+        let output = self.forward(batch, rows, &mut views, &self.context(batch)?)?;
         let (normed, _) = self.final_norm(&output)?;
         Ok(normed)
     }
@@ -93,6 +92,7 @@ impl Pass<'_> {
         let mut views = self.views(batch, self.keep);
         let (context, read) =
             trace_span!("plan").in_scope(|| (self.context(batch), batch.read_rows(objective.log_probs)));
+        let context = context?;
         let output = self.forward(batch, &read.rows, &mut views, &context)?;
         let (normed, statistics) = self.final_norm(&output)?;
 
@@ -231,10 +231,10 @@ impl Pass<'_> {
         self.workspace.views(architecture, batch.token_count() as i64, keep, (*kind, *device))
     }
 
-    fn context(&self, batch: &PackedBatch) -> Context {
+    fn context(&self, batch: &PackedBatch) -> Result<Context> {
         let Model { architecture, kind, device, .. } = self.model;
         let rows = (&batch.groups[..], &batch.positions);
-        Context::new(self.model.ops(), architecture, rows, self.frequencies, (*kind, *device))
+        Context::new(self.model.ops(), architecture, rows, (*kind, *device))
     }
 
     fn lend_block(&mut self, number: usize) -> Result<BlockWeights> {

@@ -83,7 +83,8 @@ pub fn score_part(
     log_probs: bool,
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
-    let tokens: Vec<usize> = pairs.iter().map(|&pair| data.tokens(pair)).collect();
+    let packing = Packing::shared(engine.model.architecture.alike());
+    let tokens: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
     let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
     engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
@@ -95,7 +96,7 @@ pub fn score_part(
             pair: data.pair(pairs[place]),
             reference: [0.0; 2],
         });
-        let batch = PackedBatch::new(items, Packing::Shared, engine.model.device);
+        let batch = PackedBatch::new(items, packing, engine.model.device);
         for scores in engine.score(&batch, log_probs)? {
             let PairScores { index: place, rewards, log_probs, tokens, .. } = scores;
             let tokens = tokens.map(|count| count as f64);

@@ -1,11 +1,11 @@
-//! What the blocks of one micro-batch share: which rows see which, and the angles of their positions.
+//! What the blocks of one micro-batch share: which rows see which, and the rotations of their positions.
 //!
 //! Legend: T tokens.
 
 use super::architecture::{Architecture, BlockDescription};
-use super::rope;
+use super::rope::Turned;
 use crate::error::{Error, Result};
-use crate::ops::{Angles, AttentionPlan, Ops};
+use crate::ops::{AttentionPlan, Ops};
 use crate::packing::{AttentionRules, Group};
 use tch::{Device, Kind, Tensor};
 
@@ -13,27 +13,30 @@ use tch::{Device, Kind, Tensor};
 pub struct Context {
     /// Which rows see which, under each of the model's rules.
     attention: Vec<(AttentionRules, AttentionPlan)>,
-    /// The angles of each of the model's rotations, by position.
-    pub angles: Vec<Angles>,
+    /// The model's rotations, by position.
+    pub rotations: Vec<Turned>,
 }
 
 impl Context {
-    /// For packed groups and their positions `[T]`; `frequencies` of each rotation, as from `rope::frequencies`.
+    /// For packed groups and their positions `[T]`.
+    ///
+    /// # Errors
+    /// As [`Turned::new`].
     pub fn new(
         ops: &dyn Ops,
         architecture: &Architecture,
         (groups, positions): (&[Group], &Tensor),
-        frequencies: &[Vec<f32>],
         (kind, device): (Kind, Device),
-    ) -> Self {
+    ) -> Result<Self> {
         let mut attention: Vec<(AttentionRules, AttentionPlan)> = Vec::new();
         for BlockDescription { rules, heads, .. } in &architecture.blocks {
             if !attention.iter().any(|(known, _)| known == rules) {
                 attention.push((*rules, ops.plan_attention(groups, *heads, *rules, (kind, device))));
             }
         }
-        let angles = frequencies.iter().map(|frequencies| rope::angles(positions, frequencies, device)).collect();
-        Self { attention, angles }
+        let turned = |rotation| Turned::new(rotation, groups, positions, (kind, device));
+        let rotations = architecture.rotations.iter().map(turned).collect::<Result<_>>()?;
+        Ok(Self { attention, rotations })
     }
 
     /// The plan of blocks with these rules.

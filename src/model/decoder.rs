@@ -99,7 +99,7 @@ impl<'a> Block<'a> {
             norm.forward(ops, &rows, kept)?;
         }
         if let Some(rotation) = self.description.rotation {
-            ops.rotate(&rows, heads.query + heads.key, &context.angles[rotation], Direction::Forward)?;
+            context.rotations[rotation].rotate(ops, &rows, heads, Direction::Forward)?;
         }
         let plan = context.attention(&self.description.rules)?;
         ops.attention(plan, &rows, &heads_of(&at[Slot::Attended], heads))
@@ -256,7 +256,7 @@ impl<'a> Block<'a> {
             &rows_gradient,
         )?;
         if let Some(rotation) = self.description.rotation {
-            ops.rotate(&rows_gradient, heads.query + heads.key, &context.angles[rotation], Direction::Backward)?;
+            context.rotations[rotation].rotate(ops, &rows_gradient, heads, Direction::Backward)?;
         }
         for (place, norm, kept) in self.query_key_norms(at) {
             let sum = sums.base.as_deref_mut().map(|bucket| &bucket.sums()[place]);

@@ -40,6 +40,13 @@ impl Lora {
     /// # Errors
     /// A target that this model does not have; its projections are listed.
     pub fn new(config: &LoraConfig, architecture: &Architecture) -> Result<Self> {
+        if let Some(whole) = architecture.part_of {
+            // PEFT would look for the projections under the whole's names.
+            return Err(Error::input(format!(
+                "[lora]: model.path is a {whole} model, of which the text part is trained"
+            ))
+            .hint("leave [lora] out, or train beside a checkpoint of a run without it: that is the text model alone"));
+        }
         let projections = projections(architecture, 0);
         // A target names a projection within every block, by its whole name there or by the end of it.
         let is_meant = |module: &str, target: &str| {

@@ -17,5 +17,6 @@ mod quantised;
 pub mod rope;
 pub mod segment;
 pub mod weight_files;
+mod weight_index;
 pub mod weights;
 pub mod workspace;

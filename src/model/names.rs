@@ -9,8 +9,8 @@ use super::layout::REWARD_HEAD;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
-/// What wrappers put before every name.
-const PREFIXES: [&str; 4] = ["module.", "base_model.model.", "pretrained_model.", "model."];
+/// What wrappers put before every name, and models that read images too before those of their text part.
+const PREFIXES: [&str; 5] = ["module.", "base_model.model.", "pretrained_model.", "language_model.", "model."];
 
 /// What wrappers of single modules put in the middle of names.
 const INFIXES: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
@@ -163,6 +163,11 @@ mod tests {
             ("llama-tied", "layers.0.input_layernorm.weight", "model.layers.0.input_layernorm.weight"),
             ("llama-tied", "embed_tokens.weight", "model.embed_tokens.weight"),
             ("llama-tied", "norm.weight", "model.norm.weight"),
+            ("gemma3", "language_model.model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("gemma3", "model.language_model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("gemma3", "model.language_model.norm.weight", "model.norm.weight"),
+            ("gemma3", "language_model.lm_head.weight", "lm_head.weight"),
+            ("gemma3", "model.vision_tower.layers.0.norm.weight", "model.vision_tower.layers.0.norm.weight"),
             ("llama-tied", "module.score.weight", "score.weight"),
             ("llama-tied", "v_head.summary.bias", "v_head.summary.bias"),
             ("gpt-neox-parallel", "layers.0.attention.dense.bias", "gpt_neox.layers.0.attention.dense.bias"),

@@ -7,20 +7,19 @@ use super::declared::Declared;
 use super::layout::{Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
 use super::quantised;
+use super::weight_index::shards_of;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::safetensors_io::Mapped;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
-/// The largest index, and the largest config.json.
+/// The largest config.json.
 const MOST_BYTES: u64 = 64 << 20;
 
 const INDEX: &str = "model.safetensors.index.json";
-const INDEX_HINT: &str = "expected {\"weight_map\": {\"TENSOR\": \"FILE\", ...}}: get or write the file again";
 
 /// The reward head that TRL and LLaMA-Factory write beside a model or an adapter.
 const VALUE_HEAD: &str = "value_head.safetensors";
@@ -192,57 +191,98 @@ impl WeightFiles {
     /// # Errors
     /// What is missing or has another shape, and what looks like a reward head but is not known as one.
     pub fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
-        let mut needed: Vec<Declared> = parts.iter().flat_map(|part| part.parameters(architecture)).collect();
-        needed.retain(|declared| declared.name != REWARD_HEAD);
-        let names = needed.iter().map(|declared| declared.name.as_str());
-        let missing: Vec<_> = names.clone().filter(|name| !self.has(name)).collect();
-        if !missing.is_empty() {
-            let (missing, count) = (abbreviated(&missing), missing.len());
-            let there: Vec<_> = self.names().collect();
-            return Err(Error::input(format!(
-                "{}: {count} of {} tensors are missing: {missing}",
-                folder.display(),
-                needed.len(),
-            ))
-            .hint(format!(
-                "the safetensors must hold the model that config.json describes (names as Transformers writes them); \
-                 they hold {}",
-                if there.is_empty() { "nothing".into() } else { abbreviated(&there) }
-            )));
+        let problems = self.problems(folder, architecture, parts)?;
+        if let Some(first) = problems.into_iter().next() {
+            return Err(first);
         }
-        for Declared { name, shape, .. } in &needed {
-            let found = self.shape(name)?;
-            if found != *shape {
-                let (file, raw) = &self.place[name];
-                return Err(Error::input(format!(
-                    "{}: {raw} has shape {found:?}, but config.json makes it {shape:?}",
-                    self.files[*file].path().display()
-                ))
-                .hint("config.json and the safetensors must be of the same model: get or write both again"));
-            }
-        }
-        let known: BTreeSet<_> = names.collect();
-        // Some carry a tied head's copy of the embedding.
-        let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
-        let is_used = |name: &str| known.contains(name) || harmless(name) || self.is_head(name);
-        let unused: Vec<_> = self.names().filter(|name| !is_used(name)).collect();
-        let row = [1, architecture.width as i64];
-        for name in unused.iter().filter(|_| self.head.is_none()) {
-            if let (Some(module), true) = (name.strip_suffix(".weight"), self.shape(name)? == row) {
-                return Err(Error::input(format!(
-                    "{}: {name} {row:?} may be the reward head, under a name that is not known",
-                    folder.display()
-                ))
-                .hint(format!(
-                    "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else take it out"
-                )));
-            }
-        }
+        let unused = self.unused(architecture, parts);
         if !unused.is_empty() {
-            tracing::warn!("{}: {} tensors are not used: {}", folder.display(), unused.len(), abbreviated(&unused));
+            let (count, some) = (unused.len(), abbreviated(&unused));
+            match architecture.part_of {
+                Some(whole) => tracing::warn!(
+                    "{}: a {whole} model, of which the text part is read and trained: images are not, nor {count} tensors: \
+                     {some}",
+                    folder.display()
+                ),
+                None => tracing::warn!("{}: {count} tensors are not used: {some}", folder.display()),
+            }
         }
         Ok(())
     }
+
+    /// All that keeps the parts of a model from being read.
+    ///
+    /// # Errors
+    /// A header that cannot be read.
+    pub fn problems(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<Vec<Error>> {
+        let needed = needed(architecture, parts);
+        let (there, missing): (Vec<&Declared>, Vec<_>) = needed.iter().partition(|declared| self.has(&declared.name));
+        let mut problems = Vec::new();
+        if !missing.is_empty() {
+            let missing: Vec<&str> = missing.iter().map(|declared| declared.name.as_str()).collect();
+            let held: Vec<_> = self.names().collect();
+            problems.push(
+                Error::input(format!(
+                    "{}: {} of {} tensors are missing: {}",
+                    folder.display(),
+                    missing.len(),
+                    needed.len(),
+                    abbreviated(&missing)
+                ))
+                .hint(format!(
+                    "the safetensors must hold the model that config.json describes (names as Transformers writes \
+                     them); they hold {}",
+                    if held.is_empty() { "nothing".into() } else { abbreviated(&held) }
+                )),
+            );
+        }
+        let mut misshapen = Vec::new();
+        for Declared { name, shape, .. } in there {
+            let found = self.shape(name)?;
+            if found != *shape {
+                let (file, raw) = &self.place[name];
+                let file = self.files[*file].path().display();
+                misshapen.push(format!("{file}: {raw} has shape {found:?}, but config.json makes it {shape:?}"));
+            }
+        }
+        if let [first, others @ ..] = misshapen.as_slice() {
+            let others = if others.is_empty() { String::new() } else { format!("; so have {} others", others.len()) };
+            problems.push(
+                Error::input(format!("{first}{others}"))
+                    .hint("config.json and the safetensors must be of the same model: get or write both again"),
+            );
+        }
+        let row = [1, architecture.width as i64];
+        for name in self.unused(architecture, parts).into_iter().filter(|_| self.head.is_none()) {
+            if let (Some(module), true) = (name.strip_suffix(".weight"), self.shape(name)? == row) {
+                problems.push(
+                    Error::input(format!(
+                        "{}: {name} {row:?} may be the reward head, under a name that is not known",
+                        folder.display()
+                    ))
+                    .hint(format!(
+                        "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else take it out"
+                    )),
+                );
+            }
+        }
+        Ok(problems)
+    }
+
+    /// The usual names of tensors that nothing of the parts is read from.
+    pub fn unused(&self, architecture: &Architecture, parts: &[Part]) -> Vec<&str> {
+        let needed = needed(architecture, parts);
+        let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
+        // Some carry a tied head's copy of the embedding.
+        let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
+        self.names().filter(|name| !known.contains(name) && !harmless(name) && !self.is_head(name)).collect()
+    }
+}
+
+/// What the files of a model with these parts must hold.
+fn needed(architecture: &Architecture, parts: &[Part]) -> Vec<Declared> {
+    let declared = parts.iter().flat_map(|part| part.parameters(architecture));
+    declared.filter(|declared| declared.name != REWARD_HEAD).collect()
 }
 
 fn mapped(paths: &[PathBuf]) -> Result<Vec<Mapped>> {
@@ -294,65 +334,6 @@ pub fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// The shards that an index names, each once.
-fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let wrong = |what: String| Error::input(format!("{}: {what}", index.display())).hint(INDEX_HINT);
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: Entries,
-    }
-    let text = files::read_within(index, MOST_BYTES)?;
-    let Index { weight_map: Entries(entries) } =
-        serde_json::from_slice(&text).map_err(|error| wrong(format!("not a safetensors index: {error}")))?;
-    let mut tensors = BTreeSet::new();
-    if let Some((twice, _)) = entries.iter().find(|(tensor, _)| !tensors.insert(tensor)) {
-        return Err(wrong(format!("weight_map has {twice} twice")));
-    }
-    let names: BTreeSet<&String> = entries.iter().map(|(_, file)| file).collect();
-    if names.is_empty() {
-        return Err(wrong("weight_map is empty".into()));
-    }
-    let is_inside = |name: &str| {
-        let mut parts = Path::new(name).components().peekable();
-        parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
-    };
-    if let Some(outside) = names.iter().find(|name| !is_inside(name)) {
-        return Err(wrong(format!("{outside:?} is no file of this folder")));
-    }
-    let missing: Vec<&str> =
-        names.iter().map(|name| name.as_str()).filter(|name| !folder.join(name).exists()).collect();
-    if !missing.is_empty() {
-        let (count, all) = (missing.len(), names.len());
-        let missing = abbreviated(&missing);
-        return Err(Error::input(format!("{}: {count} of its {all} files are missing: {missing}", index.display()))
-            .hint("get the whole folder again"));
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-/// A JSON object's entries as they stand, those of one name too.
-struct Entries(Vec<(String, String)>);
-
-impl<'de> Deserialize<'de> for Entries {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct InOrder;
-        impl<'de> Visitor<'de> for InOrder {
-            type Value = Entries;
-            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-                f.write_str("an object of texts")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(InOrder)
-    }
-}
-
 /// The keys of config.json; [`Architecture`] says which of them describe the model.
 fn config(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
@@ -370,7 +351,8 @@ fn is_constant(name: &str) -> bool {
     ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end))
 }
 
-fn abbreviated(names: &[&str]) -> String {
+/// The first names, and how many more there are.
+pub(super) fn abbreviated(names: &[&str]) -> String {
     const SHOWN: usize = 5;
     let rest = names.len().saturating_sub(SHOWN);
     let shown = names[..names.len().min(SHOWN)].join(", ");

@@ -89,6 +89,10 @@ pub enum Activation {
     GeluTanh,
     /// GELU by the error function: GPT-NeoX's `gelu`.
     Gelu,
+    /// x sigmoid(1.702 x): `quick_gelu`.
+    QuickGelu,
+    /// max(x, 0).
+    Relu,
 }
 
 /// What happens between the two products of an MLP.

@@ -128,7 +128,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
         let rows = shape.longest_sequence;
         4 * heads.query * rows * (5 * rows + 4 * heads.width) + c * shape.mask
     };
-    let fused = mlp.kind.gated && mlp.kind.activation != Activation::Gelu;
+    let fused = mlp.kind.gated && matches!(mlp.kind.activation, Activation::Silu | Activation::GeluTanh);
     let activation = if fused { 0 } else { 3 * c * tokens * mlp.width };
     let head_norms = if query_key_norm.is_some() { 2 * c * tokens * query } else { 0 };
     let moments = attention.max(activation).max(head_norms);

@@ -4,7 +4,7 @@
 //!
 //! Not here: what the models compute; `golden.rs` has that.
 
-use haf_dist::model::architecture::{Architecture, RopeScaling};
+use haf_dist::model::architecture::{Architecture, FAMILIES, RopeScaling, text_config};
 use haf_dist::model::declared::Rows;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Use;
@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 20] = [
     "llama-tied",
     "llama-untied",
     "mistral",
@@ -28,7 +28,14 @@ const CASES: [&str; 13] = [
     "gemma2",
     "gemma3",
     "olmo2",
+    "olmo3",
+    "ministral3",
+    "llama-dynamic",
+    "phi3-longrope",
+    "granite",
+    "exaone4",
     "smollm3",
+    "gpt-neox-odd",
     "gpt-neox-parallel",
 ];
 
@@ -124,7 +131,9 @@ fn heads_that_are_there_are_kept_and_a_missing_reward_head_is_zero() {
         let mut held = tensors(case);
         let model = load(&folder(case), true).unwrap();
         let tied = model.architecture.tied;
-        assert_eq!(tied, ["llama-tied", "qwen2", "gemma2", "gemma3", "smollm3"].contains(&case));
+        let embedded =
+            ["llama-tied", "qwen2", "gemma2", "gemma3", "smollm3", "llama-dynamic", "phi3-longrope", "granite"];
+        assert_eq!(tied, embedded.contains(&case));
         assert_eq!(model.segment(Part::LanguageModelHead).is_none(), tied, "{case}");
         assert!(!model.had_reward_head && values(&model)["score.weight"].abs().max().double_value(&[]) == 0.0);
 
@@ -151,6 +160,42 @@ fn a_head_is_known_by_each_of_its_names() {
     assert_eq!(loaded["embed_out.weight"], head);
 }
 
+/// The text model's folder as a part of a larger one: its keys within, its tensors under other names, and others beside.
+#[test]
+fn the_text_part_of_a_folder_that_reads_images_is_the_text_model() {
+    for (case, whole) in [("gemma3", "gemma3"), ("ministral3", "mistral3")] {
+        let inner = config(case);
+        let outer = json!({"model_type": whole, "architectures": ["Some"], "text_config": inner, "eos_token_id": [1, 2],
+                           "vision_config": {"model_type": "siglip"}, "tie_word_embeddings": inner["tie_word_embeddings"]});
+        let alone = Architecture::parse(&inner.to_string()).unwrap();
+        let part = Architecture::parse(&outer.to_string()).unwrap();
+        assert_eq!(part, Architecture { part_of: Some(whole), ..alone.clone() });
+        // What goes out is a text model's, with the whole's tokens.
+        let exported = Value::Object(text_config(outer.as_object().unwrap().clone()));
+        assert_eq!(Architecture::parse(&exported.to_string()).unwrap(), alone);
+        assert_eq!((&exported["eos_token_id"], exported.get("vision_config")), (&json!([1, 2]), None));
+
+        for prefix in ["language_model.model.", "model.language_model."] {
+            let rename = |name: String| match name.strip_prefix("model.") {
+                Some(rest) => format!("{prefix}{rest}"),
+                None => format!("language_model.{name}"),
+            };
+            let mut held: BTreeMap<_, _> =
+                tensors(case).into_iter().map(|(name, value)| (rename(name), value)).collect();
+            held.insert("vision_tower.layers.0.norm.weight".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu)));
+            let folder = written(case, &held, 1);
+            fs::write(folder.path().join("config.json"), outer.to_string()).unwrap();
+            let loaded = values(&load(folder.path(), true).unwrap());
+            for (name, value) in tensors(case) {
+                assert_eq!(loaded[&name], value, "{case}, {prefix}: {name}");
+            }
+        }
+    }
+    let other = json!({"model_type": "mistral3", "text_config": {"model_type": "qwen3"}});
+    let error = Architecture::parse(&other.to_string()).unwrap_err();
+    assert!(error.message.contains("model_type \"qwen3\", expected mistral or ministral3"), "{error}");
+}
+
 /// As the hub has them: config.json in the keys of Transformers 4, and the number of parameters.
 #[test]
 fn published_models_have_their_number_of_parameters() {
@@ -167,6 +212,27 @@ fn published_models_have_their_number_of_parameters() {
         ("phi3", sizes(32_064, 3072, 8192, 32, 32, 32), json!({"sliding_window": 2047}), 3_821_079_552),
         ("gemma2", sizes(256_000, 2304, 9216, 26, 8, 4), json!({}), 2_614_341_888),
         ("gemma3_text", sizes(262_144, 1152, 6912, 26, 4, 1), json!({}), 999_885_952),
+        ("olmo3", sizes(100_278, 4096, 11_008, 32, 32, 32), json!({}), 7_298_011_136),
+        ("exaone4", sizes(102_400, 2048, 4096, 30, 32, 8), json!({"tie_word_embeddings": true}), 1_279_391_488),
+        ("granite", sizes(49_155, 2048, 8192, 40, 32, 8), json!({"tie_word_embeddings": true}), 2_533_531_648),
+        (
+            "phi3",
+            sizes(200_064, 3072, 8192, 32, 24, 8),
+            json!({"tie_word_embeddings": true, "partial_rotary_factor": 0.75, "max_position_embeddings": 131_072,
+                   "original_max_position_embeddings": 4096,
+                   "rope_scaling": {"type": "longrope", "short_factor": vec![1.0; 48], "long_factor": vec![2.0; 48]}}),
+            3_836_021_760,
+        ),
+        (
+            "gemma3",
+            json!({}),
+            // As the hub has the 4B model's: most keys are the class's.
+            json!({"text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10_240,
+                                   "num_hidden_layers": 34, "sliding_window": 1024,
+                                   "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+                   "vision_config": {"hidden_size": 1152}}),
+            3_880_263_168,
+        ),
         ("olmo2", sizes(100_352, 2048, 8192, 16, 16, 16), json!({}), 1_484_916_736),
         ("smollm3", sizes(128_256, 2048, 11_008, 36, 16, 4), json!({}), 3_075_098_624),
         ("gpt_neox", sizes(50_304, 512, 2048, 6, 8, 8), json!({"rotary_pct": 0.25}), 70_426_624),
@@ -189,6 +255,18 @@ fn both_spellings_of_a_config_are_one_model() {
         ("phi", json!({"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_scaling": null})),
         ("phi3", json!({"rope_theta": 10000.0, "rope_scaling": null})),
         ("gemma2", json!({"rope_theta": 10000.0, "layer_types": null})),
+        ("granite", json!({"rope_theta": 10000.0, "rope_scaling": null})),
+        (
+            "olmo3",
+            json!({"rope_theta": 10000.0, "rope_scaling": {"type": "yarn", "rope_theta": 100.0, "factor": 4.0,
+                   "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 0.1}}),
+        ),
+        (
+            "phi3-longrope",
+            json!({"partial_rotary_factor": 0.75, "rope_theta": 100.0,
+                   "rope_scaling": {"type": "su", "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.5, 4.0]}}),
+        ),
+        ("llama-dynamic", json!({"rope_theta": 100.0, "rope_scaling": {"type": "dynamic", "factor": 6.0}})),
         ("gpt-neox-parallel", json!({"rotary_emb_base": 10000, "rotary_pct": 0.5, "rope_scaling": null})),
     ] {
         let new = config(case);
@@ -266,10 +344,21 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("qwen3", "head_dim", json!(5), "head_dim = 5"),
         ("phi", "qk_layernorm", json!(true), "qk_layernorm = true"),
         ("phi", "tie_word_embeddings", json!(true), "tie_word_embeddings = true"),
-        ("phi", "hidden_act", json!("relu"), "hidden_act = \"relu\""),
-        ("phi3", "rope_parameters", rope("longrope"), "\"longrope\""),
-        ("phi3", "rope_parameters", rope("yarn"), "\"yarn\""),
-        ("phi3", "rope_parameters", rope("dynamic"), "\"dynamic\""),
+        ("phi", "hidden_act", json!("relu6"), "hidden_act = \"relu6\""),
+        ("phi3", "rope_parameters", rope("longrope"), "short_factor is missing"),
+        ("phi3", "rope_parameters", rope("yarn"), "short_factor is missing"),
+        ("phi3", "rope_parameters", rope("spiral"), "\"spiral\""),
+        (
+            "phi3-longrope",
+            "rope_parameters",
+            json!({"rope_type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0]}),
+            "short_factor has 2 numbers, expected 4",
+        ),
+        ("llama-tied", "rope_parameters", json!({"llama_4_scaling_beta": 0.1}), "llama_4_scaling_beta"),
+        ("olmo3", "rope_parameters", rope("default"), "two rotations"),
+        ("ministral3", "rope_parameters", json!(null), "rope_parameters is missing"),
+        ("granite", "residual_multiplier", json!("half"), "residual_multiplier = \"half\""),
+        ("gemma3", "model_type", json!("gemma3"), "text_config is missing"),
         ("gemma2", "query_pre_attn_scalar", json!(-1), "query_pre_attn_scalar = -1"),
         ("gemma2", "use_bidirectional_attention", json!(true), "use_bidirectional_attention = true"),
         ("gemma2", "rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "rope_parameters"),
@@ -286,10 +375,9 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         let error = Architecture::open(folder.path()).expect_err(&format!("{case}, {key} = {value}"));
         assert!(error.message.contains("config.json: ") && error.message.contains(says), "{error}");
         assert!(error.exit_code() == 2 && error.hint.is_some(), "{error}");
-        if key == "model_type" {
-            let families =
-                "llama, mistral, ministral, qwen2, qwen3, phi, phi3, gemma2, gemma3_text, olmo2, smollm3, gpt_neox";
-            assert!(error.hint.unwrap().contains(families));
+        if key == "model_type" && value != "gemma3" {
+            let families = FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
+            assert!(error.hint.unwrap().contains(&families));
         }
         // Control: the case itself is read.
         Architecture::open(&self::folder(case)).unwrap();

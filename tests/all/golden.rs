@@ -8,8 +8,7 @@ use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
 use haf_dist::engine::head::{Objective, PairLosses};
 use haf_dist::engine::{Buckets, Engine};
-use haf_dist::model::architecture::NormKind;
-use haf_dist::model::architecture::{Architecture, Residual};
+use haf_dist::model::architecture::{Architecture, NormKind, Residual, RopeScaling};
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
@@ -33,7 +32,7 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 15] = [
+const CASES: [&str; 22] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",
@@ -46,7 +45,14 @@ const CASES: [&str; 15] = [
     "gemma2",
     "gemma3",
     "olmo2",
+    "olmo3",
+    "ministral3",
+    "llama-dynamic",
+    "phi3-longrope",
+    "granite",
+    "exaone4",
     "smollm3",
+    "gpt-neox-odd",
     "gpt-neox-parallel",
     "gpt-neox-sequential",
 ];
@@ -151,6 +157,11 @@ fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
     PackedBatch::new(items, packing, place().0)
 }
 
+/// The prefix once wherever the model allows it, as runs pack.
+fn shared(engine: &Engine) -> Packing {
+    Packing::shared(engine.model.architecture.alike())
+}
+
 fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
     let mine = mine.to_device(Device::Cpu).to_kind(Kind::Float);
     let norm = golden.norm().double_value(&[]);
@@ -162,6 +173,7 @@ fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
 /// largest relative distance of a gradient.
 fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
     let pairs = golden.pairs();
+    let packing = if packing == Packing::Shared { shared(engine) } else { packing };
     let (mut losses, mut buckets) = (Vec::<PairLosses>::new(), Buckets::of(&engine.model).unwrap());
     for (batch, chunk) in pairs.chunks(per_batch).enumerate() {
         let packed = pack(chunk, batch * per_batch, packing);
@@ -239,12 +251,13 @@ fn rewards_and_log_probs_equal_transformers() {
         let golden = Golden::open(case, "golden.safetensors");
         let mut engine = golden.engine(&golden.folder, false);
         let pairs = golden.pairs();
-        for scores in engine.score(&pack(&pairs, 0, Packing::Shared), true).unwrap() {
+        for scores in engine.score(&pack(&pairs, 0, shared(&engine)), true).unwrap() {
             let index = scores.index;
             let rewards = golden.floats(&format!("pair{index}.rewards"));
             let log_probs = golden.floats(&format!("pair{index}.logps"));
             for answer in 0..2 {
-                let far = |mine: f64, golden: f32| (mine - f64::from(golden)).abs() / f64::from(golden).abs();
+                // What is near zero has the rounding of its terms.
+                let far = |mine: f64, golden: f32| (mine - f64::from(golden)).abs() / f64::from(golden).abs().max(0.1);
                 assert!(far(scores.rewards[answer], rewards[answer]) < place().2[0], "{case}, pair {index}");
                 assert!(far(scores.log_probs[answer], log_probs[answer]) < place().2[0], "{case}, pair {index}");
             }
@@ -259,10 +272,14 @@ fn every_logit_equals_transformers() {
         let mut engine = golden.engine(&golden.folder, false);
         let vocabulary = engine.model.segments[engine.order.vocabulary().unwrap()].weights.share();
         for (index, pair) in golden.pairs().iter().enumerate() {
-            let hidden = engine.hidden(&pack(std::slice::from_ref(pair), 0, Packing::Shared)).unwrap();
+            let batch = pack(std::slice::from_ref(pair), 0, shared(&engine));
+            let hidden = engine.hidden(&batch).unwrap();
             let mut logits = hidden.matmul(&vocabulary.view(0).tr());
             if engine.model.architecture.head_bias {
                 logits += vocabulary.view(1);
+            }
+            if let Some(scale) = engine.model.architecture.logit_scale {
+                logits *= scale;
             }
             if let Some(cap) = engine.model.architecture.logit_cap {
                 logits = (logits / cap).tanh() * cap;
@@ -270,8 +287,10 @@ fn every_logit_equals_transformers() {
             // Rows of [prefix | chosen | rejected]: those of each whole sequence, in order.
             let [prefix, chosen, rejected] = [&pair.prefix, &pair.chosen, &pair.rejected].map(|part| part.len() as i64);
             let chosen_rows = logits.narrow(0, 0, prefix + chosen);
-            let rejected_rows =
-                Tensor::cat(&[logits.narrow(0, 0, prefix), logits.narrow(0, prefix + chosen, rejected)], 0);
+            let rejected_rows = match batch.groups.len() {
+                1 => Tensor::cat(&[logits.narrow(0, 0, prefix), logits.narrow(0, prefix + chosen, rejected)], 0),
+                _ => logits.narrow(0, prefix + chosen, prefix + rejected),
+            };
             for (answer, rows) in [("chosen", chosen_rows), ("rejected", rejected_rows)] {
                 let expected = golden.file.read(&format!("pair{index}.logits_{answer}")).unwrap();
                 assert_eq!(rows.size(), expected.size());
@@ -279,6 +298,23 @@ fn every_logit_equals_transformers() {
                 assert!(far < place().2[0], "{case}, pair {index}, {answer}: {far:.1e}");
             }
         }
+    }
+}
+
+#[test]
+fn a_prefix_is_not_shared_by_sequences_on_different_sides_of_a_limit() {
+    for case in ["llama-dynamic", "phi3-longrope"] {
+        let golden = Golden::open(case, "golden.safetensors");
+        let engine = golden.engine(&golden.folder, false);
+        let pairs = golden.pairs();
+        let groups = |pair| pack(std::slice::from_ref(pair), 0, shared(&engine)).groups.len();
+        let shares: Vec<bool> = pairs.iter().map(|pair| groups(pair) == 1).collect();
+        // 5 + 5 and 5 + 7 tokens, 3 + 6 and 3 + 3, 6 + 1 and 6 + 4, 4 + 4 twice, 3 + 2 and 3 + 6; the limit is 8. A dynamic
+        // rotation is another for every length beyond it.
+        assert_eq!(shares, [case == "phi3-longrope", false, false, true, false], "{case}");
+        // Control: to share all of them is an error, not another number.
+        let error = engine.score(&pack(&pairs, 0, Packing::Shared), true).err().unwrap();
+        assert!(error.message.contains("rotated differently"), "{error}");
     }
 }
 
@@ -319,10 +355,11 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     let residual = |residual: Residual| {
         move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
     };
-    for case in ["mistral", "mistral-some-windows", "qwen2", "phi3", "gemma2", "gemma3", "smollm3"] {
+    for case in ["mistral", "mistral-some-windows", "qwen2", "phi3", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"]
+    {
         notice(case, "its window", &no_window);
     }
-    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3"] {
+    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"] {
         notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
     }
     notice("gemma2", "capped scores", &|model| {
@@ -338,6 +375,46 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("gemma3", "weights counted from 1", &no_norms);
     notice("gemma3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
     notice("smollm3", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    let scaling = |rotation: usize, change: fn(&mut RopeScaling)| {
+        move |model: &mut Architecture| change(&mut model.rotations[rotation].rope.scaling)
+    };
+    let other_passage: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { slow, .. } => *slow *= 4.0,
+        other => panic!("{other:?}"),
+    };
+    let no_magnitude: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { magnitude, .. } | RopeScaling::Long { magnitude, .. } => *magnitude = 1.0,
+        other => panic!("{other:?}"),
+    };
+    // By one token: some sequence lies between.
+    let later: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Dynamic { original, .. } | RopeScaling::Long { original, .. } => *original += 1,
+        other => panic!("{other:?}"),
+    };
+    for (case, change) in
+        [("olmo3", other_passage), ("olmo3", no_magnitude), ("ministral3", other_passage), ("ministral3", no_magnitude)]
+    {
+        notice(case, "its own YaRN", &scaling(0, change));
+    }
+    for case in ["llama-dynamic", "phi3-longrope"] {
+        notice(case, "its limit", &scaling(0, later));
+    }
+    notice("phi3-longrope", "its magnitude", &scaling(0, no_magnitude));
+    notice("olmo3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
+    notice("ministral3", "growing queries", &|model| model.rotations[0].query_growth = None);
+    notice("ministral3", "its first context", &|model| {
+        model.rotations[0].query_growth.iter_mut().for_each(|growth| growth.original += 1.0);
+    });
+    notice("granite", "scaled embeddings", &|model| model.embedding_scale = None);
+    notice("granite", "scaled logits", &|model| model.logit_scale = None);
+    notice("granite", "scaled halves", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.residual_scale = None);
+    });
+    notice("exaone4", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("gpt-neox-odd", "frequencies of three columns", &|model| model.rotations[0].period = 4);
+    notice("gpt-neox-odd", "its activation", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);
+    });
     notice("phi", "its residual", &residual(Residual::Sequential));
     notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
     notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));

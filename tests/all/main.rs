@@ -45,6 +45,7 @@ mod plan;
 mod preferences;
 mod prefetch;
 mod prepared;
+mod random_models;
 mod random_templates;
 mod reference;
 mod replicas;

@@ -17,8 +17,23 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 8] =
-    ["llama-tied", "llama-untied", "qwen3", "phi", "gemma2", "olmo2", "smollm3", "gpt-neox-sequential"];
+const CASES: [&str; 15] = [
+    "llama-tied",
+    "llama-untied",
+    "mistral-some-windows",
+    "qwen3",
+    "phi",
+    "phi3-longrope",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "olmo3",
+    "ministral3",
+    "smollm3",
+    "exaone4",
+    "granite",
+    "gpt-neox-sequential",
+];
 const PAIRS: [PairTokens; 3] = [
     PairTokens { prefix: 5, chosen: 3, rejected: 2 },
     PairTokens { prefix: 0, chosen: 4, rejected: 6 },

@@ -130,7 +130,7 @@ fn watch() {
         // A panic that a reader turns into an error is none.
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            if !haf_dist::panics::contained() {
+            if !haf_dist::panics::becomes_an_error(&panic.to_string()) {
                 usual(panic);
             }
         }));

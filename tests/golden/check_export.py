@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 # Largest difference allowed: absolute + relative * |value|. bf16 keeps 8 bits, and rounds in another order here.
@@ -138,7 +139,24 @@ def load(kind, folder: Path, dtype: torch.dtype, **options):
 
 
 @torch.no_grad()
+def rewards_beside(folder: Path, dtype: torch.dtype, sequences: list) -> list[float]:
+    """Of a family that has no class of its own for rewards: the causal model's, by the head beside it."""
+    model = load(AutoModelForCausalLM, folder, dtype)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        score = file.get_tensor("score.weight")[0]
+    rewards = []
+    for start, ids, mask in padded_batches(sequences, model.config.pad_token_id):
+        hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        for row, (prompt, answer) in enumerate(sequences[start : start + len(ids)]):
+            rewards.append((hidden[row, len(prompt) + len(answer) - 1] @ score).item())
+    return rewards
+
+
+@torch.no_grad()
 def rewards_of(folder: Path, dtype: torch.dtype, sequences: list) -> list[float]:
+    config = folder / "config.json"
+    if config.exists() and json.loads(config.read_text())["architectures"][0].endswith("ForCausalLM"):
+        return rewards_beside(folder, dtype, sequences)
     model = load(AutoModelForSequenceClassification, folder, dtype, num_labels=1)
     config = model.config
     assert config.pad_token_id is not None, "config.json has no pad_token_id: Transformers cannot score a batch"

@@ -75,6 +75,28 @@ SMALL = COMMON | {
 }
 NEOX = SMALL | {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "tie_word_embeddings": False}
 
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 0.1,
+}
+GROWING = YARN | {
+    "original_max_position_embeddings": 6,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+    "llama_4_scaling_beta": 0.5,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.5, 2.5, 4.0],
+    "partial_rotary_factor": 0.75,
+}
+
 # `without`: settings that take one speciality away; each must change the logits, or the case would not test it.
 CASES = {
     "llama-tied": {
@@ -238,6 +260,99 @@ CASES = {
             {"use_sliding_window": False, "layer_types": ["full_attention"] * 2},
         ],
     },
+    "olmo3": {
+        "family": "olmo3",
+        "seed": 1,
+        # The lower of two blocks has the window and a plain rotation. Of four frequencies of the upper one is kept, two are
+        # between and one is divided.
+        "config": SMALL
+        | {"hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": False}
+        | {"pad_token_id": None, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+        | {"rope_parameters": {"full_attention": YARN, "sliding_attention": DEFAULT_ROPE}},
+        "without": [
+            {"layer_types": ["full_attention"] * 2},
+            {"layer_types": ["sliding_attention"] * 2},
+            {"rope_parameters": {"full_attention": YARN | {"beta_slow": 1.0}, "sliding_attention": DEFAULT_ROPE}},
+            {"rope_parameters": {"full_attention": YARN | {"attention_factor": 1.0}, "sliding_attention": DEFAULT_ROPE}},
+            {"rope_parameters": {"full_attention": DEFAULT_ROPE, "sliding_attention": DEFAULT_ROPE}},
+        ],
+    },
+    "ministral3": {
+        "family": "ministral3",
+        "seed": 3,
+        # Queries grow from the seventh token on.
+        "config": SMALL
+        | {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "tie_word_embeddings": False}
+        | {"pad_token_id": None, "rope_parameters": GROWING},
+        "without": [
+            {"rope_parameters": GROWING | {"llama_4_scaling_beta": 0.0}},
+            {"rope_parameters": GROWING | {"mscale_all_dim": 1.0}},
+            {"rope_parameters": GROWING | {"original_max_position_embeddings": 64}},
+        ],
+    },
+    "llama-dynamic": {
+        "family": "llama",
+        "seed": 1,
+        # Sequences of 5 to 12 tokens: on both sides of the limit, in some pairs one on each.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 8}
+        | {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 6.0}},
+        "without": [
+            {"rope_parameters": DEFAULT_ROPE | {"rope_theta": 100.0}},
+            {"max_position_embeddings": 11},
+        ],
+    },
+    "phi3-longrope": {
+        "family": "phi3",
+        "seed": 2,
+        # As above. Three quarters of each head are rotated, as in Phi-4-mini.
+        "config": SMALL
+        | {"hidden_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": None}
+        | {"original_max_position_embeddings": 8, "rope_parameters": LONG},
+        "without": [
+            {"original_max_position_embeddings": 16},
+            {"rope_parameters": LONG | {"long_factor": LONG["short_factor"]}},
+            {"rope_parameters": LONG | {"attention_factor": 1.0}},
+        ],
+    },
+    "granite": {
+        "family": "granite",
+        "seed": 23,
+        "config": SMALL
+        | {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": None, "attention_multiplier": 0.3}
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 0.5},
+        "without": [
+            {"attention_multiplier": 0.5},
+            {"embedding_multiplier": 1.0},
+            {"residual_multiplier": 1.0},
+            {"logits_scaling": 1.0},
+        ],
+    },
+    "exaone4": {
+        "family": "exaone4",
+        "seed": 4,
+        # The lower of two blocks has a window and a rotation, the upper none of both.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "tie_word_embeddings": False, "sliding_window": 3}
+        | {"layer_types": ["sliding_attention", "full_attention"]},
+        "without": [
+            {"layer_types": ["full_attention"] * 2},
+            {"layer_types": ["sliding_attention"] * 2},
+            {"sliding_window": 11},
+        ],
+    },
+    "gpt-neox-odd": {
+        "family": "gpt_neox",
+        "seed": 15,
+        # Three of six columns: Transformers rotates four, by the frequencies of three.
+        "config": NEOX
+        | {"hidden_size": 24, "hidden_act": "quick_gelu"}
+        | {"rope_parameters": DEFAULT_ROPE | {"rope_theta": 20.0, "partial_rotary_factor": 0.5}},
+        "without": [
+            {"hidden_act": "gelu"},
+            {"rope_parameters": DEFAULT_ROPE | {"rope_theta": 20.0, "partial_rotary_factor": 2 / 3}},
+        ],
+    },
     "gpt-neox-parallel": {
         "family": "gpt_neox",
         "seed": 1,
@@ -266,7 +381,8 @@ RENAMED = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
 
 
 def new_model(family: str, settings: dict):
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+    # Configurations write into the tables that they are given.
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **copy.deepcopy(settings))).eval()
 
 
 def random_model(family: str, settings: dict):
@@ -324,11 +440,20 @@ def random_pairs(vocabulary: int) -> list[dict]:
 # --- What the model says ----------------------------------------------------------------------------------------------
 
 
+def as_new(model) -> None:
+    """Rotations that grow with the longest sequence seen forget it."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
+            module.inv_freq = module.original_inv_freq.clone()
+            module.max_seq_len_cached = module.original_max_seq_len
+
+
 def read_answer(model, score: torch.Tensor, prompt: list[int], answer: list[int]):
     """One sequence alone: logits [T, V], reward at its last token, log-prob of each token of the answer."""
     tokens = torch.tensor(prompt + answer)
+    as_new(model)
     hidden = model.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]  # [T, D], after the norm
-    logits = model.lm_head(hidden)
+    logits = model.lm_head(hidden) / getattr(model.config, "logits_scaling", 1.0)
     if cap := getattr(model.config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     reward = (hidden[-1] * score[0]).sum()

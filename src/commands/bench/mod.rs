@@ -125,7 +125,9 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     let steps = sampler.steps_per_epoch();
     let train = Split { name: "bench", data, references };
     let mut trainer = Trainer::new(&config, comm, (engine, buckets), sampler, train, None, machine.threads)?;
-    trainer.packing = if bench.unshared { Packing::Separate } else { Packing::Shared };
+    if bench.unshared {
+        trainer.packing = Packing::Separate;
+    }
 
     let (losses, seconds) = timed_steps(&mut trainer, steps)?;
     let needs_head = config.loss.needs_policy();

@@ -52,7 +52,8 @@ pub(super) const DEFAULTS: Defaults =
 /// What all have in common, in Llama's form: root-mean-square norms, a gated SiLU, whole heads rotated, one half of a
 /// block after the other, no biases.
 pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Result<Architecture> {
-    let (width, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
+    let dimensions = ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"];
+    let [width, heads, layers, inner, vocabulary] = keys.sizes(dimensions)?;
     let default = Some(defaults.kv_heads.unwrap_or(heads));
     let kv_heads = keys.size_if_any("num_key_value_heads", default)?.unwrap_or(heads);
     if heads % kv_heads != 0 {
@@ -72,8 +73,8 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
     if head_width % 2 != 0 {
         return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
     }
+    let rope = RopeKeys { positions: defaults.positions, ..rope };
     let rotations = rope.read(keys, head_width)?;
-    let layers = keys.size("num_hidden_layers")?;
     if layers > MOST_LAYERS {
         return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
     }
@@ -85,12 +86,7 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         query_key_norm: None,
         biases: AttentionBiases::default(),
         stored: StoredHeads::Apart,
-        mlp: Mlp {
-            width: keys.size("intermediate_size")?,
-            kind: MlpKind { activation, gated: true },
-            stacked: false,
-            biases: false,
-        },
+        mlp: Mlp { width: inner, kind: MlpKind { activation, gated: true }, stacked: false, biases: false },
         norms: BlockNorms {
             before_attention: true,
             after_attention: false,
@@ -101,7 +97,7 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         residual_scale: None,
     };
     Ok(Architecture {
-        vocabulary: keys.size("vocab_size")?,
+        vocabulary,
         width,
         max_positions: keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions),
         norm: NormKind::RootMeanSquare,
@@ -113,6 +109,7 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         logit_cap: None,
         tied: keys.flag_or("tie_word_embeddings", defaults.tied)?,
         head_bias: false,
+        part_of: None,
         names,
     })
 }
@@ -181,8 +178,11 @@ pub(super) fn alternating(
 
 /// Refuses a variant that the decoder cannot compute.
 pub(super) fn refuse(keys: &Keys, key: &str, what: &str) -> Result<()> {
-    match keys.flag_or(key, false)? {
-        true => Err(Error::input(format!("{key} = true: {what} is not known")).hint(format!("expected {key} = false"))),
-        false => Ok(()),
+    if keys.flag_or(key, false)? {
+        let hint = format!(
+            "models of this family with {key} = false are read; to change the key alone would change the model"
+        );
+        keys.fault(Error::input(format!("{key} = true: {what} is not computed")).hint(hint));
     }
+    Ok(())
 }

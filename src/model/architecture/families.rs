@@ -5,6 +5,7 @@
 
 use super::common::{DEFAULTS, Defaults, LLAMA, alternating, attention_biases, common, each_block, plain_mlp, refuse};
 use super::keys::Keys;
+use super::parts::text_part;
 use super::rope::RopeKeys;
 use super::{Architecture, AttentionBiases, BeforeMlp, BlockNorms, Names, QueryKeyNorm, Residual, StoredHeads};
 use crate::error::{Error, Result};
@@ -12,23 +13,40 @@ use crate::model::architecture::NormKind;
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
 
-/// Reads the keys of one family.
-type Family = fn(&Keys) -> Result<Architecture>;
+/// A model family.
+pub struct Family {
+    /// Its `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Which models it covers, and what they have.
+    pub covers: &'static str,
+    /// Reads the keys of a model.
+    pub(super) read: fn(&Keys) -> Result<Architecture>,
+}
 
-/// The families this build knows, by their `model_type`.
-pub const FAMILIES: [(&str, Family); 12] = [
-    ("llama", llama),
-    ("mistral", mistral),
-    ("ministral", mistral),
-    ("qwen2", qwen2),
-    ("qwen3", qwen3),
-    ("phi", phi),
-    ("phi3", phi3),
-    ("gemma2", gemma2),
-    ("gemma3_text", gemma3_text),
-    ("olmo2", olmo2),
-    ("smollm3", smollm3),
-    ("gpt_neox", gpt_neox),
+const fn family(model_type: &'static str, read: fn(&Keys) -> Result<Architecture>, covers: &'static str) -> Family {
+    Family { model_type, covers, read }
+}
+
+/// The families this build knows.
+pub const FAMILIES: [Family; 18] = [
+    family("llama", llama, "Llama 1 to 3.3, SmolLM 2 and others of this form"),
+    family("mistral", mistral, "Mistral 7B, Small and Nemo; folders with layer_types as ministral"),
+    family("ministral", mistral, "Ministral of 2024: a window in the blocks that layer_types names"),
+    family("ministral3", ministral3, "Ministral 3, text models"),
+    family("mistral3", text_part, "the text part of Ministral 3 and Mistral Small 3 folders that read images too"),
+    family("qwen2", qwen2, "Qwen 2 and 2.5"),
+    family("qwen3", qwen3, "Qwen 3, dense"),
+    family("phi", phi, "Phi-1, 1.5 and 2, without norms of queries and keys"),
+    family("phi3", phi3, "Phi-3, Phi-3.5 and Phi-4, mini models with LongRoPE too"),
+    family("gemma2", gemma2, "Gemma 2"),
+    family("gemma3_text", gemma3_text, "Gemma 3, text models"),
+    family("gemma3", text_part, "the text part of Gemma 3 folders that read images too"),
+    family("olmo2", olmo2, "OLMo 2"),
+    family("olmo3", olmo3, "OLMo 3"),
+    family("smollm3", smollm3, "SmolLM3"),
+    family("exaone4", exaone4, "EXAONE 4"),
+    family("granite", granite, "Granite 3, dense; exported as a causal model with score.weight beside it"),
+    family("gpt_neox", gpt_neox, "GPT-NeoX and Pythia"),
 ];
 
 /// Llama 1 to 3, and what has its form (SmolLM2).
@@ -41,7 +59,7 @@ fn llama(keys: &Keys) -> Result<Architecture> {
 
 /// Mistral: a sliding window (arXiv 2310.06825), in files that still name one; Ministral, in whose files `layer_types`
 /// says which blocks have it. Transformers 5 reads either `model_type` as Ministral where there is such a list.
-fn mistral(keys: &Keys) -> Result<Architecture> {
+pub(super) fn mistral(keys: &Keys) -> Result<Architecture> {
     let is_ministral = keys.text("model_type")? == Some("ministral") || keys.texts("layer_types")?.is_some();
     let reward_model =
         if is_ministral { "MinistralForSequenceClassification" } else { "MistralForSequenceClassification" };
@@ -50,6 +68,19 @@ fn mistral(keys: &Keys) -> Result<Architecture> {
         common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { kv_heads: Some(8), positions: 131_072, ..DEFAULTS })?;
     let window = keys.length_if_any("sliding_window", Some(4096))?;
     alternating(keys, model, window, |_| true)
+}
+
+/// Ministral 3 (Mistral AI, 2025): Mistral with YaRN, and queries that grow with their position beyond the first context.
+pub(super) fn ministral3(keys: &Keys) -> Result<Architecture> {
+    let names = Names { reward_model: "Ministral3ForSequenceClassification", ..LLAMA };
+    let rope = RopeKeys { query_growth: true, ..RopeKeys::WHOLE_HEADS };
+    let defaults = Defaults { kv_heads: Some(8), head_width: Some(128), positions: 262_144, epsilon: 1e-5, ..DEFAULTS };
+    if !keys.has("rope_parameters") && !keys.has("rope_scaling") {
+        return Err(Error::input("rope_parameters is missing"));
+    }
+    let model = common(keys, names, rope, &defaults)?;
+    let window = keys.length_if_any("sliding_window", None)?;
+    Ok(each_block(model, |block| block.rules.window = window))
 }
 
 /// Qwen 2 and 2.5: biases of queries, keys and values (arXiv 2407.10671).
@@ -106,7 +137,7 @@ fn phi(keys: &Keys) -> Result<Architecture> {
 /// Phi-3: Llama with fewer, larger matrices, and a sliding window.
 fn phi3(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Phi3ForSequenceClassification", ..LLAMA };
-    let rope = RopeKeys { share: Some(("partial_rotary_factor", 1.0)), ..RopeKeys::WHOLE_HEADS };
+    let rope = RopeKeys { share: Some(("partial_rotary_factor", 1.0)), is_phi3: true, ..RopeKeys::WHOLE_HEADS };
     let model = common(keys, names, rope, &Defaults { positions: 4096, epsilon: 1e-5, ..DEFAULTS })?;
     let window = keys.length_if_any("sliding_window", None)?;
     Ok(each_block(model, |block| {
@@ -126,7 +157,7 @@ fn gemma2(keys: &Keys) -> Result<Architecture> {
 
 /// Gemma 3, the text models (arXiv 2503.19786): Gemma 2 with a norm of every head of queries and keys in place of the
 /// caps, five blocks of six with a window, and a rotation of their own for these.
-fn gemma3_text(keys: &Keys) -> Result<Architecture> {
+pub(super) fn gemma3_text(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Gemma3TextForSequenceClassification", ..GEMMA };
     let rope = RopeKeys {
         theta: ("rope_theta", 1e6),
@@ -176,14 +207,73 @@ fn gemma(
 /// of a row together.
 fn olmo2(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Olmo2ForSequenceClassification", ..LLAMA };
-    let model = common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { epsilon: 1e-5, ..DEFAULTS })?;
+    olmo(keys, names, RopeKeys::WHOLE_HEADS)
+}
+
+/// OLMo 3 (Ai2, 2025): OLMo 2 with a window in three blocks of four, and a rotation of their own for these: YaRN stretches
+/// that of the others alone.
+fn olmo3(keys: &Keys) -> Result<Architecture> {
+    let names = Names { reward_model: "Olmo3ForSequenceClassification", ..LLAMA };
+    let theta = ("rope_theta", 500_000.0);
+    let rope = RopeKeys { theta, theta_of_windows: Some(theta), ..RopeKeys::WHOLE_HEADS };
+    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    let model = alternating(keys, olmo(keys, names, rope)?, window, |block| !(block + 1).is_multiple_of(4))?;
+    Ok(each_block(model, |block| block.rotation = Some(usize::from(block.rules.window.is_some()))))
+}
+
+/// What OLMo 2 and 3 have in common.
+fn olmo(keys: &Keys, names: Names, rope: RopeKeys) -> Result<Architecture> {
     let biases = attention_biases(keys, false)?;
+    let model = common(keys, names, rope, &Defaults { epsilon: 1e-5, ..DEFAULTS })?;
     Ok(each_block(model, |block| {
         block.biases = biases;
         block.query_key_norm = Some(QueryKeyNorm::WholeWidth);
-        let before_mlp = BeforeMlp::None;
-        block.norms = BlockNorms { before_attention: false, after_attention: true, before_mlp, after_mlp: true };
+        block.norms = NORMS_AFTER;
     }))
+}
+
+/// A norm of what each half of a block adds, and none before.
+const NORMS_AFTER: BlockNorms =
+    BlockNorms { before_attention: false, after_attention: true, before_mlp: BeforeMlp::None, after_mlp: true };
+
+/// EXAONE 4 (arXiv 2507.11407): norms after each half of a block and of every head of queries and keys; where blocks have
+/// windows, those without have no rotation.
+fn exaone4(keys: &Keys) -> Result<Architecture> {
+    let names = Names { reward_model: "Exaone4ForSequenceClassification", ..LLAMA };
+    let defaults = Defaults { kv_heads: Some(32), epsilon: 1e-5, ..DEFAULTS };
+    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    // Without a window it is null, or the letters of a pattern that layer_types spells out.
+    let listed = keys.has("layer_types") || window.is_none();
+    let period = if listed { 4 } else { keys.size_if_any("sliding_window_pattern", Some(4))?.unwrap_or(4) };
+    let model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults)?;
+    let model = alternating(keys, model, window, |block| !(block + 1).is_multiple_of(period))?;
+    Ok(each_block(model, |block| {
+        block.query_key_norm = Some(QueryKeyNorm::PerHead);
+        block.norms = NORMS_AFTER;
+        block.rotation = (window.is_none() || block.rules.window.is_some()).then_some(0);
+    }))
+}
+
+/// Granite 3 (IBM, 2024): Llama with four multipliers, those of maximal update parametrisation (arXiv 2203.03466).
+/// Transformers has no class for its reward models.
+fn granite(keys: &Keys) -> Result<Architecture> {
+    let names = Names { reward_model: "GraniteForCausalLM", ..LLAMA };
+    let model = common(keys, names, RopeKeys::WHOLE_HEADS, &DEFAULTS)?;
+    let (biases, mlp_biases) = (attention_biases(keys, false)?, keys.flag_or("mlp_bias", false)?);
+    let scale = keys.number_or("attention_multiplier", 1.0)?;
+    let multiplier =
+        |key: &str| Ok::<_, Error>(Some(keys.number_or(key, 1.0)?).filter(|&multiplier| multiplier != 1.0));
+    let residual_scale = multiplier("residual_multiplier")?;
+    let model = each_block(model, |block| {
+        (block.biases, block.mlp.biases) = (biases, mlp_biases);
+        block.rules.scale = scale;
+        block.residual_scale = residual_scale;
+    });
+    Ok(Architecture {
+        embedding_scale: multiplier("embedding_multiplier")?,
+        logit_scale: multiplier("logits_scaling")?.map(|divisor| 1.0 / divisor),
+        ..model
+    })
 }
 
 /// SmolLM3 (Hugging Face, 2025): Llama without a rotation in every fourth block (arXiv 2501.18795).

@@ -7,13 +7,16 @@
 mod common;
 mod families;
 mod keys;
+mod parts;
 mod rope;
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::MlpKind;
-use crate::packing::{AttentionRules, HeadCounts};
+use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
+pub use families::{FAMILIES, Family};
 use keys::Keys;
+pub use parts::text_config;
 use std::path::Path;
 
 /// The largest config.json that is read.
@@ -46,6 +49,8 @@ pub struct Architecture {
     pub tied: bool,
     /// Whether a language-model head of its own has a bias.
     pub head_bias: bool,
+    /// The `model_type` of the model that reads images too, where this is its text part: nothing else of it is read.
+    pub part_of: Option<&'static str>,
     /// What parameters are called in files.
     pub names: Names,
 }
@@ -179,7 +184,8 @@ pub enum Residual {
 /// to say; the name of one that a family lacks is never read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// The Transformers class that reads the exported reward model.
+    /// The Transformers class that reads the exported reward model; one that ends in `ForCausalLM` reads it without
+    /// `score.weight`.
     pub reward_model: &'static str,
     /// Of the embedding.
     pub embedding: &'static str,
@@ -223,6 +229,19 @@ pub struct Rotation {
     pub rope: Rope,
     /// Columns of a head that are rotated, from the first on; even.
     pub width: usize,
+    /// Columns that exponents are shares of: `width`, or one less where a file asks for an odd number.
+    pub period: usize,
+    /// How rotated queries grow with their position, where they do.
+    pub query_growth: Option<QueryGrowth>,
+}
+
+/// Queries at position p are multiplied by 1 + beta ln(1 + floor(p / original)) (Llama 4; Ministral 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    /// The factor of the logarithm.
+    pub beta: f64,
+    /// Context length the model was first trained with.
+    pub original: f64,
 }
 
 /// Rotary position embedding: base and scaling.
@@ -255,26 +274,85 @@ pub enum RopeScaling {
         /// Context length the model was first trained with.
         original: f64,
     },
+    /// YaRN (arXiv 2309.00071): as Llama 3.1's, with a passage that is linear in the frequency's number.
+    Yarn {
+        /// The divisor of the low frequencies.
+        factor: f64,
+        /// Frequencies that turn more often than that within `original` are kept.
+        fast: f64,
+        /// Those that turn less often than that are divided.
+        slow: f64,
+        /// Context length the model was first trained with.
+        original: f64,
+        /// Whether the passage starts and ends at whole numbers.
+        truncate: bool,
+        /// What cosines and sines are multiplied by.
+        magnitude: f64,
+    },
+    /// A larger base in sequences longer than `original`, by their own length ("NTK-aware", dynamic).
+    Dynamic {
+        /// How far contexts are stretched.
+        factor: f64,
+        /// Longest sequence that nothing changes in.
+        original: usize,
+    },
+    /// LongRoPE (arXiv 2402.13753): a divisor for each frequency, of two lists by the sequence's own length.
+    Long {
+        /// Those of sequences of up to `original` tokens.
+        short: Vec<f64>,
+        /// Those of longer ones.
+        long: Vec<f64>,
+        /// Context length the model was first trained with.
+        original: usize,
+        /// What cosines and sines are multiplied by.
+        magnitude: f64,
+    },
+}
+
+impl RopeScaling {
+    /// Which lengths of sequences have their frequencies in common; none: all.
+    pub fn alike(&self) -> Option<AlikeLengths> {
+        match self {
+            Self::Dynamic { original, .. } => Some(AlikeLengths::UpTo(*original)),
+            Self::Long { original, .. } => Some(AlikeLengths::OnEitherSideOf(*original)),
+            Self::None | Self::Linear { .. } | Self::Llama3 { .. } | Self::Yarn { .. } => None,
+        }
+    }
 }
 
 impl Architecture {
+    /// Which lengths of sequences have all rotations in common, so that a prefix can be computed once for both; none: all.
+    pub fn alike(&self) -> Option<AlikeLengths> {
+        let mut rules = self.rotations.iter().filter_map(|rotation| rotation.rope.scaling.alike());
+        let first = rules.next()?;
+        Some(rules.fold(first, AlikeLengths::and))
+    }
+
     /// Reads `config.json` of a Hugging Face folder.
     ///
     /// # Errors
     /// A missing or broken file, an unknown family, or a missing or impossible value; the message names the key.
     pub fn open(model_dir: &Path) -> Result<Self> {
+        Self::open_all(model_dir).map_err(first)
+    }
+
+    /// As [`Architecture::open`].
+    ///
+    /// # Errors
+    /// All that is wrong with it; at least one.
+    pub fn open_all(model_dir: &Path) -> std::result::Result<Self, Vec<Error>> {
         let path = model_dir.join("config.json");
         let text = files::read_within(&path, MOST_BYTES).map_err(|error| {
-            error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")
+            vec![error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")]
         })?;
-        let text = String::from_utf8_lossy(&text);
-        Self::parse(&text).map_err(|error| {
+        let placed = |error: Error| {
             let error = error.at(path.display());
             match error.hint {
                 Some(_) => error,
                 None => error.hint("mend that key, or get config.json again from where the model is from"),
             }
-        })
+        };
+        Self::parse_all(&String::from_utf8_lossy(&text)).map_err(|errors| errors.into_iter().map(placed).collect())
     }
 
     /// Reads the text of a `config.json`.
@@ -282,12 +360,37 @@ impl Architecture {
     /// # Errors
     /// As [`Architecture::open`].
     pub fn parse(text: &str) -> Result<Self> {
-        let keys = Keys::parse(text)?;
-        let family = keys.text("model_type")?.unwrap_or_default();
-        match families::FAMILIES.iter().find(|(known, _)| *known == family) {
-            Some((_, read)) => read(&keys),
-            None => Err(Error::input(format!("model_type \"{family}\" is not known"))
-                .hint(format!("known families: {}", families::FAMILIES.map(|(known, _)| known).join(", ")))),
+        Self::parse_all(text).map_err(first)
+    }
+
+    fn parse_all(text: &str) -> std::result::Result<Self, Vec<Error>> {
+        let keys = Keys::parse(text).map_err(|error| vec![error])?;
+        let read = Self::of(&keys);
+        let mut faults = keys.faults();
+        match read {
+            Ok(model) if faults.is_empty() => Ok(model),
+            Ok(_) => Err(faults),
+            Err(error) => {
+                faults.push(error);
+                Err(faults)
+            }
         }
     }
+
+    fn of(keys: &Keys) -> Result<Self> {
+        let named = keys.text("model_type")?.unwrap_or_default();
+        match FAMILIES.iter().find(|family| family.model_type == named) {
+            Some(family) => (family.read)(keys),
+            None => {
+                let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+                Err(Error::input(format!("model_type \"{named}\" is not known"))
+                    .hint(format!("known families: {}", known.join(", "))))
+            }
+        }
+    }
+}
+
+/// The first of at least one error.
+fn first(errors: Vec<Error>) -> Error {
+    errors.into_iter().next().unwrap_or_else(|| Error::runtime("a model that is refused without a reason"))
 }

@@ -3,8 +3,11 @@
 //! Not here: the frequencies that follow from them (`model/rope.rs`).
 
 use super::keys::Keys;
-use super::{Rope, RopeScaling, Rotation};
+use super::{QueryGrowth, Rope, RopeScaling, Rotation};
 use crate::error::{Error, Result};
+
+/// Where errors are.
+const PLACE: &str = "rotary positions";
 
 /// What a family's rotary keys are called outside `rope_parameters`, and what they are where they are missing.
 pub struct RopeKeys {
@@ -14,11 +17,24 @@ pub struct RopeKeys {
     pub share: Option<(&'static str, f64)>,
     /// The same as `theta` for blocks with a window, in families where these have a rotation of their own.
     pub theta_of_windows: Option<(&'static str, f64)>,
+    /// Tokens that the family is made for where no key says so.
+    pub positions: usize,
+    /// Whether it has Phi-3's names and defaults for LongRoPE.
+    pub is_phi3: bool,
+    /// Whether queries may grow with their position.
+    pub query_growth: bool,
 }
 
 impl RopeKeys {
     /// Whole heads, under the usual key.
-    pub const WHOLE_HEADS: Self = Self { theta: ("rope_theta", 10_000.0), share: None, theta_of_windows: None };
+    pub const WHOLE_HEADS: Self = Self {
+        theta: ("rope_theta", 10_000.0),
+        share: None,
+        theta_of_windows: None,
+        positions: 2048,
+        is_phi3: false,
+        query_growth: false,
+    };
 
     /// The rotary embeddings of heads of that width: one, or that of blocks without and that of blocks with a window.
     ///
@@ -58,14 +74,33 @@ impl RopeKeys {
     ) -> Result<Rotation> {
         let outer = keys.number_or(theta, default)?;
         let theta = inner.map_or(Ok(outer), |inner| inner.number_or("rope_theta", outer))?;
-        let scaling = inner.map_or(Ok(RopeScaling::None), |inner| {
-            scaling(inner, keys).map_err(|error| error.at("rotary positions"))
-        })?;
-        let width = self.rotated_width(keys, inner, head_width)?;
-        Ok(Rotation { rope: Rope { theta, scaling }, width })
+        let period = self.rotated_columns(keys, inner, head_width)?;
+        // Transformers rounds an odd number up, and rotates by its own frequencies.
+        let width = period.next_multiple_of(2);
+        let Some(inner) = inner else {
+            return Ok(Rotation {
+                rope: Rope { theta, scaling: RopeScaling::None },
+                width,
+                period,
+                query_growth: None,
+            });
+        };
+        let scaling = self.scaling(inner, keys, width / 2).map_err(|error| error.at(PLACE))?;
+        let query_growth = match inner.number_if_any("llama_4_scaling_beta", None)? {
+            Some(beta) if self.query_growth => {
+                Some(QueryGrowth { beta, original: self.original(inner, keys, self.positions)? })
+            }
+            Some(_) => {
+                let known = "only Ministral 3 is known to scale queries by their position";
+                keys.fault(Error::input("llama_4_scaling_beta: this family has no such key").at(PLACE).hint(known));
+                None
+            }
+            None => None,
+        };
+        Ok(Rotation { rope: Rope { theta, scaling }, width, period, query_growth })
     }
 
-    fn rotated_width(&self, keys: &Keys, inner: Option<&Keys>, head_width: usize) -> Result<usize> {
+    fn rotated_columns(&self, keys: &Keys, inner: Option<&Keys>, head_width: usize) -> Result<usize> {
         const KEY: &str = "partial_rotary_factor";
         let (outer, default) = self.share.unwrap_or((KEY, 1.0));
         let inner = inner.map_or(Ok(None), |inner| inner.number_if_any(KEY, None))?;
@@ -77,35 +112,90 @@ impl RopeKeys {
             return Err(Error::input(format!("{key} = {share}: this family rotates whole heads")));
         }
         let rotated = (head_width as f64 * share) as usize;
-        if share > 1.0 || rotated == 0 || !rotated.is_multiple_of(2) {
+        if share > 1.0 || rotated == 0 {
             return Err(Error::input(format!(
-                "{key} = {share} of head_dim = {head_width} must be an even number of columns above 0, not {rotated}"
+                "{key} = {share} of head_dim = {head_width} must be from 1 to {head_width} columns, not {rotated}"
             )));
         }
         Ok(rotated)
     }
-}
 
-fn scaling(keys: &Keys, outer: &Keys) -> Result<RopeScaling> {
-    const ORIGINAL: &str = "original_max_position_embeddings";
-    // `type` is the name before Transformers 4.43; files saved again since then hold both.
-    let kind = match keys.text("rope_type")? {
-        Some(kind) => Some(kind),
-        None => keys.text("type")?,
-    };
-    match kind.unwrap_or("default") {
-        "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: keys.number("factor")? }),
-        "llama3" => Ok(RopeScaling::Llama3 {
-            factor: keys.number("factor")?,
-            low_factor: keys.number("low_freq_factor")?,
-            high_factor: keys.number("high_freq_factor")?,
-            original: match (outer.number_if_any(ORIGINAL, None)?, keys.number_if_any(ORIGINAL, None)?) {
-                (Some(original), _) | (None, Some(original)) => original,
-                (None, None) => outer.number("max_position_embeddings")?,
-            },
-        }),
-        other => Err(Error::input(format!("rope_type \"{other}\" is not known"))
-            .hint("known: default, linear, llama3; a model's variant for short contexts often has none of the others")),
+    /// `count` frequencies.
+    fn scaling(&self, keys: &Keys, outer: &Keys, count: usize) -> Result<RopeScaling> {
+        // `type` is the name before Transformers 4.43; files saved again since then hold both.
+        let kind = match keys.text("rope_type")? {
+            Some(kind) => Some(kind),
+            None => keys.text("type")?,
+        };
+        let most = outer.length_if_any("max_position_embeddings", None)?.unwrap_or(self.positions);
+        match kind.unwrap_or("default") {
+            // What Phi-3's files called it first.
+            "su" | "yarn" if self.is_phi3 => self.long(keys, outer, count, most),
+            "longrope" => self.long(keys, outer, count, most),
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: keys.number("factor")? }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: keys.number("factor")?,
+                low_factor: keys.number("low_freq_factor")?,
+                high_factor: keys.number("high_freq_factor")?,
+                original: self.original(keys, outer, most)?,
+            }),
+            "dynamic" => Ok(RopeScaling::Dynamic { factor: keys.number("factor")?, original: most }),
+            "yarn" => {
+                let original = self.original(keys, outer, most)?;
+                let factor = keys.number_if_any("factor", None)?.unwrap_or(most as f64 / original);
+                let of_paper = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+                let scales = (keys.number_if_any("mscale", None)?, keys.number_if_any("mscale_all_dim", None)?);
+                let magnitude = match (keys.number_if_any("attention_factor", None)?, scales) {
+                    (Some(given), _) => given,
+                    (None, (Some(one), Some(all))) => of_paper(one) / of_paper(all),
+                    (None, _) => of_paper(1.0),
+                };
+                let fast = keys.number_or("beta_fast", 32.0)?;
+                let slow = keys.number_or("beta_slow", 1.0)?;
+                // Transformers does not look for it in sets by kind of block.
+                let truncate = self.theta_of_windows.is_some() || keys.flag_or("truncate", true)?;
+                Ok(RopeScaling::Yarn { factor, fast, slow, original, truncate, magnitude })
+            }
+            other => {
+                keys.fault(
+                    Error::input(format!("rope_type \"{other}\" is not known"))
+                        .at(PLACE)
+                        .hint("known: default, linear, dynamic, yarn, longrope, llama3"),
+                );
+                Ok(RopeScaling::None)
+            }
+        }
+    }
+
+    fn long(&self, keys: &Keys, outer: &Keys, count: usize, most: usize) -> Result<RopeScaling> {
+        let divisors = |key: &str| {
+            let divisors = keys.numbers(key)?.ok_or_else(|| Error::input(format!("{key} is missing")))?;
+            match divisors.len() == count {
+                true => Ok(divisors),
+                false => Err(Error::input(format!("{key} has {} numbers, expected {count}", divisors.len()))),
+            }
+        };
+        let original = self.original(keys, outer, most)?;
+        let factor = keys.number_if_any("factor", None)?.unwrap_or(most as f64 / original);
+        let of_paper = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
+        let magnitude = keys.number_or("attention_factor", of_paper)?;
+        Ok(RopeScaling::Long {
+            short: divisors("short_factor")?,
+            long: divisors("long_factor")?,
+            original: original as usize,
+            magnitude,
+        })
+    }
+
+    /// The length that the model was first trained with, in tokens: beside the set (Phi-3), in it, or the longest.
+    fn original(&self, keys: &Keys, outer: &Keys, most: usize) -> Result<f64> {
+        const KEY: &str = "original_max_position_embeddings";
+        let found = match outer.length_if_any(KEY, None)? {
+            None if self.is_phi3 => Some(4096),
+            None => keys.length_if_any(KEY, None)?,
+            found => found,
+        };
+        Ok(found.unwrap_or(most) as f64)
     }
 }

@@ -4,6 +4,9 @@ use crate::error::Result;
 use crate::ops::{Activation, MlpKind};
 use tch::Tensor;
 
+/// The factor of [`Activation::QuickGelu`].
+const QUICK: f64 = 1.702;
+
 /// What libtorch calls the two ways of the GELU.
 fn approximate(activation: Activation) -> &'static str {
     if activation == Activation::GeluTanh { "tanh" } else { "none" }
@@ -13,6 +16,8 @@ fn value_out(activation: Activation, x: &Tensor, output: &Tensor) -> Result<()> 
     let _ = match activation {
         Activation::Silu => x.f_silu_out(output)?,
         Activation::GeluTanh | Activation::Gelu => x.f_gelu_out(output, approximate(activation))?,
+        Activation::QuickGelu => x.f_mul_scalar(QUICK)?.f_sigmoid()?.f_mul_out(output, x)?,
+        Activation::Relu => x.f_clamp_min_out(output, 0.0)?,
     };
     Ok(())
 }
@@ -28,6 +33,9 @@ fn gradient_of(activation: Activation, x: &Tensor, gradient: &Tensor) -> Result<
     Ok(match activation {
         Activation::Silu => x.f_silu_backward(gradient)?,
         Activation::GeluTanh | Activation::Gelu => x.f_gelu_backward(gradient, approximate(activation))?,
+        // With s = sigmoid(c x): s + c x s (1 - s), which is silu'(c x).
+        Activation::QuickGelu => x.f_mul_scalar(QUICK)?.f_silu_backward(gradient)?,
+        Activation::Relu => x.f_gt(0.0)?.f_mul(gradient)?,
     })
 }
 

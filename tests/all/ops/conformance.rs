@@ -58,7 +58,8 @@ pub fn all(ops: &dyn Ops, device: Device) {
         }
         layer_norm(ops, device, kind, bound);
         rotation(ops, device, kind, bound);
-        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        use Activation::{Gelu, GeluTanh, QuickGelu, Relu, Silu};
+        for activation in [Silu, GeluTanh, Gelu, QuickGelu, Relu] {
             for gated in [true, false] {
                 activate(ops, device, kind, bound, MlpKind { activation, gated });
             }
@@ -186,6 +187,8 @@ fn activate(ops: &dyn Ops, device: Device, kind: Kind, bound: f64, mlp: MlpKind)
                 0.5 * x * (1.0 + inside.tanh())
             }
             Activation::Gelu => 0.5 * x * (1.0 + (x / std::f64::consts::SQRT_2).erf()),
+            Activation::QuickGelu => x * (x * 1.702).sigmoid(),
+            Activation::Relu => x.relu(),
         };
         let output = if mlp.gated { activated * &halves[1] } else { activated };
         let gradient = gradients(&output, &upstream, &[leaf]).remove(0);

@@ -12,6 +12,7 @@ mod export;
 mod foreign;
 mod hub;
 mod lora;
+mod models;
 mod ranks;
 mod reading;
 mod refused;

@@ -1,0 +1,77 @@
+//! Folders of models that read images too: the text model within.
+//!
+//! Its keys stand under `text_config`; those that the file leaves out are the class's own, dimensions included. Not here:
+//! what the text models are (`families.rs`).
+
+use super::Architecture;
+use super::families::{gemma3_text, ministral3, mistral};
+use super::keys::Keys;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+
+/// Where the text model's keys are.
+const TEXT: &str = "text_config";
+
+/// Reads a text model's keys.
+type Read = fn(&Keys) -> Result<Architecture>;
+
+/// A model that reads images too.
+struct Whole {
+    model_type: &'static str,
+    /// What its text model may be; the first where the file does not say.
+    texts: &'static [(&'static str, Read)],
+    /// The text model's dimensions that a file may leave out.
+    dimensions: &'static [(&'static str, usize)],
+}
+
+const WHOLES: [Whole; 2] = [
+    Whole {
+        model_type: "gemma3",
+        texts: &[("gemma3_text", gemma3_text)],
+        dimensions: &[
+            ("vocab_size", 262_208),
+            ("hidden_size", 2304),
+            ("intermediate_size", 9216),
+            ("num_hidden_layers", 26),
+            ("num_attention_heads", 8),
+        ],
+    },
+    Whole { model_type: "mistral3", texts: &[("mistral", mistral), ("ministral3", ministral3)], dimensions: &[] },
+];
+
+/// Gemma 3, or Mistral 3 with Mistral Small or Ministral 3 in it.
+pub(super) fn text_part(keys: &Keys) -> Result<Architecture> {
+    let named = keys.text("model_type")?;
+    let whole = WHOLES.iter().find(|whole| Some(whole.model_type) == named);
+    let Whole { model_type, texts, dimensions } = whole.ok_or_else(|| Error::runtime("a model without a text part"))?;
+    let inner = keys.object(TEXT)?.ok_or_else(|| Error::input(format!("{TEXT} is missing")))?;
+    let named = inner.text("model_type")?.unwrap_or(texts[0].0);
+    let Some((_, read)) = texts.iter().find(|(known, _)| *known == named) else {
+        let known: Vec<&str> = texts.iter().map(|(known, _)| *known).collect();
+        return Err(Error::input(format!("{TEXT} has model_type \"{named}\", expected {}", known.join(" or "))));
+    };
+    let mut inner = inner.or(dimensions.iter().map(|(key, value)| (*key, json!(value))));
+    // That of the whole counts, as in Transformers.
+    if let Some(tied) = keys.flag("tie_word_embeddings")? {
+        inner = inner.with("tie_word_embeddings", json!(tied));
+    }
+    Ok(Architecture { part_of: Some(model_type), ..read(&inner)? })
+}
+
+/// The config.json of the text model alone: that of a whole with its text model's keys, or as it came.
+pub fn text_config(config: Map<String, Value>) -> Map<String, Value> {
+    let whole = config.get("model_type").and_then(Value::as_str);
+    let known = WHOLES.iter().find(|known| Some(known.model_type) == whole);
+    let (Some(known), Some(Value::Object(inner))) = (known, config.get(TEXT)) else { return config };
+    let mut text = inner.clone();
+    text.entry("model_type").or_insert(json!(known.texts[0].0));
+    // What tells tokens and precisions stands outside, and counts.
+    for (key, value) in &config {
+        let of_whole =
+            key.ends_with("_token_id") || ["dtype", "torch_dtype", "transformers_version"].contains(&key.as_str());
+        if of_whole || key == "tie_word_embeddings" {
+            text.insert(key.clone(), value.clone());
+        }
+    }
+    text
+}

@@ -1,0 +1,130 @@
+//! Promise: `haf-dist models FOLDER` says of a folder what loading it would, with every reason at once; a vocabulary with more
+//! rows than the tokenizer has tokens is one that loads.
+
+use crate::tiny::{Outcome, Workspace, parse_lines};
+use haf_dist::model::architecture::FAMILIES;
+use haf_dist::model::layout::Part;
+use haf_dist::model::segment::Use;
+use haf_dist::model::weights::{LoadOptions, Model};
+use haf_dist::safetensors_io::{Mapped, write_model};
+use serde_json::{Value, json};
+use std::fs;
+use tch::{Device, Kind, Tensor};
+
+fn models(workspace: &Workspace) -> Outcome {
+    workspace.run(1, &["models", "model"])
+}
+
+/// With other values under keys of config.json.
+fn change(workspace: &Workspace, changes: &[(&str, Value)]) {
+    let mut config: Value = serde_json::from_slice(&workspace.read("model/config.json")).unwrap();
+    changes.iter().for_each(|(key, value)| config[*key] = value.clone());
+    workspace.write("model/config.json", &config.to_string());
+}
+
+#[test]
+fn every_family_is_listed() {
+    let outcome = Workspace::new().run(1, &["models"]).succeeded();
+    for family in FAMILIES {
+        let line = outcome.stdout.lines().find(|line| line.split(' ').next() == Some(family.model_type));
+        assert!(line.is_some_and(|line| line.ends_with(family.covers)), "{}", outcome.stdout);
+    }
+}
+
+#[test]
+fn a_folder_that_loads_is_described_and_one_that_does_not_is_refused_with_every_reason() {
+    let workspace = Workspace::new();
+    let outcome = models(&workspace).succeeded();
+    let model = load(&workspace);
+    let says = [
+        "LlamaForSequenceClassification".to_string(),
+        format!("{}, a reward head among them", model.parameter_count()),
+        "3 blocks of width 32".into(),
+        "97 rows".into(),
+        "none: it starts at zero".into(),
+    ];
+    for said in says {
+        assert!(outcome.stdout.contains(&said), "{said}\n{}", outcome.stdout);
+    }
+
+    // What is wrong with keys, and what the folder lacks.
+    let rope = json!({"rope_type": "spiral", "rope_theta": -1.0});
+    change(&workspace, &[("rope_parameters", rope), ("hidden_act", json!("sine")), ("vocab_size", json!("many"))]);
+    fs::remove_file(workspace.path("model/model.safetensors")).unwrap();
+    fs::remove_file(workspace.path("model/tokenizer.json")).unwrap();
+    let outcome = models(&workspace);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{}", outcome.stderr);
+    // Those of rotary positions come to light once sizes are right.
+    let reasons = ["vocab_size = \"many\"", "holds no weights", "tokenizer.json"];
+    for said in ["3 reasons"].into_iter().chain(reasons) {
+        assert!(outcome.stderr.contains(said), "{said}\n{}", outcome.stderr);
+    }
+    change(&workspace, &[("vocab_size", json!(97))]);
+    let stderr = models(&workspace).stderr;
+    for said in
+        ["5 reasons", "rope_theta = -1.0", "\"spiral\"", "hidden_act = \"sine\"", "no weights", "tokenizer.json"]
+    {
+        assert!(stderr.contains(said), "{said}\n{stderr}");
+    }
+    // Training says the first of them.
+    assert!(workspace.train(1, &[]).stderr.contains("rope_theta = -1.0"));
+}
+
+#[test]
+fn weights_of_another_model_are_noticed_without_being_read() {
+    let workspace = Workspace::new();
+    change(&workspace, &[("intermediate_size", json!(13)), ("num_hidden_layers", json!(4))]);
+    let outcome = models(&workspace);
+    assert_eq!(outcome.code, 2);
+    for said in ["2 reasons", "9 of 38 tensors are missing", "config.json makes it [13, 32]; so have 8 others"] {
+        assert!(outcome.stderr.contains(said), "{said}\n{}", outcome.stderr);
+    }
+}
+
+fn load(workspace: &Workspace) -> Model {
+    let (kind, purpose) = (Kind::Float, Use::Evaluate);
+    let options = LoadOptions { kind, device: Device::Cpu, purpose, log_probs: true };
+    Model::load(&workspace.path("model"), options).unwrap()
+}
+
+/// As trainers do for speed: rows for tokens that do not exist, and vocab_size with them.
+#[test]
+fn a_padded_vocabulary_loads_and_gives_the_same_rewards() {
+    // Log-probs have the further rows in their denominators, as in any program.
+    let rewards = |workspace: &Workspace| -> Vec<Value> {
+        let command = ["score", "--checkpoint", "model", "--data", "test.jsonl", "--dtype", "f32", "--threads", "1"];
+        let lines = parse_lines(&workspace.run(1, &command).succeeded().stdout);
+        lines.into_iter().flat_map(|line| [line["reward_chosen"].clone(), line["reward_rejected"].clone()]).collect()
+    };
+    let workspace = Workspace::new();
+    let path = workspace.path("model/model.safetensors");
+    let head = Tensor::arange(32, (Kind::Float, Device::Cpu)).view([1, 32]);
+    let tensors = |rows: i64, scale: f64| -> Vec<(String, Tensor)> {
+        let file = Mapped::open(&path).unwrap();
+        let widen = |name: String| {
+            let value = file.read(&name).unwrap();
+            let value = match name == "model.embed_tokens.weight" {
+                true => Tensor::cat(&[&value * scale, value.narrow(0, 0, rows)], 0),
+                false => value,
+            };
+            (name, value)
+        };
+        let held = file.names().into_iter().filter(|name| name != "score.weight").map(widen);
+        held.chain([("score.weight".to_string(), head.copy())]).collect()
+    };
+    let replace = |tensors: &[(String, Tensor)]| {
+        fs::remove_file(&path).unwrap();
+        write_model(&path, tensors).unwrap();
+    };
+    replace(&tensors(0, 1.0));
+    let before = rewards(&workspace);
+    let padded = tensors(31, 1.0);
+    replace(&padded);
+    change(&workspace, &[("vocab_size", json!(128))]);
+    assert_eq!(load(&workspace).segment(Part::Embedding).unwrap().1.parameters[0].shape, [128, 32]);
+    assert_eq!(rewards(&workspace), before);
+    assert!(models(&workspace).succeeded().stdout.contains("128 rows, token ids up to 74"));
+    // Control: other rows would be seen.
+    replace(&tensors(0, 2.0));
+    assert_ne!(rewards(&workspace), before);
+}
