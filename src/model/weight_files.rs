@@ -7,7 +7,7 @@ use super::declared::Declared;
 use super::layout::{Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
 use super::quantised;
-use super::weight_index::shards_of;
+use super::weight_index::{abbreviated, shards_of};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::safetensors_io::Mapped;
@@ -349,12 +349,4 @@ fn named_head(config: &Value) -> Option<String> {
 /// Whether a tensor is a constant that old exports carry: rotary frequencies, GPT-NeoX's causal masks.
 fn is_constant(name: &str) -> bool {
     ["rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"].iter().any(|end| name.ends_with(end))
-}
-
-/// The first names, and how many more there are.
-pub(super) fn abbreviated(names: &[&str]) -> String {
-    const SHOWN: usize = 5;
-    let rest = names.len().saturating_sub(SHOWN);
-    let shown = names[..names.len().min(SHOWN)].join(", ");
-    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
 }

@@ -2,7 +2,6 @@
 //!
 //! Not here: the tensors in them (`weight_files.rs`).
 
-use super::weight_files::abbreviated;
 use crate::error::{Error, Result};
 use crate::files;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -48,6 +47,14 @@ pub fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
             .hint("get the whole folder again"));
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// The first names, and how many more there are.
+pub(super) fn abbreviated(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let rest = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
 }
 
 /// A JSON object's entries as they stand, those of one name too.

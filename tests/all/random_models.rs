@@ -6,8 +6,8 @@
 use haf_dist::config::{LoraConfig, LossConfig};
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
-use haf_dist::engine::Engine;
 use haf_dist::engine::head::Objective;
+use haf_dist::engine::{Buckets, Engine};
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::architecture::{Architecture, FAMILIES, NormKind};
 use haf_dist::model::layout::Part;
@@ -184,34 +184,28 @@ impl Pairs {
     }
 }
 
-/// The sum of the pairs' losses, whose gradient is in the buckets afterwards.
-fn loss(engine: &Engine, batches: &[PackedBatch]) -> f64 {
+/// The sum of the pairs' losses, and its gradients by segment.
+fn run(engine: &mut Engine, batches: &[PackedBatch]) -> (f64, Vec<Option<Tensor>>) {
     let config = LossConfig::default();
     let (reward_weight, alpha) = (1.0, 0.5);
     let objective = Objective { config: &config, reward_weight, alpha, log_probs: true };
-    for segment in &engine.model.segments {
-        if let Some(gradient) = &segment.gradient {
-            let _ = gradient.shallow_clone().zero_();
-        }
-    }
+    let mut buckets = Buckets::of(&engine.model).unwrap();
     let of_batch = |batch: &PackedBatch| -> f64 {
-        let losses = engine.forward_backward(batch, &objective, None).unwrap().read().unwrap();
+        let losses = engine.forward_backward(batch, &objective, &mut buckets).unwrap().read().unwrap();
         losses.iter().map(|loss| reward_weight * loss.reward_loss + alpha * loss.policy_loss.unwrap()).sum()
     };
-    batches.iter().map(of_batch).sum()
-}
-
-fn gradients(engine: &Engine) -> Vec<Option<Tensor>> {
-    engine.model.segments.iter().map(|segment| segment.gradient.as_ref().map(Tensor::copy)).collect()
+    let loss = batches.iter().map(of_batch).sum();
+    let count = engine.model.segments.len();
+    (loss, (0..count).map(|segment| buckets.get(segment).map(|bucket| bucket.flat().copy())).collect())
 }
 
 /// The largest distance of packed from single, of the loss or of a segment's gradient.
-fn packed_apart(engine: &Engine, pairs: &Pairs, packing: Packing) -> f64 {
+fn packed_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing) -> f64 {
     let alone: Vec<PackedBatch> = (0..4).map(|index| pairs.pack(index..index + 1, Packing::Separate)).collect();
-    let expected = loss(engine, &alone);
-    let wanted = gradients(engine);
-    let mut far = (loss(engine, &[pairs.pack(0..4, packing)]) / expected - 1.0).abs();
-    for (found, wanted) in gradients(engine).into_iter().zip(wanted) {
+    let (expected, wanted) = run(engine, &alone);
+    let (loss, found) = run(engine, &[pairs.pack(0..4, packing)]);
+    let mut far = (loss / expected - 1.0).abs();
+    for (found, wanted) in found.into_iter().zip(wanted) {
         if let (Some(found), Some(wanted)) = (found, wanted) {
             far = far.max(((found - &wanted).norm() / wanted.norm()).double_value(&[]));
         }
@@ -222,17 +216,16 @@ fn packed_apart(engine: &Engine, pairs: &Pairs, packing: Packing) -> f64 {
 /// How far the slope of the loss along a segment's gradient is from that gradient's norm, relatively.
 fn slope_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing, segment: usize) -> f64 {
     let batch = [pairs.pack(0..4, packing)];
-    loss(engine, &batch);
-    let Some(gradient) = gradients(engine).swap_remove(segment) else { return 0.0 };
+    let Some(gradient) = run(engine, &batch).1.swap_remove(segment) else { return 0.0 };
     let norm = gradient.norm().double_value(&[]);
-    let count = engine.model.segments[segment].parameters.len();
+    let count = engine.model.segments[segment].parameters().len();
     let kept: Vec<Tensor> = (0..count).map(|index| engine.model.segments[segment].value(index).copy()).collect();
     let mut loss_at = |step: f64| {
         for (index, kept) in kept.iter().enumerate() {
-            let direction = engine.model.segments[segment].parameters[index].view(&gradient) / norm;
+            let direction = engine.model.segments[segment].parameters()[index].view(&gradient) / norm;
             engine.model.segments[segment].set(index, &(kept + direction * step));
         }
-        loss(engine, &batch)
+        run(engine, &batch).0
     };
     // Richardson's: norms over few numbers bend a loss.
     let mut slope = |step: f64| (loss_at(step) - loss_at(-step)) / (2.0 * step);
@@ -258,12 +251,11 @@ fn packed_is_single_and_gradients_are_slopes_in_random_models_of_every_family() 
             let pairs = Pairs::drawn(architecture.vocabulary, dice);
             let packing = Packing::shared(architecture.alike());
             unshared += usize::from(pairs.pack(0..4, packing).groups.len() > 4);
-            let engine = Engine::new(Model::load(folder.path(), options).unwrap(), draw == 0);
-            let far = packed_apart(&engine, &pairs, packing);
+            let mut engine = Engine::new(Model::load(folder.path(), options).unwrap(), draw == 0).unwrap();
+            let far = packed_apart(&mut engine, &pairs, packing);
             assert!(far < PACKED, "packed is off by {far:.1e}: {config:#}");
             packed = packed.max(far);
 
-            let mut engine = engine;
             for segment in 0..if draw == 0 { engine.model.segments.len() } else { 0 } {
                 let far = slope_apart(&mut engine, &pairs, packing, segment);
                 assert!(far < SLOPE, "{:?}: the slope is off by {far:.1e}: {config:#}", engine.model.parts[segment]);
@@ -279,11 +271,11 @@ fn packed_is_single_and_gradients_are_slopes_in_random_models_of_every_family() 
             for block in 0..architecture.blocks.len() {
                 let (index, segment) = model.segment(Part::Adapter(block)).unwrap();
                 let values: Vec<Tensor> =
-                    (0..segment.parameters.len()).map(|place| segment.value(place).randn_like() * 0.3).collect();
+                    (0..segment.parameters().len()).map(|place| segment.value(place).randn_like() * 0.3).collect();
                 values.iter().enumerate().for_each(|(place, value)| model.segments[index].set(place, value));
             }
-            let engine = Engine::new(model, draw == 1);
-            let far = packed_apart(&engine, &pairs, packing);
+            let mut engine = Engine::new(model, draw == 1).unwrap();
+            let far = packed_apart(&mut engine, &pairs, packing);
             assert!(far < PACKED, "packed with adapters is off by {far:.1e}: {config:#}");
             packed = packed.max(far);
         }
@@ -302,19 +294,17 @@ fn control_a_wrong_rule_and_a_wrong_gradient_are_noticed() {
     config["residual_multiplier"] = json!(0.5);
     let architecture = write(&config, folder.path());
     let pairs = Pairs::drawn(architecture.vocabulary, dice);
-    let mut engine = Engine::new(Model::load(folder.path(), options).unwrap(), false);
+    let mut engine = Engine::new(Model::load(folder.path(), options).unwrap(), false).unwrap();
     let packing = Packing::shared(architecture.alike());
     // One pair against four: another loss.
-    let all = loss(&engine, &[pairs.pack(0..4, packing)]);
-    assert!((loss(&engine, &[pairs.pack(1..4, packing)]) / all - 1.0).abs() > 100.0 * PACKED);
+    let all = run(&mut engine, &[pairs.pack(0..4, packing)]).0;
+    assert!((run(&mut engine, &[pairs.pack(1..4, packing)]).0 / all - 1.0).abs() > 100.0 * PACKED);
     // A gradient of one batch is not the slope of another.
     let (index, _) = engine.model.segment(Part::Block(0)).unwrap();
     assert!(slope_apart(&mut engine, &pairs, packing, index) < SLOPE);
     let other = Pairs::drawn(architecture.vocabulary, dice);
-    loss(&engine, &[other.pack(0..4, packing)]);
-    let wrong = gradients(&engine).swap_remove(index).unwrap();
-    loss(&engine, &[pairs.pack(0..4, packing)]);
-    let right = gradients(&engine).swap_remove(index).unwrap();
+    let mut gradient = |pairs: &Pairs| run(&mut engine, &[pairs.pack(0..4, packing)]).1.swap_remove(index).unwrap();
+    let (wrong, right) = (gradient(&other), gradient(&pairs));
     let along = (&wrong * &right).sum(Kind::Double).double_value(&[]) / (wrong.norm() * right.norm()).double_value(&[]);
     assert!((along - 1.0).abs() > SLOPE, "{along}");
 }

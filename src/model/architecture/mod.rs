@@ -7,16 +7,14 @@
 mod common;
 mod families;
 mod keys;
-mod parts;
 mod rope;
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::MlpKind;
 use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
-pub use families::{FAMILIES, Family};
+pub use families::{FAMILIES, Family, text_config};
 use keys::Keys;
-pub use parts::text_config;
 use std::path::Path;
 
 /// The largest config.json that is read.

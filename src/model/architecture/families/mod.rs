@@ -3,15 +3,21 @@
 //! Keys and defaults are those of the family's configuration class in Transformers. Not here: what a difference means
 //! (`architecture.rs`), and how it is computed (`decoder.rs`).
 
-use super::common::{DEFAULTS, Defaults, LLAMA, alternating, attention_biases, common, each_block, plain_mlp, refuse};
-use super::keys::Keys;
-use super::parts::text_part;
-use super::rope::RopeKeys;
-use super::{Architecture, AttentionBiases, BeforeMlp, BlockNorms, Names, QueryKeyNorm, Residual, StoredHeads};
+mod parts;
+
 use crate::error::{Error, Result};
-use crate::model::architecture::NormKind;
+use crate::model::architecture::common::{
+    DEFAULTS, Defaults, LLAMA, alternating, attention_biases, common, each_block, plain_mlp, refuse,
+};
+use crate::model::architecture::keys::Keys;
+use crate::model::architecture::rope::RopeKeys;
+use crate::model::architecture::{
+    Architecture, AttentionBiases, BeforeMlp, BlockNorms, Names, NormKind, QueryKeyNorm, Residual, StoredHeads,
+};
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
+pub use parts::text_config;
+use parts::text_part;
 
 /// A model family.
 pub struct Family {

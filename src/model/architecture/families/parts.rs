@@ -1,12 +1,12 @@
 //! Folders of models that read images too: the text model within.
 //!
 //! Its keys stand under `text_config`; those that the file leaves out are the class's own, dimensions included. Not here:
-//! what the text models are (`families.rs`).
+//! what the text models are (`mod.rs`).
 
-use super::Architecture;
-use super::families::{gemma3_text, ministral3, mistral};
-use super::keys::Keys;
+use super::{gemma3_text, ministral3, mistral};
 use crate::error::{Error, Result};
+use crate::model::architecture::Architecture;
+use crate::model::architecture::keys::Keys;
 use serde_json::{Map, Value, json};
 
 /// Where the text model's keys are.
@@ -40,7 +40,7 @@ const WHOLES: [Whole; 2] = [
 ];
 
 /// Gemma 3, or Mistral 3 with Mistral Small or Ministral 3 in it.
-pub(super) fn text_part(keys: &Keys) -> Result<Architecture> {
+pub fn text_part(keys: &Keys) -> Result<Architecture> {
     let named = keys.text("model_type")?;
     let whole = WHOLES.iter().find(|whole| Some(whole.model_type) == named);
     let Whole { model_type, texts, dimensions } = whole.ok_or_else(|| Error::runtime("a model without a text part"))?;
