@@ -1,7 +1,7 @@
 //! The Hugging Face side of a checkpoint: config.json and the tokenizer's files.
 //!
 //! Transformers reads the reward at the rightmost token that is not `pad_token_id`, whatever the attention mask says.
-//! So the exported pad token is one that occurs in no sequence, and the tokenizer is told to pad with it too.
+//! So the exported pad token is one that occurs in no sequence, and the tokenizer pads with it too.
 
 use super::chat_template::NAMED;
 use super::{Snapshot, read_json, to_json, write_text};

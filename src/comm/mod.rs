@@ -91,14 +91,14 @@ pub trait Communicator {
     fn computation(&self) -> Option<Arc<Stream>> {
         None
     }
-    /// Said before a collective: what it is for, and the computation that it must come after. Ranks that come with
+    /// Called before a collective, with its purpose and the computation that it must wait for. Ranks that come with
     /// different purposes get an error from the collective where the backend can notice.
     fn announce(&mut self, _purpose: String, _after: Option<Event>) {}
     /// Starts the rank's watchdog over `progress`, where the backend needs one: a call of it may wait for ever.
     fn watch(&mut self, _progress: Arc<Progress>) -> Result<Option<Watch>> {
         Ok(None)
     }
-    /// Asked after a collective: its end, which the computation that reads the result waits for; none if it is over.
+    /// Returns the event that marks the end of the last collective, for the computation that reads its result; none if it is over.
     fn finished(&mut self) -> Option<Event> {
         None
     }

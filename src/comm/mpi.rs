@@ -199,7 +199,7 @@ impl Mpi {
         })
     }
 
-    /// What a step towards shared memory came to, if it went well on all ranks. If not, the lowest rank where it did
+    /// The result of a step towards shared memory, if it went well on all ranks. If not, the lowest rank where it did
     /// not says why.
     fn on_all_ranks<T>(&self, outcome: Result<T>) -> Option<T> {
         let mine = if outcome.is_ok() { self.world_size as u64 } else { self.rank as u64 };

@@ -26,7 +26,7 @@ pub(super) struct Doing {
 #[derive(Debug)]
 pub struct Progress {
     doing: Mutex<Doing>,
-    /// Long work under way, each with a number; the last is told.
+    /// Long work under way, each with a number; the last one is named.
     work: Mutex<Vec<(u64, String)>>,
     works: AtomicU64,
     limit_ms: AtomicU64,

@@ -251,7 +251,7 @@ fn pad_token(origin: &Origin, splits: &Splits, encoder: &Encoder, architecture: 
     })
 }
 
-/// The closing evaluation; what each pair came to goes into the run's folder.
+/// The closing evaluation; each pair's result goes into the run's folder.
 fn test_and_record(trainer: &mut Trainer, test: &Split) -> Result<Vec<EvaluationMetrics>> {
     let (rows, outcomes) = trainer.evaluate_pairs(test)?;
     let facts = RunFacts {

@@ -94,7 +94,7 @@ impl Document<'_> {
         }
     }
 
-    /// The line of a key, or of what is nearest above it. None where the file has nothing of it.
+    /// The line of a key, or of what is nearest above it. None where the file has neither the key nor its parents.
     fn line(&self, path: &[String]) -> Option<usize> {
         let document = DeTable::parse(self.text).ok()?;
         let root = DeValue::Table(document.into_inner());

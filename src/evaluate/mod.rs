@@ -56,7 +56,7 @@ pub fn metrics(
     rows
 }
 
-/// What each scored pair came to, in the data's order; the arguments are those of [`metrics`].
+/// The result of each scored pair, in the data's order; the arguments are those of [`metrics`].
 pub fn outcomes(
     data: &PreparedData,
     scores: &[PairScores],

@@ -35,7 +35,7 @@ pub struct RunFacts {
     pub config: Config,
 }
 
-/// What one test pair came to. What is not computed, or not finite, is null in the file.
+/// The result of one test pair. A number that is not computed, or not finite, is null in the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PairOutcome {
     /// Hash of the pair's tokens.

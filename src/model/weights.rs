@@ -131,7 +131,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// What loading a folder is told, having made sure that the user is told what to do.
+    /// The message of a load that fails; it must have a hint.
     fn refusal(folder: &Path) -> String {
         let purpose = Use::Evaluate;
         let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose, log_probs: false };

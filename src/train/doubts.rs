@@ -1,4 +1,4 @@
-//! Signs that a run, although nothing fails, comes to nothing; and where a gradient that is not finite comes from.
+//! Warnings about runs that do not fail but learn nothing; and which rank and segment a gradient that is not finite comes from.
 //!
 //! Not here: doubts about the data (`data/doubts.rs`).
 

@@ -171,7 +171,7 @@ impl<'a> Trainer<'a> {
         self.evaluate_pairs(split).map(|(rows, _)| rows)
     }
 
-    /// [`evaluate`](Self::evaluate), and what each pair came to.
+    /// [`evaluate`](Self::evaluate), and the result of each pair.
     ///
     /// # Errors
     /// A lost rank or a failed write.

@@ -229,7 +229,7 @@ pub fn check_resumable(
     if !loss.is_empty() {
         return Err(Error::input(format!("{place} was trained with another loss: {}", listed(&loss))).hint(ANEW));
     }
-    // Where the base lies may have changed; what it holds is held to the model's key.
+    // The base may lie elsewhere now; the model's key verifies its content.
     let lora: Vec<_> = of(&["lora."]).into_iter().filter(|difference| difference.key != "lora.base").collect();
     if !lora.is_empty() {
         return Err(Error::input(format!("{place} was trained with other adapters: {}", listed(&lora))).hint(ANEW));

@@ -204,7 +204,7 @@ impl Hub {
         let (secret, world_size) = (self.secret, self.world_size);
         self.peers.retain_mut(|peer| {
             let Some(message) = peer.receive(&secret) else { return false };
-            // Who has said nothing yet is told nothing: the frame holds the secret.
+            // Send nothing to a peer that has not identified itself: the frame holds the secret.
             let Some((rank, doing)) = message else { return true };
             if rank < world_size {
                 heard(rank, doing);

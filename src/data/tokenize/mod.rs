@@ -1,4 +1,4 @@
-//! A pair becomes tokens: prompt, answer and the turn's EOS, cut to length, the common prefix told apart.
+//! A pair becomes tokens: prompt, answer and the turn's EOS, cut to length, with the length of their common prefix.
 //!
 //! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).

@@ -22,7 +22,7 @@ pub struct ComparedRun {
     pub name: String,
     /// What run it was.
     pub facts: RunFacts,
-    /// What each test pair came to.
+    /// The result of each test pair.
     pub outcomes: Vec<PairOutcome>,
 }
 
