@@ -4,7 +4,7 @@
 //!
 //! Not here: what the models compute; `golden.rs` has that.
 
-use haf_dist::model::architecture::{Architecture, FAMILIES, RopeScaling, text_config};
+use haf_dist::model::architecture::{Architecture, FAMILIES, RopeScaling};
 use haf_dist::model::declared::Rows;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Use;
@@ -43,18 +43,18 @@ fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
 }
 
-fn config(case: &str) -> Value {
+pub fn config(case: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(folder(case).join("config.json")).unwrap()).unwrap()
 }
 
 /// The tensors of a case's file.
-fn tensors(case: &str) -> BTreeMap<String, Tensor> {
+pub fn tensors(case: &str) -> BTreeMap<String, Tensor> {
     let file = Mapped::open(&folder(case).join("model.safetensors")).unwrap();
     file.names().into_iter().map(|name| (name.clone(), file.read(&name).unwrap())).collect()
 }
 
 /// A folder with a case's config and these tensors, in one file or in so many with an index.
-fn written(case: &str, tensors: &BTreeMap<String, Tensor>, files: usize) -> tempfile::TempDir {
+pub fn written(case: &str, tensors: &BTreeMap<String, Tensor>, files: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::copy(self::folder(case).join("config.json"), folder.path().join("config.json")).unwrap();
     let name = |file: usize| match files {
@@ -75,12 +75,12 @@ fn written(case: &str, tensors: &BTreeMap<String, Tensor>, files: usize) -> temp
     folder
 }
 
-fn load(folder: &Path, log_probs: bool) -> haf_dist::error::Result<Model> {
+pub fn load(folder: &Path, log_probs: bool) -> haf_dist::error::Result<Model> {
     Model::load(folder, LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Train, log_probs })
 }
 
 /// Every parameter as files have it.
-fn values(model: &Model) -> BTreeMap<String, Tensor> {
+pub fn values(model: &Model) -> BTreeMap<String, Tensor> {
     let mut all = BTreeMap::new();
     for segment in &model.segments {
         for (index, parameter) in segment.parameters().iter().enumerate() {
@@ -158,42 +158,6 @@ fn a_head_is_known_by_each_of_its_names() {
     held.insert("lm_head.weight".into(), head.copy());
     let loaded = values(&load(written("gpt-neox-parallel", &held, 1).path(), true).unwrap());
     assert_eq!(loaded["embed_out.weight"], head);
-}
-
-/// The text model's folder as a part of a larger one: its keys within, its tensors under other names, and others beside.
-#[test]
-fn the_text_part_of_a_folder_that_reads_images_is_the_text_model() {
-    for (case, whole) in [("gemma3", "gemma3"), ("ministral3", "mistral3")] {
-        let inner = config(case);
-        let outer = json!({"model_type": whole, "architectures": ["Some"], "text_config": inner, "eos_token_id": [1, 2],
-                           "vision_config": {"model_type": "siglip"}, "tie_word_embeddings": inner["tie_word_embeddings"]});
-        let alone = Architecture::parse(&inner.to_string()).unwrap();
-        let part = Architecture::parse(&outer.to_string()).unwrap();
-        assert_eq!(part, Architecture { part_of: Some(whole), ..alone.clone() });
-        // What goes out is a text model's, with the whole's tokens.
-        let exported = Value::Object(text_config(outer.as_object().unwrap().clone()));
-        assert_eq!(Architecture::parse(&exported.to_string()).unwrap(), alone);
-        assert_eq!((&exported["eos_token_id"], exported.get("vision_config")), (&json!([1, 2]), None));
-
-        for prefix in ["language_model.model.", "model.language_model."] {
-            let rename = |name: String| match name.strip_prefix("model.") {
-                Some(rest) => format!("{prefix}{rest}"),
-                None => format!("language_model.{name}"),
-            };
-            let mut held: BTreeMap<_, _> =
-                tensors(case).into_iter().map(|(name, value)| (rename(name), value)).collect();
-            held.insert("vision_tower.layers.0.norm.weight".into(), Tensor::zeros([3], (Kind::Float, Device::Cpu)));
-            let folder = written(case, &held, 1);
-            fs::write(folder.path().join("config.json"), outer.to_string()).unwrap();
-            let loaded = values(&load(folder.path(), true).unwrap());
-            for (name, value) in tensors(case) {
-                assert_eq!(loaded[&name], value, "{case}, {prefix}: {name}");
-            }
-        }
-    }
-    let other = json!({"model_type": "mistral3", "text_config": {"model_type": "qwen3"}});
-    let error = Architecture::parse(&other.to_string()).unwrap_err();
-    assert!(error.message.contains("model_type \"qwen3\", expected mistral or ministral3"), "{error}");
 }
 
 /// As the hub has them: config.json in the keys of Transformers 4, and the number of parameters.

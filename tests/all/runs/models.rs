@@ -121,7 +121,7 @@ fn a_padded_vocabulary_loads_and_gives_the_same_rewards() {
     let padded = tensors(31, 1.0);
     replace(&padded);
     change(&workspace, &[("vocab_size", json!(128))]);
-    assert_eq!(load(&workspace).segment(Part::Embedding).unwrap().1.parameters[0].shape, [128, 32]);
+    assert_eq!(load(&workspace).segment(Part::Embedding).unwrap().1.parameters()[0].shape, [128, 32]);
     assert_eq!(rewards(&workspace), before);
     assert!(models(&workspace).succeeded().stdout.contains("128 rows, token ids up to 74"));
     // Control: other rows would be seen.

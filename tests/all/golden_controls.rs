@@ -1,0 +1,86 @@
+//! Promise: the golden files notice a model that lacks one of its specialities, or has a threshold elsewhere.
+//!
+//! Not here: that the models as they are agree with them (`golden.rs`).
+
+use crate::golden::{Golden, check};
+use haf_dist::data::batch::Packing;
+use haf_dist::model::architecture::{Architecture, NormKind, Residual, RopeScaling};
+use haf_dist::ops::Activation;
+
+#[test]
+fn control_a_model_without_one_of_its_specialities_is_noticed() {
+    let notice = |case: &str, what: &str, change: &dyn Fn(&mut Architecture)| {
+        let golden = Golden::open(case, "golden.safetensors");
+        let mut engine = golden.engine_of(&golden.folder, false, change);
+        let outcome = check(&golden, &mut engine, Packing::Shared, 5);
+        assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
+    };
+    let no_window = |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.rules.window = None);
+    let residual = |residual: Residual| {
+        move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
+    };
+    for case in ["mistral", "mistral-some-windows", "qwen2", "phi3", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"]
+    {
+        notice(case, "its window", &no_window);
+    }
+    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"] {
+        notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
+    }
+    notice("gemma2", "capped scores", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.rules.soft_cap = None);
+    });
+    notice("gemma2", "capped logits", &|model| model.logit_cap = None);
+    notice("gemma2", "scaled embeddings", &|model| model.embedding_scale = None);
+    notice("gemma2", "weights counted from 1", &|model| model.norm = NormKind::RootMeanSquare);
+    notice("gemma2", "its activation", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);
+    });
+    let no_norms = |model: &mut Architecture| model.norm = NormKind::RootMeanSquare;
+    notice("gemma3", "weights counted from 1", &no_norms);
+    notice("gemma3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
+    notice("smollm3", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    let scaling = |rotation: usize, change: fn(&mut RopeScaling)| {
+        move |model: &mut Architecture| change(&mut model.rotations[rotation].rope.scaling)
+    };
+    let other_passage: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { slow, .. } => *slow *= 4.0,
+        other => panic!("{other:?}"),
+    };
+    let no_magnitude: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { magnitude, .. } | RopeScaling::Long { magnitude, .. } => *magnitude = 1.0,
+        other => panic!("{other:?}"),
+    };
+    // By one token: some sequence lies between.
+    let later: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Dynamic { original, .. } | RopeScaling::Long { original, .. } => *original += 1,
+        other => panic!("{other:?}"),
+    };
+    for (case, change) in
+        [("olmo3", other_passage), ("olmo3", no_magnitude), ("ministral3", other_passage), ("ministral3", no_magnitude)]
+    {
+        notice(case, "its own YaRN", &scaling(0, change));
+    }
+    for case in ["llama-dynamic", "phi3-longrope"] {
+        notice(case, "its limit", &scaling(0, later));
+    }
+    notice("phi3-longrope", "its magnitude", &scaling(0, no_magnitude));
+    notice("olmo3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
+    notice("ministral3", "growing queries", &|model| model.rotations[0].query_growth = None);
+    notice("ministral3", "its first context", &|model| {
+        model.rotations[0].query_growth.iter_mut().for_each(|growth| growth.original += 1.0);
+    });
+    notice("granite", "scaled embeddings", &|model| model.embedding_scale = None);
+    notice("granite", "scaled logits", &|model| model.logit_scale = None);
+    notice("granite", "scaled halves", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.residual_scale = None);
+    });
+    notice("exaone4", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("gpt-neox-odd", "frequencies of three columns", &|model| model.rotations[0].period = 4);
+    notice("gpt-neox-odd", "its activation", &|model| {
+        model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);
+    });
+    notice("phi", "its residual", &residual(Residual::Sequential));
+    notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
+    notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));
+    notice("gpt-neox-sequential", "its residual", &residual(Residual::Parallel));
+}
