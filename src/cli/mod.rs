@@ -139,7 +139,7 @@ enum TypedCommand {
     /// Predict memory, step time and scaling on hardware that need not be there
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
-    /// List the model families, or say whether a folder would load: every reason against it, and its parameters
+    /// List the model families, or say whether a folder would load and all that is against it
     #[command(after_help = examples::MODELS)]
     Models {
         /// A model's folder [default: a list of the families]

@@ -130,7 +130,9 @@ def main() -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     failed = []
-    for name in names or [name for name in make_golden.CASES if name not in ("llama-untied", "llama-linear")]:
+    # In llama-dynamic Transformers goes by the longest sequence of a batch and of what it has seen before.
+    left_out = ("llama-untied", "llama-linear", "llama-dynamic")
+    for name in names or [name for name in make_golden.CASES if name not in left_out]:
         with tempfile.TemporaryDirectory() as folder:
             if not check(Path(program).resolve(), name, Path(folder)):
                 failed.append(name)

@@ -5,7 +5,8 @@
 use super::keys::Keys;
 use super::rope::RopeKeys;
 use super::{
-    Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, Residual, StoredHeads,
+    Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, Residual, RopeScaling,
+    StoredHeads,
 };
 use crate::error::{Error, Result};
 use crate::model::architecture::NormKind;
@@ -75,6 +76,12 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
     }
     let rope = RopeKeys { positions: defaults.positions, ..rope };
     let rotations = rope.read(keys, head_width)?;
+    let positions = keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions);
+    // A dynamic rotation is made to go beyond that key.
+    let reach = rotations.iter().find_map(|rotation| match rotation.rope.scaling {
+        RopeScaling::Dynamic { factor, original } => Some((factor * original as f64) as usize),
+        _ => None,
+    });
     if layers > MOST_LAYERS {
         return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
     }
@@ -99,7 +106,7 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
     Ok(Architecture {
         vocabulary,
         width,
-        max_positions: keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions),
+        max_positions: reach.unwrap_or(positions),
         norm: NormKind::RootMeanSquare,
         norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?,
         blocks: vec![block; layers],

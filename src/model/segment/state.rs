@@ -28,7 +28,7 @@ impl OptimizerState {
     }
 
     /// Of share number `rank` of `ranks`, from the whole masters and the weights. These must be as long as all shares
-    /// together ([`padded`]).
+    /// together.
     pub fn share_of(whole: &Tensor, weights: &Tensor, rank: usize, ranks: usize) -> Self {
         let share = weights.numel() / ranks;
         let owned = rank * share..(rank + 1) * share;

@@ -3,8 +3,6 @@
 //! The golden files are made by tests/golden/make_golden.py. Each case is also run with separate packing, one pair at a
 //! time and with activation checkpointing, which must all give the golden numbers.
 
-mod controls;
-
 use haf_dist::config::LossConfig;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
@@ -58,8 +56,8 @@ const CASES: [&str; 22] = [
     "gpt-neox-sequential",
 ];
 
-struct Golden {
-    folder: PathBuf,
+pub struct Golden {
+    pub folder: PathBuf,
     file: Mapped,
     loss: LossConfig,
     margins: Vec<f32>,
@@ -75,7 +73,7 @@ struct OwnedPair {
 }
 
 impl Golden {
-    fn open(case: &str, file: &str) -> Self {
+    pub fn open(case: &str, file: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
         let file = Mapped::open(&folder.join(file)).unwrap();
         let about: serde_json::Value = serde_json::from_str(&file.metadata()["golden"]).unwrap();
@@ -119,7 +117,7 @@ impl Golden {
     }
 
     /// With something else in the model's description.
-    fn engine_of(&self, folder: &Path, checkpointing: bool, change: &dyn Fn(&mut Architecture)) -> Engine {
+    pub fn engine_of(&self, folder: &Path, checkpointing: bool, change: &dyn Fn(&mut Architecture)) -> Engine {
         let log_probs = self.loss.needs_policy();
         let (device, kind, _) = place();
         let options = LoadOptions { kind, device, purpose: Use::Train, log_probs };
@@ -172,7 +170,7 @@ fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
 
 /// Runs the pairs `per_batch` at a time and compares losses and every gradient that the golden file holds. Returns the
 /// largest relative distance of a gradient.
-fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
+pub fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
     let pairs = golden.pairs();
     let packing = if packing == Packing::Shared { shared(engine) } else { packing };
     let (mut losses, mut buckets) = (Vec::<PairLosses>::new(), Buckets::of(&engine.model).unwrap());
@@ -324,4 +322,22 @@ fn sharded_weights_are_the_same_model() {
     let golden = Golden::open("llama-linear", "golden.safetensors");
     let mut engine = golden.engine(&golden.folder.join("sharded"), false);
     check(&golden, &mut engine, Packing::Shared, 5).unwrap();
+}
+
+#[test]
+fn control_a_swapped_pair_or_a_shifted_reward_is_noticed() {
+    let golden = Golden::open("llama-tied", "golden.safetensors");
+    let run = |change: &dyn Fn(&mut PackedBatch)| {
+        let mut engine = golden.engine(&golden.folder, false);
+        let mut buckets = Buckets::of(&engine.model).unwrap();
+        let mut batch = pack(&golden.pairs(), 0, Packing::Shared);
+        change(&mut batch);
+        engine.forward_backward(&batch, &golden.objective(), &mut buckets).unwrap();
+        let mine = &buckets.get(engine.order.embedding).unwrap().views()[0] / 5.0;
+        distance(&mine, &golden.file.read("grad.model.embed_tokens.weight").unwrap())
+    };
+    assert!(run(&|_| {}) < place().2[1]);
+    assert!(run(&|batch| batch.pairs[0].answers.swap(0, 1)) > 1e-3);
+    assert!(run(&|batch| batch.pairs[1].answers[0].reward_row -= 1) > 1e-3);
+    assert!(run(&|batch| batch.positions += 1 - batch.positions.clamp(0, 1)) > 1e-3);
 }

@@ -1,28 +1,11 @@
-//! Controls of the golden tests: what is wrong is noticed.
+//! Promise: the golden files notice a model that lacks one of its specialities, or has a threshold elsewhere.
+//!
+//! Not here: that the models as they are agree with them (`golden.rs`).
 
-use super::{Golden, check, distance, pack, place};
-use haf_dist::data::batch::{PackedBatch, Packing};
-use haf_dist::engine::Buckets;
+use crate::golden::{Golden, check};
+use haf_dist::data::batch::Packing;
 use haf_dist::model::architecture::{Architecture, NormKind, Residual, RopeScaling};
 use haf_dist::ops::Activation;
-
-#[test]
-fn control_a_swapped_pair_or_a_shifted_reward_is_noticed() {
-    let golden = Golden::open("llama-tied", "golden.safetensors");
-    let run = |change: &dyn Fn(&mut PackedBatch)| {
-        let mut engine = golden.engine(&golden.folder, false);
-        let mut buckets = Buckets::of(&engine.model).unwrap();
-        let mut batch = pack(&golden.pairs(), 0, Packing::Shared);
-        change(&mut batch);
-        engine.forward_backward(&batch, &golden.objective(), &mut buckets).unwrap();
-        let mine = &buckets.get(engine.order.embedding).unwrap().views()[0] / 5.0;
-        distance(&mine, &golden.file.read("grad.model.embed_tokens.weight").unwrap())
-    };
-    assert!(run(&|_| {}) < place().2[1]);
-    assert!(run(&|batch| batch.pairs[0].answers.swap(0, 1)) > 1e-3);
-    assert!(run(&|batch| batch.pairs[1].answers[0].reward_row -= 1) > 1e-3);
-    assert!(run(&|batch| batch.positions += 1 - batch.positions.clamp(0, 1)) > 1e-3);
-}
 
 #[test]
 fn control_a_model_without_one_of_its_specialities_is_noticed() {
