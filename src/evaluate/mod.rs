@@ -5,6 +5,7 @@
 pub mod comparison;
 pub mod reference;
 pub mod scoring;
+pub mod suites;
 
 use crate::config::{LossConfig, Objective as Trained};
 use crate::data::TokenPair;

@@ -52,6 +52,7 @@ mod run_folder;
 mod runs;
 mod sampler;
 mod smollm2;
+mod suites;
 mod templates;
 mod token_truth;
 mod tokenize;
