@@ -18,6 +18,7 @@ mod tiny;
 
 mod added_tokens;
 mod beside;
+mod calibration;
 mod checkpoint;
 mod cli;
 mod communicator;
