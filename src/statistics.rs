@@ -26,6 +26,15 @@ pub struct Interval {
     pub high: f64,
 }
 
+impl Interval {
+    /// This interval of a proportion, or [`wilson`]'s for `n` trials where it has no width: a bootstrap that has never seen
+    /// another outcome does not know how rare it is.
+    pub fn or_wilson(self, proportion: f64, n: usize) -> Self {
+        let no_width = self.high - self.low <= 1e-12 * proportion.abs();
+        if no_width && (0.0..=1.0).contains(&proportion) { wilson(proportion, n) } else { self }
+    }
+}
+
 /// Where some numbers lie, and how far they spread.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
@@ -86,22 +95,56 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
     let interval = Interval { low: quantile(&means, 0.025), high: quantile(&means, 0.975) };
 
     let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let no_width = interval.high - interval.low <= 1e-12 * mean.abs();
     let proportions = values.iter().all(|value| (0.0..=1.0).contains(value));
-    Some(if no_width && proportions { wilson(mean, clusters.len()) } else { interval })
+    Some(if proportions { interval.or_wilson(mean, clusters.len()) } else { interval })
 }
 
 /// Mean over as many clusters as there are, each drawn with replacement.
 fn resampled_mean(clusters: &[Cluster], random: &mut ChaCha8Rng) -> f64 {
     let mut total = Cluster::default();
     for _ in 0..clusters.len() {
-        // The upper half of a product maps 32 random bits to an index; its bias is below count / 2^32.
-        let index = (u64::from(random.next_u32()) * clusters.len() as u64) >> 32;
-        let drawn = clusters[index as usize];
+        let drawn = clusters[below(clusters.len(), random)];
         total.sum += drawn.sum;
         total.count += drawn.count;
     }
     total.sum / total.count
+}
+
+/// 95% percentile intervals of several statistics, from a bootstrap that draws clusters with replacement within strata.
+///
+/// Clusters are numbered from 0, those of a stratum one after the other; `strata` has the strata's sizes, which a resample
+/// keeps. `statistics` gets the clusters drawn and returns the statistics, always as many. `None` for one that is not finite
+/// in some resample, nothing for no resamples.
+pub fn stratified_bootstrap(
+    strata: &[usize],
+    resamples: usize,
+    seed: u64,
+    statistics: impl Fn(&[usize]) -> Vec<f64>,
+) -> Vec<Option<Interval>> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut seen: Vec<Vec<f64>> = Vec::new();
+    for _ in 0..resamples {
+        let mut drawn = Vec::with_capacity(strata.iter().sum());
+        let mut first = 0;
+        for &size in strata {
+            drawn.extend((0..size).map(|_| first + below(size, &mut random)));
+            first += size;
+        }
+        let values = statistics(&drawn);
+        seen.resize(values.len(), Vec::new());
+        seen.iter_mut().zip(values).for_each(|(all, value)| all.push(value));
+    }
+    let interval = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        let finite = values.iter().all(|value| value.is_finite());
+        finite.then(|| Interval { low: quantile(&values, 0.025), high: quantile(&values, 0.975) })
+    };
+    seen.into_iter().map(interval).collect()
+}
+
+/// A number from 0 to below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
+fn below(count: usize, random: &mut ChaCha8Rng) -> usize {
+    ((u64::from(random.next_u32()) * count as u64) >> 32) as usize
 }
 
 /// Linear interpolation between the two nearest of the sorted values (Hyndman & Fan's type 7).

@@ -27,7 +27,8 @@ Exit codes:
 pub const EVAL: &str = "\
 Examples:
   haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
-  mpirun -n 2 haf-dist eval --checkpoint models/some-reward-model --data hh.jsonl.gz --template chat --json";
+  mpirun -n 2 haf-dist eval --checkpoint models/some-reward-model --data hh.jsonl.gz --template chat --json
+  haf-dist eval --checkpoint runs/safety/step-100 --suite rewardbench2 rb2.jsonl --suite rm-bench total_dataset.json";
 
 /// Below the options of `haf-dist score`.
 pub const SCORE: &str = "\

@@ -3,15 +3,18 @@
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
 mod costs;
+mod evaluating;
 mod examples;
 mod values;
 mod verifying;
 
 pub use costs::{Bench, Planning};
+pub use evaluating::Evaluating;
 
 use crate::config::{Dtype, Format, RewardAt, TemplateKind};
 use crate::error::{Error, Result};
 use clap::{Args, Parser, Subcommand};
+use evaluating::TypedEvaluating;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -78,23 +81,17 @@ impl Arguments {
 
 #[derive(Debug, Subcommand)]
 enum TypedCommand {
-    /// Evaluate a checkpoint on pairs: accuracy with its interval, margin and losses per domain
+    /// Evaluate a checkpoint on pairs (accuracy with its interval, margin and losses per domain) or on benchmarks
     #[command(after_help = examples::EVAL)]
-    Eval {
-        #[command(flatten)]
-        scoring: Scoring,
-        /// Shape of the rows; auto tells it by the keys of the first
-        #[arg(long, value_enum, default_value_t = Format::Auto, help_heading = "Data")]
-        format: Format,
-        /// Print JSON lines with the keys of metrics.jsonl instead of a table [default: a table]
-        #[arg(long)]
-        json: bool,
-    },
+    Eval(TypedEvaluating),
     /// Write a reward for every answer in a file, as JSON lines
     #[command(after_help = examples::SCORE)]
     Score {
         #[command(flatten)]
         scoring: Scoring,
+        /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
+        #[arg(long, value_name = "FILE")]
+        data: PathBuf,
         /// Where to write; `-` is standard output
         #[arg(long, value_name = "FILE", default_value = "-")]
         output: PathBuf,
@@ -193,8 +190,8 @@ pub struct Scoring {
     #[arg(long)]
     pub allow_changed: bool,
 
-    /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
-    #[arg(long, value_name = "FILE")]
+    /// The rows to score; each command says itself whether it must have them.
+    #[arg(skip)]
     pub data: PathBuf,
 
     /// Where the rows have a key of the format, e.g. prompt=question or chosen=answers.best; may be repeated
@@ -256,14 +253,7 @@ pub enum Command {
         allow_changed: bool,
     },
     /// Evaluate a checkpoint.
-    Eval {
-        /// What is evaluated on what.
-        scoring: Scoring,
-        /// Shape of the rows.
-        format: Format,
-        /// JSON lines instead of a table.
-        json: bool,
-    },
+    Eval(Evaluating),
     /// Write rewards.
     Score {
         /// What is scored with what.
@@ -316,12 +306,13 @@ impl TryFrom<Arguments> for Command {
     type Error = Error;
 
     /// # Errors
-    /// Neither `--config` nor a command.
+    /// Neither `--config` nor a command; suites that are not as they should be.
     fn try_from(typed: Arguments) -> Result<Self> {
         let Arguments { command, config, set, resume, debug, allow_changed, trace: _ } = typed;
         match (command, config) {
-            (Some(TypedCommand::Eval { scoring, format, json }), _) => Ok(Self::Eval { scoring, format, json }),
-            (Some(TypedCommand::Score { scoring, output }), _) => {
+            (Some(TypedCommand::Eval(typed)), _) => Evaluating::try_from(typed).map(Self::Eval),
+            (Some(TypedCommand::Score { scoring, data, output }), _) => {
+                let scoring = Scoring { data, ..scoring };
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Ok(Self::Score { scoring, output })
             }

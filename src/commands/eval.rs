@@ -1,4 +1,5 @@
-//! `haf-dist eval`: metrics of a checkpoint, or of any reward model folder of a known family, on a file of pairs.
+//! `haf-dist eval`: metrics, calibration and the part of length, of a checkpoint or any reward model folder of a known family,
+//! on a file of pairs.
 
 use super::scored::{Scored, open};
 use super::setup;
@@ -8,6 +9,7 @@ use crate::comm::CommThread;
 use crate::config::{Format, Source};
 use crate::error::Result;
 use crate::evaluate;
+use crate::evaluate::report::{Report, tables};
 use crate::evaluate::scoring::score_pairs;
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
@@ -36,15 +38,16 @@ pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, com
     let references = references.unwrap_or_default();
     let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
     if comm.rank() == 0 {
-        print(&rows, json)?;
+        print(&rows, &evaluate::reports("eval", &data, &scores, &references, reported), json)?;
     }
     Ok(())
 }
 
-fn print(rows: &[EvaluationMetrics], json: bool) -> Result<()> {
+fn print(rows: &[EvaluationMetrics], reports: &[Report], json: bool) -> Result<()> {
     if json {
-        terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))
+        terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))?;
+        terminal::lines(reports.iter().filter_map(|report| serde_json::to_string(report).ok()))
     } else {
-        terminal::out(evaluation_table(&concise(rows)))
+        terminal::out(format_args!("{}\n\n{}", evaluation_table(&concise(rows)), tables(reports)))
     }
 }

@@ -6,6 +6,7 @@ use crate::cli::{Exporting, Scoring, Verifying};
 use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source};
 use crate::error::{Error, Result};
+use crate::evaluate::suites::Suite;
 use crate::hub::{Hub, RepositoryKind, Snapshot};
 use crate::model::adapter;
 use crate::model::peft::PeftConfig;
@@ -49,6 +50,19 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
     let files = dataset(&scoring.data, "--data", comm)?;
     let data = files.first().cloned().unwrap_or_default();
     Ok((Scoring { checkpoint, base, data, ..scoring.clone() }, files))
+}
+
+/// The same for the files of suites. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_suites(suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<Vec<(Suite, Vec<PathBuf>)>> {
+    let fetched = |(suite, files): &(Suite, Vec<PathBuf>)| {
+        let key = format!("--suite {}", suite.name());
+        let files = files.iter().map(|file| dataset(file, &key, comm)).collect::<Result<Vec<_>>>()?;
+        Ok((*suite, files.concat()))
+    };
+    suites.iter().map(fetched).collect()
 }
 
 /// The same for what `export` is pointed at. All ranks must call it.

@@ -14,11 +14,12 @@ mod prepare;
 mod score;
 mod scored;
 mod setup;
+mod suites;
 mod train;
 mod verify;
 
 use crate::checkpoint::Changed;
-use crate::cli::Command;
+use crate::cli::{Command, Evaluating};
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -49,7 +50,11 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
         Command::Prepare { config, set, allow_changed } => {
             prepare::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)
         }
-        Command::Eval { scoring, format, json } => {
+        Command::Eval(Evaluating { scoring, suites, json, .. }) if !suites.is_empty() => {
+            let (scoring, _) = hub::fetch_scoring(scoring, comm)?;
+            suites::run(&scoring, &hub::fetch_suites(suites, comm)?, *json, comm)
+        }
+        Command::Eval(Evaluating { scoring, format, json, .. }) => {
             let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
             eval::run(&scoring, &files, *format, *json, comm)
         }

@@ -39,6 +39,8 @@ pub struct Opened {
     /// Where the run stood that wrote the checkpoint; at its start for other folders.
     pub state: TrainState,
     origin: Origin,
+    /// Rows of the model's embedding.
+    vocabulary: usize,
     trained_here: bool,
     /// Until the weights have been read.
     check: Cell<Option<FileCheck>>,
@@ -100,7 +102,7 @@ fn read(scoring: &Scoring) -> Result<Opened> {
         rules.skipped_at_end = padding(&origin.base)?;
     }
     let encoder = Encoder::open(origin.tokenizer(), rules, architecture.vocabulary)?;
-    Ok(Opened { config, encoder, state, origin, trained_here, check })
+    Ok(Opened { config, encoder, state, origin, vocabulary: architecture.vocabulary, trained_here, check })
 }
 
 impl Opened {
@@ -179,6 +181,17 @@ impl Opened {
             );
         }
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
+    }
+
+    /// The same encoder with a shorter length, whose prompts keep `max_prompt_length` tokens at least: by default three quarters.
+    ///
+    /// # Errors
+    /// Lengths that exclude each other.
+    pub fn cutting_to(&self, max_length: usize, max_prompt_length: Option<usize>) -> Result<Encoder> {
+        let prompt = max_prompt_length.unwrap_or(max_length * 3 / 4);
+        Config::check_lengths([("--max-length", max_length), ("--max-prompt-length", prompt)])?;
+        let rules = Rules { max_length, max_prompt_length: prompt, ..*self.encoder.rules() };
+        Encoder::open(self.origin.tokenizer(), rules, self.vocabulary)
     }
 
     /// Where the tokenizer's files are.

@@ -21,6 +21,8 @@ pub mod tokenize;
 pub mod tokenizer_files;
 pub mod verbatim;
 
+pub use rows::objects;
+
 use serde_json::{Map, Value};
 
 /// One turn of a conversation.

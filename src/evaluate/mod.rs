@@ -2,18 +2,24 @@
 //!
 //! Means are taken over pairs, never over batches or ranks, so uneven shards change nothing. A tie is half a hit.
 
+pub mod calibration;
 pub mod comparison;
+pub mod length;
 pub mod reference;
+pub mod report;
 pub mod scoring;
+pub mod suites;
 
 use crate::config::{LossConfig, Objective as Trained};
 use crate::data::TokenPair;
 use crate::data::prepared::PreparedData;
 use crate::engine::head::{Objective, PairLosses, PairScores};
 use crate::files;
-use crate::loss::hit;
+use crate::loss::{AnswerLogProb, hit, implicit_reward};
 use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
 use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap};
+use length::Measured;
+use report::{Report, Rewarded};
 
 /// What an evaluation reports of the two heads.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +80,39 @@ pub fn outcomes(
         }
     };
     evaluated(data, scores, references, reported).iter().enumerate().map(outcome).collect()
+}
+
+/// What calibration and length say of each head that is reported; the arguments are those of [`metrics`].
+pub fn reports(
+    split: &str,
+    data: &PreparedData,
+    scores: &[PairScores],
+    references: &[[f32; 2]],
+    reported: Reported,
+) -> Vec<Report> {
+    let implicit = |index: usize, answer: usize| {
+        let PairScores { log_probs, tokens, .. } = scores[index];
+        let reference = references.get(index).map_or(0.0, |of_pair| f64::from(of_pair[answer]));
+        implicit_reward(reported.loss, AnswerLogProb { policy: log_probs[answer], reference, tokens: tokens[answer] })
+    };
+    let of_head = |scored_by: &'static str, reward: &dyn Fn(usize, usize) -> f64| {
+        let rewarded = |index: usize| {
+            let pair = data.pair(index);
+            let lengths = pair.spans.map(|span| span.end.saturating_sub(span.start));
+            let measured = Measured { rewards: [0, 1].map(|answer| reward(index, answer)), lengths };
+            Rewarded { domain: data.domains()[pair.domain].clone(), measured }
+        };
+        let pairs: Vec<Rewarded> = (0..scores.len()).map(rewarded).collect();
+        report::reports(split, scored_by, data.domains(), &pairs)
+    };
+    let mut reports = Vec::new();
+    if reported.reward {
+        reports.extend(of_head("reward", &|index, answer| scores[index].rewards[answer]));
+    }
+    if reported.policy {
+        reports.extend(of_head("implicit", &implicit));
+    }
+    reports
 }
 
 /// Hash of a pair's tokens.

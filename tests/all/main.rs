@@ -18,6 +18,7 @@ mod tiny;
 
 mod added_tokens;
 mod beside;
+mod calibration;
 mod checkpoint;
 mod cli;
 mod communicator;
@@ -56,6 +57,7 @@ mod run_folder;
 mod runs;
 mod sampler;
 mod smollm2;
+mod suites;
 mod templates;
 mod text_parts;
 mod token_truth;

@@ -17,7 +17,7 @@ pub(in crate::data) use place::{Place, Take};
 use crate::error::{Error, Result, file_error};
 use crate::files;
 use flate2::bufread::MultiGzDecoder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
@@ -65,6 +65,25 @@ pub(super) fn for_each(
         0 => Err(Error::input(format!("{} holds no rows", path.display())).hint(HINT)),
         _ => Ok(()),
     }
+}
+
+/// Hands every row of `path` to `take` as an object, in order, for files that hold no preferences. The first error ends it and
+/// gets the row's place. What JSON does not have, such as NaN, is an object in the row, never a text or a number.
+///
+/// # Errors
+/// As [`for_each`]; a row that is no object.
+pub fn objects(
+    path: &Path,
+    max_row_bytes: usize,
+    mut take: impl FnMut(Map<String, Value>) -> Result<()>,
+) -> Result<()> {
+    for_each(path, max_row_bytes, |place, row| {
+        let taken = match row {
+            Value::Object(object) if odd::kind(&object).is_none() => take(object),
+            _ => Err(Error::input("this row is no object").hint(HINT)),
+        };
+        taken.map_err(|error| error.at(place))
+    })
 }
 
 /// The value that a text of a row holds as JSON.

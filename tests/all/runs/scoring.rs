@@ -42,6 +42,8 @@ fn eval_repeats_the_closing_evaluation_to_the_last_digit() {
     };
     let outcome = eval(2, "run/step-6", &["--json", "--tokens-per-micro-batch", "90"]);
     let mut rows = parse_lines(&outcome.stdout);
+    // Behind them stand reports of calibration and length.
+    rows.retain(|row| row.get("eval").is_some());
     for row in &mut rows {
         assert_eq!(row["eval"], "eval");
         row["eval"] = json!("test");

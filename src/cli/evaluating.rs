@@ -1,0 +1,90 @@
+//! What may be typed behind `haf-dist eval`.
+
+use super::Scoring;
+use crate::config::Format;
+use crate::error::{Error, Result};
+use crate::evaluate::suites::Suite;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What `eval` evaluates and how, as typed.
+#[derive(Debug, Clone, Args)]
+pub(super) struct TypedEvaluating {
+    #[command(flatten)]
+    scoring: Scoring,
+
+    /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
+    #[arg(long, value_name = "FILE", required_unless_present = "suite")]
+    data: Option<PathBuf>,
+
+    /// A benchmark and its files, in place of --data: rewardbench, rewardbench2, rm-bench or judgebench, with its own number;
+    /// may be repeated
+    ///
+    /// For example --suite judgebench gpt.jsonl claude.jsonl --suite rewardbench hf://allenai/reward-bench/default/filtered.
+    /// Cut to the length of the authors' scripts, 2048 tokens (judgebench: not at all), unless --max-length is given: the
+    /// prompt first, as everywhere here, where the scripts cut the text at one end. The number without cutting stands beside.
+    #[arg(long, value_names = ["SUITE", "FILE"], num_args = 2.., conflicts_with_all = ["data", "format", "column"])]
+    suite: Vec<String>,
+
+    /// Shape of the rows; auto tells it by the keys of the first
+    #[arg(long, value_enum, default_value_t = Format::Auto, help_heading = "Data")]
+    format: Format,
+
+    /// Print JSON lines, of pairs with the keys of metrics.jsonl, instead of a table [default: a table]
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `eval` evaluates and how.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluating {
+    /// With which model; its `data` is empty where there are suites.
+    pub scoring: Scoring,
+    /// Benchmarks, each with its files.
+    pub suites: Vec<(Suite, Vec<PathBuf>)>,
+    /// Shape of the rows.
+    pub format: Format,
+    /// JSON lines instead of a table.
+    pub json: bool,
+}
+
+impl TryFrom<TypedEvaluating> for Evaluating {
+    type Error = Error;
+
+    /// # Errors
+    /// A file before the name of a suite, a suite without files or there twice.
+    fn try_from(typed: TypedEvaluating) -> Result<Self> {
+        let TypedEvaluating { scoring, data, suite, format, json } = typed;
+        let scoring = Scoring { data: data.unwrap_or_default(), ..scoring };
+        Ok(Self { scoring, suites: suites(&suite)?, format, json })
+    }
+}
+
+/// The values of all `--suite`, one after the other: a suite's name starts a suite.
+fn suites(values: &[String]) -> Result<Vec<(Suite, Vec<PathBuf>)>> {
+    let mut suites: Vec<(Suite, Vec<PathBuf>)> = Vec::new();
+    for value in values {
+        let named = Suite::from_str(value, false).ok();
+        if named.is_some_and(|suite| suites.iter().any(|(other, _)| *other == suite)) {
+            return Err(Error::input(format!("--suite {value} is there twice")).hint("name all its files behind it"));
+        }
+        match (named, suites.last_mut()) {
+            (Some(suite), _) => suites.push((suite, Vec::new())),
+            (None, Some((_, files))) => files.push(PathBuf::from(value)),
+            (None, None) => {
+                let names: Vec<&str> = Suite::value_variants().iter().map(|suite| suite.name()).collect();
+                return Err(Error::input(format!("--suite {value}: no suite of that name"))
+                    .hint(format!("expected one of {}, then its files", names.join(", "))));
+            }
+        }
+    }
+    match suites.iter().find(|(_, files)| files.is_empty()) {
+        Some((suite, _)) => {
+            let name = suite.name();
+            Err(Error::input(format!("--suite {name}: no file is named"))
+                .hint(format!("name its files behind it; a file that is called as a suite is written ./{name}")))
+        }
+        None => Ok(suites),
+    }
+}

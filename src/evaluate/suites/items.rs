@@ -1,0 +1,90 @@
+//! What a suite scores: a prompt and its answers. And a row's values, with errors that name the key.
+//!
+//! Not here: which keys a suite has.
+
+use super::Suite;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+
+/// A prompt with its answers, the right ones first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// The subset that it is counted in.
+    pub subset: String,
+    /// The user's turn.
+    pub prompt: String,
+    /// The answers to score, right ones first.
+    pub answers: Vec<String>,
+    /// How many of them are right.
+    pub correct: usize,
+    /// What items that are not independent have in common: the prompt, or the number of a prompt with ties.
+    pub cluster: String,
+    /// What else the suite's number depends on.
+    pub role: Role,
+}
+
+/// What a suite's number depends on beside the scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Nothing.
+    Plain,
+    /// Two equal scores count as right: JudgeBench's tie is a decision for B.
+    RightIfTied,
+    /// The prompt with one right answer that a prompt with several is held against: RewardBench 2's Ties.
+    Reference,
+    /// The prompt with several right answers.
+    Tied,
+}
+
+/// A row of a suite's file.
+pub(super) struct Row {
+    suite: Suite,
+    object: Map<String, Value>,
+}
+
+impl Row {
+    pub(super) fn new(suite: Suite, object: Map<String, Value>) -> Self {
+        Self { suite, object }
+    }
+
+    /// The value of a key, `None` for null too.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn refuse(&self, message: impl std::fmt::Display) -> Error {
+        Error::input(format!("no row of {}: {message}", self.suite.name()))
+            .hint("is the file the suite's own? an hf:// path may name its split, as in hf://owner/name/config/split")
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> Error {
+        match self.get(key) {
+            None => {
+                let keys: Vec<&str> = self.object.keys().map(String::as_str).collect();
+                self.refuse(format!("`{key}` is missing, expected {expected}; the row has the keys {keys:?}"))
+            }
+            Some(_) => self.refuse(format!("`{key}` is not {expected}")),
+        }
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<String> {
+        let text = self.get(key).and_then(Value::as_str);
+        text.map(String::from).ok_or_else(|| self.wrong(key, "a text"))
+    }
+
+    pub(super) fn texts(&self, key: &str) -> Result<Vec<String>> {
+        let texts = |list: &Vec<Value>| list.iter().map(|text| text.as_str().map(String::from)).collect();
+        let texts: Option<Vec<String>> = self.get(key).and_then(Value::as_array).and_then(texts);
+        texts.ok_or_else(|| self.wrong(key, "a list of texts"))
+    }
+
+    /// Checks a count that the row states, where it does.
+    pub(super) fn counts(&self, key: &str, number: usize) -> Result<()> {
+        match self.get(key) {
+            Some(stated) if stated.as_f64() != Some(number as f64) => {
+                Err(self.refuse(format!("`{key}` is {stated}, but there are {number}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! JudgeBench: which of two answers is right. A judge that scores decides for A where A's score is higher, else for B: a tie
+//! is right where B is. The whole is the share of right decisions over all pairs.
+//!
+//! Source: utils/judges.py (`SkyworkReward`, `GRMReward`) and utils/metrics.py; a score needs one order only.
+
+use super::items::{Role, Row};
+use super::{ALL, Figure, Item, figure, one_if, subsets};
+use crate::error::Result;
+
+/// What a `source` begins with, and the subset that the paper counts it in.
+const SUBSETS: [(&str, &str); 4] = [
+    ("mmlu-pro", "Knowledge"),
+    ("livebench-reasoning", "Reasoning"),
+    ("livebench-math", "Math"),
+    ("livecodebench", "Coding"),
+];
+
+pub(super) fn item(row: &Row) -> Result<Item> {
+    let (source, prompt) = (row.text("source")?, row.text("question")?);
+    let subset = SUBSETS.iter().find(|(start, _)| source.starts_with(start)).map_or(&source[..], |(_, name)| name);
+    let (a, b) = (row.text("response_A")?, row.text("response_B")?);
+    let (answers, role) = match &row.text("label")?[..] {
+        "A>B" => (vec![a, b], Role::Plain),
+        "B>A" => (vec![b, a], Role::RightIfTied),
+        other => return Err(row.refuse(format!("`label` is {other:?}, expected \"A>B\" or \"B>A\""))),
+    };
+    Ok(Item { subset: subset.to_owned(), cluster: prompt.clone(), prompt, answers, correct: 1, role })
+}
+
+pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {
+    let right = |item: usize| {
+        let (right, wrong) = (scores[item][0], scores[item][1]);
+        // Where the wrong answer is A, all but "A is higher" is a decision for B: a NaN too.
+        match items[item].role {
+            Role::RightIfTied => 1.0 - one_if(wrong > right),
+            _ => one_if(right > wrong),
+        }
+    };
+    let of_subset = |(name, clusters): (&str, Vec<&Vec<usize>>)| figure(name, &clusters, right);
+    let figures: Vec<Figure> = subsets(items, clusters).into_iter().map(of_subset).collect();
+    figures.into_iter().chain([figure(ALL, clusters, right)]).collect()
+}

@@ -1,0 +1,166 @@
+//! Benchmarks of reward models: a suite's rows become items to score, and the scores its number as its authors define it.
+//!
+//! One file a suite. Not here: scoring the items (`commands/suites.rs`), and intervals and baselines (`report.rs`).
+
+mod items;
+mod judgebench;
+pub mod report;
+mod rewardbench;
+mod rewardbench2;
+mod rm_bench;
+mod ties;
+
+pub use items::Item;
+
+use crate::data;
+use crate::error::{Error, Result};
+use items::Row;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Suite {
+    /// RewardBench (arXiv 2403.13787), as in the package rewardbench 0.1.4.
+    Rewardbench,
+    /// RewardBench 2 (arXiv 2506.01937), as in the same package.
+    Rewardbench2,
+    /// RM-Bench (arXiv 2410.16184), as in its repository's scripts/utils.py at 659399c.
+    RmBench,
+    /// JudgeBench (arXiv 2410.12784), as its repository judges with reward models at 12a499c.
+    Judgebench,
+}
+
+/// One number of a suite: of a subset, of a section or of all.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Figure {
+    /// The subset, the section, or `all`.
+    pub name: String,
+    /// Number of items in it.
+    pub items: usize,
+    /// Number of prompts in it: items of one prompt are not independent.
+    pub prompts: usize,
+    /// What it is, 1 at best; NaN where the authors' own code has NaN.
+    pub score: f64,
+}
+
+/// The name of the figure that sums a suite up.
+pub const ALL: &str = "all";
+
+impl Suite {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Rewardbench => "rewardbench",
+            Self::Rewardbench2 => "rewardbench2",
+            Self::RmBench => "rm-bench",
+            Self::Judgebench => "judgebench",
+        }
+    }
+
+    /// The length, in tokens, that the authors' scripts cut to unless they are told otherwise.
+    pub fn max_length(self) -> Option<usize> {
+        match self {
+            Self::Rewardbench | Self::Rewardbench2 | Self::RmBench => Some(2048),
+            Self::Judgebench => None,
+        }
+    }
+
+    /// The items of a suite's files, in their order.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a row that is not as the suite's are; the error says where.
+    pub fn read<P: AsRef<Path>>(self, files: &[P], max_row_bytes: usize) -> Result<Vec<Item>> {
+        let item = match self {
+            Self::Rewardbench => rewardbench::item,
+            Self::Rewardbench2 => rewardbench2::item,
+            Self::RmBench => rm_bench::item,
+            Self::Judgebench => judgebench::item,
+        };
+        let mut items = Vec::new();
+        for file in files {
+            data::objects(file.as_ref(), max_row_bytes, |row| {
+                items.push(item(&Row::new(self, row))?);
+                Ok(())
+            })?;
+        }
+        if self == Self::Rewardbench2 {
+            ties::check(&items)?;
+        }
+        match items.is_empty() {
+            true => Err(Error::input(format!("{}: no file is named", self.name())).hint("name its files behind it")),
+            false => Ok(items),
+        }
+    }
+
+    /// The suite's numbers of these scores, one list an item, an entry an answer: subsets, then what is made of them.
+    ///
+    /// What needs a subset that is not there is left out.
+    pub fn figures(self, items: &[Item], scores: &[Vec<f64>]) -> Vec<Figure> {
+        let clusters: Vec<Vec<usize>> = clusters(items).into_values().collect();
+        self.figures_of(items, scores, &clusters.iter().collect::<Vec<_>>())
+    }
+
+    /// The same of the items of these clusters, which may be there several times.
+    fn figures_of(self, items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {
+        match self {
+            Self::Rewardbench => rewardbench::figures(items, scores, clusters),
+            Self::Rewardbench2 => rewardbench2::figures(items, scores, clusters),
+            Self::RmBench => rm_bench::figures(items, scores, clusters),
+            Self::Judgebench => judgebench::figures(items, scores, clusters),
+        }
+    }
+
+    /// What [`figures`](Self::figures) would be on average if scores were drawn at random, all different.
+    fn chance(self, items: &[Item], clusters: &[&Vec<usize>], figures: usize) -> Vec<f64> {
+        match self {
+            Self::Rewardbench2 => rewardbench2::chance(items, clusters),
+            // Each is a mean over comparisons of two scores.
+            _ => vec![0.5; figures],
+        }
+    }
+}
+
+/// Items of one prompt, by subset and prompt.
+fn clusters(items: &[Item]) -> BTreeMap<(&str, &str), Vec<usize>> {
+    let mut clusters: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (index, item) in items.iter().enumerate() {
+        clusters.entry((&item.subset[..], &item.cluster[..])).or_default().push(index);
+    }
+    clusters
+}
+
+/// The clusters of each subset, by its name.
+fn subsets<'c, 'i>(items: &'i [Item], clusters: &[&'c Vec<usize>]) -> BTreeMap<&'i str, Vec<&'c Vec<usize>>> {
+    let mut subsets: BTreeMap<_, Vec<&Vec<usize>>> = BTreeMap::new();
+    for &cluster in clusters {
+        if let Some(&first) = cluster.first() {
+            subsets.entry(&items[first].subset[..]).or_default().push(cluster);
+        }
+    }
+    subsets
+}
+
+/// Mean over the items of these clusters.
+fn figure(name: &str, clusters: &[&Vec<usize>], outcome: impl Fn(usize) -> f64) -> Figure {
+    let items: usize = clusters.iter().map(|cluster| cluster.len()).sum();
+    let sum: f64 = clusters.iter().flat_map(|cluster| cluster.iter()).map(|&item| outcome(item)).sum();
+    Figure { name: name.to_owned(), items, prompts: clusters.len(), score: sum / items as f64 }
+}
+
+/// Plain mean of figures.
+fn mean_of(name: &str, figures: &[&Figure]) -> Figure {
+    Figure {
+        name: name.to_owned(),
+        items: figures.iter().map(|figure| figure.items).sum(),
+        prompts: figures.iter().map(|figure| figure.prompts).sum(),
+        score: figures.iter().map(|figure| figure.score).sum::<f64>() / figures.len() as f64,
+    }
+}
+
+/// 1 where the comparison holds; NaN compares as false.
+fn one_if(holds: bool) -> f64 {
+    f64::from(u8::from(holds))
+}

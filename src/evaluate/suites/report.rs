@@ -1,0 +1,122 @@
+//! A suite's figures with what they are worth: 95% intervals by prompt, what the longest and the shortest answer would reach,
+//! and chance.
+//!
+//! Not here: the figures themselves.
+
+use super::{Item, Suite, clusters};
+use crate::metrics::{number, with_interval};
+use crate::statistics::{Interval, RESAMPLES, SEED, stratified_bootstrap};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+/// A figure with its interval and baselines, as it is printed as JSON. What is not a number there is null.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// The suite.
+    pub suite: Suite,
+    /// What scored: `reward` or `implicit`.
+    pub scored_by: &'static str,
+    /// The subset, the section, or `all`.
+    pub subset: String,
+    /// Number of items.
+    pub items: usize,
+    /// The figure, as the suite's authors define it.
+    pub score: f64,
+    /// Lower end of its 95% interval.
+    pub low: Option<f64>,
+    /// Upper end of its 95% interval.
+    pub high: Option<f64>,
+    /// The figure if the longest answer, in characters, were always taken for the best.
+    pub longest: f64,
+    /// The same for the shortest answer.
+    pub shortest: f64,
+    /// The figure of random scores.
+    pub chance: f64,
+    /// The figure without cutting, where something was cut.
+    pub uncut: Option<f64>,
+}
+
+/// The lines of a suite. `scores` and `uncut`, where something was cut, have one list an item, an entry an answer.
+///
+/// Intervals are percentiles of a bootstrap that draws prompts within each subset, whose size is the suite's; one without
+/// width, where every prompt came out alike, is Wilson's with the number of prompts.
+pub fn lines(
+    suite: Suite,
+    scored_by: &'static str,
+    items: &[Item],
+    scores: &[Vec<f64>],
+    uncut: Option<&[Vec<f64>]>,
+) -> Vec<Line> {
+    let by_name = clusters(items);
+    let mut strata: Vec<usize> = Vec::new();
+    let mut last = None;
+    for (subset, _) in by_name.keys() {
+        match strata.last_mut().filter(|_| last == Some(subset)) {
+            Some(size) => *size += 1,
+            None => strata.push(1),
+        }
+        last = Some(subset);
+    }
+    let clusters: Vec<&Vec<usize>> = by_name.values().collect();
+    let figures = suite.figures_of(items, scores, &clusters);
+    let intervals = stratified_bootstrap(&strata, RESAMPLES, SEED, |drawn| {
+        let drawn: Vec<&Vec<usize>> = drawn.iter().map(|&cluster| clusters[cluster]).collect();
+        suite.figures_of(items, scores, &drawn).into_iter().map(|figure| figure.score).collect()
+    });
+    let by_length = |sign: f64| {
+        let length = |answer: &String| sign * answer.chars().count() as f64;
+        let lengths: Vec<Vec<f64>> = items.iter().map(|item| item.answers.iter().map(length).collect()).collect();
+        suite.figures_of(items, &lengths, &clusters)
+    };
+    let (longest, shortest) = (by_length(1.0), by_length(-1.0));
+    let uncut = uncut.map(|scores| suite.figures_of(items, scores, &clusters));
+    let chance = suite.chance(items, &clusters, figures.len());
+    let line = |(index, figure): (usize, &super::Figure)| {
+        let interval = intervals.get(index).copied().flatten();
+        let interval = interval.map(|interval| interval.or_wilson(figure.score, figure.prompts));
+        Line {
+            suite,
+            scored_by,
+            subset: figure.name.clone(),
+            items: figure.items,
+            score: figure.score,
+            low: interval.map(|Interval { low, .. }| low),
+            high: interval.map(|Interval { high, .. }| high),
+            longest: longest[index].score,
+            shortest: shortest[index].score,
+            chance: chance[index],
+            uncut: uncut.as_ref().map(|figures| figures[index].score),
+        }
+    };
+    figures.iter().enumerate().map(line).collect()
+}
+
+/// A plain table of a suite's lines.
+pub fn table(lines: &[Line]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    let was_cut = lines.iter().any(|line| line.uncut.is_some());
+    let mut header = vec!["subset", "items", "score (95%)", "longest", "shortest", "chance"];
+    header.extend(was_cut.then_some("without cutting"));
+    let columns = header.len();
+    table.set_header(header);
+    for line in lines {
+        let finite = |value: f64| Some(value).filter(|value| value.is_finite());
+        let mut row = vec![
+            line.subset.clone(),
+            line.items.to_string(),
+            with_interval(finite(line.score), line.low.zip(line.high)),
+            number(finite(line.longest)),
+            number(finite(line.shortest)),
+            number(finite(line.chance)),
+        ];
+        row.extend(was_cut.then(|| number(line.uncut.and_then(finite))));
+        table.add_row(row);
+    }
+    for index in 1..columns {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}

@@ -1,0 +1,175 @@
+//! Promise: a benchmark's number is its authors' to 1e-9, and `eval --suite` gives it for what `score` says of the answers,
+//! on any number of ranks, whole and cut.
+//!
+//! The fixtures in tests/suites/ are rows and scores of our own with what the authors' code makes of them, written by the
+//! scripts beside them.
+
+use crate::tiny::{Workspace, parse_lines};
+use haf_dist::evaluate::suites::report::lines;
+use haf_dist::evaluate::suites::{Item, Suite};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const SUITES: [(Suite, &str); 4] = [
+    (Suite::Rewardbench, "rewardbench"),
+    (Suite::Rewardbench2, "rewardbench2"),
+    (Suite::RmBench, "rm_bench"),
+    (Suite::Judgebench, "judgebench"),
+];
+
+/// null stands for NaN.
+#[derive(Deserialize)]
+struct Fixture {
+    name: String,
+    rows: Vec<Value>,
+    scores: Vec<Vec<Option<f64>>>,
+    expected: BTreeMap<String, Option<f64>>,
+}
+
+fn fixtures(file: &str) -> Vec<Fixture> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suites").join(file).with_extension("json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn items(suite: Suite, rows: &[Value]) -> Vec<Item> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.json");
+    std::fs::write(&path, json!(rows).to_string()).unwrap();
+    suite.read(&[path], 1 << 20).unwrap()
+}
+
+fn figures(suite: Suite, items: &[Item], scores: &[Vec<f64>]) -> BTreeMap<String, f64> {
+    suite.figures(items, scores).into_iter().map(|figure| (figure.name, figure.score)).collect()
+}
+
+#[test]
+fn figures_are_the_authors_own() {
+    for (suite, file) in SUITES {
+        for Fixture { name, rows, scores, expected } in fixtures(file) {
+            let scores: Vec<Vec<f64>> =
+                scores.iter().map(|row| row.iter().map(|score| score.unwrap_or(f64::NAN)).collect()).collect();
+            let items = items(suite, &rows);
+            let found = figures(suite, &items, &scores);
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{file}, {name}");
+            for (figure, expected) in &expected {
+                let (found, expected) = (found[figure], expected.unwrap_or(f64::NAN));
+                let equal = (found - expected).abs() < 1e-9 || (found.is_nan() && expected.is_nan());
+                assert!(equal, "{file}, {name}, {figure}: {found} is not {expected}");
+            }
+            // The control: the other way round it is another number, but where all is tied.
+            let turned: Vec<Vec<f64>> = scores.iter().map(|row| row.iter().map(|score| -score).collect()).collect();
+            let flat = ["no spread", "nothing to tie", "ties with NaN", "ties only: a decision for B"];
+            assert!(flat.contains(&&name[..]) || figures(suite, &items, &turned) != found, "{file}, {name}");
+        }
+    }
+}
+
+#[test]
+fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
+    for (suite, file) in SUITES {
+        let Fixture { rows, scores, .. } = fixtures(file).swap_remove(0);
+        let scores: Vec<Vec<f64>> =
+            scores.iter().map(|row| row.iter().map(|score| score.unwrap_or(f64::NAN)).collect()).collect();
+        let items = items(suite, &rows);
+        let lengths = |sign: f64| {
+            let of = |item: &Item| item.answers.iter().map(|answer| sign * answer.len() as f64).collect();
+            figures(suite, &items, &items.iter().map(of).collect::<Vec<_>>())
+        };
+        let (longest, shortest) = (lengths(1.0), lengths(-1.0));
+        let lines = lines(suite, "reward", &items, &scores, None);
+        assert_eq!(lines.last().unwrap().subset, "all");
+        for line in &lines {
+            let (low, high) = (line.low.unwrap(), line.high.unwrap());
+            // Wilson's lower end of nothing is 0 but for rounding.
+            assert!(low <= line.score + 1e-12 && line.score <= high + 1e-12 && low < high, "{line:?}");
+            assert_eq!((line.longest, line.shortest), (longest[&line.subset], shortest[&line.subset]), "{line:?}");
+            assert!(line.chance > 0.0 && line.chance <= 0.5, "{line:?}");
+        }
+    }
+    // Best of four at random is one in four.
+    let Fixture { rows, scores, .. } = fixtures("rewardbench2").swap_remove(0);
+    let scores: Vec<Vec<f64>> = scores.iter().map(|row| row.iter().flatten().copied().collect()).collect();
+    let lines = lines(Suite::Rewardbench2, "reward", &items(Suite::Rewardbench2, &rows), &scores, None);
+    assert!(lines.iter().filter(|line| !["Ties", "all"].contains(&&line.subset[..])).all(|line| line.chance == 0.25));
+}
+
+#[test]
+fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
+    let workspace = Workspace::trained(1);
+    let files = [(Suite::Rewardbench2, "rewardbench2"), (Suite::Judgebench, "judgebench")];
+    let mut expected = BTreeMap::new();
+    for (suite, file) in files {
+        let rows = fixtures(file).swap_remove(0).rows;
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        workspace.write(&format!("{file}.jsonl"), &text);
+        let items = items(suite, &rows);
+        let singles = items.iter().flat_map(|item| item.answers.iter().map(|answer| (&item.prompt, answer)));
+        let text: String =
+            singles.map(|(prompt, answer)| json!({"prompt": prompt, "answer": answer}).to_string() + "\n").collect();
+        workspace.write("singles.jsonl", &text);
+        let score = ["score", "--checkpoint", "run/step-6", "--data", "singles.jsonl"];
+        let mut scored = parse_lines(&workspace.run(1, &score).succeeded().stdout).into_iter();
+        let mut of_head = |key: &str, lines: &[Value]| {
+            let mut lines = lines.iter();
+            let next = |_: &String| lines.next().unwrap()[key].as_f64().unwrap();
+            let mut next = next;
+            let scores: Vec<Vec<f64>> = items.iter().map(|item| item.answers.iter().map(&mut next).collect()).collect();
+            for (subset, figure) in figures(suite, &items, &scores) {
+                expected.insert((suite.name().to_owned(), key.to_owned(), subset), figure);
+            }
+        };
+        let all: Vec<Value> = scored.by_ref().collect();
+        of_head("reward", &all);
+        of_head("implicit", &all);
+    }
+    let eval = |ranks: usize, more: &[&str]| {
+        let suites = ["--suite", "rewardbench2", "rewardbench2.jsonl", "--suite", "judgebench", "judgebench.jsonl"];
+        let arguments = [&["eval", "--checkpoint", "run/step-6"], &suites[..], more].concat();
+        workspace.run(ranks, &arguments).succeeded()
+    };
+    let read = |ranks: usize, more: &[&str], figure: &str| -> BTreeMap<_, f64> {
+        let text = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
+        let named = |line: &Value| (text(line, "suite"), text(line, "scored_by"), text(line, "subset"));
+        let lines = parse_lines(&eval(ranks, &[more, &["--json"]].concat()).stdout);
+        lines.iter().map(|line| (named(line), line[figure].as_f64().unwrap_or(f64::NAN))).collect()
+    };
+    let near = |one: &BTreeMap<_, f64>, other: &BTreeMap<_, f64>| {
+        assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+        // The formula of Ties is smooth; the rest counts comparisons.
+        one.iter().all(|(key, score)| (score - other[key]).abs() < 1e-5)
+    };
+    let whole = read(1, &[], "score");
+    assert!(near(&whole, &expected), "{whole:?} {expected:?}");
+    assert!(near(&read(2, &[], "score"), &expected));
+    // Cut, the number without cutting stands beside.
+    let cut = ["--max-length", "30", "--max-prompt-length", "20"];
+    let (judgebench, rewardbench2): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        read(2, &cut, "uncut").into_iter().partition(|((suite, _, _), _)| suite == "judgebench");
+    assert!(rewardbench2.iter().all(|(key, uncut)| (uncut - expected[key]).abs() < 1e-5), "{rewardbench2:?}");
+    assert!(judgebench.values().all(|uncut| uncut.is_nan()), "nothing of it is cut: {judgebench:?}");
+    assert!(!near(&read(1, &cut, "score"), &expected), "the control: what is cut has another number");
+    let table = eval(1, &cut).stdout;
+    assert!(table.contains("answers cut to 30 tokens") && table.contains("without cutting"), "{table}");
+    assert!(eval(1, &[]).stdout.contains("judgebench, by implicit: nothing cut"));
+}
+
+#[test]
+fn what_is_no_suite_is_refused_with_what_was_expected() {
+    let workspace = Workspace::trained(1);
+    workspace.write("odd.jsonl", &json!({"prompt": "a", "chosen": "b", "rejected": "c"}).to_string());
+    let eval = ["eval", "--checkpoint", "run/step-6", "--suite"];
+    for (suite, says) in [
+        (&["rewardbnch", "odd.jsonl"][..], &["--suite rewardbnch: no suite of that name", "rm-bench"][..]),
+        (&["rewardbench", "odd.jsonl", "judgebench"], &["--suite judgebench: no file is named"]),
+        (&["rewardbench", "a", "rewardbench", "b"], &["--suite rewardbench is there twice"]),
+        (&["rewardbench", "odd.jsonl"], &["odd.jsonl:1", "`subset` is missing, expected a text"]),
+    ] {
+        for ranks in [1, 2] {
+            let outcome = workspace.run(ranks, &[&eval[..], suite].concat());
+            assert_eq!((outcome.code, &outcome.stdout[..]), (2, ""), "{suite:?}: {}", outcome.stderr);
+            assert!(says.iter().all(|text| outcome.stderr.contains(text)), "{suite:?}: {}", outcome.stderr);
+        }
+    }
+}
