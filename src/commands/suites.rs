@@ -52,9 +52,10 @@ pub fn run(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], json: bool, comm
     alike::data("suites", &data, comm)?;
     drop(work);
     let references = opened.references(&data, &machine, comm)?;
-    let Scored { engine, reported } = opened.model(references.is_some(), &machine, comm)?;
+    let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
     let all: Vec<usize> = (0..data.len()).collect();
-    let scores = score_pairs(&engine, (&data, &all), comm, scoring.tokens_per_micro_batch, reported.policy, "eval")?;
+    let scores =
+        score_pairs(&mut engine, (&data, &all), comm, scoring.tokens_per_micro_batch, reported.policy, "eval")?;
     if comm.rank() != 0 {
         return Ok(());
     }
