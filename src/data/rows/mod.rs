@@ -71,7 +71,7 @@ pub(super) fn for_each(
 /// gets the row's place. What JSON does not have, such as NaN, is an object in the row, never a text or a number.
 ///
 /// # Errors
-/// As [`for_each`]; a row that is no object.
+/// A file of another kind, without rows, or damaged; a row over the bound or that is no object; what `take` returns.
 pub fn objects(
     path: &Path,
     max_row_bytes: usize,

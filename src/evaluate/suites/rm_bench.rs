@@ -13,8 +13,11 @@ const DOMAINS: [&str; 4] = ["chat", "code", "math", "safety"];
 /// Styles of an answer.
 const STYLES: usize = 3;
 
+/// Whether the comparison of two styles, of the right answer and of the wrong one, is of a level.
+type Belongs = fn(usize, usize) -> bool;
+
 /// Levels, and whether the style of the right answer and that of the wrong one belong to it.
-const LEVELS: [(&str, fn(usize, usize) -> bool); 3] = [
+const LEVELS: [(&str, Belongs); 3] = [
     ("easy", |right, wrong| right > wrong),
     ("normal", |right, wrong| right == wrong),
     ("hard", |right, wrong| right < wrong),
@@ -34,7 +37,7 @@ pub(super) fn item(row: &Row) -> Result<Item> {
 }
 
 /// Share of a level's comparisons that are right.
-fn level(scores: &[f64], belongs: fn(usize, usize) -> bool) -> f64 {
+fn level(scores: &[f64], belongs: Belongs) -> f64 {
     let (right, wrong) = scores.split_at(STYLES);
     let (mut hits, mut all) = (0.0, 0.0);
     for (i, right) in right.iter().enumerate() {
@@ -51,7 +54,7 @@ pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usiz
     let mut levels: Vec<Vec<Figure>> = vec![Vec::new(); LEVELS.len()];
     let mut domains = Vec::new();
     for (domain, clusters) in subsets(items, clusters) {
-        let of_level = |(name, belongs): (&str, fn(usize, usize) -> bool)| {
+        let of_level = |(name, belongs): (&str, Belongs)| {
             figure(&format!("{domain} {name}"), &clusters, |item| level(&scores[item], belongs))
         };
         let of_domain = LEVELS.map(of_level);

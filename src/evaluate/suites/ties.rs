@@ -2,8 +2,8 @@
 //!
 //! A prompt has a row with one right answer (its reference) and a row with several. Of a row: spread = best - worst right,
 //! gap = worst right - best wrong, accurate = gap > 0. Over rows and prompts:
-//! 0.3 accurate (rows with several) + 0.3 accurate (references) + 0.2 mean(gap > spread) + 0.2 mean(least > spread)
-//! + 0.01 mean(tanh(least / spread - 1)), with spread and gap of the row with several and least = the smaller of the two
+//! 0.3 accurate (rows with several) + 0.3 accurate (references) + 0.2 mean(gap > spread) + 0.2 mean(least > spread) +
+//! 0.01 mean(tanh(least / spread - 1)), with spread and gap of the row with several and least = the smaller of the two
 //! gaps; the last mean leaves out prompts without spread, and the last three those without a reference.
 //!
 //! Source: rewardbench 0.1.4, `sample_stats` and `process_single_model`, NaN and comparisons included.
