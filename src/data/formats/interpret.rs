@@ -217,6 +217,10 @@ impl Row<'_> {
             (Asked::Whole(prompt), Some(before)) if alike && starts(before, prompt) => {
                 Prompt::Messages(before.to_vec())
             }
+            // The conversation once more, with one of the answers at its end (Capybara).
+            (Asked::Whole(prompt), Some(before)) if ends_with_one_of(prompt, before, [chosen, rejected]) => {
+                Prompt::Messages(before.to_vec())
+            }
             (Asked::Whole(_), Some(_)) => {
                 let name = if one.is_some() { &chosen.name } else { &rejected.name };
                 return Err(Error::input(format!("{name} has messages before its last one that are not the prompt"))
@@ -239,6 +243,14 @@ impl Row<'_> {
             Prompt::Messages(turns) if turns.is_empty() => Ok(Err(DropReason::EmptyPrompt)),
             _ => beside.complete(prompt).map(Ok),
         }
+    }
+}
+
+/// Whether a prompt is these turns and one of the answers.
+fn ends_with_one_of(prompt: &Prompt, before: &[Message], answers: [&Answer; 2]) -> bool {
+    match beside::turns_of(prompt).split_last() {
+        Some((last, rest)) => rest == before && answers.iter().any(|answer| answer.message == *last),
+        None => false,
     }
 }
 
