@@ -166,7 +166,7 @@ fn rounds_of_two_texts_are_turns() {
     assert_eq!(taken.pairs[0].prompt, turns(&[("user", "h"), ("assistant", "i"), ("user", "q")]));
     assert!(taken.unused.is_empty(), "{:?}", taken.unused);
     let other = json!({"conversation": rounds, "chosen": talk(&["q", "a"]), "rejected": talk(&["q", "b"])});
-    assert!(refused(other).contains("`conversation` is another conversation than the prompt's"));
+    assert!(refused(other).contains("`chosen` has messages before its last one that are not the prompt"));
     let noted = json!({"conversation": [{"input": "q", "output": "a", "by": "x"}], "chosen": "a", "rejected": "b"});
     assert_eq!(all(&[noted]).unwrap().unused, [(String::from("conversation.by"), 1)].into());
     // A message may have such keys besides.
