@@ -85,20 +85,21 @@ impl std::error::Error for Error {}
 
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
-        Self::of_libtorch(&error.to_string())
+        match error {
+            tch::TchError::Torch(text) => Self::of_libtorch(&text),
+            other => Self::of_libtorch(&other.to_string()),
+        }
     }
 }
 
 impl Error {
-    /// What libtorch threw, or its bindings said of it: a lack of memory with what to do about it.
+    /// The error for what libtorch threw; a lack of memory gets a hint.
     pub fn of_libtorch(text: &str) -> Self {
-        if let Some(lack) = memory::lack_in(text) {
-            return Self::runtime(format!("out of memory: {lack}")).hint(memory::HINT);
+        match memory::lack_in(text) {
+            Some(lack) => Self::runtime(format!("out of memory: {lack}")).hint(memory::HINT),
+            // libtorch appends its call stack.
+            None => Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default())),
         }
-        // The bindings quote it, and libtorch appends a C++ stack to its first line.
-        let quoted = text.split_once("Torch(\"").map_or(text, |(_, quoted)| quoted);
-        let line = quoted.split(['\n', '"']).next().unwrap_or_default();
-        Self::runtime(format!("libtorch: {}", line.split("\\n").next().unwrap_or_default()))
     }
 }
 
@@ -108,7 +109,7 @@ impl Error {
 /// # Errors
 /// Those of `call`, and libtorch's.
 pub fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
-    panics::contain_libtorch(call).unwrap_or_else(|text| Err(Error::of_libtorch(&text)))
+    panics::contain_libtorch(call).unwrap_or_else(|thrown| Err(Error::of_libtorch(&thrown)))
 }
 
 /// Turns a failed file operation into an error that names the file: the user's to mend where the path or what lies there
@@ -142,6 +143,20 @@ pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_libtorch_throws_is_an_error_in_its_first_line_whichever_way_it_comes() {
+        use tch::{Device, Kind, Tensor};
+        let text = "\"addmm_impl_cpu_\" not implemented for 'Half'";
+        let thrown = tch::TchError::Torch(format!("{text}\nException raised from here"));
+        assert_eq!(Error::from(thrown).message, format!("libtorch: {text}"));
+        let wrong = || Tensor::zeros([2], (Kind::Float, Device::Cpu)).view([3]);
+        let error = libtorch(|| Ok(wrong())).unwrap_err();
+        assert_eq!(error.message, "libtorch: shape '[3]' is invalid for input of size 2");
+        // A quotation mark within the words stays.
+        let quoted = libtorch(|| -> Result<()> { panic!("{:?}", tch::TchError::Torch(text.into())) }).unwrap_err();
+        assert_eq!(quoted.message, format!("libtorch: {text}"));
+    }
 
     /// What the system says of a file that cannot be read.
     fn read(path: &Path) -> Error {

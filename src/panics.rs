@@ -24,7 +24,7 @@ enum Contained {
 pub fn becomes_an_error(message: &str) -> bool {
     match CONTAINED.get() {
         Contained::Nothing => false,
-        Contained::Libtorch => is_libtorchs(message),
+        Contained::Libtorch => message.contains(THROWN),
         Contained::Everything => true,
     }
 }
@@ -46,19 +46,35 @@ pub fn contain<T>(call: impl FnOnce() -> T) -> Result<T, String> {
 /// # Errors
 /// The message of libtorch's bindings.
 pub fn contain_libtorch<T>(call: impl FnOnce() -> T) -> Result<T, String> {
-    let outer = CONTAINED.replace(Contained::Libtorch);
+    // Within a call in which every panic is contained, so is every panic here.
+    let outer = CONTAINED.get();
+    CONTAINED.set(if outer == Contained::Everything { outer } else { Contained::Libtorch });
     let result = catch_unwind(AssertUnwindSafe(call));
     CONTAINED.set(outer);
-    result.map_err(|panic| match message(&*panic) {
-        text if is_libtorchs(&text) => text,
-        _ => resume_unwind(panic),
-    })
+    result.map_err(|panic| thrown(&message(&*panic)).unwrap_or_else(|| resume_unwind(panic)))
 }
 
-/// As the bindings write it: an unwrapped error of theirs.
-fn is_libtorchs(message: &str) -> bool {
-    message.contains("Torch(\"")
+/// What libtorch threw, in a panic of its bindings: an unwrapped error of theirs, which is written as Rust quotes texts.
+fn thrown(message: &str) -> Option<String> {
+    let (_, quoted) = message.split_once(THROWN)?;
+    let mut text = String::new();
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => break,
+            '\\' => match characters.next()? {
+                'n' => text.push('\n'),
+                't' => text.push('\t'),
+                other => text.push(other),
+            },
+            other => text.push(other),
+        }
+    }
+    Some(text)
 }
+
+/// As the bindings' error begins in a panic's message.
+const THROWN: &str = "Torch(\"";
 
 fn message(panic: &(dyn Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
@@ -81,11 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn of_libtorchs_panics_and_others_only_the_first_are_returned() {
+    fn only_libtorchs_panics_become_errors() {
         let failing = || tch::Tensor::zeros([2], (tch::Kind::Float, tch::Device::Cpu)).view([3]);
         let text = contain_libtorch(failing).unwrap_err();
         assert!(text.contains("is invalid for input of size 2"), "{text}");
-        assert_eq!(contain_libtorch(|| becomes_an_error(&text)), Ok(true));
+        let panic = format!("called `Result::unwrap()` on an `Err` value: Torch({text:?})");
+        assert_eq!(contain_libtorch(|| becomes_an_error(&panic)), Ok(true));
+        assert_eq!(contain(|| contain_libtorch(|| becomes_an_error("any"))), Ok(Ok(true)), "the wider one holds");
         assert_eq!(contain_libtorch(|| becomes_an_error("index out of bounds")), Ok(false));
         let other = std::panic::catch_unwind(|| contain_libtorch(|| panic!("a mistake of our own")));
         assert_eq!(other.unwrap_err().downcast_ref::<&str>(), Some(&"a mistake of our own"));

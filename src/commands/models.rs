@@ -1,7 +1,7 @@
 //! `haf-dist models`: the families that are known, or whether a folder would load, with all that is against it.
 //!
 //! A folder's config.json, tokenizer and safetensors headers are read, by the code that loads a model; no weight is. Not here:
-//! the families (`model/architecture/families.rs`).
+//! the families (`model/architecture/families/`).
 
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};

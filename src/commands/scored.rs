@@ -6,7 +6,7 @@ use super::{alike, setup};
 use crate::checkpoint::{self, AsTrained, Changed, FileCheck, TrainState};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::config::{Config, Objective, RewardAt};
+use crate::config::{Config, Objective, RewardAt, Truncation};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::{Encoder, Rules};
 use crate::engine::Engine;
@@ -183,14 +183,15 @@ impl Opened {
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
     }
 
-    /// The same encoder with a shorter length, whose prompts keep `max_prompt_length` tokens at least: by default three quarters.
+    /// The same encoder with this length, which cuts what is longer, also where the run drops it. Prompts keep `max_prompt_length` tokens at least: by default three quarters.
     ///
     /// # Errors
     /// Lengths that exclude each other.
     pub fn cutting_to(&self, max_length: usize, max_prompt_length: Option<usize>) -> Result<Encoder> {
         let prompt = max_prompt_length.unwrap_or(max_length * 3 / 4);
         Config::check_lengths([("--max-length", max_length), ("--max-prompt-length", prompt)])?;
-        let rules = Rules { max_length, max_prompt_length: prompt, ..*self.encoder.rules() };
+        let (max_prompt_length, truncation) = (prompt, Truncation::Cut);
+        let rules = Rules { max_length, max_prompt_length, truncation, ..*self.encoder.rules() };
         Encoder::open(self.origin.tokenizer(), rules, self.vocabulary)
     }
 

@@ -8,12 +8,12 @@ use super::scored::{Opened, Scored, open};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
 use crate::data::prepared::{LabelledPair, PreparedData};
-use crate::data::tokenize::{Encoded, Encoder};
+use crate::data::tokenize::{Encoded, Encoder, Rules};
 use crate::data::{Message, Pair, Prompt, TemplateInputs};
 use crate::engine::head::PairScores;
 use crate::error::{Error, Result};
 use crate::evaluate::scoring::score_pairs;
-use crate::evaluate::suites::report::{Line, lines, table};
+use crate::evaluate::suites::report::{Cutting, Line, lines, table};
 use crate::evaluate::suites::{Item, Suite};
 use crate::loss::{self, AnswerLogProb};
 use crate::terminal;
@@ -28,6 +28,10 @@ struct Read {
     places: Vec<Vec<Place>>,
     /// What it is cut to, in tokens.
     limit: usize,
+    /// The model's own limit, in tokens.
+    model_limit: usize,
+    /// Answers that are longer than the model's own limit, and lose tokens in any case.
+    beyond: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -79,7 +83,7 @@ pub fn run(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], json: bool, comm
         }
     }
     info!(
-        "every answer has its own rendering's tokens: one BOS, where the authors' scripts add a second to some templates"
+        "no BOS is added to what a template writes itself; the authors' scripts add a second one with some tokenizers"
     );
     Ok(())
 }
@@ -90,7 +94,8 @@ impl Read {
             self.places.iter().map(|places| places.iter().map(|place| score(of(place))).collect()).collect()
         };
         let uncut = (self.cut() > 0).then(|| scores(|place| place.whole));
-        lines(self.suite, scored_by, &self.items, &scores(|place| place.cut), uncut.as_deref())
+        let cutting = Cutting { limit: self.limit, cut: self.cut(), beyond: self.beyond };
+        lines(self.suite, scored_by, &self.items, &scores(|place| place.cut), uncut.as_deref(), cutting)
     }
 
     /// Number of answers that lost tokens to the suite's length.
@@ -104,10 +109,15 @@ fn print(read: &Read, scored_by: &str, lines: &[Line], json: bool) -> Result<()>
         return terminal::lines(lines.iter().filter_map(|line| serde_json::to_string(line).ok()));
     }
     let answers: usize = read.places.iter().map(Vec::len).sum();
-    let cut = match read.cut() {
-        0 => "nothing cut".to_owned(),
+    let mut cut = match read.cut() {
+        0 if read.beyond == 0 => "nothing cut".to_owned(),
+        0 => String::new(),
         cut => format!("{cut} of {answers} answers cut to {} tokens", read.limit),
     };
+    if read.beyond > 0 {
+        let separator = if cut.is_empty() { "" } else { "; " };
+        cut += &format!("{separator}{} of {answers} cut to the model's own {} tokens", read.beyond, read.model_limit);
+    }
     terminal::out(format_args!("{}, by {scored_by}: {cut}\n{}\n", read.suite.name(), table(lines)))
 }
 
@@ -120,9 +130,14 @@ fn read(
     sequences: &mut Vec<LabelledPair>,
 ) -> Result<Read> {
     let items = suite.read(files, opened.config.data.max_row_bytes)?;
-    let whole = &opened.encoder;
-    let limit = scoring.max_length.or(suite.max_length()).unwrap_or(usize::MAX);
-    let cutting = if limit < whole.rules().max_length {
+    let Rules { max_length: model_limit, max_prompt_length, .. } = *opened.encoder.rules();
+    // A run that drops what is too long has no suite's number: here it is cut.
+    let whole = &opened.cutting_to(model_limit, Some(max_prompt_length))?;
+    let limit = scoring.max_length.or(suite.max_length()).unwrap_or(usize::MAX).min(model_limit);
+    if scoring.max_length.is_some_and(|asked| asked > model_limit) {
+        warn!("{}: --max-length is beyond the model's own limit of {model_limit} tokens, which holds", suite.name());
+    }
+    let cutting = if limit < model_limit || scoring.max_prompt_length.is_some() {
         Some(opened.cutting_to(limit, scoring.max_prompt_length)?)
     } else {
         None
@@ -145,11 +160,7 @@ fn read(
     };
     let of_item = |item: &Item| item.answers.iter().map(|answer| place(item, answer)).collect();
     let places = items.iter().map(of_item).collect::<Result<Vec<Vec<Place>>>>()?;
-    if beyond > 0 {
-        let length = whole.rules().max_length;
-        warn!("{}: {beyond} answers are longer than the model's limit of {length} tokens, and cut to it", suite.name());
-    }
-    Ok(Read { suite, items, places, limit: limit.min(whole.rules().max_length) })
+    Ok(Read { suite, items, places, limit, model_limit, beyond })
 }
 
 fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<LabelledPair> {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result, libtorch};
 use crate::model::segment::{Bucket, Segment, Weights};
 use crate::model::weights::Model;
 
-/// Lends the weights of a model's segments, by their numbers.
+/// Lends the weights of a model's segments, by their numbers. A pass that ends in an error does not give back what it holds.
 pub trait WeightSource {
     /// The weights of `segment`. Each is lent once at a time.
     ///
@@ -16,14 +16,15 @@ pub trait WeightSource {
     /// Whatever keeps the weights from being there.
     fn lend(&mut self, segment: usize) -> Result<Weights>;
 
-    /// Takes back what was lent; nobody reads it from here on.
+    /// Takes back what was lent: nothing more is queued that reads it.
     ///
     /// # Errors
     /// As [`WeightSource::lend`].
     fn give_back(&mut self, segment: usize, weights: Weights) -> Result<()>;
 }
 
-/// Lends gradient buckets, and takes them back as they become complete, in the same order on every rank.
+/// Lends gradient buckets, and takes them back as they become complete, in the same order on every rank. A pass that ends in
+/// an error does not give back what it holds, and the sums are lost.
 pub trait GradientSink {
     /// The bucket of `segment`, to add this micro-batch's gradients to; none where the segment is not trained.
     ///
@@ -55,10 +56,10 @@ impl WeightSource for Whole<'_> {
 
 /// A permanent bucket for every segment that is trained.
 #[derive(Default)]
-pub struct Buckets(Vec<Slot>);
+pub struct Buckets(Vec<Place>);
 
 /// The place of one segment's bucket.
-enum Slot {
+enum Place {
     /// The segment is not trained.
     Frozen,
     /// Lent, or being reduced.
@@ -77,13 +78,13 @@ impl Buckets {
 
     /// These buckets, one a segment; none where it is not trained.
     pub fn from_each(buckets: impl IntoIterator<Item = Option<Bucket>>) -> Self {
-        Self(buckets.into_iter().map(|bucket| bucket.map_or(Slot::Frozen, Slot::In)).collect())
+        Self(buckets.into_iter().map(|bucket| bucket.map_or(Place::Frozen, Place::In)).collect())
     }
 
     /// The bucket of a segment; none where it is not trained, or where the bucket is out.
     pub fn get(&self, segment: usize) -> Option<&Bucket> {
         match self.0.get(segment) {
-            Some(Slot::In(bucket)) => Some(bucket),
+            Some(Place::In(bucket)) => Some(bucket),
             _ => None,
         }
     }
@@ -96,7 +97,7 @@ impl Buckets {
     /// Zeroes all sums.
     pub fn clear(&mut self) {
         for slot in &mut self.0 {
-            if let Slot::In(bucket) = slot {
+            if let Place::In(bucket) = slot {
                 bucket.clear();
             }
         }
@@ -106,19 +107,23 @@ impl Buckets {
 impl GradientSink for Buckets {
     fn lend(&mut self, segment: usize) -> Result<Option<Bucket>> {
         let slot = self.0.get_mut(segment).ok_or_else(|| Error::runtime(format!("there is no bucket {segment}")))?;
-        match std::mem::replace(slot, Slot::Out) {
-            Slot::In(bucket) => Ok(Some(bucket)),
-            Slot::Out => Err(Error::runtime(format!("bucket {segment} is lent, or being reduced"))),
-            Slot::Frozen => {
-                *slot = Slot::Frozen;
+        match std::mem::replace(slot, Place::Out) {
+            Place::In(bucket) => Ok(Some(bucket)),
+            Place::Out => Err(Error::runtime(format!("bucket {segment} is lent, or being reduced"))),
+            Place::Frozen => {
+                *slot = Place::Frozen;
                 Ok(None)
             }
         }
     }
 
     fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()> {
-        let slot = self.0.get_mut(segment).ok_or_else(|| Error::runtime(format!("there is no bucket {segment}")))?;
-        *slot = Slot::In(bucket);
-        Ok(())
+        match self.0.get_mut(segment) {
+            Some(slot @ Place::Out) => {
+                *slot = Place::In(bucket);
+                Ok(())
+            }
+            _ => Err(Error::runtime(format!("bucket {segment} comes back, but was not lent"))),
+        }
     }
 }

@@ -37,7 +37,7 @@ pub struct Calibration {
     /// Mean of -log sigmoid(margin); [`CHANCE`] for a coin.
     pub log_loss: f64,
     /// The T for which -log sigmoid(margin / T) is least on these very pairs, above 1 where the model is too sure (Guo et al.
-    /// 2017); `None` where no T is: margins that are all right, or no better than chance.
+    /// 2017); `None` where no T is: margins that are all right, or whose mean is not above 0.
     pub temperature: Option<f64>,
     /// The reliability table, least sure first.
     pub bins: Vec<Bin>,

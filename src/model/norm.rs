@@ -25,18 +25,8 @@ impl Statistics {
         Self { scale: new(), mean: (kind == NormKind::Layer).then(new) }
     }
 
-    /// A view of each tensor.
-    pub fn map(&self, view: impl Fn(&Tensor) -> Tensor) -> Self {
-        Self { scale: view(&self.scale), mean: self.mean.as_ref().map(view) }
-    }
-
     fn of_layer<'a>(&'a self, mean: &'a Tensor) -> LayerStatistics<'a> {
         LayerStatistics { mean, scale: &self.scale }
-    }
-
-    /// Every tensor.
-    pub fn all(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.scale).chain(&self.mean)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The order of a model's segments: in the forward pass, and the order in which the backward pass completes their buckets.
 //!
-//! Engine, reducer, plan and messages follow it; no other file knows it.
+//! `engine/pass.rs` walks it, and tests/all/lending.rs compares; plan and messages read it.
 
 use super::layout::Part;
 use crate::error::{Error, Result};

@@ -1,6 +1,6 @@
 //! Whether the ranks' replicas are still the same, to the last bit: hashes of weights and metrics, held side by side.
 //!
-//! They read, and change nothing. Not here: when they are compared (`mod.rs`, `saving.rs`).
+//! They read, and change nothing. Not here: when they are compared (`step.rs`, `saving.rs`).
 
 use crate::comm::CommThread;
 use crate::engine::Engine;

@@ -2,7 +2,7 @@
 //! and puts the buckets where they are reduced fastest. With sharded optimiser state (`sharding.rs`) a rank gets the sums
 //! of its share only.
 //!
-//! A bucket is moved in by `complete` and moved back by `finish`: nothing else can touch it between.
+//! A bucket is moved in by `complete` and moved back by `finish`, so that nobody else adds to it between.
 
 use crate::comm::{CommThread, Pending};
 use crate::engine::{Buckets, GradientSink};
@@ -12,7 +12,7 @@ use crate::model::weights::Model;
 use tch::{Device, Kind, Tensor};
 use tracing::info;
 
-/// Elements below which a bucket goes together with the next: a final norm and a reward head are worth no call each.
+/// Elements below which a bucket goes together with the next: a final norm and a reward head are too small for a call of their own.
 const SMALL: usize = 1 << 14;
 
 /// Zeroed buckets for a model; on the CPU in memory that the ranks of a node share, where the backend has such. All ranks

@@ -47,8 +47,6 @@ struct Late<'a> {
     counts: Counts,
     /// Whether what comes back is poisoned: false in the control.
     poisons: bool,
-    /// Weights that the engine has no business to read any more.
-    spent: Vec<Tensor>,
 }
 
 impl WeightSource for Late<'_> {
@@ -60,11 +58,9 @@ impl WeightSource for Late<'_> {
 
     fn give_back(&mut self, segment: usize, weights: Weights) -> Result<()> {
         self.counts.give_back(segment)?;
-        let mut flat = weights.flat.shallow_clone();
         if self.poisons {
-            let _ = flat.fill_(f64::NAN);
+            let _ = weights.flat.shallow_clone().fill_(f64::NAN);
         }
-        self.spent.push(flat);
         Ok(())
     }
 }
@@ -130,8 +126,7 @@ fn a_pass_computes_the_same_with_weights_and_buckets_that_are_there_only_while_l
         let scores = engine.score(&batch, true).unwrap();
 
         let held = steps::engine(&config);
-        let mut source =
-            Late { segments: &held.model.segments, counts: Counts::default(), poisons: true, spent: Vec::new() };
+        let mut source = Late { segments: &held.model.segments, counts: Counts::default(), poisons: true };
         // The engine's own weights are no help to it.
         for segment in &engine.model.segments {
             let _ = segment.weights.flat.shallow_clone().fill_(f64::NAN);
@@ -176,12 +171,28 @@ fn a_bucket_that_is_out_is_lent_to_nobody_else() {
 }
 
 #[test]
+fn a_bucket_that_was_not_lent_is_not_taken_back() {
+    let config = steps::config("phi3", &lines("phi3"));
+    let engine = steps::engine(&config);
+    let mut buckets = Buckets::of(&engine.model).unwrap();
+    let adapter = engine.order.blocks[0].adapter.unwrap();
+    let bucket = buckets.lend(adapter).unwrap().unwrap();
+    // The base is frozen.
+    assert!(buckets.lend(1).unwrap().is_none());
+    let other = engine.model.segments[adapter].bucket().unwrap();
+    assert!(buckets.complete(1, other).is_err());
+    buckets.complete(adapter, bucket).unwrap();
+    let twice = engine.model.segments[adapter].bucket().unwrap();
+    assert!(buckets.complete(adapter, twice).is_err());
+}
+
+#[test]
 fn control_weights_that_are_read_after_they_were_given_back_are_noticed() {
     let config = steps::config("llama-tied", &[]);
     let engine = steps::engine(&config);
     let segments = &engine.model.segments;
     for poisons in [false, true] {
-        let mut source = Late { segments, counts: Counts::default(), poisons, spent: Vec::new() };
+        let mut source = Late { segments, counts: Counts::default(), poisons };
         let weights = source.lend(1).unwrap();
         let kept = weights.view(0).shallow_clone();
         assert!(source.lend(1).is_err(), "lent twice");

@@ -32,7 +32,7 @@ impl Ops for AsksForTooMuch {
     }
 }
 
-/// Divides by zero: a mistake of our own.
+/// Fails an assertion: a mistake of our own.
 struct Wrong;
 
 impl Ops for Wrong {

@@ -205,8 +205,12 @@ fn packed_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing) -> f64 {
     let (expected, wanted) = loss(engine, &alone);
     let (packed, found) = loss(engine, &[pairs.pack(0..4, packing)]);
     let mut far = (packed / expected - 1.0).abs();
-    for ((_, found), (_, wanted)) in found.iter().zip(wanted.iter()) {
-        far = far.max(((found.flat() - wanted.flat()).norm() / wanted.flat().norm()).double_value(&[]));
+    // `max` passes over what is no number.
+    assert!(far.is_finite(), "the loss is {packed} packed, {expected} alone");
+    for ((segment, found), (_, wanted)) in found.iter().zip(wanted.iter()) {
+        let of_segment = ((found.flat() - wanted.flat()).norm() / wanted.flat().norm()).double_value(&[]);
+        assert!(of_segment.is_finite(), "segment {segment} has a gradient that is not finite, or zero");
+        far = far.max(of_segment);
     }
     far
 }
@@ -230,6 +234,7 @@ fn slope_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing, segment: us
     let mut slope = |step: f64| (loss_at(step) - loss_at(-step)) / (2.0 * step);
     let slope = (4.0 * slope(1e-3) - slope(2e-3)) / 3.0;
     kept.iter().enumerate().for_each(|(index, kept)| engine.model.segments[segment].set(index, kept));
+    assert!(slope.is_finite() && norm.is_finite(), "the slope is {slope}, the norm {norm}");
     ((slope - norm).abs() - ROUNDING).max(0.0) / norm
 }
 

@@ -4,8 +4,8 @@
 //! The fixtures in tests/suites/ are rows and scores of our own with what the authors' code makes of them, written by the
 //! scripts beside them.
 
-use crate::tiny::{Workspace, parse_lines};
-use haf_dist::evaluate::suites::report::lines;
+use crate::tiny::{Workspace, parse_lines, with_config};
+use haf_dist::evaluate::suites::report::{Cutting, lines};
 use haf_dist::evaluate::suites::{Item, Suite};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ const SUITES: [(Suite, &str); 4] = [
     (Suite::RmBench, "rm_bench"),
     (Suite::Judgebench, "judgebench"),
 ];
+
+const NOTHING_CUT: Cutting = Cutting { limit: 2048, cut: 0, beyond: 0 };
 
 /// null stands for NaN.
 #[derive(Deserialize)]
@@ -78,7 +80,7 @@ fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
             figures(suite, &items, &items.iter().map(of).collect::<Vec<_>>())
         };
         let (longest, shortest) = (lengths(1.0), lengths(-1.0));
-        let lines = lines(suite, "reward", &items, &scores, None);
+        let lines = lines(suite, "reward", &items, &scores, None, NOTHING_CUT);
         assert_eq!(lines.last().unwrap().subset, "all");
         for line in &lines {
             let (low, high) = (line.low.unwrap(), line.high.unwrap());
@@ -91,7 +93,7 @@ fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
     // Best of four at random is one in four.
     let Fixture { rows, scores, .. } = fixtures("rewardbench2").swap_remove(0);
     let scores: Vec<Vec<f64>> = scores.iter().map(|row| row.iter().flatten().copied().collect()).collect();
-    let lines = lines(Suite::Rewardbench2, "reward", &items(Suite::Rewardbench2, &rows), &scores, None);
+    let lines = lines(Suite::Rewardbench2, "reward", &items(Suite::Rewardbench2, &rows), &scores, None, NOTHING_CUT);
     assert!(lines.iter().filter(|line| !["Ties", "all"].contains(&&line.subset[..])).all(|line| line.chance == 0.25));
 }
 
@@ -153,6 +155,15 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
     let table = eval(1, &cut).stdout;
     assert!(table.contains("answers cut to 30 tokens") && table.contains("without cutting"), "{table}");
     assert!(eval(1, &[]).stdout.contains("judgebench, by implicit: nothing cut"));
+    for line in parse_lines(&eval(1, &[&cut[..], &["--json"]].concat()).stdout) {
+        let cut = line["cut"].as_u64().unwrap();
+        assert_eq!((line["limit"].as_u64(), cut > 0), (Some(30), line["suite"] == "rewardbench2"), "{line}");
+    }
+    // A run that drops what is too long cuts it here: the suite's number is over all items.
+    let dropping = with_config(&[], &["data.truncation='drop'", "output.dir='dropping'"]);
+    workspace.run(1, &dropping).succeeded();
+    let dropped = ["eval", "--checkpoint", "dropping/step-6", "--suite", "rewardbench2", "rewardbench2.jsonl"];
+    assert!(workspace.run(1, &[&dropped[..], &cut].concat()).succeeded().stdout.contains("answers cut to 30 tokens"));
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub struct Figure {
     pub items: usize,
     /// Number of prompts in it: items of one prompt are not independent.
     pub prompts: usize,
-    /// What it is, 1 at best; NaN where the authors' own code has NaN.
+    /// What it is: 1 at best, of the Ties 1.01; NaN where the authors' own code has NaN.
     pub score: f64,
 }
 
@@ -60,7 +60,8 @@ impl Suite {
         }
     }
 
-    /// The length, in tokens, that the authors' scripts cut to unless they are told otherwise.
+    /// The length, in tokens, that the leaderboards' scripts cut to by default: `run_rm.py`, `run_v2.py`. The command of the
+    /// package rewardbench has 512.
     pub fn max_length(self) -> Option<usize> {
         match self {
             Self::Rewardbench | Self::Rewardbench2 | Self::RmBench => Some(2048),
@@ -113,7 +114,7 @@ impl Suite {
         }
     }
 
-    /// What [`figures`](Self::figures) would be on average if scores were drawn at random, all different.
+    /// What [`figures`](Self::figures) would be on average if scores were drawn at random, uniformly and all different.
     fn chance(self, items: &[Item], clusters: &[&Vec<usize>], figures: usize) -> Vec<f64> {
         match self {
             Self::Rewardbench2 => rewardbench2::chance(items, clusters),

@@ -32,13 +32,28 @@ pub struct Line {
     pub shortest: f64,
     /// The figure of random scores.
     pub chance: f64,
-    /// The figure without cutting, where something was cut.
+    /// The figure without cutting, where something was cut; what is longer than the model's own limit is cut there too.
     pub uncut: Option<f64>,
+    /// What was cut, of the whole suite.
+    #[serde(flatten)]
+    pub cutting: Cutting,
+}
+
+/// What was cut of a suite's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Cutting {
+    /// The length that is cut to, in tokens.
+    pub limit: usize,
+    /// Answers that were cut to it.
+    pub cut: usize,
+    /// Answers that are longer than the model's own limit.
+    pub beyond: usize,
 }
 
 /// The lines of a suite. `scores` and `uncut`, where something was cut, have one list an item, an entry an answer.
 ///
-/// Intervals are percentiles of a bootstrap that draws prompts within each subset, whose size is the suite's; one without
+/// Intervals are percentiles of a bootstrap that draws prompts within each subset, whose size is the suite's: a prompt that
+/// stands in several subsets counts as several. One without
 /// width, where every prompt came out alike, is Wilson's with the number of prompts.
 pub fn lines(
     suite: Suite,
@@ -46,6 +61,7 @@ pub fn lines(
     items: &[Item],
     scores: &[Vec<f64>],
     uncut: Option<&[Vec<f64>]>,
+    cutting: Cutting,
 ) -> Vec<Line> {
     let by_name = clusters(items);
     let mut strata: Vec<usize> = Vec::new();
@@ -86,6 +102,7 @@ pub fn lines(
             shortest: shortest[index].score,
             chance: chance[index],
             uncut: uncut.as_ref().map(|figures| figures[index].score),
+            cutting,
         }
     };
     figures.iter().enumerate().map(line).collect()

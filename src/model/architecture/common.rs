@@ -1,6 +1,6 @@
 //! What families have in common: Llama's form, and changes that several of them make to it.
 //!
-//! Not here: a family (`families.rs`).
+//! Not here: a family (`families/`).
 
 use super::keys::Keys;
 use super::rope::RopeKeys;

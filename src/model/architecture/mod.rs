@@ -1,6 +1,6 @@
 //! Hugging Face `config.json` -> [`Architecture`]: the sizes of a model, and everything that sets families apart.
 //!
-//! What each family is stands in `architecture/families.rs`, a function a family; `architecture/keys.rs` reads single keys,
+//! What each family is stands in `architecture/families/`, a function a family; `architecture/keys.rs` reads single keys,
 //! `architecture/rope.rs` the rotary positions in both spellings: Transformers 4 (`rope_theta`, `rope_scaling`) and
 //! Transformers 5 (`rope_parameters`). Not here: what the decoder does with it.
 

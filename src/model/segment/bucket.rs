@@ -1,7 +1,7 @@
 //! The gradient sums of a segment: one bucket of the reducer.
 //!
-//! A bucket has one owner at a time. It is lent for a backward pass and moved into its reduction, so that nobody can add
-//! to it, or read it, before it has come back.
+//! A bucket has one owner at a time. It is lent for a backward pass and moved into its reduction: nobody can add to it, or
+//! read it, before it has come back, unless a clone of its tensor was kept.
 
 use super::parameters::Parameters;
 use crate::error::Result;

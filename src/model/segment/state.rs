@@ -4,7 +4,7 @@ use super::parameters::{Parameter, Parameters};
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-/// Shares are a multiple of this many elements: a cache line of f32, so that two ranks' shares lie in no line together.
+/// Shares are a multiple of this many elements: a cache line of f32, so that no cache line belongs to two ranks.
 const SHARE_STEP: usize = 16;
 
 /// Masters and moments, flat f32, of the range `owned` of the segment.
@@ -27,7 +27,7 @@ impl OptimizerState {
         Self { master, moments: None, owned, shares: 1 }
     }
 
-    /// Of share number `rank` of `ranks`, from the whole masters and the weights. These must be as long as all shares
+    /// Of share number `rank` of `ranks`, from the whole masters and the weights, which must be as long as all shares
     /// together.
     pub fn share_of(whole: &Tensor, weights: &Tensor, rank: usize, ranks: usize) -> Self {
         let share = weights.numel() / ranks;

@@ -7,7 +7,7 @@ mod schedule;
 
 use crate::config::TrainConfig;
 use crate::engine::Buckets;
-use crate::error::{Result, libtorch};
+use crate::error::{Error, Result, libtorch};
 use crate::model::decoder::Part;
 use crate::model::segment::{Bucket, OptimizerState, Parameter, Segment, Weights};
 use crate::model::weights::Model;
@@ -72,12 +72,13 @@ impl AdamW {
     ) -> Result<()> {
         let Model { segments, parts, .. } = model;
         for (index, (segment, part)) in segments.iter_mut().zip(parts).enumerate() {
-            let (Some(state), Some(bucket)) = (&segment.state, buckets.get(index)) else { continue };
+            let Some(state) = &segment.state else { continue };
+            let bucket = buckets.get(index).ok_or_else(|| unready(index))?;
             let reward_head = *part == Part::RewardHead;
             let rate = if reward_head { update.head_learning_rate } else { update.learning_rate };
-            if let Some(step) = step_of(&segment.weights, state, bucket, self.constants(rate, update)) {
-                libtorch(|| segment.weights.ops.adamw(&step))?;
-            }
+            let step = step_of(&segment.weights, state, bucket, self.constants(rate, update));
+            let step = step.ok_or_else(|| unready(index))?;
+            libtorch(|| segment.weights.ops.adamw(&step))?;
             updated(index, segment);
         }
         Ok(())
@@ -97,6 +98,10 @@ impl AdamW {
             gradient_scale: update.gradient_scale as f32,
         }
     }
+}
+
+fn unready(segment: usize) -> Error {
+    Error::runtime(format!("segment {segment} is to be updated without its bucket, or before its moments are made"))
 }
 
 /// Weight decay is for matrices: norms and biases keep none, as in Transformers' trainer.

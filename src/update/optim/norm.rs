@@ -1,7 +1,7 @@
 //! The squares of the gradients, of which the global norm is the root. Not here: clipping, which the trainer does.
 
 use crate::engine::Buckets;
-use crate::error::{Result, libtorch};
+use crate::error::{Error, Result, libtorch};
 use crate::model::weights::Model;
 
 /// Sum of the squares of all gradient sums that this rank updates from; not finite if any of them is not. Summed in f64,
@@ -10,9 +10,12 @@ use crate::model::weights::Model;
 /// # Errors
 /// A buffer that is not what this crate allocates.
 pub fn gradient_squares(model: &Model, buckets: &Buckets) -> Result<f64> {
-    let owned = buckets.iter().filter_map(|(segment, bucket)| {
-        let state = model.segments.get(segment)?.state.as_ref()?;
-        Some(state.owned_of(bucket.flat()))
+    let trained =
+        model.segments.iter().enumerate().filter_map(|(index, segment)| Some((index, segment.state.as_ref()?)));
+    let owned = trained.map(|(index, state)| match buckets.get(index) {
+        Some(bucket) => Ok(state.owned_of(bucket.flat())),
+        None => Err(Error::runtime(format!("the gradient sums of segment {index} are not back"))),
     });
-    libtorch(|| model.ops().sum_of_squares(&owned.collect::<Vec<_>>()))
+    let owned = owned.collect::<Result<Vec<_>>>()?;
+    libtorch(|| model.ops().sum_of_squares(&owned))
 }
