@@ -171,7 +171,9 @@ fn rounds_of_two_texts_are_turns() {
     assert_eq!(all(&[noted]).unwrap().unused, [(String::from("conversation.by"), 1)].into());
     // A message may have such keys besides.
     let message = json!({"role": "user", "content": "q", "input": "x", "output": "y"});
-    assert_eq!(only(json!({"prompt": [message], "chosen": "a", "rejected": "b"})).prompt, turns(&[("user", "q")]));
+    let taken = all(&[json!({"prompt": [message], "chosen": "a", "rejected": "b"})]).unwrap();
+    assert_eq!(taken.pairs[0].prompt, turns(&[("user", "q")]));
+    assert_eq!(taken.unused.len(), 2, "both are reported");
 }
 
 #[test]
