@@ -162,7 +162,8 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
     // A run that drops what is too long cuts it here: the suite's number is over all items.
     let dropping = with_config(&[], &["data.truncation='drop'", "output.dir='dropping'"]);
     workspace.run(1, &dropping).succeeded();
-    let dropped = ["eval", "--checkpoint", "dropping/step-6", "--suite", "rewardbench2", "rewardbench2.jsonl"];
+    let newest = format!("dropping/step-{}", workspace.steps("dropping").len());
+    let dropped = ["eval", "--checkpoint", &newest, "--suite", "rewardbench2", "rewardbench2.jsonl"];
     assert!(workspace.run(1, &[&dropped[..], &cut].concat()).succeeded().stdout.contains("answers cut to 30 tokens"));
 }
 
