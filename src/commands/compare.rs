@@ -1,4 +1,4 @@
-//! `haf-dist compare`: what the objectives of finished runs come to on the same test pairs.
+//! `haf-dist compare`: the results of finished runs of different objectives on the same test pairs.
 
 use crate::checkpoint::Changed;
 use crate::error::{Error, Result};

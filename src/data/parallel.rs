@@ -1,6 +1,6 @@
 //! Runs the encoder over pairs on all threads, in order, with a progress bar.
 //!
-//! Not here: what encoding is (`tokenize.rs`) and what becomes of the result (`prepared.rs`).
+//! Not here: what encoding is (`tokenize/`) and what becomes of the result (`prepared.rs`).
 
 use crate::data::Pair;
 use crate::data::tokenize::Encoded;

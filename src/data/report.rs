@@ -1,6 +1,6 @@
 //! What a look at the data shows before training: counts per source, and one table of them.
 //!
-//! Not here: reading, tokenising or dropping (`formats/`, `tokenize.rs`, `prepared.rs`).
+//! Not here: reading, tokenising or dropping (`formats/`, `tokenize/`, `prepared.rs`).
 
 use crate::data::sequence::OwnedPair;
 use crate::error::Error;

@@ -1,6 +1,6 @@
 //! What an encoder is asked to do with texts, and how it found that turns end.
 //!
-//! Not here: doing it (`tokenize.rs`).
+//! Not here: doing it (`tokenize/`).
 
 use crate::config::{DataConfig, RewardAt, TemplateKind, Truncation};
 

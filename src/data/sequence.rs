@@ -1,6 +1,6 @@
 //! One tokenised conversation: where its answer ends and is rewarded, how it is cut, and two of them as a pair.
 //!
-//! Not here: texts and tokenizer (`tokenize.rs`).
+//! Not here: texts and tokenizer (`tokenize/`).
 
 use crate::data::{AnswerSpan, TokenPair};
 use std::ops::Range;

@@ -2,7 +2,7 @@
 //!
 //! Tokens are added in the order and with the flags of Transformers 5.24 (`TokenizersBackend`), so that ids are those of its
 //! `AutoTokenizer`. Where that refuses a spelling that older versions wrote (a token as an object without `__type`), it is
-//! read here. Not here: what text is tokenised (`template.rs`), what a pair becomes (`tokenize.rs`).
+//! read here. Not here: what text is tokenised (`template/`), what a pair becomes (`tokenize/`).
 
 use crate::error::{Error, Result};
 use crate::files;

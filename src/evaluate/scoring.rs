@@ -1,6 +1,6 @@
 //! Scores pairs of a data set with every rank's help: deal, pack, run forward, gather.
 //!
-//! Not here: what the scores are good for (`reference.rs`, `evaluate.rs`).
+//! Not here: what the scores are good for (`reference.rs`, `mod.rs`).
 
 use crate::comm::CommThread;
 use crate::data::batch::{PackedBatch, Packing, PairToPack};

@@ -1,5 +1,5 @@
 //! The derivatives of the losses over whole batches as tensor operations, so that nothing has to leave a GPU before the
-//! backward pass. Tests hold them to finite differences of the values in `loss.rs`.
+//! backward pass. Tests hold them to finite differences of the values in `mod.rs`.
 //!
 //! Legend: B pairs. All tensors are f64; the second place is the answer, chosen before rejected.
 

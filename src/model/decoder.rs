@@ -2,7 +2,7 @@
 //!
 //! The order of segments is that of the forward pass: embedding, blocks, final norm, language-model head (untied models
 //! only), reward head. A backward pass takes the gradient of a segment's output, adds parameter gradients to the
-//! segment's bucket and returns the gradient of its input. The two heads are driven by `head.rs`. What sets families
+//! segment's bucket and writes the gradient of its input. The two heads are in `engine/head/`. What sets families
 //! apart is described by [`Architecture`] and `layout.rs`.
 //!
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G

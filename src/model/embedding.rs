@@ -1,6 +1,6 @@
 //! The token embedding, forward and backward, scaled where the family does so.
 //!
-//! Not here: the vocabulary product of models whose head is the embedding (`head.rs`).
+//! Not here: the vocabulary product of models whose head is the embedding (`engine/head/`).
 //!
 //! Legend: T tokens, D width.
 

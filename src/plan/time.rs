@@ -1,7 +1,7 @@
 //! Time of a step: products at the assumed rate, the update at the memory's, and reductions that hide behind the last
 //! micro-batch's backward pass as far as they can.
 //!
-//! The timeline follows `engine.rs` and `reducer.rs`: one bucket a segment, handed over as soon as its gradient is
+//! The timeline follows `engine/pass.rs` and `update/reducer.rs`: one bucket a segment, handed over as soon as its gradient is
 //! complete, from the last segment to the first, reduced one after the other by one stream. Not here: memory.
 
 use super::hardware::Hardware;

@@ -1,7 +1,7 @@
 //! Sharded optimiser state, ZeRO stage 1 (Rajbhandari et al., arXiv 1910.02054): each rank keeps masters and moments of
 //! one share of every segment, and updates that share alone.
 //!
-//! A step then goes: reduce-scatter of the gradients (`reducer.rs`), update of the own share (`optim.rs`), all-gather of
+//! A step then goes: reduce-scatter of the gradients (`reducer.rs`), update of the own share (`optim/`), all-gather of
 //! the new compute values ([`Spread`]). What needs whole masters, a checkpoint, collects them on rank 0 ([`Shares`]).
 
 use crate::comm::{CommThread, Pending};

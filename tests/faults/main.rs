@@ -1,5 +1,5 @@
 //! Promise: whatever goes wrong at whatever instant, a run ends as the undisturbed one, or with one error and the documented
-//! code; nothing half done is left behind; and what is resumed comes to the same bytes.
+//! code; nothing half done is left behind; and a resumed run ends with the same bytes.
 //!
 //! Real runs of the built program on a tiny model, alone and under mpirun, with faults put under them (`shim/`). How many of
 //! each kind: `HAF_DIST_FAULTS` (default 5; 0: every one there is), drawn by `HAF_DIST_FAULTS_SEED`. README.md has the counts

@@ -1,7 +1,7 @@
 //! A source's rows become [`Pair`]s: a table says where each layout has its parts, one interpreter reads them all.
 //!
 //! Not here: files (`rows.rs`), paths into a row (`row.rs`), and how a pair becomes text (`template.rs`) and tokens
-//! (`tokenize.rs`). A new layout is an entry in `layouts.rs` and a name in `config/source.rs`.
+//! (`tokenize/`). A new layout is an entry in `layouts.rs` and a name in `config/source.rs`.
 
 mod beside;
 mod interpret;

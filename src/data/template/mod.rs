@@ -1,6 +1,6 @@
 //! How a prompt and an answer become text: the model folder's chat template, or a named plain one.
 //!
-//! Not here: Jinja itself (`jinja/`); tokens, the turn's end and truncation (`tokenize.rs`).
+//! Not here: Jinja itself (`jinja/`); tokens, the turn's end and truncation (`tokenize/`).
 
 pub mod jinja;
 

@@ -1,6 +1,6 @@
 //! One conversation as text and as tokens, the way training reads it: for those that check or write what others read.
 //!
-//! Not here: pairs, and cutting to length (`tokenize.rs`).
+//! Not here: pairs, and cutting to length (`mod.rs`).
 
 use super::{Encoder, Rules};
 use crate::config::RewardAt;

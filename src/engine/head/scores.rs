@@ -1,6 +1,6 @@
 //! What the heads computed of a micro-batch, on its device until somebody reads it.
 //!
-//! Not here: losses, which the reader makes of the scores (`head.rs`).
+//! Not here: losses, which the reader makes of the scores (`mod.rs`).
 
 use super::PairScores;
 use crate::data::batch::PackedPair;

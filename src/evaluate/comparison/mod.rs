@@ -1,4 +1,4 @@
-//! What runs of different objectives come to on the same test pairs: accuracies, their intervals, paired differences.
+//! The results of runs of different objectives on the same test pairs: accuracies, their intervals, paired differences.
 //!
 //! A run is one objective and one seed. The reward head ranks a pair by its rewards, the policy by its implicit rewards;
 //! a tie is half a hit. Pure functions of the runs' outcomes. Not here: reading them (`metrics/pairs.rs`), the tables

@@ -48,7 +48,7 @@ pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usiz
     figures_with(items, clusters, |item| best_of(&scores[item]), ties)
 }
 
-/// Of n answers the right one is the best with a chance of 1 / n; what that comes to for Ties is simulated.
+/// Of n answers the right one is the best with a chance of 1 / n; the chance of Ties is simulated.
 pub(super) fn chance(items: &[Item], clusters: &[&Vec<usize>]) -> Vec<f64> {
     let one_of = |item: usize| 1.0 / items[item].answers.len() as f64;
     let figures = figures_with(items, clusters, one_of, |clusters| ties::chance(items, clusters));

@@ -3,7 +3,7 @@
 //! libtorch has no product of bf16 factors into an f32 sum (without tiles a micro-batch's product is rounded to bf16 before
 //! it is added), and reads a transposed left factor slowly. Here both factors are packed into panels as they are read, and
 //! the tiles add to the sums where these lie. A panel is 32 columns of a factor over at most `DEPTH` rows: for every 32 rows
-//! two tiles of words. Not here: tensors, and what other processors do; those are `model/segment.rs`'s. The tiles
+//! two tiles of words. Not here: tensors, and what other processors do; those are `model/segment/`'s. The tiles
 //! themselves are `amx.rs`'s.
 //!
 //! One of the few files with `unsafe`: vector instructions. Bounds are checked once, before the loops.
