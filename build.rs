@@ -1,22 +1,51 @@
-//! Lets the binary and the tests find libtorch at run time without LD_LIBRARY_PATH, and tells the program a hash of the
-//! sources it is built from: ranks of different programs must notice.
+//! Lets the engine and the tests find libtorch at run time without LD_LIBRARY_PATH, keeps libtorch out of the launcher, and
+//! tells the program what it is built from: ranks of different programs must notice.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=src");
     println!("cargo:rerun-if-changed=Cargo.lock");
     println!("cargo:rustc-env=HAF_DIST_SOURCES={:016x}", hash_of_sources());
+    println!("cargo:rustc-env=HAF_DIST_COMMIT={}", commit());
+    println!("cargo:rustc-env=HAF_DIST_MPI={}", said(Command::new("mpicc").arg("--showme:version")));
+    // Nothing in the launcher calls libtorch. Its symbols that shared libraries could replace would keep it linked.
+    println!("cargo:rustc-link-arg-bin=haf-dist=-Wl,--exclude-libs,ALL");
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
-    if let Ok(folder) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
-        // Nothing names a symbol of libtorch_cuda, so the linker would drop it, and libtorch would see no GPU.
-        if std::path::Path::new(&folder).join("libtorch_cuda.so").exists() {
-            for argument in ["-Wl,--no-as-needed", "-ltorch_cuda", "-Wl,--as-needed"] {
-                println!("cargo:rustc-link-arg={argument}");
-            }
-        }
+    let libtorch = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
+    println!("cargo:rustc-env=HAF_DIST_LIBTORCH={libtorch}");
+    println!("cargo:rustc-env=HAF_DIST_LIBTORCH_VERSION={}", version_of_libtorch(Path::new(&libtorch)));
+    if !libtorch.is_empty() {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}");
     }
+}
+
+/// The last commit that changed the sources, and whether they differ from it. Other commits build nothing anew.
+fn commit() -> String {
+    let sources = ["--", "src", "Cargo.lock"];
+    let commit = said(Command::new("git").args(["log", "-1", "--format=%h"]).args(sources));
+    let changed = said(Command::new("git").args(["status", "--porcelain"]).args(sources));
+    if commit == UNKNOWN || changed == UNKNOWN { commit } else { format!("{commit} with changes") }
+}
+
+/// `build-version` of a libtorch that was unpacked, `version.py` of one in a Python environment.
+fn version_of_libtorch(libraries: &Path) -> String {
+    let read = |name: &str| std::fs::read_to_string(libraries.join("..").join(name)).ok();
+    let version = read("build-version").or_else(|| {
+        let text = read("version.py")?;
+        Some(text.lines().find_map(|line| line.strip_prefix("__version__ = "))?.trim_matches(['\'', '"']).to_owned())
+    });
+    version.map_or(UNKNOWN.to_owned(), |version| version.trim().to_owned())
+}
+
+const UNKNOWN: &str = "unknown";
+
+/// The first line that a program prints; a build without it is as good.
+fn said(command: &mut Command) -> String {
+    let output = command.output().ok().filter(|output| output.status.success());
+    let text = output.map(|output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
+    text.and_then(|text| text.lines().next().map(str::to_owned)).unwrap_or(UNKNOWN.to_owned())
 }
 
 /// FNV-1a over names and contents of src/ and Cargo.lock. What cannot be read counts as empty: the build itself will say so.

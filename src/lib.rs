@@ -11,6 +11,7 @@ pub mod error;
 pub mod evaluate;
 pub mod files;
 pub mod hub;
+pub mod launcher;
 pub mod logging;
 pub mod loss;
 pub mod machine;

@@ -2,27 +2,36 @@
 //!
 //! Not here: how they find out (`commands/plan.rs`, `commands/bench.rs`).
 
+use super::run_config::RunConfig;
 use super::values::{above_zero, pair_tokens, positive, share};
 use crate::config::{Dtype, Objective};
 use crate::plan::workload::PairTokens;
 use clap::Args;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What `plan` is asked. What is None is as the hardware's table or the data has it.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Planning {
-    /// The run, as a TOML file
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    /// The config, where there is one
+    #[command(flatten)]
+    pub run: RunConfig,
 
-    /// Replace one key of the config, e.g. train.pairs_per_step=64; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    /// Plan for this model in place of the config's: a folder with config.json, or hf://owner/name
+    #[arg(long, value_name = "FOLDER", conflicts_with = "shape", help_heading = "Model")]
+    model: Option<PathBuf>,
+
+    /// Plan for a common model by name, e.g. llama-3.1-8b or 8b; nothing of it need be there
+    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    shape: Option<String>,
 
     /// Ranks, one a GPU
-    #[arg(long, value_name = "N", value_parser = positive)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
     pub gpus: usize,
+
+    /// Tokens of a micro-batch, in place of train.tokens_per_micro_batch
+    #[arg(long, value_name = "TOKENS", value_parser = positive)]
+    pub tokens: Option<usize>,
 
     /// The GPU: h100, h200, a100, a100-40, l40s or rtx4090; cpu: ranks that share this computer
     #[arg(long, value_name = "NAME", default_value = "h100", help_heading = "Hardware")]
@@ -47,6 +56,23 @@ pub struct Planning {
     /// Print one JSON object instead of tables [default: tables]
     #[arg(long)]
     pub json: bool,
+}
+
+/// A model that is named in place of a config's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Model<'p> {
+    /// A folder with config.json, or an `hf://` path.
+    Folder(&'p Path),
+    /// One of `plan::shapes`.
+    Shape(&'p str),
+}
+
+impl Planning {
+    /// The model that is named in place of the config's.
+    pub fn model(&self) -> Option<Model<'_>> {
+        let folder = self.model.as_deref().map(Model::Folder);
+        folder.or_else(|| self.shape.as_deref().map(Model::Shape))
+    }
 }
 
 /// What `bench` measures.

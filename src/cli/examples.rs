@@ -4,6 +4,7 @@
 pub const TRAINING: &str = "\
 Examples:
   mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
+  haf-dist train safety.toml --ranks 2                    the same on two, started without mpirun
   haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
   haf-dist --config safety.toml --debug                   try a config out, every check on
   haf-dist --config safety.toml --trace trace.json        see where the time goes
@@ -22,6 +23,27 @@ Exit codes:
   0  done
   1  the machine or the program failed
   2  the command line, the config or another input is wrong";
+
+/// Below the options of `haf-dist train`.
+pub const TRAIN: &str = "\
+Examples:
+  haf-dist train safety.toml train.steps=100
+  haf-dist train safety.toml --ranks 4 --resume";
+
+/// Below the options of `haf-dist check`.
+pub const CHECK: &str = "\
+Examples:
+  haf-dist check safety.toml --ranks 8
+  haf-dist check safety.toml data.max_length=2048 --json
+
+Exit code 2: a line is not OK. Of data the first rows are read, of weights their headers.";
+
+/// Below the options of `haf-dist completions`.
+pub const COMPLETIONS: &str = "\
+Examples:
+  haf-dist completions bash > ~/.local/share/bash-completion/completions/haf-dist
+  haf-dist completions zsh > ~/.zfunc/_haf-dist          with ~/.zfunc in fpath
+  haf-dist completions fish > ~/.config/fish/completions/haf-dist.fish";
 
 /// Below the options of `haf-dist eval`.
 pub const EVAL: &str = "\
@@ -63,11 +85,13 @@ Examples:
 /// Below the options of `haf-dist plan`.
 pub const PLAN: &str = "\
 Examples:
-  haf-dist plan --config safety.toml --gpus 16                         will it fit, how long will it take
+  haf-dist plan safety.toml --gpus 16                                  will it fit, how long will it take
+  haf-dist plan --shape 8b --gpus 8 --gpu h100                         without any file
+  haf-dist plan --model hf://owner/name --gpus 8 --tokens 8192
   haf-dist plan --config safety.toml --gpus 64 --gpu a100 --mfu 0.35
   haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
 
-Of the model's folder only config.json is read. The assumptions are printed with the figures.";
+Of the model only config.json is read. The assumptions are printed with the figures. Exit code 1: it does not fit.";
 
 /// Below the options of `haf-dist models`.
 pub const MODELS: &str = "\

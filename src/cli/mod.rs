@@ -1,20 +1,25 @@
-//! The command line: [`Arguments`] is what was typed, [`Command`] is what it means.
+//! The command line: [`Arguments`] is what was typed, [`Request`] is what it means.
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
 mod costs;
 mod evaluating;
 mod examples;
+pub mod outcome;
+mod request;
+mod run_config;
 mod values;
 mod verifying;
 
-pub use costs::{Bench, Planning};
+pub use costs::{Bench, Model, Planning};
 pub use evaluating::Evaluating;
 
 use crate::config::{Dtype, Format, RewardAt, TemplateKind};
-use crate::error::{Error, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use evaluating::TypedEvaluating;
+pub use request::{Alone, Checking, Command, Output, Request};
+pub use run_config::RunConfig;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,9 +35,9 @@ pub use verifying::Verifying;
     name = "haf-dist",
     version,
     after_help = examples::TRAINING,
-    override_usage = "haf-dist --config <FILE> [--set <KEY=VALUE>]... [--resume | --debug]\n       haf-dist <COMMAND>",
+    long_version = LONG_VERSION,
+    override_usage = "haf-dist --config <FILE> [--set <KEY=VALUE>]... [--resume | --debug] [--ranks <N>]\n       haf-dist <COMMAND>",
     args_conflicts_with_subcommands = true,
-    disable_help_subcommand = true,
     max_term_width = 100
 )]
 pub struct Arguments {
@@ -40,7 +45,7 @@ pub struct Arguments {
     command: Option<TypedCommand>,
 
     /// The run, as a TOML file
-    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    #[arg(long, short, value_name = "FILE", help_heading = "Training")]
     config: Option<PathBuf>,
 
     /// Replace one key of the config, e.g. train.steps=100 or data.train.0.path=more.jsonl; may be repeated
@@ -70,6 +75,12 @@ pub struct Arguments {
     /// Under mpirun each rank writes a file of its own: trace.rank-0.json, trace.rank-1.json and so on for trace.json.
     #[arg(long, global = true, value_name = "FILE", help_heading = "Diagnosis")]
     trace: Option<PathBuf>,
+
+    /// Start this many ranks on this machine through the MPI that is found [default: one, or as mpirun says]
+    ///
+    /// Binding, root and more ranks than cores are set as Open MPI wants them. Across machines use mpirun or srun.
+    #[arg(long, global = true, value_name = "N", value_parser = positive, help_heading = "Ranks")]
+    ranks: Option<usize>,
 }
 
 impl Arguments {
@@ -77,10 +88,46 @@ impl Arguments {
     pub fn trace(&self) -> Option<&Path> {
         self.trace.as_deref()
     }
+
+    /// How many ranks are to be started here, whatever the command.
+    pub fn ranks(&self) -> Option<usize> {
+        self.ranks
+    }
 }
+
+/// The version, and what this build was made of.
+pub const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit   ",
+    env!("HAF_DIST_COMMIT"),
+    "\nsources  ",
+    env!("HAF_DIST_SOURCES"),
+    "\nlibtorch ",
+    env!("HAF_DIST_LIBTORCH_VERSION"),
+    " at build time, in ",
+    env!("HAF_DIST_LIBTORCH"),
+    "\nMPI      ",
+    env!("HAF_DIST_MPI"),
+    " at build time\nhaf-dist doctor shows what is found now",
+);
 
 #[derive(Debug, Subcommand)]
 enum TypedCommand {
+    /// Train, as `--config` without a command does
+    #[command(after_help = examples::TRAIN)]
+    Train {
+        #[command(flatten)]
+        run: RunConfig,
+        /// Go on from the newest whole checkpoint in the output folder [default: refuse a folder that holds a run]
+        #[arg(long)]
+        resume: bool,
+        /// A few steps on a few pairs in one process without mpirun, every check on [default: off]
+        #[arg(long, conflicts_with = "resume")]
+        debug: bool,
+        /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+        #[arg(long)]
+        allow_changed: bool,
+    },
     /// Evaluate a checkpoint on pairs (accuracy with its interval, margin and losses per domain) or on benchmarks
     #[command(after_help = examples::EVAL)]
     Eval(TypedEvaluating),
@@ -117,12 +164,8 @@ enum TypedCommand {
     /// Tokenise and compute reference log-probs ahead of training, without creating a run folder
     #[command(after_help = examples::PREPARE)]
     Prepare {
-        /// The run, as a TOML file
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        /// Replace one key of the config, e.g. data.max_length=1024; may be repeated
-        #[arg(long, value_name = "KEY=VALUE")]
-        set: Vec<String>,
+        #[command(flatten)]
+        run: RunConfig,
         /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
         #[arg(long)]
         allow_changed: bool,
@@ -148,6 +191,28 @@ enum TypedCommand {
         /// A layout [default: a table of all]
         #[arg(value_enum, value_name = "NAME")]
         format: Option<Format>,
+    },
+    /// Say whether a run would start: keys, files, the first rows, model, adapter, memory, disk, ranks
+    #[command(after_help = examples::CHECK)]
+    Check {
+        #[command(flatten)]
+        run: RunConfig,
+        /// Print one JSON list instead of lines [default: lines]
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what this machine has and what is missing: libtorch, GPUs, MPI, cores, memory, disk
+    Doctor {
+        /// Print one JSON object instead of lines [default: lines]
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print what completes commands and options in a shell
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// The shell
+        #[arg(value_enum, value_name = "SHELL")]
+        shell: Shell,
     },
 }
 
@@ -235,105 +300,9 @@ impl Scoring {
     }
 }
 
-/// What the program is asked to do. Serialised, it is what ranks compare before they do it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Command {
-    /// Train a model.
-    Train {
-        /// The config file.
-        config: PathBuf,
-        /// `table.key=value` overrides, in order.
-        set: Vec<String>,
-        /// Go on from the newest whole checkpoint.
-        resume: bool,
-        /// A few steps in one process with every check on.
-        debug: bool,
-        /// Whether files of the model may have changed since they were written.
-        allow_changed: bool,
-    },
-    /// Evaluate a checkpoint.
-    Eval(Evaluating),
-    /// Write rewards.
-    Score {
-        /// What is scored with what.
-        scoring: Scoring,
-        /// Where the rewards go.
-        output: Output,
-    },
-    /// Compare finished runs.
-    Compare {
-        /// Their folders.
-        runs: Vec<PathBuf>,
-        /// Whether their outcomes may have changed since they were written.
-        allow_changed: bool,
-        /// JSON lines instead of tables.
-        json: bool,
-    },
-    /// Time whole training steps.
-    Bench(Bench),
-    /// Fill the caches that training would fill.
-    Prepare {
-        /// The config file.
-        config: PathBuf,
-        /// `table.key=value` overrides, in order.
-        set: Vec<String>,
-        /// Whether files of the model may have changed since they were written.
-        allow_changed: bool,
-    },
-    /// Copy or merge a checkpoint.
-    Export(Exporting),
-    /// Check a checkpoint's self-test.
-    Verify(Verifying),
-    /// Predict memory and time.
-    Plan(Planning),
-    /// List the model families, or say whether a folder would load.
-    Models(Option<PathBuf>),
-    /// List the layouts of rows, or show one.
-    Formats(Option<Format>),
-}
-
-/// Where text goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub enum Output {
-    /// Standard output.
-    Stdout,
-    /// A file.
-    File(PathBuf),
-}
-
-impl TryFrom<Arguments> for Command {
-    type Error = Error;
-
-    /// # Errors
-    /// Neither `--config` nor a command; suites that are not as they should be.
-    fn try_from(typed: Arguments) -> Result<Self> {
-        let Arguments { command, config, set, resume, debug, allow_changed, trace: _ } = typed;
-        match (command, config) {
-            (Some(TypedCommand::Eval(typed)), _) => Evaluating::try_from(typed).map(Self::Eval),
-            (Some(TypedCommand::Score { scoring, data, output }), _) => {
-                let scoring = Scoring { data, ..scoring };
-                let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
-                Ok(Self::Score { scoring, output })
-            }
-            (Some(TypedCommand::Compare { runs, allow_changed, json }), _) => {
-                Ok(Self::Compare { runs, allow_changed, json })
-            }
-            (Some(TypedCommand::Bench { bench }), _) => Ok(Self::Bench(bench)),
-            (Some(TypedCommand::Prepare { config, set, allow_changed }), _) => {
-                Ok(Self::Prepare { config, set, allow_changed })
-            }
-            (Some(TypedCommand::Export(exporting)), _) => Ok(Self::Export(exporting)),
-            (Some(TypedCommand::Verify(verifying)), _) => Ok(Self::Verify(verifying)),
-            (Some(TypedCommand::Plan(planning)), _) => Ok(Self::Plan(planning)),
-            (Some(TypedCommand::Models { folder }), _) => Ok(Self::Models(folder)),
-            (Some(TypedCommand::Formats { format }), _) => Ok(Self::Formats(format)),
-            (None, Some(config)) => Ok(Self::Train { config, set, resume, debug, allow_changed }),
-            (None, None) => Err(Error::input(
-                "nothing to do: expected --config FILE to train, or a command (eval, score, compare, prepare, bench, \
-                 export, verify, plan, models, formats)",
-            )
-            .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")),
-        }
-    }
+/// What completes this command line in `shell`.
+pub fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "haf-dist", &mut script);
+    script
 }

@@ -149,11 +149,14 @@ fn hex(hash: u128) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Arguments;
+    use crate::cli::{Arguments, Request};
     use clap::Parser;
 
     fn facts(line: &str) -> (String, Vec<Fact>) {
-        typed(&Command::try_from(Arguments::try_parse_from(line.split(' ')).unwrap()).unwrap())
+        match Request::try_from(Arguments::try_parse_from(line.split(' ')).unwrap()).unwrap() {
+            Request::Together(command) => typed(&command),
+            Request::Alone(alone) => panic!("{alone:?} is not compared"),
+        }
     }
 
     /// Promise: every argument is compared under the name it is typed with, but for those with a reason.

@@ -85,12 +85,38 @@ pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verif
     Ok(Verifying { checkpoint, base, ..verifying.clone() })
 }
 
-/// The folder that `models` looks at. All ranks must call it.
+/// The folder of a model that one process looks at by itself.
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_model(folder: &Path, comm: &CommThread) -> Result<PathBuf> {
-    model(folder, "FOLDER", comm)
+pub fn fetch_model_alone(folder: &Path) -> Result<PathBuf> {
+    let Some(path) = parsed(folder)? else { return Ok(folder.to_path_buf()) };
+    let hub = Hub::from_env()?;
+    let snapshot = hub.look_up(&path, RepositoryKind::Model)?;
+    hub.fetch(&snapshot)?;
+    Ok(hub.folder(&snapshot))
+}
+
+/// A folder with the model's config.json, and perhaps nothing else.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
+    match parsed(folder)? {
+        Some(path) => Hub::from_env()?.config_of(&path),
+        None => Ok(folder.to_path_buf()),
+    }
+}
+
+/// Whether a path is an `hf://` path, right or wrong.
+pub fn is_on_hub(path: &Path) -> bool {
+    HubPath::parse(path).is_some()
+}
+
+/// An `hf://` path; `None` for any other.
+fn parsed(path: &Path) -> Result<Option<HubPath>> {
+    let parsed = HubPath::parse(path).transpose();
+    parsed.map_err(|wrong| Error::input(wrong).hint("for example hf://owner/name"))
 }
 
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
@@ -132,8 +158,7 @@ fn dataset(path: &Path, key: &str, comm: &CommThread) -> Result<Vec<PathBuf>> {
 
 /// The folder and the files of an `hf://` path; `None` for any other.
 fn fetched(path: &Path, kind: RepositoryKind, comm: &CommThread) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
-    let Some(parsed) = HubPath::parse(path) else { return Ok(None) };
-    let parsed = parsed.map_err(|wrong| Error::input(wrong).hint("for example hf://owner/name"))?;
+    let Some(parsed) = parsed(path)? else { return Ok(None) };
     let hub = comm.agree(Hub::from_env())?;
     let look_up = || {
         let snapshot = hub.look_up(&parsed, kind)?;

@@ -2,10 +2,13 @@
 
 mod alike;
 mod bench;
+mod check;
 mod compare;
 mod debug;
+mod doctor;
 mod eval;
 mod export;
+mod findings;
 mod formats;
 mod hub;
 mod models;
@@ -19,10 +22,11 @@ mod train;
 mod verify;
 
 use crate::checkpoint::Changed;
-use crate::cli::{Command, Evaluating};
+use crate::cli::{self, Alone, Command, Evaluating};
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::terminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,6 +36,24 @@ use std::time::Duration;
 /// The user's, the same on every rank: what differs.
 pub fn compare_ranks(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
     alike::command(command, traced, comm)
+}
+
+/// Answers what one process answers by itself: nothing below calls libtorch or MPI, which the launcher is linked without.
+///
+/// # Errors
+/// Whatever the command meets.
+pub fn alone(asked: &Alone) -> Result<()> {
+    match asked {
+        Alone::Plan(planning) => plan::run(planning),
+        Alone::Models(folder) => {
+            let folder = folder.as_deref().map(hub::fetch_model_alone).transpose()?;
+            models::run(folder.as_deref())
+        }
+        Alone::Formats(format) => formats::run(*format),
+        Alone::Check(checking) => check::run(checking),
+        Alone::Doctor { json } => doctor::run(*json),
+        Alone::Completions(shell) => terminal::out(String::from_utf8_lossy(&cli::completions(*shell)).trim_end()),
+    }
 }
 
 /// Does what the command line asks for, on every rank.
@@ -78,13 +100,6 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             comm.agree(if comm.rank() == 0 { export::run(&exporting) } else { Ok(()) })
         }
         Command::Verify(verifying) => verify::run(&hub::fetch_verifying(verifying, comm)?, comm),
-        Command::Plan(planning) => plan::run(planning, comm),
-        Command::Models(folder) => {
-            let folder = folder.as_deref().map(|folder| hub::fetch_model(folder, comm)).transpose()?;
-            comm.agree(if comm.rank() == 0 { models::run(folder.as_deref()) } else { Ok(()) })
-        }
-        Command::Formats(format) if comm.rank() == 0 => formats::run(*format),
-        Command::Formats(_) => Ok(()),
         Command::Bench(options) => bench::run(options, comm),
     }
 }

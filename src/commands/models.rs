@@ -34,6 +34,11 @@ pub fn run(folder: Option<&Path>) -> Result<()> {
     terminal::lines(describe(&look(folder).map_err(|reasons| refusal(folder, reasons))?)?)
 }
 
+/// Why a folder would not load; none where it would.
+pub fn refused(folder: &Path) -> Option<Error> {
+    look(folder).err().map(|reasons| refusal(folder, reasons))
+}
+
 /// All that a folder needs, or every reason against it.
 fn look(folder: &Path) -> std::result::Result<Found, Vec<Error>> {
     if !folder.join("config.json").exists() && PeftConfig::is_in(folder) {

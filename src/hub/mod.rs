@@ -86,6 +86,11 @@ impl Hub {
         Ok(Self { token, offline, ..Self::new(cache, &endpoint) })
     }
 
+    /// The folder of its cache.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
     /// The same hub, of which only the cache is used.
     pub fn offline(self) -> Self {
         Self { offline: true, ..self }
@@ -106,6 +111,19 @@ impl Hub {
         let files = files.map_err(|error| error.at(format!("hf://{repository}@{revision}")))?;
         let [repository, revision] = [repository, revision].map(String::clone);
         Ok(Snapshot { kind, repository, revision, commit, files })
+    }
+
+    /// The folder with a model's config.json, of which nothing else is fetched.
+    ///
+    /// # Errors
+    /// As [`Hub::look_up`] and [`Hub::fetch`].
+    pub fn config_of(&self, path: &HubPath) -> Result<PathBuf> {
+        let (commit, _) = self.list(path, RepositoryKind::Model)?;
+        let [repository, revision] = [&path.repository, &path.revision].map(String::clone);
+        let files = vec!["config.json".to_owned()];
+        let snapshot = Snapshot { kind: RepositoryKind::Model, repository, revision, commit, files };
+        self.fetch(&snapshot)?;
+        Ok(self.folder(&snapshot))
     }
 
     /// The commit of a revision, and its files.

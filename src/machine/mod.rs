@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 
 pub mod backend;
+pub mod cuda;
+pub mod look;
 
 use crate::comm::{CommThread, nccl};
 use crate::config::Dtype;
@@ -108,7 +110,7 @@ fn default_threads(local_size: usize, comm: &CommThread) -> Result<(usize, bool)
 }
 
 /// How many threads can compute at a time in this process.
-fn usable_cores() -> usize {
+pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -119,14 +121,16 @@ fn cores() -> Vec<u8> {
     (0..CpuSet::count()).map(|core| u8::from(set.is_set(core).unwrap_or(false))).collect()
 }
 
+/// Whether this processor computes in bf16.
 #[cfg(target_arch = "x86_64")]
-fn processor_has_bf16() -> bool {
+pub fn processor_has_bf16() -> bool {
     // amx-bf16 machines have avx512bf16 too.
     std::arch::is_x86_feature_detected!("avx512bf16")
 }
 
+/// Whether this processor computes in bf16.
 #[cfg(not(target_arch = "x86_64"))]
-fn processor_has_bf16() -> bool {
+pub fn processor_has_bf16() -> bool {
     false
 }
 

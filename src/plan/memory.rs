@@ -93,13 +93,25 @@ impl Memory {
         if job.sharded { self.total_if_sharded(ranks) } else { self.total() }
     }
 
+    /// When the model is loaded and nothing has been computed: masters are whole on every rank, and there are no moments.
+    pub fn at_start(&self) -> usize {
+        self.weights + self.gradients + self.masters + self.base
+    }
+
+    /// The worst moment of a step of the job.
+    pub fn in_a_step(&self, job: &Job, ranks: usize) -> usize {
+        if job.sharded { self.sharded_step(ranks) } else { self.total() }
+    }
+
+    fn sharded_step(&self, ranks: usize) -> usize {
+        let state = self.masters + self.moments;
+        self.total() - state - self.update_workspace + state.div_ceil(ranks) + self.sharded_update_workspace(ranks)
+    }
+
     /// The same where each of `ranks` keeps masters and moments of its share of the parameters only (`sharding.rs`): at
     /// the worst moment of a step, or before the first one, when masters are whole still and there are no moments.
     pub fn total_if_sharded(&self, ranks: usize) -> usize {
-        let state = self.masters + self.moments;
-        let step = self.total() - state - self.update_workspace;
-        let step = step + state.div_ceil(ranks) + self.sharded_update_workspace(ranks);
-        step.max(self.weights + self.gradients + self.masters + self.base)
+        self.sharded_step(ranks).max(self.at_start())
     }
 
     /// Four tensors of a share, or the two whole ones that rank 0 collects at a time to save them.

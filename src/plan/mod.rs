@@ -7,6 +7,8 @@
 pub mod hardware;
 pub mod memory;
 pub mod scaling;
+pub mod shapes;
+pub mod stages;
 pub mod time;
 pub mod workload;
 

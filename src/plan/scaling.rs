@@ -3,7 +3,7 @@
 
 use super::Job;
 use super::hardware::Hardware;
-use super::time::StepTime;
+use super::time::{Counted, StepTime};
 use super::workload::{PairTokens, batches, shares};
 use serde::Serialize;
 
@@ -44,11 +44,12 @@ pub struct Inputs<'a> {
 impl Inputs<'_> {
     /// Means over a few global batches of the rank that is done last. Efficiency is left at 1.
     pub fn step(&self, ranks: usize, pairs_per_step: usize) -> Row {
+        let counted = Counted::new(self.job);
         let mut mean = StepTime::default();
         let mut seconds = 0.0;
         for batch in batches(self.order, pairs_per_step, BATCHES) {
             let ranks_times = shares(&batch, ranks, self.job.tokens_per_micro_batch);
-            let times = ranks_times.iter().map(|share| StepTime::of(self.job, self.hardware, ranks, share));
+            let times = ranks_times.iter().map(|share| StepTime::of(&counted, self.hardware, ranks, share));
             let Some(slowest) = times.max_by(|left, right| left.seconds().total_cmp(&right.seconds())) else {
                 continue;
             };

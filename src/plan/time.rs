@@ -51,9 +51,10 @@ impl StepTime {
     }
 
     /// The time of `ranks` ranks for one rank's micro-batches.
-    pub fn of(job: &Job, hardware: &Hardware, ranks: usize, micro_batches: &[Shape]) -> Self {
-        let buckets = job.buckets();
-        let trained = job.trained() as f64;
+    pub fn of(counted: &Counted, hardware: &Hardware, ranks: usize, micro_batches: &[Shape]) -> Self {
+        let Counted { job, buckets, .. } = counted;
+        let trained: usize = buckets.iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).sum();
+        let trained = trained as f64;
         let copies = if job.compute_bytes() == 4 { 0.0 } else { job.compute_bytes() as f64 };
         let update = if hardware.cpu { CPU_UPDATE } else { GPU_UPDATE };
         // Sharded, a rank updates its share; its gradients go half the way, and the new values the other half.
@@ -62,13 +63,13 @@ impl StepTime {
         let mut time = Self {
             update: hardware.stream(trained * (update + copies) / shares),
             control: reductions * hardware.all_reduce(ranks, 0.0),
-            useful_flops: micro_batches.iter().map(|shape| useful_flops(job, shape)).sum(),
+            useful_flops: micro_batches.iter().map(|shape| counted.useful_flops(shape)).sum(),
             ..Self::default()
         };
         for shape in micro_batches {
-            time.compute += Costs::of(job, hardware, shape).all(job.architecture.blocks.len());
+            time.compute += Costs::of(counted, hardware, shape).all(job.architecture.blocks.len());
         }
-        let ready = ready_times(job, hardware, micro_batches, time.compute);
+        let ready = ready_times(counted, hardware, micro_batches, time.compute);
         let mut stream_free: f64 = 0.0;
         let parts: Vec<Part> = buckets.iter().map(|bucket| bucket.part).collect();
         for (bucket, ready) in
@@ -94,12 +95,38 @@ impl StepTime {
     }
 }
 
+/// A job with what its costs follow from, counted once for many micro-batches.
+#[derive(Debug, Clone)]
+pub struct Counted<'j> {
+    job: &'j Job,
+    buckets: Vec<Bucket>,
+    /// Parameters of all blocks and the final norm.
+    backbone: usize,
+    /// Parameters of all adapters.
+    adapters: usize,
+}
+
+impl<'j> Counted<'j> {
+    /// Counts the parameters of a job.
+    pub fn new(job: &'j Job) -> Self {
+        let buckets = job.buckets();
+        let of_adapters = |bucket: &&Bucket| matches!(bucket.part, Part::Adapter(_));
+        let adapters = buckets.iter().filter(of_adapters).map(|bucket| bucket.elements).sum();
+        Self { job, backbone: job.backbone(), adapters, buckets }
+    }
+
+    /// [`useful_flops`].
+    fn useful_flops(&self, shape: &Shape) -> f64 {
+        let Flops { block, block_backward, head, head_backward } = Flops::of(self, shape);
+        self.job.architecture.blocks.len() as f64 * (block + block_backward) + head + head_backward
+    }
+}
+
 /// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention;
 /// 4 in place of 6 where a parameter is frozen. A window is not counted: where sequences are longer than one, attention
 /// costs less than this; and so does the last block, whose MLP is computed for the rows that are read only.
 pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
-    let Flops { block, block_backward, head, head_backward } = Flops::of(job, shape);
-    job.architecture.blocks.len() as f64 * (block + block_backward) + head + head_backward
+    Counted::new(job).useful_flops(shape)
 }
 
 /// FLOPs of both passes.
@@ -111,19 +138,17 @@ struct Flops {
 }
 
 impl Flops {
-    fn of(job: &Job, shape: &Shape) -> Self {
+    fn of(counted: &Counted, shape: &Shape) -> Self {
+        let job = counted.job;
         let a = &job.architecture;
-        let linear = 2.0 * job.backbone() as f64 / a.blocks.len() as f64 * shape.tokens as f64;
+        let linear = 2.0 * counted.backbone as f64 / a.blocks.len() as f64 * shape.tokens as f64;
         // Query times key and weight times value: two products of E for each head and visible pair.
         let heads = a.blocks[0].heads;
         let attention = 4.0 * (heads.query * heads.width) as f64 * shape.visible as f64;
         let head = if job.policy { 2.0 * (a.vocabulary * a.width) as f64 * shape.answers as f64 } else { 0.0 };
         // A backward pass has two products for one; of a frozen weight only that for the input's gradient.
         let backward = if job.lora.is_some() { 1.0 } else { 2.0 };
-        let of_adapters = |bucket: &Bucket| matches!(bucket.part, Part::Adapter(_));
-        let buckets = job.buckets();
-        let adapters = buckets.iter().filter(|bucket| of_adapters(bucket)).map(|bucket| bucket.elements).sum::<usize>();
-        let adapters = 2.0 * adapters as f64 / a.blocks.len() as f64 * shape.tokens as f64;
+        let adapters = 2.0 * counted.adapters as f64 / a.blocks.len() as f64 * shape.tokens as f64;
         Self {
             block: linear + attention + adapters,
             block_backward: backward * linear + 2.0 * (attention + adapters),
@@ -143,12 +168,12 @@ struct Costs {
 }
 
 impl Costs {
-    fn of(job: &Job, hardware: &Hardware, shape: &Shape) -> Self {
-        let flops = Flops::of(job, shape);
+    fn of(counted: &Counted, hardware: &Hardware, shape: &Shape) -> Self {
+        let flops = Flops::of(counted, shape);
         let pairs = shape.pairs as f64;
         let [forward, backward] = LAUNCHES.map(|(fixed, each)| (fixed + each * pairs) * hardware.launch);
         let block_forward = (flops.block / hardware.rate()).max(forward);
-        let recomputed = if job.checkpointing { block_forward } else { 0.0 };
+        let recomputed = if counted.job.checkpointing { block_forward } else { 0.0 };
         let block_backward = (flops.block_backward / hardware.rate()).max(backward) + recomputed;
         Self { block_forward, block_backward, heads: (flops.head + flops.head_backward) / hardware.rate() }
     }
@@ -160,14 +185,14 @@ impl Costs {
 
 /// When each bucket is complete, in the order of [`Job::buckets`], on a clock on which the last backward pass ends at
 /// `end`. A tied vocabulary weight is in the embedding's bucket, which is complete last.
-fn ready_times(job: &Job, hardware: &Hardware, micro_batches: &[Shape], end: f64) -> Vec<f64> {
+fn ready_times(counted: &Counted, hardware: &Hardware, micro_batches: &[Shape], end: f64) -> Vec<f64> {
     let last = micro_batches.last().copied().unwrap_or_default();
-    let block = Costs::of(job, hardware, &last).block_backward;
-    let layers = job.architecture.blocks.len() as f64;
+    let block = Costs::of(counted, hardware, &last).block_backward;
+    let layers = counted.job.architecture.blocks.len() as f64;
     let ready = |bucket: &Bucket| match bucket.part {
         Part::Embedding => end,
         Part::Block(index) | Part::Adapter(index) => end - index as f64 * block,
         Part::Norm | Part::LanguageModelHead | Part::RewardHead => end - layers * block,
     };
-    job.buckets().iter().map(ready).collect()
+    counted.buckets.iter().map(ready).collect()
 }

@@ -86,6 +86,20 @@ impl AddAssign for Shape {
 }
 
 impl Shape {
+    /// So many tokens of pairs like these.
+    pub fn of_tokens(self, tokens: usize) -> Self {
+        let scaled = |count: usize| (count as u128 * tokens as u128).div_ceil(self.tokens.max(1) as u128) as usize;
+        Self {
+            pairs: scaled(self.pairs),
+            tokens,
+            answers: scaled(self.answers),
+            visible: scaled(self.visible),
+            mask: scaled(self.mask),
+            longest_answers: self.longest_answers.min(tokens),
+            longest_sequence: self.longest_sequence.min(tokens),
+        }
+    }
+
     /// A shape that no measure of either exceeds.
     pub fn or_larger(self, other: Self) -> Self {
         Self {

@@ -87,7 +87,7 @@ fn answer(mut asks: UnixStream) {
 }
 
 /// Whether the process was started to ignore a signal: Linux lists it in /proc.
-fn ignored(signal: i32) -> bool {
+pub fn ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

@@ -67,7 +67,11 @@ fn help_of_every_command() {
 
 #[test]
 fn version() {
-    assert_eq!(help(&["--version"]), format!("haf-dist {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(help(&["-V"]), format!("haf-dist {}\n", env!("CARGO_PKG_VERSION")));
+    let long = help(&["--version"]);
+    for part in [env!("CARGO_PKG_VERSION"), "commit ", "libtorch 2.", "MPI "] {
+        assert!(long.contains(part), "{part}: {long}");
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ const FLOORS: &[&[&str]] = &[
     &["ops", "config", "comm", "logging", "safetensors_io"],
     &["model", "loss", "data", "hub"],
     &["engine", "update", "checkpoint", "metrics", "machine"],
-    &["evaluate", "train", "plan"],
-    &["cli", "commands", "main", "lib"],
+    &["evaluate", "train", "plan", "launcher"],
+    &["cli", "commands", "main", "bin", "lib"],
 ];
 
 /// Imports within a floor: (from, to).
@@ -28,9 +28,12 @@ const WITHIN: &[(&str, &str)] = &[
     ("metrics", "checkpoint"),
     ("update", "engine"),
     ("train", "evaluate"),
+    ("launcher", "train"),
     ("commands", "cli"),
     ("main", "cli"),
     ("main", "commands"),
+    ("bin", "cli"),
+    ("bin", "commands"),
 ];
 
 /// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, the allocator, ending an MPI process, memory that
@@ -46,17 +49,18 @@ const UNSAFE: &[&str] = &[
     "ops/cpu/amx.rs",
     "ops/cpu/tile/mod.rs",
     "ops/cpu/weight_gradient.rs",
+    "machine/cuda.rs",
     "machine/mod.rs",
 ];
 
-/// How a crate is named, and the only file or folder that may.
-const DOORS: &[(&str, &str)] = &[
-    ("use mpi::", "comm/mpi.rs"),
-    ("use tokenizers::", "data/tokenize"),
-    ("use parquet::", "data/rows/parquet/"),
-    ("use hf_hub::", "hub/client.rs"),
-    ("cudarc::", "comm/nccl/"),
-    ("libloading::", "comm/nccl/"),
+/// How a crate is named, and the only files or folders that may.
+const DOORS: &[(&str, &[&str])] = &[
+    ("use mpi::", &["comm/mpi.rs"]),
+    ("use tokenizers::", &["data/tokenize"]),
+    ("use parquet::", &["data/rows/parquet/"]),
+    ("use hf_hub::", &["hub/client.rs"]),
+    ("cudarc::", &["comm/nccl/"]),
+    ("libloading::", &["comm/nccl/", "machine/cuda.rs"]),
 ];
 
 /// Where a file may ask which device it is on: where operations are chosen and memory is laid out.
@@ -265,8 +269,9 @@ fn unsafe_and_foreign_libraries_stay_in_their_rooms() {
         let code = shipped(text);
         let uses_unsafe = ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| code.contains(word));
         assert_eq!(uses_unsafe, UNSAFE.contains(&file.as_str()), "{file} and the list of files with unsafe code");
-        for (library, door) in DOORS {
-            assert!(!code.contains(library) || file.starts_with(door), "{file} names {library}; only {door} may");
+        for (library, doors) in DOORS {
+            let may = doors.iter().any(|door| file.starts_with(door));
+            assert!(!code.contains(library) || may, "{file} names {library}; only {doors:?} may");
         }
     }
     // No import is allowed that nothing needs.

@@ -12,7 +12,7 @@ use haf_dist::plan::Job;
 use haf_dist::plan::hardware::{cpu, gpu};
 use haf_dist::plan::memory::{Memory, workspace as planned};
 use haf_dist::plan::scaling::Inputs;
-use haf_dist::plan::time::{StepTime, useful_flops};
+use haf_dist::plan::time::{Counted, StepTime, useful_flops};
 use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
@@ -153,7 +153,7 @@ fn sharding_shares_the_update_and_moves_as_many_bytes() {
     let sharded = Job { sharded: true, ..whole.clone() };
     // Numbers of f32 either way, so that reduce-scatter and all-gather move what an all-reduce does.
     let hardware = gpu("h100", false).unwrap();
-    let time = |job: &Job, ranks| StepTime::of(job, &hardware, ranks, &[sum(PAIRS)]);
+    let time = |job: &Job, ranks| StepTime::of(&Counted::new(job), &hardware, ranks, &[sum(PAIRS)]);
     assert!((time(&sharded, 4).update / (time(&whole, 4).update / 4.0) - 1.0).abs() < 1e-9);
     assert!((time(&sharded, 4).communication / time(&whole, 4).communication - 1.0).abs() < 1e-9);
     assert_eq!(time(&sharded, 1).seconds(), time(&whole, 1).seconds(), "one rank has nothing to share");
@@ -166,12 +166,12 @@ fn communication_is_hidden_and_exposed_as_the_order_of_buckets_says() {
     let job = job("llama-tied", Kind::BFloat16, true);
     let mut hardware = gpu("h100", true).unwrap();
     let shapes = [sum(PAIRS)];
-    let alone = StepTime::of(&job, &hardware, 1, &shapes);
+    let alone = StepTime::of(&Counted::new(&job), &hardware, 1, &shapes);
     assert_eq!((alone.communication, alone.exposed), (0.0, 0.0));
 
     // However fast the links are, nothing is left to hide the embedding behind, nor the first block before it.
     (hardware.link, hardware.link_latency) = (1e10, 0.0);
-    let fast = StepTime::of(&job, &hardware, 8, &shapes);
+    let fast = StepTime::of(&Counted::new(&job), &hardware, 8, &shapes);
     let last: usize = job.buckets()[..2].iter().map(|bucket| bucket.elements).sum();
     let expected = hardware.all_reduce(8, 4.0 * last as f64);
     assert!((fast.exposed / expected - 1.0).abs() < 1e-6, "{} {expected}", fast.exposed);
@@ -179,13 +179,13 @@ fn communication_is_hidden_and_exposed_as_the_order_of_buckets_says() {
 
     // So slow that all but the first block's backward pass is waiting.
     hardware.link = 1.0;
-    let slow = StepTime::of(&job, &hardware, 8, &shapes);
+    let slow = StepTime::of(&Counted::new(&job), &hardware, 8, &shapes);
     assert!(slow.exposed > 0.5 * slow.communication && slow.exposed <= slow.communication);
     assert!((slow.hidden + slow.exposed - slow.communication).abs() < 1e-9 * slow.communication);
     assert!(slow.hidden >= 0.0);
 
     // On a CPU nothing hides.
-    let shared = StepTime::of(&job, &cpu(2, 1, 1e9, true), 2, &shapes);
+    let shared = StepTime::of(&Counted::new(&job), &cpu(2, 1, 1e9, true), 2, &shapes);
     assert_eq!(shared.hidden, 0.0);
     assert!(shared.exposed > 0.0);
 }

@@ -2,24 +2,25 @@
 //!
 //! Not here: the predictions (`plan/`).
 
+mod lengths;
+mod subject;
 mod tables;
 
-use super::setup;
 use crate::cli::Planning;
-use crate::comm::CommThread;
 use crate::config::{Config, Dtype};
 use crate::error::{Error, Result};
-use crate::machine::Machine;
+use crate::machine;
 use crate::model::architecture::Architecture;
 use crate::plan::Job;
 use crate::plan::hardware::{self, Hardware};
 use crate::plan::memory::Memory;
 use crate::plan::scaling::{Inputs, Row};
-use crate::plan::workload::{self, PairTokens, Shape, largest, sum};
+use crate::plan::stages::{Stage, stages};
+use crate::plan::workload::Shape;
 use crate::terminal;
-use crate::train::total_steps;
+use lengths::lengths;
 use serde::Serialize;
-use std::path::Path;
+use subject::subject;
 use tch::Kind;
 
 /// Everything that is predicted.
@@ -47,6 +48,10 @@ pub struct Plan {
     memory_usable: f64,
     /// Whether what the config needs is at most that.
     fits: bool,
+    /// Other ways to run it, and what each needs.
+    stages: Vec<Stage>,
+    /// The first of them that fits, as keys to set; none where the config fits, or none does.
+    nearest: Option<Vec<&'static str>>,
     /// A step of the config's global batch on the ranks asked for.
     step: Row,
     /// Steps of the run, where the data or the config says how many.
@@ -59,51 +64,63 @@ pub struct Plan {
     assumptions: Vec<String>,
 }
 
-/// The lengths of pairs that the run meets.
-struct Lengths {
-    /// Pairs in training order, used round and round.
-    order: Vec<PairTokens>,
-    /// The largest micro-batch of any rank.
-    largest: Shape,
-    /// Steps of the run, where known.
-    steps: Option<usize>,
-    /// Where the lengths come from, in words.
-    source: String,
-}
-
-/// Runs the command; rank 0 prints.
+/// Runs the command.
 ///
 /// # Errors
-/// A bad config, an unknown GPU, more ranks than pairs in a global batch, or data that is there but broken.
-pub fn run(planning: &Planning, comm: &CommThread) -> Result<()> {
-    let plan = plan(planning, comm)?;
-    if comm.rank() == 0 {
-        terminal::out(match planning.json {
-            true => serde_json::to_string(&plan).unwrap_or_default(),
-            false => tables::render(&plan),
-        })?;
+/// A bad config, an unknown GPU, more ranks than pairs in a global batch, data that is there but broken; a job that does not
+/// fit, once the plan is printed.
+pub fn run(planning: &Planning) -> Result<()> {
+    let plan = plan(planning)?;
+    terminal::out(match planning.json {
+        true => serde_json::to_string(&plan).unwrap_or_default(),
+        false => tables::render(&plan),
+    })?;
+    if plan.fits {
+        return Ok(());
     }
-    Ok(())
+    let error = Error::runtime(format!(
+        "does not fit: a rank needs {:.2} GB and may fill {:.2} GB",
+        tables::needed(&plan) as f64 / 1e9,
+        plan.memory_usable / 1e9
+    ));
+    Err(error.hint(match (&plan.nearest, plan.stages.last()) {
+        (Some(keys), _) if keys.is_empty() => "lower train.tokens_per_micro_batch".to_owned(),
+        (Some(keys), _) => format!("it fits with --set {}", keys.join(" --set ")),
+        (None, Some(leanest)) => {
+            let (moment, bytes) = match leanest.at_start > leanest.in_a_step {
+                true => ("when the model is loaded, with masters whole on every rank", leanest.at_start),
+                false => ("in a step", leanest.in_a_step),
+            };
+            format!(
+                "with parallel.shard_optimizer and train.activation_checkpointing it still needs {:.2} GB {moment}: take shorter \
+                 sequences (data.max_length), an adapter ([lora]), or GPUs with more memory",
+                bytes as f64 / 1e9
+            )
+        }
+        (None, None) => "GPUs with more memory".to_owned(),
+    }))
 }
 
-fn plan(planning: &Planning, comm: &CommThread) -> Result<Plan> {
-    let config = comm.agree(Config::load(&planning.config, &planning.set))?;
+fn plan(planning: &Planning) -> Result<Plan> {
+    let subject = subject(planning)?;
+    let config = &subject.config;
     let ranks = planning.gpus;
-    if ranks > config.train.pairs_per_step {
+    // Without a config there is no global batch to keep to.
+    let pairs =
+        if planning.run.is_given() { config.train.pairs_per_step } else { config.train.pairs_per_step.max(ranks) };
+    if ranks > pairs {
         return Err(Error::input(format!(
-            "--gpus {ranks} share train.pairs_per_step = {}: some would never hold a pair",
-            config.train.pairs_per_step
+            "--gpus {ranks} share train.pairs_per_step = {pairs}: some would never hold a pair"
         ))
         .hint("plan for fewer ranks, or add --set train.pairs_per_step=N (the global batch)"));
     }
-    let origin = comm.agree(setup::origin(&config))?;
-    let architecture = comm.agree(Architecture::open(&origin.base))?;
-    let (hardware, kind) = hardware(planning, &config, comm)?;
-    let job = comm.agree(Job::new(&config, architecture, kind))?;
-    let lengths = lengths(planning, (&config, origin.tokenizer()), &job, comm)?;
+    let (hardware, kind) = hardware(planning, config)?;
+    let job = Job::new(config, subject.architecture.clone(), kind)?;
+    let lengths = lengths(planning, &subject, &job)?;
     let inputs = Inputs { job: &job, hardware: &hardware, order: &lengths.order };
-    let pairs = config.train.pairs_per_step;
     let memory = Memory::of(&job, &lengths.largest, hardware.cpu);
+    let fits = memory.needed(&job, ranks) as f64 <= hardware.usable_memory();
+    let stages = stages(&job, &lengths.largest, &hardware, ranks);
     Ok(Plan {
         ranks,
         dtype: if kind == Kind::BFloat16 { "bf16" } else { "f32" },
@@ -114,9 +131,11 @@ fn plan(planning: &Planning, comm: &CommThread) -> Result<Plan> {
         memory_total_if_sharded: memory.total_if_sharded(ranks),
         sharded: job.sharded,
         memory_usable: hardware.usable_memory(),
-        fits: memory.needed(&job, ranks) as f64 <= hardware.usable_memory(),
+        fits,
+        nearest: stages.iter().find(|stage| !fits && stage.fits).map(|stage| stage.changes(&job)),
+        stages,
         step: inputs.step(ranks, pairs),
-        steps: lengths.steps,
+        steps: lengths.steps.filter(|_| planning.run.is_given()),
         weak: inputs.weak(pairs.div_ceil(ranks)),
         strong: inputs.strong(pairs),
         assumptions: assumptions(&lengths.source, &hardware, ranks),
@@ -124,25 +143,46 @@ fn plan(planning: &Planning, comm: &CommThread) -> Result<Plan> {
     })
 }
 
+/// Bytes that a rank of `ranks` on this computer needs at most, and those that it may fill: for a micro-batch of the config's
+/// budget, and for a pair of twice its longest sequence.
+///
+/// # Errors
+/// An adapter that the model has no place for; a system without Linux's /proc.
+pub fn memory_here(config: &Config, architecture: &Architecture, ranks: usize) -> Result<(f64, f64)> {
+    let kind = kind_here(config);
+    let job = Job::new(config, architecture.clone(), kind)?;
+    let hardware = hardware::cpu(ranks, 1, memory_of_this_computer()?, kind == Kind::BFloat16);
+    let longest = lengths::longest(config);
+    let memory = Memory::of(&job, &longest, true);
+    Ok((memory.needed(&job, ranks) as f64, hardware.usable_memory()))
+}
+
+/// The precision that `model.dtype` means on this processor.
+fn kind_here(config: &Config) -> Kind {
+    match config.model.dtype {
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::Auto if machine::processor_has_bf16() => Kind::BFloat16,
+        Dtype::F32 | Dtype::Auto => Kind::Float,
+    }
+}
+
 /// The device with what the command line changes of it, and the precision on it.
-fn hardware(planning: &Planning, config: &Config, comm: &CommThread) -> Result<(Hardware, Kind)> {
+fn hardware(planning: &Planning, config: &Config) -> Result<(Hardware, Kind)> {
     let on_cpu = planning.gpu == hardware::CPU;
-    let (mut found, kind) = if on_cpu {
-        let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
+    let bf16 = if on_cpu { kind_here(config) == Kind::BFloat16 } else { config.model.dtype != Dtype::F32 };
+    let mut found = if on_cpu {
         let threads = match config.parallel.threads {
-            0 => (machine.threads / planning.gpus).max(1),
+            0 => (machine::usable_cores() / planning.gpus).max(1),
             threads => threads,
         };
-        let bf16 = machine.kind == Kind::BFloat16;
-        (hardware::cpu(planning.gpus, threads, memory_of_this_computer()?, bf16), machine.kind)
+        hardware::cpu(planning.gpus, threads, memory_of_this_computer()?, bf16)
     } else {
-        let bf16 = config.model.dtype != Dtype::F32;
-        (hardware::gpu(&planning.gpu, bf16)?, if bf16 { Kind::BFloat16 } else { Kind::Float })
+        hardware::gpu(&planning.gpu, bf16)?
     };
     found.attainable = planning.mfu.unwrap_or(found.attainable);
     found.peak = planning.flops.map_or(found.peak, |teraflops| 1e12 * teraflops);
     found.network = planning.network.map_or(found.network, |gigabytes| 1e9 * gigabytes);
-    Ok((found, kind))
+    Ok((found, if bf16 { Kind::BFloat16 } else { Kind::Float }))
 }
 
 /// Bytes of physical memory.
@@ -153,66 +193,6 @@ fn memory_of_this_computer() -> Result<f64> {
     total.map(|kib: f64| 1024.0 * kib).ok_or_else(|| {
         Error::runtime("/proc/meminfo does not say how much memory there is").hint("plan for a GPU with --gpu NAME")
     })
-}
-
-/// The data's own lengths where it and the tokenizer are there, else those asked for, else a guess.
-fn lengths(planning: &Planning, (config, model): (&Config, &Path), job: &Job, comm: &CommThread) -> Result<Lengths> {
-    let tokenizer = model.join("tokenizer.json");
-    let mut needed = config.data.train.iter().map(|source| &source.path).chain([&tokenizer]);
-    let missing = needed.find(|path| !path.exists());
-    // Every rank must take the same way.
-    let here = comm.all_true(missing.is_none())?;
-    match (planning.pair_tokens, here) {
-        (None, true) => of_data(planning.gpus, (config, model), job, comm),
-        (Some(pair), _) => {
-            Ok(assumed(pair, format!("every pair has {} (--pair-tokens)", words(pair)), config, planning.gpus))
-        }
-        (None, false) => {
-            let data = &config.data;
-            let answer = (data.max_length - data.max_prompt_length).div_ceil(2);
-            let pair = PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer };
-            let missing = missing.map_or("a file".into(), |path| path.display().to_string());
-            let source = format!("{missing} is not there: every pair has {}, half of what fits", words(pair));
-            Ok(assumed(pair, source, config, planning.gpus))
-        }
-    }
-}
-
-fn words(pair: PairTokens) -> String {
-    format!("{} + {} + {} tokens (common prefix, chosen, rejected)", pair.prefix, pair.chosen, pair.rejected)
-}
-
-/// The pairs of the run, batch by batch, as the sampler draws them.
-fn of_data(ranks: usize, (config, model): (&Config, &Path), job: &Job, comm: &CommThread) -> Result<Lengths> {
-    let encoder = comm.agree(setup::encoder(config, model, &job.architecture))?;
-    let data = setup::prepared(&config.data.train, "train", config, &encoder, comm)?;
-    let mut sampler = comm.agree(setup::sampler(config, &data))?;
-    let steps = total_steps(config, &sampler);
-    let batches: Vec<Vec<PairTokens>> = (0..steps)
-        .map(|step| sampler.global_batch(step).into_iter().map(|pair| workload::lengths(&data.pair(pair))).collect())
-        .collect();
-    let order: Vec<PairTokens> = batches.iter().flatten().copied().take(sampler.pairs_per_epoch()).collect();
-    let mean = sum(order.iter().copied()).tokens as f64 / order.len().max(1) as f64;
-    Ok(Lengths {
-        largest: largest(&batches, ranks, job.tokens_per_micro_batch),
-        steps: Some(steps),
-        source: format!("lengths of the data's pairs, {mean:.0} tokens on average; the largest micro-batch of the run"),
-        order,
-    })
-}
-
-/// Equal pairs; the largest micro-batch is full, or is one pair as long as it may be with nothing in common.
-fn assumed(pair: PairTokens, source: String, config: &Config, ranks: usize) -> Lengths {
-    let longest = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length };
-    let full = config.train.tokens_per_micro_batch.div_ceil(pair.total());
-    let mine = config.train.pairs_per_step.div_ceil(ranks);
-    let bound = sum([longest]).or_larger(sum(std::iter::repeat_n(pair, full.min(mine))));
-    Lengths {
-        order: vec![pair],
-        largest: bound,
-        steps: config.train.steps,
-        source: format!("{source}; memory for that and for a pair of twice data.max_length"),
-    }
 }
 
 fn assumptions(lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> {

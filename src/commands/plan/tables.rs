@@ -15,6 +15,7 @@ pub fn render(plan: &Plan) -> String {
     [
         title,
         memory(plan),
+        stages(plan),
         step(plan),
         format!("weak scaling: {} pair(s) a rank", plan.weak.first().map_or(0, |row| row.pairs_per_step)),
         scaling(&plan.weak),
@@ -48,18 +49,43 @@ fn memory(plan: &Plan) -> String {
     row("update", memory.update_workspace, memory.sharded_update_workspace(plan.ranks));
     row("at the worst moment", plan.memory_total, plan.memory_total_if_sharded);
     let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
-    let (needed, sharded) = match plan.sharded {
-        true => (plan.memory_total_if_sharded, "is"),
-        false => (plan.memory_total, "is not"),
-    };
+    let sharded = if plan.sharded { "is" } else { "is not" };
     format!(
         "{table}\n(1) with parallel.shard_optimizer = true, which {sharded} set: masters and moments of a rank's share only\n\
          (2) of the largest micro-batch ({} tokens, {} pairs)\n\
          {verdict}: {} of {} GB",
         plan.largest.tokens,
         plan.largest.pairs,
-        gigabytes(needed),
+        gigabytes(needed(plan)),
         gigabytes(plan.memory_usable as usize)
+    )
+}
+
+/// What a rank needs as the job is configured.
+pub fn needed(plan: &Plan) -> usize {
+    if plan.sharded { plan.memory_total_if_sharded } else { plan.memory_total }
+}
+
+fn stages(plan: &Plan) -> String {
+    let header =
+        ["shard_optimizer", "activation_checkpointing", "GB, loaded", "GB, in a step", "fits", "largest micro-batch"];
+    let mut table = table(&header);
+    let word = |on: bool| if on { "true" } else { "false" }.to_string();
+    for stage in &plan.stages {
+        table.add_row([
+            word(stage.sharded),
+            word(stage.checkpointing),
+            gigabytes(stage.at_start),
+            gigabytes(stage.in_a_step),
+            if stage.fits { "yes" } else { "no" }.to_string(),
+            match stage.largest_micro_batch {
+                0 => "none".to_string(),
+                tokens => format!("{tokens} tokens"),
+            },
+        ]);
+    }
+    format!(
+        "{table}\nmemory of a rank in other ways to run it, and the most tokens of such pairs that fit into a micro-batch"
     )
 }
 

@@ -19,6 +19,7 @@ mod refused;
 mod resuming;
 mod scoring;
 mod stalled;
+mod started;
 mod stopping;
 mod tracing;
 mod training;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-const ENDLESS: [&str; 4] = ["train.schedule=constant", "train.steps=1000000", "checkpoint.every=0", "eval.every=0"];
+pub const ENDLESS: [&str; 4] = ["train.schedule=constant", "train.steps=1000000", "checkpoint.every=0", "eval.every=0"];
 
 /// Waits for a file or folder of a run.
 #[track_caller]
@@ -22,7 +22,7 @@ pub fn until(workspace: &Workspace, path: &str) {
 }
 
 /// Waits until a run has done four steps.
-fn until_trained(workspace: &Workspace) {
+pub fn until_trained(workspace: &Workspace) {
     until(workspace, "run/metrics.jsonl");
     let started = Instant::now();
     while workspace.read("run/metrics.jsonl").iter().filter(|&&byte| byte == b'\n').count() < 4 {

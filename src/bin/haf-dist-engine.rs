@@ -1,0 +1,67 @@
+//! The engine: what computes, with libtorch and MPI. `haf-dist` starts it with its own arguments.
+
+use clap::Parser;
+use haf_dist::cli::{Arguments, Command, Request, outcome};
+use haf_dist::comm::{self, CommThread, launch, solo::Solo};
+use haf_dist::error::{Error, Result};
+use haf_dist::train::signals;
+use haf_dist::{commands, logging, machine, memory};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Says so where there is no memory.
+#[global_allocator]
+static ALLOCATOR: memory::Allocator = memory::Allocator;
+
+fn main() -> ExitCode {
+    machine::keep_freed_memory();
+    comm::install_panic_hook();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return outcome::explain(&error),
+    };
+    let trace = arguments.trace().map(Path::to_path_buf);
+    match start(arguments) {
+        Ok((command, comm)) => {
+            let done = commands::compare_ranks(&command, trace.is_some(), &comm)
+                .and_then(|()| start_trace(trace.as_deref(), &comm))
+                .and_then(|()| commands::run(&command, &comm));
+            logging::finish_trace();
+            match done {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    outcome::report(&error);
+                    // Other ranks may be waiting for this one: finalising MPI would wait for them in turn.
+                    comm.abort(error.exit_code())
+                }
+            }
+        }
+        Err(error) => outcome::report(&error),
+    }
+}
+
+fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
+    logging::init(launch::launch().map(|launch| launch.rank), arguments.trace().is_some())?;
+    signals::let_oversized_writes_fail()?;
+    machine::cuda::load()?;
+    let command = match Request::try_from(arguments)? {
+        Request::Together(command) => command,
+        Request::Alone(_) => {
+            return Err(Error::input("this command is not the engine's").hint("start haf-dist, not haf-dist-engine"));
+        }
+    };
+    let alone = matches!(command, Command::Train { debug: true, .. });
+    if alone && launch::launch().is_some_and(|launch| launch.size != Some(1)) {
+        return Err(Error::input("--debug is for one process, and an MPI launcher started several")
+            .hint("leave mpirun out: haf-dist --config FILE --debug"));
+    }
+    let comm = if alone { CommThread::start(|| Ok(Box::new(Solo)))? } else { CommThread::start(comm::connect)? };
+    Ok((command, comm))
+}
+
+/// Begins the trace that `--trace` asks for: on every rank or, where one of the files is there already, on none.
+fn start_trace(file: Option<&Path>, comm: &CommThread) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let path = comm.agree(logging::trace_path(file, comm.rank(), comm.world_size()))?;
+    comm.agree(logging::trace_to(&path, comm.rank()))
+}

@@ -1,0 +1,41 @@
+//! How a program ends: help and slips of the keyboard, one error, an exit code.
+//!
+//! Not here: what an error says (`error.rs`).
+
+use crate::comm::launch;
+use crate::error::{Error, Kind};
+use crate::{logging, terminal};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a rank keeps an error to itself, so that rank 0 can report one that all ranks share.
+const RANK_0_FIRST: Duration = Duration::from_secs(2);
+
+/// Prints help, the version or what is wrong with the arguments, once for all ranks: as [`report`] does.
+pub fn explain(error: &clap::Error) -> ExitCode {
+    match launch::rank() {
+        // A closed pipe leaves nobody to tell.
+        0 => drop(error.print()),
+        rank if error.use_stderr() => {
+            std::thread::sleep(RANK_0_FIRST);
+            terminal::note(format_args!("rank {rank}: {error}"));
+        }
+        _ => {}
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Prints an error once, and gives its exit code. Rank 0 does it at once; by the time the others would, the job has ended,
+/// unless the error was theirs alone.
+pub fn report(error: &Error) -> ExitCode {
+    // A run that ends because it was asked to has not failed.
+    let word = if error.kind == Kind::Stopped { "" } else { "error: " };
+    match launch::rank() {
+        0 => logging::above_progress(|| terminal::note(format_args!("{word}{error}"))),
+        rank => {
+            std::thread::sleep(RANK_0_FIRST);
+            terminal::note(format_args!("{word}rank {rank}: {error}"));
+        }
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(1))
+}

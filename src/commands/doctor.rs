@@ -1,0 +1,310 @@
+//! `haf-dist doctor`: what this machine has, what is missing or wrong, and what to do about it.
+//!
+//! Nothing is computed and no library is loaded: the dynamic linker says what the engine would be linked with. Not here:
+//! what the engine does with it (`machine/`).
+
+use super::findings::{self, Finding};
+use crate::cli;
+use crate::error::{Error, Result};
+use crate::hub::Hub;
+use crate::launcher::{self, mpi};
+use crate::machine::{self, look};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Bytes of /dev/shm that ranks should find: gradients of a node's ranks are added up there.
+const SHARED_MEMORY: u64 = 1 << 30;
+/// Bytes of a disk below which a checkpoint is likely not to fit.
+const DISK: u64 = 5 << 30;
+
+/// Prints what is found.
+///
+/// # Errors
+/// Something is missing or wrong, once all is printed.
+pub fn run(json: bool) -> Result<()> {
+    let libraries = launcher::engine().map(|engine| linked(&engine));
+    let findings: Vec<Finding> = [program(), engine(&libraries)]
+        .into_iter()
+        .chain(libraries.as_deref().map(of_libraries).unwrap_or_default())
+        .chain([mpirun(libraries.as_deref().unwrap_or_default()), cores(), memory()])
+        .chain(gpus(libraries.as_deref().unwrap_or_default()))
+        .chain([shared_memory(), disk(), hub_cache()])
+        .collect();
+    findings::print(&findings, json, |faults| {
+        Error::runtime(format!("{faults} of {} lines are not OK", findings.len()))
+            .hint("the lines say what to do; send them along with a bug report")
+    })
+}
+
+fn program() -> Finding {
+    let version = cli::LONG_VERSION.lines().take(3).collect::<Vec<_>>().join(", ");
+    Finding::ok("haf-dist", version.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+fn engine(libraries: &Result<Vec<Library>>) -> Finding {
+    match libraries {
+        Err(error) => Finding::missing("engine", error.message.clone(), error.hint.clone().unwrap_or_default()),
+        Ok(libraries) => {
+            let lost: Vec<&str> =
+                libraries.iter().filter(|one| one.path.is_none()).map(|one| one.name.as_str()).collect();
+            if lost.is_empty() {
+                return Finding::ok("engine", format!("{} libraries, all found", libraries.len()));
+            }
+            Finding::missing(
+                "engine",
+                format!("libraries are not found: {}", lost.join(", ")),
+                "set LD_LIBRARY_PATH to their folders, or run launch/setup.sh and build again",
+            )
+        }
+    }
+}
+
+/// A shared library that the engine needs.
+#[derive(Debug, PartialEq)]
+struct Library {
+    name: String,
+    /// Where the linker finds it.
+    path: Option<PathBuf>,
+}
+
+/// What the dynamic linker would load for a program, as `ldd` asks it.
+fn linked(program: &Path) -> Vec<Library> {
+    let output = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output();
+    output.map(|output| listed(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
+}
+
+/// Reads lines such as `libmpi.so.40 => /usr/lib/libmpi.so.40 (0x...)` and `libc10.so => not found`.
+fn listed(text: &str) -> Vec<Library> {
+    let library = |line: &str| {
+        let (name, rest) = line.trim().split_once(" => ")?;
+        let path = rest.split(" (").next().filter(|path| path.starts_with('/'));
+        Some(Library { name: name.to_owned(), path: path.map(PathBuf::from) })
+    };
+    text.lines().filter_map(library).collect()
+}
+
+fn found<'l>(libraries: &'l [Library], start: &str) -> Option<&'l Path> {
+    libraries.iter().find(|library| library.name.starts_with(start))?.path.as_deref()
+}
+
+fn of_libraries(libraries: &[Library]) -> Vec<Finding> {
+    let torch = match found(libraries, "libtorch_cpu.so") {
+        Some(path) => {
+            let version = version_beside(path);
+            let text = format!("{}, {}", version.as_deref().unwrap_or("no version beside it"), path.display());
+            match version {
+                Some(version) if !version.starts_with(&built_with()[..]) => Finding::wrong(
+                    "libtorch",
+                    format!("{text}; built with {}", built_with()),
+                    "take the folder out of LD_LIBRARY_PATH, or build against this one (LIBTORCH=FOLDER cargo build --release)",
+                ),
+                _ => Finding::ok("libtorch", text),
+            }
+        }
+        None => Finding::missing("libtorch", "libtorch_cpu.so is not found", "launch/setup.sh lays it out in .deps/"),
+    };
+    let mpi = match found(libraries, "libmpi.so") {
+        Some(path) => Finding::ok("MPI library", path.display().to_string()),
+        None => Finding::missing(
+            "MPI library",
+            "libmpi.so is not found",
+            "load the module it was built with, or run launch/setup.sh",
+        ),
+    };
+    vec![torch, mpi]
+}
+
+/// Release of libtorch that this build was made with.
+fn built_with() -> String {
+    env!("HAF_DIST_LIBTORCH_VERSION").split('+').next().unwrap_or_default().to_owned()
+}
+
+/// The version of the libtorch that a library belongs to.
+fn version_beside(library: &Path) -> Option<String> {
+    let folder = library.parent()?.parent()?;
+    if let Ok(text) = std::fs::read_to_string(folder.join("build-version")) {
+        return Some(text.trim().to_owned());
+    }
+    let text = std::fs::read_to_string(folder.join("version.py")).ok()?;
+    Some(text.lines().find_map(|line| line.strip_prefix("__version__ = "))?.trim_matches(['\'', '"']).to_owned())
+}
+
+fn mpirun(libraries: &[Library]) -> Finding {
+    match mpi::find() {
+        Err(error) => Finding::missing("mpirun", error.message, error.hint.unwrap_or_default()),
+        Ok(mpirun) => {
+            let text = format!("{}, {}", mpirun.version, mpirun.path.display());
+            // Open MPI's library has the number 40, that of MPICH and its kin 12.
+            let open_mpi = found(libraries, "libmpi.so").map(|path| path.to_string_lossy().contains(".so.40"));
+            match open_mpi {
+                Some(open_mpi) if open_mpi != (mpirun.maker == mpi::Maker::OpenMpi) => Finding::wrong(
+                    "mpirun",
+                    format!("{text}: not of the MPI that the engine is linked with"),
+                    "put the mpirun of that library first on the PATH: each rank would be alone",
+                ),
+                _ => Finding::ok("mpirun", text),
+            }
+        }
+    }
+}
+
+fn cores() -> Finding {
+    let mut sets = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    for (name, has) in [
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ("avx512_bf16", machine::processor_has_bf16()),
+    ] {
+        if has {
+            sets.push(name);
+        }
+    }
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if cpuinfo.contains(" amx_bf16") {
+        sets.push("amx_bf16");
+    }
+    let model =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name));
+    let kind = if machine::processor_has_bf16() { "bf16" } else { "f32: no bf16 instructions" };
+    Finding::ok(
+        "processor",
+        format!(
+            "{}, {} threads usable, {}; computes in {kind}",
+            model.unwrap_or("unknown"),
+            machine::usable_cores(),
+            sets.join(" ")
+        ),
+    )
+}
+
+fn memory() -> Finding {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = |key: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(key))?.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    match (kib("MemTotal:"), kib("MemAvailable:")) {
+        (Some(total), Some(free)) => {
+            Finding::ok("memory", format!("{} of {} free", gigabytes(free << 10), gigabytes(total << 10)))
+        }
+        _ => Finding::wrong("memory", "/proc/meminfo cannot be read", "haf-dist runs on Linux with /proc mounted"),
+    }
+}
+
+/// The driver's GPUs; what libtorch and NCCL need to compute on them.
+fn gpus(libraries: &[Library]) -> Vec<Finding> {
+    let Some(cards) = look::gpus() else {
+        return vec![match Path::new("/proc/driver/nvidia/version").exists() {
+            true => Finding::wrong(
+                "GPUs",
+                "there is a driver, but nvidia-smi finds no GPU",
+                "look at what nvidia-smi says; a container must be started with its GPUs",
+            ),
+            false => Finding::ok("GPUs", "none: ranks compute on the processor"),
+        }];
+    };
+    let mut found_gpus = vec![Finding::ok("GPUs", format!("{}: {}", cards.len(), cards.join("; ")))];
+    if cards.len() > 1 {
+        let links = look::nvlinks();
+        let text = if links > 0 { format!("{links} pairs of GPUs by NVLink") } else { "PCIe, no NVLink".to_owned() };
+        found_gpus.push(Finding::ok("links", text));
+    }
+    let Some(folder) = found(libraries, "libtorch_cpu.so").and_then(Path::parent) else { return found_gpus };
+    found_gpus.push(match folder.join("libtorch_cuda.so").exists() {
+        true => Finding::ok("CUDA", format!("libtorch_cuda.so in {}", folder.display())),
+        false => Finding::missing(
+            "CUDA",
+            "this libtorch computes on processors only",
+            "launch/setup.sh --cuda lays out one for GPUs",
+        ),
+    });
+    let beside = [folder.join("libnccl.so.2"), folder.join("../../nvidia/nccl/lib/libnccl.so.2")];
+    let by_path = std::env::var_os("LD_LIBRARY_PATH").map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
+    let by_path = by_path.unwrap_or_default().into_iter().map(|folder| folder.join("libnccl.so.2"));
+    found_gpus.push(
+        match beside
+            .into_iter()
+            .chain(by_path)
+            .chain([PathBuf::from("/usr/lib/x86_64-linux-gnu/libnccl.so.2")])
+            .find(|path| path.exists())
+        {
+            Some(path) => Finding::ok("NCCL", path.display().to_string()),
+            None => Finding::missing(
+                "NCCL",
+                "libnccl.so.2 is not found",
+                "launch/setup.sh --cuda brings it; else set LD_LIBRARY_PATH to its folder",
+            ),
+        },
+    );
+    found_gpus
+}
+
+fn shared_memory() -> Finding {
+    match look::free_bytes(Path::new("/dev/shm")) {
+        None => Finding::missing(
+            "/dev/shm",
+            "not mounted",
+            "ranks of a node exchange gradients through it: mount a tmpfs there",
+        ),
+        Some(bytes) if bytes < SHARED_MEMORY => Finding::wrong(
+            "/dev/shm",
+            format!("{} free", gigabytes(bytes)),
+            "ranks of a node add gradients up there, 4 bytes a trained parameter: docker run --shm-size=16g, or parallel.backend",
+        ),
+        Some(bytes) => Finding::ok("/dev/shm", format!("{} free", gigabytes(bytes))),
+    }
+}
+
+fn disk() -> Finding {
+    disk_of("disk", std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")))
+}
+
+fn hub_cache() -> Finding {
+    let folder = Hub::from_env().map(|hub| hub.cache().to_path_buf());
+    match folder {
+        // A cache that is still to be made lies on the disk of the nearest folder above it.
+        Ok(folder) => {
+            let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+            let mut finding = disk_of("hub cache", there.to_path_buf());
+            finding.found = format!("{}, {}", folder.display(), finding.found);
+            finding
+        }
+        Err(error) => Finding::missing("hub cache", error.message, error.hint.unwrap_or_default()),
+    }
+}
+
+fn disk_of(what: &'static str, folder: PathBuf) -> Finding {
+    match look::free_bytes(&folder) {
+        Some(bytes) if bytes < DISK => Finding::wrong(
+            what,
+            format!("{} free in {}", gigabytes(bytes), folder.display()),
+            "a checkpoint is 14 bytes a parameter: make room, or set output.dir",
+        ),
+        Some(bytes) => Finding::ok(what, format!("{} free", gigabytes(bytes))),
+        None => Finding::wrong(
+            what,
+            format!("{} cannot be looked at", folder.display()),
+            "is the folder there, and may you read it?",
+        ),
+    }
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_linkers_list_is_read() {
+        let text = "\tlinux-vdso.so.1 (0x1)\n\tlibmpi.so.40 => /usr/lib/libmpi.so.40 (0x2)\n\tlibc10.so => not found\n";
+        let libraries = listed(text);
+        assert_eq!(libraries.len(), 2);
+        assert_eq!(found(&libraries, "libmpi.so"), Some(Path::new("/usr/lib/libmpi.so.40")));
+        assert_eq!(found(&libraries, "libc10.so"), None);
+        let said = engine(&Ok(libraries));
+        assert_eq!((said.state, said.found.contains("libc10.so")), (findings::State::Missing, true));
+    }
+}

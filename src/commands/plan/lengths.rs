@@ -1,0 +1,137 @@
+//! The lengths of pairs that a plan is made for: the data's own, those of its first pairs, or such as were asked for.
+//!
+//! Not here: what they cost (`plan/`).
+
+use super::subject::Subject;
+use crate::cli::Planning;
+use crate::commands::setup;
+use crate::config::Config;
+use crate::data::formats;
+use crate::data::prepared::PreparedData;
+use crate::data::tokenize::{Encoded, Encoder};
+use crate::error::Result;
+use crate::plan::Job;
+use crate::plan::workload::{self, PairTokens, Shape, largest, sum};
+use crate::train::total_steps;
+
+/// Pairs of each training file that are looked at where the data is not tokenised yet.
+const LOOKED_AT: usize = 256;
+
+/// The lengths of pairs that the run meets.
+pub struct Lengths {
+    /// Pairs in training order, used round and round.
+    pub order: Vec<PairTokens>,
+    /// The largest micro-batch of any rank.
+    pub largest: Shape,
+    /// Steps of the run, where known.
+    pub steps: Option<usize>,
+    /// Where the lengths come from, in words.
+    pub source: String,
+}
+
+/// The data's own lengths where it and the tokenizer are there, else those asked for, else a guess.
+///
+/// # Errors
+/// Data that is there but broken.
+pub fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Lengths> {
+    let (config, ranks) = (&subject.config, planning.gpus);
+    if let Some(pair) = planning.pair_tokens {
+        return Ok(assumed(&[pair], format!("every pair has {} (--pair-tokens)", words(pair)), config, ranks));
+    }
+    let guess = |why: String| {
+        let data = &config.data;
+        let answer = (data.max_length - data.max_prompt_length).div_ceil(2);
+        let pair = PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer };
+        let source = format!("{why}: every pair has {}, half of what fits", words(pair));
+        assumed(&[pair], source, config, ranks)
+    };
+    let Some(model) = &subject.tokenizer else {
+        return Ok(guess("no data is looked at".to_owned()));
+    };
+    let tokenizer = model.join("tokenizer.json");
+    let mut needed = config.data.train.iter().map(|source| &source.path).chain([&tokenizer]);
+    if let Some(missing) = needed.find(|path| !path.exists()) {
+        return Ok(guess(format!("{} is not there", missing.display())));
+    }
+    let encoder = setup::encoder(config, model, &job.architecture)?;
+    match PreparedData::open_if_made(&config.data.train, &encoder, &config.data.cache_dir)? {
+        Some(data) => of_data(ranks, config, &data, job),
+        None => of_first_pairs(ranks, config, &encoder),
+    }
+}
+
+fn words(pair: PairTokens) -> String {
+    format!("{} + {} + {} tokens (common prefix, chosen, rejected)", pair.prefix, pair.chosen, pair.rejected)
+}
+
+/// The pairs of the run, batch by batch, as the sampler draws them.
+fn of_data(ranks: usize, config: &Config, data: &PreparedData, job: &Job) -> Result<Lengths> {
+    let mut sampler = setup::sampler(config, data)?;
+    let steps = total_steps(config, &sampler);
+    let batches: Vec<Vec<PairTokens>> = (0..steps)
+        .map(|step| sampler.global_batch(step).into_iter().map(|pair| workload::lengths(&data.pair(pair))).collect())
+        .collect();
+    let order: Vec<PairTokens> = batches.iter().flatten().copied().take(sampler.pairs_per_epoch()).collect();
+    Ok(Lengths {
+        largest: largest(&batches, ranks, job.tokens_per_micro_batch),
+        steps: Some(steps),
+        source: format!(
+            "lengths of the data's pairs, {:.0} tokens on average; the largest micro-batch of the run",
+            mean(&order)
+        ),
+        order,
+    })
+}
+
+/// The first pairs of every training file, in turn.
+fn of_first_pairs(ranks: usize, config: &Config, encoder: &Encoder) -> Result<Lengths> {
+    let mut order = Vec::new();
+    for source in &config.data.train {
+        for pair in formats::first(source, LOOKED_AT)? {
+            if let Encoded::Kept(pair) = encoder.encode(&pair)? {
+                order.push(PairTokens { prefix: pair.prefix, chosen: pair.chosen, rejected: pair.rejected });
+            }
+        }
+    }
+    if order.is_empty() {
+        order.push(PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length });
+    }
+    let source = format!(
+        "lengths of the first {} pairs of the training files, {:.0} tokens on average; `haf-dist prepare` first takes those of all",
+        order.len(),
+        mean(&order)
+    );
+    Ok(assumed(&order, source, config, ranks))
+}
+
+fn mean(order: &[PairTokens]) -> f64 {
+    sum(order.iter().copied()).tokens as f64 / order.len().max(1) as f64
+}
+
+/// A micro-batch that no other exceeds: the budget full of pairs without a common prefix, or one pair of the longest
+/// sequences.
+pub fn longest(config: &Config) -> Shape {
+    let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length };
+    let one = sum([pair]);
+    one.or_larger(one.of_tokens(config.train.tokens_per_micro_batch))
+}
+
+/// The largest micro-batch of such pairs is full, or is one pair as long as it may be with nothing in common.
+fn assumed(order: &[PairTokens], source: String, config: &Config, ranks: usize) -> Lengths {
+    let longest = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length };
+    let budget = config.train.tokens_per_micro_batch;
+    let mine = config.train.pairs_per_step.div_ceil(ranks);
+    let mut tokens = 0;
+    let full = order.iter().cycle().take(mine).take_while(|pair| {
+        let before = tokens;
+        tokens += pair.total();
+        before < budget
+    });
+    let bound = sum([longest]).or_larger(sum(full.copied()));
+    Lengths {
+        order: order.to_vec(),
+        largest: bound,
+        steps: config.train.steps,
+        source: format!("{source}; memory for a full micro-batch, and for a pair of twice data.max_length"),
+    }
+}

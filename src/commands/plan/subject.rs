@@ -1,0 +1,59 @@
+//! What a plan is made for: a run's config, or a model alone with the defaults of a config.
+//!
+//! Not here: the lengths of pairs (`lengths.rs`).
+
+use crate::cli::{Model, Planning};
+use crate::commands::{hub, setup};
+use crate::config::Config;
+use crate::error::Result;
+use crate::model::adapter::Origin;
+use crate::model::architecture::Architecture;
+use crate::plan::shapes;
+use std::path::{Path, PathBuf};
+
+/// What is planned.
+pub struct Subject {
+    /// The config, or one with defaults.
+    pub config: Config,
+    /// The model.
+    pub architecture: Architecture,
+    /// The folder with the tokenizer, where there is a config and so data.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// A run as far as a model alone says: for a plan, never for training.
+const NO_CONFIG: &str = "[model]\npath = \"model\"\n[data]\ntrain = [{ path = \"train.jsonl\" }]\n[train]\nsteps = 1\n\
+                         [output]\ndir = \"run\"\n";
+
+/// Reads the config, and of the model its config.json alone.
+///
+/// # Errors
+/// A bad config or config.json, a shape that is not known, a hub that cannot be reached.
+pub fn subject(planning: &Planning) -> Result<Subject> {
+    let (config, set) = match planning.run.is_given() {
+        true => planning.run.clone().resolve().map(|(path, set)| (Some(path), set))?,
+        false => (None, planning.run.overrides()?),
+    };
+    let mut set = set;
+    if let Some(tokens) = planning.tokens {
+        set.push(format!("train.tokens_per_micro_batch={tokens}"));
+    }
+    let config = match config {
+        Some(path) => Config::load(&path, &set)?,
+        None => Config::parse("the defaults", NO_CONFIG, &set)?,
+    };
+    let of_folder = |folder: &Path| Architecture::open(&hub::fetch_config_alone(folder)?);
+    let (architecture, tokenizer) = match planning.model() {
+        Some(Model::Shape(name)) => (shapes::architecture(name)?, None),
+        Some(Model::Folder(folder)) => (of_folder(folder)?, None),
+        // The model of a config may be fetched for the plan's sake no further than its config.json.
+        None => match hub::is_on_hub(&config.model.path) {
+            true => (of_folder(&config.model.path)?, None),
+            false => {
+                let origin: Origin = setup::origin(&config)?;
+                (Architecture::open(&origin.base)?, Some(origin.tokenizer().to_path_buf()))
+            }
+        },
+    };
+    Ok(Subject { config, architecture, tokenizer })
+}

@@ -1,0 +1,93 @@
+//! Ways to make a job need less memory, one after the other, and what each lets fit.
+//!
+//! Not here: what memory is made of (`memory.rs`).
+
+use super::Job;
+use super::hardware::Hardware;
+use super::memory::Memory;
+use super::workload::Shape;
+use serde::Serialize;
+
+/// Micro-batches are looked at in steps of so many tokens.
+const STEP: usize = 256;
+/// No micro-batch that is looked at has more tokens.
+const MOST: usize = 1 << 18;
+
+/// One way to run the job.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Stage {
+    /// `parallel.shard_optimizer`.
+    pub sharded: bool,
+    /// `train.activation_checkpointing`.
+    pub checkpointing: bool,
+    /// Bytes of a rank when the model is loaded.
+    pub at_start: usize,
+    /// Bytes of a rank in a step.
+    pub in_a_step: usize,
+    /// Whether both are at most what a rank may fill.
+    pub fits: bool,
+    /// The most tokens of a micro-batch of such pairs with which it fits, in steps of 256; 0: none.
+    pub largest_micro_batch: usize,
+}
+
+impl Stage {
+    /// What must be set for it, beside what `job` has.
+    pub fn changes(&self, job: &Job) -> Vec<&'static str> {
+        let mut changes = Vec::new();
+        for (now, then, on, off) in [
+            (job.sharded, self.sharded, "parallel.shard_optimizer=true", "parallel.shard_optimizer=false"),
+            (
+                job.checkpointing,
+                self.checkpointing,
+                "train.activation_checkpointing=true",
+                "train.activation_checkpointing=false",
+            ),
+        ] {
+            if now != then {
+                changes.push(if then { on } else { off });
+            }
+        }
+        changes
+    }
+}
+
+/// The four ways, from the quickest to the leanest.
+pub fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> Vec<Stage> {
+    let ways = [(false, false), (true, false), (false, true), (true, true)];
+    ways.into_iter()
+        .map(|(sharded, checkpointing)| {
+            let job = Job { sharded, checkpointing, ..job.clone() };
+            let memory = Memory::of(&job, largest, hardware.cpu);
+            Stage {
+                sharded,
+                checkpointing,
+                at_start: memory.at_start(),
+                in_a_step: memory.in_a_step(&job, ranks),
+                fits: fits(&memory, &job, hardware, ranks),
+                largest_micro_batch: largest_micro_batch(&job, largest, hardware, ranks),
+            }
+        })
+        .collect()
+}
+
+fn fits(memory: &Memory, job: &Job, hardware: &Hardware, ranks: usize) -> bool {
+    memory.needed(job, ranks) as f64 <= hardware.usable_memory()
+}
+
+/// Memory grows with the tokens, so halving the interval finds the most.
+fn largest_micro_batch(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> usize {
+    let fits = |steps: usize| {
+        let job = Job { tokens_per_micro_batch: STEP * steps, ..job.clone() };
+        fits(&Memory::of(&job, &largest.of_tokens(STEP * steps), hardware.cpu), &job, hardware, ranks)
+    };
+    let (mut fit, mut too_large) = (0, MOST / STEP + 1);
+    while too_large - fit > 1 {
+        let middle = (fit + too_large) / 2;
+        if fits(middle) {
+            fit = middle;
+        } else {
+            too_large = middle;
+        }
+    }
+    STEP * fit
+}

@@ -1,0 +1,171 @@
+//! Promise: `haf-dist` itself needs neither libtorch nor MPI, answers at once what needs neither, and starts the engine for the
+//! rest: once, or as several ranks that a signal reaches in time for a checkpoint.
+
+use crate::runs::resuming::newest_step;
+use crate::runs::stopping::{ENDLESS, stop, until_trained};
+use crate::tiny::{Outcome, Workspace, with_config};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// What the dynamic linker loads for a program.
+fn libraries(program: &str) -> String {
+    let output = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_launcher_is_linked_without_libtorch_and_mpi_and_the_engine_without_cuda() {
+    let launcher = libraries(env!("CARGO_BIN_EXE_haf-dist"));
+    assert!(launcher.contains("libc.so"), "{launcher}");
+    for name in ["torch", "c10", "mpi", "cuda"] {
+        assert!(!launcher.contains(name), "{name}: {launcher}");
+    }
+    // Control: the list shows what the engine has.
+    let engine = libraries(env!("CARGO_BIN_EXE_haf-dist-engine"));
+    assert!(engine.contains("libtorch_cpu.so") && engine.contains("libmpi"), "{engine}");
+}
+
+#[test]
+fn a_launcher_without_its_engine_says_so_and_answers_what_needs_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let alone = folder.path().join("haf-dist");
+    fs::copy(env!("CARGO_BIN_EXE_haf-dist"), &alone).unwrap();
+    let run = |arguments: &[&str]| Command::new(&alone).args(arguments).current_dir(folder.path()).output().unwrap();
+    for arguments in [&["formats"][..], &["models"], &["--help"], &["help", "train"], &["completions", "bash"]] {
+        let output = run(arguments);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");
+    }
+    let output = run(&["train", "run.toml"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: haf-dist-engine is not beside haf-dist") && said.contains("hint: "), "{said}");
+    let output = run(&["doctor"]);
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.lines().any(|line| line.starts_with("missing engine")), "{lines}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn ranks_that_the_launcher_starts_train_as_those_of_mpirun() {
+    let (by_mpirun, by_launcher) = (Workspace::trained(2), Workspace::new());
+    by_launcher.run(1, &["train", "run.toml", "--ranks", "2"]).succeeded();
+    assert_eq!(by_launcher.losses("run"), by_mpirun.losses("run"));
+    assert_eq!(by_launcher.steps("run")[0]["ranks"], by_mpirun.steps("run")[0]["ranks"]);
+    let refused = by_launcher.finish({
+        let mut command = by_launcher.command(1, &["train", "run.toml", "--ranks", "2"]);
+        command.env("OMPI_COMM_WORLD_RANK", "0");
+        command
+    });
+    assert_eq!(refused.code, 2);
+    assert!(refused.errors()[0].contains("--ranks 2 inside an MPI launcher"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_signal_to_the_launcher_saves_the_step_under_way_on_every_rank() {
+    for signal in ["-TERM", "-INT"] {
+        let workspace = Workspace::new();
+        let arguments = [&with_config(&[], &ENDLESS)[..], &["--ranks", "2"]].concat();
+        let job = workspace.start(1, "ranks", &arguments);
+        until_trained(&workspace);
+        let said = stop(&workspace, job, signal, "ranks");
+        assert!(
+            said.contains(&format!("stopped by a signal after step {}", newest_step(&workspace))),
+            "{signal}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_config_and_keys_may_stand_after_the_verb() {
+    let workspace = Workspace::new();
+    workspace.run(1, &["train", "run.toml", "train.steps=2", "--set", "train.warmup_steps=0"]).succeeded();
+    assert_eq!(workspace.steps("run").len(), 2);
+    let outcome = workspace.run(1, &["train", "run.toml", "other.toml"]);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+    assert!(outcome.errors()[0].contains("other.toml: expected KEY=VALUE"), "{}", outcome.stderr);
+}
+
+#[test]
+fn every_shell_gets_its_completions() {
+    let workspace = Workspace::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = workspace.run(1, &["completions", shell]).succeeded().stdout;
+        assert!(script.contains("haf-dist") && script.contains("verify"), "{shell}");
+    }
+}
+
+#[test]
+fn the_doctor_finds_what_these_tests_run_on() {
+    let outcome = Workspace::new().run(1, &["doctor", "--json"]);
+    let findings: Vec<Value> = serde_json::from_str(&outcome.stdout).unwrap();
+    let state = |what: &str| findings.iter().find(|finding| finding["what"] == what).map(|finding| &finding["state"]);
+    for what in ["haf-dist", "engine", "libtorch", "MPI library", "mpirun", "processor", "memory"] {
+        assert_eq!(state(what), Some(&Value::from("OK")), "{what}: {}", outcome.stdout);
+    }
+    let faults = findings.iter().filter(|finding| finding["state"] != "OK").count();
+    assert_eq!(outcome.code, i32::from(faults > 0));
+    // Control: a library that cannot be found is named.
+    let mut hidden = Command::new(env!("CARGO_BIN_EXE_haf-dist"));
+    let broken = tempfile::tempdir().unwrap();
+    fs::write(broken.path().join("mpirun"), "#!/bin/sh\necho HYDRA build details:\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(broken.path().join("mpirun"), mode).unwrap();
+    let output = hidden.arg("doctor").env("PATH", broken.path()).output().unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    assert!(lines.lines().any(|line| line.starts_with("wrong   mpirun")), "{lines}");
+}
+
+/// What `check` says of a run whose file or key was changed.
+fn checked(workspace: &Workspace, set: &[&str]) -> Outcome {
+    workspace.run(1, &[&["check", "run.toml"], set].concat())
+}
+
+#[test]
+fn check_names_what_would_stop_a_run_and_writes_nothing() {
+    let workspace = Workspace::new();
+    let before = workspace.content();
+    let fine = checked(&workspace, &[]).succeeded();
+    assert!(fine.stdout.lines().filter(|line| line.starts_with("OK")).count() >= 8, "{}", fine.stdout);
+    for (set, what) in [
+        (&["data.dev.0.path=none.jsonl"][..], "dev"),
+        (&["--ranks", "7"], "ranks"),
+        (&["model.path=none"], "model"),
+        (&["output.dir=plain.jsonl"], "output"),
+        (&["lora.targets=[\"w\"]", "lora.rank=2"], "lora"),
+    ] {
+        let outcome = checked(&workspace, set);
+        assert_eq!(outcome.code, 2, "{set:?}: {}", outcome.stdout);
+        let wrong: Vec<&str> = outcome.stdout.lines().filter(|line| line.starts_with("wrong")).collect();
+        assert!(wrong.iter().any(|line| line[8..].starts_with(what)), "{set:?}: {}", outcome.stdout);
+    }
+    assert_eq!(workspace.content(), before);
+}
+
+#[test]
+fn a_plan_needs_no_file_of_the_model_and_says_which_setting_fits() {
+    let workspace = Workspace::new();
+    let outcome = workspace.run(1, &["plan", "--shape", "8b", "--gpus", "8", "--json"]);
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    let plan: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    assert_eq!(plan["fits"], false);
+    let fitting: Vec<&Value> =
+        plan["stages"].as_array().unwrap().iter().filter(|stage| stage["fits"] == true).collect();
+    match fitting.first() {
+        Some(stage) => assert!(stage["largest_micro_batch"].as_u64().unwrap() >= 256),
+        None => assert!(plan["nearest"].is_null()),
+    }
+    let small = workspace.run(1, &["plan", "--shape", "smollm2-135m", "--gpus", "8"]).succeeded();
+    assert!(small.stdout.contains("largest micro-batch"), "{}", small.stdout);
+    let model = Path::new("model").to_str().unwrap();
+    workspace.run(1, &["plan", "--model", model, "--gpus", "2", "--tokens", "512"]).succeeded();
+    // Of data that is not tokenised yet the first pairs are looked at, and nothing is written.
+    let before = workspace.content();
+    let first = workspace.run(1, &["plan", "run.toml", "--gpus", "2"]).succeeded();
+    assert!(first.stdout.contains("lengths of the first"), "{}", first.stdout);
+    assert_eq!(workspace.content(), before);
+    workspace.prepare(1, &[]).succeeded();
+    let whole = workspace.run(1, &["plan", "run.toml", "--gpus", "2"]).succeeded();
+    assert!(whole.stdout.contains("lengths of the data's pairs"), "{}", whole.stdout);
+}
