@@ -14,7 +14,7 @@ use crate::data::Pair;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
 use crate::data::report::unused_keys;
-use crate::data::tokenize::Encoded;
+use crate::data::tokenize::{Encoded, Unread};
 use crate::engine::head::PairScores;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
@@ -47,7 +47,9 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
     let max_row_bytes = opened.config.data.max_row_bytes;
     let source = Source { columns: scoring.columns(), max_row_bytes, ..Source::new(&scoring.data) };
     let formats::Scorable { pairs, mut unused } = comm.agree(formats::read_for_scoring(&source))?;
-    unused.extend(opened.encoder.unread(&pairs));
+    let mut unread = Unread::default();
+    pairs.iter().for_each(|pair| opened.encoder.count_unread(pair, &mut unread));
+    unused.extend(unread.rows());
     if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
         info!("{}: {keys}", scoring.data.display());
     }

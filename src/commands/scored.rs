@@ -5,7 +5,7 @@
 use super::{alike, setup};
 use crate::checkpoint::{self, AsTrained, Changed, FileCheck, TrainState};
 use crate::cli::Scoring;
-use crate::comm::CommThread;
+use crate::comm::{CommThread, launch};
 use crate::config::{Config, Objective, RewardAt, Truncation};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::{Encoder, Rules};
@@ -80,6 +80,13 @@ fn read(scoring: &Scoring) -> Result<Opened> {
     } else {
         (config_of_a_folder(&folder, as_trained)?, TrainState::default())
     };
+    // The run's own cache, if it is here. Nothing is left in the current folder.
+    if !trained_here || !config.data.cache_dir.is_dir() {
+        config.data.cache_dir = files::user_cache();
+        if launch::rank() == 0 {
+            files::bound(&config.data.cache_dir, files::MOST_BYTES);
+        }
+    }
     config.model.dtype = scoring.dtype.unwrap_or(config.model.dtype);
     Config::check_threads("--threads", scoring.threads)?;
     config.parallel.threads = scoring.threads;

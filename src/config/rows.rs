@@ -26,6 +26,11 @@ enum Edge {
 }
 
 impl RowRange {
+    /// Whether it depends on how many rows there are.
+    pub fn needs_total(self) -> bool {
+        [self.from, self.to].iter().any(|edge| matches!(edge, Some(Edge::Percent(_))))
+    }
+
     /// The same range as numbers, in a file of `rows` rows.
     pub fn of(self, rows: usize) -> Range<usize> {
         let number = |edge| match edge {

@@ -1,13 +1,14 @@
-//! Collects tokenised pairs into the columns of a prepared file.
+//! Collects tokenised pairs into the columns of a prepared file: in memory, or in files while they grow.
 //!
 //! Not here: reading them back (`prepared.rs`).
 
 use crate::data::AnswerSpan;
-use crate::data::container::{Contents, column};
+use crate::data::container::{Contents, Growing, Tensor};
 use crate::data::report::{Counts, SourceReport};
 use crate::data::sequence::OwnedPair;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// A tokenised pair with what tokenising does not know.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,21 +22,20 @@ pub struct LabelledPair {
 }
 
 /// The columns while they grow.
-#[derive(Default)]
 pub(super) struct Builder {
-    tokens: Vec<u32>,
+    tokens: Growing<u32>,
     /// Where each pair starts, and the end of the last.
-    offsets: Vec<u64>,
-    prefix: Vec<u32>,
-    chosen: Vec<u32>,
-    rejected: Vec<u32>,
+    offsets: Growing<u64>,
+    prefix: Growing<u32>,
+    chosen: Growing<u32>,
+    rejected: Growing<u32>,
     /// Eight numbers a pair: start, end, reward and second reward of each answer; the second equals the first where there
     /// is none.
-    spans: Vec<u32>,
-    margin: Vec<f32>,
-    domain: Vec<u32>,
-    prompt_hash: Vec<u64>,
-    source: Vec<u32>,
+    spans: Growing<u32>,
+    margin: Growing<f32>,
+    domain: Growing<u32>,
+    prompt_hash: Growing<u64>,
+    source: Growing<u32>,
     domains: Vec<String>,
     domain_numbers: BTreeMap<String, u32>,
     /// One entry a source: pushed when the source is done.
@@ -43,8 +43,25 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    pub fn new() -> Self {
-        Self { offsets: vec![0], ..Self::default() }
+    /// With columns in files of the folder `beside`, which go with the builder; without one, in memory.
+    pub fn new(beside: Option<&Path>) -> Result<Self> {
+        let mut builder = Self {
+            tokens: Growing::new(beside)?,
+            offsets: Growing::new(beside)?,
+            prefix: Growing::new(beside)?,
+            chosen: Growing::new(beside)?,
+            rejected: Growing::new(beside)?,
+            spans: Growing::new(beside)?,
+            margin: Growing::new(beside)?,
+            domain: Growing::new(beside)?,
+            prompt_hash: Growing::new(beside)?,
+            source: Growing::new(beside)?,
+            domains: Vec::new(),
+            domain_numbers: BTreeMap::new(),
+            reports: Vec::new(),
+        };
+        builder.offsets.push(&[0])?;
+        Ok(builder)
     }
 
     /// Adds a pair and counts it.
@@ -58,35 +75,35 @@ impl Builder {
             self.domains.push(domain.clone());
             self.domains.len() as u32 - 1
         });
-        self.tokens.extend(&pair.tokens);
-        self.offsets.push(self.tokens.len() as u64);
-        self.prefix.push(pair.prefix as u32);
-        self.chosen.push(pair.chosen as u32);
-        self.rejected.push(pair.rejected as u32);
+        self.tokens.push(&pair.tokens)?;
+        self.offsets.push(&[self.tokens.len() as u64])?;
+        self.prefix.push(&[pair.prefix as u32])?;
+        self.chosen.push(&[pair.chosen as u32])?;
+        self.rejected.push(&[pair.rejected as u32])?;
         for AnswerSpan { start, end, reward, second_reward } in pair.spans {
-            self.spans.extend([start, end, reward, second_reward.unwrap_or(reward)].map(|position| position as u32));
+            self.spans.push(&[start, end, reward, second_reward.unwrap_or(reward)].map(|position| position as u32))?;
         }
-        self.margin.push(*margin);
-        self.domain.push(domain_number);
-        self.prompt_hash.push(pair.prompt_hash);
-        self.source.push(source as u32);
+        self.margin.push(&[*margin])?;
+        self.domain.push(&[domain_number])?;
+        self.prompt_hash.push(&[pair.prompt_hash])?;
+        self.source.push(&[source as u32])?;
         counts.keep(pair, domain);
         Ok(())
     }
 
     /// All columns, for a file or for memory.
-    pub fn contents(&self) -> Result<Contents<'_>> {
-        let tensors = BTreeMap::from([
-            ("tokens", column(&self.tokens)?),
-            ("offsets", column(&self.offsets)?),
-            ("prefix", column(&self.prefix)?),
-            ("chosen", column(&self.chosen)?),
-            ("rejected", column(&self.rejected)?),
-            ("spans", column(&self.spans)?),
-            ("margin", column(&self.margin)?),
-            ("domain", column(&self.domain)?),
-            ("prompt_hash", column(&self.prompt_hash)?),
-            ("source", column(&self.source)?),
+    pub fn contents(self) -> Result<Contents> {
+        let tensors: BTreeMap<&str, Tensor> = BTreeMap::from([
+            ("tokens", self.tokens.done()?),
+            ("offsets", self.offsets.done()?),
+            ("prefix", self.prefix.done()?),
+            ("chosen", self.chosen.done()?),
+            ("rejected", self.rejected.done()?),
+            ("spans", self.spans.done()?),
+            ("margin", self.margin.done()?),
+            ("domain", self.domain.done()?),
+            ("prompt_hash", self.prompt_hash.done()?),
+            ("source", self.source.done()?),
         ]);
         let json = |error: serde_json::Error| Error::runtime(format!("metadata: {error}"));
         let texts = BTreeMap::from([

@@ -3,18 +3,24 @@
 //! safetensors, so that Python users can look into it. Not here: which columns a cache holds and what they mean
 //! (`prepared.rs`, `reference_cache.rs`).
 
-use crate::error::{Error, Result};
-use crate::files::{self, Map, fingerprint_parts};
+use crate::error::{Error, Result, file_error};
+use crate::files::{self, Fingerprint, Map};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
+use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Read, Write};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::path::Path;
+use tempfile::NamedTempFile;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 #[cfg(target_endian = "big")]
 compile_error!("cache files are little-endian and used in place");
+
+/// Bytes that are read, hashed or written at a time.
+const PIECE: usize = 1 << 20;
 
 /// A number that a column may hold.
 pub(super) trait Number: FromBytes + IntoBytes + KnownLayout + Immutable {
@@ -39,35 +45,157 @@ pub(super) struct Column<T> {
     number: PhantomData<T>,
 }
 
+/// A column while it grows: in memory, or in a file that goes when it is dropped.
+#[derive(Debug)]
+pub(super) struct Growing<T> {
+    /// What is not in the file yet.
+    bytes: Vec<u8>,
+    file: Option<NamedTempFile>,
+    length: usize,
+    number: PhantomData<T>,
+}
+
+impl<T: Number> Growing<T> {
+    /// An empty one, in a file of the folder `beside` if there is one.
+    pub fn new(beside: Option<&Path>) -> Result<Self> {
+        let unfinished = |folder: &Path| {
+            let path = folder.join("column");
+            files::unfinished_file(&path).map_err(|error| file_error(folder, "write into", &error))
+        };
+        let file = beside.map(unfinished).transpose()?;
+        Ok(Self { bytes: Vec::new(), file, length: 0, number: PhantomData })
+    }
+
+    /// Numbers so far.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Adds numbers at the end.
+    pub fn push(&mut self, values: &[T]) -> Result<()> {
+        self.bytes.extend_from_slice(values.as_bytes());
+        self.length += values.len();
+        if self.file.is_some() && self.bytes.len() >= PIECE { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let written = file.write_all(&self.bytes);
+        self.bytes.clear();
+        written.map_err(|error| file_error(file.path(), "write", &error))
+    }
+
+    /// The whole column.
+    pub fn done(mut self) -> Result<Tensor> {
+        self.write()?;
+        let bytes = match self.file {
+            Some(file) => Bytes::File(file),
+            None => Bytes::Memory(self.bytes),
+        };
+        Ok(Tensor { dtype: T::DTYPE, length: self.length, bytes })
+    }
+}
+
+/// A one-dimensional tensor that is complete.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    dtype: Dtype,
+    length: usize,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Memory(Vec<u8>),
+    File(NamedTempFile),
+}
+
+impl Tensor {
+    /// Numbers in memory.
+    pub fn of<T: Number>(values: &[T]) -> Self {
+        Self { dtype: T::DTYPE, length: values.len(), bytes: Bytes::Memory(values.as_bytes().to_vec()) }
+    }
+
+    fn size(&self) -> usize {
+        self.length * self.dtype.bitsize() / 8
+    }
+
+    /// Its bytes from the start.
+    fn open(&self) -> io::Result<Box<dyn Read + '_>> {
+        Ok(match &self.bytes {
+            Bytes::Memory(bytes) => Box::new(&bytes[..]),
+            Bytes::File(file) => Box::new(file.reopen()?),
+        })
+    }
+}
+
 /// What goes into a file.
-pub(super) struct Contents<'a> {
+pub(super) struct Contents {
     /// Name -> tensor.
-    pub tensors: BTreeMap<&'static str, TensorView<'a>>,
+    pub tensors: BTreeMap<&'static str, Tensor>,
     /// Name -> text.
     pub texts: BTreeMap<String, String>,
 }
 
-impl Contents<'_> {
+impl Contents {
     /// Hash of all names, tensors and texts.
-    pub fn fingerprint(&self) -> u128 {
-        fingerprint(self.tensors.iter().map(|(&name, tensor)| (name, tensor.data())), &self.texts)
+    pub fn fingerprint(&self) -> io::Result<u128> {
+        let mut hash = Fingerprint::new();
+        for (name, tensor) in &self.tensors {
+            hash.add(name.as_bytes());
+            hash.begin(tensor.size());
+            let mut bytes = tensor.open()?;
+            let mut piece = vec![0; PIECE];
+            loop {
+                let read = bytes.read(&mut piece)?;
+                if read == 0 {
+                    break;
+                }
+                hash.more(&piece[..read]);
+            }
+        }
+        Ok(hash.of_texts(&self.texts))
     }
 
-    /// Serialises them as a file of this version and key.
-    pub fn pack(mut self, version: &str, key: u128) -> Result<Vec<u8>> {
+    /// Writes them as a file of this version and key, which is there whole or not at all.
+    pub fn save(self, path: &Path, version: &str, key: u128) -> Result<()> {
+        files::write_atomic_with(path, |file| self.write(&mut BufWriter::with_capacity(PIECE, file), version, key))
+    }
+
+    /// The bytes of such a file.
+    pub fn pack(self, version: &str, key: u128) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes, version, key).map_err(|error| Error::runtime(format!("a cache in memory: {error}")))?;
+        Ok(bytes)
+    }
+
+    /// The safetensors format: the header's length, the header, the tensors one behind the other. Those of wider numbers come
+    /// first, so that each is aligned.
+    fn write(mut self, to: &mut impl Write, version: &str, key: u128) -> io::Result<()> {
         self.texts.insert("version".to_owned(), version.to_owned());
         self.texts.insert("key".to_owned(), hex(key));
-        let checksum = hex(self.fingerprint());
+        let checksum = hex(self.fingerprint()?);
         self.texts.insert("checksum".to_owned(), checksum);
-        safetensors::serialize(self.tensors, Some(self.texts.into_iter().collect()))
-            .map_err(|error| Error::runtime(format!("safetensors: {error}")))
+        let mut ordered: Vec<(&&str, &Tensor)> = self.tensors.iter().collect();
+        ordered.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.bitsize()));
+        let mut header = serde_json::Map::from_iter([("__metadata__".to_owned(), json!(self.texts))]);
+        let mut start = 0;
+        for (name, tensor) in &ordered {
+            let end = start + tensor.size();
+            let entry = json!({"dtype": tensor.dtype, "shape": [tensor.length], "data_offsets": [start, end]});
+            header.insert((**name).to_owned(), entry);
+            start = end;
+        }
+        let mut header = serde_json::to_vec(&header)?;
+        // The tensors start at a multiple of eight bytes.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        for (_, tensor) in ordered {
+            io::copy(&mut tensor.open()?, to)?;
+        }
+        to.flush()
     }
-}
-
-/// A one-dimensional tensor for [`Contents`].
-pub(super) fn column<T: Number>(values: &[T]) -> Result<TensorView<'_>> {
-    TensorView::new(T::DTYPE, vec![values.len()], values.as_bytes())
-        .map_err(|error| Error::runtime(format!("safetensors: {error}")))
 }
 
 /// An open cache file, or one that lives in memory only: in both cases a read-only map.
@@ -110,7 +238,7 @@ impl Container {
             }
         }
         let tensors: BTreeMap<&str, &[u8]> = tensors.iter().map(|(name, tensor)| (name, tensor.data())).collect();
-        if found_checksum != hex(fingerprint(tensors, &texts)) {
+        if found_checksum != hex(fingerprint(&map, tensors, &texts)) {
             return Err("its content does not match its checksum".to_owned());
         }
         Ok(Self { map, texts })
@@ -126,7 +254,7 @@ impl Container {
         let tensors = SafeTensors::deserialize(&self.map).map(|tensors| tensors.tensors()).unwrap_or_default();
         let tensors: BTreeMap<&str, &[u8]> =
             tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect();
-        fingerprint(tensors, &BTreeMap::new())
+        fingerprint(&self.map, tensors, &BTreeMap::new())
     }
 
     /// Finds a tensor and checks its type and alignment.
@@ -157,11 +285,26 @@ pub(super) fn warn_unusable(path: &Path, why: &str) {
     tracing::warn!("{} is made again: {why}", path.display());
 }
 
-/// xxh3-128 over names and bytes of all tensors and texts, in the order of their names.
-fn fingerprint<'a>(
-    tensors: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-    texts: &'a BTreeMap<String, String>,
-) -> u128 {
-    let texts = texts.iter().map(|(name, text)| (name.as_str(), text.as_bytes()));
-    fingerprint_parts(tensors.into_iter().chain(texts).flat_map(|(name, bytes)| [name.as_bytes(), bytes]))
+/// Hash of all names, tensors of `map` and texts. What was read of the map is let go of as soon as it is hashed.
+fn fingerprint(map: &Map, tensors: BTreeMap<&str, &[u8]>, texts: &BTreeMap<String, String>) -> u128 {
+    let mut hash = Fingerprint::new();
+    for (name, bytes) in tensors {
+        hash.add(name.as_bytes());
+        hash.begin(bytes.len());
+        for piece in bytes.chunks(PIECE) {
+            hash.more(piece);
+            map.let_go_of(piece);
+        }
+    }
+    hash.of_texts(texts)
+}
+
+impl Fingerprint {
+    fn of_texts(mut self, texts: &BTreeMap<String, String>) -> u128 {
+        for (name, text) in texts {
+            self.add(name.as_bytes());
+            self.add(text.as_bytes());
+        }
+        self.done()
+    }
 }

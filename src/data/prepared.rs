@@ -12,12 +12,12 @@ use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
 use crate::data::rows::PATH_HINT;
-use crate::data::tokenize::{Encoded, Encoder};
+use crate::data::tokenize::{Encoded, Encoder, Unread};
 use crate::data::{AnswerSpan, Pair, TokenPair};
 use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_file, fingerprint_parts};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use crate::data::builder::LabelledPair;
 
@@ -66,7 +66,7 @@ impl PreparedData {
             return Err(Error::input(format!("data.{split_name}: at least one source was expected")));
         }
         let key = key(sources, encoder.fingerprint())?;
-        let path = cache_dir.join(format!("pairs-{}.safetensors", hex(key)));
+        let path = cache_path(cache_dir, key);
         let opened = Self::open(&path, key).unwrap_or_else(|why| {
             warn_unusable(&path, &why);
             None
@@ -77,10 +77,7 @@ impl PreparedData {
                 // Before the work, not after it.
                 files::make_writable_folder(cache_dir)
                     .map_err(|error| error.at("data.cache_dir").hint(CACHE_DIR_HINT))?;
-                let made = make(sources, encoder, split_name)?;
-                let packed = made.contents()?.pack(VERSION, key)?;
-                drop(made);
-                files::write_atomic(&path, &packed)?;
+                make(sources, encoder, cache_dir, split_name)?.contents()?.save(&path, VERSION, key)?;
                 let lost = |why| Error::runtime(format!("{} was just written, but {why}", path.display()));
                 Self::open(&path, key).map_err(lost)?.ok_or_else(|| lost("is gone".to_owned()))?
             }
@@ -97,19 +94,28 @@ impl PreparedData {
         }
     }
 
+    /// The pairs of these sources, where they have been tokenised already.
+    ///
+    /// # Errors
+    /// A source that cannot be read.
+    pub fn open_if_made(sources: &[Source], encoder: &Encoder, cache_dir: &Path) -> Result<Option<Self>> {
+        let key = key(sources, encoder.fingerprint())?;
+        Ok(Self::open(&cache_path(cache_dir, key), key).unwrap_or(None))
+    }
+
     /// Pairs that are already tokenised, as one source, in memory only. Their key is a hash of the content.
     ///
     /// # Errors
     /// A pair whose lengths do not add up; no memory.
     pub fn from_pairs(pairs: Vec<LabelledPair>) -> Result<Self> {
-        let mut builder = Builder::new();
+        let mut builder = Builder::new(None)?;
         let mut counts = Counts { read: pairs.len(), ..Counts::default() };
         for pair in pairs {
             builder.push(0, &pair, &mut counts)?;
         }
         builder.reports.push(SourceReport { name: "memory".to_owned(), counts });
         let contents = builder.contents()?;
-        let key = contents.fingerprint();
+        let key = contents.fingerprint().map_err(|error| Error::runtime(format!("pairs in memory: {error}")))?;
         let container = Container::in_memory(&contents.pack(VERSION, key)?, VERSION, key)?;
         Self::from_container(container, key).map_err(Error::runtime)
     }
@@ -257,6 +263,11 @@ impl PreparedData {
     }
 }
 
+/// The cache file of a key.
+fn cache_path(cache_dir: &Path, key: u128) -> PathBuf {
+    cache_dir.join(format!("pairs-{}.safetensors", hex(key)))
+}
+
 /// Hash of all that the content depends on: not weights, seeds or order, which are the sampler's.
 fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     let mut parts = vec![VERSION.as_bytes().to_vec(), encoder.to_le_bytes().to_vec()];
@@ -277,23 +288,18 @@ fn file_name(source: &Source) -> String {
     source.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Reads and tokenises all sources.
-fn make(sources: &[Source], encoder: &Encoder, split_name: &str) -> Result<Builder> {
+/// Reads and tokenises all sources, a few pairs at a time; the columns grow in files of `cache_dir`.
+fn make(sources: &[Source], encoder: &Encoder, cache_dir: &Path, split_name: &str) -> Result<Builder> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut builder = Builder::new();
+    let mut builder = Builder::new(Some(cache_dir))?;
     for (number, source) in sources.iter().enumerate() {
-        let rows = formats::read(source)?;
-        let first_odd = rows.first_odd.map(|error| error.message);
-        let mut counts =
-            Counts { read: rows.read, rows: rows.rows, unused: rows.unused, first_odd, ..Counts::default() };
-        for (reason, pairs) in rows.dropped {
-            counts.odd += if matches!(reason, DropReason::Odd(_)) { pairs } else { 0 };
-            counts.drop(reason, pairs);
-        }
-        counts.unused.extend(encoder.unread(&rows.pairs));
+        let mut counts = Counts::default();
+        let mut unread = Unread::default();
+        let label = format!("tokenising {split_name}");
+        let read = |take: &mut dyn FnMut(Pair) -> Result<()>| formats::stream(source, take);
         let encode = |pair: &Pair| encoder.encode(pair).map_err(|error| error.at(source.path.display()));
-        let encoded = encode_all(&rows.pairs, threads, &format!("tokenising {split_name}"), encode)?;
-        for (row, encoded) in rows.pairs.into_iter().zip(encoded) {
+        let rows = encode_all(threads, &label, read, encode, |row, encoded| {
+            encoder.count_unread(&row, &mut unread);
             match encoded {
                 Encoded::Dropped(reason) => counts.drop(reason, 1),
                 Encoded::Kept(pair) => {
@@ -301,6 +307,16 @@ fn make(sources: &[Source], encoder: &Encoder, split_name: &str) -> Result<Build
                     builder.push(number, &LabelledPair { pair, margin, domain }, &mut counts)?;
                 }
             }
+            Ok(())
+        })?;
+        counts.read = rows.read;
+        counts.rows = rows.rows;
+        counts.unused = rows.unused;
+        counts.unused.extend(unread.rows());
+        counts.first_odd = rows.first_odd.map(|error| error.message);
+        for (reason, pairs) in rows.dropped {
+            counts.odd += if matches!(reason, DropReason::Odd(_)) { pairs } else { 0 };
+            counts.drop(reason, pairs);
         }
         if counts.kept == 0 {
             return Err(no_pair_left(source, split_name, &counts));

@@ -2,7 +2,7 @@
 //!
 //! Not here: computing them (`reference.rs`).
 
-use crate::data::container::{Container, Contents, column, hex, warn_unusable};
+use crate::data::container::{Container, Contents, Tensor, hex, warn_unusable};
 use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_parts};
 use std::collections::BTreeMap;
@@ -74,9 +74,8 @@ impl ReferenceCache {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         files::make_writable_folder(folder).map_err(|error| error.at("data.cache_dir").hint(CACHE_DIR_HINT))?;
         let [chosen, rejected] = [0, 1].map(|answer| log_probs.iter().map(|sums| sums[answer]).collect::<Vec<f32>>());
-        let tensors = BTreeMap::from([("chosen", column(&chosen)?), ("rejected", column(&rejected)?)]);
-        let contents = Contents { tensors, texts: BTreeMap::new() };
-        files::write_atomic(&self.path, &contents.pack(VERSION, self.key)?)
+        let tensors = BTreeMap::from([("chosen", Tensor::of(&chosen)), ("rejected", Tensor::of(&rejected))]);
+        Contents { tensors, texts: BTreeMap::new() }.save(&self.path, VERSION, self.key)
     }
 }
 

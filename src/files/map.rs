@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::open;
-use memmap2::{Mmap, MmapMut};
+use memmap2::{Mmap, MmapMut, UncheckedAdvice};
 use nix::libc;
 use std::io;
 use std::ops::Deref;
@@ -67,6 +67,21 @@ pub fn map(path: &Path) -> io::Result<Map> {
 }
 
 impl Map {
+    /// Lets the system take the memory of whole pages of `piece`, a part of this map, which was read and will not be needed
+    /// soon; they are read again when they are touched. A map of no file keeps its memory.
+    pub fn let_go_of(&self, piece: &[u8]) {
+        if self.known.is_none() {
+            return;
+        }
+        let page = 1 << 12;
+        let start = (piece.as_ptr().addr() - self.map.as_ptr().addr()).next_multiple_of(page);
+        let end = (piece.as_ptr().addr() + piece.len() - self.map.as_ptr().addr()) / page * page;
+        if start < end {
+            // SAFETY: the map is of a file and read-only, so that its pages come back as they were.
+            let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+
     /// A copy of `bytes` that belongs to no file, aligned to a page.
     ///
     /// # Errors

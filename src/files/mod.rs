@@ -3,9 +3,11 @@
 //! Not here: what the bytes mean; memory maps (`files/map.rs`), what is under another name until it is whole
 //! (`files/unfinished.rs`).
 
+mod cache;
 mod map;
 mod unfinished;
 
+pub use cache::{MOST_BYTES, bound, user_cache};
 pub use map::{Map, map};
 pub use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};
 
@@ -104,9 +106,17 @@ pub fn sync(path: &Path) -> Result<()> {
 /// # Errors
 /// The folder or the disk does not take it; `path` is then as it was.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_atomic`], with what `content` writes.
+///
+/// # Errors
+/// As [`write_atomic`]; what `content` returns.
+pub fn write_atomic_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut temporary = unfinished_file(path)?;
-        temporary.write_all(bytes)?;
+        content(temporary.as_file_mut())?;
         temporary.as_file().sync_all()?;
         std::fs::rename(temporary.path(), path)?;
         temporary.into_temp_path().keep()?;
@@ -155,12 +165,40 @@ pub fn fingerprint_file(path: &Path) -> Result<u128> {
 
 /// The xxh3-128 hash of a list of parts: `["ab", "c"]` and `["a", "bc"]` differ.
 pub fn fingerprint_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 {
-    let mut hasher = Xxh3::new();
-    for part in parts {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
+    let mut hash = Fingerprint::new();
+    parts.into_iter().for_each(|part| hash.add(part));
+    hash.done()
+}
+
+/// [`fingerprint_parts`] of parts that come one by one, or piece by piece.
+pub struct Fingerprint(Xxh3);
+
+impl Fingerprint {
+    /// Of no part.
+    pub fn new() -> Self {
+        Self(Xxh3::new())
     }
-    hasher.digest128()
+
+    /// A whole part.
+    pub fn add(&mut self, part: &[u8]) {
+        self.begin(part.len());
+        self.more(part);
+    }
+
+    /// The start of a part of so many bytes, which [`more`](Self::more) must be given.
+    pub fn begin(&mut self, length: usize) {
+        self.0.update(&(length as u64).to_le_bytes());
+    }
+
+    /// A piece of the part that was begun.
+    pub fn more(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The hash of all parts.
+    pub fn done(self) -> u128 {
+        self.0.digest128()
+    }
 }
 
 #[cfg(test)]

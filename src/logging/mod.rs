@@ -98,6 +98,18 @@ pub fn progress_from(done: u64, length: u64, title: &str) -> ProgressBar {
     bar
 }
 
+/// A count of pairs without a known end on stderr, titled `title`, with their rate; visible where [`progress`] is.
+pub fn counting(title: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    let style = ProgressStyle::with_template("{prefix} {pos} pairs [{elapsed}, {per_sec}] {wide_msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix(title.to_string());
+    let Some(bars) = BARS.get() else { return bar };
+    let bar = bars.add(bar);
+    bar.tick();
+    bar
+}
+
 /// A bar that is not shown anywhere yet.
 fn bar(done: u64, length: u64, title: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());

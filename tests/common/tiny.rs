@@ -184,6 +184,7 @@ impl Workspace {
             // No test asks the network.
             .env("HF_HUB_CACHE", "hub")
             .env("HF_HUB_OFFLINE", "1")
+            .env("XDG_CACHE_HOME", self.path("cache"))
             .env_remove("HAF_LOG")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());

@@ -15,7 +15,7 @@ mod turns;
 
 pub use beside::keys as keys_beside;
 pub use layouts::LAYOUTS;
-pub use reader::{Scorable, read, read_for_scoring};
+pub use reader::{Scorable, first, read, read_for_scoring, stream};
 
 use crate::data::Pair;
 use crate::error::Error;

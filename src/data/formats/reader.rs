@@ -6,12 +6,14 @@ use super::interpret::Sides;
 use super::layout::Layout;
 use super::layouts::{ALONE, LAYOUTS, named};
 use super::{DropReason, SourceRows, Verdict, beside, suggest};
-use crate::config::{Format, Source, TOTAL};
+use crate::config::{Format, RowRange, Source, TOTAL};
 use crate::data::row::{Columns, MEND, Row};
+use crate::data::rows::Place;
 use crate::data::{Message, Pair, Prompt, rows};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 /// Rows of no known layout after which a file is refused; fewer, before the first one that shows its layout, are odd.
@@ -39,56 +41,107 @@ struct Standing {
 
 /// Reads all pairs of a source.
 ///
+/// # Errors
+/// As [`stream`].
+pub fn read(source: &Source) -> Result<SourceRows> {
+    let mut pairs = Vec::new();
+    let read = stream(source, &mut |pair| {
+        pairs.push(pair);
+        Ok(())
+    })?;
+    Ok(SourceRows { pairs, ..read })
+}
+
+/// Hands all pairs of a source to `take`, in the file's order, and returns the rest of what it held.
+///
 /// With [`Format::Auto`] the first row that shows a layout decides for the whole file. `null` counts as an absent key. A row
 /// that is not as its layout says is odd: it is left out and counted, and the first one's error is kept.
 ///
 /// # Errors
 /// A missing, empty or damaged file, or broken JSON; a file of no known layout, or of odd rows only; `columns` that no
-/// layout or no row has. Each names the file, and the line (or the array's element, or the Parquet file's row).
-pub fn read(source: &Source) -> Result<SourceRows> {
+/// layout or no row has. Each names the file, and the line (or the array's element, or the Parquet file's row). What `take`
+/// returns.
+pub fn stream(source: &Source, take: &mut dyn FnMut(Pair) -> Result<()>) -> Result<SourceRows> {
     check_columns(&source.columns)?;
-    let mut reader = Reader {
-        source,
-        layout: named(source.format).filter(|_| source.format != Format::Auto),
-        outcomes: Vec::new(),
-        waiting: Vec::new(),
-        rows: 0,
-        rows_read: 0,
-        unused: BTreeMap::new(),
-        columns_left: source.columns.keys().cloned().collect(),
-    };
-    rows::for_each(&source.path, source.max_row_bytes, |place, row| {
-        let standing = Standing { place: place.to_string(), number: place.number, index: reader.rows };
-        reader.rows += 1;
-        reader.take(standing, row)
-    })?;
+    let mut reader = Reader::of(source, wanted(source)?, take);
+    rows::for_each(&source.path, source.max_row_bytes, |place, row| reader.row(place, row))?;
     reader.finish()
+}
+
+/// The rows that are taken. Where a share of the file is asked for, they are counted first.
+fn wanted(source: &Source) -> Result<Range<usize>> {
+    let mut rows = usize::MAX;
+    if source.rows.needs_total() {
+        rows = 0;
+        rows::for_each(&source.path, source.max_row_bytes, |_, _| {
+            rows += 1;
+            Ok(())
+        })?;
+    }
+    Ok(source.rows.of(rows))
+}
+
+/// About the first `most` pairs of a source, for a look at them; what is odd is left out without a word.
+///
+/// # Errors
+/// As [`stream`], as far as the file was read.
+pub fn first(source: &Source, most: usize) -> Result<Vec<Pair>> {
+    let whole = Source { rows: RowRange::default(), strict: false, ..source.clone() };
+    let mut pairs = Vec::new();
+    let read = stream(&whole, &mut |pair| {
+        pairs.push(pair);
+        if pairs.len() < most { Ok(()) } else { Err(Error::input("enough")) }
+    });
+    if pairs.len() < most {
+        read?;
+    }
+    Ok(pairs)
 }
 
 struct Reader<'s> {
     source: &'s Source,
     /// `None` until a row has shown it.
     layout: Option<&'static Layout>,
-    /// With the place of the pair's row.
-    outcomes: Vec<(usize, Outcome)>,
+    wanted: Range<usize>,
+    take: &'s mut dyn FnMut(Pair) -> Result<()>,
+    /// Pairs taken.
+    pairs: usize,
+    /// What is known of the file so far, without the pairs.
+    read: SourceRows,
+    /// Kinds of odd rows that are counted apart.
+    kinds: BTreeSet<String>,
+    /// For pairs of rows that name no domain.
+    domain: String,
     /// Rows of one prompt that are still to be joined.
     waiting: Vec<(Standing, Row<'s>)>,
     rows: usize,
-    /// Rows that made a pair, and their keys that were not used.
-    rows_read: usize,
-    unused: BTreeMap<String, usize>,
     /// Keys of `columns` whose path no row has had yet.
     columns_left: BTreeSet<String>,
 }
 
 impl<'s> Reader<'s> {
-    fn take(&mut self, standing: Standing, row: Value) -> Result<()> {
+    fn of(source: &'s Source, wanted: Range<usize>, take: &'s mut dyn FnMut(Pair) -> Result<()>) -> Self {
+        Self {
+            source,
+            layout: named(source.format).filter(|_| source.format != Format::Auto),
+            wanted,
+            take,
+            pairs: 0,
+            read: SourceRows::default(),
+            kinds: BTreeSet::new(),
+            domain: source.domain.clone().unwrap_or_else(|| stem(&source.path)),
+            waiting: Vec::new(),
+            rows: 0,
+            columns_left: source.columns.keys().cloned().collect(),
+        }
+    }
+
+    fn row(&mut self, place: &Place, row: Value) -> Result<()> {
+        let standing = Standing { place: place.to_string(), number: place.number, index: self.rows };
+        self.rows += 1;
         let row = match Row::new(row, &self.source.columns) {
             Ok(row) => row,
-            Err(error) => {
-                self.odd(&standing, error);
-                return Ok(());
-            }
+            Err(error) => return self.odd(&standing, error),
         };
         self.columns_left.retain(|key| row.peek(key).is_none());
         self.layout = self.layout.or_else(|| told(&row));
@@ -98,29 +151,28 @@ impl<'s> Reader<'s> {
                 if standing.index + 1 == MOST_UNKNOWN {
                     return Err(error.at(&standing.place));
                 }
-                self.odd(&standing, error);
+                self.odd(&standing, error)
             }
             Some(layout) if layout.joins_rows => {
                 if self.waiting.first().is_some_and(|(_, first)| !one_question(layout, first, &row)) {
-                    self.join(layout);
+                    self.join(layout)?;
                 }
                 self.waiting.push((standing, row));
+                Ok(())
             }
             Some(layout) => self.read(layout, &standing, &row),
         }
-        Ok(())
     }
 
     /// Reads the waiting rows as one.
-    fn join(&mut self, layout: &Layout) {
+    fn join(&mut self, layout: &Layout) -> Result<()> {
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
-        if let Some((standing, first)) = waiting.next() {
-            let row = first.join(waiting.map(|(_, row)| row.object));
-            self.read(layout, &standing, &row);
-        }
+        let Some((standing, first)) = waiting.next() else { return Ok(()) };
+        let row = first.join(waiting.map(|(_, row)| row.object));
+        self.read(layout, &standing, &row)
     }
 
-    fn read(&mut self, layout: &Layout, standing: &Standing, row: &Row) {
+    fn read(&mut self, layout: &Layout, standing: &Standing, row: &Row) -> Result<()> {
         let pairs = match row.pairs(layout, self.source.pairs_per_prompt) {
             Ok(pairs) => pairs,
             Err(error) => return self.odd(standing, error),
@@ -135,60 +187,60 @@ impl<'s> Reader<'s> {
                 Ok(Err(error)) => Outcome::Odd { place: standing.place.clone(), error },
                 Err(reason) => Outcome::Left(reason),
             };
-            self.outcomes.push((standing.index, outcome));
+            self.count(standing.index, outcome)?;
         }
         // Of a row that is left out early not all was read.
         if !whole {
-            return;
+            return Ok(());
         }
-        self.rows_read += 1;
+        self.read.rows += 1;
+        let unused = &mut self.read.unused;
         for path in row.unused() {
-            let known = self.unused.contains_key(&path) || self.unused.len() < MOST_KEYS;
-            *self.unused.entry(if known { path } else { String::from("others") }).or_default() += 1;
+            let known = unused.contains_key(&path) || unused.len() < MOST_KEYS;
+            *unused.entry(if known { path } else { String::from("others") }).or_default() += 1;
         }
+        Ok(())
     }
 
-    fn odd(&mut self, standing: &Standing, error: Error) {
-        self.outcomes.push((standing.index, Outcome::Odd { place: standing.place.clone(), error }));
+    fn odd(&mut self, standing: &Standing, error: Error) -> Result<()> {
+        self.count(standing.index, Outcome::Odd { place: standing.place.clone(), error })
+    }
+
+    /// Takes a pair, or counts why not.
+    fn count(&mut self, row: usize, outcome: Outcome) -> Result<()> {
+        self.read.read += 1;
+        let reason = match outcome {
+            _ if !self.wanted.contains(&row) => DropReason::OutsideRows,
+            Outcome::Taken(mut pair) => {
+                pair.domain.get_or_insert_with(|| self.domain.clone());
+                self.pairs += 1;
+                return (self.take)(*pair);
+            }
+            Outcome::Left(reason) => reason,
+            Outcome::Odd { place, error } => {
+                let kind = kind_of(&error);
+                self.read.first_odd.get_or_insert_with(|| error.at(place));
+                let told_apart = self.kinds.contains(&kind) || self.kinds.len() < MOST_KINDS;
+                let kind = if told_apart { kind } else { String::from("others") };
+                self.kinds.insert(kind.clone());
+                DropReason::Odd(kind)
+            }
+        };
+        *self.read.dropped.entry(reason).or_default() += 1;
+        Ok(())
     }
 
     fn finish(mut self) -> Result<SourceRows> {
         if let Some(layout) = self.layout {
-            self.join(layout);
+            self.join(layout)?;
         }
         if let Some(key) = self.columns_left.first() {
             return Err(no_row_has(&self.source.path, key, &self.source.columns));
         }
-        let wanted = self.source.rows.of(self.rows);
-        let domain = self.source.domain.clone().unwrap_or_else(|| stem(&self.source.path));
-        let (read, rows, unused) = (self.outcomes.len(), self.rows_read, self.unused);
-        let mut taken = SourceRows { read, rows, unused, ..SourceRows::default() };
-        let mut kinds = BTreeSet::new();
-        for (row, outcome) in self.outcomes {
-            let reason = match outcome {
-                _ if !wanted.contains(&row) => DropReason::OutsideRows,
-                Outcome::Taken(mut pair) => {
-                    pair.domain.get_or_insert_with(|| domain.clone());
-                    taken.pairs.push(*pair);
-                    continue;
-                }
-                Outcome::Left(reason) => reason,
-                Outcome::Odd { place, error } => {
-                    let kind = kind_of(&error);
-                    taken.first_odd.get_or_insert_with(|| error.at(place));
-                    let told_apart = kinds.contains(&kind) || kinds.len() < MOST_KINDS;
-                    let kind = if told_apart { kind } else { String::from("others") };
-                    kinds.insert(kind.clone());
-                    DropReason::Odd(kind)
-                }
-            };
-            *taken.dropped.entry(reason).or_default() += 1;
-        }
-        let only_odd =
-            taken.pairs.is_empty() && taken.dropped.keys().all(|reason| matches!(reason, DropReason::Odd(_)));
-        match taken.first_odd {
+        let only_odd = self.pairs == 0 && self.read.dropped.keys().all(|reason| matches!(reason, DropReason::Odd(_)));
+        match self.read.first_odd {
             Some(error) if only_odd || self.source.strict => Err(error),
-            _ => Ok(taken),
+            _ => Ok(self.read),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::data::tokenizer_files::{self, FolderTokenizer};
 use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::panics::contain;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
@@ -53,6 +53,17 @@ pub enum Encoded {
     Kept(OwnedPair),
     /// The pair is not used.
     Dropped(DropReason),
+}
+
+/// What rows have for a chat template that never names it -> the last row that has it, and how many have.
+#[derive(Debug, Default)]
+pub struct Unread(BTreeMap<String, (usize, usize)>);
+
+impl Unread {
+    /// In how many rows each was.
+    pub fn rows(self) -> impl Iterator<Item = (String, usize)> {
+        self.0.into_iter().map(|(key, (_, rows))| (key, rows))
+    }
 }
 
 impl Encoder {
@@ -112,17 +123,14 @@ impl Encoder {
         self.encode_pair(pair).map_err(|error| error.at(format_args!("line {}", pair.line)))
     }
 
-    /// What rows have for a chat template and this one never names -> in how many rows.
-    pub fn unread(&self, pairs: &[Pair]) -> BTreeMap<String, usize> {
-        let keys = |pair: &Pair| -> Vec<(String, usize)> {
-            let unread = pair.for_template().filter(|key| !self.template.names(key));
-            unread.map(|key| (format!("{key} (not in the chat template)"), pair.line)).collect()
-        };
-        // A row of several pairs counts once.
-        let by_row: BTreeSet<_> = pairs.iter().flat_map(keys).collect();
-        let mut rows = BTreeMap::new();
-        by_row.into_iter().for_each(|(key, _)| *rows.entry(key).or_default() += 1);
-        rows
+    /// Counts what a pair's row has for a chat template and this one never names. Pairs of a row follow one another.
+    pub fn count_unread(&self, pair: &Pair, unread: &mut Unread) {
+        for key in pair.for_template().filter(|key| !self.template.names(key)) {
+            // A row of several pairs counts once.
+            let (last, rows) = unread.0.entry(format!("{key} (not in the chat template)")).or_default();
+            *rows += usize::from(*last != pair.line || *rows == 0);
+            *last = pair.line;
+        }
     }
 
     /// Hash of everything that decides what tokens a pair becomes, besides the pair.
