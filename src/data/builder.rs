@@ -16,6 +16,8 @@ pub struct LabelledPair {
     pub pair: OwnedPair,
     /// How much better the chosen answer is, in units of reward; 0 where nobody says.
     pub margin: f32,
+    /// Neither answer is better: a label that is half of each.
+    pub tied: bool,
     /// Under which name it is reported.
     pub domain: String,
 }
@@ -33,6 +35,7 @@ pub(super) struct Builder {
     /// is none.
     spans: Vec<u32>,
     margin: Vec<f32>,
+    tied: Vec<u32>,
     domain: Vec<u32>,
     prompt_hash: Vec<u64>,
     source: Vec<u32>,
@@ -49,7 +52,7 @@ impl Builder {
 
     /// Adds a pair and counts it.
     pub fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
-        let LabelledPair { pair, margin, domain } = labelled;
+        let LabelledPair { pair, margin, tied, domain } = labelled;
         let (all, sum) = (pair.tokens.len(), pair.prefix + pair.chosen + pair.rejected);
         if all != sum || pair.chosen == 0 || !spans_fit(pair) {
             return Err(Error::runtime(format!("a pair of {all} tokens whose parts do not add up")));
@@ -67,10 +70,11 @@ impl Builder {
             self.spans.extend([start, end, reward, second_reward.unwrap_or(reward)].map(|position| position as u32));
         }
         self.margin.push(*margin);
+        self.tied.push(u32::from(*tied));
         self.domain.push(domain_number);
         self.prompt_hash.push(pair.prompt_hash);
         self.source.push(source as u32);
-        counts.keep(pair, domain);
+        counts.keep(pair, *tied, domain);
         Ok(())
     }
 
@@ -84,6 +88,7 @@ impl Builder {
             ("rejected", column(&self.rejected)?),
             ("spans", column(&self.spans)?),
             ("margin", column(&self.margin)?),
+            ("tied", column(&self.tied)?),
             ("domain", column(&self.domain)?),
             ("prompt_hash", column(&self.prompt_hash)?),
             ("source", column(&self.source)?),
