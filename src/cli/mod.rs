@@ -95,6 +95,15 @@ enum TypedCommand {
         /// Where to write; `-` is standard output
         #[arg(long, value_name = "FILE", default_value = "-")]
         output: PathBuf,
+        /// Add `combined`, the two heads' sum as it was fitted on the run's dev pairs [default: leave it out]
+        #[arg(long)]
+        combined: bool,
+        /// Add `tokens`: what each token of an answer adds to its implicit reward, and the characters that it stands for
+        ///
+        /// beta (log-prob - reference log-prob) in `credit`; the credits add up to the implicit reward. `start` and `end` count
+        /// characters of the answer; a token that stands for none, as the EOS, has `start` = `end`.
+        #[arg(long)]
+        tokens: bool,
     },
     /// Compare finished runs of different objectives on the same test pairs: accuracies, significance
     Compare {
@@ -260,6 +269,10 @@ pub enum Command {
         scoring: Scoring,
         /// Where the rewards go.
         output: Output,
+        /// Whether the two heads' sum is written too.
+        combined: bool,
+        /// Whether each token's part of the implicit reward is written too.
+        tokens: bool,
     },
     /// Compare finished runs.
     Compare {
@@ -311,10 +324,10 @@ impl TryFrom<Arguments> for Command {
         let Arguments { command, config, set, resume, debug, allow_changed, trace: _ } = typed;
         match (command, config) {
             (Some(TypedCommand::Eval(typed)), _) => Evaluating::try_from(typed).map(Self::Eval),
-            (Some(TypedCommand::Score { scoring, data, output }), _) => {
+            (Some(TypedCommand::Score { scoring, data, output, combined, tokens }), _) => {
                 let scoring = Scoring { data, ..scoring };
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
-                Ok(Self::Score { scoring, output })
+                Ok(Self::Score { scoring, output, combined, tokens })
             }
             (Some(TypedCommand::Compare { runs, allow_changed, json }), _) => {
                 Ok(Self::Compare { runs, allow_changed, json })
