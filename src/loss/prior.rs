@@ -145,7 +145,7 @@ mod tests {
             (-10.0, -53.231_285_150_512_47),
             (-1.0, -1.841_021_645_009_263_5),
             (1.0, -0.172_753_779_023_449_9),
-            (5.0, -2.866_516_129_637_635_9e-7),
+            (5.0, -2.866_516_129_637_636e-7),
         ] {
             let found = -cost(&with(Prior::Normal, 4.0), x * deviation);
             assert!((found / expected - 1.0).abs() < 1e-12, "normal at {x}: {found} is not {expected}");

@@ -77,7 +77,7 @@ pub fn lines(
     let independent = |figure: &str| {
         let counts =
             |cluster: &&Vec<usize>| cluster.first().is_some_and(|&item| suite.counts(figure, &items[item].subset));
-        prompts.iter().filter(|clusters| clusters.iter().any(|cluster| counts(cluster))).count()
+        prompts.iter().filter(|clusters| clusters.iter().any(&counts)).count()
     };
     let by_length = |sign: f64| {
         let length = |answer: &String| sign * answer.chars().count() as f64;
