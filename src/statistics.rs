@@ -260,6 +260,39 @@ mod tests {
     }
 
     #[test]
+    fn a_stratified_bootstrap_draws_within_strata_alone_and_keeps_their_sizes() {
+        let strata = [3, 1, 4];
+        let seen = std::cell::RefCell::new(Vec::new());
+        let intervals = stratified_bootstrap(&strata, 200, SEED, |drawn| {
+            seen.borrow_mut().push(drawn.to_vec());
+            vec![1.0, f64::NAN]
+        });
+        assert_eq!(intervals, [Some(Interval { low: 1.0, high: 1.0 }), None], "a figure that is no number has none");
+        for drawn in seen.borrow().iter() {
+            let within = |range: std::ops::Range<usize>| drawn[range.clone()].iter().all(|place| range.contains(place));
+            assert!(drawn.len() == 8 && within(0..3) && within(3..4) && within(4..8), "{drawn:?}");
+        }
+        let distinct: std::collections::BTreeSet<_> = seen.borrow().iter().cloned().collect();
+        assert!(distinct.len() > 100, "the control: it does draw");
+        assert!(stratified_bootstrap(&strata, 0, SEED, |_| vec![1.0]).is_empty());
+    }
+
+    #[test]
+    fn one_stratum_is_the_clustered_bootstrap_and_what_parts_strata_has_no_width() {
+        let values = [0.3, 0.9, 0.1, 0.4, 0.7, 0.2];
+        let mean = |drawn: &[usize]| vec![drawn.iter().map(|&place| values[place]).sum::<f64>() / drawn.len() as f64];
+        let found = stratified_bootstrap(&[values.len()], RESAMPLES, SEED, mean)[0].unwrap();
+        let expected = clustered_bootstrap(&values, &[0, 1, 2, 3, 4, 5], RESAMPLES, SEED).unwrap();
+        assert!((found.low - expected.low).abs() < 1e-12 && (found.high - expected.high).abs() < 1e-12);
+        // Two strata, each of one value: the mean is known. The control: as one stratum it is not.
+        let halves = |drawn: &[usize]| vec![drawn.iter().filter(|&&place| place < 3).count() as f64 / 6.0];
+        let [parted, whole] =
+            [&[3, 3][..], &[6]].map(|strata| stratified_bootstrap(strata, RESAMPLES, SEED, halves)[0]);
+        assert_eq!(parted, Some(Interval { low: 0.5, high: 0.5 }));
+        assert!(whole.unwrap().low < 0.5 && whole.unwrap().high > 0.5);
+    }
+
+    #[test]
     fn holm_multiplies_the_smallest_most_and_keeps_the_order() {
         assert_eq!(holm(&[0.01, 0.04, 0.03]), [0.03, 0.06, 0.06]);
         assert_eq!(holm(&[0.5, 0.9]), [1.0, 1.0]);

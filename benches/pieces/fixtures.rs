@@ -72,7 +72,7 @@ impl Pairs {
             let (chosen, rejected) = answers.split_at(ANSWER);
             let prompt_hash = index as u64;
             let spans = AnswerSpan::of_pair(PREFIX, PREFIX, ANSWER, ANSWER);
-            let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, domain: 0, prompt_hash };
+            let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, tied: false, domain: 0, prompt_hash };
             PairToPack { index, pair, reference: [-60.0, -62.0] }
         });
         PackedBatch::new(pairs, packing, Device::Cpu)

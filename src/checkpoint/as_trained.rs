@@ -1,9 +1,9 @@
 //! `haf_dist.json` beside a model's weights: how the run made tokens of its texts, so that whoever has the model alone,
-//! without `trainer/`, scores as the run did.
+//! without `trainer/`, scores as the run did; and what was fitted on the dev pairs.
 //!
 //! Not here: the run's whole configuration (`trainer/config.toml`).
 
-use super::{CONFIG, Rendering, read_json, to_json, write_text};
+use super::{CONFIG, Fitted, Rendering, read_json, to_json, write_text};
 use crate::config::{Config, Dtype, RewardAt, TemplateKind, Truncation};
 use crate::data::tokenize::Rules;
 use crate::error::{Error, Result};
@@ -14,7 +14,7 @@ use std::path::Path;
 pub const AS_TRAINED: &str = "haf_dist.json";
 
 /// What a folder is to be scored with unless the command line says otherwise; the keys are those of the config.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AsTrained {
     /// `data.template`
@@ -34,6 +34,9 @@ pub struct AsTrained {
     /// not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<Rendering>,
+    /// What the run's dev pairs say of the heads, at this checkpoint; runs without dev pairs do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fitted: Option<Fitted>,
 }
 
 impl AsTrained {
@@ -48,6 +51,7 @@ impl AsTrained {
             reward_at: data.reward_at,
             dtype: config.model.dtype,
             chat_template: None,
+            fitted: None,
         }
     }
 
@@ -98,7 +102,8 @@ impl AsTrained {
 
     /// Puts it in place of what a config says.
     pub fn apply(self, config: &mut Config) {
-        let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype, chat_template: _ } = self;
+        let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype, chat_template: _, fitted: _ } =
+            self;
         let data = &mut config.data;
         (data.template, data.truncation, data.reward_at) = (template, truncation, reward_at);
         (data.max_length, data.max_prompt_length) = (max_length, max_prompt_length);

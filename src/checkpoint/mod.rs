@@ -15,6 +15,7 @@ mod adapter;
 mod as_trained;
 mod chat_template;
 mod export;
+mod fitted;
 mod folder;
 mod manifest;
 mod self_test;
@@ -25,6 +26,7 @@ pub use chat_template::{ChatTemplates, Rendering, as_others_read, write as write
 pub use export::{
     Export, choose_pad_token, complete_config, copy_named_templates, end_tokens, pad_token, special_tokens,
 };
+pub use fitted::{Fitted, FittedOn, Weights};
 pub use folder::{
     Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, retain, set_aside, start_run,
 };
@@ -152,6 +154,8 @@ pub struct Snapshot<'a> {
     pub templates: &'a ChatTemplates,
     /// Fixed conversations with the rewards of these weights; none where they could not be computed.
     pub self_test: Option<SelfTest>,
+    /// What is fitted on the dev pairs; none where there are none.
+    pub fitted: Option<Fitted>,
     /// Where the run stands.
     pub state: &'a TrainState,
     /// The resolved configuration.
@@ -199,7 +203,7 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
     }
     snapshot.templates.write(partial)?;
     let chat_template = Some(snapshot.templates.rendering());
-    AsTrained { chat_template, ..AsTrained::of(snapshot.config) }.write(partial)?;
+    AsTrained { chat_template, fitted: snapshot.fitted.clone(), ..AsTrained::of(snapshot.config) }.write(partial)?;
     if let Some(self_test) = &snapshot.self_test {
         self_test.write(partial)?;
     }

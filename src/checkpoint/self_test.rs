@@ -189,7 +189,7 @@ pub fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<Option<
             answer_cut: false,
             special_in_text: 0,
         };
-        LabelledPair { pair, margin: 0.0, domain: "self-test".to_owned() }
+        LabelledPair { pair, margin: 0.0, tied: false, domain: "self-test".to_owned() }
     };
     let rows: Vec<_> = sequences.map(single).collect();
     if rows.is_empty() { Ok(None) } else { PreparedData::from_pairs(rows).map(Some) }

@@ -15,7 +15,7 @@ pub(super) struct TypedEvaluating {
     scoring: Scoring,
 
     /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
-    #[arg(long, value_name = "FILE", required_unless_present = "suite")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["suite", "best_of"])]
     data: Option<PathBuf>,
 
     /// A benchmark and its files, in place of --data: rewardbench, rewardbench2, rm-bench or judgebench, with its own number;
@@ -26,6 +26,29 @@ pub(super) struct TypedEvaluating {
     /// prompt first, as everywhere here, where the scripts cut the text at one end. The number without cutting stands beside.
     #[arg(long, value_names = ["SUITE", "FILE"], num_args = 2.., conflicts_with_all = ["data", "format", "column"])]
     suite: Vec<String>,
+
+    /// Another checkpoint, whose outcomes on the same items of every suite are subtracted, with an exact paired test
+    #[arg(long, value_name = "DIR", requires = "suite")]
+    against: Option<PathBuf>,
+
+    /// Files of training data to look for the suites' prompts in; may be repeated [default: those of the checkpoint's run]
+    #[arg(long, value_name = "FILE", requires = "suite")]
+    train_data: Vec<PathBuf>,
+
+    /// Prompts with scored answers, in place of --data: the expected score of the best of k answers that each head picks
+    ///
+    /// Rows have `prompt` (a text or messages), `responses` (texts) and `scores` (a number each, such as right or wrong, or a
+    /// reference model's reward). Exact for every k, without sampling; k goes up to the fewest answers of a prompt.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["data", "suite", "format", "column", "check_swap"])]
+    best_of: Option<PathBuf>,
+
+    /// Compute every pair again with its sides exchanged: accuracy must be 1 - accuracy, what differs is rounding
+    #[arg(long, conflicts_with = "suite")]
+    check_swap: bool,
+
+    /// The worst mistakes to show with their text; 0: none
+    #[arg(long, value_name = "N", default_value_t = 5, conflicts_with_all = ["suite", "best_of"])]
+    worst: usize,
 
     /// Shape of the rows; auto tells it by the keys of the first
     #[arg(long, value_enum, default_value_t = Format::Auto, help_heading = "Data")]
@@ -43,6 +66,16 @@ pub struct Evaluating {
     pub scoring: Scoring,
     /// Benchmarks, each with its files.
     pub suites: Vec<(Suite, Vec<PathBuf>)>,
+    /// Another checkpoint to be held against on the same suites.
+    pub against: Option<PathBuf>,
+    /// Files of training data to look for the suites' prompts in; the run's own where there are none.
+    pub train_data: Vec<PathBuf>,
+    /// Prompts with scored answers, in place of pairs.
+    pub best_of: Option<PathBuf>,
+    /// Whether pairs are computed again with their sides exchanged.
+    pub check_swap: bool,
+    /// The worst mistakes to show.
+    pub worst: usize,
     /// Shape of the rows.
     pub format: Format,
     /// JSON lines instead of a table.
@@ -55,9 +88,10 @@ impl TryFrom<TypedEvaluating> for Evaluating {
     /// # Errors
     /// A file before the name of a suite, a suite without files or there twice.
     fn try_from(typed: TypedEvaluating) -> Result<Self> {
-        let TypedEvaluating { scoring, data, suite, format, json } = typed;
-        let scoring = Scoring { data: data.unwrap_or_default(), ..scoring };
-        Ok(Self { scoring, suites: suites(&suite)?, format, json })
+        let TypedEvaluating { scoring, data, suite, against, train_data, best_of, check_swap, worst, format, json } =
+            typed;
+        let scoring = Scoring { data: data.or_else(|| best_of.clone()).unwrap_or_default(), ..scoring };
+        Ok(Self { scoring, suites: suites(&suite)?, against, train_data, best_of, check_swap, worst, format, json })
     }
 }
 

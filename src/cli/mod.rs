@@ -142,6 +142,15 @@ enum TypedCommand {
         /// Where to write; `-` is standard output
         #[arg(long, value_name = "FILE", default_value = "-")]
         output: PathBuf,
+        /// Add `combined`, the two heads' sum as it was fitted on the run's dev pairs [default: leave it out]
+        #[arg(long)]
+        combined: bool,
+        /// Add `tokens`: what each token of an answer adds to its implicit reward, and the characters that it stands for
+        ///
+        /// beta (log-prob - reference log-prob) in `credit`; the credits add up to the implicit reward. `start` and `end` count
+        /// characters of the answer; a token that stands for none, as the EOS, has `start` = `end`.
+        #[arg(long)]
+        tokens: bool,
     },
     /// Compare finished runs of different objectives on the same test pairs: accuracies, significance
     Compare {

@@ -74,6 +74,10 @@ pub enum Command {
         scoring: Scoring,
         /// Where the rewards go.
         output: Output,
+        /// Whether the two heads' sum is written too.
+        combined: bool,
+        /// Whether each token's part of the implicit reward is written too.
+        tokens: bool,
     },
     /// Compare finished runs.
     Compare {
@@ -135,10 +139,10 @@ impl TryFrom<Arguments> for Request {
                 Self::Together(Command::Train { config, set, resume, debug, allow_changed })
             }
             TypedCommand::Eval(typed) => Self::Together(Command::Eval(Evaluating::try_from(typed)?)),
-            TypedCommand::Score { scoring, data, output } => {
+            TypedCommand::Score { scoring, data, output, combined, tokens } => {
                 let scoring = Scoring { data, ..scoring };
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
-                Self::Together(Command::Score { scoring, output })
+                Self::Together(Command::Score { scoring, output, combined, tokens })
             }
             TypedCommand::Compare { runs, allow_changed, json } => {
                 Self::Together(Command::Compare { runs, allow_changed, json })

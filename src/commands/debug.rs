@@ -16,6 +16,7 @@ use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::evaluate::reference;
+use crate::loss::hit;
 use crate::machine::Machine;
 use crate::model::adapter;
 use crate::model::architecture::Architecture;
@@ -72,7 +73,7 @@ pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     };
     let split = Split { name: "debug", data, references };
     let before = without_zeros(&mut engine)?;
-    let mut checks = vec![packed_scores(&mut engine, &split, config)?];
+    let mut checks = vec![packed_scores(&mut engine, &split, config)?, exchanged_sides(&mut engine, &split, config)?];
     let mut buckets = Buckets::of(&engine.model)?;
     checks.push(packed_gradients(&mut engine, &mut buckets, &split, config)?);
     checks.push(finite_gradients(&engine, &buckets));
@@ -96,7 +97,7 @@ fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
             if let Encoded::Kept(tokens) = encoder.encode(&pair).map_err(|error| error.at(source.path.display()))? {
                 let domain =
                     pair.domain.clone().or_else(|| source.domain.clone()).unwrap_or_else(|| "debug".to_string());
-                kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), domain });
+                kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), tied: pair.tied, domain });
                 of_source += 1;
             }
         }
@@ -186,6 +187,30 @@ fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<
     let (bound, _) = tolerances(engine);
     let said = format!("largest relative difference: reward {reward:.1e}, log-prob {log_prob:.1e}; bound {bound:.0e}");
     Ok(Check { name: "packed scores = one pair at a time", outcome: verdict(reward.max(log_prob) <= bound, said) })
+}
+
+/// Every pair with its sides exchanged: each answer must have the reward that it had, and accuracy turn into 1 - accuracy.
+fn exchanged_sides(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
+    let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
+    let turned = Split { name: "debug", data: split.data.exchanged()?, references: Vec::new() };
+    let (mut rounding, mut hits) = (0f64, [0.0; 2]);
+    for batch in batches(split, config) {
+        let scores = engine.score(&split.pack(&batch, shared, device), false)?;
+        let exchanged = engine.score(&turned.pack(&batch, shared, device), false)?;
+        for (one, other) in scores.iter().zip(&exchanged) {
+            for answer in 0..2 {
+                let (before, after) = (one.rewards[answer], other.rewards[1 - answer]);
+                rounding = rounding.max((before - after).abs() / before.abs().max(1.0));
+            }
+            hits[0] += hit(one.rewards[0] - one.rewards[1]);
+            hits[1] += hit(other.rewards[0] - other.rewards[1]);
+        }
+    }
+    let (bound, _) = tolerances(engine);
+    let [one, other] = hits.map(|hits| hits / split.data.len() as f64);
+    let said =
+        format!("largest relative difference {rounding:.1e}, bound {bound:.0e}; accuracies {one:.3} + {other:.3}");
+    Ok(Check { name: "rewards with sides exchanged", outcome: verdict(rounding <= bound, said) })
 }
 
 /// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.

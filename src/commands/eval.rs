@@ -1,30 +1,45 @@
-//! `haf-dist eval`: metrics, calibration and the part of length, of a checkpoint or any reward model folder of a known family,
-//! on a file of pairs.
+//! `haf-dist eval`: metrics, calibration, the part of length and what to doubt, of a checkpoint or any reward model folder of a
+//! known family, on a file of pairs.
+//!
+//! Not here: benchmarks (`suites.rs`), best of k (`best_of.rs`).
 
-use super::scored::{Scored, open};
+use super::scored::{Opened, Scored, open};
 use super::setup;
 use super::train::concise;
-use crate::cli::Scoring;
+use crate::cli::{Evaluating, Scoring};
 use crate::comm::CommThread;
-use crate::config::{Format, Source};
-use crate::error::Result;
-use crate::evaluate;
-use crate::evaluate::report::{Report, tables};
+use crate::config::Source;
+use crate::data::prepared::PreparedData;
+use crate::engine::Engine;
+use crate::engine::head::PairScores;
+use crate::error::{Error, Result};
+use crate::evaluate::doubt::{self, Disagreement, Doubts, Mistake};
+use crate::evaluate::heads::{Head, heads, side_by_side, side_by_side_table};
+use crate::evaluate::report::{Report, marks, tables};
 use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::swap::{self, Swap};
+use crate::evaluate::{self, Reported};
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
 use crate::terminal;
+use serde::Serialize;
 use std::path::PathBuf;
+use tch::Kind;
+use tracing::info;
+
+/// The text of a pair: prompt, chosen, rejected.
+type Text = [String; 3];
 
 /// Runs the command on every rank; `files` are the data, fetched.
 ///
 /// # Errors
-/// A folder that is no reward model, or bad data.
-pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, comm: &CommThread) -> Result<()> {
+/// A folder that is no reward model, or bad data; a swap check that fails.
+pub fn run(evaluating: &Evaluating, scoring: &Scoring, files: &[PathBuf], comm: &CommThread) -> Result<()> {
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
     let max_row_bytes = opened.config.data.max_row_bytes;
-    let source = |file| Source { format, columns: scoring.columns(), max_row_bytes, ..Source::new(file) };
+    let source =
+        |file| Source { format: evaluating.format, columns: scoring.columns(), max_row_bytes, ..Source::new(file) };
     let sources: Vec<Source> = files.iter().map(source).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
@@ -36,18 +51,131 @@ pub fn run(scoring: &Scoring, files: &[PathBuf], format: Format, json: bool, com
     let all: Vec<usize> = (0..data.len()).collect();
     let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "eval")?;
     let references = references.unwrap_or_default();
-    let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
+    let heads = heads(&scores, &references, reported);
+    let exchanged = match evaluating.check_swap {
+        true => Some(exchanged(&mut engine, &data, &references, reported, budget, comm)?),
+        false => None,
+    };
+    // Deciding takes part on every rank, so that all end alike; only rank 0 says it.
+    let swaps = exchanged.map(|exchanged| compared(&heads, &exchanged, &engine));
+    let failed = swaps.iter().flatten().any(|swap| !swap.passed);
     if comm.rank() == 0 {
-        print(&rows, &evaluate::reports("eval", &data, &scores, &references, reported), json)?;
+        let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
+        print(evaluating, &opened, &data, &rows, &heads, swaps.as_deref())?;
     }
-    Ok(())
+    match failed {
+        true => Err(Error::runtime("the swap check failed: rewards depend on which answer stands first")
+            .hint("try --dtype f32; if it fails there too, please report it with the model's config.json")),
+        false => Ok(()),
+    }
 }
 
-fn print(rows: &[EvaluationMetrics], reports: &[Report], json: bool) -> Result<()> {
-    if json {
-        terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))?;
-        terminal::lines(reports.iter().filter_map(|report| serde_json::to_string(report).ok()))
-    } else {
-        terminal::out(format_args!("{}\n\n{}", evaluation_table(&concise(rows)), tables(reports)))
+fn print(
+    evaluating: &Evaluating,
+    opened: &Opened,
+    data: &PreparedData,
+    rows: &[EvaluationMetrics],
+    heads: &[Head],
+    swaps: Option<&[Swap]>,
+) -> Result<()> {
+    let texts = (0..data.len()).map(|pair| text(opened, data, pair)).collect::<Result<Vec<Text>>>()?;
+    let marks: Vec<[usize; 2]> = texts.iter().map(|[_, chosen, rejected]| [marks(chosen), marks(rejected)]).collect();
+    let reports: Vec<Report> = evaluate::reports("eval", data, heads, &marks, opened.fitted.as_ref());
+    let prompts: Vec<u64> = (0..data.len()).map(|pair| data.pair(pair).prompt_hash).collect();
+    let fitted_on = opened.fitted.as_ref().map(|fitted| fitted.prompts()).unwrap_or_default();
+    let combined = heads.iter().any(|head| head.name == "combined");
+    let compared = if combined { side_by_side("eval", heads, &prompts, &fitted_on) } else { Vec::new() };
+    let doubts: Vec<Doubts> = heads.iter().map(|head| Doubts::of("eval", head)).collect();
+    let disagreement = Disagreement::of("eval", heads);
+    let mistakes = mistakes(heads.first(), data, &texts, evaluating.worst);
+    if evaluating.json {
+        lines(rows)?;
+        lines(&reports)?;
+        lines(&compared)?;
+        lines(&doubts)?;
+        lines(disagreement.as_slice())?;
+        lines(&mistakes)?;
+        return lines(swaps.unwrap_or_default());
     }
+    terminal::out(format_args!("{}\n\n{}", evaluation_table(&concise(rows)), tables(&reports)))?;
+    if let Some(weights) = opened.fitted.as_ref().and_then(|fitted| fitted.combined).filter(|_| combined) {
+        let left_out = compared.first().map_or(data.len(), |row| row.left_out);
+        let text = if compared.is_empty() { "no other pair is left".to_owned() } else { side_by_side_table(&compared) };
+        terminal::out(format_args!(
+            "\nheads side by side; combined = {:.4} reward + {:.4} implicit, fitted on the run's dev pairs, of which {left_out} \
+             are left out here\n{text}",
+            weights.reward, weights.implicit
+        ))?;
+    }
+    terminal::out(format_args!("\n{}", doubt::tables(&doubts, disagreement.as_ref(), &mistakes)))?;
+    match swaps {
+        Some(swaps) => terminal::out(format_args!("\n{}", swap::text(swaps))),
+        None => Ok(()),
+    }
+}
+
+fn lines(rows: &[impl Serialize]) -> Result<()> {
+    terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))
+}
+
+/// The texts of a pair as the model reads them.
+fn text(opened: &Opened, data: &PreparedData, index: usize) -> Result<Text> {
+    let pair = data.pair(index);
+    let start = pair.spans[0].start.min(pair.spans[1].start);
+    let answer = |rest: &[u32], place: usize| {
+        let sequence = [pair.prefix, rest].concat();
+        let span = pair.spans[place];
+        opened.encoder.decode(&sequence[span.start.min(span.end)..span.end])
+    };
+    let prompt = opened.encoder.decode(&pair.prefix[..start.min(pair.prefix.len())])?;
+    Ok([prompt, answer(pair.chosen, 0)?, answer(pair.rejected, 1)?])
+}
+
+fn mistakes(head: Option<&Head>, data: &PreparedData, texts: &[Text], most: usize) -> Vec<Mistake> {
+    let Some(head) = head else { return Vec::new() };
+    let margins = head.margins();
+    let mistake = |(rank, pair): (usize, usize)| {
+        let [prompt, chosen, rejected] = texts[pair].clone();
+        Mistake {
+            mistake: rank + 1,
+            scored_by: head.name,
+            pair: pair + 1,
+            domain: data.domains()[data.pair(pair).domain].clone(),
+            margin: margins[pair],
+            prompt,
+            chosen,
+            rejected,
+        }
+    };
+    doubt::worst(head, most).into_iter().enumerate().map(mistake).collect()
+}
+
+/// The heads' rewards with the sides of every pair exchanged, computed anew. All ranks must call it.
+fn exchanged(
+    engine: &mut Engine,
+    data: &PreparedData,
+    references: &[[f32; 2]],
+    reported: Reported,
+    budget: usize,
+    comm: &CommThread,
+) -> Result<Vec<Head>> {
+    let turned = comm.agree(data.exchanged())?;
+    let all: Vec<usize> = (0..turned.len()).collect();
+    let scores: Vec<PairScores> =
+        score_pairs(engine, (&turned, &all), comm, budget, reported.policy, "sides exchanged")?;
+    let references: Vec<[f32; 2]> = references.iter().map(|[chosen, rejected]| [*rejected, *chosen]).collect();
+    if comm.rank() == 0 {
+        info!("every pair is computed again with its sides exchanged");
+    }
+    Ok(heads(&scores, &references, reported))
+}
+
+fn compared(heads: &[Head], exchanged: &[Head], engine: &Engine) -> Vec<Swap> {
+    let bound = rounding_bound(engine.model.kind);
+    heads.iter().zip(exchanged).map(|(head, turned)| Swap::of("eval", head, turned, bound)).collect()
+}
+
+/// What rounding may change of a margin, of the largest reward: as `--debug` has it for scores.
+fn rounding_bound(kind: Kind) -> f64 {
+    if kind == Kind::Float { 1e-3 } else { 1e-1 }
 }

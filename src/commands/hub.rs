@@ -2,7 +2,7 @@
 //!
 //! Not here: what such a path means (`hub/`).
 
-use crate::cli::{Exporting, Scoring, Verifying};
+use crate::cli::{Evaluating, Exporting, Scoring, Verifying};
 use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source};
 use crate::error::{Error, Result};
@@ -52,11 +52,24 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
     Ok((Scoring { checkpoint, base, data, ..scoring.clone() }, files))
 }
 
+/// The same for an evaluation on suites: both checkpoints, the suites' files and the training data. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_evaluating(evaluating: &Evaluating, comm: &CommThread) -> Result<Evaluating> {
+    let (scoring, _) = fetch_scoring(&evaluating.scoring, comm)?;
+    let suites = fetch_suites(&evaluating.suites, comm)?;
+    let against = evaluating.against.as_deref().map(|path| model(path, "--against", comm)).transpose()?;
+    let files = evaluating.train_data.iter().map(|file| dataset(file, "--train-data", comm));
+    let train_data = files.collect::<Result<Vec<_>>>()?.concat();
+    Ok(Evaluating { scoring, suites, against, train_data, ..evaluating.clone() })
+}
+
 /// The same for the files of suites. All ranks must call it.
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_suites(suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<Vec<(Suite, Vec<PathBuf>)>> {
+fn fetch_suites(suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<Vec<(Suite, Vec<PathBuf>)>> {
     let fetched = |(suite, files): &(Suite, Vec<PathBuf>)| {
         let key = format!("--suite {}", suite.name());
         let files = files.iter().map(|file| dataset(file, &key, comm)).collect::<Result<Vec<_>>>()?;
@@ -122,6 +135,14 @@ fn parsed(path: &Path) -> Result<Option<HubPath>> {
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
     let fetched = fetched(path, RepositoryKind::Model, comm).map_err(|error| error.at(key))?;
     Ok(fetched.map_or_else(|| path.to_path_buf(), |(folder, _)| folder))
+}
+
+/// Where the base of a second checkpoint is, if it is an adapter whose base is on the hub. All ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn base_of(folder: &Path, comm: &CommThread) -> Result<Option<PathBuf>> {
+    base(folder, None, "--against", comm)
 }
 
 /// Where the base of the adapter in `folder` is: where `given` says, or on the hub if its own config names it there.

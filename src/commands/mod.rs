@@ -2,6 +2,7 @@
 
 mod alike;
 mod bench;
+mod best_of;
 mod check;
 mod compare;
 mod debug;
@@ -72,21 +73,28 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
         Command::Prepare { config, set, allow_changed } => {
             prepare::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)
         }
-        Command::Eval(Evaluating { scoring, suites, json, .. }) if !suites.is_empty() => {
-            let (scoring, _) = hub::fetch_scoring(scoring, comm)?;
-            suites::run(&scoring, &hub::fetch_suites(suites, comm)?, *json, comm)
+        Command::Eval(evaluating) if !evaluating.suites.is_empty() => {
+            suites::run(&hub::fetch_evaluating(evaluating, comm)?, comm)
         }
-        Command::Eval(Evaluating { scoring, format, json, .. }) => {
+        Command::Eval(Evaluating { scoring, best_of: Some(_), json, .. }) => {
             let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
-            eval::run(&scoring, &files, *format, *json, comm)
+            let [file] = &files[..] else {
+                return Err(Error::input(format!("--best-of: the split has {} files, expected one", files.len()))
+                    .hint("name the file in the path"));
+            };
+            best_of::run(&scoring, file, *json, comm)
         }
-        Command::Score { scoring, output } => {
+        Command::Eval(evaluating) => {
+            let (scoring, files) = hub::fetch_scoring(&evaluating.scoring, comm)?;
+            eval::run(evaluating, &scoring, &files, comm)
+        }
+        Command::Score { scoring, output, combined, tokens } => {
             let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
             if files.len() > 1 {
                 return Err(Error::input(format!("--data: the split has {} files, expected one", files.len()))
                     .hint("name the file in the path: every row gets one line of scores"));
             }
-            score::run(&scoring, output, comm)
+            score::run(&scoring, output, (*combined, *tokens), comm)
         }
         // Every rank would print the same.
         Command::Compare { runs, allow_changed, json } if comm.rank() == 0 => {

@@ -3,10 +3,12 @@
 //! Pairs give `reward_chosen, reward_rejected, logp_chosen, logp_rejected, implicit_chosen, implicit_rejected`; single
 //! (prompt, answer) rows give `reward, logp, implicit`. `logp` needs a language-model head, `implicit` the starting
 //! model too. A row that is longer than the length has `"cut": "prompt"`, `"answer"` or `"prompt and answer"` besides: what
-//! lost tokens; one that the encoder drops says why instead.
+//! lost tokens; one that the encoder drops says why instead. With `--combined` there is the heads'
+//! sum too, with `--tokens` what each token of an answer adds to its implicit reward.
 
 use super::alike;
 use super::scored::{Scored, open};
+use crate::checkpoint::Weights;
 use crate::cli::{Output, Scoring};
 use crate::comm::CommThread;
 use crate::config::Source;
@@ -14,16 +16,18 @@ use crate::data::Pair;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
 use crate::data::report::unused_keys;
-use crate::data::tokenize::{Encoded, Unread};
+use crate::data::tokenize::{Encoded, Encoder, Unread};
 use crate::engine::head::PairScores;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
 use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::tokens::{self, TokenLogProbs, token_log_probs};
 use crate::files;
 use crate::loss::{self, AnswerLogProb};
 use crate::terminal;
 use serde_json::{Map, Value, json};
 use std::io::{self, BufWriter};
+use std::ops::Range;
 use std::path::Path;
 use tempfile::NamedTempFile;
 use tracing::{info, warn};
@@ -38,7 +42,7 @@ enum Row {
 ///
 /// # Errors
 /// A folder that is no reward model, bad data, or an output file that exists.
-pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> {
+pub fn run(scoring: &Scoring, output: &Output, (combined, tokens): (bool, bool), comm: &CommThread) -> Result<()> {
     // Before the work, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
     let opened = open(scoring, comm)?;
@@ -63,16 +67,36 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
         let data = comm.agree(PreparedData::from_pairs(kept))?;
         alike::data("scored", &data, comm)?;
         let references = opened.references(&data, &machine, comm)?;
+        let by_token = if tokens { Some(opened.token_references(&data, &machine, comm)?) } else { None };
         let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
+        let weights = if combined { Some(weights(&reported)?) } else { None };
+        let reported = Reported { weights, ..reported };
         let budget = scoring.tokens_per_micro_batch;
         let log_probs = engine.order.vocabulary().is_some();
         let all: Vec<usize> = (0..data.len()).collect();
         let scores = score_pairs(&mut engine, (&data, &all), comm, budget, log_probs, "score")?;
+        let credits = match by_token {
+            None => Vec::new(),
+            Some(references) if reported.policy => {
+                let policy = token_log_probs(&mut engine, &data, comm, budget, "tokens")?;
+                credits(reported, &policy, &references.unwrap_or_default())
+            }
+            Some(_) => {
+                return Err(Error::input("--tokens: there are no implicit rewards to part").hint(
+                    "they need a run with a policy loss, and the starting model where its model.path says it is",
+                ));
+            }
+        };
+        let credits = comm.agree(placed(&pairs, &rows, credits, &opened.encoder))?;
         let references = references.unwrap_or_default();
         let policy = Policy { reported, log_probs };
-        lines.extend(
-            pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &scores, &references, Some(policy))),
-        );
+        lines.extend(pairs.iter().zip(&rows).zip(credits).map(|((pair, row), credits)| {
+            let mut line = line(pair.line, row, &scores, &references, Some(policy));
+            if let Some(fields) = line.as_object_mut() {
+                fields.extend(credits);
+            }
+            line
+        }));
     }
     let cut = rows.iter().filter(|row| matches!(row, Row::Scored { cut: Some(_), .. })).count();
     if comm.rank() == 0 && cut > 0 {
@@ -97,6 +121,53 @@ pub fn run(scoring: &Scoring, output: &Output, comm: &CommThread) -> Result<()> 
 struct Policy<'a> {
     reported: Reported<'a>,
     log_probs: bool,
+}
+
+/// What each token adds to its answer's implicit reward, pair by pair.
+fn credits(reported: Reported, policy: &[TokenLogProbs], references: &[TokenLogProbs]) -> Vec<TokenLogProbs> {
+    let of = |(pair, policy): (usize, &TokenLogProbs)| {
+        let reference = |answer: usize| references.get(pair).map_or(&[][..], |answers| &answers[answer]);
+        [0, 1].map(|answer| tokens::credits(reported, &policy[answer], reference(answer)))
+    };
+    policy.iter().enumerate().map(of).collect()
+}
+
+/// A row's fields with its tokens: their credits, and the characters of the answer that they stand for.
+fn placed(
+    pairs: &[Pair],
+    rows: &[Row],
+    credits: Vec<TokenLogProbs>,
+    encoder: &Encoder,
+) -> Result<Vec<Map<String, Value>>> {
+    let of_row = |(pair, row): (&Pair, &Row)| -> Result<Map<String, Value>> {
+        let mut fields = Map::new();
+        let Row::Scored { place, .. } = row else { return Ok(fields) };
+        let Some(credits) = credits.get(*place) else { return Ok(fields) };
+        let answers = match &pair.rejected {
+            Some(rejected) => {
+                vec![("tokens_chosen", &pair.chosen, &credits[0]), ("tokens_rejected", rejected, &credits[1])]
+            }
+            None => vec![("tokens", &pair.chosen, &credits[0])],
+        };
+        for (name, answer, credits) in answers {
+            let offsets = encoder.answer_offsets(pair, answer)?;
+            let token = |(credit, range): (&f64, Range<usize>)| json!({"start": range.start, "end": range.end, "credit": credit});
+            fields.insert(name.to_owned(), credits.iter().zip(offsets).map(token).collect());
+        }
+        Ok(fields)
+    };
+    pairs.iter().zip(rows).map(of_row).collect()
+}
+
+/// How the heads are added up, where `--combined` asks for it.
+fn weights(reported: &Reported) -> Result<Weights> {
+    let hint = "train both losses with dev pairs ([data] dev): every checkpoint then has the weights in haf_dist.json";
+    match (reported.weights, reported.reward && reported.policy) {
+        (Some(weights), true) => Ok(weights),
+        (None, _) => Err(Error::input("--combined: the checkpoint has no weights for the sum of its heads").hint(hint)),
+        (Some(_), false) => Err(Error::input("--combined: there are no implicit rewards to add")
+            .hint("they need the starting model where the run's model.path says it is")),
+    }
 }
 
 /// A nameless place beside the output file, which gets its name when it is whole: a command that fails leaves nothing.
@@ -138,7 +209,7 @@ fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(
                     (false, false) => None,
                 };
                 let domain = pair.domain.clone().unwrap_or_else(|| "score".to_string());
-                kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), domain });
+                kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), tied: false, domain });
                 Row::Scored { place: kept.len() - 1, pair: pair.rejected.is_some(), cut }
             }
         });
@@ -166,6 +237,10 @@ fn line(number: usize, row: &Row, scores: &[PairScores], references: &[[f32; 2]]
                     };
                     let implicit = loss::implicit_reward(policy.reported.loss, seen);
                     fields.insert(format!("implicit{suffix}"), json!(implicit));
+                    if let Some(weights) = policy.reported.weights {
+                        let combined = weights.combine(scores.rewards[answer], implicit);
+                        fields.insert(format!("combined{suffix}"), json!(combined));
+                    }
                 }
             }
             if let Some(cut) = cut {

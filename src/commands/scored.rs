@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::{alike, setup};
-use crate::checkpoint::{self, AsTrained, Changed, FileCheck, TrainState};
+use crate::checkpoint::{self, AsTrained, Changed, FileCheck, Fitted, TrainState};
 use crate::cli::Scoring;
 use crate::comm::{CommThread, launch};
 use crate::config::{Config, Objective, RewardAt, Truncation};
@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
 use crate::evaluate::reference;
+use crate::evaluate::tokens::{TokenLogProbs, token_log_probs};
 use crate::files;
 use crate::machine::Machine;
 use crate::model::adapter::{self, Origin};
@@ -22,7 +23,7 @@ use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
 use serde_json::Value;
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::warn;
 
@@ -38,12 +39,24 @@ pub struct Opened {
     pub encoder: Encoder,
     /// Where the run stood that wrote the checkpoint; at its start for other folders.
     pub state: TrainState,
+    /// What the run's dev pairs say of the heads, where the folder has it.
+    pub fitted: Option<Fitted>,
     origin: Origin,
     /// Rows of the model's embedding.
     vocabulary: usize,
     trained_here: bool,
     /// Until the weights have been read.
     check: Cell<Option<FileCheck>>,
+}
+
+/// The model that implicit rewards are held against.
+enum Start {
+    /// It is not there, or there are no implicit rewards.
+    Unknown,
+    /// The policy loss has none.
+    NotNeeded,
+    /// Where it is, and the hash of its files.
+    At(Origin, u128),
 }
 
 /// A loaded model and what is reported of it.
@@ -74,6 +87,7 @@ fn read(scoring: &Scoring) -> Result<Opened> {
     let architecture = Architecture::open(&origin.base)?;
     let trained_here = folder.join(checkpoint::CONFIG).exists();
     let as_trained = AsTrained::read(&folder)?;
+    let fitted = as_trained.as_ref().and_then(|as_trained| as_trained.fitted.clone());
     let foreign = !trained_here && as_trained.is_none();
     let (mut config, state) = if trained_here {
         (Config::load(&folder.join(checkpoint::CONFIG), &[])?, checkpoint::load_state(&folder)?)
@@ -109,7 +123,7 @@ fn read(scoring: &Scoring) -> Result<Opened> {
         rules.skipped_at_end = padding(&origin.base)?;
     }
     let encoder = Encoder::open(origin.tokenizer(), rules, architecture.vocabulary)?;
-    Ok(Opened { config, encoder, state, origin, vocabulary: architecture.vocabulary, trained_here, check })
+    Ok(Opened { config, encoder, state, fitted, origin, vocabulary: architecture.vocabulary, trained_here, check })
 }
 
 impl Opened {
@@ -124,11 +138,44 @@ impl Opened {
         machine: &Machine,
         comm: &CommThread,
     ) -> Result<Option<Vec<[f32; 2]>>> {
+        let (base, key) = match self.start(comm)? {
+            Start::Unknown => return Ok(None),
+            Start::NotNeeded => return Ok(Some(Vec::new())),
+            Start::At(base, key) => (base, key),
+        };
+        let cache = (comm.rank() == 0).then(|| setup::reference_cache(key, data, &self.config, machine));
+        let mut engine = load(&base, true, machine, comm)?;
+        let budget = self.config.train.tokens_per_micro_batch;
+        let all: Vec<usize> = (0..data.len()).collect();
+        reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
+    }
+
+    /// [`references`](Self::references) token by token, which no cache keeps.
+    ///
+    /// # Errors
+    /// As [`references`](Self::references).
+    pub fn token_references(
+        &self,
+        data: &PreparedData,
+        machine: &Machine,
+        comm: &CommThread,
+    ) -> Result<Option<Vec<TokenLogProbs>>> {
+        let base = match self.start(comm)? {
+            Start::Unknown => return Ok(None),
+            Start::NotNeeded => return Ok(Some(Vec::new())),
+            Start::At(base, _) => base,
+        };
+        let mut engine = load(&base, true, machine, comm)?;
+        token_log_probs(&mut engine, data, comm, self.config.train.tokens_per_micro_batch, "reference").map(Some)
+    }
+
+    /// The starting model, as far as it is needed and there. All ranks must call it.
+    fn start(&self, comm: &CommThread) -> Result<Start> {
         if !self.trained_here || !self.config.loss.needs_policy() {
-            return Ok(None);
+            return Ok(Start::Unknown);
         }
         if !self.config.loss.needs_reference() {
-            return Ok(Some(Vec::new()));
+            return Ok(Start::NotNeeded);
         }
         let start = &self.config.model.path;
         let exists = |origin: &Origin| origin.base.join("config.json").exists();
@@ -141,7 +188,7 @@ impl Opened {
             if comm.rank() == 0 {
                 warn!("{}, the starting model, is not there: implicit rewards are not computed", start.display());
             }
-            return Ok(None);
+            return Ok(Start::Unknown);
         };
         let keys = setup::model_keys(&origin, comm)?;
         if format!("{:032x}", keys.start) != self.state.model_key {
@@ -149,17 +196,12 @@ impl Opened {
                 if comm.rank() == 0 {
                     warn!("{} is not the model this run started from: no implicit rewards", origin.base.display());
                 }
-                return Ok(None);
+                return Ok(Start::Unknown);
             }
             return Err(Error::input(format!("{} is not the model this run started from", start.display()))
                 .hint("put the starting model back, or move it away to have rewards only"));
         }
-        let cache = (comm.rank() == 0).then(|| setup::reference_cache(keys.base, data, &self.config, machine));
-        let base = Origin { adapter: None, ..origin };
-        let mut engine = load(&base, true, machine, comm)?;
-        let budget = self.config.train.tokens_per_micro_batch;
-        let all: Vec<usize> = (0..data.len()).collect();
-        reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
+        Ok(Start::At(Origin { adapter: None, ..origin }, keys.base))
     }
 
     /// The model itself; warns of a reward head that says nothing. `with_policy`: implicit rewards can be computed and are
@@ -187,7 +229,8 @@ impl Opened {
                  loss.objective = \"policy\"{instead}"
             );
         }
-        Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy } })
+        let weights = self.fitted.as_ref().and_then(|fitted| fitted.combined);
+        Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy, weights } })
     }
 
     /// The same encoder with this length, which cuts what is longer, also where the run drops it. Prompts keep `max_prompt_length` tokens at least: by default three quarters.
@@ -200,6 +243,12 @@ impl Opened {
         let (max_prompt_length, truncation) = (prompt, Truncation::Cut);
         let rules = Rules { max_length, max_prompt_length, truncation, ..*self.encoder.rules() };
         Encoder::open(self.origin.tokenizer(), rules, self.vocabulary)
+    }
+
+    /// Files that the run was trained on; none for a folder without a run.
+    pub fn train_files(&self) -> Vec<PathBuf> {
+        let sources = self.config.data.train.iter().filter(|_| self.trained_here);
+        sources.map(|source| source.path.clone()).collect()
     }
 
     /// Where the tokenizer's files are.

@@ -3,20 +3,22 @@
 //! Every answer is scored once, alone with its prompt, and a second time where the suite's length cuts it. Not here: the
 //! numbers (`evaluate/suites/`).
 
-use super::alike;
 use super::scored::{Opened, Scored, open};
-use crate::cli::Scoring;
+use super::{alike, hub};
+use crate::cli::{Evaluating, Scoring};
 use crate::comm::CommThread;
 use crate::data::prepared::{LabelledPair, PreparedData};
 use crate::data::tokenize::{Encoded, Encoder, Rules};
 use crate::data::{Message, Pair, Prompt, TemplateInputs};
-use crate::engine::head::PairScores;
 use crate::error::{Error, Result};
+use crate::evaluate::heads::{Head, heads};
 use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::suites::contamination::{Contamination, Wanted, contamination_table};
+use crate::evaluate::suites::paired::{Paired, adjust, paired, paired_table};
 use crate::evaluate::suites::report::{Cutting, Line, lines, table};
 use crate::evaluate::suites::{Item, Suite};
-use crate::loss::{self, AnswerLogProb};
 use crate::terminal;
+use serde::Serialize;
 use std::path::PathBuf;
 use tracing::{info, warn};
 
@@ -26,6 +28,8 @@ struct Read {
     items: Vec<Item>,
     /// Place of each answer among the sequences; of one that is cut also that of the whole one.
     places: Vec<Vec<Place>>,
+    /// Hash of each answer's rendered prompt.
+    prompts: Vec<u64>,
     /// What it is cut to, in tokens.
     limit: usize,
     /// The model's own limit, in tokens.
@@ -40,46 +44,54 @@ struct Place {
     whole: usize,
 }
 
-/// Runs the command on every rank; the files of `suites` are fetched.
+/// Runs the command on every rank; all files are fetched.
 ///
 /// # Errors
-/// A folder that is no reward model, or files that are not the suites'.
-pub fn run(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], json: bool, comm: &CommThread) -> Result<()> {
-    // The model's own limit; a suite's is put below it.
-    let opened = open(&Scoring { max_length: None, max_prompt_length: None, ..scoring.clone() }, comm)?;
-    let machine = opened.machine(comm)?;
-    let work = comm.at_work("reading the suites");
-    let mut sequences = Vec::new();
-    let read = |(suite, files): &(Suite, Vec<PathBuf>)| read(*suite, files, scoring, &opened, &mut sequences);
-    let read: Vec<Read> = comm.agree(suites.iter().map(read).collect())?;
-    let data = comm.agree(PreparedData::from_pairs(sequences))?;
-    alike::data("suites", &data, comm)?;
-    drop(work);
-    let references = opened.references(&data, &machine, comm)?;
-    let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
-    let all: Vec<usize> = (0..data.len()).collect();
-    let scores =
-        score_pairs(&mut engine, (&data, &all), comm, scoring.tokens_per_micro_batch, reported.policy, "eval")?;
+/// A folder that is no reward model, files that are not the suites', or training data that cannot be read.
+pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
+    let (scoring, json) = (&evaluating.scoring, evaluating.json);
+    let Evaluated { suites, heads, opened } = evaluated(scoring, &evaluating.suites, comm)?;
+    let against = match &evaluating.against {
+        Some(folder) => {
+            let base = hub::base_of(folder, comm)?;
+            let scoring = Scoring { checkpoint: folder.clone(), base, ..scoring.clone() };
+            Some(evaluated(&scoring, &evaluating.suites, comm)?)
+        }
+        None => None,
+    };
+    let found = comm.agree(if comm.rank() == 0 {
+        let _work = comm.at_work("looking for the suites' prompts in the training data");
+        contaminated(&suites, &evaluating.train_data, &opened)
+    } else {
+        Ok(Vec::new())
+    })?;
     if comm.rank() != 0 {
         return Ok(());
     }
-    let references = references.unwrap_or_default();
-    let reward = |place: usize| scores[place].rewards[0];
-    let implicit = |place: usize| {
-        let PairScores { log_probs, tokens, .. } = &scores[place];
-        let reference = references.get(place).map_or(0.0, |row| f64::from(row[0]));
-        loss::implicit_reward(reported.loss, AnswerLogProb { policy: log_probs[0], reference, tokens: tokens[0] })
-    };
-    let mut heads: Vec<(&'static str, &dyn Fn(usize) -> f64)> = Vec::new();
-    if reported.reward {
-        heads.push(("reward", &reward));
+    for read in &suites {
+        for head in &heads {
+            print(read, head.name, &read.lines(head), json)?;
+        }
     }
-    if reported.policy {
-        heads.push(("implicit", &implicit));
+    warn_of_dev_prompts(&suites, &heads, &opened);
+    if !found.is_empty() {
+        match json {
+            true => json_lines(&found)?,
+            false => terminal::out(format_args!(
+                "prompts that occur in the training data ({} rows)\n{}\n",
+                found.first().map_or(0, |found| found.rows),
+                contamination_table(&found)
+            ))?,
+        }
     }
-    for read in &read {
-        for &(scored_by, score) in &heads {
-            print(read, scored_by, &read.lines(scored_by, score), json)?;
+    if let Some(against) = against {
+        let rows = differences(&suites, &heads, &against);
+        match json {
+            true => json_lines(&rows)?,
+            false => terminal::out(format_args!(
+                "paired differences of plain means over items; p is exact, by prompt\n{}\n",
+                paired_table(&rows)
+            ))?,
         }
     }
     info!(
@@ -88,14 +100,105 @@ pub fn run(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], json: bool, comm
     Ok(())
 }
 
+/// A model's rewards of all answers of all suites.
+struct Evaluated {
+    suites: Vec<Read>,
+    heads: Vec<Head>,
+    opened: Opened,
+}
+
+/// Reads the suites as the model's tokenizer does, and scores them. All ranks must call it.
+fn evaluated(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<Evaluated> {
+    // The model's own limit; a suite's is put below it.
+    let opened = open(&Scoring { max_length: None, max_prompt_length: None, ..scoring.clone() }, comm)?;
+    let machine = opened.machine(comm)?;
+    let work = comm.at_work("reading the suites");
+    let mut sequences = Vec::new();
+    let read = |(suite, files): &(Suite, Vec<PathBuf>)| read(*suite, files, scoring, &opened, &mut sequences);
+    let suites: Vec<Read> = comm.agree(suites.iter().map(read).collect())?;
+    let data = comm.agree(PreparedData::from_pairs(sequences))?;
+    alike::data("suites", &data, comm)?;
+    drop(work);
+    let references = opened.references(&data, &machine, comm)?;
+    let heads = {
+        let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
+        let (all, budget): (Vec<usize>, _) = ((0..data.len()).collect(), scoring.tokens_per_micro_batch);
+        let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "eval")?;
+        heads(&scores, &references.unwrap_or_default(), reported)
+    };
+    Ok(Evaluated { suites, heads, opened })
+}
+
+/// The heads that both have, on every suite.
+fn differences(suites: &[Read], heads: &[Head], against: &Evaluated) -> Vec<Paired> {
+    let mut rows = Vec::new();
+    for (ours, theirs) in suites.iter().zip(&against.suites) {
+        for head in heads {
+            if let Some(other) = against.heads.iter().find(|other| other.name == head.name) {
+                let scores = [&ours.scores(head, |place| place.cut)[..], &theirs.scores(other, |place| place.cut)];
+                rows.push(paired(ours.suite, head.name, &ours.items, scores));
+            }
+        }
+    }
+    adjust(&mut rows);
+    rows
+}
+
+/// What of the suites is in the named files, or in those that the checkpoint's run was trained on; nothing where neither are there.
+fn contaminated(suites: &[Read], named: &[PathBuf], opened: &Opened) -> Result<Vec<Contamination>> {
+    let of_run: Vec<PathBuf> = opened.train_files();
+    let files = if named.is_empty() { &of_run } else { named };
+    if named.is_empty() {
+        if files.is_empty() {
+            info!(
+                "the checkpoint does not say what it was trained on: name files with --train-data to look for the prompts"
+            );
+            return Ok(Vec::new());
+        }
+        if let Some(missing) = files.iter().find(|file| !file.is_file()) {
+            let missing = missing.display();
+            warn!("{missing} of the run's training data is not there: whether it has the suites' prompts is not known");
+            return Ok(Vec::new());
+        }
+    }
+    let prompts = suites.iter().flat_map(|read| read.items.iter().map(|item| (read.suite, &item.prompt[..])));
+    let mut wanted = Wanted::new(prompts);
+    for file in files {
+        wanted.read(file, opened.config.data.max_row_bytes)?;
+    }
+    Ok(wanted.found())
+}
+
+/// Says where the heads' sum is judged on prompts that it was fitted on.
+fn warn_of_dev_prompts(suites: &[Read], heads: &[Head], opened: &Opened) {
+    let Some(fitted) = opened.fitted.as_ref().filter(|_| heads.iter().any(|head| head.name == "combined")) else {
+        return;
+    };
+    let fitted_on = fitted.prompts();
+    for read in suites {
+        let known = read.prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();
+        if known > 0 {
+            let (name, all) = (read.suite.name(), read.prompts.len());
+            warn!("{name}: {known} of {all} answers have a dev prompt of the run, on which `combined` was fitted");
+        }
+    }
+}
+
+fn json_lines(rows: &[impl Serialize]) -> Result<()> {
+    terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))
+}
+
 impl Read {
-    fn lines(&self, scored_by: &'static str, score: &dyn Fn(usize) -> f64) -> Vec<Line> {
-        let scores = |of: fn(&Place) -> usize| -> Vec<Vec<f64>> {
-            self.places.iter().map(|places| places.iter().map(|place| score(of(place))).collect()).collect()
-        };
-        let uncut = (self.cut() > 0).then(|| scores(|place| place.whole));
+    fn lines(&self, head: &Head) -> Vec<Line> {
+        let uncut = (self.cut() > 0).then(|| self.scores(head, |place| place.whole));
         let cutting = Cutting { limit: self.limit, cut: self.cut(), beyond: self.beyond };
-        lines(self.suite, scored_by, &self.items, &scores(|place| place.cut), uncut.as_deref(), cutting)
+        lines(self.suite, head.name, &self.items, &self.scores(head, |place| place.cut), uncut.as_deref(), cutting)
+    }
+
+    /// Of every item's answers.
+    fn scores(&self, head: &Head, of: fn(&Place) -> usize) -> Vec<Vec<f64>> {
+        let score = |place: &Place| head.rewards[of(place)][0];
+        self.places.iter().map(|places| places.iter().map(score).collect()).collect()
     }
 
     /// Number of answers that lost tokens to the suite's length.
@@ -160,7 +263,8 @@ fn read(
     };
     let of_item = |item: &Item| item.answers.iter().map(|answer| place(item, answer)).collect();
     let places = items.iter().map(of_item).collect::<Result<Vec<Vec<Place>>>>()?;
-    Ok(Read { suite, items, places, limit, model_limit, beyond })
+    let prompts = places.iter().flatten().map(|place: &Place| sequences[place.whole].pair.prompt_hash).collect();
+    Ok(Read { suite, items, places, prompts, limit, model_limit, beyond })
 }
 
 fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<LabelledPair> {
@@ -170,6 +274,7 @@ fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<
         chosen: Message::answer(answer),
         rejected: None,
         margin: None,
+        tied: false,
         domain: None,
         line: 0,
     };
@@ -180,6 +285,6 @@ fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<
     };
     match encoder.encode(&pair).map_err(|error| error.at(format!("{} {shown:?}", suite.name())))? {
         Encoded::Dropped(reason) => Err(refuse(reason.to_string())),
-        Encoded::Kept(pair) => Ok(LabelledPair { pair, margin: 0.0, domain: suite.name().to_owned() }),
+        Encoded::Kept(pair) => Ok(LabelledPair { pair, margin: 0.0, tied: false, domain: suite.name().to_owned() }),
     }
 }

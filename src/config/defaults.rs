@@ -19,6 +19,7 @@ impl Config {
             source.max_row_bytes = data.max_row_bytes;
             source.strict = data.strict;
         }
+        data.train.iter_mut().for_each(|source| source.ties = data.ties);
     }
 }
 
@@ -34,6 +35,9 @@ fn stem(path: &std::path::Path) -> Option<String> {
     Some(if stem.is_empty() { name } else { stem }.to_string())
 }
 
+/// Degrees of freedom of Student's distribution where nothing else is said: heavy tails, and a variance.
+pub(super) const DEFAULT_PRIOR_DEGREES: f64 = 4.0;
+
 impl Default for LossConfig {
     fn default() -> Self {
         Self {
@@ -45,6 +49,8 @@ impl Default for LossConfig {
             simpo_gamma: 0.0,
             label_smoothing: 0.0,
             centering: 0.0,
+            prior: Prior::Logistic,
+            prior_degrees: DEFAULT_PRIOR_DEGREES,
             alternate_every: 0,
         }
     }
@@ -68,6 +74,7 @@ impl Default for TrainConfig {
             clip_norm: 1.0,
             activation_checkpointing: false,
             check_every: 100,
+            conflict_every: 0,
         }
     }
 }

@@ -38,6 +38,7 @@ pub(super) fn tree() -> Value {
             seed: 0,
             truncation: Truncation::Cut,
             strict: false,
+            ties: Ties::Drop,
             reward_at: RewardAt::Eos,
             max_row_bytes: defaults::max_row_bytes(),
             cache_dir: defaults::cache_dir(),

@@ -11,6 +11,7 @@ mod differences;
 mod hub_path;
 mod keys;
 mod load;
+mod loss;
 mod overrides;
 mod rows;
 mod source;
@@ -19,6 +20,7 @@ mod validate;
 pub use differences::{Difference, OF_A_RANK, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
+pub use loss::{LossConfig, Objective, PolicyLoss, Prior};
 pub use rows::RowRange;
 pub use source::{Format, Source};
 
@@ -129,6 +131,9 @@ pub struct DataConfig {
     /// Stop at the first row that is not as its format says, which is otherwise left out and counted.
     #[serde(default)]
     pub strict: bool,
+    /// What becomes of training pairs of which neither answer is better; dev and test pairs of that kind are dropped.
+    #[serde(default)]
+    pub ties: Ties,
     /// Where tokens and reference log-probs are kept between runs.
     #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,
@@ -147,6 +152,17 @@ pub enum TemplateKind {
     Hh,
     /// The prompt and the answer as they are.
     Plain,
+}
+
+/// What becomes of training pairs of which neither answer is better.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ties {
+    /// They are left out, and counted.
+    #[default]
+    Drop,
+    /// Half a label each way: their loss is the mean of both.
+    Half,
 }
 
 /// What happens to a sequence over `max_length`.
@@ -171,60 +187,6 @@ pub enum RewardAt {
     End,
     /// Trained at both, half of the Bradley-Terry loss each; scored at the EOS.
     Both,
-}
-
-/// `[loss]`: total = reward_weight * Bradley-Terry + alpha * policy, means over the global batch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LossConfig {
-    /// Both losses, or one of them.
-    pub objective: Objective,
-    /// Weight of the policy loss (the paper's dpo_ratio).
-    pub alpha: f64,
-    /// Weight of the reward loss.
-    pub reward_weight: f64,
-    /// The policy loss.
-    pub policy: PolicyLoss,
-    /// Scale of the implicit reward.
-    pub beta: f64,
-    /// SimPO's target margin.
-    pub simpo_gamma: f64,
-    /// Share of pairs taken to be labelled the wrong way round; for Bradley-Terry, dpo and simpo.
-    pub label_smoothing: f64,
-    /// Weight of (chosen reward + rejected reward)^2, which keeps rewards around zero.
-    pub centering: f64,
-    /// Policy only for this many steps, then reward only, and so on; 0: both at once.
-    pub alternate_every: usize,
-}
-
-/// Both losses, or one of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Objective {
-    /// reward_weight * Bradley-Terry + alpha * policy.
-    #[default]
-    Hybrid,
-    /// Bradley-Terry alone: no policy forward, no reference.
-    Reward,
-    /// The policy loss alone.
-    Policy,
-}
-
-/// The policy loss.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PolicyLoss {
-    /// -log sigmoid(beta * margin).
-    #[default]
-    Dpo,
-    /// max(0, 1 - beta * margin).
-    Hinge,
-    /// (margin - 1/(2 beta))^2, on summed log-probs.
-    Ipo,
-    /// -log sigmoid(beta * difference of average log-probs - gamma); no reference.
-    Simpo,
-    /// Negative log-prob of the chosen answer; no reference.
-    Sft,
 }
 
 /// `[train]`
@@ -263,6 +225,9 @@ pub struct TrainConfig {
     pub activation_checkpointing: bool,
     /// Compare the ranks' weights and metrics, bit for bit, every so many steps; 0: where a checkpoint is saved only.
     pub check_every: usize,
+    /// Compare the gradients of the two losses, on the same 16 pairs, every so many steps; 0: never. It changes no bit of the
+    /// training.
+    pub conflict_every: usize,
 }
 
 /// `[lora]`: adapters beside the named projections of every block are trained, with the reward head; nothing else is.
@@ -367,26 +332,4 @@ pub struct CheckpointConfig {
 pub struct OutputConfig {
     /// The run's folder; it must not hold another run.
     pub dir: PathBuf,
-}
-
-impl LossConfig {
-    /// Weight of the policy loss after the objective's say: 0 with `objective = "reward"`.
-    pub fn effective_alpha(&self) -> f64 {
-        if self.objective == Objective::Reward { 0.0 } else { self.alpha }
-    }
-
-    /// Weight of the reward loss after the objective's say: 0 with `objective = "policy"`.
-    pub fn effective_reward_weight(&self) -> f64 {
-        if self.objective == Objective::Policy { 0.0 } else { self.reward_weight }
-    }
-
-    /// Whether the policy loss counts, so that answer log-probs are computed in training.
-    pub fn needs_policy(&self) -> bool {
-        self.effective_alpha() > 0.0
-    }
-
-    /// Whether the policy loss compares with the starting model, so that its log-probs are computed before training.
-    pub fn needs_reference(&self) -> bool {
-        self.needs_policy() && matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo)
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Not here: reading them, which is `data/formats/`.
 
-use super::{RowRange, defaults};
+use super::{RowRange, Ties, defaults};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,6 +44,9 @@ pub struct Source {
     /// [`DataConfig::strict`](super::DataConfig::strict), which is filled in when a config is loaded.
     #[serde(skip)]
     pub strict: bool,
+    /// [`DataConfig::ties`](super::DataConfig::ties) for training sources, which is filled in when a config is loaded.
+    #[serde(skip)]
+    pub ties: Ties,
 }
 
 /// Layout of a source's rows. What each is, `data/formats/layouts.rs` says in a table.
@@ -129,6 +132,7 @@ impl Source {
             max_row_bytes: defaults::max_row_bytes(),
             columns: BTreeMap::new(),
             strict: false,
+            ties: Ties::Drop,
         }
     }
 }

@@ -35,6 +35,12 @@ impl Config {
         self.data.check()?;
         self.loss.check()?;
         self.train.check()?;
+        if self.train.conflict_every > 0
+            && (self.loss.effective_alpha() == 0.0 || self.loss.effective_reward_weight() == 0.0)
+        {
+            let hint = "set it to 0, or loss.objective to \"hybrid\" with both weights above 0";
+            return refuse("train.conflict_every", "needs two losses whose gradients can be compared", hint);
+        }
         self.lora.as_ref().map_or(Ok(()), LoraConfig::check)
     }
 }
@@ -125,6 +131,22 @@ impl LossConfig {
                 "loss.simpo_gamma",
                 "belongs to loss.policy = \"simpo\" alone",
                 "set it to 0, or loss.policy to \"simpo\"",
+            );
+        }
+        let degrees = self.prior_degrees;
+        number("loss.prior_degrees", degrees, (1.0..=1000.0).contains(&degrees), "from 1 to 1000")?;
+        if degrees != defaults::DEFAULT_PRIOR_DEGREES && self.prior != Prior::Student {
+            return refuse(
+                "loss.prior_degrees",
+                "belongs to loss.prior = \"student\" alone",
+                "take it out, or set loss.prior to \"student\"",
+            );
+        }
+        if self.prior != Prior::Logistic && policy_on && self.policy != PolicyLoss::Dpo {
+            return refuse(
+                "loss.prior",
+                "is for Bradley-Terry and dpo, and has no meaning for this policy loss",
+                "set it to \"logistic\", or loss.policy to \"dpo\"",
             );
         }
         if self.centering > 0.0 && self.effective_reward_weight() == 0.0 {

@@ -73,6 +73,8 @@ pub struct PackedPair {
     pub response_rows: Vec<i64>,
     /// Required reward distance.
     pub margin: f64,
+    /// Neither answer is better: the losses are the means over both orders.
+    pub tied: bool,
     /// Log-probs of the answers under the starting model; zeros where there is none.
     pub reference: [f64; 2],
 }
@@ -225,6 +227,7 @@ impl Rows {
             answers,
             response_rows,
             margin: f64::from(item.pair.margin),
+            tied: item.pair.tied,
             reference: item.reference.map(f64::from),
         }
     }
@@ -237,7 +240,7 @@ mod tests {
 
     fn pair<'a>(prefix: &'a [u32], chosen: &'a [u32], rejected: &'a [u32], prompt_length: usize) -> PairToPack<'a> {
         let spans = AnswerSpan::of_pair(prompt_length, prefix.len(), chosen.len(), rejected.len());
-        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.5, domain: 0, prompt_hash: 1 };
+        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.5, tied: false, domain: 0, prompt_hash: 1 };
         PairToPack { index: 7, pair, reference: [-1.0, -2.0] }
     }
 

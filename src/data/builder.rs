@@ -17,6 +17,8 @@ pub struct LabelledPair {
     pub pair: OwnedPair,
     /// How much better the chosen answer is, in units of reward; 0 where nobody says.
     pub margin: f32,
+    /// Neither answer is better: a label that is half of each.
+    pub tied: bool,
     /// Under which name it is reported.
     pub domain: String,
 }
@@ -33,6 +35,7 @@ pub(super) struct Builder {
     /// is none.
     spans: Growing<u32>,
     margin: Growing<f32>,
+    tied: Growing<u32>,
     domain: Growing<u32>,
     prompt_hash: Growing<u64>,
     source: Growing<u32>,
@@ -53,6 +56,7 @@ impl Builder {
             rejected: Growing::new(beside)?,
             spans: Growing::new(beside)?,
             margin: Growing::new(beside)?,
+            tied: Growing::new(beside)?,
             domain: Growing::new(beside)?,
             prompt_hash: Growing::new(beside)?,
             source: Growing::new(beside)?,
@@ -66,7 +70,7 @@ impl Builder {
 
     /// Adds a pair and counts it.
     pub fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
-        let LabelledPair { pair, margin, domain } = labelled;
+        let LabelledPair { pair, margin, tied, domain } = labelled;
         let (all, sum) = (pair.tokens.len(), pair.prefix + pair.chosen + pair.rejected);
         if all != sum || pair.chosen == 0 || !spans_fit(pair) {
             return Err(Error::runtime(format!("a pair of {all} tokens whose parts do not add up")));
@@ -84,10 +88,11 @@ impl Builder {
             self.spans.push(&[start, end, reward, second_reward.unwrap_or(reward)].map(|position| position as u32))?;
         }
         self.margin.push(&[*margin])?;
+        self.tied.push(&[u32::from(*tied)])?;
         self.domain.push(&[domain_number])?;
         self.prompt_hash.push(&[pair.prompt_hash])?;
         self.source.push(&[source as u32])?;
-        counts.keep(pair, domain);
+        counts.keep(pair, *tied, domain);
         Ok(())
     }
 
@@ -101,6 +106,7 @@ impl Builder {
             ("rejected", self.rejected.done()?),
             ("spans", self.spans.done()?),
             ("margin", self.margin.done()?),
+            ("tied", self.tied.done()?),
             ("domain", self.domain.done()?),
             ("prompt_hash", self.prompt_hash.done()?),
             ("source", self.source.done()?),

@@ -57,6 +57,7 @@ mod tests {
                 special_in_text: 0,
             },
             margin: 0.0,
+            tied: false,
             domain: "d".to_owned(),
         };
         PreparedData::from_pairs(pairs.iter().map(pair).collect()).unwrap()

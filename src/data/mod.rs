@@ -88,6 +88,8 @@ pub struct Pair {
     pub rejected: Option<Message>,
     /// How much better, in units of reward.
     pub margin: Option<f32>,
+    /// Neither answer is better: a label that is half of each.
+    pub tied: bool,
     /// Under which name it is reported.
     pub domain: Option<String>,
     /// Line (JSONL), element (array) or row (Parquet) of its source, from 1.
@@ -156,6 +158,8 @@ pub struct TokenPair<'a> {
     pub spans: [AnswerSpan; 2],
     /// How much better the chosen answer is, in units of reward; 0 where the source does not say.
     pub margin: f32,
+    /// Neither answer is better: a label that is half of each.
+    pub tied: bool,
     /// Index into the data set's domain names.
     pub domain: usize,
     /// Hash of the prompt's text: pairs of one prompt are not independent.

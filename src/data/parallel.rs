@@ -140,6 +140,7 @@ mod tests {
             chosen: Message::default(),
             rejected: None,
             margin: None,
+            tied: false,
             domain: None,
             line,
         };

@@ -1,7 +1,7 @@
 //! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped ever after.
 //!
 //! The file is safetensors: `tokens` (N tokens of all pairs, `prefix ++ chosen ++ rejected` each), `offsets` (B + 1
-//! starts), and per pair `prefix`, `chosen`, `rejected`, eight `spans`, `margin`, `domain`, `prompt_hash`, `source`.
+//! starts), and per pair `prefix`, `chosen`, `rejected`, eight `spans`, `margin`, `tied`, `domain`, `prompt_hash`, `source`.
 //! Not here: weights and shuffling (`sampler.rs`), reference log-probs (`reference_cache.rs`).
 
 use crate::config::Source;
@@ -12,6 +12,7 @@ use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
 use crate::data::rows::PATH_HINT;
+use crate::data::sequence::OwnedPair;
 use crate::data::tokenize::{Encoded, Encoder, Unread};
 use crate::data::{AnswerSpan, Pair, TokenPair};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 pub use crate::data::builder::LabelledPair;
 
 /// Changes whenever the content or the layout of the file changes.
-const VERSION: &str = "haf-dist pairs 5";
+const VERSION: &str = "haf-dist pairs 6";
 
 /// Numbers that a pair has in the column `spans`: four an answer.
 const SPAN_NUMBERS: usize = 8;
@@ -48,6 +49,7 @@ struct Columns {
     rejected: Column<u32>,
     spans: Column<u32>,
     margin: Column<f32>,
+    tied: Column<u32>,
     domain: Column<u32>,
     prompt_hash: Column<u64>,
     source: Column<u32>,
@@ -120,6 +122,30 @@ impl PreparedData {
         Self::from_container(container, key).map_err(Error::runtime)
     }
 
+    /// The same pairs with their sides exchanged, in memory only: the rejected answers stand in the chosen ones' places.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn exchanged(&self) -> Result<Self> {
+        let exchange = |index: usize| {
+            let pair = self.pair(index);
+            let owned = OwnedPair {
+                tokens: [pair.prefix, pair.rejected, pair.chosen].concat(),
+                prefix: pair.prefix.len(),
+                chosen: pair.rejected.len(),
+                rejected: pair.chosen.len(),
+                spans: [pair.spans[1], pair.spans[0]],
+                prompt_hash: pair.prompt_hash,
+                prompt_cut: false,
+                answer_cut: false,
+                special_in_text: 0,
+            };
+            let domain = self.domains[pair.domain].clone();
+            LabelledPair { pair: owned, margin: -pair.margin, tied: pair.tied, domain }
+        };
+        Self::from_pairs((0..self.len()).map(exchange).collect())
+    }
+
     fn open(path: &Path, key: u128) -> std::result::Result<Option<Self>, String> {
         Container::open(path, VERSION, key)?.map(|container| Self::from_container(container, key)).transpose()
     }
@@ -134,6 +160,7 @@ impl PreparedData {
             rejected: container.column("rejected")?,
             spans: container.column("spans")?,
             margin: container.column("margin")?,
+            tied: container.column("tied")?,
             domain: container.column("domain")?,
             prompt_hash: container.column("prompt_hash")?,
             source: container.column("source")?,
@@ -149,6 +176,7 @@ impl PreparedData {
         let same_length = lengths.iter().all(|column| column.len() == pairs)
             && container.values(&columns.spans).len() == SPAN_NUMBERS * pairs
             && container.values(&columns.margin).len() == pairs
+            && container.values(&columns.tied).len() == pairs
             && container.values(&columns.prompt_hash).len() == pairs
             && domain.len() == pairs
             && offsets.len() == pairs + 1;
@@ -214,6 +242,7 @@ impl PreparedData {
             rejected: &rest[..number(&self.columns.rejected)],
             spans: self.spans(index),
             margin: self.container.values(&self.columns.margin)[index],
+            tied: number(&self.columns.tied) != 0,
             domain: number(&self.columns.domain),
             prompt_hash: self.container.values(&self.columns.prompt_hash)[index],
         }
@@ -274,9 +303,10 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     for source in sources {
         let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
         parts.push(content.to_le_bytes().to_vec());
-        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, columns, .. } = source;
+        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, columns, ties, .. } = source;
         parts.push(
-            format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?}").into_bytes(),
+            format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?} {ties:?}")
+                .into_bytes(),
         );
         // Without a domain it is taken from the file's name.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
@@ -304,7 +334,7 @@ fn make(sources: &[Source], encoder: &Encoder, cache_dir: &Path, split_name: &st
                 Encoded::Dropped(reason) => counts.drop(reason, 1),
                 Encoded::Kept(pair) => {
                     let (margin, domain) = (row.margin.unwrap_or(0.0), row.domain.unwrap_or_default());
-                    builder.push(number, &LabelledPair { pair, margin, domain }, &mut counts)?;
+                    builder.push(number, &LabelledPair { pair, margin, tied: row.tied, domain }, &mut counts)?;
                 }
             }
             Ok(())

@@ -47,6 +47,8 @@ pub struct Counts {
     pub unshared_tokens: usize,
     /// Tokens of the longest sequence.
     pub longest: usize,
+    /// Pairs kept of which neither answer is better.
+    pub half: usize,
     /// Pairs whose chosen answer has more tokens.
     pub chosen_longer: usize,
     /// Pairs whose rejected answer has more tokens.
@@ -66,7 +68,7 @@ pub enum Longer {
 
 impl Counts {
     /// Counts a pair that is kept.
-    pub fn keep(&mut self, pair: &OwnedPair, domain: &str) {
+    pub fn keep(&mut self, pair: &OwnedPair, tied: bool, domain: &str) {
         let single = pair.rejected == 0;
         self.kept += 1;
         self.prompts_cut += usize::from(pair.prompt_cut);
@@ -77,7 +79,8 @@ impl Counts {
         self.rejected_tokens += pair.rejected;
         self.unshared_tokens += pair.prefix * if single { 1 } else { 2 } + pair.chosen + pair.rejected;
         self.longest = self.longest.max(pair.prefix + pair.chosen.max(pair.rejected));
-        if !single {
+        self.half += usize::from(tied);
+        if !single && !tied {
             match pair.chosen.cmp(&pair.rejected) {
                 Ordering::Greater => self.chosen_longer += 1,
                 Ordering::Less => self.rejected_longer += 1,
@@ -118,6 +121,7 @@ impl Counts {
             self.first_odd.clone_from(&other.first_odd);
         }
         self.kept += other.kept;
+        self.half += other.half;
         self.prompts_cut += other.prompts_cut;
         self.answers_cut += other.answers_cut;
         self.special_in_text += other.special_in_text;
@@ -212,6 +216,9 @@ pub fn render(reports: &[&DataReport]) -> String {
         row(&format!("- {reason}"), &|counts| grouped(counts.dropped.get(reason).copied().unwrap_or(0)));
     }
     row("pairs kept", &|counts| grouped(counts.kept));
+    if columns.iter().any(|counts| counts.half > 0) {
+        row("  ties, as half labels", &|counts| grouped(counts.half));
+    }
     if columns.iter().any(|counts| counts.domains.len() > 1) {
         for domain in names(|counts| &counts.domains) {
             row(&format!("  in {domain}"), &|counts| grouped(counts.domains.get(domain).copied().unwrap_or(0)));

@@ -82,7 +82,7 @@ impl OwnedPair {
         let (prefix, rest) = self.tokens.split_at(self.prefix);
         let (chosen, rejected) = rest.split_at(self.chosen);
         let (spans, prompt_hash) = (self.spans, self.prompt_hash);
-        TokenPair { prefix, chosen, rejected, spans, margin, domain, prompt_hash }
+        TokenPair { prefix, chosen, rejected, spans, margin, tied: false, domain, prompt_hash }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::panics::contain;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Tokenizer};
@@ -87,6 +88,24 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Re
             "an expression in tokenizer.json backtracks without end on such a text: use the original model's file, or \
              leave the row out",
         )),
+    }
+}
+
+/// Tokens of a text as it stands, and the characters that each stands for.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_with_offsets(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+    match contain(|| tokenizer.encode_char_offsets(text, false)) {
+        Ok(Ok(encoding)) => {
+            let offsets = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
+            Ok((encoding.get_ids().to_vec(), offsets))
+        }
+        // The same text's error, with its hint.
+        _ => encode(tokenizer, text, false).map(|tokens| {
+            let nowhere = vec![0..0; tokens.len()];
+            (tokens, nowhere)
+        }),
     }
 }
 

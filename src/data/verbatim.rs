@@ -38,7 +38,7 @@ pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<L
         if chosen != rejected
             && let Encoded::Kept(pair) = encoder.encode_apart(prompt, chosen, rejected).map_err(|e| e.at(place))?
         {
-            kept.push(LabelledPair { pair, margin: 0.0, domain: String::from("bench") });
+            kept.push(LabelledPair { pair, margin: 0.0, tied: false, domain: String::from("bench") });
         }
         Ok(())
     })?;

@@ -70,6 +70,14 @@ impl Engine {
         self.run(|pass| pass.score(batch, log_probs), None)
     }
 
+    /// Log-probs of every answer's tokens, answer by answer, of every pair of a batch.
+    ///
+    /// # Errors
+    /// As [`Engine::score`].
+    pub fn token_log_probs(&mut self, batch: &PackedBatch) -> Result<Vec<Vec<Vec<f64>>>> {
+        self.run(|pass| pass.token_log_probs(batch), None)
+    }
+
     /// As [`Engine::score`], with the weights that `source` lends.
     ///
     /// # Errors

@@ -59,6 +59,19 @@ impl Pass<'_> {
         Ok(scores)
     }
 
+    /// See [`super::Engine::token_log_probs`].
+    pub fn token_log_probs(mut self, batch: &PackedBatch) -> Result<Vec<Vec<Vec<f64>>>> {
+        if batch.pairs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let read = batch.read_rows(true);
+        let hidden = self.final_hidden(batch, &read.rows)?;
+        let weights = self.lend_heads()?;
+        let log_probs = self.heads(&weights).token_log_probs(&hidden, &read.pairs)?;
+        self.give_back_heads(weights)?;
+        Ok(log_probs)
+    }
+
     /// Final hidden states at some rows `[N]` of a batch, [N, D].
     pub fn hidden(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Tensor> {
         self.final_hidden(batch, rows)

@@ -2,22 +2,30 @@
 //!
 //! Means are taken over pairs, never over batches or ranks, so uneven shards change nothing. A tie is half a hit.
 
+pub mod best_of;
 pub mod calibration;
 pub mod comparison;
+pub mod doubt;
+pub mod fitting;
+pub mod heads;
 pub mod length;
 pub mod reference;
 pub mod report;
 pub mod scoring;
 pub mod suites;
+pub mod swap;
+pub mod tokens;
 
+use crate::checkpoint::{Fitted, Weights};
 use crate::config::{LossConfig, Objective as Trained};
 use crate::data::TokenPair;
 use crate::data::prepared::PreparedData;
 use crate::engine::head::{Objective, PairLosses, PairScores};
 use crate::files;
-use crate::loss::{AnswerLogProb, hit, implicit_reward};
+use crate::loss::hit;
 use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
 use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap};
+use heads::Head;
 use length::Measured;
 use report::{Report, Rewarded};
 
@@ -30,12 +38,14 @@ pub struct Reported<'a> {
     pub reward: bool,
     /// Whether the policy is reported: log-probs are there, and a reference where the loss needs one.
     pub policy: bool,
+    /// How the two are added up, where a checkpoint says so.
+    pub weights: Option<Weights>,
 }
 
 impl<'a> Reported<'a> {
     /// What a run with this loss table reports.
     pub fn of_run(loss: &'a LossConfig) -> Self {
-        Self { loss, reward: loss.objective != Trained::Policy, policy: loss.needs_policy() }
+        Self { loss, reward: loss.objective != Trained::Policy, policy: loss.needs_policy(), weights: None }
     }
 }
 
@@ -82,37 +92,35 @@ pub fn outcomes(
     evaluated(data, scores, references, reported).iter().enumerate().map(outcome).collect()
 }
 
-/// What calibration and length say of each head that is reported; the arguments are those of [`metrics`].
+/// What calibration, length and markdown say of each head. `marks` has the markdown marks of each pair's answers; `fitted` what
+/// the checkpoint has of its dev pairs.
 pub fn reports(
     split: &str,
     data: &PreparedData,
-    scores: &[PairScores],
-    references: &[[f32; 2]],
-    reported: Reported,
+    heads: &[Head],
+    marks: &[[usize; 2]],
+    fitted: Option<&Fitted>,
 ) -> Vec<Report> {
-    let implicit = |index: usize, answer: usize| {
-        let PairScores { log_probs, tokens, .. } = scores[index];
-        let reference = references.get(index).map_or(0.0, |of_pair| f64::from(of_pair[answer]));
-        implicit_reward(reported.loss, AnswerLogProb { policy: log_probs[answer], reference, tokens: tokens[answer] })
-    };
-    let of_head = |scored_by: &'static str, reward: &dyn Fn(usize, usize) -> f64| {
+    let of_head = |head: &Head| {
         let rewarded = |index: usize| {
             let pair = data.pair(index);
-            let lengths = pair.spans.map(|span| span.end.saturating_sub(span.start));
-            let measured = Measured { rewards: [0, 1].map(|answer| reward(index, answer)), lengths };
-            Rewarded { domain: data.domains()[pair.domain].clone(), measured }
+            let measured = Measured { rewards: head.rewards[index], lengths: lengths(&pair) };
+            Rewarded { domain: data.domains()[pair.domain].clone(), measured, marks: marks[index] }
         };
-        let pairs: Vec<Rewarded> = (0..scores.len()).map(rewarded).collect();
-        report::reports(split, scored_by, data.domains(), &pairs)
+        let pairs: Vec<Rewarded> = (0..head.rewards.len()).map(rewarded).collect();
+        let temperature = fitted.and_then(|fitted| match head.name {
+            "reward" => fitted.reward_temperature,
+            "implicit" => fitted.implicit_temperature,
+            _ => None,
+        });
+        report::reports(split, head.name, data.domains(), &pairs, temperature)
     };
-    let mut reports = Vec::new();
-    if reported.reward {
-        reports.extend(of_head("reward", &|index, answer| scores[index].rewards[answer]));
-    }
-    if reported.policy {
-        reports.extend(of_head("implicit", &implicit));
-    }
-    reports
+    heads.iter().flat_map(of_head).collect()
+}
+
+/// Tokens of a pair's answers.
+fn lengths(pair: &TokenPair) -> [usize; 2] {
+    pair.spans.map(|span| span.end.saturating_sub(span.start))
 }
 
 /// Hash of a pair's tokens.
@@ -135,8 +143,10 @@ fn evaluated(
         .map(|(index, scores)| {
             let pair = data.pair(index);
             let reference = references.get(index).copied().unwrap_or_default().map(f64::from);
-            let losses = objective.losses(*scores, f64::from(pair.margin), reference);
-            Evaluated { losses, domain: pair.domain, prompt: pair.prompt_hash }
+            let losses = objective.losses(*scores, f64::from(pair.margin), reference, pair.tied);
+            let [chosen, rejected] = lengths(&pair);
+            let longer = hit(chosen as f64 - rejected as f64);
+            Evaluated { losses, domain: pair.domain, prompt: pair.prompt_hash, longer }
         })
         .collect()
 }
@@ -145,6 +155,8 @@ struct Evaluated {
     losses: PairLosses,
     domain: usize,
     prompt: u64,
+    /// Whether the chosen answer is the longer one.
+    longer: f64,
 }
 
 impl Evaluated {
@@ -177,6 +189,8 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
         margin: mean(reported.reward, &Evaluated::margin),
         reward_loss: mean(reported.reward, &|pair| pair.losses.reward_loss),
         policy_loss: mean(reported.policy, &|pair| pair.losses.policy_loss.unwrap_or(f64::NAN)),
+        longer_accuracy: pairs.iter().map(|pair| pair.longer).sum::<f64>() / pairs.len() as f64,
+        fitted: None,
         policy_interval: interval(reported.policy, &policy_hit),
         rewards: Spread::of(&pairs.iter().flat_map(|pair| pair.losses.scores.rewards).collect::<Vec<_>>())
             .filter(|_| reported.reward),

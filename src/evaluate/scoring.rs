@@ -36,7 +36,7 @@ impl<'a> Progress<'a> {
     }
 
     /// This rank has done `own` pairs, and the others of `ranks` about as many.
-    fn add(&mut self, own: usize, ranks: usize) {
+    pub(super) fn add(&mut self, own: usize, ranks: usize) {
         self.done = (self.done + own * ranks).min(self.pairs);
         self.bar.set_position(self.done as u64);
         if !logging::shows_progress() && self.said.elapsed() >= PLAIN_EVERY {

@@ -1,8 +1,10 @@
 //! The losses of one pair as pure scalar functions. Their derivatives are `tensors.rs`'.
 //!
 //! Sources: Bradley-Terry and the hybrid sum, HaF-RM (arXiv 2407.04185); DPO (2305.18290), hinge and IPO as in HaF-RM's
-//! reference code (SLiC 2305.10425, IPO 2310.12036), SimPO (2405.14734), label smoothing as in conservative DPO.
+//! reference code (SLiC 2305.10425, IPO 2310.12036), SimPO (2405.14734), label smoothing as in conservative DPO;
+//! other distributions than the logistic in `prior.rs`.
 
+mod prior;
 pub mod tensors;
 
 use crate::config::{LossConfig, PolicyLoss};
@@ -18,19 +20,15 @@ pub struct AnswerLogProb {
     pub tokens: usize,
 }
 
-/// log(1 + exp(x)), exact for large |x|.
-fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
+/// The cost of a preference z under label noise s: (1 - s) * -log F(z) + s * -log F(-z), with F the prior's.
+fn preference(config: &LossConfig, z: f64) -> f64 {
+    let smoothing = config.label_smoothing;
+    (1.0 - smoothing) * prior::cost(config, z) + smoothing * prior::cost(config, -z)
 }
 
-/// Smoothed -log sigmoid(z): (1 - s) * -log sigmoid(z) + s * -log sigmoid(-z).
-fn smoothed_log_sigmoid(z: f64, smoothing: f64) -> f64 {
-    (1.0 - smoothing) * softplus(-z) + smoothing * softplus(z)
-}
-
-/// Bradley-Terry on rewards: -log sigmoid(chosen - rejected - margin), smoothed.
-pub fn bradley_terry(chosen: f64, rejected: f64, margin: f64, smoothing: f64) -> f64 {
-    smoothed_log_sigmoid(chosen - rejected - margin, smoothing)
+/// Bradley-Terry on rewards: -log F(chosen - rejected - margin), smoothed; F is the logistic function, or the prior's.
+pub fn bradley_terry(config: &LossConfig, chosen: f64, rejected: f64, margin: f64) -> f64 {
+    preference(config, chosen - rejected - margin)
 }
 
 /// weight * (chosen + rejected)^2: keeps rewards around zero.
@@ -43,10 +41,10 @@ pub fn centering(chosen: f64, rejected: f64, weight: f64) -> f64 {
 pub fn policy(config: &LossConfig, chosen: AnswerLogProb, rejected: AnswerLogProb) -> f64 {
     let margin = implicit_margin(config, chosen, rejected);
     match config.policy {
-        PolicyLoss::Dpo => smoothed_log_sigmoid(margin, config.label_smoothing),
+        PolicyLoss::Dpo => preference(config, margin),
         PolicyLoss::Hinge => (1.0 - margin).max(0.0),
         PolicyLoss::Ipo => (margin / config.beta - 1.0 / (2.0 * config.beta)).powi(2),
-        PolicyLoss::Simpo => smoothed_log_sigmoid(margin - config.simpo_gamma, config.label_smoothing),
+        PolicyLoss::Simpo => preference(config, margin - config.simpo_gamma),
         PolicyLoss::Sft => -chosen.policy,
     }
 }
@@ -85,13 +83,14 @@ mod tests {
     fn a_tie_costs_ln_2_and_the_hybrid_starts_at_1_2_ln_2() {
         let config = LossConfig::default();
         let answer = AnswerLogProb { policy: -7.0, reference: -7.0, tokens: 4 };
-        let total = bradley_terry(0.0, 0.0, 0.0, 0.0) + config.alpha * policy(&config, answer, answer);
+        let total = bradley_terry(&config, 0.0, 0.0, 0.0) + config.alpha * policy(&config, answer, answer);
         assert!((total - 0.831_777).abs() < 1e-6);
     }
 
     #[test]
     fn extreme_rewards_stay_finite() {
-        assert_eq!([-1e4, 1e4].map(|z| bradley_terry(z, 0.0, 0.0, 0.0)), [1e4, 0.0]);
+        let config = LossConfig::default();
+        assert_eq!([-1e4, 1e4].map(|z| bradley_terry(&config, z, 0.0, 0.0)), [1e4, 0.0]);
     }
 
     #[test]

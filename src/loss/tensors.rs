@@ -3,12 +3,68 @@
 //!
 //! Legend: B pairs. All tensors are f64; the second place is the answer, chosen before rejected.
 
-use crate::config::{LossConfig, PolicyLoss};
+use super::prior::{NOTHING, RULE};
+use crate::config::{LossConfig, PolicyLoss, Prior};
+use crate::tensor::on_device;
+use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
 
-/// Derivative by z of the smoothed -log sigmoid(z).
-fn smoothed_slope(z: &Tensor, smoothing: f64) -> Tensor {
-    z.sigmoid() - (1.0 - smoothing)
+/// Derivative by z `[B]` of a preference's cost under label noise: (1 - s) g(z) - s g(-z), with g that of -log F.
+fn smoothed_slope(config: &LossConfig, z: &Tensor) -> Tensor {
+    let smoothing = config.label_smoothing;
+    match config.prior {
+        Prior::Logistic => z.sigmoid() - (1.0 - smoothing),
+        _ if smoothing == 0.0 => cost_slope(config, z),
+        _ => cost_slope(config, z) * (1.0 - smoothing) - cost_slope(config, &z.neg()) * smoothing,
+    }
+}
+
+/// Derivative by z `[B]` of -log F(z): minus the hazard where z < 0, that times Q / (1 - Q) elsewhere (see `prior.rs`).
+fn cost_slope(config: &LossConfig, z: &Tensor) -> Tensor {
+    let x = z.abs();
+    let (log_tail, hazard) = match config.prior {
+        Prior::Logistic => return z.sigmoid() - 1.0,
+        Prior::Laplace => (&x * -0.5 - LN_2, x.full_like(0.5)),
+        Prior::Normal => {
+            let start = mills(&x.zeros_like());
+            let x = x * &start * 0.5;
+            let ratio = mills(&x) / start;
+            (ratio.log() - LN_2 - x.square() * 0.5, ratio.reciprocal() * 0.5)
+        }
+        Prior::Student => {
+            let degrees = config.prior_degrees;
+            let start = beyond(degrees, &x.zeros_like());
+            let a = (x * &start * 0.5).asinh();
+            let ratio = beyond(degrees, &a) / start;
+            (ratio.log() - LN_2 - log_cosh(&a) * degrees, (ratio * a.cosh()).reciprocal() * 0.5)
+        }
+    };
+    let tail = log_tail.exp();
+    let odds = &tail / (tail.neg() + 1.0);
+    (hazard * odds.ones_like().where_self(&z.lt(0.0), &odds)).neg()
+}
+
+/// Integrals `[B]` over 0..`end` `[B]` of a function of places [B, points].
+fn integral(end: &Tensor, integrand: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    let (nodes, weights): (Vec<f64>, Vec<f64>) = RULE.iter().copied().unzip();
+    let [nodes, weights] = [nodes, weights].map(|values| on_device(&values, end.device()));
+    integrand(&(end.unsqueeze(-1) * nodes)).matmul(&weights) * end
+}
+
+fn mills(x: &Tensor) -> Tensor {
+    let end = (x + (x.square() + 2.0 * NOTHING).sqrt()).reciprocal() * (2.0 * NOTHING);
+    integral(&end, |s| (x.unsqueeze(-1) * s + s.square() * 0.5).neg().exp())
+}
+
+fn beyond(degrees: f64, a: &Tensor) -> Tensor {
+    let log = log_cosh(a) + NOTHING / degrees;
+    let end = &log + (&log * -2.0).expm1().neg().sqrt().log1p() - a;
+    let (a, at) = (a.unsqueeze(-1), (a * -2.0).exp().log1p().unsqueeze(-1));
+    integral(&end, |s| ((s + ((&a + s) * -2.0).exp().log1p() - &at) * -degrees).exp())
+}
+
+fn log_cosh(a: &Tensor) -> Tensor {
+    a + (a * -2.0).exp().log1p() - LN_2
 }
 
 /// Chosen and rejected side by side [B, 2].
@@ -16,17 +72,32 @@ fn pair(chosen: Tensor, rejected: Tensor) -> Tensor {
     Tensor::stack(&[chosen, rejected], -1)
 }
 
-/// Derivatives [B, 2] of Bradley-Terry plus centering by rewards [B, 2]; margins `[B]`.
-pub fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor) -> Tensor {
+/// Derivatives `[B]` by differences `[B]`, of a loss with the derivatives `slope`; where `ties` `[B]` say so, of its mean over
+/// both orders.
+fn both_if(ties: Option<&Tensor>, differences: &Tensor, slope: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    let ours = slope(differences);
+    match ties {
+        Some(ties) => ((&ours - slope(&differences.neg())) * 0.5).where_self(ties, &ours),
+        None => ours,
+    }
+}
+
+/// Derivatives [B, 2] of Bradley-Terry plus centering by rewards [B, 2]; margins `[B]`. Pairs of which `ties` `[B]`, bool, is
+/// true have the mean loss of both orders.
+pub fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor, ties: Option<&Tensor>) -> Tensor {
     let (chosen, rejected) = (rewards.select(1, 0), rewards.select(1, 1));
-    let slope = smoothed_slope(&(&chosen - &rejected - margins), config.label_smoothing);
+    let slope = both_if(ties, &(&chosen - &rejected), |difference| smoothed_slope(config, &(difference - margins)));
     let centering = (chosen + rejected) * (2.0 * config.centering);
     pair(&slope + &centering, centering - slope)
 }
 
 /// Derivatives [B, 2] of the policy loss by summed log-probs [B, 2], with the references' [B, 2] and the numbers of
-/// tokens [B, 2].
-pub fn policy_slopes(config: &LossConfig, log_probs: &Tensor, references: &Tensor, tokens: &Tensor) -> Tensor {
+/// tokens [B, 2]; `ties` as in [`reward_slopes`].
+pub fn policy_slopes(
+    config: &LossConfig,
+    [log_probs, references, tokens]: [&Tensor; 3],
+    ties: Option<&Tensor>,
+) -> Tensor {
     let beta = config.beta;
     let tokens = tokens.clamp_min(1.0);
     let implicit = match config.policy {
@@ -35,15 +106,25 @@ pub fn policy_slopes(config: &LossConfig, log_probs: &Tensor, references: &Tenso
         PolicyLoss::Sft => log_probs.shallow_clone(),
     };
     let margin = implicit.select(1, 0) - implicit.select(1, 1);
-    let both = |slope: Tensor| pair(slope.shallow_clone(), slope.neg());
+    // Of the margin, in either order.
+    let slope = |margin: &Tensor| match config.policy {
+        PolicyLoss::Dpo => smoothed_slope(config, margin) * beta,
+        PolicyLoss::Hinge => margin.lt(1.0).to_kind(Kind::Double) * -beta,
+        PolicyLoss::Ipo => (margin / beta - 1.0 / (2.0 * beta)) * 2.0,
+        PolicyLoss::Simpo => smoothed_slope(config, &(margin - config.simpo_gamma)) * beta,
+        PolicyLoss::Sft => margin.zeros_like(),
+    };
+    let slopes = both_if(ties, &margin, slope);
     match config.policy {
-        PolicyLoss::Dpo => both(smoothed_slope(&margin, config.label_smoothing) * beta),
-        PolicyLoss::Hinge => both(margin.lt(1.0).to_kind(Kind::Double) * -beta),
-        PolicyLoss::Ipo => both((margin / beta - 1.0 / (2.0 * beta)) * 2.0),
-        PolicyLoss::Simpo => {
-            both(smoothed_slope(&(margin - config.simpo_gamma), config.label_smoothing) * beta) / tokens
+        PolicyLoss::Simpo => pair(slopes.shallow_clone(), slopes.neg()) / tokens,
+        // The chosen answer alone; where tied, half of each.
+        PolicyLoss::Sft => {
+            let one = margin.full_like(-1.0);
+            let share =
+                |ours: f64| ties.map_or_else(|| &one * ours, |ties| (&one * 0.5).where_self(ties, &(&one * ours)));
+            pair(share(1.0), share(0.0))
         }
-        PolicyLoss::Sft => pair(margin.full_like(-1.0), margin.zeros_like()),
+        _ => pair(slopes.shallow_clone(), slopes.neg()),
     }
 }
 
@@ -57,6 +138,7 @@ mod tests {
     const REFERENCES: [[f64; 2]; 4] = [[-1.0, -2.5], [-3.0, 0.5], [7.5, 9.0], [-21.0, -20.0]];
     const TOKENS: [[usize; 2]; 4] = [[3, 5], [1, 0], [7, 2], [4, 4]];
     const MARGINS: [f64; 4] = [0.4, 0.0, 1.5, 0.1];
+    const TIES: [bool; 4] = [false, true, false, true];
 
     fn matrix(values: [[f64; 2]; 4]) -> Tensor {
         Tensor::from_slice(values.as_flattened()).view([4, 2])
@@ -83,34 +165,69 @@ mod tests {
 
     #[test]
     fn every_derivative_equals_a_finite_difference() {
-        for (label_smoothing, centering) in [(0.0, 0.0), (0.1, 0.01)] {
-            let config = LossConfig { label_smoothing, centering, ..LossConfig::default() };
-            let found = reward_slopes(&config, &matrix(PLACES), &Tensor::from_slice(&MARGINS));
-            check("rewards", &found, |pair, [chosen, rejected]| {
-                loss::bradley_terry(chosen, rejected, MARGINS[pair], label_smoothing)
-                    + loss::centering(chosen, rejected, centering)
+        let priors = [(Prior::Logistic, 4.0), (Prior::Normal, 4.0), (Prior::Laplace, 4.0), (Prior::Student, 1.0)];
+        let priors = priors.into_iter().chain([(Prior::Student, 4.0), (Prior::Student, 200.0)]);
+        for ((prior, prior_degrees), (label_smoothing, centering)) in
+            priors.flat_map(|prior| [(prior, (0.0, 0.0)), (prior, (0.1, 0.01))])
+        {
+            let config = LossConfig { prior, prior_degrees, label_smoothing, centering, ..LossConfig::default() };
+            let ties = Tensor::from_slice(&TIES);
+            let found = reward_slopes(&config, &matrix(PLACES), &Tensor::from_slice(&MARGINS), Some(&ties));
+            check(&format!("rewards, {prior:?}"), &found, |pair, [chosen, rejected]| {
+                let loss = |one, other| loss::bradley_terry(&config, one, other, MARGINS[pair]);
+                let tied = (loss(chosen, rejected) + loss(rejected, chosen)) / 2.0;
+                let preference = if TIES[pair] { tied } else { loss(chosen, rejected) };
+                preference + loss::centering(chosen, rejected, centering)
             });
             for policy in [PolicyLoss::Dpo, PolicyLoss::Hinge, PolicyLoss::Ipo, PolicyLoss::Simpo, PolicyLoss::Sft] {
                 let config = LossConfig { policy, simpo_gamma: 0.5, ..config.clone() };
                 let tokens = matrix(TOKENS.map(|tokens| tokens.map(|count| count as f64)));
-                let found = policy_slopes(&config, &matrix(PLACES), &matrix(REFERENCES), &tokens);
-                check(&format!("{policy:?}"), &found, |pair, place| {
+                let answers = [&matrix(PLACES), &matrix(REFERENCES), &tokens];
+                let found = policy_slopes(&config, answers, Some(&ties));
+                check(&format!("{policy:?}, {prior:?}"), &found, |pair, place| {
                     let answer = |which: usize| AnswerLogProb {
                         policy: place[which],
                         reference: REFERENCES[pair][which],
                         tokens: TOKENS[pair][which],
                     };
-                    loss::policy(&config, answer(0), answer(1))
+                    let loss = |one, other| loss::policy(&config, answer(one), answer(other));
+                    if TIES[pair] { (loss(0, 1) + loss(1, 0)) / 2.0 } else { loss(0, 1) }
                 });
             }
         }
     }
 
     #[test]
+    fn slopes_of_every_prior_start_at_one_half_and_are_stable_to_ten_thousand() {
+        let places = [-1e4, -5e3, -300.0, -1.0, 0.0, 1.0, 300.0, 1e4];
+        for (prior, prior_degrees) in
+            [(Prior::Normal, 4.0), (Prior::Laplace, 4.0), (Prior::Student, 1.0), (Prior::Student, 1000.0)]
+        {
+            let config = LossConfig { prior, prior_degrees, ..LossConfig::default() };
+            let slopes: Vec<f64> = cost_slope(&config, &Tensor::from_slice(&places)).try_into().unwrap();
+            assert!(slopes.iter().all(|slope| slope.is_finite() && *slope <= 0.0), "{prior:?}: {slopes:?}");
+            assert!((slopes[4] + 0.5).abs() < 1e-14, "{prior:?}: {}", slopes[4]);
+            // In the tails: the normal's is linear, Laplace's constant, Student's (n + 1) / |z| without the one.
+            let expected = match prior {
+                Prior::Normal => -1e4 * std::f64::consts::PI / 8.0,
+                Prior::Laplace => -0.5,
+                _ => -prior_degrees / 1e4,
+            };
+            let near = (slopes[0] / expected - 1.0).abs();
+            assert!(near < 1e-2, "{prior:?} {prior_degrees}: {} is not {expected}", slopes[0]);
+            assert!(slopes[7].abs() < 1e-7, "{prior:?}: {}", slopes[7]);
+        }
+    }
+
+    #[test]
     fn extreme_rewards_have_finite_slopes() {
         let rewards = Tensor::from_slice(&[1e4, 0.0, -1e4, 0.0]).view([2, 2]);
-        let slopes =
-            reward_slopes(&LossConfig::default(), &rewards, &Tensor::zeros([2], (Kind::Double, tch::Device::Cpu)));
+        let slopes = reward_slopes(
+            &LossConfig::default(),
+            &rewards,
+            &Tensor::zeros([2], (Kind::Double, tch::Device::Cpu)),
+            None,
+        );
         assert_eq!(Vec::<f64>::try_from(slopes.view([-1])).unwrap(), [0.0, 0.0, -1.0, 1.0]);
     }
 }

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one JSON object a line, written a line at a time and on the disk before the checkpoint that counts on it;
 //! nothing that was once written is lost, and what others take away is noticed.
 
-use super::{EvaluationMetrics, Sink, StepMetrics};
+use super::{Conflict, EvaluationMetrics, Sink, StepMetrics};
 use crate::checkpoint::MetricsMark;
 use crate::error::{Error, Result, file_error};
 use crate::files;
@@ -163,6 +163,10 @@ impl Sink for Jsonl {
 
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
         self.write(metrics)
+    }
+
+    fn conflict(&mut self, conflict: &Conflict) -> Result<()> {
+        self.write(conflict)
     }
 
     fn settle(&mut self) -> Result<Option<MetricsMark>> {

@@ -10,7 +10,7 @@ pub use crate::config::TOTAL;
 pub use jsonl::Jsonl;
 pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
 
-use crate::checkpoint::MetricsMark;
+use crate::checkpoint::{Fitted, MetricsMark};
 use crate::error::Result;
 use crate::logging;
 use crate::statistics::{Interval, Spread};
@@ -31,7 +31,7 @@ pub struct StepMetrics {
     pub reward_loss: Option<f64>,
     /// Mean policy loss a pair of the global batch.
     pub policy_loss: Option<f64>,
-    /// Share of the batch's pairs that the reward ranks rightly; a tie counts as one half.
+    /// Share of the batch's pairs that the reward ranks rightly; a tie, of rewards or of the data, counts as one half.
     pub accuracy: Option<f64>,
     /// Mean difference of reward, chosen minus rejected.
     pub margin: Option<f64>,
@@ -73,12 +73,51 @@ pub struct EvaluationMetrics {
     pub reward_loss: Option<f64>,
     /// Mean policy loss a pair.
     pub policy_loss: Option<f64>,
+    /// Share of pairs whose chosen answer is the longer one, in tokens; equal lengths count as one half. What a model that
+    /// prefers the longer answer would reach.
+    pub longer_accuracy: f64,
     /// 95% interval of `policy_accuracy`, for the table alone.
     #[serde(skip)]
     pub policy_interval: Option<Interval>,
     /// Mean and standard deviation of the rewards of all answers, for exported models alone.
     #[serde(skip)]
     pub rewards: Option<Spread>,
+    /// What is fitted on these pairs, where they are the dev pairs, for exported models alone.
+    #[serde(skip)]
+    pub fitted: Option<Fitted>,
+}
+
+/// How the two losses' gradients lie to each other, as it stands in `metrics.jsonl`: the names are an interface.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Conflict {
+    /// Number of pairs whose gradients are compared, the same at every time.
+    pub conflict: usize,
+    /// Updates done before it.
+    pub step: usize,
+    /// Cosine between the gradient of the weighted reward loss and that of the weighted policy loss, over all parameters that are
+    /// trained: below 0 one loss undoes what the other does. Null where one of them is 0.
+    pub cosine: Option<f64>,
+    /// Norm of the first, of the mean over the pairs.
+    pub reward_norm: f64,
+    /// Norm of the second.
+    pub policy_norm: f64,
+    /// The same of each part of the model.
+    pub parts: Vec<PartConflict>,
+    /// What it took, in seconds.
+    pub seconds: f64,
+}
+
+/// [`Conflict`] in one part of the model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartConflict {
+    /// `embedding`, `block 1` and so on, `norm`, `language-model head`, `reward head`.
+    pub part: String,
+    /// See [`Conflict::cosine`].
+    pub cosine: Option<f64>,
+    /// See [`Conflict::reward_norm`].
+    pub reward_norm: f64,
+    /// See [`Conflict::policy_norm`].
+    pub policy_norm: f64,
 }
 
 /// A place that a run's numbers go to.
@@ -94,6 +133,14 @@ pub trait Sink {
     /// # Errors
     /// A failed write.
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()>;
+
+    /// Takes a comparison of the two losses' gradients.
+    ///
+    /// # Errors
+    /// A failed write.
+    fn conflict(&mut self, _conflict: &Conflict) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns when the disk has all that this sink was given; what a checkpoint is to say of it, if anything.
     ///
@@ -112,6 +159,10 @@ impl Sink for Vec<Box<dyn Sink>> {
 
     fn evaluation(&mut self, metrics: &EvaluationMetrics) -> Result<()> {
         self.iter_mut().try_for_each(|sink| sink.evaluation(metrics))
+    }
+
+    fn conflict(&mut self, conflict: &Conflict) -> Result<()> {
+        self.iter_mut().try_for_each(|sink| sink.conflict(conflict))
     }
 
     fn settle(&mut self) -> Result<Option<MetricsMark>> {
@@ -168,6 +219,15 @@ impl Sink for Terminal {
         }
         Ok(())
     }
+
+    fn conflict(&mut self, conflict: &Conflict) -> Result<()> {
+        let Conflict { step, cosine, reward_norm, policy_norm, .. } = conflict;
+        let cosine = number(*cosine);
+        tracing::info!(
+            "gradients after step {step}: cosine {cosine}; norm of the reward loss's {reward_norm:.4}, of the policy loss's {policy_norm:.4}"
+        );
+        Ok(())
+    }
 }
 
 impl Drop for Terminal {
@@ -187,13 +247,14 @@ fn summary(metrics: &StepMetrics) -> String {
 
 fn evaluation_line(metrics: &EvaluationMetrics) -> String {
     format!(
-        "{} after step {}: {} pairs, accuracy {}, policy accuracy {}, margin {}",
+        "{} after step {}: {} pairs, accuracy {}, policy accuracy {}, margin {}; the longer answer's {}",
         metrics.eval,
         metrics.step,
         metrics.pairs,
         with_interval(metrics.accuracy, metrics.accuracy_low.zip(metrics.accuracy_high)),
         number(metrics.policy_accuracy),
-        number(metrics.margin)
+        number(metrics.margin),
+        number(Some(metrics.longer_accuracy))
     )
 }
 
@@ -208,6 +269,7 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
         "pairs",
         "accuracy (95%)",
         "policy accuracy (95%)",
+        "longer answer",
         "margin",
         "reward loss",
         "policy loss",
@@ -220,13 +282,30 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
             row.pairs.to_string(),
             with_interval(row.accuracy, row.accuracy_low.zip(row.accuracy_high)),
             with_interval(row.policy_accuracy, row.policy_interval.map(|interval| (interval.low, interval.high))),
+            number(Some(row.longer_accuracy)),
             number(row.margin),
             number(row.reward_loss),
             number(row.policy_loss),
         ]);
     }
     // Names to the left, numbers to the right.
-    for index in [1, 3, 4, 5, 6, 7, 8] {
+    for index in [1, 3, 4, 5, 6, 7, 8, 9] {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.to_string()
+}
+
+/// A plain table, the first `left` columns to the left and the others, which are numbers, to the right.
+pub fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    table.set_header(header.to_vec());
+    rows.into_iter().for_each(|row| {
+        table.add_row(row);
+    });
+    for index in left..header.len() {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -3,6 +3,7 @@
 //! Every rank runs the same loop on its share of each global batch. Not here: how a run is set up (`commands/train.rs`),
 //! and what a checkpoint takes from it (`train/saving.rs`).
 
+mod conflict;
 mod doubts;
 mod replicas;
 mod saving;
@@ -128,6 +129,10 @@ impl<'a> Trainer<'a> {
             watch.add(&metrics).iter().filter(|_| self.comm.rank() == 0).for_each(|doubt| warn!("{doubt}"));
             let logged = self.sinks.step(&metrics);
             self.comm.agree(logged)?;
+            if let Some(conflict) = self.conflict_if_due()? {
+                let logged = self.sinks.conflict(&conflict);
+                self.comm.agree(logged)?;
+            }
             let saves = due(self.state.step, self.config.checkpoint.every, total);
             let evaluates = due(self.state.step, self.config.eval.every, total) || saves;
             let stops = self.asked_to_stop && self.state.step < total;
@@ -156,9 +161,11 @@ impl<'a> Trainer<'a> {
     /// Metrics of the dev pairs, logged; none without dev pairs.
     fn evaluate_dev(&mut self) -> Result<Option<EvaluationMetrics>> {
         let Some(dev) = self.dev.take() else { return Ok(None) };
-        let rows = self.evaluate(&dev);
+        let evaluated = self.evaluate_pairs(&dev);
         self.dev = Some(dev);
-        let total = rows?.into_iter().next();
+        let (rows, outcomes) = evaluated?;
+        let fitted = evaluate::fitting::fit(&outcomes);
+        let total = rows.into_iter().next().map(|total| EvaluationMetrics { fitted, ..total });
         total.iter().for_each(|total| self.doubt_ties(total));
         Ok(total)
     }

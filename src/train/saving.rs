@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use super::replicas::Hashes;
-use crate::checkpoint::{self, AdapterOf, Best, ChatTemplates, Planned, SelfTest, Snapshot, TrainState};
+use crate::checkpoint::{self, AdapterOf, Best, ChatTemplates, Fitted, Planned, SelfTest, Snapshot, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Config, Difference, listed};
 use crate::engine::Engine;
@@ -45,6 +45,7 @@ impl Trainer<'_> {
         let Some(saving) = self.saving.take() else { return Ok(()) };
         let _span = trace_span!("save").entered();
         check_replicas(&self.engine, self.state.step, self.comm)?;
+        let fitted = dev.as_ref().and_then(|evaluation| evaluation.fitted.clone());
         let self_test = self.self_test(&saving.self_test, dev.as_ref().and_then(|evaluation| evaluation.rewards))?;
         if let Some(evaluation) = dev {
             let weight = |weight: f64, loss: Option<f64>| weight * loss.unwrap_or(0.0);
@@ -65,7 +66,7 @@ impl Trainer<'_> {
         let shares = Shares::new(self.comm, &self.engine.model.segments);
         let written = if self.comm.rank() == 0 {
             let _work = self.comm.at_work(format!("saving step {}", self.state.step));
-            let written = self.write_checkpoint(&saving, &shares, self_test);
+            let written = self.write_checkpoint(&saving, &shares, (self_test, fitted));
             shares.done().and(written)
         } else {
             shares.serve()
@@ -101,7 +102,12 @@ impl Trainer<'_> {
         }
     }
 
-    fn write_checkpoint(&self, saving: &Saving, shares: &Shares, self_test: Option<SelfTest>) -> Result<()> {
+    fn write_checkpoint(
+        &self,
+        saving: &Saving,
+        shares: &Shares,
+        (self_test, fitted): (Option<SelfTest>, Option<Fitted>),
+    ) -> Result<()> {
         let started = Instant::now();
         let model = &self.engine.model;
         let architecture = &model.architecture;
@@ -118,6 +124,7 @@ impl Trainer<'_> {
             pad_token_id: saving.pad_token,
             templates: &saving.templates,
             self_test,
+            fitted,
             state: &self.state,
             config: self.config,
         };

@@ -218,8 +218,9 @@ impl StepSums {
             let margin = loss.scores.rewards[0] - loss.scores.rewards[1];
             self.reward_loss += loss.reward_loss;
             self.policy_loss += loss.policy_loss.unwrap_or(0.0);
-            self.hits += hit(margin);
-            self.margin += margin;
+            // A pair of which neither answer is better can be ranked neither rightly nor wrongly.
+            self.hits += if loss.tied { 0.5 } else { hit(margin) };
+            self.margin += if loss.tied { 0.0 } else { margin };
         }
         self.tokens += tokens as f64;
     }

@@ -83,7 +83,7 @@ fn eval_reports_both_heads_in_total_and_per_domain() {
     let reports: Vec<_> = lines.iter().filter(|line| line.get("report").is_some()).collect();
     assert_eq!(
         reports.iter().map(|report| report["scored_by"].as_str().unwrap()).collect::<Vec<_>>(),
-        ["reward", "implicit"]
+        ["reward", "implicit", "combined"]
     );
     // The metrics' own losses: Bradley-Terry, and DPO, without smoothing.
     for (report, loss) in reports.iter().zip(["reward_loss", "policy_loss"]) {
@@ -93,7 +93,8 @@ fn eval_reports_both_heads_in_total_and_per_domain() {
         assert_eq!(report["pairs"], lines[0]["pairs"]);
     }
     let table = eval(&[]);
-    for title in ["log loss", "reliability", "length-controlled"] {
+    assert!(reports.iter().all(|report| report["markdown"]["longer_accuracy"].is_f64()));
+    for title in ["log loss", "markdown, as length", "log loss at dev's", "reliability", "length-controlled"] {
         assert!(table.contains(title), "{table}");
     }
 }

@@ -84,6 +84,7 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
             pad_token_id,
             templates: &templates,
             self_test,
+            fitted: None,
             state: &state,
             config: &config,
         },

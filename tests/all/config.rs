@@ -331,6 +331,9 @@ fn options_that_exclude_each_other_are_refused() {
         (&["loss.alternate_every=2", "loss.objective=policy"], "`loss.alternate_every` needs two losses"),
         (&["loss.alternate_every=2", "loss.alpha=0"], "`loss.alternate_every` needs two losses"),
         (&["loss.simpo_gamma=1"], "`loss.simpo_gamma` belongs to"),
+        (&["loss.prior=normal", "loss.policy=hinge"], "`loss.prior` is for Bradley-Terry and dpo"),
+        (&["loss.prior_degrees=3"], "`loss.prior_degrees` belongs to loss.prior = \"student\""),
+        (&["loss.prior=student", "loss.prior_degrees=0.5"], "`loss.prior_degrees` = 0.5; expected"),
         (&["loss.centering=0.1", "loss.objective=policy"], "`loss.centering` is about rewards"),
         (&["loss.alpha=0", "loss.reward_weight=0"], "`loss.alpha` leaves nothing to minimise"),
         (&["loss.objective=reward", "loss.reward_weight=0"], "`loss.reward_weight` leaves nothing"),
@@ -347,6 +350,8 @@ fn options_that_exclude_each_other_are_refused() {
         &["loss.policy=simpo", "loss.label_smoothing=0.1", "loss.simpo_gamma=1"],
         &["loss.policy=hinge", "loss.objective=reward", "loss.label_smoothing=0.1"],
         &["loss.alternate_every=2"],
+        &["loss.prior=student", "loss.prior_degrees=3", "loss.label_smoothing=0.1"],
+        &["loss.prior=laplace", "loss.objective=reward", "loss.policy=ipo"],
     ];
     for set in allowed {
         with(set).unwrap_or_else(|error| panic!("{set:?}: {error}"));

@@ -91,6 +91,7 @@ fn string_pairs_keep_their_text_to_the_byte() {
             chosen: Message::answer("  a "),
             rejected: Some(Message::answer("é漢🦀\r\n")),
             margin: Some(1.5),
+            tied: false,
             domain: Some("x".into()),
             line: 1
         }

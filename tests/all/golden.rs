@@ -148,6 +148,7 @@ fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
             rejected: &pair.rejected,
             spans: AnswerSpan::of_pair(pair.prompt_length, pair.prefix.len(), pair.chosen.len(), pair.rejected.len()),
             margin: pair.margin,
+            tied: false,
             domain: 0,
             prompt_hash: 0,
         },

@@ -34,7 +34,7 @@ fn batch(twice: bool) -> PackedBatch {
         if twice && index == 0 {
             spans = spans.map(|span| AnswerSpan { reward: span.reward - 1, second_reward: Some(span.reward), ..span });
         }
-        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, domain: 0, prompt_hash: 0 };
+        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, tied: false, domain: 0, prompt_hash: 0 };
         PairToPack { index, pair, reference: [-20.0, -12.0 - index as f32] }
     };
     PackedBatch::new(answers.into_iter().enumerate().map(pack), Packing::Shared, Device::Cpu)

@@ -103,6 +103,7 @@ impl Golden {
                 rejected,
                 spans: AnswerSpan::of_pair(start, prefix.len(), chosen.len(), rejected.len()),
                 margin: 0.0,
+                tied: false,
                 domain: 0,
                 prompt_hash: index as u64,
             };

@@ -36,8 +36,10 @@ fn evaluation(step: usize, domain: &str) -> EvaluationMetrics {
         margin: Some(0.25),
         reward_loss: Some(0.5),
         policy_loss: None,
+        longer_accuracy: 0.55,
         policy_interval: None,
         rewards: None,
+        fitted: None,
     }
 }
 
@@ -60,7 +62,7 @@ fn metric_names_are_an_interface_and_what_is_not_finite_is_null() {
     let text = fs::read_to_string(run.path().join("metrics.jsonl")).unwrap();
     insta::assert_snapshot!(text, @r#"
     {"step":1,"loss":0.831777,"reward_loss":0.7,"policy_loss":null,"accuracy":0.5,"margin":null,"grad_norm":null,"lr":0.00001,"pairs_per_s":2.0,"tokens_per_s":512.0,"seconds":8.0}
-    {"eval":"dev","step":1,"domain":"all","pairs":500,"accuracy":0.75,"accuracy_low":0.71,"accuracy_high":0.79,"policy_accuracy":null,"margin":0.25,"reward_loss":0.5,"policy_loss":null}
+    {"eval":"dev","step":1,"domain":"all","pairs":500,"accuracy":0.75,"accuracy_low":0.71,"accuracy_high":0.79,"policy_accuracy":null,"margin":0.25,"reward_loss":0.5,"policy_loss":null,"longer_accuracy":0.55}
     "#);
 }
 
@@ -181,10 +183,10 @@ fn the_closing_table_reads_without_colour() {
     total.policy_accuracy = Some(0.5);
     total.policy_interval = Some(Interval { low: 0.4562, high: 0.5438 });
     insta::assert_snapshot!(evaluation_table(&[evaluation(100, "safety"), total]), @r"
-    | split | step | domain | pairs |          accuracy (95%) |   policy accuracy (95%) | margin | reward loss | policy loss |
-    |-------|------|--------|-------|-------------------------|-------------------------|--------|-------------|-------------|
-    | dev   |  100 | safety |   500 | 0.7500 (0.710 to 0.790) |                       - | 0.2500 |      0.5000 |           - |
-    | dev   |  100 | all    |   500 | 0.7500 (0.710 to 0.790) | 0.5000 (0.456 to 0.544) | 0.2500 |      0.5000 |           - |
+    | split | step | domain | pairs |          accuracy (95%) |   policy accuracy (95%) | longer answer | margin | reward loss | policy loss |
+    |-------|------|--------|-------|-------------------------|-------------------------|---------------|--------|-------------|-------------|
+    | dev   |  100 | safety |   500 | 0.7500 (0.710 to 0.790) |                       - |        0.5500 | 0.2500 |      0.5000 |           - |
+    | dev   |  100 | all    |   500 | 0.7500 (0.710 to 0.790) | 0.5000 (0.456 to 0.544) |        0.5500 | 0.2500 |      0.5000 |           - |
     ");
 }
 

@@ -68,6 +68,7 @@ fn message_lists_beside_dates_images_and_maps_are_read() {
         chosen: Message::answer(chosen),
         rejected: Some(Message::answer(rejected)),
         margin: None,
+        tied: false,
         domain: Some("arena".into()),
         line,
     };
@@ -88,6 +89,7 @@ fn texts_and_numbers_in_types_of_their_own_are_texts_and_numbers() {
         chosen: Message::answer(chosen),
         rejected: Some(Message::answer(rejected)),
         margin: Some(margin),
+        tied: false,
         domain: Some(domain.into()),
         line: number,
     };

@@ -87,9 +87,12 @@ fn content(data: &PreparedData) -> Vec<String> {
 /// What the encoder makes of a source, without any file.
 fn encoded(source: &Source, encoder: &Encoder) -> Vec<LabelledPair> {
     let keep = |row: Pair| match encoder.encode(&row).unwrap() {
-        Encoded::Kept(pair) => {
-            Some(LabelledPair { pair, margin: row.margin.unwrap_or(0.0), domain: row.domain.unwrap_or_default() })
-        }
+        Encoded::Kept(pair) => Some(LabelledPair {
+            pair,
+            margin: row.margin.unwrap_or(0.0),
+            tied: false,
+            domain: row.domain.unwrap_or_default(),
+        }),
         Encoded::Dropped(_) => None,
     };
     formats::read(source).unwrap().pairs.into_iter().filter_map(keep).collect()
@@ -245,7 +248,7 @@ fn labelled(prefix: usize, chosen: usize, rejected: usize, domain: &str) -> Labe
         answer_cut: chosen > 6,
         special_in_text: 2,
     };
-    LabelledPair { pair, margin: 0.0, domain: domain.to_owned() }
+    LabelledPair { pair, margin: 0.0, tied: false, domain: domain.to_owned() }
 }
 
 #[test]

@@ -177,7 +177,8 @@ impl Pairs {
         let items = numbers.map(|index| {
             let [prefix, chosen, rejected] = &self.0[index];
             let spans = AnswerSpan::of_pair(prefix.len(), prefix.len(), chosen.len(), rejected.len());
-            let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.1, domain: 0, prompt_hash: 0 };
+            let pair =
+                TokenPair { prefix, chosen, rejected, spans, margin: 0.1, tied: false, domain: 0, prompt_hash: 0 };
             PairToPack { index, pair, reference: [-3.0, -2.0] }
         });
         PackedBatch::new(items, packing, Device::Cpu)

@@ -71,6 +71,7 @@ fn pair(chosen: &str, rejected: Option<&str>) -> Pair {
         chosen: Message::answer(chosen),
         rejected: rejected.map(Message::answer),
         margin: None,
+        tied: false,
         domain: None,
         line: 1,
     }

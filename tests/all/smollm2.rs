@@ -36,6 +36,7 @@ fn next_token_log_probs_after_a_question_are_the_known_ones() {
             rejected: &[],
             spans: AnswerSpan::of_pair(prompt.len(), prompt.len(), word.len(), 0),
             margin: 0.0,
+            tied: false,
             domain: 0,
             prompt_hash: 0,
         },

@@ -97,6 +97,41 @@ fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
     assert!(lines.iter().filter(|line| !["Ties", "all"].contains(&&line.subset[..])).all(|line| line.chance == 0.25));
 }
 
+/// Twelve RewardBench rows in each of five subsets of four sections: of the same twelve prompts, or each of its own.
+fn in_two_sections(shared: bool) -> Vec<Value> {
+    let subsets = ["alpacaeval-easy", "mt-bench-easy", "llmbar-natural", "hep-cpp", "donotanswer"];
+    let row = |(subset, number): (&str, usize)| {
+        let prompt = if shared { format!("prompt {number}") } else { format!("prompt {number} of {subset}") };
+        json!({"prompt": prompt, "chosen": "good", "rejected": "bad one", "subset": subset})
+    };
+    subsets.iter().flat_map(|subset| (0..12).map(move |number| (*subset, number))).map(row).collect()
+}
+
+#[test]
+fn a_prompt_in_two_subsets_is_drawn_with_both_and_is_one_piece_of_evidence() {
+    // Every prompt comes out alike in all its subsets: half of the prompts are right.
+    let interval = |shared: bool, subset: &str, right: fn(usize) -> bool| {
+        let items = items(Suite::Rewardbench, &in_two_sections(shared));
+        let scores: Vec<Vec<f64>> =
+            (0..items.len()).map(|item| vec![f64::from(u8::from(right(item % 12))), 0.5]).collect();
+        let lines = lines(Suite::Rewardbench, "reward", &items, &scores, None, NOTHING_CUT);
+        let line = lines.iter().find(|line| line.subset == subset).unwrap();
+        (line.score, line.high.unwrap() - line.low.unwrap())
+    };
+    for subset in ["Chat", "all"] {
+        let [(score, together), (same, apart)] = [true, false].map(|shared| interval(shared, subset, |n| n % 2 == 0));
+        assert_eq!((score, same), (0.5, 0.5));
+        // Chat has two subsets, the whole four sections: as if of 12 prompts, and not of 24 or more.
+        let (_, single) = interval(true, "Chat Hard", |n| n % 2 == 0);
+        assert!((together - single).abs() < 0.1, "{subset}: {together} {single}");
+        assert!(apart < 0.92 * together, "the control, other prompts: {subset}: {apart} {together}");
+    }
+    // Where all are right there is no width, and Wilson's n is 12 prompts, not 24.
+    let [(_, together), (_, apart)] = [true, false].map(|shared| interval(shared, "Chat", |_| true));
+    let wilson = |n: f64| 3.8415 / (n + 3.8415);
+    assert!((together - wilson(12.0)).abs() < 1e-4 && (apart - wilson(24.0)).abs() < 1e-4, "{together} {apart}");
+}
+
 #[test]
 fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
     let workspace = Workspace::trained(1);
@@ -111,7 +146,7 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
         let text: String =
             singles.map(|(prompt, answer)| json!({"prompt": prompt, "answer": answer}).to_string() + "\n").collect();
         workspace.write("singles.jsonl", &text);
-        let score = ["score", "--checkpoint", "run/step-6", "--data", "singles.jsonl"];
+        let score = ["score", "--checkpoint", "run/step-6", "--data", "singles.jsonl", "--combined"];
         let mut scored = parse_lines(&workspace.run(1, &score).succeeded().stdout).into_iter();
         let mut of_head = |key: &str, lines: &[Value]| {
             let mut lines = lines.iter();
@@ -125,6 +160,7 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
         let all: Vec<Value> = scored.by_ref().collect();
         of_head("reward", &all);
         of_head("implicit", &all);
+        of_head("combined", &all);
     }
     let eval = |ranks: usize, more: &[&str]| {
         let suites = ["--suite", "rewardbench2", "rewardbench2.jsonl", "--suite", "judgebench", "judgebench.jsonl"];
@@ -135,7 +171,9 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
         let text = |line: &Value, key: &str| line[key].as_str().unwrap().to_owned();
         let named = |line: &Value| (text(line, "suite"), text(line, "scored_by"), text(line, "subset"));
         let lines = parse_lines(&eval(ranks, &[more, &["--json"]].concat()).stdout);
-        lines.iter().map(|line| (named(line), line[figure].as_f64().unwrap_or(f64::NAN))).collect()
+        // Not those of contamination.
+        let lines = lines.iter().filter(|line| line.get("suite").is_some());
+        lines.map(|line| (named(line), line[figure].as_f64().unwrap_or(f64::NAN))).collect()
     };
     let near = |one: &BTreeMap<_, f64>, other: &BTreeMap<_, f64>| {
         assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
@@ -155,7 +193,8 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
     let table = eval(1, &cut).stdout;
     assert!(table.contains("answers cut to 30 tokens") && table.contains("without cutting"), "{table}");
     assert!(eval(1, &[]).stdout.contains("judgebench, by implicit: nothing cut"));
-    for line in parse_lines(&eval(1, &[&cut[..], &["--json"]].concat()).stdout) {
+    let lines = parse_lines(&eval(1, &[&cut[..], &["--json"]].concat()).stdout);
+    for line in lines.iter().filter(|line| line.get("suite").is_some()) {
         let cut = line["cut"].as_u64().unwrap();
         assert_eq!((line["limit"].as_u64(), cut > 0), (Some(30), line["suite"] == "rewardbench2"), "{line}");
     }

@@ -38,6 +38,7 @@ fn encode(encoder: &Encoder, case: &Case, chosen: usize, rejected: Option<usize>
         chosen: Message::answer(&case.answers[chosen]),
         rejected: rejected.map(|rejected| Message::answer(&case.answers[rejected])),
         margin: None,
+        tied: false,
         domain: None,
         line: 1,
     };

@@ -86,8 +86,8 @@ fn plain(max: usize, max_prompt: usize) -> Encoder {
 
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> Pair {
     let (chosen, rejected) = (Message::answer(chosen), Some(Message::answer(rejected)));
-    let inputs = TemplateInputs::default();
-    Pair { prompt: Prompt::Text(prompt.into()), inputs, chosen, rejected, margin: None, domain: None, line: 7 }
+    let (prompt, inputs) = (Prompt::Text(prompt.into()), TemplateInputs::default());
+    Pair { prompt, inputs, chosen, rejected, margin: None, tied: false, domain: None, line: 7 }
 }
 
 fn turns(turns: &[(&str, &str)]) -> Prompt {

@@ -55,7 +55,7 @@ pub fn pairs(vocabulary: u32) -> PreparedData {
             answer_cut: false,
             special_in_text: 0,
         };
-        LabelledPair { pair, margin: 0.1 * next(4) as f32, domain: "test".into() }
+        LabelledPair { pair, margin: 0.1 * next(4) as f32, tied: false, domain: "test".into() }
     };
     PreparedData::from_pairs((0..PAIRS).map(make).collect()).unwrap()
 }

@@ -4,9 +4,11 @@
 //! stands beside a pair (`beside.rs`).
 
 use super::layout::{Layout, Written};
+use super::preference::Choice;
 use super::transcripts::{continued, is_open_transcript, prompt_of, transcript};
 use super::turns::Said;
 use super::{DropReason, Verdict, beside};
+use crate::config::Ties;
 use crate::data::row::{Found, MEND, Row};
 use crate::data::rows;
 use crate::data::{Message, Prompt, TemplateInputs};
@@ -24,6 +26,8 @@ pub(super) struct Sides {
     pub(super) rejected: Message,
     /// How much better the chosen answer is, where the layout says so.
     pub(super) margin: Option<f64>,
+    /// Neither answer is better.
+    pub(super) tied: bool,
 }
 
 /// An answer and, where the row has it as a conversation, the turns before it.
@@ -42,12 +46,12 @@ enum Asked {
 }
 
 impl Row<'_> {
-    /// The pairs of a row: one, or those of a list, at most `limit` of them, spread evenly over all; 0: no limit. What is
-    /// not taken is a verdict too, so that it is counted.
+    /// The pairs of a row: one, or those of a list, at most `limit` of them, spread evenly over all; 0: no limit. Ties are
+    /// among them where `ties` says so. What is not taken is a verdict too, so that it is counted.
     ///
     /// # Errors
     /// A row that is not as the layout says.
-    pub(super) fn pairs(&self, layout: &Layout, limit: usize) -> Result<Vec<Verdict<Sides>>> {
+    pub(super) fn pairs(&self, layout: &Layout, limit: usize, ties: Ties) -> Result<Vec<Verdict<Sides>>> {
         let asked = self.asked(layout)?;
         let groups = match self.answers(layout, &asked)? {
             Ok(groups) => groups,
@@ -59,7 +63,11 @@ impl Row<'_> {
             let message = format!("the row has {} answers, expected at most {LONGEST_LIST}", answers.len());
             return Err(Error::input(message).hint("a row holds the answers to one prompt; cut the list"));
         }
-        let choices = self.choices(layout, &sizes)?;
+        let mut choices = self.choices(layout, &sizes)?;
+        if ties == Ties::Drop {
+            let drop = |choice: Choice| if choice.tied { Err(DropReason::Tie) } else { Ok(choice) };
+            choices.iter_mut().for_each(|choice| *choice = choice.clone().and_then(drop));
+        }
         let beside = self.beside()?;
         if let Some(key) = beside.with_another_answer(answers.iter().map(|answer| &answer.message)) {
             self.leave(key);
@@ -70,7 +78,7 @@ impl Row<'_> {
         choices
             .into_iter()
             .map(|choice| {
-                let (chosen, rejected, margin) = match choice {
+                let Choice { chosen, rejected, margin, tied } = match choice {
                     Ok(choice) => choice,
                     Err(reason) => return Ok(Err(reason)),
                 };
@@ -86,7 +94,7 @@ impl Row<'_> {
                     Err(reason) => return Ok(Err(reason)),
                 };
                 let (chosen, rejected) = (chosen.message.clone(), rejected.message.clone());
-                Ok(Ok(Sides { prompt, inputs: beside.inputs.clone(), chosen, rejected, margin }))
+                Ok(Ok(Sides { prompt, inputs: beside.inputs.clone(), chosen, rejected, margin, tied }))
             })
             .collect()
     }
@@ -110,8 +118,14 @@ impl Row<'_> {
         }
         let prompt = self.common_prompt(layout, &asked, &beside, answer, answer)?;
         let message = answer.message.clone();
-        let sides =
-            |prompt| Sides { prompt, inputs: beside.inputs, chosen: message.clone(), rejected: message, margin: None };
+        let sides = |prompt| Sides {
+            prompt,
+            inputs: beside.inputs,
+            chosen: message.clone(),
+            rejected: message,
+            margin: None,
+            tied: false,
+        };
         Ok(prompt.map(sides))
     }
 

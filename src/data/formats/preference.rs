@@ -9,11 +9,29 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 use std::cmp::Ordering;
 
-/// Places of the chosen and the rejected answer among all, and the margin where the layout gives one.
-type Choice = (usize, usize, Option<f64>);
+/// Places of the chosen and the rejected answer among all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Choice {
+    pub(super) chosen: usize,
+    pub(super) rejected: usize,
+    /// Where the layout gives one.
+    pub(super) margin: Option<f64>,
+    /// Neither is better.
+    pub(super) tied: bool,
+}
+
+impl Choice {
+    fn new(chosen: usize, rejected: usize, margin: Option<f64>) -> Self {
+        Self { chosen, rejected, margin, tied: false }
+    }
+
+    fn tie(one: usize, other: usize) -> Self {
+        Self { chosen: one, rejected: other, margin: None, tied: true }
+    }
+}
 
 impl Row<'_> {
-    /// The pairs of answers, of which the layout's places hold `sizes`.
+    /// The pairs of answers, of which the layout's places hold `sizes`; ties too.
     ///
     /// # Errors
     /// A value that is missing or says nothing of the answers.
@@ -24,25 +42,28 @@ impl Row<'_> {
             None if layout.tie.is_empty() => false,
             None => return Err(self.missing(layout.tie, "0 or 1")),
         };
-        let first_wins = |wins: bool, margin| if wins { Ok((0, 1, margin)) } else { Ok((1, 0, margin)) };
+        let first_wins =
+            |wins: bool, margin| Ok(if wins { Choice::new(0, 1, margin) } else { Choice::new(1, 0, margin) });
         let choice = match layout.preference {
-            Preference::Alone => Ok((0, 0, None)),
+            Preference::Alone => Ok(Choice::new(0, 0, None)),
             Preference::Sides => {
                 let margin = match layout.margin.map(|places| self.difference(places)).transpose()? {
-                    Some(0.0) => return Ok(vec![Err(DropReason::Tie)]),
                     Some(below) if below < 0.0 => return Ok(vec![Err(DropReason::ContradictoryScores)]),
                     margin => margin,
                 };
                 let [chosen, rejected] = [sizes.first(), sizes.get(1)].map(|size| size.copied().unwrap_or(0));
                 let pairs = (0..chosen).flat_map(|one| (chosen..chosen + rejected).map(move |other| (one, other)));
-                let pairs: Vec<_> = pairs.map(|(one, other)| Ok((one, other, margin))).collect();
+                let tied = margin == Some(0.0);
+                let choice =
+                    |(one, other)| if tied { Choice::tie(one, other) } else { Choice::new(one, other, margin) };
+                let pairs: Vec<_> = pairs.map(|pair| Ok(choice(pair))).collect();
                 return Ok(if pairs.is_empty() { vec![Err(DropReason::FewerThanTwoAnswers)] } else { pairs });
             }
             Preference::Winner(at, names) => {
                 let found = self.get(at).ok_or_else(|| self.missing(at, &listed(&names)))?;
                 let name = scalar(&found, &listed(&names))?;
                 match names.iter().position(|names| names.contains(&name.as_str())) {
-                    Some(2) => Err(DropReason::Tie),
+                    Some(2) => Ok(Choice::tie(0, 1)),
                     Some(winner) => first_wins(winner == 0, None),
                     None => {
                         let message = format!("{} is {name:?}, expected {}", found.name, listed(&names));
@@ -57,7 +78,7 @@ impl Row<'_> {
                 if strength.fract() != 0.0 || strength.abs() > most {
                     return Err(Error::input(format!("{} is {strength}, expected {expected}", found.name)).hint(MEND));
                 }
-                if strength == 0.0 { Err(DropReason::Tie) } else { first_wins(strength < 0.0, Some(strength.abs())) }
+                if strength == 0.0 { Ok(Choice::tie(0, 1)) } else { first_wins(strength < 0.0, Some(strength.abs())) }
             }
             Preference::Safety(at, flags) => {
                 let flag = |at| self.get(at).ok_or_else(|| self.missing(at, "true or false"))?.flag();
@@ -74,7 +95,7 @@ impl Row<'_> {
             Preference::Scores(places) => {
                 let scores: Vec<f64> = self.numbers(places, count)?.into_iter().map(|score| -score).collect();
                 let choices = ordered(&scores);
-                if !layout.tie.is_empty() && tie != matches!(choices[..], [Err(DropReason::Tie)]) {
+                if !layout.tie.is_empty() && tie != matches!(choices[..], [Ok(Choice { tied: true, .. })]) {
                     let message = format!("`{}` and the other flags contradict each other", layout.tie.join("` or `"));
                     return Err(Error::input(message).hint(MEND));
                 }
@@ -127,9 +148,9 @@ fn ordered(numbers: &[f64]) -> Vec<Verdict<Choice>> {
     for (one, number) in numbers.iter().enumerate() {
         for (other, next) in numbers.iter().enumerate().skip(one + 1) {
             choices.push(match number.partial_cmp(next) {
-                Some(Ordering::Less) => Ok((one, other, None)),
-                Some(Ordering::Greater) => Ok((other, one, None)),
-                _ => Err(DropReason::Tie),
+                Some(Ordering::Less) => Ok(Choice::new(one, other, None)),
+                Some(Ordering::Greater) => Ok(Choice::new(other, one, None)),
+                _ => Ok(Choice::tie(one, other)),
             });
         }
     }

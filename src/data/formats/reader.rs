@@ -6,7 +6,7 @@ use super::interpret::Sides;
 use super::layout::Layout;
 use super::layouts::{ALONE, LAYOUTS, named};
 use super::{DropReason, SourceRows, Verdict, beside, suggest};
-use crate::config::{Format, RowRange, Source, TOTAL};
+use crate::config::{Format, RowRange, Source, TOTAL, Ties};
 use crate::data::row::{Columns, MEND, Row};
 use crate::data::rows::Place;
 use crate::data::{Message, Pair, Prompt, rows};
@@ -173,7 +173,7 @@ impl<'s> Reader<'s> {
     }
 
     fn read(&mut self, layout: &Layout, standing: &Standing, row: &Row) -> Result<()> {
-        let pairs = match row.pairs(layout, self.source.pairs_per_prompt) {
+        let pairs = match row.pairs(layout, self.source.pairs_per_prompt, self.source.ties) {
             Ok(pairs) => pairs,
             Err(error) => return self.odd(standing, error),
         };
@@ -302,7 +302,7 @@ fn to_score(row: &Row, line: usize) -> Result<Pair> {
         let sides = row.alone(layout)?.map_err(refuse)?;
         return Ok(Pair { rejected: None, ..row.pair(layout, sides, 1.0, line)? });
     };
-    let mut pairs = row.pairs(layout, 0)?;
+    let mut pairs = row.pairs(layout, 0, Ties::Drop)?;
     let number = pairs.len();
     let (Some(sides), 1) = (pairs.pop(), number) else {
         return Err(Error::input(format!("a list of {number} pairs, expected one"))
@@ -403,6 +403,7 @@ impl Row<'_> {
     fn pair(&self, layout: &Layout, sides: Sides, margin_scale: f64, line: usize) -> Result<Pair> {
         const EXPECTED: &str = "a finite number";
         let margin = match sides.margin {
+            None if sides.tied => None,
             None => self.get(&["margin"]).map(|found| found.number(EXPECTED)).transpose()?,
             margin => margin,
         };
@@ -418,7 +419,7 @@ impl Row<'_> {
             ))
             .hint("give the row's domain another name"));
         }
-        let Sides { prompt, inputs, chosen, rejected, .. } = sides;
-        Ok(Pair { prompt, inputs, chosen, rejected: Some(rejected), margin, domain, line })
+        let Sides { prompt, inputs, chosen, rejected, tied, .. } = sides;
+        Ok(Pair { prompt, inputs, chosen, rejected: Some(rejected), margin, tied, domain, line })
     }
 }

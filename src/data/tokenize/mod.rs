@@ -4,6 +4,7 @@
 //! (`prepared.rs`).
 
 mod conversation;
+mod offsets;
 
 use crate::config::{RewardAt, TemplateKind, Truncation};
 use crate::data::formats::DropReason;

@@ -56,6 +56,8 @@ pub struct PairLosses {
     pub policy_loss: Option<f64>,
     /// Chosen minus rejected implicit reward, where the policy loss is computed.
     pub implicit_margin: Option<f64>,
+    /// Neither answer is better: there is no right order.
+    pub tied: bool,
 }
 
 /// The losses of a micro-batch, which a GPU may still be computing.
@@ -77,7 +79,7 @@ impl<'o> Losses<'o> {
     /// The device has failed.
     pub fn read(self) -> Result<Vec<PairLosses>> {
         let scores = self.scores.read(&self.pairs)?.into_iter().zip(&self.pairs);
-        Ok(scores.map(|(scores, pair)| self.objective.losses(scores, pair.margin, pair.reference)).collect())
+        Ok(scores.map(|(scores, pair)| self.objective.losses(scores, pair.margin, pair.reference, pair.tied)).collect())
     }
 }
 
@@ -95,27 +97,38 @@ pub struct Objective<'a> {
 }
 
 impl Objective<'_> {
-    /// Losses of a pair from its scores and its reference.
-    pub fn losses(&self, scores: PairScores, margin: f64, reference: [f64; 2]) -> PairLosses {
+    /// Losses of a pair from its scores and its reference; of one that is `tied` the means over both orders.
+    pub fn losses(&self, scores: PairScores, margin: f64, reference: [f64; 2], tied: bool) -> PairLosses {
+        let reward = |rewards: [f64; 2]| {
+            let loss = |[one, other]: [f64; 2]| self.reward_loss([one, other], margin);
+            both_if(tied, loss, rewards)
+        };
         // Half of the loss each, where rewards are trained at two positions.
         let reward_loss = match scores.second_rewards {
-            Some(second) => (self.reward_loss(scores.rewards, margin) + self.reward_loss(second, margin)) / 2.0,
-            None => self.reward_loss(scores.rewards, margin),
+            Some(second) => (reward(scores.rewards) + reward(second)) / 2.0,
+            None => reward(scores.rewards),
         };
         let answers = answers(&scores, reference);
+        let policy = |[one, other]: [AnswerLogProb; 2]| loss::policy(self.config, one, other);
         PairLosses {
             scores,
             reward_loss,
-            policy_loss: self.log_probs.then(|| loss::policy(self.config, answers[0], answers[1])),
+            policy_loss: self.log_probs.then(|| both_if(tied, policy, answers)),
             implicit_margin: self.log_probs.then(|| loss::implicit_margin(self.config, answers[0], answers[1])),
+            tied,
         }
     }
 
     /// Bradley-Terry plus centering.
     fn reward_loss(&self, [chosen, rejected]: [f64; 2], margin: f64) -> f64 {
-        loss::bradley_terry(chosen, rejected, margin, self.config.label_smoothing)
+        loss::bradley_terry(self.config, chosen, rejected, margin)
             + loss::centering(chosen, rejected, self.config.centering)
     }
+}
+
+/// A loss of two answers; the mean over both orders where `tied`.
+fn both_if<T: Copy>(tied: bool, loss: impl Fn([T; 2]) -> f64, [one, other]: [T; 2]) -> f64 {
+    if tied { (loss([one, other]) + loss([other, one])) / 2.0 } else { loss([one, other]) }
 }
 
 fn answers(scores: &PairScores, reference: [f64; 2]) -> [AnswerLogProb; 2] {
@@ -175,6 +188,24 @@ impl<'a> Heads<'a> {
         scores.read(pairs)
     }
 
+    /// Log-probs of every answer's targets, answer by answer, of every pair, from the final hidden states [N, D].
+    ///
+    /// # Errors
+    /// As [`Heads::scores`].
+    pub fn token_log_probs(&mut self, hidden: &Tensor, pairs: &[PackedPair]) -> Result<Vec<Vec<Vec<f64>>>> {
+        let vocabulary = self.vocabulary()?;
+        let mut all = Vec::with_capacity(pairs.len());
+        for chunk in chunks(pairs) {
+            let pairs = &pairs[chunk];
+            let logits = self.logits(&hidden.index_select(0, &rows(pairs, hidden)), vocabulary)?;
+            let places = Places::new(&places(pairs), &logits.values)?;
+            let mut values = scores::on_host(&vocabulary.ops.log_probs(&logits, &places)?)?.into_iter();
+            let mut of = |answer: &PackedAnswer| values.by_ref().take(answer.targets.len()).collect::<Vec<f64>>();
+            all.extend(pairs.iter().map(|pair| pair.answers.iter().map(&mut of).collect::<Vec<_>>()));
+        }
+        Ok(all)
+    }
+
     /// Losses of every pair, and the gradient of their *sum* (weighted by the objective) with respect to the hidden
     /// states [N, D]; gradients of both heads go to their buckets. Nothing is divided by a number of pairs here. Every
     /// pair has two answers.
@@ -202,8 +233,10 @@ impl<'a> Heads<'a> {
         let rewards = self.rewards(&reward_hidden);
         let margins = of_pairs(pairs, hidden, |pair| [pair.margin]).squeeze_dim(-1);
         let margins = if twice { margins.repeat([2]) } else { margins };
+        let ties = ties(pairs, hidden);
+        let reward_ties = ties.as_ref().map(|ties| if twice { ties.repeat([2]) } else { ties.shallow_clone() });
         let weight = if twice { objective.reward_weight / 2.0 } else { objective.reward_weight };
-        let slopes = reward_slopes(objective.config, &rewards.view([-1, 2]), &margins) * weight;
+        let slopes = reward_slopes(objective.config, &rewards.view([-1, 2]), &margins, reward_ties.as_ref()) * weight;
         let slopes = slopes.to_kind(Kind::Float).view([-1, 1]);
         if let Some(bucket) = &mut buckets.reward {
             bucket.add_product(self.reward.ops, 0..1, [&slopes, &reward_hidden], self.scratch)?;
@@ -249,7 +282,8 @@ impl<'a> Heads<'a> {
         }
         let references = of_pairs(pairs, hidden, |pair| pair.reference);
         let tokens = of_pairs(pairs, hidden, |pair| [0, 1].map(|answer| pair.answers[answer].targets.len() as f64));
-        let slopes = policy_slopes(objective.config, &log_probs.view([-1, 2]), &references, &tokens) * objective.alpha;
+        let answers = [&log_probs.view([-1, 2]), &references, &tokens];
+        let slopes = policy_slopes(objective.config, answers, ties(pairs, hidden).as_ref()) * objective.alpha;
         let slopes = slopes.view([-1]).index_select(0, &owners(pairs, hidden.device())).to_kind(Kind::Float);
         let gradient = vocabulary.ops.log_probs_backward(logits, &places, &slopes)?;
         let gradient = match self.logit_scale {
@@ -347,6 +381,12 @@ fn sums(log_probs: &Tensor, pairs: &[PackedPair]) -> Tensor {
     let (answers, device): (usize, _) = (pairs.iter().map(|pair| pair.answers.len()).sum(), log_probs.device());
     let zeros = Tensor::zeros([answers as i64], (Kind::Double, device));
     zeros.index_add(0, &owners(pairs, device), &log_probs.to_kind(Kind::Double))
+}
+
+/// Which pairs are tied `[B]`, bool; none where no pair is.
+fn ties(pairs: &[PackedPair], hidden: &Tensor) -> Option<Tensor> {
+    let tied: Vec<bool> = pairs.iter().map(|pair| pair.tied).collect();
+    tied.contains(&true).then(|| on_device(&tied, hidden.device()))
 }
 
 /// f64 values of every pair on the device of `hidden`, [B, N].

@@ -48,7 +48,8 @@ impl Scores {
     }
 }
 
-fn on_host(scores: &Tensor) -> Result<Vec<f64>> {
+/// The values of a tensor, as f64; waits for the device.
+pub(super) fn on_host(scores: &Tensor) -> Result<Vec<f64>> {
     let scores = scores.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_contiguous()?;
     Ok(crate::tensor::slice::<f64>(&scores)?.to_vec())
 }

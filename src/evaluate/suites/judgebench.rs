@@ -27,15 +27,18 @@ pub(super) fn item(row: &Row) -> Result<Item> {
     Ok(Item { subset: subset.to_owned(), cluster: prompt.clone(), prompt, answers, correct: 1, role })
 }
 
+/// Whether an item's decision is right.
+pub(super) fn outcome(item: &Item, scores: &[f64]) -> f64 {
+    let (right, wrong) = (scores[0], scores[1]);
+    // Where the wrong answer is A, all but "A is higher" is a decision for B: a NaN too.
+    match item.role {
+        Role::RightIfTied => 1.0 - one_if(wrong > right),
+        _ => one_if(right > wrong),
+    }
+}
+
 pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {
-    let right = |item: usize| {
-        let (right, wrong) = (scores[item][0], scores[item][1]);
-        // Where the wrong answer is A, all but "A is higher" is a decision for B: a NaN too.
-        match items[item].role {
-            Role::RightIfTied => 1.0 - one_if(wrong > right),
-            _ => one_if(right > wrong),
-        }
-    };
+    let right = |item: usize| outcome(&items[item], &scores[item]);
     let of_subset = |(name, clusters): (&str, Vec<&Vec<usize>>)| figure(name, &clusters, right);
     let figures: Vec<Figure> = subsets(items, clusters).into_iter().map(of_subset).collect();
     figures.into_iter().chain([figure(ALL, clusters, right)]).collect()

@@ -2,8 +2,10 @@
 //!
 //! One file a suite. Not here: scoring the items (`commands/suites.rs`), and intervals and baselines (`report.rs`).
 
+pub mod contamination;
 mod items;
 mod judgebench;
+pub mod paired;
 pub mod report;
 mod rewardbench;
 mod rewardbench2;
@@ -40,8 +42,6 @@ pub struct Figure {
     pub name: String,
     /// Number of items in it.
     pub items: usize,
-    /// Number of prompts in it: items of one prompt are not independent.
-    pub prompts: usize,
     /// What it is: 1 at best, of the Ties 1.01; NaN where the authors' own code has NaN.
     pub score: f64,
 }
@@ -122,9 +122,42 @@ impl Suite {
             _ => vec![0.5; figures],
         }
     }
+
+    /// What each item contributes to its subset's plain mean, from 0 to 1.
+    fn outcomes(self, items: &[Item], scores: &[Vec<f64>]) -> Vec<f64> {
+        let outcome = |(item, scores): (&Item, &Vec<f64>)| match self {
+            Self::Rewardbench => one_if(scores[0] > scores[1]),
+            Self::Rewardbench2 => rewardbench2::outcome(item, scores),
+            Self::RmBench => rm_bench::outcome(scores),
+            Self::Judgebench => judgebench::outcome(item, scores),
+        };
+        items.iter().zip(scores).map(outcome).collect()
+    }
+
+    /// Outcomes are whole multiples of 1 / this, but where more than four answers of RewardBench 2 tie at the top.
+    fn parts(self) -> f64 {
+        match self {
+            Self::Rewardbench | Self::Judgebench => 1.0,
+            Self::Rewardbench2 => 12.0,
+            Self::RmBench => 9.0,
+        }
+    }
+
+    /// Whether an item of `subset` is counted in the figure of this name.
+    fn counts(self, figure: &str, subset: &str) -> bool {
+        match self {
+            Self::Rewardbench => figure == subset || figure == ALL || rewardbench::is_in_section(figure, subset),
+            // A level of a domain, or of all domains.
+            Self::RmBench => match figure.strip_prefix(subset) {
+                Some(level) => level.is_empty() || level.starts_with(' '),
+                None => figure == ALL || rm_bench::is_level(figure),
+            },
+            Self::Rewardbench2 | Self::Judgebench => figure == subset || figure == ALL,
+        }
+    }
 }
 
-/// Items of one prompt, by subset and prompt.
+/// Items of one subset and one prompt, by both.
 fn clusters(items: &[Item]) -> BTreeMap<(&str, &str), Vec<usize>> {
     let mut clusters: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (index, item) in items.iter().enumerate() {
@@ -148,7 +181,7 @@ fn subsets<'c, 'i>(items: &'i [Item], clusters: &[&'c Vec<usize>]) -> BTreeMap<&
 fn figure(name: &str, clusters: &[&Vec<usize>], outcome: impl Fn(usize) -> f64) -> Figure {
     let items: usize = clusters.iter().map(|cluster| cluster.len()).sum();
     let sum: f64 = clusters.iter().flat_map(|cluster| cluster.iter()).map(|&item| outcome(item)).sum();
-    Figure { name: name.to_owned(), items, prompts: clusters.len(), score: sum / items as f64 }
+    Figure { name: name.to_owned(), items, score: sum / items as f64 }
 }
 
 /// Plain mean of figures.
@@ -156,7 +189,6 @@ fn mean_of(name: &str, figures: &[&Figure]) -> Figure {
     Figure {
         name: name.to_owned(),
         items: figures.iter().map(|figure| figure.items).sum(),
-        prompts: figures.iter().map(|figure| figure.prompts).sum(),
         score: figures.iter().map(|figure| figure.score).sum::<f64>() / figures.len() as f64,
     }
 }

@@ -3,11 +3,13 @@
 //!
 //! Not here: the figures themselves.
 
+use super::items::Role;
 use super::{Item, Suite, clusters};
 use crate::metrics::{number, with_interval};
 use crate::statistics::{Interval, RESAMPLES, SEED, stratified_bootstrap};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A figure with its interval and baselines, as it is printed as JSON. What is not a number there is null.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -52,9 +54,9 @@ pub struct Cutting {
 
 /// The lines of a suite. `scores` and `uncut`, where something was cut, have one list an item, an entry an answer.
 ///
-/// Intervals are percentiles of a bootstrap that draws prompts within each subset, whose size is the suite's: a prompt that
-/// stands in several subsets counts as several. One without
-/// width, where every prompt came out alike, is Wilson's with the number of prompts.
+/// Intervals are percentiles of a bootstrap that draws prompts, each with all its items in all subsets, among those that stand
+/// in the same subsets, so that every subset keeps its size. One without width, where every prompt came out alike, is Wilson's
+/// with the number of prompts.
 pub fn lines(
     suite: Suite,
     scored_by: &'static str,
@@ -64,21 +66,19 @@ pub fn lines(
     cutting: Cutting,
 ) -> Vec<Line> {
     let by_name = clusters(items);
-    let mut strata: Vec<usize> = Vec::new();
-    let mut last = None;
-    for (subset, _) in by_name.keys() {
-        match strata.last_mut().filter(|_| last == Some(subset)) {
-            Some(size) => *size += 1,
-            None => strata.push(1),
-        }
-        last = Some(subset);
-    }
     let clusters: Vec<&Vec<usize>> = by_name.values().collect();
     let figures = suite.figures_of(items, scores, &clusters);
+    let (strata, prompts) = prompts(items, &clusters);
     let intervals = stratified_bootstrap(&strata, RESAMPLES, SEED, |drawn| {
-        let drawn: Vec<&Vec<usize>> = drawn.iter().map(|&cluster| clusters[cluster]).collect();
+        let drawn: Vec<&Vec<usize>> = drawn.iter().flat_map(|&prompt| prompts[prompt].iter().copied()).collect();
         suite.figures_of(items, scores, &drawn).into_iter().map(|figure| figure.score).collect()
     });
+    // Wilson's n.
+    let independent = |figure: &str| {
+        let counts =
+            |cluster: &&Vec<usize>| cluster.first().is_some_and(|&item| suite.counts(figure, &items[item].subset));
+        prompts.iter().filter(|clusters| clusters.iter().any(&counts)).count()
+    };
     let by_length = |sign: f64| {
         let length = |answer: &String| sign * answer.chars().count() as f64;
         let lengths: Vec<Vec<f64>> = items.iter().map(|item| item.answers.iter().map(length).collect()).collect();
@@ -89,7 +89,7 @@ pub fn lines(
     let chance = suite.chance(items, &clusters, figures.len());
     let line = |(index, figure): (usize, &super::Figure)| {
         let interval = intervals.get(index).copied().flatten();
-        let interval = interval.map(|interval| interval.or_wilson(figure.score, figure.prompts));
+        let interval = interval.map(|interval| interval.or_wilson(figure.score, independent(&figure.name)));
         Line {
             suite,
             scored_by,
@@ -106,6 +106,27 @@ pub fn lines(
         }
     };
     figures.iter().enumerate().map(line).collect()
+}
+
+/// The clusters of every prompt, prompts that stand in the same subsets one after the other, and how many those are.
+fn prompts<'c>(items: &[Item], clusters: &[&'c Vec<usize>]) -> (Vec<usize>, Vec<Vec<&'c Vec<usize>>>) {
+    let mut by_prompt: BTreeMap<_, (Vec<&str>, Vec<&Vec<usize>>)> = BTreeMap::new();
+    for &cluster in clusters {
+        let Some(item) = cluster.first().map(|&first| &items[first]) else { continue };
+        let (subsets, clusters) = by_prompt.entry(prompt_of(item)).or_default();
+        subsets.push(&item.subset);
+        clusters.push(cluster);
+    }
+    let mut strata: BTreeMap<Vec<&str>, Vec<Vec<&Vec<usize>>>> = BTreeMap::new();
+    for (subsets, clusters) in by_prompt.into_values() {
+        strata.entry(subsets).or_default().push(clusters);
+    }
+    (strata.values().map(Vec::len).collect(), strata.into_values().flatten().collect())
+}
+
+/// What names an item's prompt: of the Ties a number, which may be another prompt's text.
+pub(super) fn prompt_of(item: &Item) -> (bool, &str) {
+    (matches!(item.role, Role::Reference | Role::Tied), &item.cluster)
 }
 
 /// A plain table of a suite's lines.

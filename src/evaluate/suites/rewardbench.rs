@@ -64,6 +64,11 @@ pub(super) fn item(row: &Row) -> Result<Item> {
     Ok(Item { subset, cluster: prompt.clone(), prompt, answers, correct: 1, role: Role::Plain })
 }
 
+/// Whether a section of this name has this subset.
+pub(super) fn is_in_section(section: &str, subset: &str) -> bool {
+    SECTIONS.iter().any(|(name, weights)| *name == section && weights.iter().any(|(name, _)| *name == subset))
+}
+
 pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {
     let subsets = subsets(items, clusters);
     let (mut figures, mut sections) = (Vec::new(), Vec::new());

@@ -43,6 +43,14 @@ fn best_of(scores: &[f64]) -> f64 {
     if scores.first() == Some(&top) { 1.0 / at_top as f64 } else { 0.0 }
 }
 
+/// What an item contributes to its subset's mean; of the Ties whether every right answer beats every wrong one.
+pub(super) fn outcome(item: &Item, scores: &[f64]) -> f64 {
+    match item.role {
+        Role::Plain | Role::RightIfTied => best_of(scores),
+        Role::Reference | Role::Tied => ties::accurate(item, scores),
+    }
+}
+
 pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {
     let ties = |clusters: &[&Vec<usize>]| ties::score(items, scores, clusters);
     figures_with(items, clusters, |item| best_of(&scores[item]), ties)

@@ -36,6 +36,11 @@ pub(super) fn item(row: &Row) -> Result<Item> {
     Ok(Item { subset: subset.to_owned(), cluster: prompt.clone(), prompt, answers, correct: STYLES, role: Role::Plain })
 }
 
+/// Whether a figure of this name is of a level over all domains.
+pub(super) fn is_level(figure: &str) -> bool {
+    LEVELS.iter().any(|(name, _)| *name == figure)
+}
+
 /// Share of a level's comparisons that are right.
 fn level(scores: &[f64], belongs: Belongs) -> f64 {
     let (right, wrong) = scores.split_at(STYLES);
@@ -47,6 +52,11 @@ fn level(scores: &[f64], belongs: Belongs) -> f64 {
         }
     }
     hits / all
+}
+
+/// Share of an item's nine comparisons that are right.
+pub(super) fn outcome(scores: &[f64]) -> f64 {
+    level(scores, |_, _| true)
 }
 
 pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {

@@ -76,6 +76,11 @@ fn or_zero(values: &[f64]) -> f64 {
     if values.is_empty() { 0.0 } else { mean(values) }
 }
 
+/// Whether every right answer of a row beats every wrong one.
+pub(super) fn accurate(item: &Item, scores: &[f64]) -> f64 {
+    Row::of(item, scores).accurate()
+}
+
 /// The score of these prompts.
 pub(super) fn score(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> f64 {
     let mut accurate = [Vec::new(), Vec::new()];

@@ -9,7 +9,7 @@ fn debug_passes_every_check_marks_the_reward_token_and_writes_nothing() {
     for set in [&[][..], &["loss.objective=reward"], &["loss.policy=simpo"], &["train.activation_checkpointing=true"]] {
         let outcome = workspace.run(1, &with_config(&["--debug"], set)).succeeded();
         let marks = |mark: &str| outcome.stdout.matches(&format!("| {mark}")).count();
-        assert_eq!((marks("PASS"), marks("FAIL")), (4, 0), "{}", outcome.stdout);
+        assert_eq!((marks("PASS"), marks("FAIL")), (5, 0), "{}", outcome.stdout);
         assert_eq!(outcome.stdout.matches(">></s><<").count(), 6, "{}", outcome.stdout);
         assert!(outcome.stdout.contains("<|user|>What is ?</s><|assistant|>"), "{}", outcome.stdout);
         assert_eq!(outcome.stdout.matches("step ").count(), 3, "{}", outcome.stdout);

@@ -1,0 +1,101 @@
+//! `[loss]`: what is minimised.
+//!
+//! Not here: the formulas (`loss/`), defaults and ranges.
+
+use serde::{Deserialize, Serialize};
+
+/// `[loss]`: total = reward_weight * Bradley-Terry + alpha * policy, means over the global batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// Both losses, or one of them.
+    pub objective: Objective,
+    /// Weight of the policy loss (the paper's dpo_ratio).
+    pub alpha: f64,
+    /// Weight of the reward loss.
+    pub reward_weight: f64,
+    /// The policy loss.
+    pub policy: PolicyLoss,
+    /// Scale of the implicit reward.
+    pub beta: f64,
+    /// SimPO's target margin.
+    pub simpo_gamma: f64,
+    /// Share of pairs taken to be labelled the wrong way round; for Bradley-Terry, dpo and simpo.
+    pub label_smoothing: f64,
+    /// Weight of (chosen reward + rejected reward)^2, which keeps rewards around zero.
+    pub centering: f64,
+    /// The distribution function F of which the preference losses are -log F: for Bradley-Terry and dpo.
+    pub prior: Prior,
+    /// Degrees of freedom of `prior = "student"`.
+    pub prior_degrees: f64,
+    /// Policy only for this many steps, then reward only, and so on; 0: both at once.
+    pub alternate_every: usize,
+}
+
+/// Both losses, or one of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// reward_weight * Bradley-Terry + alpha * policy.
+    #[default]
+    Hybrid,
+    /// Bradley-Terry alone: no policy forward, no reference.
+    Reward,
+    /// The policy loss alone.
+    Policy,
+}
+
+/// How likely the better answer is to be chosen, given how much better it is. All are symmetric, and scaled so that the density
+/// at 0 is the logistic one's, 1/4.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prior {
+    /// sigmoid(z): Bradley-Terry and dpo as they are known.
+    #[default]
+    Logistic,
+    /// The normal distribution function (Thurstone): a pair that is ranked wrongly pulls in proportion to its margin.
+    Normal,
+    /// Laplace's: a pair that is ranked wrongly pulls as strongly by however much, as a logistic one does only far out.
+    Laplace,
+    /// Student's with `prior_degrees`: one that is far wrong pulls ever less, as a label that is not to be believed.
+    Student,
+}
+
+/// The policy loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyLoss {
+    /// -log sigmoid(beta * margin).
+    #[default]
+    Dpo,
+    /// max(0, 1 - beta * margin).
+    Hinge,
+    /// (margin - 1/(2 beta))^2, on summed log-probs.
+    Ipo,
+    /// -log sigmoid(beta * difference of average log-probs - gamma); no reference.
+    Simpo,
+    /// Negative log-prob of the chosen answer; no reference.
+    Sft,
+}
+
+impl LossConfig {
+    /// Weight of the policy loss after the objective's say: 0 with `objective = "reward"`.
+    pub fn effective_alpha(&self) -> f64 {
+        if self.objective == Objective::Reward { 0.0 } else { self.alpha }
+    }
+
+    /// Weight of the reward loss after the objective's say: 0 with `objective = "policy"`.
+    pub fn effective_reward_weight(&self) -> f64 {
+        if self.objective == Objective::Policy { 0.0 } else { self.reward_weight }
+    }
+
+    /// Whether the policy loss counts, so that answer log-probs are computed in training.
+    pub fn needs_policy(&self) -> bool {
+        self.effective_alpha() > 0.0
+    }
+
+    /// Whether the policy loss compares with the starting model, so that its log-probs are computed before training.
+    pub fn needs_reference(&self) -> bool {
+        self.needs_policy() && matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo)
+    }
+}

@@ -1,0 +1,221 @@
+//! Where an evaluation should be doubted: ties, pairs that the model is least sure of, pairs on which its two heads disagree,
+//! and what it gets most wrong.
+//!
+//! Pure functions of margins. Not here: the pairs' texts.
+
+use super::heads::Head;
+use crate::loss::hit;
+use crate::metrics::{number, table};
+
+use serde::Serialize;
+
+/// Shares of the pairs, the surest, that are answered when the others are abstained from.
+const SHARES: [f64; 7] = [1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1];
+
+/// Accuracy of the surest pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Answered {
+    /// Share of the pairs that was asked for.
+    pub share: f64,
+    /// Pairs: as many, and those as sure as the last.
+    pub pairs: usize,
+    /// Share of them ranked rightly.
+    pub accuracy: f64,
+}
+
+/// What is said of one head, as it is printed as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Doubts {
+    /// Name of the split, as with the metrics.
+    pub doubts: String,
+    /// Which head.
+    pub scored_by: &'static str,
+    /// Number of pairs.
+    pub pairs: usize,
+    /// Pairs whose answers have one reward: half a hit each.
+    pub ties: usize,
+    /// AUROC of -|margin| as a sign of error: how likely a pair that is ranked wrongly is less sure than one that is ranked
+    /// rightly. `None` where all are right, or wrong.
+    pub auroc: Option<f64>,
+    /// Accuracy as a function of abstention.
+    pub answered: Vec<Answered>,
+}
+
+impl Doubts {
+    /// Of the pairs' margins by one head.
+    pub fn of(split: &str, head: &Head) -> Self {
+        let margins = head.margins();
+        let unsure: Vec<f64> = margins.iter().map(|margin| -margin.abs()).collect();
+        Self {
+            doubts: split.to_owned(),
+            scored_by: head.name,
+            pairs: margins.len(),
+            ties: margins.iter().filter(|margin| **margin == 0.0).count(),
+            auroc: auroc(&unsure, &errors(&margins)),
+            answered: answered(&margins),
+        }
+    }
+}
+
+fn answered(margins: &[f64]) -> Vec<Answered> {
+    let mut sorted = margins.to_vec();
+    sorted.sort_by(|one, other| other.abs().total_cmp(&one.abs()));
+    let of_share = |share: f64| {
+        let mut pairs = ((share * sorted.len() as f64).round() as usize).max(1).min(sorted.len());
+        while pairs < sorted.len() && sorted[pairs].abs() == sorted[pairs - 1].abs() {
+            pairs += 1;
+        }
+        let hits: f64 = sorted[..pairs].iter().map(|&margin| hit(margin)).sum();
+        Answered { share, pairs, accuracy: hits / pairs as f64 }
+    };
+    if sorted.is_empty() { Vec::new() } else { SHARES.map(of_share).to_vec() }
+}
+
+/// Whether each pair is ranked wrongly; none of a tie.
+fn errors(margins: &[f64]) -> Vec<Option<bool>> {
+    margins.iter().map(|&margin| if margin == 0.0 { None } else { Some(hit(margin) < 0.5) }).collect()
+}
+
+/// Area under the curve of true over false alarms, of `signs` of being true: the chance that a true one has the larger sign,
+/// half of it where signs are equal (Mann and Whitney's U). Those that are neither do not count.
+pub fn auroc(signs: &[f64], is_true: &[Option<bool>]) -> Option<f64> {
+    let mut known: Vec<(f64, bool)> =
+        signs.iter().zip(is_true).filter_map(|(sign, truth)| truth.map(|truth| (*sign, truth))).collect();
+    known.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let (mut below, mut wins) = (0.0, 0.0);
+    let mut start = 0;
+    while start < known.len() {
+        let end = start + known[start..].iter().take_while(|(sign, _)| *sign == known[start].0).count();
+        let truths = known[start..end].iter().filter(|(_, truth)| *truth).count() as f64;
+        let others = (end - start) as f64 - truths;
+        wins += truths * (below + others / 2.0);
+        below += others;
+        start = end;
+    }
+    let truths = known.len() as f64 - below;
+    (truths > 0.0 && below > 0.0).then(|| wins / (truths * below))
+}
+
+/// What the reward head and the implicit reward say of the same pairs, as it is printed as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Disagreement {
+    /// Name of the split, as with the metrics.
+    pub disagreement: String,
+    /// Pairs on which they take different sides.
+    pub pairs: usize,
+    /// Of how many.
+    pub of: usize,
+    /// Share of those pairs that the reward head ranks rightly; the implicit reward ranks the others.
+    pub reward_right: Option<f64>,
+    /// Accuracy of the reward head where they agree.
+    pub accuracy_where_agreed: Option<f64>,
+    /// AUROC of the implicit margin against the reward head's side as a sign that the reward head is wrong.
+    pub auroc: Option<f64>,
+}
+
+impl Disagreement {
+    /// `None` where there are not both heads.
+    pub fn of(split: &str, heads: &[Head]) -> Option<Self> {
+        let margins = |name: &str| heads.iter().find(|head| head.name == name).map(Head::margins);
+        let (reward, implicit) = (margins("reward")?, margins("implicit")?);
+        let both = || reward.iter().zip(&implicit);
+        let share = |disagree: bool| {
+            let kept = both().filter(|(r, i)| (*r * *i < 0.0) == disagree && **r * **i != 0.0);
+            let hits: Vec<f64> = kept.map(|(reward, _)| hit(*reward)).collect();
+            (!hits.is_empty()).then(|| hits.iter().sum::<f64>() / hits.len() as f64)
+        };
+        let against: Vec<f64> = both().map(|(reward, implicit)| -implicit * reward.signum()).collect();
+        Some(Self {
+            disagreement: split.to_owned(),
+            pairs: both().filter(|(reward, implicit)| *reward * *implicit < 0.0).count(),
+            of: reward.len(),
+            reward_right: share(true),
+            accuracy_where_agreed: share(false),
+            auroc: auroc(&against, &errors(&reward)),
+        })
+    }
+}
+
+/// A pair that is ranked wrongly, with its text, as it is printed as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mistake {
+    /// Its rank among the mistakes, from 1: the most negative margin is the worst.
+    pub mistake: usize,
+    /// The head whose margin it is.
+    pub scored_by: &'static str,
+    /// The pair's number in the data, from 1, without those that were dropped.
+    pub pair: usize,
+    /// The name it is reported under.
+    pub domain: String,
+    /// Chosen minus rejected.
+    pub margin: f64,
+    /// What both sequences start with.
+    pub prompt: String,
+    /// The answer that is said to be better.
+    pub chosen: String,
+    /// The other one.
+    pub rejected: String,
+}
+
+/// Places of the worst mistakes, at most `most`, the worst first.
+pub fn worst(head: &Head, most: usize) -> Vec<usize> {
+    let margins = head.margins();
+    let mut wrong: Vec<usize> = (0..margins.len()).filter(|&pair| margins[pair] < 0.0).collect();
+    wrong.sort_by(|&one, &other| margins[one].total_cmp(&margins[other]));
+    wrong.truncate(most);
+    wrong
+}
+
+/// Plain tables: what becomes of accuracy when unsure pairs are left out, where heads disagree, the worst mistakes.
+pub fn tables(doubts: &[Doubts], disagreement: Option<&Disagreement>, mistakes: &[Mistake]) -> String {
+    let shares = SHARES.map(|share| format!("{:.0}%", 100.0 * share));
+    let header: Vec<&str> = ["by", "ties", "AUROC"].into_iter().chain(shares.iter().map(String::as_str)).collect();
+    let row = |doubts: &Doubts| {
+        let names = [doubts.scored_by.to_owned(), doubts.ties.to_string(), number(doubts.auroc)];
+        names.into_iter().chain(doubts.answered.iter().map(|answered| number(Some(answered.accuracy)))).collect()
+    };
+    let mut text = format!(
+        "accuracy of the surest pairs; AUROC of a small margin as a sign of error\n{}",
+        table(&header, 1, doubts.iter().map(row))
+    );
+    if let Some(found) = disagreement {
+        text += &format!(
+            "\n\nthe heads disagree on {} of {} pairs: there the reward head is right in {}, elsewhere in {}; AUROC of \
+             disagreement as a sign that the reward head is wrong: {}",
+            found.pairs,
+            found.of,
+            number(found.reward_right),
+            number(found.accuracy_where_agreed),
+            number(found.auroc)
+        );
+    }
+    if let Some(first) = mistakes.first() {
+        let row = |mistake: &Mistake| {
+            let start = |text: &str| shown(text, false);
+            vec![
+                mistake.pair.to_string(),
+                format!("{:+.4}", mistake.margin),
+                shown(&mistake.prompt, true),
+                start(&mistake.chosen),
+                start(&mistake.rejected),
+            ]
+        };
+        text += &format!(
+            "\n\nthe worst mistakes, by {} (--json has them whole)\n{}",
+            first.scored_by,
+            table(&["pair", "margin", "prompt", "chosen", "rejected"], 5, mistakes.iter().map(row))
+        );
+    }
+    text
+}
+
+/// The end or the start of a text in one short line.
+fn shown(text: &str, end: bool) -> String {
+    const MOST: usize = 48;
+    let line: Vec<char> = text.escape_debug().collect();
+    match (line.len() <= MOST, end) {
+        (true, _) => line.into_iter().collect(),
+        (false, true) => format!("...{}", line[line.len() - MOST..].iter().collect::<String>()),
+        (false, false) => format!("{}...", line[..MOST].iter().collect::<String>()),
+    }
+}

@@ -1,0 +1,92 @@
+//! Token by token: the log-probs of every answer's tokens, and what each of them contributes to the answer's implicit reward.
+//!
+//! Not here: where tokens stand in the text (`data/tokenize/offsets.rs`).
+
+use super::Reported;
+use super::scoring::Progress;
+use crate::comm::CommThread;
+use crate::config::PolicyLoss;
+use crate::data::batch::{PackedBatch, Packing, PairToPack};
+use crate::data::prepared::PreparedData;
+use crate::data::sampler;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+
+/// Log-probs of the tokens of a pair's two answers; nothing for the second of a single row.
+pub type TokenLogProbs = [Vec<f64>; 2];
+
+/// Log-probs of every answer's tokens, of every pair in the data's order, on every rank. All ranks must call it.
+///
+/// # Errors
+/// A lost rank, a model without a language-model head, or log-probs that are not finite.
+pub fn token_log_probs(
+    engine: &mut Engine,
+    data: &PreparedData,
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    title: &str,
+) -> Result<Vec<TokenLogProbs>> {
+    let packing = Packing::shared(engine.model.architecture.alike());
+    let tokens: Vec<usize> = (0..data.len()).map(|pair| packing.rows(&data.pair(pair))).collect();
+    let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
+    let my_tokens: Vec<usize> = mine.iter().map(|&pair| tokens[pair]).collect();
+    engine.reserve(tokens_per_micro_batch.min(my_tokens.iter().sum()));
+    // A place for every token of every answer; the other ranks' places stay 0.
+    let counts: Vec<[usize; 2]> = (0..data.len()).map(|pair| predicted(data, pair)).collect();
+    let mut starts = vec![0; data.len() + 1];
+    for (pair, [chosen, rejected]) in counts.iter().enumerate() {
+        starts[pair + 1] = starts[pair] + chosen + rejected;
+    }
+    let mut numbers = vec![0f64; starts[data.len()]];
+    let mut progress = Progress::new(title, data.len());
+    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
+        let items = members.iter().map(|&member| PairToPack {
+            index: mine[member],
+            pair: data.pair(mine[member]),
+            reference: [0.0; 2],
+        });
+        let batch = PackedBatch::new(items, packing, engine.model.device);
+        let log_probs = engine.token_log_probs(&batch)?;
+        for (&member, answers) in members.iter().zip(log_probs) {
+            let pair = mine[member];
+            let flat: Vec<f64> = answers.concat();
+            let place = &mut numbers[starts[pair]..starts[pair + 1]];
+            if flat.len() != place.len() || !flat.iter().all(|number| number.is_finite()) {
+                return Err(Error::runtime(format!("{title}: pair {} has log-probs that are not finite", pair + 1))
+                    .hint("are the model's weights whole? try --dtype f32"));
+            }
+            place.copy_from_slice(&flat);
+        }
+        progress.add(members.len(), comm.world_size());
+        Ok(())
+    });
+    comm.agree(scored)?;
+    comm.sum_f64(&mut numbers)?;
+    let read = |(pair, [chosen, _]): (usize, &[usize; 2])| {
+        let (one, other) = numbers[starts[pair]..starts[pair + 1]].split_at(*chosen);
+        [one.to_vec(), other.to_vec()]
+    };
+    Ok(counts.iter().enumerate().map(read).collect())
+}
+
+/// Tokens of a pair's answers that are predicted.
+fn predicted(data: &PreparedData, pair: usize) -> [usize; 2] {
+    let pair = data.pair(pair);
+    let there = [true, !pair.rejected.is_empty()];
+    [0, 1].map(|answer| {
+        let span = pair.spans[answer];
+        if there[answer] { span.end.saturating_sub(span.start.max(1)) } else { 0 }
+    })
+}
+
+/// What each token of an answer adds to its implicit reward: beta (log pi - log pi_ref), simpo's share of the mean, or the log-prob.
+/// `reference` has as many entries, or none where the loss needs none.
+pub fn credits(reported: Reported, policy: &[f64], reference: &[f64]) -> Vec<f64> {
+    let scale = match reported.loss.policy {
+        PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo => reported.loss.beta,
+        PolicyLoss::Simpo => reported.loss.beta / policy.len().max(1) as f64,
+        PolicyLoss::Sft => 1.0,
+    };
+    let credit = |(place, log_prob): (usize, &f64)| scale * (log_prob - reference.get(place).copied().unwrap_or(0.0));
+    policy.iter().enumerate().map(credit).collect()
+}

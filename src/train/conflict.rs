@@ -1,0 +1,133 @@
+//! Do the two losses pull the same way? Every `train.conflict_every` updates both gradients of the same sixteen pairs are
+//! computed apart, and their cosine and norms go into `metrics.jsonl`, in all and of every part of the model.
+//!
+//! It costs two forward and backward passes over those pairs and, while it lasts, two f32 numbers for each that is trained. The
+//! gradients are summed over ranks into buckets of their own: nothing that training reads is touched.
+
+use super::Trainer;
+use crate::config::LossConfig;
+use crate::data::batch::Packing;
+use crate::data::sampler;
+use crate::data::split::Split;
+use crate::engine::Buckets;
+use crate::engine::head::Objective;
+use crate::error::Result;
+use crate::metrics::{Conflict, PartConflict};
+use crate::model::layout::Part;
+use crate::update::reducer::Reducer;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use tch::{Kind, Tensor};
+use tracing::trace_span;
+
+/// Pairs whose gradients are compared.
+const PAIRS: usize = 16;
+
+/// Sums over some parameters of g g, h h and g h.
+#[derive(Default, Clone, Copy)]
+struct Products([f64; 3]);
+
+impl Products {
+    fn add(&mut self, other: Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, more)| *sum += more);
+    }
+
+    /// In gradients of a mean over so many pairs.
+    fn part(self, name: String, pairs: f64) -> PartConflict {
+        let [reward, policy, both] = self.0;
+        let product = (reward * policy).sqrt();
+        PartConflict {
+            part: name,
+            cosine: (product > 0.0).then(|| both / product),
+            reward_norm: reward.sqrt() / pairs,
+            policy_norm: policy.sqrt() / pairs,
+        }
+    }
+}
+
+impl Trainer<'_> {
+    /// Compares the two losses' gradients where that is due; none where it is not. All ranks must call it.
+    ///
+    /// # Errors
+    /// A lost rank, or a device without memory.
+    pub(super) fn conflict_if_due(&mut self) -> Result<Option<Conflict>> {
+        if self.state.step.checked_rem(self.config.train.conflict_every) != Some(0) {
+            return Ok(None);
+        }
+        let _span = trace_span!("conflict").entered();
+        let started = Instant::now();
+        let loss = &self.config.loss;
+        let pairs = fixed_pairs(&self.train);
+        let reward = self.gradients(&pairs, loss, [loss.effective_reward_weight(), 0.0])?;
+        let policy = self.gradients(&pairs, loss, [0.0, loss.effective_alpha()])?;
+        let mut parts: BTreeMap<(usize, String), Products> = BTreeMap::new();
+        let mut all = Products::default();
+        for ((segment, reward), (_, policy)) in reward.iter().zip(policy.iter()) {
+            let (reward, policy) = (reward.flat(), policy.flat());
+            let products = Products([dot(reward, reward)?, dot(policy, policy)?, dot(reward, policy)?]);
+            all.add(products);
+            parts.entry(place(self.engine.model.parts[segment])).or_default().add(products);
+        }
+        let count = pairs.len() as f64;
+        let parts = parts.into_iter().map(|((_, name), products)| products.part(name, count)).collect();
+        let PartConflict { cosine, reward_norm, policy_norm, .. } = all.part(String::new(), count);
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Some(Conflict {
+            conflict: pairs.len(),
+            step: self.state.step,
+            cosine,
+            reward_norm,
+            policy_norm,
+            parts,
+            seconds,
+        }))
+    }
+
+    /// Sums over all ranks of the gradients of these pairs, with these weights of the two losses.
+    fn gradients(&mut self, pairs: &[usize], loss: &LossConfig, [reward_weight, alpha]: [f64; 2]) -> Result<Buckets> {
+        // Without the policy's part no logits are needed, and without the reward's its slopes are 0.
+        let objective = Objective { config: loss, reward_weight, alpha, log_probs: alpha > 0.0 };
+        let mut buckets = Buckets::of(&self.engine.model)?;
+        let (rank, ranks) = (self.comm.rank(), self.comm.world_size());
+        let mine: Vec<usize> = pairs.iter().copied().skip(rank).step_by(ranks).collect();
+        let packing = Packing::shared(self.engine.model.architecture.alike());
+        let tokens: Vec<usize> = mine.iter().map(|&pair| self.train.tokens(pair, packing)).collect();
+        let mut batches: Vec<Vec<usize>> = sampler::micro_batches(&tokens, self.config.train.tokens_per_micro_batch)
+            .into_iter()
+            .map(|places| places.into_iter().map(|place| mine[place]).collect())
+            .collect();
+        // A rank without pairs takes part in the sums all the same.
+        let last = batches.pop().unwrap_or_default();
+        let device = self.engine.model.device;
+        for batch in batches {
+            self.engine.forward_backward(&self.train.pack(&batch, packing, device), &objective, &mut buckets)?;
+        }
+        let mut reducer = Reducer::new(self.comm, &mut buckets);
+        self.engine.forward_backward(&self.train.pack(&last, packing, device), &objective, &mut reducer)?;
+        reducer.finish()?;
+        Ok(buckets)
+    }
+}
+
+/// The same pairs at every time: spread evenly over those whose references are known, or over all.
+fn fixed_pairs(train: &Split) -> Vec<usize> {
+    let known = |pair: &usize| train.references.get(*pair).is_none_or(|[chosen, _]| !chosen.is_nan());
+    let known: Vec<usize> = (0..train.data.len()).filter(known).collect();
+    let count = PAIRS.min(known.len());
+    (0..count).map(|place| known[place * known.len() / count]).collect()
+}
+
+fn dot(one: &Tensor, other: &Tensor) -> Result<f64> {
+    Ok((one * other).f_sum(Kind::Double)?.double_value(&[]))
+}
+
+/// Its place in the output, and its name.
+fn place(part: Part) -> (usize, String) {
+    match part {
+        Part::Embedding => (0, "embedding".to_owned()),
+        Part::Block(number) | Part::Adapter(number) => (1 + number, format!("block {}", number + 1)),
+        Part::Norm => (usize::MAX - 2, "norm".to_owned()),
+        Part::LanguageModelHead => (usize::MAX - 1, "language-model head".to_owned()),
+        Part::RewardHead => (usize::MAX, "reward head".to_owned()),
+    }
+}
