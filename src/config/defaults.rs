@@ -45,6 +45,7 @@ impl Default for LossConfig {
             simpo_gamma: 0.0,
             label_smoothing: 0.0,
             centering: 0.0,
+            router_balance: 0.0,
             alternate_every: 0,
         }
     }

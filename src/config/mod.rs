@@ -193,6 +193,8 @@ pub struct LossConfig {
     pub label_smoothing: f64,
     /// Weight of (chosen reward + rejected reward)^2, which keeps rewards around zero.
     pub centering: f64,
+    /// Weight of the loss that balances the load of experts, in models that have them; 0: none.
+    pub router_balance: f64,
     /// Policy only for this many steps, then reward only, and so on; 0: both at once.
     pub alternate_every: usize,
 }
