@@ -8,6 +8,7 @@ use super::setup;
 use crate::cli::Planning;
 use crate::comm::CommThread;
 use crate::config::{Config, Dtype};
+use crate::data::batch::Packing;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 use crate::model::architecture::Architecture;
@@ -170,7 +171,8 @@ fn lengths(planning: &Planning, (config, model): (&Config, &Path), job: &Job, co
         (None, false) => {
             let data = &config.data;
             let answer = (data.max_length - data.max_prompt_length).div_ceil(2);
-            let pair = PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer };
+            let pair =
+                PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer, apart: false };
             let missing = missing.map_or("a file".into(), |path| path.display().to_string());
             let source = format!("{missing} is not there: every pair has {}, half of what fits", words(pair));
             Ok(assumed(pair, source, config, planning.gpus))
@@ -188,9 +190,10 @@ fn of_data(ranks: usize, (config, model): (&Config, &Path), job: &Job, comm: &Co
     let data = setup::prepared(&config.data.train, "train", config, &encoder, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &data))?;
     let steps = total_steps(config, &sampler);
-    let batches: Vec<Vec<PairTokens>> = (0..steps)
-        .map(|step| sampler.global_batch(step).into_iter().map(|pair| workload::lengths(&data.pair(pair))).collect())
-        .collect();
+    let packing = Packing::shared(job.architecture.alike());
+    let lengths = |pair: usize| workload::lengths(&data.pair(pair), packing);
+    let batches: Vec<Vec<PairTokens>> =
+        (0..steps).map(|step| sampler.global_batch(step).into_iter().map(lengths).collect()).collect();
     let order: Vec<PairTokens> = batches.iter().flatten().copied().take(sampler.pairs_per_epoch()).collect();
     let mean = sum(order.iter().copied()).tokens as f64 / order.len().max(1) as f64;
     Ok(Lengths {
@@ -203,7 +206,8 @@ fn of_data(ranks: usize, (config, model): (&Config, &Path), job: &Job, comm: &Co
 
 /// Equal pairs; the largest micro-batch is full, or is one pair as long as it may be with nothing in common.
 fn assumed(pair: PairTokens, source: String, config: &Config, ranks: usize) -> Lengths {
-    let longest = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length };
+    let longest =
+        PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
     let full = config.train.tokens_per_micro_batch.div_ceil(pair.total());
     let mine = config.train.pairs_per_step.div_ceil(ranks);
     let bound = sum([longest]).or_larger(sum(std::iter::repeat_n(pair, full.min(mine))));
