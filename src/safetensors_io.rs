@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -207,6 +208,19 @@ impl Mapped {
             return Err(self.wrong(name, "has a shape that does not fit its bytes"));
         }
         Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+    }
+
+    /// A copy of some rows of a tensor, as if it were a matrix of its last dimension's columns: [rows, columns].
+    ///
+    /// # Errors
+    /// As [`Self::kind`], or rows that the tensor does not have.
+    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+        let (data, shape, kind) = (self.bytes(name)?, self.shape(name)?, self.kind(name)?);
+        let columns = shape.last().copied().unwrap_or(1);
+        let row = columns as usize * kind.elt_size_in_bytes();
+        let part = data.get(rows.start * row..rows.end * row);
+        let part = part.ok_or_else(|| self.wrong(name, &format!("has no rows {rows:?}")))?;
+        Ok(Tensor::f_from_data_size(part, &[rows.len() as i64, columns], kind)?)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {

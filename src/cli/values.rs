@@ -32,7 +32,7 @@ pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
     let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
     match numbers.as_slice() {
         &[prefix, chosen, rejected] if text.split(',').count() == 3 && chosen > 0 && rejected > 0 => {
-            Ok(PairTokens { prefix, chosen, rejected })
+            Ok(PairTokens { prefix, chosen, rejected, apart: false })
         }
         _ => Err(String::from("expected three whole numbers such as 200,60,60; an answer has 1 token or more")),
     }

@@ -70,6 +70,18 @@ pub fn finish_check(check: Option<FileCheck>, comm: &CommThread) -> Result<()> {
     comm.agree(check.map_or(Ok(()), FileCheck::finish))
 }
 
+/// Refuses to balance experts that the model does not have.
+///
+/// # Errors
+/// As said.
+pub fn balanced(config: &Config, architecture: &Architecture) -> Result<()> {
+    let routed = architecture.blocks.iter().any(|block| block.mlp.experts.is_some());
+    if config.loss.router_balance > 0.0 && !routed {
+        return Err(Error::input("loss.router_balance is above 0, but this model has no experts").hint("set it to 0"));
+    }
+    Ok(())
+}
+
 /// An encoder as the config asks for, with the tokenizer of `model`.
 pub fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Result<Encoder> {
     let data = &config.data;

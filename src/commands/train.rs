@@ -40,6 +40,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     alike::model(&origin, comm)?;
     let check = comm.agree(setup::check_files(&origin, changed))?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
+    comm.agree(setup::balanced(config, &architecture))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let run = &config.output.dir;
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;

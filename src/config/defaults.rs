@@ -51,6 +51,7 @@ impl Default for LossConfig {
             centering: 0.0,
             prior: Prior::Logistic,
             prior_degrees: DEFAULT_PRIOR_DEGREES,
+            router_balance: 0.0,
             alternate_every: 0,
         }
     }

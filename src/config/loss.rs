@@ -24,6 +24,8 @@ pub struct LossConfig {
     pub label_smoothing: f64,
     /// Weight of (chosen reward + rejected reward)^2, which keeps rewards around zero.
     pub centering: f64,
+    /// Weight of the loss that balances the load of experts, in models that have them; 0: none.
+    pub router_balance: f64,
     /// The distribution function F of which the preference losses are -log F: for Bradley-Terry and dpo.
     pub prior: Prior,
     /// Degrees of freedom of `prior = "student"`.

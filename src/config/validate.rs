@@ -113,6 +113,7 @@ impl LossConfig {
         number("loss.beta", self.beta, self.beta > 0.0, "above 0")?;
         number("loss.simpo_gamma", self.simpo_gamma, self.simpo_gamma >= 0.0, "0 or above")?;
         number("loss.centering", self.centering, self.centering >= 0.0, "0 or above")?;
+        number("loss.router_balance", self.router_balance, self.router_balance >= 0.0, "0 or above")?;
         let smoothing = self.label_smoothing;
         number("loss.label_smoothing", smoothing, (0.0..0.5).contains(&smoothing), "from 0 to below 0.5")?;
 

@@ -29,7 +29,7 @@ impl Packing {
     }
 
     /// Whether a pair has its prefix once.
-    fn shares(self, pair: &TokenPair) -> bool {
+    pub fn shares(self, pair: &TokenPair) -> bool {
         match self {
             Self::Shared => true,
             Self::Separate => false,

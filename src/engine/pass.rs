@@ -9,6 +9,7 @@ use super::lending::{GradientSink, WeightSource};
 use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::architecture::Architecture;
+use crate::model::balance::Routing;
 use crate::model::decoder::{self, Block, BlockSums, Context};
 use crate::model::embedding;
 use crate::model::lora::Adapter;
@@ -105,7 +106,8 @@ impl Pass<'_> {
         let mut views = self.views(batch, self.keep);
         let (context, read) =
             trace_span!("plan").in_scope(|| (self.context(batch), batch.read_rows(objective.log_probs)));
-        let context = context?;
+        let Model { architecture, device, .. } = self.model;
+        let context = context?.training(architecture, &batch.groups, objective.config.router_balance, *device);
         let output = self.forward(batch, &read.rows, &mut views, &context)?;
         let (normed, statistics) = self.final_norm(&output)?;
 
@@ -114,15 +116,19 @@ impl Pass<'_> {
         if let Some(vocabulary) = self.order.vocabulary() {
             buckets.vocabulary = sink.lend(vocabulary)?;
         }
-        let (losses, gradient) = trace_span!("heads")
+        let (mut losses, gradient) = trace_span!("heads")
             .in_scope(|| self.heads(&weights).forward_backward(&normed, &read.pairs, objective, &mut buckets))?;
         self.give_back_heads(weights)?;
         let embedding = self.complete_heads(buckets, sink)?;
         self.norm_backward([&gradient, &output, &views.shared[Slot::Gradient]], &statistics, sink)?;
         drop((gradient, normed, output));
-        for block in (0..self.order.blocks.len()).rev() {
-            self.block_backward(block, &read.rows, &mut views, &context, sink)?;
+        if context.routes_all() {
+            decoder::spread(&views.shared[Slot::Gradient], &read.rows);
         }
+        for block in (0..self.order.blocks.len()).rev() {
+            losses.routing.extend(self.block_backward(block, &read.rows, &mut views, &context, sink)?);
+        }
+        losses.routing.reverse();
         self.embedding_backward(batch, &views.shared[Slot::Gradient], embedding, sink)?;
         Ok(losses)
     }
@@ -152,10 +158,13 @@ impl Pass<'_> {
             let _span = trace_span!("forward", segment = self.order.blocks[number].base).entered();
             let output = inputs.get(number + 1).unwrap_or(output);
             let weights = self.lend_block(number)?;
-            block(self.model, number, &weights, rows).forward(state, output, context)?;
+            block(self.model, number, &weights, (rows, context)).forward(state, output, context)?;
             self.give_back_block(number, weights)?;
         }
-        Ok(output.narrow(0, 0, rows.size()[0]))
+        Ok(match context.routes_all() {
+            true => output.f_index_select(0, rows)?,
+            false => output.narrow(0, 0, rows.size()[0]),
+        })
     }
 
     /// The final norm's output [N, D] and its statistics.
@@ -192,7 +201,7 @@ impl Pass<'_> {
         complete(sink, segment, bucket)
     }
 
-    /// From the gradient of a block's output to that of its input, both in [`Slot::Gradient`].
+    /// From the gradient of a block's output to that of its input, both in [`Slot::Gradient`]. Returns what its router did.
     fn block_backward(
         &mut self,
         number: usize,
@@ -200,23 +209,24 @@ impl Pass<'_> {
         views: &mut Views,
         context: &Context,
         sink: &mut dyn GradientSink,
-    ) -> Result<()> {
+    ) -> Result<Option<Routing>> {
         let BlockSegments { base, adapter } = self.order.blocks[number];
         let _span = trace_span!("backward", segment = base).entered();
         let weights = self.lend_block(number)?;
         let mut own = sink.lend(base)?;
         let mut of_adapter = adapter.map_or(Ok(None), |adapter| sink.lend(adapter))?;
         let state = &mut views.states[number];
-        let block = block(self.model, number, &weights, rows);
+        let block = block(self.model, number, &weights, (rows, context));
         if self.keep == Keep::Inputs {
             // Its output is known already: a free buffer takes it.
             block.forward(state, &views.shared[Slot::MiddleGradient], context)?;
         }
         let sums = BlockSums { base: own.as_mut(), adapter: of_adapter.as_mut() };
-        block.backward(state, sums, &mut self.workspace.scratch, context)?;
+        let routing = block.backward(state, sums, &mut self.workspace.scratch, context)?;
         self.give_back_block(number, weights)?;
         complete(sink, base, own)?;
-        adapter.map_or(Ok(()), |adapter| complete(sink, adapter, of_adapter))
+        adapter.map_or(Ok(()), |adapter| complete(sink, adapter, of_adapter))?;
+        Ok(routing)
     }
 
     /// Adds the embedding's gradient to its bucket: to `tied`, where the heads have it already.
@@ -287,9 +297,14 @@ impl Pass<'_> {
     }
 }
 
-/// A block; after attention the last one goes on with these rows `[N]` alone.
-fn block<'a>(model: &'a Model, number: usize, weights: &'a BlockWeights, rows: &'a Tensor) -> Block<'a> {
-    let last = number + 1 == model.architecture.blocks.len();
+/// A block; after attention the last one goes on with these rows `[N]` alone, unless all are to be routed.
+fn block<'a>(
+    model: &'a Model,
+    number: usize,
+    weights: &'a BlockWeights,
+    (rows, context): (&'a Tensor, &Context),
+) -> Block<'a> {
+    let last = number + 1 == model.architecture.blocks.len() && !context.routes_all();
     let adapter = weights.adapter.as_ref().zip(model.lora.as_ref());
     let adapter = adapter.map(|(own, lora)| Adapter::new(lora, &weights.base, own));
     Block::new(&model.architecture, number, &weights.base).with_adapter(adapter).with_rows(last.then_some(rows))

@@ -5,10 +5,12 @@
 
 mod jsonl;
 mod pairs;
+mod router;
 
 pub use crate::config::TOTAL;
 pub use jsonl::Jsonl;
 pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
+pub use router::RouterMetrics;
 
 use crate::checkpoint::{Fitted, MetricsMark};
 use crate::error::Result;
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 pub struct StepMetrics {
     /// Number of the update, from 1; the losses are those before it.
     pub step: usize,
-    /// reward_weight * reward_loss + alpha * policy_loss.
+    /// reward_weight * reward_loss + alpha * policy_loss, and of experts router_balance times their balance loss.
     pub loss: f64,
     /// Mean Bradley-Terry loss a pair of the global batch.
     pub reward_loss: Option<f64>,
@@ -35,6 +37,9 @@ pub struct StepMetrics {
     pub accuracy: Option<f64>,
     /// Mean difference of reward, chosen minus rejected.
     pub margin: Option<f64>,
+    /// What routers did, in models with experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router: Option<RouterMetrics>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate of the update.

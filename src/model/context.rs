@@ -3,6 +3,7 @@
 //! Legend: T tokens.
 
 use super::architecture::{Architecture, BlockDescription};
+use super::balance::Balance;
 use super::rope::Turned;
 use crate::error::{Error, Result};
 use crate::ops::{AttentionPlan, Ops};
@@ -15,6 +16,8 @@ pub struct Context {
     attention: Vec<(AttentionRules, AttentionPlan)>,
     /// The model's rotations, by position.
     pub rotations: Vec<Turned>,
+    /// What is asked of routers, in training where blocks have experts.
+    pub balance: Option<Balance>,
 }
 
 impl Context {
@@ -36,7 +39,19 @@ impl Context {
         }
         let turned = |rotation| Turned::new(rotation, groups, positions, (kind, device));
         let rotations = architecture.rotations.iter().map(turned).collect::<Result<_>>()?;
-        Ok(Self { attention, rotations })
+        Ok(Self { attention, rotations, balance: None })
+    }
+
+    /// The same in training, with the weight of the loss that balances experts.
+    pub fn training(self, architecture: &Architecture, groups: &[Group], coefficient: f64, device: Device) -> Self {
+        let routed = architecture.blocks.iter().any(|block| block.mlp.experts.is_some());
+        let balance = routed.then(|| Balance::new(groups, architecture.blocks.len(), coefficient, device));
+        Self { balance, ..self }
+    }
+
+    /// Whether every row must be routed in every block.
+    pub fn routes_all(&self) -> bool {
+        self.balance.as_ref().is_some_and(Balance::has_loss)
     }
 
     /// The plan of blocks with these rules.

@@ -9,11 +9,15 @@
 //! key/value heads, E head width, F width of the MLP.
 
 use super::architecture::{Architecture, BeforeMlp, BlockDescription, NormKind, Residual};
+use super::balance::{Balance, Routing};
+use super::experts::ExpertMlp;
 use super::head_norm::{HeadNorm, HeadsKept};
-use super::layout::{Places, Projection};
+use super::layout::Places;
+use super::linear::Linear;
 use super::lora::Adapter;
 use super::norm::{Norm, Statistics};
-use super::segment::{Bucket, Weights};
+use super::routes::Routes;
+use super::segment::Weights;
 use super::workspace::{BlockState, Buffers, Slot};
 use crate::error::Result;
 use crate::ops::{Direction, NormGradients, Scratch};
@@ -22,23 +26,16 @@ use tch::Tensor;
 
 pub use super::context::Context;
 pub use super::layout::Part;
+pub use super::linear::BlockSums;
 
 /// One block: what it is and where its parameters lie.
 pub struct Block<'a> {
     architecture: &'a Architecture,
     description: &'a BlockDescription,
     weights: &'a Weights,
-    adapter: Option<Adapter<'a>>,
+    linear: Linear<'a>,
     rows: Option<&'a Tensor>,
     places: Places,
-}
-
-/// Where the gradients of a block's parameters are added; nowhere where they are not trained.
-pub struct BlockSums<'a> {
-    /// Of its own parameters.
-    pub base: Option<&'a mut Bucket>,
-    /// Of its adapters.
-    pub adapter: Option<&'a mut Bucket>,
 }
 
 /// A norm of what a half of a block adds: its place, and what it keeps.
@@ -52,12 +49,13 @@ impl<'a> Block<'a> {
     /// The block of this number, whose parameters are `weights`.
     pub fn new(architecture: &'a Architecture, index: usize, weights: &'a Weights) -> Self {
         let (description, places) = (&architecture.blocks[index], Places::of(architecture, index));
-        Self { architecture, description, weights, adapter: None, rows: None, places }
+        let linear = Linear { weights, adapter: None };
+        Self { architecture, description, weights, linear, rows: None, places }
     }
 
     /// The same block with adapters, beside which its own parameters are frozen.
     pub fn with_adapter(self, adapter: Option<Adapter<'a>>) -> Self {
-        Self { adapter, ..self }
+        Self { linear: Linear { weights: self.weights, adapter }, ..self }
     }
 
     /// The same block where only these rows `[N]` of its output are read, each once, or all of them. Attention needs
@@ -73,13 +71,14 @@ impl<'a> Block<'a> {
     /// A buffer that is not what this crate allocates.
     pub fn forward(&self, state: &mut BlockState, output: &Tensor, context: &Context) -> Result<()> {
         state.log_sums = self.attend(&state.buffers, context)?;
-        match self.rows {
+        state.routes = match self.rows {
             Some(rows) => {
                 let output = output.narrow(0, 0, rows.size()[0]);
-                self.follow(&state.buffers.of_rows(rows), &output)
+                self.follow(&state.buffers.of_rows(rows), &output)?
             }
-            None => self.follow(&state.buffers, output),
-        }
+            None => self.follow(&state.buffers, output)?,
+        };
+        Ok(())
     }
 
     /// Attention: the block's input -> `Slot::Attended`; its norm, if it has one, stays in `Slot::Normed`. Returns the
@@ -93,7 +92,7 @@ impl<'a> Block<'a> {
             }
             None => &at[Slot::Input],
         };
-        self.project(read, &self.places.query_key_value, &at[Slot::QueryKeyValue])?;
+        self.linear.project(read, &self.places.query_key_value, &at[Slot::QueryKeyValue])?;
         let rows = heads_of(&at[Slot::QueryKeyValue], heads);
         for (_, norm, kept) in self.query_key_norms(at) {
             norm.forward(ops, &rows, kept)?;
@@ -105,10 +104,12 @@ impl<'a> Block<'a> {
         ops.attention(plan, &rows, &heads_of(&at[Slot::Attended], heads))
     }
 
-    /// What follows attention, every row for itself: its result and the block's input -> `output`.
-    fn follow(&self, at: &Buffers, output: &Tensor) -> Result<()> {
+    /// What follows attention, every row for itself: its result and the block's input -> `output`. Returns which rows went
+    /// through which experts, where there are any.
+    fn follow(&self, at: &Buffers, output: &Tensor) -> Result<Option<Routes>> {
         let (places, ops) = (&self.places, self.weights.ops);
-        self.contribute(&at[Slot::Attended], &places.attention_output, self.post_attention(at), at)?;
+        let attended = |to: &Tensor| self.linear.project(&at[Slot::Attended], &places.attention_output, to);
+        self.contribute(attended, self.post_attention(at), at)?;
         let (input, change, middle) = (&at[Slot::Input], &at[Slot::Change], &at[Slot::Middle]);
         let own = self.norm(places.mlp_norm).filter(|_| self.description.norms.before_mlp == BeforeMlp::Own);
         match (self.description.residual, own) {
@@ -123,37 +124,48 @@ impl<'a> Block<'a> {
                 }
             }
         }
-        self.project(self.mlp_input(at), &places.up, &at[Slot::Inner])?;
-        ops.activate(self.description.mlp.kind, &at[Slot::Inner], &at[Slot::Activated])?;
-        self.contribute(&at[Slot::Activated], &places.down, self.post_mlp(at), at)?;
-        ops.add(middle, change, output)
+        let routes = match self.experts() {
+            Some(experts) => {
+                let routed = |to: &Tensor| experts.forward(self.mlp_input(at), at, to);
+                Some(self.contribute(routed, self.post_mlp(at), at)?)
+            }
+            None => {
+                self.linear.project(self.mlp_input(at), &places.up, &at[Slot::Inner])?;
+                ops.activate(self.description.mlp.kind, &at[Slot::Inner], &at[Slot::Activated])?;
+                let activated = |to: &Tensor| self.linear.project(&at[Slot::Activated], &places.down, to);
+                self.contribute(activated, self.post_mlp(at), at)?;
+                None
+            }
+        };
+        ops.add(middle, change, output)?;
+        Ok(routes)
     }
 
-    /// What a half of the block adds to the hidden states, in `Slot::Change`: the projection of its result, normed and
-    /// scaled where the family does so.
-    fn contribute(
+    /// What a half of the block adds to the hidden states, in `Slot::Change`: what `result` writes, normed and scaled where
+    /// the family does so.
+    fn contribute<T>(
         &self,
-        result: &Tensor,
-        projection: &Projection,
+        result: impl FnOnce(&Tensor) -> Result<T>,
         post_norm: Option<PostNorm>,
         at: &Buffers,
-    ) -> Result<()> {
+    ) -> Result<T> {
         let change = &at[Slot::Change];
-        match post_norm {
+        let made = match post_norm {
             Some(PostNorm { place, before, statistics }) => {
-                self.project(result, projection, before)?;
+                let made = result(before)?;
                 norm_of(self.architecture, self.weights, place).forward(before, change, &statistics)?;
+                made
             }
-            None => self.project(result, projection, change)?,
-        }
+            None => result(change)?,
+        };
         if let Some(scale) = self.description.residual_scale {
             let _ = change.shallow_clone().f_mul_scalar_(scale)?;
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Gradient of the output in the first N rows of `Slot::Gradient` [T, D] -> gradient of the input, in all T of them;
-    /// parameter gradients are added to `sums`.
+    /// parameter gradients are added to `sums`. Returns what the router did, in training with experts.
     ///
     /// # Errors
     /// As [`Block::forward`].
@@ -163,56 +175,88 @@ impl<'a> Block<'a> {
         mut sums: BlockSums,
         scratch: &mut Scratch,
         context: &Context,
-    ) -> Result<()> {
-        let at = &state.buffers;
-        match self.rows {
+    ) -> Result<Option<Routing>> {
+        let (at, routes) = (&state.buffers, state.routes.as_ref().map(|routes| (routes, context.balance.as_ref())));
+        let routing = match self.rows {
             Some(rows) => {
-                self.follow_backward(&at.of_rows(rows), &mut sums, scratch)?;
+                let routing = self.follow_backward((&at.of_rows(rows), routes), &mut sums, scratch)?;
                 spread(&at[Slot::AttendedGradient], rows);
                 spread(&at[Slot::MiddleGradient], rows);
+                routing
             }
-            None => self.follow_backward(at, &mut sums, scratch)?,
-        }
-        self.attend_backward(state, &mut sums, scratch, context)
+            None => self.follow_backward((at, routes), &mut sums, scratch)?,
+        };
+        self.attend_backward(state, &mut sums, scratch, context)?;
+        Ok(routing)
     }
 
     /// The backward pass of [`Block::follow`]: from `Slot::Gradient` to `Slot::AttendedGradient`, and to what reaches the
     /// input besides, in `Slot::MiddleGradient`.
-    fn follow_backward(&self, at: &Buffers, sums: &mut BlockSums, scratch: &mut Scratch) -> Result<()> {
-        let (places, ops, mlp) = (&self.places, self.weights.ops, self.description.mlp.kind);
+    fn follow_backward(
+        &self,
+        (at, routes): (&Buffers, Option<(&Routes, Option<&Balance>)>),
+        sums: &mut BlockSums,
+        scratch: &mut Scratch,
+    ) -> Result<Option<Routing>> {
+        let (places, ops) = (&self.places, self.weights.ops);
         let parallel = self.description.residual == Residual::Parallel;
         // The MLP, from its output to the hidden states that it read.
         let gradient = self.contribute_backward(&at[Slot::Gradient], self.post_mlp(at), at, sums)?;
-        let through = self.input_gradient(gradient, &places.down, &at[Slot::ActivatedGradient])?;
-        let (given, activated) = (&at[Slot::ActivatedGradient], &at[Slot::Activated]);
-        ops.activate_backward(mlp, &at[Slot::Inner], given, activated, &at[Slot::InnerGradient])?;
-        self.project_backward(&places.down, [gradient, activated], through, sums, scratch)?;
-        let read = if parallel { &at[Slot::Input] } else { &at[Slot::Middle] };
-        let (inner, output) = (&at[Slot::InnerGradient], &at[Slot::Change]);
-        let through = self.input_gradient(inner, &places.up, output)?;
-        match self.norm(places.mlp_norm) {
+        let (read, output) = (if parallel { &at[Slot::Input] } else { &at[Slot::Middle] }, &at[Slot::Change]);
+        let norm = self.norm(places.mlp_norm);
+        let shared = self.description.norms.before_mlp == BeforeMlp::Shared;
+        let statistics = || if shared { self.input_statistics(at) } else { self.middle_statistics(at) };
+        let normed = || match &norm {
+            Some(norm) => norm.apply(read, &statistics(), &at[Slot::Normed]).map(|()| &at[Slot::Normed]),
+            None => Ok(read),
+        };
+        let mut routing = None;
+        match (self.experts(), routes) {
+            (Some(experts), Some((routes, balance))) => {
+                let did = balance.map(|balance| balance.of(&at[Slot::Shares], routes, self.rows)).transpose()?;
+                let (did, of_shares) = did.unzip();
+                let (tensors, routes) = ([normed()?, gradient, output], (routes, of_shares.flatten()));
+                experts.backward(tensors, (routes.0, routes.1.as_ref()), at, sums.base.as_deref_mut(), scratch)?;
+                routing = did;
+            }
+            _ => self.mlp_backward(gradient, normed, at, sums, scratch)?,
+        }
+        match &norm {
             Some(norm) => {
-                let shared = self.description.norms.before_mlp == BeforeMlp::Shared;
-                let statistics = if shared { self.input_statistics(at) } else { self.middle_statistics(at) };
-                norm.apply(read, &statistics, &at[Slot::Normed])?;
-                self.project_backward(&places.up, [inner, &at[Slot::Normed]], through, sums, scratch)?;
                 let (residual, input) = (Some(&at[Slot::Gradient]), &at[Slot::MiddleGradient]);
                 let gradients = NormGradients { output, residual, input };
-                norm.backward(gradients, read, &statistics, sums.base.as_deref_mut())?;
+                norm.backward(gradients, read, &statistics(), sums.base.as_deref_mut())?;
             }
-            None => {
-                self.project_backward(&places.up, [inner, read], through, sums, scratch)?;
-                ops.add(output, &at[Slot::Gradient], &at[Slot::MiddleGradient])?;
-            }
+            None => ops.add(output, &at[Slot::Gradient], &at[Slot::MiddleGradient])?,
         }
         // From there to attention's result. Side by side both halves have the same gradient.
         let gradient = if parallel { &at[Slot::Gradient] } else { &at[Slot::MiddleGradient] };
         let gradient = self.contribute_backward(gradient, self.post_attention(at), at, sums)?;
-        let through = self.input_gradient(gradient, &places.attention_output, &at[Slot::AttendedGradient])?;
-        self.project_backward(&places.attention_output, [gradient, &at[Slot::Attended]], through, sums, scratch)
+        let through = self.linear.input_gradient(gradient, &places.attention_output, &at[Slot::AttendedGradient])?;
+        let factors = [gradient, &at[Slot::Attended]];
+        self.linear.project_backward(&places.attention_output, factors, through, sums, scratch)?;
+        Ok(routing)
     }
 
-    /// Gradient of the projection's output that [`Block::contribute`] made, from that of what it added; it may come to lie
+    /// From the gradient of the MLP's output to that of its input, which `input` makes again, in `Slot::Change`.
+    fn mlp_backward<'b>(
+        &self,
+        gradient: &Tensor,
+        input: impl FnOnce() -> Result<&'b Tensor>,
+        at: &Buffers,
+        sums: &mut BlockSums,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let (places, inner) = (&self.places, &at[Slot::InnerGradient]);
+        let through = self.linear.input_gradient(gradient, &places.down, &at[Slot::ActivatedGradient])?;
+        let (given, activated) = (&at[Slot::ActivatedGradient], &at[Slot::Activated]);
+        self.weights.ops.activate_backward(self.description.mlp.kind, &at[Slot::Inner], given, activated, inner)?;
+        self.linear.project_backward(&places.down, [gradient, activated], through, sums, scratch)?;
+        let through = self.linear.input_gradient(inner, &places.up, &at[Slot::Change])?;
+        self.linear.project_backward(&places.up, [inner, input()?], through, sums, scratch)
+    }
+
+    /// Gradient of the half's result that [`Block::contribute`] took, from that of what it added; it may come to lie
     /// in `Slot::Change`.
     fn contribute_backward<'b>(
         &self,
@@ -264,19 +308,19 @@ impl<'a> Block<'a> {
         }
         let (gradient, output) = (&at[Slot::QueryKeyValueGradient], &at[Slot::Change]);
         let (residual, input) = (&at[Slot::MiddleGradient], &at[Slot::Gradient]);
-        let through = self.input_gradient(gradient, &places.query_key_value, output)?;
+        let through = self.linear.input_gradient(gradient, &places.query_key_value, output)?;
         match self.norm(places.input_norm) {
             Some(norm) => {
                 let statistics = self.input_statistics(at);
                 norm.apply(&at[Slot::Input], &statistics, &at[Slot::Normed])?;
                 let factors = [gradient, &at[Slot::Normed]];
-                self.project_backward(&places.query_key_value, factors, through, sums, scratch)?;
+                self.linear.project_backward(&places.query_key_value, factors, through, sums, scratch)?;
                 let gradients = NormGradients { output, residual: Some(residual), input };
                 norm.backward(gradients, &at[Slot::Input], &statistics, sums.base.as_deref_mut())
             }
             None => {
                 let factors = [gradient, &at[Slot::Input]];
-                self.project_backward(&places.query_key_value, factors, through, sums, scratch)?;
+                self.linear.project_backward(&places.query_key_value, factors, through, sums, scratch)?;
                 ops.add(output, residual, input)
             }
         }
@@ -297,6 +341,11 @@ impl<'a> Block<'a> {
             };
             Some((place, norm, HeadsKept { before: &at[before], scale: &at[scale] }))
         })
+    }
+
+    /// The experts in place of the MLP, where there are any.
+    fn experts(&self) -> Option<ExpertMlp<'_>> {
+        ExpertMlp::of(self.description.mlp, self.weights, &self.places)
     }
 
     /// What the MLP reads.
@@ -329,59 +378,10 @@ impl<'a> Block<'a> {
     fn norm(&self, place: Option<usize>) -> Option<Norm<'_>> {
         place.map(|place| norm_of(self.architecture, self.weights, place))
     }
-
-    /// `output` [T, out] = x [T, in] W^T + b.
-    fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
-        let weight = self.weights.stacked(projection.weights.clone()).tr();
-        let _ = match &projection.biases {
-            Some(biases) => self.weights.stacked(biases.clone()).f_addmm_out(output, x, &weight)?,
-            None => x.f_mm_out(output, &weight)?,
-        };
-        if let Some(adapter) = &self.adapter {
-            adapter.add(x, projection, output);
-        }
-        Ok(())
-    }
-
-    /// `input_gradient` [T, in] = gradient [T, out] W. Returns the gradient within the projection's adapters, if it has any.
-    fn input_gradient(
-        &self,
-        gradient: &Tensor,
-        projection: &Projection,
-        input_gradient: &Tensor,
-    ) -> Result<Option<Tensor>> {
-        let _ = gradient.f_mm_out(input_gradient, &self.weights.stacked(projection.weights.clone()))?;
-        Ok(self.adapter.as_ref().and_then(|adapter| adapter.add_input_gradient(gradient, projection, input_gradient)))
-    }
-
-    /// Adds the gradients of W and b of [`Block::project`] to the sums, or those of the projection's adapters: gradient
-    /// [T, out] and x [T, in], and what [`Block::input_gradient`] returned.
-    fn project_backward(
-        &self,
-        projection: &Projection,
-        [gradient, x]: [&Tensor; 2],
-        through_adapters: Option<Tensor>,
-        sums: &mut BlockSums,
-        scratch: &mut Scratch,
-    ) -> Result<()> {
-        if let (Some(adapter), Some(bucket)) = (&self.adapter, sums.adapter.as_deref_mut()) {
-            let inner_gradient = through_adapters.as_ref();
-            return inner_gradient.map_or(Ok(()), |inner_gradient| {
-                adapter.backward(projection, [gradient, inner_gradient, x], bucket, scratch)
-            });
-        }
-        let Some(bucket) = sums.base.as_deref_mut() else { return Ok(()) };
-        let ops = self.weights.ops;
-        bucket.add_product(ops, projection.weights.clone(), [gradient, x], scratch)?;
-        match &projection.biases {
-            Some(biases) => ops.add_column_sums(gradient, &bucket.stacked(biases.clone())),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Brings the first N rows of a gradient to the rows `[N]` that they belong to; the others have none.
-fn spread(gradient: &Tensor, rows: &Tensor) {
+pub fn spread(gradient: &Tensor, rows: &Tensor) {
     let read = gradient.narrow(0, 0, rows.size()[0]).copy();
     let _ = gradient.shallow_clone().zero_().index_copy_(0, rows, &read);
 }

@@ -2,7 +2,8 @@
 //!
 //! Not here: what is computed with them (`decoder.rs`).
 //!
-//! Legend: D width, H query heads, G key/value heads, E head width, F width of the MLP, V vocabulary.
+//! Legend: D width, H query heads, G key/value heads, E head width, F width of the MLP or of each of X experts, V
+//! vocabulary.
 
 use super::architecture::{Architecture, BeforeMlp, BlockDescription, QueryKeyNorm, StoredHeads};
 use super::declared::{Declared, Rows};
@@ -90,9 +91,11 @@ pub struct Places {
     pub post_attention_norm: Option<usize>,
     /// The norm before the MLP: `input_norm` where it is shared.
     pub mlp_norm: Option<usize>,
-    /// Gate and up, or up alone.
+    /// The router, where there are experts.
+    pub router: Option<usize>,
+    /// Gate and up, or up alone; of one expert after the other.
     pub up: Projection,
-    /// The MLP's output.
+    /// The MLP's output; of one expert after the other.
     pub down: Projection,
     /// The norm of what the MLP adds.
     pub post_mlp_norm: Option<usize>,
@@ -121,8 +124,10 @@ impl Places {
             BeforeMlp::Shared => input_norm,
             BeforeMlp::None => None,
         };
-        let up = take(if mlp.kind.gated && !mlp.stacked { 2 } else { 1 });
-        let down = take(1);
+        let experts = mlp.experts.map_or(1, |experts| experts.count);
+        let router = mlp.experts.map(|_| take(1).start);
+        let up = take(if mlp.kind.gated && !mlp.stacked { 2 * experts } else { experts });
+        let down = take(experts);
         let post_mlp_norm = norms.after_mlp.then(|| take(norm).start);
         let mut project = |weights: Range<usize>, biased: bool| {
             let biases = biased.then(|| take(weights.len()));
@@ -135,12 +140,25 @@ impl Places {
             query_key_norms,
             post_attention_norm,
             mlp_norm,
+            router,
             up: project(up, mlp.biases),
             down: project(down, mlp.biases),
             post_mlp_norm,
             count,
         }
     }
+}
+
+/// Elements of a block's parameters that a token is computed with: all, but of experts those that it goes through.
+pub fn active_elements(architecture: &Architecture, index: usize) -> usize {
+    let places = Places::of(architecture, index);
+    let of_experts = |place: &usize| places.up.weights.contains(place) || places.down.weights.contains(place);
+    let (mut all, mut shared) = (0, 0);
+    for (place, one) in block(architecture, index).iter().enumerate() {
+        let elements = one.shape.iter().product::<i64>() as usize;
+        if of_experts(&place) { shared += elements } else { all += elements }
+    }
+    all + (shared as f64 * architecture.blocks[index].mlp.active_share()) as usize
 }
 
 /// A block's parameters, each at its place.
@@ -189,16 +207,28 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
         (true, true) => vec![(names.stacked_gate_up, 2 * inner)],
         (false, _) => vec![(names.up, inner)],
     };
+    if let (Some(place), Some(experts)) = (places.router, mlp.experts) {
+        put(place, names.router, "weight", vec![experts.count as i64, width], Rows::AsInMemory);
+    }
+    // An expert's matrices are called as the MLP's, after its number.
+    let of_experts = |matrices: Vec<(&str, i64)>| -> Vec<(String, i64)> {
+        let count = mlp.experts.map_or(1, |experts| experts.count);
+        let prefix = |expert: usize| mlp.experts.map_or(String::new(), |_| format!("{}{expert}.", names.experts));
+        let of = |expert: usize| matrices.iter().map(move |(name, rows)| (prefix(expert) + name, *rows));
+        (0..count).flat_map(of).collect()
+    };
+    let owned =
+        |matrices: Vec<(&str, i64)>| matrices.into_iter().map(|(name, rows)| (name.to_string(), rows)).collect();
     for (projection, outputs, inputs, rows) in [
-        (&places.query_key_value, all_heads, width, by_head),
-        (&places.attention_output, vec![(names.attention_output, width)], query, Rows::AsInMemory),
-        (&places.up, up, width, Rows::AsInMemory),
-        (&places.down, vec![(names.down, width)], inner, Rows::AsInMemory),
+        (&places.query_key_value, owned(all_heads), width, by_head),
+        (&places.attention_output, owned(vec![(names.attention_output, width)]), query, Rows::AsInMemory),
+        (&places.up, of_experts(up), width, Rows::AsInMemory),
+        (&places.down, of_experts(vec![(names.down, width)]), inner, Rows::AsInMemory),
     ] {
-        for (at, (name, outputs)) in outputs.into_iter().enumerate() {
-            put(projection.weights.start + at, name, "weight", vec![outputs, inputs], rows);
+        for (at, (name, outputs)) in outputs.iter().enumerate() {
+            put(projection.weights.start + at, name, "weight", vec![*outputs, inputs], rows);
             if let Some(biases) = &projection.biases {
-                put(biases.start + at, name, "bias", vec![outputs], rows);
+                put(biases.start + at, name, "bias", vec![*outputs], rows);
             }
         }
     }

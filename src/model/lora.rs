@@ -8,7 +8,7 @@
 
 use super::architecture::Architecture;
 use super::declared::Declared;
-use super::layout::{Part, Projection};
+use super::layout::{Part, Places, Projection};
 use super::segment::{Bucket, Weights};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
@@ -57,6 +57,16 @@ impl Lora {
             config.targets.iter().find(|target| !projections.iter().any(|(_, module, _)| is_meant(module, target)))
         {
             let known: Vec<&str> = projections.iter().map(|(_, module, _)| last_name(module)).collect();
+            let all = Part::Block(0).parameters(architecture);
+            if all.iter().any(|one| one.name.strip_suffix(".weight").is_some_and(|module| is_meant(module, unknown))) {
+                return Err(Error::input(format!(
+                    "lora.targets: \"{unknown}\" belongs to experts, which have no adapters"
+                ))
+                .hint(format!(
+                    "in Transformers experts are no modules that PEFT could put one beside; name {}",
+                    known.join(", ")
+                )));
+            }
             return Err(Error::input(format!("lora.targets: this model has no projection \"{unknown}\""))
                 .hint(format!("its projections are {}", known.join(", "))));
         }
@@ -115,13 +125,18 @@ fn last_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
-/// Every projection of a block: its place among the block's parameters, its module's name, and its weight [out, in].
+/// Every projection of a block that may have an adapter, which those of experts may not: its place among the block's parameters, its module's name, and its weight [out, in].
 pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
     let matrix = |(place, parameter): (usize, Declared)| match parameter.shape[..] {
         [_, _] => Some((place, parameter.name.strip_suffix(".weight")?.to_string(), parameter)),
         _ => None,
     };
-    Part::Block(block).parameters(architecture).into_iter().enumerate().filter_map(matrix).collect()
+    let Places { router, up, down, .. } = Places::of(architecture, block);
+    let of_experts = |place: usize| {
+        router.is_some_and(|router| router == place || up.weights.contains(&place) || down.weights.contains(&place))
+    };
+    let all = Part::Block(block).parameters(architecture).into_iter().enumerate();
+    all.filter(|(place, _)| !of_experts(*place)).filter_map(matrix).collect()
 }
 
 /// The adapters of one block, for one pass over it.

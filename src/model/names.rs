@@ -4,7 +4,7 @@
 //! leaves its own prefix out, and trainers call the reward head as they like. Not here: reading the tensors
 //! (`weight_files.rs`).
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, Names};
 use super::layout::REWARD_HEAD;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -30,12 +30,12 @@ pub fn usual(architecture: &Architecture, name: &str) -> String {
     let mut rest = name.as_str();
     loop {
         if is_known(architecture, rest) {
-            return with_usual_head(architecture, rest);
+            return with_usual_module(architecture, with_usual_head(architecture, rest));
         }
         // A backbone saved alone.
         let whole = format!("{}{rest}", backbone(architecture));
         if is_known(architecture, &whole) {
-            return whole;
+            return with_usual_module(architecture, whole);
         }
         match PREFIXES.iter().find_map(|prefix| rest.strip_prefix(prefix)) {
             Some(shorter) => rest = shorter,
@@ -65,6 +65,14 @@ fn with_usual_head(architecture: &Architecture, name: &str) -> String {
     let [usual, others @ ..] = architecture.names.head else { return name.into() };
     let rest = others.iter().find_map(|other| name.strip_prefix(other)?.strip_prefix('.'));
     rest.map_or_else(|| name.into(), |rest| format!("{usual}.{rest}"))
+}
+
+/// Transformers 5 calls the module of all experts `mlp`, also where files had another name.
+fn with_usual_module(architecture: &Architecture, name: String) -> String {
+    let Names { block, router, .. } = architecture.names;
+    let usual = router.split('.').next().unwrap_or(router);
+    let within = name.strip_prefix(block).and_then(|rest| rest.split_once(".mlp."));
+    within.filter(|_| usual != "mlp").map(|(number, rest)| format!("{block}{number}.{usual}.{rest}")).unwrap_or(name)
 }
 
 /// The module that a tensor would be a part of, were it a reward head's; `named` is the one that config.json names

@@ -4,6 +4,7 @@
 
 use super::architecture::Architecture;
 use super::declared::Declared;
+use super::fused;
 use super::layout::{Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
 use super::quantised;
@@ -13,6 +14,7 @@ use crate::files;
 use crate::safetensors_io::Mapped;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 
@@ -33,13 +35,24 @@ pub const REWARD_BIAS: &str = "reward_bias";
 /// The files of a folder, and which tensor is in which.
 pub struct WeightFiles {
     files: Vec<Mapped>,
-    /// By its usual name: the number of its file, and its name there.
-    place: BTreeMap<String, (usize, String)>,
+    /// By its usual name.
+    place: BTreeMap<String, Place>,
     head: Option<HeadNames>,
     /// The module that config.json names as the reward head.
     named_head: Option<String>,
     /// What config.json adds to rewards.
     reward_bias: f64,
+}
+
+/// Where a tensor is.
+#[derive(Clone)]
+struct Place {
+    /// The number of its file.
+    file: usize,
+    /// Its name there.
+    raw: String,
+    /// Which rows of that tensor it is, where it is not all of it.
+    rows: Option<Range<usize>>,
 }
 
 impl WeightFiles {
@@ -53,7 +66,10 @@ impl WeightFiles {
         let needed: BTreeSet<String> =
             parts.flat_map(|part| part.parameters(architecture)).map(|declared| declared.name).collect();
         let files = mapped(&weight_paths(folder)?)?;
-        quantised::refuse(folder, &config, &files, |name| needed.contains(&names::usual(architecture, name)))?;
+        quantised::refuse(folder, &config, &files, |name| {
+            let usual = names::usual(architecture, name);
+            needed.contains(&usual) || fused::is_fused(architecture, &usual)
+        })?;
         let mut opened = Self::of(folder, files, architecture, named_head(&config))?;
         opened.reward_bias = config.get(REWARD_BIAS).and_then(Value::as_f64).unwrap_or(0.0);
         match opened.place.keys().find(|name| name.contains(".lora_") || name.contains(".base_layer.")) {
@@ -78,7 +94,7 @@ impl WeightFiles {
     }
 
     fn of(folder: &Path, files: Vec<Mapped>, architecture: &Architecture, named: Option<String>) -> Result<Self> {
-        let mut place: BTreeMap<String, (usize, String)> = BTreeMap::new();
+        let mut place: BTreeMap<String, Place> = BTreeMap::new();
         let mut renamed = None;
         for (number, file) in files.iter().enumerate() {
             for name in file.names() {
@@ -86,17 +102,26 @@ impl WeightFiles {
                 if usual != name {
                     renamed.get_or_insert_with(|| format!("{name} is read as {usual}"));
                 }
-                if let Some((other, twin)) = place.insert(usual.clone(), (number, name.clone())) {
-                    let [one, two] = [other, number].map(|number| files[number].path().display());
-                    return Err(Error::input(format!("{usual} is there twice: {twin} in {one}, {name} in {two}"))
-                        .hint("take one of them out: they may differ"));
+                let fused = fused::parts(architecture, &usual, &file.shape(&name)?);
+                let fused = fused.map_err(|error| error.at(file.path().display()))?;
+                let parts: Vec<(String, Option<Range<usize>>)> = match fused {
+                    Some(parts) => parts.into_iter().map(|part| (part.name, Some(part.rows))).collect(),
+                    None => vec![(usual, None)],
+                };
+                for (usual, rows) in parts {
+                    let here = Place { file: number, raw: name.clone(), rows };
+                    if let Some(Place { file: other, raw: twin, .. }) = place.insert(usual.clone(), here) {
+                        let [one, two] = [other, number].map(|number| files[number].path().display());
+                        return Err(Error::input(format!("{usual} is there twice: {twin} in {one}, {name} in {two}"))
+                            .hint("take one of them out: they may differ"));
+                    }
                 }
             }
         }
         if let Some(renamed) = renamed {
             tracing::info!("{}: names of another program: {renamed}", folder.display());
         }
-        let shape = |(name, (file, raw)): (&String, &(usize, String))| Ok((name.clone(), files[*file].shape(raw)?));
+        let shape = |(name, place): (&String, &Place)| Ok((name.clone(), place.shape(&files)?));
         let shapes = place.iter().map(shape).collect::<Result<BTreeMap<_, _>>>()?;
         let head = HeadNames::find(&shapes, named.as_deref(), architecture.width as i64)
             .map_err(|error| error.at(folder.display()))?;
@@ -111,7 +136,7 @@ impl WeightFiles {
         }
         let opened = Self { files, place, head, named_head: named, reward_bias: 0.0 };
         if let Some(head) = opened.head.as_ref().filter(|head| !head.is_usual()) {
-            let (file, raw) = &opened.place[&head.weight];
+            let Place { file, raw, .. } = &opened.place[&head.weight];
             tracing::info!("{}: the reward head is {raw}", opened.files[*file].path().display());
         }
         Ok(opened)
@@ -138,8 +163,7 @@ impl WeightFiles {
     /// # Errors
     /// No such tensor.
     pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
-        let (file, raw) = self.find(name)?;
-        file.shape(raw)
+        self.find(name)?.shape(&self.files)
     }
 
     /// A copy of a tensor, on the CPU, of the file's kind.
@@ -147,13 +171,13 @@ impl WeightFiles {
     /// # Errors
     /// No such tensor, or one of a kind that is not read.
     pub fn read(&self, name: &str) -> Result<Tensor> {
-        let (file, raw) = self.find(name)?;
-        file.read(raw)
+        self.find(name)?.read(&self.files)
     }
 
-    fn find(&self, name: &str) -> Result<(&Mapped, &str)> {
-        let found = self.place.get(name).map(|(file, raw)| (&self.files[*file], raw.as_str()));
-        found.ok_or_else(|| Error::input(format!("there is no tensor {name}")).hint("get or write the files again"))
+    fn find(&self, name: &str) -> Result<&Place> {
+        self.place
+            .get(name)
+            .ok_or_else(|| Error::input(format!("there is no tensor {name}")).hint("get or write the files again"))
     }
 
     /// The reward head: [1, D] in f32, and what is added to its product.
@@ -162,8 +186,8 @@ impl WeightFiles {
     /// A head of a kind that is not read, or one that is not finite.
     pub fn reward_head(&self) -> Result<Option<(Tensor, f64)>> {
         let Some(HeadNames { weight, bias }) = &self.head else { return Ok(None) };
-        let (file, raw) = self.find(weight)?;
-        let value = file.read(raw)?;
+        let place = self.find(weight)?;
+        let (value, raw) = (place.read(&self.files)?, &place.raw);
         let bias = match bias {
             Some(name) => self.read(name)?.to_kind(Kind::Double).view([1]).double_value(&[0]),
             None => 0.0,
@@ -178,7 +202,7 @@ impl WeightFiles {
     /// File by file its path and the tensors to go into a merged model, by usual name: all but reward heads and constants.
     pub fn shards(&self) -> impl Iterator<Item = (&Path, Vec<&str>)> {
         self.files.iter().enumerate().map(|(number, file)| {
-            let mine = self.place.iter().filter(move |(_, (file, _))| *file == number);
+            let mine = self.place.iter().filter(move |(_, place)| place.file == number);
             let names = mine.map(|(name, _)| name.as_str());
             let kept =
                 names.filter(|name| !names::is_of_a_head(name, self.named_head.as_deref()) && !is_constant(name));
@@ -240,7 +264,7 @@ impl WeightFiles {
         for Declared { name, shape, .. } in there {
             let found = self.shape(name)?;
             if found != *shape {
-                let (file, raw) = &self.place[name];
+                let Place { file, raw, .. } = &self.place[name];
                 let file = self.files[*file].path().display();
                 misshapen.push(format!("{file}: {raw} has shape {found:?}, but config.json makes it {shape:?}"));
             }
@@ -276,6 +300,23 @@ impl WeightFiles {
         // Some carry a tied head's copy of the embedding.
         let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
         self.names().filter(|name| !known.contains(name) && !harmless(name) && !self.is_head(name)).collect()
+    }
+}
+
+impl Place {
+    fn shape(&self, files: &[Mapped]) -> Result<Vec<i64>> {
+        let mut shape = files[self.file].shape(&self.raw)?;
+        if let Some(rows) = &self.rows {
+            shape = vec![rows.len() as i64, shape.pop().unwrap_or(1)];
+        }
+        Ok(shape)
+    }
+
+    fn read(&self, files: &[Mapped]) -> Result<Tensor> {
+        match &self.rows {
+            Some(rows) => files[self.file].read_rows(&self.raw, rows.clone()),
+            None => files[self.file].read(&self.raw),
+        }
     }
 }
 

@@ -5,11 +5,12 @@
 //! little besides, and its memory is known. A micro-batch works in a view of the first T rows.
 //!
 //! Legend: T tokens, N rows that are read of the last block's output, D width, H query heads, G key/value heads, E head
-//! width, F width of the MLP.
+//! width, F width of the MLP, or of each of X experts of which a token takes K; else K = 1.
 
 use super::architecture::NormKind;
 use super::architecture::{Architecture, BeforeMlp, BlockDescription, QueryKeyNorm, Residual};
 use super::norm::Statistics;
+use super::routes::Routes;
 use crate::ops::Scratch;
 use std::ops::Index;
 use tch::{Device, Kind, Tensor};
@@ -50,7 +51,9 @@ pub enum Slot {
     MiddleScale,
     /// `[T]`, of the MLP's own norm.
     MiddleMean,
-    /// [T, 2 F] with a gate, else [T, F]; before the activation.
+    /// [T, X] f32, each expert's share of a token.
+    Shares,
+    /// [T, K, 2 F] with a gate, else [T, K, F]; before the activation. With experts the T K rows are sorted by expert.
     Inner,
     /// [T, D], what the MLP adds, before its norm.
     PostMlp,
@@ -64,11 +67,13 @@ pub enum Slot {
     Normed,
     /// [T, D], a projection's output, or the gradient of a norm's output.
     Change,
-    /// [T, F], the activation.
+    /// [T, K, D], rows that go through experts, sorted by expert.
+    Routed,
+    /// [T, K, F], the activation.
     Activated,
-    /// [T, F], its gradient.
+    /// [T, K, F], its gradient.
     ActivatedGradient,
-    /// [T, 2 F] with a gate, else [T, F].
+    /// [T, K, 2 F] with a gate, else [T, K, F].
     InnerGradient,
     /// [T, H E].
     AttendedGradient,
@@ -119,7 +124,7 @@ const fn read_on(buffer: Buffer) -> Buffer {
 }
 
 /// Every buffer, in the order of [`Slot`].
-const BUFFERS: [Buffer; 29] = [
+const BUFFERS: [Buffer; 31] = [
     read_on(compute(Slot::Input, Lasts::AsInput, |a, _| Some(vec![a.width]))),
     read_on(statistic(Slot::InputScale, |_, b| b.norms.before_attention.then(Vec::new))),
     read_on(statistic(Slot::InputMean, |a, b| mean(a, b.norms.before_attention))),
@@ -135,16 +140,18 @@ const BUFFERS: [Buffer; 29] = [
     compute(Slot::Middle, Lasts::Kept, |a, b| (b.residual == Residual::Sequential).then(|| vec![a.width])),
     statistic(Slot::MiddleScale, |_, b| (b.norms.before_mlp == BeforeMlp::Own).then(Vec::new)),
     statistic(Slot::MiddleMean, |a, b| mean(a, b.norms.before_mlp == BeforeMlp::Own)),
-    compute(Slot::Inner, Lasts::Kept, |_, b| Some(vec![b.mlp.inner_width()])),
+    statistic(Slot::Shares, |_, b| b.mlp.experts.map(|experts| vec![experts.count])),
+    compute(Slot::Inner, Lasts::Kept, |_, b| Some(within(b, b.mlp.inner_width()))),
     compute(Slot::PostMlp, Lasts::Kept, |a, b| b.norms.after_mlp.then(|| vec![a.width])),
     statistic(Slot::PostMlpScale, |_, b| b.norms.after_mlp.then(Vec::new)),
     statistic(Slot::PostMlpMean, |a, b| mean(a, b.norms.after_mlp)),
     compute(Slot::SharedMiddle, Lasts::Shared, |a, b| (b.residual == Residual::Parallel).then(|| vec![a.width])),
     read_on(compute(Slot::Normed, Lasts::Shared, |a, _| Some(vec![a.width]))),
     compute(Slot::Change, Lasts::Shared, |a, _| Some(vec![a.width])),
-    compute(Slot::Activated, Lasts::Shared, |_, b| Some(vec![b.mlp.width])),
-    compute(Slot::ActivatedGradient, Lasts::Shared, |_, b| Some(vec![b.mlp.width])),
-    compute(Slot::InnerGradient, Lasts::Shared, |_, b| Some(vec![b.mlp.inner_width()])),
+    compute(Slot::Routed, Lasts::Shared, |a, b| b.mlp.experts.map(|experts| vec![experts.top_k, a.width])),
+    compute(Slot::Activated, Lasts::Shared, |_, b| Some(within(b, b.mlp.width))),
+    compute(Slot::ActivatedGradient, Lasts::Shared, |_, b| Some(within(b, b.mlp.width))),
+    compute(Slot::InnerGradient, Lasts::Shared, |_, b| Some(within(b, b.mlp.inner_width()))),
     compute(Slot::AttendedGradient, Lasts::Shared, |_, b| Some(vec![attended(b)])),
     compute(Slot::QueryKeyValueGradient, Lasts::Shared, |_, b| Some(vec![query_key_value(b)])),
     compute(Slot::Gradient, Lasts::Shared, |a, _| Some(vec![a.width])),
@@ -167,6 +174,11 @@ fn attended(block: &BlockDescription) -> usize {
 
 fn query_key_value(block: &BlockDescription) -> usize {
     (block.heads.query + 2 * block.heads.key) * block.heads.width
+}
+
+/// A row within the MLP, of so many columns.
+fn within(block: &BlockDescription, columns: usize) -> Vec<usize> {
+    block.mlp.experts.map_or_else(|| vec![columns], |experts| vec![experts.top_k, columns])
 }
 
 fn scales(norm: QueryKeyNorm, heads: usize) -> usize {
@@ -290,6 +302,8 @@ pub struct BlockState {
     pub buffers: Buffers,
     /// Of each attention call, for the backward pass.
     pub log_sums: Vec<Tensor>,
+    /// Which rows went through which experts, where there are any.
+    pub routes: Option<Routes>,
 }
 
 /// The views of one micro-batch.
@@ -359,7 +373,7 @@ impl Workspace {
             if architecture.blocks[block].residual == Residual::Parallel {
                 buffers.0[Slot::Middle as usize] = shared[Slot::SharedMiddle].shallow_clone();
             }
-            BlockState { buffers, log_sums: Vec::new() }
+            BlockState { buffers, log_sums: Vec::new(), routes: None }
         };
         Views {
             states: (0..layers).map(state).collect(),

@@ -4,7 +4,8 @@
 //! differentiation of them. `cpu/` overrides them with loops over memory; `cuda.rs` is the place for a GPU's kernels. The
 //! implementation is chosen once, when a model is placed on a device ([`of`]); nothing else asks which device it is on.
 //!
-//! Legend: T tokens, D width, F width of the MLP, R rows of logits, V vocabulary, H query heads, G key/value heads, E head
+//! Legend: T tokens, D width, F width of the MLP, X experts, A rows that go through them, R
+//! rows of logits, V vocabulary, H query heads, G key/value heads, E head
 //! width. Values are f32 or bf16, statistics and sums f32. Outputs are written to buffers of the caller, which overlap no
 //! input.
 
@@ -121,6 +122,43 @@ pub trait Ops: Sync {
         inner_gradient: &Tensor,
     ) -> Result<()> {
         tensors::activation::backward(kind, inner, gradient, output, inner_gradient)
+    }
+
+    /// Shares of experts: `shares` [T, X] f32 = softmax(x weight^T), with x [T, D] and weight [X, D], in f32 whatever their
+    /// kind.
+    fn route(&self, x: &Tensor, weight: &Tensor, shares: &Tensor) -> Result<()> {
+        tensors::experts::route(x, weight, shares)
+    }
+
+    /// `output` [A, M] = x [A, N], each row times its expert's matrix of `weights` [X, M, N]. Rows are sorted by expert, of
+    /// whose rows `counts` has the numbers.
+    fn grouped_product(&self, x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) -> Result<()> {
+        tensors::experts::product(x, weights, counts, output)
+    }
+
+    /// Gradient of [`Ops::grouped_product`]'s output [A, M] -> `x_gradient` [A, N].
+    fn grouped_input_gradient(
+        &self,
+        gradient: &Tensor,
+        weights: &Tensor,
+        counts: &[i64],
+        x_gradient: &Tensor,
+    ) -> Result<()> {
+        tensors::experts::input_gradient(gradient, weights, counts, x_gradient)
+    }
+
+    /// Adds to `sums` [X, M, N] f32 what [`Ops::add_product`] adds for each expert's rows of left [A, M] and right [A, N].
+    fn add_grouped_product(
+        &self,
+        [left, right]: [&Tensor; 2],
+        counts: &[i64],
+        sums: &Tensor,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        tensors::experts::each(counts, |expert, rows| {
+            let part = |factor: &Tensor| factor.narrow(0, rows.start, rows.end - rows.start);
+            self.add_product(&part(left), &part(right), &sums.get(expert), scratch)
+        })
     }
 
     /// Which rows see which, made once a micro-batch and used by every block with these rules.

@@ -141,12 +141,16 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
         4 * heads.query * rows * (5 * rows + 4 * heads.width) + c * shape.mask
     };
     let fused = mlp.kind.gated && matches!(mlp.kind.activation, Activation::Silu | Activation::GeluTanh);
-    let activation = if fused { 0 } else { 3 * c * tokens * mlp.width };
+    let activation = if fused { 0 } else { 3 * c * tokens * mlp.rows() * mlp.width };
     let head_norms = if query_key_norm.is_some() { 2 * c * tokens * query } else { 0 };
-    let moments = attention.max(activation).max(head_norms);
+    // The sum of a token's experts and one of its rows, widened; in the backward pass a product of widened rows within.
+    let experts = mlp.experts.map_or(0, |experts| 8 * tokens * (a.width + experts.top_k * mlp.width));
+    let moments = attention.max(activation).max(head_norms).max(experts);
     let angles: usize = a.rotations.iter().map(|rotation| rotation.width).sum();
     let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
-    workspace(job, tokens).1 + 4 * tokens * (log_sums + angles) + moments
+    // `model::routes` of every block: three numbers of eight bytes and one of four.
+    let routes = a.blocks.iter().filter_map(|block| block.mlp.experts).map(|experts| 28 * experts.top_k).sum::<usize>();
+    workspace(job, tokens).1 + tokens * (4 * (log_sums + angles) + routes) + moments
 }
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::model::architecture::Architecture;
 use crate::model::declared::Declared;
-use crate::model::layout::Part;
+use crate::model::layout::{Part, active_elements};
 use crate::model::lora::Lora;
 use tch::Kind;
 
@@ -102,10 +102,14 @@ impl Job {
         self.kind.elt_size_in_bytes()
     }
 
-    /// Parameters of all blocks and the final norm: what every token passes.
+    /// Parameters of all blocks and the final norm: what every token passes; of experts those that a token goes through.
     pub fn backbone(&self) -> usize {
-        let passed = |bucket: &Bucket| matches!(bucket.part, Part::Block(_) | Part::Norm);
-        self.buckets().iter().filter(|bucket| passed(bucket)).map(|bucket| bucket.elements).sum()
+        let passed = |bucket: &Bucket| match bucket.part {
+            Part::Block(number) => active_elements(&self.architecture, number),
+            Part::Norm => bucket.elements,
+            _ => 0,
+        };
+        self.buckets().iter().map(passed).sum()
     }
 
     /// Parameters that are trained.

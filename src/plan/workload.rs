@@ -2,6 +2,7 @@
 //!
 //! Not here: what it costs (`memory.rs`, `time.rs`).
 
+use crate::data::batch::Packing;
 use crate::data::{TokenPair, sampler};
 use serde::Serialize;
 use std::ops::{Add, AddAssign};
@@ -9,39 +10,43 @@ use std::ops::{Add, AddAssign};
 /// Lengths of one tokenised pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PairTokens {
-    /// P: tokens common to both sequences, computed once.
+    /// P: tokens common to both sequences, computed once unless `apart`.
     pub prefix: usize,
     /// A: the chosen sequence's other tokens.
     pub chosen: usize,
     /// B: the rejected sequence's other tokens.
     pub rejected: usize,
+    /// Whether each sequence has its prefix for itself: they are rotated differently, by their lengths.
+    pub apart: bool,
 }
 
 impl PairTokens {
-    /// P + A + B.
+    /// P + A + B, and P once more where the sequences are apart.
     pub fn total(self) -> usize {
-        self.prefix + self.chosen + self.rejected
+        self.prefix * if self.apart { 2 } else { 1 } + self.chosen + self.rejected
     }
 
     /// What the pair adds to a micro-batch.
     fn shape(self) -> Shape {
-        let Self { prefix, chosen, rejected } = self;
+        let Self { prefix, chosen, rejected, apart } = self;
         let causal = |rows: usize| rows * (rows + 1) / 2;
+        let of_rejected = if apart { causal(prefix + rejected) } else { rejected * prefix + causal(rejected) };
         Shape {
             pairs: 1,
             tokens: self.total(),
             answers: chosen + rejected,
-            visible: causal(prefix + chosen) + rejected * prefix + causal(rejected),
-            mask: if prefix > 0 { rejected * (prefix + rejected) } else { 0 },
+            visible: causal(prefix + chosen) + of_rejected,
+            mask: if prefix > 0 && !apart { rejected * (prefix + rejected) } else { 0 },
             longest_answers: chosen + rejected,
             longest_sequence: prefix + chosen.max(rejected),
         }
     }
 }
 
-/// The lengths of a pair.
-pub fn lengths(pair: &TokenPair) -> PairTokens {
-    PairTokens { prefix: pair.prefix.len(), chosen: pair.chosen.len(), rejected: pair.rejected.len() }
+/// The lengths of a pair, packed so.
+pub fn lengths(pair: &TokenPair, packing: Packing) -> PairTokens {
+    let [prefix, chosen, rejected] = [pair.prefix, pair.chosen, pair.rejected].map(<[u32]>::len);
+    PairTokens { prefix, chosen, rejected, apart: !packing.shares(pair) }
 }
 
 /// One micro-batch as far as cost goes.

@@ -9,7 +9,7 @@ use crate::engine::head::Objective;
 use crate::error::Result;
 use crate::metrics::{EvaluationMetrics, StepMetrics};
 use crate::model::layout::Part;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 use tracing::warn;
 
@@ -51,10 +51,16 @@ pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
     doubts
 }
 
-/// Notices losses that rise far above their first value.
+/// Steps in a row without a token after which an expert is called dead.
+const DEAD_AFTER: usize = 50;
+
+/// Notices experts that nothing reaches, and losses that rise far above their first value.
 pub(super) struct LossWatch {
     window: usize,
     watched: [(&'static str, Course); 2],
+    /// For how many steps in a row each expert took no token: by block and number.
+    idle: BTreeMap<(usize, usize), usize>,
+    told_of_idle: bool,
 }
 
 /// One loss.
@@ -69,12 +75,12 @@ impl LossWatch {
     /// For a run of so many steps more.
     pub fn new(steps: usize) -> Self {
         let watched = ["reward loss", "policy loss"].map(|name| (name, Course::default()));
-        Self { window: WINDOW.min(steps / 2).max(1), watched }
+        Self { window: WINDOW.min(steps / 2).max(1), watched, idle: BTreeMap::new(), told_of_idle: false }
     }
 
-    /// Takes a step. Each loss is warned of once.
+    /// Takes a step. Each loss is warned of once, and so are experts that nothing reaches.
     pub fn add(&mut self, metrics: &StepMetrics) -> Vec<String> {
-        let mut doubts = Vec::new();
+        let mut doubts: Vec<String> = self.dead_experts(metrics).into_iter().collect();
         let losses = [metrics.reward_loss, metrics.policy_loss];
         for ((name, course), loss) in self.watched.iter_mut().zip(losses) {
             let Some(loss) = loss else { continue };
@@ -98,6 +104,20 @@ impl LossWatch {
             }
         }
         doubts
+    }
+
+    fn dead_experts(&mut self, metrics: &StepMetrics) -> Option<String> {
+        let idle = &metrics.router.as_ref()?.idle_experts;
+        self.idle = idle.iter().map(|expert| (*expert, self.idle.get(expert).unwrap_or(&0) + 1)).collect();
+        let dead: Vec<_> = self.idle.iter().filter(|(_, steps)| **steps >= DEAD_AFTER).collect();
+        let ((block, expert), _) = dead.first().filter(|_| !self.told_of_idle)?;
+        self.told_of_idle = true;
+        Some(format!(
+            "step {}: {} experts took no token for {DEAD_AFTER} steps, expert {expert} of block {block} among them: they do \
+             not learn; loss.router_balance (1e-4, say) spreads tokens",
+            metrics.step,
+            dead.len()
+        ))
     }
 }
 
@@ -199,6 +219,7 @@ mod tests {
             policy_loss: policy,
             accuracy: None,
             margin: None,
+            router: None,
             grad_norm: 1.0,
             lr: 1.0,
             pairs_per_s: 1.0,

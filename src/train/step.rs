@@ -12,12 +12,14 @@ use crate::error::{Error, Result};
 use crate::evaluate::Reported;
 use crate::loss::hit;
 use crate::machine::backend;
-use crate::metrics::StepMetrics;
+use crate::metrics::{RouterMetrics, StepMetrics};
+use crate::model::balance::Routing;
 use crate::update::optim::{self, Update};
 use crate::update::reducer::Reducer;
 use crate::update::sharding::{self, Spread};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use tch::{Device, Kind};
 use tracing::{debug, trace_span, warn};
 
 /// What the gradients of a step leave besides the buckets.
@@ -40,6 +42,9 @@ struct StepSums {
     hits: f64,
     margin: f64,
     tokens: f64,
+    /// Tokens of each expert, block after block; and their weighted balance losses. Empty without experts.
+    load: Vec<f64>,
+    balance: f64,
     /// Ranks that were asked to stop.
     stops: f64,
 }
@@ -98,14 +103,16 @@ impl Trainer<'_> {
             reduced.elapsed().as_secs_f64()
         );
         let (reward_loss, policy_loss) = (sums.reward_loss / pairs, sums.policy_loss / pairs);
+        let balance = sums.balance / pairs;
         let reported = Reported::of_run(&self.config.loss);
         let metrics = StepMetrics {
             step: self.state.step,
-            loss: objective.reward_weight * reward_loss + objective.alpha * policy_loss,
+            loss: objective.reward_weight * reward_loss + objective.alpha * policy_loss + balance,
             reward_loss: reported.reward.then_some(reward_loss),
             policy_loss: reported.policy.then_some(policy_loss),
             accuracy: reported.reward.then_some(sums.hits / pairs),
             margin: reported.reward.then_some(sums.margin / pairs),
+            router: self.router_metrics(&sums.load, balance),
             grad_norm: norm,
             lr: rates.rate,
             pairs_per_s: pairs / seconds,
@@ -152,7 +159,17 @@ impl Trainer<'_> {
     /// Sums over all ranks, and whether one of them was asked to stop.
     fn sums(&self, losses: Vec<(Losses, usize)>) -> Result<StepSums> {
         let stops = f64::from(u8::from(self.stop.load(Ordering::Relaxed)));
-        StepSums { stops, ..StepSums::read(losses)? }.over_all_ranks(self.comm)
+        // A rank without pairs adds zeros of the same number.
+        let experts = self.engine.model.architecture.blocks.iter().filter_map(|block| block.mlp.experts);
+        let load = vec![0.0; experts.map(|experts| experts.count).sum()];
+        StepSums { stops, load, ..StepSums::default() }.read(losses)?.over_all_ranks(self.comm)
+    }
+
+    /// What routers did, in models with experts; `balance` is the weighted loss of a pair.
+    fn router_metrics(&self, load: &[f64], balance: f64) -> Option<RouterMetrics> {
+        let experts = self.engine.model.architecture.blocks.first()?.mlp.experts?;
+        let weight = self.config.loss.router_balance;
+        Some(RouterMetrics::of(load, experts.count, (weight > 0.0).then(|| balance / weight)))
     }
 
     /// Global L2 norm of all gradient sums, the same bits on every rank.
@@ -205,12 +222,17 @@ impl Trainer<'_> {
 
 impl StepSums {
     /// Waits for the losses of all micro-batches.
-    fn read(losses: Vec<(Losses, usize)>) -> Result<Self> {
-        let mut sums = Self::default();
+    fn read(mut self, losses: Vec<(Losses, usize)>) -> Result<Self> {
         for (losses, tokens) in losses {
-            sums.add(&losses.read()?, tokens);
+            let experts = (self.load.len() / losses.routing.len().max(1)).max(1);
+            for (sums, Routing { load, balance, .. }) in self.load.chunks_mut(experts).zip(&losses.routing) {
+                let load: Vec<f64> = Vec::try_from(load.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)?;
+                sums.iter_mut().zip(load).for_each(|(sum, tokens)| *sum += tokens);
+                self.balance += balance.as_ref().map_or(0.0, |balance| balance.double_value(&[]));
+            }
+            self.add(&losses.read()?, tokens);
         }
-        Ok(sums)
+        Ok(self)
     }
 
     fn add(&mut self, losses: &[PairLosses], tokens: usize) {
@@ -227,9 +249,14 @@ impl StepSums {
 
     /// The metrics' one reduction a step.
     fn over_all_ranks(self, comm: &CommThread) -> Result<Self> {
-        let mut packed = [self.reward_loss, self.policy_loss, self.hits, self.margin, self.tokens, self.stops];
+        let Self { reward_loss, policy_loss, hits, margin, tokens, balance, stops, load } = self;
+        let mut packed = vec![reward_loss, policy_loss, hits, margin, tokens, balance, stops];
+        packed.extend(load);
         comm.sum_f64(&mut packed)?;
-        let [reward_loss, policy_loss, hits, margin, tokens, stops] = packed;
-        Ok(Self { reward_loss, policy_loss, hits, margin, tokens, stops })
+        let load = packed.split_off(7);
+        let mut sums = packed.into_iter();
+        let mut next = || sums.next().unwrap_or(f64::NAN);
+        let [reward_loss, policy_loss, hits, margin, tokens, balance, stops] = std::array::from_fn(|_| next());
+        Ok(Self { reward_loss, policy_loss, hits, margin, tokens, load, balance, stops })
     }
 }

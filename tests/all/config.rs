@@ -269,6 +269,7 @@ fn values_out_of_range_are_refused_and_those_at_the_edge_taken() {
         ("loss.beta", &["0", "-1", "inf"], &["1e-3"]),
         ("loss.label_smoothing", &["0.5", "-0.1", "nan"], &["0", "0.499"]),
         ("loss.centering", &["-1", "nan"], &["0", "0.01"]),
+        ("loss.router_balance", &["-1", "nan"], &["0", "1e-4"]),
         ("data.max_length", &["7"], &["8", "385"]),
         ("data.max_prompt_length", &["0", "512"], &["1", "511"]),
         ("data.train.0.weight", &["0", "-1", "inf"], &["0.5", "3"]),

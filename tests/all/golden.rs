@@ -31,7 +31,7 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 22] = [
+const CASES: [&str; 25] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",
@@ -39,6 +39,9 @@ const CASES: [&str; 22] = [
     "mistral-some-windows",
     "qwen2",
     "qwen3",
+    "qwen3-moe",
+    "mixtral",
+    "olmoe",
     "phi",
     "phi3",
     "gemma2",
@@ -56,14 +59,21 @@ const CASES: [&str; 22] = [
     "gpt-neox-sequential",
 ];
 
+impl OwnedPair {
+    /// Of both sequences: a prefix counts twice.
+    pub fn tokens_of_both(&self) -> usize {
+        2 * self.prefix.len() + self.chosen.len() + self.rejected.len()
+    }
+}
+
 pub struct Golden {
     pub folder: PathBuf,
-    file: Mapped,
+    pub file: Mapped,
     loss: LossConfig,
     margins: Vec<f32>,
 }
 
-struct OwnedPair {
+pub struct OwnedPair {
     prefix: Vec<u32>,
     chosen: Vec<u32>,
     rejected: Vec<u32>,
@@ -82,12 +92,12 @@ impl Golden {
         Self { folder, file, loss, margins }
     }
 
-    fn floats(&self, name: &str) -> Vec<f32> {
+    pub fn floats(&self, name: &str) -> Vec<f32> {
         Vec::try_from(self.file.read(name).unwrap().to_kind(Kind::Float).flatten(0, -1)).unwrap()
     }
 
     /// The pairs, always from the case's main file, with their longest common prefix split off.
-    fn pairs(&self) -> Vec<OwnedPair> {
+    pub fn pairs(&self) -> Vec<OwnedPair> {
         let main = Mapped::open(&self.folder.join("golden.safetensors")).unwrap();
         let ids = |name: String| -> Vec<u32> {
             let ids: Vec<i64> = Vec::try_from(main.read(&name).unwrap()).unwrap();
@@ -139,7 +149,7 @@ impl Golden {
     }
 }
 
-fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
+pub fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
     let items = pairs.iter().enumerate().map(|(index, pair)| PairToPack {
         index: from + index,
         pair: TokenPair {
@@ -162,7 +172,7 @@ fn shared(engine: &Engine) -> Packing {
     Packing::shared(engine.model.architecture.alike())
 }
 
-fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
+pub fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
     let mine = mine.to_device(Device::Cpu).to_kind(Kind::Float);
     let norm = golden.norm().double_value(&[]);
     let difference = (&mine - golden).norm().double_value(&[]);

@@ -4,7 +4,7 @@
 
 use crate::golden::{Golden, check};
 use haf_dist::data::batch::Packing;
-use haf_dist::model::architecture::{Architecture, NormKind, Residual, RopeScaling};
+use haf_dist::model::architecture::{Architecture, Experts, NormKind, Residual, RopeScaling};
 use haf_dist::ops::Activation;
 
 #[test]
@@ -19,9 +19,24 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     let residual = |residual: Residual| {
         move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
     };
-    for case in ["mistral", "mistral-some-windows", "qwen2", "phi3", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"]
-    {
+    for case in [
+        "mistral",
+        "mistral-some-windows",
+        "qwen2",
+        "phi3",
+        "gemma2",
+        "gemma3",
+        "smollm3",
+        "olmo3",
+        "exaone4",
+        "qwen3-moe",
+        "mixtral",
+    ] {
         notice(case, "its window", &no_window);
+        // By one token: some sequence lies between.
+        notice(case, "its window's length", &|model| {
+            model.blocks.iter_mut().filter_map(|block| block.rules.window.as_mut()).for_each(|window| *window += 1);
+        });
     }
     for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"] {
         notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
@@ -69,6 +84,15 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("ministral3", "its first context", &|model| {
         model.rotations[0].query_growth.iter_mut().for_each(|growth| growth.original += 1.0);
     });
+    let experts = |change: fn(&mut Experts)| {
+        move |model: &mut Architecture| {
+            model.blocks.iter_mut().filter_map(|block| block.mlp.experts.as_mut()).for_each(change);
+        }
+    };
+    for case in ["qwen3-moe", "mixtral", "olmoe"] {
+        notice(case, "its number of experts a token", &experts(|experts| experts.top_k += 1));
+        notice(case, "its way to weigh experts", &experts(|experts| experts.normalised = !experts.normalised));
+    }
     notice("granite", "scaled embeddings", &|model| model.embedding_scale = None);
     notice("granite", "scaled logits", &|model| model.logit_scale = None);
     notice("granite", "scaled halves", &|model| {

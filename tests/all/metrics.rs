@@ -15,6 +15,7 @@ fn step(step: usize) -> StepMetrics {
         policy_loss: None,
         accuracy: Some(0.5),
         margin: Some(f64::NAN),
+        router: None,
         grad_norm: f64::INFINITY,
         lr: 1e-5,
         pairs_per_s: 2.0,

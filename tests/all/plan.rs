@@ -35,9 +35,9 @@ const CASES: [&str; 15] = [
     "gpt-neox-sequential",
 ];
 const PAIRS: [PairTokens; 3] = [
-    PairTokens { prefix: 5, chosen: 3, rejected: 2 },
-    PairTokens { prefix: 0, chosen: 4, rejected: 6 },
-    PairTokens { prefix: 9, chosen: 1, rejected: 7 },
+    PairTokens { prefix: 5, chosen: 3, rejected: 2, apart: false },
+    PairTokens { prefix: 0, chosen: 4, rejected: 6, apart: false },
+    PairTokens { prefix: 9, chosen: 1, rejected: 7, apart: false },
 ];
 
 fn folder(case: &str) -> PathBuf {
@@ -120,7 +120,7 @@ fn a_micro_batch_keeps_as_many_bytes_as_predicted() {
 fn useful_flops_follow_the_formula_of_the_benchmarks() {
     let job = job("llama-tied", Kind::BFloat16, true);
     let a = &job.architecture;
-    let pair = PairTokens { prefix: 5, chosen: 3, rejected: 2 };
+    let pair = PairTokens { prefix: 5, chosen: 3, rejected: 2, apart: false };
     // [P | A] is causal: 8 rows see 1 to 8 keys; the 2 rows of B see the 5 of P and themselves.
     let visible = (8 * 9 / 2 + 2 * 5 + 3) as f64;
     let attention = 12.0 * (a.blocks.len() * a.blocks[0].heads.query * a.blocks[0].heads.width) as f64 * visible;
@@ -129,6 +129,29 @@ fn useful_flops_follow_the_formula_of_the_benchmarks() {
     let reward = Job { policy: false, ..job.clone() };
     let without_head = expected - 6.0 * (a.vocabulary * a.width * 5) as f64;
     assert!((useful_flops(&reward, &sum([pair])) / without_head - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn a_prefix_that_two_sequences_rotate_differently_counts_twice() {
+    use haf_dist::data::batch::Packing;
+    use haf_dist::data::{AnswerSpan, TokenPair};
+    use haf_dist::plan::workload::lengths;
+    let job = job("phi3-longrope", Kind::Float, true);
+    let packing = Packing::shared(job.architecture.alike());
+    // The limit is 8: 5 + 2 and 5 + 3 tokens are on one side of it, 5 + 3 and 5 + 4 are not.
+    let tokens = [1u32; 5];
+    for (chosen, rejected, total) in [(2, 3, 10), (3, 4, 17)] {
+        let (prefix, chosen, rejected) = (&tokens[..], &tokens[..chosen], &tokens[..rejected]);
+        let spans = AnswerSpan::of_pair(5, 5, chosen.len(), rejected.len());
+        let pair = TokenPair { prefix, chosen, rejected, spans, margin: 0.0, domain: 0, prompt_hash: 0, tied: false };
+        let pair_tokens = lengths(&pair, packing);
+        assert_eq!((pair_tokens.total(), sum([pair_tokens]).tokens, packing.rows(&pair)), (total, total, total));
+        // As two sequences alone.
+        let causal = |rows: usize| rows * (rows + 1) / 2;
+        let alone = causal(5 + chosen.len()) + causal(5 + rejected.len());
+        assert_eq!(sum([pair_tokens]).visible == alone, total == 17);
+        assert_eq!(lengths(&pair, Packing::Shared).total(), 5 + chosen.len() + rejected.len());
+    }
 }
 
 #[test]
@@ -193,7 +216,7 @@ fn communication_is_hidden_and_exposed_as_the_order_of_buckets_says() {
 #[test]
 fn scaling_goes_to_1024_ranks_and_never_gains_from_more() {
     let (job, hardware) = (job("llama-tied", Kind::BFloat16, true), gpu("h100", true).unwrap());
-    let order = [PairTokens { prefix: 5, chosen: 3, rejected: 2 }];
+    let order = [PairTokens { prefix: 5, chosen: 3, rejected: 2, apart: false }];
     let inputs = Inputs { job: &job, hardware: &hardware, order: &order };
     let weak = inputs.weak(2);
     assert_eq!((weak.len(), weak[10].ranks, weak[10].pairs_per_step), (11, 1024, 2048));

@@ -73,6 +73,8 @@ SMALL = COMMON | {
     "rms_norm_eps": 1e-5,
     "rope_parameters": DEFAULT_ROPE,
 }
+EXPERTS = SMALL | {"num_key_value_heads": 2, "intermediate_size": 8, "tie_word_embeddings": False, "pad_token_id": None}
+EXPERTS |= {"experts_implementation": "eager"}
 NEOX = SMALL | {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "tie_word_embeddings": False}
 
 YARN = {
@@ -341,6 +343,26 @@ CASES = {
             {"sliding_window": 11},
         ],
     },
+    "qwen3-moe": {
+        "family": "qwen3_moe",
+        "seed": 1,
+        "config": EXPERTS
+        | {"head_dim": 6, "moe_intermediate_size": 7, "num_experts": 5, "num_experts_per_tok": 2}
+        | {"norm_topk_prob": True, "sliding_window": 4, "use_sliding_window": True},
+        "without": [{"num_experts_per_tok": 3}, {"norm_topk_prob": False}, {"use_sliding_window": False}],
+    },
+    "mixtral": {
+        "family": "mixtral",
+        "seed": 4,
+        "config": EXPERTS | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+        "without": [{"num_experts_per_tok": 3}, {"sliding_window": None}],
+    },
+    "olmoe": {
+        "family": "olmoe",
+        "seed": 1,
+        "config": EXPERTS | {"num_experts": 6, "num_experts_per_tok": 3},
+        "without": [{"num_experts_per_tok": 4}, {"norm_topk_prob": True}],
+    },
     "gpt-neox-odd": {
         "family": "gpt_neox",
         "seed": 15,
@@ -385,6 +407,11 @@ def new_model(family: str, settings: dict):
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **copy.deepcopy(settings))).eval()
 
 
+# No expert is chosen by rounding: the least distance, among all tokens of a case, of the last share that is chosen from the
+# first that is not.
+LEAST_GAP = 5e-4
+
+
 def random_model(family: str, settings: dict):
     """A model whose every weight matters: sharp attention, logits far from uniform, norms and biases not trivial."""
     model = new_model(family, settings)
@@ -399,7 +426,7 @@ def random_model(family: str, settings: dict):
             value = 0.5 * noise
         else:
             sharp = any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "query_key_value"))
-            value = (1.3 if sharp else 1.0) * noise / parameter.shape[1] ** 0.5
+            value = (1.3 if sharp else 1.0) * noise / parameter.shape[-1] ** 0.5
         parameter.data.copy_(value)
     return model
 
@@ -552,7 +579,7 @@ class Problem:
 class Float64Torch(types.ModuleType):
     """Stands in for `torch` inside a model's module, which casts norms and the softmax to float32 by name."""
 
-    float32 = torch.float64
+    float = float32 = torch.float64
 
     def __getattr__(self, name):
         return getattr(torch, name)
@@ -633,8 +660,59 @@ def check_not_trivial(problem: Problem, case: dict) -> str:
         other.load_state_dict(model.state_dict())
         change = (other(input_ids=torch.tensor([longest])).logits - run.logits).norm() / run.logits.norm()
         assert change > 0.01, f"{settings} changes the logits by {change:.1e} only"
+    gap = least_gap(problem)
+    assert gap > LEAST_GAP, f"experts are chosen by {gap:.1e}"
     shown = " ".join(f"{value:.2f}" for value in torch.cat([differences, z]).tolist())
+    shown += f"; experts chosen by {gap:.1e}" if gap < 1 else ""
     return f"entropy of attention {attention:.2f}, of logits {logits:.2f} (1: uniform); preferences {shown}"
+
+
+@torch.no_grad()
+def least_gap(problem: Problem) -> float:
+    """Between the K-th and the next expert's share of a token; 1 without experts."""
+    gaps = [1.0]
+
+    def watch(router, _, output):
+        shares = output[0].softmax(-1).sort(-1, descending=True).values
+        gaps.append((shares[:, router.top_k - 1] - shares[:, router.top_k]).min().item())
+
+    routers = [module for module in problem.model.modules() if type(module).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(watch) for router in routers]
+    problem.read()
+    for hook in hooks:
+        hook.remove()
+    return min(gaps)
+
+
+def balance_loss(problem: Problem) -> torch.Tensor:
+    """DeepSeek-V3's loss (arXiv 2412.19437, section 2.1.2): of each sequence in each block, mean of all. It is 1 where experts
+    are used alike."""
+    losses = []
+
+    def watch(router, _, output):
+        shares = output[0].softmax(-1)
+        chosen = torch.zeros_like(shares).scatter(-1, output[2], 1.0)
+        experts, tokens = shares.shape[1], shares.shape[0]
+        load = experts / (router.top_k * tokens) * chosen.sum(0)
+        losses.append((load * shares.mean(0)).sum())
+
+    routers = [module for module in problem.model.modules() if type(module).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(watch) for router in routers]
+    problem.read()
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(losses).mean()
+
+
+def balance_of(problem: Problem, family: str) -> dict[str, torch.Tensor]:
+    """The loss that balances experts, and its gradients where they are not zero."""
+    parameters = dict(problem.model.named_parameters())
+    loss = balance_loss(problem)
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    gradients = {name: gradient for name, gradient in zip(parameters, found) if gradient is not None}
+    gradients = as_in_files(problem.model, family, gradients)
+    kept = {f"balance.grad.{name}": gradient for name, gradient in gradients.items() if gradient.norm() > 0}
+    return {"balance.loss": loss.reshape(1)} | kept
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -659,6 +737,27 @@ def save_sharded(model, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.config.rope_parameters == model.config.rope_parameters, loaded.config.rope_parameters
+
+
+def as_in_files(model, family: str, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By the names of files, which hold every expert's matrices by themselves."""
+    found = {}
+    names = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+    if family == "mixtral":
+        names = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
+    for key, value in values.items():
+        key = RENAMED.get((family, key), key)
+        if family == "mixtral":
+            key = key.replace(".mlp.", ".block_sparse_moe.")
+        prefix, _, last = key.rpartition(".")
+        if not prefix.endswith(".experts"):
+            found[key] = value
+            continue
+        parts = names[last]
+        for expert, matrix in enumerate(value):
+            for name, part in zip(parts, matrix.chunk(len(parts))):
+                found[f"{prefix}.{expert}.{name}.weight"] = part
+    return found
 
 
 def metadata(loss: dict, margins: torch.Tensor, pairs: list[dict]) -> dict[str, str]:
@@ -714,9 +813,11 @@ def make_case(name: str, case: dict) -> None:
     if case.get("sharded"):
         save_sharded(model, folder / "sharded")
     tensors = values_of(problem.read(), reference, pairs) | {"score.weight": score, "losses": problem.losses()}
-    in_file = {RENAMED.get((case["family"], key), key): gradient for key, gradient in gradients.items()}
+    in_file = as_in_files(model, case["family"], gradients)
     assert in_file.keys() - {"score.weight"} == load_file(folder / "model.safetensors").keys(), in_file.keys()
     tensors |= {f"grad.{key}": gradient for key, gradient in in_file.items()}
+    if least_gap(problem) < 1:
+        tensors |= balance_of(problem, case["family"])
     write(tensors, folder / "golden.safetensors", metadata(HYBRID, no_margins, pairs))
 
     for variant, settings in VARIANTS.items() if name == "llama-tied" else ():

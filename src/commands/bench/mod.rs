@@ -24,7 +24,8 @@ use crate::evaluate::reference;
 use crate::machine::{self, Machine, backend, wait_for};
 use crate::model::adapter::Origin;
 use crate::model::architecture::Architecture;
-use crate::model::segment::Use;
+use crate::model::layout::{Part, active_elements};
+use crate::model::segment::{Segment, Use};
 use crate::model::weights::{LoadOptions, Model};
 use crate::packing::HeadCounts;
 use crate::terminal;
@@ -250,12 +251,14 @@ impl Work {
     }
 }
 
-/// Parameters of the blocks and the final norm.
+/// Parameters of the blocks and the final norm that a token is computed with.
 fn backbone_parameters(model: &Model) -> f64 {
-    use crate::model::decoder::Part;
-    let backbone = model.parts.iter().zip(&model.segments);
-    let lengths = backbone.filter(|(part, _)| matches!(part, Part::Block(_) | Part::Norm));
-    lengths.map(|(_, segment)| segment.length() as f64).sum()
+    let passed = |(part, segment): (&Part, &Segment)| match *part {
+        Part::Block(number) => active_elements(&model.architecture, number) as f64,
+        Part::Norm => segment.length() as f64,
+        _ => 0.0,
+    };
+    model.parts.iter().zip(&model.segments).map(passed).sum()
 }
 
 /// Operations per second of the products of one training step: each weight's product forward, and its two backward, of
@@ -268,8 +271,9 @@ fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>
     let mut shapes = vec![
         (rows, width, (query + 2 * key) * head_width, layers),
         (rows, query * head_width, width, layers),
-        (rows, width, mlp.inner_width(), layers),
-        (rows, mlp.width, width, layers),
+        // Experts' rows are shared out among their products.
+        (rows * mlp.rows() / mlp.products(), width, mlp.inner_width(), layers * mlp.products()),
+        (rows * mlp.rows() / mlp.products(), mlp.width, width, layers * mlp.products()),
     ];
     if let Some(share) = head {
         shapes.push((((rows as f64 * share) as usize).max(1), width, vocabulary, 1));

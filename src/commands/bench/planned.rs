@@ -3,6 +3,7 @@
 //! Not here: the predictions (`plan/`).
 
 use crate::config::Config;
+use crate::data::batch::Packing;
 use crate::data::prepared::PreparedData;
 use crate::error::Result;
 use crate::machine::Machine;
@@ -38,7 +39,8 @@ pub fn planned(
         return Ok(None);
     }
     let job = Job::new(config, architecture.clone(), machine.kind)?;
-    let pairs: Vec<PairTokens> = (0..data.len()).map(|pair| workload::lengths(&data.pair(pair))).collect();
+    let packing = Packing::shared(architecture.alike());
+    let pairs: Vec<PairTokens> = (0..data.len()).map(|pair| workload::lengths(&data.pair(pair), packing)).collect();
     let per_step = config.train.pairs_per_step;
     let batches: Vec<Vec<PairTokens>> = pairs.chunks(per_step).map(<[PairTokens]>::to_vec).collect();
     let largest = workload::largest(&batches, ranks, job.tokens_per_micro_batch);

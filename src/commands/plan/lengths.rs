@@ -6,6 +6,7 @@ use super::subject::Subject;
 use crate::cli::Planning;
 use crate::commands::setup;
 use crate::config::Config;
+use crate::data::batch::Packing;
 use crate::data::formats;
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::{Encoded, Encoder};
@@ -41,7 +42,7 @@ pub fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Leng
     let guess = |why: String| {
         let data = &config.data;
         let answer = (data.max_length - data.max_prompt_length).div_ceil(2);
-        let pair = PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer };
+        let pair = PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer, apart: false };
         let source = format!("{why}: every pair has {}, half of what fits", words(pair));
         assumed(&[pair], source, config, ranks)
     };
@@ -56,7 +57,7 @@ pub fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Leng
     let encoder = setup::encoder(config, model, &job.architecture)?;
     match PreparedData::open_if_made(&config.data.train, &encoder, &config.data.cache_dir)? {
         Some(data) => of_data(ranks, config, &data, job),
-        None => of_first_pairs(ranks, config, &encoder),
+        None => of_first_pairs(ranks, config, &encoder, job),
     }
 }
 
@@ -68,9 +69,10 @@ fn words(pair: PairTokens) -> String {
 fn of_data(ranks: usize, config: &Config, data: &PreparedData, job: &Job) -> Result<Lengths> {
     let mut sampler = setup::sampler(config, data)?;
     let steps = total_steps(config, &sampler);
-    let batches: Vec<Vec<PairTokens>> = (0..steps)
-        .map(|step| sampler.global_batch(step).into_iter().map(|pair| workload::lengths(&data.pair(pair))).collect())
-        .collect();
+    let packing = Packing::shared(job.architecture.alike());
+    let lengths = |pair: usize| workload::lengths(&data.pair(pair), packing);
+    let batches: Vec<Vec<PairTokens>> =
+        (0..steps).map(|step| sampler.global_batch(step).into_iter().map(lengths).collect()).collect();
     let order: Vec<PairTokens> = batches.iter().flatten().copied().take(sampler.pairs_per_epoch()).collect();
     Ok(Lengths {
         largest: largest(&batches, ranks, job.tokens_per_micro_batch),
@@ -84,17 +86,23 @@ fn of_data(ranks: usize, config: &Config, data: &PreparedData, job: &Job) -> Res
 }
 
 /// The first pairs of every training file, in turn.
-fn of_first_pairs(ranks: usize, config: &Config, encoder: &Encoder) -> Result<Lengths> {
+fn of_first_pairs(ranks: usize, config: &Config, encoder: &Encoder, job: &Job) -> Result<Lengths> {
+    let packing = Packing::shared(job.architecture.alike());
     let mut order = Vec::new();
     for source in &config.data.train {
         for pair in formats::first(source, LOOKED_AT)? {
             if let Encoded::Kept(pair) = encoder.encode(&pair)? {
-                order.push(PairTokens { prefix: pair.prefix, chosen: pair.chosen, rejected: pair.rejected });
+                order.push(workload::lengths(&pair.as_token_pair(0.0, 0), packing));
             }
         }
     }
     if order.is_empty() {
-        order.push(PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length });
+        order.push(PairTokens {
+            prefix: 0,
+            chosen: config.data.max_length,
+            rejected: config.data.max_length,
+            apart: false,
+        });
     }
     let source = format!(
         "lengths of the first {} pairs of the training files, {:.0} tokens on average; `haf-dist prepare` first takes those of all",
@@ -111,14 +119,15 @@ fn mean(order: &[PairTokens]) -> f64 {
 /// A micro-batch that no other exceeds: the budget full of pairs without a common prefix, or one pair of the longest
 /// sequences.
 pub fn longest(config: &Config) -> Shape {
-    let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length };
+    let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
     let one = sum([pair]);
     one.or_larger(one.of_tokens(config.train.tokens_per_micro_batch))
 }
 
 /// The largest micro-batch of such pairs is full, or is one pair as long as it may be with nothing in common.
 fn assumed(order: &[PairTokens], source: String, config: &Config, ranks: usize) -> Lengths {
-    let longest = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length };
+    let longest =
+        PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
     let budget = config.train.tokens_per_micro_batch;
     let mine = config.train.pairs_per_step.div_ceil(ranks);
     let mut tokens = 0;

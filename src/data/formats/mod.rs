@@ -9,13 +9,15 @@ pub mod layout;
 mod layouts;
 mod preference;
 mod reader;
+mod scorable;
 mod suggest;
 mod transcripts;
 mod turns;
 
 pub use beside::keys as keys_beside;
 pub use layouts::LAYOUTS;
-pub use reader::{Scorable, first, read, read_for_scoring, stream};
+pub use reader::{first, read, stream};
+pub use scorable::{Scorable, read_for_scoring};
 
 use crate::data::Pair;
 use crate::error::Error;

@@ -1,18 +1,18 @@
 //! Reads files of rows: tells their layout, joins rows of one prompt, and counts what is left out and why.
 //!
-//! Not here: one row's pairs (`interpret.rs`).
+//! Not here: one row's pairs (`interpret.rs`), files that are only scored (`scorable.rs`).
 
 use super::interpret::Sides;
 use super::layout::Layout;
 use super::layouts::{ALONE, LAYOUTS, named};
 use super::{DropReason, SourceRows, Verdict, beside, suggest};
-use crate::config::{Format, RowRange, Source, TOTAL, Ties};
+use crate::config::{Format, RowRange, Source, TOTAL};
 use crate::data::row::{Columns, MEND, Row};
 use crate::data::rows::Place;
 use crate::data::{Message, Pair, Prompt, rows};
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -253,70 +253,12 @@ fn kind_of(error: &Error) -> String {
     }
 }
 
-/// What a file holds to be scored.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Scorable {
-    /// A pair, or a single answer, for every row.
-    pub pairs: Vec<Pair>,
-    /// Path of a key that holds something and was not used -> in how many rows.
-    pub unused: BTreeMap<String, usize>,
-}
-
-/// Reads all rows of a file that is only scored: pairs of any layout, `prompt` with one `answer` (or `response`, or
-/// `completion`), or `messages` that end with the answer. No row is left out, so that scores and rows can be laid side by
-/// side. Rows may have different layouts. Of the source its path, columns and bound count.
-///
-/// # Errors
-/// As [`read`], at the first odd row; also a pair whose answers do not belong to one prompt, a tie, and a list of more than
-/// one pair.
-pub fn read_for_scoring(source: &Source) -> Result<Scorable> {
-    let Source { path, columns, max_row_bytes, .. } = source;
-    check_columns(columns)?;
-    let mut scorable = Scorable::default();
-    let mut columns_left: BTreeSet<&String> = columns.keys().collect();
-    rows::for_each(path, *max_row_bytes, |place, row| {
-        let read = || -> Result<Pair> {
-            let row = Row::new(row, columns)?;
-            columns_left.retain(|key| row.peek(key).is_none());
-            let pair = to_score(&row, place.number)?;
-            for path in row.unused() {
-                *scorable.unused.entry(path).or_default() += 1;
-            }
-            Ok(pair)
-        };
-        let pair = read().map_err(|error| error.at(place))?;
-        scorable.pairs.push(pair);
-        Ok(())
-    })?;
-    match columns_left.first() {
-        Some(key) => Err(no_row_has(path, key, columns)),
-        None => Ok(scorable),
-    }
-}
-
-fn to_score(row: &Row, line: usize) -> Result<Pair> {
-    let refuse = |reason| Error::input(format!("this row cannot be scored: {reason}")).hint(MEND);
-    // Rows that are joined to pairs are single answers here.
-    let Some(layout) = told(row).filter(|layout| !layout.joins_rows) else {
-        let layout = ALONE.iter().find(|layout| layout.fits(row)).ok_or_else(|| unknown(row))?;
-        let sides = row.alone(layout)?.map_err(refuse)?;
-        return Ok(Pair { rejected: None, ..row.pair(layout, sides, 1.0, line)? });
-    };
-    let mut pairs = row.pairs(layout, 0, Ties::Drop)?;
-    let number = pairs.len();
-    let (Some(sides), 1) = (pairs.pop(), number) else {
-        return Err(Error::input(format!("a list of {number} pairs, expected one"))
-            .hint("a row gets one line of scores: give each answer a row with `prompt` and `answer`"));
-    };
-    row.pair(layout, sides.map_err(refuse)?, 1.0, line)
-}
-
 /// The layout that a row shows. What its keys cannot show (`safer`, `scored`) is only taken when it is named.
-fn told(row: &Row) -> Option<&'static Layout> {
+pub(super) fn told(row: &Row) -> Option<&'static Layout> {
     LAYOUTS.iter().find(|layout| layout.fits(row))
 }
 
-fn unknown(row: &Row) -> Error {
+pub(super) fn unknown(row: &Row) -> Error {
     let keys: Vec<_> = row.object.keys().map(String::as_str).collect();
     let hint = "`haf-dist formats` lists the known ones";
     Error::input(format!("a row of no known layout: its keys are {keys:?}")).hint(match suggest::columns(row) {
@@ -326,7 +268,7 @@ fn unknown(row: &Row) -> Error {
 }
 
 /// Refuses `columns` whose key no layout has.
-fn check_columns(columns: &Columns) -> Result<()> {
+pub(super) fn check_columns(columns: &Columns) -> Result<()> {
     let known: BTreeSet<&str> = LAYOUTS
         .iter()
         .chain(ALONE)
@@ -344,7 +286,7 @@ fn check_columns(columns: &Columns) -> Result<()> {
     }
 }
 
-fn no_row_has(path: &Path, key: &str, columns: &Columns) -> Error {
+pub(super) fn no_row_has(path: &Path, key: &str, columns: &Columns) -> Error {
     let column = columns.get(key).map_or("", String::as_str);
     let path = path.display();
     Error::input(format!("{path}: no row has `{column}`, where `columns` say that `{key}` stands"))
@@ -400,7 +342,7 @@ fn stem(path: &Path) -> String {
 
 impl Row<'_> {
     /// Completes a pair with its row's margin (unless its layout gave one), its domain and its place.
-    fn pair(&self, layout: &Layout, sides: Sides, margin_scale: f64, line: usize) -> Result<Pair> {
+    pub(super) fn pair(&self, layout: &Layout, sides: Sides, margin_scale: f64, line: usize) -> Result<Pair> {
         const EXPECTED: &str = "a finite number";
         let margin = match sides.margin {
             None if sides.tied => None,

@@ -18,6 +18,7 @@ use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
+use crate::model::balance::Routing;
 use crate::model::segment::{Bucket, Weights};
 use crate::ops::{Logits, Places, Scratch};
 use crate::tensor::on_device;
@@ -65,12 +66,14 @@ pub struct Losses<'o> {
     scores: Scores,
     pairs: Vec<PackedPair>,
     objective: Objective<'o>,
+    /// What the router of each block did, where blocks have experts.
+    pub routing: Vec<Routing>,
 }
 
 impl<'o> Losses<'o> {
     /// The losses of no pairs.
     pub fn none(objective: Objective<'o>) -> Self {
-        Self { scores: Scores::default(), pairs: Vec::new(), objective }
+        Self { scores: Scores::default(), pairs: Vec::new(), objective, routing: Vec::new() }
     }
 
     /// The losses of every pair; waits for the device.
@@ -251,7 +254,7 @@ impl<'a> Heads<'a> {
         }
         let second_rewards = twice.then(|| rewards.narrow(0, answers, answers));
         let scores = Scores { rewards: rewards.narrow(0, 0, answers), second_rewards, log_probs };
-        let losses = Losses { scores, pairs: pairs.to_vec(), objective: *objective };
+        let losses = Losses { scores, pairs: pairs.to_vec(), objective: *objective, routing: Vec::new() };
         Ok((losses, hidden_gradient.to_kind(hidden.kind())))
     }
 

@@ -27,6 +27,8 @@ pub(super) const LLAMA: Names = Names {
     attention_output: "self_attn.o_proj",
     post_attention_norm: "post_attention_layernorm",
     mlp_norm: "post_attention_layernorm",
+    router: "mlp.gate",
+    experts: "mlp.experts.",
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     stacked_gate_up: "mlp.gate_up_proj",
@@ -57,22 +59,21 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
     let [width, heads, layers, inner, vocabulary] = keys.sizes(dimensions)?;
     let default = Some(defaults.kv_heads.unwrap_or(heads));
     let kv_heads = keys.size_if_any("num_key_value_heads", default)?.unwrap_or(heads);
+    // What is impossible is noted, and read on beyond, so that all of it is reported.
+    let refuse = |message: String| keys.fault(Error::input(message));
     if heads % kv_heads != 0 {
-        return Err(Error::input(format!(
-            "num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}"
-        )));
+        refuse(format!("num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}"));
     }
-    let head_width = match keys.size_if_any("head_dim", defaults.head_width)? {
-        Some(head_width) => head_width,
-        None if width % heads == 0 => width / heads,
-        None => {
-            return Err(Error::input(format!(
-                "hidden_size = {width} must be a multiple of num_attention_heads = {heads}"
-            )));
-        }
-    };
-    if head_width % 2 != 0 {
-        return Err(Error::input(format!("head_dim = {head_width} must be even for rotary positions")));
+    let head_width = keys.size_if_any("head_dim", defaults.head_width)?;
+    let uneven = head_width.is_none() && width % heads != 0;
+    let head_width = head_width.unwrap_or(width / heads);
+    if uneven {
+        refuse(format!("hidden_size = {width} must be a multiple of num_attention_heads = {heads}"));
+    } else if head_width % 2 != 0 {
+        refuse(format!("head_dim = {head_width} must be even for rotary positions"));
+    }
+    if layers > MOST_LAYERS {
+        return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
     }
     let rope = RopeKeys { positions: defaults.positions, ..rope };
     let rotations = rope.read(keys, head_width)?;
@@ -82,9 +83,6 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         RopeScaling::Dynamic { factor, original } => Some((factor * original as f64) as usize),
         _ => None,
     });
-    if layers > MOST_LAYERS {
-        return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
-    }
     let activation = keys.activation("hidden_act", Activation::Silu)?;
     let block = BlockDescription {
         heads: HeadCounts { query: heads, key: kv_heads, width: head_width },
@@ -93,7 +91,13 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         query_key_norm: None,
         biases: AttentionBiases::default(),
         stored: StoredHeads::Apart,
-        mlp: Mlp { width: inner, kind: MlpKind { activation, gated: true }, stacked: false, biases: false },
+        mlp: Mlp {
+            width: inner,
+            kind: MlpKind { activation, gated: true },
+            stacked: false,
+            biases: false,
+            experts: None,
+        },
         norms: BlockNorms {
             before_attention: true,
             after_attention: false,

@@ -68,6 +68,11 @@ impl Keys {
         self.keys.get(key).is_some_and(|value| !value.is_null())
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// Whether a value is itself an object.
     pub fn has_objects(&self) -> bool {
         self.keys.values().any(Value::is_object)

@@ -7,14 +7,15 @@
 mod common;
 mod families;
 mod keys;
+mod mlp;
 mod rope;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ops::MlpKind;
 use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
 pub use families::{FAMILIES, Family, text_config};
 use keys::Keys;
+pub use mlp::{Experts, Mlp};
 use std::path::Path;
 
 /// The largest config.json that is read.
@@ -125,26 +126,6 @@ pub struct AttentionBiases {
     pub output: bool,
 }
 
-/// A dense MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mlp {
-    /// F: its width.
-    pub width: usize,
-    /// Its function, and whether it gates: activation(gate) * up, rather than activation(up).
-    pub kind: MlpKind,
-    /// Whether gate and up lie in one matrix in files.
-    pub stacked: bool,
-    /// Whether its linear maps have biases.
-    pub biases: bool,
-}
-
-impl Mlp {
-    /// Columns of what it computes before its activation: 2 F with a gate, else F.
-    pub fn inner_width(&self) -> usize {
-        if self.kind.gated { 2 * self.width } else { self.width }
-    }
-}
-
 /// Which norms of hidden states a block has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockNorms {
@@ -203,6 +184,10 @@ pub struct Names {
     pub post_attention_norm: &'static str,
     /// The norm before the MLP.
     pub mlp_norm: &'static str,
+    /// The router of experts.
+    pub router: &'static str,
+    /// What stands before an expert's number; the names of its gate, up and down follow after it.
+    pub experts: &'static str,
     /// The MLP's gate.
     pub gate: &'static str,
     /// The MLP's other factor, or its only one.

@@ -15,8 +15,9 @@ pub struct RopeKeys {
     pub theta: (&'static str, f64),
     /// The share of a head that is rotated; none in families that rotate whole heads.
     pub share: Option<(&'static str, f64)>,
-    /// The same as `theta` for blocks with a window, in families where these have a rotation of their own.
-    pub theta_of_windows: Option<(&'static str, f64)>,
+    /// The same as `theta` for blocks with a window, in families where these have a rotation of their own; without a key the
+    /// default is all that stands outside.
+    pub theta_of_windows: Option<(Option<&'static str>, f64)>,
     /// Tokens that the family is made for where no key says so.
     pub positions: usize,
     /// Whether it has Phi-3's names and defaults for LongRoPE.
@@ -41,7 +42,10 @@ impl RopeKeys {
     /// # Errors
     /// A scaling that is not known, or an impossible value.
     pub fn read(&self, keys: &Keys, head_width: usize) -> Result<Vec<Rotation>> {
-        let (old, new) = (keys.object("rope_scaling")?, keys.object("rope_parameters")?);
+        // An empty object says nothing, as in Transformers.
+        let old = keys.object("rope_scaling")?.filter(|old| !old.is_empty());
+        let new = keys.object("rope_parameters")?;
+        let theta = (Some(self.theta.0), self.theta.1);
         let Some(theta_of_windows) = self.theta_of_windows else {
             // With both, as in Transformers, the older one counts.
             let inner = old.or(new);
@@ -49,7 +53,7 @@ impl RopeKeys {
                 return Err(Error::input("rope_parameters: this family has one rotation for all blocks")
                     .hint("one set of rope_theta, rope_type ... was expected"));
             }
-            return Ok(vec![self.rotation(keys, inner.as_ref(), self.theta, head_width)?]);
+            return Ok(vec![self.rotation(keys, inner.as_ref(), theta, head_width)?]);
         };
         if new.as_ref().is_some_and(|new| !new.has_objects()) {
             return Err(Error::input("rope_parameters: this family has two rotations").hint(
@@ -60,7 +64,7 @@ impl RopeKeys {
         // The older keys scale blocks without a window only.
         let full = old.or(of("full_attention")?);
         Ok(vec![
-            self.rotation(keys, full.as_ref(), self.theta, head_width)?,
+            self.rotation(keys, full.as_ref(), theta, head_width)?,
             self.rotation(keys, of("sliding_attention")?.as_ref(), theta_of_windows, head_width)?,
         ])
     }
@@ -69,10 +73,10 @@ impl RopeKeys {
         &self,
         keys: &Keys,
         inner: Option<&Keys>,
-        (theta, default): (&str, f64),
+        (theta, default): (Option<&str>, f64),
         head_width: usize,
     ) -> Result<Rotation> {
-        let outer = keys.number_or(theta, default)?;
+        let outer = theta.map_or(Ok(default), |theta| keys.number_or(theta, default))?;
         let theta = inner.map_or(Ok(outer), |inner| inner.number_or("rope_theta", outer))?;
         let period = self.rotated_columns(keys, inner, head_width)?;
         // Transformers rounds an odd number up, and rotates by its own frequencies.
@@ -88,7 +92,8 @@ impl RopeKeys {
         let scaling = self.scaling(inner, keys, width / 2).map_err(|error| error.at(PLACE))?;
         let query_growth = match inner.number_if_any("llama_4_scaling_beta", None)? {
             Some(beta) if self.query_growth => {
-                Some(QueryGrowth { beta, original: self.original(inner, keys, self.positions)? })
+                let most = keys.length_if_any("max_position_embeddings", None)?.unwrap_or(self.positions);
+                Some(QueryGrowth { beta, original: self.original(inner, keys, most)? })
             }
             Some(_) => {
                 let known = "only Ministral 3 is known to scale queries by their position";

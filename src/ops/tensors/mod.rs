@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod experts;
 pub mod hash;
 pub mod layer_norm;
 pub mod log_softmax;

@@ -4,6 +4,7 @@
 
 mod attention;
 mod conformance;
+mod experts;
 mod update;
 
 use haf_dist::ops::cpu::Cpu;
@@ -13,6 +14,7 @@ use tch::Device;
 fn conforms(ops: &dyn Ops, device: Device) {
     conformance::all(ops, device);
     attention::all(ops, device);
+    experts::all(ops, device);
     update::all(ops, device);
 }
 

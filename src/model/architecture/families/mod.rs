@@ -3,6 +3,7 @@
 //! Keys and defaults are those of the family's configuration class in Transformers. Not here: what a difference means
 //! (`architecture.rs`), and how it is computed (`decoder.rs`).
 
+mod experts;
 mod parts;
 
 use crate::error::{Error, Result};
@@ -16,6 +17,7 @@ use crate::model::architecture::{
 };
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
+use experts::{mixtral, olmoe, qwen3_moe};
 pub use parts::text_config;
 use parts::text_part;
 
@@ -34,7 +36,7 @@ const fn family(model_type: &'static str, read: fn(&Keys) -> Result<Architecture
 }
 
 /// The families this build knows.
-pub const FAMILIES: [Family; 18] = [
+pub const FAMILIES: [Family; 21] = [
     family("llama", llama, "Llama 1 to 3.3, SmolLM 2 and others of this form"),
     family("mistral", mistral, "Mistral 7B, Small and Nemo; folders with layer_types as ministral"),
     family("ministral", mistral, "Ministral of 2024: a window in the blocks that layer_types names"),
@@ -42,6 +44,9 @@ pub const FAMILIES: [Family; 18] = [
     family("mistral3", text_part, "the text part of Ministral 3 and Mistral Small 3 folders that read images too"),
     family("qwen2", qwen2, "Qwen 2 and 2.5"),
     family("qwen3", qwen3, "Qwen 3, dense"),
+    family("qwen3_moe", qwen3_moe, "Qwen 3 with experts in every block"),
+    family("mixtral", mixtral, "Mixtral"),
+    family("olmoe", olmoe, "OLMoE; exported as a causal model with score.weight beside it"),
     family("phi", phi, "Phi-1, 1.5 and 2, without norms of queries and keys"),
     family("phi3", phi3, "Phi-3, Phi-3.5 and Phi-4, mini models with LongRoPE too"),
     family("gemma2", gemma2, "Gemma 2"),
@@ -157,7 +162,7 @@ fn phi3(keys: &Keys) -> Result<Architecture> {
 fn gemma2(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Gemma2ForSequenceClassification", ..GEMMA };
     let model = gemma(keys, names, RopeKeys::WHOLE_HEADS, 8192, [Some(50.0), Some(30.0)])?;
-    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    let window = window_of_some(keys)?;
     alternating(keys, model, window, |block| block % 2 == 0)
 }
 
@@ -167,15 +172,26 @@ pub(super) fn gemma3_text(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Gemma3TextForSequenceClassification", ..GEMMA };
     let rope = RopeKeys {
         theta: ("rope_theta", 1e6),
-        theta_of_windows: Some(("rope_local_base_freq", 10_000.0)),
+        theta_of_windows: Some((Some("rope_local_base_freq"), 10_000.0)),
         ..RopeKeys::WHOLE_HEADS
     };
     let model = gemma(keys, names, rope, 131_072, [None, None])?;
     let model = each_block(model, |block| block.query_key_norm = Some(QueryKeyNorm::PerHead));
-    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    let window = window_of_some(keys)?;
     let period = keys.size_if_any("sliding_window_pattern", Some(6))?.unwrap_or(6);
     let model = alternating(keys, model, window, |block| !(block + 1).is_multiple_of(period))?;
     Ok(each_block(model, |block| block.rotation = Some(usize::from(block.rules.window.is_some()))))
+}
+
+/// The window of a family that gives one to some of its blocks, where no list says to which. Transformers does not run such
+/// a model without one.
+fn window_of_some(keys: &Keys) -> Result<Option<usize>> {
+    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    if window.is_none() && !keys.has("layer_types") {
+        let hint = "say which blocks have a window: layer_types, a list with \"full_attention\" for those without";
+        keys.fault(Error::input("sliding_window is null, but blocks of this family have one").hint(hint));
+    }
+    Ok(window)
 }
 
 const GEMMA: Names = Names { mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
@@ -220,9 +236,13 @@ fn olmo2(keys: &Keys) -> Result<Architecture> {
 /// that of the others alone.
 fn olmo3(keys: &Keys) -> Result<Architecture> {
     let names = Names { reward_model: "Olmo3ForSequenceClassification", ..LLAMA };
-    let theta = ("rope_theta", 500_000.0);
-    let rope = RopeKeys { theta, theta_of_windows: Some(theta), ..RopeKeys::WHOLE_HEADS };
-    let window = keys.length_if_any("sliding_window", Some(4096))?;
+    // Outside its set the base is that of blocks without a window alone, as in Transformers.
+    let rope = RopeKeys {
+        theta: ("rope_theta", 500_000.0),
+        theta_of_windows: Some((None, 500_000.0)),
+        ..RopeKeys::WHOLE_HEADS
+    };
+    let window = window_of_some(keys)?;
     let model = alternating(keys, olmo(keys, names, rope)?, window, |block| !(block + 1).is_multiple_of(4))?;
     Ok(each_block(model, |block| block.rotation = Some(usize::from(block.rules.window.is_some()))))
 }

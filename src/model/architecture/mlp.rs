@@ -1,0 +1,54 @@
+//! The MLP of a block: one for all tokens, or several of which each token takes a few.
+//!
+//! Not here: its parameters (`layout.rs`), what is computed with them (`decoder.rs`, `experts.rs`).
+
+use crate::ops::MlpKind;
+
+/// An MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mlp {
+    /// F: its width, or that of each expert.
+    pub width: usize,
+    /// Its function, and whether it gates: activation(gate) * up, rather than activation(up).
+    pub kind: MlpKind,
+    /// Whether gate and up lie in one matrix in files.
+    pub stacked: bool,
+    /// Whether its linear maps have biases.
+    pub biases: bool,
+    /// How many there are, where a router chooses among several.
+    pub experts: Option<Experts>,
+}
+
+/// A mixture of experts (arXiv 1701.06538): a router gives every token a share of each expert, softmax(x W^T) in f32, and the
+/// token goes through the experts with the largest; of equal shares those of the lower numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// X: how many.
+    pub count: usize,
+    /// K: how many of them compute a token.
+    pub top_k: usize,
+    /// Whether the K shares are divided by their sum.
+    pub normalised: bool,
+}
+
+impl Mlp {
+    /// Columns of what it computes before its activation: 2 F with a gate, else F.
+    pub fn inner_width(&self) -> usize {
+        if self.kind.gated { 2 * self.width } else { self.width }
+    }
+
+    /// Rows that a token has within it: one, or one an expert that it goes through.
+    pub fn rows(&self) -> usize {
+        self.experts.map_or(1, |experts| experts.top_k)
+    }
+
+    /// How many matrices each of its products has: one, or one an expert.
+    pub fn products(&self) -> usize {
+        self.experts.map_or(1, |experts| experts.count)
+    }
+
+    /// Share of its weights that a token is multiplied with.
+    pub fn active_share(&self) -> f64 {
+        self.experts.map_or(1.0, |experts| experts.top_k as f64 / experts.count as f64)
+    }
+}

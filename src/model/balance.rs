@@ -1,0 +1,104 @@
+//! The load of experts, and the loss that balances it, sequence by sequence (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
+//!
+//! In a block, for a sequence of n tokens, with s_i(t) the router's shares, which sum to 1:
+//!
+//!   f_i = X / (K n) * tokens that go through expert i,  P_i = mean of s_i over the tokens,  loss = sum over i of f_i P_i
+//!
+//! which is 1 where all experts are used alike, and more elsewhere. Only P has a gradient. A sequence is a prompt with one
+//! answer, however it is packed: rows of a prefix count in each of its sequences. Losses are means over blocks, and over the
+//! two sequences of a pair; so neither micro-batches nor ranks change them.
+//!
+//! Legend: T rows, S sequences, Q parts (prefixes and suffixes) that they are made of, X experts, K of them a token.
+
+use super::routes::Routes;
+use crate::error::Result;
+use crate::packing::Group;
+use crate::tensor::on_device;
+use tch::{Device, Kind, Tensor};
+
+/// Which sequences the rows of a micro-batch belong to, and the weight of the loss.
+pub struct Balance {
+    /// `[T]` i64, the part of each row.
+    parts: Tensor,
+    /// [S, Q] f32, 1 where a part belongs to a sequence.
+    members: Tensor,
+    /// [S, 1] f32, tokens of each sequence.
+    lengths: Tensor,
+    /// Of a sequence's loss in one block; 0: the load is counted, and nothing is balanced.
+    weight: f64,
+}
+
+/// What one block's router did.
+pub struct Routing {
+    /// `[X]` f32, tokens of all sequences that went through each expert.
+    pub load: Tensor,
+    /// The sequences' losses in this block, summed and weighted: one f32. None where nothing is balanced.
+    pub balance: Option<Tensor>,
+    /// The smallest distance of the last share that was chosen from the next, one f32; infinite where all are chosen.
+    pub gap: Tensor,
+}
+
+impl Balance {
+    /// For packed groups in a model of so many blocks. `coefficient` is the weight of a pair's loss.
+    pub fn new(groups: &[Group], blocks: usize, coefficient: f64, device: Device) -> Self {
+        let (mut parts, mut sequences) = (Vec::new(), Vec::new());
+        let mut count = 0;
+        for group in groups {
+            let prefix = (group.prefix > 0).then_some(count);
+            let lengths = prefix.iter().map(|_| &group.prefix).chain(&group.suffixes);
+            for (part, length) in lengths.enumerate() {
+                parts.extend(std::iter::repeat_n((count + part) as i64, *length));
+            }
+            let first = count + prefix.iter().count();
+            for (suffix, length) in group.suffixes.iter().enumerate() {
+                sequences.push((prefix, first + suffix, (group.prefix + length) as f32));
+            }
+            count = first + group.suffixes.len();
+        }
+        let mut members = vec![0f32; sequences.len() * count];
+        for (number, (prefix, suffix, _)) in sequences.iter().enumerate() {
+            prefix.iter().chain([suffix]).for_each(|part| members[number * count + part] = 1.0);
+        }
+        let lengths: Vec<f32> = sequences.iter().map(|(_, _, length)| *length).collect();
+        Self {
+            parts: on_device(&parts, device),
+            members: on_device(&members, device).view([sequences.len() as i64, count as i64]),
+            lengths: on_device(&lengths, device).view([-1, 1]),
+            weight: coefficient / (2 * blocks) as f64,
+        }
+    }
+
+    /// Whether there is a loss: then every row must be routed.
+    pub fn has_loss(&self) -> bool {
+        self.weight > 0.0
+    }
+
+    /// What a block's router did with rows, of which it saw `rows` `[N]` or all; and the gradient [T, X] of the loss with
+    /// respect to the shares [T, X], where there is a loss.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn of(&self, shares: &Tensor, routes: &Routes, rows: Option<&Tensor>) -> Result<(Routing, Option<Tensor>)> {
+        let parts = rows.map_or_else(|| Ok(self.parts.shallow_clone()), |rows| self.parts.f_index_select(0, rows))?;
+        let by_part = |values: &Tensor| -> Result<Tensor> {
+            let sums = Tensor::f_zeros([self.members.size()[1], values.size()[1]], (Kind::Float, values.device()))?;
+            Ok(sums.f_index_add(0, &parts, values)?)
+        };
+        let chosen = shares.f_zeros_like()?.f_scatter_value_(-1, &routes.experts, 1.0)?;
+        let counts = self.members.f_mm(&by_part(&chosen)?)?;
+        let mut routing = Routing {
+            load: counts.sum_dim_intlist(0, false, Kind::Float),
+            balance: None,
+            gap: routes.gap.shallow_clone(),
+        };
+        if !self.has_loss() {
+            return Ok((routing, None));
+        }
+        let uniform = shares.size()[1] as f64 / routes.experts.size()[1] as f64;
+        let load = counts.f_div(&self.lengths)?.f_mul_scalar(uniform)?;
+        let means = self.members.f_mm(&by_part(shares)?)?.f_div(&self.lengths)?;
+        routing.balance = Some((&load * means).sum(Kind::Float) * self.weight);
+        let of_parts = self.members.tr().f_mm(&(load.f_div(&self.lengths)? * self.weight))?;
+        Ok((routing, Some(of_parts.f_index_select(0, &parts)?)))
+    }
+}

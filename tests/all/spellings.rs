@@ -1,0 +1,126 @@
+//! Promise: where files leave a key out, have it empty, or in the other place, it means what Transformers 5.24 makes of it;
+//! and a config.json that is wrong in several places is refused with each of them.
+//!
+//! Not here: both spellings of whole rotations, and single refusals (`families.rs`).
+
+use crate::families::config;
+use haf_dist::model::architecture::{Architecture, RopeScaling};
+use serde_json::{Value, json};
+
+fn read(config: &Value) -> Architecture {
+    Architecture::parse(&config.to_string()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Everything that is wrong with a config.json.
+fn reasons(config: &Value) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    Architecture::open_all(folder.path()).unwrap_err().into_iter().map(|error| error.message).collect()
+}
+
+#[test]
+fn an_empty_rope_scaling_says_nothing() {
+    let mut spelled = config("llama-linear");
+    spelled["rope_scaling"] = json!({});
+    assert_eq!(read(&spelled), read(&config("llama-linear")));
+    // Control: one that says something counts.
+    spelled["rope_scaling"] = json!({"rope_type": "linear", "factor": 3.0});
+    assert_eq!(read(&spelled).rotations[0].rope.scaling, RopeScaling::Linear { factor: 3.0 });
+}
+
+#[test]
+fn the_base_outside_the_sets_of_olmo_3_is_that_of_blocks_without_a_window() {
+    let mut spelled = config("olmo3");
+    let keys = spelled.as_object_mut().unwrap();
+    keys.shift_remove("rope_parameters");
+    keys.insert("rope_theta".into(), json!(7.0));
+    let thetas = |config: &Value| read(config).rotations.iter().map(|one| one.rope.theta).collect::<Vec<_>>();
+    assert_eq!(thetas(&spelled), [7.0, 500_000.0]);
+    spelled["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
+    assert_eq!(thetas(&spelled), [7.0, 500_000.0]);
+    // A base in the older set is that of the same blocks.
+    let whole = read(&config("olmo3"));
+    spelled["rope_scaling"] = config("olmo3")["rope_parameters"]["full_attention"].clone();
+    assert_eq!(read(&spelled).rotations[0], whole.rotations[0]);
+    // Gemma 3 has a key of its own for the others.
+    let mut spelled = config("gemma3");
+    let keys = spelled.as_object_mut().unwrap();
+    keys.shift_remove("rope_parameters");
+    keys.extend([("rope_theta".into(), json!(7.0)), ("rope_local_base_freq".into(), json!(5.0))]);
+    assert_eq!(thetas(&spelled), [7.0, 5.0]);
+}
+
+#[test]
+fn queries_grow_beyond_the_longest_context_where_no_first_one_is_said() {
+    let mut spelled = config("ministral3");
+    spelled["max_position_embeddings"] = json!(64);
+    spelled["rope_parameters"].as_object_mut().unwrap().shift_remove("original_max_position_embeddings");
+    let rotation = &read(&spelled).rotations[0];
+    assert_eq!(rotation.query_growth.unwrap().original, 64.0);
+    assert!(matches!(rotation.rope.scaling, RopeScaling::Yarn { original: 64.0, .. }));
+    assert_eq!(read(&config("ministral3")).rotations[0].query_growth.unwrap().original, 6.0);
+}
+
+#[test]
+fn yarn_takes_its_factor_of_attention_and_whole_or_broken_borders_as_the_file_says() {
+    let mut spelled = config("ministral3");
+    let read_yarn = |config: &Value| match read(config).rotations[0].rope.scaling {
+        RopeScaling::Yarn { truncate, magnitude, .. } => (truncate, magnitude),
+        ref other => panic!("{other:?}"),
+    };
+    let (truncate, magnitude) = read_yarn(&spelled);
+    assert!(truncate && magnitude != 1.25);
+    spelled["rope_parameters"]["truncate"] = json!(false);
+    spelled["rope_parameters"]["attention_factor"] = json!(1.25);
+    assert_eq!(read_yarn(&spelled), (false, 1.25));
+}
+
+#[test]
+fn a_window_of_some_blocks_that_is_null_needs_a_list_of_blocks() {
+    for case in ["gemma2", "gemma3", "olmo3"] {
+        let mut spelled = config(case);
+        spelled["sliding_window"] = json!(null);
+        spelled["layer_types"] = json!(["full_attention", "full_attention"]);
+        assert!(read(&spelled).blocks.iter().all(|block| block.rules.window.is_none()), "{case}");
+        spelled.as_object_mut().unwrap().shift_remove("layer_types");
+        let found = reasons(&spelled);
+        assert!(found.len() == 1 && found[0].contains("sliding_window is null"), "{case}: {found:#?}");
+    }
+}
+
+#[test]
+fn every_reason_is_told_at_once() {
+    let mut wrong = config("llama-untied");
+    wrong["num_key_value_heads"] = json!(3);
+    wrong["head_dim"] = json!(5);
+    wrong["hidden_act"] = json!("relu6");
+    wrong["rope_parameters"]["rope_type"] = json!("spiral");
+    let found = reasons(&wrong);
+    for says in ["num_key_value_heads = 3", "head_dim = 5", "hidden_act = \"relu6\"", "\"spiral\""] {
+        assert_eq!(found.iter().filter(|reason| reason.contains(says)).count(), 1, "{says}: {found:#?}");
+    }
+}
+
+#[test]
+fn experts_that_cannot_be_computed_are_refused_with_their_key() {
+    for (case, key, value, says) in [
+        ("qwen3-moe", "num_experts_per_tok", json!(6), "num_experts_per_tok = 6"),
+        ("qwen3-moe", "num_local_experts", json!(5000), "num_local_experts = 5000"),
+        ("qwen3-moe", "mlp_only_layers", json!([0]), "mlp_only_layers"),
+        ("qwen3-moe", "decoder_sparse_step", json!(2), "decoder_sparse_step"),
+        ("qwen3-moe", "moe_intermediate_size", json!(null), "moe_intermediate_size is missing"),
+        ("mixtral", "num_local_experts", json!(null), "num_experts is missing"),
+        ("olmoe", "clip_qkv", json!(8.0), "clip_qkv"),
+    ] {
+        let mut wrong = config(case);
+        wrong[key] = value;
+        let found = reasons(&wrong);
+        assert!(found.iter().any(|reason| reason.contains(says)), "{case}: {found:#?}");
+        read(&config(case));
+    }
+    // Either name of the number of experts.
+    let mut spelled = config("qwen3-moe");
+    let count = spelled.as_object_mut().unwrap().shift_remove("num_local_experts").unwrap();
+    spelled["num_experts"] = count;
+    assert_eq!(read(&spelled), read(&config("qwen3-moe")));
+}
