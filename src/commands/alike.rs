@@ -179,6 +179,8 @@ mod tests {
             ("--column", "[]"),
             ("--tokens-per-micro-batch", "4096"),
             ("--output.File", "\"o.jsonl\""),
+            ("--combined", "false"),
+            ("--tokens", "false"),
         ];
         assert_eq!(score, expected("score", &arguments));
     }

@@ -98,7 +98,8 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
     };
     let rotated = (head_width as f64 * share) as usize;
     let mut set = scaling(dice, rotated.div_ceil(2), family == "phi3");
-    if share != 1.0 {
+    // Whole heads are not the default of these two.
+    if share != 1.0 || ["phi", "gpt_neox"].contains(&family) {
         set["partial_rotary_factor"] = json!(share);
     }
     let window = dice.below(4) + 2;
