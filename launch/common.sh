@@ -3,8 +3,12 @@
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck disable=SC2034 # used by those who source this
 DEPS=$ROOT/.deps
+# Where setup.sh has laid out MPI or libclang itself, this says so to cargo and mpirun.
+if [[ -f $DEPS/env.sh ]]; then
+    # shellcheck disable=SC1091 # made by setup.sh
+    source "$DEPS/env.sh"
+fi
 
 # say LINE...: lines of progress.
 say() {
@@ -20,6 +24,13 @@ fail() {
         printf '  hint: %s\n' "$hint" >&2
     done
     exit 1
+}
+
+# unknown ARGUMENT: an argument that the script has no use for: says so, with the script's usage, and ends.
+unknown() {
+    printf 'error: unknown argument: %s\n\n' "$1" >&2
+    usage >&2
+    exit 2
 }
 
 # take OPTION VALUES...: the value of an option, checked to be there.
