@@ -4,11 +4,12 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DEPS=$ROOT/.deps
-# Where setup.sh has laid out MPI or libclang itself, this says so to cargo and mpirun.
-if [[ -f $DEPS/env.sh ]]; then
+
+# load_env: where setup.sh has laid out MPI or libclang itself, tells cargo and mpirun.
+load_env() {
     # shellcheck disable=SC1091 # made by setup.sh
-    source "$DEPS/env.sh"
-fi
+    [[ ! -f $DEPS/env.sh ]] || source "$DEPS/env.sh"
+}
 
 # say LINE...: lines of progress.
 say() {
@@ -42,6 +43,34 @@ take() {
 # have COMMAND: is it on the PATH?
 have() {
     command -v "$1" >/dev/null 2>&1
+}
+
+# only_help ARGUMENTS...: for a script that takes none: --help prints its usage, anything else is an error.
+only_help() {
+    case ${1:-} in
+    '') ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *) unknown "$1" ;;
+    esac
+}
+
+# help_or_arguments ARGUMENTS...: for a script that hands its arguments to haf-dist: --help prints its own usage, and no
+# arguments at all are an error.
+help_or_arguments() {
+    case ${1:-} in
+    '')
+        printf 'error: haf-dist has nothing to do without arguments\n\n' >&2
+        usage >&2
+        exit 2
+        ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    esac
 }
 
 # quoted WORDS...: the words as one line that can be pasted into a shell.
@@ -114,3 +143,5 @@ stop_job() {
         kill -TERM "$1" || true
     fi
 }
+
+load_env

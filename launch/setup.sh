@@ -272,11 +272,11 @@ clang_ready() {
 }
 
 clang_make() {
-    local wheels=$WORK/clang-wheels files=$WORK/clang-files
+    local wheels=$WORK/clang-wheels files=$WORK/clang-files native=libclang-18.1.1.data/platlib/clang/native
     fetch "$wheels" "$CLANG_WANTED"
-    unpack "$wheels"/libclang-*.whl "$files" clang/native/libclang.so libclang-18.1.1.dist-info/LICENSE.TXT
-    mv "$files"/libclang-18.1.1.dist-info/LICENSE.TXT "$files/clang/native"
-    finish "$files/clang/native" "$CLANG_WANTED" "$CLANG"
+    unpack "$wheels"/libclang-*.whl "$files" "$native/libclang.so" libclang-18.1.1.dist-info/LICENSE.TXT
+    mv "$files"/libclang-18.1.1.dist-info/LICENSE.TXT "$files/$native"
+    finish "$files/$native" "$CLANG_WANTED" "$CLANG"
 }
 
 # write_env: what building and running need to know of .deps/, for every shell: launch/common.sh reads it.
@@ -556,8 +556,7 @@ else
     step clang "libclang 18.1.1 (25 MB)" "$network"
 fi
 write_env
-# shellcheck disable=SC1091 # written just now
-source "$DEPS/env.sh"
+load_env
 if [[ $CUDA == yes ]]; then
     step cuda "PyTorch $TORCH_VERSION with CUDA (${TORCH_FOUND:-3 GB})" "$network"
     export LIBTORCH=$CUDA_ENV/libtorch CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target/cuda}
