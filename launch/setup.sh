@@ -542,7 +542,7 @@ if ! { "${libraries}_ready" && model_ready && data_ready; }; then
     need_disk "$disk"
 fi
 # The tools only make other things: without anything to make they are not missed.
-if ! { mpi_ready && clang_ready && { [[ $CUDA == yes ]] || libtorch_ready; } && model_ready && data_ready; }; then
+if ! { mpi_ready && clang_ready && { [[ $CUDA == yes || -n $TORCH_FOUND ]] || libtorch_ready; } && model_ready && data_ready; }; then
     step tools "Python tools (25 MB)" "$network"
 fi
 if [[ -n $MPI_FOUND ]]; then
