@@ -57,7 +57,10 @@ fi
 check cargo clippy --release --all-targets -- -D warnings
 # Tests of signals start from their defaults, which a background job or nohup has not.
 check env --default-signal=HUP --default-signal=INT cargo test --release
-check /usr/bin/python3 -m unittest discover --start-directory benches
-check /usr/bin/python3 -m unittest discover --start-directory launch
+# The system's may be too old; the set-up has found one that is not.
+python=$DEPS/python/bin/python
+[[ -x $python ]] || python=python3
+check "$python" -m unittest discover --start-directory benches
+check "$python" -m unittest discover --start-directory launch
 check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 say "" "all checks passed in $SECONDS s"
