@@ -152,6 +152,8 @@ write_env() {
             say "case :\$PATH: in *:$(quoted "$MPI/bin"):*) ;; *) export PATH=$(quoted "$MPI/bin"):\$PATH ;; esac"
             # They would name another installation's folder, or another compiler.
             say "unset OPAL_PREFIX MPICC"
+            # Its UCX takes SIGHUP for itself as it is loaded, and so undoes what nohup has asked for.
+            say "export UCX_DEBUG_SIGNO=\${UCX_DEBUG_SIGNO:-0}"
         fi
         if ! have_libclang; then
             say "export LIBCLANG_PATH=$(quoted "$CLANG")"
