@@ -1,5 +1,5 @@
-//! Lets the engine and the tests find libtorch, MPI and NCCL at run time without LD_LIBRARY_PATH, keeps libtorch out of the launcher, and
-//! tells the program what it is built from: ranks of different programs must notice.
+//! Lets the engine and the tests find libtorch, MPI and NCCL at run time without LD_LIBRARY_PATH, keeps libtorch out of the
+//! launcher, and tells the program what it is built from: ranks of different programs must notice.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
