@@ -1,5 +1,5 @@
-//! Lets the engine and the tests find libtorch at run time without LD_LIBRARY_PATH, keeps libtorch out of the launcher, and
-//! tells the program what it is built from: ranks of different programs must notice.
+//! Lets the engine and the tests find libtorch, MPI and NCCL at run time without LD_LIBRARY_PATH, keeps libtorch out of the
+//! launcher, and tells the program what it is built from: ranks of different programs must notice.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +18,29 @@ fn main() {
     println!("cargo:rustc-env=HAF_DIST_LIBTORCH_VERSION={}", version_of_libtorch(Path::new(&libtorch)));
     if !libtorch.is_empty() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}");
+        // launch/setup.sh --cuda makes a link to NCCL under the name that is looked for.
+        if let Some(nccl) = Path::new(&libtorch).ancestors().nth(2).map(|place| place.join("nccl"))
+            && nccl.join("libnccl.so").exists()
+        {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,{}", nccl.display());
+        }
+    }
+    find_mpi_at_run_time();
+}
+
+/// Puts the folder of the MPI library on the search path of the program, unless the loader looks there anyway. The probe is
+/// the one that chose the library to link to: where it finds nothing, the crate that links it has not been built.
+fn find_mpi_at_run_time() {
+    println!("cargo:rerun-if-env-changed=MPICC");
+    // launch/setup.sh rewrites it when it has chosen another MPI. A file that is not there would count as changed.
+    if Path::new(".deps/env.sh").exists() {
+        println!("cargo:rerun-if-changed=.deps/env.sh");
+    }
+    let known = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu"].map(Path::new);
+    for folder in build_probe_mpi::probe().map(|mpi| mpi.lib_paths).unwrap_or_default() {
+        if folder.join("libmpi.so").exists() && !known.contains(&folder.as_path()) {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,{}", folder.display());
+        }
     }
 }
 

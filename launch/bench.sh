@@ -64,7 +64,7 @@ while (($# > 0)); do
         usage
         exit 0
         ;;
-    *) fail "unknown argument: $1" "launch/bench.sh --help lists the options" ;;
+    *) unknown "$1" ;;
     esac
     case $1 in
     --quick | --dry-run) shift ;;

@@ -3,8 +3,13 @@
 # shellcheck shell=bash
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck disable=SC2034 # used by those who source this
 DEPS=$ROOT/.deps
+
+# load_env: where setup.sh has laid out MPI or libclang itself, tells cargo and mpirun.
+load_env() {
+    # shellcheck disable=SC1091 # made by setup.sh
+    [[ ! -f $DEPS/env.sh ]] || source "$DEPS/env.sh"
+}
 
 # say LINE...: lines of progress.
 say() {
@@ -22,6 +27,13 @@ fail() {
     exit 1
 }
 
+# unknown ARGUMENT: an argument that the script has no use for: says so, with the script's usage, and ends.
+unknown() {
+    printf 'error: unknown argument: %s\n\n' "$1" >&2
+    usage >&2
+    exit 2
+}
+
 # take OPTION VALUES...: the value of an option, checked to be there.
 take() {
     (($# >= 2)) || fail "$1 needs a value" "launch/${0##*/} --help lists the options"
@@ -31,6 +43,34 @@ take() {
 # have COMMAND: is it on the PATH?
 have() {
     command -v "$1" >/dev/null 2>&1
+}
+
+# only_help ARGUMENTS...: for a script that takes none: --help prints its usage, anything else is an error.
+only_help() {
+    case ${1:-} in
+    '') ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    *) unknown "$1" ;;
+    esac
+}
+
+# help_or_arguments ARGUMENTS...: for a script that hands its arguments to haf-dist: --help prints its own usage, and no
+# arguments at all are an error.
+help_or_arguments() {
+    case ${1:-} in
+    '')
+        printf 'error: haf-dist has nothing to do without arguments\n\n' >&2
+        usage >&2
+        exit 2
+        ;;
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    esac
 }
 
 # quoted WORDS...: the words as one line that can be pasted into a shell.
@@ -103,3 +143,5 @@ stop_job() {
         kill -TERM "$1" || true
     fi
 }
+
+load_env

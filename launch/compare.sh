@@ -68,7 +68,7 @@ while (($# > 0)); do
         usage
         exit 0
         ;;
-    -*) fail "unknown option: $1" "$HINT" ;;
+    -*) unknown "$1" ;;
     *)
         [[ -z $CONFIG ]] || fail "two configs: $CONFIG and $1" "a comparison is of one"
         CONFIG=$1

@@ -1,11 +1,21 @@
 #!/usr/bin/env bash
-# What a person with GPUs runs first, after launch/setup.sh --cuda: checks one node's driver, NCCL, the links between its
-# GPUs, the numbers, and gives a first figure of speed. One PASS or FAIL line a check, a summary to paste into an issue.
-# Needs 3 GB of disk and about ten minutes, most of them for building the tests. Changes nothing but target/ and a
-# temporary folder. Not here: several nodes; measurements to compare versions with (benches/).
+# What a person with GPUs runs first, after launch/setup.sh --cuda: checks one node and gives a first figure of speed.
+# Not here: several nodes; measurements to compare versions with (benches/).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'END'
+Usage: launch/gpu-check.sh
+
+After launch/setup.sh --cuda: checks one node's driver, NCCL, the links between its GPUs, the numbers, and gives a first
+figure of speed. One PASS or FAIL line a check, a summary to paste into an issue. Needs 3 GB of disk and about ten minutes,
+most of them for building the tests. Changes nothing but target/ and a temporary folder.
+END
+}
+
+only_help "$@"
 
 cd "$ROOT"
 need_cargo

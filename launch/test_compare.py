@@ -116,13 +116,15 @@ class Compare(unittest.TestCase):
         for options, expected in [
             (("--seeds", "0"), "expected a whole number"),
             (("--set", "data.seed=4"), "the comparison sets data.seed itself"),
-            (("--sets", "a=b"), "unknown option: --sets"),
             (("--out",), "--out needs a value"),
         ]:
             outcome = self.compare(*options)
             self.assertEqual((outcome.returncode, self.calls()), (1, []), outcome.stderr)
             self.assertIn(expected, outcome.stderr)
             self.assertIn("hint: ", outcome.stderr)
+        outcome = self.compare("--sets", "a=b")
+        self.assertEqual((outcome.returncode, self.calls()), (2, []), outcome.stderr)
+        self.assertIn("unknown argument: --sets", outcome.stderr)
         self.config.write_text("[data]\ntrain = []\n", encoding="utf-8")
         outcome = self.compare()
         self.assertEqual((outcome.returncode, self.calls()), (1, []))
