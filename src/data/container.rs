@@ -140,7 +140,7 @@ pub(super) struct Contents {
 impl Contents {
     /// Hash of all names, tensors and texts.
     pub fn fingerprint(&self) -> io::Result<u128> {
-        let mut hash = Fingerprint::new();
+        let mut hash = Fingerprint::default();
         for (name, tensor) in &self.tensors {
             hash.add(name.as_bytes());
             hash.begin(tensor.size());
@@ -287,7 +287,7 @@ pub(super) fn warn_unusable(path: &Path, why: &str) {
 
 /// Hash of all names, tensors of `map` and texts. What was read of the map is let go of as soon as it is hashed.
 fn fingerprint(map: &Map, tensors: BTreeMap<&str, &[u8]>, texts: &BTreeMap<String, String>) -> u128 {
-    let mut hash = Fingerprint::new();
+    let mut hash = Fingerprint::default();
     for (name, bytes) in tensors {
         hash.add(name.as_bytes());
         hash.begin(bytes.len());

@@ -165,20 +165,16 @@ pub fn fingerprint_file(path: &Path) -> Result<u128> {
 
 /// The xxh3-128 hash of a list of parts: `["ab", "c"]` and `["a", "bc"]` differ.
 pub fn fingerprint_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 {
-    let mut hash = Fingerprint::new();
+    let mut hash = Fingerprint::default();
     parts.into_iter().for_each(|part| hash.add(part));
     hash.done()
 }
 
 /// [`fingerprint_parts`] of parts that come one by one, or piece by piece.
+#[derive(Default)]
 pub struct Fingerprint(Xxh3);
 
 impl Fingerprint {
-    /// Of no part.
-    pub fn new() -> Self {
-        Self(Xxh3::new())
-    }
-
     /// A whole part.
     pub fn add(&mut self, part: &[u8]) {
         self.begin(part.len());

@@ -94,7 +94,7 @@ fn a_memory_that_cannot_be_meant_is_refused_by_name() {
     copy(&workspace, "run/step-1", "copied", "");
     let whole: Value = serde_json::from_slice(&workspace.read("copied/haf_dist.json")).unwrap();
     let mut said = whole.clone();
-    assert!(said.as_object_mut().unwrap().remove("fitted").unwrap()["combined"]["reward"].is_f64());
+    assert!(said.as_object_mut().unwrap().remove("fitted").unwrap()["pairs"].is_u64());
     let keys = ["template", "max_length", "max_prompt_length", "truncation", "reward_at", "dtype", "chat_template"];
     assert_eq!(
         said,

@@ -218,7 +218,7 @@ fn debug_checks_adapters_with_gradients_that_are_not_zero() {
         let arguments = crate::tiny::with_config(&["--debug"], &with_lora(set));
         let outcome = workspace.run(1, &arguments).succeeded();
         let marks = |mark: &str| outcome.stdout.matches(&format!("| {mark}")).count();
-        assert_eq!((marks("PASS"), marks("FAIL")), (4, 0), "{}", outcome.stdout);
+        assert_eq!((marks("PASS"), marks("FAIL")), (5, 0), "{}", outcome.stdout);
         assert!(outcome.stdout.contains("adapters"), "{}", outcome.stdout);
     }
 }

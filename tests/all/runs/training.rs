@@ -17,7 +17,7 @@ const STEP_KEYS: [&str; 11] = [
     "tokens_per_s",
     "seconds",
 ];
-const EVALUATION_KEYS: [&str; 11] = [
+const EVALUATION_KEYS: [&str; 12] = [
     "eval",
     "step",
     "domain",
@@ -29,6 +29,7 @@ const EVALUATION_KEYS: [&str; 11] = [
     "margin",
     "reward_loss",
     "policy_loss",
+    "longer_accuracy",
 ];
 
 fn keys(object: &Value) -> Vec<&str> {
