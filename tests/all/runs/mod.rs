@@ -8,6 +8,7 @@ mod caches;
 mod changed;
 mod comparing;
 mod debugging;
+mod experts;
 mod export;
 mod foreign;
 mod hub;
