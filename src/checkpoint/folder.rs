@@ -174,6 +174,26 @@ pub fn remove_partial(run: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The checkpoint that a run's folder stands for: the best by its dev pairs, else the newest that can be read; `None` where
+/// `folder` is no run's, or itself a model's. Whether its files are whole is for whoever reads them to check.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub fn of_run(folder: &Path) -> Result<Option<PathBuf>> {
+    if !folder.is_dir() || folder.join("config.json").exists() || PeftConfig::is_in(folder) {
+        return Ok(None);
+    }
+    let (steps, _) = entries(folder)?;
+    let newest = steps.into_iter().rev().map(|step| step_path(folder, step)).find_map(|path| {
+        let state = load_state(&path).ok()?;
+        Some((path, state.best))
+    });
+    Ok(newest.map(|(newest, best)| {
+        let best = best.map(|best| step_path(folder, best.step));
+        best.filter(|path| path.is_dir()).unwrap_or(newest)
+    }))
+}
+
 /// The newest whole checkpoint of a run; `None` where there is none.
 ///
 /// Whole means: every file has the size and the hash it was written with, and the tensor files and the state can be

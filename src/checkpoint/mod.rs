@@ -28,7 +28,7 @@ pub use export::{
 };
 pub use fitted::{Fitted, FittedOn, Weights};
 pub use folder::{
-    Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, retain, set_aside, start_run,
+    Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, of_run, retain, set_aside, start_run,
 };
 pub use manifest::{Changed, FileCheck};
 pub use self_test::{Case, LeftOut, Planned, SELF_TEST, SelfTest, Tolerance, data_of};

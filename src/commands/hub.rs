@@ -2,6 +2,7 @@
 //!
 //! Not here: what such a path means (`hub/`).
 
+use crate::checkpoint;
 use crate::cli::{Evaluating, Exporting, Scoring, Verifying};
 use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source};
@@ -10,7 +11,10 @@ use crate::evaluate::suites::Suite;
 use crate::hub::{Hub, RepositoryKind, Snapshot};
 use crate::model::adapter;
 use crate::model::peft::PeftConfig;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use tracing::info;
 
 /// Replaces the model's and the sources' `hf://` paths by where their files are; a split in several files becomes as
 /// many sources, alike but for the path. The commit is part of the new paths, so a run's own config names it. All ranks
@@ -45,7 +49,7 @@ pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
 /// # Errors
 /// As [`fetch_all`].
 pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, Vec<PathBuf>)> {
-    let checkpoint = model(&scoring.checkpoint, "--checkpoint", comm)?;
+    let checkpoint = checkpoint(&scoring.checkpoint, "--checkpoint", comm)?;
     let base = base(&checkpoint, scoring.base.as_deref(), "--base", comm)?;
     let files = dataset(&scoring.data, "--data", comm)?;
     let data = files.first().cloned().unwrap_or_default();
@@ -59,7 +63,7 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
 pub fn fetch_evaluating(evaluating: &Evaluating, comm: &CommThread) -> Result<Evaluating> {
     let (scoring, _) = fetch_scoring(&evaluating.scoring, comm)?;
     let suites = fetch_suites(&evaluating.suites, comm)?;
-    let against = evaluating.against.as_deref().map(|path| model(path, "--against", comm)).transpose()?;
+    let against = evaluating.against.as_deref().map(|path| checkpoint(path, "--against", comm)).transpose()?;
     let files = evaluating.train_data.iter().map(|file| dataset(file, "--train-data", comm));
     let train_data = files.collect::<Result<Vec<_>>>()?.concat();
     Ok(Evaluating { scoring, suites, against, train_data, ..evaluating.clone() })
@@ -83,7 +87,7 @@ fn fetch_suites(suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<V
 /// # Errors
 /// As [`fetch_all`].
 pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Exporting> {
-    let checkpoint = model(&exporting.checkpoint, "CHECKPOINT", comm)?;
+    let checkpoint = checkpoint(&exporting.checkpoint, "CHECKPOINT", comm)?;
     let base = base(&checkpoint, exporting.base.as_deref(), "--base", comm)?;
     Ok(Exporting { checkpoint, base, ..exporting.clone() })
 }
@@ -93,7 +97,7 @@ pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Expor
 /// # Errors
 /// As [`fetch_all`].
 pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verifying> {
-    let checkpoint = model(&verifying.checkpoint, "CHECKPOINT", comm)?;
+    let checkpoint = checkpoint(&verifying.checkpoint, "CHECKPOINT", comm)?;
     let base = base(&checkpoint, verifying.base.as_deref(), "--base", comm)?;
     Ok(Verifying { checkpoint, base, ..verifying.clone() })
 }
@@ -130,6 +134,17 @@ pub fn is_on_hub(path: &Path) -> bool {
 fn parsed(path: &Path) -> Result<Option<HubPath>> {
     let parsed = HubPath::parse(path).transpose();
     parsed.map_err(|wrong| Error::input(wrong).hint("for example hf://owner/name"))
+}
+
+/// A model's folder, or of a run's folder the checkpoint that rank 0 takes for it.
+fn checkpoint(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
+    let folder = model(path, key, comm)?;
+    let found = comm.agree(if comm.rank() == 0 { checkpoint::of_run(&folder) } else { Ok(None) })?;
+    if let Some(found) = &found {
+        info!("{} is a run: taking {}", folder.display(), found.display());
+    }
+    let chosen = found.unwrap_or(folder).into_os_string().into_vec();
+    Ok(PathBuf::from(OsString::from_vec(comm.broadcast_bytes(Some(chosen))?)))
 }
 
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {

@@ -14,11 +14,18 @@ const CPU: &str = "libtorch_cpu.so";
 /// What one for GPUs has besides.
 const CUDA: &str = "libtorch_cuda.so";
 
-/// Loads the CUDA part and says where it was; none where this libtorch has none. To be called before libtorch is.
+/// What a machine with a GPU that may be used has: the driver's control device, or that of Windows' Linux.
+const DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
+
+/// Loads the CUDA part and says where it was; none where this libtorch has none, or this machine no GPU: its own libraries may be
+/// missing there, and nothing needs them. To be called before libtorch is.
 ///
 /// # Errors
 /// It is there and does not load: a library that it needs is missing.
 pub fn load() -> Result<Option<PathBuf>> {
+    if !DEVICES.iter().any(|device| Path::new(device).exists()) {
+        return Ok(None);
+    }
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let Some(path) = beside(&maps) else { return Ok(None) };
     open(&path)?;

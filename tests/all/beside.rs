@@ -364,3 +364,13 @@ fn keys_that_nothing_reads_are_reported_with_their_rows() {
         json!({"prompt": [{"role": "user", "content": "q", "stamp": 1, "id": null}], "chosen": "a", "rejected": "b"});
     assert_eq!(all(&[stamped]).unwrap().unused, [(String::from("prompt.stamp"), 1)].into());
 }
+
+#[test]
+fn an_input_that_is_the_prompt_once_more_is_not_said_twice() {
+    assert_eq!(only(with("input", json!("q "))).prompt, Prompt::Text("q".into()));
+    let mut row = with("input", json!("q"));
+    row["prompt"] = talk(&["hello", "yes", "q"]);
+    assert_eq!(only(row).prompt, turns(&[("user", "hello"), ("assistant", "yes"), ("user", "q")]));
+    // Control: another text is the prompt's second line.
+    assert_eq!(only(with("input", json!("r"))).prompt, Prompt::Text("q\nr".into()));
+}

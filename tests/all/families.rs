@@ -327,6 +327,12 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("gemma3", "rope_parameters", rope("default"), "two rotations"),
         ("smollm3", "no_rope_layers", json!([1]), "no_rope_layers names 1 blocks"),
         ("gpt-neox-parallel", "rope_parameters", share(0.2), "partial_rotary_factor = 0.2"),
+        (
+            "gpt-neox-parallel",
+            "rope_parameters",
+            json!({"rope_type": "dynamic", "factor": 2.0, "partial_rotary_factor": 0.5}),
+            "two rotated columns",
+        ),
         ("gpt-neox-parallel", "rope_parameters", share(1.5), "partial_rotary_factor = 1.5"),
         ("gpt-neox-parallel", "num_attention_heads", json!(5), "num_attention_heads = 5"),
     ] {

@@ -53,7 +53,11 @@ impl Dice {
 fn scaling(dice: &mut Dice, count: usize, phi3: bool) -> Value {
     let theta = dice.one_of(&[20.0, 100.0, 10_000.0]);
     let kinds = ["default", "longrope", "linear", "dynamic", "yarn", "llama3"];
-    let kind = dice.one_of(if phi3 { &kinds[..2] } else { &kinds });
+    let kind = match dice.one_of(if phi3 { &kinds[..2] } else { &kinds }) {
+        // Refused: it divides by zero.
+        "dynamic" if count < 2 => "linear",
+        kind => kind,
+    };
     let mut set = json!({"rope_type": kind, "rope_theta": theta});
     if kind != "default" {
         set["factor"] = json!(dice.eighths(9, 40));

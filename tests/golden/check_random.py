@@ -72,7 +72,8 @@ def drawn(family: str, dice: random.Random) -> dict:
     act = dice.choice(["silu", "gelu", "gelu_new", "quick_gelu", "relu"])
     share = dice.choice([0.5, 1.0]) if family in ("phi", "phi3", "gpt_neox") else 1.0
     rope = rotation(family, int(head * share) // 2 * 2, dice)
-    if share != 1.0:
+    # Whole heads are not the default of these two.
+    if share != 1.0 or family in ("phi", "gpt_neox"):
         rope["partial_rotary_factor"] = share
     config = {
         "vocab_size": check_families.VOCABULARY,

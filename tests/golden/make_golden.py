@@ -470,9 +470,12 @@ def random_pairs(vocabulary: int) -> list[dict]:
 def as_new(model) -> None:
     """Rotations that grow with the longest sequence seen forget it."""
     for module in model.modules():
-        if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
-            module.inv_freq = module.original_inv_freq.clone()
-            module.max_seq_len_cached = module.original_max_seq_len
+        # Models with a rotation a kind of layer have the kind's name in front.
+        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+            prefix = name.removesuffix("max_seq_len_cached")
+            if (original := getattr(module, f"{prefix}original_inv_freq", None)) is not None:
+                setattr(module, f"{prefix}inv_freq", original.clone())
+                setattr(module, name, module.original_max_seq_len)
 
 
 def read_answer(model, score: torch.Tensor, prompt: list[int], answer: list[int]):

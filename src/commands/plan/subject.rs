@@ -5,7 +5,7 @@
 use crate::cli::{Model, Planning};
 use crate::commands::{hub, setup};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::adapter::Origin;
 use crate::model::architecture::Architecture;
 use crate::plan::shapes;
@@ -30,6 +30,10 @@ const NO_CONFIG: &str = "[model]\npath = \"model\"\n[data]\ntrain = [{ path = \"
 /// # Errors
 /// A bad config or config.json, a shape that is not known, a hub that cannot be reached.
 pub fn subject(planning: &Planning) -> Result<Subject> {
+    if !planning.run.is_given() && planning.model().is_none() {
+        return Err(Error::input("nothing to plan for: expected a config, --model or --shape")
+            .hint("haf-dist plan my.toml --gpus 8, or haf-dist plan --shape 8b --gpus 8"));
+    }
     let (config, set) = match planning.run.is_given() {
         true => planning.run.clone().resolve().map(|(path, set)| (Some(path), set))?,
         false => (None, planning.run.overrides()?),

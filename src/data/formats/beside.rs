@@ -203,6 +203,13 @@ impl Beside {
     fn with_input(&self, prompt: Prompt) -> Result<Prompt> {
         match (&self.input, prompt) {
             (None, prompt) => Ok(prompt),
+            // Some sets have the prompt once more under this name.
+            (Some((_, input)), Prompt::Text(text)) if text.trim() == input.trim() => Ok(Prompt::Text(text)),
+            (Some((_, input)), Prompt::Messages(turns))
+                if turns.last().is_some_and(|last| last.text().trim() == input.trim()) =>
+            {
+                Ok(Prompt::Messages(turns))
+            }
             (Some((_, input)), Prompt::Text(text)) => Ok(Prompt::Text(format!("{text}\n{input}"))),
             (Some((name, _)), Prompt::Messages(_)) => {
                 Err(Error::input(format!("{name} stands beside a conversation, and where it belongs is not clear"))

@@ -145,6 +145,10 @@ impl RopeKeys {
                 high_factor: keys.number("high_freq_factor")?,
                 original: self.original(keys, outer, most)?,
             }),
+            // Its base grows by a power of d / (d - 2) for d columns.
+            "dynamic" if count < 2 => {
+                Err(Error::input("rope_type \"dynamic\" divides by zero for two rotated columns"))
+            }
             "dynamic" => Ok(RopeScaling::Dynamic { factor: keys.number("factor")?, original: most }),
             "yarn" => {
                 let original = self.original(keys, outer, most)?;

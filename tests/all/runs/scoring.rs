@@ -200,3 +200,25 @@ fn options_meet_the_rules_of_the_keys_that_they_replace() {
     let outcome = workspace.train(1, &["data.max_length=4", "data.max_prompt_length=2", "output.dir=new"]);
     assert!(outcome.stderr.contains("`data.max_length` = 4; expected 8 or more"), "{}", outcome.stderr);
 }
+
+#[test]
+fn a_runs_folder_stands_for_its_best_checkpoint() {
+    let workspace = Workspace::trained(1);
+    let state: Value = serde_json::from_slice(&workspace.read("run/step-6/trainer/state.json")).unwrap();
+    let best = format!("run/step-{}", state["best"]["step"]);
+    let eval = |checkpoint: &str| {
+        workspace.run(1, &["eval", "--checkpoint", checkpoint, "--data", "test.jsonl", "--json"]).succeeded()
+    };
+    let of_run = eval("run");
+    assert_eq!(of_run.stdout, eval(&best).stdout);
+    assert!(of_run.stderr.contains(&format!("run is a run: taking {best}")), "{}", of_run.stderr);
+    // A run whose best is gone stands for its newest; one without checkpoints is no model.
+    if best != "run/step-6" {
+        fs::remove_dir_all(workspace.path(&best)).unwrap();
+        assert_eq!(eval("run").stdout, eval("run/step-6").stdout);
+    }
+    workspace.run(1, &["export", "run", "out"]).succeeded();
+    fs::create_dir(workspace.path("empty")).unwrap();
+    let outcome = workspace.run(1, &["eval", "--checkpoint", "empty", "--data", "test.jsonl"]);
+    assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+}
