@@ -82,7 +82,7 @@ impl Plan {
         let root = PathBuf::from(text("FAULT_ROOT")?);
         let program = std::env::current_exe().ok()?;
         let rank = text("OMPI_COMM_WORLD_RANK").unwrap_or_else(|| "0".into());
-        if program.file_name()? != "haf-dist" || rank != text("FAULT_RANK").unwrap_or_else(|| "0".into()) {
+        if program.file_name()? != "haf-dist-engine" || rank != text("FAULT_RANK").unwrap_or_else(|| "0".into()) {
             return None;
         }
         let mode = match text("FAULT_MODE")?.as_str() {
