@@ -1,6 +1,6 @@
 //! The commands that say what training costs: `plan` predicts it, `bench` measures it.
 //!
-//! Not here: how they find out (`commands/plan.rs`, `commands/bench.rs`).
+//! Not here: how they find out (`commands/plan/`, `commands/bench/`).
 
 use super::run_config::RunConfig;
 use super::values::{above_zero, pair_tokens, positive, share};

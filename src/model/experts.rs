@@ -90,7 +90,7 @@ impl<'a> ExpertMlp<'a> {
         Ok(())
     }
 
-    /// [T, X] f32: the gradient of the router's logits from that of the weights [T, K], and what comes to that of the shares.
+    /// [T, X] f32: the gradient of the router's logits from that of the weights [T, K], and what is added to the gradient of the shares.
     fn router_gradient(
         &self,
         weight_gradient: &Tensor,

@@ -2,7 +2,7 @@
 //!
 //! Pure functions on plain values. What is a fact comes from the model's description and the data's lengths; what is an
 //! assumption is a named value in `hardware.rs`, `memory.rs` or `time.rs`. Not here: reading files and printing
-//! (`commands/plan.rs`).
+//! (`commands/plan/`).
 
 pub mod hardware;
 pub mod memory;

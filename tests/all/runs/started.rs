@@ -25,6 +25,7 @@ fn the_launcher_is_linked_without_libtorch_and_mpi_and_the_engine_without_cuda()
     // Control: the list shows what the engine has.
     let engine = libraries(env!("CARGO_BIN_EXE_haf-dist-engine"));
     assert!(engine.contains("libtorch_cpu.so") && engine.contains("libmpi"), "{engine}");
+    assert!(!engine.contains("libtorch_cuda"), "{engine}");
 }
 
 #[test]
