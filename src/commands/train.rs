@@ -2,7 +2,7 @@
 
 use super::alike;
 use super::setup::{self, Splits};
-use crate::checkpoint::{self, Changed, ChatTemplates, Claim, Planned, TrainState};
+use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Claim, Planned, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
@@ -255,19 +255,30 @@ fn pad_token(origin: &Origin, splits: &Splits, encoder: &Encoder, architecture: 
 /// The closing evaluation; each pair's result goes into the run's folder.
 fn test_and_record(trainer: &mut Trainer, test: &Split) -> Result<Vec<EvaluationMetrics>> {
     let (rows, outcomes) = trainer.evaluate_pairs(test)?;
-    let facts = RunFacts {
-        step: trainer.state.step,
-        data_key: trainer.state.data_key.clone(),
-        model_key: trainer.state.model_key.clone(),
-        config: trainer.config.clone(),
-    };
     let comm = trainer.comm;
-    let run = &trainer.config.output.dir;
     // The pairs' file says that the run is complete, and metrics.jsonl with it.
     let settled = trainer.sinks.settle().map(drop);
-    let write = || metrics::write_pairs(run, &facts, &outcomes);
-    comm.agree(if comm.rank() == 0 { settled.and_then(|()| write()) } else { Ok(()) })?;
+    let write = || {
+        settled?;
+        let facts = run_facts(trainer)?;
+        metrics::write_pairs(&trainer.config.output.dir, &facts, &outcomes)
+    };
+    comm.agree(if comm.rank() == 0 { write() } else { Ok(()) })?;
     Ok(rows)
+}
+
+/// What run it is. The heads' sum is read from the last step's checkpoint, where a resumed run finds it too.
+fn run_facts(trainer: &Trainer) -> Result<RunFacts> {
+    let state = &trainer.state;
+    let checkpoint = checkpoint::step_path(&trainer.config.output.dir, state.step);
+    let fitted = AsTrained::read(&checkpoint)?.and_then(|trained| trained.fitted);
+    Ok(RunFacts {
+        step: state.step,
+        data_key: state.data_key.clone(),
+        model_key: state.model_key.clone(),
+        combined: fitted.and_then(|fitted| fitted.combined),
+        config: trainer.config.clone(),
+    })
 }
 
 /// Without the only domain's row, which would repeat the total.
@@ -285,7 +296,7 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Re
              or model.dtype = \"f32\" may help"
         );
     }
-    let checkpoint = |step: usize| run.join(format!("step-{step}")).display().to_string();
+    let checkpoint = |step: usize| checkpoint::step_path(run, step).display().to_string();
     let mut lines = Vec::new();
     if !rows.is_empty() {
         lines.push(evaluation_table(&concise(rows)));

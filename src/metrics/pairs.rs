@@ -6,7 +6,7 @@
 //!
 //! Not here: what the outcomes of several runs come to (`comparison.rs`).
 
-use crate::checkpoint::Changed;
+use crate::checkpoint::{Changed, Weights};
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
 use crate::files;
@@ -31,6 +31,9 @@ pub struct RunFacts {
     pub data_key: String,
     /// Hash of the starting model's files.
     pub model_key: String,
+    /// The two heads' sum as it was fitted on the run's dev pairs; absent where there are no dev pairs or not both heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combined: Option<Weights>,
     /// The resolved configuration.
     pub config: Config,
 }

@@ -28,7 +28,7 @@ fn run(objective: &str, seed: u64, reward: &str, policy: &str) -> ComparedRun {
     };
     ComparedRun {
         name: format!("{objective}-{seed}"),
-        facts: RunFacts { step: 4, data_key: format!("order {seed}"), model_key: "m".into(), config },
+        facts: RunFacts { step: 4, data_key: format!("order {seed}"), model_key: "m".into(), combined: None, config },
         outcomes: (0..reward.len().max(policy.len())).map(outcome).collect(),
     }
 }

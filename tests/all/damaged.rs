@@ -136,7 +136,7 @@ fn damaged_tokenizers_read_texts_or_are_refused() {
 fn damaged_outcomes_of_a_run_are_read_or_refused() {
     let run = tempfile::tempdir().unwrap();
     let config = parse(MINIMAL, &[]).unwrap();
-    let facts = RunFacts { step: 4, data_key: "order".into(), model_key: "model".into(), config };
+    let facts = RunFacts { step: 4, data_key: "order".into(), model_key: "model".into(), combined: None, config };
     let outcome = |index: usize| PairOutcome {
         pair: format!("{index}"),
         prompt: format!("{:016x}", index / 2),
