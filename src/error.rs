@@ -112,13 +112,21 @@ pub fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     panics::contain_libtorch(call).unwrap_or_else(|thrown| Err(Error::of_libtorch(&thrown)))
 }
 
+/// The hint for a path where nothing is: the whole path that was tried.
+pub fn looked_for(path: &Path) -> String {
+    match std::path::absolute(path) {
+        Ok(whole) if path.is_relative() => format!("looked for {}: is the path right?", whole.display()),
+        _ => "is the path right?".to_owned(),
+    }
+}
+
 /// Turns a failed file operation into an error that names the file: the user's to mend where the path or what lies there
 /// is wrong, the machine's otherwise.
 pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     use io::ErrorKind::*;
     let message = format!("cannot {doing} {}: {error}", path.display());
     let hint = match error.kind() {
-        NotFound | InvalidFilename | InvalidInput => "is the path right, seen from where the program was started?",
+        NotFound | InvalidFilename | InvalidInput => return Error::input(message).hint(looked_for(path)),
         NotADirectory => "a part of the path is a file, where a folder was expected",
         IsADirectory => "a file was expected: name the file in it",
         AlreadyExists => "nothing is overwritten: name another path, or move what is there away",

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
-    let (ranks, traced) = (arguments.ranks(), arguments.trace().is_some());
+    let (ranks, showing) = (arguments.ranks(), arguments.showing(None));
     match Request::try_from(arguments)? {
         Request::Together(command) => {
             launcher::start_engine(Start { ranks, saves: matches!(command, Command::Train { .. }) })
@@ -28,7 +28,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         // Every rank would print the same.
         Request::Alone(_) if launch::rank() > 0 => Ok(ExitCode::SUCCESS),
         Request::Alone(alone) => {
-            logging::init(None, traced)?;
+            logging::init(showing)?;
             commands::alone(&alone).map(|()| ExitCode::SUCCESS)
         }
     }

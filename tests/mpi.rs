@@ -153,7 +153,8 @@ fn child(part: &str) -> ExitCode {
             println!("rank {rank} has the same masters");
         }
         ("too much" | "no files", rank) => {
-            haf_dist::logging::init(Some(rank), false).expect("no filter is set");
+            haf_dist::logging::init(haf_dist::logging::Showing { rank: Some(rank), ..Default::default() })
+                .expect("no filter is set");
             let limits = getrlimit(Resource::RLIMIT_NOFILE).expect("there are limits");
             let few = if part == "no files" && rank == 1 { 3 } else { limits.0 };
             setrlimit(Resource::RLIMIT_NOFILE, few, limits.1).expect("limits may be lowered");

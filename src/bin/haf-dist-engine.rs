@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
-    logging::init(launch::launch().map(|launch| launch.rank), arguments.trace().is_some())?;
+    logging::init(arguments.showing(launch::launch().map(|launch| launch.rank)))?;
     signals::let_oversized_writes_fail()?;
     machine::cuda::load()?;
     let command = match Request::try_from(arguments)? {

@@ -9,8 +9,12 @@ use crate::model::adapter::WEIGHTS;
 use crate::model::peft::PeftConfig;
 use crate::safetensors_io::Mapped;
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use tch::Kind;
+
+/// The link to the best checkpoint, inside a run's folder.
+const BEST: &str = "best";
 
 /// The file that the process which writes into a run's folder holds locked.
 const LOCK: &str = ".lock";
@@ -268,6 +272,30 @@ pub fn retain(run: &Path, keep: usize, best: Option<usize>) -> Result<Vec<usize>
         removed.map_err(|error| file_error(&path, "remove", &error))?;
     }
     Ok(steps)
+}
+
+/// Makes `run/best` a link to the checkpoint of step `best`; nothing where there is none, or where something else has that name.
+/// To be called before [`retain`], which never deletes the best: the link leads somewhere at any moment.
+///
+/// # Errors
+/// A failed rename.
+pub fn link_best(run: &Path, best: Option<usize>) -> Result<()> {
+    let (link, partial) = (run.join(BEST), run.join(format!("{BEST}.partial")));
+    let Some(step) = best.filter(|&step| step_path(run, step).is_dir()) else { return Ok(()) };
+    if fs::symlink_metadata(&link).is_ok_and(|there| !there.is_symlink()) {
+        tracing::warn!(
+            "{} is no link of this run and stays as it is; the best checkpoint is step-{step}",
+            link.display()
+        );
+        return Ok(());
+    }
+    // Relative, so that the run's folder can be moved.
+    let _ = fs::remove_file(&partial);
+    if let Err(error) = symlink(format!("step-{step}"), &partial) {
+        tracing::warn!("no link to the best checkpoint, which is step-{step}: this disk takes no links ({error})");
+        return Ok(());
+    }
+    fs::rename(&partial, &link).map_err(|error| file_error(&link, "link the best checkpoint as", &error))
 }
 
 /// Size of one checkpoint, in bytes, up to a few kilobytes of headers: so many `exported` numbers of a kind, `trained`

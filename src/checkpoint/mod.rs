@@ -28,8 +28,8 @@ pub use export::{
 };
 pub use fitted::{Fitted, FittedOn, Weights};
 pub use folder::{
-    Claim, check_disk, check_run, expected_bytes, keep_model_files, newest, of_run, retain, set_aside, start_run,
-    step_path,
+    Claim, check_disk, check_run, expected_bytes, keep_model_files, link_best, newest, of_run, retain, set_aside,
+    start_run, step_path,
 };
 pub use manifest::{Changed, FileCheck};
 pub use self_test::{Case, LeftOut, Planned, SELF_TEST, SelfTest, Tolerance, data_of};

@@ -14,9 +14,10 @@ pub(super) struct TypedEvaluating {
     #[command(flatten)]
     scoring: Scoring,
 
-    /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
+    /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]; may be
+    /// repeated: each file is reported under its name too
     #[arg(long, value_name = "FILE", required_unless_present_any = ["suite", "best_of"])]
-    data: Option<PathBuf>,
+    data: Vec<PathBuf>,
 
     /// A benchmark and its files, in place of --data: rewardbench, rewardbench2, rm-bench or judgebench, with its own number;
     /// may be repeated
@@ -62,8 +63,10 @@ pub(super) struct TypedEvaluating {
 /// What `eval` evaluates and how.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluating {
-    /// With which model; its `data` is empty where there are suites.
+    /// With which model; its `data` is empty but for scored answers.
     pub scoring: Scoring,
+    /// The pairs; none where there are suites or scored answers.
+    pub data: Vec<PathBuf>,
     /// Benchmarks, each with its files.
     pub suites: Vec<(Suite, Vec<PathBuf>)>,
     /// Another checkpoint to be held against on the same suites.
@@ -90,8 +93,19 @@ impl TryFrom<TypedEvaluating> for Evaluating {
     fn try_from(typed: TypedEvaluating) -> Result<Self> {
         let TypedEvaluating { scoring, data, suite, against, train_data, best_of, check_swap, worst, format, json } =
             typed;
-        let scoring = Scoring { data: data.or_else(|| best_of.clone()).unwrap_or_default(), ..scoring };
-        Ok(Self { scoring, suites: suites(&suite)?, against, train_data, best_of, check_swap, worst, format, json })
+        let scoring = Scoring { data: best_of.clone().unwrap_or_default(), ..scoring };
+        Ok(Self {
+            scoring,
+            data,
+            suites: suites(&suite)?,
+            against,
+            train_data,
+            best_of,
+            check_swap,
+            worst,
+            format,
+            json,
+        })
     }
 }
 

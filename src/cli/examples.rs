@@ -4,7 +4,7 @@
 pub const TRAINING: &str = "\
 Examples:
   mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
-  haf-dist train safety.toml --ranks 2                    the same on two, started without mpirun
+  haf-dist safety.toml --ranks 2                          the same on two, started without mpirun
   haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
   haf-dist --config safety.toml --debug                   try a config out, every check on
   haf-dist --config safety.toml --trace trace.json        see where the time goes
@@ -100,3 +100,12 @@ Examples:
   haf-dist models models/SmolLM2-135M-Instruct        exit code 2 and every reason, where it would not load
 
 Of a folder config.json, the tokenizer's files and the headers of the safetensors are read: seconds, however large it is.";
+
+/// Below the options of `haf-dist compare`.
+pub const COMPARE: &str = "\
+Examples:
+  haf-dist compare runs/a runs/b
+  haf-dist compare --train configs/compare.toml
+  haf-dist compare --train safety.toml --seeds 5 --ranks 8 --objectives hybrid,reward
+  haf-dist compare --train safety.toml --variant loss.prior=logistic --variant loss.prior=normal \\
+      --learning-rates 3e-5,1e-4,3e-4";

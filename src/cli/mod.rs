@@ -2,6 +2,7 @@
 //!
 //! Not here: doing it (`commands/`), and keys of the config file (`config/`).
 
+mod comparing;
 mod costs;
 mod evaluating;
 mod examples;
@@ -11,12 +12,15 @@ mod run_config;
 mod values;
 mod verifying;
 
+pub use comparing::{Compared, Comparing, Training, VariantSettings};
 pub use costs::{Bench, Model, Planning};
 pub use evaluating::Evaluating;
 
 use crate::config::{Dtype, Format, RewardAt, TemplateKind};
+use crate::logging::{Colour, Detail, Showing};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use comparing::TypedComparing;
 use evaluating::TypedEvaluating;
 pub use request::{Alone, Checking, Command, Output, Request};
 pub use run_config::RunConfig;
@@ -36,7 +40,7 @@ pub use verifying::Verifying;
     version,
     after_help = examples::TRAINING,
     long_version = LONG_VERSION,
-    override_usage = "haf-dist --config <FILE> [--set <KEY=VALUE>]... [--resume | --debug] [--ranks <N>]\n       haf-dist <COMMAND>",
+    override_usage = "haf-dist [train] <CONFIG> [KEY=VALUE]... [--resume | --debug] [--ranks <N>]\n       haf-dist --config <FILE> [--set <KEY=VALUE>]...\n       haf-dist <COMMAND>",
     args_conflicts_with_subcommands = true,
     max_term_width = 100
 )]
@@ -44,30 +48,22 @@ pub struct Arguments {
     #[command(subcommand)]
     command: Option<TypedCommand>,
 
-    /// The run, as a TOML file
-    #[arg(long, short, value_name = "FILE", help_heading = "Training")]
-    config: Option<PathBuf>,
-
-    /// Replace one key of the config, e.g. train.steps=100 or data.train.0.path=more.jsonl; may be repeated
-    ///
-    /// The value is TOML; a bare word is a string. Setting train.steps takes back the file's train.epochs, and the
-    /// other way round.
-    #[arg(long, value_name = "KEY=VALUE", help_heading = "Training", requires = "config")]
-    set: Vec<String>,
+    #[command(flatten)]
+    run: RunConfig,
 
     /// Go on from the newest whole checkpoint in the output folder [default: refuse a folder that holds a run]
-    #[arg(long, help_heading = "Training", requires = "config")]
+    #[arg(long, help_heading = "Training")]
     resume: bool,
 
     /// A few steps on a few pairs in one process without mpirun, every check on [default: off]
     ///
     /// Compares packed with one-pair-at-a-time scores and gradients, names every gradient that is not finite, and shows
     /// the first pairs with the reward token marked.
-    #[arg(long, help_heading = "Training", requires = "config", conflicts_with = "resume")]
+    #[arg(long, help_heading = "Training", conflicts_with = "resume")]
     debug: bool,
 
     /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
-    #[arg(long, help_heading = "Training", requires = "config")]
+    #[arg(long, help_heading = "Training")]
     allow_changed: bool,
 
     /// Write what each thread does when, for chrome://tracing or ui.perfetto.dev [default: no trace]
@@ -81,12 +77,34 @@ pub struct Arguments {
     /// Binding, root and more ranks than cores are set as Open MPI wants them. Across machines use mpirun or srun.
     #[arg(long, global = true, value_name = "N", value_parser = positive, help_heading = "Ranks")]
     ranks: Option<usize>,
+
+    /// Show warnings and errors only [default: what happens, with progress]
+    #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Messages")]
+    quiet: bool,
+
+    /// Show what helps to find a fault, of every rank too
+    #[arg(long, short, global = true, help_heading = "Messages")]
+    verbose: bool,
+
+    /// Colour messages: on a terminal, always, or never
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, help_heading = "Messages")]
+    color: Colour,
 }
 
 impl Arguments {
     /// Where a trace is to go, whatever the command.
     pub fn trace(&self) -> Option<&Path> {
         self.trace.as_deref()
+    }
+
+    /// What is shown on stderr, of the process of this rank.
+    pub fn showing(&self, rank: Option<usize>) -> Showing {
+        let detail = match (self.quiet, self.verbose) {
+            (true, _) => Detail::Quiet,
+            (_, true) => Detail::Verbose,
+            _ => Detail::Normal,
+        };
+        Showing { rank, traced: self.trace.is_some(), detail, colour: self.color }
     }
 
     /// How many ranks are to be started here, whatever the command.
@@ -152,18 +170,9 @@ enum TypedCommand {
         #[arg(long)]
         tokens: bool,
     },
-    /// Compare finished runs of different objectives on the same test pairs: accuracies, significance
-    Compare {
-        /// Folders of finished runs that differ in loss.objective and data.seed alone
-        #[arg(value_name = "RUN", required = true)]
-        runs: Vec<PathBuf>,
-        /// Take outcomes that have changed since they were written [default: refuse them]
-        #[arg(long)]
-        allow_changed: bool,
-        /// Print JSON lines instead of tables [default: tables]
-        #[arg(long)]
-        json: bool,
-    },
+    /// Compare runs on the same test pairs: which is better, by how much, how sure; or train them first
+    #[command(after_help = examples::COMPARE)]
+    Compare(TypedComparing),
     /// Time whole training steps: pairs per second and memory
     #[command(after_help = examples::BENCH)]
     Bench {
@@ -307,6 +316,11 @@ impl Scoring {
     pub fn columns(&self) -> BTreeMap<String, String> {
         self.column.iter().cloned().collect()
     }
+}
+
+/// Every command, in the order of `--help`.
+fn command_names() -> Vec<String> {
+    Arguments::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
 }
 
 /// What completes this command line in `shell`.

@@ -2,7 +2,9 @@
 //!
 //! Not here: what may be typed (`mod.rs`), and doing it (`commands/`).
 
-use super::{Arguments, Bench, Evaluating, Exporting, Planning, RunConfig, Scoring, TypedCommand, Verifying};
+use super::{
+    Arguments, Bench, Comparing, Evaluating, Exporting, Planning, RunConfig, Scoring, TypedCommand, Verifying,
+};
 use crate::config::Format;
 use crate::error::{Error, Result};
 use clap_complete::Shell;
@@ -34,6 +36,8 @@ pub enum Alone {
         /// One JSON object instead of lines.
         json: bool,
     },
+    /// Compare runs, or train runs and compare them.
+    Compare(Comparing),
     /// Print a shell's completions.
     Completions(Shell),
 }
@@ -79,15 +83,6 @@ pub enum Command {
         /// Whether each token's part of the implicit reward is written too.
         tokens: bool,
     },
-    /// Compare finished runs.
-    Compare {
-        /// Their folders.
-        runs: Vec<PathBuf>,
-        /// Whether their outcomes may have changed since they were written.
-        allow_changed: bool,
-        /// JSON lines instead of tables.
-        json: bool,
-    },
     /// Time whole training steps.
     Bench(Bench),
     /// Fill the caches that training would fill.
@@ -120,9 +115,9 @@ impl TryFrom<Arguments> for Request {
     /// # Errors
     /// Neither `--config` nor a command; a config without a file; suites that are not as they should be.
     fn try_from(typed: Arguments) -> Result<Self> {
-        let Arguments { command, config, set, resume, debug, allow_changed, ranks, trace: _ } = typed;
+        let Arguments { command, run, resume, debug, allow_changed, ranks, .. } = typed;
         let Some(command) = command else {
-            let config = config.ok_or_else(nothing)?;
+            let (config, set) = run.of_training()?;
             return Ok(Self::Together(Command::Train { config, set, resume, debug, allow_changed }));
         };
         Ok(match command {
@@ -144,9 +139,7 @@ impl TryFrom<Arguments> for Request {
                 let output = if output.as_os_str() == "-" { Output::Stdout } else { Output::File(output) };
                 Self::Together(Command::Score { scoring, output, combined, tokens })
             }
-            TypedCommand::Compare { runs, allow_changed, json } => {
-                Self::Together(Command::Compare { runs, allow_changed, json })
-            }
+            TypedCommand::Compare(typed) => Self::Alone(Alone::Compare(typed.understood(ranks)?)),
             TypedCommand::Bench { bench } => Self::Together(Command::Bench(bench)),
             TypedCommand::Prepare { run, allow_changed } => {
                 let (config, set) = run.resolve()?;
@@ -156,12 +149,4 @@ impl TryFrom<Arguments> for Request {
             TypedCommand::Verify(verifying) => Self::Together(Command::Verify(verifying)),
         })
     }
-}
-
-fn nothing() -> Error {
-    Error::input(
-        "nothing to do: expected --config FILE to train, or a command (train, eval, score, compare, prepare, bench, \
-         export, verify, plan, models, formats, check, doctor)",
-    )
-    .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")
 }

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use clap::Args;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A run's config file, and keys that replace the file's.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize)]
@@ -31,6 +31,25 @@ impl RunConfig {
     /// Whether a config was named.
     pub fn is_given(&self) -> bool {
         self.config.is_some() || self.first.as_ref().is_some_and(|word| !word.contains('='))
+    }
+
+    /// [`resolve`](Self::resolve) where no command is typed.
+    ///
+    /// # Errors
+    /// Nothing to do; a mistyped command; as [`resolve`](Self::resolve).
+    pub fn of_training(self) -> Result<(PathBuf, Vec<String>)> {
+        if !self.is_given() {
+            return Err(nothing());
+        }
+        if let (None, Some(word)) = (&self.config, &self.first)
+            && !word.contains(['.', '/'])
+            && !Path::new(word).exists()
+        {
+            let nearest = nearest_command(word).map(|command| format!("did you mean haf-dist {command}? "));
+            return Err(Error::input(format!("no command is called {word}, and no config file either"))
+                .hint(nearest.unwrap_or_default() + "haf-dist --help lists the commands"));
+        }
+        self.resolve()
     }
 
     /// The keys alone, where no config is named.
@@ -68,6 +87,19 @@ impl RunConfig {
     }
 }
 
+fn nothing() -> Error {
+    let commands = super::command_names().join(", ");
+    Error::input(format!("nothing to do: expected a config file to train with, or a command ({commands})"))
+        .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")
+}
+
+/// The command most like a mistyped word, if any is alike.
+fn nearest_command(word: &str) -> Option<String> {
+    let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&word.to_lowercase(), name);
+    let names = super::command_names().into_iter().map(|name| (likeness(&name), name));
+    names.filter(|(likeness, _)| *likeness > 0.5).max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, name)| name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +120,21 @@ mod tests {
         assert!(typed(Some("run.toml"), &["other.toml"], None).unwrap_err().to_string().contains("other.toml"));
         assert!(typed(Some("two.toml"), &[], Some("run.toml")).is_err());
         assert!(typed(None, &[], None).is_err());
+    }
+
+    /// Promise: a mistyped command is not taken for a config.
+    #[test]
+    fn a_word_that_is_neither_a_command_nor_a_file_is_answered() {
+        let of =
+            |first: Option<&str>| RunConfig { first: first.map(str::to_owned), ..RunConfig::default() }.of_training();
+        let mistyped = of(Some("evla")).unwrap_err();
+        assert!(mistyped.hint.as_ref().is_some_and(|hint| hint.contains("haf-dist eval?")), "{mistyped}");
+        assert!(of(Some("xyzzyplugh")).unwrap_err().hint.is_some_and(|hint| !hint.contains("did you mean")));
+        assert!(of(None).unwrap_err().message.contains("compare, "), "every command is listed");
+        assert_eq!(
+            of(Some("absent.toml")).unwrap().0,
+            PathBuf::from("absent.toml"),
+            "its reader says that it is absent"
+        );
     }
 }

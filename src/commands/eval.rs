@@ -18,6 +18,7 @@ use crate::evaluate::heads::{Head, heads, side_by_side, side_by_side_table};
 use crate::evaluate::report::{Report, marks, tables};
 use crate::evaluate::scoring::score_pairs;
 use crate::evaluate::swap::{self, Swap};
+use crate::evaluate::verdict::verdict;
 use crate::evaluate::{self, Reported};
 use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
@@ -30,16 +31,23 @@ use tracing::info;
 /// The text of a pair: prompt, chosen, rejected.
 type Text = [String; 3];
 
-/// Runs the command on every rank; `files` are the data, fetched.
+/// Runs the command on every rank; `files` are the data, fetched, each with the name that its pairs are reported under.
 ///
 /// # Errors
 /// A folder that is no reward model, or bad data; a swap check that fails.
-pub fn run(evaluating: &Evaluating, scoring: &Scoring, files: &[PathBuf], comm: &CommThread) -> Result<()> {
+pub fn run(
+    evaluating: &Evaluating,
+    scoring: &Scoring,
+    files: &[(PathBuf, Option<String>)],
+    comm: &CommThread,
+) -> Result<()> {
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
     let max_row_bytes = opened.config.data.max_row_bytes;
-    let source =
-        |file| Source { format: evaluating.format, columns: scoring.columns(), max_row_bytes, ..Source::new(file) };
+    let source = |(file, domain): &(PathBuf, Option<String>)| {
+        let (format, columns, domain) = (evaluating.format, scoring.columns(), domain.clone());
+        Source { format, columns, domain, max_row_bytes, ..Source::new(file) }
+    };
     let sources: Vec<Source> = files.iter().map(source).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
@@ -108,8 +116,11 @@ fn print(
         ))?;
     }
     terminal::out(format_args!("\n{}", doubt::tables(&doubts, disagreement.as_ref(), &mistakes)))?;
-    match swaps {
-        Some(swaps) => terminal::out(format_args!("\n{}", swap::text(swaps))),
+    if let Some(swaps) = swaps {
+        terminal::out(format_args!("\n{}", swap::text(swaps)))?;
+    }
+    match rows.first().and_then(verdict) {
+        Some(sentence) => terminal::out(format_args!("\n{sentence}")),
         None => Ok(()),
     }
 }

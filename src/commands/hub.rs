@@ -5,7 +5,7 @@
 use crate::checkpoint;
 use crate::cli::{Evaluating, Exporting, Scoring, Verifying};
 use crate::comm::CommThread;
-use crate::config::{Config, HubPath, RowRange, Source};
+use crate::config::{Config, HubPath, RowRange, Source, domain_of};
 use crate::error::{Error, Result};
 use crate::evaluate::suites::Suite;
 use crate::hub::{Hub, RepositoryKind, Snapshot};
@@ -54,6 +54,20 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
     let files = dataset(&scoring.data, "--data", comm)?;
     let data = files.first().cloned().unwrap_or_default();
     Ok((Scoring { checkpoint, base, data, ..scoring.clone() }, files))
+}
+
+/// The files of all `--data`, each with the name that its pairs are reported under: none where there is one `--data` alone. All
+/// ranks must call it.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(PathBuf, Option<String>)>> {
+    let mut files = Vec::new();
+    for path in data {
+        let domain = domain_of(path).filter(|_| data.len() > 1);
+        files.extend(dataset(path, "--data", comm)?.into_iter().map(|file| (file, domain.clone())));
+    }
+    Ok(files)
 }
 
 /// The same for an evaluation on suites: both checkpoints, the suites' files and the training data. All ranks must call it.

@@ -52,6 +52,7 @@ pub fn alone(asked: &Alone) -> Result<()> {
         }
         Alone::Formats(format) => formats::run(*format),
         Alone::Check(checking) => check::run(checking),
+        Alone::Compare(comparing) => compare::run(comparing),
         Alone::Doctor { json } => doctor::run(*json),
         Alone::Completions(shell) => terminal::out(String::from_utf8_lossy(&cli::completions(*shell)).trim_end()),
     }
@@ -85,8 +86,8 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             best_of::run(&scoring, file, *json, comm)
         }
         Command::Eval(evaluating) => {
-            let (scoring, files) = hub::fetch_scoring(&evaluating.scoring, comm)?;
-            eval::run(evaluating, &scoring, &files, comm)
+            let (scoring, _) = hub::fetch_scoring(&evaluating.scoring, comm)?;
+            eval::run(evaluating, &scoring, &hub::fetch_pairs(&evaluating.data, comm)?, comm)
         }
         Command::Score { scoring, output, combined, tokens } => {
             let (scoring, files) = hub::fetch_scoring(scoring, comm)?;
@@ -96,12 +97,6 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
             }
             score::run(&scoring, output, (*combined, *tokens), comm)
         }
-        // Every rank would print the same.
-        Command::Compare { runs, allow_changed, json } if comm.rank() == 0 => {
-            let _work = comm.at_work("comparing runs");
-            compare::run(runs, Changed::allowed_if(*allow_changed), *json)
-        }
-        Command::Compare { .. } => Ok(()),
         Command::Export(exporting) => {
             let exporting = hub::fetch_exporting(exporting, comm)?;
             let _work = comm.at_work("exporting");

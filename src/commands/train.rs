@@ -9,6 +9,7 @@ use crate::data::prepared::PreparedData;
 use crate::data::tokenize::Encoder;
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
+use crate::evaluate::verdict::{overfitted, verdict};
 use crate::logging;
 use crate::machine::{Machine, backend};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
@@ -213,8 +214,10 @@ fn go_on(trainer: &mut Trainer, checkpoint: Option<PathBuf>, run: &Path) -> Resu
         drop(work);
         info!("resuming after step {} from {}", trainer.state.step, folder.display());
     }
-    let aside = if comm.rank() == 0 { checkpoint::set_aside(run, trainer.state.step).map(drop) } else { Ok(()) };
-    comm.agree(aside)
+    // The link may be of before the save that a kill came after.
+    let best = trainer.state.best.as_ref().map(|best| best.step);
+    let tidy = || checkpoint::set_aside(run, trainer.state.step).and_then(|_| checkpoint::link_best(run, best));
+    comm.agree(if comm.rank() == 0 { tidy() } else { Ok(()) })
 }
 
 /// Where the numbers of a run go that stands at `state`, of `total` updates. What a finished run has written stays as it is.
@@ -301,10 +304,22 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Re
     if !rows.is_empty() {
         lines.push(evaluation_table(&concise(rows)));
     }
+    let history = metrics::dev_history(run, config.loss.objective)?;
+    lines.extend(rows.first().and_then(verdict));
+    lines.extend(overfitted(&history));
+    lines.push(String::new());
     lines.push(format!("checkpoint  {}", checkpoint(trainer.state.step)));
     if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {
         lines.push(format!("best on dev {} (accuracy {:.4})", checkpoint(best.step), best.accuracy));
     }
-    lines.push(format!("metrics     {}", run.join("metrics.jsonl").display()));
+    lines.push(format!("metrics     {}", run.join(metrics::METRICS).display()));
+    let place = run.display();
+    lines.push(match (rows.is_empty(), trainer.engine.model.lora.is_some()) {
+        (true, _) => {
+            format!("next        haf-dist eval --checkpoint {place} --data PAIRS, with pairs it was not trained on")
+        }
+        (false, true) => format!("next        haf-dist export --merge {place} FOLDER, for other programs"),
+        (false, false) => format!("next        haf-dist export {place} FOLDER, for other programs"),
+    });
     logging::above_progress(|| terminal::lines(lines))
 }

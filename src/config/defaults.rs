@@ -14,7 +14,7 @@ impl Config {
         let data = &mut self.data;
         for source in data.train.iter_mut().chain(&mut data.dev).chain(&mut data.test) {
             if source.domain.is_none() {
-                source.domain = stem(&source.path);
+                source.domain = domain_of(&source.path);
             }
             source.max_row_bytes = data.max_row_bytes;
             source.strict = data.strict;
@@ -23,8 +23,9 @@ impl Config {
     }
 }
 
-/// `pairs` for `data/pairs.jsonl.gz` or `.zst`, and `name` for `hf://owner/name/split`.
-fn stem(path: &std::path::Path) -> Option<String> {
+/// The name that pairs of a file are reported under where nothing else is said: `pairs` for `data/pairs.jsonl.gz` or `.zst`, and
+/// `name` for `hf://owner/name/split`.
+pub fn domain_of(path: &std::path::Path) -> Option<String> {
     if let Some(Ok(on_hub)) = HubPath::parse(path) {
         return Some(on_hub.name().to_string());
     }

@@ -21,12 +21,22 @@ pub struct Difference {
     now: Option<Value>,
 }
 
+impl Difference {
+    /// The first config's value, as TOML writes it.
+    pub fn then(&self) -> String {
+        text(self.then.as_ref())
+    }
+}
+
 /// `checkpoint.every: 5 -> 2`.
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |value: &Option<Value>| value.as_ref().map_or_else(|| "not set".to_owned(), Value::to_string);
-        write!(f, "{}: {} -> {}", self.key, text(&self.then), text(&self.now))
+        write!(f, "{}: {} -> {}", self.key, text(self.then.as_ref()), text(self.now.as_ref()))
     }
+}
+
+fn text(value: Option<&Value>) -> String {
+    value.map_or_else(|| "not set".to_owned(), Value::to_string)
 }
 
 impl Config {

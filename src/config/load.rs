@@ -3,7 +3,8 @@
 //! Not here: the rules themselves (`validate.rs`) and the keys (`keys.rs`).
 
 use super::overrides::{self, Override};
-use super::{Config, SEE_REFERENCE, defaults, keys};
+use super::words::{self, Renamed};
+use super::{Config, HubPath, SEE_REFERENCE, defaults, keys};
 use crate::error::{Error, Result};
 use crate::files;
 use std::path::Path;
@@ -26,7 +27,23 @@ impl Config {
             let line = line_at(error.as_bytes(), error.utf8_error().valid_up_to());
             Error::input(format!("{name}:{line}: not UTF-8 text; expected a TOML file")).hint("save it as UTF-8")
         })?;
-        Self::parse(&name, &text, overrides)
+        let mut config = Self::parse(&name, &text, overrides)?;
+        config.look_beside(path.parent().unwrap_or(Path::new("")));
+        Ok(config)
+    }
+
+    /// Takes inputs that are absent in the current folder and present beside the config from there. Outputs never move.
+    fn look_beside(&mut self, folder: &Path) {
+        let data = &mut self.data;
+        let sources = data.train.iter_mut().chain(&mut data.dev).chain(&mut data.test).map(|source| &mut source.path);
+        let base = self.lora.as_mut().and_then(|lora| lora.base.as_mut());
+        for path in sources.chain([&mut self.model.path]).chain(base) {
+            let beside = folder.join(&*path);
+            if HubPath::parse(path).is_none() && !path.exists() && beside.exists() {
+                tracing::info!("{} is not in the current folder: taking {}", path.display(), beside.display());
+                *path = beside;
+            }
+        }
     }
 
     /// [`Config::load`] for text already read; errors call it `name`.
@@ -42,8 +59,11 @@ impl Config {
             Error::input(format!("{name}:{line}: not TOML: {}", error.message()))
                 .hint("a line is a [table] or `key = value`, text in quotes; configs/reference.toml is an example")
         })?;
+        let mut document = Document { name, text, overrides: &overrides, renamed: Vec::new() };
+        document.renamed = words::understand(&mut value).map_err(|answer| {
+            Error::input(answer.message).at(document.place_in_file(&answer.path)).hint(answer.hint)
+        })?;
         overrides::apply(&overrides, &mut value)?;
-        let document = Document { name, text, overrides: &overrides };
 
         if let Some(path) = keys::first_unknown(&value, &tree) {
             let error = document.error(&path, keys::unknown_key(&path, &tree));
@@ -75,6 +95,8 @@ struct Document<'d> {
     name: &'d str,
     text: &'d str,
     overrides: &'d [Override],
+    /// Keys that the file calls otherwise.
+    renamed: Vec<Renamed>,
 }
 
 impl Document<'_> {
@@ -87,10 +109,16 @@ impl Document<'_> {
         let touched = |set: &&Override| path.starts_with(&set.path) || set.path.starts_with(path);
         match self.overrides.iter().rev().find(touched) {
             Some(set) => format!("--set {}", set.text),
-            None => match self.line(path) {
-                Some(line) => format!("{}:{line}", self.name),
-                None => self.name.to_string(),
-            },
+            None => self.place_in_file(path),
+        }
+    }
+
+    /// `FILE:LINE` of a key, which the file may call otherwise.
+    fn place_in_file(&self, path: &[String]) -> String {
+        let typed = self.renamed.iter().find(|(_, ours)| path.starts_with(ours));
+        match self.line(typed.map_or(path, |(typed, _)| typed)) {
+            Some(line) => format!("{}:{line}", self.name),
+            None => self.name.to_string(),
         }
     }
 

@@ -16,7 +16,9 @@ mod overrides;
 mod rows;
 mod source;
 mod validate;
+mod words;
 
+pub use defaults::domain_of;
 pub use differences::{Difference, OF_A_RANK, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
@@ -240,7 +242,7 @@ pub struct LoraConfig {
     /// Their product is multiplied with alpha / rank.
     #[serde(default = "defaults::lora_alpha")]
     pub alpha: f64,
-    /// Projections with an adapter, by their module's name: `q_proj`, or `mlp.up_proj`.
+    /// Projections with an adapter, by their module's name: `q_proj`, or `mlp.up_proj`; or `all-linear`, all there are.
     pub targets: Vec<String>,
     /// Seed of A's initial values; B starts at zero.
     #[serde(default)]

@@ -2,7 +2,7 @@
 //!
 //! Not here: whether the outcome makes sense; the merged file is checked like any other.
 
-use super::keys;
+use super::{keys, words};
 use crate::error::{Error, Result};
 use toml::{Table, Value};
 
@@ -26,7 +26,11 @@ impl Override {
             return Err(wrong("there is no `=`; expected table.key=value".into()).hint(EXAMPLE));
         };
         let (key, value) = (key.trim(), value.trim());
-        let path: Vec<String> = key.split('.').map(|name| name.trim().to_string()).collect();
+        let typed: Vec<String> = key.split('.').map(|name| name.trim().to_string()).collect();
+        if let Some(hint) = typed.last().and_then(|key| words::answer(key, None)) {
+            return Err(wrong(format!("`{key}` is a key of other trainers")).hint(hint));
+        }
+        let path = words::ours(&typed);
         let Some(known) = keys::find(tree, &path) else {
             return Err(wrong(keys::unknown_key(&path, tree)).hint(keys::unknown_key_hint(&path, tree)));
         };
@@ -47,6 +51,7 @@ impl Override {
                 Err(_) => Value::String(value.into()),
             }
         };
+        let value = words::value_of(&path, value).map_err(|(message, hint)| wrong(message).hint(hint))?;
         Ok(Self { text: text.into(), path, value })
     }
 }

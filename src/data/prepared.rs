@@ -11,7 +11,6 @@ use crate::data::formats::{self, DropReason};
 use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
-use crate::data::rows::PATH_HINT;
 use crate::data::sequence::OwnedPair;
 use crate::data::tokenize::{Encoded, Encoder, Unread};
 use crate::data::{AnswerSpan, Pair, TokenPair};
@@ -301,7 +300,7 @@ fn cache_path(cache_dir: &Path, key: u128) -> PathBuf {
 fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     let mut parts = vec![VERSION.as_bytes().to_vec(), encoder.to_le_bytes().to_vec()];
     for source in sources {
-        let content = fingerprint_file(&source.path).map_err(|error| error.hint(PATH_HINT))?;
+        let content = fingerprint_file(&source.path)?;
         parts.push(content.to_le_bytes().to_vec());
         let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, columns, ties, .. } = source;
         parts.push(

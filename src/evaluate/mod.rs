@@ -15,6 +15,7 @@ pub mod scoring;
 pub mod suites;
 pub mod swap;
 pub mod tokens;
+pub mod verdict;
 
 use crate::checkpoint::{Fitted, Weights};
 use crate::config::{LossConfig, Objective as Trained};

@@ -2,6 +2,7 @@
 //!
 //! Not here: what the engine does (`commands/`), and what one process answers by itself (`commands/alone.rs`).
 
+pub mod child;
 pub mod mpi;
 mod ranks;
 

@@ -25,19 +25,57 @@ static BARS: OnceLock<MultiProgress> = OnceLock::new();
 /// How often bars are drawn at most.
 const REDRAWS_PER_SECOND: u8 = 20;
 
+/// What is shown on stderr, and how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Showing {
+    /// This process's number where it is one of several: each line then carries `rank=N`.
+    pub rank: Option<usize>,
+    /// Whether spans can go to a file: see [`trace_to`]. If not, a span costs one comparison.
+    pub traced: bool,
+    /// How much is said.
+    pub detail: Detail,
+    /// Whether lines are coloured.
+    pub colour: Colour,
+}
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Warnings and errors, no progress.
+    Quiet,
+    /// What happens, on rank 0; warnings of the others.
+    #[default]
+    Normal,
+    /// What helps to find a fault, of every rank.
+    Verbose,
+}
+
+/// Whether lines are coloured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lowercase")]
+pub enum Colour {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// In files and pipes too.
+    Always,
+    /// Not even on a terminal.
+    Never,
+}
+
 /// Starts logging and decides whether this process shows progress. Call it once, before any other thread logs; a second
 /// call changes nothing.
 ///
-/// `rank` is this process's number where it is one of several: each line then carries `rank=N`, and by default rank 0
-/// (and a process on its own) logs from `info`, the others from `warn`. `HAF_LOG`, else `RUST_LOG`, set another filter.
-/// With `traced`, spans can go to a file: see [`trace_to`]. Without, a span costs one comparison.
+/// Rank 0 and a process on its own log from `info`, the others from `warn`, unless `showing` says otherwise. `HAF_LOG`, else
+/// `RUST_LOG`, set another filter.
 ///
 /// # Errors
 /// A filter in the environment that cannot be read.
-pub fn init(rank: Option<usize>, traced: bool) -> Result<()> {
-    let filter = filter(rank, |name| std::env::var(name).ok())?;
-    let first = rank.unwrap_or(0) == 0;
-    let target = match terminal::Bars::of_stderr().filter(|_| first) {
+pub fn init(showing: Showing) -> Result<()> {
+    let Showing { rank, traced, detail, colour } = showing;
+    let filter = filter((rank, detail), |name| std::env::var(name).ok())?;
+    let shown = rank.unwrap_or(0) == 0 && detail != Detail::Quiet;
+    let target = match terminal::Bars::of_stderr().filter(|_| shown) {
         Some(terminal) => ProgressDrawTarget::term_like_with_hz(Box::new(terminal), REDRAWS_PER_SECOND),
         None => ProgressDrawTarget::hidden(),
     };
@@ -45,7 +83,11 @@ pub fn init(rank: Option<usize>, traced: bool) -> Result<()> {
         return Ok(());
     }
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colour = io::stderr().is_terminal() && !plain;
+    let colour = match colour {
+        Colour::Auto => io::stderr().is_terminal() && !plain,
+        Colour::Always => true,
+        Colour::Never => false,
+    };
     // It fails only where a program that uses this library has its own subscriber, which then gets our events.
     let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, colour, || AboveBars, traced));
     Ok(())
@@ -137,7 +179,7 @@ pub fn above_progress<T>(print: impl FnOnce() -> T) -> T {
 }
 
 /// The first filter set in the environment, else the rank's default.
-fn filter(rank: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter> {
+fn filter((rank, detail): (Option<usize>, Detail), variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter> {
     for name in ["HAF_LOG", "RUST_LOG"] {
         if let Some(text) = variable(name).filter(|text| !text.trim().is_empty()) {
             return EnvFilter::try_new(&text).map_err(|error| {
@@ -146,7 +188,12 @@ fn filter(rank: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Res
             });
         }
     }
-    Ok(EnvFilter::new(if rank.unwrap_or(0) == 0 { "info" } else { "warn" }))
+    Ok(EnvFilter::new(match detail {
+        Detail::Quiet => "warn",
+        Detail::Normal if rank.unwrap_or(0) == 0 => "info",
+        Detail::Normal => "warn",
+        Detail::Verbose => "info,haf_dist=debug",
+    }))
 }
 
 fn subscriber<W>(
@@ -251,7 +298,8 @@ mod tests {
         let memory = Memory::default();
         let writer = memory.clone();
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
-        let subscriber = subscriber(rank, filter(rank, variable).unwrap(), colour, move || writer.clone(), traced);
+        let subscriber =
+            subscriber(rank, filter((rank, Detail::Normal), variable).unwrap(), colour, move || writer.clone(), traced);
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::trace_span!("not for the terminal").entered();
             tracing::debug!("detail");
@@ -315,7 +363,8 @@ mod tests {
 
     #[test]
     fn an_unreadable_filter_is_named() {
-        let error = filter(None, |name| (name == "HAF_LOG").then(|| String::from("haf_dist=loud"))).unwrap_err();
+        let error = filter((None, Detail::Normal), |name| (name == "HAF_LOG").then(|| String::from("haf_dist=loud")))
+            .unwrap_err();
         assert!(error.message.starts_with("HAF_LOG=haf_dist=loud: not a log filter"), "{error}");
         assert_eq!(error.exit_code(), 2);
     }

@@ -14,7 +14,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-const FILE: &str = "metrics.jsonl";
+/// The file, inside a run's folder.
+pub const METRICS: &str = "metrics.jsonl";
 
 /// The split that is evaluated once a run is over.
 const TEST: &str = "test";
@@ -67,7 +68,7 @@ impl Jsonl {
     /// # Errors
     /// [`Error::input`] where there is one already; a failed write.
     pub fn create(run: &Path) -> Result<Self> {
-        let path = run.join(FILE);
+        let path = run.join(METRICS);
         match OpenOptions::new().read(true).append(true).create_new(true).open(&path) {
             Ok(file) => {
                 files::sync(run)?;
@@ -91,7 +92,7 @@ impl Jsonl {
     /// # Errors
     /// A failed read or write.
     pub fn resume(run: &Path, step: usize, mark: Option<&MetricsMark>) -> Result<Self> {
-        let path = run.join(FILE);
+        let path = run.join(METRICS);
         let text = read_or_nothing(&path)?;
         let (kept, moved) = split(&text, step);
         let found = Chain::of(&kept);
@@ -100,7 +101,7 @@ impl Jsonl {
         }
         if !moved.is_empty() {
             let target = write_first_free(run, step, &moved)?;
-            tracing::info!("{} lines of {} from after step {step} moved to {}", moved.len(), FILE, target.display());
+            tracing::info!("{} lines of {} from after step {step} moved to {}", moved.len(), METRICS, target.display());
         }
         // The lines moved are on the disk by now; a kill before the new file has its name leaves them in both.
         let file = replace(&path, &joined(&kept))?;
@@ -113,7 +114,7 @@ impl Jsonl {
     /// # Errors
     /// A failed read.
     pub fn check(run: &Path, step: usize, mark: Option<&MetricsMark>) -> Result<()> {
-        let path = run.join(FILE);
+        let path = run.join(METRICS);
         let text = read_or_nothing(&path)?;
         if let Some(warning) = difference(&split(&text, step).0, step, mark) {
             tracing::warn!("{}: {warning}", path.display());

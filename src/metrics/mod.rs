@@ -3,12 +3,14 @@
 //!
 //! Rank 0 alone has sinks. Not here: how the numbers are computed. A new sink is one struct that implements [`Sink`].
 
+mod history;
 mod jsonl;
 mod pairs;
 mod router;
 
 pub use crate::config::TOTAL;
-pub use jsonl::Jsonl;
+pub use history::{DevPoint, dev_history};
+pub use jsonl::{Jsonl, METRICS};
 pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
 pub use router::RouterMetrics;
 

@@ -16,6 +16,9 @@ use crate::ops::Scratch;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
+/// PEFT's word for all projections of the blocks.
+const ALL_LINEAR: &str = "all-linear";
+
 /// Which projections of every block have an adapter, and of what rank.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lora {
@@ -51,7 +54,7 @@ impl Lora {
         // A target names a projection within every block, by its whole name there or by the end of it.
         let is_meant = |module: &str, target: &str| {
             let module = within_block(module);
-            module == target || module.ends_with(&format!(".{target}"))
+            target == ALL_LINEAR || module == target || module.ends_with(&format!(".{target}"))
         };
         if let Some(unknown) =
             config.targets.iter().find(|target| !projections.iter().any(|(_, module, _)| is_meant(module, target)))

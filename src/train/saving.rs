@@ -153,6 +153,7 @@ impl Trainer<'_> {
         let folder = checkpoint::save(&saving.run, &snapshot)?;
         info!("saved {} in {:.1} s", folder.display(), started.elapsed().as_secs_f64());
         let best = self.state.best.as_ref().map(|best| best.step);
+        checkpoint::link_best(&saving.run, best)?;
         checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
     }
 

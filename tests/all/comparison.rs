@@ -42,8 +42,8 @@ fn a_run_that_diverged_is_refused_rather_than_left_out() {
 }
 
 fn find(comparison: &Comparison, of: (Objective, RankedBy), over: (Objective, RankedBy)) -> Difference {
-    let is = |ranker: haf_dist::evaluate::comparison::Ranker, wanted| (ranker.objective, ranker.ranked_by) == wanted;
-    comparison.differences.iter().find(|row| is(row.of, of) && is(row.over, over)).unwrap().clone()
+    let is = |ranker: &haf_dist::evaluate::comparison::Ranker, wanted| (ranker.objective, ranker.ranked_by) == wanted;
+    comparison.differences.iter().find(|row| is(&row.of, of) && is(&row.over, over)).unwrap().clone()
 }
 
 const HYBRID: (Objective, RankedBy) = (Objective::Hybrid, RankedBy::Reward);
@@ -117,15 +117,94 @@ fn what_is_no_pair_is_refused_by_name() {
     assert!(refusal(&|run| run.outcomes.clear()).contains("other test pairs"));
     assert!(refusal(&|run| run.facts.data_key = "other".into()).contains("other training pairs than hybrid-1"));
     assert!(refusal(&|run| run.facts.model_key = "other".into()).contains("another starting model"));
-    assert!(refusal(&|run| run.facts.step = 3).contains("tested after step 3, but hybrid-1 after step 4"));
-    assert!(refusal(&|run| run.facts.config.loss.alpha = 0.7).contains("loss.alpha: 0.2 -> 0.7"));
-    assert!(refusal(&|run| run.facts.config.loss.objective = Objective::Hybrid).contains("a second run"));
+    let hybrid_again = |run: &mut ComparedRun| run.facts.config.loss.objective = Objective::Hybrid;
+    assert!(refusal(&hybrid_again).contains("a second run of hybrid with data.seed = 1"));
+    let shorter = |run: &mut ComparedRun| {
+        hybrid_again(run);
+        (run.facts.config.data.seed, run.facts.step) = (2, 3);
+    };
+    assert!(refusal(&shorter).contains("tested after step 3, but hybrid-1 after step 4"));
     // What changes no result may differ.
     let mut other = run("reward", 1, "+-", "");
     other.facts.config.parallel.threads = 2;
     other.facts.config.train.tokens_per_micro_batch = 77;
     other.facts.config.data.cache_dir = "elsewhere".into();
     Comparison::of(&[hybrid, other]).unwrap();
+}
+
+/// The same with other settings.
+fn with(mut run: ComparedRun, name: &str, change: impl Fn(&mut Config)) -> ComparedRun {
+    change(&mut run.facts.config);
+    run.name = name.into();
+    run
+}
+
+#[test]
+fn any_two_runs_on_the_same_test_pairs_are_compared_and_called_by_what_differs() {
+    let normal = |seed, hits: &str| {
+        with(run("hybrid", seed, hits, ""), "normal", |config| config.loss.prior = haf_dist::config::Prior::Normal)
+    };
+    let runs = [run("hybrid", 1, "+++-", ""), normal(1, "+---"), run("hybrid", 2, "++++", ""), normal(2, "++--")];
+    let comparison = Comparison::of(&runs).unwrap();
+    let names: Vec<&str> = comparison.accuracies.iter().map(|row| &row.ranker.variant[..]).collect();
+    let expected = ["hybrid, loss.prior=logistic", "hybrid, loss.prior=normal"];
+    assert_eq!(names, [expected[0], expected[0], expected[1], expected[1]], "each with two heads");
+    assert_eq!(comparison.differences.len(), 2, "by the reward heads, and by the implicit rewards");
+    assert_eq!(comparison.differences[0].mean, 0.5);
+    assert!(comparison.markdown().contains("- hybrid, loss.prior=normal: loss.prior = normal\n"));
+
+    // Two other models trained on other pairs for another time: the test pairs are all that they need in common.
+    let mut other = with(run("hybrid", 7, "+---", ""), "other", |config| {
+        config.model.path = "another".into();
+        config.train.steps = Some(9);
+        config.data.train[0].path = "u".into();
+    });
+    (other.facts.step, other.facts.data_key, other.facts.model_key) = (9, "o".into(), "n".into());
+    let comparison = Comparison::of(&[run("hybrid", 1, "+++-", ""), run("hybrid", 2, "++++", ""), other]).unwrap();
+    let row = &comparison.differences[0];
+    assert_eq!(row.mean, 7.0 / 8.0 - 0.25, "the mean of two runs less the one of another seed");
+    assert!(row.by_seed.is_empty() && row.deviation.is_none(), "no seed is common: {row:?}");
+    // Half hits over two runs of the two prompts: 2 + 0 and 4 + 3 - 2 * 0; all signs alike is one of two ways of four.
+    assert_eq!(row.p, 0.5);
+}
+
+#[test]
+fn both_heads_are_combined_as_each_run_was_fitted() {
+    // The reward head is right about the first prompt, the policy about the second.
+    let mut both = run("hybrid", 1, "++--", "--++");
+    let find_combined = |run: &ComparedRun| {
+        let comparison = Comparison::of(std::slice::from_ref(run)).unwrap();
+        let is = |row: &&haf_dist::evaluate::comparison::Accuracy| row.ranker.ranked_by == RankedBy::Combined;
+        comparison
+            .accuracies
+            .iter()
+            .find(is)
+            .map(|row| row.mean)
+            .zip(comparison.differences.first().map(|row| row.mean))
+    };
+    assert_eq!(find_combined(&both), None, "nothing was fitted");
+    both.facts.combined = Some(haf_dist::checkpoint::Weights { reward: 2.0, implicit: 1.0 });
+    assert_eq!(find_combined(&both), Some((0.5, 0.0)), "the reward head outvotes the policy");
+    both.outcomes
+        .iter_mut()
+        .for_each(|outcome| outcome.implicit_margin = outcome.implicit_margin.map(|margin| 3.0 * margin));
+    both.outcomes[0].implicit_margin = Some(0.1);
+    assert_eq!(find_combined(&both), Some((0.75, 0.25)), "three pairs by the one or the other");
+}
+
+#[test]
+fn what_these_pairs_could_have_shown_stands_beside_every_difference() {
+    // 40 prompts of two pairs, of which the sums of four differ.
+    let ours = "++".repeat(20) + &"+-".repeat(20);
+    let theirs = "++".repeat(18) + "----" + &"+-".repeat(20);
+    let comparison = Comparison::of(&[run("hybrid", 1, &ours, ""), run("reward", 1, &theirs, "")]).unwrap();
+    let row = &comparison.differences[0];
+    assert_eq!(row.mean, 0.05);
+    // Two prompts of 40 with a sum of 2, the others with 0: deviation of the sums about their mean of 0.1.
+    let deviation = ((2.0 * 1.9f64.powi(2) + 38.0 * 0.1f64.powi(2)) / 39.0).sqrt();
+    let expected = 2.801_585 * deviation * 40.0_f64.sqrt() / 80.0;
+    assert!((row.detectable.unwrap() - expected).abs() < 1e-6, "{:?} {expected}", row.detectable);
+    assert!(comparison.markdown().contains("no difference is shown; one of 9.8 points would have been found"));
 }
 
 #[test]
@@ -141,10 +220,11 @@ fn the_tables_and_the_json_lines_have_every_figure() {
     let comparison = Comparison::of(&runs).unwrap();
     insta::assert_snapshot!("comparison", comparison.markdown());
     let lines = comparison.json_lines();
-    // The runs, three rows (two seeds and the mean) of four rankers, four differences.
-    assert_eq!(lines.len(), 1 + 4 * 3 + 4);
+    // The runs, three variants, three rows (two seeds and the mean) of four rankers, four differences.
+    assert_eq!(lines.len(), 1 + 3 + 4 * 3 + 4);
     assert_eq!(lines[0]["seeds"], serde_json::json!([1, 2]));
-    assert!(lines[1]["objective"] == "hybrid" && lines[1]["seed"] == 1 && lines[1]["accuracy"] == 1.0, "{}", lines[1]);
-    assert_eq!(lines[13]["over"], serde_json::json!({"objective": "reward", "ranked_by": "reward"}));
-    assert_eq!(lines[13]["difference"], 0.375);
+    assert_eq!(lines[1]["settings"], serde_json::json!({"loss.objective": "hybrid"}));
+    assert!(lines[4]["objective"] == "hybrid" && lines[4]["seed"] == 1 && lines[4]["accuracy"] == 1.0, "{}", lines[4]);
+    let over = serde_json::json!({"variant": "reward", "objective": "reward", "ranked_by": "reward"});
+    assert_eq!((&lines[16]["over"], &lines[16]["difference"]), (&over, &serde_json::json!(0.375)));
 }

@@ -28,9 +28,6 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 const HINT: &str = "expected one JSON object a line or one JSON array of objects, as it is or compressed with gzip or zstd, or a \
                     Parquet file";
 
-/// What to do about a source that cannot be opened.
-pub(super) const PATH_HINT: &str = "is the path right, seen from where the run starts?";
-
 /// What to do about a row over the bound.
 pub(super) const LONG_HINT: &str = "leave the row out, or raise data.max_row_bytes";
 

@@ -1,115 +1,168 @@
 //! A comparison as Markdown and as JSON lines.
 
-use super::{Accuracy, Comparison, Difference, RankedBy, Ranker};
+use super::{Accuracy, Comparison, Difference, RankedBy, Ranker, Variant};
 use crate::config::Objective;
-use crate::metrics::{number, with_interval};
+use crate::metrics::{self, number, with_interval};
 use crate::statistics::Interval;
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
+
+/// A difference is called one where its adjusted p is below this.
+const SIGNIFICANT: f64 = 0.05;
 
 /// How the figures were made, for whoever meets them without this program's documentation.
 const NOTES: &str = "\
 Accuracy is how often the chosen answer comes first; a tie counts one half. The reward head ranks by its rewards, the \
-policy by its implicit rewards. Intervals and p-values are about the test prompts, with the runs as they are: 95% \
-intervals come from 2,000 bootstrap samples of whole prompts. p is two-sided and exact: every prompt's differences are \
-added up, over its pairs and over all seeds, and each sum's sign is decided by a fair coin (Fisher and Pitman's \
-randomisation test; with one seed and one pair a prompt it is McNemar's exact test). Holm's p allows for the number of \
-rows. What other seeds would change, the standard deviations show: a seed draws other training pairs in another order.";
+policy by its implicit rewards, both combined by the sum that was fitted on the dev pairs. Intervals and p-values are about \
+the test prompts, with the runs as they are: 95% intervals come from 2,000 bootstrap samples of whole prompts. p is \
+two-sided and exact: every prompt's differences are added up, over its pairs and over all seeds, and each sum's sign is \
+decided by a fair coin (Fisher and Pitman's randomisation test; with one seed and one pair a prompt it is McNemar's exact \
+test). Holm's p allows for the number of rows. A difference of the last column would be found, with p below 0.05, by four \
+of five sets of test pairs like these. What other seeds would change, the standard deviations show: a seed draws other \
+training pairs in another order.";
 
 impl Ranker {
     /// As it stands in the tables.
-    fn label(self) -> &'static str {
+    fn label(&self) -> String {
         match (self.objective, self.ranked_by) {
-            (Objective::Hybrid, RankedBy::Reward) => "hybrid, reward head",
-            (Objective::Hybrid, RankedBy::Policy) => "hybrid, policy",
-            (Objective::Reward, RankedBy::Reward) => "reward only",
-            (Objective::Reward, RankedBy::Policy) => "reward only, policy",
-            (Objective::Policy, RankedBy::Reward) => "policy only, reward head",
-            (Objective::Policy, RankedBy::Policy) => "policy only",
+            (Objective::Hybrid, RankedBy::Reward) => format!("{}, reward head", self.variant),
+            (Objective::Hybrid, RankedBy::Policy) => format!("{}, policy", self.variant),
+            (Objective::Hybrid, RankedBy::Combined) => format!("{}, combined", self.variant),
+            (Objective::Reward | Objective::Policy, _) => format!("{} only", self.variant),
         }
     }
 }
 
 impl Comparison {
-    /// Two tables and how to read them.
+    /// Two tables, what they say in words, and how to read them.
     pub fn markdown(&self) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
-        let config = &self.facts.config;
-        format!(
-            "{}: {} steps of {} pairs, seeds {}; {} test pairs of {} prompts, after the last step.\n\n{}\n\n{}\n\n{NOTES}\n",
-            config.model.path.display(),
-            self.facts.step,
-            config.train.pairs_per_step,
+        let mut text = format!(
+            "{}seeds {}; {} test pairs of {} prompts, after the last step.\n\n",
+            self.in_common(),
             seeds.join(", "),
             self.pairs,
             self.prompts,
-            self.accuracy_table(),
-            self.difference_table(),
-        )
+        );
+        let named_by_more = |variant: &&Variant| variant.settings.keys().any(|key| key != "loss.objective");
+        for variant in self.variants.iter().filter(named_by_more) {
+            let settings: Vec<String> =
+                variant.settings.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+            text += &format!("- {}: {}\n", variant.name, settings.join(", "));
+        }
+        if text.ends_with('\n') && !text.ends_with("\n\n") {
+            text.push('\n');
+        }
+        text += &format!("{}\n\n", self.accuracy_table());
+        if !self.differences.is_empty() {
+            text += &format!("{}\n\n", self.difference_table());
+            text.extend(self.differences.iter().map(|row| format!("- {}\n", in_words(row))));
+            text.push('\n');
+        }
+        text + NOTES + "\n"
     }
 
-    /// A row a run and one for their mean; an objective's two heads side by side.
-    fn accuracy_table(&self) -> Table {
-        let mut table = markdown(&["objective", "seed", "reward head (95%)", "policy (95%)"]);
-        for objective in [Objective::Hybrid, Objective::Reward, Objective::Policy] {
-            let of = |ranked_by| self.accuracies.iter().find(|row| row.ranker == Ranker { objective, ranked_by });
-            let heads = [of(RankedBy::Reward), of(RankedBy::Policy)];
-            let name = format!("{objective:?}").to_lowercase();
+    /// The model and the length of the runs, where all have the same.
+    fn in_common(&self) -> String {
+        let same = |key: &str| self.variants.iter().all(|variant| !variant.settings.contains_key(key));
+        let config = &self.facts.config;
+        let model = if same("model.path") { format!("{}: ", config.model.path.display()) } else { String::new() };
+        let length = ["train.steps", "train.epochs", "train.pairs_per_step"].iter().all(|key| same(key));
+        let length = length.then(|| format!("{} steps of {} pairs, ", self.facts.step, config.train.pairs_per_step));
+        model + &length.unwrap_or_default()
+    }
+
+    /// A row a run and one for their mean; a variant's heads side by side.
+    fn accuracy_table(&self) -> String {
+        let combined = self.accuracies.iter().any(|row| row.ranker.ranked_by == RankedBy::Combined);
+        let heads = [RankedBy::Reward, RankedBy::Policy, RankedBy::Combined];
+        let heads = if combined { &heads[..] } else { &heads[..2] };
+        let mut header = vec!["variant", "seed", "reward head (95%)", "policy (95%)"];
+        header.extend(combined.then_some("combined (95%)"));
+        let mut table = Vec::new();
+        for Variant { name, .. } in &self.variants {
+            let of = |ranked_by: &RankedBy| {
+                self.accuracies.iter().find(|row| row.ranker.variant == *name && row.ranker.ranked_by == *ranked_by)
+            };
+            let rows: Vec<Option<&Accuracy>> = heads.iter().map(of).collect();
             for seed in &self.seeds {
-                let cell = |row: Option<&Accuracy>| {
+                let cell = |row: &Option<&Accuracy>| {
                     let of_seed = row.and_then(|row| row.by_seed.get(seed));
                     with_interval(of_seed.map(|seen| seen.0), ends(of_seed.and_then(|seen| seen.1)))
                 };
-                if heads.iter().flatten().any(|row| row.by_seed.contains_key(seed)) {
-                    table.add_row([name.clone(), seed.to_string(), cell(heads[0]), cell(heads[1])]);
+                if rows.iter().flatten().any(|row| row.by_seed.contains_key(seed)) {
+                    table.push([name.clone(), seed.to_string()].into_iter().chain(rows.iter().map(cell)).collect());
                 }
             }
-            let mean = |row: Option<&Accuracy>| {
+            let mean = |row: &Option<&Accuracy>| {
                 let spread = row.and_then(|row| row.deviation).map(|sd| format!(", sd {sd:.4}")).unwrap_or_default();
                 with_interval(row.map(|row| row.mean), ends(row.and_then(|row| row.interval))) + &spread
             };
-            if heads.iter().flatten().any(|row| row.by_seed.len() > 1) {
-                table.add_row([name, "mean".into(), mean(heads[0]), mean(heads[1])]);
+            if rows.iter().flatten().any(|row| row.by_seed.len() > 1) {
+                table.push([name.clone(), "mean".into()].into_iter().chain(rows.iter().map(mean)).collect());
             }
         }
-        table
+        metrics::table(&header, 1, table)
     }
 
-    fn difference_table(&self) -> Table {
-        let mut table = markdown(&["accuracy of", "over", "difference (95%)", "by seed", "sd", "p", "Holm's p"]);
-        for row in &self.differences {
+    fn difference_table(&self) -> String {
+        let header = ["accuracy of", "over", "difference (95%)", "by seed", "sd", "p", "Holm's p", "could be found"];
+        let row = |row: &Difference| {
             let by_seed: Vec<String> = row.by_seed.values().map(|value| format!("{value:+.4}")).collect();
+            let by_seed = if by_seed.is_empty() { "none in common".into() } else { by_seed.join(", ") };
             let interval = row.interval.map(|seen| format!(" ({:+.3} to {:+.3})", seen.low, seen.high));
-            table.add_row([
-                row.of.label().to_string(),
-                row.over.label().to_string(),
+            vec![
+                row.of.label(),
+                row.over.label(),
                 format!("{:+.4}", row.mean) + &interval.unwrap_or_default(),
-                by_seed.join(", "),
+                by_seed,
                 number(row.deviation),
                 p_value(row.p),
                 p_value(row.p_holm),
-            ]);
-        }
-        table
+                number(row.detectable),
+            ]
+        };
+        metrics::table(&header, 2, self.differences.iter().map(row))
     }
 
-    /// One object for the runs in common, then one an accuracy and one a difference.
+    /// One object for the runs in common, one a variant, then one an accuracy and one a difference.
     pub fn json_lines(&self) -> Vec<Value> {
         let runs = json!({
             "compare": "runs", "step": self.facts.step, "seeds": self.seeds, "pairs": self.pairs,
             "prompts": self.prompts, "model_key": self.facts.model_key, "config": self.facts.config,
         });
+        let variant = |variant: &Variant| {
+            let Variant { name, objective, settings, runs } = variant;
+            json!({"compare": "variant", "variant": name, "objective": objective, "settings": settings, "runs": runs.len()})
+        };
         let accuracies = self.accuracies.iter().flat_map(accuracy_lines);
-        std::iter::once(runs).chain(accuracies).chain(self.differences.iter().map(difference_line)).collect()
+        let lines = std::iter::once(runs).chain(self.variants.iter().map(variant)).chain(accuracies);
+        lines.chain(self.differences.iter().map(difference_line)).collect()
     }
+}
+
+/// Which is better, by how much, how sure; or what these pairs could have shown.
+fn in_words(row: &Difference) -> String {
+    let (of, over) = (row.of.label(), row.over.label());
+    let points = |share: f64| format!("{:.1} points", 100.0 * share.abs());
+    if row.p_holm < SIGNIFICANT {
+        let (better, worse) = if row.mean > 0.0 { (of, over) } else { (over, of) };
+        let p = p_value(row.p_holm);
+        return format!("{better} is better than {worse}: {} more pairs ranked rightly (p = {p})", points(row.mean));
+    }
+    let found = match row.detectable {
+        Some(least) => format!("one of {} would have been found", points(least)),
+        None if row.p == 1.0 && row.mean == 0.0 => "they rank every pair alike".to_owned(),
+        None => "these pairs are too few to show any".to_owned(),
+    };
+    format!("{of} or {over}: no difference is shown; {found}")
 }
 
 /// A line a seed, then one for the mean, whose seed is null.
 fn accuracy_lines(row: &Accuracy) -> impl Iterator<Item = Value> {
-    let ranker = row.ranker;
+    let ranker = &row.ranker;
     let line = move |seed: Option<u64>, accuracy: f64, interval: Option<Interval>, deviation: Option<f64>| {
         json!({
-            "compare": "accuracy", "objective": ranker.objective, "ranked_by": ranker.ranked_by, "seed": seed,
+            "compare": "accuracy", "variant": ranker.variant, "objective": ranker.objective, "ranked_by": ranker.ranked_by, "seed": seed,
             "accuracy": accuracy, "low": interval.map(|seen| seen.low), "high": interval.map(|seen| seen.high),
             "deviation": deviation,
         })
@@ -123,24 +176,9 @@ fn difference_line(row: &Difference) -> Value {
     json!({
         "compare": "difference", "of": row.of, "over": row.over, "difference": row.mean,
         "low": row.interval.map(|seen| seen.low), "high": row.interval.map(|seen| seen.high), "by_seed": row.by_seed,
-        "deviation": row.deviation, "p": row.p, "p_holm": row.p_holm,
+        "deviation": row.deviation, "p": row.p, "p_holm": row.p_holm, "detectable": row.detectable,
     })
 }
-
-fn markdown(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(header);
-    // Names to the left, numbers to the right.
-    for (index, name) in header.iter().enumerate() {
-        if let Some(column) = table.column_mut(index).filter(|_| !matches!(*name, "objective" | "accuracy of" | "over"))
-        {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
 fn ends(interval: Option<Interval>) -> Option<(f64, f64)> {
     interval.map(|interval| (interval.low, interval.high))
 }

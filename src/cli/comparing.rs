@@ -1,0 +1,227 @@
+//! What may be typed behind `compare`, and what it means.
+//!
+//! Not here: doing it (`commands/compare/`).
+
+use super::values::positive;
+use crate::error::{Error, Result};
+use clap::Args;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+/// What the three objectives of the method are called, in the order in which they are trained.
+const OBJECTIVES: [&str; 3] = ["hybrid", "reward", "policy"];
+
+/// Keys that a comparison sets itself.
+const OWN_KEYS: [&str; 2] = ["data.seed", "output.dir"];
+
+/// Which runs are compared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparing {
+    /// Runs that are there, or runs to be trained first.
+    pub runs: Compared,
+    /// Whether outcomes may have changed since they were written.
+    pub allow_changed: bool,
+    /// JSON lines instead of tables.
+    pub json: bool,
+}
+
+/// Runs that are there, or runs to be trained first.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Compared {
+    /// Folders of finished runs.
+    Finished(Vec<PathBuf>),
+    /// What is trained first.
+    Trained(Training),
+}
+
+/// Runs of one config that differ in a few settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Training {
+    /// The config file.
+    pub config: PathBuf,
+    /// `table.key=value` overrides of every run.
+    pub set: Vec<String>,
+    /// What differs.
+    pub variants: Vec<VariantSettings>,
+    /// Learning rates to choose from, as typed; none: the config's.
+    pub learning_rates: Vec<String>,
+    /// Seeds 1 to this.
+    pub seeds: usize,
+    /// Where everything goes.
+    pub out: PathBuf,
+    /// Ranks of a run.
+    pub ranks: usize,
+    /// Whether a finished run keeps no checkpoint.
+    pub drop_checkpoints: bool,
+    /// Whether commands are only printed.
+    pub dry_run: bool,
+}
+
+/// The settings of one variant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VariantSettings {
+    /// What its folders are called by: the values, joined.
+    pub name: String,
+    /// `table.key=value` overrides.
+    pub set: Vec<String>,
+}
+
+/// As typed.
+#[derive(Debug, Args)]
+pub(super) struct TypedComparing {
+    /// Folders of finished runs with the same test pairs
+    #[arg(value_name = "RUN", required_unless_present = "train", conflicts_with = "train")]
+    runs: Vec<PathBuf>,
+
+    /// Train the runs first: the three objectives, or --variant, of this config with the same seeds
+    ///
+    /// A run goes to DIR/NAME-seed-N and keeps its last checkpoint, 14 bytes a parameter in bf16. Nothing is written over;
+    /// interrupted, the same command goes on where it stopped. The tables go to DIR/comparison.md, as JSON lines to
+    /// DIR/comparison.jsonl.
+    #[arg(long, value_name = "CONFIG", help_heading = "Training the runs")]
+    train: Option<PathBuf>,
+
+    /// Objectives to compare [default: hybrid,reward,policy]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAMES",
+        requires = "train",
+        conflicts_with = "variant",
+        help_heading = "Training the runs"
+    )]
+    objectives: Vec<String>,
+
+    /// Settings of one of the variants to compare, e.g. loss.objective=hybrid,loss.prior=normal; may be repeated
+    #[arg(long, value_name = "KEY=VALUE,...", requires = "train", help_heading = "Training the runs")]
+    variant: Vec<String>,
+
+    /// Choose each variant's learning rate from these, by its accuracy on the dev pairs with seed 1 [default: the config's]
+    #[arg(long, value_delimiter = ',', value_name = "RATES", requires = "train", help_heading = "Training the runs")]
+    learning_rates: Vec<String>,
+
+    /// Train with data.seed = 1 to N [default: 3]
+    #[arg(long, value_name = "N", value_parser = positive, requires = "train", help_heading = "Training the runs")]
+    seeds: Option<usize>,
+
+    /// Where the runs go [default: runs/compare-NAME, NAME that of the config's file]
+    #[arg(long, value_name = "DIR", requires = "train", help_heading = "Training the runs")]
+    out: Option<PathBuf>,
+
+    /// Replace one key of the config in every run; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "train", help_heading = "Training the runs")]
+    set: Vec<String>,
+
+    /// Remove a run's checkpoint once its test pairs are ranked, to save disk [default: keep it]
+    #[arg(long, requires = "train", help_heading = "Training the runs")]
+    drop_checkpoints: bool,
+
+    /// Only print the commands
+    #[arg(long, requires = "train", help_heading = "Training the runs")]
+    dry_run: bool,
+
+    /// Take outcomes that have changed since they were written [default: refuse them]
+    #[arg(long)]
+    allow_changed: bool,
+
+    /// Print JSON lines instead of tables [default: tables]
+    #[arg(long)]
+    json: bool,
+}
+
+impl TypedComparing {
+    /// # Errors
+    /// Variants that are none, or not told apart; keys that a comparison sets itself.
+    pub(super) fn understood(self, ranks: Option<usize>) -> Result<Comparing> {
+        let (allow_changed, json) = (self.allow_changed, self.json);
+        let Some(config) = self.train else {
+            return Ok(Comparing { runs: Compared::Finished(self.runs), allow_changed, json });
+        };
+        let variants = variants(&self.objectives, &self.variant)?;
+        let own =
+            |key: &str| OWN_KEYS.contains(&key) || (key == "train.learning_rate" && !self.learning_rates.is_empty());
+        for (option, set) in
+            self.set.iter().map(|set| ("--set", set)).chain(self.variant.iter().map(|set| ("--variant", set)))
+        {
+            if let Some(key) = set.split(',').filter_map(|word| word.split('=').next()).find(|key| own(key)) {
+                return Err(Error::input(format!("{option} {set}: the comparison sets {key} itself"))
+                    .hint("take it out; --seeds, --out and --learning-rates are the options for that"));
+            }
+        }
+        for rate in &self.learning_rates {
+            if !rate.parse::<f64>().is_ok_and(|rate| rate.is_finite() && rate > 0.0) {
+                return Err(Error::input(format!("--learning-rates: {rate} is no learning rate"))
+                    .hint("expected numbers above 0, as in --learning-rates 3e-5,1e-4,3e-4"));
+            }
+        }
+        let name = config.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let out = self.out.unwrap_or_else(|| PathBuf::from(format!("runs/compare-{name}")));
+        let training = Training {
+            config,
+            set: self.set,
+            variants,
+            learning_rates: self.learning_rates,
+            seeds: self.seeds.unwrap_or(3),
+            out,
+            ranks: ranks.unwrap_or(1),
+            drop_checkpoints: self.drop_checkpoints,
+            dry_run: self.dry_run,
+        };
+        Ok(Comparing { runs: Compared::Trained(training), allow_changed, json })
+    }
+}
+
+fn variants(objectives: &[String], typed: &[String]) -> Result<Vec<VariantSettings>> {
+    let objectives: Vec<String> = match objectives {
+        [] => OBJECTIVES.map(str::to_owned).to_vec(),
+        some => some.to_vec(),
+    };
+    let of_objective = |name: String| VariantSettings { set: vec![format!("loss.objective={name}")], name };
+    let variants: Vec<VariantSettings> = match typed {
+        [] => objectives.into_iter().map(of_objective).collect(),
+        some => some.iter().map(|settings| variant(settings)).collect::<Result<_>>()?,
+    };
+    let mut seen = BTreeSet::new();
+    match variants.iter().find(|variant| !seen.insert(&variant.name)) {
+        Some(twice) => Err(Error::input(format!("two variants are called {}", twice.name))
+            .hint("a variant is called by its values: leave out what is the same in all, or name a second key")),
+        None => Ok(variants),
+    }
+}
+
+/// `loss.objective=hybrid,loss.prior=normal` is called `hybrid-normal`.
+fn variant(settings: &str) -> Result<VariantSettings> {
+    let set: Vec<String> = settings.split(',').map(|word| word.trim().to_owned()).collect();
+    let value = |word: &String| {
+        let value = word.split_once('=').map(|(_, value)| value.trim_matches('"')).filter(|value| !value.is_empty());
+        value.map(str::to_owned).ok_or_else(|| {
+            Error::input(format!("--variant {settings}: {word} is no KEY=VALUE"))
+                .hint("expected settings joined by commas, as in loss.objective=hybrid,loss.prior=normal")
+        })
+    };
+    let name = set.iter().map(value).collect::<Result<Vec<_>>>()?.join("-");
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
+    let name: String = name.chars().map(plain).collect();
+    Ok(VariantSettings { name: name.trim_start_matches('.').to_owned(), set })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Promise: variants are called by their values, and never two alike.
+    #[test]
+    fn variants_are_called_by_their_values() {
+        let names = |objectives: &[&str], typed: &[&str]| -> Result<Vec<String>> {
+            let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+            Ok(variants(&owned(objectives), &owned(typed))?.into_iter().map(|variant| variant.name).collect())
+        };
+        assert_eq!(names(&[], &[]).unwrap(), OBJECTIVES);
+        assert_eq!(names(&["reward"], &[]).unwrap(), ["reward"]);
+        let typed =
+            ["loss.objective=hybrid", "loss.objective=hybrid,loss.prior=\"normal\"", "data.train.0.path=a/b.jsonl"];
+        assert_eq!(names(&[], &typed).unwrap(), ["hybrid", "hybrid-normal", "a-b.jsonl"]);
+        assert!(names(&["reward", "reward"], &[]).is_err());
+        assert!(names(&[], &["loss.prior"]).unwrap_err().message.contains("loss.prior is no KEY=VALUE"));
+    }
+}

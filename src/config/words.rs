@@ -1,0 +1,283 @@
+//! Words of other trainers. Keys and values of TRL, Transformers, PEFT, OpenRLHF and LLaMA-Factory that mean the same here are read
+//! as ours; the others are answered with our key and what to put there.
+//!
+//! Not here: whole files of those trainers (`haf-dist init --from`), and mistyped keys (`keys.rs`).
+
+use toml::{Table, Value};
+
+/// Keys that mean what one of ours means.
+const KEYS: &[(&str, &str)] = &[
+    ("model.model_name_or_path", "model.path"),
+    ("model.name_or_path", "model.path"),
+    ("model.torch_dtype", "model.dtype"),
+    ("data.cutoff_len", "data.max_length"),
+    ("loss.center_rewards_coefficient", "loss.centering"),
+    ("loss.loss_type", "loss.policy"),
+    ("train.lr", "train.learning_rate"),
+    ("train.max_steps", "train.steps"),
+    ("train.num_train_epochs", "train.epochs"),
+    ("train.max_epochs", "train.epochs"),
+    ("train.batch_size", "train.pairs_per_step"),
+    ("train.global_batch_size", "train.pairs_per_step"),
+    ("train.train_batch_size", "train.pairs_per_step"),
+    ("train.max_grad_norm", "train.clip_norm"),
+    ("train.max_norm", "train.clip_norm"),
+    ("train.lr_scheduler_type", "train.schedule"),
+    ("train.lr_scheduler", "train.schedule"),
+    ("train.gradient_checkpointing", "train.activation_checkpointing"),
+    ("eval.eval_steps", "eval.every"),
+    ("checkpoint.save_steps", "checkpoint.every"),
+    ("checkpoint.save_total_limit", "checkpoint.keep"),
+    ("lora.r", "lora.rank"),
+    ("lora.lora_r", "lora.rank"),
+    ("lora.lora_rank", "lora.rank"),
+    ("lora.lora_alpha", "lora.alpha"),
+    ("lora.target_modules", "lora.targets"),
+    ("lora.lora_target", "lora.targets"),
+    ("lora.lora_target_modules", "lora.targets"),
+    ("output.output_dir", "output.dir"),
+    ("output.save_path", "output.dir"),
+];
+
+/// Values that mean what one of ours means, by our key.
+const VALUES: &[(&str, &str, &str)] = &[
+    ("model.dtype", "bfloat16", "bf16"),
+    ("model.dtype", "float32", "f32"),
+    ("model.dtype", "fp32", "f32"),
+    ("loss.policy", "sigmoid", "dpo"),
+    ("train.schedule", "constant_with_warmup", "constant"),
+];
+
+/// Values that are answered, by our key.
+const ANSWERED_VALUES: &[(&str, &str, &str)] = &[
+    (
+        "model.dtype",
+        "float16",
+        "f16 is not computed in: its range is too small for gradients; \"bf16\" takes the same memory",
+    ),
+    (
+        "model.dtype",
+        "fp16",
+        "f16 is not computed in: its range is too small for gradients; \"bf16\" takes the same memory",
+    ),
+    ("loss.objective", "dpo", "DPO alone is objective = \"policy\" with policy = \"dpo\" and alpha = 1"),
+    ("loss.objective", "rm", "Bradley-Terry alone is objective = \"reward\""),
+];
+
+/// Keys that are answered, in whatever table they stand.
+const ANSWERED_KEYS: &[(&str, &str)] = &[
+    ("fp16", "f16 is not computed in; model.dtype = \"bf16\" takes the same memory"),
+    ("bf16", "the precision is model.dtype: \"bf16\", \"f32\" or \"auto\""),
+    ("warmup_ratio", "train.warmup_steps counts updates: warmup_ratio x train.steps"),
+    ("lora_dropout", "there is no dropout, as with lora_dropout = 0: leave it out"),
+    ("packing", "leave it out: sequences are always packed, and there is no padding"),
+    ("padding_free", "leave it out: sequences are always packed, and there is no padding"),
+    ("ref_model", "leave it out: the reference is the starting model, computed once and cached"),
+    ("precompute_ref_log_probs", "leave it out: the reference is always computed ahead, once, and cached"),
+    ("use_peft", "leave it out: a [lora] table is what turns adapters on"),
+    ("load_best_model_at_end", "leave it out: the best checkpoint on dev pairs is always kept"),
+];
+
+/// Two ways to size a batch by the device.
+const PER_DEVICE: [&str; 4] =
+    ["per_device_train_batch_size", "per_device_batch_size", "micro_train_batch_size", "micro_batch_size"];
+const ACCUMULATION: &str = "gradient_accumulation_steps";
+
+/// A key that is not ours and means something else.
+#[derive(Debug, PartialEq)]
+pub(super) struct Answer {
+    /// Where it stands.
+    pub(super) path: Vec<String>,
+    /// What is wrong.
+    pub(super) message: String,
+    /// Our key, and what to put there.
+    pub(super) hint: String,
+}
+
+/// A key that was read as one of ours: as it is typed, and ours.
+pub(super) type Renamed = (Vec<String>, Vec<String>);
+
+/// Reads the words of others in a whole config. Gives the keys that were typed in another way.
+pub(super) fn understand(config: &mut Value) -> Result<Vec<Renamed>, Answer> {
+    let mut renamed = Vec::new();
+    let Some(tables) = config.as_table_mut() else { return Ok(renamed) };
+    let names: Vec<String> = tables.keys().cloned().collect();
+    for name in names {
+        if let Some(hint) = answer(&name, None) {
+            return Err(Answer::of_key(vec![name], hint));
+        }
+        let Some(table) = tables.get_mut(&name).and_then(Value::as_table_mut) else { continue };
+        let keys: Vec<String> = table.keys().cloned().collect();
+        for key in keys {
+            let path = vec![name.clone(), key.clone()];
+            if let Some(hint) = answer(&key, Some(table)) {
+                return Err(Answer::of_key(path, hint));
+            }
+            let ours = ours(&path);
+            let Some(value) = table.remove(&key) else { continue };
+            let value =
+                value_of(&ours, value).map_err(|(message, hint)| Answer { path: path.clone(), message, hint })?;
+            let inner = ours[1].clone();
+            if ours != path {
+                if table.contains_key(&inner) {
+                    let (path, ours) = (path.join("."), ours.join("."));
+                    let message = format!("`{path}` and `{ours}` are one key with two names");
+                    return Err(Answer { path: vec![name, key], message, hint: "leave one of them out".into() });
+                }
+                renamed.push((path, ours));
+            }
+            table.insert(inner, value);
+        }
+    }
+    Ok(renamed)
+}
+
+impl Answer {
+    fn of_key(path: Vec<String>, hint: String) -> Self {
+        let message = format!("`{}` is a key of other trainers", path.join("."));
+        Self { path, message, hint }
+    }
+}
+
+/// The key that `path` means: itself, unless it is another's word.
+pub(super) fn ours(path: &[String]) -> Vec<String> {
+    let typed = path.join(".");
+    match KEYS.iter().find(|(theirs, _)| *theirs == typed) {
+        Some((_, ours)) => ours.split('.').map(String::from).collect(),
+        None => path.to_vec(),
+    }
+}
+
+/// What to answer to a key that means something else here; `table` is the one it stands in.
+pub(super) fn answer(key: &str, table: Option<&Table>) -> Option<String> {
+    let number = |key: &str| table.and_then(|table| table.get(key)).and_then(Value::as_integer);
+    if PER_DEVICE.contains(&key) || key == ACCUMULATION {
+        let device = PER_DEVICE.iter().find_map(|key| number(key));
+        let product = match (device, number(ACCUMULATION)) {
+            (Some(device), Some(accumulated)) => format!(": here {device} x {accumulated} x ranks"),
+            (Some(device), None) => format!(": here {device} x ranks, if gradients are not accumulated"),
+            _ => String::new(),
+        };
+        return Some(format!(
+            "train.pairs_per_step is the global batch, whatever the number of ranks, batch per device x accumulation \
+             steps x ranks{product}; memory is train.tokens_per_micro_batch"
+        ));
+    }
+    if key == "warmup_ratio"
+        && let (Some(ratio), Some(steps)) =
+            (table.and_then(|table| table.get(key)).and_then(Value::as_float), number("steps").or(number("max_steps")))
+    {
+        let warmup = (ratio * steps as f64).ceil();
+        return Some(format!("train.warmup_steps counts updates: {ratio} x {steps} steps = {warmup}"));
+    }
+    ANSWERED_KEYS.iter().find(|(theirs, _)| *theirs == key).map(|(_, hint)| (*hint).to_owned())
+}
+
+/// `value` as our key has it; or the message and the hint for a word that is not understood.
+pub(super) fn value_of(ours: &[String], value: Value) -> Result<Value, (String, String)> {
+    let key = ours.join(".");
+    if let Value::String(word) = &value {
+        if let Some((.., hint)) = ANSWERED_VALUES.iter().find(|(of, theirs, _)| *of == key && theirs == word) {
+            return Err((format!("`{key}`: unknown value \"{word}\""), (*hint).to_owned()));
+        }
+        if let Some((.., ours)) = VALUES.iter().find(|(of, theirs, _)| *of == key && theirs == word) {
+            return Ok(Value::String((*ours).to_owned()));
+        }
+    }
+    Ok(match (&key[..], value) {
+        // A file, a list of files, one table: all are a list of sources.
+        ("data.train" | "data.dev" | "data.test", value) => match value {
+            Value::Array(rows) => Value::Array(rows.into_iter().map(source).collect()),
+            one @ (Value::String(_) | Value::Table(_)) => Value::Array(vec![source(one)]),
+            other => other,
+        },
+        ("lora.targets", Value::String(one)) => Value::Array(vec![Value::String(one)]),
+        // `num_train_epochs = 3.0`
+        ("train.epochs", Value::Float(number)) if number >= 1.0 && number.fract() == 0.0 && number < 1e9 => {
+            Value::Integer(number as i64)
+        }
+        (_, value) => value,
+    })
+}
+
+fn source(value: Value) -> Value {
+    match value {
+        Value::String(path) => Value::Table(Table::from_iter([("path".to_owned(), Value::String(path))])),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, Dtype, PolicyLoss, Schedule, keys};
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::parse("a.toml", text, &[]).unwrap()
+    }
+
+    const OURS: &str = "model.path = 'm'\noutput.dir = 'r'\n[[data.train]]\npath = 'x.jsonl'\n";
+
+    /// Promise: every word of others names a key of ours, and none of ours is one of others'.
+    #[test]
+    fn words_lead_to_keys_that_exist() {
+        let tree = keys::tree();
+        let known = |key: &str| keys::find(&tree, &key.split('.').map(String::from).collect::<Vec<_>>()).is_some();
+        for (theirs, ours) in KEYS {
+            assert!(known(ours) && !known(theirs), "{theirs} -> {ours}");
+        }
+        for key in VALUES.iter().chain(ANSWERED_VALUES).map(|(key, ..)| key) {
+            assert!(known(key), "{key}");
+        }
+        let ours = super::super::known_keys();
+        for key in ANSWERED_KEYS.iter().map(|(key, _)| *key).chain(PER_DEVICE).chain([ACCUMULATION]) {
+            assert!(ours.iter().all(|ours| ours.rsplit('.').next() != Some(key)), "{key} is a key of ours");
+        }
+    }
+
+    #[test]
+    fn words_that_mean_the_same_make_the_same_config() {
+        let plain = config(&format!(
+            "{OURS}[train]\nlearning_rate = 2e-5\nepochs = 3\npairs_per_step = 32\nschedule = 'constant'\n\
+             [lora]\nrank = 8\nalpha = 32.0\ntargets = ['all-linear']\n[loss]\npolicy = 'dpo'\n"
+        ));
+        let theirs = config(
+            "model.model_name_or_path = 'm'\noutput.output_dir = 'r'\ndata.train = 'x.jsonl'\n\
+             [train]\nlr = 2e-5\nnum_train_epochs = 3.0\nbatch_size = 32\nlr_scheduler_type = 'constant_with_warmup'\n\
+             [lora]\nr = 8\nlora_alpha = 32\ntarget_modules = 'all-linear'\n[loss]\nloss_type = 'sigmoid'\n",
+        );
+        assert_eq!(theirs, plain);
+        assert_eq!((theirs.loss.policy, theirs.train.schedule), (PolicyLoss::Dpo, Schedule::Constant));
+        let on_the_line = ["train.lr=2e-5", "model.torch_dtype=bfloat16", "data.train=y.jsonl", "data.dev=['a', 'b']"];
+        let set: Vec<String> = on_the_line.map(String::from).to_vec();
+        let typed = Config::parse("a.toml", OURS, &set).unwrap();
+        assert_eq!((typed.train.learning_rate, typed.model.dtype), (2e-5, Dtype::Bf16));
+        assert_eq!(typed.data.train[0].path.to_str(), Some("y.jsonl"));
+        assert_eq!(typed.data.dev.len(), 2);
+        let list = config(
+            "model.path = 'm'\noutput.dir = 'r'\n[data]\ntrain = ['x.jsonl', { path = 'z.jsonl', weight = 2.0 }]\n",
+        );
+        assert_eq!(list.data.train.iter().map(|source| source.weight).collect::<Vec<_>>(), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn words_that_mean_something_else_are_answered_where_they_stand() {
+        let refused = |text: &str, set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|set| (*set).to_owned()).collect();
+            Config::parse("a.toml", &format!("{OURS}{text}"), &set).unwrap_err().to_string()
+        };
+        let batch = "[train]\nper_device_train_batch_size = 4\ngradient_accumulation_steps = 2\n";
+        let answer = refused(batch, &[]);
+        assert!(answer.starts_with("a.toml:") && answer.contains("here 4 x 2 x ranks"), "{answer}");
+        assert!(refused("[train]\nsteps = 41\nwarmup_ratio = 0.1\n", &[]).contains("0.1 x 41 steps = 5"));
+        assert!(refused("", &["train.warmup_ratio=0.1"]).contains("--set train.warmup_ratio=0.1"));
+        assert!(refused("[model2]\nx = 1\n", &[]).contains("unknown table"), "what nobody says stays unknown");
+        assert!(refused("[loss]\nobjective = 'dpo'\n", &[]).contains("alpha = 1"));
+        assert!(refused("", &["model.dtype=fp16"]).contains("bf16"));
+        let twice = refused("[train]\nlr = 1.0\nlearning_rate = 1.0\n", &[]);
+        assert!(twice.starts_with("a.toml:6: `train.lr` and `train.learning_rate`"), "{twice}");
+        // A wrong value of a key with another's name is shown where it stands.
+        let wrong = refused("[train]\n\nmax_steps = 'many'\n", &[]);
+        assert!(wrong.starts_with("a.toml:7: `train.steps`"), "{wrong}");
+    }
+}

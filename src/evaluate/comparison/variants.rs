@@ -1,0 +1,128 @@
+//! Which runs are repetitions of one another: those whose settings differ in `data.seed` alone. And which cannot be compared.
+
+use super::ComparedRun;
+use crate::config::{Config, DataConfig, Objective, ParallelConfig};
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Runs that repeat one another with other seeds.
+#[derive(Debug, Clone)]
+pub(super) struct Variant {
+    /// The objective; where several variants have it, with the settings in which those differ.
+    pub name: String,
+    /// What was minimised.
+    pub objective: Objective,
+    /// Every setting that is not the same in all variants.
+    pub settings: BTreeMap<String, String>,
+    /// Where its runs are in the list of all.
+    pub runs: Vec<usize>,
+}
+
+/// The variants among `runs`: hybrid before reward before policy, else as they come.
+pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Variant>> {
+    check(first, runs)?;
+    let mut groups: Vec<(Config, Vec<usize>)> = Vec::new();
+    for (index, run) in runs.iter().enumerate() {
+        let config = comparable(&run.facts.config);
+        match groups.iter_mut().find(|(of_group, _)| *of_group == config) {
+            Some((_, members)) => members.push(index),
+            None => groups.push((config, vec![index])),
+        }
+    }
+    groups.sort_by_key(|(config, _)| match config.loss.objective {
+        Objective::Hybrid => 0,
+        Objective::Reward => 1,
+        Objective::Policy => 2,
+    });
+    let configs: Vec<&Config> = groups.iter().map(|(config, _)| config).collect();
+    let mut variants = Vec::with_capacity(groups.len());
+    for (config, members) in &groups {
+        let objective = config.loss.objective;
+        let alike: Vec<&Config> = configs.iter().filter(|other| other.loss.objective == objective).copied().collect();
+        let words = settings(config, &alike)?.into_iter().map(|(key, value)| format!(", {key}={value}"));
+        let name = format!("{objective:?}").to_lowercase() + &words.collect::<String>();
+        repeated(&name, members, runs)?;
+        variants.push(Variant { name, objective, settings: settings(config, &configs)?, runs: members.clone() });
+    }
+    Ok(variants)
+}
+
+/// The settings of `config` that are other ones in any of `configs`.
+fn settings(config: &Config, configs: &[&Config]) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for other in configs {
+        for difference in config.differences(other)? {
+            let value = difference.then().trim_matches('"').to_owned();
+            found.insert(difference.key, value);
+        }
+    }
+    Ok(found)
+}
+
+/// A seed that stands twice among a variant's runs is an error.
+fn repeated(variant: &str, members: &[usize], runs: &[ComparedRun]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    match members.iter().map(|&index| &runs[index]).find(|run| !seen.insert(run.seed())) {
+        None => Ok(()),
+        Some(run) => {
+            let what = format!("{}: a second run of {variant} with data.seed = {}", run.name, run.seed());
+            Err(Error::input(what).hint("name one run of each"))
+        }
+    }
+}
+
+/// What makes runs incomparable: other test pairs; one model or one order of training pairs by name that is another one in fact.
+fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
+    for (index, run) in runs.iter().enumerate() {
+        let refuse = |what: &str, hint: &str| Err(Error::input(format!("{}: {what}", run.name)).hint(hint));
+        let before = &runs[..index];
+        let same_model = |other: &&ComparedRun| other.facts.config.model.path == run.facts.config.model.path;
+        if let Some(other) = before.iter().filter(same_model).find(|other| other.facts.model_key != run.facts.model_key)
+        {
+            let what = format!("another starting model than {}'s, under the same model.path", other.name);
+            return refuse(&what, "the model's files have changed in between: repeat one of the runs");
+        }
+        let same_order = |other: &&ComparedRun| order(&other.facts.config) == order(&run.facts.config);
+        if let Some(other) = before.iter().filter(same_order).find(|other| other.facts.data_key != run.facts.data_key) {
+            let what = format!("other training pairs than {}, or another order, with the same [data]", other.name);
+            return refuse(&what, "have the data files changed in between? repeat one of the runs");
+        }
+        let same_config = |other: &&ComparedRun| comparable(&other.facts.config) == comparable(&run.facts.config);
+        if let Some(other) = before.iter().filter(same_config).find(|other| other.facts.step != run.facts.step) {
+            let (ours, theirs) = (run.facts.step, other.facts.step);
+            let what = format!("tested after step {ours}, but {} after step {theirs}", other.name);
+            return refuse(&what, "let both runs come to their end");
+        }
+        let ids = |run: &ComparedRun| run.outcomes.iter().map(|outcome| outcome.pair.clone()).collect::<Vec<_>>();
+        if run.outcomes.is_empty() || ids(run) != ids(first) {
+            let what = format!("other test pairs than {}, or none", first.name);
+            let hint = "test all runs on the same pairs, in the same order, with the same template and tokens";
+            return refuse(&what, hint);
+        }
+    }
+    Ok(())
+}
+
+/// What the training pairs and their order depend on, by name.
+fn order(config: &Config) -> (PathBuf, DataConfig, [Option<usize>; 3]) {
+    let mut data = config.data.clone();
+    (data.dev, data.test, data.cache_dir) = (Vec::new(), Vec::new(), PathBuf::new());
+    let train = &config.train;
+    (config.model.path.clone(), data, [train.steps, train.epochs, Some(train.pairs_per_step)])
+}
+
+/// A config without what may differ between runs that repeat one another.
+fn comparable(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.data.seed = 0;
+    config.data.cache_dir = PathBuf::from("cache");
+    // The pairs themselves are compared.
+    config.data.test = Vec::new();
+    config.output.dir = PathBuf::from("run");
+    config.parallel = ParallelConfig::default();
+    config.train.tokens_per_micro_batch = 1;
+    config.eval.every = 0;
+    (config.checkpoint.every, config.checkpoint.keep) = (0, 1);
+    config
+}

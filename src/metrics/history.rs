@@ -1,0 +1,40 @@
+//! How a run went on its dev pairs, read back from its `metrics.jsonl`.
+
+use super::jsonl::METRICS;
+use crate::config::{Objective, TOTAL};
+use crate::error::{Result, file_error};
+use crate::files;
+use serde_json::Value;
+use std::path::Path;
+
+/// One evaluation of all dev pairs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DevPoint {
+    /// Updates done before it.
+    pub step: u64,
+    /// Accuracy of the head that the objective trains for ranking; none where a score was not finite.
+    pub accuracy: Option<f64>,
+    /// That head's loss; none where it was not finite.
+    pub loss: Option<f64>,
+}
+
+/// The evaluations of all dev pairs of a run, steps rising.
+///
+/// # Errors
+/// A file that cannot be read. Lines that are no evaluations are passed over.
+pub fn dev_history(run: &Path, objective: Objective) -> Result<Vec<DevPoint>> {
+    let path = run.join(METRICS);
+    let text = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+    let (accuracy, loss) = match objective {
+        Objective::Policy => ("policy_accuracy", "policy_loss"),
+        Objective::Hybrid | Objective::Reward => ("accuracy", "reward_loss"),
+    };
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let dev = lines.filter(|line| line["eval"] == "dev" && line["domain"] == TOTAL);
+    let point = |line: Value| {
+        Some(DevPoint { step: line["step"].as_u64()?, accuracy: line[accuracy].as_f64(), loss: line[loss].as_f64() })
+    };
+    let mut points: Vec<DevPoint> = dev.filter_map(point).collect();
+    points.sort_by_key(|point| point.step);
+    Ok(points)
+}
