@@ -17,8 +17,12 @@ fn main() {
     println!("cargo:rustc-env=HAF_DIST_LIBTORCH={libtorch}");
     println!("cargo:rustc-env=HAF_DIST_LIBTORCH_VERSION={}", version_of_libtorch(Path::new(&libtorch)));
     if !libtorch.is_empty() {
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}");
-        // launch/setup.sh --cuda makes a link to NCCL under the name that is looked for.
+        // Of links to a PyTorch the folder they lead to: its libraries look for others from where they lie themselves.
+        let library = Path::new(&libtorch).join("libtorch_cpu.so").canonicalize();
+        let real = library.ok().and_then(|library| library.parent().map(Path::to_path_buf));
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{}", real.unwrap_or(PathBuf::from(&libtorch)).display());
+        println!("cargo:rerun-if-changed={libtorch}");
+        // launch/setup.sh makes a link to NCCL under the name that is looked for.
         if let Some(nccl) = Path::new(&libtorch).ancestors().nth(2).map(|place| place.join("nccl"))
             && nccl.join("libnccl.so").exists()
         {

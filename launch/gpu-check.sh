@@ -19,8 +19,9 @@ only_help "$@"
 
 cd "$ROOT"
 need_cargo
-export LIBTORCH=${LIBTORCH:-$DEPS/cuda/libtorch} CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target/cuda} OMP_NUM_THREADS=1
-[[ -e $LIBTORCH/lib/libtorch_cuda.so ]] || fail "there is no CUDA libtorch in $LIBTORCH" "launch/setup.sh --cuda"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target} OMP_NUM_THREADS=1
+LIBRARY=$(readlink -f "${LIBTORCH:-$DEPS/libtorch}/lib/libtorch_cpu.so") || true
+[[ -e ${LIBRARY%/*}/libtorch_cuda.so ]] || fail "there is no libtorch_cuda.so beside ${LIBRARY:-libtorch}" "launch/setup.sh --cuda"
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 summary=()

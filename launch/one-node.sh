@@ -35,6 +35,6 @@ if ((EUID == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 command=(mpirun -n "${#gpus[@]}" --oversubscribe --bind-to none
-    "${CARGO_TARGET_DIR:-$ROOT/target/cuda}/release/haf-dist" "$@")
+    "${CARGO_TARGET_DIR:-$ROOT/target}/release/haf-dist" "$@")
 say "$(quoted "${command[@]}")"
 run_job "${command[@]}"

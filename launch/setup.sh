@@ -29,8 +29,8 @@ Where MPI or libclang are its own, .deps/env.sh tells cargo and mpirun; the scri
 back to the machine's MPI: rm -r .deps/openmpi.
 Logs: .deps/logs/.
 
-  --cuda      PyTorch 2.13.0 with CUDA in place of the CPU's libtorch (3 GB to download, 8 GB of disk), from the active
-              environment where it is there; the build goes into target/cuda (an exported CARGO_TARGET_DIR wins)
+  --cuda      the libtorch of a PyTorch 2.13.0 with CUDA: of the active environment, else of one in .deps/cuda (3 GB to
+              download, 8 GB of disk). The build is the same: it loads the CUDA part when it starts on a machine with a GPU
   --own-mpi   Open MPI under .deps/ even where there is an MPI; needed where that one is MPICH or Intel MPI
   --no-build  everything but the build
   --yes       install missing Debian packages without asking
@@ -149,10 +149,15 @@ libtorch_recipe() {
     printf 'layout 1\n%s\n' "${LIBTORCH_WANTED[@]}"
 }
 
+# Of a PyTorch that is linked to, the files are looked at anew.
 libtorch_ready() {
-    [[ -n ${LIBTORCH:-} ]] || finished "$DEPS/libtorch" "$(libtorch_recipe)" || {
-        [[ -L $DEPS/libtorch ]] && [[ -z $(unfit_torch "$DEPS/libtorch" cpu) ]]
-    }
+    if [[ -n ${LIBTORCH:-} ]]; then
+        return
+    elif [[ -f $DEPS/libtorch/.torch ]]; then
+        [[ -z $(unfit_torch "$(<"$DEPS/libtorch/.torch")") ]]
+    else
+        [[ $CUDA == no ]] && finished "$DEPS/libtorch" "$(libtorch_recipe)"
+    fi
 }
 
 # active_python: the Python of the active environment; fails where none is.
@@ -161,7 +166,7 @@ active_python() {
     [[ -n $folder && -x $folder/bin/python ]] && say "$folder/bin/python"
 }
 
-# unfit_torch FOLDER cpu|cuda: why the PyTorch in the folder cannot be used for that build; nothing where it can.
+# unfit_torch FOLDER: why the PyTorch in the folder cannot be used; nothing where it can.
 unfit_torch() {
     local version
     version=$(sed -n "s/^__version__ *= *'\([^'+]*\).*/\1/p" "$1/version.py" 2>/dev/null) || true
@@ -169,22 +174,20 @@ unfit_torch() {
         say "it is version ${version:-unknown}, not $TORCH_VERSION"
     elif [[ ! -f $1/lib/libtorch_cpu.so || ! -f $1/include/torch/csrc/api/include/torch/torch.h ]]; then
         say "it has no lib/libtorch_cpu.so, or no include/ for C++"
-    elif [[ $2 == cpu && -f $1/lib/libtorch_cuda.so ]]; then
-        say "it is a CUDA build, which --cuda would use"
-    elif [[ $2 == cuda && ! -f $1/lib/libtorch_cuda.so ]]; then
+    elif [[ $CUDA == yes && ! -f $1/lib/libtorch_cuda.so ]]; then
         say "it is no CUDA build"
     fi
 }
 
-# choose_torch cpu|cuda: sets TORCH_FOUND to the folder of the active environment's PyTorch where that build can use it.
-# Nothing of it is imported: only its libraries and headers count.
+# choose_torch: sets TORCH_FOUND to the folder of the active environment's PyTorch where it can be used. Nothing of it is
+# imported: only its libraries and headers count.
 choose_torch() {
     local python folder why
     TORCH_FOUND=
     python=$(active_python) || return 0
     folder=$("$python" -c 'import importlib.util as u; s = u.find_spec("torch"); print(s.submodule_search_locations[0] if s else "")' 2>/dev/null) || return 0
     [[ -n $folder ]] || return 0
-    why=$(unfit_torch "$folder" "$1")
+    why=$(unfit_torch "$folder")
     if [[ -z $why ]]; then
         TORCH_FOUND=$folder
     else
@@ -192,11 +195,65 @@ choose_torch() {
     fi
 }
 
+CUDA_ENV=$DEPS/cuda
+
+cuda_recipe() {
+    printf 'torch==%s %s' "$TORCH_VERSION" "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+}
+
+# make_cuda: an environment with PyTorch and all it depends on; sets TORCH_FOUND to its PyTorch.
+make_cuda() {
+    if [[ ! -f $CUDA_ENV/.complete || $(<"$CUDA_ENV/.complete") != "$(cuda_recipe)" ]]; then
+        rm -rf "$CUDA_ENV"
+        "$PYTHON" -m venv "$CUDA_ENV"
+        "$CUDA_ENV/bin/python" -m pip install --no-cache-dir --progress-bar off --only-binary=:all: "torch==$TORCH_VERSION"
+        cuda_recipe >"$CUDA_ENV/.complete"
+    fi
+    TORCH_FOUND=$("$CUDA_ENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch
+}
+
+# link_torch TORCH: .deps/libtorch as a folder of links to a PyTorch, without its CUDA part: programs are linked without it, and
+# load it at start from beside the libtorch_cpu.so that build.rs puts on their search path.
+link_torch() {
+    local result=$WORK/libtorch file
+    mkdir -p "$result/lib"
+    ln -s "$1/include" "$result/include"
+    for file in "$1"/lib/libtorch_cpu.so "$1"/lib/libc10.so "$1"/lib/libgomp*.so*; do
+        [[ ! -e $file ]] || ln -s "$file" "$result/lib"
+    done
+    ln -s libtorch_cpu.so "$result/lib/libtorch.so"
+    printf '%s\n' "$TORCH_VERSION" >"$result/build-version"
+    printf '%s\n' "$1" >"$result/.torch"
+    rm -rf "$DEPS/libtorch"
+    mv "$result" "$DEPS/libtorch"
+}
+
+# link_nccl TORCH: the loader of NCCL looks for libnccl.so, the package has libnccl.so.2. build.rs puts the link's folder on the
+# program's search path.
+link_nccl() {
+    local nccl places=("${1%/torch}/nvidia/nccl/lib")
+    [[ -z ${CONDA_PREFIX:-} ]] || places+=("$CONDA_PREFIX/lib")
+    rm -rf "$DEPS/nccl"
+    for nccl in "${places[@]/%//libnccl.so.2}"; do
+        [[ -f $nccl ]] || continue
+        mkdir -p "$DEPS/nccl"
+        ln -s "$nccl" "$DEPS/nccl/libnccl.so"
+        return
+    done
+    if [[ $CUDA == yes ]]; then
+        say "no libnccl.so.2 beside $1"
+        return 1
+    fi
+}
+
 # The wheel is a CUDA build, but its libtorch_cpu.so needs no GPU, only two small CUDA libraries to be found at start.
 libtorch_make() {
+    if [[ $CUDA == yes && -z $TORCH_FOUND ]]; then
+        make_cuda
+    fi
     if [[ -n $TORCH_FOUND ]]; then
-        rm -rf "$DEPS/libtorch"
-        ln -s "$TORCH_FOUND" "$DEPS/libtorch"
+        link_nccl "$TORCH_FOUND"
+        link_torch "$TORCH_FOUND"
         return
     fi
     local wheels=$WORK/libtorch-wheels files=$WORK/libtorch-files result=$WORK/libtorch
@@ -253,49 +310,6 @@ data_make() {
     finish "$result" "$(data_recipe)" "$DATA"
 }
 
-CUDA_ENV=$DEPS/cuda
-
-# An environment of its own is marked with what went into it; the active one's PyTorch is looked at anew.
-cuda_recipe() {
-    printf 'torch==%s %s' "$TORCH_VERSION" "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
-}
-
-cuda_ready() {
-    [[ -f $CUDA_ENV/.complete && $(<"$CUDA_ENV/.complete") == "$(cuda_recipe 2>/dev/null)" ]] || {
-        [[ -f $CUDA_ENV/.linked && -f $CUDA_ENV/nccl/libnccl.so ]] && [[ -z $(unfit_torch "$CUDA_ENV/libtorch" cuda) ]]
-    }
-}
-
-# PyTorch with all it depends on; its libraries find CUDA's and NCCL's beside them, and libtorch is torch/lib + torch/include.
-cuda_make() {
-    rm -rf "$CUDA_ENV"
-    local torch=$TORCH_FOUND
-    if [[ -n $torch ]]; then
-        mkdir -p "$CUDA_ENV"
-        touch "$CUDA_ENV/.linked"
-        ln -s "$torch" "$CUDA_ENV/libtorch"
-    else
-        "$PYTHON" -m venv "$CUDA_ENV"
-        "$CUDA_ENV/bin/python" -m pip install --no-cache-dir --progress-bar off --only-binary=:all: "torch==$TORCH_VERSION"
-        torch=$("$CUDA_ENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch
-        printf '%s\n' "$TORCH_VERSION" >"$torch/build-version"
-        ln -s "${torch#"$CUDA_ENV"/}" "$CUDA_ENV/libtorch"
-    fi
-    # The loader of NCCL looks for libnccl.so, the package has libnccl.so.2. build.rs puts the link's folder on the
-    # program's search path; the environment stays as it is.
-    local nccl places=("${torch%/torch}/nvidia/nccl/lib")
-    [[ -z ${CONDA_PREFIX:-} ]] || places+=("$CONDA_PREFIX/lib")
-    for nccl in "${places[@]/%//libnccl.so.2}"; do
-        [[ -f $nccl ]] || continue
-        mkdir -p "$CUDA_ENV/nccl"
-        ln -s "$nccl" "$CUDA_ENV/nccl/libnccl.so"
-        [[ -f $CUDA_ENV/.linked ]] || cuda_recipe >"$CUDA_ENV/.complete"
-        return
-    done
-    say "no libnccl.so.2 beside $torch"
-    return 1
-}
-
 # cargo knows best what is up to date, so this step always runs; with nothing to do it takes a second.
 build_ready() {
     return 1
@@ -346,8 +360,10 @@ need_disk() {
 if [[ $BUILD == yes ]]; then
     need_cargo
 fi
-if [[ -n ${LIBTORCH:-} && $CUDA == no && ! -f $LIBTORCH/lib/libtorch_cpu.so ]]; then
-    fail "LIBTORCH is $LIBTORCH, but there is no lib/libtorch_cpu.so in it" "unset LIBTORCH to have libtorch laid out here"
+if [[ -n ${LIBTORCH:-} ]]; then
+    [[ -f $LIBTORCH/lib/libtorch_cpu.so ]] ||
+        fail "LIBTORCH is $LIBTORCH, but there is no lib/libtorch_cpu.so in it" "unset LIBTORCH to have libtorch laid out here"
+    [[ $CUDA == no ]] || fail "LIBTORCH is $LIBTORCH, and --cuda lays out another libtorch" "unset LIBTORCH, or leave out --cuda"
 fi
 
 mkdir -p "$DEPS/logs"
@@ -366,20 +382,17 @@ network="if a download failed: check the network and pip's own settings"
 if ! packages_ready; then
     may_install
 fi
-if [[ $CUDA == yes ]]; then
-    libraries=cuda disk=12
-else
-    libraries=libtorch disk=5
-fi
+disk=5
+[[ $CUDA == no ]] || disk=12
 
 step packages "C++ compiler and Python" "the lines above say what apt-get could not do"
 find_python
 choose_mpi
 TORCH_FOUND=
-if ! "${libraries}_ready"; then
-    choose_torch "${libraries/libtorch/cpu}"
+if ! libtorch_ready; then
+    choose_torch
 fi
-if ! { "${libraries}_ready" && model_ready && data_ready; }; then
+if ! { libtorch_ready && model_ready && data_ready; }; then
     need_disk "$disk"
 fi
 # The tools only make other things: without anything to make they are not missed.
@@ -398,25 +411,25 @@ else
 fi
 write_env
 load_env
-if [[ $CUDA == yes ]]; then
-    step cuda "PyTorch $TORCH_VERSION with CUDA (${TORCH_FOUND:-3 GB})" "$network"
-    export LIBTORCH=$CUDA_ENV/libtorch CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target/cuda}
-elif [[ -n ${LIBTORCH:-} ]]; then
-    step libtorch "libtorch (LIBTORCH=$LIBTORCH)" "$network"
-elif [[ -L $DEPS/libtorch || -n $TORCH_FOUND ]]; then
-    step libtorch "libtorch (${TORCH_FOUND:-$(readlink "$DEPS/libtorch")})" "$network"
+if [[ -n ${LIBTORCH:-} ]]; then
+    libtorch="LIBTORCH=$LIBTORCH"
+elif [[ -n $TORCH_FOUND ]]; then
+    libtorch=$TORCH_FOUND
+elif [[ -f $DEPS/libtorch/.torch ]] && libtorch_ready; then
+    libtorch=$(<"$DEPS/libtorch/.torch")
+elif [[ $CUDA == yes ]]; then
+    libtorch="$TORCH_VERSION with CUDA, 3 GB"
 else
-    step libtorch "libtorch $TORCH_VERSION for the CPU (0.53 GB)" "$network"
+    libtorch="$TORCH_VERSION for the CPU, 0.53 GB"
 fi
+step libtorch "libtorch ($libtorch)" "$network"
 step model "SmolLM2-135M-Instruct (93 MB)" "$network"
 step data "SocialIQA pairs (46 MB)" "$network"
 if [[ $BUILD == yes ]]; then
     step build "haf-dist" "to see the whole of it: cargo build --release"
 fi
 if [[ $CUDA == yes ]]; then
-    say "The GPU build links against .deps/cuda. Its layout and libraries are checked; on a GPU it has not been run yet."
-    say "  to build it: $(quoted env LIBTORCH="$LIBTORCH" CARGO_TARGET_DIR="$CARGO_TARGET_DIR" cargo build --release)"
-    say "  to run it:   mpirun -n RANKS --bind-to none $(quoted "$CARGO_TARGET_DIR/release/haf-dist") --config FILE.toml"
+    say "On a machine with a GPU haf-dist loads the CUDA part of this libtorch when it starts. That has not been run on a GPU yet."
     say "  to check it: launch/gpu-check.sh, then launch/one-node.sh --config FILE.toml"
 fi
 if [[ -z $MPI_FOUND ]]; then

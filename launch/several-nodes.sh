@@ -53,6 +53,6 @@ if ((EUID == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 # Called by its whole path, Open MPI takes itself to be at the same one on every node.
-command=("$(command -v mpirun)" "${flags[@]}" "${CARGO_TARGET_DIR:-$ROOT/target/cuda}/release/haf-dist" "$@")
+command=("$(command -v mpirun)" "${flags[@]}" "${CARGO_TARGET_DIR:-$ROOT/target}/release/haf-dist" "$@")
 say "$(quoted "${command[@]}")"
 run_job "${command[@]}"

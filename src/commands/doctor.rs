@@ -7,7 +7,7 @@ use super::findings::{self, Finding};
 use crate::cli;
 use crate::error::{Error, Result};
 use crate::hub::Hub;
-use crate::launcher::{self, mpi};
+use crate::launcher::{self, libraries, mpi};
 use crate::machine::{self, look};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,7 +69,8 @@ struct Library {
 
 /// What the dynamic linker would load for a program, as `ldd` asks it.
 fn linked(program: &Path) -> Vec<Library> {
-    let output = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output();
+    let variables = libraries::variables(program).unwrap_or_default();
+    let output = Command::new(program).envs(variables).env("LD_TRACE_LOADED_OBJECTS", "1").output();
     output.map(|output| listed(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
 }
 
@@ -130,7 +131,7 @@ fn version_beside(library: &Path) -> Option<String> {
 }
 
 fn mpirun(libraries: &[Library]) -> Finding {
-    match mpi::find() {
+    match mpi::find(launcher::engine().ok().and_then(|engine| libraries::mpirun(&engine))) {
         Err(error) => Finding::missing("mpirun", error.message, error.hint.unwrap_or_default()),
         Ok(mpirun) => {
             let text = format!("{}, {}", mpirun.version, mpirun.path.display());

@@ -3,6 +3,7 @@
 //! Not here: what the engine does (`commands/`), and what one process answers by itself (`commands/alone.rs`).
 
 pub mod child;
+pub mod libraries;
 pub mod mpi;
 mod ranks;
 
@@ -45,7 +46,8 @@ pub fn start_engine(start: Start) -> Result<ExitCode> {
         }
     }
     // Usage is shown by the name that was typed.
-    let failed = Command::new(&engine).arg0(name).args(without_ranks(arguments)).exec();
+    let mut command = Command::new(&engine);
+    let failed = command.arg0(name).args(without_ranks(arguments)).envs(libraries::variables(&engine)?).exec();
     Err(Error::runtime(format!("cannot start {}: {failed}", engine.display()))
         .hint("build again: cargo build --release"))
 }

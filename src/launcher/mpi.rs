@@ -29,12 +29,12 @@ pub struct Mpirun {
     pub version: String,
 }
 
-/// The first `mpirun` or `mpiexec` on the PATH.
+/// The `mpirun` that belongs to the engine, if there is one, else the first `mpirun` or `mpiexec` on the PATH.
 ///
 /// # Errors
 /// There is none, or it does not start.
-pub fn find() -> Result<Mpirun> {
-    let path = on_path("mpirun").or_else(|| on_path("mpiexec")).ok_or_else(|| {
+pub fn find(engines: Option<PathBuf>) -> Result<Mpirun> {
+    let path = engines.or_else(|| on_path("mpirun")).or_else(|| on_path("mpiexec")).ok_or_else(|| {
         Error::input("neither mpirun nor mpiexec is on the PATH").hint(
             "launch/setup.sh installs Open MPI; on a cluster load its module, e.g. module load openmpi; haf-dist doctor \
              shows what is found",

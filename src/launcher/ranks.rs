@@ -2,7 +2,7 @@
 //!
 //! Not here: ranks on several machines (`launch/several-nodes.sh`, `launch/slurm.sbatch`).
 
-use super::{child, mpi};
+use super::{child, libraries, mpi};
 use crate::error::Result;
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
@@ -17,10 +17,10 @@ use std::process::{Command, ExitCode};
 /// # Errors
 /// No mpirun, or one that cannot be started or told what to do.
 pub fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bool) -> Result<ExitCode> {
-    let mpirun = mpi::find()?;
+    let mpirun = mpi::find(libraries::mpirun(engine))?;
     let mut command = Command::new(&mpirun.path);
     command.args(mpirun.options(ranks)?).arg(engine).args(arguments);
-    command.envs(mpirun.environment().iter().copied());
+    command.envs(mpirun.environment().iter().copied()).envs(libraries::variables(engine)?);
     let first = if saves { Signal::SIGUSR1 } else { Signal::SIGTERM };
     child::run(&mut command, first).map(ExitCode::from)
 }

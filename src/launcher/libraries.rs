@@ -1,0 +1,222 @@
+//! Libraries of the Python environment that the program is installed in: the engine of a wheel finds libtorch and Open MPI
+//! there.
+//!
+//! A program that was built on this machine has their folders written into it (`build.rs`), and nothing is added. Not here:
+//! what the engine is linked with in the end (`commands/doctor.rs`).
+
+use crate::error::{Error, Result};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Where the dynamic linker looks before the folders that are written into a program.
+pub const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
+
+/// Which signal UCX takes for itself as it is loaded: SIGHUP if nobody says otherwise, which undoes what nohup has asked for.
+/// The wheel of Open MPI has UCX in it, as have many clusters'. 0: none.
+const SIGNAL_OF_UCX: &str = "UCX_DEBUG_SIGNO";
+
+/// The libtorch that the engine was built with, such as 2.13.0.
+const BUILT_WITH: &str = env!("HAF_DIST_LIBTORCH_VERSION");
+
+/// Open MPI's library; every version from 2 to 5 calls it so.
+const MPI: &str = "libmpi.so.40";
+
+/// What is to be set in the environment of an engine at this place, beside what this process has.
+///
+/// # Errors
+/// As [`search_path`].
+pub fn variables(engine: &Path) -> Result<Vec<(&'static str, OsString)>> {
+    let path = search_path(engine, std::env::var_os(SEARCH_PATH))?.map(|path| (SEARCH_PATH, path));
+    let ucx = std::env::var_os(SIGNAL_OF_UCX).is_none().then(|| (SIGNAL_OF_UCX, "0".into()));
+    Ok(path.into_iter().chain(ucx).collect())
+}
+
+/// The value of [`SEARCH_PATH`] with which an engine at this place is to be started; none: it needs no other than `current`,
+/// what it is now.
+///
+/// # Errors
+/// The engine came in a wheel, and its environment has no PyTorch, or one of another version than the engine was built with.
+pub fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<OsString>> {
+    let Some(environment) = Environment::of(engine) else { return Ok(None) };
+    // Before what is there now: an mpirun of the environment and a library of another MPI do not find each other.
+    let mut folders = vec![environment.libtorch(BUILT_WITH)?];
+    folders.extend(environment.folder_of_mpi());
+    folders.extend(current.iter().flat_map(std::env::split_paths).filter(|folder| !folder.as_os_str().is_empty()));
+    let joined = std::env::join_paths(folders)
+        .map_err(|error| Error::input(format!("{SEARCH_PATH} cannot hold the environment's folders: {error}")))?;
+    Ok(Some(joined))
+}
+
+/// The mpirun that belongs to an engine at this place: that of its environment, where it has one.
+pub fn mpirun(engine: &Path) -> Option<PathBuf> {
+    let environment = Environment::of(engine)?;
+    environment.folder_of_mpi()?;
+    Some(environment.prefix.join("bin/mpirun")).filter(|path| path.is_file())
+}
+
+/// A Python environment with haf-dist's wheel in it.
+struct Environment {
+    /// The folder with bin/ and lib/.
+    prefix: PathBuf,
+    /// Where its packages are, those of the Python it is made from included if it shows them.
+    packages: Vec<PathBuf>,
+}
+
+impl Environment {
+    /// The environment whose bin/ holds the program; none for a program that no wheel has brought.
+    fn of(program: &Path) -> Option<Self> {
+        let prefix = program.parent().filter(|folder| folder.ends_with("bin"))?.parent()?.to_path_buf();
+        let mut packages = packages(&prefix);
+        packages.iter().any(|folder| holds_wheel(folder)).then_some(())?;
+        if let Some(base) = base(&prefix) {
+            packages.extend(self::packages(&base));
+            packages.extend(self::packages(&base.join("local")));
+        }
+        Some(Self { prefix, packages })
+    }
+
+    fn libtorch(&self, wanted: &str) -> Result<PathBuf> {
+        let install = format!("pip install torch=={wanted}, in {}", self.prefix.display());
+        let found = self.packages.iter().map(|folder| folder.join("torch"));
+        let Some(torch) = found.into_iter().find(|torch| torch.join("lib/libtorch_cpu.so").is_file()) else {
+            let text = format!("PyTorch is not in {}, and its libtorch is what computes", self.prefix.display());
+            return Err(Error::input(text).hint(install));
+        };
+        match version(&torch) {
+            Some(version) if !same_release(&version, wanted) => Err(Error::input(format!(
+                "{} is PyTorch {version}, but haf-dist was built with {wanted}",
+                torch.display()
+            ))
+            .hint(install)),
+            _ => Ok(torch.join("lib")),
+        }
+    }
+
+    fn folder_of_mpi(&self) -> Option<PathBuf> {
+        Some(self.prefix.join("lib")).filter(|folder| folder.join(MPI).is_file())
+    }
+}
+
+/// Folders of packages below a prefix, of every Python 3 there.
+fn packages(prefix: &Path) -> Vec<PathBuf> {
+    let pythons =
+        ["lib", "lib64"].into_iter().flat_map(|lib| std::fs::read_dir(prefix.join(lib)).into_iter().flatten());
+    let pythons = pythons.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"));
+    // Debian calls its own folders dist-packages.
+    pythons
+        .flat_map(|entry| ["site-packages", "dist-packages"].map(|name| entry.path().join(name)))
+        .filter(|folder| folder.is_dir())
+        .collect()
+}
+
+fn holds_wheel(packages: &Path) -> bool {
+    std::fs::read_dir(packages).into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        name.starts_with("haf_dist-") && name.ends_with(".dist-info")
+    })
+}
+
+/// The prefix of the Python that a virtual environment is made from, where the environment shows its packages.
+fn base(prefix: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(prefix.join("pyvenv.cfg")).ok()?;
+    let value = |name: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
+    };
+    value("include-system-site-packages").filter(|shown| shown.eq_ignore_ascii_case("true"))?;
+    Some(Path::new(&value("home")?).parent()?.to_path_buf())
+}
+
+/// `__version__` of a PyTorch.
+fn version(torch: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(torch.join("version.py")).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+    Some(value.trim_matches(['\'', '"']).to_owned())
+}
+
+/// Whether two versions differ at most in what they were built for: 2.13.0 and 2.13.0+cu130.
+fn same_release(one: &str, other: &str) -> bool {
+    let release = |version: &str| version.split('+').next().map(str::to_owned);
+    release(one) == release(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// An environment with the wheel; its engine.
+    fn environment(folder: &Path) -> PathBuf {
+        fs::create_dir_all(folder.join("lib/python3.12/site-packages/haf_dist-0.1.0.dist-info")).unwrap();
+        fs::create_dir_all(folder.join("bin")).unwrap();
+        folder.join("bin/haf-dist-engine")
+    }
+
+    fn add_torch(packages: &Path, version: &str) {
+        fs::create_dir_all(packages.join("torch/lib")).unwrap();
+        fs::write(packages.join("torch/lib/libtorch_cpu.so"), "").unwrap();
+        fs::write(packages.join("torch/version.py"), format!("debug = False\n__version__ = '{version}'\n")).unwrap();
+    }
+
+    #[test]
+    fn a_wheel_finds_its_environments_libraries_before_all_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = environment(folder.path());
+        add_torch(&folder.path().join("lib/python3.12/site-packages"), &format!("{BUILT_WITH}+cu130"));
+        let lib = folder.path().join("lib");
+        let path = |current: Option<&str>| {
+            let joined = search_path(&engine, current.map(OsString::from)).unwrap().unwrap();
+            std::env::split_paths(&joined).collect::<Vec<_>>()
+        };
+        let torch = lib.join("python3.12/site-packages/torch/lib");
+        assert_eq!(path(None), std::slice::from_ref(&torch));
+        assert_eq!(mpirun(&engine), None);
+        fs::write(lib.join(MPI), "").unwrap();
+        fs::write(folder.path().join("bin/mpirun"), "").unwrap();
+        // An empty entry would be the current folder.
+        assert_eq!(path(Some("/opt/a::/opt/b")), [torch, lib, "/opt/a".into(), "/opt/b".into()]);
+        assert_eq!(mpirun(&engine), Some(folder.path().join("bin/mpirun")));
+    }
+
+    #[test]
+    fn a_program_that_was_built_here_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("bin")).unwrap();
+        add_torch(&folder.path().join("lib/python3.12/site-packages"), "1.0.0");
+        for engine in ["bin/haf-dist-engine", "release/haf-dist-engine"] {
+            assert_eq!(search_path(&folder.path().join(engine), Some("/opt/a".into())).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn no_pytorch_or_another_one_is_an_error_that_says_what_to_install() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = environment(folder.path());
+        for (version, says) in [(None, "PyTorch is not in"), (Some("2.12.1+cpu"), "is PyTorch 2.12.1+cpu, but")] {
+            if let Some(version) = version {
+                add_torch(&folder.path().join("lib/python3.12/site-packages"), version);
+            }
+            let error = search_path(&engine, None).unwrap_err();
+            assert!(error.message.contains(says), "{error}");
+            assert!(error.hint.as_deref().is_some_and(|hint| hint.contains("pip install torch==")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_environment_that_shows_the_pythons_it_is_made_from_finds_pytorch_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, base) = (folder.path().join("own"), folder.path().join("base"));
+        let engine = environment(&own);
+        add_torch(&base.join("lib/python3.12/site-packages"), BUILT_WITH);
+        let config = |shown: &str| {
+            let home = base.join("bin");
+            format!("home = {}\ninclude-system-site-packages = {shown}\nversion = 3.12.3\n", home.display())
+        };
+        fs::write(own.join("pyvenv.cfg"), config("false")).unwrap();
+        assert!(search_path(&engine, None).is_err());
+        fs::write(own.join("pyvenv.cfg"), config("true")).unwrap();
+        let expected = base.join("lib/python3.12/site-packages/torch/lib").into_os_string();
+        assert_eq!(search_path(&engine, None).unwrap(), Some(expected));
+    }
+}
