@@ -7,7 +7,6 @@
 //! Legend: T tokens, N rows that are read of the last block's output, D width, H query heads, G key/value heads, E head
 //! width, F width of the MLP, or of each of X experts of which a token takes K; else K = 1.
 
-use super::architecture::NormKind;
 use super::architecture::{Architecture, BeforeMlp, BlockDescription, QueryKeyNorm, Residual};
 use super::norm::Statistics;
 use super::routes::Routes;
@@ -189,7 +188,7 @@ fn scales(norm: QueryKeyNorm, heads: usize) -> usize {
 }
 
 fn mean(architecture: &Architecture, is_there: bool) -> Option<Vec<usize>> {
-    (is_there && architecture.norm == NormKind::Layer).then(Vec::new)
+    (is_there && architecture.norm.is_centred()).then(Vec::new)
 }
 
 /// A tensor a slot; undefined where the block has no such buffer.

@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
-const CASES: [&str; 23] = [
+const CASES: [&str; 26] = [
     "llama-tied",
     "llama-untied",
     "mistral",
@@ -37,6 +37,9 @@ const CASES: [&str; 23] = [
     "phi3-longrope",
     "granite",
     "exaone4",
+    "glm",
+    "glm4",
+    "cohere2",
     "smollm3",
     "gpt-neox-odd",
     "gpt-neox-parallel",
@@ -129,13 +132,49 @@ fn rows_that_files_keep_head_by_head_are_sorted_in_memory() {
 }
 
 #[test]
+fn rows_whose_columns_turn_with_their_neighbours_are_sorted_in_memory() {
+    let model = load(&folder("glm4"), true).unwrap();
+    let (_, block) = model.segment(Part::Block(0)).unwrap();
+    // Heads of six rows, of which four turn: 0 with 1 and 2 with 3 in the file, 0 with 2 and 1 with 3 in memory.
+    let rows = Rows::Neighbours { width: 6, turned: 4 };
+    let order = Tensor::from_slice(&[0i64, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]);
+    for (name, sorted) in
+        [("q_proj.weight", true), ("k_proj.bias", true), ("v_proj.weight", false), ("v_proj.bias", false)]
+    {
+        let place = block.parameters().iter().position(|one| one.name.ends_with(name)).unwrap();
+        assert_eq!(block.parameters()[place].rows, if sorted { rows } else { Rows::AsInMemory }, "{name}");
+        let file = &tensors("glm4")[&block.parameters()[place].name];
+        let (first, in_memory) = (file.narrow(0, 0, 12), block.value(place).narrow(0, 0, 12));
+        assert_eq!(in_memory, if sorted { first.index_select(0, &order) } else { first.copy() }, "{name}");
+        assert_eq!(in_memory != first, sorted, "{name}");
+    }
+    // Command R7B's block without a rotation has nothing to sort.
+    let model = load(&folder("cohere2"), true).unwrap();
+    let sorted = |block: usize| {
+        let (_, segment) = model.segment(Part::Block(block)).unwrap();
+        segment.parameters().iter().filter(|one| one.rows != Rows::AsInMemory).count()
+    };
+    assert_eq!((sorted(0), sorted(1)), (2, 0));
+}
+
+#[test]
 fn heads_that_are_there_are_kept_and_a_missing_reward_head_is_zero() {
     for case in CASES {
         let mut held = tensors(case);
         let model = load(&folder(case), true).unwrap();
         let tied = model.architecture.tied;
-        let embedded =
-            ["llama-tied", "qwen2", "gemma2", "gemma3", "smollm3", "llama-dynamic", "phi3-longrope", "granite"];
+        let embedded = [
+            "llama-tied",
+            "qwen2",
+            "gemma2",
+            "gemma3",
+            "smollm3",
+            "llama-dynamic",
+            "phi3-longrope",
+            "granite",
+            "glm",
+            "cohere2",
+        ];
         assert_eq!(tied, embedded.contains(&case));
         assert_eq!(model.segment(Part::LanguageModelHead).is_none(), tied, "{case}");
         assert!(!model.had_reward_head && values(&model)["score.weight"].abs().max().double_value(&[]) == 0.0);
@@ -181,6 +220,9 @@ fn published_models_have_their_number_of_parameters() {
         ("gemma3_text", sizes(262_144, 1152, 6912, 26, 4, 1), json!({}), 999_885_952),
         ("olmo3", sizes(100_278, 4096, 11_008, 32, 32, 32), json!({}), 7_298_011_136),
         ("exaone4", sizes(102_400, 2048, 4096, 30, 32, 8), json!({"tie_word_embeddings": true}), 1_279_391_488),
+        ("glm", sizes(151_552, 4096, 13_696, 40, 32, 2), json!({}), 9_399_951_360),
+        ("glm4", sizes(151_552, 4096, 13_696, 40, 32, 2), json!({}), 9_400_279_040),
+        ("cohere2", sizes(256_000, 4096, 14_336, 32, 32, 8), json!({}), 8_028_033_024),
         ("granite", sizes(49_155, 2048, 8192, 40, 32, 8), json!({"tie_word_embeddings": true}), 2_533_531_648),
         (
             "phi3",
@@ -220,6 +262,7 @@ fn both_spellings_of_a_config_are_one_model() {
     for (case, old) in [
         ("mistral", json!({"rope_theta": 10000.0, "rope_scaling": null})),
         ("phi", json!({"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_scaling": null})),
+        ("glm", json!({"rope_theta": 100.0, "rope_scaling": null})),
         ("phi3", json!({"rope_theta": 10000.0, "rope_scaling": null})),
         ("gemma2", json!({"rope_theta": 10000.0, "layer_types": null})),
         ("granite", json!({"rope_theta": 10000.0, "rope_scaling": null})),
@@ -278,6 +321,8 @@ fn windows_are_where_the_family_or_the_list_says() {
         ("qwen2", "max_window_layers", Some(json!(0)), [Some(3), Some(3)]),
         ("qwen2", "use_sliding_window", Some(json!(false)), [None, None]),
         ("qwen2", "layer_types", list(["sliding", "full"]), [Some(3), None]),
+        ("cohere2", "sliding_window_pattern", Some(json!(2)), [Some(3), None]),
+        ("cohere2", "sliding_window_pattern", None, [Some(3), Some(3)]),
         ("gemma2", "layer_types", None, [Some(3), None]),
         ("gemma2", "layer_types", list(["full", "sliding"]), [None, Some(3)]),
     ] {
@@ -319,6 +364,7 @@ fn what_cannot_be_computed_is_refused_with_its_key() {
         ("llama-tied", "rope_parameters", json!({"llama_4_scaling_beta": 0.1}), "llama_4_scaling_beta"),
         ("olmo3", "rope_parameters", rope("default"), "two rotations"),
         ("ministral3", "rope_parameters", json!(null), "rope_parameters is missing"),
+        ("cohere2", "use_qk_norm", json!(true), "use_qk_norm = true"),
         ("granite", "residual_multiplier", json!("half"), "residual_multiplier = \"half\""),
         ("gemma3", "model_type", json!("gemma3"), "text_config is missing"),
         ("gemma2", "query_pre_attn_scalar", json!(-1), "query_pre_attn_scalar = -1"),

@@ -31,7 +31,7 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 25] = [
+const CASES: [&str; 28] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",
@@ -53,6 +53,9 @@ const CASES: [&str; 25] = [
     "phi3-longrope",
     "granite",
     "exaone4",
+    "glm",
+    "glm4",
+    "cohere2",
     "smollm3",
     "gpt-neox-odd",
     "gpt-neox-parallel",

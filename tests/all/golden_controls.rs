@@ -29,6 +29,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
         "smollm3",
         "olmo3",
         "exaone4",
+        "cohere2",
         "qwen3-moe",
         "mixtral",
     ] {
@@ -38,7 +39,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
             model.blocks.iter_mut().filter_map(|block| block.rules.window.as_mut()).for_each(|window| *window += 1);
         });
     }
-    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"] {
+    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4", "cohere2"] {
         notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
     }
     notice("gemma2", "capped scores", &|model| {
@@ -99,6 +100,18 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
         model.blocks.iter_mut().for_each(|block| block.residual_scale = None);
     });
     notice("exaone4", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("cohere2", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("cohere2", "scaled logits", &|model| model.logit_scale = None);
+    notice("cohere2", "its residual", &residual(Residual::Sequential));
+    notice("cohere2", "centred norms", &|model| model.norm = NormKind::RootMeanSquare);
+    for case in ["glm", "glm4", "cohere2"] {
+        notice(case, "neighbours that turn together", &|model| model.rotations[0].neighbours = false);
+    }
+    for case in ["glm", "glm4"] {
+        notice(case, "partial rotation", &|model| {
+            (model.rotations[0].width, model.rotations[0].period) = (2, 2);
+        });
+    }
     notice("gpt-neox-odd", "frequencies of three columns", &|model| model.rotations[0].period = 4);
     notice("gpt-neox-odd", "its activation", &|model| {
         model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);

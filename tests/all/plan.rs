@@ -17,7 +17,7 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 15] = [
+const CASES: [&str; 17] = [
     "llama-tied",
     "llama-untied",
     "mistral-some-windows",
@@ -31,6 +31,8 @@ const CASES: [&str; 15] = [
     "ministral3",
     "smollm3",
     "exaone4",
+    "glm4",
+    "cohere2",
     "granite",
     "gpt-neox-sequential",
 ];

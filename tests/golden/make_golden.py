@@ -343,6 +343,38 @@ CASES = {
             {"sliding_window": 11},
         ],
     },
+    "glm4": {
+        "family": "glm4",
+        "seed": 1,
+        # Four of six columns of a head are rotated, neighbours together.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": False, "pad_token_id": None}
+        | {"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 2 / 3}},
+        "without": [{"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}}],
+    },
+    "glm": {
+        "family": "glm",
+        "seed": 1,
+        "config": SMALL
+        | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True, "pad_token_id": None}
+        | {"rope_parameters": DEFAULT_ROPE | {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        "without": [{"rope_parameters": DEFAULT_ROPE | {"rope_theta": 100.0, "partial_rotary_factor": 1.0}}],
+    },
+    "cohere2": {
+        "family": "cohere2",
+        "seed": 1,
+        # The lower of two blocks has a window and a rotation, the upper none of both. Without biases: a key's has no gradient in
+        # a block without rotation.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": None, "sliding_window": 3}
+        | {"layer_types": ["sliding_attention", "full_attention"], "logit_scale": 0.7},
+        "without": [
+            {"layer_types": ["full_attention"] * 2},
+            {"layer_types": ["sliding_attention"] * 2},
+            {"sliding_window": 11},
+            {"logit_scale": 1.0},
+        ],
+    },
     "qwen3-moe": {
         "family": "qwen3_moe",
         "seed": 1,
@@ -484,6 +516,7 @@ def read_answer(model, score: torch.Tensor, prompt: list[int], answer: list[int]
     as_new(model)
     hidden = model.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]  # [T, D], after the norm
     logits = model.lm_head(hidden) / getattr(model.config, "logits_scaling", 1.0)
+    logits = logits * getattr(model.config, "logit_scale", 1.0)
     if cap := getattr(model.config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     reward = (hidden[-1] * score[0]).sum()

@@ -63,12 +63,19 @@ pub enum NormKind {
     RootMeanSquarePlusOne,
     /// (x - mean(x)) / deviation(x) * weight + bias.
     Layer,
+    /// The same without a bias, Cohere's.
+    LayerWithoutBias,
 }
 
 impl NormKind {
     /// Names of its parameters, each `[D]`, in the order of the segment.
     pub fn parameters(self) -> &'static [&'static str] {
         if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
+    }
+
+    /// Whether rows are centred on their mean.
+    pub fn is_centred(self) -> bool {
+        matches!(self, Self::Layer | Self::LayerWithoutBias)
     }
 }
 
@@ -214,6 +221,9 @@ pub struct Rotation {
     pub width: usize,
     /// Columns that exponents are shares of: `width`, or one less where a file asks for an odd number.
     pub period: usize,
+    /// Whether files turn neighbouring columns of a head together (0 with 1, 2 with 3), not those of two halves. In memory the
+    /// rows of queries and keys are sorted so that halves turn, which changes no score: both are sorted alike.
+    pub neighbours: bool,
     /// How rotated queries grow with their position, where they do.
     pub query_growth: Option<QueryGrowth>,
 }
