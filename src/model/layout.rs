@@ -208,15 +208,18 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
         StoredHeads::Stacked => vec![(stacked, query + 2 * key, Rows::AsInMemory)],
         StoredHeads::HeadByHead => vec![(stacked, query + 2 * key, Rows::HeadByHead(heads.query as i64))],
     };
+    let [gate, single_up, down] = match mlp.experts {
+        Some(_) => names.expert_matrices,
+        None => [names.gate, names.up, names.down],
+    };
     let up = match (mlp.kind.gated, mlp.stacked) {
-        (true, false) => vec![(names.gate, inner), (names.up, inner)],
+        (true, false) => vec![(gate, inner), (single_up, inner)],
         (true, true) => vec![(names.stacked_gate_up, 2 * inner)],
-        (false, _) => vec![(names.up, inner)],
+        (false, _) => vec![(single_up, inner)],
     };
     if let (Some(place), Some(experts)) = (places.router, mlp.experts) {
         put(place, names.router, "weight", vec![experts.count as i64, width], Rows::AsInMemory);
     }
-    // An expert's matrices are called as the MLP's, after its number.
     let of_experts = |matrices: Vec<(&str, i64)>| -> Vec<(String, i64, Rows)> {
         let count = mlp.experts.map_or(1, |experts| experts.count);
         let prefix = |expert: usize| mlp.experts.map_or(String::new(), |_| format!("{}{expert}.", names.experts));
@@ -230,7 +233,7 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
         (&places.query_key_value, all_heads.into_iter().map(owned).collect(), width),
         (&places.attention_output, vec![owned((names.attention_output, width, Rows::AsInMemory))], query),
         (&places.up, of_experts(up), width),
-        (&places.down, of_experts(vec![(names.down, width)]), inner),
+        (&places.down, of_experts(vec![(down, width)]), inner),
     ] {
         for (at, (name, outputs, rows)) in matrices.iter().enumerate() {
             put(projection.weights.start + at, name, "weight", vec![*outputs, inputs], *rows);

@@ -147,7 +147,7 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
             let count = 2 + dice.below(4);
             json!({"num_local_experts": count, "num_experts_per_tok": 1 + dice.below(count),
                    "moe_intermediate_size": 4 + dice.below(5), "norm_topk_prob": dice.below(2) == 0,
-                   "use_sliding_window": dice.below(2) == 0})
+                   "use_sliding_window": dice.below(2) == 0, "decoder_sparse_step": 1 + dice.below(2)})
         }
         "smollm3" => json!({"no_rope_layers": (0..layers).map(|_| dice.below(2)).collect::<Vec<_>>()}),
         _ => json!({}),

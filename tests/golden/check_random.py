@@ -122,6 +122,7 @@ def drawn(family: str, dice: random.Random) -> dict:
             config |= {"num_experts": experts, "num_experts_per_tok": dice.randint(1, experts)}
             config |= {"moe_intermediate_size": dice.randint(4, 9), "norm_topk_prob": dice.random() < 0.5}
             config |= {"use_sliding_window": dice.random() < 0.5, "experts_implementation": "eager"}
+            config |= {"mlp_only_layers": dice.choice([[], [], [0], [1]])} if family == "qwen3_moe" else {}
             if family == "mixtral":
                 config["num_local_experts"] = config.pop("num_experts")
     if family == "gemma2":

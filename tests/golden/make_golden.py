@@ -85,6 +85,7 @@ YARN = {
     "beta_fast": 4.0,
     "beta_slow": 0.1,
 }
+OWN_YARN = YARN | {"beta_fast": 3.0, "beta_slow": 0.3, "truncate": False, "attention_factor": 0.8}
 GROWING = YARN | {
     "original_max_position_embeddings": 6,
     "mscale": 1.0,
@@ -211,6 +212,18 @@ CASES = {
             {"query_pre_attn_scalar": 6},
             {"attn_logit_softcapping": None},
             {"final_logit_softcapping": None},
+        ],
+    },
+    "llama-yarn": {
+        "family": "llama",
+        "seed": 5,
+        # A passage that starts and ends between whole numbers, and a magnitude of its own. Of eight frequencies it has five.
+        "config": SMALL
+        | {"num_key_value_heads": 1, "head_dim": 16, "num_attention_heads": 2, "tie_word_embeddings": False}
+        | {"rope_parameters": OWN_YARN},
+        "without": [
+            {"rope_parameters": OWN_YARN | {"truncate": True}},
+            {"rope_parameters": OWN_YARN | {"attention_factor": None}},
         ],
     },
     "mistral-some-windows": {
@@ -382,6 +395,15 @@ CASES = {
         | {"head_dim": 6, "moe_intermediate_size": 7, "num_experts": 5, "num_experts_per_tok": 2}
         | {"norm_topk_prob": True, "sliding_window": 4, "use_sliding_window": True},
         "without": [{"num_experts_per_tok": 3}, {"norm_topk_prob": False}, {"use_sliding_window": False}],
+    },
+    "qwen3-moe-mixed": {
+        "family": "qwen3_moe",
+        "seed": 9,
+        # The middle one of three blocks has experts.
+        "config": EXPERTS
+        | {"num_hidden_layers": 3, "moe_intermediate_size": 5, "num_experts": 4, "num_experts_per_tok": 2}
+        | {"norm_topk_prob": False, "decoder_sparse_step": 2},
+        "without": [{"num_experts_per_tok": 3}, {"norm_topk_prob": True}],
     },
     "mixtral": {
         "family": "mixtral",

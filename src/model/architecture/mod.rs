@@ -34,7 +34,7 @@ pub struct Architecture {
     pub norm: NormKind,
     /// Epsilon of all norms.
     pub norm_epsilon: f64,
-    /// Its blocks, in order; all have the same parameters, each its own rules.
+    /// Its blocks, in order, each with its own rules; but for the MLP all have the same parameters.
     pub blocks: Vec<BlockDescription>,
     /// The rotary position embeddings that blocks refer to.
     pub rotations: Vec<Rotation>,
@@ -193,8 +193,10 @@ pub struct Names {
     pub mlp_norm: &'static str,
     /// The router of experts.
     pub router: &'static str,
-    /// What stands before an expert's number; the names of its gate, up and down follow after it.
+    /// What stands before an expert's number.
     pub experts: &'static str,
+    /// What follows after it: an expert's gate, up and down.
+    pub expert_matrices: [&'static str; 3],
     /// The MLP's gate.
     pub gate: &'static str,
     /// The MLP's other factor, or its only one.

@@ -46,7 +46,7 @@ pub const FAMILIES: [Family; 24] = [
     family("mistral3", text_part, "the text part of Ministral 3 and Mistral Small 3 folders that read images too"),
     family("qwen2", qwen2, "Qwen 2 and 2.5"),
     family("qwen3", qwen3, "Qwen 3, dense"),
-    family("qwen3_moe", qwen3_moe, "Qwen 3 with experts in every block"),
+    family("qwen3_moe", qwen3_moe, "Qwen 3 with experts, in every block or in some"),
     family("mixtral", mixtral, "Mixtral"),
     family("olmoe", olmoe, "OLMoE; exported as a causal model with score.weight beside it"),
     family("phi", phi, "Phi-1, 1.5 and 2, without norms of queries and keys"),
