@@ -39,6 +39,12 @@ const HEAD: &str = "score.weight";
 /// How the classes end that read a reward model without its head: families for which Transformers has no other.
 const CAUSAL: &str = "ForCausalLM";
 
+/// Key of config.json for whether that head is the embedding.
+const TIED: &str = "tie_word_embeddings";
+
+/// What files call a language-model head that is not the embedding.
+const LANGUAGE_MODEL_HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
 /// The model card of such a model.
 const CAUSAL_CARD: &str = include_str!("causal_card.md");
 
@@ -54,6 +60,8 @@ pub struct Export<'a> {
     pub pad_token_id: u32,
     /// Kind of the weights: f32, bf16 or f16.
     pub kind: Kind,
+    /// Whether a language-model head of its own is among the weights, whatever the source's config.json says.
+    pub untied: bool,
     /// What `score.weight`'s product is short of: the bias of the head that it was made from.
     pub reward_bias: f64,
     /// Rewards on the dev pairs, where the model was evaluated on them.
@@ -68,7 +76,8 @@ impl Snapshot<'_> {
         let Self { model_dir, architecture, pad_token_id, .. } = *self;
         let dev_rewards = self.self_test.as_ref().and_then(|test| test.dev_rewards);
         let (tokenizer_dir, reward_bias) = (model_dir, 0.0);
-        Ok(Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, reward_bias, dev_rewards })
+        let untied = self.weights.iter().any(|(name, _)| LANGUAGE_MODEL_HEADS.contains(&name.as_str()));
+        Ok(Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, untied, reward_bias, dev_rewards })
     }
 }
 
@@ -107,6 +116,9 @@ impl Export<'_> {
         // Names Python code that does not travel along; Transformers has its own for every family known here.
         config.shift_remove("auto_map");
         config.insert("pad_token_id".into(), json!(pad));
+        if self.untied && config.get(TIED) != Some(&json!(false)) {
+            config.insert(TIED.into(), json!(false));
+        }
         // The head is `score`, whatever the source's was called, and has no bias of its own.
         config.shift_remove(HEAD_NAME);
         config.shift_remove(REWARD_BIAS);

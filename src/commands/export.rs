@@ -149,7 +149,10 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     let self_test = SelfTest::read(folder)?;
     let dev_rewards = self_test.as_ref().and_then(|test| test.dev_rewards);
     let (kind, reward_bias) = (of_model, bias);
-    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, reward_bias, dev_rewards }.write(out)?;
+    // Its tensors and their names are the base's.
+    let untied = false;
+    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, untied, reward_bias, dev_rewards }
+        .write(out)?;
     // What the model said with its adapter beside it; merged it must say the same, as far as its precision goes.
     self_test.map_or(Ok(()), |self_test| self_test.write(out))
 }

@@ -23,9 +23,10 @@ pub struct RouterMetrics {
 }
 
 impl RouterMetrics {
-    /// From the tokens of each expert, block after block of `experts` each.
-    pub fn of(load: &[f64], experts: usize, balance: Option<f64>) -> Self {
-        let blocks = load.chunks(experts.max(1));
+    /// From the tokens of each expert, one of these blocks after the other; all have as many experts.
+    pub fn of(load: &[f64], numbers: &[usize], balance: Option<f64>) -> Self {
+        let experts = (load.len() / numbers.len().max(1)).max(1);
+        let blocks = load.chunks(experts);
         let (mut most, mut least, mut entropies) = (0.0f64, f64::INFINITY, Vec::new());
         for block in blocks.clone() {
             let all = block.iter().sum::<f64>().max(1.0);
@@ -36,11 +37,11 @@ impl RouterMetrics {
                 (most, least) = (most.max(share * experts as f64), least.min(share * experts as f64));
             }
         }
-        let idle = |(block, load): (usize, &[f64])| {
+        let idle = |(block, load): (&usize, &[f64])| {
             let idle: Vec<_> = load.iter().enumerate().filter(|(_, tokens)| **tokens == 0.0).collect();
-            idle.into_iter().map(|(expert, _)| (block, expert)).collect::<Vec<_>>()
+            idle.into_iter().map(|(expert, _)| (*block, expert)).collect::<Vec<_>>()
         };
-        let idle_experts: Vec<(usize, usize)> = blocks.enumerate().flat_map(idle).collect();
+        let idle_experts: Vec<(usize, usize)> = numbers.iter().zip(blocks).flat_map(idle).collect();
         Self {
             balance,
             load_max: most,
@@ -58,12 +59,12 @@ mod tests {
 
     #[test]
     fn loads_are_told_against_an_even_share() {
-        let even = RouterMetrics::of(&[3.0; 8], 4, Some(1.0));
+        let even = RouterMetrics::of(&[3.0; 8], &[0, 1], Some(1.0));
         assert!((even.load_max - 1.0).abs() < 1e-12 && (even.load_min - 1.0).abs() < 1e-12, "{even:?}");
         assert!((even.entropy - 1.0).abs() < 1e-12 && even.idle == 0, "{even:?}");
-        let uneven = RouterMetrics::of(&[3.0, 3.0, 3.0, 3.0, 6.0, 0.0, 6.0, 0.0], 4, None);
+        let uneven = RouterMetrics::of(&[3.0, 3.0, 3.0, 3.0, 6.0, 0.0, 6.0, 0.0], &[0, 2], None);
         assert_eq!((uneven.load_max, uneven.load_min, uneven.idle), (2.0, 0.0, 2));
-        assert_eq!(uneven.idle_experts, [(1, 1), (1, 3)]);
+        assert_eq!(uneven.idle_experts, [(2, 1), (2, 3)]);
         assert!((uneven.entropy - 0.75).abs() < 1e-12, "{uneven:?}");
     }
 }

@@ -5,7 +5,7 @@
 //!   f_i = X / (K n) * tokens that go through expert i,  P_i = mean of s_i over the tokens,  loss = sum over i of f_i P_i
 //!
 //! which is 1 where all experts are used alike, and more elsewhere. Only P has a gradient. A sequence is a prompt with one
-//! answer, however it is packed: rows of a prefix count in each of its sequences. Losses are means over blocks, and over the
+//! answer, however it is packed: rows of a prefix count in each of its sequences. Losses are means over blocks with experts, and over the
 //! two sequences of a pair; so neither micro-batches nor ranks change them.
 //!
 //! Legend: T rows, S sequences, Q parts (prefixes and suffixes) that they are made of, X experts, K of them a token.
@@ -39,7 +39,7 @@ pub struct Routing {
 }
 
 impl Balance {
-    /// For packed groups in a model of so many blocks. `coefficient` is the weight of a pair's loss.
+    /// For packed groups in a model with experts in so many blocks. `coefficient` is the weight of a pair's loss.
     pub fn new(groups: &[Group], blocks: usize, coefficient: f64, device: Device) -> Self {
         let (mut parts, mut sequences) = (Vec::new(), Vec::new());
         let mut count = 0;

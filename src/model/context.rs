@@ -44,8 +44,8 @@ impl Context {
 
     /// The same in training, with the weight of the loss that balances experts.
     pub fn training(self, architecture: &Architecture, groups: &[Group], coefficient: f64, device: Device) -> Self {
-        let routed = architecture.blocks.iter().any(|block| block.mlp.experts.is_some());
-        let balance = routed.then(|| Balance::new(groups, architecture.blocks.len(), coefficient, device));
+        let routed = architecture.blocks.iter().filter(|block| block.mlp.experts.is_some()).count();
+        let balance = (routed > 0).then(|| Balance::new(groups, routed, coefficient, device));
         Self { balance, ..self }
     }
 

@@ -27,6 +27,14 @@ pub enum Rows {
     AsInMemory,
     /// Those of a head's query, key and value together [H, 3, E], for so many heads; in memory [3, H, E].
     HeadByHead(i64),
+    /// Heads of `width` rows, of which the first `turned` are pairs of neighbours [H, R / 2, 2] that turn together; in memory
+    /// two halves [H, 2, R / 2].
+    Neighbours {
+        /// E.
+        width: i64,
+        /// R.
+        turned: i64,
+    },
 }
 
 impl Rows {
@@ -35,6 +43,7 @@ impl Rows {
         match self {
             Self::AsInMemory => values.shallow_clone(),
             Self::HeadByHead(heads) => swapped(values, [heads, 3]),
+            Self::Neighbours { width, turned } => turned_swapped(values, width, [turned / 2, 2]),
         }
     }
 
@@ -43,8 +52,20 @@ impl Rows {
         match self {
             Self::AsInMemory => values.shallow_clone(),
             Self::HeadByHead(heads) => swapped(values, [3, heads]),
+            Self::Neighbours { width, turned } => turned_swapped(values, width, [2, turned / 2]),
         }
     }
+}
+
+/// The first rows [a, b] of every head of `width` rows -> [b, a]; the rest of a head as it was.
+fn turned_swapped(values: &Tensor, width: i64, [outer, inner]: [i64; 2]) -> Tensor {
+    let shape = values.size();
+    let heads = values.view([&[shape[0] / width, width], &shape[1..]].concat().as_slice());
+    let turned = heads.narrow(1, 0, outer * inner);
+    let cut = [&[shape[0] / width, outer, inner], &shape[1..]].concat();
+    let turned = turned.reshape(cut.as_slice()).transpose(1, 2).reshape(turned.size().as_slice());
+    let rest = heads.narrow(1, outer * inner, width - outer * inner);
+    Tensor::cat(&[turned, rest], 1).view(shape.as_slice())
 }
 
 /// Rows [a, b, E] -> [b, a, E], in the shape that they had.

@@ -33,7 +33,7 @@ pub fn parts(architecture: &Architecture, name: &str, shape: &[i64]) -> Result<O
         let error = format!("{name} has shape {shape:?}, but config.json makes it {expected:?}");
         return Err(Error::input(error).hint("config.json and the safetensors must be of the same model"));
     }
-    let matrices: &[&str] = if is_up { &[names.gate, names.up] } else { &[names.down] };
+    let matrices: &[&str] = if is_up { &names.expert_matrices[..2] } else { &names.expert_matrices[2..] };
     let rows = expected[1] / matrices.len();
     let part = |number: usize| Part {
         name: format!(

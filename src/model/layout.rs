@@ -193,42 +193,52 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
             put(place + offset, name, "weight", vec![width], Rows::AsInMemory);
         }
     }
-    let by_head = match stored {
-        StoredHeads::HeadByHead => Rows::HeadByHead(heads.query as i64),
-        StoredHeads::Apart | StoredHeads::Stacked => Rows::AsInMemory,
+    let rotation = architecture.blocks[index].rotation.map(|rotation| &architecture.rotations[rotation]);
+    let turned = match rotation.filter(|rotation| rotation.neighbours) {
+        Some(rotation) => Rows::Neighbours { width: head, turned: rotation.width as i64 },
+        None => Rows::AsInMemory,
     };
+    let (apart, stacked) = (names.query_key_value, names.stacked_query_key_value);
     // One matrix holds the rows of all.
     let all_heads = match stored {
-        StoredHeads::Apart => names.query_key_value.into_iter().zip([query, key, key]).collect(),
-        StoredHeads::Stacked | StoredHeads::HeadByHead => vec![(names.stacked_query_key_value, query + 2 * key)],
+        StoredHeads::Apart => {
+            let of_heads = [(query, turned), (key, turned), (key, Rows::AsInMemory)];
+            apart.into_iter().zip(of_heads).map(|(name, (outputs, rows))| (name, outputs, rows)).collect()
+        }
+        StoredHeads::Stacked => vec![(stacked, query + 2 * key, Rows::AsInMemory)],
+        StoredHeads::HeadByHead => vec![(stacked, query + 2 * key, Rows::HeadByHead(heads.query as i64))],
+    };
+    let [gate, single_up, down] = match mlp.experts {
+        Some(_) => names.expert_matrices,
+        None => [names.gate, names.up, names.down],
     };
     let up = match (mlp.kind.gated, mlp.stacked) {
-        (true, false) => vec![(names.gate, inner), (names.up, inner)],
+        (true, false) => vec![(gate, inner), (single_up, inner)],
         (true, true) => vec![(names.stacked_gate_up, 2 * inner)],
-        (false, _) => vec![(names.up, inner)],
+        (false, _) => vec![(single_up, inner)],
     };
     if let (Some(place), Some(experts)) = (places.router, mlp.experts) {
         put(place, names.router, "weight", vec![experts.count as i64, width], Rows::AsInMemory);
     }
-    // An expert's matrices are called as the MLP's, after its number.
-    let of_experts = |matrices: Vec<(&str, i64)>| -> Vec<(String, i64)> {
+    let of_experts = |matrices: Vec<(&str, i64)>| -> Vec<(String, i64, Rows)> {
         let count = mlp.experts.map_or(1, |experts| experts.count);
         let prefix = |expert: usize| mlp.experts.map_or(String::new(), |_| format!("{}{expert}.", names.experts));
-        let of = |expert: usize| matrices.iter().map(move |(name, rows)| (prefix(expert) + name, *rows));
+        let of = |expert: usize| {
+            matrices.iter().map(move |(name, outputs)| (prefix(expert) + name, *outputs, Rows::AsInMemory))
+        };
         (0..count).flat_map(of).collect()
     };
-    let owned =
-        |matrices: Vec<(&str, i64)>| matrices.into_iter().map(|(name, rows)| (name.to_string(), rows)).collect();
-    for (projection, outputs, inputs, rows) in [
-        (&places.query_key_value, owned(all_heads), width, by_head),
-        (&places.attention_output, owned(vec![(names.attention_output, width)]), query, Rows::AsInMemory),
-        (&places.up, of_experts(up), width, Rows::AsInMemory),
-        (&places.down, of_experts(vec![(names.down, width)]), inner, Rows::AsInMemory),
+    let owned = |(name, outputs, rows): (&str, i64, Rows)| (name.to_string(), outputs, rows);
+    for (projection, matrices, inputs) in [
+        (&places.query_key_value, all_heads.into_iter().map(owned).collect(), width),
+        (&places.attention_output, vec![owned((names.attention_output, width, Rows::AsInMemory))], query),
+        (&places.up, of_experts(up), width),
+        (&places.down, of_experts(vec![(down, width)]), inner),
     ] {
-        for (at, (name, outputs)) in outputs.iter().enumerate() {
-            put(projection.weights.start + at, name, "weight", vec![*outputs, inputs], rows);
+        for (at, (name, outputs, rows)) in matrices.iter().enumerate() {
+            put(projection.weights.start + at, name, "weight", vec![*outputs, inputs], *rows);
             if let Some(biases) = &projection.biases {
-                put(biases.start + at, name, "bias", vec![*outputs], rows);
+                put(biases.start + at, name, "bias", vec![*outputs], *rows);
             }
         }
     }

@@ -60,8 +60,13 @@ impl Lora {
             config.targets.iter().find(|target| !projections.iter().any(|(_, module, _)| is_meant(module, target)))
         {
             let known: Vec<&str> = projections.iter().map(|(_, module, _)| last_name(module)).collect();
-            let all = Part::Block(0).parameters(architecture);
-            if all.iter().any(|one| one.name.strip_suffix(".weight").is_some_and(|module| is_meant(module, unknown))) {
+            let of_experts = routed(architecture).flat_map(|block| {
+                let prefix = format!("{}{block}.", architecture.names.block);
+                let within =
+                    move |one: Declared| Some(one.name.strip_prefix(&prefix)?.strip_suffix(".weight")?.to_string());
+                Part::Block(block).parameters(architecture).into_iter().filter_map(within)
+            });
+            if of_experts.into_iter().any(|module| module == *unknown || module.ends_with(&format!(".{unknown}"))) {
                 return Err(Error::input(format!(
                     "lora.targets: \"{unknown}\" belongs to experts, which have no adapters"
                 ))
@@ -128,16 +133,24 @@ fn last_name(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
-/// Every projection of a block that may have an adapter, which those of experts may not: its place among the block's parameters, its module's name, and its weight [out, in].
+/// The numbers of blocks with experts.
+fn routed(architecture: &Architecture) -> impl Iterator<Item = usize> {
+    let numbered = architecture.blocks.iter().enumerate();
+    numbered.filter_map(|(number, block)| block.mlp.experts.map(|_| number))
+}
+
+/// Every projection of a block that may have an adapter: its place among the block's parameters, its module's name, and its
+/// weight [out, in]. Experts have none; nor have the MLPs of dense blocks among those with experts, as all blocks have the
+/// same adapters.
 pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
     let matrix = |(place, parameter): (usize, Declared)| match parameter.shape[..] {
         [_, _] => Some((place, parameter.name.strip_suffix(".weight")?.to_string(), parameter)),
         _ => None,
     };
     let Places { router, up, down, .. } = Places::of(architecture, block);
-    let of_experts = |place: usize| {
-        router.is_some_and(|router| router == place || up.weights.contains(&place) || down.weights.contains(&place))
-    };
+    let some = routed(architecture).next().is_some();
+    let of_experts =
+        |place: usize| some && (router == Some(place) || up.weights.contains(&place) || down.weights.contains(&place));
     let all = Part::Block(block).parameters(architecture).into_iter().enumerate();
     all.filter(|(place, _)| !of_experts(*place)).filter_map(matrix).collect()
 }

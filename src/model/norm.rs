@@ -22,7 +22,7 @@ impl Statistics {
     /// Uninitialised statistics of so many rows.
     pub fn new(kind: NormKind, rows: i64, device: Device) -> Self {
         let new = || Tensor::empty([rows], (Kind::Float, device));
-        Self { scale: new(), mean: (kind == NormKind::Layer).then(new) }
+        Self { scale: new(), mean: kind.is_centred().then(new) }
     }
 
     fn of_layer<'a>(&'a self, mean: &'a Tensor) -> LayerStatistics<'a> {
@@ -93,7 +93,7 @@ impl Norm<'_> {
         let sum = |offset| sums.as_ref().map(|sums| &sums[self.place + offset]);
         match &statistics.mean {
             Some(mean) => {
-                let sums = AffineSums { weight: sum(0), bias: sum(1) };
+                let sums = AffineSums { weight: sum(0), bias: if self.has_bias() { sum(1) } else { None } };
                 let weight = self.weights.view(self.place);
                 ops.layer_norm_backward(gradients, x, weight, statistics.of_layer(mean), sums)
             }
@@ -105,8 +105,13 @@ impl Norm<'_> {
         NormWeight { values: self.weights.view(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
     }
 
-    /// Weight and bias.
+    fn has_bias(&self) -> bool {
+        self.kind == NormKind::Layer
+    }
+
+    /// Weight, and bias where it has one.
     fn affine(&self) -> Affine<'_> {
-        Affine { weight: self.weights.view(self.place), bias: self.weights.view(self.place + 1) }
+        let bias = self.has_bias().then(|| self.weights.view(self.place + 1));
+        Affine { weight: self.weights.view(self.place), bias }
     }
 }

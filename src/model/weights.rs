@@ -54,8 +54,17 @@ impl Model {
     /// # Errors
     /// A missing, cut or damaged file, missing tensors, or one of another shape; each names the file and the tensor.
     pub fn load(folder: &Path, options: LoadOptions) -> Result<Self> {
-        let architecture = Architecture::open(folder)?;
+        let mut architecture = Architecture::open(folder)?;
         let files = WeightFiles::of_model(folder, &architecture)?;
+        if architecture.tied && has_other_head(&architecture, &files)? {
+            tracing::warn!(
+                "{}: config.json ties the language-model head to the embedding, but {}.weight holds other values: it is read \
+                 and trained as a head of its own, as in Transformers 5; tie_word_embeddings = false says so",
+                folder.display(),
+                architecture.names.head[0]
+            );
+            architecture.tied = false;
+        }
         let head = format!("{}.weight", architecture.names.head[0]);
         let mut parts = Part::all(&architecture);
         if !options.log_probs && !files.has(&head) {
@@ -109,6 +118,17 @@ impl Model {
         };
         self.segments.iter().flat_map(named).collect()
     }
+}
+
+/// Whether the files hold a language-model head that is not the embedding.
+fn has_other_head(architecture: &Architecture, files: &WeightFiles) -> Result<bool> {
+    let [head, embedding] =
+        [architecture.names.head[0], architecture.names.embedding].map(|name| format!("{name}.weight"));
+    if !files.has(&head) || !files.has(&embedding) {
+        return Ok(false);
+    }
+    let (head, embedding) = (files.read(&head)?, files.read(&embedding)?);
+    Ok(head.size() != embedding.size() || !head.to_kind(embedding.kind()).equal(&embedding))
 }
 
 fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, options: LoadOptions) -> Result<Segment> {

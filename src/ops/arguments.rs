@@ -42,13 +42,13 @@ pub struct NormWeight<'a> {
     pub plus_one: bool,
 }
 
-/// Weight and bias of a layer norm, `[D]` each.
+/// Weight of a layer norm and its bias, where it has one, `[D]` each.
 #[derive(Clone, Copy)]
 pub struct Affine<'a> {
     /// Multiplied.
     pub weight: &'a Tensor,
     /// Added.
-    pub bias: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
 }
 
 /// Sums `[D]` f32 that the gradients of an [`Affine`] are added to, where they are trained.

@@ -129,8 +129,19 @@ pub fn workspace(job: &Job, tokens: usize) -> (usize, usize) {
 /// What blocks share; every block's log-sum-exps; the rotation; attention's results before they are laid out; what
 /// tensor operations leave for a moment where a family's activation has no loop of its own, or heads are normed.
 fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
-    let (a, c, tokens) = (&job.architecture, job.compute_bytes(), shape.tokens);
-    let BlockDescription { heads, mlp, query_key_norm, .. } = &a.blocks[0];
+    let a = &job.architecture;
+    let moments = a.blocks.iter().map(|block| moments(job, shape, cpu, block)).max().unwrap_or(0);
+    let angles: usize = a.rotations.iter().map(|rotation| rotation.width).sum();
+    let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
+    // `model::routes` of every block: three numbers of eight bytes and one of four.
+    let routes = a.blocks.iter().filter_map(|block| block.mlp.experts).map(|experts| 28 * experts.top_k).sum::<usize>();
+    workspace(job, shape.tokens).1 + shape.tokens * (4 * (log_sums + angles) + routes) + moments
+}
+
+/// The largest of what a block leaves for a moment.
+fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usize {
+    let (c, tokens) = (job.compute_bytes(), shape.tokens);
+    let BlockDescription { heads, mlp, query_key_norm, .. } = block;
     let (query, key) = (heads.query * heads.width, heads.key * heads.width);
     let attention = if cpu {
         c * tokens * (query + 2 * key)
@@ -144,13 +155,8 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let activation = if fused { 0 } else { 3 * c * tokens * mlp.rows() * mlp.width };
     let head_norms = if query_key_norm.is_some() { 2 * c * tokens * query } else { 0 };
     // The sum of a token's experts and one of its rows, widened; in the backward pass a product of widened rows within.
-    let experts = mlp.experts.map_or(0, |experts| 8 * tokens * (a.width + experts.top_k * mlp.width));
-    let moments = attention.max(activation).max(head_norms).max(experts);
-    let angles: usize = a.rotations.iter().map(|rotation| rotation.width).sum();
-    let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
-    // `model::routes` of every block: three numbers of eight bytes and one of four.
-    let routes = a.blocks.iter().filter_map(|block| block.mlp.experts).map(|experts| 28 * experts.top_k).sum::<usize>();
-    workspace(job, tokens).1 + tokens * (4 * (log_sums + angles) + routes) + moments
+    let experts = mlp.experts.map_or(0, |experts| 8 * tokens * (job.architecture.width + experts.top_k * mlp.width));
+    attention.max(activation).max(head_norms).max(experts)
 }
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
@@ -160,7 +166,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
-    let mut largest = a.blocks[0].mlp.inner_width() * a.width;
+    let mut largest = a.blocks.iter().map(|block| block.mlp.inner_width()).max().unwrap_or(0) * a.width;
     let mut bytes = shape.tokens * a.width * (2 * c + 4);
     if job.policy {
         let rows = shape.answers.min(ROWS_AT_ONCE.max(shape.longest_answers));

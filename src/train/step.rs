@@ -167,9 +167,10 @@ impl Trainer<'_> {
 
     /// What routers did, in models with experts; `balance` is the weighted loss of a pair.
     fn router_metrics(&self, load: &[f64], balance: f64) -> Option<RouterMetrics> {
-        let experts = self.engine.model.architecture.blocks.first()?.mlp.experts?;
+        let blocks = self.engine.model.architecture.blocks.iter().enumerate();
+        let routed: Vec<usize> = blocks.filter_map(|(number, block)| block.mlp.experts.map(|_| number)).collect();
         let weight = self.config.loss.router_balance;
-        Some(RouterMetrics::of(load, experts.count, (weight > 0.0).then(|| balance / weight)))
+        (!routed.is_empty()).then(|| RouterMetrics::of(load, &routed, (weight > 0.0).then(|| balance / weight)))
     }
 
     /// Global L2 norm of all gradient sums, the same bits on every rank.

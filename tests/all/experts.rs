@@ -9,21 +9,21 @@ use haf_dist::config::{LoraConfig, LossConfig};
 use haf_dist::data::batch::Packing;
 use haf_dist::engine::head::Objective;
 use haf_dist::engine::{Buckets, Engine};
-use haf_dist::model::architecture::Architecture;
+use haf_dist::model::architecture::{Architecture, Experts};
 use haf_dist::model::layout::{Part, active_elements};
 use haf_dist::model::lora::Lora;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const CASES: [&str; 3] = ["qwen3-moe", "mixtral", "olmoe"];
+const CASES: [&str; 4] = ["qwen3-moe", "qwen3-moe-mixed", "mixtral", "olmoe"];
 
 /// A case's tensors as Transformers 5 has them in memory: all experts' matrices in one.
 fn fused(case: &str) -> BTreeMap<String, Tensor> {
     let mut held = tensors(case);
     let names = if case == "mixtral" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
     let module = if case == "mixtral" { "block_sparse_moe" } else { "mlp" };
-    for block in 0..2 {
+    for block in if case == "qwen3-moe-mixed" { 1..2 } else { 0..2 } {
         let prefix = format!("model.layers.{block}.{module}");
         let count = held[&format!("{prefix}.gate.weight")].size()[0];
         let mut all = |name: &str| -> Vec<Tensor> {
@@ -128,6 +128,12 @@ fn a_model_is_computed_with_a_share_of_its_experts() {
     }
 }
 
+/// The first block with experts, and what they are.
+fn experts_of(engine: &Engine) -> (usize, Experts) {
+    let mut blocks = engine.model.architecture.blocks.iter().enumerate();
+    blocks.find_map(|(number, block)| Some((number, block.mlp.experts?))).unwrap()
+}
+
 /// What routers did with pairs, so many a batch: the sum of their balance losses, the load of each block's experts, the
 /// smallest gap; and the gradients of the balance loss alone.
 struct Routed {
@@ -141,8 +147,9 @@ fn routed(engine: &mut Engine, pairs: &[OwnedPair], packing: Packing, per_batch:
     let config = LossConfig { router_balance: weight, ..LossConfig::default() };
     // Of the other losses nothing has a gradient.
     let objective = Objective { config: &config, reward_weight: 0.0, alpha: 0.0, log_probs: true };
-    let blocks = engine.model.architecture.blocks.len();
-    let experts = engine.model.architecture.blocks[0].mlp.experts.unwrap().count;
+    let (_, experts) = experts_of(engine);
+    let blocks = engine.model.architecture.blocks.iter().filter(|block| block.mlp.experts.is_some()).count();
+    let experts = experts.count;
     let buckets = Buckets::of(&engine.model).unwrap();
     let mut all = Routed { balance: 0.0, load: vec![vec![0.0; experts]; blocks], gap: f64::INFINITY, buckets };
     for (number, chunk) in pairs.chunks(per_batch).enumerate() {
@@ -180,7 +187,7 @@ fn the_balance_loss_and_its_gradients_are_transformers_shares_by_the_formula_how
             let count = pairs.len() as f64;
             assert!((balance / (0.5 * count) - expected).abs() < 1e-5 * expected, "{what}: {balance} {expected}");
             let tokens: usize = pairs.iter().map(OwnedPair::tokens_of_both).sum();
-            let top_k = engine.model.architecture.blocks[0].mlp.experts.unwrap().top_k;
+            let top_k = experts_of(&engine).1.top_k;
             assert!(load.iter().all(|block| block.iter().sum::<f64>() == (tokens * top_k) as f64), "{what}: {load:?}");
             let mut compared = 0;
             for (segment, bucket) in buckets.iter() {
@@ -251,7 +258,7 @@ fn no_expert_is_chosen_otherwise_in_company() {
         // Rounding moves a share by 1e-6 at most.
         assert!(together.gap > 1e-4 && (together.gap - alone.gap).abs() < 1e-6, "{case}: {}", together.gap);
         // Control: other weights of the router are seen.
-        let (index, _) = engine.model.segment(Part::Block(0)).unwrap();
+        let (index, _) = engine.model.segment(Part::Block(experts_of(&engine).0)).unwrap();
         let place =
             engine.model.segments[index].parameters().iter().position(|one| one.name.contains(".gate.")).unwrap();
         let router = engine.model.segments[index].value(place).copy();

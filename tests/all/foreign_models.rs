@@ -3,8 +3,10 @@
 //!
 //! Not here: families and kinds of numbers (families.rs), adapters that fit (lora.rs), damaged bytes (damaged.rs).
 
+use crate::families;
 use haf_dist::error::{Error, Result};
 use haf_dist::model::adapter::{self, Origin};
+use haf_dist::model::layout::Part;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weight_files::weight_paths;
 use haf_dist::model::weights::{LoadOptions, Model};
@@ -368,4 +370,18 @@ fn an_adapter_with_codes_or_twins_is_refused() {
         tensors.insert("score.weight".into(), head);
     });
     assert!(load_adapter(&origin).err().unwrap().message.contains("score.weight is there twice"));
+}
+
+#[test]
+fn a_head_beside_the_embedding_that_it_is_tied_to_counts_where_it_differs() {
+    let mut held = families::tensors("llama-tied");
+    let embedding = held["model.embed_tokens.weight"].copy();
+    for (head, own) in [(embedding.copy(), false), (embedding.flip([0]), true)] {
+        held.insert("lm_head.weight".into(), head.copy());
+        let model = families::load(families::written("llama-tied", &held, 1).path(), true).unwrap();
+        assert_eq!((model.architecture.tied, model.segment(Part::LanguageModelHead).is_some()), (!own, own));
+        let values = families::values(&model);
+        assert_eq!(values["model.embed_tokens.weight"], embedding);
+        assert!(!own || values["lm_head.weight"] == head);
+    }
 }

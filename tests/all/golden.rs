@@ -31,7 +31,7 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 25] = [
+const CASES: [&str; 30] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",
@@ -40,6 +40,7 @@ const CASES: [&str; 25] = [
     "qwen2",
     "qwen3",
     "qwen3-moe",
+    "qwen3-moe-mixed",
     "mixtral",
     "olmoe",
     "phi",
@@ -49,10 +50,14 @@ const CASES: [&str; 25] = [
     "olmo2",
     "olmo3",
     "ministral3",
+    "llama-yarn",
     "llama-dynamic",
     "phi3-longrope",
     "granite",
     "exaone4",
+    "glm",
+    "glm4",
+    "cohere2",
     "smollm3",
     "gpt-neox-odd",
     "gpt-neox-parallel",

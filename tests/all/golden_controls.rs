@@ -29,6 +29,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
         "smollm3",
         "olmo3",
         "exaone4",
+        "cohere2",
         "qwen3-moe",
         "mixtral",
     ] {
@@ -38,7 +39,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
             model.blocks.iter_mut().filter_map(|block| block.rules.window.as_mut()).for_each(|window| *window += 1);
         });
     }
-    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4"] {
+    for case in ["mistral-some-windows", "qwen2", "gemma2", "gemma3", "smollm3", "olmo3", "exaone4", "cohere2"] {
         notice(case, "the blocks' own rules", &|model| model.blocks.reverse());
     }
     notice("gemma2", "capped scores", &|model| {
@@ -75,6 +76,12 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     {
         notice(case, "its own YaRN", &scaling(0, change));
     }
+    let whole_borders: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { truncate, .. } => *truncate = true,
+        other => panic!("{other:?}"),
+    };
+    notice("llama-yarn", "borders between whole numbers", &scaling(0, whole_borders));
+    notice("llama-yarn", "a magnitude of its own", &scaling(0, no_magnitude));
     for case in ["llama-dynamic", "phi3-longrope"] {
         notice(case, "its limit", &scaling(0, later));
     }
@@ -89,7 +96,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
             model.blocks.iter_mut().filter_map(|block| block.mlp.experts.as_mut()).for_each(change);
         }
     };
-    for case in ["qwen3-moe", "mixtral", "olmoe"] {
+    for case in ["qwen3-moe", "qwen3-moe-mixed", "mixtral", "olmoe"] {
         notice(case, "its number of experts a token", &experts(|experts| experts.top_k += 1));
         notice(case, "its way to weigh experts", &experts(|experts| experts.normalised = !experts.normalised));
     }
@@ -99,6 +106,15 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
         model.blocks.iter_mut().for_each(|block| block.residual_scale = None);
     });
     notice("exaone4", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("cohere2", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
+    notice("cohere2", "scaled logits", &|model| model.logit_scale = None);
+    notice("cohere2", "its residual", &residual(Residual::Sequential));
+    notice("cohere2", "centred norms", &|model| model.norm = NormKind::RootMeanSquare);
+    for case in ["glm", "glm4"] {
+        notice(case, "partial rotation", &|model| {
+            (model.rotations[0].width, model.rotations[0].period) = (2, 2);
+        });
+    }
     notice("gpt-neox-odd", "frequencies of three columns", &|model| model.rotations[0].period = 4);
     notice("gpt-neox-odd", "its activation", &|model| {
         model.blocks.iter_mut().for_each(|block| block.mlp.kind.activation = Activation::Gelu);

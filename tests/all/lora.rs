@@ -38,12 +38,16 @@ fn settings(rank: usize, alpha: f64, use_rslora: bool, targets: &[&str]) -> Lora
     LoraConfig { rank, alpha, targets, seed: 0, use_rslora, base: None }
 }
 
-fn cases() -> [(&'static str, LoraConfig); 5] {
+fn cases() -> [(&'static str, LoraConfig); 9] {
     [
         ("lora-mlp", settings(4, 16.0, false, &MLP)),
         ("lora-all", settings(3, 6.0, true, &ALL)),
         ("lora-neox", settings(3, 6.0, false, &["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"])),
         ("lora-phi3", settings(3, 6.0, false, &["qkv_proj", "o_proj", "gate_up_proj", "down_proj"])),
+        ("lora-gemma3", settings(2, 4.0, false, &ALL)),
+        ("lora-olmo3", settings(2, 4.0, false, &["q_proj", "k_proj", "o_proj", "down_proj"])),
+        ("lora-glm4", settings(2, 4.0, false, &["q_proj", "k_proj", "v_proj", "gate_up_proj"])),
+        ("lora-qwen3-moe", settings(2, 4.0, false, &["q_proj", "v_proj", "o_proj"])),
         ("lora-some", settings(2, 3.0, false, &["k_proj", "up_proj"])),
     ]
 }
@@ -174,7 +178,9 @@ fn losses_and_every_gradient_equal_pefts_in_every_packing() {
 fn scores_equal_pefts_and_without_adapters_the_bases() {
     for (case, lora) in cases() {
         let golden = Golden::open(case);
-        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 5e-2)] {
+        // In bf16 rounding sends some tokens through other experts.
+        let kinds = if case == "lora-qwen3-moe" { 1 } else { 2 };
+        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 5e-2)].into_iter().take(kinds) {
             let mut engine = Engine::new(load(case, kind, &lora), false).unwrap();
             let batch = golden.batch(0, golden.pairs.len(), Packing::Shared);
             let with = engine.score(&batch, true).unwrap();
@@ -200,7 +206,7 @@ fn scores_equal_pefts_and_without_adapters_the_bases() {
 
 #[test]
 fn merged_weights_are_pefts() {
-    for case in ["lora-all", "lora-phi3", "lora-neox"] {
+    for case in ["lora-all", "lora-phi3", "lora-neox", "lora-gemma3", "lora-olmo3", "lora-glm4"] {
         let golden = Mapped::open(&folder(case).join("merged.safetensors")).unwrap();
         let origin = Origin::of(&folder(case), None).unwrap();
         let architecture = Architecture::open(&origin.base).unwrap();

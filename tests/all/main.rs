@@ -52,6 +52,7 @@ mod plan;
 mod preferences;
 mod prefetch;
 mod prepared;
+mod published;
 mod random_models;
 mod random_templates;
 mod reference;

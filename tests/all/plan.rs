@@ -17,11 +17,13 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 15] = [
+const CASES: [&str; 19] = [
     "llama-tied",
     "llama-untied",
     "mistral-some-windows",
     "qwen3",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
     "phi",
     "phi3-longrope",
     "gemma2",
@@ -31,6 +33,8 @@ const CASES: [&str; 15] = [
     "ministral3",
     "smollm3",
     "exaone4",
+    "glm4",
+    "cohere2",
     "granite",
     "gpt-neox-sequential",
 ];

@@ -90,6 +90,8 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
         "ministral3",
         "granite",
         "exaone4",
+        "glm",
+        "glm4",
         "qwen3_moe",
         "mixtral",
     ]
@@ -97,13 +99,13 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
     let width = if has_head_dim { 8 + 2 * dice.below(8) } else { heads * head_width };
     let act = dice.one_of(&["silu", "gelu", "gelu_new", "quick_gelu"]);
     let share = match family {
-        "phi" | "gpt_neox" | "phi3" => dice.one_of(&[0.5, 0.75, 1.0]),
+        "phi" | "gpt_neox" | "phi3" | "glm" | "glm4" => dice.one_of(&[0.5, 0.75, 1.0]),
         _ => 1.0,
     };
     let rotated = (head_width as f64 * share) as usize;
     let mut set = scaling(dice, rotated.div_ceil(2), family == "phi3");
-    // Whole heads are not the default of these two.
-    if share != 1.0 || ["phi", "gpt_neox"].contains(&family) {
+    // Whole heads are not the default of these.
+    if share != 1.0 || ["phi", "gpt_neox", "glm", "glm4"].contains(&family) {
         set["partial_rotary_factor"] = json!(share);
     }
     let window = dice.below(4) + 2;
@@ -124,7 +126,7 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
     {
         config["original_max_position_embeddings"] = original.clone();
     }
-    if ["ministral", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo3", "smollm3", "exaone4"]
+    if ["ministral", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo3", "smollm3", "exaone4", "cohere2"]
         .contains(&family)
     {
         config["layer_types"] = json!(kinds);
@@ -139,12 +141,13 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
         }
         "granite" => json!({"embedding_multiplier": dice.eighths(4, 20), "residual_multiplier": dice.eighths(2, 10),
                             "attention_multiplier": dice.eighths(1, 8), "logits_scaling": dice.eighths(4, 20)}),
+        "cohere2" => json!({"logit_scale": dice.eighths(2, 12)}),
         "gpt_neox" => json!({"use_parallel_residual": dice.below(2) == 0}),
         "qwen3_moe" | "mixtral" | "olmoe" => {
             let count = 2 + dice.below(4);
             json!({"num_local_experts": count, "num_experts_per_tok": 1 + dice.below(count),
                    "moe_intermediate_size": 4 + dice.below(5), "norm_topk_prob": dice.below(2) == 0,
-                   "use_sliding_window": dice.below(2) == 0})
+                   "use_sliding_window": dice.below(2) == 0, "decoder_sparse_step": 1 + dice.below(2)})
         }
         "smollm3" => json!({"no_rope_layers": (0..layers).map(|_| dice.below(2)).collect::<Vec<_>>()}),
         _ => json!({}),

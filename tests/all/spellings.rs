@@ -106,8 +106,8 @@ fn experts_that_cannot_be_computed_are_refused_with_their_key() {
     for (case, key, value, says) in [
         ("qwen3-moe", "num_experts_per_tok", json!(6), "num_experts_per_tok = 6"),
         ("qwen3-moe", "num_local_experts", json!(5000), "num_local_experts = 5000"),
-        ("qwen3-moe", "mlp_only_layers", json!([0]), "mlp_only_layers"),
-        ("qwen3-moe", "decoder_sparse_step", json!(2), "decoder_sparse_step"),
+        ("qwen3-moe", "mlp_only_layers", json!(0), "mlp_only_layers"),
+        ("qwen3-moe", "decoder_sparse_step", json!(0), "decoder_sparse_step = 0"),
         ("qwen3-moe", "moe_intermediate_size", json!(null), "moe_intermediate_size is missing"),
         ("mixtral", "num_local_experts", json!(null), "num_experts is missing"),
         ("olmoe", "clip_qkv", json!(8.0), "clip_qkv"),
@@ -123,4 +123,25 @@ fn experts_that_cannot_be_computed_are_refused_with_their_key() {
     let count = spelled.as_object_mut().unwrap().shift_remove("num_local_experts").unwrap();
     spelled["num_experts"] = count;
     assert_eq!(read(&spelled), read(&config("qwen3-moe")));
+}
+
+#[test]
+fn experts_are_in_the_blocks_that_the_file_says() {
+    for (step, dense, expected) in [
+        (1, json!(null), [true; 4]),
+        (1, json!([0, 2]), [false, true, false, true]),
+        (2, json!([]), [false, true, false, true]),
+        (2, json!([1]), [false, false, false, true]),
+        (5, json!([]), [false; 4]),
+    ] {
+        let mut spelled = config("qwen3-moe");
+        spelled["num_hidden_layers"] = json!(4);
+        (spelled["decoder_sparse_step"], spelled["mlp_only_layers"]) = (json!(step), dense);
+        let model = read(&spelled);
+        assert_eq!(model.blocks.iter().map(|block| block.mlp.experts.is_some()).collect::<Vec<_>>(), expected);
+        // Dense ones have the width that the key says; of experts it is another.
+        for block in &model.blocks {
+            assert_eq!(block.mlp.width, if block.mlp.experts.is_some() { 7 } else { 8 });
+        }
+    }
 }

@@ -29,9 +29,9 @@ from transformers.utils import logging
 
 BOUND = 2e-5
 FAMILIES = """llama mistral ministral ministral3 qwen2 qwen3 qwen3_moe mixtral olmoe phi phi3 gemma2 gemma3_text olmo2 olmo3
-smollm3 exaone4 granite gpt_neox""".split()
+smollm3 exaone4 granite gpt_neox glm glm4 cohere2""".split()
 OWN_HEAD_WIDTH = "llama mistral ministral qwen3 gemma2 gemma3_text ministral3 qwen3_moe mixtral".split()
-LISTED = "ministral qwen2 qwen3 gemma2 gemma3_text olmo3 smollm3 exaone4".split()
+LISTED = "ministral qwen2 qwen3 gemma2 gemma3_text olmo3 smollm3 exaone4 cohere2".split()
 PLAIN = {"rope_type": "default", "rope_theta": 50.0}
 
 
@@ -67,13 +67,13 @@ def drawn(family: str, dice: random.Random) -> dict:
     kv, head = dice.choice([1, 2]), dice.choice([4, 6, 8])
     heads = kv * dice.choice([1, 2, 3])
     kv = heads if family in ("gpt_neox", "phi") else kv
-    head = 8 if family in ("phi", "phi3", "gpt_neox") else head
+    head = 8 if family in ("phi", "phi3", "gpt_neox", "glm", "glm4") else head
     layers = dice.randint(1, 3)
     act = dice.choice(["silu", "gelu", "gelu_new", "quick_gelu", "relu"])
-    share = dice.choice([0.5, 1.0]) if family in ("phi", "phi3", "gpt_neox") else 1.0
+    share = dice.choice([0.5, 1.0]) if family in ("phi", "phi3", "gpt_neox", "glm", "glm4") else 1.0
     rope = rotation(family, int(head * share) // 2 * 2, dice)
-    # Whole heads are not the default of these two.
-    if share != 1.0 or family in ("phi", "gpt_neox"):
+    # Whole heads are not the default of these.
+    if share != 1.0 or family in ("phi", "gpt_neox", "glm", "glm4"):
         rope["partial_rotary_factor"] = share
     config = {
         "vocab_size": check_families.VOCABULARY,
@@ -111,6 +111,8 @@ def drawn(family: str, dice: random.Random) -> dict:
         case "granite":
             config |= {"embedding_multiplier": dice.uniform(0.5, 3), "residual_multiplier": dice.uniform(0.2, 1)}
             config |= {"attention_multiplier": dice.uniform(0.1, 1), "logits_scaling": dice.uniform(0.5, 3)}
+        case "cohere2":
+            config["logit_scale"] = dice.uniform(0.3, 2)
         case "gpt_neox":
             config["use_parallel_residual"] = dice.random() < 0.5
         case "smollm3":
@@ -120,6 +122,7 @@ def drawn(family: str, dice: random.Random) -> dict:
             config |= {"num_experts": experts, "num_experts_per_tok": dice.randint(1, experts)}
             config |= {"moe_intermediate_size": dice.randint(4, 9), "norm_topk_prob": dice.random() < 0.5}
             config |= {"use_sliding_window": dice.random() < 0.5, "experts_implementation": "eager"}
+            config |= {"mlp_only_layers": dice.choice([[], [], [0], [1]])} if family == "qwen3_moe" else {}
             if family == "mixtral":
                 config["num_local_experts"] = config.pop("num_experts")
     if family == "gemma2":

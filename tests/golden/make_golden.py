@@ -85,6 +85,7 @@ YARN = {
     "beta_fast": 4.0,
     "beta_slow": 0.1,
 }
+OWN_YARN = YARN | {"beta_fast": 3.0, "beta_slow": 0.3, "truncate": False, "attention_factor": 0.8}
 GROWING = YARN | {
     "original_max_position_embeddings": 6,
     "mscale": 1.0,
@@ -211,6 +212,18 @@ CASES = {
             {"query_pre_attn_scalar": 6},
             {"attn_logit_softcapping": None},
             {"final_logit_softcapping": None},
+        ],
+    },
+    "llama-yarn": {
+        "family": "llama",
+        "seed": 5,
+        # A passage that starts and ends between whole numbers, and a magnitude of its own. Of eight frequencies it has five.
+        "config": SMALL
+        | {"num_key_value_heads": 1, "head_dim": 16, "num_attention_heads": 2, "tie_word_embeddings": False}
+        | {"rope_parameters": OWN_YARN},
+        "without": [
+            {"rope_parameters": OWN_YARN | {"truncate": True}},
+            {"rope_parameters": OWN_YARN | {"attention_factor": None}},
         ],
     },
     "mistral-some-windows": {
@@ -343,6 +356,38 @@ CASES = {
             {"sliding_window": 11},
         ],
     },
+    "glm4": {
+        "family": "glm4",
+        "seed": 1,
+        # Four of six columns of a head are rotated, neighbours together.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": False, "pad_token_id": None}
+        | {"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 2 / 3}},
+        "without": [{"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}}],
+    },
+    "glm": {
+        "family": "glm",
+        "seed": 1,
+        "config": SMALL
+        | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True, "pad_token_id": None}
+        | {"rope_parameters": DEFAULT_ROPE | {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        "without": [{"rope_parameters": DEFAULT_ROPE | {"rope_theta": 100.0, "partial_rotary_factor": 1.0}}],
+    },
+    "cohere2": {
+        "family": "cohere2",
+        "seed": 1,
+        # The lower of two blocks has a window and a rotation, the upper none of both. Without biases: a key's has no gradient in
+        # a block without rotation.
+        "config": SMALL
+        | {"num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": None, "sliding_window": 3}
+        | {"layer_types": ["sliding_attention", "full_attention"], "logit_scale": 0.7},
+        "without": [
+            {"layer_types": ["full_attention"] * 2},
+            {"layer_types": ["sliding_attention"] * 2},
+            {"sliding_window": 11},
+            {"logit_scale": 1.0},
+        ],
+    },
     "qwen3-moe": {
         "family": "qwen3_moe",
         "seed": 1,
@@ -350,6 +395,15 @@ CASES = {
         | {"head_dim": 6, "moe_intermediate_size": 7, "num_experts": 5, "num_experts_per_tok": 2}
         | {"norm_topk_prob": True, "sliding_window": 4, "use_sliding_window": True},
         "without": [{"num_experts_per_tok": 3}, {"norm_topk_prob": False}, {"use_sliding_window": False}],
+    },
+    "qwen3-moe-mixed": {
+        "family": "qwen3_moe",
+        "seed": 9,
+        # The middle one of three blocks has experts.
+        "config": EXPERTS
+        | {"num_hidden_layers": 3, "moe_intermediate_size": 5, "num_experts": 4, "num_experts_per_tok": 2}
+        | {"norm_topk_prob": False, "decoder_sparse_step": 2},
+        "without": [{"num_experts_per_tok": 3}, {"norm_topk_prob": True}],
     },
     "mixtral": {
         "family": "mixtral",
@@ -484,6 +538,7 @@ def read_answer(model, score: torch.Tensor, prompt: list[int], answer: list[int]
     as_new(model)
     hidden = model.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state[0]  # [T, D], after the norm
     logits = model.lm_head(hidden) / getattr(model.config, "logits_scaling", 1.0)
+    logits = logits * getattr(model.config, "logit_scale", 1.0)
     if cap := getattr(model.config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     reward = (hidden[-1] * score[0]).sum()

@@ -51,6 +51,30 @@ CASES = {
         "base": "phi3",
         "lora": {"r": 3, "lora_alpha": 6, "target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]},
     },
+    # Norms of heads, norms before and after each half, weights of norms that count from 1.
+    "lora-gemma3": {
+        "seed": 26,
+        "base": "gemma3",
+        "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", *MLP]},
+    },
+    # No norms before the halves, norms over all heads.
+    "lora-olmo3": {
+        "seed": 29,
+        "base": "olmo3",
+        "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "o_proj", "down_proj"]},
+    },
+    # The rows of queries and keys are sorted otherwise in memory than in files.
+    "lora-glm4": {
+        "seed": 30,
+        "base": "glm4",
+        "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "gate_up_proj"]},
+    },
+    # Beside experts, which have none.
+    "lora-qwen3-moe": {
+        "seed": 29,
+        "base": "qwen3-moe",
+        "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "o_proj"]},
+    },
     # Some projections of a product have no adapter: those before, between and after.
     "lora-some": {
         "seed": 23,
@@ -82,7 +106,10 @@ def make_case(name: str, case: dict) -> None:
     torch.manual_seed(case["seed"])
     base, folder = HERE / case["base"], HERE / name
     shutil.rmtree(folder, ignore_errors=True)
-    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if "moe" in case["base"]:
+        options["experts_implementation"] = "eager"
+    causal = AutoModelForCausalLM.from_pretrained(base, **options).eval()
     plain = copy.deepcopy(causal)
     peft = get_peft_model(causal, LoraConfig(task_type="CAUSAL_LM", **case["lora"])).eval()
     model = peft.base_model.model  # with PEFT's layers in place of its own
@@ -108,8 +135,7 @@ def make_case(name: str, case: dict) -> None:
 
     # As PEFT saves a reward model with these adapters; its own rewards must be ours.
     config = LoraConfig(task_type="SEQ_CLS", **case["lora"])
-    options = {"num_labels": 1, "dtype": torch.float32, "attn_implementation": "eager"}
-    whole = AutoModelForSequenceClassification.from_pretrained(base, **options)
+    whole = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, **options)
     whole = get_peft_model(whole, config).eval()
     values = dict(model.named_parameters())
     for parameter_name, parameter in whole.base_model.model.named_parameters():

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::reference;
 use crate::machine::{self, Machine, backend, wait_for};
 use crate::model::adapter::Origin;
-use crate::model::architecture::Architecture;
+use crate::model::architecture::{Architecture, Mlp};
 use crate::model::layout::{Part, active_elements};
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::{LoadOptions, Model};
@@ -265,16 +265,24 @@ fn backbone_parameters(model: &Model) -> f64 {
 /// the shapes that the engine asks for; `head`: response rows a row.
 fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>) -> f64 {
     let Architecture { width, vocabulary, ref blocks, .. } = *architecture;
-    let (HeadCounts { query, key, width: head_width }, mlp, layers) = (blocks[0].heads, blocks[0].mlp, blocks.len());
+    let (HeadCounts { query, key, width: head_width }, layers) = (blocks[0].heads, blocks.len());
+    let mut mlps: Vec<(Mlp, usize)> = Vec::new();
+    for mlp in blocks.iter().map(|block| block.mlp) {
+        match mlps.iter_mut().find(|(known, _)| *known == mlp) {
+            Some((_, count)) => *count += 1,
+            None => mlps.push((mlp, 1)),
+        }
+    }
     // (rows, inputs, outputs, how often)
     let rows = 1536;
-    let mut shapes = vec![
-        (rows, width, (query + 2 * key) * head_width, layers),
-        (rows, query * head_width, width, layers),
+    let mut shapes =
+        vec![(rows, width, (query + 2 * key) * head_width, layers), (rows, query * head_width, width, layers)];
+    for (mlp, layers) in mlps {
         // Experts' rows are shared out among their products.
-        (rows * mlp.rows() / mlp.products(), width, mlp.inner_width(), layers * mlp.products()),
-        (rows * mlp.rows() / mlp.products(), mlp.width, width, layers * mlp.products()),
-    ];
+        let rows = rows * mlp.rows() / mlp.products();
+        shapes.push((rows, width, mlp.inner_width(), layers * mlp.products()));
+        shapes.push((rows, mlp.width, width, layers * mlp.products()));
+    }
     if let Some(share) = head {
         shapes.push((((rows as f64 * share) as usize).max(1), width, vocabulary, 1));
     }

@@ -29,6 +29,7 @@ pub(super) const LLAMA: Names = Names {
     mlp_norm: "post_attention_layernorm",
     router: "mlp.gate",
     experts: "mlp.experts.",
+    expert_matrices: ["gate_proj", "up_proj", "down_proj"],
     gate: "mlp.gate_proj",
     up: "mlp.up_proj",
     stacked_gate_up: "mlp.gate_up_proj",

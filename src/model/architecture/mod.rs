@@ -34,7 +34,7 @@ pub struct Architecture {
     pub norm: NormKind,
     /// Epsilon of all norms.
     pub norm_epsilon: f64,
-    /// Its blocks, in order; all have the same parameters, each its own rules.
+    /// Its blocks, in order, each with its own rules; but for the MLP all have the same parameters.
     pub blocks: Vec<BlockDescription>,
     /// The rotary position embeddings that blocks refer to.
     pub rotations: Vec<Rotation>,
@@ -63,12 +63,19 @@ pub enum NormKind {
     RootMeanSquarePlusOne,
     /// (x - mean(x)) / deviation(x) * weight + bias.
     Layer,
+    /// The same without a bias, Cohere's.
+    LayerWithoutBias,
 }
 
 impl NormKind {
     /// Names of its parameters, each `[D]`, in the order of the segment.
     pub fn parameters(self) -> &'static [&'static str] {
         if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
+    }
+
+    /// Whether rows are centred on their mean.
+    pub fn is_centred(self) -> bool {
+        matches!(self, Self::Layer | Self::LayerWithoutBias)
     }
 }
 
@@ -186,8 +193,10 @@ pub struct Names {
     pub mlp_norm: &'static str,
     /// The router of experts.
     pub router: &'static str,
-    /// What stands before an expert's number; the names of its gate, up and down follow after it.
+    /// What stands before an expert's number.
     pub experts: &'static str,
+    /// What follows after it: an expert's gate, up and down.
+    pub expert_matrices: [&'static str; 3],
     /// The MLP's gate.
     pub gate: &'static str,
     /// The MLP's other factor, or its only one.
@@ -214,6 +223,9 @@ pub struct Rotation {
     pub width: usize,
     /// Columns that exponents are shares of: `width`, or one less where a file asks for an odd number.
     pub period: usize,
+    /// Whether files turn neighbouring columns of a head together (0 with 1, 2 with 3), not those of two halves. In memory the
+    /// rows of queries and keys are sorted so that halves turn, which changes no score: both are sorted alike.
+    pub neighbours: bool,
     /// How rotated queries grow with their position, where they do.
     pub query_growth: Option<QueryGrowth>,
 }

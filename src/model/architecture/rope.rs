@@ -86,6 +86,7 @@ impl RopeKeys {
                 rope: Rope { theta, scaling: RopeScaling::None },
                 width,
                 period,
+                neighbours: false,
                 query_growth: None,
             });
         };
@@ -102,7 +103,7 @@ impl RopeKeys {
             }
             None => None,
         };
-        Ok(Rotation { rope: Rope { theta, scaling }, width, period, query_growth })
+        Ok(Rotation { rope: Rope { theta, scaling }, width, period, neighbours: false, query_growth })
     }
 
     fn rotated_columns(&self, keys: &Keys, inner: Option<&Keys>, head_width: usize) -> Result<usize> {

@@ -125,10 +125,11 @@ pub fn layer_norm<E: Element + Number>(
     output: &Tensor,
     LayerStatistics { mean, scale }: LayerStatistics,
 ) -> Result<()> {
-    distinct(&[output, mean, scale], &[x, weight, bias])?;
+    let bias = bias.map_or_else(|| weight.zeros_like(), Tensor::shallow_clone);
+    distinct(&[output, mean, scale], &[x, weight, &bias])?;
     let [mut output, mut mean, mut scale] = [output, mean, scale].map(Tensor::shallow_clone);
     let (mean, scale) = (slice_mut(&mut mean)?, slice_mut(&mut scale)?);
-    let parameters = (slice::<E>(weight)?, slice(bias)?);
+    let parameters = (slice::<E>(weight)?, slice(&bias)?);
     layer_norm::forward(slice(x)?, parameters, epsilon as f32, slice_mut(&mut output)?, mean, scale);
     Ok(())
 }
@@ -139,9 +140,10 @@ pub fn apply_layer_norm<E: Element + Number>(
     LayerStatistics { mean, scale }: LayerStatistics,
     output: &Tensor,
 ) -> Result<()> {
-    distinct(&[output], &[x, weight, bias, mean, scale])?;
+    let bias = bias.map_or_else(|| weight.zeros_like(), Tensor::shallow_clone);
+    distinct(&[output], &[x, weight, &bias, mean, scale])?;
     let mut output = output.shallow_clone();
-    let (parameters, statistics) = ((slice::<E>(weight)?, slice(bias)?), (slice(mean)?, slice(scale)?));
+    let (parameters, statistics) = ((slice::<E>(weight)?, slice(&bias)?), (slice(mean)?, slice(scale)?));
     layer_norm::apply(slice(x)?, parameters, statistics, slice_mut(&mut output)?);
     Ok(())
 }

@@ -16,8 +16,12 @@ pub fn forward(x: &Tensor, affine: Affine, epsilon: f64, output: &Tensor, statis
 
 /// See [`Ops::apply_layer_norm`](crate::ops::Ops::apply_layer_norm).
 pub fn apply(x: &Tensor, affine: Affine, statistics: LayerStatistics, output: &Tensor) -> Result<()> {
-    let [weight, bias] = [affine.weight, affine.bias].map(|parameter| parameter.to_kind(Kind::Float));
-    output.shallow_clone().copy_(&(normalised(x, statistics) * weight + bias));
+    let scaled = normalised(x, statistics) * affine.weight.to_kind(Kind::Float);
+    let shifted = match affine.bias {
+        Some(bias) => scaled + bias.to_kind(Kind::Float),
+        None => scaled,
+    };
+    output.shallow_clone().copy_(&shifted);
     Ok(())
 }
 

@@ -122,11 +122,15 @@ fn layer_norm(ops: &dyn Ops, device: Device, kind: Kind, bound: f64) {
     let statistic = || Tensor::empty([ROWS], (Kind::Float, device));
     let (output, again, mean, scale) = (x.empty_like(), x.empty_like(), statistic(), statistic());
     let statistics = LayerStatistics { mean: &mean, scale: &scale };
-    let affine = Affine { weight: &weight, bias: &bias };
-    ops.layer_norm(&x, affine, EPSILON, &output, statistics).unwrap();
-    ops.apply_layer_norm(&x, affine, statistics, &again).unwrap();
-    near(&what("output"), &output, &normed.detach(), bound);
-    assert!(output.equal(&again), "{}", what("computed again"));
+    let without = leaves[0].layer_norm([WIDTH], Some(&leaves[1]), None::<&Tensor>, EPSILON, false);
+    for (bias, normed) in [(None, &without), (Some(&bias), &normed)] {
+        let affine = Affine { weight: &weight, bias };
+        ops.layer_norm(&x, affine, EPSILON, &output, statistics).unwrap();
+        ops.apply_layer_norm(&x, affine, statistics, &again).unwrap();
+        near(&what("output"), &output, &normed.detach(), bound);
+        assert!(output.equal(&again), "{}", what("computed again"));
+    }
+    far(&what("a bias is added"), &output, &without.detach(), 1e-3);
 
     let ones = || Tensor::ones([WIDTH], (Kind::Float, device));
     let (input, weight_sum, bias_sum) = (x.empty_like(), ones(), ones());

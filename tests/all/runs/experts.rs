@@ -40,7 +40,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
 
 #[test]
 fn ranks_and_sharded_state_train_experts_alike() {
-    for case in ["qwen3-moe", "mixtral", "olmoe"] {
+    for case in ["qwen3-moe", "qwen3-moe-mixed", "mixtral", "olmoe"] {
         let workspace = workspace(case);
         workspace.train(1, &[BALANCED]).succeeded();
         let alone = workspace.losses("run");

@@ -1,4 +1,4 @@
-//! Families whose blocks have experts in place of one MLP.
+//! Families whose blocks, or some of them, have experts in place of one MLP.
 //!
 //! Not here: dense ones (`mod.rs`); what is computed (`model/experts.rs`).
 
@@ -11,18 +11,13 @@ use crate::model::architecture::{Architecture, Experts, Names, QueryKeyNorm};
 /// More experts than any model has in a block.
 const MOST: usize = 4096;
 
-/// Names of an expert's matrices, after its number.
-const EXPERTS: Names = Names { gate: "gate_proj", up: "up_proj", down: "down_proj", ..LLAMA };
-
 /// Mixtral (arXiv 2401.04088): Mistral with experts.
 pub(super) fn mixtral(keys: &Keys) -> Result<Architecture> {
     let names = Names {
         reward_model: "MixtralForSequenceClassification",
         router: "block_sparse_moe.gate",
         experts: "block_sparse_moe.experts.",
-        gate: "w1",
-        up: "w3",
-        down: "w2",
+        expert_matrices: ["w1", "w3", "w2"],
         ..LLAMA
     };
     let rope = RopeKeys { theta: ("rope_theta", 1e6), ..RopeKeys::WHOLE_HEADS };
@@ -36,38 +31,34 @@ pub(super) fn mixtral(keys: &Keys) -> Result<Architecture> {
     }))
 }
 
-/// Qwen 3 with experts in every block (arXiv 2505.09388).
+/// Qwen 3 with experts (arXiv 2505.09388), in every block or in some.
 pub(super) fn qwen3_moe(keys: &Keys) -> Result<Architecture> {
-    let names = Names { reward_model: "Qwen3MoeForSequenceClassification", ..EXPERTS };
+    let names = Names { reward_model: "Qwen3MoeForSequenceClassification", ..LLAMA };
     let defaults = Defaults { kv_heads: Some(4), positions: 32_768, ..DEFAULTS };
     let model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults)?;
     let (biases, inner) = (attention_biases(keys, false)?, keys.size("moe_intermediate_size")?);
-    let dense = keys.counts("mlp_only_layers")?.is_some_and(|dense| !dense.is_empty());
-    for (key, mixed) in
-        [("mlp_only_layers", dense), ("decoder_sparse_step", keys.count_or("decoder_sparse_step", 1)? != 1)]
-    {
-        if mixed {
-            let hint = "models of this family with experts in every block are read";
-            keys.fault(
-                Error::input(format!("{key}: dense blocks among those with experts are not computed")).hint(hint),
-            );
-        }
-    }
+    let dense = keys.counts("mlp_only_layers")?.unwrap_or_default();
+    let step = keys.size_if_any("decoder_sparse_step", Some(1))?.unwrap_or(1);
     let experts = experts(keys, 8, keys.flag_or("norm_topk_prob", false)?)?;
     // One window for all blocks, whatever the dense Qwen 3 makes of these keys.
     let used = keys.flag_or("use_sliding_window", false)?;
     let window = keys.length_if_any("sliding_window", Some(4096))?.filter(|_| used);
-    Ok(each_block(model, |block| {
+    let mut model = each_block(model, |block| {
         (block.query_key_norm, block.biases) = (Some(QueryKeyNorm::PerHead), biases);
-        (block.mlp.experts, block.mlp.width) = (Some(experts), inner);
         block.rules.window = window;
-    }))
+    });
+    for (number, block) in model.blocks.iter_mut().enumerate() {
+        if !dense.contains(&number) && (number + 1).is_multiple_of(step) {
+            (block.mlp.experts, block.mlp.width) = (Some(experts), inner);
+        }
+    }
+    Ok(model)
 }
 
 /// OLMoE (arXiv 2409.02060): norms of all queries and of all keys of a row together. Transformers has no class for its reward
 /// models.
 pub(super) fn olmoe(keys: &Keys) -> Result<Architecture> {
-    let names = Names { reward_model: "OlmoeForCausalLM", ..EXPERTS };
+    let names = Names { reward_model: "OlmoeForCausalLM", ..LLAMA };
     let model = common(keys, names, RopeKeys::WHOLE_HEADS, &Defaults { positions: 4096, epsilon: 1e-5, ..DEFAULTS })?;
     if keys.has("clip_qkv") {
         let hint =

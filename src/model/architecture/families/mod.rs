@@ -4,6 +4,7 @@
 //! (`architecture.rs`), and how it is computed (`decoder.rs`).
 
 mod experts;
+mod neighbours;
 mod parts;
 
 use crate::error::{Error, Result};
@@ -18,6 +19,7 @@ use crate::model::architecture::{
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
 use experts::{mixtral, olmoe, qwen3_moe};
+use neighbours::{cohere2, glm, glm4};
 pub use parts::text_config;
 use parts::text_part;
 
@@ -36,7 +38,7 @@ const fn family(model_type: &'static str, read: fn(&Keys) -> Result<Architecture
 }
 
 /// The families this build knows.
-pub const FAMILIES: [Family; 21] = [
+pub const FAMILIES: [Family; 24] = [
     family("llama", llama, "Llama 1 to 3.3, SmolLM 2 and others of this form"),
     family("mistral", mistral, "Mistral 7B, Small and Nemo; folders with layer_types as ministral"),
     family("ministral", mistral, "Ministral of 2024: a window in the blocks that layer_types names"),
@@ -44,7 +46,7 @@ pub const FAMILIES: [Family; 21] = [
     family("mistral3", text_part, "the text part of Ministral 3 and Mistral Small 3 folders that read images too"),
     family("qwen2", qwen2, "Qwen 2 and 2.5"),
     family("qwen3", qwen3, "Qwen 3, dense"),
-    family("qwen3_moe", qwen3_moe, "Qwen 3 with experts in every block"),
+    family("qwen3_moe", qwen3_moe, "Qwen 3 with experts, in every block or in some"),
     family("mixtral", mixtral, "Mixtral"),
     family("olmoe", olmoe, "OLMoE; exported as a causal model with score.weight beside it"),
     family("phi", phi, "Phi-1, 1.5 and 2, without norms of queries and keys"),
@@ -56,6 +58,9 @@ pub const FAMILIES: [Family; 21] = [
     family("olmo3", olmo3, "OLMo 3"),
     family("smollm3", smollm3, "SmolLM3"),
     family("exaone4", exaone4, "EXAONE 4"),
+    family("glm", glm, "GLM-4 of 2024"),
+    family("glm4", glm4, "GLM-4 of April 2025 (0414)"),
+    family("cohere2", cohere2, "Command R7B and Command A; exported as a causal model with score.weight beside it"),
     family("granite", granite, "Granite 3, dense; exported as a causal model with score.weight beside it"),
     family("gpt_neox", gpt_neox, "GPT-NeoX and Pythia"),
 ];
