@@ -203,12 +203,18 @@ enum TypedCommand {
         /// A model's folder [default: a list of the families]
         #[arg(value_name = "FOLDER")]
         folder: Option<PathBuf>,
+        /// Print JSON: a line a family, or one object of the folder [default: lines]
+        #[arg(long)]
+        json: bool,
     },
     /// List the layouts of rows that are read, or show one with an example
     Formats {
         /// A layout [default: a table of all]
         #[arg(value_enum, value_name = "NAME")]
         format: Option<Format>,
+        /// Print JSON, a line a layout [default: a table]
+        #[arg(long)]
+        json: bool,
     },
     /// Say whether a run would start: keys, files, the first rows, model, adapter, memory, disk, ranks
     #[command(after_help = examples::CHECK)]

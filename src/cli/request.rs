@@ -26,9 +26,19 @@ pub enum Alone {
     /// Predict memory and time.
     Plan(Planning),
     /// List the model families, or say whether a folder would load.
-    Models(Option<PathBuf>),
+    Models {
+        /// A model's folder; none: the families.
+        folder: Option<PathBuf>,
+        /// JSON instead of lines.
+        json: bool,
+    },
     /// List the layouts of rows, or show one.
-    Formats(Option<Format>),
+    Formats {
+        /// One of them; none: all.
+        format: Option<Format>,
+        /// JSON instead of lines.
+        json: bool,
+    },
     /// Say whether a run would start.
     Check(Checking),
     /// Say what this machine has and lacks.
@@ -122,8 +132,8 @@ impl TryFrom<Arguments> for Request {
         };
         Ok(match command {
             TypedCommand::Plan(planning) => Self::Alone(Alone::Plan(planning)),
-            TypedCommand::Models { folder } => Self::Alone(Alone::Models(folder)),
-            TypedCommand::Formats { format } => Self::Alone(Alone::Formats(format)),
+            TypedCommand::Models { folder, json } => Self::Alone(Alone::Models { folder, json }),
+            TypedCommand::Formats { format, json } => Self::Alone(Alone::Formats { format, json }),
             TypedCommand::Check { run, json } => {
                 Self::Alone(Alone::Check(Checking { run, json, ranks: ranks.unwrap_or(1) }))
             }

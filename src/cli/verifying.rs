@@ -20,6 +20,10 @@ pub struct Verifying {
     #[arg(long, value_name = "FILE")]
     pub python: Option<PathBuf>,
 
+    /// Print JSON, a line a conversation [default: a table]
+    #[arg(long, conflicts_with = "python")]
+    pub json: bool,
+
     /// Precision of the computation [default: as trained]
     #[arg(long, value_enum, help_heading = "Computation")]
     pub dtype: Option<Dtype>,

@@ -8,12 +8,17 @@ use crate::data::formats::{LAYOUTS, keys_beside};
 use crate::error::{Error, Result};
 use crate::terminal;
 use clap::ValueEnum;
+use serde_json::{Value, json};
 
 /// Prints all layouts, or one with what each of its keys is.
 ///
 /// # Errors
 /// A name that has no layout of its own.
-pub fn run(format: Option<Format>) -> Result<()> {
+pub fn run(format: Option<Format>, json: bool) -> Result<()> {
+    if json {
+        let chosen = LAYOUTS.iter().filter(|layout| format.is_none_or(|format| layout.format == format));
+        return terminal::lines(chosen.map(as_json));
+    }
     let Some(format) = format else {
         for layout in LAYOUTS {
             let keys: Vec<String> = parts(layout).into_iter().map(|(_, paths)| paths).collect();
@@ -41,8 +46,21 @@ pub fn run(format: Option<Format>) -> Result<()> {
     terminal::out(format_args!("  {:<10}  {}", "example", example(layout)))
 }
 
+fn as_json(layout: &Layout) -> Value {
+    let keys = parts(layout).into_iter().map(|(what, paths)| (what.replace(' ', "_"), paths.into()));
+    let example: Vec<Value> = layout.example.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    json!({
+        "format": name(layout), "about": layout.about, "detected": !layout.told_by.is_empty(),
+        "keys": Value::Object(keys.collect()), "example": example,
+    })
+}
+
+fn name(layout: &Layout) -> String {
+    layout.format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
 fn title(layout: &Layout) -> String {
-    let name = layout.format.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let name = name(layout);
     let told = if layout.told_by.is_empty() { " (must be named)" } else { "" };
     format!("{name}: {}{told}", layout.about)
 }

@@ -46,11 +46,11 @@ pub fn compare_ranks(command: &Command, traced: bool, comm: &CommThread) -> Resu
 pub fn alone(asked: &Alone) -> Result<()> {
     match asked {
         Alone::Plan(planning) => plan::run(planning),
-        Alone::Models(folder) => {
+        Alone::Models { folder, json } => {
             let folder = folder.as_deref().map(hub::fetch_model_alone).transpose()?;
-            models::run(folder.as_deref())
+            models::run(folder.as_deref(), *json)
         }
-        Alone::Formats(format) => formats::run(*format),
+        Alone::Formats { format, json } => formats::run(*format, *json),
         Alone::Check(checking) => check::run(checking),
         Alone::Compare(comparing) => compare::run(comparing),
         Alone::Doctor { json } => doctor::run(*json),

@@ -5,12 +5,13 @@
 
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
-use crate::model::architecture::{Architecture, FAMILIES};
+use crate::model::architecture::{Architecture, FAMILIES, Family};
 use crate::model::layout::Part;
 use crate::model::peft::PeftConfig;
 use crate::model::weight_files::{WeightFiles, weight_paths};
 use crate::safetensors_io::Mapped;
 use crate::terminal;
+use serde_json::json;
 use std::path::Path;
 
 /// What there is to say of a folder that would load.
@@ -25,13 +26,22 @@ struct Found {
 ///
 /// # Errors
 /// A folder that would not load: one error with every reason.
-pub fn run(folder: Option<&Path>) -> Result<()> {
+pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
     let Some(folder) = folder else {
+        if json {
+            let line = |family: &Family| json!({"model_type": family.model_type, "covers": family.covers});
+            return terminal::lines(FAMILIES.iter().map(line));
+        }
         let width = FAMILIES.iter().map(|family| family.model_type.len()).max().unwrap_or(0);
         let families = FAMILIES.iter().map(|family| format!("{:width$}  {}", family.model_type, family.covers));
         return terminal::lines(["By model_type in config.json:".to_string()].into_iter().chain(families));
     };
-    terminal::lines(describe(&look(folder).map_err(|reasons| refusal(folder, reasons))?)?)
+    let rows = describe(&look(folder).map_err(|reasons| refusal(folder, reasons))?)?;
+    if json {
+        let said = rows.into_iter().map(|(what, said)| (what.replace([' ', '-'], "_"), said.into()));
+        return terminal::out(serde_json::Value::Object(said.collect()));
+    }
+    terminal::lines(rows.iter().map(|(what, said)| format!("{what:<19}  {said}")))
 }
 
 /// Why a folder would not load; none where it would.
@@ -99,7 +109,7 @@ fn refusal(folder: &Path, mut reasons: Vec<Error>) -> Error {
     Error::input(said).hint("haf-dist models lists what is read; the first reasons may be behind the others")
 }
 
-fn describe(found: &Found) -> Result<Vec<String>> {
+fn describe(found: &Found) -> Result<Vec<(&'static str, String)>> {
     let Found { architecture, files, last_token } = found;
     let parts = needed_parts(files, architecture);
     let declared = parts.iter().flat_map(|part| part.parameters(architecture));
@@ -116,7 +126,7 @@ fn describe(found: &Found) -> Result<Vec<String>> {
     let reward = if files.names().any(|name| files.is_head(name)) { "there" } else { "none: it starts at zero" };
     let Architecture { vocabulary, width, max_positions, blocks, names, .. } = architecture;
     let beyond = if *last_token as usize >= *vocabulary { ": texts with one beyond the rows are refused" } else { "" };
-    let rows = [
+    let mut rows = vec![
         ("would load as", names.reward_model.to_string()),
         ("parameters", format!("{count}, a reward head among them; the safetensors hold {held} numbers")),
         ("shape", format!("{} blocks of width {width}, sequences of up to {max_positions} tokens", blocks.len())),
@@ -124,13 +134,12 @@ fn describe(found: &Found) -> Result<Vec<String>> {
         ("language-model head", head.to_string()),
         ("reward head", reward.to_string()),
     ];
-    let mut lines: Vec<String> = rows.iter().map(|(what, said)| format!("{what:<19}  {said}")).collect();
     if let Some(whole) = architecture.part_of {
-        lines.push(format!("{:<19}  the text part of a {whole} model: images are not read", "covers"));
+        rows.push(("covers", format!("the text part of a {whole} model: images are not read")));
     }
     let unused = files.unused(architecture, &parts);
     if let Some(first) = unused.first() {
-        lines.push(format!("{:<19}  {} tensors, {first} the first", "not used", unused.len()));
+        rows.push(("not used", format!("{} tensors, {first} the first", unused.len())));
     }
-    Ok(lines)
+    Ok(rows)
 }

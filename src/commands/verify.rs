@@ -14,8 +14,9 @@ use crate::data::{Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::evaluate::scoring::score_pairs;
 use crate::files;
+use crate::metrics;
 use crate::terminal;
-use comfy_table::{CellAlignment, Table, presets};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -102,6 +103,7 @@ pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
         .map(|((case, reading), reward)| difference(case, reading, *reward, &self_test, machine.dtype_name()))
         .collect();
     comm.agree(match comm.rank() {
+        0 if verifying.json => terminal::lines(lines(&self_test, &readings, &rewards, &differences)),
         0 => terminal::out(table(&self_test, &readings, &rewards, &differences)),
         _ => Ok(()),
     })?;
@@ -155,15 +157,33 @@ fn difference(
     }
 }
 
+/// What is said of each conversation.
+fn lines(
+    self_test: &SelfTest,
+    readings: &[Reading],
+    rewards: &[f64],
+    differences: &[Option<Difference>],
+) -> Vec<Value> {
+    let rows = self_test.conversations.iter().zip(readings).zip(rewards).zip(differences);
+    let line = |(((case, reading), reward), difference): (((&Case, &Reading), &f64), &Option<Difference>)| {
+        json!({
+            "conversation": case.name,
+            "same_rendering": reading.text.as_ref() == Some(&case.text),
+            "same_tokens": reading.tokens.iter().all(|tokens| tokens.as_ref() == Some(&case.tokens)),
+            "saved_reward": case.reward,
+            "reward": reward,
+            "differs": difference.map(Difference::name),
+        })
+    };
+    rows.map(line).collect()
+}
+
 fn table(self_test: &SelfTest, readings: &[Reading], rewards: &[f64], differences: &[Option<Difference>]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(["conversation", "rendering", "tokens", "saved reward", "reward", "distance", ""]);
     let said = |same: bool| if same { "same" } else { "other" };
     let rows = self_test.conversations.iter().zip(readings).zip(rewards).zip(differences);
-    for (((case, reading), reward), difference) in rows {
+    let row = |(((case, reading), reward), difference): (((&Case, &Reading), &f64), &Option<Difference>)| {
         let tokens = reading.tokens.iter().all(|tokens| tokens.as_ref() == Some(&case.tokens));
-        table.add_row([
+        vec![
             case.name.clone(),
             said(reading.text.as_ref() == Some(&case.text)).into(),
             said(tokens).into(),
@@ -171,15 +191,11 @@ fn table(self_test: &SelfTest, readings: &[Reading], rewards: &[f64], difference
             format!("{reward:.6}"),
             format!("{:.1e}", (reward - f64::from(case.reward)).abs()),
             difference.map_or("OK".into(), |difference| format!("NOT: {}", difference.name())),
-        ]);
-    }
-    for index in 3..6 {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+        ]
+    };
+    let header = ["conversation", "rendering", "tokens", "saved reward", "reward", "distance", ""];
     let left_out = self_test.left_out.iter().map(|out| format!("\nleft out: {} ({})", out.name, out.why));
-    table.to_string() + &left_out.collect::<String>()
+    metrics::table(&header, 3, rows.map(row)) + &left_out.collect::<String>()
 }
 
 /// # Errors

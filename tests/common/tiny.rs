@@ -144,7 +144,14 @@ impl Workspace {
                 if path.ends_with("cache") || path.ends_with(".cache") {
                     continue;
                 }
-                let bytes = if path.is_dir() { None } else { Some(fs::read(&path).unwrap()) };
+                let bytes = match fs::symlink_metadata(&path).unwrap().file_type() {
+                    kind if kind.is_dir() => None,
+                    // A link is what it leads to, which may be nothing.
+                    kind if kind.is_symlink() => {
+                        Some(fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes())
+                    }
+                    _ => Some(fs::read(&path).unwrap()),
+                };
                 if bytes.is_none() {
                     folders.push(path.clone());
                 }

@@ -170,3 +170,17 @@ fn a_plan_needs_no_file_of_the_model_and_says_which_setting_fits() {
     let whole = workspace.run(1, &["plan", "run.toml", "--gpus", "2"]).succeeded();
     assert!(whole.stdout.contains("lengths of the data's pairs"), "{}", whole.stdout);
 }
+
+#[test]
+fn what_is_listed_is_listed_for_programs_too() {
+    let workspace = Workspace::new();
+    let lines = |arguments: &[&str]| crate::tiny::parse_lines(&workspace.run(1, arguments).succeeded().stdout);
+    let families = lines(&["models", "--json"]);
+    assert!(families.iter().any(|line| line["model_type"] == "llama" && line["covers"].is_string()), "{families:?}");
+    let model = lines(&["models", "model", "--json"]);
+    assert_eq!((model.len(), &model[0]["would_load_as"]), (1, &Value::from("LlamaForSequenceClassification")));
+    let layouts = lines(&["formats", "--json"]);
+    let pairs = layouts.iter().find(|line| line["format"] == "pairs").unwrap();
+    assert!(pairs["keys"]["prompt"].is_string() && pairs["example"][0]["chosen"].is_string(), "{pairs}");
+    assert_eq!(lines(&["formats", "pairs", "--json"]), std::slice::from_ref(pairs));
+}

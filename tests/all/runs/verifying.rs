@@ -43,6 +43,9 @@ fn a_checkpoint_and_its_export_are_as_they_were_saved() {
             let rows = table.lines().filter(|line| line.ends_with("OK |")).count();
             let left_out = table.lines().filter(|line| line.starts_with("left out: ")).count();
             assert!(rows >= 4 && rows + left_out == 10 && !table.contains("NOT"), "{table}");
+            let lines = parse_lines(&workspace.run(1, &["verify", &folder, "--json"]).succeeded().stdout);
+            let as_saved = |line: &&Value| line["same_tokens"] == true && line["differs"].is_null();
+            assert_eq!((lines.len(), lines.iter().filter(as_saved).count()), (rows, rows));
         }
     }
     let saved = json(&workspace, "run/step-6/self-test.json");
