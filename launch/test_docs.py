@@ -12,7 +12,8 @@ A comment before a block says what is different about it:
 
     <!-- not run: REASON -->           the block stays unrun, and the table says why
     <!-- run with: KEY=VALUE ... -->   added to each command of the block, as --set KEY=VALUE; a word with -- as it is
-    <!-- exit: N -->                   its commands end with this code in place of 0
+    <!-- first: COMMAND -->            run before the block, unseen by readers
+    <!-- exit: N -->                   its last command ends with this code in place of 0
     <!-- expect: TEXT -->              its output, both streams together, has this text
     <!-- file: NAME -->                not commands: the block is the content of this file
     <!-- needs: runs/my-run -->        once for a page: a finished run of my.toml is there; `runs/lora` is one with adapters
@@ -43,7 +44,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-DIRECTIVES = ("not run", "run with", "exit", "expect", "file", "needs")
+DIRECTIVES = ("not run", "run with", "first", "exit", "expect", "file", "needs")
 
 
 class Block:
@@ -216,10 +217,14 @@ def finish_runs(base, programs, wanted):
 
 def check_block(block, folder, programs):
     """What is wrong with a block's commands: nothing, or one text."""
-    expected, shown = int(block.notes.get("exit", 0)), ""
-    for command in block.commands():
-        code, output = run(with_additions(command, block.notes.get("run with", "")), folder, programs)
+    shown, words = "", block.notes.get("run with", "")
+    commands = [with_additions(command, words) for command in block.commands()]
+    if "first" in block.notes:
+        commands.insert(0, block.notes["first"])
+    for number, command in enumerate(commands, 1):
+        code, output = run(command, folder, programs)
         shown += output
+        expected = int(block.notes.get("exit", 0)) if number == len(commands) else 0
         if code != expected:
             return f"`{command}` ended with {code}, not {expected}:\n{output}"
     # Whatever width the program writes to, words are the same.
