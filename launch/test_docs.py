@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HOME = "/home/me/project"
@@ -75,6 +76,8 @@ def blocks(path):
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fence = re.fullmatch(r"```(\w*)", line.strip())
         if lines is not None and fence:
+            if kind != "console" and any(text.startswith("$ ") for text in lines):
+                raise SystemExit(f"error: {path}:{start}: commands belong into a block of the kind `console`")
             found.append(Block(kind, lines, notes, start))
             lines, notes = None, {}
         elif lines is not None:
@@ -257,6 +260,38 @@ def check_page(page, base, programs):
                 if problem:
                     failures.append(f"{page.relative_to(ROOT)}:{block.line}: {problem}")
     return done, unrun, failures
+
+
+class Controls(unittest.TestCase):
+    """What must be noticed. Needs no program."""
+
+    def page(self, text):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        path = pathlib.Path(folder).resolve() / "page.md"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def problem(self, text):
+        page = self.page(text)
+        return check_block(blocks(page)[0], page.parent, page.parent)
+
+    def test_what_differs_is_noticed(self):
+        self.assertIsNone(self.problem("```console\n$ true\n```\n"))
+        self.assertIn("ended with 1, not 0", self.problem("```console\n$ true\n$ false\n```\n"))
+        self.assertIn("ended with 0, not 2", self.problem("<!-- exit: 2 -->\n```console\n$ true\n```\n"))
+        self.assertIsNone(self.problem("```console\n$ echo 'error: a  b'\nerror: a b\n```\n"))
+        self.assertIn("nothing of this", self.problem("```console\n$ echo 'error: a'\nerror: b\n```\n"))
+        self.assertIn("nothing of this", self.problem("<!-- expect: yes -->\n```console\n$ echo no\n```\n"))
+
+    def test_what_cannot_be_understood_is_refused(self):
+        for text in ("<!-- not runn: why -->\n```console\n$ true\n```\n", "```sh\n$ true\n```\n"):
+            with self.assertRaises(SystemExit):
+                blocks(self.page(text))
+
+    def test_commands_are_joined_and_comments_belong_to_the_next_block(self):
+        first, second = blocks(self.page("<!-- not run: why -->\n```console\n$ a \\\n    b\nout\n```\n\ntext\n```text\nx\n```\n"))
+        self.assertEqual((first.commands(), first.notes), (["a \\\n    b"], {"not run": "why"}))
+        self.assertEqual((second.kind, second.notes), ("text", {}))
 
 
 def main():
