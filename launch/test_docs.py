@@ -266,8 +266,9 @@ class Controls(unittest.TestCase):
     """What must be noticed. Needs no program."""
 
     def page(self, text):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        path = pathlib.Path(folder).resolve() / "page.md"
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = pathlib.Path(folder.name).resolve() / "page.md"
         path.write_text(text, encoding="utf-8")
         return path
 
