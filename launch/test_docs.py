@@ -18,7 +18,7 @@ A comment before a block says what is different about it:
     <!-- file: NAME -->                not commands: the block is the content of this file
     <!-- needs: runs/my-run -->        once for a page: a finished run of my.toml is there; `runs/lora` is one with adapters
 
-What a block shows of an error is held to the program: each of its lines that begins with `error:` or `hint:` must be printed.
+What a block shows of an error is held to the program: each of its lines that begins with `error:`, `hint:` or `WARN` must be printed.
 The scratch folder's name stands there as /home/me/project. Ends with 1 where something differs. Standard library only.
 
 Not here: links and paths of the pages (tests/all/docs.rs).
@@ -66,8 +66,8 @@ class Block:
         return commands
 
     def promised(self):
-        """The lines of errors and hints that the block shows."""
-        return [line.strip() for line in self.lines if line.strip().startswith(("error:", "hint:"))]
+        """The lines of errors, hints and warnings that the block shows."""
+        return [line.strip() for line in self.lines if line.strip().startswith(("error:", "hint:", "WARN "))]
 
 
 def blocks(path):
