@@ -142,7 +142,7 @@ const SHEETS: &[Sheet] = &[
 /// Name of the computer the command runs on.
 pub const CPU: &str = "cpu";
 
-/// Product rate of one CPU thread in FLOP/s, bf16 and f32: seen with libtorch on one core of the machine that README's
+/// Product rate of one CPU thread in FLOP/s, bf16 and f32: seen with libtorch on one core of the machine that docs/internals.md's
 /// figures are from (AMD EPYC, family 25 model 17, with AVX512-BF16). `--flops` says another.
 const CPU_RATES: [f64; 2] = [200e9, 95e9];
 

@@ -28,6 +28,7 @@ mod config;
 mod conflict;
 mod credits;
 mod damaged;
+mod docs;
 mod doubt;
 mod equivalence;
 mod experts;

@@ -48,7 +48,7 @@ fn a_rank_that_is_stopped_is_named_and_the_run_goes_on_to_the_same_bytes() {
         let code = job::wait(job, LIMIT);
         let told = said(&workspace, "stopped");
         all_are_over(&ranks, &told);
-        // MPI's own end is not watched (README, limits): a rank that is stopped there has done its work.
+        // MPI's own end is not watched (docs/faults.md): a rank that is stopped there has done its work.
         let is_done = code.is_none() && told.contains("saved run/step-6");
         if !stopped || code == Some(0) || is_done {
             late += 1;
