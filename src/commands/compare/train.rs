@@ -175,8 +175,10 @@ fn print_commands(training: &Training) -> Result<()> {
     let mut lines = Vec::new();
     let mut add = |run: Run| {
         if !run.finished() {
-            lines
-                .push(format!("haf-dist {}", run.arguments(training).iter().map(quoted).collect::<Vec<_>>().join(" ")));
+            lines.push(format!(
+                "haf-dist {}",
+                run.arguments(training).iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+            ));
         }
     };
     for variant in &training.variants {
@@ -195,10 +197,10 @@ fn print_commands(training: &Training) -> Result<()> {
     terminal::lines(lines)
 }
 
-fn quoted(word: &String) -> String {
+fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
-        word.clone()
+        word.to_owned()
     } else {
         format!("'{}'", word.replace('\'', "'\\''"))
     }
@@ -272,7 +274,7 @@ impl Progress {
             return Ok(());
         }
         let arguments = run.arguments(training);
-        let command = arguments.iter().map(quoted).collect::<Vec<_>>().join(" ");
+        let command = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let seconds = self.started.elapsed().as_secs();
         let left = match self.done_here {
             0 => "time left is known after the first".to_owned(),
