@@ -10,7 +10,8 @@ usage() {
 Usage: launch/test.sh [--yes]
 
 Runs launch/setup.sh without its build, then every check there is, and stops at the first that fails: format, clippy with
-warnings denied, all tests (those under mpirun too), documentation, and the scripts where shellcheck is installed.
+warnings denied, all tests (those under mpirun too), documentation, the commands of README and docs, and the scripts where
+shellcheck is installed.
 
   --yes   let the set-up install missing Debian packages without asking
   --help  this text
@@ -62,5 +63,6 @@ python=$DEPS/python/bin/python
 [[ -x $python ]] || python=python3
 check "$python" -m unittest discover --start-directory benches
 check "$python" -m unittest discover --start-directory launch
+check "$python" launch/test_docs.py
 check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 say "" "all checks passed in $SECONDS s"
