@@ -2,7 +2,9 @@
 //!
 //! Not here: what may be typed (`mod.rs`), and doing it (`commands/`).
 
-use super::{Arguments, Bench, Evaluating, Exporting, Planning, RunConfig, Scoring, TypedCommand, Verifying};
+use super::{
+    Arguments, Bench, Evaluating, Exporting, Initialising, Planning, RunConfig, Scoring, TypedCommand, Verifying,
+};
 use crate::config::Format;
 use crate::error::{Error, Result};
 use clap_complete::Shell;
@@ -27,6 +29,8 @@ pub enum Alone {
     Models(Option<PathBuf>),
     /// List the layouts of rows, or show one.
     Formats(Option<Format>),
+    /// Write a config.
+    Init(Initialising),
     /// Say whether a run would start.
     Check(Checking),
     /// Say what this machine has and lacks.
@@ -132,6 +136,7 @@ impl TryFrom<Arguments> for Request {
             TypedCommand::Check { run, json } => {
                 Self::Alone(Alone::Check(Checking { run, json, ranks: ranks.unwrap_or(1) }))
             }
+            TypedCommand::Init(asked) => Self::Alone(Alone::Init(asked)),
             TypedCommand::Doctor { json } => Self::Alone(Alone::Doctor { json }),
             TypedCommand::Completions { shell } => Self::Alone(Alone::Completions(shell)),
             TypedCommand::Train { run, resume, debug, allow_changed } => {
@@ -160,8 +165,8 @@ impl TryFrom<Arguments> for Request {
 
 fn nothing() -> Error {
     Error::input(
-        "nothing to do: expected --config FILE to train, or a command (train, eval, score, compare, prepare, bench, \
-         export, verify, plan, models, formats, check, doctor)",
+        "nothing to do: expected --config FILE to train, or a command (init, train, eval, score, compare, prepare, \
+         bench, export, verify, plan, models, formats, check, doctor)",
     )
-    .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")
+    .hint("haf-dist --help shows them with examples; haf-dist init --model FOLDER --train FILE writes a config")
 }

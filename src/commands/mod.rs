@@ -12,6 +12,7 @@ mod export;
 mod findings;
 mod formats;
 mod hub;
+mod init;
 mod models;
 mod plan;
 mod prepare;
@@ -52,6 +53,7 @@ pub fn alone(asked: &Alone) -> Result<()> {
         }
         Alone::Formats(format) => formats::run(*format),
         Alone::Check(checking) => check::run(checking),
+        Alone::Init(asked) => init::run(asked),
         Alone::Doctor { json } => doctor::run(*json),
         Alone::Completions(shell) => terminal::out(String::from_utf8_lossy(&cli::completions(*shell)).trim_end()),
     }
