@@ -46,6 +46,12 @@ fn batch(from: &mut Translation, draft: &mut Draft) -> usize {
     let accumulated = from.whole("gradient_accumulation_steps");
     let word = |said: &Option<Said<usize>>, name: &str| match said {
         Some(said) => format!("{} ({name}, line {})", said.value, said.line),
+        None if from.is_unread(name) => {
+            format!(
+                "{} ({name}, the default: the file's is not readable)",
+                if name.starts_with("per") { DEVICE_BATCH } else { 1 }
+            )
+        }
         None => format!("{} ({name}, the default)", if name.starts_with("per") { DEVICE_BATCH } else { 1 }),
     };
     let arithmetic = format!(
@@ -78,7 +84,7 @@ fn length(from: &mut Translation, draft: &mut Draft, pairs: Option<usize>, batch
     }
     let (count, place) = match epochs {
         Some(said) => (said.value, said.place),
-        None => (EPOCHS, format!("Not in {}: the default of {}.", from.file, from.name())),
+        None => (EPOCHS, from.default_of("num_train_epochs")),
     };
     if count >= 1.0 && count.fract() == 0.0 && count < 1e6 {
         draft.set("train.epochs", count as i64, place);
@@ -118,7 +124,7 @@ fn learning_rate(from: &mut Translation, draft: &mut Draft) {
             (Program::Trl, Trains::Policy) => 1e-6,
             (Program::Transformers | Program::LlamaFactory, _) => 5e-5,
         };
-        let why = format!("Not in {}: the default of {}; ours is 1e-5.", from.file, from.name());
+        let why = format!("{} Ours is 1e-5.", from.default_of("learning_rate"));
         draft.set("train.learning_rate", rate, why);
     }
     if !from.has("adam_epsilon") {
@@ -183,7 +189,7 @@ fn sequences(from: &mut Translation, draft: &mut Draft) {
     match (said, default) {
         (Some(said), _) => draft.set("data.max_length", said.value as i64, said.place),
         (None, Some(default)) if !unlimited => {
-            draft.set("data.max_length", default, format!("Not in {}: the default of {}.", from.file, from.name()));
+            draft.set("data.max_length", default, from.default_of(name));
         }
         _ => {}
     }
@@ -217,15 +223,19 @@ fn looks(from: &mut Translation, draft: &mut Draft, steps: &Steps, [strategy, nu
                 from.leave_said(&number, "has no meaning with \"epoch\"");
             }
         }
-        (Some("steps") | None, _, Some(number)) if number.value >= 1.0 => {
-            draft.set(key, number.value.min(1e15) as i64, number.place);
+        (Some("steps") | None, said, Some(number)) if number.value >= 1.0 => {
+            draft.set(key, number.value.min(1e15) as i64, both(said, &number));
         }
-        (Some("steps") | None, _, Some(number)) if number.value > 0.0 => match steps.all {
+        (Some("steps") | None, said, Some(number)) if number.value > 0.0 => match steps.all {
             Some(all) => {
                 let every = (number.value * all as f64).ceil() as i64;
-                draft.set(key, every, format!("{}; {} x {all} steps of the run.", number.place, number.value));
+                draft.set(key, every, format!("{}; {} x {all} steps of the run.", both(said, &number), number.value));
             }
-            None => from.leave_said(&number, &format!("how many steps the run has is not known here: set {key}")),
+            None => {
+                let why = format!("how many steps the run has is not known here: set {key}");
+                said.into_iter().for_each(|said| from.leave_said(said, &why));
+                from.leave_said(&number, &why);
+            }
         },
         (Some("steps"), Some(said), None) => {
             from.leave_said(said, &format!("without a number of steps: {key} is ours"))
@@ -239,4 +249,9 @@ fn looks(from: &mut Translation, draft: &mut Draft, steps: &Steps, [strategy, nu
             }
         }
     }
+}
+
+/// Where a strategy and its number were said.
+fn both(strategy: Option<&Said<String>>, number: &Said<f64>) -> String {
+    strategy.map(|said| format!("{}; ", said.place)).unwrap_or_default() + &number.place
 }

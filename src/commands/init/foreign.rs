@@ -1,12 +1,12 @@
 //! Another program's config as names with values: read from YAML or from a Python script, each with its line.
 //!
-//! Not here: the two languages (`yaml.rs`, `python.rs`), and what the names mean (`translate.rs`).
+//! Not here: the two languages (`yaml.rs`, `python/`), and what the names mean (`translate.rs`).
 
+use super::content::{Content, Item, Unread};
 use super::draft::quoted;
 use super::{python, yaml};
 use crate::error::{Error, Result};
 use crate::files;
-use serde_json::Value;
 use std::path::Path;
 
 /// The largest file that is read: configs and scripts are a hundredth of it.
@@ -14,49 +14,6 @@ const MOST_BYTES: u64 = 1 << 20;
 
 /// Most names with a value: TRL's configs know some 250.
 const MOST_ITEMS: usize = 10_000;
-
-/// Deepest nesting of lists, objects and brackets.
-pub const DEEPEST: usize = 64;
-
-/// A name with a value.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Item {
-    /// As a config file of TRL has it: `lora_r`, also for `LoraConfig(r=...)`.
-    pub name: String,
-    /// What it is set to.
-    pub value: Value,
-    /// Where, from 1.
-    pub line: usize,
-}
-
-impl Item {
-    /// `line 3: learning_rate = 1e-5`.
-    pub fn place(&self) -> String {
-        format!("line {}: {} = {}", self.line, quoted(&self.name), quoted(&self.value.to_string()))
-    }
-}
-
-/// Something that was not read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Unread {
-    /// Where, from 1.
-    pub line: usize,
-    /// As the file has it.
-    pub text: String,
-    /// Why.
-    pub why: &'static str,
-}
-
-/// What a file holds.
-#[derive(Debug, Default, PartialEq)]
-pub struct Content {
-    /// In the file's order.
-    pub items: Vec<Item>,
-    /// What was not read.
-    pub unread: Vec<Unread>,
-    /// Calls that were found, for a script.
-    pub calls: Vec<String>,
-}
 
 /// Whose config a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +91,7 @@ fn kind(mut content: Content, file: String) -> Result<Foreign> {
         {
             let earlier = items.remove(at);
             let text = format!("{} = {}", earlier.name, earlier.value);
-            content.unread.push(Unread { line: earlier.line, text, why: "a later line sets it again" });
+            content.unread.push(Unread { line: earlier.line, text, why: "a later line sets it again", name: None });
         }
         items.push(item);
     }

@@ -172,21 +172,21 @@ fn adapters(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Re
         [rslora.map(|said| from.leave_said(&said, why)), targets.map(|said| from.leave_said(&said, why))];
         return Ok(());
     }
-    let default = format!("Not in {}: the default of {}.", from.file, from.name());
     let in_yaml = from.program == Program::Trl && !from.calls.iter().any(|call| call == "LoraConfig");
-    let (rank, why) = rank.map_or((if in_yaml { 16 } else { 8 }, default.clone()), |said| (said.value, said.place));
+    let (rank, why) =
+        rank.map_or((if in_yaml { 16 } else { 8 }, from.default_of("lora_r")), |said| (said.value, said.place));
     draft.set("lora.rank", rank as i64, why);
     let usual = match from.program {
         Program::LlamaFactory => 2.0 * rank as f64,
         _ if in_yaml => 32.0,
         _ => 8.0,
     };
-    let (alpha, why) = alpha.map_or((usual, default.clone()), |said| (said.value, said.place));
+    let (alpha, why) = alpha.map_or((usual, from.default_of("lora_alpha")), |said| (said.value, said.place));
     draft.set("lora.alpha", alpha, why);
     if let Some(said) = rslora {
         draft.set("lora.use_rslora", said.value, said.place);
     }
-    let (targets, why) = projections(targets, &default, from.program, model)?;
+    let (targets, why) = projections(targets, &from.default_of(target), from.program, model)?;
     draft.set("lora.targets", targets, why);
     Ok(())
 }

@@ -2,6 +2,7 @@
 //!
 //! One process does it, without libtorch and MPI. Nothing is overwritten, and nothing is written that would not load.
 
+mod content;
 mod course;
 mod draft;
 mod foreign;

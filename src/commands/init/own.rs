@@ -66,7 +66,7 @@ fn cut(lengths: &[usize], length: usize) -> Option<String> {
     let looked = lengths.len();
     Some(match longer {
         0 => format!("Of the first {looked} pairs none is longer, the longest has {longest} tokens."),
-        longer => format!("Of the first {looked} pairs {longer} are longer, the longest has {longest} tokens."),
+        longer => format!("Longer, of the first {looked} pairs: {longer}; the longest has {longest} tokens."),
     })
 }
 

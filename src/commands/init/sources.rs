@@ -3,8 +3,9 @@
 //!
 //! Not here: whether they are there and what they hold (`look.rs`).
 
+use super::content::Item;
 use super::draft::quoted;
-use super::foreign::{Item, Program};
+use super::foreign::Program;
 use super::translate::{Said, Translation, as_number};
 use crate::config::{RowRange, Source};
 use crate::error::{Error, Result};
@@ -123,8 +124,9 @@ impl Translation {
             }
         }
         while let Some(item) = self.take("load_dataset") {
-            if let Value::Object(one) = &item.value {
-                self.one(one, &item, &mut splits)?;
+            match &item.value {
+                Value::Object(one) if one.contains_key("path") => self.one(one, &item, &mut splits)?,
+                _ => self.leave(&item, "what it loads is no literal: --train names it"),
             }
         }
         let name = self.text("dataset_name").filter(|name| {

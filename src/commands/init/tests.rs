@@ -98,7 +98,7 @@ fn what_has_no_counterpart_is_listed_with_its_line_and_a_reason() {
             "line 3: frobnicate = [1,2]: not a word that is known here: see whether it matters",
             "line 4: lora_r = 8: no adapters are asked for",
             "line 5: learning_rate = \"fast\": a later line sets it again",
-            "line 6: seed = null: no value: the default",
+            "line 6: seed = null: no value, so nothing is taken from it",
             "line 7: disable_dropout = true: there is no dropout here",
             "line 8: fp16 = true: there is no fp16 here",
             "learning_rate = 2e-6",
@@ -121,6 +121,8 @@ fn adapters_are_peft_s_by_their_own_defaults() {
             "line 6: template = \"llama3\":",
         ],
     );
+    let unreadable = course("a.py", "RewardConfig(learning_rate=LR, max_length=2**9)", 1, None);
+    assert_says(&unreadable, &["learning_rate in a.py is not readable", "max_length in a.py is not readable"]);
     let script = "RewardConfig(bf16=True)\nLoraConfig(r=2, target_modules=['q_proj'], task_type=TaskType.SEQ_CLS)";
     let text = course("a.py", script, 1, None);
     assert_says(

@@ -1,6 +1,6 @@
 //! Tokens of Python, as far as literals need them: names, numbers, texts and signs, without comments and line breaks.
 //!
-//! Not here: what they make together (`python.rs`).
+//! Not here: what they make together (`python/`).
 
 use crate::error::{Error, Result};
 

@@ -4,8 +4,9 @@
 //! Not here: words that are converted: model and data (`sources.rs`), the run's course (`course.rs`), losses, adapters and
 //! precision (`method.rs`).
 
+use super::content::Item;
 use super::draft::{Draft, quoted};
-use super::foreign::{Foreign, Item, Program, Trains};
+use super::foreign::{Foreign, Program, Trains};
 use super::words::{FAMILIES, Is, NOTHING, SAME, SO_HERE, UNKNOWN};
 use super::yaml;
 use serde_json::Value;
@@ -23,6 +24,8 @@ pub struct Translation {
     /// Calls that were found, for a script.
     pub calls: Vec<String>,
     items: Vec<Item>,
+    /// Names whose values could not be read.
+    unread: Vec<String>,
     /// By line: what is not taken over.
     left: Vec<(usize, String)>,
 }
@@ -46,7 +49,8 @@ impl Translation {
             .iter()
             .map(|unread| (unread.line, format!("line {}: {}: {}", unread.line, quoted(&unread.text), unread.why)));
         let left = left.collect();
-        Self { file, program, trains, processes, calls: content.calls, items: content.items, left }
+        let unread = content.unread.iter().filter_map(|unread| unread.name.clone()).collect();
+        Self { file, program, trains, processes, calls: content.calls, items: content.items, unread, left }
     }
 
     /// The name of the program.
@@ -55,6 +59,21 @@ impl Translation {
             Program::Trl => "TRL",
             Program::Transformers => "Transformers",
             Program::LlamaFactory => "LLaMA-Factory",
+        }
+    }
+
+    /// Whether a name is there with a value that could not be read.
+    pub fn is_unread(&self, name: &str) -> bool {
+        self.unread.iter().any(|unread| unread == name)
+    }
+
+    /// Why a name has that program's default.
+    pub fn default_of(&self, name: &str) -> String {
+        match self.is_unread(name) {
+            true => {
+                format!("{name} in {} is not readable, see the end: this is the default of {}.", self.file, self.name())
+            }
+            false => format!("Not in {}: the default of {}.", self.file, self.name()),
         }
     }
 
@@ -93,7 +112,7 @@ impl Translation {
         let at = self.items.iter().position(|item| item.name == name)?;
         let item = self.items.remove(at);
         if item.value.is_null() {
-            self.leave(&item, "no value: the default");
+            self.leave(&item, "no value, so nothing is taken from it");
             return None;
         }
         Some(item)
@@ -161,7 +180,7 @@ impl Translation {
             let family = || FAMILIES.iter().find(|(start, _)| item.name.starts_with(start));
             let nothing = NOTHING.iter().find(|(word, _)| *word == item.name).or_else(family);
             let why = match (so, nothing) {
-                _ if item.value.is_null() => "no value: the default",
+                _ if item.value.is_null() => "no value, so nothing is taken from it",
                 (Some((.., why)), _) | (None, Some((_, why))) => why,
                 (None, None) => UNKNOWN,
             };

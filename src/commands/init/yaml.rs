@@ -2,7 +2,7 @@
 //!
 //! Plain scalars are read as PyYAML does, with `yes`, `off` and `1_000`. Not here: what the names mean (`translate.rs`).
 
-use super::foreign::{Content, DEEPEST, Item, Unread};
+use super::content::{Content, DEEPEST, Item, Unread};
 use crate::error::{Error, Result};
 use crate::panics::contain;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
@@ -103,7 +103,7 @@ impl<'t> Reader<'t> {
             }
             Event::Alias(_) => {
                 let why = "an alias (*name) is not followed";
-                self.content.unread.push(Unread { line, text: "an alias".to_owned(), why });
+                self.content.unread.push(Unread { line, text: "an alias".to_owned(), why, name: None });
                 Ok(Value::Null)
             }
             _ => Err(Error::input(format!("line {line}: expected a value"))),

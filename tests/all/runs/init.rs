@@ -54,9 +54,10 @@ fn what_is_missing_is_asked_for() {
         (&["--model", "nowhere", "--train", "plain.jsonl"], "nowhere", "hint"),
         (&["--model", "model", "--train", "nothing.jsonl"], "nothing.jsonl", "hint"),
     ] {
-        let outcome = init(&workspace, arguments);
+        let outcome = init(&workspace, &[arguments, &["--out", "out.toml"]].concat());
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(missing) && outcome.stderr.contains(hint), "{}", outcome.stderr);
+        assert!(!workspace.path("out.toml").exists());
     }
 }
 
@@ -85,6 +86,12 @@ gradient_accumulation_steps: 2
 num_train_epochs: 2
 max_length: 60
 warmup_ratio: 0.25
+eval_strategy: steps
+eval_steps: 0.5
+save_strategy: epoch
+lr_scheduler_type: cosine
+seed: 3
+data_seed: 4
 bf16: true
 use_peft: true
 lora_r: 4

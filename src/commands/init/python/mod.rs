@@ -3,18 +3,17 @@
 //! What an argument is that is no literal is not guessed: it is listed. Not here: tokens (`tokens.rs`), and what the names
 //! mean (`translate.rs`).
 
+use super::content::{Content, DEEPEST, Item, Unread};
 use super::draft::quoted;
-use super::foreign::{Content, DEEPEST, Item, Unread};
 use super::tokens::{Kind, Token, tokens};
 use super::yaml;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
 /// Calls whose arguments are read.
-const CALLS: [&str; 11] = [
+const CALLS: [&str; 10] = [
     "RewardConfig",
     "DPOConfig",
-    "CPOConfig",
     "TrainingArguments",
     "LoraConfig",
     "ModelConfig",
@@ -115,12 +114,12 @@ impl Call<'_> {
                 places += 1;
                 self.by_place(places).map(str::to_owned)
             });
-            match (name, literal(value)) {
+            match (&name, literal(value)) {
                 (Some(name), Some(value)) if self.name == "load_dataset" => {
-                    named.insert(name, value);
+                    named.insert(name.clone(), value);
                 }
                 (Some(name), Some(value)) => {
-                    content.items.push(Item { name: self.common(&name), value, line });
+                    content.items.push(Item { name: self.common(name), value, line });
                 }
                 _ => {
                     let text = format!("{}({})", self.name, quoted(self.source(argument)));
@@ -129,7 +128,8 @@ impl Call<'_> {
                     } else {
                         NOT_LITERAL
                     };
-                    content.unread.push(Unread { line, text, why });
+                    let name = name.map(|name| self.common(&name));
+                    content.unread.push(Unread { line, text, why, name });
                 }
             }
         }
@@ -146,8 +146,7 @@ impl Call<'_> {
             ("load_dataset", 1) => Some("path"),
             ("load_dataset", 2) => Some("name"),
             ("RewardTrainer" | "DPOTrainer", 1) => Some("model"),
-            ("RewardConfig" | "DPOConfig" | "CPOConfig" | "TrainingArguments", 1) => Some("output_dir"),
-            ("LoraConfig", 1) => None,
+            ("RewardConfig" | "DPOConfig" | "TrainingArguments", 1) => Some("output_dir"),
             _ => None,
         }
     }
@@ -284,5 +283,4 @@ fn number(text: &str) -> Option<Value> {
 }
 
 #[cfg(test)]
-#[path = "python_tests.rs"]
 mod tests;
