@@ -121,7 +121,7 @@ fn adapters_are_peft_s_by_their_own_defaults() {
             "line 6: template = \"llama3\":",
         ],
     );
-    let unreadable = course("a.py", "RewardConfig(learning_rate=LR, max_length=2**9)", 1, None);
+    let unreadable = course("a.py", "RewardConfig(bf16=True, learning_rate=LR, max_length=2**9)", 1, None);
     assert_says(&unreadable, &["learning_rate in a.py is not readable", "max_length in a.py is not readable"]);
     let script = "RewardConfig(bf16=True)\nLoraConfig(r=2, target_modules=['q_proj'], task_type=TaskType.SEQ_CLS)";
     let text = course("a.py", script, 1, None);
