@@ -3,6 +3,7 @@
 /// Below the options of `haf-dist`.
 pub const TRAINING: &str = "\
 Examples:
+  haf-dist init --model models/my-model --train my.jsonl  write a config to begin with
   mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
   haf-dist safety.toml --ranks 2                          the same on two, started without mpirun
   haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
@@ -29,6 +30,16 @@ pub const TRAIN: &str = "\
 Examples:
   haf-dist train safety.toml train.steps=100
   haf-dist train safety.toml --ranks 4 --resume";
+
+/// Below the options of `haf-dist init`.
+pub const INIT: &str = "\
+Examples:
+  haf-dist init --model models/SmolLM2-135M-Instruct --train train.jsonl --dev dev.jsonl --out safety.toml
+  haf-dist init --from trl_reward.yaml --processes 8        TRL's YAML config, on 8 processes
+  haf-dist init --from train_rm.py --train train.jsonl      the literal arguments of a script; it is not run
+  haf-dist init --from llama3_rm.yaml --out -               LLaMA-Factory's, to standard output
+
+Of weights the headers are read, of data all rows up to 256 MB. Each key says why it has its value.";
 
 /// Below the options of `haf-dist check`.
 pub const CHECK: &str = "\

@@ -6,6 +6,7 @@ mod comparing;
 mod costs;
 mod evaluating;
 mod examples;
+mod initialising;
 pub mod outcome;
 mod request;
 mod run_config;
@@ -15,6 +16,7 @@ mod verifying;
 pub use comparing::{Compared, Comparing, Training, VariantSettings};
 pub use costs::{Bench, Model, Planning};
 pub use evaluating::Evaluating;
+pub use initialising::Initialising;
 
 use crate::config::{Dtype, Format, RewardAt, TemplateKind};
 use crate::logging::{Colour, Detail, Showing};
@@ -131,6 +133,9 @@ pub const LONG_VERSION: &str = concat!(
 
 #[derive(Debug, Subcommand)]
 enum TypedCommand {
+    /// Write a commented config from what a model and data are, or from TRL's or LLaMA-Factory's
+    #[command(after_help = examples::INIT)]
+    Init(Initialising),
     /// Train, as `--config` without a command does
     #[command(after_help = examples::TRAIN)]
     Train {

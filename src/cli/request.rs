@@ -3,7 +3,8 @@
 //! Not here: what may be typed (`mod.rs`), and doing it (`commands/`).
 
 use super::{
-    Arguments, Bench, Comparing, Evaluating, Exporting, Planning, RunConfig, Scoring, TypedCommand, Verifying,
+    Arguments, Bench, Comparing, Evaluating, Exporting, Initialising, Planning, RunConfig, Scoring, TypedCommand,
+    Verifying,
 };
 use crate::config::Format;
 use crate::error::{Error, Result};
@@ -39,6 +40,8 @@ pub enum Alone {
         /// JSON instead of lines.
         json: bool,
     },
+    /// Write a config.
+    Init(Initialising),
     /// Say whether a run would start.
     Check(Checking),
     /// Say what this machine has and lacks.
@@ -137,6 +140,7 @@ impl TryFrom<Arguments> for Request {
             TypedCommand::Check { run, json } => {
                 Self::Alone(Alone::Check(Checking { run, json, ranks: ranks.unwrap_or(1) }))
             }
+            TypedCommand::Init(asked) => Self::Alone(Alone::Init(asked)),
             TypedCommand::Doctor { json } => Self::Alone(Alone::Doctor { json }),
             TypedCommand::Completions { shell } => Self::Alone(Alone::Completions(shell)),
             TypedCommand::Train { run, resume, debug, allow_changed } => {

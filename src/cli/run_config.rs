@@ -75,7 +75,7 @@ impl RunConfig {
             (None, Some(first)) => PathBuf::from(first),
             (None, None) => {
                 return Err(Error::input("no config: expected the path of a TOML file")
-                    .hint("configs/reference.toml is a config to copy"));
+                    .hint("haf-dist init writes one; configs/reference.toml shows every key"));
             }
         };
         if let Some(word) = rest.iter().find(|word| !word.contains('=')) {
@@ -90,7 +90,7 @@ impl RunConfig {
 fn nothing() -> Error {
     let commands = super::command_names().join(", ");
     Error::input(format!("nothing to do: expected a config file to train with, or a command ({commands})"))
-        .hint("haf-dist --help shows them with examples; configs/reference.toml is a config to copy")
+        .hint("haf-dist --help shows them with examples; haf-dist init --model FOLDER --train FILE writes a config")
 }
 
 /// The command most like a mistyped word, if any is alike.

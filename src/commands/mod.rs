@@ -12,6 +12,7 @@ mod export;
 mod findings;
 mod formats;
 mod hub;
+mod init;
 mod models;
 mod plan;
 mod prepare;
@@ -53,6 +54,7 @@ pub fn alone(asked: &Alone) -> Result<()> {
         Alone::Formats { format, json } => formats::run(*format, *json),
         Alone::Check(checking) => check::run(checking),
         Alone::Compare(comparing) => compare::run(comparing),
+        Alone::Init(asked) => init::run(asked),
         Alone::Doctor { json } => doctor::run(*json),
         Alone::Completions(shell) => terminal::out(String::from_utf8_lossy(&cli::completions(*shell)).trim_end()),
     }

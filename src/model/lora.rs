@@ -155,6 +155,18 @@ pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, Str
     all.filter(|(place, _)| !of_experts(*place)).filter_map(matrix).collect()
 }
 
+/// The last names of all projections that may have an adapter, each once: PEFT's "all-linear".
+pub fn all_targets(architecture: &Architecture) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for (_, module, _) in projections(architecture, 0) {
+        let name = last_name(&module).to_owned();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 /// The adapters of one block, for one pass over it.
 pub struct Adapter<'a> {
     lora: &'a Lora,

@@ -9,7 +9,7 @@ mod tables;
 use crate::cli::Planning;
 use crate::config::{Config, Dtype};
 use crate::error::{Error, Result};
-use crate::machine;
+use crate::machine::{self, look};
 use crate::model::architecture::Architecture;
 use crate::plan::Job;
 use crate::plan::hardware::{self, Hardware};
@@ -155,6 +155,49 @@ pub fn memory_here(config: &Config, architecture: &Architecture, ranks: usize) -
     let longest = lengths::longest(config);
     let memory = Memory::of(&job, &longest, true);
     Ok((memory.needed(&job, ranks) as f64, hardware.usable_memory()))
+}
+
+/// What a rank needs here and may fill, in bytes, and of what.
+pub struct Room {
+    /// At the worst moment.
+    pub needed: f64,
+    /// What a rank may fill.
+    pub usable: f64,
+    /// A GPU's name, or "this computer".
+    device: String,
+}
+
+impl Room {
+    /// `a rank needs 1.2 GB and may fill 7.6 GB of this computer`.
+    pub fn described(&self) -> String {
+        let Self { needed, usable, device } = self;
+        format!("a rank needs {:.1} GB and may fill {:.1} GB of {device}", needed / 1e9, usable / 1e9)
+    }
+}
+
+/// As [`memory_here`] for one rank, on the first GPU where there is one; none where the machine does not say what it has.
+///
+/// # Errors
+/// An adapter that the model has no place for.
+pub fn room_here(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
+    let Some(cards) = look::gpus() else {
+        let kind = kind_here(config);
+        // Asked first for its errors, which those of the system must not hide.
+        Job::new(config, architecture.clone(), kind)?;
+        let room = memory_here(config, architecture, 1).ok();
+        return Ok(room.map(|(needed, usable)| Room { needed, usable, device: "this computer".to_owned() }));
+    };
+    let kind = if config.model.dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
+    let job = Job::new(config, architecture.clone(), kind)?;
+    let needed = Memory::of(&job, &lengths::longest(config), false).needed(&job, 1) as f64;
+    // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
+    let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
+    let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+    let mebibytes = memory.strip_suffix(" MiB").and_then(|number| number.parse::<f64>().ok());
+    Ok(mebibytes.map(|mebibytes| {
+        let usable = mebibytes * (1 << 20) as f64 * (1.0 - hardware::RESERVE);
+        Room { needed, usable, device: name.to_owned() }
+    }))
 }
 
 /// The precision that `model.dtype` means on this processor.

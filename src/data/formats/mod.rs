@@ -19,6 +19,7 @@ pub use layouts::LAYOUTS;
 pub use reader::{first, read, stream};
 pub use scorable::{Scorable, read_for_scoring};
 
+use crate::config::Format;
 use crate::data::Pair;
 use crate::error::Error;
 use std::collections::BTreeMap;
@@ -39,6 +40,8 @@ pub struct SourceRows {
     pub unused: BTreeMap<String, usize>,
     /// The error of the first odd row that would have been taken.
     pub first_odd: Option<Error>,
+    /// The layout that the source names, or that its rows showed.
+    pub format: Option<Format>,
 }
 
 /// Why a pair is not used.

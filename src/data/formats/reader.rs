@@ -233,6 +233,7 @@ impl<'s> Reader<'s> {
     fn finish(mut self) -> Result<SourceRows> {
         if let Some(layout) = self.layout {
             self.join(layout)?;
+            self.read.format = Some(layout.format);
         }
         if let Some(key) = self.columns_left.first() {
             return Err(no_row_has(&self.source.path, key, &self.source.columns));

@@ -12,6 +12,7 @@ mod experts;
 mod export;
 mod foreign;
 mod hub;
+mod init;
 mod lora;
 mod models;
 mod ranks;

@@ -1,0 +1,129 @@
+//! Another program's config as names with values: read from YAML or from a Python script, each with its line.
+//!
+//! Not here: the two languages (`yaml.rs`, `python/`), and what the names mean (`translate.rs`).
+
+use super::content::{Content, Item, Unread};
+use super::draft::quoted;
+use super::{python, yaml};
+use crate::error::{Error, Result};
+use crate::files;
+use std::path::Path;
+
+/// The largest file that is read: configs and scripts are a hundredth of it.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// Most names with a value: TRL's configs know some 250.
+const MOST_ITEMS: usize = 10_000;
+
+/// Whose config a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// TRL.
+    Trl,
+    /// Transformers' own arguments alone.
+    Transformers,
+    /// LLaMA-Factory.
+    LlamaFactory,
+}
+
+/// What it trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trains {
+    /// A reward model.
+    Reward,
+    /// A policy, with a preference loss.
+    Policy,
+}
+
+/// Another program's config.
+#[derive(Debug)]
+pub struct Foreign {
+    /// The file's name.
+    pub file: String,
+    /// Whose it is.
+    pub program: Program,
+    /// What it trains.
+    pub trains: Trains,
+    /// Why it is taken to train that.
+    pub told_by: String,
+    /// What it says.
+    pub content: Content,
+}
+
+/// Reads a file.
+///
+/// # Errors
+/// A missing, large or broken file, one that says nothing of a training, or one of a training of another kind.
+pub fn read(path: &Path) -> Result<Foreign> {
+    let bytes = files::read_within(path, MOST_BYTES)?;
+    let shown = path.display();
+    let text = String::from_utf8(bytes).map_err(|_| {
+        Error::input(format!("{shown}: not a text in UTF-8")).hint("expected a YAML config or a Python script")
+    })?;
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let content = match ending {
+        "yaml" | "yml" | "json" => yaml::read(&text),
+        "py" => python::read(&text),
+        _ => {
+            return Err(Error::input(format!("{shown}: expected a file that ends with .yaml, .yml, .json or .py"))
+                .hint("--from reads configs of TRL and LLaMA-Factory, and scripts that use TRL"));
+        }
+    };
+    let content = content.map_err(|error| error.at(format_args!("{shown}")))?;
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    kind(content, file).map_err(|error| error.at(format_args!("{shown}")))
+}
+
+/// Finds out whose config it is, and keeps the last of several values of a name, as those programs do.
+fn kind(mut content: Content, file: String) -> Result<Foreign> {
+    if content.items.is_empty() {
+        return Err(Error::input("says nothing of a training")
+            .hint("expected keys such as model_name_or_path, or a call such as RewardConfig(...)"));
+    }
+    if content.items.len() > MOST_ITEMS {
+        return Err(Error::input(format!("more than {MOST_ITEMS} keys: no config has so many")));
+    }
+    let mut items: Vec<Item> = Vec::new();
+    for item in std::mem::take(&mut content.items) {
+        // Each call of load_dataset is one of several.
+        if item.name != "load_dataset"
+            && let Some(at) = items.iter().position(|earlier| earlier.name == item.name)
+        {
+            let earlier = items.remove(at);
+            let text = format!("{} = {}", earlier.name, earlier.value);
+            content.unread.push(Unread { line: earlier.line, text, why: "a later line sets it again", name: None });
+        }
+        items.push(item);
+    }
+    content.items = items;
+    let text = |name: &str| {
+        content.items.iter().find(|item| item.name == name).and_then(|item| Some((item.value.as_str()?, item.line)))
+    };
+    let has = |name: &str| content.items.iter().any(|item| item.name == name);
+    let called = |name: &str| content.calls.iter().any(|call| call == name);
+    let factory = ["stage", "finetuning_type", "cutoff_len"].iter().any(|name| has(name));
+    let (program, trains, told_by) = if factory {
+        let trains = match text("stage") {
+            Some(("rm", _)) => Trains::Reward,
+            Some(("dpo", _)) => Trains::Policy,
+            stage => {
+                let stage =
+                    stage.map_or("no stage".to_owned(), |(stage, line)| format!("stage: {stage} (line {line})"));
+                return Err(Error::input(format!("{} is no training on preferences", quoted(&stage)))
+                    .hint("expected stage: rm or stage: dpo"));
+            }
+        };
+        (Program::LlamaFactory, trains, "its stage".to_owned())
+    } else if called("RewardConfig") || called("RewardTrainer") || has("center_rewards_coefficient") {
+        (Program::Trl, Trains::Reward, "RewardConfig's keys".to_owned())
+    } else if let Some(sign) = ["loss_type", "beta", "precompute_ref_log_probs"].iter().find(|name| has(name)) {
+        (Program::Trl, Trains::Policy, format!("{sign}, a key of DPOConfig"))
+    } else if called("DPOConfig") || called("DPOTrainer") {
+        (Program::Trl, Trains::Policy, "DPOConfig".to_owned())
+    } else if called("TrainingArguments") {
+        (Program::Transformers, Trains::Reward, "nothing of DPO".to_owned())
+    } else {
+        (Program::Trl, Trains::Reward, "no key of DPOConfig alone".to_owned())
+    };
+    Ok(Foreign { file, program, trains, told_by, content })
+}

@@ -1,0 +1,242 @@
+//! What a model and files of pairs are, as far as a config depends on it. Nothing is written, and no weight is read.
+//!
+//! Not here: what follows for the config (`own.rs`).
+
+use crate::commands::{hub, models};
+use crate::config::{Format, Source, TemplateKind, Truncation};
+use crate::data::formats::{self, DropReason};
+use crate::data::template::Template;
+use crate::data::tokenize::{Encoded, Encoder, Rules};
+use crate::data::{self, Pair, Prompt};
+use crate::error::{Error, Result};
+use crate::model::adapter::Origin;
+use crate::model::architecture::Architecture;
+use crate::model::layout::Part;
+use crate::model::peft::PeftConfig;
+use crate::model::weight_files::WeightFiles;
+use clap::ValueEnum;
+use std::path::{Path, PathBuf};
+
+/// Pairs of each file that are tokenised.
+const LOOKED_AT: usize = 512;
+
+/// Larger files are not read to their end: of them the first pairs are looked at.
+const MOST_BYTES: u64 = 256 << 20;
+
+/// A length that no sequence has.
+const ENDLESS: usize = 1 << 24;
+
+/// A model.
+pub struct ModelFacts {
+    /// What it is; of a model on the hub, or an adapter's base, where it could be seen.
+    pub architecture: Option<Architecture>,
+    /// Where its tokenizer is, of a model that is here.
+    pub tokenizer: Option<PathBuf>,
+    /// Whether it has a chat template; for a model on the hub it is supposed.
+    pub chat: bool,
+    /// Whether it has a language-model head: without one no policy loss can be trained.
+    pub language_model_head: bool,
+    /// Its adapter's config and its projections, where the folder is an adapter.
+    pub adapter: Option<(PeftConfig, Vec<String>)>,
+    /// All that in a sentence each.
+    pub about: Vec<String>,
+}
+
+/// Looks at a model.
+///
+/// # Errors
+/// A folder that would not load.
+pub fn model(path: &Path) -> Result<ModelFacts> {
+    if hub::is_on_hub(path) {
+        return Ok(on_hub(path));
+    }
+    let origin = Origin::of(path, None)?;
+    if let Some(error) = models::refused(&origin.base) {
+        return Err(error);
+    }
+    let architecture = Architecture::open(&origin.base)?;
+    let files = WeightFiles::of_model(&origin.base, &architecture)?;
+    let language_model_head = architecture.tied || files.has(&format!("{}.weight", architecture.names.head[0]));
+    let chat = Template::open(TemplateKind::Chat, origin.tokenizer()).is_ok();
+    let mut about = vec![described(&architecture)];
+    about.push(match chat {
+        true => "It has a chat template: an instruct model.".to_owned(),
+        false => "It has no chat template: a base model.".to_owned(),
+    });
+    if files.names().any(|name| files.is_head(name)) {
+        about.push("It is a reward model already: training goes on from its head.".to_owned());
+    }
+    if !language_model_head {
+        about.push("It has no language-model head: a policy loss cannot be trained.".to_owned());
+    }
+    let adapter = match &origin.adapter {
+        Some(folder) => {
+            about.push(format!("The folder is an adapter beside {}: its training goes on.", origin.base.display()));
+            Some((PeftConfig::open(folder)?, adapted(folder)?))
+        }
+        None => None,
+    };
+    let tokenizer = Some(origin.tokenizer().to_path_buf());
+    Ok(ModelFacts { architecture: Some(architecture), tokenizer, chat, language_model_head, adapter, about })
+}
+
+fn on_hub(path: &Path) -> ModelFacts {
+    let architecture = hub::fetch_config_alone(path).and_then(|folder| Architecture::open(&folder));
+    let mut about = match &architecture {
+        Ok(architecture) => vec![described(architecture)],
+        Err(error) => vec![format!("It could not be looked at: {}", error.message)],
+    };
+    about.push("Of a model on the hub the tokenizer and the chat template are looked at when it is here.".to_owned());
+    let architecture = architecture.ok();
+    ModelFacts { architecture, tokenizer: None, chat: true, language_model_head: true, adapter: None, about }
+}
+
+fn described(architecture: &Architecture) -> String {
+    let declared = Part::all(architecture).into_iter().flat_map(|part| part.parameters(architecture));
+    let count: i64 = declared.map(|one| one.shape.iter().product::<i64>()).sum();
+    let head = if architecture.tied { "the embedding is its head too" } else { "a head of its own" };
+    let Architecture { names, max_positions, .. } = architecture;
+    let causal = names.reward_model.replace("ForSequenceClassification", "");
+    format!("A {causal} model: {} parameters, {head}, made for {max_positions} tokens.", short(count as f64))
+}
+
+/// `134M`.
+fn short(count: f64) -> String {
+    match count {
+        count if count >= 1e9 => format!("{:.1}B", count / 1e9),
+        count if count >= 1e6 => format!("{:.0}M", count / 1e6),
+        count => format!("{count:.0}"),
+    }
+}
+
+/// The projections that an adapter's file names.
+fn adapted(folder: &Path) -> Result<Vec<String>> {
+    let path = folder.join("adapter_config.json");
+    let text = crate::files::read_within(&path, 1 << 20)?;
+    let config: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("write it with PEFT"))?;
+    let names = config.get("target_modules").and_then(serde_json::Value::as_array);
+    let names = names.map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
+    names.ok_or_else(|| {
+        Error::input(format!("{}: target_modules is no list of names", path.display()))
+            .hint("write the config by hand: configs/reference.toml shows [lora]")
+    })
+}
+
+/// A file of pairs.
+pub struct DataFacts {
+    /// Pairs that can be used; none where not all were read.
+    pub pairs: Option<usize>,
+    /// The layout of its rows.
+    pub format: Option<Format>,
+    /// The first pairs.
+    pub first: Vec<Pair>,
+    /// All that in a sentence each.
+    pub about: Vec<String>,
+}
+
+/// Looks at a source; at all of its rows where the file is not large.
+///
+/// # Errors
+/// A missing, broken or empty file, or one of no known layout.
+pub fn data(source: &Source) -> Result<DataFacts> {
+    if hub::is_on_hub(&source.path) {
+        let about = vec!["On the hub: it is fetched and looked at when training starts.".to_owned()];
+        return Ok(DataFacts { pairs: None, format: None, first: Vec::new(), about });
+    }
+    let whole = std::fs::metadata(&source.path).is_ok_and(|file| file.len() <= MOST_BYTES);
+    let mut counted = Counted::default();
+    let mut first = Vec::new();
+    let read = formats::stream(source, &mut |pair| {
+        counted.count(&pair);
+        if first.len() < LOOKED_AT {
+            first.push(pair);
+            return Ok(());
+        }
+        if whole { Ok(()) } else { Err(Error::input("enough")) }
+    });
+    let stopped = !whole && first.len() == LOOKED_AT && counted.pairs > LOOKED_AT;
+    let read = if stopped { formats::SourceRows::default() } else { read? };
+    if counted.pairs == 0 {
+        return Err(Error::input(format!("{}: no row makes a pair", source.path.display()))
+            .hint("haf-dist formats shows the layouts that are read"));
+    }
+    let mut about = vec![rows(&read, stopped, counted.pairs)];
+    about.push(format!("Keys: {}. {}", keys(source, &read).join(", "), counted.described()));
+    if !read.dropped.is_empty() {
+        let ties = read.dropped.get(&DropReason::Tie).is_some();
+        let reasons: Vec<String> = read.dropped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let hint = if ties { " (ties = \"half\" would train on ties)" } else { "" };
+        about.push(format!("Left out: {}{hint}.", reasons.join(", ")));
+    }
+    let pairs = (!stopped).then_some(counted.pairs);
+    Ok(DataFacts { pairs, format: read.format, first, about })
+}
+
+fn rows(read: &formats::SourceRows, stopped: bool, pairs: usize) -> String {
+    let name = read.format.and_then(|format| Some(format.to_possible_value()?.get_name().to_owned()));
+    match (stopped, name) {
+        (false, Some(name)) => format!("Format \"{name}\": {} rows make {pairs} pairs.", read.rows),
+        _ => format!("A large file: the first {LOOKED_AT} pairs were looked at."),
+    }
+}
+
+/// Keys of the first row that are used.
+fn keys(source: &Source, read: &formats::SourceRows) -> Vec<String> {
+    let mut keys = Vec::new();
+    // It was read before; the error is that of stopping.
+    let _ = data::objects(&source.path, source.max_row_bytes, |row| {
+        keys = row.keys().filter(|key| !read.unused.contains_key(*key)).cloned().collect();
+        Err(Error::input("enough"))
+    });
+    keys.truncate(12);
+    keys.iter().map(|key| super::draft::quoted(key)).collect()
+}
+
+/// What pairs have in common.
+#[derive(Default)]
+struct Counted {
+    pairs: usize,
+    several_turns: usize,
+    margins: usize,
+    ties: usize,
+}
+
+impl Counted {
+    fn count(&mut self, pair: &Pair) {
+        let turns = match &pair.prompt {
+            Prompt::Text(_) => 1,
+            Prompt::Messages(messages) => messages.iter().filter(|message| message.role == "user").count(),
+        };
+        self.pairs += 1;
+        self.several_turns += usize::from(turns > 1);
+        self.margins += usize::from(pair.margin.is_some());
+        self.ties += usize::from(pair.tied);
+    }
+
+    fn described(&self) -> String {
+        let of = |count: usize| match count {
+            0 => "none".to_owned(),
+            count if count == self.pairs => "all".to_owned(),
+            count => count.to_string(),
+        };
+        format!("Of the pairs {} have several turns, {} a margin.", of(self.several_turns), of(self.margins))
+    }
+}
+
+/// Lengths of the first pairs in tokens, the longer sequence of each; nothing where the tokenizer is not here.
+///
+/// # Errors
+/// A broken tokenizer or template, or a text that it cannot take.
+pub fn lengths(model: &ModelFacts, template: TemplateKind, data: &[DataFacts]) -> Result<Vec<usize>> {
+    let (Some(folder), Some(architecture)) = (&model.tokenizer, &model.architecture) else { return Ok(Vec::new()) };
+    let rules = Rules::new(template, ENDLESS, ENDLESS / 2, Truncation::Cut);
+    let encoder = Encoder::open(folder, rules, architecture.vocabulary)?;
+    let mut lengths = Vec::new();
+    for pair in data.iter().flat_map(|one| &one.first) {
+        if let Encoded::Kept(pair) = encoder.encode(pair)? {
+            lengths.push(pair.prefix + pair.chosen.max(pair.rejected));
+        }
+    }
+    Ok(lengths)
+}

@@ -1,0 +1,234 @@
+//! Losses, precision and adapters in another program's words.
+//!
+//! Not here: words that mean the same (`words.rs`).
+
+use super::draft::{Draft, quoted};
+use super::foreign::{Program, Trains};
+use super::look::ModelFacts;
+use super::translate::{Said, Translation};
+use crate::error::{Error, Result};
+use crate::model::lora;
+
+/// Translates all that.
+///
+/// # Errors
+/// A policy of a model without a language-model head; adapters whose projections cannot be told.
+pub fn translate(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Result<()> {
+    if from.trains == Trains::Policy && !model.language_model_head {
+        return Err(Error::input(format!("{} trains a policy, but the model has no language-model head", from.file))
+            .hint("name a causal language model with --model"));
+    }
+    losses(from, draft);
+    precision(from, draft);
+    template(from);
+    adapters(from, draft, model)
+}
+
+fn losses(from: &mut Translation, draft: &mut Draft) {
+    match from.trains {
+        Trains::Reward => {
+            let why = format!(
+                "{} trains Bradley-Terry alone here. \"hybrid\", the default, would add the policy loss of the HaF-RM paper.",
+                from.name()
+            );
+            draft.set("loss.objective", "reward", why);
+            if let Some(said) = from.number("center_rewards_coefficient") {
+                draft.set("loss.centering", said.value, said.place);
+            }
+        }
+        Trains::Policy => {
+            let why =
+                "As there: no reward head is trained. \"hybrid\", the default, would train one beside the policy loss.";
+            draft.set("loss.objective", "policy", why);
+            policy(from, draft);
+        }
+    }
+}
+
+/// The policy loss and its settings.
+fn policy(from: &mut Translation, draft: &mut Draft) {
+    let kind = from.texts("loss_type").or_else(|| from.texts("pref_loss"));
+    let mut dpo = true;
+    if let Some(kind) = kind {
+        let ours = match kind.value.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["sigmoid"] => Some("dpo"),
+            ["hinge"] => Some("hinge"),
+            ["ipo"] => Some("ipo"),
+            ["simpo"] => Some("simpo"),
+            ["sft"] => Some("sft"),
+            _ => None,
+        };
+        dpo = ours.is_none_or(|ours| ours == "dpo");
+        match ours {
+            Some(ours) => draft.set("loss.policy", ours, kind.place),
+            None => from.leave_said(&kind, "loss.policy is dpo, hinge, ipo, simpo or sft: dpo, the default, stays"),
+        }
+        if let Some(ours @ ("ipo" | "sft")) = ours {
+            from.leave_note(format!(
+                "loss.policy = \"{ours}\" takes summed log-probs here, and means over an answer's tokens there"
+            ));
+        }
+    }
+    for word in ["beta", "pref_beta"] {
+        if let Some(said) = from.number(word) {
+            draft.set("loss.beta", said.value, said.place);
+        }
+    }
+    if let Some(said) = from.number("simpo_gamma") {
+        match draft.get("loss.policy").and_then(toml::Value::as_str) == Some("simpo") {
+            true => draft.set("loss.simpo_gamma", said.value, said.place),
+            false => from.leave_said(&said, "counts with simpo only"),
+        }
+    }
+    if let Some(said) = from.number("dpo_label_smoothing") {
+        match dpo {
+            true => draft.set("loss.label_smoothing", said.value, said.place),
+            false => from.leave_said(&said, "counts with dpo only"),
+        }
+    }
+    if let Some(said) = from.number("label_smoothing") {
+        let why = "has no effect there with this loss; here loss.label_smoothing would have one";
+        from.leave_said(&said, why);
+    }
+}
+
+fn precision(from: &mut Translation, draft: &mut Draft) {
+    for word in ["bf16", "pure_bf16"] {
+        let Some(said) = from.truth(word) else { continue };
+        match (said.value, word) {
+            (true, _) => {
+                let place = format!("{}; masters and moments are f32 in any case.", said.place);
+                draft.set("model.dtype", "bf16", place);
+            }
+            (false, "bf16") => draft.set("model.dtype", "f32", said.place),
+            (false, _) => from.leave_said(&said, "bf16 says it"),
+        }
+    }
+    if let Some(said) = from.truth("fp16") {
+        let why =
+            "there is no fp16 here: model.dtype = \"auto\" is bf16 where the processor or GPU computes in it, else f32";
+        from.leave_said(&said, why);
+    }
+    for word in ["dtype", "torch_dtype"] {
+        let Some(said) = from.text(word) else { continue };
+        match (&said.value[..], draft.get("model.dtype")) {
+            ("bfloat16", None) => draft.set("model.dtype", "bf16", said.place),
+            _ => from.leave_said(
+                &said,
+                "in what weights are kept: masters are f32 here, and model.dtype is that of the computation",
+            ),
+        }
+    }
+}
+
+fn template(from: &mut Translation) {
+    if from.program == Program::LlamaFactory
+        && let Some(said) = from.text("template")
+    {
+        from.leave_said(&said, "data.template takes the model folder's own chat template: compare the two");
+    }
+}
+
+fn adapters(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Result<()> {
+    let wanted = match from.program {
+        Program::LlamaFactory => {
+            let kind = from.text("finetuning_type");
+            let wanted = kind.as_ref().is_none_or(|kind| kind.value == "lora");
+            if let Some(kind) = kind.filter(|kind| kind.value != "lora") {
+                let why = if kind.value == "full" {
+                    "every weight is trained without [lora]"
+                } else {
+                    "every weight is trained, or adapters are"
+                };
+                from.leave_said(&kind, why);
+            }
+            wanted
+        }
+        _ => {
+            let called = from.calls.iter().any(|call| call == "LoraConfig");
+            let said = from.truth("use_peft");
+            if let Some(said) = &said {
+                from.leave_said(
+                    said,
+                    if said.value { "[lora] says it" } else { "every weight is trained without [lora]" },
+                );
+            }
+            said.map_or(called, |said| said.value)
+        }
+    };
+    let rank = from.whole("lora_r").or_else(|| from.whole("lora_rank"));
+    let alpha = from.number("lora_alpha");
+    let rslora = from.truth("use_rslora");
+    let target = if from.program == Program::LlamaFactory { "lora_target" } else { "lora_target_modules" };
+    let targets = from.texts(target);
+    for module in ["lora_modules_to_save", "additional_target"] {
+        if let Some(said) = from.texts(module) {
+            from.leave_said(&said, "the reward head is trained besides, and nothing else");
+        }
+    }
+    if !wanted {
+        let why = "no adapters are asked for";
+        [rank.map(|said| from.leave_said(&said, why)), alpha.map(|said| from.leave_said(&said, why))];
+        [rslora.map(|said| from.leave_said(&said, why)), targets.map(|said| from.leave_said(&said, why))];
+        return Ok(());
+    }
+    let in_yaml = from.program == Program::Trl && !from.calls.iter().any(|call| call == "LoraConfig");
+    let (rank, why) =
+        rank.map_or((if in_yaml { 16 } else { 8 }, from.default_of("lora_r")), |said| (said.value, said.place));
+    draft.set("lora.rank", rank as i64, why);
+    let usual = match from.program {
+        Program::LlamaFactory => 2.0 * rank as f64,
+        _ if in_yaml => 32.0,
+        _ => 8.0,
+    };
+    let (alpha, why) = alpha.map_or((usual, from.default_of("lora_alpha")), |said| (said.value, said.place));
+    draft.set("lora.alpha", alpha, why);
+    if let Some(said) = rslora {
+        draft.set("lora.use_rslora", said.value, said.place);
+    }
+    let (targets, why) = projections(targets, &from.default_of(target), from.program, model)?;
+    draft.set("lora.targets", targets, why);
+    Ok(())
+}
+
+/// The projections with an adapter, by their names here.
+fn projections(
+    said: Option<Said<Vec<String>>>,
+    default: &str,
+    program: Program,
+    model: &ModelFacts,
+) -> Result<(Vec<String>, String)> {
+    let all = || {
+        model.architecture.as_ref().map(lora::all_targets).ok_or_else(|| {
+            Error::input("the projections of the model cannot be told: it could not be looked at")
+                .hint("bring its folder by --model, or name the projections in the file")
+        })
+    };
+    match said {
+        Some(said) if matches!(&said.value[..], [one] if one == "all-linear" || one == "all") => {
+            Ok((all()?, format!("{}; those of this model.", said.place)))
+        }
+        Some(said) => {
+            let name =
+                |one: &String| one.chars().all(|letter| letter.is_alphanumeric() || letter == '_' || letter == '.');
+            match said.value.iter().all(name) && !said.value.is_empty() {
+                true => Ok((said.value, said.place)),
+                false => Err(Error::input(format!("{}: expected names of projections", quoted(&said.place)))
+                    .hint("an expression cannot be read here: write a list of names, or all-linear")),
+            }
+        }
+        None if program == Program::LlamaFactory => Ok((all()?, format!("{default} It is all of them."))),
+        None => {
+            let known = all()?;
+            let usual: [&[&str]; 3] = [&["q_proj", "v_proj"], &["query_key_value"], &["qkv_proj"]];
+            let has = |names: &&&[&str]| names.iter().all(|name| known.iter().any(|one| one == name));
+            match usual.iter().find(has) {
+                Some(names) => Ok((
+                    names.iter().map(|name| (*name).to_owned()).collect(),
+                    format!("{default} PEFT's for such a model."),
+                )),
+                None => Ok((known, format!("{default} All of this model's."))),
+            }
+        }
+    }
+}

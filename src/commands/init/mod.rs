@@ -1,0 +1,217 @@
+//! `haf-dist init`: writes a commented config from what the model and the data are, or from another program's config.
+//!
+//! One process does it, without libtorch and MPI. Nothing is overwritten, and nothing is written that would not load.
+
+mod content;
+mod course;
+mod draft;
+mod foreign;
+mod look;
+mod method;
+mod own;
+mod python;
+mod sources;
+mod tokens;
+mod translate;
+mod words;
+mod yaml;
+
+use crate::cli::Initialising;
+use crate::config::{Config, RowRange, Source};
+use crate::error::{Error, Result, file_error};
+use crate::terminal;
+use draft::Draft;
+use look::{DataFacts, ModelFacts};
+use sources::{Chosen, Splits};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+use translate::Translation;
+
+/// Writes the config.
+///
+/// # Errors
+/// No model or no data; one that would not load; a foreign file that cannot be read; a file that is there.
+pub fn run(asked: &Initialising) -> Result<()> {
+    let to_stdout = asked.out.as_os_str() == "-";
+    if !to_stdout && std::fs::symlink_metadata(&asked.out).is_ok() {
+        return Err(Error::input(format!("{} is there, and is not overwritten", asked.out.display()))
+            .hint("name another file with --out, or - for standard output"));
+    }
+    let text = written(asked)?;
+    if to_stdout {
+        return terminal::out(text.trim_end());
+    }
+    let failed = |error| file_error(&asked.out, "write", &error);
+    // Another process may have made it since.
+    let mut file = File::create_new(&asked.out).map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    let out = asked.out.display();
+    terminal::out(format_args!("wrote {out}\nnext: haf-dist check {out}, then haf-dist train {out}"))
+}
+
+/// The text of the config.
+fn written(asked: &Initialising) -> Result<String> {
+    let foreign = asked.from.as_deref().map(foreign::read).transpose()?;
+    let mut draft = Draft::default();
+    draft.say(
+        "A run of haf-dist, as `haf-dist init` wrote it. configs/reference.toml shows every key with its default.",
+    );
+    if let Some(foreign) = &foreign {
+        let trains = match foreign.trains {
+            foreign::Trains::Reward => "a reward model",
+            foreign::Trains::Policy => "a policy on preferences",
+        };
+        draft.say(format!("From {}: {trains} (by {}). Lines are that file's.", foreign.file, foreign.told_by));
+    }
+    let mut from = foreign.map(|foreign| Translation::new(foreign, asked.processes));
+    let (path, why) = model_path(asked, from.as_mut())?;
+    let splits = splits(asked, from.as_mut())?;
+    let model = look::model(&path)?;
+    let mut about = why.into_iter().collect::<Vec<_>>();
+    about.extend(model.about.iter().cloned());
+    draft.set_with("model.path", path.display().to_string(), about);
+    let train = add_sources(&mut draft, "data.train", &splits.train)?;
+    add_sources(&mut draft, "data.dev", &splits.dev)?;
+    let test: Vec<Chosen> = asked.test.iter().map(|path| named(path)).collect();
+    add_sources(&mut draft, "data.test", &test)?;
+    output(&mut draft, asked, from.as_mut(), &path);
+    rest(&mut draft, from, &model, &train, !splits.dev.is_empty(), asked)
+}
+
+/// Everything after model and data, and the text.
+fn rest(
+    draft: &mut Draft,
+    mut from: Option<Translation>,
+    model: &ModelFacts,
+    train: &[DataFacts],
+    has_dev: bool,
+    asked: &Initialising,
+) -> Result<String> {
+    let pairs = train.iter().map(|data| data.pairs).sum::<Option<usize>>();
+    let template = own::template(draft, model, train);
+    match &mut from {
+        Some(from) => {
+            course::translate(from, draft, pairs);
+            method::translate(from, draft, model)?;
+        }
+        None => own::objective(draft, model),
+    }
+    let file = from.as_ref().map(|from| from.file.clone());
+    if let Some(from) = from {
+        from.finish(draft);
+    }
+    own::adapter(draft, model);
+    own::max_length(draft, model, &look::lengths(model, template, train)?);
+    own::schedule(draft, pairs, has_dev);
+    own::precision(draft);
+    let parsed = |draft: &Draft| {
+        let name = asked
+            .from
+            .as_deref()
+            .map_or("the config".to_owned(), |from| format!("what follows from {}", from.display()));
+        Config::parse(&name, &draft.render(None), &[])
+    };
+    parsed(draft)?;
+    own::memory(draft, model, file.is_some(), parsed)?;
+    let text = draft.render(file.as_deref());
+    Config::parse("the config", &text, &[])?;
+    Ok(text)
+}
+
+/// Where the model is, and why it is this one.
+fn model_path(asked: &Initialising, from: Option<&mut Translation>) -> Result<(PathBuf, Option<String>)> {
+    let file = asked.from.as_deref().map(|file| format!("{} names no model", file.display()));
+    let said = from.and_then(|from| {
+        let said = from.model()?;
+        match &asked.model {
+            Some(_) => {
+                from.leave_said(&said, "--model names the model");
+                None
+            }
+            None => Some(said),
+        }
+    });
+    match (&asked.model, said) {
+        (Some(path), _) => Ok((path.clone(), None)),
+        (None, Some(said)) => Ok((said.value, Some(said.place))),
+        (None, None) => Err(Error::input(file.unwrap_or("no model to start from".to_owned()))
+            .hint("haf-dist init --model FOLDER --train FILE; the model may be hf://owner/name")),
+    }
+}
+
+fn splits(asked: &Initialising, from: Option<&mut Translation>) -> Result<Splits> {
+    let all = |files: &[PathBuf]| files.iter().map(|path| named(path)).collect();
+    let own = !asked.train.is_empty();
+    let mut splits = from.map(|from| from.splits(own)).transpose()?.unwrap_or_default();
+    if own {
+        splits.train = all(&asked.train);
+    }
+    if !asked.dev.is_empty() {
+        splits.dev = all(&asked.dev);
+    }
+    if splits.train.is_empty() {
+        let what = asked.from.as_deref().map(|file| format!("{} names no data", file.display()));
+        return Err(Error::input(what.unwrap_or("no data to train on".to_owned()))
+            .hint("haf-dist init --model FOLDER --train FILE [--dev FILE] [--test FILE]"));
+    }
+    Ok(splits)
+}
+
+/// A file of the command line.
+fn named(path: &Path) -> Chosen {
+    Chosen { source: Source::new(path), why: String::new() }
+}
+
+/// Looks at sources and sets their key.
+fn add_sources(draft: &mut Draft, key: &str, sources: &[Chosen]) -> Result<Vec<DataFacts>> {
+    let (mut facts, mut list, mut about) = (Vec::new(), Vec::new(), Vec::new());
+    for Chosen { source, why } in sources {
+        let found = look::data(source)?;
+        let mut table = Table::new();
+        table.insert("path".to_owned(), source.path.display().to_string().into());
+        if source.rows != RowRange::default() {
+            table.insert("rows".to_owned(), source.rows.to_string().into());
+        }
+        list.push(Value::Table(table));
+        if sources.len() > 1 {
+            about.push(format!("{}:", source.path.display()));
+        }
+        about.extend((!why.is_empty()).then(|| why.clone()));
+        about.extend(found.about.iter().cloned());
+        facts.push(found);
+    }
+    if !list.is_empty() {
+        draft.set_with(key, Value::Array(list), about);
+    }
+    Ok(facts)
+}
+
+/// The run's folder.
+fn output(draft: &mut Draft, asked: &Initialising, from: Option<&mut Translation>, model: &Path) {
+    let said = from.and_then(|from| {
+        let said = from.text("output_dir")?;
+        match &asked.output_dir {
+            Some(_) => {
+                from.leave_said(&said, "--output-dir names the folder");
+                None
+            }
+            None => Some(said),
+        }
+    });
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let (dir, why) = match (&asked.output_dir, said) {
+        (Some(dir), _) => (dir.display().to_string(), "The run's folder; it must not hold another run.".to_owned()),
+        (None, Some(said)) => (said.value, said.place),
+        (None, None) => {
+            let name = if asked.out.as_os_str() == "-" { stem(model) } else { stem(&asked.out) };
+            let dir = format!("runs/{}", name.unwrap_or("run".to_owned()));
+            (dir, "The run's folder; it must not hold another run.".to_owned())
+        }
+    };
+    draft.set("output.dir", dir, why);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+//! What follows for a config from the model, the data and this machine.
+//!
+//! Not here: looking at them (`look.rs`), and what another program's config says (`translate.rs`).
+
+use super::draft::Draft;
+use super::look::{DataFacts, ModelFacts};
+use crate::commands::plan;
+use crate::config::{Config, Format, TemplateKind};
+use crate::error::Result;
+use crate::machine::{self, look};
+use crate::model::architecture::Architecture;
+use crate::model::lora;
+use clap::ValueEnum;
+use toml::Value;
+
+/// Lengths to choose from.
+const LENGTHS: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
+
+/// Share of the pairs that may be cut, for a shorter length.
+const MAY_BE_CUT: f64 = 0.01;
+
+/// Evaluations and checkpoints in a run.
+const LOOKS: usize = 10;
+
+/// How texts are made.
+pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> TemplateKind {
+    let transcripts = data.iter().any(|data| matches!(data.format, Some(Format::Hh | Format::RmStatic)));
+    let (kind, why) = match (model.chat, transcripts) {
+        (true, _) => (TemplateKind::Chat, "The model's own chat template, which it was tuned with."),
+        (false, true) => (TemplateKind::Hh, "The model has no chat template, and the data are hh-rlhf's transcripts."),
+        (false, false) => {
+            (TemplateKind::Instruct, "The model has no chat template: \"Instruct: ... Output: ...\" in its place.")
+        }
+    };
+    let name = kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    draft.set("data.template", name, why);
+    kind
+}
+
+/// The longest sequence, so that few pairs are cut.
+pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
+    let limit = model.architecture.as_ref().map_or(usize::MAX, |architecture| architecture.max_positions);
+    if let Some(chosen) = draft.get("data.max_length").and_then(Value::as_integer) {
+        let why = cut(lengths, usize::try_from(chosen).unwrap_or(0));
+        why.into_iter().for_each(|why| draft.add_reason("data.max_length", why));
+        return;
+    }
+    let longer = |length: usize| lengths.iter().filter(|found| **found > length).count();
+    let few = |length: &usize| longer(*length) as f64 <= MAY_BE_CUT * lengths.len() as f64;
+    let fitting: Vec<usize> = LENGTHS.into_iter().filter(|length| *length <= limit).collect();
+    let chosen = fitting.iter().copied().find(few).or(fitting.last().copied()).unwrap_or(limit);
+    // A model that was made for a little more than the last of them.
+    let chosen = if few(&chosen) || limit > LENGTHS[LENGTHS.len() - 1] { chosen } else { limit };
+    match cut(lengths, chosen) {
+        Some(why) => draft.set("data.max_length", chosen as i64, why),
+        None if chosen < LENGTHS[0] => {
+            draft.set("data.max_length", chosen as i64, "The model was made for no longer sequences.");
+        }
+        None => {}
+    }
+}
+
+fn cut(lengths: &[usize], length: usize) -> Option<String> {
+    let longest = lengths.iter().max()?;
+    let longer = lengths.iter().filter(|found| **found > length).count();
+    let looked = lengths.len();
+    Some(match longer {
+        0 => format!("Of the first {looked} pairs none is longer, the longest has {longest} tokens."),
+        longer => format!("Longer, of the first {looked} pairs: {longer}; the longest has {longest} tokens."),
+    })
+}
+
+/// Length of the run, evaluation and checkpoints, as far as nothing is said of them yet.
+pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
+    let batch = draft.get("train.pairs_per_step").and_then(Value::as_integer).unwrap_or(16).max(1) as usize;
+    let said = |draft: &Draft, key: &str| draft.get(key).and_then(Value::as_integer).map(|value| value.max(0) as usize);
+    let epochs = said(draft, "train.epochs").unwrap_or(1);
+    if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
+        let why = match pairs {
+            Some(pairs) => format!(
+                "One pass over {pairs} pairs, {batch} a step: {} steps. Further passes soon overfit a reward model.",
+                pairs.div_ceil(batch)
+            ),
+            None => "One pass over the pairs. Further passes soon overfit a reward model.".to_owned(),
+        };
+        draft.set("train.epochs", 1, why);
+    }
+    let Some(steps) = said(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
+    if !has_dev {
+        draft.say(
+            "Without dev pairs the last checkpoint is the result: name some with --dev, and the best by them is kept.",
+        );
+    }
+    let every = steps.div_ceil(LOOKS).max(1) as i64;
+    if has_dev && draft.get("eval.every").is_none() {
+        draft.set("eval.every", every, format!("About {LOOKS} times in {steps} steps."));
+    }
+    if draft.get("checkpoint.every").is_none() {
+        let why = match has_dev {
+            true => "With every evaluation, so that the best by the dev pairs is kept.",
+            false => "As much as an interruption may cost.",
+        };
+        draft.set("checkpoint.every", every, why);
+    }
+}
+
+/// What "auto" is on this machine, where nothing else is said.
+pub fn precision(draft: &mut Draft) {
+    if draft.get("model.dtype").is_none() {
+        let here = match look::gpus().is_some() || machine::processor_has_bf16() {
+            true => "bf16, which this machine computes in",
+            false => "f32 here: this processor does not compute in bf16",
+        };
+        draft.say(format!("Left at its default: model.dtype = \"auto\", {here}."));
+    }
+}
+
+/// What is trained: the two losses, or the one that this model can have.
+pub fn objective(draft: &mut Draft, model: &ModelFacts) {
+    if !model.language_model_head {
+        let why = "The reward loss alone: the model has no language-model head for a policy loss.";
+        draft.set("loss.objective", "reward", why);
+    }
+}
+
+/// The adapter that the model's folder is.
+pub fn adapter(draft: &mut Draft, model: &ModelFacts) {
+    let Some((adapter, targets)) = &model.adapter else { return };
+    let why = "The adapter in model.path, whose training goes on.";
+    draft.set("lora.rank", adapter.r as i64, why);
+    draft.set("lora.alpha", adapter.lora_alpha, "As in its adapter_config.json.");
+    draft.set("lora.targets", targets.clone(), "As in its adapter_config.json.");
+    if adapter.use_rslora {
+        draft.set("lora.use_rslora", true, "As in its adapter_config.json.");
+    }
+}
+
+/// What this machine has room for: everything is trained where that fits, else blocks are computed again, else adapters are
+/// trained, but for another program's method (`translated`), which stays as it is.
+///
+/// # Errors
+/// The config so far is refused.
+pub fn memory(
+    draft: &mut Draft,
+    model: &ModelFacts,
+    translated: bool,
+    config: impl Fn(&Draft) -> Result<Config>,
+) -> Result<()> {
+    let Some(architecture) = &model.architecture else { return Ok(()) };
+    let room = |draft: &Draft| plan::room_here(&config(draft)?, architecture);
+    // Without a way to ask how much there is, nothing is said.
+    let Some(whole) = room(draft)? else { return Ok(()) };
+    if whole.needed <= whole.usable {
+        draft.say(format!("Memory: {}.", whole.described()));
+        return Ok(());
+    }
+    let lacks = format!("Without it {}, more than there is", whole.described());
+    if draft.get("train.activation_checkpointing").is_none() {
+        draft.set(
+            "train.activation_checkpointing",
+            true,
+            format!("{lacks}: blocks are computed again in the backward pass."),
+        );
+        if let Some(lean) = room(draft)?.filter(|lean| lean.needed <= lean.usable) {
+            draft.add_reason("train.activation_checkpointing", format!("With it {}.", lean.described()));
+            return Ok(());
+        }
+    }
+    if !translated && draft.get("lora.targets").is_none() && architecture.part_of.is_none() {
+        low_rank(draft, architecture, &lacks);
+        if let Some(lean) = room(draft)?.filter(|lean| lean.needed <= lean.usable) {
+            draft.add_reason("lora.targets", format!("With adapters {}.", lean.described()));
+            return Ok(());
+        }
+    }
+    let why = "This does not fit the machine at hand: haf-dist plan shows what would, on which GPUs.";
+    draft.say(why);
+    Ok(())
+}
+
+fn low_rank(draft: &mut Draft, architecture: &Architecture, lacks: &str) {
+    let why = format!("{lacks}, and with recomputation alone too: adapters are trained in place of every weight.");
+    draft.set("lora.targets", lora::all_targets(architecture), why);
+    draft.set("lora.rank", 16, "Enough for one task.");
+    draft.set("lora.alpha", 32.0, "Twice the rank, as is usual.");
+    if draft.get("train.learning_rate").is_none() {
+        draft.set("train.learning_rate", 1e-4, "Adapters take ten times the rate of whole models.");
+    }
+}

@@ -1,0 +1,286 @@
+//! Literal arguments of the calls in a Python script that set a training up. The script is read, never run.
+//!
+//! What an argument is that is no literal is not guessed: it is listed. Not here: tokens (`tokens.rs`), and what the names
+//! mean (`translate.rs`).
+
+use super::content::{Content, DEEPEST, Item, Unread};
+use super::draft::quoted;
+use super::tokens::{Kind, Token, tokens};
+use super::yaml;
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+
+/// Calls whose arguments are read.
+const CALLS: [&str; 10] = [
+    "RewardConfig",
+    "DPOConfig",
+    "TrainingArguments",
+    "LoraConfig",
+    "ModelConfig",
+    "ScriptArguments",
+    "RewardTrainer",
+    "DPOTrainer",
+    "load_dataset",
+    "from_pretrained",
+];
+
+const NOT_LITERAL: &str = "no literal: scripts are not run";
+
+/// Reads a script.
+///
+/// # Errors
+/// A text or a bracket of such a call that does not end, or deep nesting.
+pub fn read(text: &str) -> Result<Content> {
+    let tokens = tokens(text)?;
+    let mut content = Content::default();
+    for (at, token) in tokens.iter().enumerate() {
+        let Kind::Name(name) = token.kind else { continue };
+        if !is_call(&tokens, at) {
+            continue;
+        }
+        let arguments = arguments(&tokens, at + 1)?;
+        content.calls.push(name.to_owned());
+        Call { text, name, line: token.line }.read(&arguments, &mut content);
+    }
+    Ok(content)
+}
+
+/// Whether a call that is read begins here: `from_pretrained` only of models, as tokenizers have one too.
+fn is_call(tokens: &[Token], at: usize) -> bool {
+    let kind = |at: usize| tokens.get(at).map(|token| &token.kind);
+    let before = |back: usize| at.checked_sub(back).and_then(kind);
+    let Some(Kind::Name(name)) = kind(at) else { return false };
+    if !CALLS.contains(name)
+        || kind(at + 1) != Some(&Kind::Sign('('))
+        || matches!(before(1), Some(Kind::Name("class" | "def")))
+    {
+        return false;
+    }
+    *name != "from_pretrained"
+        || matches!((before(1), before(2)), (Some(Kind::Sign('.')), Some(Kind::Name(of))) if of.contains("Model"))
+}
+
+/// The arguments of a call whose bracket opens at `open`, each as its tokens.
+fn arguments<'a, 't>(tokens: &'a [Token<'t>], open: usize) -> Result<Vec<&'a [Token<'t>]>> {
+    let mut arguments = Vec::new();
+    let (mut depth, mut start) = (0, open + 1);
+    for (at, token) in tokens.iter().enumerate().skip(open) {
+        match token.kind {
+            Kind::Sign('(' | '[' | '{') => depth += 1,
+            Kind::Sign(')' | ']' | '}') => depth -= 1,
+            Kind::Sign(',') if depth == 1 => {
+                arguments.push(&tokens[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Err(Error::input(format!("line {}: brackets nested deeper than {DEEPEST}", token.line)));
+        }
+        if depth == 0 {
+            arguments.push(&tokens[start..at]);
+            arguments.retain(|argument| !argument.is_empty());
+            return Ok(arguments);
+        }
+    }
+    let line = tokens.get(open).map_or(0, |token| token.line);
+    Err(Error::input(format!("line {line}: this bracket does not end")).hint("is the script whole?"))
+}
+
+/// A call whose arguments are read.
+struct Call<'t> {
+    text: &'t str,
+    name: &'t str,
+    line: usize,
+}
+
+impl Call<'_> {
+    fn read(&self, arguments: &[&[Token]], content: &mut Content) {
+        let mut named = Map::new();
+        let mut places = 0;
+        for argument in arguments {
+            let (name, value) = match argument {
+                [Token { kind: Kind::Name(name), .. }, Token { kind: Kind::Sign('='), .. }, value @ ..] => {
+                    (Some(*name), value)
+                }
+                value => (None, *value),
+            };
+            let line = argument.first().map_or(self.line, |token| token.line);
+            // The arguments of a call that is read itself are read with it.
+            if (0..value.len()).any(|at| is_call(value, at)) {
+                continue;
+            }
+            let name = name.map(str::to_owned).or_else(|| {
+                places += 1;
+                self.by_place(places).map(str::to_owned)
+            });
+            match (&name, literal(value)) {
+                (Some(name), Some(value)) if self.name == "load_dataset" => {
+                    named.insert(name.clone(), value);
+                }
+                (Some(name), Some(value)) => {
+                    content.items.push(Item { name: self.common(name), value, line });
+                }
+                _ => {
+                    let text = format!("{}({})", self.name, quoted(self.source(argument)));
+                    let why = if matches!(argument.first(), Some(Token { kind: Kind::Sign('*'), .. })) {
+                        "arguments from elsewhere: scripts are not run"
+                    } else {
+                        NOT_LITERAL
+                    };
+                    let name = name.map(|name| self.common(&name));
+                    content.unread.push(Unread { line, text, why, name });
+                }
+            }
+        }
+        if !named.is_empty() {
+            let value = Value::Object(named);
+            content.items.push(Item { name: "load_dataset".to_owned(), value, line: self.line });
+        }
+    }
+
+    /// The name of an argument that is given by its place.
+    fn by_place(&self, place: usize) -> Option<&'static str> {
+        match (self.name, place) {
+            ("from_pretrained", 1) => Some("model_name_or_path"),
+            ("load_dataset", 1) => Some("path"),
+            ("load_dataset", 2) => Some("name"),
+            ("RewardTrainer" | "DPOTrainer", 1) => Some("model"),
+            ("RewardConfig" | "DPOConfig" | "TrainingArguments", 1) => Some("output_dir"),
+            _ => None,
+        }
+    }
+
+    /// The name that TRL's config files have for an argument.
+    fn common(&self, name: &str) -> String {
+        match (self.name, name) {
+            ("LoraConfig", "r") => "lora_r".to_owned(),
+            ("LoraConfig", "target_modules" | "modules_to_save" | "target_parameters" | "task_type") => {
+                format!("lora_{name}")
+            }
+            ("RewardTrainer" | "DPOTrainer", "model") | ("from_pretrained", "pretrained_model_name_or_path") => {
+                "model_name_or_path".to_owned()
+            }
+            ("from_pretrained", "revision") => "model_revision".to_owned(),
+            ("from_pretrained", "torch_dtype") => "dtype".to_owned(),
+            _ => name.to_owned(),
+        }
+    }
+
+    fn source(&self, argument: &[Token]) -> &str {
+        let range = argument.first().map_or(0, |token| token.start)..argument.last().map_or(0, |token| token.end);
+        self.text.get(range).unwrap_or_default()
+    }
+}
+
+/// The value of an expression that is a literal: what Python's `ast.literal_eval` takes, but for bytes and complex numbers.
+fn literal(tokens: &[Token]) -> Option<Value> {
+    let mut reader = Literal { tokens, at: 0 };
+    let value = reader.value()?;
+    (reader.at == tokens.len()).then_some(value)
+}
+
+struct Literal<'a, 't> {
+    tokens: &'a [Token<'t>],
+    at: usize,
+}
+
+impl<'a, 't> Literal<'a, 't> {
+    fn next(&mut self) -> Option<&'a Kind<'t>> {
+        let kind = self.tokens.get(self.at).map(|token| &token.kind);
+        self.at += 1;
+        kind
+    }
+
+    fn takes(&mut self, sign: char) -> bool {
+        let found = self.tokens.get(self.at).is_some_and(|token| token.kind == Kind::Sign(sign));
+        self.at += usize::from(found);
+        found
+    }
+
+    /// Its depth is bounded by that of the call's brackets.
+    fn value(&mut self) -> Option<Value> {
+        match self.next()? {
+            Kind::Name("True") => Some(true.into()),
+            Kind::Name("False") => Some(false.into()),
+            Kind::Name("None") => Some(Value::Null),
+            Kind::Number(text) => number(text),
+            Kind::Sign('-') => match self.next()? {
+                Kind::Number(text) => number(&format!("-{text}")),
+                _ => None,
+            },
+            Kind::Text(text) => {
+                let mut whole = text.clone()?;
+                while let Some(Token { kind: Kind::Text(more), .. }) = self.tokens.get(self.at) {
+                    whole += more.as_deref()?;
+                    self.at += 1;
+                }
+                Some(whole.into())
+            }
+            Kind::Sign('[') => self.list(']').map(|(list, _)| Value::Array(list)),
+            Kind::Sign('(') => self.list(')').map(|(mut list, commas)| match (list.len(), commas) {
+                (1, false) => list.remove(0),
+                _ => Value::Array(list),
+            }),
+            Kind::Sign('{') => self.braces(),
+            _ => None,
+        }
+    }
+
+    /// Values up to a closing sign, and whether there was a comma.
+    fn list(&mut self, close: char) -> Option<(Vec<Value>, bool)> {
+        let (mut list, mut commas) = (Vec::new(), false);
+        while !self.takes(close) {
+            list.push(self.value()?);
+            if self.takes(close) {
+                break;
+            }
+            commas = self.takes(',');
+            if !commas {
+                return None;
+            }
+        }
+        Some((list, commas))
+    }
+
+    /// A dict, or a set as a list.
+    fn braces(&mut self) -> Option<Value> {
+        let (mut object, mut list) = (Map::new(), Vec::new());
+        while !self.takes('}') {
+            let value = self.value()?;
+            if self.takes(':') {
+                let name = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                object.insert(name, self.value()?);
+            } else {
+                list.push(value);
+            }
+            if !self.takes(',') {
+                return self.takes('}').then_some(()).and_then(|()| either(object, list));
+            }
+        }
+        either(object, list)
+    }
+}
+
+fn either(object: Map<String, Value>, list: Vec<Value>) -> Option<Value> {
+    match (object.is_empty(), list.is_empty()) {
+        (_, true) => Some(Value::Object(object)),
+        (true, false) => Some(Value::Array(list)),
+        (false, false) => None,
+    }
+}
+
+/// A number as Python writes it: `0x10`, `1_000`, `5e-5`, `.5`.
+fn number(text: &str) -> Option<Value> {
+    let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
+    let lower = digits.to_ascii_lowercase().replace('_', "");
+    for (prefix, base) in [("0x", 16), ("0o", 8), ("0b", 2)] {
+        if let Some(digits) = lower.strip_prefix(prefix) {
+            return i64::from_str_radix(digits, base).ok().map(|number| Value::from(sign * number));
+        }
+    }
+    yaml::number(text)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,307 @@
+//! Model and data in another program's words: names on the hub, files, splits with a range of rows, LLaMA-Factory's
+//! dataset_info.json.
+//!
+//! Not here: whether they are there and what they hold (`look.rs`).
+
+use super::content::Item;
+use super::draft::quoted;
+use super::foreign::Program;
+use super::translate::{Said, Translation, as_number};
+use crate::config::{RowRange, Source};
+use crate::error::{Error, Result};
+use crate::files;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// The largest dataset_info.json that is read.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// What to do where data cannot be found from a foreign config.
+const BRING: &str = "say where the pairs are: --train FILE (and --dev FILE)";
+
+/// A source and why it is one.
+#[derive(Debug)]
+pub struct Chosen {
+    /// With its path and its rows; everything else is default.
+    pub source: Source,
+    /// Where it was said.
+    pub why: String,
+}
+
+/// The sources of a config.
+#[derive(Debug, Default)]
+pub struct Splits {
+    /// Of training pairs.
+    pub train: Vec<Chosen>,
+    /// Of the pairs that pick the best checkpoint.
+    pub dev: Vec<Chosen>,
+}
+
+impl Translation {
+    /// The model.
+    pub fn model(&mut self) -> Option<Said<PathBuf>> {
+        let mut said = self.text("model_name_or_path").or_else(|| self.text("model"))?;
+        let mut path = place(&said.value);
+        if let Some(revision) = self.text("model_revision") {
+            match path.starts_with("hf:/") {
+                true => {
+                    path = PathBuf::from(format!("{}@{}", path.display(), revision.value));
+                    said.place += &format!("; {}", revision.place);
+                }
+                false => self.leave_said(&revision, "the model is a folder, which has one revision"),
+            }
+        }
+        Some(Said { value: path, place: said.place, line: said.line })
+    }
+
+    /// The data; `own` says that files were named on the command line, which count.
+    ///
+    /// # Errors
+    /// A data set that cannot be found from here, or of which only a part is meant that cannot be named here.
+    pub fn splits(&mut self, own: bool) -> Result<Splits> {
+        const WORDS: [&str; 12] = [
+            "dataset_name",
+            "dataset_config",
+            "dataset_train_split",
+            "dataset_test_split",
+            "datasets",
+            "load_dataset",
+            "dataset",
+            "dataset_dir",
+            "eval_dataset",
+            "val_size",
+            "test_split_size",
+            "max_samples",
+        ];
+        if own {
+            for word in WORDS {
+                while let Some(item) = self.take(word) {
+                    self.leave(&item, "--train names the data");
+                }
+            }
+            return Ok(Splits::default());
+        }
+        let mut splits = match self.program {
+            Program::LlamaFactory => self.of_factory()?,
+            Program::Trl | Program::Transformers => self.of_trl()?,
+        };
+        for word in ["val_size", "test_split_size"] {
+            match self.number(word) {
+                Some(share) if share.value == 0.0 => self.leave_said(&share, "nothing is held out"),
+                Some(share) => self.hold_out(&mut splits, share),
+                None => {}
+            }
+        }
+        if let Some(most) = self.whole("max_samples") {
+            for chosen in &mut splits.train {
+                match chosen.source.rows == RowRange::default() {
+                    true => {
+                        chosen.source.rows = range(&format!(":{}", most.value), &most.place)?;
+                        chosen.why += &format!("; {}", most.place);
+                    }
+                    false => chosen.why += &format!("; {} is left out: a range of rows is taken already", most.place),
+                }
+            }
+        }
+        Ok(splits)
+    }
+
+    fn of_trl(&mut self) -> Result<Splits> {
+        let mut splits = Splits::default();
+        let evaluates = self.has("dataset_test_split") || self.evaluates();
+        let (train, test) = (self.text("dataset_train_split"), self.text("dataset_test_split"));
+        let config = self.text("dataset_config");
+        if let Some(item) = self.take("datasets") {
+            let list = match &item.value {
+                Value::Array(list) => list.clone(),
+                _ => return Err(Error::input(format!("{}: expected a list", item.place())).hint(BRING)),
+            };
+            for one in &list {
+                let Value::Object(one) = one else {
+                    return Err(Error::input(format!("{}: expected objects with a path", item.place())).hint(BRING));
+                };
+                self.one(one, &item, &mut splits)?;
+            }
+        }
+        while let Some(item) = self.take("load_dataset") {
+            match &item.value {
+                Value::Object(one) if one.contains_key("path") => self.one(one, &item, &mut splits)?,
+                _ => self.leave(&item, "what it loads is no literal: --train names it"),
+            }
+        }
+        let name = self.text("dataset_name").filter(|name| {
+            if !splits.train.is_empty() {
+                self.leave_said(name, "`datasets` counts before it");
+            }
+            splits.train.is_empty()
+        });
+        let parts = [&config, &train, &test].into_iter().flatten();
+        let Some(name) = &name else {
+            parts.for_each(|part| self.leave_said(part, "counts beside dataset_name only"));
+            return Ok(splits);
+        };
+        let why = std::iter::once(name).chain(parts).map(|said| said.place.clone()).collect::<Vec<_>>().join("; ");
+        let config = config.map(|said| said.value);
+        let split = |said: Option<Said<String>>, default: &str| said.map_or(default.to_owned(), |said| said.value);
+        splits.train = chosen(&name.value, config.as_deref(), &split(train, "train"), &why)?;
+        if evaluates && place(&name.value).starts_with("hf:/") {
+            let why = format!("{why}; the split that is evaluated on");
+            splits.dev = chosen(&name.value, config.as_deref(), &split(test, "test"), &why)?;
+        }
+        Ok(splits)
+    }
+
+    /// Whether evaluations are asked for.
+    fn evaluates(&self) -> bool {
+        self.peek_text("eval_strategy").is_some_and(|strategy| strategy != "no")
+    }
+
+    /// An entry of `datasets`, or a call of `load_dataset`.
+    fn one(&mut self, one: &Map<String, Value>, item: &Item, splits: &mut Splits) -> Result<()> {
+        let text = |key: &str| one.get(key).and_then(Value::as_str);
+        for (key, value) in one {
+            if !["path", "name", "split", "data_files"].contains(&key.as_str()) && !value.is_null() {
+                let part = Item { name: format!("{}.{key}", item.name), value: value.clone(), line: item.line };
+                self.leave(
+                    &part,
+                    match &key[..] {
+                        "fraction" => "a source's weight says how often it is drawn, and rows which rows",
+                        "columns" => "keys that are not used are listed in the data report",
+                        _ => "has no counterpart in a source",
+                    },
+                );
+            }
+        }
+        let path = text("path").ok_or_else(|| Error::input(format!("{}: without a path", item.place())).hint(BRING))?;
+        let split = text("split").unwrap_or("train");
+        let why = format!("line {}: {} = {}, split {}", item.line, item.name, quoted(path), quoted(split));
+        let files = data_files(one.get("data_files"), split);
+        let named: Vec<&str> = if files.is_empty() { vec![path] } else { files };
+        let list = match split.starts_with("train") {
+            true => &mut splits.train,
+            false => &mut splits.dev,
+        };
+        for file in named {
+            list.extend(chosen(file, text("name"), split, &why)?);
+        }
+        Ok(())
+    }
+
+    fn of_factory(&mut self) -> Result<Splits> {
+        let folder = self.text("dataset_dir");
+        if let Some(folder) = &folder {
+            self.leave_said(folder, "where dataset_info.json was looked for");
+        }
+        let folder = folder.map_or_else(|| PathBuf::from("data"), |said| PathBuf::from(said.value));
+        let mut splits = Splits::default();
+        for (word, list) in [("dataset", &mut splits.train), ("eval_dataset", &mut splits.dev)] {
+            let Some(said) = self.texts(word) else { continue };
+            for name in &said.value {
+                list.extend(of_info(&folder, name, &said.place)?);
+            }
+        }
+        Ok(splits)
+    }
+
+    /// A share of the training rows for evaluations: the last ones here, drawn by chance there.
+    fn hold_out(&mut self, splits: &mut Splits, share: Said<f64>) {
+        let percent = (100.0 * share.value).round();
+        let whole = (100.0 * share.value - percent).abs() < 1e-6 && (1.0..100.0).contains(&percent);
+        let free = splits.dev.is_empty() && splits.train.iter().all(|chosen| chosen.source.rows == RowRange::default());
+        if !whole || !free {
+            let why = "set `rows` of data.train and data.dev: \":90%\" and \"90%:\" hold out the last tenth";
+            self.leave_said(&share, why);
+            return;
+        }
+        let kept = 100 - percent as usize;
+        let why = format!("{}; the last {percent}% of the rows, where {} draws them", share.place, self.name());
+        let (Ok(train), Ok(dev)) = (format!(":{kept}%").parse(), format!("{kept}%:").parse()) else { return };
+        for chosen in &mut splits.train {
+            chosen.source.rows = train;
+            splits.dev.push(Chosen { source: Source { rows: dev, ..chosen.source.clone() }, why: why.clone() });
+        }
+    }
+}
+
+/// What a name is: a file or folder that is there, else one on the hub where it looks like one.
+fn place(name: &str) -> PathBuf {
+    let parts: Vec<&str> = name.split('/').collect();
+    let plain = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
+    if !Path::new(name).exists() && parts.len() == 2 && parts.iter().all(plain) && !looks_like_a_file(name) {
+        return PathBuf::from(format!("hf://{name}"));
+    }
+    PathBuf::from(name)
+}
+
+fn looks_like_a_file(name: &str) -> bool {
+    [".json", ".jsonl", ".parquet", ".gz", ".zst", ".csv"].iter().any(|ending| name.ends_with(ending))
+}
+
+/// The sources of a data set's split, `train[:1000]+test` perhaps.
+fn chosen(name: &str, config: Option<&str>, split: &str, why: &str) -> Result<Vec<Chosen>> {
+    let mut sources = Vec::new();
+    for part in split.split('+') {
+        let (split, rows) = match part.split_once('[') {
+            Some((split, rows)) => (split, Some(rows.trim_end_matches(']'))),
+            None => (part, None),
+        };
+        let mut path = place(name);
+        if path.starts_with("hf:/") {
+            let config = config.map(|config| format!("/{config}")).unwrap_or_default();
+            path = PathBuf::from(format!("hf://{name}{config}/{}", split.trim()));
+        } else if path.is_dir() {
+            return Err(Error::input(format!("{why}: {} is a folder; sources are files", path.display())).hint(BRING));
+        }
+        let mut source = Source::new(path);
+        if let Some(rows) = rows {
+            source.rows = range(rows, why)?;
+        }
+        sources.push(Chosen { source, why: why.to_owned() });
+    }
+    Ok(sources)
+}
+
+fn range(rows: &str, why: &str) -> Result<RowRange> {
+    rows.parse().map_err(|wrong: String| Error::input(format!("{}: {}", quoted(why), quoted(&wrong))).hint(BRING))
+}
+
+/// The files that `data_files` names for a split.
+fn data_files<'v>(value: Option<&'v Value>, split: &str) -> Vec<&'v str> {
+    match value {
+        Some(Value::String(file)) => vec![file],
+        Some(Value::Array(files)) => files.iter().filter_map(Value::as_str).collect(),
+        Some(Value::Object(splits)) => {
+            let split = split.split('[').next().unwrap_or_default();
+            data_files(splits.get(split).filter(|value| !value.is_object()), split)
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A data set that dataset_info.json has under a name.
+fn of_info(folder: &Path, name: &str, why: &str) -> Result<Vec<Chosen>> {
+    let path = folder.join("dataset_info.json");
+    let unknown = |what: String| Error::input(format!("{}: {what}", quoted(why))).hint(BRING);
+    let bytes = files::read_within(&path, MOST_BYTES).map_err(|error| unknown(error.message))?;
+    let info: Value =
+        serde_json::from_slice(&bytes).map_err(|error| unknown(format!("{}: {error}", path.display())))?;
+    let entry = info.get(name).ok_or_else(|| unknown(format!("{} has no \"{}\"", path.display(), quoted(name))))?;
+    let text = |key: &str| entry.get(key).and_then(Value::as_str);
+    let mut found = match (text("file_name"), text("hf_hub_url")) {
+        (Some(file), _) => vec![Chosen { source: Source::new(folder.join(file)), why: why.to_owned() }],
+        (None, Some(hub)) => chosen(hub, text("subset"), text("split").unwrap_or("train"), why)?,
+        (None, None) => {
+            return Err(unknown(format!("{}: \"{name}\" has no file_name and no hf_hub_url", path.display())));
+        }
+    };
+    for chosen in &mut found {
+        if let Some(columns) = entry.get("columns") {
+            chosen.why +=
+                &format!("; its columns {} are told by the rows, else set `columns`", quoted(&columns.to_string()));
+        }
+        if let Some(most) = entry.get("num_samples").and_then(as_number) {
+            chosen.source.rows = range(&format!(":{most}"), why)?;
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,196 @@
+//! Tokens of Python, as far as literals need them: names, numbers, texts and signs, without comments and line breaks.
+//!
+//! Not here: what they make together (`python/`).
+
+use crate::error::{Error, Result};
+
+/// What a token is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kind<'t> {
+    /// A name or a keyword.
+    Name(&'t str),
+    /// A number as it is written.
+    Number(&'t str),
+    /// A text with its escapes resolved; none for an f-string, bytes, or an escape that names a letter.
+    Text(Option<String>),
+    /// One sign; `?` for one of several letters that ends with `=`, as `==`.
+    Sign(char),
+}
+
+/// A token and where it is: its line from 1, and its bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token<'t> {
+    pub kind: Kind<'t>,
+    pub line: usize,
+    pub start: usize,
+    pub end: usize,
+}
+
+/// Takes a script apart, in one pass.
+///
+/// # Errors
+/// A text that does not end.
+pub fn tokens(text: &str) -> Result<Vec<Token<'_>>> {
+    let mut lexer = Lexer { text, at: 0, line: 1 };
+    let mut tokens = Vec::new();
+    while let Some(letter) = lexer.peek() {
+        let (start, line) = (lexer.at, lexer.line);
+        let kind = match letter {
+            '#' => {
+                lexer.skip_while(|letter| letter != '\n');
+                continue;
+            }
+            '\\' => {
+                lexer.bump();
+                continue;
+            }
+            _ if letter.is_whitespace() => {
+                lexer.bump();
+                continue;
+            }
+            '"' | '\'' => Kind::Text(lexer.text("", line)?),
+            _ if letter.is_ascii_digit() || (letter == '.' && lexer.second_is_digit()) => {
+                lexer.number();
+                Kind::Number(&text[start..lexer.at])
+            }
+            _ if letter == '_' || letter.is_alphabetic() => {
+                lexer.skip_while(|letter| letter == '_' || letter.is_alphanumeric());
+                let name = &text[start..lexer.at];
+                match lexer.peek() {
+                    Some('"' | '\'') if is_prefix(name) => Kind::Text(lexer.text(name, line)?),
+                    _ => Kind::Name(name),
+                }
+            }
+            _ => {
+                lexer.bump();
+                let compared = "=!<>:+-*/%&|^@".contains(letter) && lexer.peek() == Some('=');
+                if compared {
+                    lexer.bump();
+                }
+                Kind::Sign(if compared { '?' } else { letter })
+            }
+        };
+        tokens.push(Token { kind, line, start, end: lexer.at });
+    }
+    Ok(tokens)
+}
+
+/// What may stand in front of a text's quote: r, b, u, f and t, alone or in twos.
+fn is_prefix(name: &str) -> bool {
+    name.len() <= 2 && name.chars().all(|letter| "rRbBuUfFtT".contains(letter))
+}
+
+struct Lexer<'t> {
+    text: &'t str,
+    at: usize,
+    line: usize,
+}
+
+impl Lexer<'_> {
+    fn rest(&self) -> &str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest().chars().next()
+    }
+
+    fn bump(&mut self) -> Option<char> {
+        let letter = self.peek()?;
+        self.at += letter.len_utf8();
+        self.line += usize::from(letter == '\n');
+        Some(letter)
+    }
+
+    fn skip_while(&mut self, wanted: impl Fn(char) -> bool) {
+        while self.peek().is_some_and(&wanted) {
+            self.bump();
+        }
+    }
+
+    fn second_is_digit(&self) -> bool {
+        self.rest().chars().nth(1).is_some_and(|letter| letter.is_ascii_digit())
+    }
+
+    fn number(&mut self) {
+        let hexadecimal = self.rest().starts_with("0x") || self.rest().starts_with("0X");
+        while let Some(letter) = self.peek() {
+            if !(letter == '_' || letter == '.' || letter.is_ascii_alphanumeric()) {
+                return;
+            }
+            self.bump();
+            let signed = self.peek().is_some_and(|sign| sign == '-' || sign == '+') && self.second_is_digit();
+            if !hexadecimal && matches!(letter, 'e' | 'E') && signed {
+                self.bump();
+            }
+        }
+    }
+
+    /// A text from its quote on.
+    fn text(&mut self, prefix: &str, line: usize) -> Result<Option<String>> {
+        let prefix = prefix.to_ascii_lowercase();
+        let unended = || Error::input(format!("line {line}: a text that does not end")).hint("is the script whole?");
+        let quote = self.bump().ok_or_else(unended)?;
+        let triple = self.rest().starts_with(&[quote, quote].iter().collect::<String>()[..]);
+        if triple {
+            self.bump();
+            self.bump();
+        }
+        let close: String = std::iter::repeat_n(quote, if triple { 3 } else { 1 }).collect();
+        let mut said = Some(String::new());
+        loop {
+            if self.rest().starts_with(&close[..]) {
+                self.at += close.len();
+                return Ok(said.filter(|_| !prefix.contains(['f', 'b', 't'])));
+            }
+            let letter = self.bump().filter(|letter| triple || *letter != '\n').ok_or_else(unended)?;
+            let meant = if letter != '\\' {
+                Some(letter.to_string())
+            } else if prefix.contains('r') {
+                Some(format!("\\{}", self.bump().ok_or_else(unended)?))
+            } else {
+                let escaped = self.bump().ok_or_else(unended)?;
+                self.escape(escaped)
+            };
+            said = said.zip(meant).map(|(said, more)| said + &more);
+        }
+    }
+
+    /// What a backslash and a letter mean; none where that is not known here.
+    fn escape(&mut self, letter: char) -> Option<String> {
+        let one = |letter: char| Some(letter.to_string());
+        match letter {
+            '\n' => Some(String::new()),
+            '\\' | '\'' | '"' => one(letter),
+            'n' => one('\n'),
+            't' => one('\t'),
+            'r' => one('\r'),
+            'a' => one('\u{7}'),
+            'b' => one('\u{8}'),
+            'f' => one('\u{c}'),
+            'v' => one('\u{b}'),
+            '0'..='7' => {
+                let mut code = letter.to_digit(8)?;
+                for _ in 0..2 {
+                    let Some(digit) = self.peek().and_then(|letter| letter.to_digit(8)) else { break };
+                    self.bump();
+                    code = 8 * code + digit;
+                }
+                char::from_u32(code).and_then(one)
+            }
+            'x' | 'u' | 'U' => {
+                let digits = match letter {
+                    'x' => 2,
+                    'u' => 4,
+                    _ => 8,
+                };
+                let code = self.rest().get(..digits).and_then(|digits| u32::from_str_radix(digits, 16).ok())?;
+                self.at += digits;
+                char::from_u32(code).and_then(one)
+            }
+            'N' => None,
+            // Python keeps the backslash of an escape that it does not know.
+            other => Some(format!("\\{other}")),
+        }
+    }
+}

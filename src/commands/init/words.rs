@@ -1,0 +1,216 @@
+//! Words of TRL, PEFT, Transformers and LLaMA-Factory: those that mean the same as a key here, and those that have no
+//! counterpart, each with a reason.
+//!
+//! Not here: words that must be converted (`course.rs`, `method.rs`, `sources.rs`).
+
+/// What a value must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Is {
+    /// A number.
+    Number,
+    /// A whole number.
+    Whole,
+    /// True or false.
+    Truth,
+}
+
+/// Words with the key that means the same.
+pub const SAME: &[(&str, &str, Is)] = &[
+    ("learning_rate", "train.learning_rate", Is::Number),
+    ("weight_decay", "train.weight_decay", Is::Number),
+    ("adam_beta1", "train.adam_beta1", Is::Number),
+    ("adam_beta2", "train.adam_beta2", Is::Number),
+    ("adam_epsilon", "train.adam_epsilon", Is::Number),
+    ("max_grad_norm", "train.clip_norm", Is::Number),
+    ("gradient_checkpointing", "train.activation_checkpointing", Is::Truth),
+    ("activation_checkpointing", "train.activation_checkpointing", Is::Truth),
+    ("save_total_limit", "checkpoint.keep", Is::Whole),
+    ("max_prompt_length", "data.max_prompt_length", Is::Whole),
+];
+
+/// Words that need no counterpart where they have this value, since things are so here in any case.
+pub const SO_HERE: &[(&str, &str, &str)] = &[
+    ("disable_dropout", "true", "there is no dropout here"),
+    ("lora_dropout", "0", "there is no dropout here"),
+    ("bias", "\"none\"", "adapters have no biases here"),
+    ("use_dora", "false", "plain LoRA is all there is here"),
+    ("load_in_4bit", "false", "weights are whole here"),
+    ("load_in_8bit", "false", "weights are whole here"),
+    ("fp16", "false", "there is no fp16 here"),
+    ("streaming", "true", "files are always read as a stream"),
+    ("overwrite_output_dir", "false", "a run's folder is never overwritten"),
+    ("precompute_ref_log_probs", "true", "the reference is always computed ahead"),
+    ("num_labels", "1", "a reward head has one output"),
+    ("do_train", "true", "that is what train does"),
+    ("remove_unused_columns", "false", "keys that are not used are listed in the data report"),
+    ("packing", "true", "sequences are always packed without padding"),
+    ("inference_mode", "false", "adapters are trained"),
+    ("lora_task_type", "\"SEQ_CLS\"", "a reward head is trained with the adapters in any case"),
+];
+
+const LOGS: &str = "every step's figures go into metrics.jsonl";
+const TRACKERS: &str = "no tracker is called: metrics.jsonl holds all figures";
+const HUB: &str = "nothing is uploaded: haf-dist export writes a folder for that";
+const LOADER: &str = "tokens are read from a mapped file, without workers";
+const SHARDS: &str = "weights are whole on every rank; parallel.shard_optimizer = true shards masters and moments";
+const DDP: &str = "gradients are reduced by [parallel]'s backend";
+const KERNELS: &str = "the program has kernels of its own";
+const COMMAND: &str = "said on the command line: haf-dist train, with --resume to go on";
+const LORA_ONLY: &str = "plain LoRA is all there is here";
+const QUANTISED: &str = "weights are trained and frozen as they are: there is no quantisation here";
+const BEST: &str = "the best checkpoint is that of the lowest loss on the dev pairs, and is kept";
+
+/// Words without a counterpart, and why.
+pub const NOTHING: &[(&str, &str)] = &[
+    ("log_level", "HAF_LOG says what is logged"),
+    ("plot_loss", LOGS),
+    ("disable_tqdm", "the bar is drawn on terminals alone"),
+    ("report_to", TRACKERS),
+    ("run_name", TRACKERS),
+    ("project", TRACKERS),
+    ("push_to_hub", HUB),
+    ("dataloader_drop_last", "the last batch of an epoch is trained on, however small"),
+    ("dataset_num_proc", "as many threads as there are cores tokenise"),
+    ("preprocessing_num_workers", "as many threads as there are cores tokenise"),
+    ("overwrite_cache", "caches go by the content of what they hold"),
+    ("remove_unused_columns", "keys that are not used are listed in the data report"),
+    ("deepspeed", SHARDS),
+    ("parallelism_config", SHARDS),
+    ("accelerator_config", DDP),
+    ("ddp_timeout", "parallel.timeout_seconds waits without progress only, which is another time"),
+    ("local_rank", DDP),
+    ("attn_implementation", KERNELS),
+    ("flash_attn", KERNELS),
+    ("use_liger_kernel", KERNELS),
+    ("enable_liger_kernel", KERNELS),
+    ("tf32", KERNELS),
+    ("use_cpu", "a GPU is used where there is one"),
+    ("torch_empty_cache_steps", KERNELS),
+    ("padding_free", "sequences are always packed without padding"),
+    ("pad_to_multiple_of", "sequences are always packed without padding"),
+    ("group_by_length", "sequences are always packed without padding"),
+    ("train_sampling_strategy", "pairs are drawn by a seeded shuffle"),
+    ("gradient_checkpointing_kwargs", "there is one kind of recomputation here"),
+    ("activation_offloading", "activations stay on the device; train.activation_checkpointing saves memory"),
+    ("auto_find_batch_size", "train.tokens_per_micro_batch is the memory knob, and changes no result"),
+    ("per_device_eval_batch_size", "train.tokens_per_micro_batch is the memory knob, and changes no result"),
+    ("precompute_ref_batch_size", "train.tokens_per_micro_batch is the memory knob, and changes no result"),
+    ("eval_on_start", "the first evaluation is that of eval.every"),
+    ("eval_delay", "evaluations begin with the first of eval.every"),
+    ("load_best_model_at_end", BEST),
+    ("metric_for_best_model", BEST),
+    ("greater_is_better", BEST),
+    ("save_only_model", "a checkpoint holds what --resume needs; haf-dist export leaves it out"),
+    ("save_safetensors", "everything is written as safetensors"),
+    ("overwrite_output_dir", "a run's folder is never overwritten: name another in output.dir"),
+    ("do_train", COMMAND),
+    ("stage", "loss.objective says it"),
+    ("do_eval", COMMAND),
+    ("do_predict", COMMAND),
+    ("resume_from_checkpoint", COMMAND),
+    ("trust_remote_code", "no code of a model's folder is run: haf-dist models lists the families"),
+    ("num_labels", "a reward head has one output"),
+    ("lora_task_type", "a reward head is trained with the adapters in any case"),
+    ("lora_dropout", "adapters have no dropout here: the run is not quite the same"),
+    ("use_dora", LORA_ONLY),
+    ("lora_target_parameters", LORA_ONLY),
+    ("bias", LORA_ONLY),
+    ("init_lora_weights", "A starts with Kaiming's uniform distribution, B at zero"),
+    ("modules_to_save", "the reward head is trained besides, and nothing else"),
+    ("layers_to_transform", "every block has adapters"),
+    ("rank_pattern", LORA_ONLY),
+    ("alpha_pattern", LORA_ONLY),
+    ("loraplus_lr_ratio", LORA_ONLY),
+    ("additional_target", "the reward head is trained besides, and nothing else"),
+    ("load_in_4bit", QUANTISED),
+    ("load_in_8bit", QUANTISED),
+    ("quantization_bit", QUANTISED),
+    ("quantization_config", QUANTISED),
+    ("bnb_4bit_quant_type", QUANTISED),
+    ("bnb_4bit_quant_storage", QUANTISED),
+    ("use_bnb_nested_quant", QUANTISED),
+    ("neftune_noise_alpha", "embeddings get no noise here"),
+    ("label_smoothing_factor", "a loss on tokens; loss.label_smoothing is about pairs, which is another thing"),
+    ("router_aux_loss_coef", "another loss than loss.router_balance, whose weights are not comparable"),
+    ("sync_ref_model", "the reference is the model that training starts from"),
+    ("ref_model_mixup_alpha", "the reference is the model that training starts from"),
+    ("ref_model_sync_steps", "the reference is the model that training starts from"),
+    ("ref_model", "the reference is the model that training starts from"),
+    ("model_init_kwargs", "name the model's folder or revision in model.path"),
+    ("chat_template_path", "put the template into the model's folder, as chat_template.jinja"),
+    ("eos_token", "the EOS is found from the chat template"),
+    ("pad_token", "sequences are always packed without padding"),
+    ("truncation_mode", "the prompt's start is cut first, then the answer's end"),
+    ("full_determinism", "a run with the same ranks is the same, bit for bit"),
+    ("pref_ftx", "loss.policy is one loss; \"sft\" is the other"),
+    ("use_weighting", "there is no such weighting of pairs here"),
+    ("f_divergence_type", "DPO's own divergence is all there is here"),
+    ("ld_alpha", "every token of an answer counts alike"),
+    ("tokenized_path", "data.cache_dir holds tokens, and is filled by itself"),
+    ("mix_strategy", "a source's weight says how often it is drawn"),
+    ("interleave_probs", "a source's weight says how often it is drawn"),
+    ("ignore_bias_buffers", DDP),
+    ("dataset_streaming", "files are always read as a stream"),
+    ("streaming", "files are always read as a stream"),
+    ("optim", "AdamW is the optimizer here"),
+    ("optim_args", "AdamW is the optimizer here"),
+    ("optim_target_modules", "AdamW is the optimizer here"),
+    ("lr_scheduler_kwargs", "the three schedules have no settings"),
+    ("average_tokens_across_devices", "a loss is a mean over pairs, whatever the number of ranks"),
+    ("bf16_full_eval", "evaluations compute in model.dtype"),
+    ("fp16_full_eval", "evaluations compute in model.dtype"),
+    ("activation_checkpointing_kwargs", "there is one kind of recomputation here"),
+    ("use_cache", "nothing is generated"),
+    ("ignore_data_skip", COMMAND),
+    ("length_column_name", "sequences are always packed without padding"),
+    ("skip_memory_metrics", LOGS),
+    ("loss_weights", "loss.policy is one loss; loss.alpha and loss.reward_weight weigh the two heads' losses"),
+    ("f_alpha_divergence_coef", "DPO's own divergence is all there is here"),
+    ("discopop_tau", "counts with discopop only, which is not a loss here"),
+    ("exclude_modules", "lora.targets names those that have adapters"),
+    ("fan_in_fan_out", "weights are as Transformers' linear layers have them"),
+    ("use_qalora", LORA_ONLY),
+    ("lora_bias", LORA_ONLY),
+    ("layer_replication", LORA_ONLY),
+    ("loftq_config", LORA_ONLY),
+    ("eva_config", LORA_ONLY),
+    ("trainable_token_indices", LORA_ONLY),
+    ("ray_run_name", COMMAND),
+];
+
+/// Beginnings of further such words.
+pub const FAMILIES: &[(&str, &str)] = &[
+    ("hub_", HUB),
+    ("trackio_", TRACKERS),
+    ("wandb", TRACKERS),
+    ("dataloader_", LOADER),
+    ("ddp_", DDP),
+    ("logging_", LOGS),
+    ("log_", LOGS),
+    ("liger_", KERNELS),
+    ("eval_", "every pair of the dev split is scored by itself, without settings"),
+];
+
+/// Of every other word.
+pub const UNKNOWN: &str = "not a word that is known here: see whether it matters";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::known_keys;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_word_has_one_meaning_and_every_key_is_there() {
+        let keys = known_keys();
+        for (word, key, _) in SAME {
+            assert!(keys.iter().any(|known| known == key), "{word}: {key}");
+        }
+        let mut words = BTreeSet::new();
+        let all = SAME.iter().map(|(word, ..)| word).chain(NOTHING.iter().map(|(word, _)| word));
+        for word in all {
+            assert!(words.insert(word), "{word} twice");
+        }
+    }
+}
