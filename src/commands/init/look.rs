@@ -164,7 +164,7 @@ pub fn data(source: &Source) -> Result<DataFacts> {
     let mut about = vec![rows(&read, stopped, counted.pairs)];
     about.push(format!("Keys: {}. {}", keys(source, &read).join(", "), counted.described()));
     if !read.dropped.is_empty() {
-        let ties = read.dropped.get(&DropReason::Tie).is_some();
+        let ties = read.dropped.contains_key(&DropReason::Tie);
         let reasons: Vec<String> = read.dropped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         let hint = if ties { " (ties = \"half\" would train on ties)" } else { "" };
         about.push(format!("Left out: {}{hint}.", reasons.join(", ")));

@@ -168,8 +168,18 @@ fn adapters(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Re
     }
     if !wanted {
         let why = "no adapters are asked for";
-        [rank.map(|said| from.leave_said(&said, why)), alpha.map(|said| from.leave_said(&said, why))];
-        [rslora.map(|said| from.leave_said(&said, why)), targets.map(|said| from.leave_said(&said, why))];
+        if let Some(said) = rank {
+            from.leave_said(&said, why);
+        }
+        if let Some(said) = alpha {
+            from.leave_said(&said, why);
+        }
+        if let Some(said) = rslora {
+            from.leave_said(&said, why);
+        }
+        if let Some(said) = targets {
+            from.leave_said(&said, why);
+        }
         return Ok(());
     }
     let in_yaml = from.program == Program::Trl && !from.calls.iter().any(|call| call == "LoraConfig");

@@ -208,7 +208,9 @@ fn rest<T>(said: Said<T>) -> Said<i64> {
 }
 
 fn is_value(value: &Value, expected: &str) -> bool {
-    value.to_string() == expected || (expected == "0" && as_number(value) == Some(0.0))
+    // As JSON writes it: true, 0.
+    let written = value.to_string();
+    written == expected || (expected == "0" && as_number(value) == Some(0.0))
 }
 
 /// A finite number, also one that is written as a text, as those programs take it.
