@@ -295,7 +295,10 @@ pub fn link_best(run: &Path, best: Option<usize>) -> Result<()> {
         tracing::warn!("no link to the best checkpoint, which is step-{step}: this disk takes no links ({error})");
         return Ok(());
     }
-    fs::rename(&partial, &link).map_err(|error| file_error(&link, "link the best checkpoint as", &error))
+    fs::rename(&partial, &link).map_err(|error| {
+        let _ = fs::remove_file(&partial);
+        file_error(&link, "link the best checkpoint as", &error)
+    })
 }
 
 /// Size of one checkpoint, in bytes, up to a few kilobytes of headers: so many `exported` numbers of a kind, `trained`
