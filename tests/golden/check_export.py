@@ -125,6 +125,10 @@ def padded_batches(sequences: list[tuple[list[int], list[int]]], pad: int):
 
 def load(kind, folder: Path, dtype: torch.dtype, **options):
     """The model in a folder; where that is an adapter's, its base with the adapter through PEFT."""
+    config = folder / "config.json"
+    if config.exists() and "num_experts_per_tok" in json.loads(config.read_text(encoding="utf-8")):
+        # PyTorch's grouped product takes widths of whole 16 bytes alone, which small models need not have.
+        options.setdefault("experts_implementation", "eager")
     if not (folder / "adapter_config.json").exists():
         return kind.from_pretrained(folder, dtype=dtype, **options).eval()
     from peft import PeftConfig, PeftModel
