@@ -93,7 +93,7 @@ gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU' || true)
 build() {
     cargo build --release && cargo test --release --test all --no-run
 }
-check "the GPU build and its tests compile" build
+check "the program and its tests compile" build
 PROGRAM=$(sed -n 's/.*Executable tests\/all\/main.rs (\(.*\))/\1/p' "$WORK/log")
 [[ -n $PROGRAM ]] || fail "the tests were not built" "the lines above say why"
 

@@ -299,11 +299,11 @@ impl Progress {
                     .hint("does its config name test pairs?"));
             }
             code if code == Error::stopped("").exit_code() as u8 => {
-                return Err(Error::stopped("interrupted").hint("the same command goes on from here"));
+                return Err(Error::stopped("interrupted").hint("the same command continues from here"));
             }
             code => {
                 return Err(Error::runtime(format!("{} failed with exit code {code}", run.folder.display()))
-                    .hint("what went wrong stands above; once it is mended, the same command goes on from here"));
+                    .hint("what went wrong stands above; once it is mended, the same command continues from here"));
             }
         }
         if training.drop_checkpoints {

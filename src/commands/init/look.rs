@@ -64,7 +64,7 @@ pub fn model(path: &Path) -> Result<ModelFacts> {
         false => "It has no chat template: a base model.".to_owned(),
     });
     if files.names().any(|name| files.is_head(name)) {
-        about.push("It is a reward model already: training goes on from its head.".to_owned());
+        about.push("It is a reward model already: training continues from its head.".to_owned());
     }
     if !language_model_head {
         about.push("It has no language-model head: a policy loss cannot be trained.".to_owned());
