@@ -5,6 +5,7 @@
 use crate::golden::{Golden, check};
 use haf_dist::data::batch::Packing;
 use haf_dist::model::architecture::{Architecture, Experts, NormKind, Residual, RopeScaling};
+use haf_dist::model::declared::Rows;
 use haf_dist::ops::Activation;
 
 #[test]
@@ -123,4 +124,27 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
     notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));
     notice("gpt-neox-sequential", "its residual", &residual(Residual::Parallel));
+}
+
+#[test]
+fn control_columns_that_turn_with_others_are_noticed() {
+    for case in ["glm", "glm4", "cohere2"] {
+        let golden = Golden::open(case, "golden.safetensors");
+        let mut engine = golden.engine_of(&golden.folder, false, &|_| ());
+        let mut changed = 0;
+        for segment in &mut engine.model.segments {
+            for index in 0..segment.parameters().len() {
+                let rows = segment.parameters()[index].rows;
+                if matches!(rows, Rows::Neighbours { .. }) {
+                    // In the file's order the halves of a head turn together.
+                    let as_in_the_file = rows.to_file(&segment.value(index));
+                    segment.set(index, &as_in_the_file);
+                    changed += 1;
+                }
+            }
+        }
+        assert!(changed > 0, "{case}");
+        let outcome = check(&golden, &mut engine, Packing::Shared, 5);
+        assert!(outcome.is_err(), "{case} with the halves of a head turned together: {outcome:?}");
+    }
 }

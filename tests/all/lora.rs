@@ -178,9 +178,9 @@ fn losses_and_every_gradient_equal_pefts_in_every_packing() {
 fn scores_equal_pefts_and_without_adapters_the_bases() {
     for (case, lora) in cases() {
         let golden = Golden::open(case);
-        // In bf16 rounding sends some tokens through other experts.
-        let kinds = if case == "lora-qwen3-moe" { 1 } else { 2 };
-        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 5e-2)].into_iter().take(kinds) {
+        // In bf16 rounding sends some tokens to other experts: `experts.rs` counts them.
+        let rounded = if case == "lora-qwen3-moe" { 3e-1 } else { 5e-2 };
+        for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, rounded)] {
             let mut engine = Engine::new(load(case, kind, &lora), false).unwrap();
             let batch = golden.batch(0, golden.pairs.len(), Packing::Shared);
             let with = engine.score(&batch, true).unwrap();

@@ -17,7 +17,7 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 19] = [
+const CASES: [&str; 20] = [
     "llama-tied",
     "llama-untied",
     "mistral-some-windows",
@@ -33,6 +33,7 @@ const CASES: [&str; 19] = [
     "ministral3",
     "smollm3",
     "exaone4",
+    "glm",
     "glm4",
     "cohere2",
     "granite",
