@@ -19,6 +19,7 @@ mod prepare;
 mod score;
 mod scored;
 mod setup;
+mod shell;
 mod suites;
 mod train;
 mod verify;
