@@ -15,6 +15,30 @@ const MOST_BYTES: u64 = 1 << 20;
 /// Most names with a value: TRL's configs know some 250.
 const MOST_ITEMS: usize = 10_000;
 
+/// Keys that DPOConfig has and RewardConfig has not.
+const DPO_KEYS: [&str; 11] = [
+    "beta",
+    "loss_type",
+    "label_smoothing",
+    "loss_weights",
+    "precompute_ref_log_probs",
+    "precompute_ref_batch_size",
+    "f_divergence_type",
+    "ld_alpha",
+    "sync_ref_model",
+    "use_weighting",
+    "max_completion_length",
+];
+
+/// Keys of TRL's other trainers, and theirs alone.
+const OTHER_KEYS: [(&str, &str); 5] = [
+    ("num_generations", "GRPOConfig and RLOOConfig"),
+    ("desirable_weight", "KTOConfig"),
+    ("completion_only_loss", "SFTConfig"),
+    ("assistant_only_loss", "SFTConfig"),
+    ("dataset_text_field", "SFTConfig"),
+];
+
 /// Whose config a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -44,7 +68,7 @@ pub struct Foreign {
     pub program: Program,
     /// What it trains.
     pub trains: Trains,
-    /// Why it is taken to train that.
+    /// Why it is taken to train that, as a clause.
     pub told_by: String,
     /// What it says.
     pub content: Content,
@@ -61,6 +85,8 @@ pub fn read(path: &Path) -> Result<Foreign> {
         Error::input(format!("{shown}: not a text in UTF-8")).hint("expected a YAML config or a Python script")
     })?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    // As editors on Windows write it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text).replace("\r\n", "\n");
     let content = match ending {
         "yaml" | "yml" | "json" => yaml::read(&text),
         "py" => python::read(&text),
@@ -76,7 +102,7 @@ pub fn read(path: &Path) -> Result<Foreign> {
 
 /// Finds out whose config it is, and keeps the last of several values of a name, as those programs do.
 fn kind(mut content: Content, file: String) -> Result<Foreign> {
-    if content.items.is_empty() {
+    if content.items.is_empty() && content.calls.is_empty() {
         return Err(Error::input("says nothing of a training")
             .hint("expected keys such as model_name_or_path, or a call such as RewardConfig(...)"));
     }
@@ -90,7 +116,7 @@ fn kind(mut content: Content, file: String) -> Result<Foreign> {
             && let Some(at) = items.iter().position(|earlier| earlier.name == item.name)
         {
             let earlier = items.remove(at);
-            let text = format!("{} = {}", earlier.name, earlier.value);
+            let text = format!("{} = {}", earlier.name, earlier.shown());
             content.unread.push(Unread { line: earlier.line, text, why: "a later line sets it again", name: None });
         }
         items.push(item);
@@ -113,17 +139,27 @@ fn kind(mut content: Content, file: String) -> Result<Foreign> {
                     .hint("expected stage: rm or stage: dpo"));
             }
         };
-        (Program::LlamaFactory, trains, "its stage".to_owned())
-    } else if called("RewardConfig") || called("RewardTrainer") || has("center_rewards_coefficient") {
-        (Program::Trl, Trains::Reward, "RewardConfig's keys".to_owned())
-    } else if let Some(sign) = ["loss_type", "beta", "precompute_ref_log_probs"].iter().find(|name| has(name)) {
-        (Program::Trl, Trains::Policy, format!("{sign}, a key of DPOConfig"))
-    } else if called("DPOConfig") || called("DPOTrainer") {
-        (Program::Trl, Trains::Policy, "DPOConfig".to_owned())
+        (Program::LlamaFactory, trains, "its stage says so".to_owned())
+    } else if let Some(name) = ["RewardConfig", "RewardTrainer"].iter().find(|name| called(name)) {
+        (Program::Trl, Trains::Reward, format!("it calls {name}"))
+    } else if let Some(name) = ["DPOConfig", "DPOTrainer"].iter().find(|name| called(name)) {
+        (Program::Trl, Trains::Policy, format!("it calls {name}"))
+    } else if let Some(name) = python::OTHER_TRAININGS.iter().find(|name| called(name)) {
+        return Err(Error::input(format!("it calls {name}, which is no training on preferences that is done here"))
+            .hint("expected RewardConfig or RewardTrainer, DPOConfig or DPOTrainer"));
+    } else if let Some((sign, of)) = OTHER_KEYS.iter().find(|(name, _)| has(name)) {
+        return Err(Error::input(format!(
+            "{sign} is a key of {of}, which is no training on preferences that is done here"
+        ))
+        .hint("expected a config of TRL's reward or DPO trainer"));
+    } else if has("center_rewards_coefficient") {
+        (Program::Trl, Trains::Reward, "it has center_rewards_coefficient".to_owned())
+    } else if let Some(sign) = DPO_KEYS.iter().find(|name| has(name)) {
+        (Program::Trl, Trains::Policy, format!("it has {sign}, a key of DPOConfig"))
     } else if called("TrainingArguments") {
-        (Program::Transformers, Trains::Reward, "nothing of DPO".to_owned())
+        (Program::Transformers, Trains::Reward, "it calls TrainingArguments, and nothing in it is about DPO".to_owned())
     } else {
-        (Program::Trl, Trains::Reward, "no key of DPOConfig alone".to_owned())
+        (Program::Trl, Trains::Reward, "it has no key that only DPOConfig has".to_owned())
     };
     Ok(Foreign { file, program, trains, told_by, content })
 }
