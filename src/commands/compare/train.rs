@@ -146,10 +146,21 @@ impl<'a> Run<'a> {
     /// Makes sure that a finished run is this one: a folder is called by a variant's values, and another key can have them.
     ///
     /// # Errors
-    /// It was trained with other settings of the loss, the model, the data or the updates.
+    /// It was trained with other settings.
     fn check_finished(&self, training: &Training) -> Result<()> {
-        const MAY_DIFFER: [&str; 5] =
-            ["parallel.", "eval.", "checkpoint.", "data.cache_dir", "train.tokens_per_micro_batch"];
+        // What changes no result; and paths, which a run records as those of the files that it fetched.
+        const MAY_DIFFER: [&str; 10] = [
+            "parallel.",
+            "eval.",
+            "checkpoint.",
+            "data.cache_dir",
+            "train.tokens_per_micro_batch",
+            "model.path",
+            "lora.base",
+            "data.train",
+            "data.dev",
+            "data.test",
+        ];
         let (facts, _) = read_pairs(&self.folder, Changed::Allowed)?;
         let differences = facts.config.differences(&self.config(training)?)?;
         let matters = |difference: &&Difference| !MAY_DIFFER.iter().any(|start| difference.key.starts_with(start));
