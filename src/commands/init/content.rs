@@ -60,3 +60,10 @@ pub struct Content {
     /// Calls that were found, for a script.
     pub calls: Vec<String>,
 }
+
+impl Content {
+    /// The first value of a name.
+    pub fn item(&self, name: &str) -> Option<&Item> {
+        self.items.iter().find(|item| item.name == name)
+    }
+}

@@ -179,7 +179,7 @@ pub fn data(source: &Source) -> Result<DataFacts> {
 fn rows(read: &formats::SourceRows, stopped: bool, pairs: usize) -> String {
     let name = read.format.and_then(|format| Some(format.to_possible_value()?.get_name().to_owned()));
     match (stopped, name) {
-        (false, Some(name)) => format!("Format \"{name}\": {} rows make {pairs} pairs.", read.rows),
+        (false, Some(name)) => format!("Format \"{name}\". Rows: {}; usable pairs: {pairs}.", read.rows),
         _ => format!("A large file, of which the first {LOOKED_AT} pairs were looked at."),
     }
 }

@@ -84,7 +84,7 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
         let why = match pairs {
             Some(pairs) => format!(
-                "One pass over {pairs} pairs, {batch} a step: {} steps. Further passes soon overfit a reward model.",
+                "One pass over the pairs (pairs: {pairs}, {batch} a step; steps: {}). Further passes soon overfit a reward model.",
                 pairs.div_ceil(batch)
             ),
             None => "One pass over the pairs. Further passes soon overfit a reward model.".to_owned(),
@@ -99,7 +99,8 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let Some(steps) = said(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
     let every = steps.div_ceil(LOOKS).max(1) as i64;
     if has_dev && draft.get("eval.every").is_none() {
-        draft.set("eval.every", every, format!("About {LOOKS} times in {steps} steps."));
+        let why = format!("In steps: {} evaluations in all (steps: {steps}).", steps.div_ceil(every as usize));
+        draft.set("eval.every", every, why);
     }
     if draft.get("checkpoint.every").is_none() {
         let why = match has_dev {

@@ -188,6 +188,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("logging_", LOGS),
     ("log_", LOGS),
     ("liger_", KERNELS),
+    ("fsdp", SHARDS),
+    ("torch_compile", KERNELS),
     ("eval_", "every pair of the dev split is scored by itself, without settings"),
 ];
 
