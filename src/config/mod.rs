@@ -20,7 +20,7 @@ mod validate;
 mod words;
 
 pub use defaults::domain_of;
-pub use differences::{Difference, OF_A_RANK, listed};
+pub use differences::{Difference, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
 pub use loss::{LossConfig, Objective, PolicyLoss, Prior};

@@ -1,6 +1,6 @@
 //! What an evaluation says, in a sentence: better than chance or not, better than going by length or not, overfitted or not.
 //!
-//! Not here: the figures (`metrics.rs`) and their tables.
+//! Not here: the figures (`metrics/`) and their tables.
 
 use crate::metrics::{DevPoint, EvaluationMetrics};
 use crate::statistics::Interval;
