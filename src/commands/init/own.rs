@@ -83,11 +83,14 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let epochs = said(draft, "train.epochs").unwrap_or(1);
     if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
         let why = match pairs {
-            Some(pairs) => format!(
-                "One pass over the pairs (pairs: {pairs}, {batch} a step; steps: {}). Further passes soon overfit a reward model.",
-                pairs.div_ceil(batch)
-            ),
-            None => "One pass over the pairs. Further passes soon overfit a reward model.".to_owned(),
+            Some(pairs) => {
+                let steps = pairs.div_ceil(batch);
+                let word = if steps == 1 { "step" } else { "steps" };
+                format!(
+                    "One pass over {pairs} pairs, {batch} a step: {steps} {word}. More passes soon overfit a reward model."
+                )
+            }
+            None => "One pass over the pairs. More passes soon overfit a reward model.".to_owned(),
         };
         draft.set("train.epochs", 1, why);
     }
@@ -99,7 +102,10 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let Some(steps) = said(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
     let every = steps.div_ceil(LOOKS).max(1) as i64;
     if has_dev && draft.get("eval.every").is_none() {
-        let why = format!("In steps: {} evaluations in all (steps: {steps}).", steps.div_ceil(every as usize));
+        let why = match every {
+            1 => "After every step: there are few.".to_owned(),
+            _ => format!("About {LOOKS} times in {steps} steps."),
+        };
         draft.set("eval.every", every, why);
     }
     if draft.get("checkpoint.every").is_none() {
@@ -115,10 +121,10 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
 pub fn precision(draft: &mut Draft) {
     if draft.get("model.dtype").is_none() {
         let here = match look::gpus().is_some() || machine::processor_has_bf16() {
-            true => "bf16, which this machine computes in",
-            false => "f32 here: this processor does not compute in bf16",
+            true => "bf16, in which this machine computes",
+            false => "f32, as this processor does not compute in bf16",
         };
-        draft.say(format!("model.dtype stays \"auto\": {here}."));
+        draft.say(format!("model.dtype stays \"auto\": here {here}."));
     }
 }
 
