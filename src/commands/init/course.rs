@@ -197,6 +197,13 @@ fn sequences(from: &mut Translation, draft: &mut Draft) {
         }
         _ => {}
     }
+    if let Some(prompt) = from.whole("max_prompt_length") {
+        let whole = draft.get("data.max_length").and_then(toml::Value::as_integer);
+        match prompt.value > 0 && whole.is_none_or(|whole| (prompt.value as i64) < whole) {
+            true => draft.set("data.max_prompt_length", prompt.value as i64, prompt.place),
+            false => from.leave_said(&prompt, "no prompt would be cut by it: it is not below data.max_length"),
+        }
+    }
     if from.program == Program::Trl && from.trains == Trains::Reward {
         let why = "TRL's reward trainer reads the reward there; the default, \"eos\", is the end of the answer's turn.";
         draft.set("data.reward_at", "end", why);

@@ -120,11 +120,12 @@ fn rest(
     own::schedule(draft, pairs, has_dev);
     own::precision(draft);
     let parsed = |draft: &Draft| {
-        let name = asked
-            .from
-            .as_deref()
-            .map_or("the config".to_owned(), |from| format!("what follows from {}", from.display()));
-        Config::parse(&name, &draft.render(None), &[])
+        Config::parse("draft", &draft.render(None), &[]).map_err(|error| {
+            // Nobody has seen the draft, so its line means nothing.
+            let wrong = error.message.split_once(": ").map_or(&error.message[..], |(_, wrong)| wrong).to_owned();
+            let from = asked.from.as_deref().map_or("these options".to_owned(), |from| from.display().to_string());
+            Error { message: format!("{from}: no config follows from it: {wrong}"), ..error }
+        })
     };
     parsed(draft)?;
     own::memory(draft, model, file.is_some(), parsed)?;

@@ -96,6 +96,15 @@ fn shares_of_the_run_become_steps_where_the_pairs_are_counted() {
 }
 
 #[test]
+fn a_longest_prompt_that_leaves_no_answer_is_listed() {
+    let of =
+        |prompt: usize| course("a.yaml", &format!("beta: 1\nmax_length: 100\nmax_prompt_length: {prompt}\n"), 1, None);
+    assert_says(&of(60), &["max_prompt_length = 60"]);
+    assert_says(&of(100), &["line 3: max_prompt_length = 100: no prompt would be cut by it"]);
+    assert!(!of(100).contains("\nmax_prompt_length"));
+}
+
+#[test]
 fn what_has_no_counterpart_is_listed_with_its_line_and_a_reason() {
     let yaml = "beta: 0.2\nlogging_steps: 10\nfrobnicate: [1, 2]\nlora_r: 8\nlearning_rate: fast\nseed:\n\
                 disable_dropout: true\nfp16: true\nlearning_rate: 2e-6\n";

@@ -25,7 +25,6 @@ pub const SAME: &[(&str, &str, Is)] = &[
     ("gradient_checkpointing", "train.activation_checkpointing", Is::Truth),
     ("activation_checkpointing", "train.activation_checkpointing", Is::Truth),
     ("save_total_limit", "checkpoint.keep", Is::Count),
-    ("max_prompt_length", "data.max_prompt_length", Is::Count),
 ];
 
 /// Words that need no counterpart where they have this value, since things are so here in any case.
