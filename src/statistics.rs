@@ -14,6 +14,10 @@ const Z_95: f64 = 1.959_963_984_540_054;
 /// Its 80% quantile.
 const Z_80: f64 = 0.841_621_233_572_914_4;
 
+/// Clusters that must differ, on average, so that six or more do in four of five draws (Poisson's distribution): if fewer than six
+/// differ, [`sign_flip`] has no p < 0.05, since 2 / 2^5 = 0.0625.
+const FEWEST: f64 = 7.906;
+
 /// Bootstrap resamples behind every interval that is reported.
 pub const RESAMPLES: usize = 2000;
 
@@ -100,6 +104,17 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let proportions = values.iter().all(|value| (0.0..=1.0).contains(value));
     Some(if proportions { interval.or_wilson(mean, clusters.len()) } else { interval })
+}
+
+/// [`clustered_bootstrap`] of differences of two shares, from -1 to 1. Where no value differs from another one there is still a
+/// width, that of [`wilson`]'s interval of the mean as a share of the way from -1 to 1.
+///
+/// # Panics
+/// Where `values` and `clusters` differ in length.
+pub fn interval_of_differences(values: &[f64], clusters: &[u64]) -> Option<Interval> {
+    let shares: Vec<f64> = values.iter().map(|value| (value + 1.0) / 2.0).collect();
+    let interval = clustered_bootstrap(&shares, clusters, RESAMPLES, SEED)?;
+    Some(Interval { low: 2.0 * interval.low - 1.0, high: 2.0 * interval.high - 1.0 })
 }
 
 /// Mean over as many clusters as there are, each drawn with replacement.
@@ -199,22 +214,28 @@ pub fn sign_flip(sums: &[i64]) -> f64 {
 }
 
 /// The mean that a sample like `values` would tell from 0 with p < 0.05, two-sided, in four of five draws of its clusters: 2.8
-/// standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters. `None` for fewer
-/// than two clusters, or where no value differs from the mean.
+/// standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters; but no less than
+/// what [`FEWEST`] clusters add up to that are as far from 0 as those that are not 0, or a sample in which hardly any cluster
+/// differs would claim to see the smallest difference. `None` for fewer than two clusters, or where no value differs from 0.
 ///
 /// # Panics
 /// Where `values` and `clusters` differ in length.
 pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
     assert_eq!(values.len(), clusters.len(), "a cluster a value");
     let mean = values.iter().sum::<f64>() / values.len() as f64;
-    let mut off: BTreeMap<u64, f64> = BTreeMap::new();
-    for (value, cluster) in values.iter().zip(clusters) {
-        *off.entry(*cluster).or_default() += value - mean;
+    let mut by_name: BTreeMap<u64, Cluster> = BTreeMap::new();
+    for (value, name) in values.iter().zip(clusters) {
+        let cluster = by_name.entry(*name).or_default();
+        cluster.sum += value;
+        cluster.count += 1.0;
     }
-    let count = off.len() as f64;
-    let squares: f64 = off.values().map(|sum| sum * sum).sum();
-    let error = (squares * count / (count - 1.0)).sqrt() / values.len() as f64;
-    Some((Z_95 + Z_80) * error).filter(|least| *least > 0.0 && least.is_finite())
+    let (count, total) = (by_name.len() as f64, values.len() as f64);
+    let squares: f64 = by_name.values().map(|cluster| (cluster.sum - mean * cluster.count).powi(2)).sum();
+    let error = (squares * count / (count - 1.0)).sqrt() / total;
+    let differing: Vec<f64> = by_name.values().map(|cluster| cluster.sum.abs()).filter(|sum| *sum > 1e-9).collect();
+    let typical = differing.iter().sum::<f64>() / differing.len() as f64;
+    let least = ((Z_95 + Z_80) * error).max(FEWEST * typical / total);
+    (count > 1.0 && !differing.is_empty() && least.is_finite()).then_some(least)
 }
 
 /// p-values adjusted for there being several of them, in the same order: the chance that any true null hypothesis among
@@ -319,6 +340,21 @@ mod tests {
         assert_eq!(holm(&[0.01, 0.04, 0.03]), [0.03, 0.06, 0.06]);
         assert_eq!(holm(&[0.5, 0.9]), [1.0, 1.0]);
         assert_eq!(holm(&[]), Vec::<f64>::new());
+    }
+
+    /// Promise: what could be found is 2.8 standard errors where many clusters differ, and never less than the exact test can find.
+    #[test]
+    fn no_difference_is_said_to_be_detectable_that_the_exact_test_cannot_detect() {
+        let of = |values: &[f64]| detectable(values, &(0..values.len() as u64).collect::<Vec<_>>());
+        let sample =
+            |better: usize, worse: usize, same: usize| [vec![1.0; better], vec![-1.0; worse], vec![0.0; same]].concat();
+        let many = of(&sample(20, 20, 60)).unwrap();
+        assert!((many - 2.801_585 * (40.0 / 99.0f64).sqrt() / 10.0).abs() < 1e-6, "{many}");
+        // One prompt of 24 differs: 2.8 standard errors are 0.117, but not even three prompts can be told from chance.
+        let few = of(&sample(1, 0, 23)).unwrap();
+        assert!(few > 0.117 && (few - 7.906 / 24.0).abs() < 1e-6, "{few}");
+        assert!(sign_flip(&[1; 5]) > 0.05 && sign_flip(&[1; 6]) < 0.05, "why it is six");
+        assert_eq!((of(&sample(0, 0, 9)), of(&[1.0])), (None, None));
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod manifest;
 mod self_test;
 
 pub use adapter::AdapterOf;
-pub use as_trained::{AS_TRAINED, AsTrained};
+pub use as_trained::AsTrained;
 pub use chat_template::{ChatTemplates, Rendering, as_others_read, write as write_chat_template};
 pub use export::{
     Export, choose_pad_token, complete_config, copy_named_templates, end_tokens, pad_token, special_tokens,

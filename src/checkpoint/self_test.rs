@@ -1,7 +1,7 @@
 //! `self-test.json` beside a model's weights: ten fixed conversations with the text, the tokens and the reward that they had
 //! when the model was saved, so that any program can show that it reads the model as it was trained.
 //!
-//! No data of the run is in it. Not here: computing rewards (`scoring.rs`) and comparing them (`commands/verify.rs`).
+//! No data of the run is in it. Not here: computing rewards (`evaluate/scoring.rs`) and comparing them (`commands/verify.rs`).
 
 use super::{read_json, to_json, write_text};
 use crate::config::RewardAt;

@@ -3,6 +3,7 @@
 //! Not here: doing it (`commands/compare/`).
 
 use super::values::positive;
+use crate::config::key_meant;
 use crate::error::{Error, Result};
 use clap::Args;
 use std::collections::BTreeSet;
@@ -143,7 +144,8 @@ impl TypedComparing {
         for (option, set) in
             self.set.iter().map(|set| ("--set", set)).chain(self.variant.iter().map(|set| ("--variant", set)))
         {
-            if let Some(key) = set.split(',').filter_map(|word| word.split('=').next()).find(|key| own(key)) {
+            let keys = set.split(',').filter_map(|word| word.split('=').next()).map(key_meant);
+            if let Some(key) = keys.into_iter().find(|key| own(key)) {
                 return Err(Error::input(format!("{option} {set}: the comparison sets {key} itself"))
                     .hint("take it out; --seeds, --out and --learning-rates are the options for that"));
             }
@@ -153,6 +155,11 @@ impl TypedComparing {
                 return Err(Error::input(format!("--learning-rates: {rate} is no learning rate"))
                     .hint("expected numbers above 0, as in --learning-rates 3e-5,1e-4,3e-4"));
             }
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.learning_rates.iter().find(|rate| !seen.insert(rate.parse().map_or(0, f64::to_bits)))
+        {
+            return Err(Error::input(format!("--learning-rates: {twice} stands there twice")).hint("leave one out"));
         }
         let name = config.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let out = self.out.unwrap_or_else(|| PathBuf::from(format!("runs/compare-{name}")));
@@ -223,5 +230,32 @@ mod tests {
         assert_eq!(names(&[], &typed).unwrap(), ["hybrid", "hybrid-normal", "a-b.jsonl"]);
         assert!(names(&["reward", "reward"], &[]).is_err());
         assert!(names(&[], &["loss.prior"]).unwrap_err().message.contains("loss.prior is no KEY=VALUE"));
+    }
+
+    /// Promise: no option is ignored because another one sets the same key, by whatever name.
+    #[test]
+    fn what_a_comparison_sets_itself_is_refused_by_every_name() {
+        #[derive(clap::Parser)]
+        struct Typed {
+            #[command(flatten)]
+            comparing: TypedComparing,
+        }
+        let understood = |options: &str| {
+            let words = ["compare", "--train", "a.toml"].into_iter().chain(options.split_whitespace());
+            <Typed as clap::Parser>::try_parse_from(words).unwrap().comparing.understood(None)
+        };
+        let rates = "--learning-rates 1e-4,2e-4";
+        for (options, says) in [
+            ("--set data.seed=3".to_owned(), "sets data.seed itself"),
+            ("--set output.output_dir=x".to_owned(), "sets output.dir itself"),
+            (format!("--set train.lr=1e-3 {rates}"), "sets train.learning_rate itself"),
+            (format!("--variant loss.alpha=1,train.lr=1e-3 {rates}"), "sets train.learning_rate itself"),
+            ("--learning-rates 1e-4,0.0001".to_owned(), "0.0001 stands there twice"),
+            ("--learning-rates 1e-4,fast".to_owned(), "fast is no learning rate"),
+        ] {
+            let error = understood(&options).unwrap_err();
+            assert!(error.message.contains(says), "{options}: {error}");
+        }
+        assert!(understood("--set train.lr=1e-3").is_ok() && understood(rates).is_ok(), "the control");
     }
 }

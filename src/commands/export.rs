@@ -9,7 +9,7 @@ use crate::checkpoint::{self, AsTrained, Changed, Export, FileCheck, SelfTest};
 use crate::cli::Exporting;
 use crate::error::{Error, Result, file_error};
 use crate::files;
-use crate::model::adapter::{self, Changes, Origin};
+use crate::model::adapter::{self, Change, Changes, Origin};
 use crate::model::architecture::Architecture;
 use crate::model::layout::{Part, REWARD_HEAD};
 use crate::model::peft::PeftConfig;
@@ -17,9 +17,10 @@ use crate::model::weight_files::{REWARD_BIAS, WeightFiles};
 use crate::safetensors_io;
 use crate::terminal;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use tch::Kind;
+use tch::{Kind, Tensor};
 use tracing::warn;
 
 /// Runs the command, on one rank.
@@ -102,10 +103,26 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
              haf-dist finds it; rewards of other programs are lower by it, and no comparison changes"
         );
     }
+    let kind = write_shards(&base, &changes, &head, out)?;
+    let architecture = architecture.names.reward_model;
+    let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
+    let pad_token_id = pad_token(origin)?;
+    let self_test = SelfTest::read(folder)?;
+    let dev_rewards = self_test.as_ref().and_then(|test| test.dev_rewards);
+    // Tensors and their names are the base's.
+    let (untied, reward_bias) = (false, bias);
+    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, untied, reward_bias, dev_rewards }
+        .write(out)?;
+    // What the model said with its adapter beside it; merged it must say the same, as far as its precision goes.
+    self_test.map_or(Ok(()), |self_test| self_test.write(out))
+}
+
+/// Writes every tensor of the base, changed where its adapter changes it, and the head, in the base's files. Gives the kind of
+/// the largest tensor, which speaks for the model.
+fn write_shards(base: &WeightFiles, changes: &BTreeMap<String, Change>, head: &Tensor, out: &Path) -> Result<Kind> {
     // A file that held the head alone is left empty.
     let shards: Vec<_> = base.shards().filter(|(_, names)| !names.is_empty()).collect();
     let (mut index, mut total, mut merged) = (Map::new(), 0, 0);
-    // That of the largest tensor speaks for the model.
     let (mut largest, mut of_model) = (0, Kind::Float);
     for (number, (shard, names)) in shards.iter().enumerate() {
         let mut tensors = Vec::new();
@@ -143,18 +160,7 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
         let text = json!({ "metadata": { "total_size": total }, "weight_map": Value::Object(index) }).to_string();
         files::write_atomic(&out.join("model.safetensors.index.json"), text.as_bytes())?;
     }
-    let architecture = architecture.names.reward_model;
-    let (model_dir, tokenizer_dir) = (origin.base.as_path(), origin.tokenizer());
-    let pad_token_id = pad_token(origin)?;
-    let self_test = SelfTest::read(folder)?;
-    let dev_rewards = self_test.as_ref().and_then(|test| test.dev_rewards);
-    let (kind, reward_bias) = (of_model, bias);
-    // Its tensors and their names are the base's.
-    let untied = false;
-    Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, untied, reward_bias, dev_rewards }
-        .write(out)?;
-    // What the model said with its adapter beside it; merged it must say the same, as far as its precision goes.
-    self_test.map_or(Ok(()), |self_test| self_test.write(out))
+    Ok(of_model)
 }
 
 /// The token that the adapter's tokenizer pads with; where that ends sequences, or there is none, a free one is guessed.

@@ -19,6 +19,7 @@ mod prepare;
 mod score;
 mod scored;
 mod setup;
+mod shell;
 mod suites;
 mod train;
 mod verify;
@@ -97,7 +98,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
                 return Err(Error::input(format!("--data: the split has {} files, expected one", files.len()))
                     .hint("name the file in the path: every row gets one line of scores"));
             }
-            score::run(&scoring, output, (*combined, *tokens), comm)
+            score::run(&scoring, output, score::Added { combined: *combined, tokens: *tokens }, comm)
         }
         Command::Export(exporting) => {
             let exporting = hub::fetch_exporting(exporting, comm)?;

@@ -7,7 +7,7 @@
 //! sum too, with `--tokens` what each token of an answer adds to its implicit reward.
 
 use super::alike;
-use super::scored::{Scored, open};
+use super::scored::{Opened, Scored, open};
 use crate::checkpoint::Weights;
 use crate::cli::{Output, Scoring};
 use crate::comm::CommThread;
@@ -24,6 +24,7 @@ use crate::evaluate::scoring::score_pairs;
 use crate::evaluate::tokens::{self, TokenLogProbs, token_log_probs};
 use crate::files;
 use crate::loss::{self, AnswerLogProb};
+use crate::machine::Machine;
 use crate::terminal;
 use serde_json::{Map, Value, json};
 use std::io::{self, BufWriter};
@@ -38,66 +39,29 @@ enum Row {
     Dropped(String),
 }
 
+/// What a line has besides rewards.
+#[derive(Debug, Clone, Copy)]
+pub struct Added {
+    /// The two heads' sum.
+    pub combined: bool,
+    /// What each token adds to the implicit reward.
+    pub tokens: bool,
+}
+
 /// Runs the command on every rank.
 ///
 /// # Errors
 /// A folder that is no reward model, bad data, or an output file that exists.
-pub fn run(scoring: &Scoring, output: &Output, (combined, tokens): (bool, bool), comm: &CommThread) -> Result<()> {
+pub fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommThread) -> Result<()> {
     // Before the work, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
-    let work = comm.at_work(format!("reading {}", scoring.data.display()));
-    let max_row_bytes = opened.config.data.max_row_bytes;
-    let source = Source { columns: scoring.columns(), max_row_bytes, ..Source::new(&scoring.data) };
-    let formats::Scorable { pairs, mut unused } = comm.agree(formats::read_for_scoring(&source))?;
-    let mut unread = Unread::default();
-    pairs.iter().for_each(|pair| opened.encoder.count_unread(pair, &mut unread));
-    unused.extend(unread.rows());
-    if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
-        info!("{}: {keys}", scoring.data.display());
-    }
-    let (rows, kept) = comm
-        .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
-    drop(work);
-    let mut lines = Vec::new();
-    if kept.is_empty() {
-        lines.extend(pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)));
-    } else {
-        let data = comm.agree(PreparedData::from_pairs(kept))?;
-        alike::data("scored", &data, comm)?;
-        let references = opened.references(&data, &machine, comm)?;
-        let by_token = if tokens { Some(opened.token_references(&data, &machine, comm)?) } else { None };
-        let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
-        let weights = if combined { Some(weights(&reported)?) } else { None };
-        let reported = Reported { weights, ..reported };
-        let budget = scoring.tokens_per_micro_batch;
-        let log_probs = engine.order.vocabulary().is_some();
-        let all: Vec<usize> = (0..data.len()).collect();
-        let scores = score_pairs(&mut engine, (&data, &all), comm, budget, log_probs, "score")?;
-        let credits = match by_token {
-            None => Vec::new(),
-            Some(references) if reported.policy => {
-                let policy = token_log_probs(&mut engine, &data, comm, budget, "tokens")?;
-                credits(reported, &policy, &references.unwrap_or_default())
-            }
-            Some(_) => {
-                return Err(Error::input("--tokens: there are no implicit rewards to part").hint(
-                    "they need a run with a policy loss, and the starting model where its model.path says it is",
-                ));
-            }
-        };
-        let credits = comm.agree(placed(&pairs, &rows, credits, &opened.encoder))?;
-        let references = references.unwrap_or_default();
-        let policy = Policy { reported, log_probs };
-        lines.extend(pairs.iter().zip(&rows).zip(credits).map(|((pair, row), credits)| {
-            let mut line = line(pair.line, row, &scores, &references, Some(policy));
-            if let Some(fields) = line.as_object_mut() {
-                fields.extend(credits);
-            }
-            line
-        }));
-    }
+    let (pairs, rows, kept) = read(scoring, &opened, comm)?;
+    let lines = match kept.is_empty() {
+        true => pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)).collect(),
+        false => scored(&opened, &machine, scoring.tokens_per_micro_batch, (&pairs, &rows, kept), added, comm)?,
+    };
     let cut = rows.iter().filter(|row| matches!(row, Row::Scored { cut: Some(_), .. })).count();
     if comm.rank() == 0 && cut > 0 {
         let length = opened.config.data.max_length;
@@ -115,6 +79,66 @@ pub fn run(scoring: &Scoring, output: &Output, (combined, tokens): (bool, bool),
         (0, Output::File(path)) => reserved.map_or(Ok(()), |file| save(file, &lines, path)),
         _ => Ok(()),
     })
+}
+
+/// The file's rows, what becomes of each, and those that are scored. All ranks must call it.
+fn read(scoring: &Scoring, opened: &Opened, comm: &CommThread) -> Result<(Vec<Pair>, Vec<Row>, Vec<LabelledPair>)> {
+    let _work = comm.at_work(format!("reading {}", scoring.data.display()));
+    let max_row_bytes = opened.config.data.max_row_bytes;
+    let source = Source { columns: scoring.columns(), max_row_bytes, ..Source::new(&scoring.data) };
+    let formats::Scorable { pairs, mut unused } = comm.agree(formats::read_for_scoring(&source))?;
+    let mut unread = Unread::default();
+    pairs.iter().for_each(|pair| opened.encoder.count_unread(pair, &mut unread));
+    unused.extend(unread.rows());
+    if let Some(keys) = unused_keys(&unused, pairs.len()).filter(|_| comm.rank() == 0) {
+        info!("{}: {keys}", scoring.data.display());
+    }
+    let (rows, kept) = comm
+        .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
+    Ok((pairs, rows, kept))
+}
+
+/// A line a row. All ranks must call it.
+fn scored(
+    opened: &Opened,
+    machine: &Machine,
+    budget: usize,
+    (pairs, rows, kept): (&[Pair], &[Row], Vec<LabelledPair>),
+    added: Added,
+    comm: &CommThread,
+) -> Result<Vec<Value>> {
+    let data = comm.agree(PreparedData::from_pairs(kept))?;
+    alike::data("scored", &data, comm)?;
+    let references = opened.references(&data, machine, comm)?;
+    let by_token = if added.tokens { Some(opened.token_references(&data, machine, comm)?) } else { None };
+    let Scored { mut engine, reported } = opened.model(references.is_some(), machine, comm)?;
+    let weights = if added.combined { Some(weights(&reported)?) } else { None };
+    let reported = Reported { weights, ..reported };
+    let log_probs = engine.order.vocabulary().is_some();
+    let all: Vec<usize> = (0..data.len()).collect();
+    let scores = score_pairs(&mut engine, (&data, &all), comm, budget, log_probs, "score")?;
+    let credits = match by_token {
+        None => Vec::new(),
+        Some(references) if reported.policy => {
+            let policy = token_log_probs(&mut engine, &data, comm, budget, "tokens")?;
+            credits(reported, &policy, &references.unwrap_or_default())
+        }
+        Some(_) => {
+            return Err(Error::input("--tokens: there are no implicit rewards to part")
+                .hint("they need a run with a policy loss, and the starting model where its model.path says it is"));
+        }
+    };
+    let credits = comm.agree(placed(pairs, rows, credits, &opened.encoder))?;
+    let references = references.unwrap_or_default();
+    let policy = Policy { reported, log_probs };
+    let with_credits = |((pair, row), credits): ((&Pair, &Row), Map<String, Value>)| {
+        let mut line = line(pair.line, row, &scores, &references, Some(policy));
+        if let Some(fields) = line.as_object_mut() {
+            fields.extend(credits);
+        }
+        line
+    };
+    Ok(pairs.iter().zip(rows).zip(credits).map(with_credits).collect())
 }
 
 #[derive(Clone, Copy)]

@@ -86,10 +86,14 @@ pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
     }
     if let Some(against) = against {
         let rows = differences(&suites, &heads, &against);
+        if rows.is_empty() {
+            warn!("the two checkpoints have no head in common, so there is nothing to compare");
+        }
         match json {
             true => json_lines(&rows)?,
             false => terminal::out(format_args!(
-                "paired differences of plain means over items; p is exact, by prompt\n{}\n",
+                "paired differences; p is exact, by prompt. Every item counts alike: where a suite weighs its subsets, as \
+                 RewardBench 1 and 2 do, these means are not the suite's number above\n{}\n",
                 paired_table(&rows)
             ))?,
         }

@@ -1,7 +1,8 @@
 //! The TOML file: one struct a table, unknown keys refused, every key with a default where one makes sense.
 //!
 //! [`Config::load`] reads, overrides, checks and resolves it once; everything after that takes plain values.
-//! Paths in the file are relative to the directory the program is started in, not to the file.
+//! Paths in the file are relative to the directory the program is started in; an input that is not there is looked for beside
+//! the file too.
 //!
 //! Not here: what the values mean to the trainer. Each field says what it does; `configs/reference.toml`
 //! shows them all.
@@ -19,12 +20,13 @@ mod validate;
 mod words;
 
 pub use defaults::domain_of;
-pub use differences::{Difference, OF_A_RANK, listed};
+pub use differences::{Difference, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
 pub use loss::{LossConfig, Objective, PolicyLoss, Prior};
 pub use rows::RowRange;
 pub use source::{Format, Source};
+pub use words::key_meant;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

@@ -120,8 +120,12 @@ pub(super) fn understand(config: &mut Value) -> Result<Vec<Renamed>, Answer> {
             let inner = ours[1].clone();
             if ours != path {
                 if table.contains_key(&inner) {
-                    let (path, ours) = (path.join("."), ours.join("."));
-                    let message = format!("`{path}` and `{ours}` are one key with two names");
+                    let other = renamed
+                        .iter()
+                        .find(|(_, earlier): &&Renamed| *earlier == ours)
+                        .map_or(&ours, |(typed, _)| typed);
+                    let (path, other) = (path.join("."), other.join("."));
+                    let message = format!("`{path}` and `{other}` are one key with two names");
                     return Err(Answer { path: vec![name, key], message, hint: "leave one of them out".into() });
                 }
                 renamed.push((path, ours));
@@ -146,6 +150,11 @@ pub(super) fn ours(path: &[String]) -> Vec<String> {
         Some((_, ours)) => ours.split('.').map(String::from).collect(),
         None => path.to_vec(),
     }
+}
+
+/// The key of ours that a typed key means: `train.learning_rate` for `train.lr`.
+pub fn key_meant(typed: &str) -> String {
+    ours(&typed.split('.').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).join(".")
 }
 
 /// What to answer to a key that means something else here; `table` is the one it stands in.
@@ -276,6 +285,12 @@ mod tests {
         assert!(refused("", &["model.dtype=fp16"]).contains("bf16"));
         let twice = refused("[train]\nlr = 1.0\nlearning_rate = 1.0\n", &[]);
         assert!(twice.starts_with("a.toml:6: `train.lr` and `train.learning_rate`"), "{twice}");
+        let both_theirs = refused("[lora]\nlora_r = 4\nr = 4\n", &[]);
+        assert!(both_theirs.contains("`lora.r` and `lora.lora_r` are one key"), "as typed: {both_theirs}");
+        assert_eq!(
+            [" train.lr ", "train.steps", "nothing"].map(key_meant),
+            ["train.learning_rate", "train.steps", "nothing"]
+        );
         // A wrong value of a key with another's name is shown where it stands.
         let wrong = refused("[train]\n\nmax_steps = 'many'\n", &[]);
         assert!(wrong.starts_with("a.toml:7: `train.steps`"), "{wrong}");

@@ -1,14 +1,12 @@
 //! Reference log-probs on disk: two f32 a pair, under a key of all they depend on.
 //!
-//! Not here: computing them (`reference.rs`).
+//! Not here: computing them (`evaluate/reference.rs`).
 
 use crate::data::container::{Container, Contents, Tensor, hex, warn_unusable};
 use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_parts};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-pub use crate::files::fingerprint_file;
 
 /// Changes whenever the numbers or their layout change.
 const VERSION: &str = "haf-dist reference 2";

@@ -2,7 +2,7 @@
 //! too long.
 //!
 //! The rule and the tokens are those of `benches/peer.py`, so that both time the same work. Not here: sources of a run
-//! (`formats.rs`).
+//! (`formats/`).
 
 use crate::config::DEFAULT_MAX_ROW_BYTES;
 use crate::data::builder::LabelledPair;

@@ -25,7 +25,7 @@ use crate::engine::head::{Objective, PairLosses, PairScores};
 use crate::files;
 use crate::loss::hit;
 use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
-use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap};
+use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap, interval_of_differences};
 use heads::Head;
 use length::Measured;
 use report::{Report, Rewarded};
@@ -178,6 +178,11 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
     let reward_hit = |pair: &Evaluated| hit(pair.margin());
     let policy_hit = |pair: &Evaluated| hit(pair.losses.implicit_margin.unwrap_or(f64::NAN));
     let accuracy_interval = interval(reported.reward, &reward_hit);
+    let longer_accuracy = pairs.iter().map(|pair| pair.longer).sum::<f64>() / pairs.len() as f64;
+    // By length alone: whichever is more often right, the longer answer or the shorter.
+    let by_length = |pair: &Evaluated| if longer_accuracy >= 0.5 { pair.longer } else { 1.0 - pair.longer };
+    let head = |pair: &Evaluated| if reported.reward { reward_hit(pair) } else { policy_hit(pair) };
+    let over_length: Vec<f64> = pairs.iter().map(|pair| head(pair) - by_length(pair)).collect();
     EvaluationMetrics {
         eval: split.to_string(),
         step,
@@ -190,7 +195,8 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
         margin: mean(reported.reward, &Evaluated::margin),
         reward_loss: mean(reported.reward, &|pair| pair.losses.reward_loss),
         policy_loss: mean(reported.policy, &|pair| pair.losses.policy_loss.unwrap_or(f64::NAN)),
-        longer_accuracy: pairs.iter().map(|pair| pair.longer).sum::<f64>() / pairs.len() as f64,
+        longer_accuracy,
+        over_length: interval_of_differences(&over_length, &prompts),
         fitted: None,
         policy_interval: interval(reported.policy, &policy_hit),
         rewards: Spread::of(&pairs.iter().flat_map(|pair| pair.losses.scores.rewards).collect::<Vec<_>>())

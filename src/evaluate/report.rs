@@ -154,8 +154,8 @@ pub fn tables(reports: &[Report]) -> String {
         }
     }
     format!(
-        "calibration of sigmoid(margin); chance: Brier 0.2500, log loss {CHANCE:.4}; the temperature that would fit, and that of \
-         the run's dev pairs\n{calibration}\n\nreliability, in bins of equal mass\n{reliability}\n\nlength, in tokens: \
+        "calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
+         {CHANCE:.4}; the temperature that would fit, and that of the run's dev pairs\n{calibration}\n\nreliability, in bins of equal mass\n{reliability}\n\nlength, in tokens: \
          accuracies, and what the longer answer alone would reach\n{length}\n\nmarkdown, as length, in 1 + marks (headings, \
          entries of lists, fences, bold)\n{markdown}"
     )

@@ -83,13 +83,37 @@ pub fn score_part(
     log_probs: bool,
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
+    let title = progress.title;
+    let scores = any_scores(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, progress)?;
+    match scores.iter().find(|scores| !is_finite(scores)) {
+        Some(scores) => Err(not_finite(scores.index, title)),
+        None => Ok(scores),
+    }
+}
+
+/// Whether the rewards and the log-probs of a pair are finite numbers.
+pub fn is_finite(scores: &PairScores) -> bool {
+    scores.rewards.iter().chain(&scores.log_probs).all(|number| number.is_finite())
+}
+
+/// [`score_part`] that leaves it to the caller what to do about scores that are not finite; every rank gets the same ones.
+///
+/// # Errors
+/// A lost rank, or log-probs asked of a model without a language-model head.
+pub fn any_scores(
+    engine: &mut Engine,
+    (data, pairs): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    progress: &mut Progress,
+) -> Result<Vec<PairScores>> {
     let packing = Packing::shared(engine.model.architecture.alike());
     let tokens: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
     let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
     engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
-    let title = progress.title;
     let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
         let items = members.iter().map(|&member| mine[member]).map(|place| PairToPack {
             index: place,
@@ -101,9 +125,6 @@ pub fn score_part(
             let PairScores { index: place, rewards, log_probs, tokens, .. } = scores;
             let tokens = tokens.map(|count| count as f64);
             let row = [rewards[0], rewards[1], log_probs[0], log_probs[1], tokens[0], tokens[1]];
-            if !row.iter().all(|number| number.is_finite()) {
-                return Err(not_finite(pairs[place], title));
-            }
             numbers[NUMBERS * place..NUMBERS * (place + 1)].copy_from_slice(&row);
         }
         progress.add(members.len(), comm.world_size());

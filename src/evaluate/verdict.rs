@@ -1,6 +1,6 @@
 //! What an evaluation says, in a sentence: better than chance or not, better than going by length or not, overfitted or not.
 //!
-//! Not here: the figures (`metrics.rs`) and their tables.
+//! Not here: the figures (`metrics/`) and their tables.
 
 use crate::metrics::{DevPoint, EvaluationMetrics};
 use crate::statistics::Interval;
@@ -39,7 +39,9 @@ pub fn verdict(row: &EvaluationMetrics) -> Option<String> {
             )
         }
         () if interval.low <= 0.5 => format!("{ranked}: it is not shown to be better than chance."),
-        () if interval.low > by_length => format!("{ranked}: better than chance and better than {guess}."),
+        () if row.over_length.is_some_and(|difference| difference.low > 0.0) => {
+            format!("{ranked}: better than chance and better than {guess}.")
+        }
         () => format!("{ranked}: better than chance, but not shown to be better than {guess}."),
     })
 }
@@ -56,7 +58,7 @@ pub fn overfitted(dev: &[DevPoint]) -> Option<String> {
         .min_by(|a, b| a.loss.unwrap_or(f64::INFINITY).total_cmp(&b.loss.unwrap_or(f64::INFINITY)))?;
     let listed: Vec<String> = losses.iter().map(|loss| format!("{loss:.4}")).collect();
     Some(format!(
-        "The dev loss rose in each of the last {RISES} evaluations ({}): the model is overfitting. It was lowest at step {}; fewer \
+        "The dev loss rose in each of the last {RISES} evaluations ({}), a sign of overfitting. It was lowest at step {}; fewer \
          steps, a lower train.learning_rate or more training pairs may help.",
         listed.join(", "),
         best.step
@@ -82,6 +84,10 @@ mod tests {
             policy_loss: None,
             longer_accuracy,
             policy_interval: None,
+            over_length: Some(Interval {
+                low: accuracy - longer_accuracy.max(1.0 - longer_accuracy) - 0.06,
+                high: 1.0,
+            }),
             rewards: None,
             fitted: None,
         }
@@ -95,6 +101,9 @@ mod tests {
             says(0.7, 0.65, 0.75, 0.6)
                 .ends_with("better than chance and better than always taking the longer answer (60.0%).")
         );
+        // Both accuracies are of the same pairs and both are uncertain: the interval of their difference decides.
+        let close = says(0.7, 0.65, 0.75, 0.645);
+        assert!(close.ends_with("but not shown to be better than always taking the longer answer (64.5%)."), "{close}");
         let but = says(0.7, 0.65, 0.75, 0.3);
         assert!(but.ends_with("but not shown to be better than always taking the shorter answer (70.0%)."), "{but}");
         assert!(says(0.53, 0.5, 0.56, 0.5).ends_with("not shown to be better than chance."));

@@ -1,6 +1,6 @@
 //! Starting the engine: the program with libtorch and MPI that lies beside this one, once or as several ranks.
 //!
-//! Not here: what the engine does (`commands/`), and what one process answers by itself (`commands/alone.rs`).
+//! Not here: what the engine does (`commands/`), and what one process answers by itself (`commands/mod.rs`).
 
 pub mod child;
 pub mod libraries;
@@ -48,8 +48,7 @@ pub fn start_engine(start: Start) -> Result<ExitCode> {
     // Usage is shown by the name that was typed.
     let mut command = Command::new(&engine);
     let failed = command.arg0(name).args(without_ranks(arguments)).envs(libraries::variables(&engine)?).exec();
-    Err(Error::runtime(format!("cannot start {}: {failed}", engine.display()))
-        .hint("build again: cargo build --release"))
+    Err(Error::runtime(format!("cannot start {}: {failed}", engine.display())).hint("build or install haf-dist again"))
 }
 
 /// Where the engine is.
@@ -63,7 +62,7 @@ pub fn engine() -> Result<PathBuf> {
         return Ok(engine);
     }
     Err(Error::runtime(format!("{ENGINE} is not beside haf-dist: {} is not there", engine.display()))
-        .hint("the two are built and installed together: cargo build --release makes both"))
+        .hint("the two are built and installed together, into one folder: build or install haf-dist again"))
 }
 
 /// The arguments but for `--ranks N`.

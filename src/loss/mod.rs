@@ -93,6 +93,25 @@ mod tests {
         assert_eq!([-1e4, 1e4].map(|z| bradley_terry(&config, z, 0.0, 0.0)), [1e4, 0.0]);
     }
 
+    /// Promise: with the logistic prior the losses are those of before there were priors, bit for bit.
+    #[test]
+    fn the_logistic_prior_changes_no_bit() {
+        let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+        let before = |z: f64, smoothing: f64| (1.0 - smoothing) * softplus(-z) + smoothing * softplus(z);
+        for label_smoothing in [0.0, 0.1] {
+            let logistic = LossConfig { label_smoothing, ..LossConfig::default() };
+            let normal = LossConfig { prior: crate::config::Prior::Normal, ..logistic.clone() };
+            for z in (-400..=400).map(|step| 0.137 * f64::from(step)).chain([-1e4, 1e4]) {
+                let found = bradley_terry(&logistic, z + 0.25, 0.0, 0.25);
+                let z = z + 0.25 - 0.25;
+                assert_eq!(found.to_bits(), before(z, label_smoothing).to_bits(), "{z}");
+                if z.abs() > 0.1 && z < 30.0 {
+                    assert_ne!(bradley_terry(&normal, z, 0.0, 0.0), before(z, label_smoothing), "the control: {z}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_tie_is_half_a_hit() {
         assert_eq!([hit(0.2), hit(0.0), hit(-0.2), hit(f64::NAN)], [1.0, 0.5, 0.0, 0.0]);

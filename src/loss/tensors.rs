@@ -163,6 +163,24 @@ mod tests {
         }
     }
 
+    /// Promise: with the logistic prior the gradients are those of before there were priors, bit for bit.
+    #[test]
+    fn the_logistic_prior_changes_no_bit_of_a_gradient() {
+        let bits = |slopes: &Tensor| -> Vec<u64> {
+            Vec::<f64>::try_from(slopes.select(1, 0)).unwrap().into_iter().map(f64::to_bits).collect()
+        };
+        for label_smoothing in [0.0, 0.1] {
+            let logistic = LossConfig { label_smoothing, ..LossConfig::default() };
+            let z = matrix(PLACES).select(1, 0) - matrix(PLACES).select(1, 1) - Tensor::from_slice(&MARGINS);
+            let before = (z.sigmoid() - (1.0 - label_smoothing)).unsqueeze(1);
+            let of = |config: &LossConfig| {
+                bits(&reward_slopes(config, &matrix(PLACES), &Tensor::from_slice(&MARGINS), None))
+            };
+            assert_eq!(of(&logistic), bits(&before));
+            assert_ne!(of(&LossConfig { prior: Prior::Normal, ..logistic }), bits(&before), "the control");
+        }
+    }
+
     #[test]
     fn every_derivative_equals_a_finite_difference() {
         let priors = [(Prior::Logistic, 4.0), (Prior::Normal, 4.0), (Prior::Laplace, 4.0), (Prior::Student, 1.0)];

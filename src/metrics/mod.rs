@@ -86,6 +86,10 @@ pub struct EvaluationMetrics {
     /// 95% interval of `policy_accuracy`, for the table alone.
     #[serde(skip)]
     pub policy_interval: Option<Interval>,
+    /// 95% interval of the accuracy, of the reward head or else the policy, less that of going by length alone, on the same
+    /// pairs; for the verdict alone.
+    #[serde(skip)]
+    pub over_length: Option<Interval>,
     /// Mean and standard deviation of the rewards of all answers, for exported models alone.
     #[serde(skip)]
     pub rewards: Option<Spread>,

@@ -4,7 +4,7 @@
 //! ([`PairOutcome`]) in the order of the data. It is written last, and whole or not at all: a run that has this file is
 //! complete.
 //!
-//! Not here: what the outcomes of several runs come to (`comparison.rs`).
+//! Not here: what the outcomes of several runs come to (`evaluate/comparison/`).
 
 use crate::checkpoint::{Changed, Weights};
 use crate::config::Config;

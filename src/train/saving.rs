@@ -7,7 +7,7 @@ use crate::comm::CommThread;
 use crate::config::{Config, Difference, listed};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{Progress, any_scores, is_finite};
 use crate::files::UnfinishedFolder;
 use crate::hub;
 use crate::metrics::{EvaluationMetrics, Sink};
@@ -77,6 +77,9 @@ impl Trainer<'_> {
 
     /// Rewards of the fixed conversations under the weights as they stand; none where one is not finite, which is no reason
     /// to lose a checkpoint. Every rank computes a part; nothing that training reads is changed.
+    ///
+    /// # Errors
+    /// A lost rank, or a computation that failed, for memory perhaps: what it was changing must not be used for training.
     fn self_test(&mut self, planned: &Planned, dev_rewards: Option<Spread>) -> Result<Option<SelfTest>> {
         let precision = match self.engine.model.kind {
             Kind::BFloat16 => "bf16",
@@ -88,18 +91,20 @@ impl Trainer<'_> {
         };
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
-        match score_pairs(&mut self.engine, (&data, &all), self.comm, budget, false, "self-test") {
-            Ok(scores) => {
-                let rewards: Vec<f64> = scores.iter().map(|scores| scores.rewards[0]).collect();
-                Ok(Some(planned.rewarded(&rewards, precision, dev_rewards)))
+        let mut progress = Progress::new("self-test", data.len());
+        let scores = any_scores(&mut self.engine, (&data, &all), self.comm, budget, false, &mut progress)?;
+        if !scores.iter().all(is_finite) {
+            if self.comm.rank() == 0 {
+                warn!(
+                    "the checkpoint has no {}: the model gives one of its conversations a reward that is not a finite number; \
+                     has training diverged?",
+                    checkpoint::SELF_TEST
+                );
             }
-            Err(error) => {
-                if self.comm.rank() == 0 {
-                    warn!("the checkpoint has no {}: {error}", checkpoint::SELF_TEST);
-                }
-                Ok(None)
-            }
+            return Ok(None);
         }
+        let rewards: Vec<f64> = scores.iter().map(|scores| scores.rewards[0]).collect();
+        Ok(Some(planned.rewarded(&rewards, precision, dev_rewards)))
     }
 
     fn write_checkpoint(

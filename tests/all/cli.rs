@@ -91,6 +91,18 @@ fn slips_of_the_keyboard() {
     insta::assert_snapshot!("wrong_number", refusal(&[&eval[..], &["--max-length", "0"]].concat()));
 }
 
+/// Promise: an option that suites and scored answers would ignore is refused.
+#[test]
+fn options_for_pairs_are_refused_with_suites() {
+    for options in [&["--worst", "3"][..], &["--check-swap"], &["--data", "c.jsonl"]] {
+        let suite = ["eval", "--checkpoint", "a", "--suite", "rewardbench", "b.jsonl"];
+        let stderr = refusal(&[&suite[..], options].concat());
+        assert!(stderr.contains("cannot be used with") && stderr.contains(options[0]), "{options:?}: {stderr}");
+    }
+    let stderr = refusal(&["eval", "--checkpoint", "a", "--best-of", "b.jsonl", "--worst", "3"]);
+    assert!(stderr.contains("cannot be used with") && stderr.contains("--worst"), "{stderr}");
+}
+
 #[test]
 fn a_wrong_config_is_told_once_with_a_hint() {
     insta::assert_snapshot!("missing_config", refusal(&["--config", "no/such.toml"]));

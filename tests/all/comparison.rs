@@ -194,17 +194,31 @@ fn both_heads_are_combined_as_each_run_was_fitted() {
 
 #[test]
 fn what_these_pairs_could_have_shown_stands_beside_every_difference() {
-    // 40 prompts of two pairs, of which the sums of four differ.
-    let ours = "++".repeat(20) + &"+-".repeat(20);
-    let theirs = "++".repeat(18) + "----" + &"+-".repeat(20);
+    // 80 prompts of two pairs; the sums of ten differ, of six upwards.
+    let ours = "++".repeat(10) + "----" + "----" + &"+-".repeat(66);
+    let theirs = "----".repeat(3) + &"++".repeat(4) + "++++" + "++++" + &"+-".repeat(66);
     let comparison = Comparison::of(&[run("hybrid", 1, &ours, ""), run("reward", 1, &theirs, "")]).unwrap();
     let row = &comparison.differences[0];
-    assert_eq!(row.mean, 0.05);
-    // Two prompts of 40 with a sum of 2, the others with 0: deviation of the sums about their mean of 0.1.
-    let deviation = ((2.0 * 1.9f64.powi(2) + 38.0 * 0.1f64.powi(2)) / 39.0).sqrt();
-    let expected = 2.801_585 * deviation * 40.0_f64.sqrt() / 80.0;
+    assert_eq!(row.mean, 4.0 / 160.0);
+    // Six prompts with a sum of 2 and four of -2 about their mean of 0.05.
+    let squares = 6.0 * 1.95f64.powi(2) + 4.0 * 2.05f64.powi(2) + 70.0 * 0.05f64.powi(2);
+    let expected = 2.801_585 * (squares / 79.0 * 80.0).sqrt() / 160.0;
     assert!((row.detectable.unwrap() - expected).abs() < 1e-6, "{:?} {expected}", row.detectable);
-    assert!(comparison.markdown().contains("no difference is shown; one of 9.8 points would have been found"));
+    let text = comparison.markdown();
+    assert!(text.contains("no difference is shown. One of 11.1 points or more could be found"), "{text}");
+    assert!(text.contains("There is one seed"), "{text}");
+}
+
+/// Promise: models are said to rank all pairs alike only where they do.
+#[test]
+fn differences_that_cancel_are_not_called_alike() {
+    let says = |ours: &str, theirs: &str| {
+        Comparison::of(&[run("hybrid", 1, ours, ""), run("reward", 1, theirs, "")]).unwrap().markdown()
+    };
+    assert!(says("+++-", "+++-").contains("rank every test pair alike"));
+    // The first prompt's pairs upwards, the second's downwards: the mean is 0 and p is 1.
+    let cancelled = says("++--", "--++");
+    assert!(cancelled.contains("too few to find any") && !cancelled.contains("alike"), "{cancelled}");
 }
 
 #[test]

@@ -39,6 +39,7 @@ fn evaluation(step: usize, domain: &str) -> EvaluationMetrics {
         policy_loss: None,
         longer_accuracy: 0.55,
         policy_interval: None,
+        over_length: None,
         rewards: None,
         fitted: None,
     }

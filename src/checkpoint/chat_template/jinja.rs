@@ -2,7 +2,7 @@
 //! plain template.
 //!
 //! It runs in Transformers' sandbox and in the engine here, and asks for nothing that either has not. Not here: whether a
-//! template needs it, and whether it renders what was trained (`chat_template.rs`).
+//! template needs it, and whether it renders what was trained (`mod.rs`).
 
 use crate::config::TemplateKind;
 use crate::data::template::{CLOCK_MARK, MARK};

@@ -32,6 +32,7 @@ use crate::terminal;
 use crate::train::{Split, Trainer};
 use crate::update::reducer;
 use comfy_table::{Table, presets};
+use planned::Planned;
 use serde::Serialize;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -130,16 +131,32 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         trainer.packing = Packing::Separate;
     }
 
-    let (losses, seconds) = timed_steps(&mut trainer, steps)?;
-    let needs_head = config.loss.needs_policy();
+    let timed = timed_steps(&mut trainer, steps)?;
     let parameters = backbone_parameters(&trainer.engine.model);
-    let flops = work.flops(&architecture, parameters, needs_head);
+    let report = report(bench, (&config, &machine, &architecture), (work, parameters), timed, planned, comm)?;
+    if comm.rank() == 0 {
+        print(&report, bench.json)?;
+    }
+    Ok(())
+}
+
+/// What the timed steps come to. All ranks must call it.
+fn report(
+    bench: &Bench,
+    (config, machine, architecture): (&Config, &Machine, &Architecture),
+    (work, parameters): (Work, f64),
+    Timed { losses, seconds }: Timed,
+    planned: Option<Planned>,
+    comm: &CommThread,
+) -> Result<Report> {
+    let needs_head = config.loss.needs_policy();
+    let flops = work.flops(architecture, parameters, needs_head);
     // Before the products below, which are none of a step's memory.
     let peak_rss_gb = largest_peak(comm)?;
-    let mut rate = [matmul_rate(&architecture, &machine, work.response_share().filter(|_| needs_head))];
+    let mut rate = [matmul_rate(architecture, machine, work.response_share().filter(|_| needs_head))];
     comm.sum_f64(&mut rate)?;
     let tokens = if bench.unshared { work.sequence_tokens } else { work.tokens };
-    let report = Report {
+    Ok(Report {
         program: "haf-dist",
         objective: format!("{:?}", bench.objective).to_lowercase(),
         pairs: bench.count,
@@ -155,20 +172,23 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
         useful_flops_per_s: flops / seconds,
         matmul_flops_per_s: rate[0],
         useful_share_of_matmul: flops / seconds / rate[0],
-        sharing_formula: work.sharing_formula(&architecture, parameters, needs_head),
+        sharing_formula: work.sharing_formula(architecture, parameters, needs_head),
         peak_rss_gb,
         planned_peak_gb: planned.as_ref().map(|planned| planned.peak_gb),
         planned_pairs_per_s: planned.as_ref().map(|planned| planned.pairs_per_s),
         losses,
-    };
-    if comm.rank() == 0 {
-        print(&report, bench.json)?;
-    }
-    Ok(())
+    })
 }
 
-/// Losses of all steps but the first, which makes the buffers, and the seconds that they took together.
-fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<(Vec<f64>, f64)> {
+/// Steps that were timed.
+struct Timed {
+    losses: Vec<f64>,
+    /// Of all together.
+    seconds: f64,
+}
+
+/// Times all steps but the first, which makes the buffers.
+fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<Timed> {
     trainer.step(steps)?;
     trainer.comm.barrier()?;
     let started = Instant::now();
@@ -178,7 +198,7 @@ fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<(Vec<f64>, f64)> {
     }
     wait_for(trainer.engine.model.device);
     trainer.comm.barrier()?;
-    Ok((losses, started.elapsed().as_secs_f64()))
+    Ok(Timed { losses, seconds: started.elapsed().as_secs_f64() })
 }
 
 /// The largest peak of a rank's memory so far, GB.

@@ -7,11 +7,12 @@ use super::compare;
 use super::rates::{self, Tried};
 use crate::checkpoint::Changed;
 use crate::cli::{Training, VariantSettings};
-use crate::config::{Config, Objective};
+use crate::commands::shell::quoted;
+use crate::config::{Config, Difference, Objective};
 use crate::error::{Error, Result, file_error};
 use crate::files;
 use crate::launcher::child;
-use crate::metrics::{METRICS, TEST_PAIRS};
+use crate::metrics::{METRICS, TEST_PAIRS, read_pairs};
 use crate::terminal;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -93,7 +94,7 @@ pub fn run(training: &Training, changed: Changed, json: bool) -> Result<()> {
 /// before hours of training rather than after them.
 fn objectives(training: &Training) -> Result<Vec<Objective>> {
     let objective = |variant: &VariantSettings| {
-        let config = Config::load(&training.config, &Run::of(training, variant, None, 1).settings(training))?;
+        let config = Run::of(training, variant, None, 1).config(training)?;
         let path = training.config.display();
         if config.data.test.is_empty() {
             return Err(Error::input(format!("{path} names no test pairs, and there is nothing to compare without"))
@@ -102,6 +103,9 @@ fn objectives(training: &Training) -> Result<Vec<Objective>> {
         if config.data.dev.is_empty() && !training.learning_rates.is_empty() {
             return Err(Error::input(format!("{path} names no dev pairs, by which learning rates are chosen"))
                 .hint("add dev = [{ path = \"...\" }] to its [data]"));
+        }
+        for rate in &training.learning_rates {
+            Run::of(training, variant, Some(rate), TRIED_WITH).config(training)?;
         }
         Ok(config.loss.objective)
     };
@@ -133,6 +137,41 @@ impl<'a> Run<'a> {
         // Quoted: a folder may be called 2026.
         settings.push(format!("output.dir={}", toml::Value::String(self.folder.display().to_string())));
         settings
+    }
+
+    fn config(&self, training: &Training) -> Result<Config> {
+        Config::load(&training.config, &self.settings(training))
+    }
+
+    /// Makes sure that a finished run is this one: a folder is called by a variant's values, and another key can have them.
+    ///
+    /// # Errors
+    /// It was trained with other settings.
+    fn check_finished(&self, training: &Training) -> Result<()> {
+        // What changes no result; and paths, which a run records as those of the files that it fetched.
+        const MAY_DIFFER: [&str; 10] = [
+            "parallel.",
+            "eval.",
+            "checkpoint.",
+            "data.cache_dir",
+            "train.tokens_per_micro_batch",
+            "model.path",
+            "lora.base",
+            "data.train",
+            "data.dev",
+            "data.test",
+        ];
+        let (facts, _) = read_pairs(&self.folder, Changed::Allowed)?;
+        let differences = facts.config.differences(&self.config(training)?)?;
+        let matters = |difference: &&Difference| !MAY_DIFFER.iter().any(|start| difference.key.starts_with(start));
+        match differences.iter().find(matters) {
+            Some(difference) => Err(Error::input(format!(
+                "{} holds a finished run with other settings: {difference}",
+                self.folder.display()
+            ))
+            .hint("name another --out, or remove that folder to train it again")),
+            None => Ok(()),
+        }
     }
 
     /// A run writes this file last, and whole.
@@ -197,22 +236,14 @@ fn print_commands(training: &Training) -> Result<()> {
     terminal::lines(lines)
 }
 
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
-}
-
 /// A folder belongs to one config with one set of `--set`: runs of two would be compared with each other.
 fn claim(training: &Training) -> Result<()> {
     let read = |path: &Path| files::read_to_string(path).map_err(|error| file_error(path, "read", &error));
     let config = read(&training.config)?;
     let settings = training.set.iter().map(|set| format!("{set}\n")).collect::<String>();
     let (of_config, of_settings) = (training.out.join("config.toml"), training.out.join("settings.txt"));
-    if !of_config.exists() && !of_settings.exists() {
+    // It is written last.
+    if !of_config.exists() {
         fs::create_dir_all(&training.out).map_err(|error| file_error(&training.out, "create", &error))?;
         files::write_atomic(&of_settings, settings.as_bytes())?;
         return files::write_atomic(&of_config, config.as_bytes());
@@ -271,7 +302,7 @@ impl Progress {
     /// Trains a run to its end; nothing for one that is finished.
     fn train(&mut self, run: &Run, training: &Training) -> Result<()> {
         if run.finished() {
-            return Ok(());
+            return run.check_finished(training);
         }
         let arguments = run.arguments(training);
         let command = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");

@@ -22,7 +22,18 @@ pub struct Item {
 impl Item {
     /// `line 3: learning_rate = 1e-5`.
     pub fn place(&self) -> String {
-        format!("line {}: {} = {}", self.line, quoted(&self.name), quoted(&self.value.to_string()))
+        format!("line {}: {} = {}", self.line, quoted(&self.name), quoted(&self.shown()))
+    }
+
+    /// The value; three dots for a secret, which must not get into a config that is kept with the code.
+    pub fn shown(&self) -> String {
+        const SECRET: [&str; 6] = ["hub_token", "auth_token", "access_token", "api_key", "password", "secret"];
+        let name = self.name.rsplit('.').next().unwrap_or_default().to_lowercase();
+        let value = self.value.to_string();
+        if name == "token" || SECRET.iter().any(|secret| name.contains(secret)) || value.contains("\"hf_") {
+            return "...".to_owned();
+        }
+        value
     }
 }
 
@@ -48,4 +59,11 @@ pub struct Content {
     pub unread: Vec<Unread>,
     /// Calls that were found, for a script.
     pub calls: Vec<String>,
+}
+
+impl Content {
+    /// The first value of a name.
+    pub fn item(&self, name: &str) -> Option<&Item> {
+        self.items.iter().find(|item| item.name == name)
+    }
 }

@@ -60,7 +60,7 @@ fn batch(from: &mut Translation, draft: &mut Draft) -> usize {
         word(&accumulated, "gradient_accumulation_steps"),
         from.processes,
         if from.processes == 1 {
-            "process; how many there were is not in the file: --processes N"
+            "process: the file does not say how many there were, --processes N does"
         } else {
             "processes, --processes"
         }
@@ -128,7 +128,11 @@ fn learning_rate(from: &mut Translation, draft: &mut Draft) {
         draft.set("train.learning_rate", rate, why);
     }
     if !from.has("adam_epsilon") {
-        from.leave_note("adam_epsilon: 1e-8 by default there, 1e-5 here, which low precision needs");
+        draft.set(
+            "train.adam_epsilon",
+            1e-8,
+            format!("{} Ours is 1e-5, the paper's.", from.default_of("adam_epsilon")),
+        );
     }
 }
 
@@ -193,12 +197,20 @@ fn sequences(from: &mut Translation, draft: &mut Draft) {
         }
         _ => {}
     }
-    if from.program == Program::Trl && from.trains == Trains::Reward && draft.get("data.max_length").is_some() {
-        draft.set(
-            "data.truncation",
-            "drop",
-            "TRL's reward trainer leaves longer pairs out; \"cut\" would keep them, cut.",
-        );
+    if let Some(prompt) = from.whole("max_prompt_length") {
+        let whole = draft.get("data.max_length").and_then(toml::Value::as_integer);
+        match prompt.value > 0 && whole.is_none_or(|whole| (prompt.value as i64) < whole) {
+            true => draft.set("data.max_prompt_length", prompt.value as i64, prompt.place),
+            false => from.leave_said(&prompt, "no prompt would be cut by it: it is not below data.max_length"),
+        }
+    }
+    if from.program == Program::Trl && from.trains == Trains::Reward {
+        let why = "TRL's reward trainer reads the reward there; the default, \"eos\", is the end of the answer's turn.";
+        draft.set("data.reward_at", "end", why);
+        if draft.get("data.max_length").is_some() {
+            let why = "TRL's reward trainer leaves longer pairs out; \"cut\", the default, truncates them.";
+            draft.set("data.truncation", "drop", why);
+        }
     }
 }
 

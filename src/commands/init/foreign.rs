@@ -15,6 +15,30 @@ const MOST_BYTES: u64 = 1 << 20;
 /// Most names with a value: TRL's configs know some 250.
 const MOST_ITEMS: usize = 10_000;
 
+/// Keys that DPOConfig has and RewardConfig has not.
+const DPO_KEYS: [&str; 11] = [
+    "beta",
+    "loss_type",
+    "label_smoothing",
+    "loss_weights",
+    "precompute_ref_log_probs",
+    "precompute_ref_batch_size",
+    "f_divergence_type",
+    "ld_alpha",
+    "sync_ref_model",
+    "use_weighting",
+    "max_completion_length",
+];
+
+/// Keys of TRL's other trainers, and theirs alone.
+const OTHER_KEYS: [(&str, &str); 5] = [
+    ("num_generations", "GRPOConfig and RLOOConfig"),
+    ("desirable_weight", "KTOConfig"),
+    ("completion_only_loss", "SFTConfig"),
+    ("assistant_only_loss", "SFTConfig"),
+    ("dataset_text_field", "SFTConfig"),
+];
+
 /// Whose config a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -44,7 +68,7 @@ pub struct Foreign {
     pub program: Program,
     /// What it trains.
     pub trains: Trains,
-    /// Why it is taken to train that.
+    /// Why it is taken to train that, as a clause.
     pub told_by: String,
     /// What it says.
     pub content: Content,
@@ -61,6 +85,8 @@ pub fn read(path: &Path) -> Result<Foreign> {
         Error::input(format!("{shown}: not a text in UTF-8")).hint("expected a YAML config or a Python script")
     })?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    // As editors on Windows write it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text).replace("\r\n", "\n");
     let content = match ending {
         "yaml" | "yml" | "json" => yaml::read(&text),
         "py" => python::read(&text),
@@ -74,56 +100,86 @@ pub fn read(path: &Path) -> Result<Foreign> {
     kind(content, file).map_err(|error| error.at(format_args!("{shown}")))
 }
 
-/// Finds out whose config it is, and keeps the last of several values of a name, as those programs do.
+/// Finds out whose config it is.
 fn kind(mut content: Content, file: String) -> Result<Foreign> {
-    if content.items.is_empty() {
+    let trains = |call: &String| call.ends_with("Config") || call.ends_with("Trainer") || call == "TrainingArguments";
+    if content.items.is_empty() && !content.calls.iter().any(trains) {
         return Err(Error::input("says nothing of a training")
             .hint("expected keys such as model_name_or_path, or a call such as RewardConfig(...)"));
     }
     if content.items.len() > MOST_ITEMS {
         return Err(Error::input(format!("more than {MOST_ITEMS} keys: no config has so many")));
     }
+    keep_last(&mut content);
+    let factory = ["stage", "finetuning_type", "cutoff_len"].iter().any(|name| content.item(name).is_some());
+    let (program, trains, told_by) = if factory {
+        (Program::LlamaFactory, of_stage(&content)?, "its stage says so".to_owned())
+    } else {
+        of_transformers(&content)?
+    };
+    Ok(Foreign { file, program, trains, told_by, content })
+}
+
+/// Keeps the last of several values of a name, as those programs do; but every call of load_dataset, which is one of several.
+fn keep_last(content: &mut Content) {
     let mut items: Vec<Item> = Vec::new();
     for item in std::mem::take(&mut content.items) {
-        // Each call of load_dataset is one of several.
         if item.name != "load_dataset"
             && let Some(at) = items.iter().position(|earlier| earlier.name == item.name)
         {
             let earlier = items.remove(at);
-            let text = format!("{} = {}", earlier.name, earlier.value);
+            let text = format!("{} = {}", earlier.name, earlier.shown());
             content.unread.push(Unread { line: earlier.line, text, why: "a later line sets it again", name: None });
         }
         items.push(item);
     }
     content.items = items;
-    let text = |name: &str| {
-        content.items.iter().find(|item| item.name == name).and_then(|item| Some((item.value.as_str()?, item.line)))
+}
+
+/// What LLaMA-Factory trains.
+fn of_stage(content: &Content) -> Result<Trains> {
+    let stage = content.item("stage").and_then(|item| Some((item.value.as_str()?, item.line)));
+    match stage {
+        Some(("rm", _)) => Ok(Trains::Reward),
+        Some(("dpo", _)) => Ok(Trains::Policy),
+        stage => {
+            let stage = stage.map_or("no stage".to_owned(), |(stage, line)| format!("stage: {stage} (line {line})"));
+            Err(Error::input(format!("{} is no training on preferences", quoted(&stage)))
+                .hint("expected stage: rm or stage: dpo"))
+        }
+    }
+}
+
+/// What TRL or Transformers train, and why it is taken to be that.
+fn of_transformers(content: &Content) -> Result<(Program, Trains, String)> {
+    let called =
+        |names: &[&'static str]| names.iter().find(|name| content.calls.iter().any(|call| call == *name)).copied();
+    let has = |name: &str| content.item(name).is_some();
+    let other = |what: String| {
+        Err(Error::input(format!("{what}, which is no training on preferences that is done here"))
+            .hint("expected a config or a script of TRL's reward or DPO trainer"))
     };
-    let has = |name: &str| content.items.iter().any(|item| item.name == name);
-    let called = |name: &str| content.calls.iter().any(|call| call == name);
-    let factory = ["stage", "finetuning_type", "cutoff_len"].iter().any(|name| has(name));
-    let (program, trains, told_by) = if factory {
-        let trains = match text("stage") {
-            Some(("rm", _)) => Trains::Reward,
-            Some(("dpo", _)) => Trains::Policy,
-            stage => {
-                let stage =
-                    stage.map_or("no stage".to_owned(), |(stage, line)| format!("stage: {stage} (line {line})"));
-                return Err(Error::input(format!("{} is no training on preferences", quoted(&stage)))
-                    .hint("expected stage: rm or stage: dpo"));
-            }
-        };
-        (Program::LlamaFactory, trains, "its stage".to_owned())
-    } else if called("RewardConfig") || called("RewardTrainer") || has("center_rewards_coefficient") {
-        (Program::Trl, Trains::Reward, "RewardConfig's keys".to_owned())
-    } else if let Some(sign) = ["loss_type", "beta", "precompute_ref_log_probs"].iter().find(|name| has(name)) {
-        (Program::Trl, Trains::Policy, format!("{sign}, a key of DPOConfig"))
-    } else if called("DPOConfig") || called("DPOTrainer") {
-        (Program::Trl, Trains::Policy, "DPOConfig".to_owned())
-    } else if called("TrainingArguments") {
-        (Program::Transformers, Trains::Reward, "nothing of DPO".to_owned())
-    } else {
-        (Program::Trl, Trains::Reward, "no key of DPOConfig alone".to_owned())
-    };
-    Ok(Foreign { file, program, trains, told_by, content })
+    if let Some(name) = called(&["RewardConfig", "RewardTrainer"]) {
+        return Ok((Program::Trl, Trains::Reward, format!("it calls {name}")));
+    }
+    if let Some(name) = called(&["DPOConfig", "DPOTrainer"]) {
+        return Ok((Program::Trl, Trains::Policy, format!("it calls {name}")));
+    }
+    if let Some(name) = called(&python::OTHER_TRAININGS) {
+        return other(format!("it calls {name}"));
+    }
+    if let Some((key, of)) = OTHER_KEYS.iter().find(|(name, _)| has(name)) {
+        return other(format!("{key} is a key of {of}"));
+    }
+    if has("center_rewards_coefficient") {
+        return Ok((Program::Trl, Trains::Reward, "it has center_rewards_coefficient".to_owned()));
+    }
+    if let Some(key) = DPO_KEYS.iter().find(|name| has(name)) {
+        return Ok((Program::Trl, Trains::Policy, format!("it has {key}, a key of DPOConfig")));
+    }
+    if called(&["TrainingArguments"]).is_some() {
+        let why = "it calls TrainingArguments, and nothing in it is about DPO";
+        return Ok((Program::Transformers, Trains::Reward, why.to_owned()));
+    }
+    Ok((Program::Trl, Trains::Reward, "it has no key that only DPOConfig has".to_owned()))
 }

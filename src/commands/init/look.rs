@@ -60,18 +60,18 @@ pub fn model(path: &Path) -> Result<ModelFacts> {
     let chat = Template::open(TemplateKind::Chat, origin.tokenizer()).is_ok();
     let mut about = vec![described(&architecture)];
     about.push(match chat {
-        true => "It has a chat template: an instruct model.".to_owned(),
-        false => "It has no chat template: a base model.".to_owned(),
+        true => "It has a chat template, as instruct models have.".to_owned(),
+        false => "It has no chat template, as base models have none.".to_owned(),
     });
     if files.names().any(|name| files.is_head(name)) {
-        about.push("It is a reward model already: training continues from its head.".to_owned());
+        about.push("It is a reward model already: training continues from its reward head.".to_owned());
     }
     if !language_model_head {
         about.push("It has no language-model head: a policy loss cannot be trained.".to_owned());
     }
     let adapter = match &origin.adapter {
         Some(folder) => {
-            about.push(format!("The folder is an adapter beside {}: its training goes on.", origin.base.display()));
+            about.push(format!("The folder is an adapter of {}: its training continues.", origin.base.display()));
             Some((PeftConfig::open(folder)?, adapted(folder)?))
         }
         None => None,
@@ -86,7 +86,7 @@ fn on_hub(path: &Path) -> ModelFacts {
         Ok(architecture) => vec![described(architecture)],
         Err(error) => vec![format!("It could not be looked at: {}", error.message)],
     };
-    about.push("Of a model on the hub the tokenizer and the chat template are looked at when it is here.".to_owned());
+    about.push("The model is on the hub: its tokenizer and chat template were not looked at.".to_owned());
     let architecture = architecture.ok();
     ModelFacts { architecture, tokenizer: None, chat: true, language_model_head: true, adapter: None, about }
 }
@@ -94,10 +94,13 @@ fn on_hub(path: &Path) -> ModelFacts {
 fn described(architecture: &Architecture) -> String {
     let declared = Part::all(architecture).into_iter().flat_map(|part| part.parameters(architecture));
     let count: i64 = declared.map(|one| one.shape.iter().product::<i64>()).sum();
-    let head = if architecture.tied { "the embedding is its head too" } else { "a head of its own" };
+    let head = if architecture.tied { "tied" } else { "untied" };
     let Architecture { names, max_positions, .. } = architecture;
     let causal = names.reward_model.replace("ForSequenceClassification", "");
-    format!("A {causal} model: {} parameters, {head}, made for {max_positions} tokens.", short(count as f64))
+    format!(
+        "A {causal} model of {} parameters, embeddings {head}, for up to {max_positions} tokens.",
+        short(count as f64)
+    )
 }
 
 /// `134M`.
@@ -141,7 +144,7 @@ pub struct DataFacts {
 /// A missing, broken or empty file, or one of no known layout.
 pub fn data(source: &Source) -> Result<DataFacts> {
     if hub::is_on_hub(&source.path) {
-        let about = vec!["On the hub: it is fetched and looked at when training starts.".to_owned()];
+        let about = vec!["On the hub: not looked at. It is fetched when training starts.".to_owned()];
         return Ok(DataFacts { pairs: None, format: None, first: Vec::new(), about });
     }
     let whole = std::fs::metadata(&source.path).is_ok_and(|file| file.len() <= MOST_BYTES);
@@ -162,7 +165,7 @@ pub fn data(source: &Source) -> Result<DataFacts> {
             .hint("haf-dist formats shows the layouts that are read"));
     }
     let mut about = vec![rows(&read, stopped, counted.pairs)];
-    about.push(format!("Keys: {}. {}", keys(source, &read).join(", "), counted.described()));
+    about.push(format!("Keys that are read: {}. {}", keys(source, &read).join(", "), counted.described()));
     if !read.dropped.is_empty() {
         let ties = read.dropped.contains_key(&DropReason::Tie);
         let reasons: Vec<String> = read.dropped.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
@@ -176,8 +179,8 @@ pub fn data(source: &Source) -> Result<DataFacts> {
 fn rows(read: &formats::SourceRows, stopped: bool, pairs: usize) -> String {
     let name = read.format.and_then(|format| Some(format.to_possible_value()?.get_name().to_owned()));
     match (stopped, name) {
-        (false, Some(name)) => format!("Format \"{name}\": {} rows make {pairs} pairs.", read.rows),
-        _ => format!("A large file: the first {LOOKED_AT} pairs were looked at."),
+        (false, Some(name)) => format!("Format \"{name}\". Rows: {}; usable pairs: {pairs}.", read.rows),
+        _ => format!("A large file, of which the first {LOOKED_AT} pairs were looked at."),
     }
 }
 
@@ -199,7 +202,6 @@ struct Counted {
     pairs: usize,
     several_turns: usize,
     margins: usize,
-    ties: usize,
 }
 
 impl Counted {
@@ -211,7 +213,6 @@ impl Counted {
         self.pairs += 1;
         self.several_turns += usize::from(turns > 1);
         self.margins += usize::from(pair.margin.is_some());
-        self.ties += usize::from(pair.tied);
     }
 
     fn described(&self) -> String {
@@ -220,7 +221,7 @@ impl Counted {
             count if count == self.pairs => "all".to_owned(),
             count => count.to_string(),
         };
-        format!("Of the pairs {} have several turns, {} a margin.", of(self.several_turns), of(self.margins))
+        format!("Pairs with several turns: {}; with a margin: {}.", of(self.several_turns), of(self.margins))
     }
 }
 

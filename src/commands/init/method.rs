@@ -28,7 +28,8 @@ fn losses(from: &mut Translation, draft: &mut Draft) {
     match from.trains {
         Trains::Reward => {
             let why = format!(
-                "{} trains Bradley-Terry alone here. \"hybrid\", the default, would add the policy loss of the HaF-RM paper.",
+                "As {} trains a reward model: by the Bradley-Terry loss alone. \"hybrid\", the default, adds the policy loss of \
+                 the HaF-RM paper.",
                 from.name()
             );
             draft.set("loss.objective", "reward", why);
@@ -38,8 +39,13 @@ fn losses(from: &mut Translation, draft: &mut Draft) {
         }
         Trains::Policy => {
             let why =
-                "As there: no reward head is trained. \"hybrid\", the default, would train one beside the policy loss.";
+                "As there: no reward head is trained. \"hybrid\", the default, trains one beside the policy loss.";
             draft.set("loss.objective", "policy", why);
+            draft.set(
+                "loss.alpha",
+                1.0,
+                "The policy loss counts whole, as there. The default, 0.2, is its weight in the hybrid loss.",
+            );
             policy(from, draft);
         }
     }
@@ -87,7 +93,12 @@ fn policy(from: &mut Translation, draft: &mut Draft) {
         }
     }
     if let Some(said) = from.number("label_smoothing") {
-        let why = "has no effect there with this loss; here loss.label_smoothing would have one";
+        let why = match said.value == 0.0 {
+            true => "0 is the default",
+            false => {
+                "TRL 1.16 ignores it with the sigmoid loss, which older versions smooth: loss.label_smoothing does as they did"
+            }
+        };
         from.leave_said(&said, why);
     }
 }
@@ -156,32 +167,20 @@ fn adapters(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Re
             said.map_or(called, |said| said.value)
         }
     };
-    let rank = from.whole("lora_r").or_else(|| from.whole("lora_rank"));
-    let alpha = from.number("lora_alpha");
-    let rslora = from.truth("use_rslora");
     let target = if from.program == Program::LlamaFactory { "lora_target" } else { "lora_target_modules" };
-    let targets = from.texts(target);
     for module in ["lora_modules_to_save", "additional_target"] {
         if let Some(said) = from.texts(module) {
             from.leave_said(&said, "the reward head is trained besides, and nothing else");
         }
     }
     if !wanted {
-        let why = "no adapters are asked for";
-        if let Some(said) = rank {
-            from.leave_said(&said, why);
-        }
-        if let Some(said) = alpha {
-            from.leave_said(&said, why);
-        }
-        if let Some(said) = rslora {
-            from.leave_said(&said, why);
-        }
-        if let Some(said) = targets {
-            from.leave_said(&said, why);
-        }
+        from.leave_all(&["lora_r", "lora_rank", "lora_alpha", "use_rslora", target], "no adapters are asked for");
         return Ok(());
     }
+    let rank = from.whole("lora_r").or_else(|| from.whole("lora_rank"));
+    let alpha = from.number("lora_alpha");
+    let rslora = from.truth("use_rslora");
+    let targets = from.texts(target);
     let in_yaml = from.program == Program::Trl && !from.calls.iter().any(|call| call == "LoraConfig");
     let (rank, why) =
         rank.map_or((if in_yaml { 16 } else { 8 }, from.default_of("lora_r")), |said| (said.value, said.place));

@@ -17,6 +17,7 @@ mod words;
 mod yaml;
 
 use crate::cli::Initialising;
+use crate::commands::shell;
 use crate::config::{Config, RowRange, Source};
 use crate::error::{Error, Result, file_error};
 use crate::terminal;
@@ -47,23 +48,35 @@ pub fn run(asked: &Initialising) -> Result<()> {
     // Another process may have made it since.
     let mut file = File::create_new(&asked.out).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
-    let out = asked.out.display();
-    terminal::out(format_args!("wrote {out}\nnext: haf-dist check {out}, then haf-dist train {out}"))
+    let out = shell::quoted(&asked.out.to_string_lossy());
+    terminal::out(format_args!("wrote {}\nnext: haf-dist check {out}, then haf-dist train {out}", asked.out.display()))
+}
+
+/// A path as a config can name it.
+///
+/// # Errors
+/// A path that is not UTF-8: a TOML file cannot hold it.
+fn in_toml(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::input(format!("{}: the path is not UTF-8, so a config cannot name it", path.display()))
+            .hint("rename it, or make a symbolic link with another name")
+    })
 }
 
 /// The text of the config.
 fn written(asked: &Initialising) -> Result<String> {
     let foreign = asked.from.as_deref().map(foreign::read).transpose()?;
     let mut draft = Draft::default();
-    draft.say(
-        "A run of haf-dist, as `haf-dist init` wrote it. configs/reference.toml shows every key with its default.",
-    );
+    draft.say("Written by `haf-dist init`. configs/reference.toml shows every key with its default.");
     if let Some(foreign) = &foreign {
         let trains = match foreign.trains {
             foreign::Trains::Reward => "a reward model",
-            foreign::Trains::Policy => "a policy on preferences",
+            foreign::Trains::Policy => "a policy with a preference loss",
         };
-        draft.say(format!("From {}: {trains} (by {}). Lines are that file's.", foreign.file, foreign.told_by));
+        draft.say(format!(
+            "Made from {}, which trains {trains}: {}. \"line N\" below is a line of that file.",
+            foreign.file, foreign.told_by
+        ));
     }
     let mut from = foreign.map(|foreign| Translation::new(foreign, asked.processes));
     let (path, why) = model_path(asked, from.as_mut())?;
@@ -71,12 +84,12 @@ fn written(asked: &Initialising) -> Result<String> {
     let model = look::model(&path)?;
     let mut about = why.into_iter().collect::<Vec<_>>();
     about.extend(model.about.iter().cloned());
-    draft.set_with("model.path", path.display().to_string(), about);
+    draft.set_with("model.path", in_toml(&path)?, about);
     let train = add_sources(&mut draft, "data.train", &splits.train)?;
     add_sources(&mut draft, "data.dev", &splits.dev)?;
     let test: Vec<Chosen> = asked.test.iter().map(|path| named(path)).collect();
     add_sources(&mut draft, "data.test", &test)?;
-    output(&mut draft, asked, from.as_mut(), &path);
+    output(&mut draft, asked, from.as_mut(), &path)?;
     rest(&mut draft, from, &model, &train, !splits.dev.is_empty(), asked)
 }
 
@@ -107,11 +120,12 @@ fn rest(
     own::schedule(draft, pairs, has_dev);
     own::precision(draft);
     let parsed = |draft: &Draft| {
-        let name = asked
-            .from
-            .as_deref()
-            .map_or("the config".to_owned(), |from| format!("what follows from {}", from.display()));
-        Config::parse(&name, &draft.render(None), &[])
+        Config::parse("draft", &draft.render(None), &[]).map_err(|error| {
+            // Nobody has seen the draft, so its line means nothing.
+            let wrong = error.message.split_once(": ").map_or(&error.message[..], |(_, wrong)| wrong).to_owned();
+            let from = asked.from.as_deref().map_or("these options".to_owned(), |from| from.display().to_string());
+            Error { message: format!("{from}: no config follows from it: {wrong}"), ..error }
+        })
     };
     parsed(draft)?;
     own::memory(draft, model, file.is_some(), parsed)?;
@@ -143,9 +157,11 @@ fn model_path(asked: &Initialising, from: Option<&mut Translation>) -> Result<(P
 
 fn splits(asked: &Initialising, from: Option<&mut Translation>) -> Result<Splits> {
     let all = |files: &[PathBuf]| files.iter().map(|path| named(path)).collect();
-    let own = !asked.train.is_empty();
-    let mut splits = from.map(|from| from.splits(own)).transpose()?.unwrap_or_default();
-    if own {
+    let mut splits = match from {
+        Some(from) => from.splits(!asked.train.is_empty(), !asked.dev.is_empty())?,
+        None => Splits::default(),
+    };
+    if !asked.train.is_empty() {
         splits.train = all(&asked.train);
     }
     if !asked.dev.is_empty() {
@@ -170,7 +186,7 @@ fn add_sources(draft: &mut Draft, key: &str, sources: &[Chosen]) -> Result<Vec<D
     for Chosen { source, why } in sources {
         let found = look::data(source)?;
         let mut table = Table::new();
-        table.insert("path".to_owned(), source.path.display().to_string().into());
+        table.insert("path".to_owned(), in_toml(&source.path)?.into());
         if source.rows != RowRange::default() {
             table.insert("rows".to_owned(), source.rows.to_string().into());
         }
@@ -189,7 +205,7 @@ fn add_sources(draft: &mut Draft, key: &str, sources: &[Chosen]) -> Result<Vec<D
 }
 
 /// The run's folder.
-fn output(draft: &mut Draft, asked: &Initialising, from: Option<&mut Translation>, model: &Path) {
+fn output(draft: &mut Draft, asked: &Initialising, from: Option<&mut Translation>, model: &Path) -> Result<()> {
     let said = from.and_then(|from| {
         let said = from.text("output_dir")?;
         match &asked.output_dir {
@@ -200,17 +216,18 @@ fn output(draft: &mut Draft, asked: &Initialising, from: Option<&mut Translation
             None => Some(said),
         }
     });
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let (dir, why) = match (&asked.output_dir, said) {
-        (Some(dir), _) => (dir.display().to_string(), "The run's folder; it must not hold another run.".to_owned()),
         (None, Some(said)) => (said.value, said.place),
-        (None, None) => {
-            let name = if asked.out.as_os_str() == "-" { stem(model) } else { stem(&asked.out) };
-            let dir = format!("runs/{}", name.unwrap_or("run".to_owned()));
-            (dir, "The run's folder; it must not hold another run.".to_owned())
+        (dir, _) => {
+            // A model's name may have dots: Llama-3.2-1B.
+            let name = if asked.out.as_os_str() == "-" { model.file_name() } else { asked.out.file_stem() };
+            let default = || Path::new("runs").join(name.unwrap_or("run".as_ref()));
+            let dir = dir.clone().unwrap_or_else(default);
+            (in_toml(&dir)?, "The run's folder; it must not hold another run.".to_owned())
         }
     };
     draft.set("output.dir", dir, why);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ const LOOKS: usize = 10;
 pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> TemplateKind {
     let transcripts = data.iter().any(|data| matches!(data.format, Some(Format::Hh | Format::RmStatic)));
     let (kind, why) = match (model.chat, transcripts) {
+        (true, _) if model.tokenizer.is_none() => {
+            (TemplateKind::Chat, "The model's own chat template, if it has one: take \"instruct\" for a base model.")
+        }
         (true, _) => (TemplateKind::Chat, "The model's own chat template, which it was tuned with."),
         (false, true) => (TemplateKind::Hh, "The model has no chat template, and the data are hh-rlhf's transcripts."),
         (false, false) => {
@@ -41,8 +44,11 @@ pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> Te
 pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
     let limit = model.architecture.as_ref().map_or(usize::MAX, |architecture| architecture.max_positions);
     if let Some(chosen) = draft.get("data.max_length").and_then(Value::as_integer) {
-        let why = cut(lengths, usize::try_from(chosen).unwrap_or(0));
-        why.into_iter().for_each(|why| draft.add_reason("data.max_length", why));
+        let chosen = usize::try_from(chosen).unwrap_or(0);
+        let beyond =
+            format!("More than the {limit} tokens that the model was made for: lower it, unless pairs are shorter.");
+        let why = cut(lengths, chosen).into_iter().chain((chosen > limit).then_some(beyond));
+        why.for_each(|why| draft.add_reason("data.max_length", why));
         return;
     }
     let longer = |length: usize| lengths.iter().filter(|found| **found > length).count();
@@ -77,28 +83,35 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let epochs = said(draft, "train.epochs").unwrap_or(1);
     if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
         let why = match pairs {
-            Some(pairs) => format!(
-                "One pass over {pairs} pairs, {batch} a step: {} steps. Further passes soon overfit a reward model.",
-                pairs.div_ceil(batch)
-            ),
-            None => "One pass over the pairs. Further passes soon overfit a reward model.".to_owned(),
+            Some(pairs) => {
+                let steps = pairs.div_ceil(batch);
+                let word = if steps == 1 { "step" } else { "steps" };
+                format!(
+                    "One pass over {pairs} pairs, {batch} a step: {steps} {word}. More passes soon overfit a reward model."
+                )
+            }
+            None => "One pass over the pairs. More passes soon overfit a reward model.".to_owned(),
         };
         draft.set("train.epochs", 1, why);
     }
-    let Some(steps) = said(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
     if !has_dev {
         draft.say(
-            "Without dev pairs the last checkpoint is the result: name some with --dev, and the best by them is kept.",
+            "There are no dev pairs, so the last checkpoint is the result. With --dev FILE the best one on those pairs is kept.",
         );
     }
+    let Some(steps) = said(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
     let every = steps.div_ceil(LOOKS).max(1) as i64;
     if has_dev && draft.get("eval.every").is_none() {
-        draft.set("eval.every", every, format!("About {LOOKS} times in {steps} steps."));
+        let why = match every {
+            1 => "After every step: there are few.".to_owned(),
+            _ => format!("About {LOOKS} times in {steps} steps."),
+        };
+        draft.set("eval.every", every, why);
     }
     if draft.get("checkpoint.every").is_none() {
         let why = match has_dev {
             true => "With every evaluation, so that the best by the dev pairs is kept.",
-            false => "As much as an interruption may cost.",
+            false => "An interruption costs no more steps than this.",
         };
         draft.set("checkpoint.every", every, why);
     }
@@ -108,10 +121,10 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
 pub fn precision(draft: &mut Draft) {
     if draft.get("model.dtype").is_none() {
         let here = match look::gpus().is_some() || machine::processor_has_bf16() {
-            true => "bf16, which this machine computes in",
-            false => "f32 here: this processor does not compute in bf16",
+            true => "bf16, in which this machine computes",
+            false => "f32, as this processor does not compute in bf16",
         };
-        draft.say(format!("Left at its default: model.dtype = \"auto\", {here}."));
+        draft.say(format!("model.dtype stays \"auto\": here {here}."));
     }
 }
 
@@ -126,13 +139,16 @@ pub fn objective(draft: &mut Draft, model: &ModelFacts) {
 /// The adapter that the model's folder is.
 pub fn adapter(draft: &mut Draft, model: &ModelFacts) {
     let Some((adapter, targets)) = &model.adapter else { return };
-    let why = "The adapter in model.path, whose training goes on.";
-    draft.set("lora.rank", adapter.r as i64, why);
-    draft.set("lora.alpha", adapter.lora_alpha, "As in its adapter_config.json.");
-    draft.set("lora.targets", targets.clone(), "As in its adapter_config.json.");
-    if adapter.use_rslora {
-        draft.set("lora.use_rslora", true, "As in its adapter_config.json.");
+    for key in ["lora.rank", "lora.alpha", "lora.targets", "lora.use_rslora"] {
+        if let Some(said) = draft.get(key) {
+            draft.leave(format!("{key} = {said}: model.path is an adapter, which has its own"));
+        }
     }
+    let why = "As the adapter in model.path has it, whose training continues.";
+    draft.set("lora.rank", adapter.r as i64, why);
+    draft.set("lora.alpha", adapter.lora_alpha, why);
+    draft.set("lora.targets", targets.clone(), why);
+    draft.set("lora.use_rslora", adapter.use_rslora, why);
 }
 
 /// What this machine has room for: everything is trained where that fits, else blocks are computed again, else adapters are

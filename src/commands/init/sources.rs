@@ -54,31 +54,28 @@ impl Translation {
         Some(Said { value: path, place: said.place, line: said.line })
     }
 
-    /// The data; `own` says that files were named on the command line, which count.
+    /// The data. Where `train` or `dev` files were named on the command line, they count, and what the file says of such pairs
+    /// is listed.
     ///
     /// # Errors
     /// A data set that cannot be found from here, or of which only a part is meant that cannot be named here.
-    pub fn splits(&mut self, own: bool) -> Result<Splits> {
-        const WORDS: [&str; 12] = [
+    pub fn splits(&mut self, train: bool, dev: bool) -> Result<Splits> {
+        const OF_DEV: [&str; 4] = ["dataset_test_split", "eval_dataset", "val_size", "test_split_size"];
+        const OF_TRAIN: [&str; 8] = [
             "dataset_name",
             "dataset_config",
             "dataset_train_split",
-            "dataset_test_split",
             "datasets",
             "load_dataset",
             "dataset",
             "dataset_dir",
-            "eval_dataset",
-            "val_size",
-            "test_split_size",
             "max_samples",
         ];
-        if own {
-            for word in WORDS {
-                while let Some(item) = self.take(word) {
-                    self.leave(&item, "--train names the data");
-                }
-            }
+        if train || dev {
+            self.leave_all(&OF_DEV, if dev { "--dev names these pairs" } else { "--train names the data" });
+        }
+        if train {
+            self.leave_all(&OF_TRAIN, "--train names the data");
             return Ok(Splits::default());
         }
         let mut splits = match self.program {
@@ -101,6 +98,11 @@ impl Translation {
                     }
                     false => chosen.why += &format!("; {} is left out: a range of rows is taken already", most.place),
                 }
+            }
+        }
+        if dev {
+            for dropped in std::mem::take(&mut splits.dev) {
+                self.leave_note(format!("{}: --dev names these pairs", dropped.why));
             }
         }
         Ok(splits)
@@ -135,18 +137,26 @@ impl Translation {
             }
             splits.train.is_empty()
         });
-        let parts = [&config, &train, &test].into_iter().flatten();
         let Some(name) = &name else {
+            let parts = [&config, &train, &test].into_iter().flatten();
             parts.for_each(|part| self.leave_said(part, "counts beside dataset_name only"));
             return Ok(splits);
         };
-        let why = std::iter::once(name).chain(parts).map(|said| said.place.clone()).collect::<Vec<_>>().join("; ");
-        let config = config.map(|said| said.value);
-        let split = |said: Option<Said<String>>, default: &str| said.map_or(default.to_owned(), |said| said.value);
-        splits.train = chosen(&name.value, config.as_deref(), &split(train, "train"), &why)?;
-        if evaluates && place(&name.value).starts_with("hf:/") {
-            let why = format!("{why}; the split that is evaluated on");
-            splits.dev = chosen(&name.value, config.as_deref(), &split(test, "test"), &why)?;
+        let of_split = |split: &Option<Said<String>>, default: &str| -> Result<Vec<Chosen>> {
+            let parts = [Some(name), config.as_ref(), split.as_ref()].into_iter().flatten();
+            let why = parts.map(|said| said.place.clone()).collect::<Vec<_>>().join("; ");
+            let split = split.as_ref().map_or(default, |said| &said.value);
+            chosen(&name.value, config.as_ref().map(|said| &said.value[..]), split, &why)
+        };
+        splits.train = of_split(&train, "train")?;
+        let on_hub = place(&name.value).starts_with("hf:/");
+        if evaluates && on_hub {
+            splits.dev = of_split(&test, "test")?;
+        } else if let Some(test) = &test {
+            self.leave_said(
+                test,
+                if on_hub { "nothing is evaluated" } else { "a file has one split: name another by --dev" },
+            );
         }
         Ok(splits)
     }
@@ -173,16 +183,21 @@ impl Translation {
             }
         }
         let path = text("path").ok_or_else(|| Error::input(format!("{}: without a path", item.place())).hint(BRING))?;
-        let split = text("split").unwrap_or("train");
-        let why = format!("line {}: {} = {}, split {}", item.line, item.name, quoted(path), quoted(split));
-        let files = data_files(one.get("data_files"), split);
-        let named: Vec<&str> = if files.is_empty() { vec![path] } else { files };
-        let list = match split.starts_with("train") {
-            true => &mut splits.train,
-            false => &mut splits.dev,
+        let files = one.get("data_files");
+        // Without a split all of them are loaded: those that data_files names, else the training split is what is meant.
+        let splits_said: Vec<&str> = match (text("split"), files) {
+            (Some(split), _) => vec![split],
+            (None, Some(Value::Object(files))) => files.keys().map(String::as_str).collect(),
+            (None, _) => vec!["train"],
         };
-        for file in named {
-            list.extend(chosen(file, text("name"), split, &why)?);
+        for split in splits_said {
+            let why = format!("line {}: {} = {}, split {}", item.line, item.name, quoted(path), quoted(split));
+            let files = data_files(files, split);
+            let named: Vec<&str> = if files.is_empty() { vec![path] } else { files };
+            let list = if split.starts_with("train") { &mut splits.train } else { &mut splits.dev };
+            for file in named {
+                list.extend(chosen(file, text("name"), split, &why)?);
+            }
         }
         Ok(())
     }

@@ -87,6 +87,15 @@ impl Translation {
         self.left.push((said.line, format!("{}: {why}", said.place)));
     }
 
+    /// The same for all values of names.
+    pub fn leave_all(&mut self, names: &[&str], why: &str) {
+        for name in names {
+            while self.items.iter().any(|item| item.name == *name) {
+                self.take(name).iter().for_each(|item| self.leave(item, why));
+            }
+        }
+    }
+
     /// Lists what no line says.
     pub fn leave_note(&mut self, note: impl Into<String>) {
         self.left.push((usize::MAX, note.into()));
@@ -143,6 +152,15 @@ impl Translation {
         })
     }
 
+    /// A whole number, 1 or more.
+    fn count(&mut self, name: &str) -> Option<Said<i64>> {
+        self.typed(name, "a whole number, 1 or more", |value| {
+            as_number(value)
+                .filter(|number| number.fract() == 0.0 && (1.0..1e15).contains(number))
+                .map(|number| number as i64)
+        })
+    }
+
     /// True or false.
     pub fn truth(&mut self, name: &str) -> Option<Said<bool>> {
         self.typed(name, "true or false", Value::as_bool)
@@ -169,9 +187,7 @@ impl Translation {
         for (word, key, is) in SAME {
             match is {
                 Is::Number => self.same(draft, key, |all| all.number(word)),
-                Is::Whole => self.same(draft, key, |all| {
-                    all.whole(word).map(|said| Said { value: said.value as i64, ..rest(said) })
-                }),
+                Is::Count => self.same(draft, key, |all| all.count(word)),
                 Is::Truth => self.same(draft, key, |all| all.truth(word)),
             }
         }
@@ -200,11 +216,6 @@ impl Translation {
             draft.set(key, said.value, said.place);
         }
     }
-}
-
-/// Where something was said.
-fn rest<T>(said: Said<T>) -> Said<i64> {
-    Said { value: 0, place: said.place, line: said.line }
 }
 
 fn is_value(value: &Value, expected: &str) -> bool {

@@ -8,8 +8,8 @@
 pub enum Is {
     /// A number.
     Number,
-    /// A whole number.
-    Whole,
+    /// A whole number, 1 or more.
+    Count,
     /// True or false.
     Truth,
 }
@@ -24,8 +24,7 @@ pub const SAME: &[(&str, &str, Is)] = &[
     ("max_grad_norm", "train.clip_norm", Is::Number),
     ("gradient_checkpointing", "train.activation_checkpointing", Is::Truth),
     ("activation_checkpointing", "train.activation_checkpointing", Is::Truth),
-    ("save_total_limit", "checkpoint.keep", Is::Whole),
-    ("max_prompt_length", "data.max_prompt_length", Is::Whole),
+    ("save_total_limit", "checkpoint.keep", Is::Count),
 ];
 
 /// Words that need no counterpart where they have this value, since things are so here in any case.
@@ -188,6 +187,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("logging_", LOGS),
     ("log_", LOGS),
     ("liger_", KERNELS),
+    ("fsdp", SHARDS),
+    ("torch_compile", KERNELS),
     ("eval_", "every pair of the dev split is scored by itself, without settings"),
 ];
 

@@ -1,6 +1,6 @@
 //! A source's rows become [`Pair`]s: a table says where each layout has its parts, one interpreter reads them all.
 //!
-//! Not here: files (`rows.rs`), paths into a row (`row.rs`), and how a pair becomes text (`template.rs`) and tokens
+//! Not here: files (`rows/`), paths into a row (`row.rs`), and how a pair becomes text (`template/`) and tokens
 //! (`tokenize/`). A new layout is an entry in `layouts.rs` and a name in `config/source.rs`.
 
 mod beside;

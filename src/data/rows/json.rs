@@ -1,7 +1,7 @@
 //! The JSON of one row, and what writers of JSON put into it that JSON does not have.
 //!
 //! NaN, infinities and texts with half a character, which Python writes and other parsers refuse, become values of `odd.rs`, as
-//! does a key that is there twice. Not here: where a row starts and ends (`rows.rs`).
+//! does a key that is there twice. Not here: where a row starts and ends (`mod.rs`).
 
 use crate::data::rows::odd;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};

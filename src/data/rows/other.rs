@@ -1,6 +1,6 @@
 //! Files that hold no rows as they are: what they are, told by their first bytes, and the command that makes rows of them.
 //!
-//! No JSON Lines, JSON array or Parquet file may be taken for one of these. Not here: files that are read (`rows.rs`).
+//! No JSON Lines, JSON array or Parquet file may be taken for one of these. Not here: files that are read (`mod.rs`).
 
 use crate::error::Error;
 use serde_json::{Map, Value};

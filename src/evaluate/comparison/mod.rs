@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::loss::hit;
 use crate::metrics::{PairOutcome, RunFacts};
 use crate::statistics::{
-    Interval, RESAMPLES, SEED, clustered_bootstrap, detectable, holm, sign_flip, standard_deviation,
+    Interval, RESAMPLES, SEED, clustered_bootstrap, detectable, holm, interval_of_differences, sign_flip,
+    standard_deviation,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,9 +93,11 @@ pub struct Difference {
     pub p: f64,
     /// The same, adjusted for the number of differences ([`holm`]).
     pub p_holm: f64,
-    /// The difference that test pairs like these would have shown with p < 0.05 in four of five tests ([`detectable`]); none where
-    /// that is more than the largest difference there can be, 1.
+    /// The difference that test pairs like these would have shown with p < 0.05 (not adjusted) in four of five tests
+    /// ([`detectable`]); none where that is more than the largest difference there can be, 1.
     pub detectable: Option<f64>,
+    /// Whether no pair's mean over the seeds differs.
+    pub alike: bool,
 }
 
 /// Runs compared.
@@ -255,22 +258,16 @@ fn difference((of, ours): (&Ranker, &Hits), (over, theirs): (&Ranker, &Hits), pr
         of: of.clone(),
         over: over.clone(),
         mean: mean(&pooled),
-        interval: interval_of_difference(&pooled, prompts),
+        interval: interval_of_differences(&pooled, prompts),
         deviation: standard_deviation(&by_seed.values().copied().collect::<Vec<_>>()),
         by_seed,
         p,
         p_holm: p,
+        alike: pooled.iter().all(|value| *value == 0.0),
         detectable: detectable(&pooled, prompts).filter(|least| *least <= 1.0),
     }
 }
 
 fn least_common_multiple(a: usize, b: usize) -> usize {
     (1..=b).map(|factor| a * factor).find(|multiple| multiple % b == 0).unwrap_or(a * b)
-}
-
-/// As of a proportion, from -1..=1 to 0..=1 and back: where no pair differs, the answer still has a width.
-fn interval_of_difference(values: &[f64], prompts: &[u64]) -> Option<Interval> {
-    let shares: Vec<f64> = values.iter().map(|value| (value + 1.0) / 2.0).collect();
-    let interval = clustered_bootstrap(&shares, prompts, RESAMPLES, SEED)?;
-    Some(Interval { low: 2.0 * interval.low - 1.0, high: 2.0 * interval.high - 1.0 })
 }

@@ -16,9 +16,14 @@ policy by its implicit rewards, both combined by the sum that was fitted on the 
 the test prompts, with the runs as they are: 95% intervals come from 2,000 bootstrap samples of whole prompts. p is \
 two-sided and exact: every prompt's differences are added up, over its pairs and over all seeds, and each sum's sign is \
 decided by a fair coin (Fisher and Pitman's randomisation test; with one seed and one pair a prompt it is McNemar's exact \
-test). Holm's p allows for the number of rows. A difference of the last column would be found, with p below 0.05, by four \
-of five sets of test pairs like these. What other seeds would change, the standard deviations show: a seed draws other \
-training pairs in another order.";
+test). Holm's p allows for the number of rows. A difference of the last column would be found, with p below 0.05 before Holm's \
+allowance, by four of five sets of test pairs like these.";
+
+/// What the figures cannot say, where there are several seeds; and where there is one.
+const SEEDS: [&str; 2] = [
+    "What other seeds would change, the standard deviations show: a seed draws other training pairs in another order.",
+    "There is one seed: how much another one would change, these figures cannot say.",
+];
 
 impl Ranker {
     /// As it stands in the tables.
@@ -58,7 +63,7 @@ impl Comparison {
             text.extend(self.differences.iter().map(|row| format!("- {}\n", in_words(row))));
             text.push('\n');
         }
-        text + NOTES + "\n"
+        text + NOTES + " " + SEEDS[usize::from(self.seeds.len() == 1)] + "\n"
     }
 
     /// The model and the length of the runs, where all have the same.
@@ -147,14 +152,19 @@ fn in_words(row: &Difference) -> String {
     if row.p_holm < SIGNIFICANT {
         let (better, worse) = if row.mean > 0.0 { (of, over) } else { (over, of) };
         let p = p_value(row.p_holm);
-        return format!("{better} is better than {worse}: {} more pairs ranked rightly (p = {p})", points(row.mean));
+        return format!(
+            "On these test pairs {better} is better than {worse}, by {} of accuracy (Holm's p = {p}).",
+            points(row.mean)
+        );
+    }
+    if row.alike {
+        return format!("{of} and {over} rank every test pair alike.");
     }
     let found = match row.detectable {
-        Some(least) => format!("one of {} would have been found", points(least)),
-        None if row.p == 1.0 && row.mean == 0.0 => "they rank every pair alike".to_owned(),
-        None => "these pairs are too few to show any".to_owned(),
+        Some(least) => format!("One of {} or more could be found with such test pairs.", points(least)),
+        None => "The test pairs are too few to find any.".to_owned(),
     };
-    format!("{of} or {over}: no difference is shown; {found}")
+    format!("{of} against {over}: no difference is shown. {found}")
 }
 
 /// A line a seed, then one for the mean, whose seed is null.

@@ -7,7 +7,7 @@
 use super::report::prompt_of;
 use super::{Item, Suite};
 use crate::metrics::table;
-use crate::statistics::{RESAMPLES, SEED, clustered_bootstrap, holm, sign_flip};
+use crate::statistics::{holm, interval_of_differences, sign_flip};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -55,9 +55,8 @@ pub fn paired(suite: Suite, scored_by: &'static str, items: &[Item], [ours, thei
         sums[*cluster as usize] += (parts * ours).round() as i64 - (parts * theirs).round() as i64;
     }
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    // From 0 to 1 and back: where no item differs there is still a width.
-    let shares: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs + 1.0) / 2.0).collect();
-    let interval = clustered_bootstrap(&shares, &clusters, RESAMPLES, SEED);
+    let differences: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours - theirs).collect();
+    let interval = interval_of_differences(&differences, &clusters);
     let p = sign_flip(&sums);
     Paired {
         paired: suite,
@@ -67,8 +66,8 @@ pub fn paired(suite: Suite, scored_by: &'static str, items: &[Item], [ours, thei
         ours: mean(&ours),
         theirs: mean(&theirs),
         difference: mean(&ours) - mean(&theirs),
-        low: interval.map(|interval| 2.0 * interval.low - 1.0),
-        high: interval.map(|interval| 2.0 * interval.high - 1.0),
+        low: interval.map(|interval| interval.low),
+        high: interval.map(|interval| interval.high),
         p,
         p_holm: p,
     }

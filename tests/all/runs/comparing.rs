@@ -127,6 +127,13 @@ fn compare_trains_what_is_missing_chooses_rates_on_dev_and_goes_on_where_it_stop
     // Other settings in the same folder would be compared with these.
     let other = workspace.run(1, &[&command[..], &["--set", "train.warmup_steps=1"]].concat());
     assert!(other.code == 2 && other.stderr.contains("another config or other --set options"), "{}", other.stderr);
+    // A finished run of other settings in a folder of the right name, as two keys with the same value can make it.
+    let pairs = "study/hybrid-rate-1e-3-seed-1/test-pairs.jsonl";
+    let text = String::from_utf8(workspace.read(pairs)).unwrap();
+    workspace.write(pairs, &text.replacen("\"alpha\":0.2", "\"alpha\":0.5", 1));
+    let other = workspace.run(1, &command);
+    assert!(other.code == 2 && other.stderr.contains("loss.alpha: 0.5 -> 0.2"), "{}", other.stderr);
+    workspace.write(pairs, &text);
 }
 
 #[test]
@@ -135,6 +142,7 @@ fn compare_ends_with_what_a_run_ends_with_and_refuses_what_is_its_own() {
     for (options, expected) in [
         (&["--set", "data.seed=3"][..], "the comparison sets data.seed itself"),
         (&["--learning-rates", "1e-3,fast"], "fast is no learning rate"),
+        (&["--learning-rates", "1e-3,2."], "train.learning_rate"),
         (&["--set", "data.test=[]"], "names no test pairs"),
         (&["--learning-rates", "1e-3", "--set", "data.dev=[]"], "names no dev pairs"),
         (&["--objectives", "reward,reward"], "two variants are called reward"),

@@ -24,6 +24,20 @@ const CALLS: [&str; 10] = [
     "from_pretrained",
 ];
 
+/// Calls of TRL that set another training up.
+pub const OTHER_TRAININGS: [&str; 10] = [
+    "SFTConfig",
+    "SFTTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
+    "PPOConfig",
+    "PPOTrainer",
+];
+
 const NOT_LITERAL: &str = "no literal: scripts are not run";
 
 /// Reads a script.
@@ -35,6 +49,9 @@ pub fn read(text: &str) -> Result<Content> {
     let mut content = Content::default();
     for (at, token) in tokens.iter().enumerate() {
         let Kind::Name(name) = token.kind else { continue };
+        if OTHER_TRAININGS.contains(&name) && tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Sign('(')) {
+            content.calls.push(name.to_owned());
+        }
         if !is_call(&tokens, at) {
             continue;
         }

@@ -2,7 +2,7 @@
 //!
 //! The library's row reader is used rather than its Arrow reader: rows become JSON objects in any case, and it needs half the
 //! crates. Not here: a row's values (`values.rs`), the bound on what a page unpacks to (`pages.rs`), and what a row means
-//! (`formats/`).
+//! (`data/formats/`).
 
 mod pages;
 mod values;

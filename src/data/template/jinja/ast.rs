@@ -1,6 +1,6 @@
 //! What a template is once it is read: statements and expressions.
 //!
-//! Not here: how text becomes these (`parser.rs`, `expressions.rs`) and what they do (`run.rs`, `eval.rs`).
+//! Not here: how text becomes these (`parser.rs`, `expressions.rs`) and what they do (`run/`, `eval.rs`).
 
 use super::Value;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! What an expression is worth.
 //!
-//! Not here: statements (`run.rs`), and what operators, methods, filters and tests do.
+//! Not here: statements (`run/`), and what operators, methods, filters and tests do.
 
 use super::ast::{Arguments, Comparison, Expr};
 use super::call::Given;

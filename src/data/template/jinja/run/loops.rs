@@ -1,6 +1,6 @@
 //! Loops, and what the variable `loop` knows.
 //!
-//! Not here: what a body does; that is `run.rs`.
+//! Not here: what a body does; that is `mod.rs`.
 
 use super::{Flow, Run, Scope};
 use crate::data::template::jinja::ast::For;

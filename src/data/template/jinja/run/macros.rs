@@ -1,6 +1,6 @@
 //! Macros and call blocks.
 //!
-//! Not here: what a body does; that is `run.rs`.
+//! Not here: what a body does; that is `mod.rs`.
 
 use super::{Run, Scope};
 use crate::data::template::jinja::ast::{Expr, Macro};

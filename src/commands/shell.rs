@@ -1,0 +1,27 @@
+//! Words of a command as a shell reads them, for commands that are printed to be copied.
+//!
+//! Not here: starting processes (`launcher/`), which needs no shell.
+
+/// The word, between single quotes where a shell would take it apart.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    /// Promise: a shell reads the word that was meant.
+    #[test]
+    fn a_shell_reads_what_was_quoted() {
+        for word in ["plain/a-1.toml", "", "my run.toml", "it's", "$HOME", "a;b", "~", "*", "é", "a\nb"] {
+            let echoed = std::process::Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output();
+            assert_eq!(String::from_utf8(echoed.unwrap().stdout).unwrap(), word);
+        }
+    }
+}
