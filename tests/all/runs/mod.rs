@@ -15,6 +15,7 @@ mod hub;
 mod init;
 mod lora;
 mod models;
+mod piped;
 mod ranks;
 mod reading;
 mod refused;
