@@ -88,8 +88,11 @@ impl Encoder {
     pub(super) fn shared_start<'t>(&self, prompt: &'t str, conversations: &'t [String]) -> Result<Start<'t>> {
         let up_to_eos = conversations.iter().map(|text| self.up_to_eos(text));
         let texts: Vec<&str> = std::iter::once(prompt).chain(up_to_eos).collect();
-        let text = shared(&self.borders, &texts);
-        Ok(Start { text, tokens: self.ids(text)? })
+        match shared(&self.borders, &texts) {
+            // A tokenizer may make a token of no text.
+            "" => Ok(Start::default()),
+            text => Ok(Start { text, tokens: self.ids(text)? }),
+        }
     }
 }
 

@@ -294,7 +294,7 @@ impl Encoder {
     /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer; of its start, if that is
     /// what it starts with, they are known.
     fn ids_after_bos(&self, text: &str, start: &Start) -> Result<Vec<u32>> {
-        let mut tokens = match text.strip_prefix(start.text) {
+        let mut tokens = match text.strip_prefix(start.text).filter(|_| !start.text.is_empty()) {
             Some(rest) => [&start.tokens[..], &self.ids(rest)?].concat(),
             None => self.ids(text)?,
         };
