@@ -18,8 +18,13 @@ use std::process::{Command, ExitCode};
 /// # Errors
 /// No mpirun, or one that cannot be started or told what to do.
 pub fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bool) -> Result<ExitCode> {
-    let mpirun = mpi::find(libraries::mpirun(engine))?;
+    let engines = libraries::mpirun(engine);
+    let mpirun = mpi::find(engines.clone())?;
     let mut command = Command::new(&mpirun.path);
+    if engines.is_some() {
+        // It would name another installation's folder.
+        command.env_remove("OPAL_PREFIX");
+    }
     command.args(mpirun.options(ranks)?).arg(engine).args(arguments);
     command.envs(mpirun.environment().iter().copied()).envs(libraries::variables(engine)?);
     // mpirun writes to the terminal, the ranks to mpirun: they cannot see how wide it is.
