@@ -60,13 +60,19 @@ pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
     }
 }
 
+/// "1 step", "2 steps".
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 fn cut(lengths: &[usize], length: usize) -> Option<String> {
     let longest = lengths.iter().max()?;
     let longer = lengths.iter().filter(|found| **found > length).count();
     let looked = lengths.len();
+    let looked = counted(looked, "pair");
     Some(match longer {
-        0 => format!("Of the first {looked} pairs none is longer, the longest has {longest} tokens."),
-        longer => format!("Longer, of the first {looked} pairs: {longer}; the longest has {longest} tokens."),
+        0 => format!("Of the first {looked} none is longer, the longest has {longest} tokens."),
+        longer => format!("Longer, of the first {looked}: {longer}; the longest has {longest} tokens."),
     })
 }
 
@@ -78,8 +84,9 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
         let why = match pairs {
             Some(pairs) => format!(
-                "One pass over {pairs} pairs, {batch} a step: {} steps. Further passes soon overfit a reward model.",
-                pairs.div_ceil(batch)
+                "One pass over {}, {batch} a step: {}. Further passes soon overfit a reward model.",
+                counted(pairs, "pair"),
+                counted(pairs.div_ceil(batch), "step")
             ),
             None => "One pass over the pairs. Further passes soon overfit a reward model.".to_owned(),
         };
@@ -93,7 +100,14 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     }
     let every = steps.div_ceil(LOOKS).max(1) as i64;
     if has_dev && draft.get("eval.every").is_none() {
-        draft.set("eval.every", every, format!("About {LOOKS} times in {steps} steps."));
+        draft.set(
+            "eval.every",
+            every,
+            match every {
+                1 => "After every step.".to_owned(),
+                _ => format!("About {LOOKS} times in {steps} steps."),
+            },
+        );
     }
     if draft.get("checkpoint.every").is_none() {
         let why = match has_dev {

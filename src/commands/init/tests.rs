@@ -201,3 +201,25 @@ fn llama_factory_s_data_is_what_its_dataset_info_says() {
     let error = translation("a.yaml", &yaml("other"), 1).splits(false).unwrap_err();
     assert!(error.message.contains("has no \"other\"") && error.hint.unwrap().contains("--train"));
 }
+
+#[test]
+fn llama_factory_means_its_own_defaults_where_it_is_silent() {
+    let yaml = "stage: dpo\nfinetuning_type: full\npref_loss: simpo\ndisable_shuffling: true\n\
+                disable_gradient_checkpointing: true\nuse_galore: false\ngalore_rank: 16\nmoe_aux_loss_coef: 0.01\n";
+    let text = course("a.yaml", yaml, 1, None);
+    assert_says(
+        &text,
+        &[
+            "policy = \"simpo\"",
+            "simpo_gamma = 0.5",
+            "shuffle = false",
+            "activation_checkpointing = false",
+            "line 7: galore_rank = 16: AdamW is the optimizer here",
+            "line 8: moe_aux_loss_coef = 0.01: another loss than loss.router_balance",
+        ],
+    );
+    let said = course("a.yaml", &yaml.replace("simpo\n", "simpo\nsimpo_gamma: 1.5\n"), 1, None);
+    assert_says(&said, &["simpo_gamma = 1.5"]);
+    // Control: other losses have none.
+    assert!(!course("a.yaml", &yaml.replace("simpo", "sigmoid"), 1, None).contains("simpo_gamma ="));
+}
