@@ -18,7 +18,7 @@ use crate::checkpoint::{Fitted, MetricsMark};
 use crate::error::Result;
 use crate::logging::{self, Progress, Unit};
 use crate::statistics::{Interval, Spread};
-use comfy_table::{CellAlignment, Table, presets};
+use crate::terminal::Table;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -267,9 +267,7 @@ fn evaluation_line(metrics: &EvaluationMetrics) -> String {
 
 /// A plain table of evaluations, a row each in the given order; `-` stands for what was not computed.
 pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header([
+    let mut table = Table::new([
         "split",
         "step",
         "domain",
@@ -280,9 +278,11 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
         "margin",
         "reward loss",
         "policy loss",
-    ]);
+    ])
+    // Names to the left, numbers to the right.
+    .right([1, 3, 4, 5, 6, 7, 8, 9]);
     for row in rows {
-        table.add_row([
+        table.row([
             row.eval.clone(),
             row.step.to_string(),
             row.domain.clone(),
@@ -295,28 +295,13 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
             number(row.policy_loss),
         ]);
     }
-    // Names to the left, numbers to the right.
-    for index in [1, 3, 4, 5, 6, 7, 8, 9] {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
     table.to_string()
 }
 
 /// A plain table, the first `left` columns to the left and the others, which are numbers, to the right.
 pub fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(header.to_vec());
-    rows.into_iter().for_each(|row| {
-        table.add_row(row);
-    });
-    for index in left..header.len() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    let mut table = Table::new(header.to_vec()).right(left..header.len());
+    rows.into_iter().for_each(|row| table.row(row));
     table.to_string()
 }
 

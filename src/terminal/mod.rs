@@ -5,6 +5,9 @@
 //! show (`logging/`).
 
 mod fitted;
+mod table;
+
+pub use table::Table;
 
 use crate::error::{Error, Result};
 use console::Term;
