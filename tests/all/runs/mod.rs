@@ -10,6 +10,7 @@ mod comparing;
 mod debugging;
 mod experts;
 mod export;
+mod fitting;
 mod foreign;
 mod hub;
 mod init;
