@@ -7,6 +7,7 @@
 
 use super::Encoder;
 use crate::error::Result;
+use std::collections::HashSet;
 use tokenizers::{AddedToken, Tokenizer};
 
 /// Some texts to look for.
@@ -55,11 +56,11 @@ pub(super) fn borders(tokenizer: &Tokenizer) -> Marks {
     Marks::of(whole().filter(cuts).map(|token| &token.content[..]))
 }
 
-/// The special tokens, where a text that has none of them written in it holds none of them; else `None`: a tokenizer may look
-/// for them in the text that its normalizer makes.
-pub(super) fn special(tokenizer: &Tokenizer) -> Option<Marks> {
+/// The added tokens of these ids, where a text that has none of them written in it holds none of them; else `None`: a tokenizer
+/// may look for them in the text that its normalizer makes.
+pub(super) fn written(tokenizer: &Tokenizer, ids: &HashSet<u32>) -> Option<Marks> {
     let added = tokenizer.get_added_tokens_decoder();
-    let special = || added.values().filter(|token| token.special);
+    let special = || added.iter().filter(|(id, _)| ids.contains(id)).map(|(_, token)| token);
     special().all(|token| !token.normalized).then(|| Marks::of(special().map(|token| &token.content[..])))
 }
 

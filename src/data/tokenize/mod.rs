@@ -102,12 +102,12 @@ impl Encoder {
         let bos = opening_token(&template, &tokenizer)?;
         check_rows(&[Some(eos), bos].into_iter().flatten().collect::<Vec<_>>(), &tokenizer, vocab_size)
             .map_err(|e| e.at(model_dir.display()))?;
-        let special = special.into_iter().map(|(_, id)| id).collect();
+        let special: HashSet<u32> = special.into_iter().map(|(_, id)| id).collect();
 
         let settings = format!("{VERSION} {rules:?} {}", template.source());
         let hashes = [fingerprint, xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
         Ok(Self {
-            special_texts: borders::special(&tokenizer),
+            special_texts: borders::written(&tokenizer, &special),
             borders: borders::borders(&tokenizer),
             tokenizer,
             vocab_size,
