@@ -40,6 +40,28 @@ take() {
     printf '%s\n' "$2"
 }
 
+# one_option VARIABLE OPTION ARGUMENTS...: for a script that takes one option: sets the variable to its value; --help prints
+# the script's usage, anything else is an error.
+one_option() {
+    local -n variable=$1
+    local option=$2
+    shift 2
+    while (($# > 0)); do
+        case $1 in
+        "$option")
+            variable=$(take "$@")
+            shift
+            ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *) unknown "$1" ;;
+        esac
+        shift
+    done
+}
+
 # have COMMAND: is it on the PATH?
 have() {
     command -v "$1" >/dev/null 2>&1

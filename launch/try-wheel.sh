@@ -19,20 +19,7 @@ END
 }
 
 PYTHON=$DEPS/python/bin/python
-while (($# > 0)); do
-    case $1 in
-    --python)
-        PYTHON=$(take "$@")
-        shift
-        ;;
-    -h | --help)
-        usage
-        exit 0
-        ;;
-    *) unknown "$1" ;;
-    esac
-    shift
-done
+one_option PYTHON --python "$@"
 
 WORK=$(mktemp -d "$DEPS/try-wheel.XXXXXX")
 trap 'rm -rf "$WORK"' EXIT

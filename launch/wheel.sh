@@ -22,20 +22,7 @@ END
 }
 
 OUT=$ROOT/target/wheels
-while (($# > 0)); do
-    case $1 in
-    --out)
-        OUT=$(take "$@")
-        shift
-        ;;
-    -h | --help)
-        usage
-        exit 0
-        ;;
-    *) unknown "$1" ;;
-    esac
-    shift
-done
+one_option OUT --out "$@"
 OUT=$(realpath -m "$OUT")
 
 TOOLS=$DEPS/wheel-tools
@@ -79,6 +66,8 @@ folder=$(echo "$WORK"/haf_dist-*)
 for program in "${PROGRAMS[@]}"; do
     file=$(echo "$folder"/haf_dist-*.data/scripts/"$program")
     [[ -x $file ]] || fail "the wheel has no $program" "does Cargo.toml build it?"
+    # Here and not in the build, whose own programs keep what a stack trace needs.
+    strip "$file"
     patchelf --remove-rpath "$file"
 done
 mkdir -p "$OUT"

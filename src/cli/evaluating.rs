@@ -14,8 +14,8 @@ pub(super) struct TypedEvaluating {
     #[command(flatten)]
     scoring: Scoring,
 
-    /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]; may be
-    /// repeated: each file is reported under its name too
+    /// JSONL, a JSON array (both gzipped or not) or Parquet; - for standard input; or hf://owner/name[@revision][/file or
+    /// config/split]; may be repeated: each file is reported under its name too
     #[arg(long, value_name = "FILE", required_unless_present_any = ["suite", "best_of"])]
     data: Vec<PathBuf>,
 

@@ -159,7 +159,8 @@ enum TypedCommand {
     Score {
         #[command(flatten)]
         scoring: Scoring,
-        /// JSONL, a JSON array (both gzipped or not) or Parquet; or hf://owner/name[@revision][/file or config/split]
+        /// JSONL, a JSON array (both gzipped or not) or Parquet; - for standard input; or hf://owner/name[@revision][/file or
+        /// config/split]
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Where to write; `-` is standard output
@@ -192,6 +193,9 @@ enum TypedCommand {
         /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
         #[arg(long)]
         allow_changed: bool,
+        /// Print one JSON object: the cache's folder, and what was read, kept, dropped and cut [default: lines]
+        #[arg(long)]
+        json: bool,
     },
     /// Copy a checkpoint for other programs, or merge an adapter into its base
     #[command(after_help = examples::EXPORT)]
@@ -259,6 +263,10 @@ pub struct Exporting {
     /// Take a checkpoint with files that have changed since it was written [default: refuse it]
     #[arg(long)]
     pub allow_changed: bool,
+
+    /// Print one JSON object: the folder and its files [default: the folder]
+    #[arg(long)]
+    pub json: bool,
 
     /// A step-N folder of a run, or a LoRA folder as PEFT writes it
     pub checkpoint: PathBuf,

@@ -14,8 +14,9 @@ const RANK_0_FIRST: Duration = Duration::from_secs(2);
 /// Prints help, the version or what is wrong with the arguments, once for all ranks: as [`report`] does.
 pub fn explain(error: &clap::Error) -> ExitCode {
     match launch::rank() {
-        // A closed pipe leaves nobody to tell.
-        0 => drop(error.print()),
+        // A closed pipe leaves nobody to tell. A launcher's pipe may look like a terminal, and end in a file.
+        0 if error.use_stderr() || terminal::is_seen() => drop(error.print()),
+        0 => drop(terminal::out(error.render().to_string().trim_end())),
         rank if error.use_stderr() => {
             std::thread::sleep(RANK_0_FIRST);
             terminal::note(format_args!("rank {rank}: {error}"));

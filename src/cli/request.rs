@@ -106,6 +106,8 @@ pub enum Command {
         set: Vec<String>,
         /// Whether files of the model may have changed since they were written.
         allow_changed: bool,
+        /// JSON instead of lines.
+        json: bool,
     },
     /// Copy or merge a checkpoint.
     Export(Exporting),
@@ -155,9 +157,9 @@ impl TryFrom<Arguments> for Request {
             }
             TypedCommand::Compare(typed) => Self::Alone(Alone::Compare(typed.understood(ranks)?)),
             TypedCommand::Bench { bench } => Self::Together(Command::Bench(bench)),
-            TypedCommand::Prepare { run, allow_changed } => {
+            TypedCommand::Prepare { run, allow_changed, json } => {
                 let (config, set) = run.resolve()?;
-                Self::Together(Command::Prepare { config, set, allow_changed })
+                Self::Together(Command::Prepare { config, set, allow_changed, json })
             }
             TypedCommand::Export(exporting) => Self::Together(Command::Export(exporting)),
             TypedCommand::Verify(verifying) => Self::Together(Command::Verify(verifying)),

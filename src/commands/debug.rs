@@ -23,9 +23,8 @@ use crate::model::architecture::Architecture;
 use crate::model::decoder::Part;
 use crate::model::segment::Use;
 use crate::model::weights::LoadOptions;
-use crate::terminal;
+use crate::terminal::{self, Table};
 use crate::train::{self, Split, Trainer};
-use comfy_table::{Table, presets};
 use tch::{Kind, Tensor};
 
 /// Pairs taken of each source, pairs shown, and updates made.
@@ -298,15 +297,13 @@ fn verdict(good: bool, said: String) -> std::result::Result<String, String> {
 }
 
 fn report(checks: &[Check]) -> Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(["check", "", "what was seen"]);
+    let mut table = Table::new(["check", "", "what was seen"]);
     for check in checks {
         let (mark, said) = match &check.outcome {
             Ok(said) => ("PASS", said),
             Err(said) => ("FAIL", said),
         };
-        table.add_row([check.name, mark, said]);
+        table.row([check.name, mark, said]);
     }
     terminal::out(table)?;
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();

@@ -18,8 +18,8 @@ use crate::safetensors_io;
 use crate::terminal;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 use tch::{Kind, Tensor};
 use tracing::warn;
 
@@ -29,7 +29,7 @@ use tracing::warn;
 /// A folder that is no checkpoint, nothing to merge, an `OUT` that exists, or a failed read or write; what was written
 /// so far is removed.
 pub fn run(exporting: &Exporting) -> Result<()> {
-    let Exporting { merge, checkpoint: source, out, base, allow_changed } = exporting;
+    let Exporting { merge, checkpoint: source, out, base, allow_changed, json } = exporting;
     if fs::symlink_metadata(out).is_ok() {
         return Err(Error::input(format!("{} exists already", out.display()))
             .hint("nothing is overwritten: name another OUT, or move it away"));
@@ -66,7 +66,25 @@ pub fn run(exporting: &Exporting) -> Result<()> {
     }
     check.finish()?;
     unfinished.persist(out).map_err(|error| file_error(out, "rename the finished folder to", &error))?;
-    terminal::out(out.display())
+    match json {
+        true => terminal::out(json!({
+            "export": out.display().to_string(),
+            "checkpoint": source.display().to_string(),
+            "merged": merge,
+            "files": files_of(out)?,
+        })),
+        false => terminal::out(out.display()),
+    }
+}
+
+/// Names of a folder's files, in their order.
+fn files_of(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|error| file_error(folder, "list", &error))?;
+    let files = entries.iter().filter(|entry| entry.path().is_file());
+    let mut names: Vec<String> = files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    Ok(names)
 }
 
 /// The files of a checkpoint that other programs read: all but the folder `trainer/`.

@@ -1,4 +1,5 @@
-//! `hf://` paths become local ones: rank 0 fetches, the others then find the cache, unless they do not share its disk.
+//! `hf://` paths become local ones: rank 0 fetches, the others then find the cache, unless they do not share its disk. So does
+//! `-`, standard input, which rank 0 reads for all.
 //!
 //! Not here: what such a path means (`hub/`).
 
@@ -8,6 +9,7 @@ use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source, domain_of};
 use crate::error::{Error, Result};
 use crate::evaluate::suites::Suite;
+use crate::files;
 use crate::hub::{Hub, RepositoryKind, Snapshot};
 use crate::model::adapter;
 use crate::model::peft::PeftConfig;
@@ -64,7 +66,8 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
 pub fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(PathBuf, Option<String>)>> {
     let mut files = Vec::new();
     for path in data {
-        let domain = domain_of(path).filter(|_| data.len() > 1);
+        let named = if path.as_os_str() == files::DASH { Path::new(files::STANDARD_INPUT) } else { path };
+        let domain = domain_of(named).filter(|_| data.len() > 1);
         files.extend(dataset(path, "--data", comm)?.into_iter().map(|file| (file, domain.clone())));
     }
     Ok(files)
@@ -202,8 +205,30 @@ fn base(folder: &Path, given: Option<&Path>, key: &str, comm: &CommThread) -> Re
 }
 
 fn dataset(path: &Path, key: &str, comm: &CommThread) -> Result<Vec<PathBuf>> {
+    if path.as_os_str() == files::DASH {
+        standard_input(comm).map_err(|error| error.at(key))?;
+        return Ok(vec![files::STANDARD_INPUT.into()]);
+    }
     let fetched = fetched(path, RepositoryKind::Dataset, comm).map_err(|error| error.at(key))?;
     Ok(fetched.map_or_else(|| vec![path.to_path_buf()], |(_, files)| files))
+}
+
+/// Rank 0 reads standard input, the others take it from there. All ranks must call it.
+fn standard_input(comm: &CommThread) -> Result<()> {
+    let _work = comm.at_work("reading standard input");
+    let several = comm.world_size() > 1;
+    let read = || {
+        files::read_standard_input()?;
+        if several { files::lend_standard_input().map(Some) } else { Ok(None) }
+    };
+    // Dropped, the copy is gone: by then every rank has it open.
+    let copy = comm.agree(if comm.rank() == 0 { read() } else { Ok(None) })?;
+    if !several {
+        return Ok(());
+    }
+    let path = copy.as_ref().map(|copy| copy.path().as_os_str().to_owned().into_vec()).unwrap_or_default();
+    let path = PathBuf::from(OsString::from_vec(comm.broadcast_bytes(Some(path))?));
+    comm.agree(if comm.rank() == 0 { Ok(()) } else { files::borrow_standard_input(&path) })
 }
 
 /// The folder and the files of an `hf://` path; `None` for any other.

@@ -74,8 +74,8 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
         Command::Train { config, set, resume, allow_changed, .. } => {
             train::run(&load(config, set, comm)?, *resume, Changed::allowed_if(*allow_changed), comm)
         }
-        Command::Prepare { config, set, allow_changed } => {
-            prepare::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)
+        Command::Prepare { config, set, allow_changed, json } => {
+            prepare::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), *json, comm)
         }
         Command::Eval(evaluating) if !evaluating.suites.is_empty() => {
             suites::run(&hub::fetch_evaluating(evaluating, comm)?, comm)

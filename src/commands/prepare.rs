@@ -5,6 +5,7 @@ use crate::checkpoint::Changed;
 use crate::comm::CommThread;
 use crate::config::Config;
 use crate::data::prepared::PreparedData;
+use crate::data::report::DataReport;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::machine::Machine;
@@ -12,12 +13,13 @@ use crate::model::architecture::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
 use crate::terminal;
+use serde_json::json;
 
 /// Runs the command on every rank.
 ///
 /// # Errors
 /// Bad data, a bad model, or a cache that cannot be written.
-pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
+pub fn run(config: &Config, changed: Changed, json: bool, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let origin = comm.agree(setup::origin(config))?;
     let check = comm.agree(setup::check_files(&origin, changed))?;
@@ -25,6 +27,7 @@ pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     let architecture = comm.agree(Architecture::open(&origin.base))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let splits = setup::splits(config, &encoder, comm)?;
+    let reports: Vec<DataReport> = splits.all().map(|data| data.report().clone()).collect();
     if config.loss.needs_reference() {
         let options =
             LoadOptions { kind: machine.kind, device: machine.device, purpose: Use::Evaluate, log_probs: true };
@@ -39,8 +42,12 @@ pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
         let cache = |data: &PreparedData| setup::reference_cache(model_key, data, config, &machine);
         setup::all_references(splits, &mut sampler, config, &mut engine, cache, comm)?;
     }
-    if comm.rank() == 0 {
-        terminal::out(format_args!("prepared in {}", config.data.cache_dir.display()))?;
+    if comm.rank() > 0 {
+        return Ok(());
     }
-    Ok(())
+    let folder = config.data.cache_dir.display();
+    match json {
+        true => terminal::out(json!({"prepare": folder.to_string(), "splits": reports})),
+        false => terminal::out(format_args!("prepared in {folder}")),
+    }
 }

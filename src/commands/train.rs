@@ -2,7 +2,7 @@
 
 use super::alike;
 use super::setup::{self, Splits};
-use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Claim, Planned, TrainState};
+use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Planned, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
@@ -46,33 +46,43 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let run = &config.output.dir;
     comm.agree(if comm.rank() == 0 { checkpoint::check_run(run, resume) } else { Ok(()) })?;
     let splits = setup::splits(config, &encoder, comm)?;
+    let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
+    let total = total_steps(config, &sampler);
+    let keys = setup::model_keys(&origin, comm)?;
+    let key = (train::data_key(config, &splits.train), format!("{:032x}", keys.start));
+    let first = comm.rank() == 0;
+    // What is gone on with is this run's alone before it is looked at.
+    let start = || checkpoint::start_run(run, resume);
+    let claim = comm.agree((first && resume).then(start).transpose())?;
+    let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
+    if let Some((_, state)) = checkpoint.as_ref().filter(|(_, state)| state.step == total) {
+        // Rank 0 sees for all whether it is.
+        if comm.all_true(!first || is_over(config, &splits, total))? {
+            return if first { say_it_is_over(config, state) } else { Ok(()) };
+        }
+        info!("{} has done its {total} steps, and its test pairs are not ranked yet", run.display());
+    }
     let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
     let templates = comm.agree(ChatTemplates::of(origin.tokenizer(), &encoder))?;
     let self_test = Planned::of(&encoder);
     let mut engine = load(config, &origin, &machine, comm)?;
     setup::finish_check(check, comm)?;
     let buckets = make_alike(config, &mut engine, comm)?;
-    let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
-    if comm.rank() == 0 {
+    if first {
         train::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
     }
-    let total = total_steps(config, &sampler);
-    // The last checks, and the run's folder, which is this run's alone from here on: before the reference passes, which
-    // take long.
-    let first = comm.rank() == 0;
-    let _claim = comm.agree(first.then(|| prepare_folder(config, &origin, resume, &engine, total)).transpose())?;
+    // The last checks, and a new run's folder: before the reference passes, which take long.
+    comm.agree(if first { check_disk(config, &origin, &engine, total) } else { Ok(()) })?;
+    let _claim = claim.or(comm.agree((first && !resume).then(start).transpose())?);
     let keep = || checkpoint::keep_model_files(run, origin.tokenizer());
     let model_files = comm.agree(first.then(keep).transpose())?;
-    let keys = setup::model_keys(&origin, comm)?;
-    let key = (train::data_key(config, &splits.train), format!("{:032x}", keys.start));
-    let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
     let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
     let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &mut engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, (engine, buckets), sampler, train, dev, machine.threads)?;
     trainer.state.model_key = key.1;
     trainer.saving = Some(Saving { run: run.clone(), origin, model_files, pad_token, templates, self_test });
     if resume {
-        go_on(&mut trainer, checkpoint, run)?;
+        go_on(&mut trainer, checkpoint.map(|(folder, _)| folder), run)?;
     }
     check_replicas(&trainer.engine, trainer.state.step, comm)?;
     trainer.sinks = comm.agree(if first { sinks(run, resume, &trainer.state, total) } else { Ok(Vec::new()) })?;
@@ -159,21 +169,43 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
     Engine::new(model, config.train.activation_checkpointing)
 }
 
-/// Checks the disk, then makes the run's folder and claims it.
-fn prepare_folder(config: &Config, origin: &Origin, resume: bool, engine: &Engine, total: usize) -> Result<Claim> {
-    let run = &config.output.dir;
+/// Whether the disk has room for the run's checkpoints.
+fn check_disk(config: &Config, origin: &Origin, engine: &Engine, total: usize) -> Result<()> {
     let model = &engine.model;
     let trained = model.segments.iter().filter(|segment| segment.trains()).map(|segment| segment.length()).sum();
     // With adapters what is trained is what is exported, in f32.
     let exported = if model.lora.is_some() { (trained, Kind::Float) } else { (model.parameter_count(), model.kind) };
     let bytes = checkpoint::expected_bytes(origin.tokenizer(), exported, trained);
-    checkpoint::check_disk(run, bytes, checkpoints_at_once(config, total))?;
-    checkpoint::start_run(run, resume)
+    checkpoint::check_disk(&config.output.dir, bytes, checkpoints_at_once(config, total))
 }
 
-/// The newest whole checkpoint, if there is one, once it is sure that a run with these keys of data and model can go on
-/// from it to `total` updates.
-fn newest(config: &Config, keys: (&str, &str), total: usize, comm: &CommThread) -> Result<Option<PathBuf>> {
+/// Whether nothing is left of a run whose last checkpoint is there: its test pairs, if it has any, are ranked.
+fn is_over(config: &Config, splits: &Splits, total: usize) -> bool {
+    let Some(test) = &splits.test else { return true };
+    // Other test pairs than before are still to be ranked.
+    metrics::read_pairs(&config.output.dir, Changed::Refused).is_ok_and(|(facts, outcomes)| {
+        facts.step == total && facts.config.data.test == config.data.test && outcomes.len() == test.len()
+    })
+}
+
+fn say_it_is_over(config: &Config, state: &TrainState) -> Result<()> {
+    Jsonl::check(&config.output.dir, state.step, state.metrics.as_ref())?;
+    let (run, steps) = (config.output.dir.display(), state.step);
+    terminal::lines([
+        format!("{run} is finished: all of its {steps} steps are done, and nothing was left to do"),
+        "to train on: raise train.steps or train.epochs".to_owned(),
+        format!("next        haf-dist eval --checkpoint {run} --data PAIRS"),
+    ])
+}
+
+/// The newest whole checkpoint and its state, if there is one, once it is sure that a run with these keys of data and model can
+/// go on from it to `total` updates.
+fn newest(
+    config: &Config,
+    keys: (&str, &str),
+    total: usize,
+    comm: &CommThread,
+) -> Result<Option<(PathBuf, TrainState)>> {
     let run = &config.output.dir;
     let newest = comm.agree(if comm.rank() == 0 { checkpoint::newest(run) } else { Ok(None) })?;
     let name = newest.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
@@ -192,15 +224,7 @@ fn newest(config: &Config, keys: (&str, &str), total: usize, comm: &CommThread) 
             Err(Error::input(format!("--resume: {} is beyond the run's {total} steps", folder.display()))
                 .hint("raise train.steps or train.epochs, or start another run"))
         }
-        step => {
-            if step == total && comm.rank() == 0 {
-                info!(
-                    "nothing is left to train: {run} has done its {total} steps; raise train.steps or train.epochs to go on",
-                    run = run.display()
-                );
-            }
-            Ok(Some(folder))
-        }
+        _ => Ok(Some((folder, state))),
     }
 }
 

@@ -268,6 +268,11 @@ impl Container {
         Ok(Column { bytes: start..start + tensor.data().len(), number: PhantomData })
     }
 
+    /// Lets the system take the memory of elements that were read and will not be needed soon.
+    pub fn let_go_of<T: Number>(&self, column: &Column<T>, elements: Range<usize>) {
+        self.map.let_go_of(self.values(column)[elements].as_bytes());
+    }
+
     /// A tensor's elements, flat.
     pub fn values<T: Number>(&self, column: &Column<T>) -> &[T] {
         // `column` checked the cast: the default is for the type only.

@@ -22,9 +22,11 @@ pub fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<Str
             )
         })
     });
-    let prompts: HashSet<u64> = (0..train.len()).map(|index| train.pair(index).prompt_hash).collect();
+    // What is kept in memory grows with the smaller splits, not with train.
+    let asked: HashSet<u64> = others.iter().flat_map(|(_, data)| data.prompt_hashes()).copied().collect();
+    let trained: HashSet<u64> = train.prompt_hashes().iter().copied().filter(|hash| asked.contains(hash)).collect();
     let seen = others.iter().filter_map(|(name, data)| {
-        let seen = (0..data.len()).filter(|&index| prompts.contains(&data.pair(index).prompt_hash)).count();
+        let seen = data.prompt_hashes().iter().filter(|hash| trained.contains(hash)).count();
         (seen > 0).then(|| {
             format!(
                 "{seen} of {} {name} pairs have a prompt that train has too: their accuracy says little about new prompts",

@@ -5,7 +5,7 @@
 use crate::data::Pair;
 use crate::data::tokenize::Encoded;
 use crate::error::{Error, Result};
-use crate::logging;
+use crate::logging::{Progress, Unit};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::thread::{Builder, Scope};
@@ -33,7 +33,7 @@ pub(super) fn encode_all<R: Send>(
     mut take: impl FnMut(Pair, Encoded) -> Result<()>,
 ) -> Result<R> {
     let threads = threads.max(1);
-    let bar = logging::counting(label);
+    let mut progress = Progress::new(label, Unit::Pairs, 0, None);
     std::thread::scope(|scope| {
         let ((to_encode, chunks), (to_take, done)) = (bounded(AHEAD * threads), bounded(AHEAD * threads));
         // One for each chunk that may be under way.
@@ -60,7 +60,7 @@ pub(super) fn encode_all<R: Send>(
             waiting.insert(number, (pairs, encoded));
             while let Some((pairs, encoded)) = waiting.remove(&next).filter(|_| failed.is_none()) {
                 next += 1;
-                bar.inc(pairs.len() as u64);
+                progress.add(pairs.len() as u64);
                 let taken = encoded.and_then(|encoded| {
                     pairs.into_iter().zip(encoded).try_for_each(|(pair, encoded)| take(pair, encoded))
                 });
@@ -73,7 +73,7 @@ pub(super) fn encode_all<R: Send>(
         }
         // Nobody takes any more: the reader's next permit does not come.
         drop(permit);
-        bar.finish_and_clear();
+        drop(progress);
         let read = reader.join().map_err(|_| Error::runtime("the thread that reads rows has panicked"))?;
         failed.map_or(read, Err)
     })

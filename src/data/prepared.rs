@@ -27,6 +27,9 @@ const VERSION: &str = "haf-dist pairs 6";
 /// Numbers that a pair has in the column `spans`: four an answer.
 const SPAN_NUMBERS: usize = 8;
 
+/// Pairs that are checked at a time.
+const PAIRS_AT_A_TIME: usize = 1 << 14;
+
 /// B tokenised pairs, in the order of their sources.
 #[derive(Debug)]
 pub struct PreparedData {
@@ -168,47 +171,10 @@ impl PreparedData {
         let domains: Vec<String> = serde_json::from_str(container.text("domains")?).map_err(unreadable)?;
         let reports: Vec<SourceReport> = serde_json::from_str(container.text("report")?).map_err(unreadable)?;
 
-        let offsets = container.values(&columns.offsets);
-        let lengths = [&columns.prefix, &columns.chosen, &columns.rejected].map(|column| container.values(column));
-        let (source, domain) = (container.values(&columns.source), container.values(&columns.domain));
-        let pairs = source.len();
-        let same_length = lengths.iter().all(|column| column.len() == pairs)
-            && container.values(&columns.spans).len() == SPAN_NUMBERS * pairs
-            && container.values(&columns.margin).len() == pairs
-            && container.values(&columns.tied).len() == pairs
-            && container.values(&columns.prompt_hash).len() == pairs
-            && domain.len() == pairs
-            && offsets.len() == pairs + 1;
-        let sums_agree = || {
-            let tokens = container.values(&columns.tokens).len() as u64;
-            offsets.first() == Some(&0)
-                && offsets.last() == Some(&tokens)
-                && offsets.windows(2).enumerate().all(|(pair, ends)| {
-                    let length: u64 = lengths.iter().map(|column| u64::from(column[pair])).sum();
-                    ends[0].checked_add(length) == Some(ends[1])
-                })
-        };
-        // Positions lie within their sequences; a single row has no second one.
-        let spans_fit = || {
-            let spans = container.values(&columns.spans).chunks_exact(SPAN_NUMBERS).enumerate();
-            let fits = |(pair, numbers): (usize, &[u32])| {
-                [(&numbers[..4], 1), (&numbers[4..], 2)].into_iter().all(|(answer, suffix)| {
-                    let length = lengths[0][pair] + lengths[suffix][pair];
-                    let single = suffix == 2 && lengths[suffix][pair] == 0;
-                    single
-                        || (answer[..2].iter().all(|end| *end <= length) && answer[2..].iter().all(|at| *at < length))
-                })
-            };
-            spans.into_iter().all(fits)
-        };
-        let in_bounds = || {
-            domain.iter().all(|&domain| (domain as usize) < domains.len())
-                && source.is_sorted()
-                && source.last().is_none_or(|&source| (source as usize) < reports.len())
-        };
-        if !(same_length && sums_agree() && spans_fit() && in_bounds()) {
+        if !columns.agree(&container, [domains.len(), reports.len()]) {
             return Err("its tensors disagree with one another".to_owned());
         }
+        let source = container.values(&columns.source);
         let first_of = |number: usize| source.partition_point(|&source| (source as usize) < number);
         let source_ranges = (0..reports.len()).map(|number| first_of(number)..first_of(number + 1)).collect();
         let report = DataReport { split: "data".to_owned(), sources: reports };
@@ -264,6 +230,11 @@ impl PreparedData {
         (offsets[index + 1] - offsets[index]) as usize
     }
 
+    /// Hash of each pair's prompt.
+    pub fn prompt_hashes(&self) -> &[u64] {
+        self.container.values(&self.columns.prompt_hash)
+    }
+
     /// Names of the domains, in the order of their first pairs.
     pub fn domains(&self) -> &[String] {
         &self.domains
@@ -288,6 +259,55 @@ impl PreparedData {
     pub fn content(&self) -> u128 {
         let columns = self.container.content().to_le_bytes();
         fingerprint_parts([&columns[..]].into_iter().chain(self.domains.iter().map(String::as_bytes)))
+    }
+}
+
+impl Columns {
+    /// Whether they are as [`PreparedData::pair`] relies on, with so many domains and sources. What was read is let go of, so
+    /// that the memory of this process does not grow with the number of pairs.
+    fn agree(&self, container: &Container, [domains, sources]: [usize; 2]) -> bool {
+        let length = |column| container.values::<u32>(column).len();
+        let pairs = length(&self.source);
+        let offsets = container.values(&self.offsets);
+        let numbers = [&self.prefix, &self.chosen, &self.rejected, &self.tied, &self.domain];
+        let same_length = numbers.into_iter().all(|column| length(column) == pairs)
+            && length(&self.spans) == SPAN_NUMBERS * pairs
+            && container.values(&self.margin).len() == pairs
+            && container.values(&self.prompt_hash).len() == pairs
+            && offsets.len() == pairs + 1;
+        let tokens = length(&self.tokens) as u64;
+        same_length
+            && offsets.first() == Some(&0)
+            && offsets.last() == Some(&tokens)
+            && (0..pairs).step_by(PAIRS_AT_A_TIME).all(|first| {
+                let piece = first..pairs.min(first + PAIRS_AT_A_TIME);
+                let agree = piece.clone().all(|pair| self.agree_on(container, pair, [domains, sources]));
+                for column in [&self.prefix, &self.chosen, &self.rejected, &self.domain, &self.source] {
+                    container.let_go_of(column, piece.clone());
+                }
+                container.let_go_of(&self.spans, SPAN_NUMBERS * piece.start..SPAN_NUMBERS * piece.end);
+                container.let_go_of(&self.offsets, piece);
+                agree
+            })
+    }
+
+    fn agree_on(&self, container: &Container, pair: usize, [domains, sources]: [usize; 2]) -> bool {
+        let lengths = [&self.prefix, &self.chosen, &self.rejected].map(|column| container.values(column)[pair]);
+        let offsets = &container.values(&self.offsets)[pair..=pair + 1];
+        let length: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
+        // Positions lie within their sequences; a single row has no second one.
+        let numbers = &container.values(&self.spans)[SPAN_NUMBERS * pair..][..SPAN_NUMBERS];
+        let fits = |(answer, suffix): (&[u32], usize)| {
+            let length = lengths[0].saturating_add(lengths[suffix]);
+            let single = suffix == 2 && lengths[suffix] == 0;
+            single || (answer[..2].iter().all(|end| *end <= length) && answer[2..].iter().all(|at| *at < length))
+        };
+        let source = &container.values(&self.source)[pair.saturating_sub(1)..=pair];
+        offsets[0].checked_add(length) == Some(offsets[1])
+            && [(&numbers[..4], 1), (&numbers[4..], 2)].into_iter().all(fits)
+            && (container.values(&self.domain)[pair] as usize) < domains
+            && source.is_sorted()
+            && source.last().is_some_and(|source| (*source as usize) < sources)
     }
 }
 

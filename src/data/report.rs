@@ -4,7 +4,7 @@
 
 use crate::data::sequence::OwnedPair;
 use crate::error::Error;
-use comfy_table::{CellAlignment, Table, presets};
+use crate::terminal::Table;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -202,10 +202,10 @@ pub fn render(reports: &[&DataReport]) -> String {
             }
         }
     }
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    let numbers = 1..header.len();
+    let mut table = Table::new(header).right(numbers);
     let mut row = |label: &str, cell: &dyn Fn(&Counts) -> String| {
-        table.add_row(std::iter::once(label.to_owned()).chain(columns.iter().map(cell)));
+        table.row(std::iter::once(label.to_owned()).chain(columns.iter().map(cell)));
     };
     let names = |of: fn(&Counts) -> &BTreeMap<String, usize>| -> BTreeSet<&String> {
         columns.iter().flat_map(|counts| of(counts).keys()).collect()
@@ -241,10 +241,7 @@ pub fn render(reports: &[&DataReport]) -> String {
             Longer::Loses => format!("shorter {accuracy:.3}"),
         }
     });
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let mut text = table.trim_fmt();
+    let mut text = table.to_string();
     for report in reports {
         for source in &report.sources {
             source.notes(&report.split).iter().for_each(|note| text.extend(["\n", note]));

@@ -100,14 +100,17 @@ impl Sampler {
     /// Every pair that a run of `steps` updates sees, ascending, each once.
     pub fn pairs_of_run(&mut self, steps: usize) -> Vec<usize> {
         let there_are: usize = self.shares.iter().map(|share| share.pairs.len()).sum();
-        let mut seen = BTreeSet::new();
+        let end = self.shares.iter().map(|share| share.pairs.end).max().unwrap_or(0);
+        let (mut seen, mut count) = (vec![false; end], 0);
         for step in 0..steps {
-            if seen.len() == there_are {
+            if count == there_are {
                 break;
             }
-            seen.extend(self.global_batch(step));
+            for pair in self.global_batch(step) {
+                count += usize::from(!std::mem::replace(&mut seen[pair], true));
+            }
         }
-        seen.into_iter().collect()
+        (0..end).filter(|pair| seen[*pair]).collect()
     }
 
     /// All pairs of an epoch, in order.

@@ -6,7 +6,7 @@
 use super::calibration::{CHANCE, Calibration};
 use super::length::{LengthReport, Measured};
 use crate::metrics::{TOTAL, number};
-use comfy_table::{CellAlignment, Table, presets};
+use crate::terminal::Table;
 use serde::Serialize;
 
 /// A pair's rewards of one head, and its answers' lengths.
@@ -128,29 +128,22 @@ pub fn tables(reports: &[Report]) -> String {
             let numbers = [found.ece, found.brier, found.log_loss].map(|value| number(Some(value)));
             let row = names.iter().cloned().chain([report.pairs.to_string()]).chain(numbers);
             let of_dev = [report.dev_temperature, report.log_loss_at_dev_temperature].map(number);
-            calibration.add_row(row.chain([number(found.temperature)]).chain(of_dev));
+            calibration.row(row.chain([number(found.temperature)]).chain(of_dev));
             for bin in found.bins.iter().filter(|_| report.domain == TOTAL) {
                 let numbers = [number(Some(bin.confidence)), number(Some(bin.accuracy))];
-                reliability.add_row(names.iter().cloned().chain([bin.pairs.to_string()]).chain(numbers));
+                reliability.row(names.iter().cloned().chain([bin.pairs.to_string()]).chain(numbers));
             }
         }
         for (table, found) in [(&mut length, &report.length), (&mut markdown, &report.markdown)] {
             let Some(found) = found else { continue };
             let of = |accuracy: Option<f64>, pairs: usize| format!("{} of {pairs}", number(accuracy));
-            table.add_row(names.iter().cloned().chain([
+            table.row(names.iter().cloned().chain([
                 number(Some(found.longer_accuracy)),
                 number(found.correlation),
                 of(found.accuracy_chosen_longer, found.chosen_longer),
                 of(found.accuracy_chosen_shorter, found.chosen_shorter),
                 number(found.length_controlled_accuracy),
             ]));
-        }
-    }
-    for table in [&mut calibration, &mut reliability, &mut length, &mut markdown] {
-        for index in 2..table.column_count() {
-            if let Some(column) = table.column_mut(index) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
         }
     }
     format!(
@@ -162,8 +155,5 @@ pub fn tables(reports: &[Report]) -> String {
 }
 
 fn titled(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(header.to_vec());
-    table
+    Table::new(header.to_vec()).right(2..header.len())
 }

@@ -9,22 +9,15 @@ use crate::data::sampler;
 use crate::engine::Engine;
 use crate::engine::head::PairScores;
 use crate::error::{Error, Result};
-use crate::logging;
-use indicatif::ProgressBar;
-use std::time::{Duration, Instant};
-use tracing::info;
-
-/// Time between two plain lines where there is no progress bar.
-const PLAIN_EVERY: Duration = Duration::from_secs(15);
+use crate::logging::{self, Unit};
 
 /// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
 
-/// How far scoring is: a bar where this process shows one, else a plain line from time to time.
+/// How far scoring is, over all ranks.
 pub struct Progress<'a> {
     title: &'a str,
-    bar: ProgressBar,
-    said: Instant,
+    shown: logging::Progress,
     done: usize,
     pairs: usize,
 }
@@ -32,23 +25,13 @@ pub struct Progress<'a> {
 impl<'a> Progress<'a> {
     /// For `pairs` pairs over all ranks, titled `title`.
     pub fn new(title: &'a str, pairs: usize) -> Self {
-        Self { title, bar: logging::progress(pairs as u64, title), said: Instant::now(), done: 0, pairs }
+        Self { title, shown: logging::Progress::new(title, Unit::Pairs, 0, pairs as u64), done: 0, pairs }
     }
 
     /// This rank has done `own` pairs, and the others of `ranks` about as many.
     pub(super) fn add(&mut self, own: usize, ranks: usize) {
         self.done = (self.done + own * ranks).min(self.pairs);
-        self.bar.set_position(self.done as u64);
-        if !logging::shows_progress() && self.said.elapsed() >= PLAIN_EVERY {
-            self.said = Instant::now();
-            info!("{}: about {} of {} pairs", self.title, self.done, self.pairs);
-        }
-    }
-}
-
-impl Drop for Progress<'_> {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.shown.at(self.done as u64);
     }
 }
 

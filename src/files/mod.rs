@@ -5,10 +5,12 @@
 
 mod cache;
 mod map;
+mod standard_input;
 mod unfinished;
 
 pub use cache::{MOST_BYTES, bound, user_cache};
 pub use map::{Map, map};
+pub use standard_input::{DASH, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input};
 pub use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};
 
 use crate::error::{Error, Result, file_error};
@@ -40,11 +42,14 @@ pub fn make_folder(folder: &Path) -> io::Result<()> {
     folder.ancestors().take(there).try_for_each(|made| File::open(folder_of(made))?.sync_all())
 }
 
-/// Opens a regular file to be read. std's `File::open` waits for a writer where a FIFO lies in a file's place.
+/// Opens a regular file to be read, or standard input where it was read before. std's `File::open` waits for a writer where a FIFO lies in a file's place.
 ///
 /// # Errors
 /// The path does not open, or names a folder, a FIFO, a socket or a device ([`io::ErrorKind::NotSeekable`]).
 pub fn open(path: &Path) -> io::Result<File> {
+    if let Some(opened) = standard_input::opened(path) {
+        return opened;
+    }
     let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
     if kind.is_file() {

@@ -3,12 +3,11 @@
 //! Not here: which files are wanted, and what to say when it fails (`mod.rs`).
 
 use super::{Hub, RepositoryKind, Snapshot, stays_inside};
-use crate::logging;
+use crate::logging::{self, Unit};
 use crate::panics::contain;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use indicatif::ProgressBar;
 
 /// Why the hub gave nothing.
 pub(super) enum Failure {
@@ -48,7 +47,7 @@ pub(super) fn list(
 /// Puts a file of a snapshot into the cache.
 pub(super) fn download(hub: &Hub, snapshot: &Snapshot, file: &str) -> Result<(), Failure> {
     let Snapshot { kind, repository, commit, .. } = snapshot;
-    let bar = Bar { name: file.to_owned(), bar: ProgressBar::hidden() };
+    let bar = Bar { name: file.to_owned(), shown: None };
     guarded(|| repo(hub, *kind, repository, commit)?.download_with_progress(file, bar)).map(|_| ())
 }
 
@@ -74,20 +73,23 @@ fn repo(hub: &Hub, kind: RepositoryKind, repository: &str, revision: &str) -> Re
 /// A download among the program's other progress bars, in bytes.
 struct Bar {
     name: String,
-    bar: ProgressBar,
+    shown: Option<logging::Progress>,
 }
 
 impl Progress for Bar {
     fn init(&mut self, size: usize, _: &str) {
-        self.bar.finish_and_clear();
-        self.bar = logging::progress(size as u64, &self.name);
+        // The one before is taken away first.
+        self.shown = None;
+        self.shown = Some(logging::Progress::new(&self.name, Unit::Bytes, 0, size as u64));
     }
 
     fn update(&mut self, size: usize) {
-        self.bar.inc(size as u64);
+        if let Some(shown) = &mut self.shown {
+            shown.add(size as u64);
+        }
     }
 
     fn finish(&mut self) {
-        self.bar.finish_and_clear();
+        self.shown = None;
     }
 }

@@ -18,6 +18,9 @@ const SIGNAL_OF_UCX: &str = "UCX_DEBUG_SIGNO";
 /// The libtorch that the engine was built with, such as 2.13.0.
 const BUILT_WITH: &str = env!("HAF_DIST_LIBTORCH_VERSION");
 
+/// Where `launch/setup.sh` lays out an Open MPI on a machine that has none; `.deps/env.sh` names it too, for shells.
+const LAID_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.deps/openmpi/bin");
+
 /// Open MPI's library; every version from 2 to 5 calls it so.
 const MPI: &str = "libmpi.so.40";
 
@@ -47,11 +50,18 @@ pub fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<Os
     Ok(Some(joined))
 }
 
-/// The mpirun that belongs to an engine at this place: that of its environment, where it has one.
+/// The mpirun that belongs to an engine at this place: that of its environment, where it has one; of an engine that was built
+/// beside an Open MPI of `launch/setup.sh`, that one, which it is linked to.
 pub fn mpirun(engine: &Path) -> Option<PathBuf> {
-    let environment = Environment::of(engine)?;
-    environment.folder_of_mpi()?;
-    Some(environment.prefix.join("bin/mpirun")).filter(|path| path.is_file())
+    mpirun_of(engine, Path::new(LAID_OUT))
+}
+
+fn mpirun_of(engine: &Path, laid_out: &Path) -> Option<PathBuf> {
+    let folder = match Environment::of(engine) {
+        Some(environment) => environment.folder_of_mpi().map(|_| environment.prefix.join("bin"))?,
+        None => laid_out.to_path_buf(),
+    };
+    Some(folder.join("mpirun")).filter(|path| path.is_file())
 }
 
 /// A Python environment with haf-dist's wheel in it.
@@ -187,6 +197,17 @@ mod tests {
         for engine in ["bin/haf-dist-engine", "release/haf-dist-engine"] {
             assert_eq!(search_path(&folder.path().join(engine), Some("/opt/a".into())).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn an_open_mpi_that_was_laid_out_for_the_build_is_its_programs_and_no_wheels() {
+        let folder = tempfile::tempdir().unwrap();
+        let (laid_out, built) = (folder.path().join("laid-out"), folder.path().join("release/haf-dist-engine"));
+        assert_eq!(mpirun_of(&built, &laid_out), None);
+        fs::create_dir_all(&laid_out).unwrap();
+        fs::write(laid_out.join("mpirun"), "").unwrap();
+        assert_eq!(mpirun_of(&built, &laid_out), Some(laid_out.join("mpirun")));
+        assert_eq!(mpirun_of(&environment(&folder.path().join("wheel")), &laid_out), None);
     }
 
     #[test]

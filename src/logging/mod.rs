@@ -1,12 +1,17 @@
 //! Log lines and progress bars on stderr, which do not tear each other; and the trace that `--trace` asks for.
 //!
-//! Not here: metrics, which are data and go to files; results, which go to stdout; how a trace is written (`trace.rs`).
+//! Not here: metrics, which are data and go to files; results, which go to stdout; how far work is (`progress.rs`); how a
+//! trace is written (`trace.rs`).
 
+mod pace;
+mod progress;
 mod trace;
+
+pub use progress::{Progress, Unit};
 
 use crate::error::{Error, Result};
 use crate::terminal;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -124,47 +129,6 @@ pub fn finish_trace() {
     }
 }
 
-/// A bar of `length` units on stderr, titled `title`. Invisible on other ranks than 0, where stderr is not a terminal
-/// and before [`init`]; updating it is then free of effects.
-pub fn progress(length: u64, title: &str) -> ProgressBar {
-    progress_from(0, length, title)
-}
-
-/// As [`progress`], with `done` units done in an earlier run: they fill the bar but do not count as speed.
-pub fn progress_from(done: u64, length: u64, title: &str) -> ProgressBar {
-    let bar = bar(done, length, title);
-    let Some(bars) = BARS.get() else { return bar };
-    let bar = bars.add(bar);
-    // Seen from the start, not from the first unit on.
-    bar.tick();
-    bar
-}
-
-/// A count of pairs without a known end on stderr, titled `title`, with their rate; visible where [`progress`] is.
-pub fn counting(title: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-    let style = ProgressStyle::with_template("{prefix} {pos} pairs [{elapsed}, {per_sec}] {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_prefix(title.to_string());
-    let Some(bars) = BARS.get() else { return bar };
-    let bar = bars.add(bar);
-    bar.tick();
-    bar
-}
-
-/// A bar that is not shown anywhere yet.
-fn bar(done: u64, length: u64, title: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::hidden());
-    let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} [{elapsed}, {eta} left] {wide_msg}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_prefix(title.to_string());
-    // The tick lets the estimate see the position, which a reset keeps; the reset forgets how soon it was reached.
-    bar.set_position(done);
-    bar.tick();
-    bar.reset_eta();
-    bar
-}
-
 /// Whether bars are visible: rank 0 and stderr is a terminal. Where they are not, plain lines should say how far it is.
 pub fn shows_progress() -> bool {
     BARS.get().is_some_and(|bars| !bars.is_hidden())
@@ -275,10 +239,22 @@ fn colour(level: Level) -> u8 {
 mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
-    #[derive(Clone, Default)]
-    struct Memory(Arc<Mutex<Vec<u8>>>);
+    /// What is written, kept.
+    #[derive(Debug, Clone, Default)]
+    pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Memory {
+        pub fn add(&self, bytes: &[u8]) -> io::Result<()> {
+            self.0.lock().unwrap().write_all(bytes)
+        }
+        pub fn clear(&self) {
+            self.0.lock().unwrap().clear();
+        }
+        pub fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
 
     impl Write for Memory {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -306,7 +282,7 @@ mod tests {
             tracing::info!(step = 3, "saved");
             tracing::warn!("slow");
         });
-        let text = String::from_utf8(memory.0.lock().unwrap().clone()).unwrap();
+        let text = memory.text();
         text.lines().map(|line| line.split_once("Z ").unwrap().1.to_string()).collect()
     }
 
@@ -336,29 +312,6 @@ mod tests {
     fn colour_only_where_asked_for() {
         assert!(lines(None, true, &[])[0].contains('\x1b'));
         assert!(!lines(None, false, &[]).concat().contains('\x1b'));
-    }
-
-    #[test]
-    fn what_an_earlier_run_did_is_not_speed() {
-        let bar = bar(1_000_000, 1_000_010, "train");
-        assert_eq!((bar.position(), bar.length(), bar.prefix().as_str()), (1_000_000, Some(1_000_010), "train"));
-        std::thread::sleep(Duration::from_millis(20));
-        bar.inc(1);
-        assert!(bar.per_sec() > 0.0 && bar.per_sec() < 100.0, "{} a second", bar.per_sec());
-        // Control: a position set without more counts.
-        let naive = ProgressBar::hidden();
-        std::thread::sleep(Duration::from_millis(20));
-        naive.set_position(1_000_001);
-        assert!(naive.per_sec() > 100.0, "{} a second", naive.per_sec());
-    }
-
-    #[test]
-    fn a_process_that_shows_nothing_still_counts() {
-        // A test has not called `init`, like a program that uses the library alone.
-        let bar = progress(10, "score");
-        bar.inc(3);
-        assert!(bar.is_hidden() && !shows_progress());
-        assert_eq!(bar.position(), 3);
     }
 
     #[test]

@@ -16,12 +16,11 @@ pub use router::RouterMetrics;
 
 use crate::checkpoint::{Fitted, MetricsMark};
 use crate::error::Result;
-use crate::logging;
+use crate::logging::{self, Progress, Unit};
 use crate::statistics::{Interval, Spread};
-use comfy_table::{CellAlignment, Table, presets};
-use indicatif::ProgressBar;
+use crate::terminal::Table;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// One update, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or not finite, is
 /// null there.
@@ -185,40 +184,40 @@ impl Sink for Vec<Box<dyn Sink>> {
     }
 }
 
-/// Time between two plain lines.
-const PLAIN_EVERY: Duration = Duration::from_secs(5);
-
-/// A progress bar where this process shows one ([`logging::shows_progress`]), else a plain line every few seconds and for
-/// the first and last step. An evaluation is a log line, which goes above the bar.
+/// A progress bar where this process shows one, else a plain line every half minute and for the first and last step. An
+/// evaluation is a log line, which goes above the bar.
 pub struct Terminal {
     last_step: usize,
-    bar: ProgressBar,
-    said: Option<Instant>,
+    progress: Progress,
+    said: bool,
 }
 
 impl Terminal {
     /// For a run up to `last_step` that has done `done` steps already.
     pub fn new(done: usize, last_step: usize) -> Self {
-        Self { last_step, bar: logging::progress_from(done as u64, last_step as u64, "train"), said: None }
+        Self { last_step, progress: Progress::new("train", Unit::Steps, done as u64, last_step as u64), said: false }
     }
 
-    /// Whether a plain line is due: for the first step, the last, and once in a while in between.
-    fn due(&self, step: usize, now: Instant) -> bool {
-        step >= self.last_step || self.said.is_none_or(|said| now.duration_since(said) >= PLAIN_EVERY)
+    /// The plain line of a step, where one is due: of the first step, the last, and one every half minute in between.
+    fn plain_line(&mut self, metrics: &StepMetrics, now: Instant) -> Option<String> {
+        let first = !std::mem::replace(&mut self.said, true);
+        let due = self.progress.due(now);
+        if logging::shows_progress() || !(due || first || metrics.step >= self.last_step) {
+            return None;
+        }
+        let left = self.progress.left(now).map_or(String::new(), |left| format!(", {left} left"));
+        Some(format!("step {}/{}{left}: {}", metrics.step, self.last_step, summary(metrics)))
     }
 }
 
 impl Sink for Terminal {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        self.bar.set_message(summary(metrics));
-        self.bar.set_position(metrics.step as u64);
+        self.progress.at_with(metrics.step as u64, summary(metrics));
         if metrics.step >= self.last_step {
-            self.bar.finish();
+            self.progress.keep();
         }
-        let now = Instant::now();
-        if !logging::shows_progress() && self.due(metrics.step, now) {
-            tracing::info!("step {}/{}: {}", metrics.step, self.last_step, summary(metrics));
-            self.said = Some(now);
+        if let Some(line) = self.plain_line(metrics, Instant::now()) {
+            tracing::info!("{line}");
         }
         Ok(())
     }
@@ -244,15 +243,16 @@ impl Sink for Terminal {
 impl Drop for Terminal {
     /// Leaves the bar where a run stopped early, so that the error that follows starts on a line of its own.
     fn drop(&mut self) {
-        self.bar.abandon();
+        self.progress.keep();
     }
 }
 
 fn summary(metrics: &StepMetrics) -> String {
     let accuracy = metrics.accuracy.map(|accuracy| format!(", accuracy {accuracy:.3}")).unwrap_or_default();
+    // A narrow terminal cuts the end off.
     format!(
-        "loss {:.4}{accuracy}, gradient norm {:.3}, {:.2} pairs/s, {:.0} tokens/s",
-        metrics.loss, metrics.grad_norm, metrics.pairs_per_s, metrics.tokens_per_s
+        "{:.2} pairs/s, loss {:.4}{accuracy}, gradient norm {:.3}, {:.0} tokens/s",
+        metrics.pairs_per_s, metrics.loss, metrics.grad_norm, metrics.tokens_per_s
     )
 }
 
@@ -271,9 +271,7 @@ fn evaluation_line(metrics: &EvaluationMetrics) -> String {
 
 /// A plain table of evaluations, a row each in the given order; `-` stands for what was not computed.
 pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header([
+    let mut table = Table::new([
         "split",
         "step",
         "domain",
@@ -284,9 +282,11 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
         "margin",
         "reward loss",
         "policy loss",
-    ]);
+    ])
+    // Names to the left, numbers to the right.
+    .right([1, 3, 4, 5, 6, 7, 8, 9]);
     for row in rows {
-        table.add_row([
+        table.row([
             row.eval.clone(),
             row.step.to_string(),
             row.domain.clone(),
@@ -299,28 +299,13 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
             number(row.policy_loss),
         ]);
     }
-    // Names to the left, numbers to the right.
-    for index in [1, 3, 4, 5, 6, 7, 8, 9] {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
     table.to_string()
 }
 
 /// A plain table, the first `left` columns to the left and the others, which are numbers, to the right.
 pub fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(header.to_vec());
-    rows.into_iter().for_each(|row| {
-        table.add_row(row);
-    });
-    for index in left..header.len() {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
+    let mut table = Table::new(header.to_vec()).right(left..header.len());
+    rows.into_iter().for_each(|row| table.row(row));
     table.to_string()
 }
 
@@ -338,15 +323,34 @@ pub fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
-    fn plain_lines_come_for_the_first_step_the_last_and_every_few_seconds() {
+    fn plain_lines_come_for_the_first_step_the_last_and_every_half_minute() {
         let start = Instant::now();
         let mut terminal = Terminal::new(0, 10);
-        assert!(terminal.due(1, start));
-        terminal.said = Some(start);
-        assert!(!terminal.due(2, start + Duration::from_millis(10)));
-        assert!(terminal.due(3, start + PLAIN_EVERY));
-        assert!(terminal.due(10, start + Duration::from_millis(10)));
+        let mut said = |step: usize, seconds: u64| {
+            let metrics = StepMetrics {
+                step,
+                loss: 0.5,
+                reward_loss: None,
+                policy_loss: None,
+                accuracy: None,
+                margin: None,
+                router: None,
+                grad_norm: 1.0,
+                lr: 0.0,
+                pairs_per_s: 2.0,
+                tokens_per_s: 300.0,
+                seconds: 1.0,
+            };
+            terminal.plain_line(&metrics, start + Duration::from_secs(seconds))
+        };
+        let first = said(1, 1).unwrap();
+        assert_eq!(first, "step 1/10: 2.00 pairs/s, loss 0.5000, gradient norm 1.000, 300 tokens/s");
+        assert_eq!(said(2, 29), None);
+        assert!(said(3, 31).is_some());
+        assert_eq!(said(4, 60), None);
+        assert!(said(10, 60).is_some());
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The texts are in `snapshots/`; after a wanted change `INSTA_UPDATE=always cargo test --test all cli::` renews them.
 
+use clap::CommandFactory;
 use std::process::{Command, Stdio};
 
 struct Outcome {
@@ -21,6 +22,7 @@ fn run_as(rank: Option<usize>, arguments: &[&str]) -> Outcome {
         "HAF_LOG",
         "RUST_LOG",
         "COLUMNS",
+        "HAF_COLUMNS",
         "CLICOLOR_FORCE",
     ] {
         command.env_remove(name);
@@ -139,4 +141,30 @@ fn an_unreadable_log_filter_is_an_input_error() {
     assert_eq!(output.status.code(), Some(2));
     let told = String::from_utf8(output.stderr).unwrap();
     assert!(told.starts_with("error: HAF_LOG=a=b=c: not a log filter"), "{told}");
+}
+
+/// Commands without `--json`, and why.
+const NO_JSON: [(&str, &str); 5] = [
+    ("train", "its numbers are JSON lines in metrics.jsonl"),
+    ("score", "what it prints is JSON lines"),
+    ("init", "what it prints is a config"),
+    ("completions", "what it prints is a script"),
+    ("help", "what it prints is for people"),
+];
+
+/// Promise: what a command finds out can be read by a program.
+#[test]
+fn every_command_prints_json_or_has_a_reason_not_to() {
+    let mut command = haf_dist::cli::Arguments::command();
+    command.build();
+    let mut without = Vec::new();
+    for command in command.get_subcommands() {
+        if !command.get_arguments().any(|argument| argument.get_long() == Some("json")) {
+            without.push(command.get_name().to_owned());
+        }
+    }
+    assert_eq!(without.len(), NO_JSON.len(), "{without:?}");
+    for name in without {
+        assert!(NO_JSON.iter().any(|(known, _)| *known == name), "{name} has no --json");
+    }
 }

@@ -192,6 +192,7 @@ impl Workspace {
             .env("HF_HUB_CACHE", "hub")
             .env("HF_HUB_OFFLINE", "1")
             .env("XDG_CACHE_HOME", self.path("cache"))
+            .env_remove("HAF_COLUMNS")
             .env_remove("HAF_LOG")
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());

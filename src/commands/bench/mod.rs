@@ -31,7 +31,6 @@ use crate::packing::HeadCounts;
 use crate::terminal;
 use crate::train::{Split, Trainer};
 use crate::update::reducer;
-use comfy_table::{Table, presets};
 use planned::Planned;
 use serde::Serialize;
 use std::time::Instant;
@@ -340,11 +339,9 @@ fn print(report: &Report, json: bool) -> Result<()> {
         let line = serde_json::to_string(report).map_err(|error| Error::runtime(format!("report: {error}")))?;
         return terminal::out(line);
     }
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
+    let mut table = terminal::Table::new(["objective", &report.objective]);
     let giga = |value: f64| format!("{:.1} GFLOP/s", value / 1e9);
     for (name, value) in [
-        ("objective", report.objective.clone()),
         ("ranks x threads, dtype", format!("{} x {}, {}", report.ranks, report.threads, report.dtype)),
         ("pairs per second", format!("{:.3}", report.pairs_per_s)),
         ("tokens per second", format!("{:.0}", report.tokens_per_s)),
@@ -353,7 +350,7 @@ fn print(report: &Report, json: bool) -> Result<()> {
         ("useful share", format!("{:.0}%", 100.0 * report.useful_share_of_matmul)),
         ("peak memory", format!("{:.2} GB a rank", report.peak_rss_gb)),
     ] {
-        table.add_row([name.to_string(), value]);
+        table.row([name.to_string(), value]);
     }
     terminal::out(table)
 }

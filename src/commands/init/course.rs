@@ -30,6 +30,13 @@ pub fn translate(from: &mut Translation, draft: &mut Draft, pairs: Option<usize>
     let every = |from: &mut Translation, draft: &mut Draft, what: [&str; 3]| looks(from, draft, &steps, what);
     every(from, draft, ["eval_strategy", "eval_steps", "eval.every"]);
     every(from, draft, ["save_strategy", "save_steps", "checkpoint.every"]);
+    for (word, key) in
+        [("disable_shuffling", "data.shuffle"), ("disable_gradient_checkpointing", "train.activation_checkpointing")]
+    {
+        if let Some(said) = from.truth(word) {
+            draft.set(key, !said.value, said.place);
+        }
+    }
     if let Some(seed) = from.whole("data_seed").or_else(|| from.whole("seed")) {
         draft.set("data.seed", seed.value as i64, seed.place);
     }

@@ -80,11 +80,15 @@ fn policy(from: &mut Translation, draft: &mut Draft) {
             draft.set("loss.beta", said.value, said.place);
         }
     }
-    if let Some(said) = from.number("simpo_gamma") {
-        match draft.get("loss.policy").and_then(toml::Value::as_str) == Some("simpo") {
-            true => draft.set("loss.simpo_gamma", said.value, said.place),
-            false => from.leave_said(&said, "counts with simpo only"),
+    let simpo = draft.get("loss.policy").and_then(toml::Value::as_str) == Some("simpo");
+    match from.number("simpo_gamma") {
+        Some(said) if simpo => draft.set("loss.simpo_gamma", said.value, said.place),
+        Some(said) => from.leave_said(&said, "counts with simpo only"),
+        // Ours is 0.
+        None if simpo && from.program == Program::LlamaFactory => {
+            draft.set("loss.simpo_gamma", 0.5, from.default_of("simpo_gamma"));
         }
+        None => {}
     }
     if let Some(said) = from.number("dpo_label_smoothing") {
         match dpo {

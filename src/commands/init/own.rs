@@ -66,13 +66,19 @@ pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
     }
 }
 
+/// "1 step", "2 steps".
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 fn cut(lengths: &[usize], length: usize) -> Option<String> {
     let longest = lengths.iter().max()?;
     let longer = lengths.iter().filter(|found| **found > length).count();
     let looked = lengths.len();
+    let looked = counted(looked, "pair");
     Some(match longer {
-        0 => format!("Of the first {looked} pairs none is longer, the longest has {longest} tokens."),
-        longer => format!("Longer, of the first {looked} pairs: {longer}; the longest has {longest} tokens."),
+        0 => format!("Of the first {looked} none is longer, the longest has {longest} tokens."),
+        longer => format!("Longer, of the first {looked}: {longer}; the longest has {longest} tokens."),
     })
 }
 
@@ -83,13 +89,11 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let epochs = said(draft, "train.epochs").unwrap_or(1);
     if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
         let why = match pairs {
-            Some(pairs) => {
-                let steps = pairs.div_ceil(batch);
-                let word = if steps == 1 { "step" } else { "steps" };
-                format!(
-                    "One pass over {pairs} pairs, {batch} a step: {steps} {word}. More passes soon overfit a reward model."
-                )
-            }
+            Some(pairs) => format!(
+                "One pass over {}, {batch} a step: {}. More passes soon overfit a reward model.",
+                counted(pairs, "pair"),
+                counted(pairs.div_ceil(batch), "step")
+            ),
             None => "One pass over the pairs. More passes soon overfit a reward model.".to_owned(),
         };
         draft.set("train.epochs", 1, why);

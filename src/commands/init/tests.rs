@@ -319,3 +319,25 @@ fn an_adapter_keeps_its_own_settings() {
         &["rank = 4", "- lora.rank = 64: model.path is an adapter, which has its own"],
     );
 }
+
+#[test]
+fn llama_factory_means_its_own_defaults_where_it_is_silent() {
+    let yaml = "stage: dpo\nfinetuning_type: full\npref_loss: simpo\ndisable_shuffling: true\n\
+                disable_gradient_checkpointing: true\nuse_galore: false\ngalore_rank: 16\nmoe_aux_loss_coef: 0.01\n";
+    let text = course("a.yaml", yaml, 1, None);
+    assert_says(
+        &text,
+        &[
+            "policy = \"simpo\"",
+            "simpo_gamma = 0.5",
+            "shuffle = false",
+            "activation_checkpointing = false",
+            "line 7: galore_rank = 16: AdamW is the optimizer here",
+            "line 8: moe_aux_loss_coef = 0.01: another loss than loss.router_balance",
+        ],
+    );
+    let said = course("a.yaml", &yaml.replace("simpo\n", "simpo\nsimpo_gamma: 1.5\n"), 1, None);
+    assert_says(&said, &["simpo_gamma = 1.5"]);
+    // Control: other losses have none.
+    assert!(!course("a.yaml", &yaml.replace("simpo", "sigmoid"), 1, None).contains("simpo_gamma ="));
+}

@@ -2,7 +2,7 @@
 
 use super::Plan;
 use crate::plan::scaling::Row;
-use comfy_table::{CellAlignment, Table, presets};
+use crate::terminal::Table;
 
 /// The whole text.
 pub fn render(plan: &Plan) -> String {
@@ -30,7 +30,7 @@ fn memory(plan: &Plan) -> String {
     let memory = &plan.memory;
     let mut table = table(&["memory of a rank", "GB", "GB, sharded (1)"]);
     let mut row = |name: &str, bytes: usize, sharded: usize| {
-        table.add_row([name.to_string(), gigabytes(bytes), gigabytes(sharded)]);
+        table.row([name.to_string(), gigabytes(bytes), gigabytes(sharded)]);
     };
     let masters = if memory.masters == 0 { "masters (the weights themselves)" } else { "masters" };
     row("weights", memory.weights, memory.weights);
@@ -72,7 +72,7 @@ fn stages(plan: &Plan) -> String {
     let mut table = table(&header);
     let word = |on: bool| if on { "true" } else { "false" }.to_string();
     for stage in &plan.stages {
-        table.add_row([
+        table.row([
             word(stage.sharded),
             word(stage.checkpointing),
             gigabytes(stage.at_start),
@@ -100,7 +100,7 @@ fn step(plan: &Plan) -> String {
         ("small messages", time.control),
         ("in all, hidden not counted", *seconds),
     ] {
-        table.add_row([name.to_string(), milliseconds(part), percent(part / seconds)]);
+        table.row([name.to_string(), milliseconds(part), percent(part / seconds)]);
     }
     let useful = time.useful_flops / seconds;
     let run =
@@ -117,7 +117,7 @@ fn scaling(rows: &[Row]) -> String {
     let mut table =
         table(&["ranks", "pairs/step", "step ms", "communication ms", "exposed ms", "pairs/s", "efficiency"]);
     for row in rows {
-        table.add_row([
+        table.row([
             row.ranks.to_string(),
             row.pairs_per_step.to_string(),
             milliseconds(row.seconds),
@@ -127,21 +127,12 @@ fn scaling(rows: &[Row]) -> String {
             percent(row.efficiency),
         ]);
     }
-    if let Some(column) = table.column_mut(0) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+    table.right([0]).to_string()
 }
 
 /// Names to the left, numbers to the right.
 fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
-    table.set_header(header.iter().copied());
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+    Table::new(header.iter().copied()).right(1..header.len())
 }
 
 fn gigabytes(bytes: usize) -> String {

@@ -2,6 +2,7 @@
 //!
 //! Not here: pairs, and cutting to length (`mod.rs`).
 
+use super::borders::Start;
 use super::{Encoder, Rules};
 use crate::config::RewardAt;
 use crate::data::sequence::Sequence;
@@ -40,9 +41,9 @@ impl Encoder {
         let Some((answer, prompt)) = messages.split_last() else { return Err(Error::runtime("no messages")) };
         let (prompt, inputs) = (Prompt::Messages(prompt.to_vec()), TemplateInputs::default());
         let answer = self.without_eos(answer);
-        let Sequence { mut tokens, span } = self.sequence(&prompt, &inputs, &answer)?;
-        tokens.truncate(span.reward + 1);
         let rendered = self.template.render(&prompt, &inputs, &answer)?;
+        let Sequence { mut tokens, span } = self.sequence(&rendered, &Start::default())?;
+        tokens.truncate(span.reward + 1);
         let text = match (self.template.writes_bos(), self.rules.reward_at) {
             (true, RewardAt::End) => rendered,
             (true, _) => self.to_eos(&rendered),

@@ -3,6 +3,7 @@
 //! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).
 
+mod borders;
 mod conversation;
 mod offsets;
 
@@ -14,6 +15,7 @@ use crate::data::tokenizer_files::{self, FolderTokenizer};
 use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::panics::contain;
+use borders::{Marks, Start};
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
@@ -39,6 +41,9 @@ pub struct Encoder {
     template: Template,
     rules: Rules,
     special: HashSet<u32>,
+    /// Texts of the special tokens, where a text without them has none; see `borders.rs`.
+    special_texts: Option<Marks>,
+    borders: Marks,
     bos: Option<u32>,
     eos: u32,
     eos_text: String,
@@ -97,11 +102,13 @@ impl Encoder {
         let bos = opening_token(&template, &tokenizer)?;
         check_rows(&[Some(eos), bos].into_iter().flatten().collect::<Vec<_>>(), &tokenizer, vocab_size)
             .map_err(|e| e.at(model_dir.display()))?;
-        let special = special.into_iter().map(|(_, id)| id).collect();
+        let special: HashSet<u32> = special.into_iter().map(|(_, id)| id).collect();
 
         let settings = format!("{VERSION} {rules:?} {}", template.source());
         let hashes = [fingerprint, xxh3_128(settings.as_bytes())].map(u128::to_le_bytes);
         Ok(Self {
+            special_texts: borders::written(&tokenizer, &special),
+            borders: borders::borders(&tokenizer),
             tokenizer,
             vocab_size,
             template,
@@ -181,23 +188,26 @@ impl Encoder {
 
     fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
         let prompt_text = self.template.render_prompt(&pair.prompt, &pair.inputs)?;
-        let prompt = self.ids_after_bos(&prompt_text)?;
 
         // An answer that brings its EOS along must not get two.
-        let texts: Vec<Message> =
+        let answers: Vec<Message> =
             [Some(&pair.chosen), pair.rejected.as_ref()].into_iter().flatten().map(|it| self.without_eos(it)).collect();
         let says_nothing = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
-        if texts.len() == 2 && texts.iter().any(says_nothing) {
+        if answers.len() == 2 && answers.iter().any(says_nothing) {
             return Ok(Encoded::Dropped(DropReason::EmptyAnswer));
         }
         let mut special_in_text: usize = match &pair.prompt {
             Prompt::Text(text) => self.special_in(text),
             Prompt::Messages(messages) => messages.iter().map(|turn| self.special_in(turn.text())).sum(),
         };
+        special_in_text += answers.iter().map(|answer| self.special_in(answer.text())).sum::<usize>();
+        let render = |answer: &Message| self.template.render(&pair.prompt, &pair.inputs, answer);
+        let texts = answers.iter().map(render).collect::<Result<Vec<_>>>()?;
+        let start = self.shared_start(&prompt_text, &texts)?;
+        let prompt = self.ids_after_bos(&prompt_text, &start)?;
         let mut answers = Vec::with_capacity(2);
-        for answer in &texts {
-            special_in_text += self.special_in(answer.text());
-            let mut sequence = self.sequence(&pair.prompt, &pair.inputs, answer)?;
+        for text in &texts {
+            let mut sequence = self.sequence(text, &start)?;
             sequence.span.start = common(&prompt, &sequence.tokens).min(sequence.span.end);
             answers.push(sequence);
         }
@@ -248,10 +258,9 @@ impl Encoder {
         Ok(Encoded::Kept(OwnedPair { prompt_hash, ..joined(chosen, Some(rejected)) }))
     }
 
-    /// Tokens of a whole conversation, and where its answer ends and is rewarded; the start is not known yet.
-    fn sequence(&self, prompt: &Prompt, inputs: &TemplateInputs, answer: &Message) -> Result<Sequence> {
-        let text = self.template.render(prompt, inputs, answer)?;
-        let mut to_eos = self.ids_after_bos(self.up_to_eos(&text))?;
+    /// Tokens of a rendered conversation, and where its answer ends and is rewarded; the answer's start is not known yet.
+    fn sequence(&self, text: &str, start: &Start) -> Result<Sequence> {
+        let mut to_eos = self.ids_after_bos(self.up_to_eos(text), start)?;
         if to_eos.last() != Some(&self.eos) {
             to_eos.push(self.eos);
         }
@@ -259,7 +268,7 @@ impl Encoder {
         if self.rules.reward_at == RewardAt::Eos || self.rules.template != TemplateKind::Chat {
             return Ok(Sequence { span: AnswerSpan::to_end(0, to_eos.len()), tokens: to_eos });
         }
-        let whole = self.ids_after_bos(&text)?;
+        let whole = self.ids_after_bos(text, start)?;
         match self.rules.reward_at {
             RewardAt::Both => Sequence::rewarded_twice(to_eos, whole).ok_or_else(|| {
                 Error::input(
@@ -282,9 +291,13 @@ impl Encoder {
         }
     }
 
-    /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer.
-    fn ids_after_bos(&self, text: &str) -> Result<Vec<u32>> {
-        let mut tokens = self.ids(text)?;
+    /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer; of its start, if that is
+    /// what it starts with, they are known.
+    fn ids_after_bos(&self, text: &str, start: &Start) -> Result<Vec<u32>> {
+        let mut tokens = match text.strip_prefix(start.text).filter(|_| !start.text.is_empty()) {
+            Some(rest) => [&start.tokens[..], &self.ids(rest)?].concat(),
+            None => self.ids(text)?,
+        };
         if let Some(bos) = self.bos.filter(|bos| !self.template.writes_bos() && tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
         }
@@ -308,6 +321,9 @@ impl Encoder {
 
     /// Special tokens that a text is read as holding. Where the tokenizer gives up, [`Encoder::ids`] has the error.
     fn special_in(&self, text: &str) -> usize {
+        if self.special_texts.as_ref().is_some_and(|texts| !texts.are_in(text)) {
+            return 0;
+        }
         let added = self.tokenizer.get_added_vocabulary();
         let pieces = contain(|| added.extract_and_normalize(self.tokenizer.get_normalizer(), text));
         let Ok(pieces) = pieces else { return 0 };

@@ -3,6 +3,7 @@
 //! Not here: the tokens themselves (`mod.rs`).
 
 use super::Encoder;
+use super::borders::Start;
 use crate::data::sequence::common;
 use crate::data::{Message, Pair};
 use crate::error::Result;
@@ -22,7 +23,7 @@ impl Encoder {
         let text = self.up_to_eos(&rendered);
         let (mut tokens, mut offsets) = crate::data::tokenizer_files::encode_with_offsets(&self.tokenizer, text)?;
         // As `ids_after_bos` and `sequence` do.
-        if self.ids_after_bos(text)?.len() > tokens.len()
+        if self.ids_after_bos(text, &Start::default())?.len() > tokens.len()
             && let Some(bos) = self.bos
         {
             tokens.insert(0, bos);
@@ -46,7 +47,7 @@ impl Encoder {
         let start = text[..start].chars().count();
         let (skipped, length) = (said[..skipped].chars().count(), said.chars().count());
         let within = |place: usize| (place.saturating_sub(start) + skipped).min(length);
-        let first = common(&self.ids_after_bos(&asked)?, &tokens);
+        let first = common(&self.ids_after_bos(&asked, &Start::default())?, &tokens);
         Ok(offsets.into_iter().skip(first.max(1)).map(|range| within(range.start)..within(range.end)).collect())
     }
 }

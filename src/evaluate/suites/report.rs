@@ -7,7 +7,7 @@ use super::items::Role;
 use super::{Item, Suite, clusters};
 use crate::metrics::{number, with_interval};
 use crate::statistics::{Interval, RESAMPLES, SEED, stratified_bootstrap};
-use comfy_table::{CellAlignment, Table, presets};
+use crate::terminal::Table;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -131,13 +131,11 @@ pub(super) fn prompt_of(item: &Item) -> (bool, &str) {
 
 /// A plain table of a suite's lines.
 pub fn table(lines: &[Line]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).force_no_tty();
     let was_cut = lines.iter().any(|line| line.uncut.is_some());
     let mut header = vec!["subset", "items", "score (95%)", "longest", "shortest", "chance"];
     header.extend(was_cut.then_some("without cutting"));
-    let columns = header.len();
-    table.set_header(header);
+    let numbers = 1..header.len();
+    let mut table = Table::new(header).right(numbers);
     for line in lines {
         let finite = |value: f64| Some(value).filter(|value| value.is_finite());
         let mut row = vec![
@@ -149,12 +147,7 @@ pub fn table(lines: &[Line]) -> String {
             number(finite(line.chance)),
         ];
         row.extend(was_cut.then(|| number(line.uncut.and_then(finite))));
-        table.add_row(row);
-    }
-    for index in 1..columns {
-        if let Some(column) = table.column_mut(index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+        table.row(row);
     }
     table.to_string()
 }

@@ -57,3 +57,31 @@ fn what_is_not_in_the_cache_ends_the_job_with_one_error_that_names_the_key() {
     }
     assert!(!workspace.path("run").exists());
 }
+
+#[test]
+fn init_looks_at_a_model_in_the_hubs_cache_and_what_it_writes_trains() {
+    let workspace = with_cache();
+    let named = ["--model", "hf://owner/tiny", "--train", "hf://owner/pairs/train", "other.jsonl"];
+    workspace.run(1, &[&["init"], &named[..], &["--out", "new.toml"]].concat()).succeeded();
+    let text = String::from_utf8(workspace.read("new.toml")).unwrap();
+    assert!(text.contains("path = \"hf://owner/tiny\"") && text.contains("A Llama model: "), "{text}");
+    assert!(text.contains("path = \"hf://owner/pairs/train\""), "{text}");
+    let set = ["model.dtype=f32", "parallel.threads=1", "data.cache_dir=cache"];
+    workspace.run(1, &[&["train", "new.toml"], &set[..]].concat()).succeeded();
+    assert_eq!(workspace.losses("runs/new").len(), 1, "11 pairs are one step of 16");
+    // What is not there cannot be looked at, which the config says.
+    let other = ["init", "--model", "hf://owner/other", "--train", "other.jsonl", "--out", "other.toml"];
+    workspace.run(1, &other).succeeded();
+    let text = String::from_utf8(workspace.read("other.toml")).unwrap();
+    assert!(text.replace("\n# ", " ").contains("It could not be looked at"), "{text}");
+}
+
+#[test]
+fn variants_of_a_model_in_the_hubs_cache_are_trained_and_compared() {
+    let workspace = with_cache();
+    let compare =
+        ["compare", "--train", "run.toml", "--objectives", "reward,policy", "--seeds", "1", "--out", "compared"];
+    let set: Vec<&str> = FROM_HUB.iter().flat_map(|set| ["--set", set]).collect();
+    let outcome = workspace.run(1, &[&compare[..], &set].concat()).succeeded();
+    assert!(outcome.stdout.contains("| reward") && outcome.stdout.contains("| policy"), "{}", outcome.stdout);
+}

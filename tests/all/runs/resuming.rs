@@ -145,14 +145,23 @@ fn a_damaged_checkpoint_is_skipped_with_a_warning_and_set_aside() {
 }
 
 #[test]
-fn resuming_a_finished_run_changes_nothing_and_reports_it_again() {
+fn resuming_a_finished_run_says_so_and_does_nothing() {
     let workspace = Workspace::trained(1);
-    let before = (checkpoint(&workspace, "run/step-6"), timeless(&workspace));
+    let before = workspace.content();
+    for ranks in [1, 2] {
+        let outcome = workspace.train(ranks, &["--resume"]).succeeded();
+        assert!(outcome.stdout.starts_with("run is finished: all of its 6 steps are done"), "{}", outcome.stdout);
+        assert!(workspace.content() == before, "something changed");
+    }
+    // Unless its test pairs are not ranked: a kill came before that.
+    let before = (checkpoint(&workspace, "run/step-6"), timeless(&workspace), workspace.read("run/test-pairs.jsonl"));
+    fs::remove_file(workspace.path("run/test-pairs.jsonl")).unwrap();
     let outcome = workspace.train(1, &["--resume"]).succeeded();
     assert!(outcome.stdout.contains("| test"), "{}", outcome.stdout);
+    assert!(outcome.stderr.contains("its test pairs are not ranked yet"), "{}", outcome.stderr);
     assert!(checkpoint(&workspace, "run/step-6") == before.0, "the checkpoint changed");
     assert_eq!(timeless(&workspace), before.1, "each line once");
-    assert!(outcome.stderr.contains("nothing is left to train"), "{}", outcome.stderr);
+    assert!(workspace.read("run/test-pairs.jsonl") == before.2);
     assert!(!workspace.path("run/metrics-after-step-6.jsonl").exists(), "nothing is moved aside");
     let beyond = workspace.train(1, &["--resume", "train.steps=5"]);
     assert!(beyond.code == 2 && beyond.stderr.contains("run/step-6 is beyond the run's 5 steps"), "{}", beyond.stderr);

@@ -1,13 +1,21 @@
 //! What the program says: results on stdout, everything else on stderr. The only file that writes to either.
 //!
 //! The macros of the standard library panic where nobody can be written to; here a reader that has gone ends no work.
-//! Not here: what a log line looks like and what bars show (`logging.rs`).
+//! Tables are made to fit a terminal; files and pipes get whole lines. Not here: what a log line looks like and what bars
+//! show (`logging/`).
+
+mod fitted;
+mod table;
+
+pub use table::Table;
 
 use crate::error::{Error, Result};
 use console::Term;
 use indicatif::TermLike;
+use rustix::termios::tcgetwinsize;
 use std::fmt::Display;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 /// Writes a result to stdout, as a line or lines with a newline behind.
 ///
@@ -23,7 +31,45 @@ pub fn out(text: impl Display) -> Result<()> {
 /// # Errors
 /// As [`out`].
 pub fn lines(lines: impl IntoIterator<Item = impl Display>) -> Result<()> {
-    written(write_lines(&mut BufWriter::new(io::stdout().lock()), lines))
+    let stdout = io::stdout();
+    let width = columns(&stdout);
+    let mut writer = BufWriter::new(stdout.lock());
+    written(match width {
+        Some(width) => write_lines(&mut writer, lines.into_iter().map(|line| fitted::fitted(&line.to_string(), width))),
+        None => write_lines(&mut writer, lines),
+    })
+}
+
+/// The variable that says how wide tables may be, in files and pipes too; 0: whole lines.
+pub const COLUMNS: &str = "HAF_COLUMNS";
+
+/// Width that tables have to fit, in columns; `None` for whole lines: in a file or a pipe, and on a terminal that does not
+/// say how wide it is.
+///
+/// `HAF_COLUMNS` says it everywhere, COLUMNS on a terminal.
+fn columns(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
+    let number = |name: &str| std::env::var(name).ok()?.trim().parse::<usize>().ok();
+    fitting(number(COLUMNS), number("COLUMNS"), width(stream))
+}
+
+fn fitting(everywhere: Option<usize>, on_terminal: Option<usize>, terminal: Option<usize>) -> Option<usize> {
+    everywhere.or_else(|| terminal.map(|width| on_terminal.unwrap_or(width))).filter(|width| *width > 0)
+}
+
+/// Width of a terminal that somebody sees. Open MPI writes to files through terminals of no width.
+fn width(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
+    let size = tcgetwinsize(stream).ok().filter(|_| stream.is_terminal())?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+}
+
+/// Width that tables have to fit where stdout and stderr are both terminals.
+pub fn columns_of_both() -> Option<usize> {
+    width(&io::stderr()).and(columns(&io::stdout()))
+}
+
+/// Whether stdout is a terminal that somebody sees, which takes colours.
+pub fn is_seen() -> bool {
+    width(&io::stdout()).is_some()
 }
 
 /// Writes lines, each with a newline behind, and flushes.
@@ -47,6 +93,10 @@ fn written(outcome: io::Result<()>) -> Result<()> {
 /// Writes to stderr, with a newline behind. Nothing comes of a failure: there is nobody left to tell, and no work ends
 /// for want of a reader.
 pub fn note(text: impl Display) {
+    let mut text = text.to_string();
+    if let Some(width) = columns(&io::stderr()) {
+        text = fitted::fitted(&text, width);
+    }
     // In one piece, or the lines of several ranks mix.
     note_bytes(format!("{text}\n").as_bytes());
 }
@@ -120,6 +170,18 @@ impl TermLike for Bars {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Promise: tables fit a terminal, and files and pipes get whole lines unless they are asked for.
+    #[test]
+    fn tables_fit_a_terminal_and_files_get_whole_lines() {
+        assert_eq!(fitting(None, None, Some(80)), Some(80));
+        assert_eq!(fitting(None, Some(100), Some(80)), Some(100));
+        assert_eq!(fitting(None, Some(100), None), None, "a file");
+        assert_eq!(fitting(Some(60), Some(100), None), Some(60));
+        assert_eq!(fitting(Some(0), Some(100), Some(80)), None);
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(width(&file), None);
+    }
 
     #[test]
     fn a_reader_that_has_gone_is_no_error_and_a_full_disk_is() {

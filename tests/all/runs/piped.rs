@@ -1,0 +1,54 @@
+//! Promise: `-` is standard input wherever rows are read. What comes of it is what comes of a file, on any number of ranks, and
+//! messages say where in it something is wrong.
+
+use crate::tiny::{Outcome, Workspace, parse_lines, with_config};
+use std::fs::File;
+
+/// Runs the program with a file of the workspace as its standard input.
+fn piped(workspace: &Workspace, file: &str, ranks: usize, arguments: &[&str]) -> Outcome {
+    let mut command = workspace.command(ranks, arguments);
+    command.stdin(File::open(workspace.path(file)).unwrap());
+    workspace.finish(command)
+}
+
+#[test]
+fn rows_from_standard_input_are_scored_as_those_of_a_file() {
+    let workspace = Workspace::trained(1);
+    let before = workspace.content();
+    let score = |data| ["score", "--checkpoint", "run", "--output", "-", "--data", data];
+    let of_file = workspace.run(1, &score("test.jsonl")).succeeded().stdout;
+    let of_pipe = piped(&workspace, "test.jsonl", 1, &score("-")).succeeded().stdout;
+    assert_eq!(of_pipe, of_file);
+    assert_eq!(parse_lines(&of_pipe).len(), 7);
+
+    let eval = |data| ["eval", "--checkpoint", "run", "--json", "--data", data];
+    let of_file = workspace.run(2, &eval("test.jsonl")).succeeded().stdout;
+    let of_pipe = piped(&workspace, "test.jsonl", 2, &eval("-")).succeeded().stdout;
+    // Pairs are called by the file that they come from.
+    assert_eq!(of_pipe.replace("standard input", "test"), of_file);
+    assert!(workspace.content() == before, "something was left behind");
+
+    workspace.write("broken.jsonl", "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \n");
+    let outcome = piped(&workspace, "broken.jsonl", 2, &score("-"));
+    assert_eq!(outcome.code, 2);
+    assert!(outcome.errors()[0].starts_with("error: standard input:2: broken JSON"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_split_of_a_config_may_be_standard_input_once() {
+    let workspace = Workspace::new();
+    let prepare = |set: &[&'static str]| with_config(&["prepare", "--json"], set);
+    let outcome = piped(&workspace, "dev.jsonl", 2, &prepare(&["data.dev=-"])).succeeded();
+    let [said] = &parse_lines(&outcome.stdout)[..] else { panic!("{}", outcome.stdout) };
+    assert_eq!(said["prepare"], "cache");
+    let splits = said["splits"].as_array().unwrap();
+    let of = |split: usize, key: &str| splits[split]["sources"][0][key].clone();
+    assert_eq!((of(1, "name"), of(1, "counts")["kept"].clone()), ("standard input".into(), 5.into()));
+    assert_eq!(of(2, "name"), "test.jsonl");
+
+    let twice = piped(&workspace, "dev.jsonl", 1, &prepare(&["data.dev=-", "data.test=-"]));
+    assert!(twice.code == 2 && twice.errors()[0].contains("data.test.0.path: `-` stands for standard input"));
+    // Who only looks at files leaves it alone.
+    let check = workspace.run(1, &["check", "run.toml", "data.dev=-"]);
+    assert!(check.code == 2 && check.stdout.contains("`-` is standard input"), "{}{}", check.stdout, check.stderr);
+}
