@@ -51,7 +51,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let self_test = Planned::of(&encoder);
     let mut engine = load(config, &origin, &machine, comm)?;
     setup::finish_check(check, comm)?;
-    let buckets = make_alike(config, &mut engine, comm)?;
+    let buckets = make_alike(&mut engine, comm)?;
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
     if comm.rank() == 0 {
         train::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
@@ -84,12 +84,10 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     finish(trainer, test, total)
 }
 
-/// Gives every rank the weights of rank 0, or the share of their masters that is its own, and buckets to sum gradients in.
-fn make_alike(config: &Config, engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
+/// Makes the ranks' weights the same, and buckets to sum gradients in.
+fn make_alike(engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
     setup::share_weights(&mut engine.model, comm)?;
-    if config.parallel.shard_optimizer && comm.world_size() > 1 {
-        sharding::shard(&mut engine.model, comm);
-    }
+    sharding::report(&engine.model, comm.world_size());
     reducer::buckets(&engine.model, comm)
 }
 
@@ -132,7 +130,7 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
     let options = LoadOptions {
         kind: machine.kind,
         device: machine.device,
-        purpose: Use::Train,
+        purpose: Use::training(config.parallel.shard_optimizer, comm.rank(), comm.world_size()),
         log_probs: config.loss.needs_policy(),
     };
     let work = comm.at_work("loading the model");
