@@ -11,7 +11,7 @@ use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::evaluate::verdict::{overfitted, verdict};
 use crate::logging;
-use crate::machine::{Machine, backend};
+use crate::machine::{Machine, backend, kernels};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
 use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
@@ -41,6 +41,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     alike::model(&origin, comm)?;
     let check = comm.agree(setup::check_files(&origin, changed))?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
+    kernels::settle(config.parallel.kernels, &architecture, &machine, comm)?;
     comm.agree(setup::balanced(config, &architecture))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let run = &config.output.dir;
