@@ -358,7 +358,7 @@ pub fn hash(widths: &Widths, _: &BlockWidths) -> Prepared {
         let [one, again, different] = [&values, &values.copy(), &other].map(|values| ops.hash(values));
         let (one, again, different) = (one?, again?, different?);
         let seen = [one.eq_tensor(&again), one.eq_tensor(&different).logical_not()];
-        Ok(seen.map(|seen| seen.to_kind(Kind::Float)).into_iter().collect())
+        Ok(seen.map(|seen| seen.view([1]).to_kind(Kind::Float)).into_iter().collect())
     })
 }
 
