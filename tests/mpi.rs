@@ -338,8 +338,11 @@ fn run(case: &Case) -> Result<Duration, String> {
         .stderr(err)
         .spawn()
         .map_err(|error| format!("cannot start mpirun: {error}; is Open MPI installed?"))?;
-    let limit =
-        if matches!(case.part, "suite" | "nodes" | "training" | "training nodes") { SUITE_LIMIT } else { LOSS_LIMIT };
+    let limit = if matches!(case.part, "suite" | "nodes" | "training" | "training nodes" | "peak") {
+        SUITE_LIMIT
+    } else {
+        LOSS_LIMIT
+    };
     let ended = job::wait(job, limit);
     let took = start.elapsed();
     let printed = std::fs::read_to_string(&log).unwrap_or_default();

@@ -20,10 +20,11 @@ const CONFIG: &str = r#"{"model_type": "llama", "architectures": ["LlamaForCausa
 "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
 "tie_word_embeddings": true}"#;
 
-/// A model of about 100 MB in f32.
+/// A model of about 100 MB in f32, the same on every rank.
 fn write(folder: &Path) {
     std::fs::write(folder.join("config.json"), CONFIG).expect("a config is written");
     let architecture = Architecture::open(folder).expect("a config");
+    tch::manual_seed(7);
     let declared = Part::all(&architecture).into_iter().flat_map(|part| part.parameters(&architecture));
     let tensors: Vec<(String, Tensor)> =
         declared.map(|one| (one.name, Tensor::rand(one.shape.as_slice(), (Kind::Float, Device::Cpu)))).collect();
