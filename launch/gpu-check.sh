@@ -9,9 +9,17 @@ usage() {
     cat <<'END'
 Usage: launch/gpu-check.sh
 
-After launch/setup.sh --cuda: checks one node's driver, NCCL, the links between its GPUs, the numbers, and gives a first
-figure of speed. One PASS or FAIL line a check, a summary to paste into an issue. Needs 3 GB of disk and about ten minutes,
-most of them for building the tests. Changes nothing but target/ and a temporary folder.
+After launch/setup.sh --cuda, on one node: the driver, the links between its GPUs, NCCL and the rate of an all-reduce; every
+operation against automatic differentiation and its plain formula, and its rate against a device copy; golden numbers; one
+GPU against two and against the CPU; steps at the shapes of a 1 B and an 8 B model (a few blocks, random weights) with their
+MFU and their memory beside what `haf-dist plan` says; where the time of a step goes; and what TRL does on the same GPU.
+
+One PASS, FAIL or SKIP line a check, figures below it, and all of it again at the end to paste into an issue. Needs a GPU of
+48 GB for the larger shape, 3 GB of disk and about twenty minutes, half of them for building the tests. Changes nothing but
+target/ and a temporary folder.
+
+Environment: PYTHON: a Python with torch for CUDA, transformers, trl and datasets (benches/peers.txt) for the last checks
+[default: python3]; without one they are skipped.
 END
 }
 
@@ -58,9 +66,15 @@ found() {
     grep -E "$1" "$WORK/log" || true
 }
 
-# gpu_test RANKS NAME: one test of tests/all/gpu.rs, on so many ranks.
+# skip NAME WHY: a check that cannot be made here.
+skip() {
+    say "SKIP  $1: $2"
+    summary+=("SKIP  $1: $2")
+}
+
+# gpu_test RANKS NAME: one ignored test of tests/all, on so many ranks.
 gpu_test() {
-    mpirun -n "$1" --oversubscribe --bind-to none "$PROGRAM" "gpu::$2" --exact --ignored --nocapture
+    mpirun -n "$1" --oversubscribe --bind-to none "$PROGRAM" "$2" --exact --ignored --nocapture
 }
 
 golden() {
@@ -74,13 +88,61 @@ peers() {
     ! grep -E '^ *GPU[0-9]+[[:space:]]' "$WORK/peers" | grep -E '[[:space:]](CNS|GNS|TNS|NS|U)([[:space:]]|$)'
 }
 
-# A few steps of the quickstart's model on one GPU.
+# What connects GPUs, as nvidia-smi's matrix has it: NV and a number of links, or the way over the host.
+links() {
+    nvidia-smi topo -m
+}
+
+# A few steps of the quickstart's model on one GPU, traced.
 throughput() {
-    "$CARGO_TARGET_DIR/release/haf-dist" --config configs/quickstart.toml --set output.dir="$WORK/run" \
+    "$HAF_DIST" --config configs/quickstart.toml --trace "$WORK/trace.json" --set output.dir="$WORK/run" \
         --set data.cache_dir="$WORK/cache" --set train.steps=30 --set train.pairs_per_step=128 \
         --set train.tokens_per_micro_batch=16384 --set 'data.dev=[]' --set 'data.test=[]'
 }
 
+# breakdown TRACE: milliseconds a step of each span of the thread that steps, the longest first: what the host computed or
+# queued, and what it waited for.
+breakdown() {
+    awk -F'"' '
+        /"ph":"X"/ {
+            duration = thread = $0
+            sub(/.*"dur":/, "", duration)
+            sub(/.*"tid":/, "", thread)
+            times[thread + 0, $4] += duration
+            if ($4 == "step") {
+                steps++
+                stepping = thread + 0
+            }
+        }
+        END {
+            for (key in times) {
+                split(key, part, SUBSEP)
+                if (steps > 0 && part[1] == stepping) printf "%.3f ms a step: %s\n", times[key] / 1000 / steps, part[2]
+            }
+        }' "$1" | sort -rn | head -n 14
+}
+
+# A peer on the same GPU, and this program on the same pairs; each prints one line of JSON.
+SOCIALIQA=$DEPS/socialiqa/train.jsonl
+SMALL=$DEPS/SmolLM2-135M-Instruct
+peer() {
+    "$PYTHON" benches/peer.py --device cuda --mode "$1" --model "$SMALL" --pairs "$SOCIALIQA" --count 256 \
+        --micro-batch 16 --accumulate 1 --dtype bf16
+}
+ours() {
+    "$HAF_DIST" bench --model "$SMALL" --pairs "$SOCIALIQA" --objective "$1" --count 256 --dtype bf16 \
+        --tokens-per-micro-batch 16384 --json
+}
+peers_are_there() {
+    "$PYTHON" -c 'import datasets, torch, transformers, trl; assert torch.cuda.is_available(), "torch sees no GPU"'
+}
+# pairs_per_second: of the line of JSON that the last check has printed.
+pairs_per_second() {
+    sed -n 's/.*"pairs_per_s": *\([0-9.]*\).*/\1/p' "$WORK/log" | tail -n 1
+}
+
+PYTHON=${PYTHON:-python3}
+HAF_DIST=$CARGO_TARGET_DIR/release/haf-dist
 if ((EUID == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
@@ -98,21 +160,35 @@ PROGRAM=$(sed -n 's/.*Executable tests\/all\/main.rs (\(.*\))/\1/p' "$WORK/log")
 [[ -n $PROGRAM ]] || fail "the tests were not built" "the lines above say why"
 
 if ((gpus > 1)); then
+    check "links between GPUs" links
+    note "$(found '^(GPU|[[:space:]]+GPU)')"
     check "GPUs reach each other's memory (without it NCCL goes through the host)" peers
 fi
-check "NCCL sums ones over $gpus GPU(s)" gpu_test "$gpus" all_reduce_of_ones
+check "NCCL sums ones over $gpus GPU(s)" gpu_test "$gpus" gpu::all_reduce_of_ones
 note "$(found '(NCCL [0-9]|all-reduce +[0-9])')"
+check "operations and attention equal automatic differentiation" gpu_test 1 ops::the_operations_of_a_gpu_conform
+check "each operation agrees with its plain formula at the widths of an 8 B model" \
+    gpu_test 1 gpu_figures::each_operation_agrees_and_its_rate
+note "$(found '(device copy:|^operation )')"
+check "what a run checks at its start takes under two seconds" \
+    gpu_test 1 gpu_figures::the_check_at_the_start_takes_under_two_seconds
+note "$(found 'start check:')"
 check "golden numbers on CUDA in f32, to 1e-4" golden "cuda f32"
 note "$(found 'largest relative')"
 check "golden numbers on CUDA in bf16, losses to 5e-2, gradients to 3e-1" golden "cuda bf16"
 note "$(found 'largest relative')"
 ranks=$((gpus > 1 ? 2 : 1))
 check "$ranks rank(s) over NCCL, one GPU and the CPU train the same, to 1e-4" \
-    gpu_test "$ranks" the_trajectory_is_the_same_over_nccl_alone_and_on_the_cpu
+    gpu_test "$ranks" gpu::the_trajectory_is_the_same_over_nccl_alone_and_on_the_cpu
 note "$(found 'differ by')"
-check "a large bf16 matrix product" gpu_test 1 the_rate_of_a_matrix_product
+check "a large bf16 matrix product" gpu_test 1 gpu::the_rate_of_a_matrix_product
 note "$(found 'matrix product:')"
 rate=$(sed -n 's/.*matrix product: \([0-9.]*\).*/\1/p' "$WORK/log")
+for shape in a_1b an_8b; do
+    check "steps at the shape of ${shape/_/ } model, memory within 110% of the plan" \
+        gpu_test 1 "gpu_figures::steps_at_the_shape_of_${shape}_model"
+    note "$(found '^shape ')"
+done
 check "30 steps of the quickstart's model on one GPU, bf16" throughput
 if [[ -s $WORK/run/metrics.jsonl ]]; then
     # Steps of the second half, when everything is warm; the model has 134.5 M parameters, and a step costs 6 operations
@@ -125,6 +201,23 @@ if [[ -s $WORK/run/metrics.jsonl ]]; then
             if (peak > 0) printf ", MFU %.1f%% of that product", 100 * 6 * 134.5e6 * median / (peak * 1e12)
             print ""
         }')"
+fi
+
+if [[ -s $WORK/trace.json ]]; then
+    note "$(breakdown "$WORK/trace.json")"
+fi
+
+# Compared where this Python has what the peers need.
+if ! peers_are_there >"$WORK/log" 2>&1; then
+    skip "peers of benches/peer.py on this GPU" "$PYTHON: $(tail -n 1 "$WORK/log")"
+else
+    for pair in trl-reward:reward trl-dpo:policy hybrid-tuned:hybrid; do
+        check "peer ${pair%:*}" peer "${pair%:*}"
+        theirs=$(pairs_per_second)
+        check "haf-dist bench, objective ${pair#*:}" ours "${pair#*:}"
+        note "$(awk -v ours="$(pairs_per_second)" -v theirs="${theirs:-0}" -v name="${pair%:*}" 'BEGIN {
+            if (ours > 0 && theirs > 0) printf "%.1f pairs/s, %s %.1f: %.2f times", ours, name, theirs, ours / theirs }')"
+    done
 fi
 
 say "" "--- to paste into an issue ---" "${summary[@]}"

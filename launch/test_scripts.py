@@ -79,6 +79,87 @@ class Scripts(unittest.TestCase):
             self.assertIn(says, run.stderr)
             self.assertIn("--own-mpi", run.stderr)
 
+    # What stands in for the programs that launch/gpu-check.sh calls on a machine with two GPUs. mpirun answers for the tests by
+    # their names.
+    STAND_INS = {
+        "nvidia-smi": """#!/bin/sh
+case "$*" in
+*--query-gpu=name*) echo "NVIDIA H100 80GB HBM3, 580.65, 81559 MiB" ;;
+--list-gpus) echo "GPU 0: NVIDIA H100"; echo "GPU 1: NVIDIA H100" ;;
+"topo -m") printf '\\tGPU0\\tGPU1\\nGPU0\\t X \\tNV18\\nGPU1\\tNV18\\t X \\n' ;;
+*) printf '\\tGPU0\\tGPU1\\n GPU0\\tX\\tOK\\n GPU1\\tOK\\tX\\n' ;;
+esac
+""",
+        "cargo": """#!/bin/sh
+case "$*" in
+--version) echo "cargo 1.99.0" ;;
+*--no-run) echo "  Executable tests/all/main.rs (target/release/deps/all-1)" ;;
+*golden*) echo "largest relative difference 1e-6" ;;
+esac
+""",
+        "mpirun": """#!/bin/sh
+case "$*" in
+*$STUB_FAILS*) echo "it is broken"; exit 1 ;;
+*all_reduce*) echo "NCCL 2.27, 2 rank(s)"; echo "all-reduce   64 MiB:   200.00 GiB/s, bus   200.00 GiB/s" ;;
+*its_rate*) echo "device copy: 2600 GB/s"; echo "operation rms_norm  10.0 us  1300 GB/s  50% of a copy, formula  90.0 us: agrees" ;;
+*start_takes*) echo "start check: 0.40 s, 0 operations replaced" ;;
+*an_8b*) echo "shape llama-3.1-8b with 4 of its blocks and random weights: 350.0 TFLOP/s, MFU 35.4%" ;;
+*a_matrix*) echo "matrix product: 700.0 TFLOP/s" ;;
+*alone_and*) echo "2 rank(s) over NCCL and one on its GPU differ by 1e-7" ;;
+esac
+""",
+        "haf-dist": """#!/bin/sh
+if [ "$1" = bench ]; then echo '{"pairs_per_s":300.0}'; exit 0; fi
+for argument; do case $argument in output.dir=*) run=${argument#output.dir=} ;; *trace.json) trace=$argument ;; esac; done
+mkdir -p "$run"
+for step in 1 2 3 4; do echo '{"step":1,"tokens_per_s":50000.0}'; done >"$run/metrics.jsonl"
+printf '[\\n{"name":"wait for reductions","ph":"X","tid":1,"ts":1.0,"dur":500.000,"args":{}},\\n' >"$trace"
+printf '{"name":"step","ph":"X","tid":1,"ts":1.0,"dur":2000.000,"args":{}}\\n]\\n' >>"$trace"
+""",
+        "python": """#!/bin/sh
+case "$*" in
+-c*) [ "$STUB_PEERS" = yes ] || { echo "ModuleNotFoundError: No module named trl"; exit 1; } ;;
+*) echo '{"pairs_per_s": 100.0}' ;;
+esac
+""",
+    }
+
+    def gpu_check(self, **environment: str) -> subprocess.CompletedProcess:
+        """launch/gpu-check.sh among its stand-ins."""
+        (self.root / "Cargo.toml").write_text('rust-version = "1.96"\n', encoding="utf-8")
+        (self.root / "configs").mkdir(exist_ok=True)
+        release, library = self.root / "target/release", self.root / "libtorch/lib"
+        for folder in (release, library):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name in ("libtorch_cpu.so", "libtorch_cuda.so"):
+            (library / name).touch()
+        for name, text in self.STAND_INS.items():
+            place = (release if name == "haf-dist" else self.bin) / name
+            place.write_text(text, encoding="utf-8")
+            place.chmod(0o755)
+        return self.run_script("gpu-check.sh", LIBTORCH=str(library.parent), CARGO_TARGET_DIR=str(release.parent),
+                               PYTHON=str(self.bin / "python"), **{"STUB_FAILS": "nothing", **environment})
+
+    def test_the_page_of_a_gpu_has_a_line_and_figures_for_each_check(self) -> None:
+        run = self.gpu_check(STUB_PEERS="yes")
+        self.assertEqual((run.returncode, run.stderr), (0, ""), run.stdout)
+        page = run.stdout.split("--- to paste into an issue ---")[1]
+        for says in ("PASS  the driver answers", "PASS  links between GPUs", "NV18", "bus   200.00 GiB/s",
+                     "operations and attention equal automatic differentiation", "50% of a copy", "start check: 0.40 s",
+                     "largest relative difference", "differ by 1e-7", "MFU 35.4%", "MFU 5.8% of that product",
+                     "0.500 ms a step: wait for reductions", "300.0 pairs/s, trl-dpo 100.0: 3.00 times"):
+            self.assertIn(says, page)
+        self.assertNotIn("FAIL", page)
+
+    def test_a_failed_check_of_a_gpu_is_shown_and_the_others_go_on(self) -> None:
+        run = self.gpu_check(STUB_FAILS="an_8b")
+        self.assertEqual(run.returncode, 1)
+        self.assertIn("FAIL  steps at the shape of an 8b model", run.stdout)
+        self.assertIn("it is broken", run.stdout)
+        self.assertIn("PASS  30 steps of the quickstart's model", run.stdout)
+        self.assertIn("SKIP  peers of benches/peer.py on this GPU: ", run.stdout)
+        self.assertIn("1 check(s) failed", run.stdout)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -94,7 +94,15 @@ pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>
 /// As [`write()`].
 pub fn write_model(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let entries: Vec<Entry> = tensors.iter().map(|(name, tensor)| Entry::of(name, tensor)).collect();
-    write(path, &entries, &BTreeMap::from([("format".into(), "pt".into())]))
+    write_model_entries(path, &entries)
+}
+
+/// [`write_model`] of tensors that are made when their turn comes.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_model_entries(path: &Path, tensors: &[Entry]) -> Result<()> {
+    write(path, tensors, &BTreeMap::from([("format".into(), "pt".into())]))
 }
 
 fn header(tensors: &[&Entry], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
@@ -207,7 +215,10 @@ impl Mapped {
         if shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes() != data.len() {
             return Err(self.wrong(name, "has a shape that does not fit its bytes"));
         }
-        Ok(Tensor::f_from_data_size(data, &shape, kind)?)
+        let copy = Tensor::f_from_data_size(data, &shape, kind)?;
+        // Or loading a model would count all of its files as this process's memory.
+        self.memory.let_go_of(data);
+        Ok(copy)
     }
 
     /// A copy of some rows of a tensor, as if it were a matrix of its last dimension's columns: [rows, columns].
@@ -220,7 +231,9 @@ impl Mapped {
         let row = columns as usize * kind.elt_size_in_bytes();
         let part = data.get(rows.start * row..rows.end * row);
         let part = part.ok_or_else(|| self.wrong(name, &format!("has no rows {rows:?}")))?;
-        Ok(Tensor::f_from_data_size(part, &[rows.len() as i64, columns], kind)?)
+        let copy = Tensor::f_from_data_size(part, &[rows.len() as i64, columns], kind)?;
+        self.memory.let_go_of(part);
+        Ok(copy)
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo> {

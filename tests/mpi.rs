@@ -8,6 +8,8 @@
 mod common;
 #[path = "common/job.rs"]
 mod job;
+#[path = "common/peak.rs"]
+mod peak;
 #[path = "common/steps.rs"]
 #[allow(dead_code)]
 mod steps;
@@ -16,7 +18,6 @@ use common::conformance::CASES;
 use haf_dist::comm::{CommThread, Communicator, connect, install_panic_hook, launch, mpi::Mpi, threads};
 use haf_dist::error::Error;
 use haf_dist::update::reducer;
-use haf_dist::update::sharding;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -73,6 +74,7 @@ const ALL: &[Case] = &[
         End::Code(0),
         "WARN  rank=1 the ranks of a node cannot",
     ),
+    case("no_rank_holds_whole_masters_of_sharded_state", "peak", 2, End::Code(0), "rank 0 of 2: loading"),
     case("different_parts_are_an_error", "parts", 3, End::Code(0), "rank 1 was told"),
     case("a_rank_killed_before_a_shared_sum_ends_the_job", "kill shared", 3, End::Failure, "rank 1 dies"),
     case("a_panic_ends_the_job", "panic", 3, End::Code(101), "rank 1, thread worker: panicked at"),
@@ -152,6 +154,7 @@ fn child(part: &str) -> ExitCode {
             }
             println!("rank {rank} has the same masters");
         }
+        ("peak", _) => peak::measure(&comm),
         ("too much" | "no files", rank) => {
             haf_dist::logging::init(haf_dist::logging::Showing { rank: Some(rank), ..Default::default() })
                 .expect("no filter is set");
@@ -278,11 +281,8 @@ fn stop() {
 
 /// The masters after five steps, gradients in shared memory where there is such.
 fn masters(comm: &CommThread, shard: bool) -> Vec<Tensor> {
-    let config = steps::config("llama-tied", &[]);
-    let mut engine = steps::engine(&config);
-    if shard {
-        sharding::shard(&mut engine.model, comm);
-    }
+    let config = steps::config("llama-tied", &[&format!("parallel.shard_optimizer={shard}")]);
+    let engine = steps::engine_of_rank(&config, (Kind::Float, Device::Cpu), comm);
     let buckets = reducer::buckets(&engine.model, comm).expect("no rank is lost");
     let mut trainer = steps::trainer_with(&config, comm, (engine, buckets));
     for _ in 0..5 {
@@ -338,8 +338,11 @@ fn run(case: &Case) -> Result<Duration, String> {
         .stderr(err)
         .spawn()
         .map_err(|error| format!("cannot start mpirun: {error}; is Open MPI installed?"))?;
-    let limit =
-        if matches!(case.part, "suite" | "nodes" | "training" | "training nodes") { SUITE_LIMIT } else { LOSS_LIMIT };
+    let limit = if matches!(case.part, "suite" | "nodes" | "training" | "training nodes" | "peak") {
+        SUITE_LIMIT
+    } else {
+        LOSS_LIMIT
+    };
     let ended = job::wait(job, limit);
     let took = start.elapsed();
     let printed = std::fs::read_to_string(&log).unwrap_or_default();

@@ -17,6 +17,7 @@ mod order;
 #[path = "nccl_shim/part.rs"]
 mod part;
 #[path = "common/steps.rs"]
+#[allow(dead_code)]
 mod steps;
 
 use std::path::{Path, PathBuf};

@@ -22,6 +22,7 @@ fn model(kind: Kind) -> Model {
         had_reward_head: false,
         reward_bias: 0.0,
         lora: None,
+        shares_read: None,
     }
 }
 

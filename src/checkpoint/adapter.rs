@@ -8,7 +8,7 @@ use crate::model::adapter::WEIGHTS;
 use crate::model::architecture::Architecture;
 use crate::model::lora::Lora;
 use crate::model::peft::{CONFIG, PREFIX, Written};
-use crate::safetensors_io;
+use crate::safetensors_io::{self, Entry};
 use std::path::Path;
 
 /// Which adapters a checkpoint holds.
@@ -27,7 +27,12 @@ pub fn write(folder: &Path, snapshot: &Snapshot, of: &AdapterOf) -> Result<()> {
     let targets = of.lora.targets(of.architecture);
     let written = Written { base: of.base, rank, alpha, use_rslora, targets: &targets };
     write_text(&folder.join(CONFIG), &to_json(&written.to_json())?)?;
-    let named = snapshot.weights.iter().map(|(name, weight)| (format!("{PREFIX}{name}"), weight.shallow_clone()));
-    safetensors_io::write_model(&folder.join(WEIGHTS), &named.collect::<Vec<_>>())?;
+    let named = snapshot.weights.iter().map(|weight| Entry {
+        name: format!("{PREFIX}{}", weight.name),
+        kind: weight.kind,
+        shape: weight.shape.clone(),
+        values: Box::new(|| (weight.values)()),
+    });
+    safetensors_io::write_model_entries(&folder.join(WEIGHTS), &named.collect::<Vec<_>>())?;
     export::write_companions(folder, snapshot.model_dir, snapshot.pad_token_id)
 }

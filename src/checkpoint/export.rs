@@ -71,12 +71,12 @@ pub struct Export<'a> {
 impl Snapshot<'_> {
     /// What goes with the weights of a whole model.
     pub(super) fn export(&self) -> Result<Export<'_>> {
-        let weight = self.weights.iter().find(|(name, _)| name != HEAD);
-        let kind = weight.map(|(_, weight)| weight.kind()).ok_or_else(|| Error::runtime("no weights to export"))?;
+        let weight = self.weights.iter().find(|weight| weight.name != HEAD);
+        let kind = weight.map(|weight| weight.kind).ok_or_else(|| Error::runtime("no weights to export"))?;
         let Self { model_dir, architecture, pad_token_id, .. } = *self;
         let dev_rewards = self.self_test.as_ref().and_then(|test| test.dev_rewards);
         let (tokenizer_dir, reward_bias) = (model_dir, 0.0);
-        let untied = self.weights.iter().any(|(name, _)| LANGUAGE_MODEL_HEADS.contains(&name.as_str()));
+        let untied = self.weights.iter().any(|weight| LANGUAGE_MODEL_HEADS.contains(&weight.name.as_str()));
         Ok(Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, untied, reward_bias, dev_rewards })
     }
 }

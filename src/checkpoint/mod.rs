@@ -42,7 +42,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tch::Tensor;
 
 /// The folder inside a checkpoint that only this program reads.
 pub const TRAINER: &str = "trainer";
@@ -142,7 +141,7 @@ pub struct Snapshot<'a> {
     pub adapter: Option<AdapterOf<'a>>,
     /// The exported weights under the source's names, in compute precision (`lm_head.weight` only when untied), and
     /// `score.weight`, [1, D], in f32. With adapters theirs and `score.weight` alone, f32.
-    pub weights: Vec<(String, Tensor)>,
+    pub weights: Vec<Entry<'a>>,
     /// f32 masters of what is trained.
     pub masters: Vec<Entry<'a>>,
     /// AdamW's moments of what is trained: `exp_avg.NAME` and `exp_avg_sq.NAME`, f32.
@@ -199,7 +198,7 @@ fn write_all(partial: &Path, snapshot: &Snapshot) -> Result<()> {
         Some(of) => adapter::write(partial, snapshot, of)?,
         None => {
             snapshot.export()?.write(partial)?;
-            safetensors_io::write_model(&partial.join(MODEL), &snapshot.weights)?;
+            safetensors_io::write_model_entries(&partial.join(MODEL), &snapshot.weights)?;
         }
     }
     snapshot.templates.write(partial)?;

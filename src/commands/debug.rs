@@ -17,7 +17,7 @@ use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::evaluate::reference;
 use crate::loss::hit;
-use crate::machine::Machine;
+use crate::machine::{Machine, kernels};
 use crate::model::adapter;
 use crate::model::architecture::Architecture;
 use crate::model::decoder::Part;
@@ -47,6 +47,7 @@ pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     let origin = setup::origin(config)?;
     let check = setup::check_files(&origin, changed)?;
     let architecture = Architecture::open(&origin.base)?;
+    kernels::settle(config.parallel.kernels, &architecture, &machine, comm)?;
     let encoder = setup::encoder(config, origin.tokenizer(), &architecture)?;
     let data = few_pairs(&config.data.train, &encoder)?;
     terminal::out(data.report().render())?;

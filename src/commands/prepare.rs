@@ -8,7 +8,7 @@ use crate::data::prepared::PreparedData;
 use crate::data::report::DataReport;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::machine::Machine;
+use crate::machine::{Machine, kernels};
 use crate::model::architecture::Architecture;
 use crate::model::segment::Use;
 use crate::model::weights::{LoadOptions, Model};
@@ -25,6 +25,7 @@ pub fn run(config: &Config, changed: Changed, json: bool, comm: &CommThread) -> 
     let check = comm.agree(setup::check_files(&origin, changed))?;
     alike::model(&origin, comm)?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
+    kernels::settle(config.parallel.kernels, &architecture, &machine, comm)?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let splits = setup::splits(config, &encoder, comm)?;
     let reports: Vec<DataReport> = splits.all().map(|data| data.report().clone()).collect();

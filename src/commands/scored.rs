@@ -6,7 +6,7 @@ use super::{alike, setup};
 use crate::checkpoint::{self, AsTrained, Changed, FileCheck, Fitted, TrainState};
 use crate::cli::Scoring;
 use crate::comm::{CommThread, launch};
-use crate::config::{Config, Objective, RewardAt, Truncation};
+use crate::config::{Config, Kernels, Objective, RewardAt, Truncation};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::{Encoder, Rules};
 use crate::engine::Engine;
@@ -15,7 +15,7 @@ use crate::evaluate::Reported;
 use crate::evaluate::reference;
 use crate::evaluate::tokens::{TokenLogProbs, token_log_probs};
 use crate::files;
-use crate::machine::Machine;
+use crate::machine::{Machine, kernels};
 use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
 use crate::model::layout::Part;
@@ -144,7 +144,7 @@ impl Opened {
             Start::At(base, key) => (base, key),
         };
         let cache = (comm.rank() == 0).then(|| setup::reference_cache(key, data, &self.config, machine));
-        let mut engine = load(&base, true, machine, comm)?;
+        let mut engine = load(&base, true, (machine, self.config.parallel.kernels), comm)?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
         reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
@@ -165,7 +165,7 @@ impl Opened {
             Start::NotNeeded => return Ok(Some(Vec::new())),
             Start::At(base, _) => base,
         };
-        let mut engine = load(&base, true, machine, comm)?;
+        let mut engine = load(&base, true, (machine, self.config.parallel.kernels), comm)?;
         token_log_probs(&mut engine, data, comm, self.config.train.tokens_per_micro_batch, "reference").map(Some)
     }
 
@@ -210,7 +210,7 @@ impl Opened {
     /// # Errors
     /// A folder without a reward head, or damaged weights.
     pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
-        let engine = load(&self.origin, false, machine, comm)?;
+        let engine = load(&self.origin, false, (machine, self.config.parallel.kernels), comm)?;
         setup::finish_check(self.check.take(), comm)?;
         if !comm.all_true(engine.model.had_reward_head)? {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
@@ -296,8 +296,14 @@ fn head_is_zero(engine: &Engine) -> bool {
 }
 
 /// The model with rank 0's weights.
-fn load(origin: &Origin, log_probs: bool, machine: &Machine, comm: &CommThread) -> Result<Engine> {
+fn load(
+    origin: &Origin,
+    log_probs: bool,
+    (machine, kernels): (&Machine, Kernels),
+    comm: &CommThread,
+) -> Result<Engine> {
     let Machine { kind, device, .. } = *machine;
+    kernels::settle(kernels, &comm.agree(Architecture::open(&origin.base))?, machine, comm)?;
     let options = LoadOptions { kind, device, purpose: Use::Evaluate, log_probs };
     let work = comm.at_work("loading the model");
     let mut model = comm.agree(adapter::load(origin, options, None))?;

@@ -139,17 +139,22 @@ pub fn prepared(
     Ok(data)
 }
 
-/// Gives every rank the weights of rank 0, whatever its own node's files hold. All ranks must call it.
+/// Gives every rank the weights of rank 0, whatever its own node's files hold; of what each rank read its own share, makes
+/// sure that all have read the same. All ranks must call it.
 ///
 /// # Errors
-/// Models of other sizes, or a lost rank.
+/// Models of other sizes or, where state is sharded, of other values; or a lost rank.
 pub fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
     let _work = comm.at_work("handing the weights out");
+    if let Some(hash) = model.shares_read {
+        alike::read("the model's weights", hash, comm)?;
+    }
     let values = |segment: &Segment| {
-        let master = segment.state.as_ref().map(|state| &state.master);
+        let master = segment.state.as_ref().filter(|state| !state.is_share()).map(|state| &state.master);
         master.unwrap_or(&segment.weights.flat).shallow_clone()
     };
-    let weights: Vec<_> = model.segments.iter().map(values).collect();
+    let read_alike = |segment: &&Segment| !segment.holds_share_of_masters();
+    let weights: Vec<_> = model.segments.iter().filter(read_alike).map(values).collect();
     comm.broadcast_together("the weights of rank 0".into(), &weights, 0)?;
     model.segments.iter_mut().for_each(Segment::refresh_weights);
     Ok(())

@@ -11,7 +11,7 @@ use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::evaluate::verdict::{overfitted, verdict};
 use crate::logging;
-use crate::machine::{Machine, backend};
+use crate::machine::{Machine, backend, kernels};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
 use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
@@ -41,6 +41,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     alike::model(&origin, comm)?;
     let check = comm.agree(setup::check_files(&origin, changed))?;
     let architecture = comm.agree(Architecture::open(&origin.base))?;
+    kernels::settle(config.parallel.kernels, &architecture, &machine, comm)?;
     comm.agree(setup::balanced(config, &architecture))?;
     let encoder = comm.agree(setup::encoder(config, origin.tokenizer(), &architecture))?;
     let run = &config.output.dir;
@@ -67,7 +68,7 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let self_test = Planned::of(&encoder);
     let mut engine = load(config, &origin, &machine, comm)?;
     setup::finish_check(check, comm)?;
-    let buckets = make_alike(config, &mut engine, comm)?;
+    let buckets = make_alike(&mut engine, comm)?;
     if first {
         train::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
     }
@@ -94,12 +95,10 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     finish(trainer, test, total)
 }
 
-/// Gives every rank the weights of rank 0, or the share of their masters that is its own, and buckets to sum gradients in.
-fn make_alike(config: &Config, engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
+/// Makes the ranks' weights the same, and buckets to sum gradients in.
+fn make_alike(engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
     setup::share_weights(&mut engine.model, comm)?;
-    if config.parallel.shard_optimizer && comm.world_size() > 1 {
-        sharding::shard(&mut engine.model, comm);
-    }
+    sharding::report(&engine.model, comm.world_size());
     reducer::buckets(&engine.model, comm)
 }
 
@@ -142,7 +141,7 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
     let options = LoadOptions {
         kind: machine.kind,
         device: machine.device,
-        purpose: Use::Train,
+        purpose: Use::training(config.parallel.shard_optimizer, comm.rank(), comm.world_size()),
         log_probs: config.loss.needs_policy(),
     };
     let work = comm.at_work("loading the model");

@@ -280,6 +280,8 @@ pub struct ParallelConfig {
     pub reduce_dtype: ReduceDtype,
     /// Whether each rank keeps f32 masters and moments of its share only (ZeRO stage 1, arXiv 1910.02054).
     pub shard_optimizer: bool,
+    /// What computes: the device's own operations, or the plain formulas.
+    pub kernels: Kernels,
     /// Seconds that ranks wait for one another without progress before the job ends. Announced work, such as saving, does
     /// not count.
     pub timeout_seconds: usize,
@@ -298,6 +300,17 @@ pub enum Backend {
     Mpi,
     /// NCCL, one rank a GPU.
     Nccl,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kernels {
+    /// The device's own operations; on a GPU each is compared with its formula first, and replaced where it is wrong.
+    #[default]
+    Auto,
+    /// The plain formulas, as tensor operations: slow.
+    Plain,
 }
 
 /// Precision in which gradients are added up over ranks.

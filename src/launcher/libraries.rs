@@ -15,6 +15,12 @@ pub const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
 /// The wheel of Open MPI has UCX in it, as have many clusters'. 0: none.
 const SIGNAL_OF_UCX: &str = "UCX_DEBUG_SIGNO";
 
+/// Settings of libtorch's allocator of GPU memory, under their present name and an older one; read when libtorch starts.
+const ALLOCATOR: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
+
+/// Blocks that grow in place: buffers of changing sizes leave no holes that nothing fits into.
+const GROWING: &str = "expandable_segments:True";
+
 /// The libtorch that the engine was built with, such as 2.13.0.
 const BUILT_WITH: &str = env!("HAF_DIST_LIBTORCH_VERSION");
 
@@ -30,8 +36,15 @@ const MPI: &str = "libmpi.so.40";
 /// As [`search_path`].
 pub fn variables(engine: &Path) -> Result<Vec<(&'static str, OsString)>> {
     let path = search_path(engine, std::env::var_os(SEARCH_PATH))?.map(|path| (SEARCH_PATH, path));
-    let ucx = std::env::var_os(SIGNAL_OF_UCX).is_none().then(|| (SIGNAL_OF_UCX, "0".into()));
-    Ok(path.into_iter().chain(ucx).collect())
+    let defaults = defaults(|name| std::env::var_os(name).is_some());
+    Ok(path.into_iter().chain(defaults.map(|(name, value)| (name, value.into()))).collect())
+}
+
+/// What is set where the user has not said otherwise.
+fn defaults(is_set: impl Fn(&str) -> bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let ucx = (!is_set(SIGNAL_OF_UCX)).then_some((SIGNAL_OF_UCX, "0"));
+    let allocator = (!ALLOCATOR.iter().any(|name| is_set(name))).then_some((ALLOCATOR[0], GROWING));
+    ucx.into_iter().chain(allocator)
 }
 
 /// The value of [`SEARCH_PATH`] with which an engine at this place is to be started; none: it needs no other than `current`,
@@ -187,6 +200,17 @@ mod tests {
         // An empty entry would be the current folder.
         assert_eq!(path(Some("/opt/a::/opt/b")), [torch, lib, "/opt/a".into(), "/opt/b".into()]);
         assert_eq!(mpirun(&engine), Some(folder.path().join("bin/mpirun")));
+    }
+
+    #[test]
+    fn the_engines_gpu_memory_grows_in_place_unless_the_user_has_said_how_it_is_given() {
+        let set = |known: &'static [&str]| defaults(|name| known.contains(&name)).collect::<Vec<_>>();
+        let [ucx, allocator] = [("UCX_DEBUG_SIGNO", "0"), ("PYTORCH_ALLOC_CONF", "expandable_segments:True")];
+        assert_eq!(set(&[]), [ucx, allocator]);
+        assert_eq!(set(&["UCX_DEBUG_SIGNO"]), [allocator]);
+        for name in ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"] {
+            assert_eq!(defaults(|other| other == name).collect::<Vec<_>>(), [ucx]);
+        }
     }
 
     #[test]

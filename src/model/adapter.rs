@@ -100,7 +100,7 @@ fn load_with(origin: &Origin, options: LoadOptions, config: Option<&LoraConfig>)
     let architecture = Architecture::open(&origin.base)?;
     let files = open_weights(folder, &origin.base, &architecture)?;
     let found = found(folder, &files, &architecture)?;
-    if options.purpose == Use::Train {
+    if options.purpose.trains() {
         check_config(folder, &found, config, &architecture)?;
     }
     let mut model = frozen(&origin.base, &found, options)?;

@@ -11,8 +11,10 @@ use super::segment::{Parameter, Segment, Use};
 use super::weight_files::WeightFiles;
 use crate::error::Result;
 use crate::ops::{self, Ops};
+use crate::tensor;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
+use xxhash_rust::xxh3::Xxh3;
 
 /// A model in memory: its description and its segments, in the order of the forward pass.
 pub struct Model {
@@ -33,6 +35,9 @@ pub struct Model {
     pub reward_bias: f64,
     /// The adapters that it has: their weights are the last segments, one a block.
     pub lora: Option<Lora>,
+    /// Hash of all that was read for segments of which this rank holds a share of the masters in memory of their own: no rank
+    /// can hand those out, so ranks compare it. None where there are no such segments.
+    pub shares_read: Option<u128>,
 }
 
 /// How a model is loaded.
@@ -71,11 +76,14 @@ impl Model {
             parts.retain(|part| *part != Part::LanguageModelHead);
         }
         files.check(folder, &architecture, &parts)?;
-        let segments =
-            parts.iter().map(|&part| load_segment(&architecture, part, &files, options)).collect::<Result<Vec<_>>>()?;
+        let mut hash = Xxh3::new();
+        let load = |&part| load_segment(&architecture, part, &files, options, &mut hash);
+        let segments = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
+        let shares_read = segments.iter().any(Segment::holds_share_of_masters).then(|| hash.digest128());
         let LoadOptions { kind, device, purpose, .. } = options;
         let (had_reward_head, reward_bias, lora) = (false, 0.0, None);
-        let mut model = Self { architecture, parts, segments, kind, device, had_reward_head, reward_bias, lora };
+        let mut model =
+            Self { architecture, parts, segments, kind, device, had_reward_head, reward_bias, lora, shares_read };
         model.bring_head(files.reward_head()?, purpose);
         Ok(model)
     }
@@ -85,7 +93,7 @@ impl Model {
         let (Some((index, _)), Some((weight, bias))) = (self.segment(Part::RewardHead), head) else { return };
         self.segments[index].set(0, &weight);
         (self.had_reward_head, self.reward_bias) = (true, bias);
-        if bias != 0.0 && purpose == Use::Train {
+        if bias != 0.0 && purpose.trains() {
             tracing::warn!(
                 "the reward head has a bias, {bias}, which is left out: it changes no comparison, and servers read none; \
                  rewards of what is trained are lower by it"
@@ -131,7 +139,15 @@ fn has_other_head(architecture: &Architecture, files: &WeightFiles) -> Result<bo
     Ok(head.size() != embedding.size() || !head.to_kind(embedding.kind()).equal(&embedding))
 }
 
-fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, options: LoadOptions) -> Result<Segment> {
+/// Reads the tensors of a segment one after the other: each is rounded to the compute kind, and of its f32 values this rank
+/// keeps its own share alone where there are shares. Those are hashed.
+fn load_segment(
+    architecture: &Architecture,
+    part: Part,
+    files: &WeightFiles,
+    options: LoadOptions,
+    hash: &mut Xxh3,
+) -> Result<Segment> {
     let kind = if part == Part::RewardHead { Kind::Float } else { options.kind };
     let frozen = part == Part::LanguageModelHead && !options.log_probs;
     let purpose = if frozen { Use::Evaluate } else { options.purpose };
@@ -139,7 +155,12 @@ fn load_segment(architecture: &Architecture, part: Part, files: &WeightFiles, op
     for index in 0..segment.parameters().len() {
         let Parameter { name, rows, .. } = &segment.parameters()[index];
         if files.has(name) {
-            let value = rows.to_memory(&files.read(name)?);
+            let value = files.read(name)?;
+            if segment.holds_share_of_masters() {
+                hash.update(format!("{name} {value:?}").as_bytes());
+                hash.update(tensor::bytes(&value)?);
+            }
+            let value = rows.to_memory(&value);
             segment.set(index, &value);
         }
     }

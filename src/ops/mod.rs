@@ -10,6 +10,7 @@
 //! input.
 
 pub mod arguments;
+pub mod checked;
 pub mod cpu;
 mod cuda;
 pub mod parallel;
@@ -20,6 +21,7 @@ pub use arguments::{
     Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction,
     LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places,
 };
+pub use checked::Checked;
 pub use scratch::Scratch;
 
 use crate::error::Result;
@@ -243,11 +245,22 @@ pub struct Tensors;
 
 impl Ops for Tensors {}
 
-/// The operations of a device.
+static CPU: Checked = Checked::over(&cpu::Cpu);
+static CUDA: Checked = Checked::over(&cuda::Cuda);
+
+/// The operations of a device: its own but for those that were replaced by their formulas ([`Checked`]).
 pub fn of(device: Device) -> &'static dyn Ops {
+    match checked(device) {
+        Some(checked) => checked,
+        None => &Tensors,
+    }
+}
+
+/// The same where a device has operations of its own.
+pub fn checked(device: Device) -> Option<&'static Checked> {
     match device {
-        Device::Cpu => &cpu::Cpu,
-        Device::Cuda(_) => &cuda::Cuda,
-        _ => &Tensors,
+        Device::Cpu => Some(&CPU),
+        Device::Cuda(_) => Some(&CUDA),
+        _ => None,
     }
 }

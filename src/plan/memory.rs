@@ -10,6 +10,7 @@ use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::engine::head::ROWS_AT_ONCE;
 use crate::model::architecture::BlockDescription;
+use crate::model::segment::Sizes;
 use crate::model::workspace::{self, Keep};
 use crate::ops::Activation;
 use serde::Serialize;
@@ -23,7 +24,10 @@ const GPU_BASE: usize = 1_500_000_000;
 /// What else comes and goes, as a share of all buffers of a micro-batch: assumed.
 const GPU_SLACK: f64 = 0.05;
 
-/// Bytes of a rank, by part.
+/// Bytes of an f32.
+const F32: usize = 4;
+
+/// Bytes of a rank, by part. Of what a rank keeps the sizes come from the table that allocation reads ([`Sizes`]).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Memory {
     /// Parameters in the compute kind.
@@ -42,6 +46,10 @@ pub struct Memory {
     pub head_workspace: usize,
     /// What the update needs, on a GPU.
     pub update_workspace: usize,
+    /// What loading holds of one tensor, on a CPU: on a GPU it is the host's memory.
+    pub loading: usize,
+    /// What saving collects: on a GPU a part of one tensor's state, on a CPU that and the tensor.
+    pub saving: usize,
     /// What else comes and goes.
     pub slack: usize,
     /// The process without a model, libraries' caches included.
@@ -49,25 +57,31 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Memory of a job whose micro-batches are at most `largest`.
-    pub fn of(job: &Job, largest: &Shape, cpu: bool) -> Self {
+    /// Memory of one of the `ranks` of a job whose micro-batches are at most `largest`.
+    pub fn of(job: &Job, largest: &Shape, cpu: bool, ranks: usize) -> Self {
         // Buffers are made for the budget; on a CPU pages that no micro-batch reaches take no memory. Large pages (2 MB,
         // where the system has them) reach further than rows do: measured peaks lie 1% to 7% above.
         let budget = if cpu { 0 } else { job.tokens_per_micro_batch };
         let largest = &Shape { tokens: largest.tokens.max(budget), ..*largest };
         let buckets = job.buckets();
-        let sum = |bytes: &dyn Fn(&Bucket) -> usize| buckets.iter().map(bytes).sum::<usize>();
-        let trained = job.trained();
-        let has_masters = |bucket: &Bucket| bucket.trains && bucket.compute_bytes != 4;
+        let sizes: Vec<(&Bucket, Sizes)> =
+            buckets.iter().map(|bucket| (bucket, bucket.sizes(job.sharded, ranks))).collect();
+        let sum = |bytes: &dyn Fn(&(&Bucket, Sizes)) -> usize| sizes.iter().map(bytes).sum::<usize>();
         let mut memory = Self {
-            weights: sum(&|bucket| bucket.elements * bucket.compute_bytes),
-            gradients: 4 * trained,
-            masters: sum(&|bucket| if has_masters(bucket) { 4 * bucket.elements } else { 0 }),
-            moments: 8 * trained,
+            weights: sum(&|(bucket, sizes)| bucket.kind.elt_size_in_bytes() * sizes.weights),
+            gradients: sum(&|(_, sizes)| F32 * sizes.bucket),
+            masters: sum(&|(_, sizes)| F32 * sizes.masters),
+            moments: sum(&|(_, sizes)| 2 * F32 * sizes.moment),
             activations: workspace(job, largest.tokens).0,
             block_workspace: block_workspace(job, largest, cpu),
             head_workspace: head_workspace(job, largest, cpu),
-            update_workspace: if cpu { 0 } else { update_workspace(&buckets) },
+            update_workspace: if cpu { 0 } else { update_workspace(&sizes) },
+            loading: if cpu {
+                F32 * buckets.iter().map(|bucket| bucket.largest_parameter).max().unwrap_or(0)
+            } else {
+                0
+            },
+            saving: if job.sharded && ranks > 1 { saving(&sizes, cpu) } else { 0 },
             slack: 0,
             base: if cpu { CPU_BASE } else { GPU_BASE },
         };
@@ -82,41 +96,20 @@ impl Memory {
         self.activations + self.block_workspace + self.head_workspace
     }
 
-    /// Everything at the worst moment of a step.
+    /// At the worst moment.
     pub fn total(&self) -> usize {
-        let lasting = self.weights + self.gradients + self.masters + self.moments + self.base;
-        lasting + self.buffers() + self.slack + self.update_workspace
+        self.in_a_step().max(self.at_start())
     }
 
-    /// [`Memory::total`] or [`Memory::total_if_sharded`], as the job says.
-    pub fn needed(&self, job: &Job, ranks: usize) -> usize {
-        if job.sharded { self.total_if_sharded(ranks) } else { self.total() }
-    }
-
-    /// When the model is loaded and nothing has been computed: masters are whole on every rank, and there are no moments.
+    /// While the model is loaded: nothing has been computed, and there are no moments.
     pub fn at_start(&self) -> usize {
-        self.weights + self.gradients + self.masters + self.base
+        self.weights + self.gradients + self.masters + self.base + self.loading
     }
 
-    /// The worst moment of a step of the job.
-    pub fn in_a_step(&self, job: &Job, ranks: usize) -> usize {
-        if job.sharded { self.sharded_step(ranks) } else { self.total() }
-    }
-
-    fn sharded_step(&self, ranks: usize) -> usize {
-        let state = self.masters + self.moments;
-        self.total() - state - self.update_workspace + state.div_ceil(ranks) + self.sharded_update_workspace(ranks)
-    }
-
-    /// The same where each of `ranks` keeps masters and moments of its share of the parameters only (`sharding.rs`): at
-    /// the worst moment of a step, or before the first one, when masters are whole still and there are no moments.
-    pub fn total_if_sharded(&self, ranks: usize) -> usize {
-        self.sharded_step(ranks).max(self.at_start())
-    }
-
-    /// Four tensors of a share, or the two whole ones that rank 0 collects at a time to save them.
-    pub fn sharded_update_workspace(&self, ranks: usize) -> usize {
-        self.update_workspace.div_ceil(ranks).max(if ranks > 1 { self.update_workspace / 2 } else { 0 })
+    /// The worst moment of a step, or of saving after it.
+    pub fn in_a_step(&self) -> usize {
+        let lasting = self.weights + self.gradients + self.masters + self.moments + self.base;
+        lasting + self.buffers() + self.slack + self.update_workspace.max(self.saving)
     }
 }
 
@@ -179,8 +172,18 @@ fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     bytes + if c == 4 { 0 } else { c * largest }
 }
 
-/// The update as tensor operations (`optim::step_with_tensors`): four f32 tensors of the largest bucket.
-fn update_workspace(buckets: &[Bucket]) -> usize {
-    let largest = buckets.iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).max();
-    4 * 4 * largest.unwrap_or(0)
+/// The update as tensor operations (`ops::tensors::adamw`): four f32 tensors of what a rank updates of the largest bucket.
+fn update_workspace(sizes: &[(&Bucket, Sizes)]) -> usize {
+    4 * F32 * sizes.iter().map(|(_, sizes)| sizes.moment).max().unwrap_or(0)
+}
+
+/// What rank 0 holds to save sharded state (`sharding::Shares`): another rank's part of a parameter and, on a CPU, the
+/// parameter.
+fn saving(sizes: &[(&Bucket, Sizes)], cpu: bool) -> usize {
+    let trained = sizes.iter().filter(|(bucket, _)| bucket.trains);
+    let bytes = trained.map(|(bucket, sizes)| {
+        let part = sizes.moment.min(bucket.largest_parameter);
+        F32 * if cpu { part + bucket.largest_parameter } else { part }
+    });
+    bytes.max().unwrap_or(0)
 }

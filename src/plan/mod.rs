@@ -18,6 +18,7 @@ use crate::model::architecture::Architecture;
 use crate::model::declared::Declared;
 use crate::model::layout::{Part, active_elements};
 use crate::model::lora::Lora;
+use crate::model::segment::{Sizes, Use};
 use tch::Kind;
 
 /// What is trained and how, as far as memory and time depend on it.
@@ -46,10 +47,20 @@ pub struct Bucket {
     pub part: Part,
     /// Its number of parameters.
     pub elements: usize,
-    /// Bytes of a parameter in the compute kind.
-    pub compute_bytes: usize,
+    /// Elements of its largest parameter.
+    pub largest_parameter: usize,
+    /// The kind that it is computed in.
+    pub kind: Kind,
     /// Whether it has a gradient, a master and moments.
     pub trains: bool,
+}
+
+impl Bucket {
+    /// Elements of its buffers on a rank of `ranks`, each of which keeps a share of the state where it is `sharded`.
+    pub fn sizes(&self, sharded: bool, ranks: usize) -> Sizes {
+        let purpose = if self.trains { Use::training(sharded, 0, ranks) } else { Use::Evaluate };
+        Sizes::of(self.elements, self.kind, purpose)
+    }
 }
 
 impl Job {
@@ -73,12 +84,14 @@ impl Job {
     /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
     pub fn buckets(&self) -> Vec<Bucket> {
         let frozen = self.lora.is_some();
+        let elements = |one: &Declared| one.shape.iter().product::<i64>() as usize;
         let bucket = |part: Part, parameters: &[Declared]| Bucket {
             part,
-            elements: parameters.iter().map(|one| one.shape.iter().product::<i64>() as usize).sum(),
-            compute_bytes: match part {
-                Part::RewardHead | Part::Adapter(_) => 4,
-                _ => self.compute_bytes(),
+            elements: parameters.iter().map(elements).sum(),
+            largest_parameter: parameters.iter().map(elements).max().unwrap_or(0),
+            kind: match part {
+                Part::RewardHead | Part::Adapter(_) => Kind::Float,
+                _ => self.kind,
             },
             trains: match part {
                 Part::RewardHead | Part::Adapter(_) => true,

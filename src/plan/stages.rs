@@ -57,28 +57,28 @@ pub fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> 
     ways.into_iter()
         .map(|(sharded, checkpointing)| {
             let job = Job { sharded, checkpointing, ..job.clone() };
-            let memory = Memory::of(&job, largest, hardware.cpu);
+            let memory = Memory::of(&job, largest, hardware.cpu, ranks);
             Stage {
                 sharded,
                 checkpointing,
                 at_start: memory.at_start(),
-                in_a_step: memory.in_a_step(&job, ranks),
-                fits: fits(&memory, &job, hardware, ranks),
+                in_a_step: memory.in_a_step(),
+                fits: fits(&memory, hardware),
                 largest_micro_batch: largest_micro_batch(&job, largest, hardware, ranks),
             }
         })
         .collect()
 }
 
-fn fits(memory: &Memory, job: &Job, hardware: &Hardware, ranks: usize) -> bool {
-    memory.needed(job, ranks) as f64 <= hardware.usable_memory()
+fn fits(memory: &Memory, hardware: &Hardware) -> bool {
+    memory.total() as f64 <= hardware.usable_memory()
 }
 
 /// Memory grows with the tokens, so halving the interval finds the most.
 fn largest_micro_batch(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> usize {
     let fits = |steps: usize| {
         let job = Job { tokens_per_micro_batch: STEP * steps, ..job.clone() };
-        fits(&Memory::of(&job, &largest.of_tokens(STEP * steps), hardware.cpu), &job, hardware, ranks)
+        fits(&Memory::of(&job, &largest.of_tokens(STEP * steps), hardware.cpu, ranks), hardware)
     };
     let (mut fit, mut too_large) = (0, MOST / STEP + 1);
     while too_large - fit > 1 {

@@ -82,7 +82,7 @@ impl StepTime {
         let waited = if hardware.overlaps { stream_free - time.compute } else { time.communication };
         time.exposed = waited.clamp(0.0, time.communication);
         if job.sharded {
-            let values = |bucket: &Bucket| (bucket.compute_bytes * bucket.elements) as f64;
+            let values = |bucket: &Bucket| (bucket.kind.elt_size_in_bytes() * bucket.elements) as f64;
             let gathers = buckets.iter().filter(|bucket| bucket.trains).map(values);
             let gathering: f64 = gathers.map(|bytes| 0.5 * hardware.all_reduce(ranks, bytes)).sum();
             // Values of a segment are on their way while the next one is updated.

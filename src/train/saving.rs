@@ -140,7 +140,13 @@ impl Trainer<'_> {
             }
             for (index, parameter) in segment.parameters().iter().enumerate() {
                 let (name, rows) = (&parameter.name, parameter.rows);
-                snapshot.weights.push((name.clone(), rows.to_file(segment.weights.view(index))));
+                // Made when its turn comes: one tensor at a time is whole, or in the order of files.
+                snapshot.weights.push(Entry {
+                    name: name.clone(),
+                    kind: segment.weights.flat.kind(),
+                    shape: parameter.shape.clone(),
+                    values: Box::new(move || Ok(rows.to_file(segment.weights.view(index)))),
+                });
                 if !segment.trains() {
                     continue;
                 }
@@ -148,7 +154,7 @@ impl Trainer<'_> {
                     name,
                     kind: Kind::Float,
                     shape: parameter.shape.clone(),
-                    values: Box::new(move || Ok(rows.to_file(&parameter.view(&shares.whole(number, state)?)))),
+                    values: Box::new(move || Ok(rows.to_file(&shares.whole(number, index, state)?))),
                 };
                 snapshot.masters.push(entry(name.clone(), State::Master));
                 snapshot.moments.push(entry(format!("exp_avg.{name}"), State::First));

@@ -2,36 +2,43 @@
 //! one share of every segment, and updates that share alone.
 //!
 //! A step then goes: reduce-scatter of the gradients (`reducer.rs`), update of the own share (`optim/`), all-gather of
-//! the new compute values ([`Spread`]). What needs whole masters, a checkpoint, collects them on rank 0 ([`Shares`]).
+//! the new compute values ([`Spread`]). A checkpoint, which needs whole masters, collects them on rank 0 ([`Shares`]). No rank
+//! ever holds all of them: a model is loaded with its shares ([`Use::TrainShare`](crate::model::segment::Use)).
 
 use crate::comm::{CommThread, Pending};
 use crate::error::{Error, Result};
 use crate::model::segment::{OptimizerState, Segment};
 use crate::model::weights::Model;
 use crate::tensor;
-use std::cell::RefCell;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 
-/// Leaves each rank the masters of its share; to be called once the ranks' starting weights are the same, and before
-/// the moments are made. Until then a rank holds whole masters, and no moments yet.
-pub fn shard(model: &mut Model, comm: &CommThread) {
-    let whole = state_bytes(model);
-    model.segments.iter_mut().for_each(|segment| segment.keep_share(comm.rank(), comm.world_size()));
-    info!(
-        "optimiser state is sharded over {} ranks: {:.1} MB a rank instead of {:.1} MB",
-        comm.world_size(),
-        state_bytes(model) as f64 / 1e6,
-        whole as f64 / 1e6
-    );
+/// Says what sharding saves a rank, where there are shares.
+pub fn report(model: &Model, ranks: usize) {
+    if is_sharded(model) {
+        let whole: usize = model.segments.iter().filter(|segment| segment.trains()).map(of_whole).sum();
+        info!(
+            "optimiser state is sharded over {ranks} ranks: {:.1} MB a rank instead of {:.1} MB",
+            state_bytes(model) as f64 / 1e6,
+            whole as f64 / 1e6
+        );
+    }
 }
 
-/// Bytes of this rank's optimiser state: two moments for every master, and the master where it has memory of its own (it
-/// is a view of the weights where these are f32).
+/// Bytes of this rank's optimiser state.
 pub fn state_bytes(model: &Model) -> usize {
-    let tensors = |segment: &Segment| if segment.weights.flat.kind() == Kind::Float { 2 } else { 3 };
-    let bytes = |segment: &Segment| segment.state.as_ref().map(|own| tensors(segment) * own.owned.len() * 4);
+    let bytes = |segment: &Segment| segment.state.as_ref().map(|own| own.owned.len() * bytes_of_an_element(segment));
     model.segments.iter().filter_map(bytes).sum()
+}
+
+fn of_whole(segment: &Segment) -> usize {
+    segment.length() * bytes_of_an_element(segment)
+}
+
+/// Two moments for every master, and the master where it has memory of its own: it is a view of the weights where these
+/// are f32.
+fn bytes_of_an_element(segment: &Segment) -> usize {
+    if segment.weights.flat.kind() == Kind::Float { 8 } else { 12 }
 }
 
 /// Whether this rank holds masters of shares only.
@@ -68,16 +75,14 @@ impl<'a> Spread<'a> {
     }
 }
 
-/// State that all ranks hold shares of, collected on rank 0 one segment at a time: never is more than two segments'
-/// state whole. Where nothing is sharded it is at hand, and no message is sent.
+/// State that all ranks hold shares of, collected on rank 0 one parameter at a time: nothing more of it is ever whole. Where
+/// nothing is sharded it is at hand, and no message is sent.
 ///
 /// Rank 0 asks ([`Shares::whole`]) in any order and at last says that it is [`Shares::done`]; the other ranks
 /// [`Shares::serve`] meanwhile.
 pub struct Shares<'a> {
     comm: &'a CommThread,
     segments: &'a [Segment],
-    /// The last two tensors: a moment's two halves are asked for in turn.
-    cache: RefCell<Vec<((usize, State), Tensor)>>,
 }
 
 /// Which state of a segment.
@@ -93,37 +98,33 @@ pub enum State {
 
 const STATES: [State; 3] = [State::Master, State::First, State::Second];
 
-/// What rank 0 sends when it needs nothing more.
-const DONE: i64 = -1;
+/// What rank 0 asks for: the number of a segment, of a parameter of it, and of a state. Negative: it needs nothing more.
+type Request = [i64; 3];
+
+const DONE: Request = [-1; 3];
 
 impl<'a> Shares<'a> {
     /// Over a model's segments.
     pub fn new(comm: &'a CommThread, segments: &'a [Segment]) -> Self {
-        Self { comm, segments, cache: RefCell::default() }
+        Self { comm, segments }
     }
 
-    /// Rank 0: a segment's whole state, flat f32.
+    /// Rank 0: the whole state of a parameter, f32 in its shape; collected on the CPU where it lies in shares.
     ///
     /// # Errors
     /// A segment without such state, or a lost rank.
-    pub fn whole(&self, segment: usize, state: State) -> Result<Tensor> {
-        if !self.segments[segment].is_share() {
-            return Ok(self.own(segment, state)?.shallow_clone());
-        }
-        let key = (segment, state);
-        if let Some((_, known)) = self.cache.borrow().iter().find(|(other, _)| *other == key) {
-            return Ok(known.shallow_clone());
-        }
-        let mut cache = self.cache.borrow_mut();
-        if cache.len() == 2 {
-            drop(cache.remove(0));
-        }
+    pub fn whole(&self, segment: usize, index: usize, state: State) -> Result<Tensor> {
+        let parameters = self.segments[segment].parameters();
         // Before the others are asked to bring theirs.
-        self.own(segment, state)?;
-        self.number(Some((segment * STATES.len()) as i64 + state as i64))?;
-        let whole = self.gather(segment, state)?;
-        cache.push((key, whole.shallow_clone()));
-        Ok(whole)
+        let own = self.own(segment, state)?;
+        if !self.segments[segment].is_share() {
+            return Ok(parameters[index].view(own));
+        }
+        self.request(Some([segment, index, state as usize].map(|number| number as i64)))?;
+        let parameter = &parameters[index];
+        let whole = Tensor::f_empty([parameter.length as i64], (Kind::Float, Device::Cpu))?;
+        self.bring(segment, index, state, Some(&whole))?;
+        Ok(whole.f_view(parameter.shape.as_slice())?)
     }
 
     /// Rank 0: lets the others go. To be called whatever has become of what the state was for.
@@ -131,7 +132,7 @@ impl<'a> Shares<'a> {
     /// # Errors
     /// A lost rank.
     pub fn done(self) -> Result<()> {
-        if self.segments.iter().any(Segment::is_share) { self.number(Some(DONE)).map(drop) } else { Ok(()) }
+        if self.segments.iter().any(Segment::is_share) { self.request(Some(DONE)).map(drop) } else { Ok(()) }
     }
 
     /// All other ranks: brings what rank 0 asks for, until it is done.
@@ -140,38 +141,68 @@ impl<'a> Shares<'a> {
     /// A lost rank.
     pub fn serve(&self) -> Result<()> {
         while self.segments.iter().any(Segment::is_share) {
-            let asked = self.number(None)?;
-            let Ok(asked) = usize::try_from(asked) else { break };
-            drop(self.gather(asked / STATES.len(), STATES[asked % STATES.len()])?);
+            let asked = self.request(None)?;
+            if asked == DONE {
+                break;
+            }
+            let [segment, index, state] = asked.map(|number| number as usize);
+            self.bring(segment, index, STATES[state], None)?;
         }
         Ok(())
     }
 
-    /// Rank 0's number, on every rank: all of them must come from this one place.
-    fn number(&self, own: Option<i64>) -> Result<i64> {
-        let mut number = Tensor::from_slice(&[own.unwrap_or(DONE)]);
-        self.comm.broadcast(&mut number, 0)?;
-        Ok(tensor::slice::<i64>(&number)?[0])
+    /// Rank 0's request, on every rank: all of them must come from this one place.
+    fn request(&self, own: Option<Request>) -> Result<Request> {
+        let mut numbers = Tensor::from_slice(&own.unwrap_or(DONE));
+        self.comm.broadcast(&mut numbers, 0)?;
+        let numbers = tensor::slice::<i64>(&numbers)?;
+        numbers.try_into().map_err(|_| Error::runtime("rank 0's request did not arrive whole"))
     }
 
     fn own(&self, segment: usize, state: State) -> Result<&'a Tensor> {
-        let moment = |own: &'a OptimizerState, which: usize| own.moments.as_ref().map(|moments| &moments[which]);
-        let own = self.segments[segment].state.as_ref().and_then(|own| match state {
-            State::Master => Some(&own.master),
-            State::First => moment(own, 0),
-            State::Second => moment(own, 1),
-        });
-        own.ok_or_else(|| Error::runtime(format!("segment {segment} has no {state:?} state")))
+        self.state(segment).and_then(|own| of(own, state)).ok_or_else(|| lacks(segment, state))
     }
 
-    fn gather(&self, segment: usize, state: State) -> Result<Tensor> {
-        let own = self.own(segment, state)?;
-        let elements = own.numel() as i64;
-        let whole = elements * self.comm.world_size() as i64;
-        let whole = Tensor::empty([whole], (Kind::Float, own.device()));
-        whole.narrow(0, elements * self.comm.rank() as i64, elements).copy_(own);
-        let purpose = format!("the {state:?} state of bucket {segment}");
-        let mut whole = self.comm.all_gather_together(purpose, vec![whole]).wait()?;
-        Ok(whole.swap_remove(0))
+    fn state(&self, segment: usize) -> Option<&'a OptimizerState> {
+        self.segments[segment].state.as_ref()
     }
+
+    /// Every rank's part of a parameter goes to all, one after the other, and into `whole`, flat, where it is wanted.
+    fn bring(&self, segment: usize, index: usize, state: State, whole: Option<&Tensor>) -> Result<()> {
+        let (own, parameters) = (self.own(segment, state)?, self.segments[segment].parameters());
+        let shares = self.state(segment).ok_or_else(|| lacks(segment, state))?;
+        for rank in 0..self.comm.world_size() {
+            let (in_share, in_parameter) = shares.part_of(rank, parameters, index);
+            if in_share.is_empty() {
+                continue;
+            }
+            let length = in_share.len() as i64;
+            let part = match rank == self.comm.rank() {
+                true => own.f_narrow(0, in_share.start as i64, length)?,
+                false => Tensor::f_empty([length], (Kind::Float, own.device()))?,
+            };
+            // What rank 0 has, nobody else needs.
+            if rank > 0 {
+                let purpose = format!("the {state:?} state of bucket {segment}");
+                self.comm.broadcast_together(purpose, &[part.shallow_clone()], rank)?;
+            }
+            if let Some(whole) = whole {
+                whole.f_narrow(0, in_parameter.start as i64, length)?.f_copy_(&part)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn of(own: &OptimizerState, state: State) -> Option<&Tensor> {
+    let moment = |which: usize| own.moments.as_ref().map(|moments| &moments[which]);
+    match state {
+        State::Master => Some(&own.master),
+        State::First => moment(0),
+        State::Second => moment(1),
+    }
+}
+
+fn lacks(segment: usize, state: State) -> Error {
+    Error::runtime(format!("segment {segment} has no {state:?} state"))
 }

@@ -61,6 +61,7 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
     let name = || "model.embed_tokens.weight".to_string();
     let (state, config) = (state(step), config());
     let (master, moment) = (numbers(12).view([6, 2]), numbers(12));
+    let (weight, head) = (master.to_kind(Kind::BFloat16), numbers(2).view([1, 2]));
     let encoder = Encoder::open(model_dir, AsTrained::of(&config).rules(), 6).unwrap();
     let templates = ChatTemplates::of(model_dir, &encoder).unwrap();
     // No letter is a token of this tokenizer: every conversation is left out.
@@ -71,10 +72,7 @@ fn save_with(run: &Path, step: usize, pad_token_id: u32, model_dir: &Path) -> ha
             step,
             model_dir,
             adapter: None,
-            weights: vec![
-                (name(), numbers(12).view([6, 2]).to_kind(Kind::BFloat16)),
-                ("score.weight".into(), numbers(2).view([1, 2])),
-            ],
+            weights: vec![Entry::of(&name(), &weight), Entry::of("score.weight", &head)],
             masters: vec![Entry::of(&name(), &master)],
             moments: vec![
                 Entry::of(&format!("exp_avg.{}", name()), &moment),

@@ -14,7 +14,7 @@ use haf_dist::engine::head::{Objective, PairScores};
 use haf_dist::model::decoder::Part;
 use haf_dist::train::{Trainer, check_replicas};
 use haf_dist::update::sharding::state_bytes;
-use steps::{PAIRS, config, engine, engine_in, pairs};
+use steps::{PAIRS, config, engine, pairs};
 use tch::{Device, Kind, Tensor};
 
 const STEPS: usize = 5;
@@ -24,7 +24,7 @@ fn trainer<'a>(config: &'a Config, comm: &'a CommThread) -> Trainer<'a> {
 }
 
 fn trainer_in<'a>(config: &'a Config, comm: &'a CommThread, kind: Kind) -> Trainer<'a> {
-    steps::trainer(config, comm, engine_in(config, kind))
+    steps::trainer(config, comm, steps::engine_of_rank(config, (kind, Device::Cpu), comm))
 }
 
 /// Losses of every step and the final masters, as every rank must see them.

@@ -5,9 +5,6 @@
 use crate::steps;
 use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl, solo::Solo};
 use haf_dist::config::Config;
-use haf_dist::engine::Engine;
-use haf_dist::model::segment::Use;
-use haf_dist::model::weights::{LoadOptions, Model};
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -69,8 +66,7 @@ fn all_reduce_of_ones() {
 }
 
 fn trajectory(config: &Config, comm: &CommThread, device: Device) -> Vec<f64> {
-    let options = LoadOptions { kind: Kind::Float, device, purpose: Use::Train, log_probs: true };
-    let engine = Engine::new(Model::load(&config.model.path, options).unwrap(), false).unwrap();
+    let engine = steps::engine_of_rank(config, (Kind::Float, device), comm);
     let mut trainer = steps::trainer(config, comm, engine);
     let step = |_| trainer.step(STEPS).expect("a step").0;
     (0..STEPS).map(step).flat_map(|metrics| [metrics.loss, metrics.grad_norm]).collect()

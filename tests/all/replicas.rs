@@ -5,7 +5,7 @@ use crate::steps;
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::error::Result;
 use haf_dist::train::{Trainer, check_replicas};
-use tch::Kind;
+use tch::{Device, Kind};
 
 /// What each of two ranks gets of `run`.
 fn on_two_ranks(run: impl Fn(CommThread) -> Result<()> + Send + Sync) -> Vec<Result<()>> {
@@ -62,7 +62,8 @@ fn before_a_checkpoint_whole_and_sharded_weights_are_compared() {
         let compared = |drifts: bool| {
             on_two_ranks(|comm| {
                 let config = steps::config("llama-tied", &[shard]);
-                let mut trainer = steps::trainer(&config, &comm, steps::engine(&config));
+                let engine = steps::engine_of_rank(&config, (Kind::Float, Device::Cpu), &comm);
+                let mut trainer = steps::trainer(&config, &comm, engine);
                 trainer.step(5)?;
                 if drifts && comm.rank() == 1 {
                     swap_two_weights(&trainer);

@@ -11,7 +11,6 @@ use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::LoadOptions;
 use haf_dist::train::{Split, Trainer};
-use haf_dist::update::sharding;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
@@ -62,23 +61,24 @@ pub fn pairs(vocabulary: u32) -> PreparedData {
 
 /// The model of the config with its adapters, if it has any, ready to train.
 pub fn engine(config: &Config) -> Engine {
-    engine_in(config, Kind::Float)
+    engine_for(config, (Kind::Float, Device::Cpu), Use::Train)
 }
 
-/// The same, which computes in `kind`.
-pub fn engine_in(config: &Config, kind: Kind) -> Engine {
+/// The same for a rank that trains all of it, or a share where the config says so.
+pub fn engine_of_rank(config: &Config, place: (Kind, Device), comm: &CommThread) -> Engine {
+    engine_for(config, place, Use::training(config.parallel.shard_optimizer, comm.rank(), comm.world_size()))
+}
+
+fn engine_for(config: &Config, (kind, device): (Kind, Device), purpose: Use) -> Engine {
     let log_probs = config.loss.needs_policy();
-    let options = LoadOptions { kind, device: Device::Cpu, purpose: Use::Train, log_probs };
+    let options = LoadOptions { kind, device, purpose, log_probs };
     let origin = Origin::of(&config.model.path, None).unwrap();
     Engine::new(adapter::load(&origin, options, config.lora.as_ref()).unwrap(), config.train.activation_checkpointing)
         .unwrap()
 }
 
-/// A run of the config over [`pairs`], with optimiser state sharded where the config says so.
-pub fn trainer<'a>(config: &'a Config, comm: &'a CommThread, mut engine: Engine) -> Trainer<'a> {
-    if config.parallel.shard_optimizer {
-        sharding::shard(&mut engine.model, comm);
-    }
+/// A run of the config over [`pairs`].
+pub fn trainer<'a>(config: &'a Config, comm: &'a CommThread, engine: Engine) -> Trainer<'a> {
     let buckets = Buckets::of(&engine.model).unwrap();
     trainer_with(config, comm, (engine, buckets))
 }

@@ -120,7 +120,7 @@ fn reduce_twice(comm: &CommThread, swap: bool) {
 
 /// Losses, gradient norms and final masters of a few steps.
 fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
-    let mut trainer = steps::trainer(config, comm, steps::engine(config));
+    let mut trainer = steps::trainer(config, comm, steps::engine_of_rank(config, (Kind::Float, Device::Cpu), comm));
     let mut scalars = Vec::new();
     for _ in 0..STEPS {
         let (metrics, _) = trainer.step(STEPS).expect("a step");

@@ -21,7 +21,7 @@ use crate::data::verbatim;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::evaluate::reference;
-use crate::machine::{self, Machine, backend, wait_for};
+use crate::machine::{self, Machine, backend, kernels, wait_for};
 use crate::model::adapter::Origin;
 use crate::model::architecture::{Architecture, Mlp};
 use crate::model::layout::{Part, active_elements};
@@ -99,6 +99,7 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;
     backend::connect(&config.parallel, machine.device, comm)?;
     let architecture = comm.agree(Architecture::open(&bench.model))?;
+    kernels::settle(config.parallel.kernels, &architecture, &machine, comm)?;
     let per_step = config.train.pairs_per_step;
     let data = comm.agree(prepare(bench, &config, &architecture, per_step))?;
     let options = LoadOptions {

@@ -48,7 +48,7 @@ pub fn planned(
     let hardware = hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16);
     let inputs = Inputs { job: &job, hardware: &hardware, order: &pairs[per_step.min(pairs.len())..] };
     Ok(Some(Planned {
-        peak_gb: Memory::of(&job, &largest, true).total() as f64 / 1e9,
+        peak_gb: Memory::of(&job, &largest, true, ranks).total() as f64 / 1e9,
         pairs_per_s: inputs.step(ranks, per_step).pairs_per_s,
     }))
 }

@@ -36,11 +36,13 @@ pub struct Plan {
     parameters: [usize; 2],
     /// The largest micro-batch; without the data an upper bound.
     largest: Shape,
-    /// Memory of a rank by part, in bytes.
+    /// Memory of a rank by part, in bytes, with whole masters and moments.
     memory: Memory,
-    /// Their sum at the worst moment.
+    /// The same where each rank holds a share of them.
+    memory_if_sharded: Memory,
+    /// The sum at the worst moment with whole ones.
     memory_total: usize,
-    /// The sum where masters and moments are sharded over the ranks.
+    /// The same with shares.
     memory_total_if_sharded: usize,
     /// Whether the config shards them.
     sharded: bool,
@@ -88,7 +90,7 @@ pub fn run(planning: &Planning) -> Result<()> {
         (Some(keys), _) => format!("it fits with --set {}", keys.join(" --set ")),
         (None, Some(leanest)) => {
             let (moment, bytes) = match leanest.at_start > leanest.in_a_step {
-                true => ("when the model is loaded, with masters whole on every rank", leanest.at_start),
+                true => ("when the model is loaded", leanest.at_start),
                 false => ("in a step", leanest.in_a_step),
             };
             format!(
@@ -118,8 +120,10 @@ fn plan(planning: &Planning) -> Result<Plan> {
     let job = Job::new(config, subject.architecture.clone(), kind)?;
     let lengths = lengths(planning, &subject, &job)?;
     let inputs = Inputs { job: &job, hardware: &hardware, order: &lengths.order };
-    let memory = Memory::of(&job, &lengths.largest, hardware.cpu);
-    let fits = memory.needed(&job, ranks) as f64 <= hardware.usable_memory();
+    let [memory, memory_if_sharded] =
+        [false, true].map(|sharded| Memory::of(&Job { sharded, ..job.clone() }, &lengths.largest, hardware.cpu, ranks));
+    let needed = if job.sharded { memory_if_sharded } else { memory }.total();
+    let fits = needed as f64 <= hardware.usable_memory();
     let stages = stages(&job, &lengths.largest, &hardware, ranks);
     Ok(Plan {
         ranks,
@@ -127,8 +131,9 @@ fn plan(planning: &Planning) -> Result<Plan> {
         parameters: [job.buckets().iter().map(|bucket| bucket.elements).sum(), job.trained()],
         largest: lengths.largest,
         memory,
+        memory_if_sharded,
         memory_total: memory.total(),
-        memory_total_if_sharded: memory.total_if_sharded(ranks),
+        memory_total_if_sharded: memory_if_sharded.total(),
         sharded: job.sharded,
         memory_usable: hardware.usable_memory(),
         fits,
@@ -153,8 +158,7 @@ pub fn memory_here(config: &Config, architecture: &Architecture, ranks: usize) -
     let job = Job::new(config, architecture.clone(), kind)?;
     let hardware = hardware::cpu(ranks, 1, memory_of_this_computer()?, kind == Kind::BFloat16);
     let longest = lengths::longest(config);
-    let memory = Memory::of(&job, &longest, true);
-    Ok((memory.needed(&job, ranks) as f64, hardware.usable_memory()))
+    Ok((Memory::of(&job, &longest, true, ranks).total() as f64, hardware.usable_memory()))
 }
 
 /// What a rank needs here and may fill, in bytes, and of what.
@@ -189,7 +193,7 @@ pub fn room_here(config: &Config, architecture: &Architecture) -> Result<Option<
     };
     let kind = if config.model.dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
     let job = Job::new(config, architecture.clone(), kind)?;
-    let needed = Memory::of(&job, &lengths::longest(config), false).needed(&job, 1) as f64;
+    let needed = Memory::of(&job, &lengths::longest(config), false, 1).total() as f64;
     // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
     let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
     let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());

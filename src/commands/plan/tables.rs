@@ -1,6 +1,7 @@
 //! A plan as text for people: memory by part, one step, two tables of scaling, the assumptions.
 
 use super::Plan;
+use crate::plan::memory::Memory;
 use crate::plan::scaling::Row;
 use crate::terminal::Table;
 
@@ -27,27 +28,24 @@ pub fn render(plan: &Plan) -> String {
 }
 
 fn memory(plan: &Plan) -> String {
-    let memory = &plan.memory;
+    let (whole, shares) = (&plan.memory, &plan.memory_if_sharded);
     let mut table = table(&["memory of a rank", "GB", "GB, sharded (1)"]);
-    let mut row = |name: &str, bytes: usize, sharded: usize| {
-        table.row([name.to_string(), gigabytes(bytes), gigabytes(sharded)]);
-    };
-    let masters = if memory.masters == 0 { "masters (the weights themselves)" } else { "masters" };
-    row("weights", memory.weights, memory.weights);
-    row("gradients", memory.gradients, memory.gradients);
-    row(masters, memory.masters, memory.masters.div_ceil(plan.ranks));
-    row("moments", memory.moments, memory.moments.div_ceil(plan.ranks));
-    for (name, bytes) in [
-        ("activations (2)", memory.activations),
-        ("shared by blocks (2)", memory.block_workspace),
-        ("heads (2)", memory.head_workspace),
-        ("what else comes and goes", memory.slack),
-        ("process, libraries", memory.base),
+    let masters = if whole.masters == 0 { "masters (the weights themselves)" } else { "masters" };
+    for (name, part) in [
+        ("weights", (|memory| memory.weights) as fn(&Memory) -> usize),
+        ("gradients", |memory| memory.gradients),
+        (masters, |memory| memory.masters),
+        ("moments", |memory| memory.moments),
+        ("activations (2)", |memory| memory.activations),
+        ("shared by blocks (2)", |memory| memory.block_workspace),
+        ("heads (2)", |memory| memory.head_workspace),
+        ("what else comes and goes", |memory| memory.slack),
+        ("process, libraries", |memory| memory.base),
+        ("update, or saving", |memory| memory.update_workspace.max(memory.saving)),
+        ("at the worst moment", Memory::total),
     ] {
-        row(name, bytes, bytes);
+        table.row([name.to_string(), gigabytes(part(whole)), gigabytes(part(shares))]);
     }
-    row("update", memory.update_workspace, memory.sharded_update_workspace(plan.ranks));
-    row("at the worst moment", plan.memory_total, plan.memory_total_if_sharded);
     let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
     let sharded = if plan.sharded { "is" } else { "is not" };
     format!(

@@ -6,11 +6,13 @@
 
 mod bucket;
 mod parameters;
+mod sizes;
 mod state;
 mod weights;
 
 pub use bucket::Bucket;
 pub use parameters::{Parameter, Parameters};
+pub use sizes::{Share, Sizes, share_length};
 pub use state::OptimizerState;
 pub use weights::Weights;
 
@@ -30,35 +32,36 @@ pub struct Segment {
 pub enum Use {
     /// Forward, backward and updates: weights and masters.
     Train,
+    /// The same where each rank updates a share: weights, and masters of this rank's share alone.
+    TrainShare(Share),
     /// Forward only: just the weights.
     Evaluate,
 }
 
-impl Segment {
-    /// Zero-filled buffers for the given parameters.
-    pub fn new(declared: Vec<Declared>, kind: Kind, device: Device, purpose: Use) -> Self {
-        let parameters = Parameters::new(declared);
-        let weights = Weights::zeros(parameters, kind, device);
-        let master = || match kind {
-            Kind::Float => weights.flat.shallow_clone(),
-            _ => Tensor::zeros([weights.flat.numel() as i64], (Kind::Float, device)),
-        };
-        let state = (purpose == Use::Train).then(|| OptimizerState::whole(master()));
-        Self { weights, state }
+impl Use {
+    /// Training on rank `rank` of `ranks`, with masters of all of it or, where they are sharded, of a share.
+    pub fn training(sharded: bool, rank: usize, ranks: usize) -> Self {
+        if sharded && ranks > 1 { Self::TrainShare(Share { rank, ranks }) } else { Self::Train }
     }
 
-    /// Keeps the masters of share number `rank` of `ranks` equal shares and frees the others, and all moments. The weights
-    /// stay whole, and grow until the shares are equal. Nothing happens where nothing is trained.
-    pub fn keep_share(&mut self, rank: usize, ranks: usize) {
-        let Some(state) = self.state.take() else { return };
-        let Weights { parameters, flat, ops, .. } = &self.weights;
-        let length = parameters.elements();
-        let grown = Tensor::zeros([state::padded(length, ranks) as i64], (flat.kind(), flat.device()));
-        grown.narrow(0, 0, length as i64).copy_(flat);
-        self.state = Some(OptimizerState::share_of(&state.master, &grown, rank, ranks));
-        let ops = *ops;
-        self.weights = Weights::over(parameters.clone(), grown);
-        self.weights.ops = ops;
+    /// Whether there is an optimiser's state.
+    pub fn trains(self) -> bool {
+        self != Self::Evaluate
+    }
+
+    fn share(self) -> Option<Share> {
+        if let Self::TrainShare(share) = self { Some(share) } else { None }
+    }
+}
+
+impl Segment {
+    /// Zero-filled buffers for the given parameters, of these [`Sizes`].
+    pub fn new(declared: Vec<Declared>, kind: Kind, device: Device, purpose: Use) -> Self {
+        let parameters = Parameters::new(declared);
+        let sizes = Sizes::of(parameters.elements(), kind, purpose);
+        let weights = Weights::over(parameters, Tensor::zeros([sizes.weights as i64], (kind, device)));
+        let state = purpose.trains().then(|| OptimizerState::of(&weights.flat, purpose.share()));
+        Self { weights, state }
     }
 
     /// A bucket for its gradient sums, zeroed; none where nothing is trained.
@@ -75,6 +78,11 @@ impl Segment {
     /// Whether this rank holds masters of a share only.
     pub fn is_share(&self) -> bool {
         self.state.as_ref().is_some_and(OptimizerState::is_share)
+    }
+
+    /// Whether they have memory of their own besides: the weights, which are rounded, do not tell what they are.
+    pub fn holds_share_of_masters(&self) -> bool {
+        self.is_share() && self.weights.flat.kind() != Kind::Float
     }
 
     /// Its parameters, in the order of its buffers.

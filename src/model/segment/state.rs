@@ -1,11 +1,9 @@
 //! What the optimiser keeps of a segment: f32 masters and AdamW's moments, of all of it or of one rank's share.
 
 use super::parameters::{Parameter, Parameters};
+use super::sizes::Share;
 use std::ops::Range;
 use tch::{Kind, Tensor};
-
-/// Shares are a multiple of this many elements: a cache line of f32, so that no cache line belongs to two ranks.
-const SHARE_STEP: usize = 16;
 
 /// Masters and moments, flat f32, of the range `owned` of the segment.
 pub struct OptimizerState {
@@ -21,28 +19,15 @@ pub struct OptimizerState {
 }
 
 impl OptimizerState {
-    /// Of a whole segment, without moments.
-    pub fn whole(master: Tensor) -> Self {
-        let owned = 0..master.numel();
-        Self { master, moments: None, owned, shares: 1 }
-    }
-
-    /// Of share number `rank` of `ranks`, from the whole masters and the weights, which must be as long as all shares
-    /// together.
-    pub fn share_of(whole: &Tensor, weights: &Tensor, rank: usize, ranks: usize) -> Self {
-        let share = weights.numel() / ranks;
-        let owned = rank * share..(rank + 1) * share;
-        // With f32 compute the share is a view of the values; else it has memory of its own.
-        let master = if weights.kind() == Kind::Float {
-            narrowed(weights, &owned)
-        } else {
-            let own = Tensor::zeros([share as i64], (Kind::Float, weights.device()));
-            // The last shares may reach beyond the values, or lie beyond them.
-            let there = owned.start.min(whole.numel())..owned.end.min(whole.numel());
-            own.narrow(0, 0, there.len() as i64).copy_(&narrowed(whole, &there));
-            own
+    /// Zero masters of all of the flat `weights`, or of a share of them; a view of them where they are f32. Without
+    /// moments.
+    pub fn of(weights: &Tensor, share: Option<Share>) -> Self {
+        let owned = share.map_or(0..weights.numel(), |share| share.range(weights.numel()));
+        let master = match weights.kind() {
+            Kind::Float => narrowed(weights, &owned),
+            _ => Tensor::zeros([owned.len() as i64], (Kind::Float, weights.device())),
         };
-        Self { master, moments: None, owned, shares: ranks }
+        Self { master, moments: None, owned, shares: share.map_or(1, |share| share.ranks) }
     }
 
     /// Whether this rank holds a share only.
@@ -64,11 +49,13 @@ impl OptimizerState {
     /// The elements of the parameter at `index` that are this rank's to update: where they lie in `owned`, counted from
     /// its start, and in the parameter.
     pub fn owned_part(&self, parameters: &Parameters, index: usize) -> (Range<usize>, Range<usize>) {
-        let Parameter { offset, length, .. } = parameters[index];
-        let start = self.owned.start.clamp(offset, offset + length);
-        let end = self.owned.end.clamp(start, offset + length);
-        let in_owned = start.saturating_sub(self.owned.start)..end.saturating_sub(self.owned.start);
-        (if start < end { in_owned } else { 0..0 }, start - offset..end - offset)
+        part_in(&self.owned, &parameters[index])
+    }
+
+    /// [`Self::owned_part`] of another rank, where each holds a share.
+    pub fn part_of(&self, rank: usize, parameters: &Parameters, index: usize) -> (Range<usize>, Range<usize>) {
+        let length = self.owned.len();
+        part_in(&(rank * length..(rank + 1) * length), &parameters[index])
     }
 
     /// Writes what is this rank's of the parameter at `index` into `flat`, f32 values of the range `owned`.
@@ -78,9 +65,13 @@ impl OptimizerState {
     }
 }
 
-/// Elements of a segment of `elements` in `ranks` equal shares.
-pub fn padded(elements: usize, ranks: usize) -> usize {
-    elements.div_ceil(ranks).next_multiple_of(SHARE_STEP) * ranks
+/// Elements of a parameter that lie in `owned`: where in it, and where in the parameter.
+fn part_in(owned: &Range<usize>, parameter: &Parameter) -> (Range<usize>, Range<usize>) {
+    let Parameter { offset, length, .. } = *parameter;
+    let start = owned.start.clamp(offset, offset + length);
+    let end = owned.end.clamp(start, offset + length);
+    let in_owned = start.saturating_sub(owned.start)..end.saturating_sub(owned.start);
+    (if start < end { in_owned } else { 0..0 }, start - offset..end - offset)
 }
 
 fn narrowed(flat: &Tensor, range: &Range<usize>) -> Tensor {

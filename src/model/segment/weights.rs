@@ -3,7 +3,7 @@
 use super::parameters::Parameters;
 use crate::ops::{self, Ops};
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 /// Values in the compute kind in one flat buffer, with a view of each parameter.
 pub struct Weights {
@@ -17,12 +17,6 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Zeros.
-    pub fn zeros(parameters: Parameters, kind: Kind, device: Device) -> Self {
-        let flat = Tensor::zeros([parameters.elements() as i64], (kind, device));
-        Self::over(parameters, flat)
-    }
-
     /// The values in a flat buffer, which may be longer than they are.
     pub fn over(parameters: Parameters, flat: Tensor) -> Self {
         let views = parameters.views(&flat);

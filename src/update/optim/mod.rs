@@ -144,8 +144,12 @@ mod tests {
     use tch::{Device, Tensor};
 
     fn segment(kind: Kind) -> Segment {
+        segment_for(kind, Use::Train)
+    }
+
+    fn segment_for(kind: Kind, purpose: Use) -> Segment {
         let parameters = vec![Declared::new("matrix", &[300, 400]), Declared::new("norm", &[17])];
-        let mut segment = Segment::new(parameters, kind, Device::Cpu, Use::Train);
+        let mut segment = Segment::new(parameters, kind, Device::Cpu, purpose);
         for index in 0..2 {
             let shape = segment.parameters()[index].shape.clone();
             segment.set(index, &crate::tensor::waves(&shape, 1.0));
@@ -196,9 +200,8 @@ mod tests {
                 step(&mut whole, &gradient, constants(0.9));
                 let (mut first, mut values, mut elements) = (Vec::new(), Vec::new(), 0);
                 for rank in 0..3 {
-                    let mut share = segment(kind);
+                    let mut share = segment_for(kind, Use::training(true, rank, 3));
                     share.weights.ops = ops;
-                    share.keep_share(rank, 3);
                     let gradient = gradients(&share);
                     step(&mut share, &gradient, constants(0.9));
                     let Segment { weights, state } = share;

@@ -155,6 +155,24 @@ fn prepare_eval_and_score_use_the_weights_of_rank_0() {
     }
 }
 
+/// Promise: where no rank has the whole masters to hand out, other weights on one rank are an error; else they are replaced.
+#[test]
+fn training_with_shares_of_other_weights_is_refused_and_with_whole_ones_uses_rank_0s() {
+    let shard = "parallel.shard_optimizer=true";
+    let run = |workspace: &Workspace, settings: &[&str]| {
+        let train = with_config(&[], &[&["train.steps=2"], settings].concat());
+        workspace.finish(workspace.unlike(&train, &other_weights(), &train))
+    };
+    let workspace = Workspace::new();
+    let outcome = run(&workspace, &[shard, "model.dtype=bf16"]);
+    refused("other weights", &workspace, &outcome, &["ranks differ: the hash of the model's weights is", "on rank 1"]);
+    // In f32 the masters are the weights, which rank 0 has whole.
+    let (found, expected) = (Workspace::new(), Workspace::new());
+    run(&found, &[shard, "model.dtype=f32"]).succeeded();
+    expected.train(2, &["train.steps=2", shard, "model.dtype=f32"]).succeeded();
+    assert!(found.losses("run") == expected.losses("run"));
+}
+
 #[test]
 fn ranks_that_resume_from_different_checkpoints_are_refused() {
     let (workspace, other) = (Workspace::new(), Workspace::new());

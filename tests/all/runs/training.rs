@@ -53,6 +53,17 @@ fn losses(workspace: &Workspace, run: &str, ranks: usize, set: &[&str]) -> Vec<f
 }
 
 #[test]
+fn plain_kernels_train_the_same_up_to_rounding() {
+    let workspace = Workspace::new();
+    let own = losses(&workspace, "own", 2, &[]);
+    let plain = losses(&workspace, "plain", 2, &["parallel.kernels=plain"]);
+    assert_eq!(own.len(), plain.len());
+    assert!(own.iter().zip(&plain).all(|(own, plain)| (own / plain - 1.0).abs() < 1e-4), "{own:?} {plain:?}");
+    // Control: something else has computed.
+    assert_ne!(own, plain);
+}
+
+#[test]
 fn the_metrics_have_the_names_of_the_interface_and_start_at_the_known_loss() {
     let workspace = Workspace::trained(1);
     let lines = workspace.json_lines("run/metrics.jsonl");

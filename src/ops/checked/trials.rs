@@ -1,0 +1,181 @@
+//! Each operation of a device beside its plain formula there, on the same small inputs: which are wrong, and how fast they are.
+//!
+//! A trial does not ask whether a device has an operation of its own: where it has none, the formula is compared with itself.
+//! Not here: the inputs (`prepared.rs`), and what becomes of an operation that is wrong (`mod.rs`).
+
+use super::super::{Ops, Tensors};
+use super::Operation;
+use super::inputs::{BlockWidths, Widths};
+use super::prepared::{self, Prepared};
+use crate::error::{Result, libtorch};
+use std::time::Instant;
+use tch::{Kind, Tensor};
+
+/// Calls that are timed together, after one that is not.
+const REPEATS: usize = 10;
+
+/// An operation that disagrees with its formula, or fails where it does not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    /// Which.
+    pub operation: Operation,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// How long an operation takes, and its formula.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timing {
+    /// Which.
+    pub operation: Operation,
+    /// Bytes of its inputs and outputs.
+    pub bytes: usize,
+    /// Seconds of a call of the device's own.
+    pub own: f64,
+    /// Seconds of a call of the formula.
+    pub formula: f64,
+}
+
+/// By whose rounding an operation may be off.
+#[derive(Clone, Copy)]
+enum Rounding {
+    /// The compute kind's.
+    Kind,
+    /// That of f32, whatever the compute kind is.
+    F32,
+}
+
+type Prepare = fn(&Widths, &BlockWidths) -> Prepared;
+
+/// Whether the widths have what a trial needs.
+type Applies = fn(&Widths, &BlockWidths) -> bool;
+
+const ALWAYS: Applies = |_, _| true;
+const ROTATES: Applies = |_, block| block.rotated > 0;
+const HAS_EXPERTS: Applies = |_, block| block.experts > 0;
+
+const TRIALS: [(Operation, Rounding, Applies, Prepare); 24] = [
+    (Operation::Rotate, Rounding::Kind, ROTATES, prepared::rotate),
+    (Operation::RmsNorm, Rounding::Kind, ALWAYS, prepared::rms_norm),
+    (Operation::AddRmsNorm, Rounding::Kind, ALWAYS, prepared::add_rms_norm),
+    (Operation::ApplyRmsNorm, Rounding::Kind, ALWAYS, prepared::apply_rms_norm),
+    (Operation::RmsNormBackward, Rounding::Kind, ALWAYS, prepared::rms_norm_backward),
+    (Operation::LayerNorm, Rounding::Kind, ALWAYS, prepared::layer_norm),
+    (Operation::ApplyLayerNorm, Rounding::Kind, ALWAYS, prepared::apply_layer_norm),
+    (Operation::LayerNormBackward, Rounding::Kind, ALWAYS, prepared::layer_norm_backward),
+    (Operation::Add, Rounding::Kind, ALWAYS, prepared::add),
+    (Operation::Activate, Rounding::Kind, ALWAYS, prepared::activate),
+    (Operation::ActivateBackward, Rounding::Kind, ALWAYS, prepared::activate_backward),
+    (Operation::Route, Rounding::Kind, HAS_EXPERTS, prepared::route),
+    (Operation::GroupedProduct, Rounding::Kind, HAS_EXPERTS, prepared::grouped_product),
+    (Operation::GroupedInputGradient, Rounding::Kind, HAS_EXPERTS, prepared::grouped_input_gradient),
+    (Operation::AddGroupedProduct, Rounding::Kind, HAS_EXPERTS, prepared::add_grouped_product),
+    (Operation::Attention, Rounding::Kind, ALWAYS, prepared::attention),
+    (Operation::LogSumExp, Rounding::Kind, ALWAYS, prepared::log_sum_exp),
+    (Operation::LogProbs, Rounding::Kind, ALWAYS, prepared::log_probs),
+    (Operation::LogProbsBackward, Rounding::Kind, ALWAYS, prepared::log_probs_backward),
+    (Operation::AddColumnSums, Rounding::Kind, ALWAYS, prepared::add_column_sums),
+    (Operation::AddProduct, Rounding::Kind, ALWAYS, prepared::add_product),
+    (Operation::AdamW, Rounding::F32, ALWAYS, prepared::adamw),
+    (Operation::Hash, Rounding::F32, ALWAYS, prepared::hash),
+    (Operation::SumOfSquares, Rounding::F32, ALWAYS, prepared::sum_of_squares),
+];
+
+/// What of a device's operations is wrong on these widths, each named once.
+///
+/// # Errors
+/// A formula that fails: then nothing can be computed there.
+pub fn faults(own: &dyn Ops, widths: &Widths) -> Result<Vec<Fault>> {
+    let _guard = tch::no_grad_guard();
+    let mut faults: Vec<Fault> = Vec::new();
+    for (operation, rounding, applies, prepare) in TRIALS {
+        for (number, block) in widths.blocks.iter().enumerate() {
+            // What depends on the model alone is tried once.
+            let tried = number > 0 && !of_a_block(operation);
+            let known = faults.iter().any(|fault| fault.operation == operation);
+            if tried || known || !applies(widths, block) {
+                continue;
+            }
+            let found = libtorch(|| prepare(widths, block).run(own));
+            let expected = libtorch(|| prepare(widths, block).run(&Tensors))?;
+            let why = match found {
+                Ok(found) => libtorch(|| difference(&found, &expected, rounding, widths.kind))?,
+                Err(error) => Some(error.message),
+            };
+            faults.extend(why.map(|why| Fault { operation, why }));
+        }
+    }
+    Ok(faults)
+}
+
+/// How long each operation takes on the first block's widths; `wait` waits for the device.
+///
+/// # Errors
+/// An operation or a formula that fails.
+pub fn timings(own: &dyn Ops, widths: &Widths, wait: impl Fn()) -> Result<Vec<Timing>> {
+    let _guard = tch::no_grad_guard();
+    let Some(block) = widths.blocks.first() else { return Ok(Vec::new()) };
+    let mut timings = Vec::new();
+    for (operation, _, applies, prepare) in TRIALS {
+        if !applies(widths, block) {
+            continue;
+        }
+        let mut prepared = libtorch(|| Ok(prepare(widths, block)))?;
+        let mut seconds = |ops: &dyn Ops| {
+            libtorch(|| {
+                prepared.run(ops)?;
+                wait();
+                let started = Instant::now();
+                for _ in 0..REPEATS {
+                    prepared.run(ops)?;
+                }
+                wait();
+                Ok(started.elapsed().as_secs_f64() / REPEATS as f64)
+            })
+        };
+        let (own, formula) = (seconds(own)?, seconds(&Tensors)?);
+        timings.push(Timing { operation, bytes: prepared.bytes, own, formula });
+    }
+    Ok(timings)
+}
+
+fn of_a_block(operation: Operation) -> bool {
+    use Operation::*;
+    let of_experts = matches!(operation, Route | GroupedProduct | GroupedInputGradient | AddGroupedProduct);
+    of_experts || matches!(operation, Rotate | Activate | ActivateBackward | Attention | AddProduct)
+}
+
+/// What is too far apart, in words.
+///
+/// Two bounds: the relative distance of all values together, and ten times that for the worst of them beside its own size
+/// and the root mean square; one wrong value in a million shows in the second alone.
+fn difference(found: &[Tensor], expected: &[Tensor], rounding: Rounding, kind: Kind) -> Result<Option<String>> {
+    let bound = match (rounding, kind) {
+        (Rounding::Kind, Kind::BFloat16) => 1.5e-2,
+        (Rounding::Kind, _) => 1e-4,
+        (Rounding::F32, _) => 1e-5,
+    };
+    if found.len() != expected.len() {
+        return Ok(Some(format!("it makes {} tensors, its formula {}", found.len(), expected.len())));
+    }
+    for (found, expected) in found.iter().zip(expected) {
+        if found.size() != expected.size() {
+            return Ok(Some(format!("it makes {found:?}, its formula {expected:?}")));
+        }
+        let [found, expected] = [found, expected].map(|values| values.f_to_kind(Kind::Float));
+        let (found, expected) = (found?, expected?);
+        let apart = (&found - &expected).abs();
+        let rms = expected.square().mean(Kind::Float).sqrt();
+        let size = rms.double_value(&[]).max(f64::from(f32::MIN_POSITIVE));
+        let all = apart.square().mean(Kind::Float).sqrt().double_value(&[]) / size;
+        let worst = (apart / (expected.abs() + size)).max().double_value(&[]);
+        // A comparison is false for what is not a number.
+        if !(all <= bound && worst <= 10.0 * bound) {
+            return Ok(Some(format!(
+                "it is off by {all:.1e} in all and by {worst:.1e} at its worst value, where {bound:.1e} and {:.1e} are rounding",
+                10.0 * bound
+            )));
+        }
+    }
+    Ok(None)
+}
