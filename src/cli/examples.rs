@@ -16,7 +16,7 @@ Every key of the config file is in configs/reference.toml, with its default.
 
 Environment:
   HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
-  HAF_COLUMNS        how wide tables may be; 0: as wide as they are [default: as the terminal; in files 0]
+  HAF_COLUMNS        how wide tables may be; 0: whole lines [default: the terminal; in files 0]
   HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
                      where hf:// paths are fetched from and kept, as in all of the hub's programs
   NO_COLOR           no colours

@@ -229,7 +229,6 @@ mod tests {
             self.write_str(text)
         }
         fn write_str(&self, text: &str) -> io::Result<()> {
-            self.1.clear();
             self.1.add(text.as_bytes())
         }
         fn clear_line(&self) -> io::Result<()> {
@@ -249,6 +248,7 @@ mod tests {
         let screen = Screen(columns, Memory::default());
         bar.set_draw_target(ProgressDrawTarget::term_like(Box::new(screen.clone())));
         bar.set_message("12.34 pairs/s, loss 0.6931, accuracy 0.500, gradient norm 12.345, 1234 tokens/s");
+        screen.1.clear();
         bar.force_draw();
         screen.1.text()
     }
