@@ -215,7 +215,7 @@ pub fn sign_flip(sums: &[i64]) -> f64 {
 
 /// The mean that a sample like `values` would tell from 0 with p < 0.05, two-sided, in four of five draws of its clusters: 2.8
 /// standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters; but no less than
-/// what [`FEWEST`] clusters add up to that are as far from 0 as those that are not 0, or a sample in which hardly any cluster
+/// what `FEWEST` clusters add up to that are as far from 0 as those that are not 0, or a sample in which hardly any cluster
 /// differs would claim to see the smallest difference. `None` for fewer than two clusters, or where no value differs from 0.
 ///
 /// # Panics

@@ -57,7 +57,7 @@ impl Config {
         Ok(found.into_iter().map(|(key, (then, now))| Difference { key, then, now }).collect())
     }
 
-    /// Every key with its value as text, but for those that may differ between ranks ([`OF_A_RANK`]).
+    /// Every key with its value as text, but for those that may differ between ranks (`OF_A_RANK`).
     ///
     /// # Errors
     /// As [`differences`](Self::differences).
