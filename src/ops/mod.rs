@@ -1,7 +1,7 @@
 //! What is computed: one trait over tensors, whose default bodies are the plain formulas of `tensors/`.
 //!
 //! The formulas work on every device and are the oracle: the conformance suite holds every implementation to automatic
-//! differentiation of them. `cpu/` overrides them with loops over memory; `cuda.rs` is the place for a GPU's kernels. The
+//! differentiation of them. `cpu/` overrides them with loops over memory, `cuda/` with what libtorch has for GPUs. The
 //! implementation is chosen once, when a model is placed on a device ([`of`]); nothing else asks which device it is on.
 //!
 //! Legend: T tokens, D width, F width of the MLP, X experts, A rows that go through them, R
@@ -11,7 +11,7 @@
 
 pub mod arguments;
 pub mod cpu;
-mod cuda;
+pub mod cuda;
 pub mod parallel;
 mod scratch;
 mod tensors;
@@ -170,7 +170,7 @@ pub trait Ops: Sync {
         (kind, device): (Kind, Device),
     ) -> AttentionPlan {
         let calls = tensors::attention::of_groups(groups, rules, kind, device);
-        AttentionPlan { groups: groups.to_vec(), heads, rules, calls }
+        AttentionPlan { groups: groups.to_vec(), heads, rules, calls, varlen: None }
     }
 
     /// Queries, keys and values `rows` [T, H + 2 G, E] -> `output` [T, H, E]; returns what the backward pass takes.
@@ -247,7 +247,7 @@ impl Ops for Tensors {}
 pub fn of(device: Device) -> &'static dyn Ops {
     match device {
         Device::Cpu => &cpu::Cpu,
-        Device::Cuda(_) => &cuda::Cuda,
+        Device::Cuda(_) => &cuda::Cuda(cuda::Libtorch),
         _ => &Tensors,
     }
 }

@@ -6,8 +6,10 @@ mod attention;
 mod conformance;
 mod experts;
 mod update;
+mod varlen;
 
 use haf_dist::ops::cpu::Cpu;
+use haf_dist::ops::cuda::{Cuda, Plain};
 use haf_dist::ops::{Ops, Tensors};
 use tch::Device;
 
@@ -26,6 +28,12 @@ fn the_plain_formulas_conform() {
 #[test]
 fn the_loops_of_the_cpu_conform() {
     conforms(&Cpu, Device::Cpu);
+}
+
+/// What exists on GPUs alone is written out as tensor operations; everything around it is what a GPU runs.
+#[test]
+fn the_operations_of_a_gpu_conform_where_its_own_calls_are_written_out() {
+    conforms(&Cuda(Plain), Device::Cpu);
 }
 
 #[test]
