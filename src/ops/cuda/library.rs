@@ -45,6 +45,10 @@ pub trait Library: Sync {
         output: &Tensor,
         log_sums: &Tensor,
     ) -> Result<[Tensor; 3]>;
+
+    /// Adds left^T right to `sum` [M, N] f32, with left [T, M] and right [T, N] in bf16, summed in f32: nothing is rounded to
+    /// bf16.
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor) -> Result<()>;
 }
 
 /// libtorch's own, with CUDA.
@@ -121,5 +125,13 @@ impl Library for Libtorch {
             right,
         )?;
         Ok([query, key, value])
+    }
+
+    /// A batch of one. libtorch gives it to cublasGemmEx with an f32 output and beta 1, on its own handle, stream and workspace;
+    /// [`Tensor::f_addmm_dtype_out`] would do but for its check that what is added has the factors' kind.
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor) -> Result<()> {
+        let sum = sum.unsqueeze(0);
+        let _ = sum.f_baddbmm_dtype_out(&sum, &left.tr().unsqueeze(0), &right.unsqueeze(0), Kind::Float)?;
+        Ok(())
     }
 }

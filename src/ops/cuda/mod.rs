@@ -6,6 +6,7 @@
 //! Nothing here has run on a GPU. What each call expects was read in libtorch 2.13's headers and in its library.
 
 mod attention;
+mod experts;
 mod library;
 mod plain;
 mod plan;
@@ -14,7 +15,7 @@ pub use library::{Library, Libtorch, VarlenCall};
 pub use plain::Plain;
 pub use plan::{VarlenPlan, takes};
 
-use super::{AttentionPlan, Ops, Tensors};
+use super::{AttentionPlan, Ops, Scratch, Tensors};
 use crate::error::Result;
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
@@ -62,6 +63,35 @@ impl<L: Library> Ops for Cuda<L> {
                 attention::backward(&self.0, (plan.heads, varlen), gradient, rows, (output, log_sums), rows_gradient)
             }
             None => Tensors.attention_backward(plan, gradient, rows, output, log_sums, rows_gradient),
+        }
+    }
+
+    /// bf16 factors are summed in f32, straight into the sum.
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
+        match left.kind() {
+            Kind::BFloat16 => self.0.add_product(left, right, sum),
+            _ => Tensors.add_product(left, right, sum, scratch),
+        }
+    }
+
+    /// One grouped product where libtorch takes the factors.
+    fn grouped_product(&self, x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) -> Result<()> {
+        match experts::product(x, &weights.transpose(1, 2), counts, output)? {
+            true => Ok(()),
+            false => Tensors.grouped_product(x, weights, counts, output),
+        }
+    }
+
+    fn grouped_input_gradient(
+        &self,
+        gradient: &Tensor,
+        weights: &Tensor,
+        counts: &[i64],
+        x_gradient: &Tensor,
+    ) -> Result<()> {
+        match experts::product(gradient, weights, counts, x_gradient)? {
+            true => Ok(()),
+            false => Tensors.grouped_input_gradient(gradient, weights, counts, x_gradient),
         }
     }
 }

@@ -103,4 +103,10 @@ impl Library for Plain {
         let [query, key, value] = parts.map(|parts| Tensor::f_cat(&parts, 0));
         Ok([query?, key?, value?])
     }
+
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor) -> Result<()> {
+        let [left, right] = [left, right].map(|factor| factor.to_kind(Kind::Float));
+        let _ = sum.shallow_clone().f_addmm_(&left.tr(), &right)?;
+        Ok(())
+    }
 }

@@ -67,6 +67,10 @@ impl Library for Mistaken {
         }
         Ok(made)
     }
+
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor) -> Result<()> {
+        Plain.add_product(left, right, sum)
+    }
 }
 
 /// [`Plain`], counted.
@@ -96,6 +100,10 @@ impl Library for &'static Counted {
     ) -> Result<[Tensor; 3]> {
         self.backward.fetch_add(1, Relaxed);
         Plain.attention_backward(call, gradient, rows, output, log_sums)
+    }
+
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor) -> Result<()> {
+        Plain.add_product(left, right, sum)
     }
 }
 
