@@ -12,6 +12,8 @@ use crate::engine::head::ROWS_AT_ONCE;
 use crate::model::architecture::BlockDescription;
 use crate::model::workspace::{self, Keep};
 use crate::ops::Activation;
+use crate::ops::cuda::{self, Libtorch};
+use crate::packing::HeadCounts;
 use serde::Serialize;
 
 /// The process without a model. CPU: libtorch, MPI, tokenizer, data and the thread stacks, as seen on Linux x86-64.
@@ -141,10 +143,12 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 /// The largest of what a block leaves for a moment.
 fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usize {
     let (c, tokens) = (job.compute_bytes(), shape.tokens);
-    let BlockDescription { heads, mlp, query_key_norm, .. } = block;
+    let BlockDescription { heads, rules, mlp, query_key_norm, .. } = block;
     let (query, key) = (heads.query * heads.width, heads.key * heads.width);
     let attention = if cpu {
         c * tokens * (query + 2 * key)
+    } else if cuda::takes(&Libtorch, job.kind, *heads, rules) {
+        flash(c, shape, *heads)
     } else {
         // Without a fused kernel a sequence's scores come five times in f32, and its keys and values for every head: an
         // upper bound, as libtorch picks the kernel.
@@ -157,6 +161,17 @@ fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usi
     // The sum of a token's experts and one of its rows, widened; in the backward pass a product of widened rows within.
     let experts = mlp.experts.map_or(0, |experts| 8 * tokens * (job.architecture.width + experts.top_k * mlp.width));
     attention.max(activation).max(head_norms).max(experts)
+}
+
+/// What flash attention's backward pass needs: keys and values as they are gathered, at most twice their rows, their gradients,
+/// those once more for every query head, and the queries' gradient, in the compute kind and in f32 with room for a block of rows
+/// a run.
+fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts) -> usize {
+    const BLOCK: usize = 128;
+    let (rows, gathered, runs) = (shape.tokens, 2 * shape.tokens, 2 * shape.pairs);
+    let expanded = if query == key { 0 } else { query };
+    let compute = c * width * (2 * gathered * (2 * key + expanded) + rows * query);
+    compute + 4 * (rows + BLOCK * runs) * query * width.next_multiple_of(32)
 }
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and

@@ -7,6 +7,7 @@
 
 mod attention;
 mod experts;
+pub mod launches;
 mod library;
 mod plain;
 mod plan;

@@ -5,6 +5,7 @@
 mod attention;
 mod conformance;
 mod experts;
+mod launches;
 mod update;
 mod varlen;
 
