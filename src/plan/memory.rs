@@ -176,8 +176,8 @@ fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts) 
 
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
 /// in the compute kind, counted as if all T rows were read; with log-probs R rows times V of logits; and where products
-/// are not f32, the largest weight's product before it is added to the bucket. On a GPU logits come twice more in f32,
-/// and with a soft cap thrice.
+/// are not f32, on a CPU the largest weight's product before it is added to the bucket. On a GPU that is added at once, and
+/// logits come twice more in f32, with a soft cap thrice.
 fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
@@ -191,7 +191,7 @@ fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
         }
         largest = largest.max(a.vocabulary * a.width);
     }
-    bytes + if c == 4 { 0 } else { c * largest }
+    bytes + if cpu && c != 4 { c * largest } else { 0 }
 }
 
 /// The update as tensor operations (`optim::step_with_tensors`): four f32 tensors of the largest bucket.

@@ -37,7 +37,7 @@ pub fn backward(
     };
     let gradients = library.attention_backward(&plan.call, gradient, [&query, &key, &value], output, log_sums)?;
     let [mut queries, keys, values] = split(heads, rows_gradient);
-    let _ = queries.f_copy_(&gradients[0])?;
+    queries.f_copy_(&gradients[0])?;
     add_up(plan, &gradients[1], keys)?;
     add_up(plan, &gradients[2], values)
 }
@@ -64,7 +64,7 @@ fn gathered(heads: HeadCounts, plan: &VarlenPlan, rows: &Tensor) -> Result<[Tens
 /// Gradients of gathered rows [K, G, E] -> those of the rows, `sum` [T, G, E].
 fn add_up(plan: &VarlenPlan, gradient: &Tensor, mut sum: Tensor) -> Result<()> {
     let Some(gathered) = &plan.gathered else {
-        let _ = sum.f_copy_(gradient)?;
+        sum.f_copy_(gradient)?;
         return Ok(());
     };
     let _ = gradient.f_index_select_out(&sum, 0, &gathered.first)?;

@@ -33,6 +33,6 @@ pub fn product(x: &Tensor, matrices: &Tensor, counts: &[i64], output: &Tensor) -
     });
     let ends = on_device(&ends.collect::<Vec<i32>>(), x.device());
     let product = x.f_internal_grouped_mm(matrices, Some(&ends), None, None)?;
-    let _ = output.shallow_clone().f_copy_(&product)?;
+    output.shallow_clone().f_copy_(&product)?;
     Ok(true)
 }
