@@ -2,6 +2,7 @@
 //!
 //! Legend: as in `ops/mod.rs`.
 
+use super::cuda::VarlenPlan;
 use super::tensors::attention::Call;
 use crate::error::{Error, Result};
 use crate::packing::{AttentionRules, Group, HeadCounts};
@@ -109,8 +110,10 @@ pub struct AttentionPlan {
     pub(super) groups: Vec<Group>,
     pub(super) heads: HeadCounts,
     pub(super) rules: AttentionRules,
-    /// What tensor operations need; empty where loops walk the groups.
+    /// What tensor operations need; empty where loops walk the groups, and where one call attends.
     pub(super) calls: Vec<Call>,
+    /// What one call needs, where it attends.
+    pub(super) varlen: Option<VarlenPlan>,
 }
 
 /// Logits [R, V] and the log-sum-exp of each row, `[R]` f32; c > 0 where they are capped, c tanh(logit / c) (arXiv

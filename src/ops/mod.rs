@@ -1,7 +1,7 @@
 //! What is computed: one trait over tensors, whose default bodies are the plain formulas of `tensors/`.
 //!
 //! The formulas work on every device and are the oracle: the conformance suite holds every implementation to automatic
-//! differentiation of them. `cpu/` overrides them with loops over memory; `cuda.rs` is the place for a GPU's kernels. The
+//! differentiation of them. `cpu/` overrides them with loops over memory, `cuda/` with what libtorch has for GPUs. The
 //! implementation is chosen once, when a model is placed on a device ([`of`]); nothing else asks which device it is on.
 //!
 //! Legend: T tokens, D width, F width of the MLP, X experts, A rows that go through them, R
@@ -12,7 +12,7 @@
 pub mod arguments;
 pub mod checked;
 pub mod cpu;
-mod cuda;
+pub mod cuda;
 pub mod parallel;
 mod scratch;
 mod tensors;
@@ -172,7 +172,7 @@ pub trait Ops: Sync {
         (kind, device): (Kind, Device),
     ) -> AttentionPlan {
         let calls = tensors::attention::of_groups(groups, rules, kind, device);
-        AttentionPlan { groups: groups.to_vec(), heads, rules, calls }
+        AttentionPlan { groups: groups.to_vec(), heads, rules, calls, varlen: None }
     }
 
     /// Queries, keys and values `rows` [T, H + 2 G, E] -> `output` [T, H, E]; returns what the backward pass takes.
@@ -246,7 +246,7 @@ pub struct Tensors;
 impl Ops for Tensors {}
 
 static CPU: Checked = Checked::over(&cpu::Cpu);
-static CUDA: Checked = Checked::over(&cuda::Cuda);
+static CUDA: Checked = Checked::over(&cuda::Cuda(cuda::Libtorch));
 
 /// The operations of a device: its own but for those that were replaced by their formulas ([`Checked`]).
 pub fn of(device: Device) -> &'static dyn Ops {

@@ -13,6 +13,8 @@ use crate::model::architecture::BlockDescription;
 use crate::model::segment::Sizes;
 use crate::model::workspace::{self, Keep};
 use crate::ops::Activation;
+use crate::ops::cuda::{self, Libtorch};
+use crate::packing::HeadCounts;
 use serde::Serialize;
 
 /// The process without a model. CPU: libtorch, MPI, tokenizer, data and the thread stacks, as seen on Linux x86-64.
@@ -134,10 +136,12 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 /// The largest of what a block leaves for a moment.
 fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usize {
     let (c, tokens) = (job.compute_bytes(), shape.tokens);
-    let BlockDescription { heads, mlp, query_key_norm, .. } = block;
+    let BlockDescription { heads, rules, mlp, query_key_norm, .. } = block;
     let (query, key) = (heads.query * heads.width, heads.key * heads.width);
     let attention = if cpu {
         c * tokens * (query + 2 * key)
+    } else if cuda::takes(&Libtorch, job.kind, *heads, rules) {
+        flash(c, shape, *heads)
     } else {
         // Without a fused kernel a sequence's scores come five times in f32, and its keys and values for every head: an
         // upper bound, as libtorch picks the kernel.
@@ -152,10 +156,21 @@ fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usi
     attention.max(activation).max(head_norms).max(experts)
 }
 
+/// What flash attention's backward pass needs: keys and values as they are gathered, at most twice their rows, their gradients,
+/// those once more for every query head, and the queries' gradient, in the compute kind and in f32 with room for a block of rows
+/// a run.
+fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts) -> usize {
+    const BLOCK: usize = 128;
+    let (rows, gathered, runs) = (shape.tokens, 2 * shape.tokens, 2 * shape.pairs);
+    let expanded = if query == key { 0 } else { query };
+    let compute = c * width * (2 * gathered * (2 * key + expanded) + rows * query);
+    compute + 4 * (rows + BLOCK * runs) * query * width.next_multiple_of(32)
+}
+
 /// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
 /// in the compute kind, counted as if all T rows were read; with log-probs R rows times V of logits; and where products
-/// are not f32, the largest weight's product before it is added to the bucket. On a GPU logits come twice more in f32,
-/// and with a soft cap thrice.
+/// are not f32, on a CPU the largest weight's product before it is added to the bucket. On a GPU that is added at once, and
+/// logits come twice more in f32, with a soft cap thrice.
 fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
@@ -169,7 +184,7 @@ fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
         }
         largest = largest.max(a.vocabulary * a.width);
     }
-    bytes + if c == 4 { 0 } else { c * largest }
+    bytes + if cpu && c != 4 { c * largest } else { 0 }
 }
 
 /// The update as tensor operations (`ops::tensors::adamw`): four f32 tensors of what a rank updates of the largest bucket.

@@ -9,11 +9,12 @@ use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::model::decoder::Part;
 use crate::model::order::completions;
+use crate::ops::cuda::{self, Libtorch, launches::BLOCK};
 use serde::Serialize;
 
-/// Kernels that a block starts, counted in `model/decoder.rs`: forward and backward, and again for every pair's
-/// attention.
-const LAUNCHES: [(f64, f64); 2] = [(40.0, 20.0), (110.0, 50.0)];
+/// Kernels that a block starts where attention is not one call, forward and backward: so many, and so many more for every
+/// pair. Estimates.
+const LAUNCHES: [(f64, f64); 2] = [(40.0, 20.0), (75.0, 50.0)];
 
 /// Bytes that an update moves per parameter, besides the compute copy. On the CPU one pass (`optim::update_piece`): the
 /// gradient is read for the norm and for the update, then cleared (12), masters and moments are read and written (24).
@@ -158,6 +159,16 @@ impl Flops {
     }
 }
 
+/// Kernels that a block starts on a GPU for so many pairs, forward and backward: counted for Llama's (`ops/cuda/launches.rs`),
+/// and taken for all families.
+pub fn launches(job: &Job, pairs: f64) -> [f64; 2] {
+    let mut blocks = job.architecture.blocks.iter();
+    match blocks.all(|block| cuda::takes(&Libtorch, job.kind, block.heads, &block.rules)) {
+        true => BLOCK.map(|kernels| kernels as f64),
+        false => LAUNCHES.map(|(fixed, each)| fixed + each * pairs),
+    }
+}
+
 /// Seconds of a micro-batch's stages.
 struct Costs {
     block_forward: f64,
@@ -171,7 +182,7 @@ impl Costs {
     fn of(counted: &Counted, hardware: &Hardware, shape: &Shape) -> Self {
         let flops = Flops::of(counted, shape);
         let pairs = shape.pairs as f64;
-        let [forward, backward] = LAUNCHES.map(|(fixed, each)| (fixed + each * pairs) * hardware.launch);
+        let [forward, backward] = launches(counted.job, pairs).map(|kernels| kernels * hardware.launch);
         let block_forward = (flops.block / hardware.rate()).max(forward);
         let recomputed = if counted.job.checkpointing { block_forward } else { 0.0 };
         let block_backward = (flops.block_backward / hardware.rate()).max(backward) + recomputed;

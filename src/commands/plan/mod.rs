@@ -16,6 +16,7 @@ use crate::plan::hardware::{self, Hardware};
 use crate::plan::memory::Memory;
 use crate::plan::scaling::{Inputs, Row};
 use crate::plan::stages::{Stage, stages};
+use crate::plan::time::launches;
 use crate::plan::workload::Shape;
 use crate::terminal;
 use lengths::lengths;
@@ -143,7 +144,7 @@ fn plan(planning: &Planning) -> Result<Plan> {
         steps: lengths.steps.filter(|_| planning.run.is_given()),
         weak: inputs.weak(pairs.div_ceil(ranks)),
         strong: inputs.strong(pairs),
-        assumptions: assumptions(&lengths.source, &hardware, ranks),
+        assumptions: assumptions(&job, &lengths.source, &hardware, ranks),
         hardware,
     })
 }
@@ -242,7 +243,7 @@ fn memory_of_this_computer() -> Result<f64> {
     })
 }
 
-fn assumptions(lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> {
+fn assumptions(job: &Job, lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> {
     let device = if hardware.cpu { "rank" } else { "GPU" };
     let mut said = vec![
         lengths.to_string(),
@@ -265,7 +266,13 @@ fn assumptions(lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> 
     if hardware.cpu {
         said.push("ranks share this computer's memory, and reductions take the cores that would compute".into());
     } else {
-        said.push(format!("kernels start {:.0} us apart at best", 1e6 * hardware.launch));
+        let [forward, backward] = launches(job, 1.0);
+        said.push(format!(
+            "kernels start {:.0} us apart at best, {forward:.0} in a block's forward pass and {backward:.0} in its backward \
+             pass{}",
+            1e6 * hardware.launch,
+            if launches(job, 2.0) == [forward, backward] { "" } else { " for one pair, more for several" }
+        ));
     }
     if !hardware.cpu && ranks > 1 {
         said.push("several ranks on GPUs: gradients through NCCL, as far as this build has it".into());

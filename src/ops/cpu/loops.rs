@@ -139,7 +139,9 @@ impl Ops for Cpu {
         place: (Kind, Device),
     ) -> AttentionPlan {
         match place.0 {
-            Kind::Float | Kind::BFloat16 => AttentionPlan { groups: groups.to_vec(), heads, rules, calls: Vec::new() },
+            Kind::Float | Kind::BFloat16 => {
+                AttentionPlan { groups: groups.to_vec(), heads, rules, calls: Vec::new(), varlen: None }
+            }
             _ => Tensors.plan_attention(groups, heads, rules, place),
         }
     }

@@ -29,14 +29,17 @@ fn value(activation: Activation, x: &Tensor) -> Result<Tensor> {
 }
 
 /// Gradient of x from that of [`value`].
-fn gradient_of(activation: Activation, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    Ok(match activation {
-        Activation::Silu => x.f_silu_backward(gradient)?,
-        Activation::GeluTanh | Activation::Gelu => x.f_gelu_backward(gradient, approximate(activation))?,
+fn gradient_out(activation: Activation, x: &Tensor, gradient: &Tensor, output: &Tensor) -> Result<()> {
+    let _ = match activation {
+        Activation::Silu => x.f_silu_backward_grad_input(output, gradient)?,
+        Activation::GeluTanh | Activation::Gelu => {
+            x.f_gelu_backward_grad_input(output, gradient, approximate(activation))?
+        }
         // With s = sigmoid(c x): s + c x s (1 - s), which is silu'(c x).
-        Activation::QuickGelu => x.f_mul_scalar(QUICK)?.f_silu_backward(gradient)?,
-        Activation::Relu => x.f_gt(0.0)?.f_mul(gradient)?,
-    })
+        Activation::QuickGelu => x.f_mul_scalar(QUICK)?.f_silu_backward_grad_input(output, gradient)?,
+        Activation::Relu => x.f_threshold_backward_grad_input(output, gradient, 0.0)?,
+    };
+    Ok(())
 }
 
 /// See [`Ops::activate`](crate::ops::Ops::activate).
@@ -60,12 +63,11 @@ pub fn backward(
     let activation = kind.activation;
     if !kind.gated {
         value_out(activation, inner, output)?;
-        inner_gradient.shallow_clone().copy_(&gradient_of(activation, inner, gradient)?);
-        return Ok(());
+        return gradient_out(activation, inner, gradient, inner_gradient);
     }
-    let [halves, mut gradients] = [inner, inner_gradient].map(|side_by_side| side_by_side.chunk(2, -1));
+    let [halves, gradients] = [inner, inner_gradient].map(|side_by_side| side_by_side.chunk(2, -1));
     let activated = value(activation, &halves[0])?;
-    gradients[0].copy_(&gradient_of(activation, &halves[0], &(gradient * &halves[1]))?);
+    gradient_out(activation, &halves[0], &gradient.f_mul(&halves[1])?, &gradients[0])?;
     let _ = gradient.f_mul_out(&gradients[1], &activated)?;
     let _ = activated.f_mul_out(output, &halves[1])?;
     Ok(())

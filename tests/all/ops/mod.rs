@@ -5,11 +5,14 @@
 mod attention;
 mod conformance;
 mod experts;
+mod launches;
 mod update;
+mod varlen;
 
 use haf_dist::ops::cpu::Cpu;
-use haf_dist::ops::{Ops, Tensors};
-use tch::Device;
+use haf_dist::ops::cuda::{Cuda, Plain};
+use haf_dist::ops::{Ops, Scratch, Tensors};
+use tch::{Device, Kind, Tensor};
 
 fn conforms(ops: &dyn Ops, device: Device) {
     conformance::all(ops, device);
@@ -28,6 +31,12 @@ fn the_loops_of_the_cpu_conform() {
     conforms(&Cpu, Device::Cpu);
 }
 
+/// What exists on GPUs alone is written out as tensor operations; everything around it is what a GPU runs.
+#[test]
+fn the_operations_of_a_gpu_conform_where_its_own_calls_are_written_out() {
+    conforms(&Cuda(Plain), Device::Cpu);
+}
+
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn the_operations_of_a_gpu_conform() {
@@ -42,4 +51,45 @@ fn a_loop_refuses_an_output_that_is_its_input() {
     let whole = conformance::waves(&[8, 8], 1.0, Device::Cpu);
     assert!(Cpu.add(&whole.narrow(0, 0, 4), &x, &whole.narrow(0, 3, 4)).is_err());
     assert!(Cpu.add(&whole.narrow(0, 0, 4), &x, &whole.narrow(0, 4, 4)).is_ok());
+}
+
+/// With a GPU's products written out: what they are given, and where their sum goes.
+#[test]
+fn a_weights_gradient_is_not_rounded_to_bf16_on_its_way() {
+    let bf16 = |shape: &[i64], phase| conformance::waves(shape, phase, Device::Cpu).to_kind(Kind::BFloat16);
+    let (wide, right) = (bf16(&[70, 60], 1.0), bf16(&[70, 33], 2.0));
+    let left = wide.narrow(1, 5, 49);
+    let exact = left.to_kind(Kind::Double).tr().mm(&right.to_kind(Kind::Double));
+    let far = |ops: &dyn Ops| {
+        // In a bucket, between the sums of other weights.
+        let bucket = Tensor::ones([7 + 49 * 33 + 5], (Kind::Float, Device::Cpu));
+        let sum = bucket.narrow(0, 7, 49 * 33).view([49, 33]);
+        ops.add_product(&left, &right, &sum, &mut Scratch::default()).unwrap();
+        for (start, length) in [(0, 7), (7 + 49 * 33, 5)] {
+            assert!(bucket.narrow(0, start, length).eq(1.0).all().int64_value(&[]) == 1);
+        }
+        conformance::distance(&(sum.to_kind(Kind::Double) - 1.0), &exact)
+    };
+    assert!(far(&Cuda(Plain)) < 1e-6, "{:.1e}", far(&Cuda(Plain)));
+    assert!(far(&Tensors) > 1e-4, "the control: the plain formula rounds once");
+}
+
+/// Widths that the grouped product takes: those of the other comparisons are not aligned.
+#[test]
+fn a_grouped_product_is_that_of_each_expert() {
+    let bf16 = |shape: &[i64], phase| conformance::waves(shape, phase, Device::Cpu).to_kind(Kind::BFloat16);
+    let (x, weights, gradient) = (bf16(&[64, 32], 1.0), bf16(&[4, 48, 32], 2.0), bf16(&[64, 48], 3.0));
+    let made = |ops: &dyn Ops, counts: &[i64]| {
+        let (output, x_gradient) = (gradient.empty_like(), x.empty_like());
+        ops.grouped_product(&x, &weights, counts, &output).unwrap();
+        ops.grouped_input_gradient(&gradient, &weights, counts, &x_gradient).unwrap();
+        [output, x_gradient]
+    };
+    let counts = [0, 1, 37, 26];
+    let [found, wanted, other] = [(&Cuda(Plain) as &dyn Ops, counts), (&Tensors, counts), (&Tensors, [1, 0, 37, 26])]
+        .map(|(ops, counts)| made(ops, &counts));
+    for ((found, wanted), other) in found.iter().zip(&wanted).zip(&other) {
+        assert!(conformance::distance(found, wanted) < 1e-2);
+        assert!(conformance::distance(other, wanted) > 2e-2, "the control: a row that goes to its neighbour's expert");
+    }
 }

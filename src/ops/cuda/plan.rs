@@ -1,0 +1,220 @@
+//! Which attention goes to the library, and an index plan of a micro-batch for it, made once and shared by all blocks.
+//!
+//! Every suffix is a run: its queries are its rows, the first one's the prefix's before them; its keys are the prefix's rows and
+//! its own. Queries lie one after the other as they are packed. Keys are gathered, `[prefix + first | prefix + second | ...]`,
+//! where some prefix has two suffixes or more; otherwise they lie as the queries do.
+//!
+//! Not here: the calls (`attention.rs`).
+//!
+//! Legend: T rows of the micro-batch, K gathered rows.
+
+use super::library::{Library, VarlenCall};
+use crate::packing::{AttentionRules, Group, HeadCounts};
+use crate::tensor::on_device;
+use tch::{Device, Kind, Tensor};
+
+/// The widest heads that flash attention takes, forward and backward.
+const WIDEST: usize = 256;
+/// Widths of heads are multiples of this, or would have to be padded.
+const LANES: usize = 8;
+
+/// Whether attention of this kind, with these heads and rules, goes to the library. The plain formulas compute the rest: a cap
+/// on scores, heads wider than 256 or of odd widths, other kinds, and a scale that does not keep the order of scores.
+pub fn takes(library: &impl Library, kind: Kind, heads: HeadCounts, rules: &AttentionRules) -> bool {
+    let AttentionRules { scale, window: _, soft_cap } = rules;
+    library.attends(kind)
+        && soft_cap.is_none()
+        && *scale > 0.0
+        && heads.width <= WIDEST
+        && heads.width.is_multiple_of(LANES)
+}
+
+/// What the blocks of a micro-batch ask of the library.
+pub struct VarlenPlan {
+    /// T.
+    pub rows: i64,
+    /// The call.
+    pub call: VarlenCall,
+    /// Where keys lie otherwise than queries.
+    pub gathered: Option<Gathered>,
+}
+
+/// Keys as they are gathered; indices i64 on the device.
+pub struct Gathered {
+    /// `[K]`: the row of each.
+    pub keys: Tensor,
+    /// `[T]`: where each row lies first among them.
+    pub first: Tensor,
+    /// Rows that lie there once more, and where: of second suffixes, third ones, and so on. No row comes twice in one of these,
+    /// so that what is added up by them is added in a fixed order.
+    pub again: Vec<[Tensor; 2]>,
+}
+
+/// The numbers of a plan.
+#[derive(Debug, Default, PartialEq)]
+struct Numbers {
+    /// Where runs of queries and of keys start and end.
+    bounds: [Vec<i32>; 2],
+    longest: [usize; 2],
+    keys: Vec<i64>,
+    first: Vec<i64>,
+    again: Vec<[Vec<i64>; 2]>,
+}
+
+impl Numbers {
+    /// None where the groups do not lie one after the other from the first row on, or where there are more rows than i32 counts.
+    fn of(groups: &[Group]) -> Option<Self> {
+        let mut it = Self { bounds: [vec![0], vec![0]], ..Self::default() };
+        for group in groups {
+            if group.start != it.first.len() {
+                return None;
+            }
+            let mut row = group.start;
+            for (number, &suffix) in group.suffixes.iter().enumerate() {
+                let before = it.keys.len();
+                if number > 0 {
+                    it.add_again(number - 1, group);
+                }
+                let own = row..row + suffix + if number == 0 { group.prefix } else { 0 };
+                it.first.extend((it.keys.len()..it.keys.len() + own.len()).map(|place| place as i64));
+                it.keys.extend(own.clone().map(|row| row as i64));
+                for (longest, length) in it.longest.iter_mut().zip([own.len(), it.keys.len() - before]) {
+                    *longest = length.max(*longest);
+                }
+                for (bounds, end) in it.bounds.iter_mut().zip([own.end, it.keys.len()]) {
+                    bounds.push(i32::try_from(end).ok()?);
+                }
+                row = own.end;
+            }
+        }
+        (!it.keys.is_empty()).then_some(it)
+    }
+
+    /// The prefix's keys before those of a further suffix.
+    fn add_again(&mut self, round: usize, group: &Group) {
+        if self.again.len() <= round {
+            self.again.resize_with(round + 1, Default::default);
+        }
+        let [rows, places] = &mut self.again[round];
+        let prefix = (group.start..group.start + group.prefix).map(|row| row as i64);
+        rows.extend(prefix.clone());
+        places.extend((self.keys.len()..self.keys.len() + group.prefix).map(|place| place as i64));
+        self.keys.extend(prefix);
+    }
+}
+
+impl VarlenPlan {
+    /// For groups that lie one after the other from the first row on; none for others, and for rows beyond counting.
+    pub fn of(groups: &[Group], rules: &AttentionRules, device: Device) -> Option<Self> {
+        let numbers = Numbers::of(groups)?;
+        let [longest_query, longest_key] = numbers.longest.map(|length| length as i64);
+        // Two copies to the device, each cut into its parts.
+        let bounds = on_device(&numbers.bounds.concat(), device);
+        let runs = numbers.bounds[0].len() as i64;
+        let window = rules.window.map(|window| window as i64);
+        let call = VarlenCall {
+            queries: bounds.narrow(0, 0, runs),
+            keys: bounds.narrow(0, runs, runs),
+            // Where no run has two queries, flash attention takes another way, which does not write where it is told to.
+            longest: [longest_query.max(2), longest_key],
+            scale: rules.scale,
+            before: window.filter(|window| *window < longest_key).map(|window| window - 1),
+        };
+        let rows = numbers.first.len() as i64;
+        let gathered = (numbers.keys.len() > numbers.first.len()).then(|| Gathered::of(numbers, device));
+        Some(Self { rows, call, gathered })
+    }
+}
+
+impl Gathered {
+    fn of(Numbers { keys, first, again, .. }: Numbers, device: Device) -> Self {
+        let mut numbers = [keys.as_slice(), &first].concat();
+        numbers.extend(again.iter().flatten().flatten());
+        let (all, mut start) = (on_device(&numbers, device), 0);
+        let mut part = |of: &[i64]| {
+            let part = all.narrow(0, start, of.len() as i64);
+            start += of.len() as i64;
+            part
+        };
+        let (keys, first) = (part(&keys), part(&first));
+        let again = again.iter().map(|[rows, places]| [part(rows), part(places)]).collect();
+        Self { keys, first, again }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Libtorch, Plain};
+    use super::*;
+
+    const HEADS: HeadCounts = HeadCounts { query: 4, key: 2, width: 64 };
+
+    fn group(start: usize, prefix: usize, suffixes: &[usize]) -> Group {
+        Group { start, prefix, suffixes: suffixes.to_vec() }
+    }
+
+    #[test]
+    fn a_plan_of_a_pair_a_lone_answer_and_three_answers() {
+        let groups = [group(0, 2, &[1, 2]), group(5, 1, &[1]), group(7, 1, &[1, 1, 2])];
+        let numbers = Numbers::of(&groups).unwrap();
+        assert_eq!(numbers.bounds, [vec![0, 3, 5, 7, 9, 10, 12], vec![0, 3, 7, 9, 11, 13, 16]]);
+        assert_eq!(numbers.longest, [3, 4]);
+        assert_eq!(numbers.keys, [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 8, 7, 9, 7, 10, 11]);
+        assert_eq!(numbers.first, [0, 1, 2, 5, 6, 7, 8, 9, 10, 12, 14, 15]);
+        assert_eq!(numbers.again, [[vec![0, 1, 7], vec![3, 4, 11]], [vec![7], vec![13]]]);
+        // Every key is some row's first place or comes again, once.
+        let again = numbers.again.iter().flat_map(|[_, places]| places);
+        let mut places: Vec<i64> = numbers.first.iter().chain(again).copied().collect();
+        places.sort_unstable();
+        assert_eq!(places, (0..16).collect::<Vec<i64>>());
+    }
+
+    #[test]
+    fn keys_without_a_shared_prefix_are_not_gathered() {
+        let rules = AttentionRules::plain(64);
+        let lone = |groups: &[Group]| VarlenPlan::of(groups, &rules, Device::Cpu).unwrap().gathered.is_none();
+        assert!(lone(&[group(0, 3, &[2]), group(5, 0, &[2, 3])]));
+        assert!(!lone(&[group(0, 3, &[2]), group(5, 1, &[2, 3])]), "the control");
+    }
+
+    #[test]
+    fn a_window_counts_the_keys_before_a_query_and_none_is_named_that_hides_nothing() {
+        let groups = [group(0, 2, &[1, 2])];
+        let before = |window| {
+            let rules = AttentionRules { window, ..AttentionRules::plain(64) };
+            VarlenPlan::of(&groups, &rules, Device::Cpu).unwrap().call.before
+        };
+        assert_eq!([None, Some(5), Some(4), Some(3), Some(1)].map(before), [None, None, None, Some(2), Some(0)]);
+    }
+
+    #[test]
+    fn a_run_of_single_queries_is_told_as_two() {
+        let plan = VarlenPlan::of(&[group(0, 0, &[1, 1])], &AttentionRules::plain(64), Device::Cpu).unwrap();
+        assert_eq!(plan.call.longest, [2, 1]);
+    }
+
+    #[test]
+    fn groups_with_gaps_have_no_plan() {
+        assert_eq!(Numbers::of(&[group(0, 2, &[1]), group(4, 2, &[1])]), None);
+        assert_eq!(Numbers::of(&[group(1, 2, &[1])]), None);
+        assert_eq!(Numbers::of(&[]), None);
+        assert!(Numbers::of(&[group(0, 2, &[1]), group(3, 2, &[1])]).is_some(), "the control");
+    }
+
+    #[test]
+    fn what_flash_attention_does_not_take_goes_to_the_formulas() {
+        let rules = AttentionRules::plain(64);
+        let takes = |kind, width, rules: AttentionRules| takes(&Libtorch, kind, HeadCounts { width, ..HEADS }, &rules);
+        for width in [8, 64, 80, 96, 128, 256] {
+            assert!(takes(Kind::BFloat16, width, rules), "{width}");
+        }
+        assert!(takes(Kind::BFloat16, 64, AttentionRules { window: Some(7), ..rules }));
+        for width in [4, 12, 100, 264, 512] {
+            assert!(!takes(Kind::BFloat16, width, rules), "{width}");
+        }
+        assert!(!takes(Kind::Float, 64, rules));
+        assert!(!takes(Kind::BFloat16, 64, AttentionRules { soft_cap: Some(50.0), ..rules }));
+        assert!(!takes(Kind::BFloat16, 64, AttentionRules { scale: 0.0, ..rules }));
+        assert!(super::takes(&Plain, Kind::Float, HEADS, &rules), "the reference takes f32 too");
+    }
+}
