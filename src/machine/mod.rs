@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod cuda;
+pub mod late;
 pub mod look;
 
 use crate::comm::{CommThread, nccl};

@@ -18,7 +18,7 @@ mod tensors;
 
 pub use arguments::{
     Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction,
-    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places,
+    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places, Verdict,
 };
 pub use scratch::Scratch;
 
@@ -221,7 +221,8 @@ pub trait Ops: Sync {
         Ok(())
     }
 
-    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums.
+    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums. Where the verdict is
+    /// against it all of them keep their bits. The caller does not wait for the verdict.
     fn adamw(&self, step: &AdamWStep) -> Result<()> {
         tensors::adamw::step(step);
         Ok(())
@@ -232,8 +233,8 @@ pub trait Ops: Sync {
         tensors::hash::hash(values)
     }
 
-    /// Sum of the squares of all values of f32 tensors, summed in f64; not finite if any of them is not.
-    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {
+    /// Sum of the squares of all values of f32 tensors, summed in f64, `[1]` where they are; not finite if any of them is not.
+    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
         tensors::sum_of_squares(tensors)
     }
 }

@@ -18,10 +18,10 @@ use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
-use crate::model::balance::Routing;
 use crate::model::segment::{Bucket, Weights};
 use crate::ops::{Logits, Places, Scratch};
 use crate::tensor::on_device;
+pub use scores::Losses;
 use scores::Scores;
 use tch::{Device, Kind, Tensor};
 
@@ -59,31 +59,6 @@ pub struct PairLosses {
     pub implicit_margin: Option<f64>,
     /// Neither answer is better: there is no right order.
     pub tied: bool,
-}
-
-/// The losses of a micro-batch, which a GPU may still be computing.
-pub struct Losses<'o> {
-    scores: Scores,
-    pairs: Vec<PackedPair>,
-    objective: Objective<'o>,
-    /// What the router of each block did, where blocks have experts.
-    pub routing: Vec<Routing>,
-}
-
-impl<'o> Losses<'o> {
-    /// The losses of no pairs.
-    pub fn none(objective: Objective<'o>) -> Self {
-        Self { scores: Scores::default(), pairs: Vec::new(), objective, routing: Vec::new() }
-    }
-
-    /// The losses of every pair; waits for the device.
-    ///
-    /// # Errors
-    /// The device has failed.
-    pub fn read(self) -> Result<Vec<PairLosses>> {
-        let scores = self.scores.read(&self.pairs)?.into_iter().zip(&self.pairs);
-        Ok(scores.map(|(scores, pair)| self.objective.losses(scores, pair.margin, pair.reference, pair.tied)).collect())
-    }
 }
 
 /// What is minimised in one step.
