@@ -87,6 +87,7 @@ impl Default for ParallelConfig {
             backend: Backend::Auto,
             reduce_dtype: ReduceDtype::F32,
             shard_optimizer: false,
+            deterministic: true,
             // Longer than any step's ranks should lie apart, and shorter than what a cluster's hour is worth.
             timeout_seconds: 600,
             threads: 0,

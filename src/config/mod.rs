@@ -278,6 +278,8 @@ pub struct ParallelConfig {
     pub reduce_dtype: ReduceDtype,
     /// Whether each rank keeps f32 masters and moments of its share only (ZeRO stage 1, arXiv 1910.02054).
     pub shard_optimizer: bool,
+    /// Whether a step on GPUs is computed in one order every time, so that it gives the same bits.
+    pub deterministic: bool,
     /// Seconds that ranks wait for one another without progress before the job ends. Announced work, such as saving, does
     /// not count.
     pub timeout_seconds: usize,

@@ -13,6 +13,7 @@ pub mod arguments;
 pub mod cpu;
 mod cuda;
 pub mod parallel;
+mod scatter;
 mod scratch;
 mod tensors;
 
@@ -20,6 +21,7 @@ pub use arguments::{
     Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction,
     LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places, Verdict,
 };
+pub use scatter::add_rows;
 pub use scratch::Scratch;
 
 use crate::error::Result;
@@ -206,7 +208,7 @@ pub trait Ops: Sync {
     /// the slopes of that place, less the row's slopes in all times its softmax. Slopes are `[places]` f32. May be written
     /// over the logits.
     fn log_probs_backward(&self, logits: Logits, at: &Places, slopes: &Tensor) -> Result<Tensor> {
-        Ok(tensors::log_softmax::backward(&logits, at, slopes))
+        tensors::log_softmax::backward(&logits, at, slopes)
     }
 
     /// Adds the column sums of rows [R, N] to `sum` `[N]` f32: the gradient of a bias.

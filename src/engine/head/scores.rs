@@ -29,6 +29,9 @@ impl<'o> Losses<'o> {
     /// # Errors
     /// The device has failed.
     pub fn on_host(mut self) -> Result<Self> {
+        if self.pairs.is_empty() {
+            return Ok(self);
+        }
         let Scores { rewards, second_rewards, log_probs } = &mut self.scores;
         for values in std::iter::once(rewards).chain(second_rewards).chain(log_probs) {
             *values = queue_to_host(values)?;
