@@ -16,7 +16,7 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The backend, and the error that made it unusable.
 struct Worker {
@@ -336,6 +336,12 @@ impl CommThread {
     pub fn shared_buffers(&self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         let lengths = lengths.to_vec();
         self.submit(move |communicator| communicator.shared_buffers(&lengths)).wait()
+    }
+
+    /// The same for tensors of a device; none where ranks cannot share its memory.
+    #[track_caller]
+    pub fn shared_buffers_on(&self, device: Device, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
+        if device == Device::Cpu { self.shared_buffers(lengths) } else { Ok(None) }
     }
 
     /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`abort`](super::abort::abort).

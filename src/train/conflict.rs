@@ -96,7 +96,7 @@ impl Trainer<'_> {
         for batch in batches {
             self.engine.forward_backward(&self.train.pack(&batch, packing, device), &objective, &mut buckets)?;
         }
-        let mut reducer = Reducer::new(self.comm, &mut buckets);
+        let mut reducer = Reducer::new(self.comm, &mut buckets, self.engine.order.reductions.clone());
         self.engine.forward_backward(&self.train.pack(&last, packing, device), &objective, &mut reducer)?;
         reducer.finish()?;
         Ok(buckets)

@@ -113,7 +113,7 @@ impl<'a> Trainer<'a> {
                 losses.push((computed, batch.token_count()));
                 continue;
             }
-            let mut reducer = Reducer::new(self.comm, &mut self.buckets)
+            let mut reducer = Reducer::new(self.comm, &mut self.buckets, self.engine.order.reductions.clone())
                 .summing_in(backend::sum_kind(&self.config.parallel))
                 .scattering(sharded);
             let last = self.engine.forward_backward(&batch, objective, &mut reducer)?;

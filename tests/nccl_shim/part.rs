@@ -7,6 +7,7 @@ use haf_dist::config::Config;
 use haf_dist::engine::{Buckets, GradientSink};
 use haf_dist::error::Result;
 use haf_dist::model::declared::Declared;
+use haf_dist::model::order::reductions;
 use haf_dist::model::segment::{Bucket, Parameters};
 use haf_dist::update::reducer::Reducer;
 use std::time::Duration;
@@ -91,7 +92,8 @@ fn reduce(comm: &CommThread, kind: Kind, swap: bool) -> Result<Vec<Tensor>> {
     if swap && comm.rank() == 1 {
         order.swap(1, 2);
     }
-    let mut reducer = Reducer::new(comm, &mut buckets).summing_in(kind);
+    let plan = reductions(&order, |number| Some(BUCKETS[number] as usize));
+    let mut reducer = Reducer::new(comm, &mut buckets, plan.into()).summing_in(kind);
     for number in order {
         let bucket = reducer.lend(number)?.expect("every bucket is trained");
         reducer.complete(number, bucket)?;
