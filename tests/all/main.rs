@@ -42,6 +42,7 @@ mod gpu;
 mod head;
 mod house;
 mod hub;
+mod late;
 mod layouts;
 mod lending;
 mod lora;
