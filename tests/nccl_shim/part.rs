@@ -201,7 +201,8 @@ fn train_queued(comm: &CommThread, wait: &str) {
     let _ = QUEUE.set(Queue::of(Device::Cpu, comm).expect("a queue"));
     let wait = WAITS.iter().find(|(name, _)| *name == wait);
     let ops: &'static dyn Ops = wait.map_or(&Tensors, |(_, waiting)| waiting);
-    for config in &configs {
+    // A control needs one of them.
+    for config in &configs[..if wait.is_some() { 1 } else { 2 }] {
         let trainer = || {
             let mut trainer = steps::trainer(config, comm, steps::engine(config));
             trainer.engine.model.segments.iter_mut().for_each(|segment| segment.weights.ops = ops);

@@ -16,7 +16,7 @@ const CALLS: [(&str, &CStr); 8] = [
     ("read", c"_ZN2at4_ops7nonzero4callERKNS_6TensorE"),
     ("read", c"_ZN2at4_ops13masked_select4callERKNS_6TensorES4_"),
     (
-        "copy",
+        "copy, if it changes no kind",
         c"_ZN2at4_ops15to_dtype_layout4callERKNS_6TensorESt8optionalIN3c1010ScalarTypeEES5_INS6_6LayoutEES5_INS6_6DeviceEES5_IbEbbS5_INS6_12MemoryFormatEE",
     ),
     (
@@ -46,12 +46,17 @@ unsafe fn in_program(address: *const c_void) -> bool {
     unsafe { dladdr(address, &mut found) != 0 && !CStr::from_ptr(found.file).to_string_lossy().contains(".so") }
 }
 
-/// Records a call from `caller`; `fifth` is its fifth argument. Returns libtorch's own function.
-unsafe extern "C" fn seen(call: usize, caller: *const c_void, fifth: u64) -> *mut c_void {
+/// Records a call from `caller` with this third and fifth argument. Returns libtorch's own function.
+unsafe extern "C" fn seen(call: usize, caller: *const c_void, third: u64, fifth: u64) -> *mut c_void {
     static REAL: [AtomicPtr<c_void>; CALLS.len()] = [const { AtomicPtr::new(std::ptr::null_mut()) }; CALLS.len()];
     let (name, symbol) = CALLS[call];
-    // A copy that does not block passes true there: result, tensor, device, kind, whether not to block.
-    let waits = call != CALLS.len() - 1 || fifth & 0xff == 0;
+    let waits = match name {
+        // Result, tensor, kind and whether there is one, ...
+        "copy, if it changes no kind" => third >> 8 & 0xff == 0,
+        // Result, tensor, device, kind, whether not to block, ...
+        "copy, if it blocks" => fifth & 0xff == 0,
+        _ => true,
+    };
     unsafe {
         if waits && in_program(caller) {
             record(name.split(',').next().unwrap(), 0, call);
@@ -75,7 +80,7 @@ macro_rules! passed_on {
             pub unsafe extern "C" fn $function() {
                 std::arch::naked_asm!(
                     "push rdi", "push rsi", "push rdx", "push rcx", "push r8", "push r9", "sub rsp, 8",
-                    "mov rdx, r8",
+                    "mov rcx, r8",
                     "mov rsi, [rsp + 56]",
                     "mov edi, {call}",
                     "call {seen}",
