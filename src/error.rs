@@ -93,11 +93,15 @@ impl From<tch::TchError> for Error {
 }
 
 impl Error {
-    /// The error for what libtorch threw; a lack of memory gets a hint.
+    /// The error for what libtorch threw; a lack of memory gets a hint, and so does what it cannot compute in one order.
     pub fn of_libtorch(text: &str) -> Self {
         match memory::lack_in(text) {
             Some(lack) => Self::runtime(format!("out of memory: {lack}")).hint(memory::HINT),
             // libtorch appends its call stack.
+            None if text.contains("deterministic") => {
+                Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default()))
+                    .hint("parallel.deterministic = false computes in any order")
+            }
             None => Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default())),
         }
     }

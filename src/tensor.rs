@@ -54,6 +54,15 @@ pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor 
     }
 }
 
+/// The values on the host: the tensor itself where they are there. From a GPU the copy is only queued, into pinned memory; who
+/// reads it must know that what was queued by then is done.
+///
+/// # Errors
+/// A failed device.
+pub fn queue_to_host(values: &Tensor) -> Result<Tensor> {
+    Ok(values.f_to_device_(Device::Cpu, values.kind(), true, false)?)
+}
+
 fn check(tensor: &Tensor, kind: Option<Kind>) -> Result<()> {
     let wrong_kind = kind.is_some_and(|kind| kind != tensor.kind());
     if tensor.device() != Device::Cpu || !tensor.is_contiguous() || wrong_kind {

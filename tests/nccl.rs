@@ -65,7 +65,16 @@ fn run_with(ranks: usize, part: &str, wrong: &str, libraries: Option<&Path>) -> 
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let out = std::fs::File::create(folder.path().join("printed")).unwrap();
-    let mut command = job::mpirun(ranks, &std::env::current_exe().unwrap());
+    // Where waits are looked for, the shim must come before libtorch, in the ranks alone.
+    let program = std::env::current_exe().unwrap();
+    let mut command = match part.starts_with("queued") {
+        false => job::mpirun(ranks, &program),
+        true => {
+            let mut command = job::mpirun(ranks, Path::new("env"));
+            command.arg(format!("LD_PRELOAD={}", SHIM.join("libnccl.so").display())).arg(&program);
+            command
+        }
+    };
     command
         .args(["rank", "--exact", "--ignored", "--nocapture"])
         .env(part::PART, part)
@@ -153,6 +162,32 @@ fn control_a_lost_wait_of_the_communication_is_seen_in_the_record() {
     let ended = run(2, "reducer", "no-communication-wait");
     for record in &ended.expect(0, &[]).records {
         assert!(order::check(record).unwrap_err().contains("waited for no computation"));
+    }
+}
+
+/// Between a step's first launch and its last the host waits for nothing: it reads no value, copies nothing to itself but
+/// behind the work, and synchronizes with no event. Here with the plain formulas, which GPUs compute with.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_step_is_queued_without_a_wait() {
+    let ended = run(2, "queued", "");
+    for record in &ended.expect(0, &["queued and read"]).records {
+        order::check(record).unwrap();
+        let (steps, waits) = order::waits(record);
+        assert_eq!((steps, waits.len()), (2 * part::STEPS, 0), "{:?}", &waits[..waits.len().min(9)]);
+    }
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn control_any_wait_in_a_step_is_seen() {
+    for (wait, call) in [("read", "read"), ("compared", "read"), ("copied", "copy"), ("awaited", "synchronize")] {
+        let ended = run(2, &format!("queued and {wait}"), "");
+        for record in &ended.expect(0, &["queued and read"]).records {
+            let (steps, waits) = order::waits(record);
+            let seen = waits.iter().filter(|line| line.contains(call)).count();
+            assert_eq!((seen, waits.len()), (steps, steps), "{wait}: {:?}", &waits[..waits.len().min(9)]);
+        }
     }
 }
 

@@ -6,8 +6,9 @@ use haf_dist::config::TrainConfig;
 use haf_dist::engine::Buckets;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::weights::Model;
+use haf_dist::ops::Verdict;
 use haf_dist::update::optim::{AdamW, Update, gradient_squares};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 fn model(kind: Kind) -> Model {
     let architecture = architecture(3);
@@ -28,7 +29,8 @@ fn model(kind: Kind) -> Model {
 
 pub fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("adamw");
-    let update = Update { number: 3, learning_rate: 1e-5, head_learning_rate: 1e-5, gradient_scale: 0.06 };
+    let verdict = Verdict { scales: Tensor::from_slice(&[0.06f32, 3.7, 18.3]), made: Tensor::from_slice(&[true]) };
+    let update = Update { learning_rate: 1e-5, head_learning_rate: 1e-5, verdict };
     for (kind, name) in KINDS {
         let mut model = model(kind);
         let optimiser = AdamW::new(&TrainConfig::default(), &mut model).unwrap();

@@ -16,7 +16,7 @@ use std::panic::Location;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The backend, and the error that made it unusable.
 struct Worker {
@@ -63,7 +63,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 /// Handle of the one thread of this process that communicates.
 ///
 /// Every method but [`rank`](Self::rank), [`world_size`](Self::world_size), [`local`](Self::local),
-/// [`set_stage`](Self::set_stage), [`set_limit`](Self::set_limit), [`at_work`](Self::at_work) and
+/// [`computation`](Self::computation), [`set_stage`](Self::set_stage), [`set_limit`](Self::set_limit), [`at_work`](Self::at_work) and
 /// [`abort`](Self::abort) is a collective: all ranks must call the same ones in the same order with the same sizes, and
 /// from the same place: a collective without a purpose is known by the call in the program that asks for it, and ranks
 /// that come from different ones get an error. Within a process they run one after the other in the order of the calls, so call them
@@ -207,7 +207,7 @@ impl CommThread {
         }
         drop(stage);
         // Recorded here and now: later computation is none of this collective's business.
-        let computation = self.computation.get().cloned();
+        let computation = self.computation();
         let after = computation.as_ref().map(|stream| stream.record()).transpose();
         self.send(computation, move |worker| worker.collect(purpose, after, work))
     }
@@ -226,6 +226,11 @@ impl CommThread {
             let _ = jobs.send(job);
         }
         Pending { result, computation }
+    }
+
+    /// The stream of the computation that collectives are ordered with, where there is one.
+    pub fn computation(&self) -> Option<Arc<Stream>> {
+        self.computation.get().cloned()
     }
 
     /// Puts another backend of the same ranks in front of the present one. `make` runs on the communication thread and
@@ -331,6 +336,12 @@ impl CommThread {
     pub fn shared_buffers(&self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         let lengths = lengths.to_vec();
         self.submit(move |communicator| communicator.shared_buffers(&lengths)).wait()
+    }
+
+    /// The same for tensors of a device; none where ranks cannot share its memory.
+    #[track_caller]
+    pub fn shared_buffers_on(&self, device: Device, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
+        if device == Device::Cpu { self.shared_buffers(lengths) } else { Ok(None) }
     }
 
     /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`abort`](super::abort::abort).

@@ -88,6 +88,7 @@ impl Default for ParallelConfig {
             reduce_dtype: ReduceDtype::F32,
             shard_optimizer: false,
             kernels: Kernels::Auto,
+            deterministic: true,
             // Longer than any step's ranks should lie apart, and shorter than what a cluster's hour is worth.
             timeout_seconds: 600,
             threads: 0,

@@ -282,6 +282,8 @@ pub struct ParallelConfig {
     pub shard_optimizer: bool,
     /// What computes: the device's own operations, or the plain formulas.
     pub kernels: Kernels,
+    /// Whether a step on GPUs is computed in one order every time, so that it gives the same bits.
+    pub deterministic: bool,
     /// Seconds that ranks wait for one another without progress before the job ends. Announced work, such as saving, does
     /// not count.
     pub timeout_seconds: usize,

@@ -19,6 +19,7 @@ use crate::data::batch::PackedBatch;
 use crate::engine::head::{Losses, Objective, PairScores};
 use crate::error::{Result, libtorch};
 use crate::model::order::Order;
+use crate::model::segment::Segment;
 use crate::model::weights::Model;
 use crate::model::workspace::{Keep, Workspace};
 use pass::Pass;
@@ -43,7 +44,9 @@ impl Engine {
     /// # Errors
     /// A model without a part that every model has.
     pub fn new(model: Model, activation_checkpointing: bool) -> Result<Self> {
-        let order = Order::of(&model.parts, model.architecture.tied)?;
+        let trained =
+            |number: usize| model.segments.get(number).filter(|segment| segment.trains()).map(Segment::length);
+        let order = Order::of(&model.parts, model.architecture.tied, trained)?;
         let (workspace, adapters) = (Workspace::default(), true);
         Ok(Self { model, order, activation_checkpointing, workspace, adapters })
     }

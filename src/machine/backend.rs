@@ -1,5 +1,6 @@
 //! Which backend carries the gradients: what the config asks for, held against the device the rank computes on.
 
+use super::cuda;
 use crate::comm::{CommThread, nccl};
 use crate::config::{Backend, ParallelConfig, ReduceDtype};
 use crate::error::{Error, Result};
@@ -7,8 +8,8 @@ use std::time::Duration;
 use tch::{Device, Kind};
 use tracing::info;
 
-/// Lets gradients on `device` go where the config asks: `auto` takes NCCL where several ranks compute on GPUs. All ranks
-/// must call it, before there are tensors on a GPU.
+/// Lets gradients on `device` go where the config asks: `auto` takes NCCL where several ranks compute on GPUs. Lets GPUs
+/// compute in one order every time, where it asks for that. All ranks must call it, before there are tensors on a GPU.
 ///
 /// # Errors
 /// The user's, the same on every rank, as far as what is asked for cannot work here; a failure of NCCL.
@@ -17,6 +18,8 @@ pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Re
     let all_on_gpus = comm.all_true(on_gpu)?;
     comm.agree(check(config, comm.world_size(), on_gpu, all_on_gpus))?;
     let Device::Cuda(gpu) = device else { return Ok(()) };
+    let fixed = comm.agree(cuda::set_deterministic(config.deterministic))?;
+    info!("parallel.deterministic = {}: {fixed}", config.deterministic);
     if !needs_nccl(config, comm.world_size()) {
         return Ok(());
     }

@@ -1,4 +1,5 @@
-//! The part of libtorch that computes on GPUs: loaded when the engine starts, where it lies beside the libtorch in use.
+//! The part of libtorch that computes on GPUs: loaded when the engine starts, where it lies beside the libtorch in use; and
+//! whether it gives the same bits every time.
 //!
 //! The program is linked without it, so that one build serves machines with and without GPUs. Loading is what Python does too.
 //! Not here: the driver and NCCL (`comm/nccl/`).
@@ -7,6 +8,7 @@
 
 use crate::error::{Error, Result};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 
 /// What every libtorch has.
@@ -44,6 +46,59 @@ fn open(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What NCCL and cuBLAS read when they start, and libtorch asks for: one algorithm of reductions whatever their size, and a
+/// workspace of a fixed layout.
+const FIXED: [(&str, &str); 3] =
+    [("NCCL_ALGO", "Ring"), ("NCCL_PROTO", "Simple"), ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")];
+
+/// Lets GPUs compute in one order every time, or in the fastest. What the user has set in the environment stays; returns what
+/// stands there. To be called before NCCL and cuBLAS are first used.
+///
+/// # Errors
+/// A libtorch that cannot be told.
+pub fn set_deterministic(on: bool) -> Result<String> {
+    if on {
+        for (name, value) in FIXED {
+            if std::env::var_os(name).is_none() {
+                // SAFETY: the threads that there are by now wait for work, and read no environment until they get some.
+                unsafe { std::env::set_var(name, value) };
+            }
+        }
+    }
+    tell_libtorch(on)?;
+    let said = |name: &str| std::env::var(name).map_or(format!("no {name}"), |value| format!("{name}={value}"));
+    Ok(FIXED.map(|(name, _)| said(name)).join(", "))
+}
+
+/// `at::globalContext()`.
+const CONTEXT: &str = "_ZN2at13globalContextEv";
+/// `at::Context::setDeterministicAlgorithms(bool on, bool warn_only)`. Only where it does not just warn, attention's backward pass
+/// heeds it.
+const ALGORITHMS: &str = "_ZN2at7Context26setDeterministicAlgorithmsEbb";
+/// `at::Context::setDeterministicFillUninitializedMemory(bool)`: else it would fill new memory with NaN.
+const FILL: &str = "_ZN2at7Context39setDeterministicFillUninitializedMemoryEb";
+
+/// Sets the flags that tch has no setter for, by the names under which libtorch's own library has them. A member function takes
+/// its object first, and booleans as C does, on every platform that libtorch is built for but Windows.
+fn tell_libtorch(on: bool) -> Result<()> {
+    let library = Library::this();
+    // SAFETY: signatures are part of the names above; the context lives as long as the process.
+    unsafe {
+        let context = library.get::<unsafe extern "C" fn() -> *mut c_void>(CONTEXT.as_bytes()).map_err(unknown)?;
+        let algorithms = library.get::<unsafe extern "C" fn(*mut c_void, bool, bool)>(ALGORITHMS.as_bytes());
+        let fill = library.get::<unsafe extern "C" fn(*mut c_void, bool)>(FILL.as_bytes()).map_err(unknown)?;
+        let context = context();
+        algorithms.map_err(unknown)?(context, on, false);
+        fill(context, false);
+    }
+    Ok(())
+}
+
+fn unknown(error: libloading::Error) -> Error {
+    Error::runtime(format!("this libtorch cannot be told to compute in one order: {error}"))
+        .hint("haf-dist is made for libtorch 2.13; parallel.deterministic = false does without")
+}
+
 /// The CUDA part beside the libtorch that a process has mapped.
 fn beside(maps: &str) -> Option<PathBuf> {
     let mapped = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
@@ -53,7 +108,30 @@ fn beside(maps: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CUDA, beside, open};
+    use super::{CONTEXT, CUDA, Library, beside, c_void, open, tell_libtorch};
+
+    /// `at::Context::deterministicAlgorithms() const`, and whether it only warns.
+    const ASKED: [&str; 2] =
+        ["_ZNK2at7Context23deterministicAlgorithmsEv", "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv"];
+
+    #[test]
+    fn libtorch_is_told_to_compute_in_one_order_and_not_only_to_warn() {
+        let asked = || {
+            let library = Library::this();
+            // SAFETY: as in `tell_libtorch`.
+            unsafe {
+                let context = library.get::<unsafe extern "C" fn() -> *mut c_void>(CONTEXT.as_bytes()).unwrap()();
+                ASKED.map(|name| {
+                    library.get::<unsafe extern "C" fn(*mut c_void) -> bool>(name.as_bytes()).unwrap()(context)
+                })
+            }
+        };
+        assert_eq!(asked(), [false, false]);
+        tell_libtorch(true).unwrap();
+        assert_eq!(asked(), [true, false]);
+        tell_libtorch(false).unwrap();
+        assert_eq!(asked(), [false, false]);
+    }
 
     #[test]
     fn it_is_looked_for_beside_the_libtorch_in_use() {

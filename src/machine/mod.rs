@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod cuda;
 pub mod kernels;
+pub mod late;
 pub mod look;
 
 use crate::comm::{CommThread, nccl};

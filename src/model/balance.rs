@@ -12,6 +12,7 @@
 
 use super::routes::Routes;
 use crate::error::Result;
+use crate::ops::add_rows;
 use crate::packing::Group;
 use crate::tensor::on_device;
 use tch::{Device, Kind, Tensor};
@@ -82,7 +83,8 @@ impl Balance {
         let parts = rows.map_or_else(|| Ok(self.parts.shallow_clone()), |rows| self.parts.f_index_select(0, rows))?;
         let by_part = |values: &Tensor| -> Result<Tensor> {
             let sums = Tensor::f_zeros([self.members.size()[1], values.size()[1]], (Kind::Float, values.device()))?;
-            Ok(sums.f_index_add(0, &parts, values)?)
+            add_rows(&sums, &parts, values)?;
+            Ok(sums)
         };
         let chosen = shares.f_zeros_like()?.f_scatter_value_(-1, &routes.experts, 1.0)?;
         let counts = self.members.f_mm(&by_part(&chosen)?)?;

@@ -7,6 +7,7 @@
 use super::architecture::Architecture;
 use super::segment::{Bucket, Weights};
 use crate::error::Result;
+use crate::ops::add_rows;
 use tch::{Kind, Tensor};
 
 /// Token ids `[T]` -> hidden states [T, D], written to `output`.
@@ -36,8 +37,7 @@ pub fn embed_backward(
         Some(scale) => wide.f_mul_scalar(scale)?,
         None => wide,
     };
-    let _ = bucket.sums()[0].f_index_add_(0, tokens, &wide)?;
-    Ok(())
+    add_rows(&bucket.sums()[0], tokens, &wide)
 }
 
 /// Rounded to the compute kind, as in training by Gemma's authors and in Transformers.

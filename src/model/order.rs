@@ -1,10 +1,16 @@
-//! The order of a model's segments: in the forward pass, and the order in which the backward pass completes their buckets.
+//! The step plan: the order of a model's segments in the forward pass, the order in which the backward pass completes their
+//! buckets, and which buckets are reduced together.
 //!
-//! `engine/pass.rs` walks it, and tests/all/lending.rs compares; plan and messages read it.
+//! `engine/pass.rs` walks it, `update/reducer.rs` sends by it, and tests/all/lending.rs compares; plan and messages read it.
 
 use super::layout::Part;
 use crate::error::{Error, Result};
 use std::cmp::Reverse;
+use std::sync::Arc;
+
+/// Elements below which a bucket goes together with the next: a final norm and a reward head are too small for a collective of
+/// their own.
+const SMALL: usize = 1 << 14;
 
 /// The segments of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +20,9 @@ pub struct BlockSegments {
     /// Its adapters, where there are any.
     pub adapter: Option<usize>,
 }
+
+/// Segments whose buckets are reduced together, group after group.
+pub type Reductions = Arc<[Vec<usize>]>;
 
 /// Numbers of a model's segments, by what they do. Forward: embedding, blocks, norm, heads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,28 +39,32 @@ pub struct Order {
     pub reward_head: usize,
     /// All of them in the order in which the backward pass completes their buckets.
     pub completions: Vec<usize>,
+    /// Those that are trained, in the groups whose buckets are reduced together, in the order of these collectives.
+    pub reductions: Reductions,
     /// Whether the vocabulary product is by the token embedding.
     tied: bool,
 }
 
 impl Order {
-    /// Of the parts of a model, in the order of its segments.
+    /// Of the parts of a model, in the order of its segments; `trained` says how many elements one has that is trained.
     ///
     /// # Errors
     /// A part that every model has is missing.
-    pub fn of(parts: &[Part], tied: bool) -> Result<Self> {
+    pub fn of(parts: &[Part], tied: bool, trained: impl Fn(usize) -> Option<usize>) -> Result<Self> {
         let find = |part: Part| parts.iter().position(|other| *other == part);
         let place = |part: Part| find(part).ok_or_else(|| Error::runtime(format!("the model has no {part:?}")));
         let layers = parts.iter().filter(|part| matches!(part, Part::Block(_))).count();
         let block =
             |number| Ok(BlockSegments { base: place(Part::Block(number))?, adapter: find(Part::Adapter(number)) });
+        let completions = completions(parts);
         Ok(Self {
             embedding: place(Part::Embedding)?,
             blocks: (0..layers).map(block).collect::<Result<_>>()?,
             norm: place(Part::Norm)?,
             language_model_head: find(Part::LanguageModelHead),
             reward_head: place(Part::RewardHead)?,
-            completions: completions(parts),
+            reductions: reductions(&completions, trained).into(),
+            completions,
             tied,
         })
     }
@@ -78,9 +91,33 @@ pub fn completions(parts: &[Part]) -> Vec<usize> {
     order
 }
 
+/// The trained ones of these segments in the groups whose buckets are reduced together: a bucket waits for the next as long as all
+/// that wait are small. `trained` says how many elements a segment has that is trained.
+pub fn reductions(completions: &[usize], trained: impl Fn(usize) -> Option<usize>) -> Vec<Vec<usize>> {
+    let (mut groups, mut open) = (Vec::new(), Vec::new());
+    for &segment in completions {
+        let Some(elements) = trained(segment) else { continue };
+        open.push(segment);
+        if elements >= SMALL {
+            groups.push(std::mem::take(&mut open));
+        }
+    }
+    groups.extend((!open.is_empty()).then_some(open));
+    groups
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_buckets_wait_for_the_next_that_is_trained() {
+        let elements =
+            |segment: usize| [Some(SMALL), None, Some(3), Some(SMALL + 1), Some(7), Some(8)].get(segment).copied()?;
+        assert_eq!(reductions(&[5, 4, 3, 2, 1, 0], elements), [vec![5, 4, 3], vec![2, 0]]);
+        assert_eq!(reductions(&[3, 1, 2, 5], elements), [vec![3], vec![2, 5]]);
+        assert!(reductions(&[1], elements).is_empty());
+    }
 
     #[test]
     fn buckets_complete_from_the_heads_to_the_embedding() {
@@ -94,11 +131,12 @@ mod tests {
             Part::Adapter(0),
             Part::Adapter(1),
         ];
-        let order = Order::of(&untied, false).unwrap();
+        let order = Order::of(&untied, false, |segment| (segment != 4).then_some(1 << 20)).unwrap();
         assert_eq!((order.completions.clone(), order.vocabulary()), (vec![5, 4, 3, 2, 7, 1, 6, 0], Some(4)));
+        assert_eq!(order.reductions.concat(), [5, 3, 2, 7, 1, 6, 0]);
         let tied = [Part::Embedding, Part::Block(0), Part::Norm, Part::RewardHead];
-        let order = Order::of(&tied, true).unwrap();
+        let order = Order::of(&tied, true, |_| Some(1)).unwrap();
         assert_eq!((order.completions.clone(), order.vocabulary()), (vec![3, 2, 1, 0], Some(0)));
-        assert!(Order::of(&tied[..3], true).is_err());
+        assert!(Order::of(&tied[..3], true, |_| Some(1)).is_err());
     }
 }

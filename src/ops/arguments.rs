@@ -168,12 +168,14 @@ pub struct AdamWConstants {
     pub complements: [f32; 2],
     /// What keeps the quotient finite.
     pub epsilon: f32,
-    /// 1 / (1 - beta1^t).
-    pub first_correction: f32,
-    /// 1 / sqrt(1 - beta2^t).
-    pub second_correction: f32,
-    /// What gradient sums are multiplied by.
-    pub gradient_scale: f32,
+}
+
+/// What the gradients of a step decide about its update, where they are: nobody waits to learn it before the update.
+pub struct Verdict {
+    /// `[3]` f32: what gradient sums are multiplied by; 1 / (1 - beta1^t); 1 / sqrt(1 - beta2^t).
+    pub scales: Tensor,
+    /// `[1]` bool: whether the update is made.
+    pub made: Tensor,
 }
 
 /// A parameter's elements in the flat buffers of an [`AdamWStep`].
@@ -197,6 +199,8 @@ pub struct AdamWStep<'a> {
     pub compute: Option<Tensor>,
     /// The parameters, ascending, without gaps from the start of the buffers.
     pub parts: Vec<AdamWPart>,
-    /// The numbers of this update.
+    /// The numbers of this update that are known before its gradients are.
     pub constants: AdamWConstants,
+    /// The others; and whether anything is changed at all.
+    pub verdict: &'a Verdict,
 }

@@ -14,14 +14,16 @@ pub mod checked;
 pub mod cpu;
 pub mod cuda;
 pub mod parallel;
+mod scatter;
 mod scratch;
 mod tensors;
 
 pub use arguments::{
     Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction,
-    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places,
+    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places, Verdict,
 };
 pub use checked::Checked;
+pub use scatter::add_rows;
 pub use scratch::Scratch;
 
 use crate::error::Result;
@@ -208,7 +210,7 @@ pub trait Ops: Sync {
     /// the slopes of that place, less the row's slopes in all times its softmax. Slopes are `[places]` f32. May be written
     /// over the logits.
     fn log_probs_backward(&self, logits: Logits, at: &Places, slopes: &Tensor) -> Result<Tensor> {
-        Ok(tensors::log_softmax::backward(&logits, at, slopes))
+        tensors::log_softmax::backward(&logits, at, slopes)
     }
 
     /// Adds the column sums of rows [R, N] to `sum` `[N]` f32: the gradient of a bias.
@@ -223,7 +225,8 @@ pub trait Ops: Sync {
         Ok(())
     }
 
-    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums.
+    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums. Where the verdict is
+    /// against it all of them keep their bits. The caller does not wait for the verdict.
     fn adamw(&self, step: &AdamWStep) -> Result<()> {
         tensors::adamw::step(step);
         Ok(())
@@ -234,8 +237,8 @@ pub trait Ops: Sync {
         tensors::hash::hash(values)
     }
 
-    /// Sum of the squares of all values of f32 tensors, summed in f64; not finite if any of them is not.
-    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {
+    /// Sum of the squares of all values of f32 tensors, summed in f64, `[1]` where they are; not finite if any of them is not.
+    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
         tensors::sum_of_squares(tensors)
     }
 }

@@ -1,14 +1,14 @@
 //! Time of a step: products at the assumed rate, the update at the memory's, and reductions that hide behind the last
 //! micro-batch's backward pass as far as they can.
 //!
-//! The timeline follows `engine/pass.rs` and `update/reducer.rs`: one bucket a segment, handed over as soon as its gradient is
-//! complete, from the last segment to the first, reduced one after the other by one stream. Not here: memory.
+//! The timeline follows the step plan (`model/order.rs`): one bucket a segment, reduced with those it is grouped with as soon as
+//! their gradients are complete, from the last segment to the first, one group after the other by one stream. Not here: memory.
 
 use super::hardware::Hardware;
 use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::model::decoder::Part;
-use crate::model::order::completions;
+use crate::model::order::{completions, reductions};
 use crate::ops::cuda::{self, Libtorch, launches::BLOCK};
 use serde::Serialize;
 
@@ -20,10 +20,10 @@ const LAUNCHES: [(f64, f64); 2] = [(40.0, 20.0), (75.0, 50.0)];
 /// gradient is read for the norm and for the update, then cleared (12), masters and moments are read and written (24).
 const CPU_UPDATE: f64 = 36.0;
 
-/// The same on a GPU, where `optim::step_with_tensors` is some fifteen tensor operations, each through the memory.
-const GPU_UPDATE: f64 = 155.0;
+/// The same on a GPU, where `ops/tensors/adamw.rs` is some seventeen tensor operations, each through the memory.
+const GPU_UPDATE: f64 = 171.0;
 
-/// Two small reductions a step: the metrics and the finite vote.
+/// Two small reductions a step: the metrics, and the gradient norm with the vote on it.
 const SMALL_REDUCTIONS: f64 = 2.0;
 
 /// Where the seconds of a step go, for the rank that is done last.
@@ -59,11 +59,10 @@ impl StepTime {
         let copies = if job.compute_bytes() == 4 { 0.0 } else { job.compute_bytes() as f64 };
         let update = if hardware.cpu { CPU_UPDATE } else { GPU_UPDATE };
         // Sharded, a rank updates its share; its gradients go half the way, and the new values the other half.
-        let (shares, way, reductions) =
-            if job.sharded { (ranks as f64, 0.5, SMALL_REDUCTIONS + 1.0) } else { (1.0, 1.0, SMALL_REDUCTIONS) };
+        let (shares, way) = if job.sharded { (ranks as f64, 0.5) } else { (1.0, 1.0) };
         let mut time = Self {
             update: hardware.stream(trained * (update + copies) / shares),
-            control: reductions * hardware.all_reduce(ranks, 0.0),
+            control: SMALL_REDUCTIONS * hardware.all_reduce(ranks, 0.0),
             useful_flops: micro_batches.iter().map(|shape| counted.useful_flops(shape)).sum(),
             ..Self::default()
         };
@@ -73,10 +72,11 @@ impl StepTime {
         let ready = ready_times(counted, hardware, micro_batches, time.compute);
         let mut stream_free: f64 = 0.0;
         let parts: Vec<Part> = buckets.iter().map(|bucket| bucket.part).collect();
-        for (bucket, ready) in
-            completions(&parts).into_iter().map(|at| (&buckets[at], ready[at])).filter(|(bucket, _)| bucket.trains)
-        {
-            let seconds = way * hardware.all_reduce(ranks, 4.0 * bucket.elements as f64);
+        let trains = |at: usize| buckets[at].trains.then_some(buckets[at].elements);
+        for group in reductions(&completions(&parts), trains) {
+            let elements: usize = group.iter().map(|&at| buckets[at].elements).sum();
+            let ready = group.iter().map(|&at| ready[at]).fold(0.0, f64::max);
+            let seconds = way * hardware.all_reduce(ranks, 4.0 * elements as f64);
             time.communication += seconds;
             stream_free = stream_free.max(ready) + seconds;
         }

@@ -46,14 +46,16 @@ impl Products {
 }
 
 impl Trainer<'_> {
-    /// Compares the two losses' gradients where that is due; none where it is not. All ranks must call it.
+    /// Whether the two losses' gradients are to be compared after the step that is queued.
+    pub(super) fn conflict_is_due(&self) -> bool {
+        self.state.step.checked_rem(self.config.train.conflict_every) == Some(0)
+    }
+
+    /// Compares the two losses' gradients. All ranks must call it.
     ///
     /// # Errors
     /// A lost rank, or a device without memory.
-    pub(super) fn conflict_if_due(&mut self) -> Result<Option<Conflict>> {
-        if self.state.step.checked_rem(self.config.train.conflict_every) != Some(0) {
-            return Ok(None);
-        }
+    pub(super) fn conflict(&mut self) -> Result<Conflict> {
         let _span = trace_span!("conflict").entered();
         let started = Instant::now();
         let loss = &self.config.loss;
@@ -72,15 +74,7 @@ impl Trainer<'_> {
         let parts = parts.into_iter().map(|((_, name), products)| products.part(name, count)).collect();
         let PartConflict { cosine, reward_norm, policy_norm, .. } = all.part(String::new(), count);
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Some(Conflict {
-            conflict: pairs.len(),
-            step: self.state.step,
-            cosine,
-            reward_norm,
-            policy_norm,
-            parts,
-            seconds,
-        }))
+        Ok(Conflict { conflict: pairs.len(), step: self.state.step, cosine, reward_norm, policy_norm, parts, seconds })
     }
 
     /// Sums over all ranks of the gradients of these pairs, with these weights of the two losses.
@@ -102,7 +96,7 @@ impl Trainer<'_> {
         for batch in batches {
             self.engine.forward_backward(&self.train.pack(&batch, packing, device), &objective, &mut buckets)?;
         }
-        let mut reducer = Reducer::new(self.comm, &mut buckets);
+        let mut reducer = Reducer::new(self.comm, &mut buckets, self.engine.order.reductions.clone());
         self.engine.forward_backward(&self.train.pack(&last, packing, device), &objective, &mut reducer)?;
         reducer.finish()?;
         Ok(buckets)

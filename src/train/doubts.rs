@@ -135,25 +135,27 @@ impl Trainer<'_> {
         }
     }
 
-    /// The first time that an update is to be skipped: says which rank's pairs give a gradient that is not finite, and in
-    /// which segment it appears first on the way back. Computes the step's gradients once more for that, without summing
-    /// them up. All ranks must call it; the gradients are then to be cleared.
+    /// The first time that an update was skipped, that of step `step_number`: says which rank's pairs give a gradient that is
+    /// not finite, and in which segment it appears first on the way back. Computes the step's gradients once more for that,
+    /// without summing them up, under the weights as they stand: a GPU may have made one more update meanwhile. All ranks
+    /// must call it.
     ///
     /// # Errors
     /// A lost rank.
-    pub(super) fn name_not_finite(&mut self, objective: &Objective) -> Result<()> {
+    pub(super) fn name_not_finite(&mut self, step_number: usize, objective: &Objective) -> Result<()> {
         if self.state.updates_skipped > 0 {
             return Ok(());
         }
         self.buckets.clear();
         let mut share = self.share();
         let (engine, buckets) = (&mut self.engine, &mut self.buckets);
-        let computed = share.of_step(&self.train, self.state.step).try_for_each(|MicroBatch { batch, .. }| {
+        let computed = share.of_step(&self.train, step_number - 1).try_for_each(|MicroBatch { batch, .. }| {
             engine.forward_backward(&batch, objective, buckets)?.read().map(drop)
         });
         self.comm.agree(computed)?;
         let mut completions = self.engine.order.completions.iter().copied();
         let bad = completions.find(|&segment| self.buckets.get(segment).is_some_and(|bucket| !bucket.is_finite()));
+        self.buckets.clear();
         // Of each rank, one more than the segment's number.
         let mut of_ranks = vec![0.0; self.comm.world_size()];
         of_ranks[self.comm.rank()] = bad.map_or(0.0, |segment| (segment + 1) as f64);
@@ -164,10 +166,13 @@ impl Trainer<'_> {
                 Some(format!("rank {rank} in {}", name(&self.engine.model.parts[index])))
             });
             let named: Vec<_> = named.collect();
-            let number = self.state.step + 1;
-            match named.is_empty() {
-                true => warn!("step {number}: every rank's own gradients are finite, their sum is not"),
-                false => warn!("step {number}: the first gradients that are not finite: {}", named.join(", ")),
+            let later = self.state.step - step_number;
+            match (named.is_empty(), later) {
+                (false, _) => {
+                    warn!("step {step_number}: the first gradients that are not finite: {}", named.join(", "))
+                }
+                (true, 0) => warn!("step {step_number}: every rank's own gradients are finite, their sum is not"),
+                (true, _) => warn!("step {step_number}: after {later} more, its pairs' gradients are finite again"),
             }
         }
         Ok(())

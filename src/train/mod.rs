@@ -6,6 +6,7 @@
 mod conflict;
 mod doubts;
 mod replicas;
+mod report;
 mod saving;
 pub mod signals;
 mod step;
@@ -27,16 +28,25 @@ use crate::error::{Error, Result};
 use crate::evaluate::scoring::score_pairs;
 use crate::evaluate::{self, Reported};
 use crate::files;
+use crate::machine::late::Queue;
 use crate::metrics::{EvaluationMetrics, PairOutcome, Sink};
-use crate::update::optim::AdamW;
+use crate::update::optim::{AdamW, Judge};
 use doubts::LossWatch;
-use replicas::Hashes;
+use report::Report;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 use tracing::{trace_span, warn};
 
 /// Updates that may be skipped one after the other before the run gives up.
 const SKIPS_IN_A_ROW: usize = 20;
+
+/// What the steps of a run have shown so far.
+struct Seen {
+    watch: LossWatch,
+    skipped_in_a_row: usize,
+}
 
 /// A run under way. All ranks hold one and call the same methods.
 pub struct Trainer<'a> {
@@ -66,10 +76,16 @@ pub struct Trainer<'a> {
     pub state: TrainState,
     /// Raised where this rank was asked to stop: then all ranks do after the step under way, with a checkpoint.
     pub stop: Arc<AtomicBool>,
-    /// Whether a rank had been asked by the end of the last step; the same on every rank.
+    /// Whether a rank had been asked when a step was last read; the same on every rank.
     asked_to_stop: bool,
-    /// Hashes of the last step, to be compared where the next one waits anyway.
-    unchecked: Option<Hashes>,
+    /// The device's queue of work.
+    queue: Queue,
+    /// What decides about updates.
+    judge: Judge,
+    /// Steps that are queued and not read, the oldest first.
+    unread: VecDeque<Report<'a>>,
+    /// When a step was last read.
+    read_at: Option<Instant>,
     /// Packs what comes next; started by the first step, at the step and with the packing it finds.
     prefetch: Option<Prefetch>,
 }
@@ -96,6 +112,8 @@ impl<'a> Trainer<'a> {
             comm,
             optimizer: AdamW::new(&config.train, &mut engine.model)?,
             packing: Packing::shared(engine.model.architecture.alike()),
+            queue: Queue::of(engine.model.device, comm)?,
+            judge: Judge::new(engine.model.device),
             engine,
             buckets,
             sampler,
@@ -106,7 +124,8 @@ impl<'a> Trainer<'a> {
             state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
             stop: Arc::default(),
             asked_to_stop: false,
-            unchecked: None,
+            unread: VecDeque::new(),
+            read_at: None,
             prefetch: None,
         })
     }
@@ -117,25 +136,22 @@ impl<'a> Trainer<'a> {
     /// A lost rank, a failed write, gradients that stay non-finite, or a signal that asked to stop.
     pub fn run(&mut self) -> Result<()> {
         let total = total_steps(self.config, &self.sampler);
-        let mut skipped_in_a_row = 0;
-        let mut watch = LossWatch::new(total.saturating_sub(self.state.step));
+        let mut seen = Seen { watch: LossWatch::new(total.saturating_sub(self.state.step)), skipped_in_a_row: 0 };
         while self.state.step < total {
-            let (metrics, updated) = self.step(total)?;
-            skipped_in_a_row = if updated { 0 } else { skipped_in_a_row + 1 };
-            if skipped_in_a_row >= SKIPS_IN_A_ROW {
-                return Err(Error::runtime(format!("gradients were not finite in {SKIPS_IN_A_ROW} steps in a row"))
-                    .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
+            self.queue_step(total)?;
+            let saves = due(self.state.step, self.config.checkpoint.every, total);
+            let evaluates = due(self.state.step, self.config.eval.every, total) || saves;
+            let compares = self.conflict_is_due();
+            self.log_steps(if evaluates || compares { 0 } else { self.ahead() }, &mut seen)?;
+            let stops = self.asked_to_stop && self.state.step < total;
+            if stops {
+                self.log_steps(0, &mut seen)?;
             }
-            watch.add(&metrics).iter().filter(|_| self.comm.rank() == 0).for_each(|doubt| warn!("{doubt}"));
-            let logged = self.sinks.step(&metrics);
-            self.comm.agree(logged)?;
-            if let Some(conflict) = self.conflict_if_due()? {
+            if compares {
+                let conflict = self.conflict()?;
                 let logged = self.sinks.conflict(&conflict);
                 self.comm.agree(logged)?;
             }
-            let saves = due(self.state.step, self.config.checkpoint.every, total);
-            let evaluates = due(self.state.step, self.config.eval.every, total) || saves;
-            let stops = self.asked_to_stop && self.state.step < total;
             let dev = if evaluates { self.evaluate_dev()? } else { None };
             if saves || stops {
                 self.save(dev)?;
@@ -144,6 +160,21 @@ impl<'a> Trainer<'a> {
                 return Err(Error::stopped(format!("stopped by a signal after step {} of {total}", self.state.step))
                     .hint("a checkpoint of that step is saved: the same command with --resume goes on from it"));
             }
+        }
+        Ok(())
+    }
+
+    /// Reads steps until so many are left, and hands on what they say.
+    fn log_steps(&mut self, unread: usize, seen: &mut Seen) -> Result<()> {
+        for (metrics, updated) in self.read_steps(unread)? {
+            seen.skipped_in_a_row = if updated { 0 } else { seen.skipped_in_a_row + 1 };
+            if seen.skipped_in_a_row >= SKIPS_IN_A_ROW {
+                return Err(Error::runtime(format!("gradients were not finite in {SKIPS_IN_A_ROW} steps in a row"))
+                    .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
+            }
+            seen.watch.add(&metrics).iter().filter(|_| self.comm.rank() == 0).for_each(|doubt| warn!("{doubt}"));
+            let logged = self.sinks.step(&metrics);
+            self.comm.agree(logged)?;
         }
         Ok(())
     }

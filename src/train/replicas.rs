@@ -35,6 +35,17 @@ impl Hashes {
         Ok(Self { step, of, hashes })
     }
 
+    /// The same on the host, once all is done that is queued by then: compare them then.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn on_host(mut self) -> Result<Self> {
+        for hash in &mut self.hashes {
+            *hash = tensor::queue_to_host(hash)?;
+        }
+        Ok(self)
+    }
+
     /// With these numbers of the step besides.
     pub fn and_metrics(mut self, metrics: &[(&str, f64)]) -> Self {
         for (name, value) in metrics {
@@ -44,7 +55,7 @@ impl Hashes {
         self
     }
 
-    /// Compares them over all ranks, which must all call it.
+    /// Compares them over all ranks, which must all call it; waits for the device where they are not on the host.
     ///
     /// # Errors
     /// Replicas that differ: the first difference, and the ranks where something else is than on rank 0; or a lost rank.

@@ -1,4 +1,5 @@
-//! Starts the reduction of a gradient bucket the moment it is complete, and waits for all of them at the step's end;
+//! Starts the reduction of gradient buckets the moment they are complete, grouped by the step plan, and waits for all of them at
+//! the step's end;
 //! and puts the buckets where they are reduced fastest. With sharded optimiser state (`sharding.rs`) a rank gets the sums
 //! of its share only.
 //!
@@ -7,13 +8,11 @@
 use crate::comm::{CommThread, Pending};
 use crate::engine::{Buckets, GradientSink};
 use crate::error::Result;
+use crate::model::order::Reductions;
 use crate::model::segment::Bucket;
 use crate::model::weights::Model;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use tracing::info;
-
-/// Elements below which a bucket goes together with the next: a final norm and a reward head are too small for a call of their own.
-const SMALL: usize = 1 << 14;
 
 /// Zeroed buckets for a model; on the CPU in memory that the ranks of a node share, where the backend has such. All ranks
 /// must call it, with the same model.
@@ -21,12 +20,9 @@ const SMALL: usize = 1 << 14;
 /// # Errors
 /// A rank or the network is gone, or a device has no memory left.
 pub fn buckets(model: &Model, comm: &CommThread) -> Result<Buckets> {
-    if model.device != Device::Cpu {
-        return Buckets::of(model);
-    }
     let trained = model.segments.iter().filter(|segment| segment.trains());
     let lengths: Vec<usize> = trained.map(|segment| segment.weights.flat.numel()).collect();
-    let Some(flats) = comm.shared_buffers(&lengths)? else { return Buckets::of(model) };
+    let Some(flats) = comm.shared_buffers_on(model.device, &lengths)? else { return Buckets::of(model) };
     let mut flats = flats.into_iter();
     let shared = model.segments.iter().map(|segment| {
         let flat = segment.trains().then(|| flats.next())??;
@@ -42,10 +38,12 @@ pub struct Reducer<'a> {
     comm: &'a CommThread,
     /// Where buckets come from, and go back to when they are reduced.
     buckets: &'a mut Buckets,
+    /// Which of them go together.
+    plan: Reductions,
     kind: Kind,
     /// Whether a rank gets its own shares only.
     scatters: bool,
-    /// Complete, but too small to go alone.
+    /// Complete, while others of their group are not.
     held: Vec<(usize, Bucket)>,
     pending: Vec<Sent>,
 }
@@ -58,8 +56,8 @@ struct Sent {
 
 impl<'a> Reducer<'a> {
     /// A reducer of these buckets with nothing under way, which adds up in f32.
-    pub fn new(comm: &'a CommThread, buckets: &'a mut Buckets) -> Self {
-        Self { comm, buckets, kind: Kind::Float, scatters: false, held: Vec::new(), pending: Vec::new() }
+    pub fn new(comm: &'a CommThread, buckets: &'a mut Buckets, plan: Reductions) -> Self {
+        Self { comm, buckets, plan, kind: Kind::Float, scatters: false, held: Vec::new(), pending: Vec::new() }
     }
 
     /// The same, which adds up in `kind`: bf16 halves what is sent and keeps 8 bits of each partial sum.
@@ -116,8 +114,8 @@ impl GradientSink for Reducer<'_> {
     }
 
     fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()> {
-        let small = bucket.flat().numel() < SMALL;
         self.held.push((segment, bucket));
-        if small { Ok(()) } else { self.send() }
+        let whole = self.plan.iter().any(|group| group.last() == Some(&segment));
+        if whole { self.send() } else { Ok(()) }
     }
 }

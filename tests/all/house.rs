@@ -63,8 +63,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("libloading::", &["comm/nccl/", "machine/cuda.rs"]),
 ];
 
-/// Where a file may ask which device it is on: where operations are chosen and memory is laid out.
-const ASKS_FOR_DEVICE: &[&str] = &["ops/", "machine/", "tensor.rs", "update/reducer.rs"];
+/// Where a file may ask which device it is on: where operations are chosen, and memory is laid out or shared.
+const ASKS_FOR_DEVICE: &[&str] = &["ops/", "machine/", "tensor.rs", "comm/thread.rs"];
 
 const LONGEST: usize = 400;
 

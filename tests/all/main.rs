@@ -44,6 +44,7 @@ mod head;
 mod house;
 mod hub;
 mod kernels;
+mod late;
 mod layouts;
 mod lending;
 mod lora;

@@ -43,6 +43,7 @@ same! { cudarc::driver::sys, cuda:
     cuEventCreate(A, B);
     cuEventRecord(A, B);
     cuEventQuery(A);
+    cuEventSynchronize(A);
     cuEventDestroy_v2(A);
     cuGetErrorName(A, B);
     cuGetErrorString(A, B);

@@ -156,6 +156,15 @@ pub unsafe extern "C" fn cuEventQuery(handle: CUevent) -> CUresult {
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventSynchronize(handle: CUevent) -> CUresult {
+    record("synchronize", 0, handle as usize);
+    let event = unsafe { event(handle) };
+    let awaited = event.records.lock().unwrap().0;
+    event.wait(awaited);
+    CUresult::CUDA_SUCCESS
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventDestroy_v2(handle: CUevent) -> CUresult {
     drop(unsafe { Arc::from_raw(handle as *const Event) });
     CUresult::CUDA_SUCCESS

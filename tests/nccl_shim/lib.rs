@@ -7,4 +7,6 @@
 mod cuda;
 mod nccl;
 mod plan;
+#[cfg(target_arch = "x86_64")]
+mod reads;
 mod types;

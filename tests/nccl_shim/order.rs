@@ -1,5 +1,5 @@
 //! Reads the shim's record of calls: does every collective wait for the computation that was there when it was submitted,
-//! and does the computation wait for every collective's end?
+//! does the computation wait for every collective's end, and does the host wait for the device in the middle of a step?
 
 use std::collections::{HashMap, HashSet};
 
@@ -44,4 +44,20 @@ pub fn check(record: &str) -> Result<usize, String> {
         0 => Ok(collectives),
         ends => Err(format!("{ends} ends of collectives that no computation waited for")),
     }
+}
+
+/// Calls between a step's first launch and its last that make the host wait for the device, and the number of steps.
+pub fn waits(record: &str) -> (usize, Vec<String>) {
+    let (mut steps, mut within, mut waits) = (0, false, Vec::new());
+    for line in record.lines() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            [_, "mark", _, mark] => {
+                within = mark == "1";
+                steps += usize::from(within);
+            }
+            [_, "synchronize" | "read" | "copy", ..] if within => waits.push(line.to_string()),
+            _ => {}
+        }
+    }
+    (steps, waits)
 }

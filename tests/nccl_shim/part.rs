@@ -6,9 +6,13 @@ use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl};
 use haf_dist::config::Config;
 use haf_dist::engine::{Buckets, GradientSink};
 use haf_dist::error::Result;
+use haf_dist::machine::late::Queue;
 use haf_dist::model::declared::Declared;
+use haf_dist::model::order::reductions;
 use haf_dist::model::segment::{Bucket, Parameters};
+use haf_dist::ops::{Ops, Tensors};
 use haf_dist::update::reducer::Reducer;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
@@ -18,7 +22,8 @@ pub const PART: &str = "HAF_DIST_TEST_NCCL_PART";
 /// Elements of the buckets that are reduced: the third and the fourth can be mixed up, the last two go together.
 pub const BUCKETS: [i64; 6] = [70_000, 40_000, 40_000, 100_000, 3, 7];
 
-const STEPS: usize = 5;
+/// Steps of a training.
+pub const STEPS: usize = 5;
 
 /// Whether the loader finds the library.
 pub fn can_load(name: &str) -> bool {
@@ -59,6 +64,7 @@ pub fn play(part: &str) {
         "training" => train_twice(&comm, &[false, true]),
         "sharded training" => train_twice(&comm, &[true]),
         "dropped" => drop_early(&comm),
+        part if part.starts_with("queued") => train_queued(&comm, part.strip_prefix("queued ").unwrap_or_default()),
         // What becomes of it is the shim's to say; a program reports the error and aborts, as main does.
         "failing" | "absent" => {
             join(&comm, local, 1).expect("all join");
@@ -91,7 +97,8 @@ fn reduce(comm: &CommThread, kind: Kind, swap: bool) -> Result<Vec<Tensor>> {
     if swap && comm.rank() == 1 {
         order.swap(1, 2);
     }
-    let mut reducer = Reducer::new(comm, &mut buckets).summing_in(kind);
+    let plan = reductions(&order, |number| Some(BUCKETS[number] as usize));
+    let mut reducer = Reducer::new(comm, &mut buckets, plan.into()).summing_in(kind);
     for number in order {
         let bucket = reducer.lend(number)?.expect("every bucket is trained");
         reducer.complete(number, bucket)?;
@@ -152,6 +159,75 @@ fn compare(over_nccl: &(Vec<f64>, Vec<Tensor>), over_mpi: &(Vec<f64>, Vec<Tensor
     // Two numbers have one sum; three have one for each order.
     let bound = if ranks == 2 { 0.0 } else { 2e-5 };
     assert!(far <= bound, "the trajectories differ by {far:.1e}");
+}
+
+/// The formulas that GPUs compute with, and a wait in them.
+struct Waiting(fn(&Tensor));
+
+impl Ops for Waiting {
+    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
+        let squares = Tensors.sum_of_squares(tensors)?;
+        (self.0)(&squares);
+        Ok(squares)
+    }
+}
+
+/// Of the device that is waited for.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// Waits in the middle of a step, by name.
+static WAITS: [(&str, Waiting); 4] = [
+    ("and read", Waiting(|values| assert!(values.double_value(&[0]) >= 0.0))),
+    ("and compared", Waiting(|values| assert!(values.equal(values)))),
+    ("and copied", Waiting(|values| drop(values.to_device(Device::Cpu)))),
+    ("and awaited", Waiting(|_| QUEUE.get().unwrap().mark().unwrap().wait().unwrap())),
+];
+
+/// Marks the first launch of a step, or its last, in the shim's record.
+fn mark(first: bool) {
+    // SAFETY: the shim is loaded already, and has the function.
+    unsafe {
+        let shim = libloading::Library::new("libnccl.so").expect("the shim");
+        shim.get::<unsafe extern "C" fn(i32)>(b"shim_mark").expect("the shim's mark")(i32::from(first));
+    }
+}
+
+/// Steps as a run queues them, each read when the next one is queued; their metrics are those of steps that are read at once.
+fn train_queued(comm: &CommThread, wait: &str) {
+    let lines = ["parallel.shard_optimizer=false", "parallel.shard_optimizer=true"];
+    let configs =
+        lines.map(|shards| steps::config("llama-tied", &[shards, "train.check_every=1", "train.clip_norm=0.5"]));
+    join(comm, comm.local().0, 60).expect("all join");
+    let _ = QUEUE.set(Queue::of(Device::Cpu, comm).expect("a queue"));
+    let wait = WAITS.iter().find(|(name, _)| *name == wait);
+    let ops: &'static dyn Ops = wait.map_or(&Tensors, |(_, waiting)| waiting);
+    // A control needs one of them.
+    for config in &configs[..if wait.is_some() { 1 } else { 2 }] {
+        let trainer = || {
+            let mut trainer = steps::trainer(config, comm, steps::engine(config));
+            trainer.engine.model.segments.iter_mut().for_each(|segment| segment.weights.ops = ops);
+            trainer
+        };
+        let (mut queued, mut at_once) = (trainer(), trainer());
+        assert_eq!(queued.ahead(), 1, "a device with a queue is read one step later");
+        let mut read = Vec::new();
+        for _ in 0..STEPS {
+            mark(true);
+            queued.queue_step(STEPS).expect("a step");
+            mark(false);
+            read.extend(queued.read_steps(1).expect("a step"));
+        }
+        assert_eq!(read.len(), STEPS - 1);
+        read.extend(queued.read_steps(0).expect("the last step"));
+        for (queued, _) in read {
+            let (expected, _) = at_once.step(STEPS).expect("a step");
+            assert_eq!(
+                (queued.step, queued.loss, queued.grad_norm),
+                (expected.step, expected.loss, expected.grad_norm)
+            );
+        }
+    }
+    println!("queued and read");
 }
 
 /// Starts reductions of memory that nobody else holds, and takes new memory at once.

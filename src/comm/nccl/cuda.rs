@@ -21,6 +21,7 @@ const FUNCTIONS: &[&str] = &[
     "cuEventDestroy_v2",
     "cuEventQuery",
     "cuEventRecord",
+    "cuEventSynchronize",
     "cuGetErrorName",
     "cuGetErrorString",
     "cuInit",
@@ -130,6 +131,15 @@ impl Event {
             Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
             Err(error) => Err(failed("work on the GPU", error)),
         }
+    }
+
+    /// Returns when the work before this point is done.
+    ///
+    /// # Errors
+    /// As [`Event::reached`].
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.0.0) }.map_err(|error| failed("work on the GPU", error))
     }
 }
 

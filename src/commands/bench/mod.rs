@@ -193,8 +193,10 @@ fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<Timed> {
     trainer.comm.barrier()?;
     let started = Instant::now();
     let mut losses = Vec::with_capacity(steps);
-    for _ in 1..steps {
-        losses.push(trainer.step(steps)?.0.loss);
+    for step in 1..steps {
+        trainer.queue_step(steps)?;
+        let unread = if step + 1 == steps { 0 } else { trainer.ahead() };
+        losses.extend(trainer.read_steps(unread)?.into_iter().map(|(metrics, _)| metrics.loss));
     }
     wait_for(trainer.engine.model.device);
     trainer.comm.barrier()?;

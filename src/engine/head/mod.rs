@@ -18,10 +18,10 @@ use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
 use crate::loss::tensors::{policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
-use crate::model::balance::Routing;
 use crate::model::segment::{Bucket, Weights};
-use crate::ops::{Logits, Places, Scratch};
+use crate::ops::{Logits, Places, Scratch, add_rows};
 use crate::tensor::on_device;
+pub use scores::Losses;
 use scores::Scores;
 use tch::{Device, Kind, Tensor};
 
@@ -59,31 +59,6 @@ pub struct PairLosses {
     pub implicit_margin: Option<f64>,
     /// Neither answer is better: there is no right order.
     pub tied: bool,
-}
-
-/// The losses of a micro-batch, which a GPU may still be computing.
-pub struct Losses<'o> {
-    scores: Scores,
-    pairs: Vec<PackedPair>,
-    objective: Objective<'o>,
-    /// What the router of each block did, where blocks have experts.
-    pub routing: Vec<Routing>,
-}
-
-impl<'o> Losses<'o> {
-    /// The losses of no pairs.
-    pub fn none(objective: Objective<'o>) -> Self {
-        Self { scores: Scores::default(), pairs: Vec::new(), objective, routing: Vec::new() }
-    }
-
-    /// The losses of every pair; waits for the device.
-    ///
-    /// # Errors
-    /// The device has failed.
-    pub fn read(self) -> Result<Vec<PairLosses>> {
-        let scores = self.scores.read(&self.pairs)?.into_iter().zip(&self.pairs);
-        Ok(scores.map(|(scores, pair)| self.objective.losses(scores, pair.margin, pair.reference, pair.tied)).collect())
-    }
 }
 
 /// What is minimised in one step.
@@ -185,7 +160,7 @@ impl<'a> Heads<'a> {
                 let pairs = &pairs[chunk];
                 let logits = self.logits(&hidden.index_select(0, &rows(pairs, hidden)), vocabulary)?;
                 let places = Places::new(&places(pairs), &logits.values)?;
-                scores.log_probs.push(sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs));
+                scores.log_probs.push(sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs)?);
             }
         }
         scores.read(pairs)
@@ -222,7 +197,7 @@ impl<'a> Heads<'a> {
         objective: &Objective<'o>,
         buckets: &mut HeadBuckets,
     ) -> Result<(Losses<'o>, Tensor)> {
-        let mut hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
+        let hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
         // First the rows of all rewards, then, where there are any, those of all second ones; an answer without a second
         // one counts twice by half.
         let mut at = reward_rows(pairs, |answer| answer.reward_row);
@@ -244,12 +219,12 @@ impl<'a> Heads<'a> {
         if let Some(bucket) = &mut buckets.reward {
             bucket.add_product(self.reward.ops, 0..1, [&slopes, &reward_hidden], self.scratch)?;
         }
-        let _ = hidden_gradient.index_add_(0, &at, &(slopes * self.reward.view(0)));
+        add_rows(&hidden_gradient, &at, &(slopes * self.reward.view(0)))?;
         let mut log_probs = Vec::new();
         if objective.log_probs {
             for chunk in chunks(pairs) {
                 let bucket = buckets.vocabulary.as_mut();
-                log_probs.push(self.policy_chunk(hidden, &pairs[chunk], objective, &mut hidden_gradient, bucket)?);
+                log_probs.push(self.policy_chunk(hidden, &pairs[chunk], objective, &hidden_gradient, bucket)?);
             }
         }
         let second_rewards = twice.then(|| rewards.narrow(0, answers, answers));
@@ -271,7 +246,7 @@ impl<'a> Heads<'a> {
         hidden: &Tensor,
         pairs: &[PackedPair],
         objective: &Objective,
-        hidden_gradient: &mut Tensor,
+        hidden_gradient: &Tensor,
         bucket: Option<&mut Bucket>,
     ) -> Result<Tensor> {
         let vocabulary = self.vocabulary()?;
@@ -279,7 +254,7 @@ impl<'a> Heads<'a> {
         let response = hidden.index_select(0, &rows);
         let logits = self.logits(&response, vocabulary)?;
         let places = Places::new(&places(pairs), &logits.values)?;
-        let log_probs = sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs);
+        let log_probs = sums(&vocabulary.ops.log_probs(&logits, &places)?, pairs)?;
         if objective.alpha == 0.0 {
             return Ok(log_probs);
         }
@@ -300,7 +275,7 @@ impl<'a> Heads<'a> {
             }
         }
         let rows_gradient = gradient.f_mm(vocabulary.view(0))?.to_kind(Kind::Float);
-        let _ = hidden_gradient.index_add_(0, &rows, &rows_gradient);
+        add_rows(hidden_gradient, &rows, &rows_gradient)?;
         Ok(log_probs)
     }
 
@@ -380,10 +355,11 @@ fn owners(pairs: &[PackedPair], device: Device) -> Tensor {
 }
 
 /// Sums `[A]` f64 over each answer's targets of their log-probs `[targets]`.
-fn sums(log_probs: &Tensor, pairs: &[PackedPair]) -> Tensor {
+fn sums(log_probs: &Tensor, pairs: &[PackedPair]) -> Result<Tensor> {
     let (answers, device): (usize, _) = (pairs.iter().map(|pair| pair.answers.len()).sum(), log_probs.device());
     let zeros = Tensor::zeros([answers as i64], (Kind::Double, device));
-    zeros.index_add(0, &owners(pairs, device), &log_probs.to_kind(Kind::Double))
+    add_rows(&zeros, &owners(pairs, device), &log_probs.to_kind(Kind::Double))?;
+    Ok(zeros)
 }
 
 /// Which pairs are tied `[B]`, bool; none where no pair is.

@@ -1,11 +1,58 @@
-//! What the heads computed of a micro-batch, on its device until somebody reads it.
+//! What the heads computed of a micro-batch, on its device until somebody takes it from there.
 //!
-//! Not here: losses, which the reader makes of the scores (`mod.rs`).
+//! Not here: the formulas of the losses, which the reader computes from the scores (`mod.rs`, `loss/`).
 
-use super::PairScores;
+use super::{Objective, PairLosses, PairScores};
 use crate::data::batch::PackedPair;
 use crate::error::Result;
+use crate::model::balance::Routing;
+use crate::tensor::queue_to_host;
 use tch::{Device, Kind, Tensor};
+
+/// The losses of a micro-batch, which a GPU may still be computing.
+pub struct Losses<'o> {
+    pub(super) scores: Scores,
+    pub(super) pairs: Vec<PackedPair>,
+    pub(super) objective: Objective<'o>,
+    /// What the router of each block did, where blocks have experts.
+    pub routing: Vec<Routing>,
+}
+
+impl<'o> Losses<'o> {
+    /// The losses of no pairs.
+    pub fn none(objective: Objective<'o>) -> Self {
+        Self { scores: Scores::default(), pairs: Vec::new(), objective, routing: Vec::new() }
+    }
+
+    /// The same on the host, where a GPU's values will be once all is done that is queued by then: read them then.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn on_host(mut self) -> Result<Self> {
+        if self.pairs.is_empty() {
+            return Ok(self);
+        }
+        let Scores { rewards, second_rewards, log_probs } = &mut self.scores;
+        for values in std::iter::once(rewards).chain(second_rewards).chain(log_probs) {
+            *values = queue_to_host(values)?;
+        }
+        for Routing { load, balance, gap } in &mut self.routing {
+            for values in [load, gap].into_iter().chain(balance) {
+                *values = queue_to_host(values)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// The losses of every pair; waits for the device where they are not on the host.
+    ///
+    /// # Errors
+    /// The device has failed.
+    pub fn read(self) -> Result<Vec<PairLosses>> {
+        let scores = self.scores.read(&self.pairs)?.into_iter().zip(&self.pairs);
+        Ok(scores.map(|(scores, pair)| self.objective.losses(scores, pair.margin, pair.reference, pair.tied)).collect())
+    }
+}
 
 /// Scores of some pairs' answers, in the order of the pairs, which may still be computed.
 #[derive(Default)]

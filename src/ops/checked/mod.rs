@@ -313,7 +313,7 @@ impl Ops for Checked {
         self.of(Operation::Hash).hash(values)
     }
 
-    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {
+    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
         self.of(Operation::SumOfSquares).sum_of_squares(tensors)
     }
 }

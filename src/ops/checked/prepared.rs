@@ -6,10 +6,11 @@
 
 use super::super::{
     AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Direction, LayerStatistics, Logits, NormGradients,
-    NormWeight, Ops, Places, Scratch, Tensors,
+    NormWeight, Ops, Places, Scratch, Tensors, Verdict,
 };
 use super::inputs::{BlockWidths, Widths};
 use crate::error::Result;
+use crate::tensor::on_device;
 use tch::{Kind, Tensor};
 
 const EPSILON: f64 = 1e-5;
@@ -324,10 +325,9 @@ pub fn adamw(widths: &Widths, _: &BlockWidths) -> Prepared {
         beta2: 0.99,
         complements: [0.1, 0.01],
         epsilon: 1e-5,
-        first_correction: 2.0,
-        second_correction: 3.0,
-        gradient_scale: 0.5,
     };
+    let (scales, made) = (on_device(&[0.5f32, 2.0, 3.0], widths.device), on_device(&[true], widths.device));
+    let verdict = Verdict { scales, made };
     let middle = length / 2;
     let all = [&gradient, &master, &master, &moments[0], &moments[0], &moments[1], &moments[1]];
     Prepared::new(bytes(&all), move |ops| {
@@ -341,6 +341,7 @@ pub fn adamw(widths: &Widths, _: &BlockWidths) -> Prepared {
                 AdamWPart { range: middle..length, decays: false },
             ],
             constants,
+            verdict: &verdict,
         })?;
         // bf16 values are those of the master, rounded: the same or a step apart, which is more than f32 allows.
         let rounded = compute.as_ref().map(|compute| master.to_kind(compute.kind()).eq_tensor(compute));
@@ -364,5 +365,5 @@ pub fn hash(widths: &Widths, _: &BlockWidths) -> Prepared {
 
 pub fn sum_of_squares(widths: &Widths, _: &BlockWidths) -> Prepared {
     let tensors = [1.0, 2.0].map(|phase| widths.f32_waves(&[widths.rows * widths.width], phase));
-    Prepared::new(bytes(&[&tensors[0], &tensors[1]]), move |ops| Ok(vec![Tensor::from(ops.sum_of_squares(&tensors)?)]))
+    Prepared::new(bytes(&[&tensors[0], &tensors[1]]), move |ops| Ok(vec![ops.sum_of_squares(&tensors)?]))
 }

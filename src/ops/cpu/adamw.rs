@@ -2,9 +2,9 @@
 //! into pieces of a fixed size, so results do not depend on the number of threads.
 
 use super::Element as _;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::parallel;
-use crate::ops::{AdamWConstants, AdamWStep};
+use crate::ops::{AdamWConstants, AdamWStep, Verdict};
 use crate::tensor;
 use half::bf16;
 use multiversion::multiversion;
@@ -23,8 +23,25 @@ struct Piece<'a> {
     decay: f32,
 }
 
+/// The constants, and what the gradients have decided.
+#[derive(Clone, Copy)]
+struct Numbers {
+    constants: AdamWConstants,
+    gradient_scale: f32,
+    first_correction: f32,
+    second_correction: f32,
+}
+
 /// See [`Ops::adamw`](crate::ops::Ops::adamw).
 pub fn step(step: &AdamWStep) -> Result<()> {
+    let Verdict { scales, made } = step.verdict;
+    if tensor::bytes(made)? == [0] {
+        return Ok(());
+    }
+    let [gradient_scale, first_correction, second_correction] = *tensor::slice::<f32>(scales)? else {
+        return Err(Error::runtime(format!("three scales were expected, not {scales:?}")));
+    };
+    let numbers = Numbers { constants: step.constants, gradient_scale, first_correction, second_correction };
     let [mut first, mut second] = step.moments.each_ref().map(Tensor::shallow_clone);
     let (mut master, mut compute) = (step.master.shallow_clone(), step.compute.as_ref().map(Tensor::shallow_clone));
     let gradient = tensor::slice::<f32>(&step.gradient)?;
@@ -46,8 +63,7 @@ pub fn step(step: &AdamWStep) -> Result<()> {
             });
         }
     }
-    let constants = step.constants;
-    parallel::for_each(pieces.into_iter(), |piece| update_piece(piece, constants));
+    parallel::for_each(pieces.into_iter(), |piece| update_piece(piece, numbers));
     Ok(())
 }
 
@@ -58,9 +74,9 @@ fn take<'a, T>(rest: &mut &'a mut [T], length: usize) -> &'a mut [T] {
     front
 }
 
-fn update_piece(piece: Piece, c: AdamWConstants) {
+fn update_piece(piece: Piece, numbers: Numbers) {
     let Piece { gradient, first, second, master, compute, decay } = piece;
-    update_values(gradient, (first, second, master), decay, c);
+    update_values(gradient, (first, second, master), decay, numbers);
     if let Some(compute) = compute {
         narrow_values(master, compute);
     }
@@ -71,15 +87,16 @@ fn update_values(
     gradient: &[f32],
     (first, second, master): (&mut [f32], &mut [f32], &mut [f32]),
     decay: f32,
-    c: AdamWConstants,
+    numbers: Numbers,
 ) {
+    let Numbers { constants: c, gradient_scale, first_correction, second_correction } = numbers;
     let values = gradient.iter().zip(first.iter_mut()).zip(second.iter_mut()).zip(master.iter_mut());
     for (((gradient, first), second), master) in values {
-        let gradient = gradient * c.gradient_scale;
+        let gradient = gradient * gradient_scale;
         *first = c.beta1 * *first + c.complements[0] * gradient;
         *second = c.beta2 * *second + c.complements[1] * gradient * gradient;
-        let denominator = second.sqrt() * c.second_correction + c.epsilon;
-        *master = *master * decay - c.learning_rate * (*first * c.first_correction) / denominator;
+        let denominator = second.sqrt() * second_correction + c.epsilon;
+        *master = *master * decay - c.learning_rate * (*first * first_correction) / denominator;
     }
 }
 

@@ -208,8 +208,8 @@ impl Ops for Cpu {
         Ok(Tensor::from(xxh3_64(bytes(values)?) as i64))
     }
 
-    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<f64> {
+    fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
         let each = tensors.iter().map(|values| Ok(squares::sum(slice(values)?)));
-        each.sum()
+        Ok(Tensor::from_slice(&[each.sum::<Result<f64>>()?]))
     }
 }

@@ -1,6 +1,7 @@
 //! Log-softmax of logits at places, and its gradient, as tensor operations.
 
-use crate::ops::{Logits, Places};
+use crate::error::Result;
+use crate::ops::{Logits, Places, add_rows};
 use tch::{Kind, Tensor};
 
 /// What the softmax is taken of, f32.
@@ -29,17 +30,18 @@ pub fn log_probs(logits: &Logits, at: &Places) -> Tensor {
 }
 
 /// See [`Ops::log_probs_backward`](crate::ops::Ops::log_probs_backward).
-pub fn backward(logits: &Logits, Places { rows, tokens }: &Places, slopes: &Tensor) -> Tensor {
+pub fn backward(logits: &Logits, Places { rows, tokens }: &Places, slopes: &Tensor) -> Result<Tensor> {
     let values = capped(&logits.values, logits.soft_cap);
     let cap_slopes = cap_slopes(&values, logits.soft_cap);
-    let row_slopes = logits.sums.zeros_like().index_add(0, rows, slopes);
+    let row_slopes = logits.sums.zeros_like();
+    add_rows(&row_slopes, rows, slopes)?;
     let softmax = (values - logits.sums.unsqueeze(-1)).exp();
     let gradient = softmax * row_slopes.neg().unsqueeze(-1);
-    // A token may be the target of both answers: slopes add up. Not `index_put_`, whose check of the indices waits.
-    let _ = gradient.view([-1]).index_add_(0, &(rows * gradient.size()[1] + tokens), slopes);
+    // A token may be the target of both answers: slopes add up.
+    add_rows(&gradient.view([-1]), &(rows * gradient.size()[1] + tokens), slopes)?;
     let gradient = match cap_slopes {
         Some(cap_slopes) => gradient * cap_slopes,
         None => gradient,
     };
-    gradient.to_kind(logits.values.kind())
+    Ok(gradient.to_kind(logits.values.kind()))
 }

@@ -12,7 +12,7 @@ pub mod rope;
 
 use super::Scratch;
 use crate::error::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// `sum` = x + change.
 pub fn add(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
@@ -36,11 +36,11 @@ pub fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Sc
     let _ = sum.shallow_clone().g_add_(&product);
 }
 
-/// Sum of all squares; waits for a device once.
-pub fn sum_of_squares(tensors: &[Tensor]) -> Result<f64> {
+/// Sum of all squares `[1]`.
+pub fn sum_of_squares(tensors: &[Tensor]) -> Result<Tensor> {
     if tensors.is_empty() {
-        return Ok(0.0);
+        return Ok(Tensor::f_zeros([1], (Kind::Double, Device::Cpu))?);
     }
     let squares: Vec<Tensor> = tensors.iter().map(|values| values.square().sum(Kind::Double)).collect();
-    Ok(Tensor::f_stack(&squares, 0)?.sum(Kind::Double).double_value(&[]))
+    Ok(Tensor::f_stack(&squares, 0)?.sum(Kind::Double).view([1]))
 }

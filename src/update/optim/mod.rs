@@ -4,6 +4,7 @@
 
 mod norm;
 mod schedule;
+mod verdict;
 
 use crate::config::TrainConfig;
 use crate::engine::Buckets;
@@ -11,11 +12,12 @@ use crate::error::{Error, Result, libtorch};
 use crate::model::decoder::Part;
 use crate::model::segment::{Bucket, OptimizerState, Parameter, Segment, Weights};
 use crate::model::weights::Model;
-use crate::ops::{AdamWConstants, AdamWPart, AdamWStep};
+use crate::ops::{AdamWConstants, AdamWPart, AdamWStep, Verdict};
 use tch::Kind;
 
 pub use norm::gradient_squares;
 pub use schedule::schedule;
+pub use verdict::{Clipping, Decided, Judge};
 
 /// AdamW, as the config has it. Its moments lie with the segments' masters ([`OptimizerState`]).
 #[derive(Clone, Copy)]
@@ -27,16 +29,13 @@ pub struct AdamW {
 }
 
 /// One update's numbers.
-#[derive(Debug, Clone, Copy)]
 pub struct Update {
-    /// Number of this update, from 1: for the bias correction.
-    pub number: usize,
     /// Learning rate of everything but the reward head.
     pub learning_rate: f64,
     /// Learning rate of the reward head.
     pub head_learning_rate: f64,
-    /// What gradient sums are multiplied by: clipping and the division by the pair count together.
-    pub gradient_scale: f64,
+    /// What the gradients have decided.
+    pub verdict: Verdict,
 }
 
 impl AdamW {
@@ -76,7 +75,7 @@ impl AdamW {
             let bucket = buckets.get(index).ok_or_else(|| unready(index))?;
             let reward_head = *part == Part::RewardHead;
             let rate = if reward_head { update.head_learning_rate } else { update.learning_rate };
-            let step = step_of(&segment.weights, state, bucket, self.constants(rate, update));
+            let step = step_of(&segment.weights, state, bucket, self.constants(rate), &update.verdict);
             let step = step.ok_or_else(|| unready(index))?;
             libtorch(|| segment.weights.ops.adamw(&step))?;
             updated(index, segment);
@@ -84,8 +83,13 @@ impl AdamW {
         Ok(())
     }
 
-    fn constants(&self, rate: f64, update: &Update) -> AdamWConstants {
-        let correction = |beta: f64| 1.0 / (1.0 - beta.powf(update.number as f64));
+    /// 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) of the update of number t, from 1.
+    pub fn corrections(&self, number: usize) -> [f32; 2] {
+        let correction = |beta: f64| 1.0 / (1.0 - beta.powf(number as f64));
+        [correction(self.beta1) as f32, correction(self.beta2).sqrt() as f32]
+    }
+
+    fn constants(&self, rate: f64) -> AdamWConstants {
         AdamWConstants {
             learning_rate: rate as f32,
             decay: (1.0 - rate * self.weight_decay) as f32,
@@ -93,9 +97,6 @@ impl AdamW {
             beta2: self.beta2 as f32,
             complements: [1.0 - self.beta1, 1.0 - self.beta2].map(|share| share as f32),
             epsilon: self.epsilon as f32,
-            first_correction: correction(self.beta1) as f32,
-            second_correction: correction(self.beta2).sqrt() as f32,
-            gradient_scale: update.gradient_scale as f32,
         }
     }
 }
@@ -115,6 +116,7 @@ fn step_of<'a>(
     state: &'a OptimizerState,
     bucket: &Bucket,
     constants: AdamWConstants,
+    verdict: &'a Verdict,
 ) -> Option<AdamWStep<'a>> {
     let part = |(index, parameter): (usize, &Parameter)| {
         let (range, _) = state.owned_part(&weights.parameters, index);
@@ -130,6 +132,7 @@ fn step_of<'a>(
         compute,
         parts,
         constants,
+        verdict,
     })
 }
 
@@ -173,10 +176,12 @@ mod tests {
             beta2: 0.999,
             complements: [0.1, 0.001],
             epsilon: 1e-5,
-            first_correction: 10.0,
-            second_correction: 31.6,
-            gradient_scale: 0.5,
         }
+    }
+
+    fn verdict(gradient_scale: f32, corrections: [f32; 2], made: bool) -> Verdict {
+        let scales = Tensor::from_slice(&[gradient_scale, corrections[0], corrections[1]]);
+        Verdict { scales, made: Tensor::from_slice(&[made]) }
     }
 
     fn distance(left: &Tensor, right: &Tensor) -> f64 {
@@ -184,10 +189,14 @@ mod tests {
     }
 
     fn step(segment: &mut Segment, bucket: &Bucket, constants: AdamWConstants) {
+        step_by(segment, bucket, constants, &verdict(0.5, [10.0, 31.6], true));
+    }
+
+    fn step_by(segment: &mut Segment, bucket: &Bucket, constants: AdamWConstants, verdict: &Verdict) {
         let Segment { weights, state } = segment;
         let state = state.as_mut().unwrap();
         state.start_moments();
-        weights.ops.adamw(&step_of(weights, state, bucket, constants).unwrap()).unwrap();
+        weights.ops.adamw(&step_of(weights, state, bucket, constants, verdict).unwrap()).unwrap();
     }
 
     #[test]
@@ -234,9 +243,9 @@ mod tests {
             // Sums over two pairs: the update divides them again.
             bucket.sums()[0].copy_(&(Tensor::from_slice(row).view([2, 2]) * 2.0));
             bucket.sums()[1].copy_(&(Tensor::from_slice(&row[..1]) * 4.0));
-            let update = Update { number: done + 1, learning_rate: 0.01, head_learning_rate: 0.0, gradient_scale: 0.5 };
             let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-5, weight_decay: 0.1 };
-            step(&mut segment, &bucket, adamw.constants(0.01, &update));
+            let verdict = verdict(0.5, adamw.corrections(done + 1), true);
+            step_by(&mut segment, &bucket, adamw.constants(0.01), &verdict);
         }
         let expected = [0.477_430_2f32, -1.219_171_8, 1.971_941_2, -0.019_706_74, 0.728_904_4];
         let found = Vec::<f32>::try_from(&segment.state.as_ref().unwrap().master).unwrap();

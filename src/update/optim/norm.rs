@@ -1,15 +1,16 @@
-//! The squares of the gradients, of which the global norm is the root. Not here: clipping, which the trainer does.
+//! The squares of the gradients, of which the global norm is the root. Not here: clipping (`verdict.rs`).
 
 use crate::engine::Buckets;
 use crate::error::{Error, Result, libtorch};
 use crate::model::weights::Model;
+use tch::Tensor;
 
-/// Sum of the squares of all gradient sums that this rank updates from; not finite if any of them is not. Summed in f64,
-/// segment after segment.
+/// Sum of the squares of all gradient sums that this rank updates from, `[1]` f64 on their device; not finite if any of them
+/// is not. Summed segment after segment.
 ///
 /// # Errors
 /// A buffer that is not what this crate allocates.
-pub fn gradient_squares(model: &Model, buckets: &Buckets) -> Result<f64> {
+pub fn gradient_squares(model: &Model, buckets: &Buckets) -> Result<Tensor> {
     let trained =
         model.segments.iter().enumerate().filter_map(|(index, segment)| Some((index, segment.state.as_ref()?)));
     let owned = trained.map(|(index, state)| match buckets.get(index) {

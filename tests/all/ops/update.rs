@@ -1,7 +1,7 @@
 //! AdamW and the squares of gradients against their formulas in doubles.
 
 use super::conformance::{distance, waves};
-use haf_dist::ops::{AdamWConstants, AdamWPart, AdamWStep, Ops};
+use haf_dist::ops::{AdamWConstants, AdamWPart, AdamWStep, Ops, Verdict};
 use tch::{Device, Kind, Tensor};
 
 /// A matrix longer than a thread takes at a time, and a norm.
@@ -15,9 +15,16 @@ fn constants() -> AdamWConstants {
         beta2: 0.999,
         complements: [0.1, 0.001],
         epsilon: 1e-5,
-        first_correction: 10.0,
-        second_correction: 31.6,
-        gradient_scale: 0.5,
+    }
+}
+
+/// What gradients are multiplied by, and the two corrections.
+const SCALES: [f32; 3] = [0.5, 10.0, 31.6];
+
+fn verdict(made: bool, device: Device) -> Verdict {
+    Verdict {
+        scales: Tensor::from_slice(&SCALES).to_device(device),
+        made: Tensor::from_slice(&[made]).to_device(device),
     }
 }
 
@@ -25,6 +32,7 @@ fn constants() -> AdamWConstants {
 pub fn all(ops: &dyn Ops, device: Device) {
     for kind in [Kind::Float, Kind::BFloat16] {
         adamw(ops, device, kind);
+        skipped(ops, device, kind);
     }
     squares(ops, device);
     for kind in [Kind::Float, Kind::BFloat16] {
@@ -49,21 +57,22 @@ fn adamw(ops: &dyn Ops, device: Device, kind: Kind) {
             compute: compute.as_ref().map(Tensor::shallow_clone),
             parts: parts.clone(),
             constants: constants(),
+            verdict: &verdict(true, device),
         };
         ops.adamw(&step).unwrap();
     }
     // The formulas in doubles, with weight decay on everything or on the matrix alone.
     let c = constants();
     let expected = |decayed: usize| {
-        let gradient = gradient.to_kind(Kind::Double) * f64::from(c.gradient_scale);
+        let gradient = gradient.to_kind(Kind::Double) * f64::from(SCALES[0]);
         let (mut first, mut second, mut values) = (gradient.zeros_like(), gradient.zeros_like(), before.copy());
         for _ in 0..3 {
             first = first * 0.9 + &gradient * 0.1;
             second = second * 0.999 + gradient.square() * 0.001;
             let mut decayed = values.narrow(0, 0, decayed as i64);
             let _ = decayed.g_mul_scalar_(f64::from(c.decay));
-            let denominator = second.sqrt() * f64::from(c.second_correction) + f64::from(c.epsilon);
-            values -= &first * f64::from(c.first_correction * c.learning_rate) / denominator;
+            let denominator = second.sqrt() * f64::from(SCALES[2]) + f64::from(c.epsilon);
+            values -= &first * f64::from(SCALES[1] * c.learning_rate) / denominator;
         }
         (values, second)
     };
@@ -76,15 +85,52 @@ fn adamw(ops: &dyn Ops, device: Device, kind: Kind) {
     assert!(distance(&tail(&master), &tail(&expected(length).0)) > 1e-2);
 }
 
+/// Nothing changes by a bit, not even the sign of a zero, whatever the gradients and scales are.
+fn skipped(ops: &dyn Ops, device: Device, kind: Kind) {
+    let length = LENGTHS[1] as i64;
+    let (master, gradient) = (waves(&[length], 1.0, device), waves(&[length], 2.0, device));
+    for (place, value) in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].into_iter().enumerate() {
+        let _ = gradient.get(place as i64).fill_(value);
+    }
+    let moments = [waves(&[length], 3.0, device), waves(&[length], 4.0, device).square()];
+    for values in [&master, &moments[0]] {
+        let _ = values.get(5).fill_(-0.0);
+    }
+    let compute = (kind != Kind::Float).then(|| master.to_kind(kind));
+    let bits = || -> Vec<Tensor> {
+        let wide = [&master, &moments[0], &moments[1]].map(|values| values.view_dtype(Kind::Int).copy());
+        wide.into_iter().chain(compute.iter().map(|values| values.view_dtype(Kind::Int16).copy())).collect()
+    };
+    let before = bits();
+    for made in [false, true] {
+        let mut verdict = verdict(made, device);
+        verdict.scales = if made { verdict.scales } else { verdict.scales * f64::NAN };
+        let step = AdamWStep {
+            gradient: gradient.shallow_clone(),
+            moments: &moments,
+            master: &master,
+            compute: compute.as_ref().map(Tensor::shallow_clone),
+            parts: vec![AdamWPart { range: 0..LENGTHS[1], decays: true }],
+            constants: constants(),
+            verdict: &verdict,
+        };
+        ops.adamw(&step).unwrap();
+        let same = before.iter().zip(bits()).all(|(before, after)| before.equal(&after));
+        // The control: what is made changes them.
+        assert_eq!(same, !made, "{kind:?}");
+    }
+}
+
 fn squares(ops: &dyn Ops, device: Device) {
+    let sum = |tensors: &[Tensor]| ops.sum_of_squares(tensors).unwrap().double_value(&[0]);
     let tensors = [waves(&[(1 << 17) + 5], 1.0, device), waves(&[3], 2.0, device)];
     let exact: f64 =
         tensors.iter().map(|values| values.to_kind(Kind::Double).square().sum(Kind::Double).double_value(&[])).sum();
-    let found = ops.sum_of_squares(&tensors).unwrap();
+    let found = sum(&tensors);
     assert!((found / exact - 1.0).abs() < 1e-7, "{found} is not {exact}");
-    assert_eq!(ops.sum_of_squares(&[]).unwrap(), 0.0);
+    assert_eq!(sum(&[]), 0.0);
     let _ = tensors[1].get(0).fill_(f64::NAN);
-    assert!(!ops.sum_of_squares(&tensors).unwrap().is_finite());
+    assert!(!sum(&tensors).is_finite());
 }
 
 fn hash(ops: &dyn Ops, device: Device, kind: Kind) {

@@ -1,0 +1,157 @@
+//! What a step's gradients decide about its update: their norm, whether they are finite, how far they are clipped, whether
+//! the update is made. Decided on the device where they are: nothing here waits for it, and the host learns of it later.
+//!
+//! Not here: the update itself (`ops/`).
+
+use crate::comm::CommThread;
+use crate::error::{Result, libtorch};
+use crate::ops::Verdict;
+use crate::tensor::on_device;
+use tch::{Device, Kind, Tensor};
+
+/// One step's numbers, as far as the host knows them.
+pub struct Clipping<'a> {
+    /// Pairs of the global batch, whose gradients are summed up.
+    pub pairs: f64,
+    /// The largest norm of the mean gradient that is left as it is; 0: every one.
+    pub clip_norm: f64,
+    /// Whether this rank holds the gradients of its shares only.
+    pub sharded: bool,
+    /// AdamW's two bias corrections: of this update if the host knows of every update that was skipped, if one more was
+    /// skipped, two more, and so on, up to as many steps as the host has not read yet.
+    pub corrections: &'a [[f32; 2]],
+}
+
+/// What was decided.
+pub struct Decided {
+    /// For the update.
+    pub verdict: Verdict,
+    /// For the host: `[2]` f64, the norm of the mean gradient, the same bits on every rank, and 1 where the update is made.
+    pub told: Tensor,
+}
+
+/// Decides step after step, and counts on the device which updates were skipped.
+pub struct Judge {
+    device: Device,
+    /// `[1]` i64: skipped updates that the host does not know of.
+    unknown: Tensor,
+}
+
+impl Judge {
+    /// For a model on `device`, of which the host knows everything.
+    pub fn new(device: Device) -> Self {
+        Self { device, unknown: Tensor::zeros([1], (Kind::Int64, device)) }
+    }
+
+    /// Takes note that the host knows of one more update that was skipped.
+    ///
+    /// # Errors
+    /// A failed device.
+    pub fn tell(&mut self) -> Result<()> {
+        let _ = self.unknown.f_sub_scalar_(1)?;
+        Ok(())
+    }
+
+    /// The verdict on gradient sums, from the sum of their squares `[1]` f64 of this rank. Ranks vote over what reduces the
+    /// gradients; all must call it.
+    ///
+    /// # Errors
+    /// A lost rank, or a failed device.
+    pub fn decide(&mut self, squares: &Tensor, clipping: &Clipping, comm: &CommThread) -> Result<Decided> {
+        let Clipping { pairs, clip_norm, sharded, corrections } = *clipping;
+        let bad = squares.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Double)?;
+        let votes = comm.all_reduce_together("the gradient norm".into(), vec![Tensor::f_cat(&[squares, &bad], 0)?]);
+        let votes = votes.wait()?.swap_remove(0);
+        libtorch(|| {
+            let squares = if sharded { votes.narrow(0, 0, 1) } else { squares.shallow_clone() };
+            // Quotients of tensors: a device may multiply by the reciprocal of a number.
+            let number = |value: f64| Tensor::full([1], value, (Kind::Double, self.device));
+            let norm = squares.sqrt() / number(pairs);
+            let made = norm.isfinite().logical_and(&votes.narrow(0, 1, 1).eq(0.0));
+            let (one, limit) = (number(1.0), number(clip_norm));
+            let clip = if clip_norm > 0.0 { (&limit / &norm).where_self(&norm.gt_tensor(&limit), &one) } else { one };
+            let scale = (clip / number(pairs)).to_kind(Kind::Float);
+            let corrections = on_device(corrections.as_flattened(), self.device).view([-1, 2]);
+            let corrections = corrections.index_select(0, &self.unknown).view([2]);
+            let scales = Tensor::cat(&[scale, corrections], 0);
+            let _ = self.unknown.g_add_(&made.logical_not().to_kind(Kind::Int64));
+            let told = Tensor::cat(&[norm, made.to_kind(Kind::Double)], 0);
+            Ok(Decided { verdict: Verdict { scales, made }, told })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::{CommThread, solo::Solo, threads};
+
+    const CORRECTIONS: [[f32; 2]; 3] = [[10.0, 31.6], [5.3, 22.4], [3.7, 18.3]];
+
+    fn clipping(clip_norm: f64, sharded: bool) -> Clipping<'static> {
+        Clipping { pairs: 7.0, clip_norm, sharded, corrections: &CORRECTIONS }
+    }
+
+    fn scales(decided: &Decided) -> Vec<f32> {
+        Vec::try_from(&decided.verdict.scales).unwrap()
+    }
+
+    fn told(decided: &Decided) -> Vec<f64> {
+        Vec::try_from(&decided.told).unwrap()
+    }
+
+    #[test]
+    fn the_numbers_are_those_of_the_formulas_to_the_last_bit() {
+        let comm = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
+        for (squares, clip) in [(12.3456789f64, 0.1), (12.3456789, 0.0), (12.3456789, 9.0), (1e-300, 1.0)] {
+            let mut judge = Judge::new(Device::Cpu);
+            let decided = judge.decide(&Tensor::from_slice(&[squares]), &clipping(clip, false), &comm).unwrap();
+            let norm = squares.sqrt() / 7.0;
+            let scale = (if clip > 0.0 && norm > clip { clip / norm } else { 1.0 }) / 7.0;
+            assert_eq!(told(&decided), [norm, 1.0]);
+            assert_eq!(scales(&decided), [scale as f32, 10.0, 31.6]);
+        }
+    }
+
+    #[test]
+    fn a_skipped_update_has_no_number_whether_the_host_knows_of_it_or_not() {
+        let comm = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
+        let mut judge = Judge::new(Device::Cpu);
+        let mut corrections_after = |squares: f64| {
+            let decided = judge.decide(&Tensor::from_slice(&[squares]), &clipping(0.0, false), &comm).unwrap();
+            let made = decided.verdict.made.int64_value(&[0]) == 1;
+            assert_eq!(made, squares.is_finite());
+            if made && squares == 4.0 {
+                judge.tell().unwrap();
+            }
+            scales(&decided)[1]
+        };
+        assert_eq!(
+            [1.0, f64::NAN, 1.0, f64::INFINITY, 4.0, 1.0].map(&mut corrections_after),
+            [10.0, 10.0, 5.3, 5.3, 3.7, 5.3]
+        );
+    }
+
+    #[test]
+    fn one_rank_that_is_not_finite_decides_for_all_and_shares_add_up() {
+        let decided = |squares: [f64; 2], sharded: bool| {
+            std::thread::scope(|scope| {
+                let rank = |(seat, squares): (threads::Seat, f64)| {
+                    let comm = CommThread::start(|| Ok(seat.communicator())).unwrap();
+                    let squares = Tensor::from_slice(&[squares]);
+                    told(&Judge::new(Device::Cpu).decide(&squares, &clipping(0.0, sharded), &comm).unwrap())
+                };
+                let seats = threads::world(2).into_iter().zip(squares);
+                let ranks: Vec<_> = seats.map(|each| scope.spawn(move || rank(each))).collect();
+                ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+            })
+        };
+        for sharded in [false, true] {
+            for told in decided([1.0, f64::NAN], sharded) {
+                assert_eq!(told[1], 0.0, "{sharded}");
+            }
+        }
+        assert_eq!(decided([9.0, 16.0], true), [vec![5.0 / 7.0, 1.0], vec![5.0 / 7.0, 1.0]]);
+        assert_eq!(decided([9.0, 9.0], false), [vec![3.0 / 7.0, 1.0], vec![3.0 / 7.0, 1.0]]);
+    }
+}
