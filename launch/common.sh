@@ -49,6 +49,7 @@ one_option() {
     while (($# > 0)); do
         case $1 in
         "$option")
+            # shellcheck disable=SC2034  # a name of the caller's variable
             variable=$(take "$@")
             shift
             ;;

@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(shared(&["<s>a<turn>b", "<s>a<turn>c"]), "<s>a");
         assert_eq!(shared(&["<s>a[x]b<turn", "<s>a[x]c"]), "<s>a");
         assert_eq!(shared(&["<s>a<turn>b", "<s>a<turn>"]), "<s>a");
-        assert_eq!(shared(&["<s>a<s>b", "<s>a<turn>b"]), "", "another token");
+        assert_eq!(shared(&["<s>a<s>b", "<s>a<turn>b"]), "<s>a", "each before a token of its own");
         assert_eq!(shared(&["a\u{e9}", "a\u{e8}"]), "", "within a letter");
         assert_eq!(shared(&["a", "b"]), "");
         assert!(marks.are_in("b <turn> c") && !marks.are_in("b <turn c") && !Marks::default().are_in("b"));
