@@ -2,6 +2,7 @@
 //! into pieces of a fixed size, so results do not depend on the number of threads.
 
 use super::Element as _;
+use super::slices::distinct;
 use crate::error::{Error, Result};
 use crate::ops::parallel;
 use crate::ops::{AdamWConstants, AdamWStep, Verdict};
@@ -41,6 +42,8 @@ pub fn step(step: &AdamWStep) -> Result<()> {
     let [gradient_scale, first_correction, second_correction] = *tensor::slice::<f32>(scales)? else {
         return Err(Error::runtime(format!("three scales were expected, not {scales:?}")));
     };
+    let written: Vec<&Tensor> = step.moments.iter().chain([step.master]).chain(&step.compute).collect();
+    distinct(&written, &[&step.gradient])?;
     let numbers = Numbers { constants: step.constants, gradient_scale, first_correction, second_correction };
     let [mut first, mut second] = step.moments.each_ref().map(Tensor::shallow_clone);
     let (mut master, mut compute) = (step.master.shallow_clone(), step.compute.as_ref().map(Tensor::shallow_clone));
@@ -104,5 +107,38 @@ fn update_values(
 fn narrow_values(master: &[f32], compute: &mut [bf16]) {
     for (compute, master) in compute.iter_mut().zip(master) {
         *compute = bf16::narrow(*master);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::AdamWPart;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn buffers_that_share_memory_are_refused() {
+        let all = Tensor::ones([16], (Kind::Float, Device::Cpu));
+        let constants = AdamWConstants {
+            learning_rate: 0.1,
+            decay: 1.0,
+            beta1: 0.9,
+            beta2: 0.99,
+            complements: [0.1, 0.01],
+            epsilon: 1e-5,
+        };
+        let verdict = Verdict { scales: Tensor::from_slice(&[1f32, 1.0, 1.0]), made: Tensor::from_slice(&[true]) };
+        let update = |starts: [i64; 4]| {
+            let [gradient, first, second, master] = starts.map(|start| all.narrow(0, start, 4));
+            let parts = vec![AdamWPart { range: 0..4, decays: false }];
+            let moments = &[first, second];
+            step(&AdamWStep { gradient, moments, master: &master, compute: None, parts, constants, verdict: &verdict })
+        };
+        for starts in [[0, 3, 8, 12], [0, 4, 7, 12], [0, 4, 8, 10], [0, 4, 8, 0]] {
+            let error = update(starts).unwrap_err();
+            assert!(error.message.contains("shares memory"), "{starts:?}: {error}");
+        }
+        assert!(all.equal(&all.ones_like()), "nothing was written");
+        update([0, 4, 8, 12]).unwrap();
     }
 }

@@ -64,7 +64,7 @@ fn init_looks_at_a_model_in_the_hubs_cache_and_what_it_writes_trains() {
     let named = ["--model", "hf://owner/tiny", "--train", "hf://owner/pairs/train", "other.jsonl"];
     workspace.run(1, &[&["init"], &named[..], &["--out", "new.toml"]].concat()).succeeded();
     let text = String::from_utf8(workspace.read("new.toml")).unwrap();
-    assert!(text.contains("path = \"hf://owner/tiny\"") && text.contains("A Llama model: "), "{text}");
+    assert!(text.contains("path = \"hf://owner/tiny\"") && text.contains("A Llama model of "), "{text}");
     assert!(text.contains("path = \"hf://owner/pairs/train\""), "{text}");
     let set = ["model.dtype=f32", "parallel.threads=1", "data.cache_dir=cache"];
     workspace.run(1, &[&["train", "new.toml"], &set[..]].concat()).succeeded();

@@ -162,7 +162,7 @@ fn resuming_a_finished_run_says_so_and_does_nothing() {
     assert!(checkpoint(&workspace, "run/step-6") == before.0, "the checkpoint changed");
     assert_eq!(timeless(&workspace), before.1, "each line once");
     assert!(workspace.read("run/test-pairs.jsonl") == before.2);
-    assert!(!workspace.path("run/metrics-after-step-6.jsonl").exists(), "nothing is moved aside");
+    assert!(workspace.path("run/metrics-after-step-6.jsonl").exists(), "the line of the first ranking is kept");
     let beyond = workspace.train(1, &["--resume", "train.steps=5"]);
     assert!(beyond.code == 2 && beyond.stderr.contains("run/step-6 is beyond the run's 5 steps"), "{}", beyond.stderr);
 }
