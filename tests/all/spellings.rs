@@ -102,6 +102,41 @@ fn every_reason_is_told_at_once() {
 }
 
 #[test]
+fn a_kind_of_block_that_is_not_known_is_refused_in_every_family() {
+    for case in [
+        "llama-tied",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "qwen3-moe",
+        "mixtral",
+        "olmoe",
+        "phi",
+        "phi3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "exaone4",
+        "glm4",
+        "cohere2",
+        "smollm3",
+        "gpt-neox-parallel",
+    ] {
+        let mut wrong = config(case);
+        let blocks = wrong["num_hidden_layers"].as_u64().unwrap() as usize;
+        let kinds = |kind: &str| json!(vec![kind; blocks]);
+        wrong["layer_types"] = kinds("linear_attention");
+        let found = reasons(&wrong);
+        let named = found.iter().filter(|reason| reason.contains("layer_types: \"linear_attention\"")).count();
+        assert_eq!(named, 1, "{case}: {found:#?}");
+        wrong["layer_types"] = kinds("full_attention");
+        read(&wrong);
+    }
+}
+
+#[test]
 fn experts_that_cannot_be_computed_are_refused_with_their_key() {
     for (case, key, value, says) in [
         ("qwen3-moe", "num_experts_per_tok", json!(6), "num_experts_per_tok = 6"),

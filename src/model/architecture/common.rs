@@ -56,6 +56,12 @@ pub(super) const DEFAULTS: Defaults =
 /// What all have in common, in Llama's form: root-mean-square norms, a gated SiLU, whole heads rotated, one half of a
 /// block after the other, no biases.
 pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Result<Architecture> {
+    // Also where a family has one kind of block only: a file that names another is of another model.
+    let kinds = keys.texts("layer_types")?.unwrap_or_default();
+    if let Some(other) = kinds.into_iter().find(|kind| !["full_attention", "sliding_attention"].contains(kind)) {
+        let error = Error::input(format!("layer_types: \"{other}\" is not known"));
+        keys.fault(error.hint("known: full_attention, sliding_attention"));
+    }
     let dimensions = ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"];
     let [width, heads, layers, inner, vocabulary] = keys.sizes(dimensions)?;
     let default = Some(defaults.kv_heads.unwrap_or(heads));
@@ -173,17 +179,8 @@ pub(super) fn alternating(
             model.blocks.len()
         )));
     }
-    for kind in &types {
-        match (*kind, window) {
-            ("full_attention", _) | ("sliding_attention", Some(_)) => {}
-            ("sliding_attention", None) => {
-                return Err(Error::input("layer_types has \"sliding_attention\", but there is no sliding_window"));
-            }
-            (other, _) => {
-                return Err(Error::input(format!("layer_types: \"{other}\" is not known"))
-                    .hint("known: full_attention, sliding_attention"));
-            }
-        }
+    if window.is_none() && types.contains(&"sliding_attention") {
+        return Err(Error::input("layer_types has \"sliding_attention\", but there is no sliding_window"));
     }
     Ok(with_windows(model, |block| window.filter(|_| types[block] == "sliding_attention")))
 }
