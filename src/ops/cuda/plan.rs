@@ -115,7 +115,7 @@ impl VarlenPlan {
         let call = VarlenCall {
             queries: bounds.narrow(0, 0, runs),
             keys: bounds.narrow(0, runs, runs),
-            // Where no run has two queries, flash attention takes another way, which does not write where it is told to.
+            // Where no run has two queries, flash attention takes another path, which does not write to the given output.
             longest: [longest_query.max(2), longest_key],
             scale: rules.scale,
             before: window.filter(|window| *window < longest_key).map(|window| window - 1),
