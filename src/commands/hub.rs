@@ -142,6 +142,27 @@ pub fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
     }
 }
 
+/// A folder with all of a model on the hub but its weights.
+///
+/// # Errors
+/// As [`fetch_all`], and a path that is not on the hub.
+pub fn fetch_without_weights_alone(path: &Path) -> Result<PathBuf> {
+    let on_hub = parsed(path)?;
+    let on_hub = on_hub.ok_or_else(|| Error::input(format!("{} is not on the hub", path.display())))?;
+    Hub::from_env()?.without_weights(&on_hub)
+}
+
+/// The files of a split that are in the hub's cache, whole; the hub is not asked.
+///
+/// # Errors
+/// A path that means nothing, or a split that is not in the cache.
+pub fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
+    let on_hub = parsed(path)?;
+    let on_hub = on_hub.ok_or_else(|| Error::input(format!("{} is not on the hub", path.display())))?;
+    let hub = Hub::from_env()?.offline();
+    hub.fetch(&hub.look_up(&on_hub, RepositoryKind::Dataset)?)
+}
+
 /// Whether a path is an `hf://` path, right or wrong.
 pub fn is_on_hub(path: &Path) -> bool {
     HubPath::parse(path).is_some()

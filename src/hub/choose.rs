@@ -31,10 +31,6 @@ const DATA: [&str; 7] = [".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json
 /// # Errors
 /// No config.json, no safetensors, or a shard that is missing.
 pub(super) fn model_files(listed: &[String]) -> Result<Vec<String>> {
-    let needs = |file: &str| {
-        Error::input(format!("there is no {file}"))
-            .hint("a model is a Hugging Face folder with config.json and safetensors")
-    };
     if ADAPTER.iter().all(|needed| listed.iter().any(|file| file == needed)) {
         let wanted = |file: &&String| BESIDES.contains(&file.as_str()) || ADAPTER.contains(&file.as_str());
         return Ok(listed.iter().filter(wanted).cloned().collect());
@@ -49,6 +45,23 @@ pub(super) fn model_files(listed: &[String]) -> Result<Vec<String>> {
     }
     all_shards(&weights)?;
     Ok(listed.iter().filter(|file| BESIDES.contains(&file.as_str()) || weights.contains(file)).cloned().collect())
+}
+
+/// The same without weights, and without the index of their shards.
+///
+/// # Errors
+/// No config.json.
+pub(super) fn files_besides_weights(listed: &[String]) -> Result<Vec<String>> {
+    if !listed.iter().any(|file| file == "config.json") {
+        return Err(needs("config.json"));
+    }
+    let wanted = |file: &&String| BESIDES.contains(&file.as_str()) && !file.contains(".safetensors");
+    Ok(listed.iter().filter(wanted).cloned().collect())
+}
+
+fn needs(file: &str) -> Error {
+    Error::input(format!("there is no {file}"))
+        .hint("a model is a Hugging Face folder with config.json and safetensors")
 }
 
 /// A split's files in their order: `part` is a file's path, or `split` or `config/split` as the hub's data sets name

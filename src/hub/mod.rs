@@ -126,6 +126,20 @@ impl Hub {
         Ok(self.folder(&snapshot))
     }
 
+    /// The folder with all of a model but its weights: config, tokenizer and template.
+    ///
+    /// # Errors
+    /// As [`Hub::look_up`] and [`Hub::fetch`].
+    pub fn without_weights(&self, path: &HubPath) -> Result<PathBuf> {
+        let (commit, listed) = self.list(path, RepositoryKind::Model)?;
+        let [repository, revision] = [&path.repository, &path.revision].map(String::clone);
+        let files = choose::files_besides_weights(&listed)
+            .map_err(|error| error.at(format!("hf://{repository}@{revision}")))?;
+        let snapshot = Snapshot { kind: RepositoryKind::Model, repository, revision, commit, files };
+        self.fetch(&snapshot)?;
+        Ok(self.folder(&snapshot))
+    }
+
     /// The commit of a revision, and its files.
     fn list(&self, path: &HubPath, kind: RepositoryKind) -> Result<(String, Vec<String>)> {
         let cached = || cached::list(&self.repository_folder(kind, &path.repository), &path.revision);

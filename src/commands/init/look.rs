@@ -59,10 +59,7 @@ pub fn model(path: &Path) -> Result<ModelFacts> {
     let language_model_head = architecture.tied || files.has(&format!("{}.weight", architecture.names.head[0]));
     let chat = Template::open(TemplateKind::Chat, origin.tokenizer()).is_ok();
     let mut about = vec![described(&architecture)];
-    about.push(match chat {
-        true => "It has a chat template, as instruct models have.".to_owned(),
-        false => "It has no chat template, as base models have none.".to_owned(),
-    });
+    about.push(has_template(chat).to_owned());
     if files.names().any(|name| files.is_head(name)) {
         about.push("It is a reward model already: training continues from its reward head.".to_owned());
     }
@@ -80,15 +77,28 @@ pub fn model(path: &Path) -> Result<ModelFacts> {
     Ok(ModelFacts { architecture: Some(architecture), tokenizer, chat, language_model_head, adapter, about })
 }
 
+/// A model on the hub, of which all but the weights is fetched. One that cannot be had is no error: the config can be written.
 fn on_hub(path: &Path) -> ModelFacts {
-    let architecture = hub::fetch_config_alone(path).and_then(|folder| Architecture::open(&folder));
-    let mut about = match &architecture {
-        Ok(architecture) => vec![described(architecture)],
-        Err(error) => vec![format!("It could not be looked at: {}", error.message)],
+    let fetched = hub::fetch_without_weights_alone(path).and_then(|folder| Ok((Architecture::open(&folder)?, folder)));
+    let (architecture, tokenizer, chat, about) = match fetched {
+        Ok((architecture, folder)) => {
+            let template = Template::open(TemplateKind::Chat, &folder).is_ok();
+            let about = vec![described(&architecture), has_template(template).to_owned()];
+            (Some(architecture), folder.join("tokenizer.json").exists().then_some(folder), template, about)
+        }
+        Err(error) => {
+            let about = "The model is on the hub: its tokenizer and chat template were not looked at.";
+            (None, None, true, vec![format!("It could not be looked at: {}", error.message), about.to_owned()])
+        }
     };
-    about.push("The model is on the hub: its tokenizer and chat template were not looked at.".to_owned());
-    let architecture = architecture.ok();
-    ModelFacts { architecture, tokenizer: None, chat: true, language_model_head: true, adapter: None, about }
+    ModelFacts { architecture, tokenizer, chat, language_model_head: true, adapter: None, about }
+}
+
+fn has_template(chat: bool) -> &'static str {
+    match chat {
+        true => "It has a chat template, as instruct models have.",
+        false => "It has no chat template, as base models have none.",
+    }
 }
 
 fn described(architecture: &Architecture) -> String {
@@ -144,8 +154,7 @@ pub struct DataFacts {
 /// A missing, broken or empty file, or one of no known layout.
 pub fn data(source: &Source) -> Result<DataFacts> {
     if hub::is_on_hub(&source.path) {
-        let about = vec!["On the hub: not looked at. It is fetched when training starts.".to_owned()];
-        return Ok(DataFacts { pairs: None, format: None, first: Vec::new(), about });
+        return cached(source);
     }
     let whole = std::fs::metadata(&source.path).is_ok_and(|file| file.len() <= MOST_BYTES);
     let mut counted = Counted::default();
@@ -174,6 +183,23 @@ pub fn data(source: &Source) -> Result<DataFacts> {
     }
     let pairs = (!stopped).then_some(counted.pairs);
     Ok(DataFacts { pairs, format: read.format, first, about })
+}
+
+/// A split on the hub, of which the first file is looked at where the hub's cache has it.
+fn cached(source: &Source) -> Result<DataFacts> {
+    let Some((path, rest)) = hub::cached_split(&source.path).ok().and_then(|files| {
+        let (first, rest) = files.split_first()?;
+        Some((first.clone(), rest.len()))
+    }) else {
+        let about = vec!["On the hub: not looked at. It is fetched when training starts.".to_owned()];
+        return Ok(DataFacts { pairs: None, format: None, first: Vec::new(), about });
+    };
+    let mut facts = data(&Source { path, ..source.clone() })?;
+    if rest > 0 {
+        facts.pairs = None;
+        facts.about.push(format!("That is the first of {} files.", rest + 1));
+    }
+    Ok(facts)
 }
 
 fn rows(read: &formats::SourceRows, stopped: bool, pairs: usize) -> String {

@@ -72,6 +72,37 @@ fn a_base_model_gets_a_template_of_ours() {
     assert!(text.contains("It has no chat template") && text.contains("template = \"instruct\""), "{text}");
 }
 
+/// Without weights in the cache: they are not needed.
+#[test]
+fn a_model_and_pairs_in_the_hubs_cache_are_looked_at() {
+    let workspace = Workspace::new();
+    let from_hub = ["--model", "hf://owner/tiny", "--train", "hf://owner/pairs/plain.jsonl", "--out"];
+    init(&workspace, &[&from_hub[..], &["unseen.toml"]].concat()).succeeded();
+    let read = |name| String::from_utf8(workspace.read(name)).unwrap();
+    let unseen = read("unseen.toml");
+    assert!(unseen.contains("It could not be looked at") && unseen.contains("On the hub: not looked at"), "{unseen}");
+
+    for (repository, files) in [
+        ("models--owner--tiny", &["model/config.json", "model/tokenizer.json", "model/tokenizer_config.json"][..]),
+        ("datasets--owner--pairs", &["plain.jsonl"]),
+    ] {
+        let folder = workspace.path(format!("hub/{repository}"));
+        std::fs::create_dir_all(folder.join("refs")).unwrap();
+        std::fs::write(folder.join("refs/main"), "c0ffee").unwrap();
+        std::fs::create_dir_all(folder.join("snapshots/c0ffee")).unwrap();
+        for file in files {
+            let name = file.rsplit('/').next().unwrap();
+            std::fs::copy(workspace.path(file), folder.join("snapshots/c0ffee").join(name)).unwrap();
+        }
+    }
+    init(&workspace, &[&from_hub[..], &["seen.toml"]].concat()).succeeded();
+    let local = ["--model", "model", "--train", "plain.jsonl", "--out", "local.toml"];
+    init(&workspace, &local).succeeded();
+    let same = |line: &str| !["path", "dir =", "train =", "#   "].iter().any(|word| line.contains(word));
+    let of = |text: String| text.lines().filter(|line| same(line)).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(of(without_memory(&read("seen.toml"))), of(without_memory(&read("local.toml"))));
+}
+
 const TRL: &str = "\
 # trl reward --config trl.yaml
 model_name_or_path: model
