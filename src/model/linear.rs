@@ -39,7 +39,7 @@ impl Linear<'_> {
             None => x.f_mm_out(output, &weight)?,
         };
         if let Some(adapter) = &self.adapter {
-            adapter.add(x, projection, output);
+            adapter.add(x, projection, output)?;
         }
         Ok(())
     }
@@ -55,7 +55,10 @@ impl Linear<'_> {
         input_gradient: &Tensor,
     ) -> Result<Option<Tensor>> {
         let _ = gradient.f_mm_out(input_gradient, &self.weights.stacked(projection.weights.clone()))?;
-        Ok(self.adapter.as_ref().and_then(|adapter| adapter.add_input_gradient(gradient, projection, input_gradient)))
+        match &self.adapter {
+            Some(adapter) => adapter.add_input_gradient(gradient, projection, input_gradient),
+            None => Ok(None),
+        }
     }
 
     /// Adds the gradients of W and b of [`Linear::project`] to the sums, or those of the projection's adapters: gradient
@@ -73,9 +76,8 @@ impl Linear<'_> {
     ) -> Result<()> {
         if let (Some(adapter), Some(bucket)) = (&self.adapter, sums.adapter.as_deref_mut()) {
             let inner_gradient = through_adapters.as_ref();
-            return inner_gradient.map_or(Ok(()), |inner_gradient| {
-                adapter.backward(projection, [gradient, inner_gradient, x], bucket, scratch)
-            });
+            return inner_gradient
+                .map_or(Ok(()), |inner_gradient| adapter.backward(projection, [gradient, inner_gradient, x], bucket));
         }
         let Some(bucket) = sums.base.as_deref_mut() else { return Ok(()) };
         let ops = self.weights.ops;

@@ -12,9 +12,9 @@ use super::layout::{Part, Places, Projection};
 use super::segment::{Bucket, Weights};
 use crate::config::LoraConfig;
 use crate::error::{Error, Result};
-use crate::ops::Scratch;
+use crate::ops::Columns;
 use std::ops::Range;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// PEFT's word for all projections of the blocks.
 const ALL_LINEAR: &str = "all-linear";
@@ -184,6 +184,14 @@ struct Group {
     columns: Vec<(i64, i64)>,
 }
 
+impl Group {
+    /// Each adapter with its columns of rows as long as the product's output.
+    fn each<'a>(&'a self, rows: &'a Tensor) -> impl Iterator<Item = (usize, Columns<'a>)> {
+        let columns = self.columns.iter().map(move |&(first, count)| Columns { rows, first, count });
+        self.adapters.clone().zip(columns)
+    }
+}
+
 impl<'a> Adapter<'a> {
     /// The adapters in `weights` beside the block in `base`.
     pub fn new(lora: &'a Lora, base: &'a Weights, weights: &'a Weights) -> Self {
@@ -191,64 +199,70 @@ impl<'a> Adapter<'a> {
     }
 
     /// Adds to the `output` [T, out] of a projection what its adapters make of the input x [T, in].
-    pub fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) {
-        let Some(group) = self.group(&projection.weights) else { return };
-        let inner = self.inner(&x.to_kind(Kind::Float), &group);
-        for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
-            let (mine, up) = (self.of_one(&inner, index), self.up(adapter).tr());
-            add_product(&output.narrow(1, first, columns), &mine, &up);
+    ///
+    /// # Errors
+    /// A buffer that is not what this crate allocates, or a device without memory.
+    pub fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
+        let Some(group) = self.group(&projection.weights) else { return Ok(()) };
+        let inner = self.inner(x, &group)?;
+        for (index, (adapter, columns)) in group.each(output).enumerate() {
+            self.weights.ops.add_low_rank(&self.of_one(&inner, index), &self.up(adapter).tr(), columns)?;
         }
+        Ok(())
     }
 
     /// Adds to the `input_gradient` [T, in] what flows through the adapters from the gradient [T, out] of
     /// [`Adapter::add`]'s output. Returns the gradient of A x, which [`Adapter::backward`] takes; none where the projection
     /// has no adapter.
+    ///
+    /// # Errors
+    /// As [`Adapter::add`].
     pub fn add_input_gradient(
         &self,
         gradient: &Tensor,
         projection: &Projection,
         input_gradient: &Tensor,
-    ) -> Option<Tensor> {
-        let group = self.group(&projection.weights)?;
-        let inner_gradient = self.inner_gradient(gradient, &group);
-        add_product(input_gradient, &inner_gradient, &self.weights.stacked(group.adapters));
-        Some(inner_gradient)
+    ) -> Result<Option<Tensor>> {
+        let Some(group) = self.group(&projection.weights) else { return Ok(None) };
+        let inner_gradient = self.inner_gradient(gradient, &group)?;
+        let down = self.weights.stacked(group.adapters);
+        self.weights.ops.add_low_rank(&inner_gradient, &down, Columns::all(input_gradient))?;
+        Ok(Some(inner_gradient))
     }
 
     /// Adds the gradients of the As and Bs to their bucket: gradients [T, out] of [`Adapter::add`]'s output and of A x, input
     /// x.
     ///
     /// # Errors
-    /// A buffer that is not what this crate allocates.
+    /// As [`Adapter::add`].
     pub fn backward(
         &self,
         projection: &Projection,
         [gradient, inner_gradient, x]: [&Tensor; 3],
         bucket: &mut Bucket,
-        scratch: &mut Scratch,
     ) -> Result<()> {
         let Some(group) = self.group(&projection.weights) else { return Ok(()) };
-        let (ops, x) = (self.weights.ops, x.to_kind(Kind::Float));
-        let inner = self.inner(&x, &group);
-        for (index, (adapter, &(first, columns))) in group.adapters.clone().zip(&group.columns).enumerate() {
-            let gradient = gradient.narrow(1, first, columns).to_kind(Kind::Float);
+        let ops = self.weights.ops;
+        let inner = self.inner(x, &group)?;
+        for (index, (adapter, columns)) in group.each(gradient).enumerate() {
             let place = self.lora.places.len() + adapter;
-            bucket.add_product(ops, place..place + 1, [&gradient, &self.of_one(&inner, index)], scratch)?;
+            let sum = bucket.stacked(place..place + 1);
+            ops.add_low_rank_gradient(&self.of_one(&inner, index), columns, &sum.tr())?;
         }
-        bucket.add_product(ops, group.adapters, [inner_gradient, &x], scratch)
+        ops.add_low_rank_gradient(inner_gradient, Columns::all(x), &bucket.stacked(group.adapters))
     }
 
     /// scale * A x of a group, [T, n r].
-    fn inner(&self, x: &Tensor, group: &Group) -> Tensor {
-        x.mm(&self.weights.stacked(group.adapters.clone()).tr()).g_mul_scalar_(self.lora.scale())
+    fn inner(&self, x: &Tensor, group: &Group) -> Result<Tensor> {
+        let down = self.weights.stacked(group.adapters.clone());
+        Ok(self.weights.ops.low_rank(Columns::all(x), &down)?.g_mul_scalar_(self.lora.scale()))
     }
 
     /// The gradient of A x of a group, [T, n r].
-    fn inner_gradient(&self, gradient: &Tensor, group: &Group) -> Tensor {
-        let parts = group.adapters.clone().zip(&group.columns).map(|(adapter, &(first, columns))| {
-            gradient.narrow(1, first, columns).to_kind(Kind::Float).mm(self.up(adapter))
-        });
-        Tensor::cat(&parts.collect::<Vec<_>>(), 1).g_mul_scalar_(self.lora.scale())
+    fn inner_gradient(&self, gradient: &Tensor, group: &Group) -> Result<Tensor> {
+        let of_one = |(adapter, columns)| self.weights.ops.low_rank(columns, &self.up(adapter).tr());
+        let parts = group.each(gradient).map(of_one).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&parts, 1)?.g_mul_scalar_(self.lora.scale()))
     }
 
     /// The part [T, r] of [T, n r] of the adapter at `index` in its group.
@@ -273,13 +287,4 @@ impl<'a> Adapter<'a> {
         });
         (!adapters.is_empty()).then(|| Group { adapters: adapters.clone(), columns: columns.collect() })
     }
-}
-
-/// sum += left right, with f32 factors; a narrower sum is rounded once.
-fn add_product(sum: &Tensor, left: &Tensor, right: &Tensor) {
-    let mut sum = sum.shallow_clone();
-    let _ = match sum.kind() {
-        Kind::Float => sum.addmm_(left, right),
-        _ => sum.g_add_(&left.mm(right)),
-    };
 }

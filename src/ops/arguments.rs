@@ -204,3 +204,26 @@ pub struct AdamWStep<'a> {
     /// The others; and whether anything is changed at all.
     pub verdict: &'a Verdict,
 }
+
+/// Some columns of rows [T, N]: those of one of the projections that are one product.
+#[derive(Clone, Copy)]
+pub struct Columns<'a> {
+    /// The rows.
+    pub rows: &'a Tensor,
+    /// The first of the columns.
+    pub first: i64,
+    /// C.
+    pub count: i64,
+}
+
+impl<'a> Columns<'a> {
+    /// All of them.
+    pub fn all(rows: &'a Tensor) -> Self {
+        Self { rows, first: 0, count: rows.size()[1] }
+    }
+
+    /// As a tensor [T, C] over the same memory.
+    pub fn view(&self) -> Tensor {
+        self.rows.narrow(1, self.first, self.count)
+    }
+}

@@ -5,7 +5,7 @@
 //! implementation is chosen once, when a model is placed on a device ([`of`]); nothing else asks which device it is on.
 //!
 //! Legend: T tokens, D width, F width of the MLP, X experts, A rows that go through them, R
-//! rows of logits, V vocabulary, H query heads, G key/value heads, E head
+//! rows of logits or the rank of an adapter, V vocabulary, H query heads, G key/value heads, E head
 //! width. Values are f32 or bf16, statistics and sums f32. Outputs are written to buffers of the caller, which overlap no
 //! input.
 
@@ -19,7 +19,7 @@ mod scratch;
 mod tensors;
 
 pub use arguments::{
-    Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction,
+    Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Columns, Direction,
     LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places, Verdict,
 };
 pub use checked::Checked;
@@ -223,6 +223,22 @@ pub trait Ops: Sync {
     fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
         tensors::add_product(left, right, sum, scratch);
         Ok(())
+    }
+
+    /// What a thin matrix makes of columns [T, C] of rows: `[T, R]` f32 = columns factor^T, with factor [R, C] f32. Columns
+    /// may be narrower than f32: they are widened.
+    fn low_rank(&self, columns: Columns, factor: &Tensor) -> Result<Tensor> {
+        tensors::low_rank::product(columns, factor)
+    }
+
+    /// Adds inner factor to columns [T, C] of rows, rounded once, with inner [T, R] f32, factor [R, C] f32.
+    fn add_low_rank(&self, inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
+        tensors::low_rank::add(inner, factor, columns)
+    }
+
+    /// Adds inner^T columns to `sum` [R, C] f32, with inner [T, R] f32: the gradient of a thin matrix.
+    fn add_low_rank_gradient(&self, inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
+        tensors::low_rank::add_gradient(inner, columns, sum)
     }
 
     /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums. Where the verdict is

@@ -11,8 +11,8 @@ pub use inputs::{BlockWidths, Widths};
 pub use trials::{Fault, Timing, faults, timings};
 
 use super::{
-    AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction, LayerStatistics, Logits, MlpKind, NormGradients,
-    NormWeight, Ops, Places, Scratch, Tensors,
+    AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Columns, Direction, LayerStatistics, Logits, MlpKind,
+    NormGradients, NormWeight, Ops, Places, Scratch, Tensors,
 };
 use crate::error::Result;
 use crate::packing::{AttentionRules, Group, HeadCounts};
@@ -45,6 +45,9 @@ pub enum Operation {
     LogProbsBackward,
     AddColumnSums,
     AddProduct,
+    LowRank,
+    AddLowRank,
+    AddLowRankGradient,
     AdamW,
     Hash,
     SumOfSquares,
@@ -52,7 +55,7 @@ pub enum Operation {
 
 impl Operation {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 27] = [
         Self::Rotate,
         Self::RmsNorm,
         Self::AddRmsNorm,
@@ -74,6 +77,9 @@ impl Operation {
         Self::LogProbsBackward,
         Self::AddColumnSums,
         Self::AddProduct,
+        Self::LowRank,
+        Self::AddLowRank,
+        Self::AddLowRankGradient,
         Self::AdamW,
         Self::Hash,
         Self::SumOfSquares,
@@ -103,6 +109,9 @@ impl Operation {
             Self::LogProbsBackward => "log_probs_backward",
             Self::AddColumnSums => "add_column_sums",
             Self::AddProduct => "add_product",
+            Self::LowRank => "low_rank",
+            Self::AddLowRank => "add_low_rank",
+            Self::AddLowRankGradient => "add_low_rank_gradient",
             Self::AdamW => "adamw",
             Self::Hash => "hash",
             Self::SumOfSquares => "sum_of_squares",
@@ -303,6 +312,18 @@ impl Ops for Checked {
 
     fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
         self.of(Operation::AddProduct).add_product(left, right, sum, scratch)
+    }
+
+    fn low_rank(&self, columns: Columns, factor: &Tensor) -> Result<Tensor> {
+        self.of(Operation::LowRank).low_rank(columns, factor)
+    }
+
+    fn add_low_rank(&self, inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
+        self.of(Operation::AddLowRank).add_low_rank(inner, factor, columns)
+    }
+
+    fn add_low_rank_gradient(&self, inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
+        self.of(Operation::AddLowRankGradient).add_low_rank_gradient(inner, columns, sum)
     }
 
     fn adamw(&self, step: &AdamWStep) -> Result<()> {

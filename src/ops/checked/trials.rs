@@ -54,7 +54,7 @@ const ALWAYS: Applies = |_, _| true;
 const ROTATES: Applies = |_, block| block.rotated > 0;
 const HAS_EXPERTS: Applies = |_, block| block.experts > 0;
 
-const TRIALS: [(Operation, Rounding, Applies, Prepare); 24] = [
+const TRIALS: [(Operation, Rounding, Applies, Prepare); 27] = [
     (Operation::Rotate, Rounding::Kind, ROTATES, prepared::rotate),
     (Operation::RmsNorm, Rounding::Kind, ALWAYS, prepared::rms_norm),
     (Operation::AddRmsNorm, Rounding::Kind, ALWAYS, prepared::add_rms_norm),
@@ -76,6 +76,9 @@ const TRIALS: [(Operation, Rounding, Applies, Prepare); 24] = [
     (Operation::LogProbsBackward, Rounding::Kind, ALWAYS, prepared::log_probs_backward),
     (Operation::AddColumnSums, Rounding::Kind, ALWAYS, prepared::add_column_sums),
     (Operation::AddProduct, Rounding::Kind, ALWAYS, prepared::add_product),
+    (Operation::LowRank, Rounding::Kind, ALWAYS, prepared::low_rank),
+    (Operation::AddLowRank, Rounding::Kind, ALWAYS, prepared::add_low_rank),
+    (Operation::AddLowRankGradient, Rounding::Kind, ALWAYS, prepared::add_low_rank_gradient),
     (Operation::AdamW, Rounding::F32, ALWAYS, prepared::adamw),
     (Operation::Hash, Rounding::F32, ALWAYS, prepared::hash),
     (Operation::SumOfSquares, Rounding::F32, ALWAYS, prepared::sum_of_squares),

@@ -7,8 +7,8 @@ use super::gated::{GeluTanh, Silu};
 use super::{accumulate, adamw, slices, squares, weight_gradient};
 use crate::error::Result;
 use crate::ops::{
-    Activation, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Direction, LayerStatistics, Logits, MlpKind,
-    NormGradients, NormWeight, Ops, Places, Scratch, Tensors,
+    Activation, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Columns, Direction, LayerStatistics, Logits,
+    MlpKind, NormGradients, NormWeight, Ops, Places, Scratch, Tensors,
 };
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use crate::tensor::{bytes, slice, slice_mut};
@@ -198,6 +198,18 @@ impl Ops for Cpu {
         let _ = left.tr().mm_out(&product, right);
         accumulate::add::<bf16>(slice(&product)?, slice_mut(&mut sum)?);
         Ok(())
+    }
+
+    fn low_rank(&self, columns: Columns, factor: &Tensor) -> Result<Tensor> {
+        by_kind!(columns.rows.kind(), low_rank(columns, factor))
+    }
+
+    fn add_low_rank(&self, inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
+        by_kind!(columns.rows.kind(), add_low_rank(inner, factor, columns))
+    }
+
+    fn add_low_rank_gradient(&self, inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
+        by_kind!(columns.rows.kind(), add_low_rank_gradient(inner, columns, sum))
     }
 
     fn adamw(&self, step: &AdamWStep) -> Result<()> {

@@ -14,6 +14,7 @@ mod attention;
 mod gated;
 mod layer_norm;
 mod loops;
+mod low_rank;
 mod norm;
 mod rope;
 mod slices;

@@ -2,11 +2,13 @@
 //!
 //! Not here: which loop is for which kind (`loops.rs`).
 
+use super::low_rank::{self, Span};
 use super::tile::Packed;
 use super::{Element, accumulate, attention, gated, layer_norm, norm, rope, softmax};
 use crate::error::{Error, Result};
 use crate::ops::{
-    Affine, AffineSums, Angles, AttentionPlan, Direction, LayerStatistics, Logits, NormGradients, NormWeight, Places,
+    Affine, AffineSums, Angles, AttentionPlan, Columns, Direction, LayerStatistics, Logits, NormGradients, NormWeight,
+    Places,
 };
 use crate::tensor::{self, Number, slice, slice_mut};
 use gated::Curve;
@@ -266,6 +268,35 @@ pub fn log_probs_backward<E: Element + Number>(logits: Logits, at: &Places, slop
 pub fn add_column_sums<E: Element + Number>(rows: &Tensor, sum: &Tensor) -> Result<()> {
     distinct(&[sum], &[rows])?;
     accumulate::add_rows(slice::<E>(rows)?, slice_mut(&mut sum.shallow_clone())?);
+    Ok(())
+}
+
+fn span(columns: Columns) -> Span {
+    let [stride, first, count] = [columns.rows.size()[1], columns.first, columns.count].map(|number| number as usize);
+    Span { stride, first, count }
+}
+
+pub fn low_rank<E: Element + Number>(columns: Columns, factor: &Tensor) -> Result<Tensor> {
+    let factor = factor.contiguous();
+    let mut inner = Tensor::f_empty([columns.rows.size()[0], factor.size()[0]], (Kind::Float, Device::Cpu))?;
+    low_rank::product(slice::<E>(columns.rows)?, span(columns), slice(&factor)?, slice_mut(&mut inner)?);
+    Ok(inner)
+}
+
+pub fn add_low_rank<E: Element + Number>(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
+    distinct(&[columns.rows], &[inner, factor])?;
+    let [inner, factor] = [inner, factor].map(Tensor::contiguous);
+    low_rank::add(slice(&inner)?, slice(&factor)?, slice_mut::<E>(&mut columns.rows.shallow_clone())?, span(columns));
+    Ok(())
+}
+
+pub fn add_low_rank_gradient<E: Element + Number>(inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
+    let inner = inner.contiguous();
+    let rank = inner.size()[1];
+    let gradient = low_rank::gradient(slice(&inner)?, rank as usize, slice::<E>(columns.rows)?, span(columns));
+    // The sum may be that of a matrix the other way round.
+    let gradient = Tensor::from_slice(&gradient).view([rank, columns.count]);
+    let _ = sum.shallow_clone().f_add_(&gradient)?;
     Ok(())
 }
 

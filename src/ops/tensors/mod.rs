@@ -7,6 +7,7 @@ pub mod experts;
 pub mod hash;
 pub mod layer_norm;
 pub mod log_softmax;
+pub mod low_rank;
 pub mod rms_norm;
 pub mod rope;
 

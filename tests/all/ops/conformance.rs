@@ -3,8 +3,8 @@
 //! Every comparison has a control: a wrong variant is at least a hundred times as far off as the bound allows, in f32.
 
 use haf_dist::ops::{
-    Activation, Affine, AffineSums, Angles, Direction, LayerStatistics, Logits, MlpKind, NormGradients, NormWeight,
-    Ops, Places, Scratch,
+    Activation, Affine, AffineSums, Angles, Columns, Direction, LayerStatistics, Logits, MlpKind, NormGradients,
+    NormWeight, Ops, Places, Scratch,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -68,6 +68,9 @@ pub fn all(ops: &dyn Ops, device: Device) {
             log_softmax(ops, device, kind, bound, soft_cap);
         }
         products(ops, device, kind, bound);
+        for rank in [1, 6, 13] {
+            low_rank(ops, device, kind, bound, rank);
+        }
     }
 }
 
@@ -269,4 +272,52 @@ fn products(ops: &dyn Ops, device: Device, kind: Kind, bound: f64) {
     let sum = rows.empty_like();
     ops.add(&rows, &rows, &sum).unwrap();
     near(&format!("sum, {kind:?}"), &sum, &(rows.to_kind(Kind::Float) * 2.0), bound);
+}
+
+/// An adapter beside columns of wider rows, in f32 products of rounded rows.
+fn low_rank(ops: &dyn Ops, device: Device, kind: Kind, bound: f64, rank: i64) {
+    let what = |part: &str| format!("adapter of rank {rank}, {part}, {kind:?}");
+    // More than two blocks of columns, and a rest.
+    let (wide, first, count) = (150, 7, 139);
+    let rows = waves(&[ROWS, wide], 1.0, device).to_kind(kind);
+    let columns = Columns { rows: &rows, first, count };
+    let (factor, inner) = (waves(&[rank, count], 2.0, device), waves(&[ROWS, rank], 3.0, device));
+    let of_rows = rows.narrow(1, first, count).to_kind(Kind::Float);
+
+    let found = ops.low_rank(columns, &factor).unwrap();
+    assert_eq!(found.kind(), Kind::Float);
+    near(&what("product"), &found, &of_rows.mm(&factor.tr()), 1e-5);
+    let turned = ops.low_rank(columns, &factor.tr().contiguous().tr()).unwrap();
+    near(&what("product with a turned factor"), &turned, &found, 1e-6);
+    let beside = rows.narrow(1, first + 1, count).to_kind(Kind::Float);
+    far(&what("columns beside them"), &found, &beside.mm(&factor.tr()), 1e-4);
+
+    let sum = rows.copy();
+    ops.add_low_rank(&inner, &factor, Columns { rows: &sum, first, count }).unwrap();
+    let exact = &of_rows + inner.mm(&factor);
+    near(&what("sum"), &sum.narrow(1, first, count), &exact, bound);
+    // Half a unit in the last place of bf16, and what the order of f32 sums leaves; rounded on the way it would be more.
+    if kind == Kind::BFloat16 {
+        let size = exact.abs().clamp_min(0.05);
+        let apart = |sum: &Tensor| ((sum.to_kind(Kind::Float) - &exact).abs() / &size).max().double_value(&[]);
+        let once = 1.01 * 2f64.powi(-9);
+        assert!(apart(&sum.narrow(1, first, count)) < once, "{}", what("rounded once"));
+        assert!(apart(&(rows.narrow(1, first, count) + inner.mm(&factor).to_kind(kind))) > once, "{}", what("control"));
+    }
+    for (first, count) in [(0, first), (first + count, wide - first - count)] {
+        assert!(sum.narrow(1, first, count).equal(&rows.narrow(1, first, count)), "{}", what("other columns"));
+    }
+    far(&what("nothing is added"), &sum, &rows, 1e-4);
+
+    let gradient = inner.tr().mm(&of_rows);
+    let (sum, turned) =
+        (Tensor::ones([rank, count], (Kind::Float, device)), Tensor::ones([count, rank], (Kind::Float, device)));
+    // Twice: it adds.
+    for _ in 0..2 {
+        ops.add_low_rank_gradient(&inner, columns, &sum).unwrap();
+        ops.add_low_rank_gradient(&inner, columns, &turned.tr()).unwrap();
+    }
+    near(&what("gradient"), &(&sum - 1.0), &(&gradient * 2.0), 1e-5);
+    near(&what("gradient, turned"), &(turned.tr() - 1.0), &(&gradient * 2.0), 1e-5);
+    far(&what("added once"), &(&sum - 1.0), &gradient, 1e-4);
 }
