@@ -324,6 +324,23 @@ fn what_is_computed_is_chosen_in_one_place() {
     assert_eq!(device_forks("if hardware.cpu { \"rank\" } else { \"GPU\" }"), [".cpu"]);
 }
 
+/// Methods of a trait or of an implementation that stands alone in its file.
+fn methods(text: &str) -> BTreeSet<&str> {
+    text.lines().filter_map(|line| line.strip_prefix("    fn ")?.split('(').next()).collect()
+}
+
+#[test]
+fn every_operation_can_be_replaced_by_its_formula() {
+    let text = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let (operations, checked) = (text("src/ops/mod.rs"), text("src/ops/checked/mod.rs"));
+    let operations = operations.split("pub trait Ops").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let (_, forwarded) = checked.split_once("impl Ops for Checked {").unwrap();
+    let (operations, forwarded) = (methods(operations), methods(forwarded));
+    assert!(operations.contains("rms_norm") && operations.len() > 20, "{operations:?}");
+    // One that is missing would be the formula on every device, in silence.
+    assert_eq!(operations.difference(&forwarded).collect::<Vec<_>>(), Vec::<&&str>::new());
+}
+
 #[test]
 fn files_are_short_and_say_what_they_are_for() {
     for folder in ["src", "tests", "benches"] {
