@@ -96,7 +96,7 @@ impl Error {
     /// The error for what libtorch threw; a lack of memory gets a hint, and so does what it cannot compute in one order.
     pub fn of_libtorch(text: &str) -> Self {
         match memory::lack_in(text) {
-            Some(lack) => Self::runtime(format!("out of memory: {lack}")).hint(memory::HINT),
+            Some(lack) => Self::runtime(format!("out of memory: {lack}")).hint(memory::hint()),
             // libtorch appends its call stack.
             None if text.contains("deterministic") => {
                 Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default()))

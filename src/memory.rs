@@ -6,10 +6,23 @@
 
 use nix::libc;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::OnceLock;
+
+/// What a run of training can do about it.
+const TRAINING: &str = "lower train.tokens_per_micro_batch, set train.activation_checkpointing = true, or give the job more \
+                        memory; `haf-dist plan` tells what a run needs";
+
+static ADVICE: OnceLock<&str> = OnceLock::new();
+
+/// Says what the user of this process's command can do about it; to be called once. Without it the advice is for training.
+pub fn advise(hint: &'static str) {
+    let _ = ADVICE.set(hint);
+}
 
 /// What to do about it.
-pub const HINT: &str = "lower train.tokens_per_micro_batch, set train.activation_checkpointing = true, or give the job more \
-                        memory; `haf-dist plan` tells what a run needs";
+pub fn hint() -> &'static str {
+    ADVICE.get().copied().unwrap_or(TRAINING)
+}
 
 /// The system's allocator; where it has nothing to give, the process ends. Under a launcher the other ranks end with it.
 #[derive(Debug)]
@@ -53,7 +66,7 @@ fn end(bytes: usize) -> ! {
         rest /= 10;
     }
     for part in
-        [b"error: out of memory: no room for ", &digits[start..], b" bytes more\n  hint: ", HINT.as_bytes(), b"\n"]
+        [b"error: out of memory: no room for ", &digits[start..], b" bytes more\n  hint: ", hint().as_bytes(), b"\n"]
     {
         // SAFETY: the bytes are there. Nothing can be done about a failed write.
         unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };

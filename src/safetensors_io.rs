@@ -83,7 +83,7 @@ pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>
         }
         // No copy where it is contiguous on the CPU.
         let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
-        file.write_all(bytes(&tensor)?).map_err(failed)?;
+        file.write_all(&bytes(&tensor)?).map_err(failed)?;
     }
     file.sync_all().map_err(failed)
 }

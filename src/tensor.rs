@@ -1,11 +1,16 @@
 //! Small tensor helpers: kinds, and the memory of CPU tensors as slices.
 //!
 //! One of the few files with `unsafe`: tch hands out a raw pointer, and everything that walks a tensor's memory
-//! (optimiser, MPI, safetensors) goes through the checked functions here.
+//! (loops, MPI, safetensors) goes through here. A slice is a loan of memory, as `RefCell` lends a value: what is lent to be
+//! written is lent once, whichever handles of the tensor there are.
 
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
 /// A Rust number type and the tensor kind that holds it.
@@ -63,7 +68,89 @@ pub fn queue_to_host(values: &Tensor) -> Result<Tensor> {
     Ok(values.f_to_device_(Device::Cpu, values.kind(), true, false)?)
 }
 
-fn check(tensor: &Tensor, kind: Option<Kind>) -> Result<()> {
+/// Memory that is lent as slices at this moment, by any thread. Handles of a tensor are shallow, so the borrow checker does not
+/// know which of them share memory; addresses tell.
+static LOANS: Mutex<Vec<Loan>> = Mutex::new(Vec::new());
+
+#[derive(Debug, Clone, PartialEq)]
+struct Loan {
+    addresses: Range<usize>,
+    to_write: bool,
+}
+
+/// A loan that ends when this is dropped.
+#[derive(Debug)]
+struct Lent(Loan);
+
+impl Lent {
+    fn new(addresses: Range<usize>, to_write: bool) -> Result<Self> {
+        let new = Loan { addresses, to_write };
+        let mut loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+        if loans.iter().any(|loan| loan.excludes(&new)) {
+            return Err(Error::runtime("an output of an operation shares memory with another of its tensors"));
+        }
+        loans.push(new.clone());
+        Ok(Self(new))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+        // Equal loans are as good as each other.
+        if let Some(at) = loans.iter().position(|loan| *loan == self.0) {
+            loans.swap_remove(at);
+        }
+    }
+}
+
+impl Loan {
+    /// Whether the two may not be lent at a time: they share memory, and one of them is to be written.
+    fn excludes(&self, other: &Self) -> bool {
+        let [ours, theirs] = [self, other].map(|loan| &loan.addresses);
+        (self.to_write || other.to_write) && ours.start < theirs.end && theirs.start < ours.end
+    }
+}
+
+/// A tensor's elements, to read. While it lives, nothing that shares their memory is lent to write.
+#[derive(Debug)]
+pub struct Slice<'a, T> {
+    elements: NonNull<[T]>,
+    _lent: Lent,
+    _tensor: PhantomData<&'a Tensor>,
+}
+
+/// A tensor's elements, to write. While it lives, nothing that shares their memory is lent.
+#[derive(Debug)]
+pub struct SliceMut<'a, T>(Slice<'a, T>);
+
+impl<T> Deref for Slice<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `lend` has checked what lies there, the tensor's borrow keeps it alive, and the loan keeps it from being lent to
+        // write. libtorch is outside this: no operation of its own may write to the tensor meanwhile.
+        unsafe { self.elements.as_ref() }
+    }
+}
+
+impl<T> Deref for SliceMut<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for SliceMut<'_, T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above; a loan to write excludes every other of that memory, on every thread.
+        unsafe { self.0.elements.as_mut() }
+    }
+}
+
+/// The memory of a contiguous CPU tensor as `T`s: its elements, which are of `kind`, or without a kind their bytes.
+fn lend<T>(tensor: &Tensor, kind: Option<Kind>, to_write: bool) -> Result<Slice<'_, T>> {
     let wrong_kind = kind.is_some_and(|kind| kind != tensor.kind());
     if tensor.device() != Device::Cpu || !tensor.is_contiguous() || wrong_kind {
         return Err(Error::runtime(format!(
@@ -73,51 +160,48 @@ fn check(tensor: &Tensor, kind: Option<Kind>) -> Result<()> {
             tensor.device()
         )));
     }
-    Ok(())
+    let bytes = count(tensor) * tensor.kind().elt_size_in_bytes();
+    let start =
+        if bytes == 0 { NonNull::dangling() } else { NonNull::new(tensor.data_ptr()).ok_or_else(no_memory)?.cast() };
+    let lent = Lent::new(start.addr().get()..start.addr().get() + bytes, to_write)?;
+    let elements = NonNull::slice_from_raw_parts(start, bytes / size_of::<T>());
+    Ok(Slice { elements, _lent: lent, _tensor: PhantomData })
+}
+
+fn no_memory() -> Error {
+    Error::runtime("a tensor has elements and no memory")
 }
 
 /// The elements of a contiguous CPU tensor.
-pub fn slice<T: Number>(tensor: &Tensor) -> Result<&[T]> {
-    check(tensor, Some(T::KIND))?;
-    let length = count(tensor);
-    if length == 0 {
-        return Ok(&[]);
-    }
-    // SAFETY: checked above: contiguous, on the CPU, `length` elements of `T`; the borrow keeps the tensor alive.
-    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const T, length) })
+///
+/// # Errors
+/// Another tensor than that; memory that is lent to be written.
+pub fn slice<T: Number>(tensor: &Tensor) -> Result<Slice<'_, T>> {
+    lend(tensor, Some(T::KIND), false)
 }
 
-/// The elements of a contiguous CPU tensor, to write. Views that share its memory must not be used meanwhile.
-pub fn slice_mut<T: Number>(tensor: &mut Tensor) -> Result<&mut [T]> {
-    check(tensor, Some(T::KIND))?;
-    let length = count(tensor);
-    if length == 0 {
-        return Ok(&mut []);
-    }
-    // SAFETY: as in `slice`; the exclusive borrow and the caller's promise about views make it the only access.
-    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut T, length) })
+/// The elements of a contiguous CPU tensor, to write.
+///
+/// # Errors
+/// Another tensor than that; memory that is lent, through whichever tensor.
+pub fn slice_mut<T: Number>(tensor: &Tensor) -> Result<SliceMut<'_, T>> {
+    lend(tensor, Some(T::KIND), true).map(SliceMut)
 }
 
 /// The bytes of a contiguous CPU tensor of any kind, in the machine's (little-endian) order.
-pub fn bytes(tensor: &Tensor) -> Result<&[u8]> {
-    check(tensor, None)?;
-    let length = count(tensor) * tensor.kind().elt_size_in_bytes();
-    if length == 0 {
-        return Ok(&[]);
-    }
-    // SAFETY: as in `slice`; every byte of a numeric tensor is initialised.
-    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const u8, length) })
+///
+/// # Errors
+/// As [`slice`].
+pub fn bytes(tensor: &Tensor) -> Result<Slice<'_, u8>> {
+    lend(tensor, None, false)
 }
 
-/// The bytes of a contiguous CPU tensor of any kind, to write. Views that share its memory must not be used meanwhile.
-pub fn bytes_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
-    check(tensor, None)?;
-    let length = count(tensor) * tensor.kind().elt_size_in_bytes();
-    if length == 0 {
-        return Ok(&mut []);
-    }
-    // SAFETY: as in `slice_mut`; every bit pattern is a value of a numeric kind.
-    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, length) })
+/// The bytes of a contiguous CPU tensor of any kind, to write.
+///
+/// # Errors
+/// As [`slice_mut`].
+pub fn bytes_mut(tensor: &Tensor) -> Result<SliceMut<'_, u8>> {
+    lend(tensor, None, true).map(SliceMut)
 }
 
 /// Values that look random and are the same in every run, whatever other tests do to libtorch's generator.
@@ -126,4 +210,72 @@ pub fn waves(shape: &[i64], phase: f64) -> Tensor {
     let length = shape.iter().product::<i64>();
     let index = Tensor::arange(length, (Kind::Double, Device::Cpu));
     ((&index * 12.9898 + phase).sin() * 43.758).sin().to_kind(Kind::Float).view(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the memory of `tensor` is lent, by each way that asks for it.
+    fn lent(tensor: &Tensor) -> [bool; 4] {
+        // One after the other: each loan ends before the next is asked for.
+        let to_read = [slice::<f32>(tensor).map(drop), bytes(tensor).map(drop)];
+        let to_write = [slice_mut::<f32>(tensor).map(drop), bytes_mut(tensor).map(drop)];
+        [&to_read[0], &to_read[1], &to_write[0], &to_write[1]].map(Result::is_ok)
+    }
+
+    #[test]
+    fn what_is_lent_to_write_is_lent_once() {
+        let all = waves(&[12], 0.0);
+        let [left, over, right] = [(0, 8), (7, 2), (8, 4)].map(|(start, length)| all.narrow(0, start, length));
+        let check = || {
+            for other in [&left.shallow_clone(), &over, &all] {
+                assert_eq!(lent(other), [false; 4]);
+            }
+            assert_eq!(lent(&right), [true; 4], "memory beside it is free");
+            std::thread::scope(|scope| {
+                let elsewhere = all.shallow_clone();
+                assert_eq!(scope.spawn(move || lent(&elsewhere)).join().unwrap(), [false; 4], "on every thread");
+            });
+        };
+        let held = slice_mut::<f32>(&left).unwrap();
+        check();
+        drop(held);
+        assert_eq!(lent(&all), [true; 4], "a loan ends");
+        let held = bytes_mut(&left).unwrap();
+        check();
+        drop(held);
+        assert_eq!(lent(&all), [true; 4]);
+    }
+
+    #[test]
+    fn what_is_read_may_be_read_again_and_not_written() {
+        let all = waves(&[12], 0.0);
+        let over = all.narrow(0, 4, 4);
+        let (first, second) = (slice::<f32>(&all).unwrap(), slice::<f32>(&all).unwrap());
+        assert_eq!(lent(&over), [true, true, false, false]);
+        drop(first);
+        assert_eq!(lent(&over), [true, true, false, false], "the other loan of the same memory goes on");
+        drop(second);
+        assert_eq!(lent(&over), [true; 4]);
+        let read = bytes(&over).unwrap();
+        assert_eq!(lent(&all), [true, true, false, false]);
+        drop(read);
+        assert_eq!(lent(&all), [true; 4]);
+    }
+
+    #[test]
+    fn slices_are_the_tensors_memory() {
+        let tensor = Tensor::from_slice(&[1f32, 2.0, 3.0]);
+        slice_mut::<f32>(&tensor).unwrap()[1] = 5.0;
+        assert_eq!(*slice::<f32>(&tensor).unwrap(), [1.0, 5.0, 3.0]);
+        assert_eq!(bytes(&tensor).unwrap()[4..8], 5f32.to_le_bytes());
+        bytes_mut(&tensor).unwrap()[..4].copy_from_slice(&7f32.to_le_bytes());
+        assert_eq!(tensor, Tensor::from_slice(&[7f32, 5.0, 3.0]));
+        let empty = tensor.narrow(0, 1, 0);
+        let _both = (slice_mut::<f32>(&empty).unwrap(), bytes_mut(&empty).unwrap());
+        for other in [tensor.to_kind(Kind::Double), tensor.view([3, 1]).expand([3, 2], false)] {
+            assert!(slice::<f32>(&other).is_err() && slice_mut::<f32>(&other).is_err(), "{other:?}");
+        }
+    }
 }

@@ -118,58 +118,10 @@ fn child(part: &str) -> ExitCode {
     let comm = CommThread::start(start).expect("MPI starts");
     let mut buffer = Tensor::ones([1000], (Kind::Float, Device::Cpu));
     match (part, comm.rank()) {
-        ("suite" | "nodes", rank) => {
-            let (started, ranks) = (launch::launch().expect("mpirun started this"), comm.world_size());
-            assert_eq!((started.rank, started.size), (rank, Some(ranks)));
-            let node = if part == "nodes" { 2 } else { ranks };
-            assert_eq!(comm.local(), (rank % node, node.min(ranks - rank / node * node)));
-            // Ranks that are alone have nothing to share, and nodes of different sizes cannot share their work out.
-            let shares = comm.shared_buffers(&[3]).expect("no rank is lost").is_some();
-            assert_eq!(shares, ranks > 1 && ranks.is_multiple_of(node));
-            // Only sums of shared buffers know nodes.
-            let cases = CASES.iter().filter(|(name, _)| part == "suite" || name.contains("shared_buffers"));
-            for (name, case) in cases {
-                eprintln!("rank {rank}: {name}");
-                case(&comm, Device::Cpu);
-            }
-            println!("conforms as {rank} of {}", comm.world_size());
-        }
-        ("training" | "training nodes", rank) => {
-            for shard in [false, true] {
-                let found = masters(&comm, shard);
-                let seats = threads::world(comm.world_size()).into_iter();
-                let start = |seat: threads::Seat| CommThread::start(|| Ok(seat.communicator())).expect("a seat");
-                let expected: Vec<_> = std::thread::scope(|scope| {
-                    let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || masters(&start(seat), shard))).collect();
-                    ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
-                });
-                let (found, expected) = (found.iter(), &expected[rank]);
-                // Nodes add up in another order than threads.
-                let bound = if part == "training" { 0.0 } else { 2e-5 };
-                let far = |(found, expected): (&Tensor, &Tensor)| {
-                    ((found - expected).norm() / expected.norm().clamp_min(1e-12)).double_value(&[])
-                };
-                let far = found.zip(expected).map(far).fold(0.0, f64::max);
-                assert!(far <= bound, "other masters, sharded {shard}: {far:.1e}");
-            }
-            println!("rank {rank} has the same masters");
-        }
+        ("suite" | "nodes", _) => suite(part, &comm),
+        ("training" | "training nodes", _) => training(part, &comm),
         ("peak", _) => peak::measure(&comm),
-        ("too much" | "no files", rank) => {
-            haf_dist::logging::init(haf_dist::logging::Showing { rank: Some(rank), ..Default::default() })
-                .expect("no filter is set");
-            let limits = getrlimit(Resource::RLIMIT_NOFILE).expect("there are limits");
-            let few = if part == "no files" && rank == 1 { 3 } else { limits.0 };
-            setrlimit(Resource::RLIMIT_NOFILE, few, limits.1).expect("limits may be lowered");
-            // 256 TiB are more than a process can address.
-            let length = if part == "too much" { 1 << 46 } else { 1000 };
-            assert!(comm.shared_buffers(&[length]).expect("that is no failure").is_none());
-            setrlimit(Resource::RLIMIT_NOFILE, limits.0, limits.1).expect("limits may be raised again");
-            comm.all_reduce_blocking(&mut buffer).expect("MPI works on");
-            assert!(buffer == Tensor::ones_like(&buffer) * comm.world_size() as f64);
-            // The control: nothing else was in the way.
-            assert!(comm.shared_buffers(&[1000]).expect("no rank is lost").is_some());
-        }
+        ("too much" | "no files", _) => refused_memory(part, &comm, buffer),
         ("parts", rank) => {
             let shared = comm.shared_buffers(&[1000]).expect("no rank is lost").expect("one node").swap_remove(0);
             let pending = comm.all_reduce(shared.narrow(0, 0, if rank == 1 { 999 } else { 1000 }));
@@ -190,33 +142,7 @@ fn child(part: &str) -> ExitCode {
             let met = if rank == 1 { comm.barrier() } else { comm.all_reduce_blocking(&mut shared) };
             met.expect("never returns");
         }
-        ("stop 0" | "stop 1" | "stop 2 nodes" | "stop at work" | "late" | "at work", rank) => {
-            comm.set_limit(STALL);
-            for _ in 0..50 {
-                comm.barrier().expect("no rank is lost");
-            }
-            // The lines between the watchdogs are up by now.
-            std::thread::sleep(Duration::from_millis(700));
-            let slow = STALL * 2;
-            match (part, rank) {
-                ("stop 0", 0) | ("stop 1", 1) | ("stop 2 nodes", 2) => stop(),
-                ("stop at work", 1) => {
-                    let _work = comm.at_work("work that never ends");
-                    std::thread::sleep(Duration::from_millis(700));
-                    stop();
-                }
-                ("late", 1) => std::thread::sleep(Duration::from_secs(600)),
-                ("at work", 1) => {
-                    let _work = comm.at_work("slow work");
-                    std::thread::sleep(slow);
-                }
-                _ => {}
-            }
-            let start = Instant::now();
-            comm.barrier().expect("no rank is lost");
-            assert!(rank == 1 || start.elapsed() >= slow - Duration::from_secs(1), "the work was not slow");
-            println!("rank {rank} has waited");
-        }
+        ("stop 0" | "stop 1" | "stop 2 nodes" | "stop at work" | "late" | "at work", _) => stalls(part, &comm),
         ("panic", 1) => {
             let worker = std::thread::Builder::new().name("worker".into());
             let worker = worker.spawn(|| panic!("this panic belongs to the test")).expect("a thread");
@@ -271,6 +197,96 @@ fn child(part: &str) -> ExitCode {
         (_, _) => comm.all_reduce_blocking(&mut buffer).expect("never returns"),
     }
     ExitCode::SUCCESS
+}
+
+/// The conformance tests, and how ranks lie on nodes.
+fn suite(part: &str, comm: &CommThread) {
+    let rank = comm.rank();
+    let (started, ranks) = (launch::launch().expect("mpirun started this"), comm.world_size());
+    assert_eq!((started.rank, started.size), (rank, Some(ranks)));
+    let node = if part == "nodes" { 2 } else { ranks };
+    assert_eq!(comm.local(), (rank % node, node.min(ranks - rank / node * node)));
+    // Ranks that are alone have nothing to share, and nodes of different sizes cannot share their work out.
+    let shares = comm.shared_buffers(&[3]).expect("no rank is lost").is_some();
+    assert_eq!(shares, ranks > 1 && ranks.is_multiple_of(node));
+    // Only sums of shared buffers know nodes.
+    let cases = CASES.iter().filter(|(name, _)| part == "suite" || name.contains("shared_buffers"));
+    for (name, case) in cases {
+        eprintln!("rank {rank}: {name}");
+        case(comm, Device::Cpu);
+    }
+    println!("conforms as {rank} of {}", comm.world_size());
+}
+
+/// Five steps, held to ranks that are threads.
+fn training(part: &str, comm: &CommThread) {
+    let rank = comm.rank();
+    for shard in [false, true] {
+        let found = masters(comm, shard);
+        let seats = threads::world(comm.world_size()).into_iter();
+        let start = |seat: threads::Seat| CommThread::start(|| Ok(seat.communicator())).expect("a seat");
+        let expected: Vec<_> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = seats.map(|seat| scope.spawn(move || masters(&start(seat), shard))).collect();
+            ranks.into_iter().map(|rank| rank.join().expect("threads train")).collect()
+        });
+        let (found, expected) = (found.iter(), &expected[rank]);
+        // Nodes add up in another order than threads.
+        let bound = if part == "training" { 0.0 } else { 2e-5 };
+        let far = |(found, expected): (&Tensor, &Tensor)| {
+            ((found - expected).norm() / expected.norm().clamp_min(1e-12)).double_value(&[])
+        };
+        let far = found.zip(expected).map(far).fold(0.0, f64::max);
+        assert!(far <= bound, "other masters, sharded {shard}: {far:.1e}");
+    }
+    println!("rank {rank} has the same masters");
+}
+
+/// Memory to share that the machine does not give.
+fn refused_memory(part: &str, comm: &CommThread, mut buffer: Tensor) {
+    let rank = comm.rank();
+    haf_dist::logging::init(haf_dist::logging::Showing { rank: Some(rank), ..Default::default() })
+        .expect("no filter is set");
+    let limits = getrlimit(Resource::RLIMIT_NOFILE).expect("there are limits");
+    let few = if part == "no files" && rank == 1 { 3 } else { limits.0 };
+    setrlimit(Resource::RLIMIT_NOFILE, few, limits.1).expect("limits may be lowered");
+    // 256 TiB are more than a process can address.
+    let length = if part == "too much" { 1 << 46 } else { 1000 };
+    assert!(comm.shared_buffers(&[length]).expect("that is no failure").is_none());
+    setrlimit(Resource::RLIMIT_NOFILE, limits.0, limits.1).expect("limits may be raised again");
+    comm.all_reduce_blocking(&mut buffer).expect("MPI works on");
+    assert!(buffer == Tensor::ones_like(&buffer) * comm.world_size() as f64);
+    // The control: nothing else was in the way.
+    assert!(comm.shared_buffers(&[1000]).expect("no rank is lost").is_some());
+}
+
+/// Ranks that stop, come late or take long at work.
+fn stalls(part: &str, comm: &CommThread) {
+    let rank = comm.rank();
+    comm.set_limit(STALL);
+    for _ in 0..50 {
+        comm.barrier().expect("no rank is lost");
+    }
+    // The lines between the watchdogs are up by now.
+    std::thread::sleep(Duration::from_millis(700));
+    let slow = STALL * 2;
+    match (part, rank) {
+        ("stop 0", 0) | ("stop 1", 1) | ("stop 2 nodes", 2) => stop(),
+        ("stop at work", 1) => {
+            let _work = comm.at_work("work that never ends");
+            std::thread::sleep(Duration::from_millis(700));
+            stop();
+        }
+        ("late", 1) => std::thread::sleep(Duration::from_secs(600)),
+        ("at work", 1) => {
+            let _work = comm.at_work("slow work");
+            std::thread::sleep(slow);
+        }
+        _ => {}
+    }
+    let start = Instant::now();
+    comm.barrier().expect("no rank is lost");
+    assert!(rank == 1 || start.elapsed() >= slow - Duration::from_secs(1), "the work was not slow");
+    println!("rank {rank} has waited");
 }
 
 /// Stops this process as a debugger would, or a batch system.

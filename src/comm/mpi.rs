@@ -20,7 +20,7 @@ use super::shared::{Region, Team};
 use super::watch::{Line, Watch};
 use super::{Communicator, apart, check_root, kind_error, launch, share_of};
 use crate::error::{Error, Result};
-use crate::tensor::{Number, bytes_mut, count, slice_mut};
+use crate::tensor::{Number, bytes_mut, count, slice, slice_mut};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading, library_version};
@@ -180,8 +180,7 @@ impl Mpi {
 
     fn sum<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
         self.meet("all-reduce", Some(buffer))?;
-        let buffer = slice_mut::<T>(buffer)?;
-        sum_over(&self.world, buffer);
+        sum_over(&self.world, &mut slice_mut::<T>(buffer)?);
         Ok(())
     }
 
@@ -218,7 +217,7 @@ impl Mpi {
     fn sum_share<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
         let share = share_of(buffer, self.world_size)?;
         self.meet("reduce-scatter", Some(buffer))?;
-        let buffer = slice_mut::<T>(buffer)?;
+        let mut buffer = slice_mut::<T>(buffer)?;
         let most = (CHUNK / size_of::<T>() / self.world_size).max(1);
         let mut packed = Vec::with_capacity(most.min(share) * self.world_size);
         for start in (0..share).step_by(most) {
@@ -269,7 +268,7 @@ impl Communicator for Mpi {
     fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
         check_root(root, self.world_size)?;
         self.meet(&format!("broadcast from rank {root}"), Some(buffer))?;
-        let buffer = bytes_mut(buffer)?;
+        let mut buffer = bytes_mut(buffer)?;
         for part in buffer.chunks_mut(CHUNK) {
             self.world.process_at_rank(root as i32).broadcast_into(part);
         }
@@ -281,8 +280,11 @@ impl Communicator for Mpi {
     fn all_reduce(&mut self, buffer: &mut Tensor) -> Result<()> {
         match buffer.kind() {
             Kind::Float => {
-                let values = slice_mut::<f32>(buffer)?;
-                match self.sharing.as_ref().and_then(|sharing| sharing.find(values)) {
+                let shared = match &self.sharing {
+                    Some(sharing) => sharing.find(&slice(buffer)?),
+                    None => None,
+                };
+                match shared {
                     Some((team, part)) => self.sum_shared(team, part),
                     None => self.sum::<f32>(buffer),
                 }
@@ -298,10 +300,12 @@ impl Communicator for Mpi {
         match buffer.kind() {
             Kind::Float => {
                 share_of(buffer, self.world_size)?;
-                let values = slice_mut::<f32>(buffer)?;
                 // Between nodes the shares of a part lie otherwise than the slices that a node's ranks sum.
-                let sharing = self.sharing.as_ref().filter(|sharing| sharing.across.is_none());
-                match sharing.and_then(|sharing| sharing.find(values)) {
+                let shared = match &self.sharing {
+                    Some(sharing) if sharing.across.is_none() => sharing.find(&slice(buffer)?),
+                    _ => None,
+                };
+                match shared {
                     Some((team, part)) => self.sum_share_shared(team, part),
                     None => self.sum_share::<f32>(buffer),
                 }
@@ -316,7 +320,7 @@ impl Communicator for Mpi {
     fn all_gather(&mut self, buffer: &mut Tensor) -> Result<()> {
         let share = share_of(buffer, self.world_size)? * buffer.kind().elt_size_in_bytes();
         self.meet("all-gather", Some(buffer))?;
-        let buffer = bytes_mut(buffer)?;
+        let mut buffer = bytes_mut(buffer)?;
         let most = (CHUNK / self.world_size).max(1);
         let mut packed = vec![0u8; most.min(share) * self.world_size];
         for start in (0..share).step_by(most) {

@@ -36,7 +36,8 @@ impl CommThread {
         let digest = fingerprint_parts(parts);
         let mut all = Tensor::from_slice(&[digest as i64, (digest >> 64) as i64].repeat(self.world_size()));
         self.all_gather_blocking(&mut all)?;
-        let (digests, _) = slice::<i64>(&all)?.as_chunks::<2>();
+        let all = slice::<i64>(&all)?;
+        let (digests, _) = all.as_chunks::<2>();
         if digests.iter().all(|other| *other == digests[0]) {
             return Ok(());
         }

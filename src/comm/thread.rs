@@ -376,7 +376,9 @@ pub fn install_panic_hook() {
         }
         if let Some(lack) = memory::lack_in(&message) {
             let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
-            terminal::note_bytes(format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::HINT).as_bytes());
+            terminal::note_bytes(
+                format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::hint()).as_bytes(),
+            );
             abort(1);
         }
         let thread = std::thread::current();

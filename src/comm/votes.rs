@@ -4,7 +4,7 @@
 
 use super::CommThread;
 use crate::error::{Error, Kind, Result};
-use crate::tensor::{bytes, bytes_mut, slice, slice_mut};
+use crate::tensor::{bytes, bytes_mut, slice};
 use tch::{Device, Tensor};
 
 impl CommThread {
@@ -13,7 +13,7 @@ impl CommThread {
     pub fn sum_f64(&self, values: &mut [f64]) -> Result<()> {
         let mut buffer = Tensor::from_slice(values);
         self.all_reduce_blocking(&mut buffer)?;
-        values.copy_from_slice(slice(&buffer)?);
+        values.copy_from_slice(&slice(&buffer)?);
         Ok(())
     }
 
@@ -36,7 +36,7 @@ impl CommThread {
     pub(super) fn bytes_from(&self, root: usize, own: &[u8], length: usize) -> Result<Vec<u8>> {
         let mut buffer = Tensor::zeros([length as i64], (tch::Kind::Uint8, Device::Cpu));
         if self.rank() == root {
-            bytes_mut(&mut buffer)?.copy_from_slice(own);
+            bytes_mut(&buffer)?.copy_from_slice(own);
         }
         self.broadcast(&mut buffer, root)?;
         Ok(bytes(&buffer)?.to_vec())
@@ -48,7 +48,7 @@ impl CommThread {
     pub fn broadcast_bytes(&self, bytes: Option<Vec<u8>>) -> Result<Vec<u8>> {
         let mut length = Tensor::from_slice(&[bytes.as_ref().map_or(-1, |bytes| bytes.len() as i64)]);
         self.broadcast(&mut length, 0)?;
-        let length = usize::try_from(slice_mut::<i64>(&mut length)?[0])
+        let length = usize::try_from(slice::<i64>(&length)?[0])
             .map_err(|_| Error::runtime("rank 0 has no bytes to broadcast"))?;
         self.bytes_from(0, bytes.as_deref().unwrap_or_default(), length)
     }

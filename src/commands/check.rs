@@ -3,7 +3,7 @@
 //! Nothing is written. Not here: the machine itself (`doctor.rs`).
 
 use super::findings::{self, Finding};
-use super::{hub, models, plan, setup};
+use super::{hub, models, setup};
 use crate::checkpoint;
 use crate::cli::Checking;
 use crate::config::{Config, Source};
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::machine::{self, look};
 use crate::model::architecture::Architecture;
 use crate::plan::Job;
+use crate::plan::here::{self, Room};
 use std::path::Path;
 
 /// Pairs of each file that are rendered and tokenised.
@@ -134,8 +135,8 @@ fn memory_and_disk(config: &Config, ranks: usize) -> Vec<Finding> {
     let Ok(architecture) = folder.and_then(|folder| Architecture::open(&folder)) else { return Vec::new() };
     let mut found = Vec::new();
     if look::gpus().is_none() {
-        let (needed, usable) = match plan::memory_here(config, &architecture, ranks) {
-            Ok(bytes) => bytes,
+        let Room { needed, usable, .. } = match here::on_processor(config, &architecture, ranks) {
+            Ok(room) => room,
             Err(error) => return vec![Finding::error("memory", error)],
         };
         let text = format!("a rank needs {:.1} GB at most and may fill {:.1} GB", needed / 1e9, usable / 1e9);

@@ -28,7 +28,8 @@ use crate::checkpoint::Changed;
 use crate::cli::{self, Alone, Command, Evaluating};
 use crate::comm::CommThread;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, libtorch};
+use crate::memory;
 use crate::terminal;
 use std::path::Path;
 use std::time::Duration;
@@ -64,9 +65,27 @@ pub fn alone(asked: &Alone) -> Result<()> {
 /// Does what the command line asks for, on every rank.
 ///
 /// # Errors
-/// Whatever the command meets. An error that only some ranks meet leaves the others waiting: the caller must end the
-/// job.
+/// Whatever the command meets, what libtorch throws on this thread with it. An error that only some ranks meet leaves the
+/// others waiting: the caller must end the job.
 pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
+    if let Some(hint) = hint_without_memory(command) {
+        memory::advise(hint);
+    }
+    libtorch(|| dispatch(command, comm))
+}
+
+/// What to do where memory is out, for commands that no `train` keys steer.
+fn hint_without_memory(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Train { .. } | Command::Prepare { .. } => None,
+        Command::Eval(_) | Command::Score { .. } | Command::Bench(_) => {
+            Some("lower --tokens-per-micro-batch, or give the job more memory")
+        }
+        Command::Export(_) | Command::Verify(_) => Some("give the job more memory: the model must fit"),
+    }
+}
+
+fn dispatch(command: &Command, comm: &CommThread) -> Result<()> {
     match command {
         Command::Train { config, set, debug: true, allow_changed, .. } => {
             debug::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)

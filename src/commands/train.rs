@@ -34,9 +34,7 @@ use tracing::{info, warn};
 /// later.
 pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
-    check_ranks(config, comm)?;
-    let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
-    backend::connect(&config.parallel, machine.device, comm)?;
+    let machine = machine(config, comm)?;
     let origin = comm.agree(setup::origin(config))?;
     alike::model(&origin, comm)?;
     let check = comm.agree(setup::check_files(&origin, changed))?;
@@ -93,6 +91,14 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     trainer.run()?;
     drop(listening);
     finish(trainer, test, total)
+}
+
+/// What each rank computes on, and the connection between them.
+fn machine(config: &Config, comm: &CommThread) -> Result<Machine> {
+    check_ranks(config, comm)?;
+    let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
+    backend::connect(&config.parallel, machine.device, comm)?;
+    Ok(machine)
 }
 
 /// Makes the ranks' weights the same, and buckets to sum gradients in.

@@ -1,7 +1,7 @@
-//! The part of libtorch that computes on GPUs: loaded when the engine starts, where it lies beside the libtorch in use; and
-//! whether it gives the same bits every time.
+//! Loads the part of libtorch that computes on GPUs when the engine starts, if it lies beside the libtorch in use; and sets whether
+//! it computes the same bits every time.
 //!
-//! The program is linked without it, so that one build serves machines with and without GPUs. Loading is what Python does too.
+//! The program is linked without that part, so one build serves machines with and without GPUs. Python loads it the same way.
 //! Not here: the driver and NCCL (`comm/nccl/`).
 
 #![allow(unsafe_code)]
@@ -11,19 +11,19 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 
-/// What every libtorch has.
+/// The library that every libtorch has.
 const CPU: &str = "libtorch_cpu.so";
-/// What one for GPUs has besides.
+/// The library that only one for GPUs has.
 const CUDA: &str = "libtorch_cuda.so";
 
-/// What a machine with a GPU that may be used has: the driver's control device, or that of Windows' Linux.
+/// Device files of a machine with a usable GPU: the driver's control device, or that of WSL.
 const DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
 
-/// Loads the CUDA part and says where it was; none where this libtorch has none, or this machine no GPU: its own libraries may be
-/// missing there, and nothing needs them. To be called before libtorch is.
+/// Loads the CUDA part and returns its path; none if this libtorch has no such part, or this machine no GPU (then the libraries
+/// that the part needs may be missing). Call it before libtorch is first used.
 ///
 /// # Errors
-/// It is there and does not load: a library that it needs is missing.
+/// The part is there but does not load, because a library that it needs is missing.
 pub fn load() -> Result<Option<PathBuf>> {
     if !DEVICES.iter().any(|device| Path::new(device).exists()) {
         return Ok(None);
@@ -35,32 +35,31 @@ pub fn load() -> Result<Option<PathBuf>> {
 }
 
 fn open(path: &Path) -> Result<()> {
-    // SAFETY: its initialisers register kernels with libtorch, which is loaded already. It stays for as long as the process.
+    // SAFETY: its initialisers only register kernels with libtorch, which is loaded already. It is never unloaded.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     let library = library.map_err(|error| {
-        Error::runtime(format!("{} does not load: {error}", path.display())).hint(
-            "its CUDA libraries come with it: launch/setup.sh --cuda, or pip install torch; haf-dist doctor looks",
-        )
+        Error::runtime(format!("{} does not load: {error}", path.display()))
+            .hint("launch/setup.sh --cuda or pip install torch brings its CUDA libraries; haf-dist doctor checks them")
     })?;
     std::mem::forget(library);
     Ok(())
 }
 
-/// What NCCL and cuBLAS read when they start, and libtorch asks for: one algorithm of reductions whatever their size, and a
-/// workspace of a fixed layout.
+/// Environment variables that NCCL and cuBLAS read when they start, with values that make results repeatable: one reduction
+/// algorithm for all sizes, and a workspace of fixed layout (libtorch insists on that).
 const FIXED: [(&str, &str); 3] =
     [("NCCL_ALGO", "Ring"), ("NCCL_PROTO", "Simple"), ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")];
 
-/// Lets GPUs compute in one order every time, or in the fastest. What the user has set in the environment stays; returns what
-/// stands there. To be called before NCCL and cuBLAS are first used.
+/// Lets GPUs compute in the same order every time, or in the fastest. Variables that the user has set stay; returns the values in
+/// effect. Call it before NCCL and cuBLAS are first used.
 ///
 /// # Errors
-/// A libtorch that cannot be told.
+/// A libtorch without these settings.
 pub fn set_deterministic(on: bool) -> Result<String> {
     if on {
         for (name, value) in FIXED {
             if std::env::var_os(name).is_none() {
-                // SAFETY: the threads that there are by now wait for work, and read no environment until they get some.
+                // SAFETY: the threads that exist by now wait for work, and read no environment until they get some.
                 unsafe { std::env::set_var(name, value) };
             }
         }
@@ -72,17 +71,16 @@ pub fn set_deterministic(on: bool) -> Result<String> {
 
 /// `at::globalContext()`.
 const CONTEXT: &str = "_ZN2at13globalContextEv";
-/// `at::Context::setDeterministicAlgorithms(bool on, bool warn_only)`. Only where it does not just warn, attention's backward pass
-/// heeds it.
+/// `at::Context::setDeterministicAlgorithms(bool on, bool warn_only)`. With `warn_only`, attention's backward pass ignores it.
 const ALGORITHMS: &str = "_ZN2at7Context26setDeterministicAlgorithmsEbb";
-/// `at::Context::setDeterministicFillUninitializedMemory(bool)`: else it would fill new memory with NaN.
+/// `at::Context::setDeterministicFillUninitializedMemory(bool)`: turned off, or new memory would be filled with NaN.
 const FILL: &str = "_ZN2at7Context39setDeterministicFillUninitializedMemoryEb";
 
-/// Sets the flags that tch has no setter for, by the names under which libtorch's own library has them. A member function takes
-/// its object first, and booleans as C does, on every platform that libtorch is built for but Windows.
+/// Sets flags for which tch has no setter, through the mangled names in libtorch's library. On every platform of libtorch but
+/// Windows, a member function takes its object as first argument, and booleans as C does.
 fn tell_libtorch(on: bool) -> Result<()> {
     let library = Library::this();
-    // SAFETY: signatures are part of the names above; the context lives as long as the process.
+    // SAFETY: the mangled names contain the signatures; the context lives as long as the process.
     unsafe {
         let context = library.get::<unsafe extern "C" fn() -> *mut c_void>(CONTEXT.as_bytes()).map_err(unknown)?;
         let algorithms = library.get::<unsafe extern "C" fn(*mut c_void, bool, bool)>(ALGORITHMS.as_bytes());
@@ -99,7 +97,7 @@ fn unknown(error: libloading::Error) -> Error {
         .hint("haf-dist is made for libtorch 2.13; parallel.deterministic = false does without")
 }
 
-/// The CUDA part beside the libtorch that a process has mapped.
+/// Path of the CUDA part beside the libtorch that a process has mapped.
 fn beside(maps: &str) -> Option<PathBuf> {
     let mapped = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
     let folder = mapped.filter(|path| path.file_name().is_some_and(|name| name == CPU)).find_map(Path::parent)?;
@@ -110,7 +108,7 @@ fn beside(maps: &str) -> Option<PathBuf> {
 mod tests {
     use super::{CONTEXT, CUDA, Library, beside, c_void, open, tell_libtorch};
 
-    /// `at::Context::deterministicAlgorithms() const`, and whether it only warns.
+    /// `at::Context::deterministicAlgorithms() const` and `deterministicAlgorithmsWarnOnly() const`.
     const ASKED: [&str; 2] =
         ["_ZNK2at7Context23deterministicAlgorithmsEv", "_ZNK2at7Context31deterministicAlgorithmsWarnOnlyEv"];
 
@@ -146,7 +144,7 @@ mod tests {
         assert_eq!(beside("7f00-7f01 r-xp 0 08:01 1 /usr/lib/libc.so.6\n"), None);
     }
 
-    /// No silent computation on the processor.
+    /// A GPU must not be ignored silently.
     #[test]
     fn one_that_does_not_load_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();

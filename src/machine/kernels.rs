@@ -1,4 +1,4 @@
-//! Which operations a run computes with: the device's own, tried once at the start on a GPU, or the plain formulas.
+//! Chooses the operations of a run: the device's own, which are tried once at the start on a GPU, or the plain formulas.
 //!
 //! Not here: the trials (`ops/checked/`).
 
@@ -13,9 +13,9 @@ use std::time::Instant;
 use tch::{Device, Kind};
 use tracing::{debug, info, warn};
 
-/// Settles it before the model is placed on the device. With `plain` all operations are the formulas; with `auto` those are
-/// that disagree with their formulas on this GPU or fail there, on this rank or another: all ranks compute with the same.
-/// On a CPU the program's own loops are used as they are: its tests hold them to the formulas. All ranks must call it.
+/// Chooses before the model is placed on the device. `plain` replaces all operations by the formulas. `auto` replaces those that
+/// disagree with their formula on a GPU, or fail there, on any rank, so that all ranks compute with the same. On a CPU `auto`
+/// tries nothing: the program's tests compare its loops with the formulas. All ranks must call it.
 ///
 /// # Errors
 /// A formula that fails on this device, or a lost rank.
@@ -24,7 +24,7 @@ pub fn settle(kernels: Kernels, architecture: &Architecture, machine: &Machine, 
     match (kernels, machine.device) {
         (Kernels::Plain, _) => {
             checked.replace(&Operation::ALL);
-            info!("parallel.kernels = \"plain\": every operation is its plain formula");
+            info!("parallel.kernels = \"plain\": all operations are plain formulas");
             Ok(())
         }
         (Kernels::Auto, Device::Cpu) => Ok(()),
@@ -32,7 +32,7 @@ pub fn settle(kernels: Kernels, architecture: &Architecture, machine: &Machine, 
     }
 }
 
-/// Tries every operation on small tensors of these widths, and replaces what is wrong on any rank. All ranks must call it.
+/// Tries every operation on small tensors of these widths, and replaces those that are wrong on any rank. All ranks must call it.
 ///
 /// # Errors
 /// As [`settle`].
@@ -55,13 +55,13 @@ pub fn try_out(checked: &Checked, widths: &Widths, comm: &CommThread) -> Result<
     let replaced: Vec<Operation> = replaced.map(|(operation, _)| operation).collect();
     checked.replace(&replaced);
     for operation in replaced.iter().filter(|operation| !is_wrong(operation)) {
-        info!("{} is the plain formula's here too: it is wrong on another rank", operation.name());
+        info!("{} is computed by its plain formula here too, because it is wrong on another rank", operation.name());
     }
-    debug!("operations were compared with their formulas in {:.2} s", started.elapsed().as_secs_f64());
+    debug!("compared operations with their formulas in {:.2} s", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-/// The widths of a model, which operations are tried on.
+/// The widths of a model, for the trials.
 pub fn widths(architecture: &Architecture, kind: Kind, device: Device) -> Widths {
     let mut widths = Widths::new(architecture.width, architecture.vocabulary, kind, device);
     widths.plus_one = architecture.norm == NormKind::RootMeanSquarePlusOne;

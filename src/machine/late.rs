@@ -1,8 +1,8 @@
 //! How far the host may run ahead of a device, and when it has caught up.
 //!
-//! What a CPU has computed is there at once. A GPU's work is only queued: whoever reads a result in the middle of a step makes
-//! the GPU wait for the host and the host for the GPU. Results are copied behind the work (`tensor::queue_to_host`) and read when
-//! the next step is queued.
+//! A CPU's results are there when a call returns. A GPU's work is only queued: reading a result in the middle of a step would make
+//! the host wait for the GPU, and then the GPU for the host. So the copy of a result is queued behind the work
+//! (`tensor::queue_to_host`), and read once the next step is queued.
 
 use crate::comm::CommThread;
 use crate::comm::nccl::{Event, Gpu, Stream};
@@ -17,7 +17,7 @@ pub struct Queue(Option<Arc<Stream>>);
 pub struct Mark(Option<Event>);
 
 impl Queue {
-    /// That of a device, which is the one that `comm` orders its collectives with, where it does.
+    /// The queue of a device: the one that `comm` orders its collectives by, if it does.
     ///
     /// # Errors
     /// A GPU that cannot be used.
@@ -29,13 +29,13 @@ impl Queue {
         }))
     }
 
-    /// Steps that are queued and not read while the next one is queued: none where their results are there at once. The same
-    /// on every rank: all compute on GPUs, or none does.
+    /// How many steps may be unread while the next one is queued: 0 where results are there at once. The same on every rank, since
+    /// either all compute on GPUs or none does.
     pub fn ahead(&self) -> usize {
         usize::from(self.0.is_some())
     }
 
-    /// The end of what is queued so far.
+    /// Marks the end of what is queued so far.
     ///
     /// # Errors
     /// A failed GPU.
@@ -45,10 +45,10 @@ impl Queue {
 }
 
 impl Mark {
-    /// Returns when the device has come to it.
+    /// Waits until the device has reached it.
     ///
     /// # Errors
-    /// Some work on the GPU has failed.
+    /// Failed work on the GPU.
     pub fn wait(&self) -> Result<()> {
         self.0.as_ref().map_or(Ok(()), Event::wait)
     }

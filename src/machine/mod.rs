@@ -107,7 +107,7 @@ fn default_threads(local_size: usize, comm: &CommThread) -> Result<(usize, bool)
     let mine = cores();
     let mut of_rank_0 = Tensor::from_slice(&mine);
     comm.broadcast(&mut of_rank_0, 0)?;
-    let bound = !comm.all_true(tensor::slice::<u8>(&of_rank_0)? == mine)?;
+    let bound = !comm.all_true(*tensor::slice::<u8>(&of_rank_0)? == mine)?;
     Ok((if bound { usable } else { (usable / local_size.max(1)).max(1) }, bound))
 }
 

@@ -164,8 +164,8 @@ pub fn active_elements(architecture: &Architecture, index: usize) -> usize {
 /// A block's parameters, each at its place.
 fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
     let Architecture { width, names, .. } = architecture;
-    let BlockDescription { heads, mlp, norms, stored, .. } = &architecture.blocks[index];
-    let [width, inner, head] = [*width, mlp.width, heads.width].map(|size| size as i64);
+    let BlockDescription { heads, mlp, norms, query_key_norm, .. } = &architecture.blocks[index];
+    let [width, head] = [*width, heads.width].map(|size| size as i64);
     let [query, key] = [heads.query, heads.key].map(|heads| heads as i64 * head);
     let places = Places::of(architecture, index);
     let mut all = vec![Declared::new("", &[]); places.count];
@@ -184,7 +184,7 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
             }
         }
     }
-    if let (Some(place), Some(norm)) = (places.query_key_norms, architecture.blocks[index].query_key_norm) {
+    if let (Some(place), Some(norm)) = (places.query_key_norms, query_key_norm) {
         let widths = match norm {
             QueryKeyNorm::PerHead => [head, head],
             QueryKeyNorm::WholeWidth => [query, key],
@@ -193,49 +193,18 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
             put(place + offset, name, "weight", vec![width], Rows::AsInMemory);
         }
     }
-    let rotation = architecture.blocks[index].rotation.map(|rotation| &architecture.rotations[rotation]);
-    let turned = match rotation.filter(|rotation| rotation.neighbours) {
-        Some(rotation) => Rows::Neighbours { width: head, turned: rotation.width as i64 },
-        None => Rows::AsInMemory,
-    };
-    let (apart, stacked) = (names.query_key_value, names.stacked_query_key_value);
-    // One matrix holds the rows of all.
-    let all_heads = match stored {
-        StoredHeads::Apart => {
-            let of_heads = [(query, turned), (key, turned), (key, Rows::AsInMemory)];
-            apart.into_iter().zip(of_heads).map(|(name, (outputs, rows))| (name, outputs, rows)).collect()
-        }
-        StoredHeads::Stacked => vec![(stacked, query + 2 * key, Rows::AsInMemory)],
-        StoredHeads::HeadByHead => vec![(stacked, query + 2 * key, Rows::HeadByHead(heads.query as i64))],
-    };
-    let [gate, single_up, down] = match mlp.experts {
-        Some(_) => names.expert_matrices,
-        None => [names.gate, names.up, names.down],
-    };
-    let up = match (mlp.kind.gated, mlp.stacked) {
-        (true, false) => vec![(gate, inner), (single_up, inner)],
-        (true, true) => vec![(names.stacked_gate_up, 2 * inner)],
-        (false, _) => vec![(single_up, inner)],
-    };
     if let (Some(place), Some(experts)) = (places.router, mlp.experts) {
         put(place, names.router, "weight", vec![experts.count as i64, width], Rows::AsInMemory);
     }
-    let of_experts = |matrices: Vec<(&str, i64)>| -> Vec<(String, i64, Rows)> {
-        let count = mlp.experts.map_or(1, |experts| experts.count);
-        let prefix = |expert: usize| mlp.experts.map_or(String::new(), |_| format!("{}{expert}.", names.experts));
-        let of = |expert: usize| {
-            matrices.iter().map(move |(name, outputs)| (prefix(expert) + name, *outputs, Rows::AsInMemory))
-        };
-        (0..count).flat_map(of).collect()
-    };
-    let owned = |(name, outputs, rows): (&str, i64, Rows)| (name.to_string(), outputs, rows);
+    let as_in_memory = |name: &str, outputs| Matrix { name: name.to_owned(), outputs, rows: Rows::AsInMemory };
+    let (up, down) = mlp_matrices(architecture, index);
     for (projection, matrices, inputs) in [
-        (&places.query_key_value, all_heads.into_iter().map(owned).collect(), width),
-        (&places.attention_output, vec![owned((names.attention_output, width, Rows::AsInMemory))], query),
-        (&places.up, of_experts(up), width),
-        (&places.down, of_experts(vec![(down, width)]), inner),
+        (&places.query_key_value, query_key_value(architecture, index), width),
+        (&places.attention_output, vec![as_in_memory(names.attention_output, width)], query),
+        (&places.up, up, width),
+        (&places.down, down, mlp.width as i64),
     ] {
-        for (at, (name, outputs, rows)) in matrices.iter().enumerate() {
+        for (at, Matrix { name, outputs, rows }) in matrices.iter().enumerate() {
             put(projection.weights.start + at, name, "weight", vec![*outputs, inputs], *rows);
             if let Some(biases) = &projection.biases {
                 put(biases.start + at, name, "bias", vec![*outputs], *rows);
@@ -243,4 +212,67 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
         }
     }
     all
+}
+
+/// A matrix of a linear map.
+struct Matrix {
+    name: String,
+    outputs: i64,
+    rows: Rows,
+}
+
+/// Queries, keys and values, or the matrix that holds the rows of all.
+fn query_key_value(architecture: &Architecture, index: usize) -> Vec<Matrix> {
+    let names = &architecture.names;
+    let BlockDescription { heads, stored, rotation, .. } = &architecture.blocks[index];
+    let width = heads.width as i64;
+    let [query, key] = [heads.query, heads.key].map(|heads| heads as i64 * width);
+    let rotation = rotation.map(|rotation| &architecture.rotations[rotation]);
+    let turned = match rotation.filter(|rotation| rotation.neighbours) {
+        Some(rotation) => Rows::Neighbours { width, turned: rotation.width as i64 },
+        None => Rows::AsInMemory,
+    };
+    let stacked =
+        |rows| vec![Matrix { name: names.stacked_query_key_value.to_owned(), outputs: query + 2 * key, rows }];
+    match stored {
+        StoredHeads::Apart => {
+            let of_heads = [(query, turned), (key, turned), (key, Rows::AsInMemory)];
+            let named = names.query_key_value.into_iter().zip(of_heads);
+            named.map(|(name, (outputs, rows))| Matrix { name: name.to_owned(), outputs, rows }).collect()
+        }
+        StoredHeads::Stacked => stacked(Rows::AsInMemory),
+        StoredHeads::HeadByHead => stacked(Rows::HeadByHead(heads.query as i64)),
+    }
+}
+
+/// Gate and up, or up alone, and the MLP's output; of one expert after the other where there are experts.
+fn mlp_matrices(architecture: &Architecture, index: usize) -> (Vec<Matrix>, Vec<Matrix>) {
+    let names = &architecture.names;
+    let mlp = &architecture.blocks[index].mlp;
+    let (inner, width) = (mlp.width as i64, architecture.width as i64);
+    let [gate, up, down] = match mlp.experts {
+        Some(_) => names.expert_matrices,
+        None => [names.gate, names.up, names.down],
+    };
+    let up = match (mlp.kind.gated, mlp.stacked) {
+        (true, false) => vec![(gate, inner), (up, inner)],
+        (true, true) => vec![(names.stacked_gate_up, 2 * inner)],
+        (false, _) => vec![(up, inner)],
+    };
+    let prefixes: Vec<String> = match mlp.experts {
+        Some(experts) => (0..experts.count).map(|expert| format!("{}{expert}.", names.experts)).collect(),
+        None => vec![String::new()],
+    };
+    let of_all = |matrices: &[(&str, i64)]| -> Vec<Matrix> {
+        let of = |prefix: &String| {
+            let matrix = |(name, outputs): &(&str, i64)| Matrix {
+                name: format!("{prefix}{name}"),
+                outputs: *outputs,
+                rows: Rows::AsInMemory,
+            };
+            matrices.iter().map(matrix).collect::<Vec<_>>()
+        };
+        prefixes.iter().flat_map(of).collect()
+    };
+    (of_all(&up), of_all(&[(down, width)]))
 }

@@ -158,7 +158,7 @@ fn load_segment(
             let value = files.read(name)?;
             if segment.holds_share_of_masters() {
                 hash.update(format!("{name} {value:?}").as_bytes());
-                hash.update(tensor::bytes(&value)?);
+                hash.update(&tensor::bytes(&value)?);
             }
             let value = rows.to_memory(&value);
             segment.set(index, &value);

@@ -1,13 +1,13 @@
-//! Rows that are added to given rows of a sum, where several may go to one: in the same order every time.
+//! Adds rows to given rows of a sum. Several may go to the same row; they are added in the same order every time.
 //!
-//! On CPUs libtorch adds them one after the other. On a GPU its `index_add_` lets threads race, so that the order, and with it
-//! the last bits, are other ones every time; `index_put_` sorts the places first. Its check of the places is left out, since it
-//! would wait for the device.
+//! On CPUs libtorch adds them one after the other. On a GPU the threads of its `index_add_` race, so the order and the last bits
+//! change from run to run; `index_put_` sorts the places first. Its check of the places is turned off, since it would wait for the
+//! device.
 
 use crate::error::Result;
 use tch::{Device, Tensor};
 
-/// Adds rows [N, ...] to the rows of `sum` at `places` `[N]` i64, all of which it has.
+/// Adds rows [N, ...] to the rows of `sum` at `places` `[N]` i64, which must exist.
 ///
 /// # Errors
 /// A device without memory.
@@ -43,7 +43,7 @@ mod tests {
             add_rows(&one, &places, &rows).unwrap();
             sorted(&other, &places, &rows).unwrap();
             assert!(one.equal(&other) && !one.equal(&start), "{kind:?}");
-            // Places without rows keep theirs; the control: the others do not.
+            // Other places keep their values; the control: these do not.
             assert!(one.get(6).equal(&start.get(6)) && !one.get(3).equal(&start.get(3)));
         }
     }

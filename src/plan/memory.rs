@@ -6,6 +6,7 @@
 //! Legend: T tokens of a micro-batch, D width, V vocabulary, R response rows held at once, c bytes of a number in the
 //! compute kind.
 
+use super::hardware::Hardware;
 use super::workload::Shape;
 use super::{Bucket, Job};
 use crate::engine::head::ROWS_AT_ONCE;
@@ -59,6 +60,11 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// [`Memory::of`] on that hardware.
+    pub fn on(hardware: &Hardware, job: &Job, largest: &Shape, ranks: usize) -> Self {
+        Self::of(job, largest, hardware.cpu, ranks)
+    }
+
     /// Memory of one of the `ranks` of a job whose micro-batches are at most `largest`.
     pub fn of(job: &Job, largest: &Shape, cpu: bool, ranks: usize) -> Self {
         // Buffers are made for the budget; on a CPU pages that no micro-batch reaches take no memory. Large pages (2 MB,

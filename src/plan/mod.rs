@@ -1,10 +1,12 @@
 //! Scaling on paper: what a run needs and how long it takes on hardware that need not be there.
 //!
-//! Pure functions on plain values. What is a fact comes from the model's description and the data's lengths; what is an
+//! Pure functions on plain values, but for `here.rs`. What is a fact comes from the model's description and the data's lengths; what is an
 //! assumption is a named value in `hardware.rs`, `memory.rs` or `time.rs`. Not here: reading files and printing
 //! (`commands/plan/`).
 
+pub mod assumptions;
 pub mod hardware;
+pub mod here;
 pub mod memory;
 pub mod scaling;
 pub mod shapes;

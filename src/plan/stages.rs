@@ -57,7 +57,7 @@ pub fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> 
     ways.into_iter()
         .map(|(sharded, checkpointing)| {
             let job = Job { sharded, checkpointing, ..job.clone() };
-            let memory = Memory::of(&job, largest, hardware.cpu, ranks);
+            let memory = Memory::on(hardware, &job, largest, ranks);
             Stage {
                 sharded,
                 checkpointing,
@@ -78,7 +78,7 @@ fn fits(memory: &Memory, hardware: &Hardware) -> bool {
 fn largest_micro_batch(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> usize {
     let fits = |steps: usize| {
         let job = Job { tokens_per_micro_batch: STEP * steps, ..job.clone() };
-        fits(&Memory::of(&job, &largest.of_tokens(STEP * steps), hardware.cpu, ranks), hardware)
+        fits(&Memory::on(hardware, &job, &largest.of_tokens(STEP * steps), ranks), hardware)
     };
     let (mut fit, mut too_large) = (0, MOST / STEP + 1);
     while too_large - fit > 1 {

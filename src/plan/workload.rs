@@ -2,6 +2,7 @@
 //!
 //! Not here: what it costs (`memory.rs`, `time.rs`).
 
+use crate::config::Config;
 use crate::data::batch::Packing;
 use crate::data::{TokenPair, sampler};
 use serde::Serialize;
@@ -41,6 +42,14 @@ impl PairTokens {
             longest_sequence: prefix + chosen.max(rejected),
         }
     }
+}
+
+/// A micro-batch that no other exceeds: the budget full of pairs without a common prefix, or one pair of the longest
+/// sequences.
+pub fn longest(config: &Config) -> Shape {
+    let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
+    let one = sum([pair]);
+    one.or_larger(one.of_tokens(config.train.tokens_per_micro_batch))
 }
 
 /// The lengths of a pair, packed so.

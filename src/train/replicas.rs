@@ -63,7 +63,8 @@ impl Hashes {
         let own: Vec<i64> = self.hashes.iter().map(|hash| hash.int64_value(&[])).collect();
         let mut all = Tensor::from_slice(&own.repeat(comm.world_size()));
         comm.all_gather_blocking(&mut all)?;
-        let all: Vec<&[i64]> = tensor::slice::<i64>(&all)?.chunks(own.len().max(1)).collect();
+        let all = tensor::slice::<i64>(&all)?;
+        let all: Vec<&[i64]> = all.chunks(own.len().max(1)).collect();
         for (index, what) in self.of.iter().enumerate() {
             let other = (0..all.len()).filter(|rank| all[*rank][index] != all[0][index]);
             let other: Vec<_> = other.map(|rank| rank.to_string()).collect();

@@ -1,8 +1,8 @@
-//! What a step leaves to be read: its metrics, whether its update was made, what ranks must have alike.
+//! The results of a step: its metrics, whether its update was made, and hashes that must be equal on all ranks.
 //!
-//! On CPUs a step is read as soon as it is queued: it is done by then. On GPUs it is read when the next one is queued, so that
-//! the device always has work; the last step, and one that an evaluation, a checkpoint or a comparison of gradients follows, is
-//! read before that. The limit of skipped updates, a signal and `train.check_every` take effect when a step is read.
+//! On CPUs they are read at once, since the step is done. On GPUs they are read after the next step is queued, so that the device
+//! always has work; but before an evaluation, a checkpoint or a comparison of gradients, and at the end. The limit of skipped
+//! updates, a signal and `train.check_every` take effect when a step is read.
 //!
 //! Not here: what is queued (`step.rs`).
 
@@ -26,7 +26,7 @@ use tracing::{debug, trace_span, warn};
 pub(super) struct Report<'a> {
     /// Its number, from 1.
     pub number: usize,
-    /// Losses of each of this rank's micro-batches, and its tokens.
+    /// Losses and tokens of each micro-batch of this rank.
     pub losses: Vec<(Losses<'a>, usize)>,
     pub objective: Objective<'a>,
     /// Pairs of the global batch.
@@ -35,17 +35,17 @@ pub(super) struct Report<'a> {
     pub rate: f64,
     /// See [`Decided`](crate::update::optim::Decided).
     pub told: Tensor,
-    /// Of the weights after the step, where they are to be compared.
+    /// Hashes of the weights after the step, if they are to be compared.
     pub hashes: Option<Hashes>,
     pub times: Times,
-    /// All tensors above are on the host, and hold their values when the device has come to this.
+    /// The tensors above are on the host; their values are there once the device has reached this mark.
     pub mark: Mark,
 }
 
-/// When the host came to what.
+/// Times at which the host reached the stages of the step.
 pub(super) struct Times {
     pub started: Instant,
-    /// Everything was computed, or on a GPU queued, but not yet reduced.
+    /// The passes were computed (on a GPU: queued).
     pub computed: Instant,
     /// All buckets were reduced.
     pub reduced: Instant,
@@ -64,12 +64,12 @@ struct StepSums {
     /// Tokens of each expert, block after block; and their weighted balance losses. Empty without experts.
     load: Vec<f64>,
     balance: f64,
-    /// Ranks that were asked to stop.
+    /// Number of ranks that were asked to stop.
     stops: f64,
 }
 
 impl Trainer<'_> {
-    /// Metrics of the steps that are queued, the oldest first, and whether the update was made, until so many are left unread.
+    /// Reads queued steps, oldest first, until only this many are unread. Returns their metrics, and whether each made its update.
     /// All ranks must call it.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Trainer<'_> {
         Ok(read)
     }
 
-    /// Steps that may be left unread while the next one is queued.
+    /// How many steps may be unread while the next one is queued.
     pub fn ahead(&self) -> usize {
         self.queue.ahead()
     }
@@ -95,7 +95,7 @@ impl Trainer<'_> {
         self.comm.set_stage(format!("step {number}"));
         mark.wait()?;
         let [norm, made] = *tensor::slice::<f64>(&told)? else {
-            return Err(Error::runtime(format!("a norm and a verdict were expected, not {told:?}")));
+            return Err(Error::runtime(format!("expected a norm and a verdict, not {told:?}")));
         };
         let updated = made == 1.0;
         let sums = trace_span!("sum metrics").in_scope(|| self.sums(losses))?;
@@ -111,7 +111,7 @@ impl Trainer<'_> {
             self.judge.tell()?;
             warn!("step {number}: gradients are not finite; the update is skipped on all ranks");
         }
-        // Of steps that overlap, each counts from where the one before it was read.
+        // Steps overlap on a GPU: each is timed from when the one before it was read.
         let seconds = self.read_at.map_or(times.started, |before| before.max(times.started)).elapsed().as_secs_f64();
         self.read_at = Some(Instant::now());
         debug!(
@@ -145,13 +145,13 @@ impl Trainer<'_> {
     /// Sums over all ranks, and whether one of them was asked to stop.
     fn sums(&self, losses: Vec<(Losses, usize)>) -> Result<StepSums> {
         let stops = f64::from(u8::from(self.stop.load(Ordering::Relaxed)));
-        // A rank without pairs adds zeros of the same number.
+        // A rank without pairs adds as many zeros.
         let experts = self.engine.model.architecture.blocks.iter().filter_map(|block| block.mlp.experts);
         let load = vec![0.0; experts.map(|experts| experts.count).sum()];
         StepSums { stops, load, ..StepSums::default() }.read(losses)?.over_all_ranks(self.comm)
     }
 
-    /// What routers did, in models with experts; `balance` is the weighted loss of a pair.
+    /// Metrics of the routers, in models with experts; `balance` is the weighted loss per pair.
     fn router_metrics(&self, load: &[f64], balance: f64) -> Option<RouterMetrics> {
         let blocks = self.engine.model.architecture.blocks.iter().enumerate();
         let routed: Vec<usize> = blocks.filter_map(|(number, block)| block.mlp.experts.map(|_| number)).collect();
@@ -161,7 +161,7 @@ impl Trainer<'_> {
 }
 
 impl StepSums {
-    /// Of the losses of all micro-batches, which are on the host.
+    /// Sums over the micro-batches, whose losses are on the host.
     fn read(mut self, losses: Vec<(Losses, usize)>) -> Result<Self> {
         for (losses, tokens) in losses {
             let experts = (self.load.len() / losses.routing.len().max(1)).max(1);
@@ -180,14 +180,14 @@ impl StepSums {
             let margin = loss.scores.rewards[0] - loss.scores.rewards[1];
             self.reward_loss += loss.reward_loss;
             self.policy_loss += loss.policy_loss.unwrap_or(0.0);
-            // A pair of which neither answer is better can be ranked neither rightly nor wrongly.
+            // A tied pair cannot be ranked rightly or wrongly.
             self.hits += if loss.tied { 0.5 } else { hit(margin) };
             self.margin += if loss.tied { 0.0 } else { margin };
         }
         self.tokens += tokens as f64;
     }
 
-    /// The metrics' one reduction a step.
+    /// Reduces all metrics of a step at once.
     fn over_all_ranks(self, comm: &CommThread) -> Result<Self> {
         let Self { reward_loss, policy_loss, hits, margin, tokens, balance, stops, load } = self;
         let mut packed = vec![reward_loss, policy_loss, hits, margin, tokens, balance, stops];

@@ -177,7 +177,7 @@ impl Trainer<'_> {
         let mut hash = Xxh3::new();
         let mut hashed = |name: &str, value: Tensor| -> Result<Tensor> {
             hash.update(format!("{name} {:?}", value.size()).as_bytes());
-            hash.update(tensor::bytes(&value)?);
+            hash.update(&tensor::bytes(&value)?);
             Ok(value)
         };
         let (state, _) = check_resumable(folder, self.config, &self.state.data_key, &self.state.model_key)?;

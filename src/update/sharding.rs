@@ -156,7 +156,7 @@ impl<'a> Shares<'a> {
         let mut numbers = Tensor::from_slice(&own.unwrap_or(DONE));
         self.comm.broadcast(&mut numbers, 0)?;
         let numbers = tensor::slice::<i64>(&numbers)?;
-        numbers.try_into().map_err(|_| Error::runtime("rank 0's request did not arrive whole"))
+        (*numbers).try_into().map_err(|_| Error::runtime("rank 0's request did not arrive whole"))
     }
 
     fn own(&self, segment: usize, state: State) -> Result<&'a Tensor> {

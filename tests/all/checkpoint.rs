@@ -103,7 +103,7 @@ fn read_json(path: PathBuf) -> Value {
 fn same_bits(left: &Tensor, right: &Tensor) -> bool {
     left.kind() == right.kind()
         && left.size() == right.size()
-        && haf_dist::tensor::bytes(left).unwrap() == haf_dist::tensor::bytes(right).unwrap()
+        && *haf_dist::tensor::bytes(left).unwrap() == *haf_dist::tensor::bytes(right).unwrap()
 }
 
 #[test]

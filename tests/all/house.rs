@@ -63,8 +63,9 @@ const DOORS: &[(&str, &[&str])] = &[
     ("libloading::", &["comm/nccl/", "machine/cuda.rs"]),
 ];
 
-/// Where a file may ask which device it is on: where operations are chosen, and memory is laid out or shared.
-const ASKS_FOR_DEVICE: &[&str] = &["ops/", "machine/", "tensor.rs", "comm/thread.rs"];
+/// Where a file may ask which device it is on: where operations are chosen, memory is laid out or shared, or what a device needs
+/// is predicted.
+const ASKS_FOR_DEVICE: &[&str] = &["ops/", "machine/", "plan/", "tensor.rs", "comm/thread.rs"];
 
 const LONGEST: usize = 400;
 
@@ -281,10 +282,24 @@ fn unsafe_and_foreign_libraries_stay_in_their_rooms() {
     }
 }
 
-/// Where a text chooses by device.
+/// Where a text chooses by device: it compares one, or asks a value whether it is one.
 fn device_forks(text: &str) -> Vec<&'static str> {
-    let forks = ["cpu_kind", "== Device::Cpu", "!= Device::Cpu", "Device::Cpu =>", "Device::Cuda(", "is_cuda()"];
-    forks.into_iter().filter(|fork| text.contains(fork)).collect()
+    const FORKS: [&str; 13] = [
+        "cpu_kind",
+        "== Device::Cpu",
+        "!= Device::Cpu",
+        "Device::Cpu =>",
+        "Device::Cuda(",
+        "cuda_if_available",
+        "is_cuda()",
+        "is_cpu()",
+        "on_cpu",
+        "on_gpu",
+        ".cpu",
+        ".gpu ==",
+        "hardware::CPU",
+    ];
+    FORKS.into_iter().filter(|fork| text.contains(fork)).collect()
 }
 
 #[test]
@@ -305,6 +320,25 @@ fn what_is_computed_is_chosen_in_one_place() {
     assert!(!["Any", "downcast", "fn name", "fn device", "fn is_"].iter().any(|word| text.contains(word)));
     // Control: a fork is noticed.
     assert_eq!(device_forks("if x.device() == Device::Cpu {"), ["== Device::Cpu"]);
+    assert_eq!(device_forks("let on_cpu = planning.gpu == hardware::CPU;"), ["on_cpu", ".gpu ==", "hardware::CPU"]);
+    assert_eq!(device_forks("if hardware.cpu { \"rank\" } else { \"GPU\" }"), [".cpu"]);
+}
+
+/// Methods of a trait or of an implementation that stands alone in its file.
+fn methods(text: &str) -> BTreeSet<&str> {
+    text.lines().filter_map(|line| line.strip_prefix("    fn ")?.split('(').next()).collect()
+}
+
+#[test]
+fn every_operation_can_be_replaced_by_its_formula() {
+    let text = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
+    let (operations, checked) = (text("src/ops/mod.rs"), text("src/ops/checked/mod.rs"));
+    let operations = operations.split("pub trait Ops").nth(1).unwrap().split("\n}\n").next().unwrap();
+    let (_, forwarded) = checked.split_once("impl Ops for Checked {").unwrap();
+    let (operations, forwarded) = (methods(operations), methods(forwarded));
+    assert!(operations.contains("rms_norm") && operations.len() > 20, "{operations:?}");
+    // One that is missing would be the formula on every device, in silence.
+    assert_eq!(operations.difference(&forwarded).collect::<Vec<_>>(), Vec::<&&str>::new());
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn assert_sum(comm: &CommThread, tensor: &Tensor, offset: usize) {
 
 /// A hash of every rank's bytes, in rank order.
 fn hashes(comm: &CommThread, tensor: &Tensor) -> Vec<i64> {
-    let own = xxhash_rust::xxh3::xxh3_64(bytes(&tensor.to_device(Device::Cpu)).unwrap()) as i64;
+    let own = xxhash_rust::xxh3::xxh3_64(&bytes(&tensor.to_device(Device::Cpu)).unwrap()) as i64;
     let mut all = Tensor::from_slice(&vec![own; comm.world_size()]).to_device(tensor.device());
     comm.all_gather_blocking(&mut all).unwrap();
     slice::<i64>(&all.to_device(Device::Cpu)).unwrap().to_vec()

@@ -2,7 +2,8 @@
 
 use crate::job;
 use crate::run::{
-    Fault, Outcome, finish, nothing_is_left, random, recovered, recovers, sample, train, under, undisturbed, wanted,
+    Ended, Fault, Outcome, finish, nothing_is_left, random, recovered, recovers, sample, train, under, undisturbed,
+    wanted,
 };
 use crate::tiny::{Workspace, with_config};
 use rand::RngExt;
@@ -119,6 +120,62 @@ fn a_run_that_gets_little_memory_trains_or_ends_with_one_error() {
     }
     println!("limits of memory below {enough} KB: {refused} refused, {before} before the program's start");
     assert!(refused > 0, "no limit was felt");
+}
+
+/// Runs a command with at most so many KB of addresses.
+fn with_addresses(workspace: &Workspace, arguments: &[&str], kilobytes: usize) -> Ended {
+    finish(workspace, under(&format!("ulimit -v {kilobytes}"), &workspace.command(1, arguments), workspace), None)
+}
+
+/// Every path to libtorch's memory that is no step of training: loading, scoring, reference log-probs, saving, merging.
+#[test]
+fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what_to_do_there() {
+    let workspace = Workspace::trained(1);
+    let from = ["--checkpoint", "run/step-6", "--data", "test.jsonl"];
+    let budget = "lower --tokens-per-micro-batch";
+    let key = "lower train.tokens_per_micro_batch";
+    let commands: [(&str, Vec<&str>); 7] = [
+        (budget, [&["eval", "--json"], &from[..]].concat()),
+        (budget, [&["score"], &from[..]].concat()),
+        (budget, [&["score", "--tokens"], &from[..]].concat()),
+        (budget, vec!["bench", "--model", "model", "--pairs", "plain.jsonl"]),
+        ("the model must fit", vec!["verify", "run/step-6"]),
+        ("the model must fit", vec!["export", "run/step-6", "exported"]),
+        (key, with_config(&["prepare"], &["data.cache_dir=fresh"])),
+    ];
+    for (hint, arguments) in commands {
+        let clean = || ["exported", "fresh"].map(|folder| fs::remove_dir_all(workspace.path(folder)));
+        let works = |kilobytes| {
+            let ended = with_addresses(&workspace, &arguments, kilobytes);
+            let _ = clean();
+            ended
+        };
+        let (mut little, mut enough) = (50_000, 16_000_000);
+        assert_eq!(works(enough).code, 0, "{arguments:?}: {}", works(enough).printed);
+        while enough - little > 1000 {
+            let middle = (little + enough) / 2;
+            if works(middle).code == 0 { enough = middle } else { little = middle }
+        }
+        let (mut random, mut refused) = (random(arguments[0]), 0);
+        for number in 0..wanted().map_or(100, |count| 4 * count) {
+            let kilobytes = enough - random.random_range(0..if number % 2 == 0 { 5_000 } else { 100_000 });
+            let ended = works(kilobytes);
+            let what = format!("{arguments:?} with {kilobytes} KB of addresses, where {enough} are enough");
+            let before =
+                ended.printed.contains("shared libraries") || ended.printed.starts_with("terminate called after");
+            if ended.code == 0 || before {
+                continue;
+            }
+            ended.failed_well(&what);
+            if ended.printed.contains("out of memory") {
+                refused += 1;
+                assert!(ended.code == 1 && ended.printed.contains(hint), "{what}: {}", ended.printed);
+            }
+            nothing_is_left(&workspace, &what);
+        }
+        println!("{}: {refused} refused below {enough} KB", arguments[0]);
+        assert!(refused > 0, "{arguments:?}: no limit was felt");
+    }
 }
 
 /// A /dev with all that ranks need but shm.

@@ -209,8 +209,11 @@ fn templates() {
         "(((((((((",
         "not not not ",
     ];
-    let templates = [all_of("tests/templates/axolotl", "jinja"), all_of("tests/templates/trl", "jinja")].concat();
-    let seeds = templates.into_iter().map(|path| fs::read(path).unwrap());
+    let templates = all_of("tests/templates/chat", "jinja").into_iter().map(|path| fs::read(path).unwrap());
+    // Templates of a line each.
+    let expressions = fs::read_to_string(of_repository("tests/templates/expressions.txt")).unwrap();
+    let expressions = expressions.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let seeds = templates.chain(expressions.map(|line| line.replace('␤', "\n").into_bytes()));
     let talk = [Message::new("user", "a-bc"), Message::new("assistant", "d"), Message::new("user", "é\n")];
     let given = variables(&talk, &TemplateInputs::default(), &SpecialTokens::new(), true);
     // Some refuse this talk as they are.
@@ -220,6 +223,6 @@ fn templates() {
     };
     let whole = seeds.filter(|bytes| matches!(read(bytes), Verdict::Taken));
     let seeds: Vec<_> = whole.map(|bytes| Seed::new(Form::Text, bytes).with(WORDS)).collect();
-    assert!(seeds.len() > 50, "{} templates", seeds.len());
+    assert!(seeds.len() > 100, "{} templates", seeds.len());
     fuzz("templates", 1000, &seeds, |_, input| read(input));
 }

@@ -2,9 +2,10 @@
 """What Transformers renders of the chat templates and conversations in this folder: writes truth.json.
 
     python make_truth.py            (Transformers 5.24 and Jinja 3.1.6; see README.md)
-    python make_truth.py --others FOLDER OUT    the same over a folder of other templates, for a check by hand
+    python make_truth.py --others FOLDER    the same over a folder of other templates, into a truth.json there; then
+    HAF_TEMPLATES=FOLDER cargo test --release --test all templates::
 
-Every template of trl/ and axolotl/ meets every conversation of conversations.jsonl through `apply_chat_template`: with a
+Every template of chat/ meets every conversation of conversations.jsonl through `apply_chat_template`: with a
 generation prompt where the conversation ends before an answer, without one where it ends with it. An outcome is the
 XXH3 hash of the text, or "raises". Each line of expressions.txt is a template of its own, kept as text. The clock stands
 where haf-dist's does. Not here: tokens; those are token_truth's.
@@ -26,7 +27,7 @@ HERE = Path(__file__).parent
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 # Kept as text too, so that a difference can be read.
 SHOWN = {"tool-answer", "whitespace"}
-SHOWN_TEMPLATES = {"trl/qwen3.jinja", "trl/llama3_1.jinja", "trl/gptoss.jinja", "axolotl/command_a_tool_use.jinja"}
+SHOWN_TEMPLATES = {"thinking.jinja", "headers.jinja", "declared-types.jinja", "numbered-results.jinja"}
 
 
 class Still(datetime.datetime):
@@ -57,7 +58,7 @@ def render(template: str, conversation: dict) -> str | None:
 def outcomes(files: list[Path], conversations: list[dict]) -> dict:
     templates = {}
     for file in files:
-        name = f"{file.parent.name}/{file.name}"
+        name = file.name
         texts = [render(file.read_text(encoding="utf-8"), conversation) for conversation in conversations]
         templates[name] = [
             "raises" if text is None
@@ -81,11 +82,10 @@ def main():
     chat_template_utils.datetime = Still
     conversations = [json.loads(line) for line in open(HERE / "conversations.jsonl", encoding="utf-8")]
     if sys.argv[1:2] == ["--others"]:
-        files, out = sorted(Path(sys.argv[2]).glob("*.jinja")), Path(sys.argv[3])
+        files, out = sorted(Path(sys.argv[2]).glob("*.jinja")), Path(sys.argv[2], "truth.json")
         truth = {"templates": outcomes(files, conversations)}
     else:
-        files = sorted(HERE.glob("trl/*.jinja")) + sorted(HERE.glob("axolotl/*.jinja"))
-        out = HERE / "truth.json"
+        files, out = sorted(HERE.glob("chat/*.jinja")), HERE / "truth.json"
         truth = {
             "transformers": transformers.__version__,
             "jinja2": jinja2.__version__,

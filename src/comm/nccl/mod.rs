@@ -71,9 +71,10 @@ pub fn join(comm: &CommThread, settings: Settings) -> Result<String> {
 fn check_alone(comm: &CommThread, gpu: &Gpu) -> Result<()> {
     let width = gpu.uuid.len();
     let mut all = Tensor::zeros([(width * comm.world_size()) as i64], (Kind::Uint8, Device::Cpu));
-    bytes_mut(&mut all)?[comm.rank() * width..][..width].copy_from_slice(&gpu.uuid);
+    bytes_mut(&all)?[comm.rank() * width..][..width].copy_from_slice(&gpu.uuid);
     comm.all_gather_blocking(&mut all)?;
-    let all: Vec<_> = bytes(&all)?.chunks(width).collect();
+    let all = bytes(&all)?;
+    let all: Vec<_> = all.chunks(width).collect();
     for (rank, uuid) in all.iter().enumerate() {
         if let Some(first) = all[..rank].iter().position(|other| other == uuid) {
             let (_, local_size) = comm.local();

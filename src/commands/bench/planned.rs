@@ -9,11 +9,10 @@ use crate::error::Result;
 use crate::machine::Machine;
 use crate::model::architecture::Architecture;
 use crate::plan::Job;
-use crate::plan::hardware;
+use crate::plan::here;
 use crate::plan::memory::Memory;
 use crate::plan::scaling::Inputs;
 use crate::plan::workload::{self, PairTokens};
-use tch::Kind;
 
 /// Predictions for one rank of a benchmark on CPUs.
 pub struct Planned {
@@ -23,8 +22,7 @@ pub struct Planned {
     pub pairs_per_s: f64,
 }
 
-/// Predictions for all pairs of `data`, a global batch after the other; none where the device is a GPU, whose memory is
-/// not what the benchmark measures.
+/// Predictions for all pairs of `data`, a global batch after the other; none where `plan` does not know the device.
 ///
 /// # Errors
 /// None for a benchmark's config.
@@ -35,20 +33,16 @@ pub fn planned(
     data: &PreparedData,
     ranks: usize,
 ) -> Result<Option<Planned>> {
-    if !machine.is_cpu() {
-        return Ok(None);
-    }
+    let Some(hardware) = here::running(machine, ranks) else { return Ok(None) };
     let job = Job::new(config, architecture.clone(), machine.kind)?;
     let packing = Packing::shared(architecture.alike());
     let pairs: Vec<PairTokens> = (0..data.len()).map(|pair| workload::lengths(&data.pair(pair), packing)).collect();
     let per_step = config.train.pairs_per_step;
     let batches: Vec<Vec<PairTokens>> = pairs.chunks(per_step).map(<[PairTokens]>::to_vec).collect();
     let largest = workload::largest(&batches, ranks, job.tokens_per_micro_batch);
-    // How much memory there is matters to whether it fits, which is not asked here.
-    let hardware = hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16);
     let inputs = Inputs { job: &job, hardware: &hardware, order: &pairs[per_step.min(pairs.len())..] };
     Ok(Some(Planned {
-        peak_gb: Memory::of(&job, &largest, true, ranks).total() as f64 / 1e9,
+        peak_gb: Memory::on(&hardware, &job, &largest, ranks).total() as f64 / 1e9,
         pairs_per_s: inputs.step(ranks, per_step).pairs_per_s,
     }))
 }

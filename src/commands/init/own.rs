@@ -4,12 +4,12 @@
 
 use super::draft::Draft;
 use super::look::{DataFacts, ModelFacts};
-use crate::commands::plan;
 use crate::config::{Config, Format, TemplateKind};
 use crate::error::Result;
 use crate::machine::{self, look};
 use crate::model::architecture::Architecture;
 use crate::model::lora;
+use crate::plan::here;
 use clap::ValueEnum;
 use toml::Value;
 
@@ -167,7 +167,7 @@ pub fn memory(
     config: impl Fn(&Draft) -> Result<Config>,
 ) -> Result<()> {
     let Some(architecture) = &model.architecture else { return Ok(()) };
-    let room = |draft: &Draft| plan::room_here(&config(draft)?, architecture);
+    let room = |draft: &Draft| here::on_first_device(&config(draft)?, architecture);
     // Without a way to ask how much there is, nothing is said.
     let Some(whole) = room(draft)? else { return Ok(()) };
     if whole.needed <= whole.usable {

@@ -116,14 +116,6 @@ fn mean(order: &[PairTokens]) -> f64 {
     sum(order.iter().copied()).tokens as f64 / order.len().max(1) as f64
 }
 
-/// A micro-batch that no other exceeds: the budget full of pairs without a common prefix, or one pair of the longest
-/// sequences.
-pub fn longest(config: &Config) -> Shape {
-    let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
-    let one = sum([pair]);
-    one.or_larger(one.of_tokens(config.train.tokens_per_micro_batch))
-}
-
 /// The largest micro-batch of such pairs is full, or is one pair as long as it may be with nothing in common.
 fn assumed(order: &[PairTokens], source: String, config: &Config, ranks: usize) -> Lengths {
     let longest =

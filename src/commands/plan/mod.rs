@@ -7,16 +7,14 @@ mod subject;
 mod tables;
 
 use crate::cli::Planning;
-use crate::config::{Config, Dtype};
 use crate::error::{Error, Result};
-use crate::machine::{self, look};
-use crate::model::architecture::Architecture;
 use crate::plan::Job;
-use crate::plan::hardware::{self, Hardware};
+use crate::plan::assumptions::assumptions;
+use crate::plan::hardware::Hardware;
+use crate::plan::here;
 use crate::plan::memory::Memory;
 use crate::plan::scaling::{Inputs, Row};
 use crate::plan::stages::{Stage, stages};
-use crate::plan::time::launches;
 use crate::plan::workload::Shape;
 use crate::terminal;
 use lengths::lengths;
@@ -117,12 +115,15 @@ fn plan(planning: &Planning) -> Result<Plan> {
         ))
         .hint("plan for fewer ranks, or add --set train.pairs_per_step=N (the global batch)"));
     }
-    let (hardware, kind) = hardware(planning, config)?;
+    let (mut hardware, kind) = here::named(&planning.gpu, ranks, config)?;
+    hardware.attainable = planning.mfu.unwrap_or(hardware.attainable);
+    hardware.peak = planning.flops.map_or(hardware.peak, |teraflops| 1e12 * teraflops);
+    hardware.network = planning.network.map_or(hardware.network, |gigabytes| 1e9 * gigabytes);
     let job = Job::new(config, subject.architecture.clone(), kind)?;
     let lengths = lengths(planning, &subject, &job)?;
     let inputs = Inputs { job: &job, hardware: &hardware, order: &lengths.order };
     let [memory, memory_if_sharded] =
-        [false, true].map(|sharded| Memory::of(&Job { sharded, ..job.clone() }, &lengths.largest, hardware.cpu, ranks));
+        [false, true].map(|sharded| Memory::on(&hardware, &Job { sharded, ..job.clone() }, &lengths.largest, ranks));
     let needed = if job.sharded { memory_if_sharded } else { memory }.total();
     let fits = needed as f64 <= hardware.usable_memory();
     let stages = stages(&job, &lengths.largest, &hardware, ranks);
@@ -144,138 +145,7 @@ fn plan(planning: &Planning) -> Result<Plan> {
         steps: lengths.steps.filter(|_| planning.run.is_given()),
         weak: inputs.weak(pairs.div_ceil(ranks)),
         strong: inputs.strong(pairs),
-        assumptions: assumptions(&job, &lengths.source, &hardware, ranks),
+        assumptions: [vec![lengths.source], assumptions(&job, &hardware, ranks)].concat(),
         hardware,
     })
-}
-
-/// Bytes that a rank of `ranks` on this computer needs at most, and those that it may fill: for a micro-batch of the config's
-/// budget, and for a pair of twice its longest sequence.
-///
-/// # Errors
-/// An adapter that the model has no place for; a system without Linux's /proc.
-pub fn memory_here(config: &Config, architecture: &Architecture, ranks: usize) -> Result<(f64, f64)> {
-    let kind = kind_here(config);
-    let job = Job::new(config, architecture.clone(), kind)?;
-    let hardware = hardware::cpu(ranks, 1, memory_of_this_computer()?, kind == Kind::BFloat16);
-    let longest = lengths::longest(config);
-    Ok((Memory::of(&job, &longest, true, ranks).total() as f64, hardware.usable_memory()))
-}
-
-/// What a rank needs here and may fill, in bytes, and of what.
-pub struct Room {
-    /// At the worst moment.
-    pub needed: f64,
-    /// What a rank may fill.
-    pub usable: f64,
-    /// A GPU's name, or "this computer".
-    device: String,
-}
-
-impl Room {
-    /// `a rank needs 1.2 GB and may fill 7.6 GB of this computer`.
-    pub fn described(&self) -> String {
-        let Self { needed, usable, device } = self;
-        format!("a rank needs {:.1} GB and may fill {:.1} GB of {device}", needed / 1e9, usable / 1e9)
-    }
-}
-
-/// As [`memory_here`] for one rank, on the first GPU where there is one; none where the machine does not say what it has.
-///
-/// # Errors
-/// An adapter that the model has no place for.
-pub fn room_here(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
-    let Some(cards) = look::gpus() else {
-        let kind = kind_here(config);
-        // Asked first for its errors, which those of the system must not hide.
-        Job::new(config, architecture.clone(), kind)?;
-        let room = memory_here(config, architecture, 1).ok();
-        return Ok(room.map(|(needed, usable)| Room { needed, usable, device: "this computer".to_owned() }));
-    };
-    let kind = if config.model.dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 };
-    let job = Job::new(config, architecture.clone(), kind)?;
-    let needed = Memory::of(&job, &lengths::longest(config), false, 1).total() as f64;
-    // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
-    let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
-    let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-    let mebibytes = memory.strip_suffix(" MiB").and_then(|number| number.parse::<f64>().ok());
-    Ok(mebibytes.map(|mebibytes| {
-        let usable = mebibytes * (1 << 20) as f64 * (1.0 - hardware::RESERVE);
-        Room { needed, usable, device: name.to_owned() }
-    }))
-}
-
-/// The precision that `model.dtype` means on this processor.
-fn kind_here(config: &Config) -> Kind {
-    match config.model.dtype {
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::Auto if machine::processor_has_bf16() => Kind::BFloat16,
-        Dtype::F32 | Dtype::Auto => Kind::Float,
-    }
-}
-
-/// The device with what the command line changes of it, and the precision on it.
-fn hardware(planning: &Planning, config: &Config) -> Result<(Hardware, Kind)> {
-    let on_cpu = planning.gpu == hardware::CPU;
-    let bf16 = if on_cpu { kind_here(config) == Kind::BFloat16 } else { config.model.dtype != Dtype::F32 };
-    let mut found = if on_cpu {
-        let threads = match config.parallel.threads {
-            0 => (machine::usable_cores() / planning.gpus).max(1),
-            threads => threads,
-        };
-        hardware::cpu(planning.gpus, threads, memory_of_this_computer()?, bf16)
-    } else {
-        hardware::gpu(&planning.gpu, bf16)?
-    };
-    found.attainable = planning.mfu.unwrap_or(found.attainable);
-    found.peak = planning.flops.map_or(found.peak, |teraflops| 1e12 * teraflops);
-    found.network = planning.network.map_or(found.network, |gigabytes| 1e9 * gigabytes);
-    Ok((found, if bf16 { Kind::BFloat16 } else { Kind::Float }))
-}
-
-/// Bytes of physical memory.
-fn memory_of_this_computer() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total =
-        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    total.map(|kib: f64| 1024.0 * kib).ok_or_else(|| {
-        Error::runtime("/proc/meminfo does not say how much memory there is").hint("plan for a GPU with --gpu NAME")
-    })
-}
-
-fn assumptions(job: &Job, lengths: &str, hardware: &Hardware, ranks: usize) -> Vec<String> {
-    let device = if hardware.cpu { "rank" } else { "GPU" };
-    let mut said = vec![
-        lengths.to_string(),
-        format!(
-            "a {device} computes at {:.0}% of {} TFLOP/s and reads its memory at {:.0}% of {:.0} GB/s",
-            100.0 * hardware.attainable,
-            hardware.peak / 1e12,
-            100.0 * hardware::BANDWIDTH_SHARE,
-            hardware.memory_bandwidth / 1e9
-        ),
-        format!(
-            "links reach {:.0}% of {:.0} GB/s within a node of {} and of {} GB/s a {device} between nodes, one direction",
-            100.0 * hardware::BANDWIDTH_SHARE,
-            hardware.link / 1e9,
-            hardware.per_node,
-            hardware.network / 1e9
-        ),
-        format!("{:.0}% of the memory stays free", 100.0 * hardware::RESERVE),
-    ];
-    if hardware.cpu {
-        said.push("ranks share this computer's memory, and reductions take the cores that would compute".into());
-    } else {
-        let [forward, backward] = launches(job, 1.0);
-        said.push(format!(
-            "kernels start {:.0} us apart at best, {forward:.0} in a block's forward pass and {backward:.0} in its backward \
-             pass{}",
-            1e6 * hardware.launch,
-            if launches(job, 2.0) == [forward, backward] { "" } else { " for one pair, more for several" }
-        ));
-    }
-    if !hardware.cpu && ranks > 1 {
-        said.push("several ranks on GPUs: gradients through NCCL, as far as this build has it".into());
-    }
-    said
 }

@@ -30,6 +30,10 @@ impl Choice {
     }
 }
 
+fn first_wins(wins: bool, margin: Option<f64>) -> Choice {
+    if wins { Choice::new(0, 1, margin) } else { Choice::new(1, 0, margin) }
+}
+
 impl Row<'_> {
     /// The pairs of answers, of which the layout's places hold `sizes`; ties too.
     ///
@@ -42,44 +46,22 @@ impl Row<'_> {
             None if layout.tie.is_empty() => false,
             None => return Err(self.missing(layout.tie, "0 or 1")),
         };
-        let first_wins =
-            |wins: bool, margin| Ok(if wins { Choice::new(0, 1, margin) } else { Choice::new(1, 0, margin) });
         let choice = match layout.preference {
             Preference::Alone => Ok(Choice::new(0, 0, None)),
-            Preference::Sides => {
-                let margin = match layout.margin.map(|places| self.difference(places)).transpose()? {
-                    Some(below) if below < 0.0 => return Ok(vec![Err(DropReason::ContradictoryScores)]),
-                    margin => margin,
-                };
-                let [chosen, rejected] = [sizes.first(), sizes.get(1)].map(|size| size.copied().unwrap_or(0));
-                let pairs = (0..chosen).flat_map(|one| (chosen..chosen + rejected).map(move |other| (one, other)));
-                let tied = margin == Some(0.0);
-                let choice =
-                    |(one, other)| if tied { Choice::tie(one, other) } else { Choice::new(one, other, margin) };
-                let pairs: Vec<_> = pairs.map(|pair| Ok(choice(pair))).collect();
-                return Ok(if pairs.is_empty() { vec![Err(DropReason::FewerThanTwoAnswers)] } else { pairs });
-            }
+            Preference::Sides => return self.sides(layout, sizes),
             Preference::Winner(at, names) => {
                 let found = self.get(at).ok_or_else(|| self.missing(at, &listed(&names)))?;
                 let name = scalar(&found, &listed(&names))?;
                 match names.iter().position(|names| names.contains(&name.as_str())) {
                     Some(2) => Ok(Choice::tie(0, 1)),
-                    Some(winner) => first_wins(winner == 0, None),
+                    Some(winner) => Ok(first_wins(winner == 0, None)),
                     None => {
                         let message = format!("{} is {name:?}, expected {}", found.name, listed(&names));
                         return Err(Error::input(message).hint(MEND));
                     }
                 }
             }
-            Preference::Strength(at, most) => {
-                let expected = format!("a whole number from -{most} to {most}");
-                let found = self.get(at).ok_or_else(|| self.missing(at, &expected))?;
-                let strength = found.number(&expected)?;
-                if strength.fract() != 0.0 || strength.abs() > most {
-                    return Err(Error::input(format!("{} is {strength}, expected {expected}", found.name)).hint(MEND));
-                }
-                if strength == 0.0 { Ok(Choice::tie(0, 1)) } else { first_wins(strength < 0.0, Some(strength.abs())) }
-            }
+            Preference::Strength(at, most) => Ok(self.strength(at, most)?),
             Preference::Safety(at, flags) => {
                 let flag = |at| self.get(at).ok_or_else(|| self.missing(at, "true or false"))?.flag();
                 let safe = [flag(flags[0])?, flag(flags[1])?];
@@ -87,7 +69,7 @@ impl Row<'_> {
                 match (safe[0] == safe[1], safe[usize::from(safer)]) {
                     (true, _) => Err(DropReason::NotExactlyOneSafe),
                     (false, false) => Err(DropReason::ContradictorySafety),
-                    (false, true) => first_wins(!safer, None),
+                    (false, true) => Ok(first_wins(!safer, None)),
                 }
             }
             Preference::Ranks([]) => return Ok(ordered(&(0..count).map(|place| place as f64).collect::<Vec<_>>())),
@@ -103,6 +85,31 @@ impl Row<'_> {
             }
         };
         Ok(vec![choice])
+    }
+
+    /// Every chosen answer with every rejected one.
+    fn sides(&self, layout: &Layout, sizes: &[usize]) -> Result<Vec<Verdict<Choice>>> {
+        let margin = match layout.margin.map(|places| self.difference(places)).transpose()? {
+            Some(below) if below < 0.0 => return Ok(vec![Err(DropReason::ContradictoryScores)]),
+            margin => margin,
+        };
+        let [chosen, rejected] = [sizes.first(), sizes.get(1)].map(|size| size.copied().unwrap_or(0));
+        let pairs = (0..chosen).flat_map(|one| (chosen..chosen + rejected).map(move |other| (one, other)));
+        let tied = margin == Some(0.0);
+        let choice = |(one, other)| if tied { Choice::tie(one, other) } else { Choice::new(one, other, margin) };
+        let pairs: Vec<_> = pairs.map(|pair| Ok(choice(pair))).collect();
+        Ok(if pairs.is_empty() { vec![Err(DropReason::FewerThanTwoAnswers)] } else { pairs })
+    }
+
+    /// Below 0 the first answer is the better one, by so much.
+    fn strength(&self, at: At, most: f64) -> Result<Choice> {
+        let expected = format!("a whole number from -{most} to {most}");
+        let found = self.get(at).ok_or_else(|| self.missing(at, &expected))?;
+        let strength = found.number(&expected)?;
+        if strength.fract() != 0.0 || strength.abs() > most {
+            return Err(Error::input(format!("{} is {strength}, expected {expected}", found.name)).hint(MEND));
+        }
+        Ok(if strength == 0.0 { Choice::tie(0, 1) } else { first_wins(strength < 0.0, Some(strength.abs())) })
     }
 
     /// The chosen answer's score less the rejected one's.

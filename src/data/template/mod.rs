@@ -102,11 +102,6 @@ impl Template {
         self.chat.as_ref().map_or("", |chat| &chat.tail)
     }
 
-    /// Whether the template marks the assistant's tokens with `{% generation %}`.
-    pub fn marks_generation(&self) -> bool {
-        self.chat.as_ref().is_some_and(|chat| chat.program.has_generation())
-    }
-
     /// Whether a chat template has a word in it; plain ones refuse what they cannot write.
     pub fn names(&self, word: &str) -> bool {
         self.chat.as_ref().is_none_or(|chat| chat.text.contains(word))

@@ -1,9 +1,9 @@
-//! Where texts may be cut so that their parts have the tokens of the whole: texts that start alike are then tokenised up to
-//! there only once.
+//! Finds places where a text can be cut so that the tokens of its parts are the tokens of the whole. A common start of several
+//! texts is then tokenised only once.
 //!
-//! A tokenizer takes added tokens out first, and tokenises what stands between them piece by piece. So a text can be cut before
-//! an added token that is looked for in the text as it stands, takes no space before it along, and in the place of whose first
-//! letter no other one can be under way. Not here: what the texts are (`mod.rs`).
+//! A tokenizer first takes out added tokens, then tokenises each piece between them. So a text can be cut before an added token if
+//! the token is looked for in the text itself (not in a normalised one), takes no space to its left, and cannot start inside
+//! another added token. Not here: what the texts are (`mod.rs`).
 
 use super::Encoder;
 use crate::error::Result;
@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, Tokenizer};
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     texts: Vec<String>,
-    /// Their first letters, each once.
+    /// Their distinct first letters.
     firsts: Vec<char>,
 }
 
@@ -32,7 +32,7 @@ impl Marks {
         text.match_indices(&self.firsts[..]).any(|(at, _)| self.start(&text[at..]))
     }
 
-    /// Where the last of them starts in `text`, which they may reach beyond the first `most` bytes of.
+    /// Start of the last one in `text` that begins within its first `most` bytes; it may end beyond them.
     fn last_in(&self, text: &str, most: usize) -> Option<usize> {
         let starts = text[..most].rmatch_indices(&self.firsts[..]);
         starts.map(|(at, _)| at).find(|at| self.start(&text[*at..]))
@@ -56,15 +56,15 @@ pub(super) fn borders(tokenizer: &Tokenizer) -> Marks {
     Marks::of(whole().filter(cuts).map(|token| &token.content[..]))
 }
 
-/// The added tokens of these ids, where a text that has none of them written in it holds none of them; else `None`: a tokenizer
-/// may look for them in the text that its normalizer makes.
+/// The texts of the added tokens with these ids; `None` if the tokenizer may find one in a text that does not literally contain it,
+/// because it looks in the normalised text.
 pub(super) fn written(tokenizer: &Tokenizer, ids: &HashSet<u32>) -> Option<Marks> {
     let added = tokenizer.get_added_tokens_decoder();
     let special = || added.iter().filter(|(id, _)| ids.contains(id)).map(|(_, token)| token);
     special().all(|token| !token.normalized).then(|| Marks::of(special().map(|token| &token.content[..])))
 }
 
-/// The start that texts have in common, up to where they can be cut.
+/// The common start of texts, up to the last place where they can be cut.
 pub(super) fn shared<'t>(marks: &Marks, texts: &[&'t str]) -> &'t str {
     let Some((first, others)) = texts.split_first() else { return "" };
     let common = |other: &&str| first.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
@@ -72,12 +72,12 @@ pub(super) fn shared<'t>(marks: &Marks, texts: &[&'t str]) -> &'t str {
     while !first.is_char_boundary(alike) {
         alike -= 1;
     }
-    // The token itself need not be common: what starts at a border is tokenised anew.
+    // The added token itself need not be common: it belongs to the part behind the cut.
     let in_all = |at: &usize| texts.iter().all(|text| marks.start(&text[*at..]));
     marks.last_in(first, alike).filter(in_all).map_or("", |at| &first[..at])
 }
 
-/// What some texts start with alike, up to where they may be cut, and its tokens.
+/// A common start of texts and its tokens.
 #[derive(Default)]
 pub(super) struct Start<'t> {
     pub text: &'t str,
@@ -85,12 +85,12 @@ pub(super) struct Start<'t> {
 }
 
 impl Encoder {
-    /// What a prompt and its conversations start with alike, and its tokens.
+    /// The common start of a prompt and its conversations, and its tokens.
     pub(super) fn shared_start<'t>(&self, prompt: &'t str, conversations: &'t [String]) -> Result<Start<'t>> {
         let up_to_eos = conversations.iter().map(|text| self.up_to_eos(text));
         let texts: Vec<&str> = std::iter::once(prompt).chain(up_to_eos).collect();
         match shared(&self.borders, &texts) {
-            // A tokenizer may make a token of no text.
+            // Some tokenizers give a token for an empty text.
             "" => Ok(Start::default()),
             text => Ok(Start { text, tokens: self.ids(text)? }),
         }
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(shared(&["<s>a<turn>b", "<s>a<turn>c"]), "<s>a");
         assert_eq!(shared(&["<s>a[x]b<turn", "<s>a[x]c"]), "<s>a");
         assert_eq!(shared(&["<s>a<turn>b", "<s>a<turn>"]), "<s>a");
-        assert_eq!(shared(&["<s>a<s>b", "<s>a<turn>b"]), "<s>a", "each before a token of its own");
+        assert_eq!(shared(&["<s>a<s>b", "<s>a<turn>b"]), "<s>a", "each is cut before another token");
         assert_eq!(shared(&["a\u{e9}", "a\u{e8}"]), "", "within a letter");
         assert_eq!(shared(&["a", "b"]), "");
         assert!(marks.are_in("b <turn> c") && !marks.are_in("b <turn c") && !Marks::default().are_in("b"));

@@ -1,4 +1,4 @@
-//! What operations are tried on: small tensors of a model's own widths that look random and are the same in every run.
+//! Inputs of the trials: small tensors with a model's own widths. Their values look random and are the same in every run.
 //!
 //! Legend: as in `ops/mod.rs`.
 
@@ -6,15 +6,15 @@ use super::super::{Activation, Angles, MlpKind};
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
 
-/// Rows of a trial: whole tiles of a kernel, and a rest.
+/// Rows of a trial: some whole tiles of a kernel and a part of one.
 const ROWS: usize = 136;
 
-/// The widths of a model, where and in which kind it is computed.
+/// The widths of a model, its device and its compute kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Widths {
     /// f32 or bf16.
     pub kind: Kind,
-    /// Where.
+    /// The device.
     pub device: Device,
     /// T.
     pub rows: usize,
@@ -26,7 +26,7 @@ pub struct Widths {
     pub vocabulary: usize,
     /// Cap of the logits.
     pub soft_cap: Option<f64>,
-    /// Its blocks, those alike once.
+    /// Its blocks; equal ones only once.
     pub blocks: Vec<BlockWidths>,
 }
 
@@ -35,33 +35,33 @@ pub struct Widths {
 pub struct BlockWidths {
     /// Its heads.
     pub heads: HeadCounts,
-    /// What becomes of attention's scores.
+    /// Scale, cap and window of attention's scores.
     pub rules: AttentionRules,
-    /// Columns of a head that are rotated; 0 where none are.
+    /// Columns of a head that are rotated; 0 if none.
     pub rotated: usize,
     /// F.
     pub inner: usize,
-    /// The function of its MLP.
+    /// Activation of its MLP, and whether it is gated.
     pub mlp: MlpKind,
-    /// X; 0 where it has no experts.
+    /// X; 0 if it has no experts.
     pub experts: usize,
 }
 
 impl Widths {
-    /// Of a model of this width without blocks: add them.
+    /// A model of this width, still without blocks.
     pub fn new(width: usize, vocabulary: usize, kind: Kind, device: Device) -> Self {
         let blocks = Vec::new();
         Self { kind, device, rows: ROWS, width, plus_one: false, vocabulary, soft_cap: None, blocks }
     }
 
-    /// Another block, unless it is like one that is there.
+    /// Adds a block, unless an equal one is there.
     pub fn add(&mut self, block: BlockWidths) {
         if !self.blocks.contains(&block) {
             self.blocks.push(block);
         }
     }
 
-    /// Values within -1 and 1, in the compute kind.
+    /// Values from -1 to 1, in the compute kind.
     pub(super) fn waves(&self, shape: &[usize], phase: f64) -> Tensor {
         self.f32_waves(shape, phase).to_kind(self.kind)
     }
@@ -110,7 +110,7 @@ impl BlockWidths {
         Self { heads, rules, rotated: heads.width, inner, mlp, experts: 0 }
     }
 
-    /// Its rules with a window that hides something from so many rows.
+    /// Its rules with a window that hides something from this many rows.
     pub(super) fn narrowed(&self, rows: usize) -> AttentionRules {
         AttentionRules { window: self.rules.window.map(|window| window.min(rows / 6).max(1)), ..self.rules }
     }

@@ -1,7 +1,7 @@
-//! The operations of a device, with the plain formula in the place of each that was found wrong there, or of all.
+//! The operations of a device; those that were found wrong there, or all of them, can be replaced by the plain formulas.
 //!
-//! Nothing is replaced until somebody says so, once, before a model is placed on the device. Not here: how an operation is
-//! found wrong (`trials.rs`), and when that is looked for (`machine/kernels.rs`).
+//! Nothing is replaced until [`Checked::replace`] is called, once, before a model is placed on the device. Not here: how an
+//! operation is found wrong (`trials.rs`), and when it is tried (`machine/kernels.rs`).
 
 mod inputs;
 mod prepared;
@@ -19,9 +19,9 @@ use crate::packing::{AttentionRules, Group, HeadCounts};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tch::{Device, Kind, Tensor};
 
-/// What is replaced together: a method of [`Ops`], or those that only work with one another.
+/// The unit of replacement: a method of [`Ops`], or several that read each other's results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is called as its method")]
+#[expect(missing_docs, reason = "each has its method's name")]
 pub enum Operation {
     Rotate,
     RmsNorm,
@@ -38,7 +38,7 @@ pub enum Operation {
     GroupedProduct,
     GroupedInputGradient,
     AddGroupedProduct,
-    /// `plan_attention`, `attention` and `attention_backward`: what one makes the next reads.
+    /// `plan_attention`, `attention` and `attention_backward`: each reads what the one before made.
     Attention,
     LogSumExp,
     LogProbs,
@@ -54,7 +54,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// All of them, in the order of their numbers.
+    /// All of them, ordered by discriminant.
     pub const ALL: [Self; 27] = [
         Self::Rotate,
         Self::RmsNorm,
@@ -85,7 +85,7 @@ impl Operation {
         Self::SumOfSquares,
     ];
 
-    /// As the method of [`Ops`] is called.
+    /// The name of the method of [`Ops`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Rotate => "rotate",
@@ -123,10 +123,10 @@ impl Operation {
     }
 }
 
-/// The operations of a device, each its own or the formula's.
+/// The operations of a device, each either the device's own or the formula.
 pub struct Checked {
     own: &'static dyn Ops,
-    /// A bit an [`Operation`].
+    /// One bit for each [`Operation`] that is replaced.
     replaced: AtomicU32,
 }
 
@@ -136,19 +136,19 @@ impl Checked {
         Self { own, replaced: AtomicU32::new(0) }
     }
 
-    /// The device's own operations, whether they are replaced or not.
+    /// The device's own operations, replaced or not.
     pub fn own(&self) -> &'static dyn Ops {
         self.own
     }
 
-    /// Puts the formulas in the place of these from now on. To be called before a model is placed on the device: what an
-    /// operation has made belongs to it.
+    /// Replaces these by the formulas from now on. Call it before a model is placed on the device: one implementation cannot read
+    /// what the other has made.
     pub fn replace(&self, operations: &[Operation]) {
         let bits = operations.iter().fold(0, |bits, operation| bits | operation.bit());
         self.replaced.fetch_or(bits, Ordering::Relaxed);
     }
 
-    /// Whether the formula is used for this one.
+    /// Whether this one is replaced.
     pub fn is_replaced(&self, operation: Operation) -> bool {
         self.replaced.load(Ordering::Relaxed) & operation.bit() != 0
     }

@@ -1,4 +1,4 @@
-//! Each operation with the inputs that it is tried on, ready to be called.
+//! Every operation with its inputs for a trial, ready to be called.
 //!
 //! Not here: comparing and timing (`trials.rs`).
 //!
@@ -15,14 +15,14 @@ use tch::{Kind, Tensor};
 
 const EPSILON: f64 = 1e-5;
 
-/// Rank of the adapter that is tried.
+/// Rank of the adapter in a trial.
 const RANK: usize = 16;
 
-/// Experts that are tried at most, and columns of each: their real matrices would take gigabytes.
+/// Most experts in a trial, and most columns of each: the model's own matrices could take gigabytes.
 const EXPERTS: usize = 4;
 const EXPERT_COLUMNS: usize = 512;
 
-/// Rows of logits that are tried.
+/// Rows of logits in a trial.
 const LOGIT_ROWS: usize = 16;
 
 type Call = Box<dyn FnMut(&dyn Ops) -> Result<Vec<Tensor>>>;
@@ -39,7 +39,7 @@ impl Prepared {
         Self { bytes, call: Box::new(call) }
     }
 
-    /// Calls it; returns what it has written. What it adds to, or works on in place, is other by the next call.
+    /// Calls it and returns its outputs. Sums and tensors that it changes in place differ by the next call.
     pub fn run(&mut self, ops: &dyn Ops) -> Result<Vec<Tensor>> {
         (self.call)(ops)
     }
@@ -49,7 +49,7 @@ fn bytes(tensors: &[&Tensor]) -> usize {
     tensors.iter().map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
 }
 
-/// More of the same tensors.
+/// Further handles of the same tensors.
 fn same(tensors: &[&Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|tensor| tensor.shallow_clone()).collect()
 }
@@ -303,7 +303,7 @@ pub fn add_column_sums(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-/// Of the matrix behind attention.
+/// For the weight of attention's output.
 pub fn add_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     let columns = block.heads.query * block.heads.width;
     let left = widths.waves(&[widths.rows, widths.width], 1.0);
@@ -377,14 +377,15 @@ pub fn adamw(widths: &Widths, _: &BlockWidths) -> Prepared {
             constants,
             verdict: &verdict,
         })?;
-        // bf16 values are those of the master, rounded: the same or a step apart, which is more than f32 allows.
+        // The bf16 copy is compared with its own master, rounded: masters that differ by rounding in f32 can give copies that
+        // are a whole bf16 step apart.
         let rounded = compute.as_ref().map(|compute| master.to_kind(compute.kind()).eq_tensor(compute));
         let rounded = rounded.map(|same| same.to_kind(Kind::Float));
         Ok(same(&[&master, &moments[0], &moments[1]]).into_iter().chain(rounded).collect())
     })
 }
 
-/// Hashes of two devices need not be the same: each must be the same for the same bits, and see one that differs.
+/// Two devices may hash differently. Each must give equal hashes for equal bits, and another for one changed bit.
 pub fn hash(widths: &Widths, _: &BlockWidths) -> Prepared {
     let values = widths.waves(&[widths.rows * widths.width], 1.0);
     let other = values.copy();

@@ -1,7 +1,7 @@
-//! Each operation of a device beside its plain formula there, on the same small inputs: which are wrong, and how fast they are.
+//! Compares each operation of a device with its plain formula on the same small inputs, and times both.
 //!
-//! A trial does not ask whether a device has an operation of its own: where it has none, the formula is compared with itself.
-//! Not here: the inputs (`prepared.rs`), and what becomes of an operation that is wrong (`mod.rs`).
+//! A trial does not know whether the device has an operation of its own; if not, the formula is compared with itself.
+//! Not here: the inputs (`prepared.rs`), and the replacement of a wrong operation (`mod.rs`).
 
 use super::super::{Ops, Tensors};
 use super::Operation;
@@ -11,10 +11,10 @@ use crate::error::{Result, libtorch};
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
-/// Calls that are timed together, after one that is not.
+/// Calls that are timed together, after an untimed one.
 const REPEATS: usize = 10;
 
-/// An operation that disagrees with its formula, or fails where it does not.
+/// An operation that disagrees with its formula, or fails where the formula works.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     /// Which.
@@ -23,23 +23,23 @@ pub struct Fault {
     pub why: String,
 }
 
-/// How long an operation takes, and its formula.
+/// Times of an operation and of its formula.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timing {
     /// Which.
     pub operation: Operation,
     /// Bytes of its inputs and outputs.
     pub bytes: usize,
-    /// Seconds of a call of the device's own.
+    /// Seconds of one call of the device's own operation.
     pub own: f64,
-    /// Seconds of a call of the formula.
+    /// Seconds of one call of the formula.
     pub formula: f64,
 }
 
-/// By whose rounding an operation may be off.
+/// The rounding that an operation and its formula may differ by.
 #[derive(Clone, Copy)]
 enum Rounding {
-    /// The compute kind's.
+    /// That of the compute kind.
     Kind,
     /// That of f32, whatever the compute kind is.
     F32,
@@ -84,16 +84,16 @@ const TRIALS: [(Operation, Rounding, Applies, Prepare); 27] = [
     (Operation::SumOfSquares, Rounding::F32, ALWAYS, prepared::sum_of_squares),
 ];
 
-/// What of a device's operations is wrong on these widths, each named once.
+/// The operations of a device that are wrong on these widths, each listed once.
 ///
 /// # Errors
-/// A formula that fails: then nothing can be computed there.
+/// A formula that fails: nothing can be computed on this device then.
 pub fn faults(own: &dyn Ops, widths: &Widths) -> Result<Vec<Fault>> {
     let _guard = tch::no_grad_guard();
     let mut faults: Vec<Fault> = Vec::new();
     for (operation, rounding, applies, prepare) in TRIALS {
         for (number, block) in widths.blocks.iter().enumerate() {
-            // What depends on the model alone is tried once.
+            // What does not depend on the block is tried once.
             let tried = number > 0 && !of_a_block(operation);
             let known = faults.iter().any(|fault| fault.operation == operation);
             if tried || known || !applies(widths, block) {
@@ -148,10 +148,10 @@ fn of_a_block(operation: Operation) -> bool {
     of_experts || matches!(operation, Rotate | Activate | ActivateBackward | Attention | AddProduct)
 }
 
-/// What is too far apart, in words.
+/// Describes a difference that is too large.
 ///
-/// Two bounds: the relative distance of all values together, and ten times that for the worst of them beside its own size
-/// and the root mean square; one wrong value in a million shows in the second alone.
+/// There are two bounds. The first is on the relative distance of all values together. The second, ten times as wide, is on the
+/// worst single value, relative to its own size plus the root mean square: one wrong value in a million shows only there.
 fn difference(found: &[Tensor], expected: &[Tensor], rounding: Rounding, kind: Kind) -> Result<Option<String>> {
     let bound = match (rounding, kind) {
         (Rounding::Kind, Kind::BFloat16) => 1.5e-2,
@@ -159,11 +159,11 @@ fn difference(found: &[Tensor], expected: &[Tensor], rounding: Rounding, kind: K
         (Rounding::F32, _) => 1e-5,
     };
     if found.len() != expected.len() {
-        return Ok(Some(format!("it makes {} tensors, its formula {}", found.len(), expected.len())));
+        return Ok(Some(format!("it returns {} tensors, its formula {}", found.len(), expected.len())));
     }
     for (found, expected) in found.iter().zip(expected) {
         if found.size() != expected.size() {
-            return Ok(Some(format!("it makes {found:?}, its formula {expected:?}")));
+            return Ok(Some(format!("it returns {found:?}, its formula {expected:?}")));
         }
         let [found, expected] = [found, expected].map(|values| values.f_to_kind(Kind::Float));
         let (found, expected) = (found?, expected?);
@@ -172,10 +172,10 @@ fn difference(found: &[Tensor], expected: &[Tensor], rounding: Rounding, kind: K
         let size = rms.double_value(&[]).max(f64::from(f32::MIN_POSITIVE));
         let all = apart.square().mean(Kind::Float).sqrt().double_value(&[]) / size;
         let worst = (apart / (expected.abs() + size)).max().double_value(&[]);
-        // A comparison is false for what is not a number.
+        // Written so that NaN fails too.
         if !(all <= bound && worst <= 10.0 * bound) {
             return Ok(Some(format!(
-                "it is off by {all:.1e} in all and by {worst:.1e} at its worst value, where {bound:.1e} and {:.1e} are rounding",
+                "it differs from its formula by {all:.1e} in all and by {worst:.1e} at the worst value; rounding allows {bound:.1e} and {:.1e}",
                 10.0 * bound
             )));
         }

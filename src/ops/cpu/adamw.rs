@@ -2,14 +2,12 @@
 //! into pieces of a fixed size, so results do not depend on the number of threads.
 
 use super::Element as _;
-use super::slices::distinct;
 use crate::error::{Error, Result};
 use crate::ops::parallel;
 use crate::ops::{AdamWConstants, AdamWStep, Verdict};
-use crate::tensor;
+use crate::tensor::{bytes, slice, slice_mut};
 use half::bf16;
 use multiversion::multiversion;
-use tch::Tensor;
 
 /// Elements a thread takes at a time.
 pub const PIECE: usize = 1 << 16;
@@ -36,22 +34,19 @@ struct Numbers {
 /// See [`Ops::adamw`](crate::ops::Ops::adamw).
 pub fn step(step: &AdamWStep) -> Result<()> {
     let Verdict { scales, made } = step.verdict;
-    if tensor::bytes(made)? == [0] {
+    if *bytes(made)? == [0] {
         return Ok(());
     }
-    let [gradient_scale, first_correction, second_correction] = *tensor::slice::<f32>(scales)? else {
+    let [gradient_scale, first_correction, second_correction] = *slice::<f32>(scales)? else {
         return Err(Error::runtime(format!("three scales were expected, not {scales:?}")));
     };
-    let written: Vec<&Tensor> = step.moments.iter().chain([step.master]).chain(&step.compute).collect();
-    distinct(&written, &[&step.gradient])?;
     let numbers = Numbers { constants: step.constants, gradient_scale, first_correction, second_correction };
-    let [mut first, mut second] = step.moments.each_ref().map(Tensor::shallow_clone);
-    let (mut master, mut compute) = (step.master.shallow_clone(), step.compute.as_ref().map(Tensor::shallow_clone));
-    let gradient = tensor::slice::<f32>(&step.gradient)?;
-    let mut first = tensor::slice_mut::<f32>(&mut first)?;
-    let mut second = tensor::slice_mut::<f32>(&mut second)?;
-    let mut master = tensor::slice_mut::<f32>(&mut master)?;
-    let mut compute = compute.as_mut().map(tensor::slice_mut::<bf16>).transpose()?;
+    let gradient = slice::<f32>(&step.gradient)?;
+    let [first, second] = &step.moments;
+    let (mut first, mut second, mut master) = (slice_mut(first)?, slice_mut(second)?, slice_mut(step.master)?);
+    let mut compute = step.compute.as_ref().map(slice_mut::<bf16>).transpose()?;
+    let (mut first, mut second, mut master) = (&mut *first, &mut *second, &mut *master);
+    let mut compute = compute.as_deref_mut();
     let mut pieces = Vec::new();
     for part in step.parts.iter().filter(|part| !part.range.is_empty()) {
         for start in part.range.clone().step_by(PIECE) {
@@ -114,7 +109,7 @@ fn narrow_values(master: &[f32], compute: &mut [bf16]) {
 mod tests {
     use super::*;
     use crate::ops::AdamWPart;
-    use tch::{Device, Kind};
+    use tch::{Device, Kind, Tensor};
 
     #[test]
     fn buffers_that_share_memory_are_refused() {

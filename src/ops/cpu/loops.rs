@@ -186,17 +186,15 @@ impl Ops for Cpu {
         if left.kind() != Kind::BFloat16 {
             return Tensors.add_product(left, right, sum, scratch);
         }
-        slices::distinct(&[sum], &[left, right])?;
-        let mut sum = sum.shallow_clone();
         if left.is_contiguous() && right.is_contiguous() {
             let size = (left.size()[1] as usize, right.size()[1] as usize);
-            if weight_gradient::add_product(slice(left)?, slice(right)?, size, slice_mut(&mut sum)?) {
+            if weight_gradient::add_product(&slice(left)?, &slice(right)?, size, &mut slice_mut(sum)?) {
                 return Ok(());
             }
         }
         let product = scratch.matrix(left.size()[1], right.size()[1], left.kind(), Device::Cpu);
         let _ = left.tr().mm_out(&product, right);
-        accumulate::add::<bf16>(slice(&product)?, slice_mut(&mut sum)?);
+        accumulate::add::<bf16>(&slice(&product)?, &mut slice_mut(sum)?);
         Ok(())
     }
 
@@ -217,11 +215,11 @@ impl Ops for Cpu {
     }
 
     fn hash(&self, values: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::from(xxh3_64(bytes(values)?) as i64))
+        Ok(Tensor::from(xxh3_64(&bytes(values)?) as i64))
     }
 
     fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
-        let each = tensors.iter().map(|values| Ok(squares::sum(slice(values)?)));
+        let each = tensors.iter().map(|values| Ok(squares::sum(&slice(values)?)));
         Ok(Tensor::from_slice(&[each.sum::<Result<f64>>()?]))
     }
 }

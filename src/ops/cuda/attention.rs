@@ -1,7 +1,7 @@
-//! Attention of a packed micro-batch as one call of the library each way.
+//! Attention of a packed micro-batch: one library call forward, one backward.
 //!
-//! Keys and values are gathered first where a prefix has several suffixes. A prefix's gradients then come back once for each
-//! of them, and are added up in the order of the suffixes.
+//! Where a prefix has several suffixes, its keys and values are gathered once for each. Their gradients come back once for each
+//! suffix too, and are added in the order of the suffixes.
 //!
 //! Legend: T rows, K gathered rows, H query heads, G key/value heads, E head width.
 
@@ -42,7 +42,7 @@ pub fn backward(
     add_up(plan, &gradients[2], values)
 }
 
-/// [T, H + 2 G, E] -> queries [T, H, E], keys and values [T, G, E], views.
+/// Views of rows [T, H + 2 G, E]: queries [T, H, E], keys and values [T, G, E].
 fn split(HeadCounts { query, key, .. }: HeadCounts, rows: &Tensor) -> [Tensor; 3] {
     let (query, key) = (query as i64, key as i64);
     [rows.narrow(1, 0, query), rows.narrow(1, query, key), rows.narrow(1, query + key, key)]

@@ -1,6 +1,6 @@
-//! Products of rows that are sorted by expert as one grouped product of libtorch, whatever the number of experts.
+//! Products of rows, sorted by expert, with their experts' matrices: one grouped product of libtorch for all experts.
 //!
-//! Not here: gradients of the experts' weights, which a grouped product would round to bf16; they are products one by one.
+//! Not here: gradients of the experts' weights. A grouped product would round them to bf16, so each is a product of its own.
 //!
 //! Legend: X experts, A rows, N and M columns.
 
@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::tensor::on_device;
 use tch::{Kind, Tensor};
 
-/// Bytes that the start of every row and matrix is a multiple of.
+/// Alignment of every row and matrix, in bytes.
 const ALIGNED: i64 = 16;
 
-/// Whether the grouped product takes such a factor: bf16, with rows one after the other, each aligned.
+/// Whether the grouped product takes this factor: bf16 rows that are contiguous and aligned.
 fn takes(factor: &Tensor) -> bool {
     let columns = factor.size().last().copied().unwrap_or_default();
     let bytes = factor.kind().elt_size_in_bytes() as i64 * columns;
@@ -19,8 +19,8 @@ fn takes(factor: &Tensor) -> bool {
     factor.kind() == Kind::BFloat16 && factor.is_contiguous() && bytes % ALIGNED == 0 && start % ALIGNED == 0
 }
 
-/// Each row of x [A, N] times its expert's matrix of `matrices` [X, N, M], a transposed view or not, to `output` [A, M]. False,
-/// and nothing done, where the product does not take them.
+/// Writes each row of x [A, N] times its expert's matrix of `matrices` [X, N, M] to `output` [A, M]. The matrices may be a
+/// transposed view. Returns false and does nothing if the grouped product does not take these tensors.
 pub fn product(x: &Tensor, matrices: &Tensor, counts: &[i64], output: &Tensor) -> Result<bool> {
     let stored = if matrices.is_contiguous() { matrices.shallow_clone() } else { matrices.transpose(1, 2) };
     if ![x, &stored, output].into_iter().all(takes) || x.size()[0] == 0 {

@@ -1,18 +1,18 @@
-//! Kernels that a block starts on a CUDA device: its calls, each with the kernels behind it.
+//! How many kernels a block starts on a CUDA device, call by call.
 //!
-//! Counted for a block of Llama's in bf16, with all its parameters trained and pairs that share prefixes. A test runs such a
-//! block and traces every call, so that these numbers are those of the code; that a call of libtorch's is one kernel, and flash
-//! attention as many as below, was read in its sources and is to be seen in a trace on a GPU. Copies to the device are not
+//! Counted for a Llama block in bf16 with all parameters trained and pairs that share prefixes. A test runs such a block and
+//! traces every call, so the numbers of calls are those of the code. That a libtorch call is one kernel, and how many flash
+//! attention starts, was read in libtorch's sources; a trace on a GPU has yet to confirm it. Copies to the device are not
 //! counted: a micro-batch makes them once, for all blocks.
 
-/// Kernels of flash attention, forward and backward: where key/value heads are shared, gradients of keys and of values are each
-/// summed by one more.
+/// Kernels of flash attention, forward and backward. Where key/value heads are shared, one more kernel sums the gradients of keys
+/// and one those of values.
 pub const FLASH: [usize; 2] = [1, 5];
 
-/// Kernels of a product of rows and weights.
+/// Kernels of a product of rows with a weight matrix.
 pub const PRODUCT: usize = 1;
 
-/// Kernels of each method of [`Ops`](crate::ops::Ops) that such a block calls.
+/// Kernels of each [`Ops`](crate::ops::Ops) method that such a block calls.
 pub const KERNELS: [(&str, usize); 11] = [
     ("rotate", 11),
     ("rms_norm", 10),
@@ -27,5 +27,5 @@ pub const KERNELS: [(&str, usize); 11] = [
     ("add_product", PRODUCT),
 ];
 
-/// Kernels of the block, forward and backward, however many pairs there are.
+/// Kernels of the block, forward and backward, for any number of pairs.
 pub const BLOCK: [usize; 2] = [41, 77];

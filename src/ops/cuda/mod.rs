@@ -1,9 +1,9 @@
-//! The operations of a CUDA device: what libtorch has for GPUs alone, and the plain formulas for the rest.
+//! The operations of a CUDA device: libtorch's own GPU calls, and the plain formulas for the rest.
 //!
-//! What exists on GPUs only is called through [`Library`]. Its second implementation, [`Plain`], computes the same with tensor
-//! operations on any device, so that everything around those calls runs in the conformance suite on CPUs.
+//! GPU calls go through [`Library`]. Its second implementation, [`Plain`], computes the same with tensor operations on any
+//! device, so the conformance suite runs everything around those calls on CPUs.
 //!
-//! Nothing here has run on a GPU. What each call expects was read in libtorch 2.13's headers and in its library.
+//! Nothing here has run on a GPU. What each call expects was read in the headers and the library of libtorch 2.13.
 
 mod attention;
 mod experts;
@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
 
-/// On a CUDA device, with the calls of a library.
+/// A CUDA device, with the calls of a library.
 pub struct Cuda<L>(pub L);
 
 impl<L: Library> Ops for Cuda<L> {
@@ -42,7 +42,7 @@ impl<L: Library> Ops for Cuda<L> {
         }
     }
 
-    /// One tensor of log-sum-exps, [H, T], where the library attends.
+    /// Returns one tensor of log-sum-exps, [H, T], where the library computes attention.
     fn attention(&self, plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
         match &plan.varlen {
             Some(varlen) => attention::forward(&self.0, (plan.heads, varlen), rows, output),
@@ -67,7 +67,7 @@ impl<L: Library> Ops for Cuda<L> {
         }
     }
 
-    /// bf16 factors are summed in f32, straight into the sum.
+    /// Products of bf16 factors are added in f32, directly to the sum.
     fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
         match left.kind() {
             Kind::BFloat16 => self.0.add_product(left, right, sum),
@@ -75,7 +75,7 @@ impl<L: Library> Ops for Cuda<L> {
         }
     }
 
-    /// One grouped product where libtorch takes the factors.
+    /// One grouped product, if libtorch takes the factors.
     fn grouped_product(&self, x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) -> Result<()> {
         match experts::product(x, &weights.transpose(1, 2), counts, output)? {
             true => Ok(()),

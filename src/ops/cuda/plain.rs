@@ -1,4 +1,4 @@
-//! What [`Library`] asks for, written out as tensor operations: for devices without it, and to hold it to.
+//! [`Library`] as tensor operations: for devices without it, and as the reference that it is compared with.
 //!
 //! Legend: as in `library.rs`; q and k rows of one run.
 
@@ -9,14 +9,14 @@ use tch::{Kind, Tensor};
 /// The calls as tensor operations, run by run, in f32.
 pub struct Plain;
 
-/// One run: its query rows and its key rows, each as the first and how many.
+/// One run: its query rows and its key rows, each as (first row, number of rows).
 struct Run {
     queries: (i64, i64),
     keys: (i64, i64),
 }
 
 impl VarlenCall {
-    /// The runs; waits for a device.
+    /// The runs; waits for the device.
     fn runs(&self) -> Result<Vec<Run>> {
         let [queries, keys] =
             [&self.queries, &self.keys].map(|starts| Vec::<i64>::try_from(starts.to_kind(Kind::Int64)));
@@ -26,15 +26,15 @@ impl VarlenCall {
             keys: (keys[0], keys[1] - keys[0]),
         };
         let runs: Vec<Run> = queries.windows(2).zip(keys.windows(2)).map(run).collect();
-        // What a kernel would drop in silence.
+        // A kernel would silently ignore the rows beyond.
         let [longest_query, longest_key] = self.longest;
         match runs.iter().all(|run| run.queries.1 <= longest_query && run.keys.1 <= longest_key) {
             true => Ok(runs),
-            false => Err(Error::runtime("a run of attention is longer than was said")),
+            false => Err(Error::runtime("a run of attention is longer than the maximum that was given")),
         }
     }
 
-    /// Scaled scores [H, q, k] f32 of one run, minus infinity where a query does not see a key.
+    /// Scaled scores [H, q, k] f32 of one run; minus infinity where a query does not see a key.
     fn scores(&self, query: &Tensor, key: &Tensor) -> Tensor {
         let (queries, keys) = (query.size()[1], key.size()[1]);
         let index = |length: i64| Tensor::arange(length, (Kind::Int64, query.device()));
@@ -49,7 +49,7 @@ impl VarlenCall {
     }
 }
 
-/// Some rows of [rows, heads, E] -> [heads, rows, E] f32, each head as often as it serves a query head.
+/// Takes rows of [rows, heads, E] as [heads, rows, E] f32, with each head repeated for every query head that it serves.
 fn heads_first(rows: &Tensor, (start, length): (i64, i64), query_heads: i64) -> Tensor {
     let each = query_heads / rows.size()[1];
     rows.narrow(0, start, length).to_kind(Kind::Float).transpose(0, 1).repeat_interleave_self_int(each, 0, None)

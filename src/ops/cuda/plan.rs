@@ -1,8 +1,8 @@
-//! Which attention goes to the library, and an index plan of a micro-batch for it, made once and shared by all blocks.
+//! Decides which attention goes to the library, and makes its index plan: once for a micro-batch, shared by all blocks.
 //!
-//! Every suffix is a run: its queries are its rows, the first one's the prefix's before them; its keys are the prefix's rows and
-//! its own. Queries lie one after the other as they are packed. Keys are gathered, `[prefix + first | prefix + second | ...]`,
-//! where some prefix has two suffixes or more; otherwise they lie as the queries do.
+//! Every suffix is a run. Its keys are the rows of the prefix and its own. Its queries are its own rows; those of the first suffix
+//! include the prefix. Queries stay in packed order. Where some prefix has two suffixes or more, keys are gathered:
+//! `[prefix + first | prefix + second | ...]`. Otherwise they stay in packed order too.
 //!
 //! Not here: the calls (`attention.rs`).
 //!
@@ -13,13 +13,13 @@ use crate::packing::{AttentionRules, Group, HeadCounts};
 use crate::tensor::on_device;
 use tch::{Device, Kind, Tensor};
 
-/// The widest heads that flash attention takes, forward and backward.
+/// Largest head width of flash attention, forward and backward.
 const WIDEST: usize = 256;
-/// Widths of heads are multiples of this, or would have to be padded.
+/// Head widths that are no multiple of this would need padding.
 const LANES: usize = 8;
 
-/// Whether attention of this kind, with these heads and rules, goes to the library. The plain formulas compute the rest: a cap
-/// on scores, heads wider than 256 or of odd widths, other kinds, and a scale that does not keep the order of scores.
+/// Whether attention of this kind, with these heads and rules, goes to the library. The plain formulas compute the rest: capped
+/// scores, heads wider than 256 or of unaligned width, other kinds, and a scale that is not positive.
 pub fn takes(library: &impl Library, kind: Kind, heads: HeadCounts, rules: &AttentionRules) -> bool {
     let AttentionRules { scale, window: _, soft_cap } = rules;
     library.attends(kind)
@@ -29,24 +29,24 @@ pub fn takes(library: &impl Library, kind: Kind, heads: HeadCounts, rules: &Atte
         && heads.width.is_multiple_of(LANES)
 }
 
-/// What the blocks of a micro-batch ask of the library.
+/// The plan of a micro-batch.
 pub struct VarlenPlan {
     /// T.
     pub rows: i64,
     /// The call.
     pub call: VarlenCall,
-    /// Where keys lie otherwise than queries.
+    /// How keys are gathered; none if they stay in packed order.
     pub gathered: Option<Gathered>,
 }
 
-/// Keys as they are gathered; indices i64 on the device.
+/// The gathered keys; indices are i64 on the device.
 pub struct Gathered {
-    /// `[K]`: the row of each.
+    /// `[K]`: the packed row of each gathered one.
     pub keys: Tensor,
-    /// `[T]`: where each row lies first among them.
+    /// `[T]`: the first place of each packed row among the gathered ones.
     pub first: Tensor,
-    /// Rows that lie there once more, and where: of second suffixes, third ones, and so on. No row comes twice in one of these,
-    /// so that what is added up by them is added in a fixed order.
+    /// Further copies of rows, and their places: one entry for the second suffixes, one for the third, and so on. A row is at
+    /// most once in each entry, so gradients are added in a fixed order.
     pub again: Vec<[Tensor; 2]>,
 }
 
@@ -62,7 +62,7 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// None where the groups do not lie one after the other from the first row on, or where there are more rows than i32 counts.
+    /// None if the groups are not consecutive from the first row on, or if i32 cannot count the rows.
     fn of(groups: &[Group]) -> Option<Self> {
         let mut it = Self { bounds: [vec![0], vec![0]], ..Self::default() };
         for group in groups {
@@ -90,7 +90,7 @@ impl Numbers {
         (!it.keys.is_empty()).then_some(it)
     }
 
-    /// The prefix's keys before those of a further suffix.
+    /// Copies the prefix's keys before those of a further suffix.
     fn add_again(&mut self, round: usize, group: &Group) {
         if self.again.len() <= round {
             self.again.resize_with(round + 1, Default::default);
@@ -104,18 +104,18 @@ impl Numbers {
 }
 
 impl VarlenPlan {
-    /// For groups that lie one after the other from the first row on; none for others, and for rows beyond counting.
+    /// None if the groups are not consecutive from the first row on, or if i32 cannot count the rows.
     pub fn of(groups: &[Group], rules: &AttentionRules, device: Device) -> Option<Self> {
         let numbers = Numbers::of(groups)?;
         let [longest_query, longest_key] = numbers.longest.map(|length| length as i64);
-        // Two copies to the device, each cut into its parts.
+        // Two copies to the device, cut into parts there.
         let bounds = on_device(&numbers.bounds.concat(), device);
         let runs = numbers.bounds[0].len() as i64;
         let window = rules.window.map(|window| window as i64);
         let call = VarlenCall {
             queries: bounds.narrow(0, 0, runs),
             keys: bounds.narrow(0, runs, runs),
-            // Where no run has two queries, flash attention takes another path, which does not write to the given output.
+            // If no run has two queries, flash attention takes another path, which ignores the given output.
             longest: [longest_query.max(2), longest_key],
             scale: rules.scale,
             before: window.filter(|window| *window < longest_key).map(|window| window - 1),
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(numbers.keys, [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 8, 7, 9, 7, 10, 11]);
         assert_eq!(numbers.first, [0, 1, 2, 5, 6, 7, 8, 9, 10, 12, 14, 15]);
         assert_eq!(numbers.again, [[vec![0, 1, 7], vec![3, 4, 11]], [vec![7], vec![13]]]);
-        // Every key is some row's first place or comes again, once.
+        // Every gathered key is the first place of a row, or is listed once among the further copies.
         let again = numbers.again.iter().flat_map(|[_, places]| places);
         let mut places: Vec<i64> = numbers.first.iter().chain(again).copied().collect();
         places.sort_unstable();

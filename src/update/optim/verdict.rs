@@ -1,5 +1,5 @@
 //! What a step's gradients decide about its update: their norm, whether they are finite, how far they are clipped, whether
-//! the update is made. Decided on the device where they are: nothing here waits for it, and the host learns of it later.
+//! the update is made. The device that holds them decides; nothing here waits for it, and the host reads the result later.
 //!
 //! Not here: the update itself (`ops/`).
 
@@ -11,18 +11,18 @@ use tch::{Device, Kind, Tensor};
 
 /// One step's numbers, as far as the host knows them.
 pub struct Clipping<'a> {
-    /// Pairs of the global batch, whose gradients are summed up.
+    /// Pairs of the global batch. Gradients are sums over them.
     pub pairs: f64,
-    /// The largest norm of the mean gradient that is left as it is; 0: every one.
+    /// Norm above which the mean gradient is clipped; 0: never.
     pub clip_norm: f64,
-    /// Whether this rank holds the gradients of its shares only.
+    /// Whether this rank holds only its shares of the gradients.
     pub sharded: bool,
-    /// AdamW's two bias corrections: of this update if the host knows of every update that was skipped, if one more was
-    /// skipped, two more, and so on, up to as many steps as the host has not read yet.
+    /// AdamW's two bias corrections for each possible number of skipped updates that the host has not read yet: none, one, and so
+    /// on up to the number of unread steps.
     pub corrections: &'a [[f32; 2]],
 }
 
-/// What was decided.
+/// The decision.
 pub struct Decided {
     /// For the update.
     pub verdict: Verdict,
@@ -30,20 +30,20 @@ pub struct Decided {
     pub told: Tensor,
 }
 
-/// Decides step after step, and counts on the device which updates were skipped.
+/// Decides about each step, and counts skipped updates on the device.
 pub struct Judge {
     device: Device,
-    /// `[1]` i64: skipped updates that the host does not know of.
+    /// `[1]` i64: skipped updates that the host has not read yet.
     unknown: Tensor,
 }
 
 impl Judge {
-    /// For a model on `device`, of which the host knows everything.
+    /// For a model on `device`; no skipped update is unread.
     pub fn new(device: Device) -> Self {
         Self { device, unknown: Tensor::zeros([1], (Kind::Int64, device)) }
     }
 
-    /// Takes note that the host knows of one more update that was skipped.
+    /// Notes that the host has read of one more skipped update.
     ///
     /// # Errors
     /// A failed device.
@@ -52,7 +52,7 @@ impl Judge {
         Ok(())
     }
 
-    /// The verdict on gradient sums, from the sum of their squares `[1]` f64 of this rank. Ranks vote over what reduces the
+    /// Decides from the sum of squares of this rank's gradient sums, `[1]` f64. Ranks vote through the communicator that reduces
     /// gradients; all must call it.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Judge {
         let votes = votes.wait()?.swap_remove(0);
         libtorch(|| {
             let squares = if sharded { votes.narrow(0, 0, 1) } else { squares.shallow_clone() };
-            // Quotients of tensors: a device may multiply by the reciprocal of a number.
+            // Both sides are tensors: a device may replace division by a number with multiplication by its reciprocal.
             let number = |value: f64| Tensor::full([1], value, (Kind::Double, self.device));
             let norm = squares.sqrt() / number(pairs);
             let made = norm.isfinite().logical_and(&votes.narrow(0, 1, 1).eq(0.0));

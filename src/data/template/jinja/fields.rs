@@ -165,30 +165,9 @@ pub fn percent(format: &str, values: &Value, meter: &mut Meter) -> Outcome<Value
             named = Some(found.ok_or_else(|| Fault::new(format!("a format string names `{name}`, which is missing")))?);
             (rest, by_name) = (after, true);
         }
-        let mut spec = Spec { align: Some('>'), ..Spec::new() };
-        while let Some(flag) = rest.chars().next().filter(|c| "#0- +".contains(*c)) {
-            match flag {
-                '#' => spec.alternate = true,
-                '-' => (spec.align, spec.fill) = (Some('<'), ' '),
-                '0' if spec.align != Some('<') => (spec.align, spec.fill) = (Some('='), '0'),
-                ' ' | '+' if spec.sign != '+' => spec.sign = flag,
-                _ => {}
-            }
-            rest = &rest[1..];
-        }
-        if rest.starts_with('*') || rest.starts_with(".*") {
-            return Err(Fault::new("`*` in a format string is not supported"));
-        }
-        let (width, after) = leading_number(rest)?;
-        (spec.width, rest) = (width.unwrap_or(0), after);
-        if let Some(after) = rest.strip_prefix('.') {
-            let (precision, after) = leading_number(after)?;
-            (spec.precision, rest) = (Some(precision.unwrap_or(0)), after);
-        }
-        rest = rest.trim_start_matches(['h', 'l', 'L']);
-        let Some(kind) = rest.chars().next() else { return Err(Fault::new("a format string is not complete")) };
-        rest = &rest[kind.len_utf8()..];
-        if kind == '%' {
+        let (spec, after) = percent_spec(rest)?;
+        rest = after;
+        if spec.kind == '%' {
             text.push('%');
             continue;
         }
@@ -196,46 +175,77 @@ pub fn percent(format: &str, values: &Value, meter: &mut Meter) -> Outcome<Value
             Some(value) => value,
             None => next(&mut used)?,
         };
-        spec.kind = kind;
-        let numeric = value.as_float().is_some();
-        text.push_str(&match kind {
-            's' | 'r' | 'a' => {
-                let shown = if kind == 's' { print::text(&value, meter)? } else { print::shown(&value, meter)? };
-                spec.fill = ' ';
-                spec.align = spec.align.filter(|align| *align != '=').or(Some('>'));
-                spec.text(&shown, meter)?
-            }
-            'c' => {
-                let c = match &value {
-                    Value::Text(text) => Some(text.chars().collect::<Vec<_>>()).filter(|all| all.len() == 1),
-                    other => other.as_int().and_then(|code| char::from_u32(u32::try_from(code).ok()?)).map(|c| vec![c]),
-                };
-                let c = c.ok_or_else(|| Fault::new("`%c` needs one character"))?;
-                spec.text(&c.into_iter().collect::<String>(), meter)?
-            }
-            'd' | 'i' | 'u' if numeric => {
-                spec.kind = 'd';
-                #[allow(clippy::cast_possible_truncation)]
-                let whole = value.as_int().or(value.as_float().map(|number| number.trunc() as i128));
-                let digits = spec.precision.take().unwrap_or(0);
-                let number = whole.unwrap_or_default();
-                let padded = format!("{:0>digits$}", number.unsigned_abs());
-                let sign = match spec.sign {
-                    _ if number < 0 => "-",
-                    '+' => "+",
-                    ' ' => " ",
-                    _ => "",
-                };
-                spec.padded(&format!("{sign}{padded}"), '>', meter)?
-            }
-            'x' | 'X' | 'o' | 'e' | 'E' | 'f' | 'F' | 'g' | 'G' if numeric => spec.number(&value, meter)?,
-            _ => return Err(Fault::new(format!("a {} cannot be formatted as `%{kind}`", value.type_name()))),
-        });
+        text.push_str(&percent_field(spec, &value, meter)?);
     }
     if !by_name && used < list.len() {
         return Err(Fault::new("a format string has fewer fields than values"));
     }
     Value::new_text(text + rest, meter)
+}
+
+/// Flags, width, precision and kind of a field behind its `%`, and the rest.
+fn percent_spec(mut rest: &str) -> Outcome<(Spec, &str)> {
+    let mut spec = Spec { align: Some('>'), ..Spec::new() };
+    while let Some(flag) = rest.chars().next().filter(|c| "#0- +".contains(*c)) {
+        match flag {
+            '#' => spec.alternate = true,
+            '-' => (spec.align, spec.fill) = (Some('<'), ' '),
+            '0' if spec.align != Some('<') => (spec.align, spec.fill) = (Some('='), '0'),
+            ' ' | '+' if spec.sign != '+' => spec.sign = flag,
+            _ => {}
+        }
+        rest = &rest[1..];
+    }
+    if rest.starts_with('*') || rest.starts_with(".*") {
+        return Err(Fault::new("`*` in a format string is not supported"));
+    }
+    let (width, after) = leading_number(rest)?;
+    (spec.width, rest) = (width.unwrap_or(0), after);
+    if let Some(after) = rest.strip_prefix('.') {
+        let (precision, after) = leading_number(after)?;
+        (spec.precision, rest) = (Some(precision.unwrap_or(0)), after);
+    }
+    rest = rest.trim_start_matches(['h', 'l', 'L']);
+    spec.kind = rest.chars().next().ok_or_else(|| Fault::new("a format string is not complete"))?;
+    rest = &rest[spec.kind.len_utf8()..];
+    Ok((spec, rest))
+}
+
+fn percent_field(mut spec: Spec, value: &Value, meter: &mut Meter) -> Outcome<String> {
+    let (kind, numeric) = (spec.kind, value.as_float().is_some());
+    match kind {
+        's' | 'r' | 'a' => {
+            let shown = if kind == 's' { print::text(value, meter)? } else { print::shown(value, meter)? };
+            spec.fill = ' ';
+            spec.align = spec.align.filter(|align| *align != '=').or(Some('>'));
+            spec.text(&shown, meter)
+        }
+        'c' => {
+            let c = match value {
+                Value::Text(text) => Some(text.chars().collect::<Vec<_>>()).filter(|all| all.len() == 1),
+                other => other.as_int().and_then(|code| char::from_u32(u32::try_from(code).ok()?)).map(|c| vec![c]),
+            };
+            let c = c.ok_or_else(|| Fault::new("`%c` needs one character"))?;
+            spec.text(&c.into_iter().collect::<String>(), meter)
+        }
+        'd' | 'i' | 'u' if numeric => {
+            spec.kind = 'd';
+            #[allow(clippy::cast_possible_truncation)]
+            let whole = value.as_int().or(value.as_float().map(|number| number.trunc() as i128));
+            let digits = spec.precision.take().unwrap_or(0);
+            let number = whole.unwrap_or_default();
+            let padded = format!("{:0>digits$}", number.unsigned_abs());
+            let sign = match spec.sign {
+                _ if number < 0 => "-",
+                '+' => "+",
+                ' ' => " ",
+                _ => "",
+            };
+            spec.padded(&format!("{sign}{padded}"), '>', meter)
+        }
+        'x' | 'X' | 'o' | 'e' | 'E' | 'f' | 'F' | 'g' | 'G' if numeric => spec.number(value, meter),
+        _ => Err(Fault::new(format!("a {} cannot be formatted as `%{kind}`", value.type_name()))),
+    }
 }
 
 /// `format.format(values)`.

@@ -58,6 +58,36 @@ pub const NAMES: [&str; 46] = [
     "wordcount",
 ];
 
+/// Every word with a capital, by Jinja's own idea of a word.
+fn titled(text: &str) -> String {
+    let mut starts = true;
+    let mut new = String::new();
+    for c in text.chars() {
+        if starts {
+            new.push_str(&characters::cased(&c.to_string(), "upper"))
+        } else {
+            new.extend(c.to_lowercase())
+        }
+        starts = characters::is_space(c) || "-({[<".contains(c);
+    }
+    new
+}
+
+fn escaped(text: &str) -> String {
+    let mut new = String::new();
+    for c in text.chars() {
+        match c {
+            '&' => new.push_str("&amp;"),
+            '<' => new.push_str("&lt;"),
+            '>' => new.push_str("&gt;"),
+            '"' => new.push_str("&#34;"),
+            '\'' => new.push_str("&#39;"),
+            c => new.push(c),
+        }
+    }
+    new
+}
+
 impl Run {
     /// `value|name(given)`.
     pub fn filter(&mut self, value: &Value, name: &str, given: Given) -> Outcome<Value> {
@@ -127,18 +157,7 @@ impl Run {
             }
             "title" => {
                 given.none()?;
-                let mut starts = true;
-                let mut new = String::new();
-                for c in text.chars() {
-                    let separates = characters::is_space(c) || "-({[<".contains(c);
-                    if starts {
-                        new.push_str(&characters::cased(&c.to_string(), "upper"))
-                    } else {
-                        new.extend(c.to_lowercase())
-                    }
-                    starts = separates;
-                }
-                new
+                titled(text)
             }
             "trim" => {
                 let [set] = given.named(["chars"])?;
@@ -170,18 +189,7 @@ impl Run {
             }
             _ => {
                 given.none()?;
-                let mut new = String::new();
-                for c in text.chars() {
-                    match c {
-                        '&' => new.push_str("&amp;"),
-                        '<' => new.push_str("&lt;"),
-                        '>' => new.push_str("&gt;"),
-                        '"' => new.push_str("&#34;"),
-                        '\'' => new.push_str("&#39;"),
-                        c => new.push(c),
-                    }
-                }
-                new
+                escaped(text)
             }
         };
         Value::new_text(new, &mut self.meter)

@@ -53,33 +53,9 @@ impl Run {
                 }
             }
             "join" => self.join(value, &given),
-            "sum" => {
-                let [attribute, start] = given.named(["attribute", "start"])?;
-                let mut sum = start.unwrap_or(Value::Int(0));
-                for item in self.items(value)? {
-                    let item = self.of(&item, attribute.as_ref())?;
-                    sum = operators::binary(super::ast::Operator::Add, &sum, &item, &mut self.meter)?;
-                }
-                Ok(sum)
-            }
-            "min" | "max" => {
-                let [case, attribute] = given.named(["case_sensitive", "attribute"])?;
-                let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
-                let case = is_true(case);
-                let mut best: Option<(Value, Value)> = None;
-                for item in self.items(value)? {
-                    let key = self.of(&item, attribute.as_ref())?;
-                    let key = self.folded(key, case)?;
-                    let better = match &best {
-                        Some((known, _)) => order(&key, known, &mut self.meter)? == Some(wanted),
-                        None => true,
-                    };
-                    if better {
-                        best = Some((key, item));
-                    }
-                }
-                Ok(best.map_or_else(Value::undefined, |(_, item)| item))
-            }
+            "sum" => self.sum(value, &given),
+            "min" => self.extreme(value, Ordering::Less, &given),
+            "max" => self.extreme(value, Ordering::Greater, &given),
             "sort" => {
                 let [reverse, case, attribute] = given.named(["reverse", "case_sensitive", "attribute"])?;
                 let items = self.items(value)?;
@@ -87,43 +63,76 @@ impl Run {
                 let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|(_, item)| item).collect();
                 Value::list(items, &mut self.meter)
             }
-            "unique" => {
-                let [case, attribute] = given.named(["case_sensitive", "attribute"])?;
-                let items = self.items(value)?;
-                let mut kept: Vec<(Value, Value)> = Vec::new();
-                'items: for (key, item) in self.keyed(items, attribute.as_ref(), is_true(case))? {
-                    for (known, _) in &kept {
-                        if equal(known, &key, &mut self.meter)? {
-                            continue 'items;
-                        }
-                    }
-                    kept.push((key, item));
-                }
-                self.generator(kept.into_iter().map(|(_, item)| item).collect())
-            }
+            "unique" => self.unique(value, &given),
             "groupby" => self.group_by(value, &given),
-            "dictsort" => {
-                let [case, by, reverse] = given.named(["case_sensitive", "by", "reverse"])?;
-                let by = self.text_or(by.as_ref(), "key")?;
-                let at = match &*by {
-                    "key" => Value::Int(0),
-                    "value" => Value::Int(1),
-                    _ => return Err(Fault::new("dictsort: by is \"key\" or \"value\"")),
-                };
-                if !matches!(value, Value::Dict(_)) {
-                    return Err(Fault::new(format!("dictsort needs a dict, not a {}", value.type_name())));
-                }
-                let view = self.call_method(value, "items", &Given::default())?;
-                let items = self.items(&view)?;
-                let keyed = self.keyed(items, Some(&at), is_true(case))?;
-                let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|(_, item)| item).collect();
-                Value::list(items, &mut self.meter)
-            }
+            "dictsort" => self.dict_sort(value, &given),
             "batch" | "slice" => self.portions(value, name, &given),
             "map" => self.map(value, given),
             "select" | "reject" | "selectattr" | "rejectattr" => self.select(value, name, given),
             _ => Err(Fault::new(format!("the filter `{name}` is unknown or not supported here"))),
         }
+    }
+
+    fn sum(&mut self, value: &Value, given: &Given) -> Outcome<Value> {
+        let [attribute, start] = given.named(["attribute", "start"])?;
+        let mut sum = start.unwrap_or(Value::Int(0));
+        for item in self.items(value)? {
+            let item = self.of(&item, attribute.as_ref())?;
+            sum = operators::binary(super::ast::Operator::Add, &sum, &item, &mut self.meter)?;
+        }
+        Ok(sum)
+    }
+
+    /// The first item that all others compare with as the `wanted` order says.
+    fn extreme(&mut self, value: &Value, wanted: Ordering, given: &Given) -> Outcome<Value> {
+        let [case, attribute] = given.named(["case_sensitive", "attribute"])?;
+        let case = is_true(case);
+        let mut best: Option<(Value, Value)> = None;
+        for item in self.items(value)? {
+            let key = self.of(&item, attribute.as_ref())?;
+            let key = self.folded(key, case)?;
+            let better = match &best {
+                Some((known, _)) => order(&key, known, &mut self.meter)? == Some(wanted),
+                None => true,
+            };
+            if better {
+                best = Some((key, item));
+            }
+        }
+        Ok(best.map_or_else(Value::undefined, |(_, item)| item))
+    }
+
+    fn unique(&mut self, value: &Value, given: &Given) -> Outcome<Value> {
+        let [case, attribute] = given.named(["case_sensitive", "attribute"])?;
+        let items = self.items(value)?;
+        let mut kept: Vec<(Value, Value)> = Vec::new();
+        'items: for (key, item) in self.keyed(items, attribute.as_ref(), is_true(case))? {
+            for (known, _) in &kept {
+                if equal(known, &key, &mut self.meter)? {
+                    continue 'items;
+                }
+            }
+            kept.push((key, item));
+        }
+        self.generator(kept.into_iter().map(|(_, item)| item).collect())
+    }
+
+    fn dict_sort(&mut self, value: &Value, given: &Given) -> Outcome<Value> {
+        let [case, by, reverse] = given.named(["case_sensitive", "by", "reverse"])?;
+        let by = self.text_or(by.as_ref(), "key")?;
+        let at = match &*by {
+            "key" => Value::Int(0),
+            "value" => Value::Int(1),
+            _ => return Err(Fault::new("dictsort: by is \"key\" or \"value\"")),
+        };
+        if !matches!(value, Value::Dict(_)) {
+            return Err(Fault::new(format!("dictsort needs a dict, not a {}", value.type_name())));
+        }
+        let view = self.call_method(value, "items", &Given::default())?;
+        let items = self.items(&view)?;
+        let keyed = self.keyed(items, Some(&at), is_true(case))?;
+        let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|(_, item)| item).collect();
+        Value::list(items, &mut self.meter)
     }
 
     /// An item, or its attribute.

@@ -6,7 +6,7 @@
 
 use super::call::{Given, needed_text, whole};
 use super::run::Run;
-use super::value::{Value, equal};
+use super::value::{Dict, Value, equal};
 use super::{Fault, Outcome, strings};
 use std::sync::Arc;
 
@@ -96,55 +96,8 @@ impl Run {
     pub fn call_method(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<Value> {
         match value {
             Value::Text(text) => strings::call(self, text, name, given),
-            Value::Dict(dict) => {
-                let view = |run: &mut Self, name, items| Ok(Value::View(name, Value::sequence(items, &mut run.meter)?));
-                match name {
-                    "get" => {
-                        let [key, default] = given.plain(1)?;
-                        let found = dict.get(&key.unwrap_or(Value::None), &mut self.meter)?;
-                        return Ok(found.or(default).unwrap_or(Value::None));
-                    }
-                    "copy" => {
-                        given.none()?;
-                        return Ok(value.clone());
-                    }
-                    _ => given.none()?,
-                }
-                self.meter.items(dict.entries.len())?;
-                match name {
-                    "keys" => view(self, "keys", dict.entries.iter().map(|(key, _)| key.clone()).collect()),
-                    "values" => view(self, "values", dict.entries.iter().map(|(_, value)| value.clone()).collect()),
-                    _ => {
-                        let pair = |(key, value): &(Value, Value)| vec![key.clone(), value.clone()];
-                        let pairs: Vec<_> = dict.entries.iter().map(pair).collect();
-                        let pairs = pairs.into_iter().map(|pair| Value::tuple(pair, &mut self.meter));
-                        let pairs = pairs.collect::<Outcome<Vec<_>>>()?;
-                        view(self, "items", pairs)
-                    }
-                }
-            }
-            Value::List(_) | Value::Tuple(_) | Value::Range(_) => {
-                if name == "copy" {
-                    given.none()?;
-                    return Ok(value.clone());
-                }
-                let [wanted] = given.plain(1)?;
-                let wanted = wanted.unwrap_or(Value::None);
-                let mut count = 0;
-                for (at, item) in self.items(value)?.iter().enumerate() {
-                    if equal(item, &wanted, &mut self.meter)? {
-                        if name == "index" {
-                            return Ok(Value::Int(i128::try_from(at).unwrap_or_default()));
-                        }
-                        count += 1;
-                    }
-                }
-                if name == "index" {
-                    Err(Fault::new("index: the item is not in the list"))
-                } else {
-                    Ok(Value::Int(count))
-                }
-            }
+            Value::Dict(dict) => self.dict_method(value, dict, name, given),
+            Value::List(_) | Value::Tuple(_) | Value::Range(_) => self.list_method(value, name, given),
             Value::Float(number) => Ok(Value::Bool(number.fract() == 0.0)),
             Value::Cycler(number) => {
                 given.none()?;
@@ -159,6 +112,56 @@ impl Run {
             }
             Value::Loop(number) => self.loop_method(*number, name, given),
             other => Err(Fault::new(format!("a {} has no method `{name}`", other.type_name()))),
+        }
+    }
+
+    fn dict_method(&mut self, value: &Value, dict: &Dict, name: &str, given: &Given) -> Outcome<Value> {
+        let view = |run: &mut Self, name, items| Ok(Value::View(name, Value::sequence(items, &mut run.meter)?));
+        match name {
+            "get" => {
+                let [key, default] = given.plain(1)?;
+                let found = dict.get(&key.unwrap_or(Value::None), &mut self.meter)?;
+                return Ok(found.or(default).unwrap_or(Value::None));
+            }
+            "copy" => {
+                given.none()?;
+                return Ok(value.clone());
+            }
+            _ => given.none()?,
+        }
+        self.meter.items(dict.entries.len())?;
+        match name {
+            "keys" => view(self, "keys", dict.entries.iter().map(|(key, _)| key.clone()).collect()),
+            "values" => view(self, "values", dict.entries.iter().map(|(_, value)| value.clone()).collect()),
+            _ => {
+                let pair = |(key, value): &(Value, Value)| vec![key.clone(), value.clone()];
+                let pairs: Vec<_> = dict.entries.iter().map(pair).collect();
+                let pairs = pairs.into_iter().map(|pair| Value::tuple(pair, &mut self.meter));
+                let pairs = pairs.collect::<Outcome<Vec<_>>>()?;
+                view(self, "items", pairs)
+            }
+        }
+    }
+
+    fn list_method(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<Value> {
+        if name == "copy" {
+            given.none()?;
+            return Ok(value.clone());
+        }
+        let [wanted] = given.plain(1)?;
+        let wanted = wanted.unwrap_or(Value::None);
+        let mut count = 0;
+        for (at, item) in self.items(value)?.iter().enumerate() {
+            if equal(item, &wanted, &mut self.meter)? {
+                if name == "index" {
+                    return Ok(Value::Int(i128::try_from(at).unwrap_or_default()));
+                }
+                count += 1;
+            }
+        }
+        match name {
+            "index" => Err(Fault::new("index: the item is not in the list")),
+            _ => Ok(Value::Int(count)),
         }
     }
 

@@ -77,7 +77,6 @@ type Outcome<T> = Result<T, Fault>;
 #[derive(Debug)]
 pub struct Program {
     body: Vec<ast::Statement>,
-    has_generation: bool,
 }
 
 impl Program {
@@ -86,9 +85,7 @@ impl Program {
     /// # Errors
     /// The template is no Jinja, uses what is left out here, or is too long or too deep.
     pub fn parse(source: &str) -> Outcome<Self> {
-        let tokens = lexer::tokens(source)?;
-        let mut parser = parser::Parser::new(tokens);
-        Ok(Self { body: parser.template()?, has_generation: parser.has_generation })
+        Ok(Self { body: parser::Parser::new(lexer::tokens(source)?).template()? })
     }
 
     /// What `strftime_now` returns here for each text of a template that may be its format; nothing where the template does
@@ -107,11 +104,6 @@ impl Program {
         });
         let timed = formats.map(|format| (clock::strftime(&format), format)).filter(|(time, format)| time != format);
         Ok(timed.map(|(time, format)| (format, time)).collect())
-    }
-
-    /// Whether `{% generation %}` marks the assistant's tokens.
-    pub fn has_generation(&self) -> bool {
-        self.has_generation
     }
 
     /// The text that the template writes, given its variables. Within a second and about a gigabyte, whatever it does.

@@ -22,14 +22,13 @@ pub struct Parser {
     depth: usize,
     /// Operators read in the tag at hand.
     operators: usize,
-    pub has_generation: bool,
     /// Whether `varargs` and `kwargs` were read in the macro at hand.
     pub takes_more: (bool, bool),
 }
 
 impl Parser {
     pub fn new(tokens: Vec<Token>) -> Self {
-        Self { tokens, at: 0, depth: 0, operators: 0, has_generation: false, takes_more: (false, false) }
+        Self { tokens, at: 0, depth: 0, operators: 0, takes_more: (false, false) }
     }
 
     /// The token that comes next; the last one is `End` and stays.
@@ -207,7 +206,6 @@ impl Parser {
             }
             "with" => return self.with_statement(),
             "generation" => {
-                self.has_generation = true;
                 self.block_end()?;
                 return Ok(Kind::Scope(self.block("endgeneration")?));
             }

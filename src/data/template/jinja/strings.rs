@@ -117,49 +117,53 @@ fn changed(text: &str, name: &str, given: &Given, meter: &mut Meter) -> Outcome<
             let sign = usize::from(text.starts_with(['-', '+']));
             format!("{}{}{}", &text[..sign], "0".repeat(missing), &text[sign..])
         }
-        "center" | "ljust" | "rjust" => {
-            let [width, fill] = given.plain(1)?;
-            let fill = match fill {
-                None => " ".into(),
-                fill => needed_text(fill.as_ref())?,
-            };
-            if fill.chars().count() != 1 {
-                return Err(Fault::new(format!("{name}: the filling must be one character")));
-            }
-            let width_wanted = whole(width.as_ref(), 0)?;
-            let missing = missing(text, width.as_ref(), meter)?;
-            let left = match name {
-                "ljust" => 0,
-                "rjust" => missing,
-                // As CPython rounds.
-                _ => missing / 2 + (missing & usize::try_from(width_wanted.rem_euclid(2)).unwrap_or(0) & 1),
-            };
-            format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left))
-        }
-        "expandtabs" => {
-            let [size] = given.named(["tabsize"])?;
-            let size = usize::try_from(whole(size.as_ref(), 8)?.max(0)).unwrap_or(usize::MAX);
-            meter.bytes(size.saturating_mul(text.matches('\t').count()))?;
-            let (mut new, mut column) = (String::new(), 0);
-            for c in text.chars() {
-                match c {
-                    '\t' if size == 0 => {}
-                    '\t' => {
-                        let spaces = size - column % size;
-                        new.push_str(&" ".repeat(spaces));
-                        column += spaces;
-                    }
-                    _ => {
-                        new.push(c);
-                        column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
-                    }
-                }
-            }
-            new
-        }
+        "center" | "ljust" | "rjust" => aligned(text, name, given, meter)?,
+        "expandtabs" => without_tabs(text, given, meter)?,
         _ => return Err(Fault::new(format!("a str has no method `{name}`"))),
     };
     Value::new_text(new, meter)
+}
+
+fn aligned(text: &str, name: &str, given: &Given, meter: &mut Meter) -> Outcome<String> {
+    let [width, fill] = given.plain(1)?;
+    let fill = match fill {
+        None => " ".into(),
+        fill => needed_text(fill.as_ref())?,
+    };
+    if fill.chars().count() != 1 {
+        return Err(Fault::new(format!("{name}: the filling must be one character")));
+    }
+    let width_wanted = whole(width.as_ref(), 0)?;
+    let missing = missing(text, width.as_ref(), meter)?;
+    let left = match name {
+        "ljust" => 0,
+        "rjust" => missing,
+        // As CPython rounds.
+        _ => missing / 2 + (missing & usize::try_from(width_wanted.rem_euclid(2)).unwrap_or(0) & 1),
+    };
+    Ok(format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left)))
+}
+
+fn without_tabs(text: &str, given: &Given, meter: &mut Meter) -> Outcome<String> {
+    let [size] = given.named(["tabsize"])?;
+    let size = usize::try_from(whole(size.as_ref(), 8)?.max(0)).unwrap_or(usize::MAX);
+    meter.bytes(size.saturating_mul(text.matches('\t').count()))?;
+    let (mut new, mut column) = (String::new(), 0);
+    for c in text.chars() {
+        match c {
+            '\t' if size == 0 => {}
+            '\t' => {
+                let spaces = size - column % size;
+                new.push_str(&" ".repeat(spaces));
+                column += spaces;
+            }
+            _ => {
+                new.push(c);
+                column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
+            }
+        }
+    }
+    Ok(new)
 }
 
 /// How many characters are missing to a width, charged.

@@ -50,19 +50,23 @@ const NAMES: [&str; 39] = [
     "upper",
 ];
 
+fn comparison(name: &str) -> Option<Comparison> {
+    Some(match name {
+        "eq" | "equalto" | "==" => Comparison::Equal,
+        "ne" | "!=" => Comparison::Unequal,
+        "lt" | "lessthan" | "<" => Comparison::Less,
+        "le" | "<=" => Comparison::LessEqual,
+        "gt" | "greaterthan" | ">" => Comparison::Greater,
+        "ge" | ">=" => Comparison::GreaterEqual,
+        "in" => Comparison::In,
+        _ => return None,
+    })
+}
+
 impl Run {
     /// `value is name(given)`.
     pub fn test(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<bool> {
-        let comparison = match name {
-            "eq" | "equalto" | "==" => Some(Comparison::Equal),
-            "ne" | "!=" => Some(Comparison::Unequal),
-            "lt" | "lessthan" | "<" => Some(Comparison::Less),
-            "le" | "<=" => Some(Comparison::LessEqual),
-            "gt" | "greaterthan" | ">" => Some(Comparison::Greater),
-            "ge" | ">=" => Some(Comparison::GreaterEqual),
-            "in" => Some(Comparison::In),
-            _ => None,
-        };
+        let comparison = comparison(name);
         if comparison.is_some() || matches!(name, "divisibleby" | "sameas") {
             let [other] = given.plain(1)?;
             let other = other.unwrap_or(Value::None);
@@ -76,6 +80,11 @@ impl Run {
             };
         }
         given.none()?;
+        self.is(value, name)
+    }
+
+    /// The tests without an argument.
+    fn is(&mut self, value: &Value, name: &str) -> Outcome<bool> {
         let remainder = |value: &Value| match value.as_int() {
             Some(number) => Ok(number.rem_euclid(2)),
             None => Err(Fault::new(format!("a {} is neither odd nor even", value.type_name()))),

@@ -189,6 +189,13 @@ fn backward_task<E: Packed>(
     let (mut key_sums, mut value_sums) = (sums(), sums());
     let columns = (shared + 2) * width;
     let mut gradients = vec![E::default(); group.rows() * columns];
+    let mut write = |first: usize, rows: usize, place: usize, padded_rows: &[f32]| {
+        for row in 0..rows {
+            let at = (first + row) * columns + place * width;
+            let values = &padded_rows[row * padded..][..width];
+            gradients[at..at + width].iter_mut().zip(values).for_each(|(to, from)| *to = E::narrow(*from));
+        }
+    };
     let mut work = Work::<E>::new(group, heads, rules);
     for member in 0..shared {
         let query = head * shared + member;
@@ -221,21 +228,13 @@ fn backward_task<E: Packed>(
                 block::pack_words::<E>(&work.scores, work.stride, block, &mut work.words);
                 let words = Left { words: &work.words, row: work.stride / E::PER_WORD, step: 1 };
                 block.combine::<E>(words, (&keys[0], &keys[index]), padded, &mut work.result);
-                for row in 0..block.rows {
-                    let at = (span.start - group.start + first + row) * columns + member * width;
-                    let result = &work.result[row * padded..][..width];
-                    gradients[at..at + width].iter_mut().zip(result).for_each(|(to, from)| *to = E::narrow(*from));
-                }
+                write(span.start - group.start + first, block.rows, member, &work.result);
             }
         }
     }
-    for (offset, all) in [(shared, &key_sums), (shared + 1, &value_sums)] {
+    for (place, all) in [(shared, &key_sums), (shared + 1, &value_sums)] {
         for (span, sums) in spans.iter().zip(all) {
-            for row in 0..span.length {
-                let at = (span.start - group.start + row) * columns + offset * width;
-                let sum = &sums[row * padded..][..width];
-                gradients[at..at + width].iter_mut().zip(sum).for_each(|(to, from)| *to = E::narrow(*from));
-            }
+            write(span.start - group.start, span.length, place, sums);
         }
     }
     gradients

@@ -5,7 +5,7 @@
 mod loops;
 mod macros;
 
-use super::ast::{Arguments, Kind, Statement, Target};
+use super::ast::{Arguments, Expr, Kind, Statement, Target};
 use super::meter::Meter;
 use super::value::Value;
 use super::{Fault, Outcome};
@@ -127,22 +127,25 @@ impl Run {
                 let text = super::print::text(&value, &mut self.meter)?;
                 self.write(&text)?;
             }
-            Kind::With(values, body) => {
-                let values = values.iter().map(|(target, value)| Ok((target, self.eval(value)?)));
-                let values = values.collect::<Outcome<Vec<_>>>()?;
-                self.scopes.push(Scope::new());
-                for (target, value) in values {
-                    self.assign(target, value)?;
-                }
-                let flow = self.body(body)?;
-                self.scopes.pop();
-                return Ok(flow);
-            }
+            Kind::With(values, body) => return self.with(values, body),
             Kind::Scope(body) => return self.scoped(Scope::new(), body),
             Kind::Break => return Ok(Flow::Break),
             Kind::Continue => return Ok(Flow::Continue),
         }
         Ok(Flow::Next)
+    }
+
+    fn with(&mut self, values: &[(Target, Expr)], body: &[Statement]) -> Outcome<Flow> {
+        // All of them before any has its name.
+        let values = values.iter().map(|(target, value)| Ok((target, self.eval(value)?)));
+        let values = values.collect::<Outcome<Vec<_>>>()?;
+        self.scopes.push(Scope::new());
+        for (target, value) in values {
+            self.assign(target, value)?;
+        }
+        let flow = self.body(body)?;
+        self.scopes.pop();
+        Ok(flow)
     }
 
     pub fn write(&mut self, text: &str) -> Outcome<()> {

@@ -1,0 +1,111 @@
+//! This computer as the device that is planned for: what a rank may fill of it, and in which precision it computes.
+//!
+//! Alone in `plan/` it looks at the machine. Not here: devices that need not be there (`hardware.rs`).
+
+use super::Job;
+use super::hardware::{self, Hardware, RESERVE};
+use super::memory::Memory;
+use super::workload;
+use crate::config::{Config, Dtype};
+use crate::error::{Error, Result};
+use crate::machine::{self, Machine, look};
+use crate::model::architecture::Architecture;
+use tch::Kind;
+
+/// The device of that name, or this computer's processor for [`hardware::CPU`], for `ranks` ranks of this config; and the
+/// precision of `model.dtype` there.
+///
+/// # Errors
+/// An unknown name; a system without Linux's /proc.
+pub fn named(name: &str, ranks: usize, config: &Config) -> Result<(Hardware, Kind)> {
+    if name != hardware::CPU {
+        let kind = kind_on_gpu(config);
+        return Ok((hardware::gpu(name, kind == Kind::BFloat16)?, kind));
+    }
+    let kind = kind_on_processor(config);
+    let threads = match config.parallel.threads {
+        0 => (machine::usable_cores() / ranks).max(1),
+        threads => threads,
+    };
+    Ok((hardware::cpu(ranks, threads, memory_of_this_computer()?, kind == Kind::BFloat16), kind))
+}
+
+/// The device that a benchmark runs on, as far as `plan` knows it: none on a GPU, whose memory is not what the benchmark
+/// measures. How much memory there is matters to whether a job fits, which is not asked there.
+pub fn running(machine: &Machine, ranks: usize) -> Option<Hardware> {
+    machine.is_cpu().then(|| hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16))
+}
+
+/// What a rank needs here and may fill, in bytes, and of what.
+pub struct Room {
+    /// At the worst moment, for a micro-batch of the config's budget, and for a pair of twice its longest sequence.
+    pub needed: f64,
+    /// What a rank may fill.
+    pub usable: f64,
+    /// A GPU's name, or "this computer".
+    device: String,
+}
+
+impl Room {
+    /// `a rank needs 1.2 GB and may fill 7.6 GB of this computer`.
+    pub fn described(&self) -> String {
+        let Self { needed, usable, device } = self;
+        format!("a rank needs {:.1} GB and may fill {:.1} GB of {device}", needed / 1e9, usable / 1e9)
+    }
+}
+
+/// What each of `ranks` ranks needs and may fill of this computer's own memory.
+///
+/// # Errors
+/// An adapter that the model has no place for; a system without Linux's /proc.
+pub fn on_processor(config: &Config, architecture: &Architecture, ranks: usize) -> Result<Room> {
+    let kind = kind_on_processor(config);
+    let job = Job::new(config, architecture.clone(), kind)?;
+    let hardware = hardware::cpu(ranks, 1, memory_of_this_computer()?, kind == Kind::BFloat16);
+    let needed = Memory::on(&hardware, &job, &workload::longest(config), ranks).total() as f64;
+    Ok(Room { needed, usable: hardware.usable_memory(), device: "this computer".to_owned() })
+}
+
+/// The same for one rank, on the first GPU where there is one; none where the machine does not say what it has.
+///
+/// # Errors
+/// An adapter that the model has no place for.
+pub fn on_first_device(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
+    let Some(cards) = look::gpus() else {
+        // Asked first for its errors, which those of the system must not hide.
+        Job::new(config, architecture.clone(), kind_on_processor(config))?;
+        return Ok(on_processor(config, architecture, 1).ok());
+    };
+    let job = Job::new(config, architecture.clone(), kind_on_gpu(config))?;
+    let needed = Memory::of(&job, &workload::longest(config), false, 1).total() as f64;
+    // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
+    let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
+    let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+    let mebibytes = memory.strip_suffix(" MiB").and_then(|number| number.parse::<f64>().ok());
+    Ok(mebibytes.map(|mebibytes| {
+        let usable = mebibytes * (1 << 20) as f64 * (1.0 - RESERVE);
+        Room { needed, usable, device: name.to_owned() }
+    }))
+}
+
+fn kind_on_gpu(config: &Config) -> Kind {
+    if config.model.dtype == Dtype::F32 { Kind::Float } else { Kind::BFloat16 }
+}
+
+fn kind_on_processor(config: &Config) -> Kind {
+    match config.model.dtype {
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::Auto if machine::processor_has_bf16() => Kind::BFloat16,
+        Dtype::F32 | Dtype::Auto => Kind::Float,
+    }
+}
+
+/// Bytes of physical memory.
+fn memory_of_this_computer() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    total.map(|kib: f64| 1024.0 * kib).ok_or_else(|| {
+        Error::runtime("/proc/meminfo does not say how much memory there is").hint("plan for a GPU with --gpu NAME")
+    })
+}
