@@ -7,7 +7,7 @@ use crate::experts::{CASES, experts_of};
 use crate::golden::{Golden, OwnedPair, distance, pack};
 use crate::steps;
 use haf_dist::comm::{CommThread, threads};
-use haf_dist::config::{self, LossConfig};
+use haf_dist::config::{self, LoraConfig, LossConfig};
 use haf_dist::data::batch::Packing;
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::sequence;
@@ -221,8 +221,10 @@ fn whatever_the_objective_and_the_weight_every_token_of_every_block_counts() {
 fn with_adapters_every_token_of_the_last_block_counts_as_where_all_go_through_it() {
     let golden = Golden::open("qwen3-moe", "golden.safetensors");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/lora-qwen3-moe");
-    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Evaluate, log_probs: true };
-    let model = adapter::load(&Origin::of(&folder, None).unwrap(), options, None).unwrap();
+    let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Train, log_probs: true };
+    let targets = ["q_proj", "v_proj", "o_proj"].map(str::to_string).to_vec();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets, seed: 0, use_rslora: false, base: None };
+    let model = adapter::load(&Origin::of(&folder, None).unwrap(), options, Some(&lora)).unwrap();
     let mut engine = Engine::new(model, false).unwrap();
     let pairs = golden.pairs();
     let mut load = |weight: f64| routed(&mut engine, &pairs, Packing::Shared, 5, weight).load;

@@ -144,13 +144,13 @@ fn control_a_number_of_a_rotation_that_is_another_is_noticed() {
     };
     notice("llama-yarn", "its limit", &scaling(0, later));
     notice("llama-untied", "its limit", &scaling(0, later));
-    // Where the borders of the passage are whole numbers, the next limit at which one of them moves.
-    let next_border: fn(&mut RopeScaling) = |scaling| match scaling {
+    // Here the borders of the passage are whole numbers: a token more moves none of them.
+    let twice_as_late: fn(&mut RopeScaling) = |scaling| match scaling {
         RopeScaling::Yarn { original, truncate: true, .. } => *original *= 2.0,
         other => panic!("{other:?}"),
     };
     for case in ["olmo3", "ministral3"] {
-        notice(case, "its limit", &scaling(0, next_border));
+        notice(case, "its limit", &scaling(0, twice_as_late));
     }
     let other_factor: fn(&mut RopeScaling) = |scaling| match scaling {
         RopeScaling::Linear { factor }

@@ -27,7 +27,7 @@ const PACKED: f64 = 2e-5;
 const SLOPE: f64 = 2e-2;
 const ROUNDING: f64 = 5e-3;
 /// Segments of all models in which a step along the gradient may send a token to other experts.
-const MOST_FLIPPED: usize = 4;
+const MOST_FLIPPED: usize = 8;
 
 /// SplitMix64.
 struct Dice(u64);
