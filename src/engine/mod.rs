@@ -103,6 +103,16 @@ impl Engine {
         self.run(|pass| pass.hidden(batch, &rows), None)
     }
 
+    /// Which experts each token of a batch goes through, without gradients: [T, K] i64 of each block with experts, that of the
+    /// largest share first.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn experts(&mut self, batch: &PackedBatch) -> Result<Vec<Tensor>> {
+        let rows = Tensor::arange(batch.token_count() as i64, (Kind::Int64, self.model.device));
+        self.run(|pass| pass.experts(batch, &rows), None)
+    }
+
     /// Losses of every pair of a micro-batch; gradients of their weighted sum are added to the buckets that `sink` lends.
     ///
     /// # Errors

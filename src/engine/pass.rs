@@ -10,14 +10,14 @@ use crate::data::batch::PackedBatch;
 use crate::error::Result;
 use crate::model::architecture::Architecture;
 use crate::model::balance::Routing;
-use crate::model::decoder::{self, Block, BlockSums, Context};
+use crate::model::decoder::{Block, BlockSums, Context};
 use crate::model::embedding;
 use crate::model::lora::Adapter;
-use crate::model::norm::Statistics;
+use crate::model::norm::{Norm, Statistics};
 use crate::model::order::{BlockSegments, Order};
 use crate::model::segment::{Bucket, Weights};
 use crate::model::weights::Model;
-use crate::model::workspace::{Keep, Slot, Views, Workspace};
+use crate::model::workspace::{Keep, Slot, Views, Workspace, spread};
 use crate::ops::NormGradients;
 use tch::Tensor;
 use tracing::trace_span;
@@ -78,6 +78,13 @@ impl Pass<'_> {
         self.final_hidden(batch, rows)
     }
 
+    /// The experts that each token goes through where the heads read these rows `[N]`: [N, K] in the last block.
+    pub fn experts(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Vec<Tensor>> {
+        let mut views = self.views(batch, Keep::Nothing);
+        let _ = self.forward(batch, rows, &mut views, &self.context(batch)?)?;
+        Ok(views.states.into_iter().filter_map(|state| Some(state.routes?.chosen.experts)).collect())
+    }
+
     fn final_hidden(&mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Tensor> {
         let _span = trace_span!("score", pairs = batch.pairs.len(), tokens = batch.token_count()).entered();
         let mut views = self.views(batch, Keep::Nothing);
@@ -123,7 +130,7 @@ impl Pass<'_> {
         self.norm_backward([&gradient, &output, &views.shared[Slot::Gradient]], &statistics, sink)?;
         drop((gradient, normed, output));
         if context.routes_all() {
-            decoder::spread(&views.shared[Slot::Gradient], &read.rows);
+            spread(&views.shared[Slot::Gradient], &read.rows);
         }
         for block in (0..self.order.blocks.len()).rev() {
             losses.routing.extend(self.block_backward(block, &read.rows, &mut views, &context, sink)?);
@@ -171,7 +178,7 @@ impl Pass<'_> {
     fn final_norm(&mut self, hidden: &Tensor) -> Result<(Tensor, Statistics)> {
         let _span = trace_span!("forward", segment = self.order.norm).entered();
         let weights = self.source.lend(self.order.norm)?;
-        let norm = decoder::norm_of(&self.model.architecture, &weights, 0);
+        let norm = Norm::of(&self.model.architecture, &weights, 0);
         let statistics = Statistics::new(norm.kind, hidden.size()[0], self.model.device);
         let normed = hidden.empty_like();
         norm.forward(hidden, &normed, &statistics)?;
@@ -191,12 +198,7 @@ impl Pass<'_> {
         let (weights, mut bucket) = (self.source.lend(segment)?, sink.lend(segment)?);
         let input_gradient = buffer.narrow(0, 0, input.size()[0]);
         let gradients = NormGradients { output: gradient, residual: None, input: &input_gradient };
-        decoder::norm_of(&self.model.architecture, &weights, 0).backward(
-            gradients,
-            input,
-            statistics,
-            bucket.as_mut(),
-        )?;
+        Norm::of(&self.model.architecture, &weights, 0).backward(gradients, input, statistics, bucket.as_mut())?;
         self.source.give_back(segment, weights)?;
         complete(sink, segment, bucket)
     }

@@ -10,7 +10,7 @@
 //!
 //! Legend: T rows, S sequences, Q parts (prefixes and suffixes) that they are made of, X experts, K of them a token.
 
-use super::routes::Routes;
+use super::routes::Chosen;
 use crate::error::Result;
 use crate::ops::add_rows;
 use crate::packing::Group;
@@ -69,38 +69,37 @@ impl Balance {
         }
     }
 
-    /// Whether there is a loss: then every row must be routed.
+    /// Whether there is a loss: then every row goes through every block.
     pub fn has_loss(&self) -> bool {
         self.weight > 0.0
     }
 
-    /// What a block's router did with rows, of which it saw `rows` `[N]` or all; and the gradient [T, X] of the loss with
-    /// respect to the shares [T, X], where there is a loss.
+    /// What a block's router did with all rows; and the gradient [T, X] of the loss with respect to the shares [T, X], where
+    /// there is a loss.
     ///
     /// # Errors
     /// A device without memory.
-    pub fn of(&self, shares: &Tensor, routes: &Routes, rows: Option<&Tensor>) -> Result<(Routing, Option<Tensor>)> {
-        let parts = rows.map_or_else(|| Ok(self.parts.shallow_clone()), |rows| self.parts.f_index_select(0, rows))?;
+    pub fn of(&self, shares: &Tensor, chosen: &Chosen) -> Result<(Routing, Option<Tensor>)> {
         let by_part = |values: &Tensor| -> Result<Tensor> {
             let sums = Tensor::f_zeros([self.members.size()[1], values.size()[1]], (Kind::Float, values.device()))?;
-            add_rows(&sums, &parts, values)?;
+            add_rows(&sums, &self.parts, values)?;
             Ok(sums)
         };
-        let chosen = shares.f_zeros_like()?.f_scatter_value_(-1, &routes.experts, 1.0)?;
-        let counts = self.members.f_mm(&by_part(&chosen)?)?;
+        let goes_through = shares.f_zeros_like()?.f_scatter_value_(-1, &chosen.experts, 1.0)?;
+        let counts = self.members.f_mm(&by_part(&goes_through)?)?;
         let mut routing = Routing {
             load: counts.sum_dim_intlist(0, false, Kind::Float),
             balance: None,
-            gap: routes.gap.shallow_clone(),
+            gap: chosen.gap.shallow_clone(),
         };
         if !self.has_loss() {
             return Ok((routing, None));
         }
-        let uniform = shares.size()[1] as f64 / routes.experts.size()[1] as f64;
+        let uniform = shares.size()[1] as f64 / chosen.experts.size()[1] as f64;
         let load = counts.f_div(&self.lengths)?.f_mul_scalar(uniform)?;
         let means = self.members.f_mm(&by_part(shares)?)?.f_div(&self.lengths)?;
         routing.balance = Some((&load * means).sum(Kind::Float) * self.weight);
         let of_parts = self.members.tr().f_mm(&(load.f_div(&self.lengths)? * self.weight))?;
-        Ok((routing, Some(of_parts.f_index_select(0, &parts)?)))
+        Ok((routing, Some(of_parts.f_index_select(0, &self.parts)?)))
     }
 }

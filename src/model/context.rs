@@ -49,7 +49,7 @@ impl Context {
         Self { balance, ..self }
     }
 
-    /// Whether every row must be routed in every block.
+    /// Whether every row goes through every block to its end.
     pub fn routes_all(&self) -> bool {
         self.balance.as_ref().is_some_and(Balance::has_loss)
     }

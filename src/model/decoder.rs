@@ -18,7 +18,7 @@ use super::lora::Adapter;
 use super::norm::{Norm, Statistics};
 use super::routes::Routes;
 use super::segment::Weights;
-use super::workspace::{BlockState, Buffers, Slot};
+use super::workspace::{BlockState, Buffers, Slot, spread};
 use crate::error::Result;
 use crate::ops::{Direction, NormGradients, Scratch};
 use crate::packing::HeadCounts;
@@ -73,6 +73,8 @@ impl<'a> Block<'a> {
         state.log_sums = self.attend(&state.buffers, context)?;
         state.routes = match self.rows {
             Some(rows) => {
+                // First, since the rows that are read come to lie where others are.
+                state.routing = self.route_all(&state.buffers, context)?;
                 let output = output.narrow(0, 0, rows.size()[0]);
                 self.follow(&state.buffers.of_rows(rows), &output)?
             }
@@ -104,26 +106,39 @@ impl<'a> Block<'a> {
         ops.attention(plan, &rows, &heads_of(&at[Slot::Attended], heads))
     }
 
-    /// What follows attention, every row for itself: its result and the block's input -> `output`. Returns which rows went
-    /// through which experts, where there are any.
-    fn follow(&self, at: &Buffers, output: &Tensor) -> Result<Option<Routes>> {
+    /// What the router does with all rows, in training with experts.
+    fn route_all(&self, at: &Buffers, context: &Context) -> Result<Option<Routing>> {
+        let (Some(experts), Some(balance)) = (self.experts(), &context.balance) else { return Ok(None) };
+        self.add_attended(at)?;
+        let chosen = experts.choose(self.mlp_input(at), at)?;
+        Ok(Some(balance.of(&at[Slot::Shares], &chosen)?.0))
+    }
+
+    /// Attention's result and the block's input -> `Slot::Middle`; what the MLP reads stays in `Slot::Normed`, if a norm
+    /// makes it.
+    fn add_attended(&self, at: &Buffers) -> Result<()> {
         let (places, ops) = (&self.places, self.weights.ops);
         let attended = |to: &Tensor| self.linear.project(&at[Slot::Attended], &places.attention_output, to);
         self.contribute(attended, self.post_attention(at), at)?;
         let (input, change, middle) = (&at[Slot::Input], &at[Slot::Change], &at[Slot::Middle]);
         let own = self.norm(places.mlp_norm).filter(|_| self.description.norms.before_mlp == BeforeMlp::Own);
-        match (self.description.residual, own) {
-            (Residual::Sequential, Some(norm)) => {
-                norm.add_forward((input, change), middle, &at[Slot::Normed], &self.middle_statistics(at))?;
+        let (normed, statistics) = (&at[Slot::Normed], self.middle_statistics(at));
+        match own {
+            Some(norm) if self.description.residual == Residual::Sequential => {
+                norm.add_forward((input, change), middle, normed, &statistics)
             }
-            (Residual::Sequential, None) => ops.add(input, change, middle)?,
-            (Residual::Parallel, own) => {
+            own => {
                 ops.add(input, change, middle)?;
-                if let Some(norm) = own {
-                    norm.forward(input, &at[Slot::Normed], &self.middle_statistics(at))?;
-                }
+                own.map_or(Ok(()), |norm| norm.forward(input, normed, &statistics))
             }
         }
+    }
+
+    /// What follows attention, every row for itself: its result and the block's input -> `output`. Returns which rows went
+    /// through which experts, where there are any.
+    fn follow(&self, at: &Buffers, output: &Tensor) -> Result<Option<Routes>> {
+        self.add_attended(at)?;
+        let (places, ops) = (&self.places, self.weights.ops);
         let routes = match self.experts() {
             Some(experts) => {
                 let routed = |to: &Tensor| experts.forward(self.mlp_input(at), at, to);
@@ -137,7 +152,7 @@ impl<'a> Block<'a> {
                 None
             }
         };
-        ops.add(middle, change, output)?;
+        ops.add(&at[Slot::Middle], &at[Slot::Change], output)?;
         Ok(routes)
     }
 
@@ -153,7 +168,7 @@ impl<'a> Block<'a> {
         let made = match post_norm {
             Some(PostNorm { place, before, statistics }) => {
                 let made = result(before)?;
-                norm_of(self.architecture, self.weights, place).forward(before, change, &statistics)?;
+                Norm::of(self.architecture, self.weights, place).forward(before, change, &statistics)?;
                 made
             }
             None => result(change)?,
@@ -171,30 +186,30 @@ impl<'a> Block<'a> {
     /// As [`Block::forward`].
     pub fn backward(
         &self,
-        state: &BlockState,
+        state: &mut BlockState,
         mut sums: BlockSums,
         scratch: &mut Scratch,
         context: &Context,
     ) -> Result<Option<Routing>> {
-        let (at, routes) = (&state.buffers, state.routes.as_ref().map(|routes| (routes, context.balance.as_ref())));
+        let (at, routes) = (&state.buffers, state.routes.as_ref());
         let routing = match self.rows {
             Some(rows) => {
-                let routing = self.follow_backward((&at.of_rows(rows), routes), &mut sums, scratch)?;
+                self.follow_backward((&at.of_rows(rows), routes, None), &mut sums, scratch)?;
                 spread(&at[Slot::AttendedGradient], rows);
                 spread(&at[Slot::MiddleGradient], rows);
-                routing
+                state.routing.take()
             }
-            None => self.follow_backward((at, routes), &mut sums, scratch)?,
+            None => self.follow_backward((at, routes, context.balance.as_ref()), &mut sums, scratch)?,
         };
         self.attend_backward(state, &mut sums, scratch, context)?;
         Ok(routing)
     }
 
     /// The backward pass of [`Block::follow`]: from `Slot::Gradient` to `Slot::AttendedGradient`, and to what reaches the
-    /// input besides, in `Slot::MiddleGradient`.
+    /// input besides, in `Slot::MiddleGradient`. Returns what the router did, where `balance` is there to tell it by.
     fn follow_backward(
         &self,
-        (at, routes): (&Buffers, Option<(&Routes, Option<&Balance>)>),
+        (at, routes, balance): (&Buffers, Option<&Routes>, Option<&Balance>),
         sums: &mut BlockSums,
         scratch: &mut Scratch,
     ) -> Result<Option<Routing>> {
@@ -210,17 +225,13 @@ impl<'a> Block<'a> {
             Some(norm) => norm.apply(read, &statistics(), &at[Slot::Normed]).map(|()| &at[Slot::Normed]),
             None => Ok(read),
         };
-        let mut routing = None;
-        match (self.experts(), routes) {
-            (Some(experts), Some((routes, balance))) => {
-                let did = balance.map(|balance| balance.of(&at[Slot::Shares], routes, self.rows)).transpose()?;
-                let (did, of_shares) = did.unzip();
-                let (tensors, routes) = ([normed()?, gradient, output], (routes, of_shares.flatten()));
-                experts.backward(tensors, (routes.0, routes.1.as_ref()), at, sums.base.as_deref_mut(), scratch)?;
-                routing = did;
+        let routing = match (self.experts(), routes) {
+            (Some(experts), Some(routes)) => {
+                let tensors = [normed()?, gradient, output];
+                experts.backward(tensors, (routes, balance), at, sums.base.as_deref_mut(), scratch)?
             }
-            _ => self.mlp_backward(gradient, normed, at, sums, scratch)?,
-        }
+            _ => self.mlp_backward(gradient, normed, at, sums, scratch).map(|()| None)?,
+        };
         match &norm {
             Some(norm) => {
                 let (residual, input) = (Some(&at[Slot::Gradient]), &at[Slot::MiddleGradient]);
@@ -273,7 +284,7 @@ impl<'a> Block<'a> {
                 let scaled = scale.map(|scale| gradient.f_mul_scalar(scale)).transpose()?;
                 let output = scaled.as_ref().unwrap_or(gradient);
                 let gradients = NormGradients { output, residual: None, input: change };
-                let norm = norm_of(self.architecture, self.weights, place);
+                let norm = Norm::of(self.architecture, self.weights, place);
                 norm.backward(gradients, before, &statistics, sums.base.as_deref_mut())?;
             }
         }
@@ -376,22 +387,11 @@ impl<'a> Block<'a> {
     }
 
     fn norm(&self, place: Option<usize>) -> Option<Norm<'_>> {
-        place.map(|place| norm_of(self.architecture, self.weights, place))
+        place.map(|place| Norm::of(self.architecture, self.weights, place))
     }
-}
-
-/// Brings the first N rows of a gradient to the rows `[N]` that they belong to; the others have none.
-pub fn spread(gradient: &Tensor, rows: &Tensor) {
-    let read = gradient.narrow(0, 0, rows.size()[0]).copy();
-    let _ = gradient.shallow_clone().zero_().index_copy_(0, rows, &read);
 }
 
 /// [T, heads * E] -> [T, heads, E], a view.
 fn heads_of(rows: &Tensor, heads: HeadCounts) -> Tensor {
     rows.view([rows.size()[0], -1, heads.width as i64])
-}
-
-/// The norm of hidden states whose parameters lie at `place` of a segment's weights.
-pub fn norm_of<'a>(architecture: &Architecture, weights: &'a Weights, place: usize) -> Norm<'a> {
-    Norm { kind: architecture.norm, epsilon: architecture.norm_epsilon, weights, place }
 }

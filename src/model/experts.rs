@@ -8,8 +8,9 @@
 //! Legend: T tokens, D width, X experts, K of them a token, A = T K rows within, F width of an expert.
 
 use super::architecture::{Experts, Mlp};
+use super::balance::{Balance, Routing};
 use super::layout::Places;
-use super::routes::Routes;
+use super::routes::{Chosen, Routes};
 use super::segment::{Bucket, Weights};
 use super::workspace::{Buffers, Slot};
 use crate::error::Result;
@@ -37,8 +38,7 @@ impl<'a> ExpertMlp<'a> {
     /// A buffer that is not what this crate allocates, or a device without memory.
     pub fn forward(&self, x: &Tensor, at: &Buffers, output: &Tensor) -> Result<Routes> {
         let ops = self.weights.ops;
-        ops.route(x, self.weights.view(self.router), &at[Slot::Shares])?;
-        let routes = Routes::of(&at[Slot::Shares], self.experts)?;
+        let routes = Routes::of(self.choose(x, at)?, self.experts.count)?;
         let [routed, inner, activated] = [Slot::Routed, Slot::Inner, Slot::Activated].map(|slot| rows_of(&at[slot]));
         let _ = x.f_index_select_out(&routed, 0, &routes.tokens())?;
         ops.grouped_product(&routed, &self.up(), &routes.counts, &inner)?;
@@ -48,20 +48,29 @@ impl<'a> ExpertMlp<'a> {
         Ok(routes)
     }
 
+    /// Each expert's share of x [T, D], in `Slot::Shares`, and what is chosen by it.
+    ///
+    /// # Errors
+    /// As [`ExpertMlp::forward`].
+    pub fn choose(&self, x: &Tensor, at: &Buffers) -> Result<Chosen> {
+        self.weights.ops.route(x, self.weights.view(self.router), &at[Slot::Shares])?;
+        Chosen::of(&at[Slot::Shares], self.experts)
+    }
+
     /// From the `gradient` [T, D] of [`ExpertMlp::forward`]'s output to that of x, in `output`, which may lie where the
-    /// gradient does; parameter gradients go to the `bucket`, where they are trained. `of_shares` [T, X] is added to the
-    /// gradient of the router's shares.
+    /// gradient does; parameter gradients go to the `bucket`, where they are trained. Returns what the router did, where
+    /// `balance` is there to tell it by; the gradient of its loss is added.
     ///
     /// # Errors
     /// As [`ExpertMlp::forward`].
     pub fn backward(
         &self,
         [x, gradient, output]: [&Tensor; 3],
-        (routes, of_shares): (&Routes, Option<&Tensor>),
+        (routes, balance): (&Routes, Option<&Balance>),
         at: &Buffers,
         mut bucket: Option<&mut Bucket>,
         scratch: &mut Scratch,
-    ) -> Result<()> {
+    ) -> Result<Option<Routing>> {
         let (ops, counts, tokens) = (self.weights.ops, &routes.counts, routes.tokens());
         let [routed, inner, mut activated] =
             [Slot::Routed, Slot::Inner, Slot::Activated].map(|slot| rows_of(&at[slot]));
@@ -71,7 +80,8 @@ impl<'a> ExpertMlp<'a> {
         ops.grouped_input_gradient(&routed, &self.down(), counts, &through)?;
         ops.activate_backward(self.mlp.kind, &inner, &through, &activated, &inner_gradient)?;
         let weight_gradient = (through.f_to_kind(Kind::Float)? * &activated).sum_dim_intlist(-1, false, Kind::Float);
-        let weight_gradient = weight_gradient.f_index_select(0, &routes.rows.view([-1]))?.view_as(&routes.weights);
+        let weight_gradient =
+            weight_gradient.f_index_select(0, &routes.rows.view([-1]))?.view_as(&routes.chosen.weights);
         let row_weights = routes.row_weights();
         let _ = inner_gradient.shallow_clone().f_mul_(&row_weights)?;
         if let Some(bucket) = bucket.as_deref_mut() {
@@ -81,13 +91,15 @@ impl<'a> ExpertMlp<'a> {
             ops.add_grouped_product([&inner_gradient, &routed], counts, &self.up_of(bucket), scratch)?;
         }
         ops.grouped_input_gradient(&inner_gradient, &self.up(), counts, &routed)?;
-        let logits = self.router_gradient(&weight_gradient, (routes, of_shares), &at[Slot::Shares])?;
+        let shares = &at[Slot::Shares];
+        let (routing, of_shares) = balance.map(|balance| balance.of(shares, &routes.chosen)).transpose()?.unzip();
+        let logits = self.router_gradient(&weight_gradient, (routes, of_shares.flatten().as_ref()), shares)?;
         if let Some(bucket) = bucket {
             ops.add_product(&logits, &x.f_to_kind(Kind::Float)?, &bucket.sums()[self.router], scratch)?;
         }
         let router = self.weights.view(self.router).f_to_kind(Kind::Float)?;
         output.shallow_clone().copy_(&(routes.gathered(&routed, false)? + logits.f_mm(&router)?));
-        Ok(())
+        Ok(routing)
     }
 
     /// [T, X] f32: the gradient of the router's logits from that of the weights [T, K], and what is added to the gradient of the shares.
@@ -97,14 +109,15 @@ impl<'a> ExpertMlp<'a> {
         (routes, of_shares): (&Routes, Option<&Tensor>),
         shares: &Tensor,
     ) -> Result<Tensor> {
+        let Chosen { experts, weights, .. } = &routes.chosen;
         let of_chosen = if self.experts.normalised {
-            let common = (weight_gradient * &routes.weights).sum_dim_intlist(-1, true, Kind::Float);
-            let sum = shares.f_gather(-1, &routes.experts, false)?.sum_dim_intlist(-1, true, Kind::Float);
+            let common = (weight_gradient * weights).sum_dim_intlist(-1, true, Kind::Float);
+            let sum = shares.f_gather(-1, experts, false)?.sum_dim_intlist(-1, true, Kind::Float);
             (weight_gradient - common) / sum
         } else {
             weight_gradient.shallow_clone()
         };
-        let mut gradient = shares.f_zeros_like()?.f_scatter_(-1, &routes.experts, &of_chosen)?;
+        let mut gradient = shares.f_zeros_like()?.f_scatter_(-1, experts, &of_chosen)?;
         if let Some(of_shares) = of_shares {
             let _ = gradient.f_add_(of_shares)?;
         }

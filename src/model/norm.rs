@@ -4,7 +4,7 @@
 //!
 //! Legend: T tokens, D width.
 
-use super::architecture::NormKind;
+use super::architecture::{Architecture, NormKind};
 use super::segment::{Bucket, Weights};
 use crate::error::Result;
 use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients, NormWeight};
@@ -42,7 +42,12 @@ pub struct Norm<'a> {
     pub place: usize,
 }
 
-impl Norm<'_> {
+impl<'a> Norm<'a> {
+    /// The norm of hidden states whose parameters lie at `place` of a segment's weights.
+    pub fn of(architecture: &Architecture, weights: &'a Weights, place: usize) -> Self {
+        Self { kind: architecture.norm, epsilon: architecture.norm_epsilon, weights, place }
+    }
+
     /// x [T, D] -> `output` [T, D], and its statistics.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Which rows go through which experts, by a router's shares.
+//! Which experts a token goes through, by a router's shares, and which rows thus go through which.
 //!
 //! Not here: what becomes of them there (`experts.rs`).
 //!
@@ -8,23 +8,29 @@ use super::architecture::Experts;
 use crate::error::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
-/// Which rows go through which experts.
-pub struct Routes {
+/// Which experts each token goes through.
+pub struct Chosen {
     /// [T, K] i64, the experts of each token, that of the largest share first.
     pub experts: Tensor,
     /// [T, K] f32, what their results are multiplied by.
     pub weights: Tensor,
+    /// The smallest distance of the last share that was chosen from the next, one f32; infinite where all are chosen.
+    pub gap: Tensor,
+}
+
+/// Which rows go through which experts.
+pub struct Routes {
+    /// What the rows follow from.
+    pub chosen: Chosen,
     /// `[A]` i64, each row's place among tokens times K, sorted by expert.
     order: Tensor,
     /// [T, K] i64, the reverse of it: which row is the token's.
     pub rows: Tensor,
     /// Rows of each expert.
     pub counts: Vec<i64>,
-    /// The smallest distance of the last share that was chosen from the next, one f32; infinite where all are chosen.
-    pub gap: Tensor,
 }
 
-impl Routes {
+impl Chosen {
     /// By the shares [T, X]. Of equal shares that of the expert with the lower number counts as larger.
     ///
     /// # Errors
@@ -40,22 +46,32 @@ impl Routes {
         if normalised {
             weights /= weights.sum_dim_intlist(-1, true, Kind::Float);
         }
-        let flat = experts.view([-1]);
+        Ok(Self { experts, weights, gap })
+    }
+}
+
+impl Routes {
+    /// Of the tokens that chose so among `count` experts.
+    ///
+    /// # Errors
+    /// As [`Chosen::of`].
+    pub fn of(chosen: Chosen, count: usize) -> Result<Self> {
+        let flat = chosen.experts.view([-1]);
         let (_, order) = flat.f_sort_stable(true, 0, false)?;
         let numbers = Tensor::f_arange(order.size()[0], (Kind::Int64, order.device()))?;
-        let rows = order.f_zeros_like()?.f_scatter_(0, &order, &numbers)?.view_as(&experts);
+        let rows = order.f_zeros_like()?.f_scatter_(0, &order, &numbers)?.view_as(&chosen.experts);
         let counts = Vec::try_from(flat.f_bincount(None::<Tensor>, count as i64)?.f_to_device(Device::Cpu)?)?;
-        Ok(Self { experts, weights, order, rows, counts, gap })
+        Ok(Self { chosen, order, rows, counts })
     }
 
     /// `[A]` i64, the token of each row.
     pub fn tokens(&self) -> Tensor {
-        self.order.floor_divide_scalar(self.experts.size()[1])
+        self.order.floor_divide_scalar(self.chosen.experts.size()[1])
     }
 
     /// [A, 1] f32, what each row's result is multiplied by.
     pub fn row_weights(&self) -> Tensor {
-        self.weights.view([-1]).index_select(0, &self.order).unsqueeze(-1)
+        self.chosen.weights.view([-1]).index_select(0, &self.order).unsqueeze(-1)
     }
 
     /// [T, D] f32: sums of each token's rows of `values` [A, D], which may be weighted.
@@ -68,10 +84,41 @@ impl Routes {
         for number in 0..each {
             let rows = values.f_index_select(0, &self.rows.select(1, number))?;
             let _ = match weighted {
-                true => sum.f_addcmul_(&rows.f_to_kind(Kind::Float)?, &self.weights.narrow(1, number, 1))?,
+                true => sum.f_addcmul_(&rows.f_to_kind(Kind::Float)?, &self.chosen.weights.narrow(1, number, 1))?,
                 false => sum.f_add_(&rows)?,
             };
         }
         Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(shares: &[&[f32]], top_k: usize) -> Vec<Vec<i64>> {
+        let (count, shares) = (shares[0].len(), Tensor::from_slice2(shares));
+        Vec::try_from(Chosen::of(&shares, Experts { count, top_k, normalised: true }).unwrap().experts).unwrap()
+    }
+
+    #[test]
+    fn of_equal_shares_the_lower_number_is_chosen() {
+        assert_eq!(chosen(&[&[0.25; 4]], 2), [[0, 1]]);
+        assert_eq!(chosen(&[&[0.2, 0.3, 0.3, 0.2], &[0.1, 0.3, 0.3, 0.3]], 3), [[1, 2, 0], [1, 2, 3]]);
+        // More than are sorted in one piece.
+        let mut shares = [1.0 / 4096.0; 4096];
+        assert_eq!(chosen(&[&shares], 8), [[0, 1, 2, 3, 4, 5, 6, 7]]);
+        // Control: the least difference that f32 has counts more than the number.
+        shares[4000] = shares[4000].next_up();
+        assert_eq!(chosen(&[&shares], 3), [[4000, 0, 1]]);
+    }
+
+    #[test]
+    fn the_gap_is_that_of_the_token_nearest_to_another_choice() {
+        let gap = |top_k| {
+            let shares = Tensor::from_slice2(&[[0.5f32, 0.125, 0.375], [0.25, 0.5, 0.25]]);
+            Chosen::of(&shares, Experts { count: 3, top_k, normalised: false }).unwrap().gap.double_value(&[])
+        };
+        assert_eq!((gap(1), gap(2), gap(3)), (0.125, 0.0, f64::INFINITY));
     }
 }

@@ -193,6 +193,7 @@ fn name(part: &Part) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::RouterMetrics;
 
     fn config(keys: &str) -> Config {
         let text = format!("model.path = 'm'\ndata.train = [{{ path = 'p' }}]\noutput.dir = 'run'\n{keys}");
@@ -231,6 +232,36 @@ mod tests {
             tokens_per_s: 1.0,
             seconds: 1.0,
         }
+    }
+
+    /// A step in which the experts 1 and 3 of block 2 took no token, or only the first of them, or none of the two.
+    fn routed(number: usize, idle: usize) -> StepMetrics {
+        let load = [[2.0, 1.0, 2.0, 1.0], [3.0, 0.0, 2.0, 1.0], [3.0, 0.0, 3.0, 0.0]][idle];
+        StepMetrics { router: Some(RouterMetrics::of(&load, &[2], None)), ..step(number, 0.7, None) }
+    }
+
+    #[test]
+    fn experts_without_a_token_for_fifty_steps_in_a_row_are_told_once() {
+        let mut watch = LossWatch::new(1000);
+        let mut told = |steps: RangeInclusive<usize>, idle: usize| -> Vec<String> {
+            steps.flat_map(|number| watch.add(&routed(number, idle))).collect()
+        };
+        assert_eq!(told(1..=49, 2), Vec::<String>::new());
+        // One token, and all begins again; for the other expert too.
+        assert_eq!(told(50..=50, 0), Vec::<String>::new());
+        assert_eq!(told(51..=80, 1), Vec::<String>::new());
+        assert_eq!(told(81..=99, 2), Vec::<String>::new());
+        let found = told(100..=100, 2);
+        let begin = "step 100: 1 experts took no token for 50 steps, expert 1 of block 2 among them";
+        assert!(found.len() == 1 && found[0].starts_with(begin), "{found:?}");
+        assert_eq!(told(101..=400, 2), Vec::<String>::new());
+
+        let mut both = LossWatch::new(1000);
+        let found: Vec<String> = (1..=50).flat_map(|number| both.add(&routed(number, 2))).collect();
+        assert!(found.len() == 1 && found[0].starts_with("step 50: 2 experts"), "{found:?}");
+        // Models without experts have none that idle.
+        let mut none = LossWatch::new(1000);
+        assert!((1..=200).all(|number| none.add(&step(number, 0.7, None)).is_empty()));
     }
 
     #[test]

@@ -1,23 +1,26 @@
 //! Promise: models with experts load from files of either form, and adapters beside experts are refused by name; which expert
-//! takes a token depends on its sequence alone; the loss that balances experts is the formula of single sequences; in bf16
-//! rounding sends few tokens to other experts.
+//! takes a token is what Transformers says, depends on its sequence alone, and of equal shares is the first; in bf16 rounding
+//! sends few tokens to other experts.
 //!
-//! Not here: other losses and gradients; `golden.rs` has those, and `ops/experts.rs` the products.
+//! Not here: losses and gradients; `golden.rs` has those, `balance.rs` the loss that balances experts, and `ops/experts.rs` the
+//! products.
 
+use crate::balance::routed;
 use crate::families::{load, tensors, values, written};
-use crate::golden::{Golden, OwnedPair, distance, pack};
-use haf_dist::config::{LoraConfig, LossConfig};
+use crate::golden::{Golden, OwnedPair, pack};
+use haf_dist::config::LoraConfig;
 use haf_dist::data::batch::Packing;
-use haf_dist::engine::head::{Objective, PairScores};
-use haf_dist::engine::{Buckets, Engine};
+use haf_dist::engine::Engine;
+use haf_dist::engine::head::PairScores;
 use haf_dist::model::architecture::{Architecture, Experts};
 use haf_dist::model::layout::{Part, active_elements};
 use haf_dist::model::lora::Lora;
+use haf_dist::packing::Group;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-const CASES: [&str; 4] = ["qwen3-moe", "qwen3-moe-mixed", "mixtral", "olmoe"];
+pub const CASES: [&str; 4] = ["qwen3-moe", "qwen3-moe-mixed", "mixtral", "olmoe"];
 
 /// A case's tensors as Transformers 5 has them in memory: all experts' matrices in one.
 fn fused(case: &str) -> BTreeMap<String, Tensor> {
@@ -130,123 +133,64 @@ fn a_model_is_computed_with_a_share_of_its_experts() {
 }
 
 /// The first block with experts, and what they are.
-fn experts_of(engine: &Engine) -> (usize, Experts) {
+pub fn experts_of(engine: &Engine) -> (usize, Experts) {
     let mut blocks = engine.model.architecture.blocks.iter().enumerate();
     blocks.find_map(|(number, block)| Some((number, block.mlp.experts?))).unwrap()
 }
 
-/// What routers did with pairs, so many a batch: the sum of their balance losses, the load of each block's experts, the
-/// smallest gap; and the gradients of the balance loss alone.
-struct Routed {
-    balance: f64,
-    load: Vec<Vec<f64>>,
-    gap: f64,
-    buckets: Buckets,
-}
-
-fn routed(engine: &mut Engine, pairs: &[OwnedPair], packing: Packing, per_batch: usize, weight: f64) -> Routed {
-    let config = LossConfig { router_balance: weight, ..LossConfig::default() };
-    // Of the other losses nothing has a gradient.
-    let objective = Objective { config: &config, reward_weight: 0.0, alpha: 0.0, log_probs: true };
-    let (_, experts) = experts_of(engine);
-    let blocks = engine.model.architecture.blocks.iter().filter(|block| block.mlp.experts.is_some()).count();
-    let experts = experts.count;
-    let buckets = Buckets::of(&engine.model).unwrap();
-    let mut all = Routed { balance: 0.0, load: vec![vec![0.0; experts]; blocks], gap: f64::INFINITY, buckets };
+/// The experts of each token of each sequence in each block, in ascending order: those of the first sequence's first block
+/// first, whatever the packing.
+fn choices(engine: &mut Engine, pairs: &[OwnedPair], packing: Packing, per_batch: usize) -> Vec<Vec<i64>> {
+    let mut all = Vec::new();
     for (number, chunk) in pairs.chunks(per_batch).enumerate() {
         let batch = pack(chunk, number * per_batch, packing);
-        let losses = engine.forward_backward(&batch, &objective, &mut all.buckets).unwrap();
-        assert_eq!(losses.routing.len(), blocks);
-        for (sum, routing) in all.load.iter_mut().zip(&losses.routing) {
-            let load = Vec::<f64>::try_from(routing.load.to_kind(Kind::Double)).unwrap();
-            sum.iter_mut().zip(load).for_each(|(sum, tokens)| *sum += tokens);
-            all.balance += routing.balance.as_ref().map_or(0.0, |balance| balance.double_value(&[]));
-            all.gap = all.gap.min(routing.gap.double_value(&[]));
+        let blocks: Vec<Vec<Vec<i64>>> = engine
+            .experts(&batch)
+            .unwrap()
+            .iter()
+            .map(|chosen| Vec::try_from(chosen.sort(-1, false).0).unwrap())
+            .collect();
+        for rows in batch.groups.iter().flat_map(sequences) {
+            all.extend(blocks.iter().flat_map(|block| rows.iter().map(|&row| block[row].clone())));
         }
     }
     all
 }
 
-#[test]
-fn the_balance_loss_and_its_gradients_are_transformers_shares_by_the_formula_however_pairs_are_packed() {
-    for case in CASES {
-        let golden = Golden::open(case, "golden.safetensors");
-        let pairs = golden.pairs();
-        let expected = f64::from(golden.floats("balance.loss")[0]);
-        let mut farthest = 0f64;
-        for (packing, per_batch, checkpointing) in [
-            (Packing::Shared, 5, false),
-            (Packing::Shared, 5, true),
-            (Packing::Shared, 2, false),
-            (Packing::Shared, 1, false),
-            (Packing::Separate, 5, false),
-            (Packing::Separate, 1, true),
-        ] {
-            let what = format!("{case}, {packing:?}, {per_batch} a batch, checkpointing {checkpointing}");
-            let mut engine = golden.engine_of(&golden.folder, checkpointing, &|_| ());
-            let Routed { balance, load, buckets, .. } = routed(&mut engine, &pairs, packing, per_batch, 0.5);
-            let count = pairs.len() as f64;
-            assert!((balance / (0.5 * count) - expected).abs() < 1e-5 * expected, "{what}: {balance} {expected}");
-            let tokens: usize = pairs.iter().map(OwnedPair::tokens_of_both).sum();
-            let top_k = experts_of(&engine).1.top_k;
-            assert!(load.iter().all(|block| block.iter().sum::<f64>() == (tokens * top_k) as f64), "{what}: {load:?}");
-            let mut compared = 0;
-            for (segment, bucket) in buckets.iter() {
-                for (sum, parameter) in bucket.views().iter().zip(engine.model.segments[segment].parameters().iter()) {
-                    let name = format!("balance.grad.{}", parameter.name);
-                    let found = parameter.rows.to_file(&(sum / (0.5 * count)));
-                    if !golden.file.names().contains(&name) {
-                        assert!(found.norm().double_value(&[]) == 0.0, "{what}: {name} is not zero");
-                        continue;
-                    }
-                    let far = distance(&found, &golden.file.read(&name).unwrap());
-                    assert!(far < 2e-5, "{what}, {name}: {far:.1e}");
-                    (compared, farthest) = (compared + 1, farthest.max(far));
-                }
-            }
-            assert_eq!(compared, golden.file.names().iter().filter(|name| name.starts_with("balance.grad.")).count());
-        }
-        // Control: one token a batch further is another loss.
-        let mut engine = golden.engine_of(&golden.folder, false, &|_| ());
-        let some = routed(&mut engine, &pairs[1..], Packing::Shared, 4, 0.5).balance;
-        assert!((some / (0.5 * 4.0) - expected).abs() > 1e-3 * expected, "{case}");
-        println!("{case}: balance loss {expected:.4}, gradients off by {farthest:.1e} at most");
-    }
+/// The rows of each sequence of a group.
+fn sequences(group: &Group) -> Vec<Vec<usize>> {
+    let mut start = group.start + group.prefix;
+    let mut sequence = |length: &usize| {
+        start += length;
+        (group.start..group.start + group.prefix).chain(start - length..start).collect()
+    };
+    group.suffixes.iter().map(&mut sequence).collect()
 }
 
-#[test]
-fn the_balance_loss_falls_along_its_gradient() {
-    let golden = Golden::open("qwen3-moe", "golden.safetensors");
-    let (pairs, mut engine) = (golden.pairs(), golden.engine_of(&golden.folder, false, &|_| ()));
-    let before = routed(&mut engine, &pairs, Packing::Shared, 5, 1.0);
-    for (segment, bucket) in before.buckets.iter() {
-        let gradient = bucket.flat().copy();
-        let norm = gradient.norm().double_value(&[]);
-        if norm == 0.0 {
-            continue;
-        }
-        let count = engine.model.segments[segment].parameters().len();
-        let kept: Vec<Tensor> = (0..count).map(|index| engine.model.segments[segment].value(index).copy()).collect();
-        let mut at = |step: f64| {
-            for (index, kept) in kept.iter().enumerate() {
-                let direction = engine.model.segments[segment].parameters()[index].view(&gradient) / norm;
-                engine.model.segments[segment].set(index, &(kept + direction * step));
-            }
-            let there = routed(&mut engine, &pairs, Packing::Shared, 5, 1.0);
-            // No expert is chosen otherwise, so that the loss is smooth between.
-            assert_eq!(there.load, before.load);
-            there.balance
-        };
-        let slope = (at(5e-4) - at(-5e-4)) / 1e-3;
-        assert!((slope / norm - 1.0).abs() < 2e-2, "segment {segment}: slope {slope}, norm {norm}");
-        kept.iter().enumerate().for_each(|(index, kept)| engine.model.segments[segment].set(index, kept));
-    }
+/// How many choices of an expert for a token are others.
+fn flips(one: &[Vec<i64>], other: &[Vec<i64>]) -> usize {
+    assert_eq!(one.len(), other.len());
+    one.iter().zip(other).flat_map(|(one, other)| one.iter().filter(|expert| !other.contains(expert))).count()
 }
 
-/// How many tokens went to other experts.
-fn flips(one: &Routed, other: &Routed) -> f64 {
-    let pairs = one.load.iter().flatten().zip(other.load.iter().flatten());
-    pairs.map(|(one, other)| (one - other).abs()).sum::<f64>() / 2.0
+/// The same by the shares that Transformers' routers give.
+fn of_transformers(golden: &Golden, top_k: usize) -> Vec<Vec<i64>> {
+    let sides = (0..golden.pairs().len()).flat_map(|pair| ["chosen", "rejected"].map(|side| (pair, side)));
+    let of_sequence = |(pair, side)| -> Vec<Vec<i64>> {
+        let shares = golden.file.read(&format!("pair{pair}.shares_{side}")).unwrap();
+        let chosen = shares.topk(top_k as i64, -1, true, true).1.flatten(0, 1);
+        Vec::try_from(chosen.sort(-1, false).0).unwrap()
+    };
+    sides.flat_map(of_sequence).collect()
+}
+
+/// Changes the router of the first block with experts.
+fn change_router(engine: &mut Engine, change: impl Fn(&Tensor) -> Tensor) {
+    let (index, _) = engine.model.segment(Part::Block(experts_of(engine).0)).unwrap();
+    let segment = &mut engine.model.segments[index];
+    let place = segment.parameters().iter().position(|one| one.name.contains(".gate.")).unwrap();
+    let changed = change(&segment.value(place));
+    segment.set(place, &changed);
 }
 
 #[test]
@@ -255,11 +199,11 @@ fn in_bf16_few_tokens_go_to_other_experts_and_scores_stay_near() {
         let golden = Golden::open(case, "golden.safetensors");
         let mut engines =
             [Kind::Float, Kind::BFloat16].map(|kind| golden.engine_in(kind, &golden.folder, false, &|_| ()));
-        let (mut flipped, mut chosen, mut squares, mut values) = (0.0, 0, 0.0, 0);
+        let (mut flipped, mut chosen, mut squares, mut values) = (0, 0, 0.0, 0);
         for pair in golden.pairs().chunks(1) {
-            let [exact, rounded] = engines.each_mut().map(|engine| routed(engine, pair, Packing::Shared, 1, 1e-9));
+            let [exact, rounded] = engines.each_mut().map(|engine| choices(engine, pair, Packing::Shared, 1));
             flipped += flips(&exact, &rounded);
-            chosen += pair[0].tokens_of_both() * experts_of(&engines[0]).1.top_k * exact.load.len();
+            chosen += exact.iter().map(Vec::len).sum::<usize>();
             let batch = pack(pair, 0, Packing::Shared);
             let [exact, rounded] = engines.each_mut().map(|engine| engine.score(&batch, true).unwrap().remove(0));
             let scores = |scores: &PairScores| [scores.rewards, scores.log_probs].concat();
@@ -272,28 +216,64 @@ fn in_bf16_few_tokens_go_to_other_experts_and_scores_stay_near() {
         println!(
             "{case}: in bf16 {flipped} of {chosen} choices are others; scores off by {distance:.1e} (root mean square)"
         );
-        assert!(flipped * 20.0 < chosen as f64, "{case}: {flipped} of {chosen}");
+        assert!(flipped * 20 < chosen, "{case}: {flipped} of {chosen}");
         assert!(distance < 1e-1, "{case}: {distance:.1e}");
     }
 }
 
 #[test]
-fn no_expert_is_chosen_otherwise_in_company() {
+fn every_token_goes_to_the_experts_that_transformers_says_alone_and_in_company() {
     for case in CASES {
         let golden = Golden::open(case, "golden.safetensors");
         let (pairs, mut engine) = (golden.pairs(), golden.engine_of(&golden.folder, false, &|_| ()));
-        let alone = routed(&mut engine, &pairs, Packing::Separate, 1, 1e-9);
-        let together = routed(&mut engine, &pairs, Packing::Shared, 5, 1e-9);
-        println!("{case}: {} flips; the smallest gap is {:.1e}", flips(&alone, &together), together.gap);
-        assert_eq!(flips(&alone, &together), 0.0, "{case}");
+        let alone = choices(&mut engine, &pairs, Packing::Separate, 1);
+        let together = choices(&mut engine, &pairs, Packing::Shared, 5);
+        let gap = |engine: &mut Engine, packing, per_batch| routed(engine, &pairs, packing, per_batch, 1e-9).gap;
+        let gaps = [gap(&mut engine, Packing::Separate, 1), gap(&mut engine, Packing::Shared, 5)];
+        println!("{case}: {} flips; the smallest gap is {:.1e}", flips(&alone, &together), gaps[1]);
+        assert_eq!(flips(&alone, &together), 0, "{case}");
+        assert_eq!(flips(&of_transformers(&golden, experts_of(&engine).1.top_k), &together), 0, "{case}");
         // Rounding moves a share by 1e-6 at most.
-        assert!(together.gap > 1e-4 && (together.gap - alone.gap).abs() < 1e-6, "{case}: {}", together.gap);
+        assert!(gaps[1] > 1e-4 && (gaps[1] - gaps[0]).abs() < 1e-6, "{case}: {gaps:?}");
+        // Control: two tokens that change places, so that every expert has as many as before.
+        let mut exchanged = together.clone();
+        let other = exchanged.iter().position(|chosen| *chosen != exchanged[0]).unwrap();
+        exchanged.swap(0, other);
+        assert!(flips(&together, &exchanged) > 0, "{case}");
         // Control: other weights of the router are seen.
-        let (index, _) = engine.model.segment(Part::Block(experts_of(&engine).0)).unwrap();
-        let place =
-            engine.model.segments[index].parameters().iter().position(|one| one.name.contains(".gate.")).unwrap();
-        let router = engine.model.segments[index].value(place).copy();
-        engine.model.segments[index].set(place, &router.flip([0]));
-        assert!(flips(&alone, &routed(&mut engine, &pairs, Packing::Shared, 5, 1e-9)) > 0.0, "{case}");
+        change_router(&mut engine, |router| router.flip([0]));
+        assert!(flips(&alone, &choices(&mut engine, &pairs, Packing::Shared, 5)) > 0, "{case}");
+    }
+}
+
+#[test]
+fn of_experts_with_equal_logits_the_first_are_chosen() {
+    for case in CASES {
+        let golden = Golden::open(case, "golden.safetensors");
+        let (pairs, experts) = (golden.pairs(), experts_of(&golden.engine_of(&golden.folder, false, &|_| ())).1);
+        let (last, top_k) = (experts.count as i64 - 1, experts.top_k as i64);
+        for kind in [Kind::Float, Kind::BFloat16] {
+            // Those of the first block with experts.
+            let first_blocks = |change: &dyn Fn(&Tensor) -> Tensor| {
+                let mut engine = golden.engine_in(kind, &golden.folder, false, &|_| ());
+                change_router(&mut engine, change);
+                let batch = pack(&pairs, 0, Packing::Shared);
+                let chosen = engine.experts(&batch).unwrap().remove(0);
+                Vec::<Vec<i64>>::try_from(chosen).unwrap()
+            };
+            let none = first_blocks(&|router| router.zeros_like());
+            assert!(none.iter().all(|chosen| *chosen == Vec::from_iter(0..top_k)), "{case} {kind:?}: {none:?}");
+            // The last expert's logit is always the first one's.
+            let same = first_blocks(&|router| Tensor::cat(&[router.narrow(0, 0, last), router.narrow(0, 0, 1)], 0));
+            let place = |chosen: &[i64], expert| chosen.iter().position(|one| *one == expert);
+            let later = |chosen: &Vec<i64>| match (place(chosen, 0), place(chosen, last)) {
+                (first, Some(last)) => first.is_some_and(|first| first < last),
+                (_, None) => true,
+            };
+            assert!(same.iter().all(later), "{case} {kind:?}: {same:?}");
+            assert!(same.iter().any(|chosen| place(chosen, last).is_some()), "{case} {kind:?}: never both");
+            // Control: as it is, some token goes to the last and not to the first.
+            assert!(!first_blocks(&|router| router.copy()).iter().all(later), "{case} {kind:?}");
+        }
     }
 }

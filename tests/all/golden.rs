@@ -69,6 +69,10 @@ impl OwnedPair {
     pub fn tokens_of_both(&self) -> usize {
         2 * self.prefix.len() + self.chosen.len() + self.rejected.len()
     }
+
+    pub fn spans(&self) -> [AnswerSpan; 2] {
+        AnswerSpan::of_pair(self.prompt_length, self.prefix.len(), self.chosen.len(), self.rejected.len())
+    }
 }
 
 pub struct Golden {
@@ -79,9 +83,9 @@ pub struct Golden {
 }
 
 pub struct OwnedPair {
-    prefix: Vec<u32>,
-    chosen: Vec<u32>,
-    rejected: Vec<u32>,
+    pub prefix: Vec<u32>,
+    pub chosen: Vec<u32>,
+    pub rejected: Vec<u32>,
     prompt_length: usize,
     margin: f32,
     reference: [f32; 2],
@@ -170,7 +174,7 @@ pub fn pack(pairs: &[OwnedPair], from: usize, packing: Packing) -> PackedBatch {
             prefix: &pair.prefix,
             chosen: &pair.chosen,
             rejected: &pair.rejected,
-            spans: AnswerSpan::of_pair(pair.prompt_length, pair.prefix.len(), pair.chosen.len(), pair.rejected.len()),
+            spans: pair.spans(),
             margin: pair.margin,
             tied: false,
             domain: 0,
@@ -196,6 +200,17 @@ pub fn distance(mine: &Tensor, golden: &Tensor) -> f64 {
 /// Runs the pairs `per_batch` at a time and compares losses and every gradient that the golden file holds. Returns the
 /// largest relative distance of a gradient.
 pub fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: usize) -> Result<f64, String> {
+    check_within(place().2, golden, engine, packing, per_batch)
+}
+
+/// The same with other bounds: of losses and of gradients.
+pub fn check_within(
+    bounds: [f64; 2],
+    golden: &Golden,
+    engine: &mut Engine,
+    packing: Packing,
+    per_batch: usize,
+) -> Result<f64, String> {
     let pairs = golden.pairs();
     let packing = if packing == Packing::Shared { shared(engine) } else { packing };
     let (mut losses, mut buckets) = (Vec::<PairLosses>::new(), Buckets::of(&engine.model).unwrap());
@@ -211,7 +226,7 @@ pub fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: 
     let expected = golden.floats("losses");
     let close = |name: &str, mine: f64, golden: f32| {
         let golden = f64::from(golden);
-        let near = (mine - golden).abs() <= place().2[0] * golden.abs().max(1.0);
+        let near = (mine - golden).abs() <= bounds[0] * golden.abs().max(1.0);
         if near { Ok(()) } else { Err(format!("{name}: {mine} is not {golden}")) }
     };
     if objective.reward_weight != 0.0 {
@@ -230,7 +245,7 @@ pub fn check(golden: &Golden, engine: &mut Engine, packing: Packing, per_batch: 
             }
             let mine = parameter.rows.to_file(&(sum / count));
             let far = distance(&mine, &golden.file.read(&name).unwrap());
-            if far.is_nan() || far > place().2[1] {
+            if far.is_nan() || far > bounds[1] {
                 return Err(format!("{name}: relative distance {far:.1e}"));
             }
             compared += 1;

@@ -1,21 +1,33 @@
-//! Promise: the golden files notice a model that lacks one of its specialities, or has a threshold elsewhere.
+//! Promise: the golden files notice a model that lacks one of its specialities, or has a threshold elsewhere: some loss or
+//! gradient is off by far more than they allow.
 //!
 //! Not here: that the models as they are agree with them (`golden.rs`).
 
-use crate::golden::{Golden, check};
+use crate::families::{config, tensors, written};
+use crate::golden::{Golden, check, check_within};
 use haf_dist::data::batch::Packing;
 use haf_dist::model::architecture::{Architecture, Experts, NormKind, Residual, RopeScaling};
 use haf_dist::model::declared::Rows;
 use haf_dist::ops::Activation;
 
+/// A hundred times what a case may be off.
+const FAR: [f64; 2] = [1e-3; 2];
+
+/// Asserts that the case is far off where its description is changed.
+fn notice(case: &str, what: &str, change: &dyn Fn(&mut Architecture)) {
+    let golden = Golden::open(case, "golden.safetensors");
+    let mut engine = golden.engine_of(&golden.folder, false, change);
+    let outcome = check_within(FAR, &golden, &mut engine, Packing::Shared, 5);
+    assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
+}
+
+/// Changes the scaling of a rotation.
+fn scaling(rotation: usize, change: fn(&mut RopeScaling)) -> impl Fn(&mut Architecture) {
+    move |model| change(&mut model.rotations[rotation].rope.scaling)
+}
+
 #[test]
 fn control_a_model_without_one_of_its_specialities_is_noticed() {
-    let notice = |case: &str, what: &str, change: &dyn Fn(&mut Architecture)| {
-        let golden = Golden::open(case, "golden.safetensors");
-        let mut engine = golden.engine_of(&golden.folder, false, change);
-        let outcome = check(&golden, &mut engine, Packing::Shared, 5);
-        assert!(outcome.is_err(), "{case} without {what}: {outcome:?}");
-    };
     let no_window = |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.rules.window = None);
     let residual = |residual: Residual| {
         move |model: &mut Architecture| model.blocks.iter_mut().for_each(|block| block.residual = residual)
@@ -56,9 +68,6 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("gemma3", "weights counted from 1", &no_norms);
     notice("gemma3", "two rotations", &|model| model.blocks.iter_mut().for_each(|block| block.rotation = Some(0)));
     notice("smollm3", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
-    let scaling = |rotation: usize, change: fn(&mut RopeScaling)| {
-        move |model: &mut Architecture| change(&mut model.rotations[rotation].rope.scaling)
-    };
     let other_passage: fn(&mut RopeScaling) = |scaling| match scaling {
         RopeScaling::Yarn { slow, .. } => *slow *= 4.0,
         other => panic!("{other:?}"),
@@ -124,6 +133,120 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("phi", "partial rotation", &|model| model.rotations[0].width = model.blocks[0].heads.width);
     notice("gpt-neox-parallel", "its residual", &residual(Residual::Sequential));
     notice("gpt-neox-sequential", "its residual", &residual(Residual::Parallel));
+}
+
+#[test]
+fn control_a_number_of_a_rotation_that_is_another_is_noticed() {
+    // By one token.
+    let later: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { original, .. } | RopeScaling::Llama3 { original, .. } => *original += 1.0,
+        other => panic!("{other:?}"),
+    };
+    notice("llama-yarn", "its limit", &scaling(0, later));
+    notice("llama-untied", "its limit", &scaling(0, later));
+    // Here the borders of the passage are whole numbers: a token more moves none of them.
+    let twice_as_late: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Yarn { original, truncate: true, .. } => *original *= 2.0,
+        other => panic!("{other:?}"),
+    };
+    for case in ["olmo3", "ministral3"] {
+        notice(case, "its limit", &scaling(0, twice_as_late));
+    }
+    let other_factor: fn(&mut RopeScaling) = |scaling| match scaling {
+        RopeScaling::Linear { factor }
+        | RopeScaling::Dynamic { factor, .. }
+        | RopeScaling::Yarn { factor, .. }
+        | RopeScaling::Llama3 { factor, .. } => *factor *= 1.25,
+        other => panic!("{other:?}"),
+    };
+    for case in ["llama-linear", "gemma3", "llama-dynamic", "llama-yarn", "olmo3", "ministral3", "llama-untied"] {
+        notice(case, "its factor", &scaling(0, other_factor));
+    }
+    let borders: [(&str, fn(&mut RopeScaling)); 4] = [
+        ("its lower border", |scaling| match scaling {
+            RopeScaling::Llama3 { low_factor, .. } => *low_factor *= 1.25,
+            other => panic!("{other:?}"),
+        }),
+        ("its upper border", |scaling| match scaling {
+            RopeScaling::Llama3 { high_factor, .. } => *high_factor *= 1.25,
+            other => panic!("{other:?}"),
+        }),
+        ("a wavelength that is divided whole", |scaling| match scaling {
+            RopeScaling::Llama3 { low_factor, .. } => *low_factor = 0.2,
+            other => panic!("{other:?}"),
+        }),
+        ("a wavelength that is kept", |scaling| match scaling {
+            RopeScaling::Llama3 { high_factor, .. } => *high_factor = 8.0,
+            other => panic!("{other:?}"),
+        }),
+    ];
+    for (what, change) in borders {
+        notice("llama-untied", what, &scaling(0, change));
+    }
+    let divisors: [(&str, fn(&mut RopeScaling)); 2] = [
+        ("its divisors for short sequences", |scaling| match scaling {
+            RopeScaling::Long { short, .. } => short[1] *= 1.25,
+            other => panic!("{other:?}"),
+        }),
+        ("its divisors for long sequences", |scaling| match scaling {
+            RopeScaling::Long { long, .. } => long[1] *= 1.25,
+            other => panic!("{other:?}"),
+        }),
+    ];
+    for (what, change) in divisors {
+        notice("phi3-longrope", what, &scaling(0, change));
+    }
+    notice("ministral3", "how fast its queries grow", &|model| {
+        model.rotations[0].query_growth.iter_mut().for_each(|growth| growth.beta *= 1.25);
+    });
+}
+
+#[test]
+fn control_scores_that_are_scaled_otherwise_are_noticed() {
+    for case in ["granite", "gemma2", "gemma3"] {
+        notice(case, "its own scale of scores", &|model| {
+            model.blocks.iter_mut().for_each(|block| block.rules.scale *= 1.25);
+        });
+    }
+}
+
+#[test]
+fn control_norms_of_queries_and_keys_without_their_weights_are_noticed() {
+    for case in ["qwen3", "qwen3-moe", "qwen3-moe-mixed", "olmoe", "gemma3", "olmo2", "olmo3", "exaone4"] {
+        for norm in ["q_norm", "k_norm"] {
+            let golden = Golden::open(case, "golden.safetensors");
+            let mut engine = golden.engine_of(&golden.folder, false, &|_| ());
+            let neutral = if engine.model.architecture.norm == NormKind::RootMeanSquarePlusOne { 0.0 } else { 1.0 };
+            let mut changed = 0;
+            for segment in &mut engine.model.segments {
+                for index in 0..segment.parameters().len() {
+                    if segment.parameters()[index].name.contains(norm) {
+                        segment.set(index, &segment.value(index).full_like(neutral));
+                        changed += 1;
+                    }
+                }
+            }
+            assert_eq!(changed, engine.model.architecture.blocks.len(), "{case}");
+            let outcome = check_within(FAR, &golden, &mut engine, Packing::Shared, 5);
+            assert!(outcome.is_err(), "{case} with {norm} of weight {neutral}: {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn control_a_model_without_norms_of_queries_and_keys_is_noticed() {
+    // Llama is what Qwen 3 would be without them.
+    let mut held = tensors("qwen3");
+    held.retain(|name, _| !name.contains("q_norm") && !name.contains("k_norm"));
+    let folder = written("qwen3", &held, 1);
+    let mut config = config("qwen3");
+    config["model_type"] = "llama".into();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let golden = Golden::open("qwen3", "golden.safetensors");
+    let mut engine = golden.engine_of(folder.path(), false, &|_| ());
+    let outcome = check_within(FAR, &golden, &mut engine, Packing::Shared, 5).unwrap_err();
+    // By what is computed, before the gradients are counted.
+    assert!(!outcome.contains("compared"), "{outcome}");
 }
 
 #[test]

@@ -206,7 +206,7 @@ fn scores_equal_pefts_and_without_adapters_the_bases() {
 
 #[test]
 fn merged_weights_are_pefts() {
-    for case in ["lora-all", "lora-phi3", "lora-neox", "lora-gemma3", "lora-olmo3", "lora-glm4"] {
+    for case in ["lora-all", "lora-phi3", "lora-neox", "lora-gemma3", "lora-olmo3", "lora-glm4", "lora-qwen3-moe"] {
         let golden = Mapped::open(&folder(case).join("merged.safetensors")).unwrap();
         let origin = Origin::of(&folder(case), None).unwrap();
         let architecture = Architecture::open(&origin.base).unwrap();

@@ -17,6 +17,7 @@ mod steps;
 mod tiny;
 
 mod added_tokens;
+mod balance;
 mod beside;
 mod best_of;
 mod calibration;

@@ -18,13 +18,15 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 20] = [
+const CASES: [&str; 22] = [
     "llama-tied",
     "llama-untied",
     "mistral-some-windows",
     "qwen3",
     "qwen3-moe",
     "qwen3-moe-mixed",
+    "mixtral",
+    "olmoe",
     "phi",
     "phi3-longrope",
     "gemma2",

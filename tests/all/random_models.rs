@@ -10,7 +10,6 @@ use haf_dist::engine::head::Objective;
 use haf_dist::engine::{Buckets, Engine};
 use haf_dist::model::adapter::{self, Origin};
 use haf_dist::model::architecture::{Architecture, FAMILIES, NormKind};
-use haf_dist::model::balance::Routing;
 use haf_dist::model::layout::Part;
 use haf_dist::model::lora;
 use haf_dist::model::segment::Use;
@@ -27,6 +26,8 @@ const PACKED: f64 = 2e-5;
 /// Largest relative distance of a slope from the gradient's norm, beyond what the rounding of an f32 loss makes of it.
 const SLOPE: f64 = 2e-2;
 const ROUNDING: f64 = 5e-3;
+/// Segments of all models in which a step along the gradient may send a token to other experts.
+const MOST_FLIPPED: usize = 8;
 
 /// SplitMix64.
 struct Dice(u64);
@@ -126,7 +127,8 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
     {
         config["original_max_position_embeddings"] = original.clone();
     }
-    if ["ministral", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo3", "smollm3", "exaone4", "cohere2"]
+    // With them "mistral" would be read as "ministral".
+    if ["ministral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo3", "smollm3", "exaone4", "cohere2"]
         .contains(&family)
     {
         config["layer_types"] = json!(kinds);
@@ -213,26 +215,17 @@ impl Pairs {
 
 /// The sum of the pairs' losses, and its gradient.
 fn loss(engine: &mut Engine, batches: &[PackedBatch]) -> (f64, Buckets) {
-    let (sum, buckets, _) = loss_and_load(engine, batches);
-    (sum, buckets)
-}
-
-/// The same, and the tokens of each expert where there are any.
-fn loss_and_load(engine: &mut Engine, batches: &[PackedBatch]) -> (f64, Buckets, Vec<f64>) {
     let config = LossConfig::default();
     let (reward_weight, alpha) = (1.0, 0.5);
     let objective = Objective { config: &config, reward_weight, alpha, log_probs: true };
     let mut buckets = Buckets::of(&engine.model).unwrap();
-    let (mut sum, mut load) = (0.0, Vec::new());
+    let mut sum = 0.0;
     for batch in batches {
-        let losses = engine.forward_backward(batch, &objective, &mut buckets).unwrap();
-        let of_block = |routing: &Routing| Vec::<f64>::try_from(routing.load.to_kind(Kind::Double)).unwrap();
-        load.extend(losses.routing.iter().flat_map(of_block));
-        let losses = losses.read().unwrap();
+        let losses = engine.forward_backward(batch, &objective, &mut buckets).unwrap().read().unwrap();
         let of_pair = losses.iter().map(|loss| reward_weight * loss.reward_loss + alpha * loss.policy_loss.unwrap());
         sum += of_pair.sum::<f64>();
     }
-    (sum, buckets, load)
+    (sum, buckets)
 }
 
 /// The largest distance of packed from single, of the loss or of a segment's gradient.
@@ -251,12 +244,13 @@ fn packed_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing) -> f64 {
     far
 }
 
-/// How far the slope of the loss along a segment's gradient is from that gradient's norm, relatively. Where a token goes
-/// through other experts on the way the loss has a step, and no slope is compared.
-fn slope_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing, segment: usize) -> f64 {
-    let batch = [pairs.pack(0..4, packing)];
-    let (_, buckets, before) = loss_and_load(engine, &batch);
-    let Some(gradient) = buckets.get(segment).map(|bucket| bucket.flat().copy()) else { return 0.0 };
+/// How far the slope of the loss along a segment's gradient is from that gradient's norm, relatively. None where a token goes
+/// through other experts on the way, since the loss has a step there.
+fn slope_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing, segment: usize) -> Option<f64> {
+    let batch = pairs.pack(0..4, packing);
+    let before = engine.experts(&batch).unwrap();
+    let (_, buckets) = loss(engine, std::slice::from_ref(&batch));
+    let gradient = buckets.get(segment).unwrap().flat().copy();
     let norm = gradient.norm().double_value(&[]);
     let count = engine.model.segments[segment].parameters().len();
     let kept: Vec<Tensor> = (0..count).map(|index| engine.model.segments[segment].value(index).copy()).collect();
@@ -266,22 +260,21 @@ fn slope_apart(engine: &mut Engine, pairs: &Pairs, packing: Packing, segment: us
             let direction = engine.model.segments[segment].parameters()[index].view(&gradient) / norm;
             engine.model.segments[segment].set(index, &(kept + direction * step));
         }
-        let (loss, _, load) = loss_and_load(engine, &batch);
-        smooth &= load == before;
-        loss
+        smooth &= engine.experts(&batch).unwrap() == before;
+        loss(engine, std::slice::from_ref(&batch)).0
     };
     // Richardson's: norms over few numbers bend a loss.
     let mut slope = |step: f64| (loss_at(step) - loss_at(-step)) / (2.0 * step);
     let slope = (4.0 * slope(1e-3) - slope(2e-3)) / 3.0;
     kept.iter().enumerate().for_each(|(index, kept)| engine.model.segments[segment].set(index, kept));
     assert!(slope.is_finite() && norm.is_finite(), "the slope is {slope}, the norm {norm}");
-    if smooth { ((slope - norm).abs() - ROUNDING).max(0.0) / norm } else { 0.0 }
+    smooth.then(|| ((slope - norm).abs() - ROUNDING).max(0.0) / norm)
 }
 
 #[test]
 fn packed_is_single_and_gradients_are_slopes_in_random_models_of_every_family() {
     let options = LoadOptions { kind: Kind::Float, device: Device::Cpu, purpose: Use::Train, log_probs: true };
-    let (mut packed, mut slope, mut unshared) = (0f64, 0f64, 0);
+    let (mut packed, mut slope, mut slopes, mut unshared, mut flipped) = (0f64, 0f64, 0, 0, Vec::new());
     for (number, family) in
         FAMILIES.iter().filter(|family| !["gemma3", "mistral3"].contains(&family.model_type)).enumerate()
     {
@@ -301,7 +294,11 @@ fn packed_is_single_and_gradients_are_slopes_in_random_models_of_every_family() 
             packed = packed.max(far);
 
             for segment in 0..if draw == 0 { engine.model.segments.len() } else { 0 } {
-                let far = slope_apart(&mut engine, &pairs, packing, segment);
+                let Some(far) = slope_apart(&mut engine, &pairs, packing, segment) else {
+                    flipped.push(family.model_type);
+                    continue;
+                };
+                slopes += 1;
                 assert!(far < SLOPE, "{:?}: the slope is off by {far:.1e}: {config:#}", engine.model.parts[segment]);
                 slope = slope.max(far);
             }
@@ -326,7 +323,11 @@ fn packed_is_single_and_gradients_are_slopes_in_random_models_of_every_family() 
         }
     }
     assert!(unshared > 3, "{unshared} models have pairs that share no prefix");
-    println!("packed off by {packed:.1e} at most, slopes by {slope:.1e}; {unshared} with unshared pairs");
+    println!(
+        "packed off by {packed:.1e} at most, {slopes} slopes by {slope:.1e}; {unshared} with unshared pairs; no slope where \
+         a token changed its experts: {flipped:?}"
+    );
+    assert!(flipped.len() <= MOST_FLIPPED, "no slope was compared in {} segments: {flipped:?}", flipped.len());
 }
 
 #[test]

@@ -86,8 +86,18 @@ pub fn trainer<'a>(config: &'a Config, comm: &'a CommThread, engine: Engine) -> 
 /// The same with these buckets; optimiser state stays as it is.
 pub fn trainer_with<'a>(config: &'a Config, comm: &'a CommThread, (engine, buckets): (Engine, Buckets)) -> Trainer<'a> {
     let data = pairs(engine.model.architecture.vocabulary as u32);
+    trainer_over(config, comm, (engine, buckets), data)
+}
+
+/// The same over other pairs.
+pub fn trainer_over<'a>(
+    config: &'a Config,
+    comm: &'a CommThread,
+    (engine, buckets): (Engine, Buckets),
+    data: PreparedData,
+) -> Trainer<'a> {
     // A reference that differs from the policy, or half of the gradients would be trivial.
-    let references = (0..PAIRS).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
+    let references = (0..data.len()).map(|pair| [-20.0 - pair as f32, -25.0 + pair as f32]).collect();
     let batch = config.train.pairs_per_step;
     let sampler = Sampler::new(data.source_ranges(), &[1.0], batch, true, config.data.seed).unwrap();
     Trainer::new(config, comm, (engine, buckets), sampler, Split { name: "train", data, references }, None, 1).unwrap()

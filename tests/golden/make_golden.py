@@ -742,6 +742,21 @@ def least_gap(problem: Problem) -> float:
     return min(gaps)
 
 
+@torch.no_grad()
+def shares_of(problem: Problem) -> dict[str, torch.Tensor]:
+    """What routers give each expert: of each sequence, [blocks with experts, T, experts]."""
+    shares = []
+    routers = [module for module in problem.model.modules() if type(module).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(lambda _, __, output: shares.append(output[0].softmax(-1))) for router in routers]
+    problem.read()
+    for hook in hooks:
+        hook.remove()
+    sequences = [(number, side) for number in range(len(problem.pairs)) for side in ("chosen", "rejected")]
+    of_sequence = [shares[start : start + len(routers)] for start in range(0, len(shares), len(routers))]
+    named = zip(sequences, of_sequence, strict=True)
+    return {f"pair{number}.shares_{side}": torch.stack(of_blocks) for (number, side), of_blocks in named}
+
+
 def balance_loss(problem: Problem) -> torch.Tensor:
     """DeepSeek-V3's loss (arXiv 2412.19437, section 2.1.2): of each sequence in each block, mean of all. It is 1 where experts
     are used alike."""
@@ -875,7 +890,7 @@ def make_case(name: str, case: dict) -> None:
     assert in_file.keys() - {"score.weight"} == load_file(folder / "model.safetensors").keys(), in_file.keys()
     tensors |= {f"grad.{key}": gradient for key, gradient in in_file.items()}
     if least_gap(problem) < 1:
-        tensors |= balance_of(problem, case["family"])
+        tensors |= balance_of(problem, case["family"]) | shares_of(problem)
     write(tensors, folder / "golden.safetensors", metadata(HYBRID, no_margins, pairs))
 
     for variant, settings in VARIANTS.items() if name == "llama-tied" else ():

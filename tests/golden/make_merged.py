@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 # Scaled by a root, rows of several projections in one matrix, rows head by head in files.
-MERGED = ["lora-all", "lora-phi3", "lora-neox", "lora-gemma3", "lora-olmo3", "lora-glm4"]
+MERGED = ["lora-all", "lora-phi3", "lora-neox", "lora-gemma3", "lora-olmo3", "lora-glm4", "lora-qwen3-moe"]
 
 
 def make_case(name: str) -> None:

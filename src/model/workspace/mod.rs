@@ -8,6 +8,7 @@
 mod table;
 
 use super::architecture::{Architecture, BlockDescription, Mlp, Residual};
+use super::balance::Routing;
 use super::norm::Statistics;
 use super::routes::Routes;
 use crate::ops::Scratch;
@@ -93,6 +94,12 @@ impl Buffers {
     }
 }
 
+/// Brings the first N rows of a gradient to the rows `[N]` that they belong to; the others have none.
+pub fn spread(gradient: &Tensor, rows: &Tensor) {
+    let read = gradient.narrow(0, 0, rows.size()[0]).copy();
+    let _ = gradient.shallow_clone().zero_().index_copy_(0, rows, &read);
+}
+
 /// All buffers of a model that runs.
 #[derive(Default)]
 pub struct Workspace {
@@ -140,6 +147,8 @@ pub struct BlockState {
     pub log_sums: Vec<Tensor>,
     /// Which rows went through which experts, where there are any.
     pub routes: Option<Routes>,
+    /// What the router did with all rows, in training where the block goes on with some of them.
+    pub routing: Option<Routing>,
 }
 
 /// The views of one micro-batch.
@@ -222,7 +231,7 @@ impl Workspace {
             if block.residual == Residual::Parallel {
                 buffers.0[Slot::Middle as usize] = shared[Slot::SharedMiddle].shallow_clone();
             }
-            BlockState { buffers, log_sums: Vec::new(), routes: None }
+            BlockState { buffers, log_sums: Vec::new(), routes: None, routing: None }
         };
         Views {
             states: architecture.blocks.iter().enumerate().map(state).collect(),

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 const BALANCED: &str = "loss.router_balance=0.01";
 
 /// The files of a golden case with as many tokens as the tokenizer has; their rows are noise.
-fn workspace(case: &str) -> Workspace {
+pub fn workspace(case: &str) -> Workspace {
     let workspace = Workspace::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let mut config: Value = serde_json::from_slice(&fs::read(golden.join("config.json")).unwrap()).unwrap();
@@ -79,6 +79,31 @@ fn a_run_with_experts_goes_on_to_the_same_bytes_and_its_checkpoint_is_read_back(
     for (here, there) in here.iter().zip(&there) {
         assert_eq!(here["reward_chosen"], there["reward_chosen"]);
     }
+}
+
+#[test]
+fn a_run_tells_of_experts_that_no_token_reaches() {
+    let workspace = workspace("mixtral");
+    // A router that gives all experts the same share, and that nothing changes, since adapters are trained beside it.
+    let path = workspace.path("model/model.safetensors");
+    let mut tensors = Tensor::read_safetensors(&path).unwrap();
+    for (name, tensor) in &mut tensors {
+        if name.ends_with("block_sparse_moe.gate.weight") {
+            *tensor = tensor.zeros_like();
+        }
+    }
+    Tensor::write_safetensors(&tensors, path).unwrap();
+    let long = ["train.epochs=20", "eval.every=100", "checkpoint.every=100"];
+    let adapters = ["lora.rank=2", "lora.alpha=4", "lora.targets=['q_proj', 'v_proj']"];
+    let told = workspace.train(1, &[&long[..], &adapters].concat()).succeeded().stderr;
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("took no token")).collect();
+    assert!(lines.len() == 1, "{told}");
+    // Two of four a token in each of two blocks: the first two.
+    for part in ["step 50: 4 experts took no token for 50 steps", "expert 2 of block 0 among them"] {
+        assert!(lines[0].contains(part), "{}", lines[0]);
+    }
+    let steps = workspace.steps("run");
+    assert!(steps.len() == 60 && steps.iter().all(|step| step["router"]["idle"] == 4), "{}", steps.len());
 }
 
 #[test]

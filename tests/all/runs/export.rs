@@ -7,8 +7,9 @@ use haf_dist::data::formats;
 use haf_dist::data::sequence::OwnedPair;
 use haf_dist::data::tokenize::{Encoded, Encoder, Rules};
 use serde_json::{Value, json};
+use std::fs;
 use std::path::Path;
-use tch::Device;
+use tch::{Device, Tensor};
 
 const EOS: u32 = 2;
 
@@ -80,6 +81,35 @@ fn the_exported_config_names_a_reward_model_and_pooling_picks_our_token() {
         }
     }
     assert!(cut > 0, "no answer was cut: the case without EOS is not seen");
+}
+
+#[test]
+fn a_family_without_a_class_for_reward_models_goes_out_as_its_causal_model_with_a_card() {
+    for (case, class) in [
+        ("olmoe", "OlmoeForCausalLM"),
+        ("granite", "GraniteForCausalLM"),
+        ("cohere2", "Cohere2ForCausalLM"),
+        ("mixtral", "MixtralForSequenceClassification"),
+        ("glm4", "Glm4ForSequenceClassification"),
+    ] {
+        let workspace = super::experts::workspace(case);
+        workspace.train(1, &["train.steps=1"]).succeeded();
+        workspace.run(1, &["export", "run/step-1", "out"]).succeeded();
+        for folder in ["run/step-1", "out"] {
+            assert_eq!(config(&workspace, folder)["architectures"], json!([class]), "{folder}");
+            let held = Tensor::read_safetensors(workspace.path(format!("{folder}/model.safetensors"))).unwrap();
+            let head = held.iter().find(|(name, _)| name == "score.weight").map(|(_, head)| head.size());
+            let width = config(&workspace, folder)["hidden_size"].as_i64().unwrap();
+            assert_eq!(head, Some(vec![1, width]), "{case}, {folder}");
+            let card = fs::read_to_string(workspace.path(format!("{folder}/README.md")));
+            assert_eq!(card.is_ok(), class.ends_with("ForCausalLM"), "{case}, {folder}");
+            let Ok(card) = card else { continue };
+            for part in ["no sequence classification class", "`score.weight`, [1, width], f32", "AutoModelForCausalLM"]
+            {
+                assert!(card.contains(part), "{case}, {folder}: {part:?} is not in {card}");
+            }
+        }
+    }
 }
 
 #[test]
