@@ -107,6 +107,9 @@ pub struct Conflict {
     /// Cosine between the gradient of the weighted reward loss and that of the weighted policy loss, over all parameters that are
     /// trained: below 0 one loss undoes what the other does. Null where one of them is 0.
     pub cosine: Option<f64>,
+    /// The same over the parts that both losses reach. The policy loss has no gradient in the reward head, which draws `cosine`
+    /// towards 0.
+    pub shared_cosine: Option<f64>,
     /// Norm of the first, of the mean over the pairs.
     pub reward_norm: f64,
     /// Norm of the second.
@@ -231,10 +234,11 @@ impl Sink for Terminal {
     }
 
     fn conflict(&mut self, conflict: &Conflict) -> Result<()> {
-        let Conflict { step, cosine, reward_norm, policy_norm, .. } = conflict;
-        let cosine = number(*cosine);
+        let Conflict { step, cosine, shared_cosine, reward_norm, policy_norm, .. } = conflict;
+        let [shared, all] = [*shared_cosine, *cosine].map(number);
         tracing::info!(
-            "gradients after step {step}: cosine {cosine}; norm of the reward loss's {reward_norm:.4}, of the policy loss's {policy_norm:.4}"
+            "gradients after step {step}: cosine {shared} where both losses reach, {all} over all parameters; norm of the reward \
+             loss's {reward_norm:.4}, of the policy loss's {policy_norm:.4}"
         );
         Ok(())
     }

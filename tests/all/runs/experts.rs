@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 const BALANCED: &str = "loss.router_balance=0.01";
 
 /// The files of a golden case with as many tokens as the tokenizer has; their rows are noise.
-fn workspace(case: &str) -> Workspace {
+pub fn workspace(case: &str) -> Workspace {
     let workspace = Workspace::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let mut config: Value = serde_json::from_slice(&fs::read(golden.join("config.json")).unwrap()).unwrap();
