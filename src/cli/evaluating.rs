@@ -29,11 +29,11 @@ pub(super) struct TypedEvaluating {
     suite: Vec<String>,
 
     /// Another checkpoint, whose outcomes on the same items of every suite are subtracted, with an exact paired test
-    #[arg(long, value_name = "DIR", requires = "suite")]
+    #[arg(long, value_name = "DIR", requires = "suite", conflicts_with_all = ["data", "best_of"])]
     against: Option<PathBuf>,
 
     /// Files of training data to look for the suites' prompts in; may be repeated [default: those of the checkpoint's run]
-    #[arg(long, value_name = "FILE", requires = "suite")]
+    #[arg(long, value_name = "FILE", requires = "suite", conflicts_with_all = ["data", "best_of"])]
     train_data: Vec<PathBuf>,
 
     /// Prompts with scored answers, in place of --data: the expected score of the best of k answers that each head picks
