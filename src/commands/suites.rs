@@ -73,7 +73,11 @@ pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
             print(read, head.name, &read.lines(head), json)?;
         }
     }
-    warn_of_dev_prompts(&suites, &heads, &opened);
+    if heads.iter().any(|head| head.name == "combined") {
+        let warn =
+            |read: &Read| opened.warn_of_dev_prompts(&format!("answers of {}", read.suite.name()), &read.prompts);
+        suites.iter().for_each(warn);
+    }
     if !found.is_empty() {
         match json {
             true => json_lines(&found)?,
@@ -171,21 +175,6 @@ fn contaminated(suites: &[Read], named: &[PathBuf], opened: &Opened) -> Result<V
         wanted.read(file, opened.config.data.max_row_bytes)?;
     }
     Ok(wanted.found())
-}
-
-/// Says where the heads' sum is judged on prompts that it was fitted on.
-fn warn_of_dev_prompts(suites: &[Read], heads: &[Head], opened: &Opened) {
-    let Some(fitted) = opened.fitted.as_ref().filter(|_| heads.iter().any(|head| head.name == "combined")) else {
-        return;
-    };
-    let fitted_on = fitted.prompts();
-    for read in suites {
-        let known = read.prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();
-        if known > 0 {
-            let (name, all) = (read.suite.name(), read.prompts.len());
-            warn!("{name}: {known} of {all} answers have a dev prompt of the run, on which `combined` was fitted");
-        }
-    }
 }
 
 fn json_lines(rows: &[impl Serialize]) -> Result<()> {

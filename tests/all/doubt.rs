@@ -1,14 +1,15 @@
 //! Promise: what an evaluation says of its own doubts follows from its formulas: the heads' sum and who it was fitted on, ties,
 //! abstention, disagreement, mistakes, exchanged sides, markdown; and `eval` says it of the rewards that `score` writes.
 
-use crate::tiny::{Workspace, parse_lines};
+use crate::tiny::{Workspace, parse_lines, rows};
 use haf_dist::checkpoint::Fitted;
 use haf_dist::evaluate::doubt::{Disagreement, Doubts, auroc, worst};
 use haf_dist::evaluate::fitting::weights;
 use haf_dist::evaluate::heads::{Head, side_by_side};
 use haf_dist::evaluate::report::marks;
-use haf_dist::evaluate::swap::Swap;
+use haf_dist::evaluate::swap::{Swap, bound, judge};
 use serde_json::{Value, json};
+use tch::Kind;
 
 fn head(name: &'static str, margins: &[f64]) -> Head {
     Head { name, rewards: margins.iter().map(|margin| [margin + 0.25, 0.25]).collect() }
@@ -44,10 +45,13 @@ fn the_sum_is_not_judged_on_the_prompts_it_was_fitted_on() {
     let json: Fitted = serde_json::from_str(&serde_json::to_string(&fitted).unwrap()).unwrap();
     assert_eq!(json, fitted);
     let heads = [head("reward", &[1.0; 20]), head("combined", &[-1.0; 20])];
-    let rows = side_by_side("eval", &heads, &prompts, &json.prompts());
-    assert!(rows.iter().all(|row| (row.pairs, row.left_out) == (12, 8)), "{rows:?}");
+    let rows = side_by_side("eval", &heads, &prompts, Some(&json.prompts()));
+    assert!(rows.iter().all(|row| (row.pairs, row.left_out) == (12, Some(8))), "{rows:?}");
     assert_eq!([rows[0].accuracy, rows[1].accuracy], [1.0, 0.0]);
-    assert!(side_by_side("eval", &heads, &prompts, &Fitted::on(&prompts).prompts()).is_empty());
+    assert!(side_by_side("eval", &heads, &prompts, Some(&Fitted::on(&prompts).prompts())).is_empty());
+    // Where it is not known which those are, none is claimed to be left out.
+    let rows = side_by_side("eval", &heads, &prompts, None);
+    assert!(rows.iter().all(|row| (row.pairs, row.left_out) == (20, None)), "{rows:?}");
 }
 
 #[test]
@@ -85,13 +89,33 @@ fn doubts_are_ties_unsure_pairs_disagreements_and_the_worst_mistakes() {
 #[test]
 fn exchanged_sides_turn_accuracy_round_and_measure_rounding() {
     let (one, turned) = ([1.0, -2.0, 0.001, 0.0, 3.0], [-1.0, 2.0, 0.001, 0.0, -3.0]);
-    let found = Swap::of("eval", &head("reward", &one), &head("reward", &turned), 1e-2);
+    let of = |one: &[f64], turned: &[f64]| {
+        // Exchanged, the rejected answer stands first and has the lower reward: 0.25, as in `head`.
+        let turned = turned.iter().map(|margin| [0.25, 0.25 - margin]).collect();
+        Swap::of("eval", &head("reward", one), &Head { name: "reward", rewards: turned }, 1e-2)
+    };
+    let found = of(&one, &turned);
     assert_eq!((found.accuracy, found.exchanged, found.ties), (0.7, 0.5, 1));
     assert!((found.rounding - 0.002).abs() < 1e-9 && found.passed);
     assert_eq!((&found.under[..], found.under_rounding, found.accuracy_above), (&[3, 4][..], 2, Some(2.0 / 3.0)));
-    // The control: a model that likes what stands first.
-    let biased = Swap::of("eval", &head("reward", &[1.0, 1.0]), &head("reward", &[0.5, 1.0]), 1e-2);
+    assert_eq!((found.always_first, found.always_second), (1, 0));
+    judge(std::slice::from_ref(&found)).unwrap();
+    // The controls: a model that likes what stands first, by more than the bound, and one that gives both answers more there.
+    let biased = of(&[1.0, 1.0], &[0.5, 1.0]);
     assert!(!biased.passed && biased.under_rounding == 2);
+    let error = judge(&[found, biased]).unwrap_err();
+    assert!(error.exit_code() == 1 && error.message.contains("which answer stands first"), "{error}");
+    let shifted = Head { name: "reward", rewards: vec![[1.25, 2.25]] };
+    assert!(!Swap::of("eval", &head("reward", &[1.0]), &shifted, 1e-2).passed);
+    // By less than the bound, but always by the order. Rounding falls on either side.
+    let order: Vec<f64> = (0..40).map(|_| 0.001).collect();
+    let either: Vec<f64> = (0..40).map(|pair| if pair % 2 == 0 { 0.001 } else { -0.001 }).collect();
+    assert!(!of(&order, &order).passed && of(&either, &either).passed);
+    // All of them are named, not the first twenty alone.
+    assert_eq!(of(&either, &either).under.len(), 40);
+    // What rounding explains grows with what is rounded, and is less in f32.
+    let bounds = [Kind::Float, Kind::BFloat16].map(|kind| bound(kind, &head("reward", &[-0.05, 0.02])));
+    assert!((bounds[0] - 2.7e-5).abs() < 1e-9 && (bounds[1] - 0.0135).abs() < 1e-9, "{bounds:?}");
 }
 
 #[test]
@@ -133,8 +157,11 @@ fn eval_says_it_of_the_rewards_that_score_writes_and_the_sum_is_in_the_checkpoin
         let accuracy = judged.iter().filter(hit).count() as f64 / judged.len() as f64;
         assert!(heads.iter().all(|row| (&row["pairs"], &row["left_out"]) == (&json!(3), &json!(4))), "{heads:?}");
         assert!((heads[2]["accuracy"].as_f64().unwrap() - accuracy).abs() < 1e-9, "{heads:?} {scored:?}");
+        assert_eq!(swaps.len(), 3, "{swaps:?}");
         for swap in swaps {
             assert_eq!(swap["passed"], true, "{swap}");
+            // What is explained is far below the margins themselves, or the check says nothing.
+            assert!(swap["rounding"].as_f64().unwrap() <= swap["bound"].as_f64().unwrap(), "{swap}");
             let sum = swap["accuracy"].as_f64().unwrap() + swap["exchanged"].as_f64().unwrap();
             let under = swap["under_rounding"].as_f64().unwrap() / swap["pairs"].as_f64().unwrap();
             assert!((sum - 1.0).abs() <= under + 1e-9, "{swap}");
@@ -149,8 +176,30 @@ fn eval_says_it_of_the_rewards_that_score_writes_and_the_sum_is_in_the_checkpoin
     }
     // On the dev pairs themselves there is nothing to judge the sum on.
     let dev = ["eval", "--checkpoint", "run/step-6", "--data", "dev.jsonl"];
-    let text = workspace.run(1, &dev).succeeded().stdout;
+    let told = workspace.run(1, &dev).succeeded();
+    let text = &told.stdout;
     assert!(text.contains("no other pair is left") && text.contains("the heads disagree on"), "{text}");
+    // The other tables are of those pairs too, which is said; of prompts that are no dev prompts nothing is said.
+    assert!(told.stderr.contains("5 of 5 pairs have a dev prompt of the run"), "{}", told.stderr);
+    workspace.write("other-prompts.jsonl", &rows(66, 2));
+    let others = ["eval", "--checkpoint", "run/step-6", "--data", "other-prompts.jsonl"];
+    let told = workspace.run(1, &others).succeeded();
+    assert!(
+        !told.stderr.contains("dev prompt") && told.stdout.contains("0 pairs with a dev prompt"),
+        "{}",
+        told.stderr
+    );
+    // A prompt's name is a hash of its rendering: with another template none is recognised, and none said to be left out.
+    let plain = [&dev[..], &["--template", "plain"]].concat();
+    let told = workspace.run(1, &plain).succeeded();
+    assert!(
+        told.stderr.contains("are not recognised") && told.stdout.contains("are not recognised"),
+        "{}",
+        told.stderr
+    );
+    let lines = parse_lines(&workspace.run(1, &[&plain[..], &["--json"]].concat()).succeeded().stdout);
+    let heads: Vec<_> = lines.iter().filter(|line| line.get("heads").is_some()).collect();
+    assert!(heads.len() == 3 && heads.iter().all(|line| line["left_out"].is_null()), "{heads:?}");
     // A checkpoint without dev pairs has no sum.
     workspace.train(1, &["data.dev=[]", "output.dir='alone'"]).succeeded();
     let alone = ["score", "--checkpoint", "alone/step-6", "--data", "test.jsonl", "--combined"];
