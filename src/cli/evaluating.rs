@@ -47,7 +47,7 @@ pub(super) struct TypedEvaluating {
     #[arg(long, conflicts_with = "suite")]
     check_swap: bool,
 
-    /// The worst mistakes to show with their text; 0: none
+    /// How many of each head's worst mistakes, and of the heads' strongest disagreements, to show with their text; 0: none
     #[arg(long, value_name = "N", default_value_t = 5, conflicts_with_all = ["suite", "best_of"])]
     worst: usize,
 
@@ -77,7 +77,7 @@ pub struct Evaluating {
     pub best_of: Option<PathBuf>,
     /// Whether pairs are computed again with their sides exchanged.
     pub check_swap: bool,
-    /// The worst mistakes to show.
+    /// How many of each head's worst mistakes, and of the heads' strongest disagreements, to show.
     pub worst: usize,
     /// Shape of the rows.
     pub format: Format,

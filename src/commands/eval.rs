@@ -12,7 +12,7 @@ use crate::config::Source;
 use crate::data::prepared::PreparedData;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::evaluate::doubt::{self, Disagreement, Doubts, Mistake};
+use crate::evaluate::doubt::{self, Disagreement, Doubts, Mistake, Shown};
 use crate::evaluate::heads::{Head, heads, side_by_side, side_by_side_table};
 use crate::evaluate::report::{Report, marks, tables};
 use crate::evaluate::scoring::{score_apart, score_pairs};
@@ -84,7 +84,7 @@ fn print(
     swaps: Option<&[Swap]>,
 ) -> Result<()> {
     let texts = (0..data.len()).map(|pair| text(opened, data, pair)).collect::<Result<Vec<Text>>>()?;
-    let marks: Vec<[usize; 2]> = texts.iter().map(|[_, chosen, rejected]| [marks(chosen), marks(rejected)]).collect();
+    let marks: Vec<_> = texts.iter().map(|[_, chosen, rejected]| [marks(chosen), marks(rejected)]).collect();
     let reports: Vec<Report> = evaluate::reports("eval", data, heads, &marks, opened.fitted.as_ref());
     let prompts: Vec<u64> = (0..data.len()).map(|pair| data.pair(pair).prompt_hash).collect();
     opened.warn_of_dev_prompts("pairs", &prompts);
@@ -93,13 +93,19 @@ fn print(
     let compared = if combined { side_by_side("eval", heads, &prompts, fitted_on.as_ref()) } else { Vec::new() };
     let doubts: Vec<Doubts> = heads.iter().map(|head| Doubts::of("eval", head)).collect();
     let disagreement = Disagreement::of("eval", heads);
-    let mistakes = mistakes(heads.first(), data, &texts, evaluating.worst);
+    let shown = |pair: usize| {
+        let [prompt, chosen, rejected] = texts[pair].clone();
+        Shown { pair: pair + 1, domain: data.domains()[data.pair(pair).domain].clone(), prompt, chosen, rejected }
+    };
+    let disagreed = doubt::disagreed(heads, evaluating.worst, shown);
+    let mistakes: Vec<Mistake> = heads.iter().flat_map(|head| doubt::mistakes(head, evaluating.worst, shown)).collect();
     if evaluating.json {
         lines(rows)?;
         lines(&reports)?;
         lines(&compared)?;
         lines(&doubts)?;
         lines(disagreement.as_slice())?;
+        lines(&disagreed)?;
         lines(&mistakes)?;
         return lines(swaps.unwrap_or_default());
     }
@@ -118,7 +124,7 @@ fn print(
             weights.reward, weights.implicit
         ))?;
     }
-    terminal::out(format_args!("\n{}", doubt::tables(&doubts, disagreement.as_ref(), &mistakes)))?;
+    terminal::out(format_args!("\n{}", doubt::tables(&doubts, disagreement.as_ref(), &disagreed, &mistakes)))?;
     if let Some(swaps) = swaps {
         terminal::out(format_args!("\n{}", swap::text(swaps)))?;
     }
@@ -143,25 +149,6 @@ fn text(opened: &Opened, data: &PreparedData, index: usize) -> Result<Text> {
     };
     let prompt = opened.encoder.decode(&pair.prefix[..start.min(pair.prefix.len())])?;
     Ok([prompt, answer(pair.chosen, 0)?, answer(pair.rejected, 1)?])
-}
-
-fn mistakes(head: Option<&Head>, data: &PreparedData, texts: &[Text], most: usize) -> Vec<Mistake> {
-    let Some(head) = head else { return Vec::new() };
-    let margins = head.margins();
-    let mistake = |(rank, pair): (usize, usize)| {
-        let [prompt, chosen, rejected] = texts[pair].clone();
-        Mistake {
-            mistake: rank + 1,
-            scored_by: head.name,
-            pair: pair + 1,
-            domain: data.domains()[data.pair(pair).domain].clone(),
-            margin: margins[pair],
-            prompt,
-            chosen,
-            rejected,
-        }
-    };
-    doubt::worst(head, most).into_iter().enumerate().map(mistake).collect()
 }
 
 /// The heads' rewards with the sides of every pair exchanged, computed anew and in other batches. All ranks must call it.

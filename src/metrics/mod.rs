@@ -73,6 +73,10 @@ pub struct EvaluationMetrics {
     pub accuracy_high: Option<f64>,
     /// Share of pairs that the policy's implicit reward ranks rightly; a tie counts as one half.
     pub policy_accuracy: Option<f64>,
+    /// Lower end of its 95% interval.
+    pub policy_accuracy_low: Option<f64>,
+    /// Upper end of its 95% interval.
+    pub policy_accuracy_high: Option<f64>,
     /// Mean difference of reward, chosen minus rejected.
     pub margin: Option<f64>,
     /// Mean Bradley-Terry loss a pair.
@@ -82,9 +86,6 @@ pub struct EvaluationMetrics {
     /// Share of pairs whose chosen answer is the longer one, in tokens; equal lengths count as one half. What a model that
     /// prefers the longer answer would reach.
     pub longer_accuracy: f64,
-    /// 95% interval of `policy_accuracy`, for the table alone.
-    #[serde(skip)]
-    pub policy_interval: Option<Interval>,
     /// 95% interval of the accuracy, of the reward head or else the policy, less that of going by length alone, on the same
     /// pairs; for the verdict alone.
     #[serde(skip)]
@@ -296,7 +297,7 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
             row.domain.clone(),
             row.pairs.to_string(),
             with_interval(row.accuracy, row.accuracy_low.zip(row.accuracy_high)),
-            with_interval(row.policy_accuracy, row.policy_interval.map(|interval| (interval.low, interval.high))),
+            with_interval(row.policy_accuracy, row.policy_accuracy_low.zip(row.policy_accuracy_high)),
             number(Some(row.longer_accuracy)),
             number(row.margin),
             number(row.reward_loss),

@@ -3,7 +3,7 @@
 
 use crate::tiny::{Workspace, parse_lines, rows};
 use haf_dist::checkpoint::Fitted;
-use haf_dist::evaluate::doubt::{Disagreement, Doubts, auroc, worst};
+use haf_dist::evaluate::doubt::{Disagreement, Doubts, Shown, auroc, disagreed, mistakes};
 use haf_dist::evaluate::fitting::weights;
 use haf_dist::evaluate::heads::{Head, side_by_side};
 use haf_dist::evaluate::report::marks;
@@ -77,13 +77,30 @@ fn doubts_are_ties_unsure_pairs_disagreements_and_the_worst_mistakes() {
     assert_eq!((half.pairs, half.accuracy), (5, 0.8), "the surest five");
     // Errors have 0.1, 0.2 and 3: of 3 x 6 comparisons with right ones 6 + 6 + 2 are less sure.
     assert!((found.auroc.unwrap() - 14.0 / 18.0).abs() < 1e-12);
-    assert_eq!(worst(&head("reward", &margins), 2), [4, 8]);
+    let shown = |pair: usize| Shown {
+        pair,
+        domain: "all".into(),
+        prompt: format!("prompt {pair}"),
+        chosen: String::new(),
+        rejected: String::new(),
+    };
+    let worst = mistakes(&head("reward", &margins), 2, shown);
+    assert_eq!(worst.iter().map(|row| (row.mistake, row.shown.pair)).collect::<Vec<_>>(), [(1, 4), (2, 8)]);
+    assert_eq!(worst[0].margin, -3.0);
+    assert_eq!(mistakes(&head("reward", &margins), 9, shown).len(), 3, "there are three");
     let implicit = head("implicit", &[1.0, 1.0, 1.0, -1.0, 2.0, 1.0, 1.0, 1.0, -1.0, 1.0]);
-    let found = Disagreement::of("eval", &[head("reward", &margins), implicit]).unwrap();
+    let heads = [head("reward", &margins), implicit];
+    let found = Disagreement::of("eval", &heads).unwrap();
     // Pairs 2, 4 and 5; of them the reward head has pair 4.
     assert_eq!((found.pairs, found.of, found.reward_right), (3, 10, Some(1.0 / 3.0)));
     assert_eq!(found.accuracy_where_agreed, Some(5.0 / 6.0));
     assert_eq!(Disagreement::of("eval", &[head("reward", &margins)]), None);
+    // -3 x 2 is the strongest, then 4 x -1; the scale of a head does not matter.
+    let rows = disagreed(&heads, 2, shown);
+    let found: Vec<_> =
+        rows.iter().map(|row| (row.disagreed, row.shown.pair, row.margin, row.implicit_margin)).collect();
+    assert_eq!(found, [(1, 4, -3.0, 2.0), (2, 3, 4.0, -1.0)]);
+    assert_eq!((disagreed(&heads, 9, shown).len(), disagreed(&heads[..1], 9, shown).len()), (3, 0));
 }
 
 #[test]
@@ -121,10 +138,10 @@ fn exchanged_sides_turn_accuracy_round_and_measure_rounding() {
 #[test]
 fn markdown_marks_are_counted() {
     for (text, count) in [
-        ("plain - text * with # signs 1. 2", 0),
-        ("# Title\n\n- one\n* two\n  + three\n10. four\n**bold** and **more**", 7),
-        ("```\ncode\n```", 2),
-        ("#hashtag\n1.5 litres\n**open", 0),
+        ("plain - text * with # signs 1. 2", [0; 4]),
+        ("# Title\n\n- one\n* two\n  + three\n10. four\n**bold** and **more**", [1, 4, 0, 2]),
+        ("```\ncode\n```", [0, 0, 2, 0]),
+        ("#hashtag\n1.5 litres\n**open", [0; 4]),
     ] {
         assert_eq!(marks(text), count, "{text:?}");
     }
@@ -144,7 +161,7 @@ fn eval_says_it_of_the_rewards_that_score_writes_and_the_sum_is_in_the_checkpoin
         let sum = a * of("reward_chosen") + b * of("implicit_chosen");
         assert!((of("combined_chosen") - sum).abs() < 1e-9, "{row}");
     }
-    let eval = ["eval", "--checkpoint", "run/step-6", "--data", "test.jsonl", "--check-swap", "--json"];
+    let eval = ["eval", "--checkpoint", "run/step-6", "--data", "test.jsonl", "--check-swap", "--worst", "2", "--json"];
     for ranks in [1, 2] {
         let lines = parse_lines(&workspace.run(ranks, &eval).succeeded().stdout);
         let with = |key: &str| -> Vec<&Value> { lines.iter().filter(|line| line.get(key).is_some()).collect() };
@@ -166,10 +183,35 @@ fn eval_says_it_of_the_rewards_that_score_writes_and_the_sum_is_in_the_checkpoin
             let under = swap["under_rounding"].as_f64().unwrap() / swap["pairs"].as_f64().unwrap();
             assert!((sum - 1.0).abs() <= under + 1e-9, "{swap}");
         }
-        for mistake in mistakes {
-            assert!(mistake["margin"].as_f64().unwrap() < 0.0);
-            assert!(mistake["prompt"].as_str().unwrap().contains("What is"), "{mistake}");
-            assert!(mistake["rejected"].as_str().unwrap().contains('.'), "{mistake}");
+        // Of each head the two worst mistakes, or as many as there are.
+        let margin = |row: &Value, head: &str| {
+            row[format!("{head}_chosen")].as_f64().unwrap() - row[format!("{head}_rejected")].as_f64().unwrap()
+        };
+        for head in names {
+            let mut wrong: Vec<f64> =
+                scored.iter().map(|row| margin(row, head)).filter(|margin| *margin < 0.0).collect();
+            wrong.sort_by(f64::total_cmp);
+            let shown: Vec<f64> = mistakes
+                .iter()
+                .filter(|line| line["scored_by"] == head)
+                .map(|line| line["margin"].as_f64().unwrap())
+                .collect();
+            assert_eq!(shown.len(), wrong.len().min(2), "{head}: {mistakes:?}");
+            assert!(
+                shown.iter().zip(&wrong).all(|(one, other)| (one - other).abs() < 1e-5),
+                "{head}: {shown:?} {wrong:?}"
+            );
+        }
+        assert!(!mistakes.is_empty(), "the run is not perfect, or this shows nothing");
+        let split = |row: &&Value| margin(row, "reward") * margin(row, "implicit") < 0.0;
+        let strongest = with("disagreed");
+        assert_eq!(strongest.len(), scored.iter().filter(split).count().min(2), "{strongest:?}");
+        for line in mistakes.iter().chain(&strongest) {
+            assert!(line["prompt"].as_str().unwrap().contains("What is"), "{line}");
+            assert!(line["rejected"].as_str().unwrap().contains('.'), "{line}");
+            let pair = line["pair"].as_u64().unwrap() as usize;
+            let by = line["scored_by"].as_str().unwrap_or("reward");
+            assert!((line["margin"].as_f64().unwrap() - margin(&scored[pair - 1], by)).abs() < 1e-5, "{line}");
         }
         assert!(with("eval").iter().all(|line| line["longer_accuracy"].is_f64()));
         assert_eq!(with("disagreement").len(), 1);
