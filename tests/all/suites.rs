@@ -97,6 +97,37 @@ fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
     assert!(lines.iter().filter(|line| !["Ties", "all"].contains(&&line.subset[..])).all(|line| line.chance == 0.25));
 }
 
+/// Promise: prompts that all came out alike do not claim certainty, though the smooth term of Ties takes the score above 1.
+#[test]
+fn ties_that_all_came_out_alike_have_wilsons_interval() {
+    let line = |scores: &[[f64; 4]]| {
+        let row = |(number, _): (usize, &[f64; 4])| {
+            let row = |role: &str, chosen: &[&str]| {
+                json!({"id": format!("{role}:{number}"), "prompt": format!("{role} {number}"), "chosen": chosen,
+                       "rejected": ["wrong"], "subset": "Ties"})
+            };
+            [row("ref", &["right"]), row("tied", &["right", "right too"])]
+        };
+        let rows: Vec<Value> = scores.iter().enumerate().flat_map(row).collect();
+        // A row's right answers, then the wrong one at 0. The last number is the reference's.
+        let of_row = |[one, two, wrong, reference]: &[f64; 4]| [vec![*reference, *wrong], vec![*one, *two, *wrong]];
+        let scores: Vec<Vec<f64>> = scores.iter().flat_map(of_row).collect();
+        let items = items(Suite::Rewardbench2, &rows);
+        lines(Suite::Rewardbench2, "reward", &items, &scores, None, NOTHING_CUT).swap_remove(0)
+    };
+    let wilson = |n: f64| n / (n + 3.8415);
+    // All parts are right, and the smooth term is its most, or two prompts' is another.
+    for scores in [&[[9.0, 9.1, 0.0, 9.0]][..], &[[9.0, 9.1, 0.0, 9.0], [9.0, 10.0, 0.0, 9.0], [9.0, 13.0, 0.0, 9.0]]] {
+        let found = line(scores);
+        let (low, high) = (found.low.unwrap(), found.high.unwrap());
+        assert!(found.score > 1.0 && high >= found.score && high <= 1.01 + 1e-12, "{found:?}");
+        assert!((low - wilson(scores.len() as f64)).abs() < 1e-4, "{found:?}");
+    }
+    // The control: where outcomes differ the bootstrap knows of it.
+    let found = line(&[[9.0, 9.1, 0.0, 9.0], [-9.0, 9.1, 0.0, 9.0], [9.0, 9.1, 0.0, -9.0]]);
+    assert!((found.low.unwrap() - 0.29095).abs() < 1e-4 && (found.high.unwrap() - 1.01).abs() < 1e-4, "{found:?}");
+}
+
 /// Twelve RewardBench rows in each of five subsets of four sections: of the same twelve prompts, or each of its own.
 fn in_two_sections(shared: bool) -> Vec<Value> {
     let subsets = ["alpacaeval-easy", "mt-bench-easy", "llmbar-natural", "hep-cpp", "donotanswer"];
