@@ -34,11 +34,15 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// This interval of a proportion, or [`wilson`]'s for `n` trials where it has no width: a bootstrap that has never seen
-    /// another outcome does not know how rare it is.
-    pub fn or_wilson(self, proportion: f64, n: usize) -> Self {
-        let no_width = self.high - self.low <= 1e-12 * proportion.abs();
-        if no_width && (0.0..=1.0).contains(&proportion) { wilson(proportion, n) } else { self }
+    /// This interval of a proportion, and with it [`wilson`]'s for `n` trials where it is no wider than `smooth`: a bootstrap that
+    /// has never seen another outcome does not know how rare it is. `smooth` is how far the figure moves by what is no outcome; a
+    /// proportion that this takes out of 0..=1 counts as the nearer end.
+    pub fn or_wilson(self, proportion: f64, n: usize, smooth: f64) -> Self {
+        if self.high - self.low > smooth + 1e-12 * proportion.abs() {
+            return self;
+        }
+        let Self { low, high } = wilson(proportion.clamp(0.0, 1.0), n);
+        Self { low: low.min(self.low), high: high.max(self.high) }
     }
 }
 
@@ -103,7 +107,7 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
 
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let proportions = values.iter().all(|value| (0.0..=1.0).contains(value));
-    Some(if proportions { interval.or_wilson(mean, clusters.len()) } else { interval })
+    Some(if proportions { interval.or_wilson(mean, clusters.len(), 0.0) } else { interval })
 }
 
 /// [`clustered_bootstrap`] of differences of two shares, from -1 to 1. Where no value differs from another one there is still a

@@ -29,11 +29,11 @@ pub(super) struct TypedEvaluating {
     suite: Vec<String>,
 
     /// Another checkpoint, whose outcomes on the same items of every suite are subtracted, with an exact paired test
-    #[arg(long, value_name = "DIR", requires = "suite")]
+    #[arg(long, value_name = "DIR", requires = "suite", conflicts_with_all = ["data", "best_of"])]
     against: Option<PathBuf>,
 
     /// Files of training data to look for the suites' prompts in; may be repeated [default: those of the checkpoint's run]
-    #[arg(long, value_name = "FILE", requires = "suite")]
+    #[arg(long, value_name = "FILE", requires = "suite", conflicts_with_all = ["data", "best_of"])]
     train_data: Vec<PathBuf>,
 
     /// Prompts with scored answers, in place of --data: the expected score of the best of k answers that each head picks
@@ -47,7 +47,7 @@ pub(super) struct TypedEvaluating {
     #[arg(long, conflicts_with = "suite")]
     check_swap: bool,
 
-    /// The worst mistakes to show with their text; 0: none
+    /// How many of each head's worst mistakes, and of the heads' strongest disagreements, to show with their text; 0: none
     #[arg(long, value_name = "N", default_value_t = 5, conflicts_with_all = ["suite", "best_of"])]
     worst: usize,
 
@@ -77,7 +77,7 @@ pub struct Evaluating {
     pub best_of: Option<PathBuf>,
     /// Whether pairs are computed again with their sides exchanged.
     pub check_swap: bool,
-    /// The worst mistakes to show.
+    /// How many of each head's worst mistakes, and of the heads' strongest disagreements, to show.
     pub worst: usize,
     /// Shape of the rows.
     pub format: Format,

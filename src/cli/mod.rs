@@ -172,7 +172,8 @@ enum TypedCommand {
         /// Add `tokens`: what each token of an answer adds to its implicit reward, and the characters that it stands for
         ///
         /// beta (log-prob - reference log-prob) in `credit`; the credits add up to the implicit reward. `start` and `end` count
-        /// characters of the answer; a token that stands for none, as the EOS, has `start` = `end`.
+        /// characters of the answer; a token that stands for none, as the EOS, has `start` = `end`. Where a character is several
+        /// tokens, as with byte-level tokenizers, each of them has it: ranges may overlap.
         #[arg(long)]
         tokens: bool,
     },

@@ -56,14 +56,8 @@ pub fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread) -> Res
             hash
         })
         .collect();
-    if let Some(fitted) = &opened.fitted
-        && reported.weights.is_some()
-    {
-        let fitted_on = fitted.prompts();
-        let known = prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();
-        if known > 0 {
-            warn!("{known} of {} prompts are dev prompts of the run, on which `combined` was fitted", prompts.len());
-        }
+    if reported.weights.is_some() {
+        opened.warn_of_dev_prompts("prompts", &prompts);
     }
     let curves = curves(&rows, &heads(&scores, &references.unwrap_or_default(), reported), &prompts);
     if json {

@@ -15,8 +15,9 @@ use crate::data::sampler::{self, Sampler};
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
+use crate::evaluate::heads::Head;
 use crate::evaluate::reference;
-use crate::loss::hit;
+use crate::evaluate::swap::{self, Swap};
 use crate::machine::{Machine, kernels};
 use crate::model::adapter;
 use crate::model::architecture::Architecture;
@@ -193,24 +194,22 @@ fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<
 fn exchanged_sides(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
     let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
     let turned = Split { name: "debug", data: split.data.exchanged()?, references: Vec::new() };
-    let (mut rounding, mut hits) = (0f64, [0.0; 2]);
-    for batch in batches(split, config) {
-        let scores = engine.score(&split.pack(&batch, shared, device), false)?;
-        let exchanged = engine.score(&turned.pack(&batch, shared, device), false)?;
-        for (one, other) in scores.iter().zip(&exchanged) {
-            for answer in 0..2 {
-                let (before, after) = (one.rewards[answer], other.rewards[1 - answer]);
-                rounding = rounding.max((before - after).abs() / before.abs().max(1.0));
+    let mut rewards = |split: &Split, batches: Vec<Vec<usize>>| -> Result<Head> {
+        let mut rewards = vec![[0.0; 2]; split.data.len()];
+        for batch in batches {
+            for scores in engine.score(&split.pack(&batch, shared, device), false)? {
+                rewards[scores.index] = scores.rewards;
             }
-            hits[0] += hit(one.rewards[0] - one.rewards[1]);
-            hits[1] += hit(other.rewards[0] - other.rewards[1]);
         }
-    }
-    let (bound, _) = tolerances(engine);
-    let [one, other] = hits.map(|hits| hits / split.data.len() as f64);
-    let said =
-        format!("largest relative difference {rounding:.1e}, bound {bound:.0e}; accuracies {one:.3} + {other:.3}");
-    Ok(Check { name: "rewards with sides exchanged", outcome: verdict(rounding <= bound, said) })
+        Ok(Head { name: "reward", rewards })
+    };
+    let (one, other) = (rewards(split, batches(split, config))?, rewards(&turned, batches(split, config))?);
+    let found = Swap::of("debug", &one, &other, swap::bound(engine.model.kind, &one));
+    let Swap { accuracy, exchanged, rounding, bound, passed, .. } = found;
+    let said = format!(
+        "margins differ by {rounding:.1e} at most, bound {bound:.0e}; accuracies {accuracy:.3} + {exchanged:.3}"
+    );
+    Ok(Check { name: "rewards with sides exchanged", outcome: verdict(passed, said) })
 }
 
 /// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.

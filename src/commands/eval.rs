@@ -11,12 +11,11 @@ use crate::comm::CommThread;
 use crate::config::Source;
 use crate::data::prepared::PreparedData;
 use crate::engine::Engine;
-use crate::engine::head::PairScores;
-use crate::error::{Error, Result};
-use crate::evaluate::doubt::{self, Disagreement, Doubts, Mistake};
+use crate::error::Result;
+use crate::evaluate::doubt::{self, Disagreement, Doubts, Mistake, Shown};
 use crate::evaluate::heads::{Head, heads, side_by_side, side_by_side_table};
 use crate::evaluate::report::{Report, marks, tables};
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{score_apart, score_pairs};
 use crate::evaluate::swap::{self, Swap};
 use crate::evaluate::verdict::verdict;
 use crate::evaluate::{self, Reported};
@@ -25,7 +24,6 @@ use crate::metrics::{EvaluationMetrics, evaluation_table};
 use crate::terminal;
 use serde::Serialize;
 use std::path::PathBuf;
-use tch::Kind;
 use tracing::info;
 
 /// The text of a pair: prompt, chosen, rejected.
@@ -59,23 +57,22 @@ pub fn run(
     let all: Vec<usize> = (0..data.len()).collect();
     let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "eval")?;
     let references = references.unwrap_or_default();
-    let heads = heads(&scores, &references, reported);
-    let exchanged = match evaluating.check_swap {
-        true => Some(exchanged(&mut engine, &data, &references, reported, budget, comm)?),
+    let all_heads = heads(&scores, &references, reported);
+    let swaps = match evaluating.check_swap {
+        true => {
+            let exchanged = exchanged(&mut engine, &data, &references, reported, budget, comm)?;
+            let bounds = heads(&scores, &[], reported).into_iter().map(|head| swap::bound(engine.model.kind, &head));
+            let both = all_heads.iter().zip(&exchanged).zip(bounds);
+            Some(both.map(|((head, turned), bound)| Swap::of("eval", head, turned, bound)).collect::<Vec<_>>())
+        }
         false => None,
     };
-    // Deciding takes part on every rank, so that all end alike; only rank 0 says it.
-    let swaps = exchanged.map(|exchanged| compared(&heads, &exchanged, &engine));
-    let failed = swaps.iter().flatten().any(|swap| !swap.passed);
     if comm.rank() == 0 {
         let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
-        print(evaluating, &opened, &data, &rows, &heads, swaps.as_deref())?;
+        print(evaluating, &opened, &data, &rows, &all_heads, swaps.as_deref())?;
     }
-    match failed {
-        true => Err(Error::runtime("the swap check failed: rewards depend on which answer stands first")
-            .hint("try --dtype f32; if it fails there too, please report it with the model's config.json")),
-        false => Ok(()),
-    }
+    // Every rank judges, so that all end alike.
+    swap::judge(swaps.as_deref().unwrap_or_default())
 }
 
 fn print(
@@ -87,35 +84,47 @@ fn print(
     swaps: Option<&[Swap]>,
 ) -> Result<()> {
     let texts = (0..data.len()).map(|pair| text(opened, data, pair)).collect::<Result<Vec<Text>>>()?;
-    let marks: Vec<[usize; 2]> = texts.iter().map(|[_, chosen, rejected]| [marks(chosen), marks(rejected)]).collect();
+    let marks: Vec<_> = texts.iter().map(|[_, chosen, rejected]| [marks(chosen), marks(rejected)]).collect();
     let reports: Vec<Report> = evaluate::reports("eval", data, heads, &marks, opened.fitted.as_ref());
     let prompts: Vec<u64> = (0..data.len()).map(|pair| data.pair(pair).prompt_hash).collect();
-    let fitted_on = opened.fitted.as_ref().map(|fitted| fitted.prompts()).unwrap_or_default();
+    opened.warn_of_dev_prompts("pairs", &prompts);
+    let fitted_on = opened.fitted_on();
     let combined = heads.iter().any(|head| head.name == "combined");
-    let compared = if combined { side_by_side("eval", heads, &prompts, &fitted_on) } else { Vec::new() };
+    let compared = if combined { side_by_side("eval", heads, &prompts, fitted_on.as_ref()) } else { Vec::new() };
     let doubts: Vec<Doubts> = heads.iter().map(|head| Doubts::of("eval", head)).collect();
     let disagreement = Disagreement::of("eval", heads);
-    let mistakes = mistakes(heads.first(), data, &texts, evaluating.worst);
+    let shown = |pair: usize| {
+        let [prompt, chosen, rejected] = texts[pair].clone();
+        Shown { pair: pair + 1, domain: data.domains()[data.pair(pair).domain].clone(), prompt, chosen, rejected }
+    };
+    let disagreed = doubt::disagreed(heads, evaluating.worst, shown);
+    let mistakes: Vec<Mistake> = heads.iter().flat_map(|head| doubt::mistakes(head, evaluating.worst, shown)).collect();
     if evaluating.json {
         lines(rows)?;
         lines(&reports)?;
         lines(&compared)?;
         lines(&doubts)?;
         lines(disagreement.as_slice())?;
+        lines(&disagreed)?;
         lines(&mistakes)?;
         return lines(swaps.unwrap_or_default());
     }
     terminal::out(format_args!("{}\n\n{}", evaluation_table(&concise(rows)), tables(&reports)))?;
     if let Some(weights) = opened.fitted.as_ref().and_then(|fitted| fitted.combined).filter(|_| combined) {
-        let left_out = compared.first().map_or(data.len(), |row| row.left_out);
+        let left_out = match compared.first().map_or(Some(data.len()), |row| row.left_out) {
+            Some(pairs) => format!("{pairs} pairs with a dev prompt are left out here"),
+            None => {
+                "dev prompts are not recognised with another --template, so that some may be among these".to_owned()
+            }
+        };
         let text = if compared.is_empty() { "no other pair is left".to_owned() } else { side_by_side_table(&compared) };
         terminal::out(format_args!(
-            "\nheads side by side; combined = {:.4} reward + {:.4} implicit, fitted on the run's dev pairs, of which {left_out} \
-             are left out here\n{text}",
+            "\nheads side by side; combined = {:.4} reward + {:.4} implicit, fitted on the run's dev pairs; {left_out}\n\
+             {text}",
             weights.reward, weights.implicit
         ))?;
     }
-    terminal::out(format_args!("\n{}", doubt::tables(&doubts, disagreement.as_ref(), &mistakes)))?;
+    terminal::out(format_args!("\n{}", doubt::tables(&doubts, disagreement.as_ref(), &disagreed, &mistakes)))?;
     if let Some(swaps) = swaps {
         terminal::out(format_args!("\n{}", swap::text(swaps)))?;
     }
@@ -142,26 +151,7 @@ fn text(opened: &Opened, data: &PreparedData, index: usize) -> Result<Text> {
     Ok([prompt, answer(pair.chosen, 0)?, answer(pair.rejected, 1)?])
 }
 
-fn mistakes(head: Option<&Head>, data: &PreparedData, texts: &[Text], most: usize) -> Vec<Mistake> {
-    let Some(head) = head else { return Vec::new() };
-    let margins = head.margins();
-    let mistake = |(rank, pair): (usize, usize)| {
-        let [prompt, chosen, rejected] = texts[pair].clone();
-        Mistake {
-            mistake: rank + 1,
-            scored_by: head.name,
-            pair: pair + 1,
-            domain: data.domains()[data.pair(pair).domain].clone(),
-            margin: margins[pair],
-            prompt,
-            chosen,
-            rejected,
-        }
-    };
-    doubt::worst(head, most).into_iter().enumerate().map(mistake).collect()
-}
-
-/// The heads' rewards with the sides of every pair exchanged, computed anew. All ranks must call it.
+/// The heads' rewards with the sides of every pair exchanged, computed anew and in other batches. All ranks must call it.
 fn exchanged(
     engine: &mut Engine,
     data: &PreparedData,
@@ -172,21 +162,10 @@ fn exchanged(
 ) -> Result<Vec<Head>> {
     let turned = comm.agree(data.exchanged())?;
     let all: Vec<usize> = (0..turned.len()).collect();
-    let scores: Vec<PairScores> =
-        score_pairs(engine, (&turned, &all), comm, budget, reported.policy, "sides exchanged")?;
+    let scores = score_apart(engine, (&turned, &all), comm, budget, reported.policy, "sides exchanged")?;
     let references: Vec<[f32; 2]> = references.iter().map(|[chosen, rejected]| [*rejected, *chosen]).collect();
     if comm.rank() == 0 {
-        info!("every pair is computed again with its sides exchanged");
+        info!("every pair is computed again with its sides exchanged, each answer with a prompt of its own");
     }
     Ok(heads(&scores, &references, reported))
-}
-
-fn compared(heads: &[Head], exchanged: &[Head], engine: &Engine) -> Vec<Swap> {
-    let bound = rounding_bound(engine.model.kind);
-    heads.iter().zip(exchanged).map(|(head, turned)| Swap::of("eval", head, turned, bound)).collect()
-}
-
-/// What rounding may change of a margin, of the largest reward: as `--debug` has it for scores.
-fn rounding_bound(kind: Kind) -> f64 {
-    if kind == Kind::Float { 1e-3 } else { 1e-1 }
 }

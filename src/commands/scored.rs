@@ -3,7 +3,7 @@
 //! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::{alike, setup};
-use crate::checkpoint::{self, AsTrained, Changed, FileCheck, Fitted, TrainState};
+use crate::checkpoint::{self, AsTrained, Changed, FileCheck, Fitted, FittedOn, TrainState};
 use crate::cli::Scoring;
 use crate::comm::{CommThread, launch};
 use crate::config::{Config, Kernels, Objective, RewardAt, Truncation};
@@ -41,6 +41,8 @@ pub struct Opened {
     pub state: TrainState,
     /// What the run's dev pairs say of the heads, where the folder has it.
     pub fitted: Option<Fitted>,
+    /// Whether texts are rendered by another template than the run's, so that its dev prompts have other hashes.
+    other_template: bool,
     origin: Origin,
     /// Rows of the model's embedding.
     vocabulary: usize,
@@ -105,6 +107,7 @@ fn read(scoring: &Scoring) -> Result<Opened> {
     Config::check_threads("--threads", scoring.threads)?;
     config.parallel.threads = scoring.threads;
     let data = &mut config.data;
+    let other_template = scoring.template.is_some_and(|template| template != data.template);
     data.template = scoring.template.unwrap_or(data.template);
     data.reward_at = scoring.reward_at.unwrap_or(data.reward_at);
     // Nothing is cut but at the model's own limit, unless an option says so.
@@ -123,7 +126,8 @@ fn read(scoring: &Scoring) -> Result<Opened> {
         rules.skipped_at_end = padding(&origin.base)?;
     }
     let encoder = Encoder::open(origin.tokenizer(), rules, architecture.vocabulary)?;
-    Ok(Opened { config, encoder, state, fitted, origin, vocabulary: architecture.vocabulary, trained_here, check })
+    let vocabulary = architecture.vocabulary;
+    Ok(Opened { config, encoder, state, fitted, other_template, origin, vocabulary, trained_here, check })
 }
 
 impl Opened {
@@ -243,6 +247,29 @@ impl Opened {
         let (max_prompt_length, truncation) = (prompt, Truncation::Cut);
         let rules = Rules { max_length, max_prompt_length, truncation, ..*self.encoder.rules() };
         Encoder::open(self.origin.tokenizer(), rules, self.vocabulary)
+    }
+
+    /// The dev prompts that temperatures and the heads' sum were fitted on; `None` where they cannot be recognised.
+    pub fn fitted_on(&self) -> Option<FittedOn> {
+        (!self.other_template).then(|| self.fitted.as_ref().map(Fitted::prompts).unwrap_or_default())
+    }
+
+    /// Says how many of these `rows`, one a prompt's hash, have a prompt that something was fitted on, or that it is not known.
+    pub fn warn_of_dev_prompts(&self, rows: &str, prompts: &[u64]) {
+        if self.fitted.is_none() {
+            return;
+        }
+        let fitted = "on which `combined` and the dev temperatures were fitted";
+        let Some(fitted_on) = self.fitted_on() else {
+            warn!(
+                "{rows}: with another --template than the run's, dev prompts of the run, {fitted}, are not recognised"
+            );
+            return;
+        };
+        let known = prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();
+        if known > 0 {
+            warn!("{known} of {} {rows} have a dev prompt of the run, {fitted}", prompts.len());
+        }
     }
 
     /// Files that the run was trained on; none for a folder without a run.

@@ -12,19 +12,21 @@ use crate::data::tokenize::{Encoded, Encoder, Rules};
 use crate::data::{Message, Pair, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::evaluate::heads::{Head, heads};
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{Progress, any_scores, is_finite};
 use crate::evaluate::suites::contamination::{Contamination, Wanted, contamination_table};
 use crate::evaluate::suites::paired::{Paired, adjust, paired, paired_table};
 use crate::evaluate::suites::report::{Cutting, Line, lines, table};
 use crate::evaluate::suites::{Item, Suite};
 use crate::terminal;
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use tracing::{info, warn};
 
 /// A suite on its way.
 struct Read {
     suite: Suite,
+    files: Vec<PathBuf>,
     items: Vec<Item>,
     /// Place of each answer among the sequences; of one that is cut also that of the whole one.
     places: Vec<Vec<Place>>,
@@ -68,29 +70,44 @@ pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
     if comm.rank() != 0 {
         return Ok(());
     }
+    // The authors' code may see a token more than this program, with this tokenizer.
+    let doubles_bos = opened.encoder.doubles_bos()?;
+    let checkpoint = scoring.checkpoint.display().to_string();
     for read in &suites {
+        let second_bos = doubles_bos && read.suite.keeps_second_bos();
+        let contamination = found.iter().find(|found| found.suite == read.suite);
         for head in &heads {
-            print(read, head.name, &read.lines(head), json)?;
+            let lines = read.lines(head);
+            if json {
+                let files: Vec<String> = read.files.iter().map(|file| file.display().to_string()).collect();
+                let facts = json!({
+                    "checkpoint": checkpoint, "files": files, "second_bos": second_bos, "contamination": contamination,
+                });
+                json_lines(&lines, &facts)?;
+            } else {
+                terminal::out(format_args!("{}\n{}\n", read.title(head.name, second_bos), table(&lines)))?;
+            }
         }
     }
-    warn_of_dev_prompts(&suites, &heads, &opened);
-    if !found.is_empty() {
-        match json {
-            true => json_lines(&found)?,
-            false => terminal::out(format_args!(
-                "prompts that occur in the training data ({} rows)\n{}\n",
-                found.first().map_or(0, |found| found.rows),
-                contamination_table(&found)
-            ))?,
-        }
+    if heads.iter().any(|head| head.name == "combined") {
+        let warn =
+            |read: &Read| opened.warn_of_dev_prompts(&format!("answers of {}", read.suite.name()), &read.prompts);
+        suites.iter().for_each(warn);
     }
-    if let Some(against) = against {
+    if let Some(first) = found.first().filter(|_| !json) {
+        terminal::out(format_args!(
+            "prompts that occur in the training data ({} rows)\n{}\n",
+            first.rows,
+            contamination_table(&found)
+        ))?;
+    }
+    if let Some((folder, against)) = evaluating.against.as_ref().zip(against) {
         let rows = differences(&suites, &heads, &against);
         if rows.is_empty() {
             warn!("the two checkpoints have no head in common, so there is nothing to compare");
         }
         match json {
-            true => json_lines(&rows)?,
+            true => json_lines(&rows, &json!({"checkpoint": checkpoint, "against": folder.display().to_string()}))?,
             false => terminal::out(format_args!(
                 "paired differences; p is exact, by prompt. Every item counts alike: where a suite weighs its subsets, as \
                  RewardBench 1 and 2 do, these means are not the suite's number above\n{}\n",
@@ -98,9 +115,6 @@ pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
             ))?,
         }
     }
-    info!(
-        "no BOS is added to what a template writes itself; the authors' scripts add a second one with some tokenizers"
-    );
     Ok(())
 }
 
@@ -127,10 +141,28 @@ fn evaluated(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], comm: &CommThr
     let heads = {
         let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let (all, budget): (Vec<usize>, _) = ((0..data.len()).collect(), scoring.tokens_per_micro_batch);
-        let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "eval")?;
+        let mut progress = Progress::new("eval", data.len());
+        let scores = any_scores(&mut engine, (&data, &all), comm, budget, reported.policy, &mut progress)?;
+        scores
+            .iter()
+            .find(|scores| !is_finite(scores))
+            .map_or(Ok(()), |scores| Err(not_finite(&suites, scores.index)))?;
         heads(&scores, &references.unwrap_or_default(), reported)
     };
     Ok(Evaluated { suites, heads, opened })
+}
+
+fn not_finite(suites: &[Read], sequence: usize) -> Error {
+    let of =
+        suites.iter().find_map(|read| read.item_of(sequence).map(|item| (read.suite.name(), start_of(&item.prompt))));
+    let (suite, prompt) = of.unwrap_or_default();
+    Error::runtime(format!("{suite}: an answer to the prompt {prompt:?} has a score that is not a finite number"))
+        .hint("are the model's weights whole? try --dtype f32")
+}
+
+/// The first words of a prompt.
+fn start_of(prompt: &str) -> String {
+    prompt.chars().take(60).collect()
 }
 
 /// The heads that both have, on every suite.
@@ -173,23 +205,13 @@ fn contaminated(suites: &[Read], named: &[PathBuf], opened: &Opened) -> Result<V
     Ok(wanted.found())
 }
 
-/// Says where the heads' sum is judged on prompts that it was fitted on.
-fn warn_of_dev_prompts(suites: &[Read], heads: &[Head], opened: &Opened) {
-    let Some(fitted) = opened.fitted.as_ref().filter(|_| heads.iter().any(|head| head.name == "combined")) else {
-        return;
-    };
-    let fitted_on = fitted.prompts();
-    for read in suites {
-        let known = read.prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();
-        if known > 0 {
-            let (name, all) = (read.suite.name(), read.prompts.len());
-            warn!("{name}: {known} of {all} answers have a dev prompt of the run, on which `combined` was fitted");
-        }
-    }
-}
-
-fn json_lines(rows: &[impl Serialize]) -> Result<()> {
-    terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))
+/// The rows, each with these facts.
+fn json_lines(rows: &[impl Serialize], facts: &Value) -> Result<()> {
+    terminal::lines(rows.iter().filter_map(|row| {
+        let mut line = serde_json::to_value(row).ok()?;
+        line.as_object_mut()?.extend(facts.as_object()?.clone());
+        Some(line)
+    }))
 }
 
 impl Read {
@@ -205,27 +227,35 @@ impl Read {
         self.places.iter().map(|places| places.iter().map(score).collect()).collect()
     }
 
+    /// What stands above a table: what was cut, and whether the authors' code would see another first token.
+    fn title(&self, scored_by: &str, second_bos: bool) -> String {
+        let answers: usize = self.places.iter().map(Vec::len).sum();
+        let mut said = Vec::new();
+        if self.cut() > 0 {
+            said.push(format!("{} of {answers} answers cut to {} tokens", self.cut(), self.limit));
+        }
+        if self.beyond > 0 {
+            said.push(format!("{} of {answers} cut to the model's own {} tokens", self.beyond, self.model_limit));
+        }
+        if said.is_empty() {
+            said.push("nothing cut".to_owned());
+        }
+        if second_bos {
+            said.push("one BOS, where the authors' code puts a second one before it with this tokenizer".to_owned());
+        }
+        format!("{}, by {scored_by}: {}", self.suite.name(), said.join("; "))
+    }
+
+    /// The item that a sequence is of.
+    fn item_of(&self, sequence: usize) -> Option<&Item> {
+        let is_it = |places: &Vec<Place>| places.iter().any(|place| [place.cut, place.whole].contains(&sequence));
+        self.items.iter().zip(&self.places).find(|(_, places)| is_it(places)).map(|(item, _)| item)
+    }
+
     /// Number of answers that lost tokens to the suite's length.
     fn cut(&self) -> usize {
         self.places.iter().flatten().filter(|place| place.cut != place.whole).count()
     }
-}
-
-fn print(read: &Read, scored_by: &str, lines: &[Line], json: bool) -> Result<()> {
-    if json {
-        return terminal::lines(lines.iter().filter_map(|line| serde_json::to_string(line).ok()));
-    }
-    let answers: usize = read.places.iter().map(Vec::len).sum();
-    let mut cut = match read.cut() {
-        0 if read.beyond == 0 => "nothing cut".to_owned(),
-        0 => String::new(),
-        cut => format!("{cut} of {answers} answers cut to {} tokens", read.limit),
-    };
-    if read.beyond > 0 {
-        let separator = if cut.is_empty() { "" } else { "; " };
-        cut += &format!("{separator}{} of {answers} cut to the model's own {} tokens", read.beyond, read.model_limit);
-    }
-    terminal::out(format_args!("{}, by {scored_by}: {cut}\n{}\n", read.suite.name(), table(lines)))
 }
 
 /// A suite's items, their sequences behind those of the others.
@@ -268,7 +298,7 @@ fn read(
     let of_item = |item: &Item| item.answers.iter().map(|answer| place(item, answer)).collect();
     let places = items.iter().map(of_item).collect::<Result<Vec<Vec<Place>>>>()?;
     let prompts = places.iter().flatten().map(|place: &Place| sequences[place.whole].pair.prompt_hash).collect();
-    Ok(Read { suite, items, places, prompts, limit, model_limit, beyond })
+    Ok(Read { suite, files: files.to_vec(), items, places, prompts, limit, model_limit, beyond })
 }
 
 fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<LabelledPair> {
@@ -282,7 +312,7 @@ fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<
         domain: None,
         line: 0,
     };
-    let shown: String = item.prompt.chars().take(60).collect();
+    let shown = start_of(&item.prompt);
     let refuse = |reason: String| {
         Error::input(format!("{}: the item with the prompt {shown:?} cannot be scored: {reason}", suite.name()))
             .hint("without it the number would not be the suite's")

@@ -20,6 +20,9 @@ use std::path::Path;
 /// Answers of a prompt at most.
 const MOST: usize = 1024;
 
+/// Gold rewards at most, on either side of 0: their sums and squares stay finite.
+const LARGEST: f64 = 1e100;
+
 /// A prompt with scored answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
@@ -84,6 +87,9 @@ fn scored(row: &Map<String, Value>) -> Result<Scored> {
     let gold: Option<Vec<f64>> = list("scores")?.iter().map(Value::as_f64).collect();
     let responses = responses.ok_or_else(|| refuse("an entry of `responses` is no text"))?;
     let gold = gold.ok_or_else(|| refuse("an entry of `scores` is no number"))?;
+    if let Some(score) = gold.iter().find(|score| score.abs() > LARGEST) {
+        return Err(refuse(&format!("the score {score:e} is beyond {LARGEST:e}")));
+    }
     match (responses.len(), gold.len()) {
         (answers, scores) if answers != scores => {
             Err(refuse(&format!("there are {answers} responses and {scores} scores")))

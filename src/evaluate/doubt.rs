@@ -116,8 +116,7 @@ pub struct Disagreement {
 impl Disagreement {
     /// `None` where there are not both heads.
     pub fn of(split: &str, heads: &[Head]) -> Option<Self> {
-        let margins = |name: &str| heads.iter().find(|head| head.name == name).map(Head::margins);
-        let (reward, implicit) = (margins("reward")?, margins("implicit")?);
+        let [reward, implicit] = both(heads)?;
         let both = || reward.iter().zip(&implicit);
         let share = |disagree: bool| {
             let kept = both().filter(|(r, i)| (*r * *i < 0.0) == disagree && **r * **i != 0.0);
@@ -136,19 +135,13 @@ impl Disagreement {
     }
 }
 
-/// A pair that is ranked wrongly, with its text, as it is printed as JSON.
+/// A pair as it is shown.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Mistake {
-    /// Its rank among the mistakes, from 1: the most negative margin is the worst.
-    pub mistake: usize,
-    /// The head whose margin it is.
-    pub scored_by: &'static str,
+pub struct Shown {
     /// The pair's number in the data, from 1, without those that were dropped.
     pub pair: usize,
     /// The name it is reported under.
     pub domain: String,
-    /// Chosen minus rejected.
-    pub margin: f64,
     /// What both sequences start with.
     pub prompt: String,
     /// The answer that is said to be better.
@@ -157,17 +150,80 @@ pub struct Mistake {
     pub rejected: String,
 }
 
-/// Places of the worst mistakes, at most `most`, the worst first.
-pub fn worst(head: &Head, most: usize) -> Vec<usize> {
-    let margins = head.margins();
-    let mut wrong: Vec<usize> = (0..margins.len()).filter(|&pair| margins[pair] < 0.0).collect();
-    wrong.sort_by(|&one, &other| margins[one].total_cmp(&margins[other]));
-    wrong.truncate(most);
-    wrong
+/// A pair that is ranked wrongly, with its text, as it is printed as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Mistake {
+    /// Its rank among the head's mistakes, from 1: the most negative margin is the worst.
+    pub mistake: usize,
+    /// The head whose margin it is.
+    pub scored_by: &'static str,
+    /// Chosen minus rejected.
+    pub margin: f64,
+    /// The pair.
+    #[serde(flatten)]
+    pub shown: Shown,
 }
 
-/// Plain tables: what becomes of accuracy when unsure pairs are left out, where heads disagree, the worst mistakes.
-pub fn tables(doubts: &[Doubts], disagreement: Option<&Disagreement>, mistakes: &[Mistake]) -> String {
+/// A pair on which the heads take different sides, with its text, as it is printed as JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Disagreed {
+    /// Its rank among them, from 1: the largest product of the two margins, whose scales then do not matter.
+    pub disagreed: usize,
+    /// Chosen minus rejected, by the reward head.
+    pub margin: f64,
+    /// The same by the implicit reward.
+    pub implicit_margin: f64,
+    /// The pair.
+    #[serde(flatten)]
+    pub shown: Shown,
+}
+
+/// The worst mistakes of a head, at most `most`.
+pub fn mistakes(head: &Head, most: usize, shown: impl Fn(usize) -> Shown) -> Vec<Mistake> {
+    let margins = head.margins();
+    let mistake = |(rank, pair): (usize, usize)| Mistake {
+        mistake: rank + 1,
+        scored_by: head.name,
+        margin: margins[pair],
+        shown: shown(pair),
+    };
+    lowest(&margins, most).into_iter().enumerate().map(mistake).collect()
+}
+
+/// The pairs on which the heads disagree most strongly, at most `most`; none where there are not both heads.
+pub fn disagreed(heads: &[Head], most: usize, shown: impl Fn(usize) -> Shown) -> Vec<Disagreed> {
+    let Some([reward, implicit]) = both(heads) else { return Vec::new() };
+    let products: Vec<f64> = reward.iter().zip(&implicit).map(|(reward, implicit)| reward * implicit).collect();
+    let row = |(rank, pair): (usize, usize)| Disagreed {
+        disagreed: rank + 1,
+        margin: reward[pair],
+        implicit_margin: implicit[pair],
+        shown: shown(pair),
+    };
+    lowest(&products, most).into_iter().enumerate().map(row).collect()
+}
+
+/// Places of the values below 0, at most `most`, the lowest first.
+fn lowest(values: &[f64], most: usize) -> Vec<usize> {
+    let mut below: Vec<usize> = (0..values.len()).filter(|&place| values[place] < 0.0).collect();
+    below.sort_by(|&one, &other| values[one].total_cmp(&values[other]));
+    below.truncate(most);
+    below
+}
+
+/// Margins by the reward head and by the implicit reward.
+fn both(heads: &[Head]) -> Option<[Vec<f64>; 2]> {
+    let margins = |name: &str| heads.iter().find(|head| head.name == name).map(Head::margins);
+    Some([margins("reward")?, margins("implicit")?])
+}
+
+/// Plain tables: what becomes of accuracy when unsure pairs are left out, where heads disagree, each head's worst mistakes.
+pub fn tables(
+    doubts: &[Doubts],
+    disagreement: Option<&Disagreement>,
+    disagreed: &[Disagreed],
+    mistakes: &[Mistake],
+) -> String {
     let shares = SHARES.map(|share| format!("{:.0}%", 100.0 * share));
     let header: Vec<&str> = ["by", "ties", "AUROC"].into_iter().chain(shares.iter().map(String::as_str)).collect();
     let row = |doubts: &Doubts| {
@@ -189,28 +245,35 @@ pub fn tables(doubts: &[Doubts], disagreement: Option<&Disagreement>, mistakes: 
             number(found.auroc)
         );
     }
-    if let Some(first) = mistakes.first() {
-        let row = |mistake: &Mistake| {
-            let start = |text: &str| shown(text, false);
-            vec![
-                mistake.pair.to_string(),
-                format!("{:+.4}", mistake.margin),
-                shown(&mistake.prompt, true),
-                start(&mistake.chosen),
-                start(&mistake.rejected),
-            ]
-        };
+    if !disagreed.is_empty() {
+        let row = |row: &Disagreed| with_text([signed(row.margin), signed(row.implicit_margin)], &row.shown);
         text += &format!(
-            "\n\nthe worst mistakes, by {} (--json has them whole)\n{}",
-            first.scored_by,
-            table(&["pair", "margin", "prompt", "chosen", "rejected"], 5, mistakes.iter().map(row))
+            "\n\nwhere the heads disagree most (--json has the pairs whole)\n{}",
+            table(&["reward", "implicit", "pair", "prompt", "chosen", "rejected"], 6, disagreed.iter().map(row))
+        );
+    }
+    if !mistakes.is_empty() {
+        let row = |row: &Mistake| with_text([row.scored_by.to_owned(), signed(row.margin)], &row.shown);
+        text += &format!(
+            "\n\nthe worst mistakes of each head (--json has the pairs whole)\n{}",
+            table(&["by", "margin", "pair", "prompt", "chosen", "rejected"], 6, mistakes.iter().map(row))
         );
     }
     text
 }
 
+fn signed(margin: f64) -> String {
+    format!("{margin:+.4}")
+}
+
+fn with_text(first: [String; 2], shown: &Shown) -> Vec<String> {
+    let Shown { pair, prompt, chosen, rejected, .. } = shown;
+    let texts = [pair.to_string(), short(prompt, true), short(chosen, false), short(rejected, false)];
+    first.into_iter().chain(texts).collect()
+}
+
 /// The end or the start of a text in one short line.
-fn shown(text: &str, end: bool) -> String {
+fn short(text: &str, end: bool) -> String {
     const MOST: usize = 48;
     let line: Vec<char> = text.escape_debug().collect();
     match (line.len() <= MOST, end) {

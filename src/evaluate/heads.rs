@@ -67,8 +67,8 @@ pub struct SideBySide {
     pub scored_by: &'static str,
     /// Pairs compared on.
     pub pairs: usize,
-    /// Pairs left out, because the sum was fitted on their prompts.
-    pub left_out: usize,
+    /// Pairs left out, because the sum was fitted on their prompts; `None` where those are not recognised, and none is left out.
+    pub left_out: Option<usize>,
     /// Share of pairs ranked rightly; a tie counts as one half.
     pub accuracy: f64,
     /// Lower end of its 95% interval, which draws whole prompts.
@@ -79,9 +79,11 @@ pub struct SideBySide {
     pub log_loss: Option<f64>,
 }
 
-/// The heads on the pairs whose `prompts` (hashes) the sum was not fitted on; nothing where none are left.
-pub fn side_by_side(split: &str, heads: &[Head], prompts: &[u64], fitted_on: &FittedOn) -> Vec<SideBySide> {
-    let kept: Vec<usize> = (0..prompts.len()).filter(|&pair| !fitted_on.has(prompts[pair])).collect();
+/// The heads on the pairs whose `prompts` (hashes) the sum was not fitted on, or on all pairs where that is not known; nothing
+/// where none are left.
+pub fn side_by_side(split: &str, heads: &[Head], prompts: &[u64], fitted_on: Option<&FittedOn>) -> Vec<SideBySide> {
+    let is_left_out = |pair: usize| fitted_on.is_some_and(|fitted_on| fitted_on.has(prompts[pair]));
+    let kept: Vec<usize> = (0..prompts.len()).filter(|&pair| !is_left_out(pair)).collect();
     if kept.is_empty() {
         return Vec::new();
     }
@@ -95,7 +97,7 @@ pub fn side_by_side(split: &str, heads: &[Head], prompts: &[u64], fitted_on: &Fi
             heads: split.to_owned(),
             scored_by: head.name,
             pairs: kept.len(),
-            left_out: prompts.len() - kept.len(),
+            left_out: fitted_on.map(|_| prompts.len() - kept.len()),
             accuracy: hits.iter().sum::<f64>() / hits.len() as f64,
             accuracy_low: interval.map(|interval| interval.low),
             accuracy_high: interval.map(|interval| interval.high),

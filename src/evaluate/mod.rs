@@ -28,7 +28,7 @@ use crate::metrics::{EvaluationMetrics, PairOutcome, TOTAL};
 use crate::statistics::{RESAMPLES, SEED, Spread, clustered_bootstrap, interval_of_differences};
 use heads::Head;
 use length::Measured;
-use report::{Report, Rewarded};
+use report::{FEATURES, Report, Rewarded};
 
 /// What an evaluation reports of the two heads.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +99,7 @@ pub fn reports(
     split: &str,
     data: &PreparedData,
     heads: &[Head],
-    marks: &[[usize; 2]],
+    marks: &[[[usize; FEATURES.len()]; 2]],
     fitted: Option<&Fitted>,
 ) -> Vec<Report> {
     let of_head = |head: &Head| {
@@ -178,6 +178,7 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
     let reward_hit = |pair: &Evaluated| hit(pair.margin());
     let policy_hit = |pair: &Evaluated| hit(pair.losses.implicit_margin.unwrap_or(f64::NAN));
     let accuracy_interval = interval(reported.reward, &reward_hit);
+    let policy_interval = interval(reported.policy, &policy_hit);
     let longer_accuracy = pairs.iter().map(|pair| pair.longer).sum::<f64>() / pairs.len() as f64;
     // By length alone: whichever is more often right, the longer answer or the shorter.
     let by_length = |pair: &Evaluated| if longer_accuracy >= 0.5 { pair.longer } else { 1.0 - pair.longer };
@@ -192,13 +193,14 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
         accuracy_low: accuracy_interval.map(|interval| interval.low),
         accuracy_high: accuracy_interval.map(|interval| interval.high),
         policy_accuracy: mean(reported.policy, &policy_hit),
+        policy_accuracy_low: policy_interval.map(|interval| interval.low),
+        policy_accuracy_high: policy_interval.map(|interval| interval.high),
         margin: mean(reported.reward, &Evaluated::margin),
         reward_loss: mean(reported.reward, &|pair| pair.losses.reward_loss),
         policy_loss: mean(reported.policy, &|pair| pair.losses.policy_loss.unwrap_or(f64::NAN)),
         longer_accuracy,
         over_length: interval_of_differences(&over_length, &prompts),
         fitted: None,
-        policy_interval: interval(reported.policy, &policy_hit),
         rewards: Spread::of(&pairs.iter().flat_map(|pair| pair.losses.scores.rewards).collect::<Vec<_>>())
             .filter(|_| reported.reward),
     }

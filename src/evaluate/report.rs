@@ -16,8 +16,8 @@ pub struct Rewarded {
     pub domain: String,
     /// Rewards and lengths, in tokens.
     pub measured: Measured,
-    /// Markdown marks of the two answers.
-    pub marks: [usize; 2],
+    /// Markdown marks of the two answers, by feature.
+    pub marks: [[usize; FEATURES.len()]; 2],
 }
 
 /// What is said of one domain's pairs by one head, as it is printed as JSON. What is not a number is null.
@@ -35,16 +35,29 @@ pub struct Report {
     pub calibration: Option<Calibration>,
     /// How far rewards follow length.
     pub length: Option<LengthReport>,
-    /// How far rewards follow markdown: as `length`, with 1 + the number of an answer's marks in the place of its length.
-    pub markdown: Option<LengthReport>,
+    /// How far rewards follow markdown: all its features together, then each.
+    pub markdown: Vec<Marked>,
     /// The temperature that the run's dev pairs fit.
     pub dev_temperature: Option<f64>,
-    /// Log loss of these pairs' margins divided by it.
-    pub log_loss_at_dev_temperature: Option<f64>,
+    /// How these pairs' margins divided by it are calibrated.
+    pub at_dev_temperature: Option<Calibration>,
 }
 
-/// Marks of markdown in a text: headings, entries of lists, fences of code, and spans in bold.
-pub fn marks(text: &str) -> usize {
+/// Features of markdown that are counted.
+pub const FEATURES: [&str; 4] = ["headings", "entries", "fences", "bold"];
+
+/// How far rewards follow a feature of markdown: as `length`, with 1 + the number of an answer's marks in the place of its length.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Marked {
+    /// One of [`FEATURES`], or `all` of them.
+    pub feature: &'static str,
+    /// What rewards say of it.
+    #[serde(flatten)]
+    pub found: LengthReport,
+}
+
+/// Marks of markdown in a text, by feature: headings, entries of lists, fences of code, and spans in bold.
+pub fn marks(text: &str) -> [usize; FEATURES.len()] {
     let numbered = |line: &str| {
         let rest = line.trim_start_matches(|letter: char| letter.is_ascii_digit());
         rest.len() < line.len() && rest.starts_with(". ")
@@ -53,12 +66,9 @@ pub fn marks(text: &str) -> usize {
         let rest = line.trim_start_matches('#');
         (1..=6).contains(&(line.len() - rest.len())) && rest.starts_with(' ')
     };
-    let starts = ["- ", "* ", "+ ", "```"];
-    let marked = |line: &&str| {
-        let line = line.trim_start();
-        starts.iter().any(|start| line.starts_with(start)) || numbered(line) || heading(line)
-    };
-    text.lines().filter(marked).count() + text.matches("**").count() / 2
+    let entry = |line: &str| ["- ", "* ", "+ "].iter().any(|start| line.starts_with(start)) || numbered(line);
+    let lines = |is: &dyn Fn(&str) -> bool| text.lines().filter(|line| is(line.trim_start())).count();
+    [lines(&heading), lines(&entry), lines(&|line| line.starts_with("```")), text.matches("**").count() / 2]
 }
 
 /// The reports of one head: of all pairs, then of each of `domains` where there are several.
@@ -72,8 +82,13 @@ pub fn reports(
     let report = |domain: &str| {
         let of_domain = || pairs.iter().filter(|pair| domain == TOTAL || pair.domain == domain);
         let measured: Vec<Measured> = of_domain().map(|pair| pair.measured).collect();
-        let marked = |pair: &Rewarded| Measured { lengths: pair.marks.map(|marks| 1 + marks), ..pair.measured };
-        let marked: Vec<Measured> = of_domain().map(marked).collect();
+        let marked = |feature: &'static str, count: &dyn Fn([usize; FEATURES.len()]) -> usize| {
+            let marked =
+                |pair: &Rewarded| Measured { lengths: pair.marks.map(|marks| 1 + count(marks)), ..pair.measured };
+            LengthReport::of(&of_domain().map(marked).collect::<Vec<_>>()).map(|found| Marked { feature, found })
+        };
+        let all = marked(TOTAL, &|marks| marks.iter().sum());
+        let each = FEATURES.iter().enumerate().filter_map(|(place, feature)| marked(feature, &|marks| marks[place]));
         let margins: Vec<f64> = measured.iter().map(|pair| pair.rewards[0] - pair.rewards[1]).collect();
         Report {
             report: split.to_owned(),
@@ -82,11 +97,11 @@ pub fn reports(
             pairs: measured.len(),
             calibration: Calibration::of(&margins),
             length: LengthReport::of(&measured),
-            markdown: LengthReport::of(&marked),
+            markdown: all.into_iter().chain(each).collect(),
             dev_temperature,
-            log_loss_at_dev_temperature: dev_temperature.and_then(|temperature| {
+            at_dev_temperature: dev_temperature.and_then(|temperature| {
                 let margins: Vec<f64> = margins.iter().map(|margin| margin / temperature).collect();
-                Calibration::of(&margins).map(|found| found.log_loss)
+                Calibration::of(&margins)
             }),
         }
     };
@@ -101,8 +116,7 @@ pub fn reports(
 
 /// Plain tables: calibration, the reliability of all pairs, length, markdown.
 pub fn tables(reports: &[Report]) -> String {
-    let mut calibration =
-        titled(&["domain", "by", "pairs", "ECE", "Brier", "log loss", "temperature", "dev's", "log loss at dev's"]);
+    let mut calibration = titled(&["domain", "by", "pairs", "divided by", "ECE", "Brier", "log loss", "temperature"]);
     let mut reliability = titled(&["domain", "by", "pairs", "confidence", "accuracy"]);
     let mut length = titled(&[
         "domain",
@@ -116,6 +130,7 @@ pub fn tables(reports: &[Report]) -> String {
     let mut markdown = titled(&[
         "domain",
         "by",
+        "marks",
         "more marks",
         "reward ~ log marks",
         "chosen more",
@@ -125,30 +140,41 @@ pub fn tables(reports: &[Report]) -> String {
     for report in reports {
         let names = [report.domain.clone(), report.scored_by.to_owned()];
         if let Some(found) = &report.calibration {
-            let numbers = [found.ece, found.brier, found.log_loss].map(|value| number(Some(value)));
-            let row = names.iter().cloned().chain([report.pairs.to_string()]).chain(numbers);
-            let of_dev = [report.dev_temperature, report.log_loss_at_dev_temperature].map(number);
-            calibration.row(row.chain([number(found.temperature)]).chain(of_dev));
+            let mut row = |divisor: String, found: &Calibration| {
+                let numbers = [Some(found.ece), Some(found.brier), Some(found.log_loss), found.temperature].map(number);
+                let start = names.iter().cloned().chain([report.pairs.to_string(), divisor]);
+                calibration.row(start.chain(numbers));
+            };
+            row("1".to_owned(), found);
+            if let Some(found) = &report.at_dev_temperature {
+                row(format!("{}, dev's", number(report.dev_temperature)), found);
+            }
             for bin in found.bins.iter().filter(|_| report.domain == TOTAL) {
                 let numbers = [number(Some(bin.confidence)), number(Some(bin.accuracy))];
                 reliability.row(names.iter().cloned().chain([bin.pairs.to_string()]).chain(numbers));
             }
         }
-        for (table, found) in [(&mut length, &report.length), (&mut markdown, &report.markdown)] {
-            let Some(found) = found else { continue };
+        let of_length = |found: &LengthReport| {
             let of = |accuracy: Option<f64>, pairs: usize| format!("{} of {pairs}", number(accuracy));
-            table.row(names.iter().cloned().chain([
+            [
                 number(Some(found.longer_accuracy)),
                 number(found.correlation),
                 of(found.accuracy_chosen_longer, found.chosen_longer),
                 of(found.accuracy_chosen_shorter, found.chosen_shorter),
                 number(found.length_controlled_accuracy),
-            ]));
+            ]
+        };
+        if let Some(found) = &report.length {
+            length.row(names.iter().cloned().chain(of_length(found)));
+        }
+        for Marked { feature, found } in &report.markdown {
+            markdown.row(names.iter().cloned().chain([feature.to_string()]).chain(of_length(found)));
         }
     }
     format!(
         "calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
-         {CHANCE:.4}; the temperature that would fit, and that of the run's dev pairs\n{calibration}\n\nreliability, in bins of equal mass\n{reliability}\n\nlength, in tokens: \
+         {CHANCE:.4}; margins as they are and divided by the temperature of the run's dev pairs, with the temperature that would \
+         fit\n{calibration}\n\nreliability, in bins of equal mass\n{reliability}\n\nlength, in tokens: \
          accuracies, and what the longer answer alone would reach\n{length}\n\nmarkdown, as length, in 1 + marks (headings, \
          entries of lists, fences, bold)\n{markdown}"
     )

@@ -67,7 +67,27 @@ pub fn score_part(
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let title = progress.title;
-    let scores = any_scores(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, progress)?;
+    finite(any_scores(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, progress)?, title)
+}
+
+/// [`score_pairs`] with both sequences of every pair whole: the same numbers but for rounding, in other batches.
+///
+/// # Errors
+/// As [`score_pairs`].
+pub fn score_apart(
+    engine: &mut Engine,
+    (data, pairs): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    title: &str,
+) -> Result<Vec<PairScores>> {
+    let mut progress = Progress::new(title, pairs.len());
+    let budget = tokens_per_micro_batch;
+    finite(packed_scores(engine, (data, pairs), comm, Packing::Separate, budget, log_probs, &mut progress)?, title)
+}
+
+fn finite(scores: Vec<PairScores>, title: &str) -> Result<Vec<PairScores>> {
     match scores.iter().find(|scores| !is_finite(scores)) {
         Some(scores) => Err(not_finite(scores.index, title)),
         None => Ok(scores),
@@ -92,6 +112,18 @@ pub fn any_scores(
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let packing = Packing::shared(engine.model.architecture.alike());
+    packed_scores(engine, (data, pairs), comm, packing, tokens_per_micro_batch, log_probs, progress)
+}
+
+fn packed_scores(
+    engine: &mut Engine,
+    (data, pairs): (&PreparedData, &[usize]),
+    comm: &CommThread,
+    packing: Packing,
+    tokens_per_micro_batch: usize,
+    log_probs: bool,
+    progress: &mut Progress,
+) -> Result<Vec<PairScores>> {
     let tokens: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
     let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
     let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();

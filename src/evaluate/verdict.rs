@@ -11,10 +11,12 @@ const RISES: usize = 3;
 /// How the pairs of an evaluation are ranked by the reward head, or by the policy where no reward head is trained; `None` where
 /// neither is, or a score is not finite.
 pub fn verdict(row: &EvaluationMetrics) -> Option<String> {
-    let reward = row.accuracy.zip(row.accuracy_low.zip(row.accuracy_high).map(|(low, high)| Interval { low, high }));
+    let interval = |low: Option<f64>, high: Option<f64>| low.zip(high).map(|(low, high)| Interval { low, high });
+    let reward = row.accuracy.zip(interval(row.accuracy_low, row.accuracy_high));
+    let policy = row.policy_accuracy.zip(interval(row.policy_accuracy_low, row.policy_accuracy_high));
     let (head, (accuracy, interval)) = match reward {
         Some(reward) => ("The reward head", reward),
-        None => ("The policy", row.policy_accuracy.zip(row.policy_interval)?),
+        None => ("The policy", policy?),
     };
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let ranked = format!(
@@ -79,11 +81,12 @@ mod tests {
             accuracy_low: Some(low),
             accuracy_high: Some(high),
             policy_accuracy: None,
+            policy_accuracy_low: None,
+            policy_accuracy_high: None,
             margin: None,
             reward_loss: None,
             policy_loss: None,
             longer_accuracy,
-            policy_interval: None,
             over_length: Some(Interval {
                 low: accuracy - longer_accuracy.max(1.0 - longer_accuracy) - 0.06,
                 high: 1.0,
@@ -115,7 +118,8 @@ mod tests {
         let policy = EvaluationMetrics {
             accuracy: None,
             policy_accuracy: Some(0.8),
-            policy_interval: Some(Interval { low: 0.75, high: 0.85 }),
+            policy_accuracy_low: Some(0.75),
+            policy_accuracy_high: Some(0.85),
             ..row(0.0, 0.0, 0.0, 0.5)
         };
         assert!(verdict(&policy).unwrap().starts_with("The policy ranks 80.0%"));

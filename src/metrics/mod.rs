@@ -73,6 +73,10 @@ pub struct EvaluationMetrics {
     pub accuracy_high: Option<f64>,
     /// Share of pairs that the policy's implicit reward ranks rightly; a tie counts as one half.
     pub policy_accuracy: Option<f64>,
+    /// Lower end of its 95% interval.
+    pub policy_accuracy_low: Option<f64>,
+    /// Upper end of its 95% interval.
+    pub policy_accuracy_high: Option<f64>,
     /// Mean difference of reward, chosen minus rejected.
     pub margin: Option<f64>,
     /// Mean Bradley-Terry loss a pair.
@@ -82,9 +86,6 @@ pub struct EvaluationMetrics {
     /// Share of pairs whose chosen answer is the longer one, in tokens; equal lengths count as one half. What a model that
     /// prefers the longer answer would reach.
     pub longer_accuracy: f64,
-    /// 95% interval of `policy_accuracy`, for the table alone.
-    #[serde(skip)]
-    pub policy_interval: Option<Interval>,
     /// 95% interval of the accuracy, of the reward head or else the policy, less that of going by length alone, on the same
     /// pairs; for the verdict alone.
     #[serde(skip)]
@@ -107,6 +108,9 @@ pub struct Conflict {
     /// Cosine between the gradient of the weighted reward loss and that of the weighted policy loss, over all parameters that are
     /// trained: below 0 one loss undoes what the other does. Null where one of them is 0.
     pub cosine: Option<f64>,
+    /// The same over the parts that both losses reach. The policy loss has no gradient in the reward head, which draws `cosine`
+    /// towards 0.
+    pub shared_cosine: Option<f64>,
     /// Norm of the first, of the mean over the pairs.
     pub reward_norm: f64,
     /// Norm of the second.
@@ -231,10 +235,11 @@ impl Sink for Terminal {
     }
 
     fn conflict(&mut self, conflict: &Conflict) -> Result<()> {
-        let Conflict { step, cosine, reward_norm, policy_norm, .. } = conflict;
-        let cosine = number(*cosine);
+        let Conflict { step, cosine, shared_cosine, reward_norm, policy_norm, .. } = conflict;
+        let [shared, all] = [*shared_cosine, *cosine].map(number);
         tracing::info!(
-            "gradients after step {step}: cosine {cosine}; norm of the reward loss's {reward_norm:.4}, of the policy loss's {policy_norm:.4}"
+            "gradients after step {step}: cosine {shared} where both losses reach, {all} over all parameters; norm of the reward \
+             loss's {reward_norm:.4}, of the policy loss's {policy_norm:.4}"
         );
         Ok(())
     }
@@ -292,7 +297,7 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
             row.domain.clone(),
             row.pairs.to_string(),
             with_interval(row.accuracy, row.accuracy_low.zip(row.accuracy_high)),
-            with_interval(row.policy_accuracy, row.policy_interval.map(|interval| (interval.low, interval.high))),
+            with_interval(row.policy_accuracy, row.policy_accuracy_low.zip(row.policy_accuracy_high)),
             number(Some(row.longer_accuracy)),
             number(row.margin),
             number(row.reward_loss),

@@ -32,13 +32,23 @@ impl Products {
         self.0.iter_mut().zip(other.0).for_each(|(sum, more)| *sum += more);
     }
 
+    /// Whether both gradients are there.
+    fn has_both(&self) -> bool {
+        self.0[0] > 0.0 && self.0[1] > 0.0
+    }
+
+    fn cosine(self) -> Option<f64> {
+        let [reward, policy, both] = self.0;
+        // Of each its own root: the product of two small squares may be 0.
+        self.has_both().then(|| both / (reward.sqrt() * policy.sqrt()))
+    }
+
     /// In gradients of a mean over so many pairs.
     fn part(self, name: String, pairs: f64) -> PartConflict {
-        let [reward, policy, both] = self.0;
-        let product = (reward * policy).sqrt();
+        let [reward, policy, _] = self.0;
         PartConflict {
             part: name,
-            cosine: (product > 0.0).then(|| both / product),
+            cosine: self.cosine(),
             reward_norm: reward.sqrt() / pairs,
             policy_norm: policy.sqrt() / pairs,
         }
@@ -58,10 +68,11 @@ impl Trainer<'_> {
     pub(super) fn conflict(&mut self) -> Result<Conflict> {
         let _span = trace_span!("conflict").entered();
         let started = Instant::now();
-        let loss = &self.config.loss;
+        // The loss that balances experts belongs to neither: in both gradients it would make them alike.
+        let loss = LossConfig { router_balance: 0.0, ..self.config.loss.clone() };
         let pairs = fixed_pairs(&self.train);
-        let reward = self.gradients(&pairs, loss, [loss.effective_reward_weight(), 0.0])?;
-        let policy = self.gradients(&pairs, loss, [0.0, loss.effective_alpha()])?;
+        let reward = self.gradients(&pairs, &loss, [loss.effective_reward_weight(), 0.0])?;
+        let policy = self.gradients(&pairs, &loss, [0.0, loss.effective_alpha()])?;
         let mut parts: BTreeMap<(usize, String), Products> = BTreeMap::new();
         let mut all = Products::default();
         for ((segment, reward), (_, policy)) in reward.iter().zip(policy.iter()) {
@@ -70,11 +81,21 @@ impl Trainer<'_> {
             all.add(products);
             parts.entry(place(self.engine.model.parts[segment])).or_default().add(products);
         }
+        let mut shared = Products::default();
+        parts.values().filter(|part| part.has_both()).for_each(|part| shared.add(*part));
         let count = pairs.len() as f64;
         let parts = parts.into_iter().map(|((_, name), products)| products.part(name, count)).collect();
         let PartConflict { cosine, reward_norm, policy_norm, .. } = all.part(String::new(), count);
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(Conflict { conflict: pairs.len(), step: self.state.step, cosine, reward_norm, policy_norm, parts, seconds })
+        Ok(Conflict {
+            conflict: pairs.len(),
+            step: self.state.step,
+            cosine,
+            shared_cosine: shared.cosine(),
+            reward_norm,
+            policy_norm,
+            parts,
+            seconds: started.elapsed().as_secs_f64(),
+        })
     }
 
     /// Sums over all ranks of the gradients of these pairs, with these weights of the two losses.

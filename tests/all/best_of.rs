@@ -76,9 +76,19 @@ fn eval_gives_it_for_the_rewards_that_score_writes() {
     }
     let table = workspace.run(1, &eval).succeeded().stdout;
     assert!(table.contains("best of") && table.contains("combined"), "{table}");
+    // A prompt of the dev pairs is said to be one; of other ones nothing is said.
+    let dev: Vec<serde_json::Value> = workspace.json_lines("dev.jsonl");
+    let is_dev = |row: &&serde_json::Value| dev.iter().any(|pair| pair["prompt"] == row["prompt"]);
+    let known = rows.iter().filter(is_dev).count();
+    let with_dev = [json!({"prompt": dev[0]["prompt"], "responses": answers, "scores": [1, 2, 3, 4]}), rows[3].clone()];
+    workspace.write("dev-best.jsonl", &with_dev.iter().map(|row| format!("{row}\n")).collect::<String>());
+    let told = workspace.run(1, &["eval", "--checkpoint", "run/step-6", "--best-of", "dev-best.jsonl"]).succeeded();
+    assert!(told.stderr.contains("1 of 2 prompts have a dev prompt of the run"), "{}", told.stderr);
+    assert!(known == 0 && !workspace.run(1, &eval).succeeded().stderr.contains("dev prompt"), "{known}");
     for (row, says) in [
         (json!({"prompt": "a", "responses": ["b"], "scores": [1]}), "fewer than two responses"),
         (json!({"prompt": "a", "responses": ["b", "c"], "scores": [1]}), "2 responses and 1 scores"),
+        (json!({"prompt": "a", "responses": ["b", "c"], "scores": [1, -1e308]}), "the score -1e308 is beyond 1e100"),
         (json!({"prompt": 1, "responses": ["b", "c"], "scores": [1, 2]}), "`prompt` is missing"),
     ] {
         workspace.write("best.jsonl", &row.to_string());

@@ -3,6 +3,8 @@
 use crate::tiny::{Workspace, parse_lines};
 use haf_dist::evaluate::calibration::{Calibration, temperature};
 use haf_dist::evaluate::length::{LengthReport, Measured};
+use haf_dist::evaluate::report::{Rewarded, reports};
+use serde_json::{Value, json};
 
 const MARGINS: [f64; 8] = [2.0, -0.5, 0.3, 1.5, -1.0, 0.0, 3.0, 0.7];
 const LENGTHS: [[usize; 2]; 8] = [[10, 5], [20, 25], [30, 10], [5, 10], [8, 8], [12, 6], [50, 20], [9, 18]];
@@ -72,6 +74,24 @@ fn length_is_what_numpy_says_and_a_reward_that_is_length_has_nothing_left() {
     assert_eq!((found.longer_accuracy, found.correlation, found.length_controlled_accuracy), (0.5, None, None));
 }
 
+/// Promise: a feature of markdown is told from the others.
+#[test]
+fn a_reward_that_is_bold_follows_bold_and_no_other_feature() {
+    let pair = |place: usize| {
+        let bold = place % 3;
+        let marks = [[0, place % 2, 0, bold], [0, 1, 0, 1]];
+        Rewarded { domain: "all".into(), measured: Measured { rewards: [bold as f64, 1.0], lengths: [5, 5] }, marks }
+    };
+    let pairs: Vec<Rewarded> = (0..12).map(pair).collect();
+    let report = reports("eval", "reward", &["all".into()], &pairs, None).swap_remove(0);
+    let of = |feature: &str| &report.markdown.iter().find(|row| row.feature == feature).unwrap().found;
+    assert_eq!((of("bold").accuracy_chosen_longer, of("bold").accuracy_chosen_shorter), (Some(1.0), Some(0.0)));
+    assert!(of("bold").correlation.unwrap() > 0.9 && of("entries").correlation.unwrap() < 0.5, "{report:?}");
+    assert_eq!((of("fences").longer_accuracy, of("fences").correlation), (0.5, None));
+    // All features together: of 12 answers 2 have more marks than the other one's two, and 6 fewer.
+    assert_eq!((of("all").chosen_longer, of("all").chosen_shorter), (2, 6));
+}
+
 #[test]
 fn eval_reports_both_heads_in_total_and_per_domain() {
     let workspace = Workspace::trained(1);
@@ -93,8 +113,68 @@ fn eval_reports_both_heads_in_total_and_per_domain() {
         assert_eq!(report["pairs"], lines[0]["pairs"]);
     }
     let table = eval(&[]);
-    assert!(reports.iter().all(|report| report["markdown"]["longer_accuracy"].is_f64()));
-    for title in ["log loss", "markdown, as length", "log loss at dev's", "reliability", "length-controlled"] {
+    for report in &reports {
+        let features: Vec<&Value> = report["markdown"].as_array().unwrap().iter().map(|row| &row["feature"]).collect();
+        assert_eq!(features, ["all", "headings", "entries", "fences", "bold"]);
+        assert!(report["markdown"][0]["longer_accuracy"].is_f64(), "{report}");
+    }
+    for title in ["log loss", "markdown, as length", "divided by", "reliability", "length-controlled"] {
         assert!(table.contains(title), "{table}");
     }
+}
+
+/// Promise: each file is reported by itself, and at the temperature of the dev pairs, each head at its own.
+#[test]
+fn every_file_is_reported_and_at_each_heads_own_dev_temperature() {
+    let workspace = Workspace::trained(1);
+    let score = |file: &str, head: &str| -> Vec<f64> {
+        let score = ["score", "--checkpoint", "run/step-6", "--allow-changed", "--combined", "--data", file];
+        let lines = parse_lines(&workspace.run(1, &score).succeeded().stdout);
+        let of = |line: &Value, side: &str| line[format!("{head}_{side}")].as_f64().unwrap();
+        lines.iter().map(|line| of(line, "chosen") - of(line, "rejected")).collect()
+    };
+    // The tiny run's heads may be right on all dev pairs, or worse than a coin: then no temperature fits. These are of no fit.
+    let path = "run/step-6/haf_dist.json";
+    let mut kept: Value = serde_json::from_slice(&workspace.read(path)).unwrap();
+    let temperatures = [("reward", 0.0625), ("implicit", 0.25)];
+    for (head, temperature) in temperatures {
+        kept["fitted"][format!("{head}_temperature")] = json!(temperature);
+    }
+    workspace.write(path, &kept.to_string());
+    let eval =
+        ["eval", "--checkpoint", "run/step-6", "--allow-changed", "--data", "test.jsonl", "--data", "other.jsonl"];
+    for ranks in [1, 2] {
+        let lines = parse_lines(&workspace.run(ranks, &[&eval[..], &["--json"]].concat()).succeeded().stdout);
+        let reports: Vec<&Value> = lines.iter().filter(|line| line.get("report").is_some()).collect();
+        assert_eq!(reports.len(), 9, "three heads, in total and of two files: {reports:?}");
+        for (head, temperature) in temperatures {
+            let files = ["test.jsonl", "other.jsonl"].map(|file| score(file, head));
+            for (domain, margins) in [("all", files.concat()), ("test", files[0].clone()), ("other", files[1].clone())]
+            {
+                let is_it = |line: &&&Value| line["scored_by"] == head && line["domain"] == domain;
+                let report = reports.iter().find(is_it).unwrap();
+                assert_eq!(
+                    (&report["pairs"], &report["dev_temperature"]),
+                    (&json!(margins.len()), &json!(temperature))
+                );
+                for (key, divisor) in [("calibration", 1.0), ("at_dev_temperature", temperature)] {
+                    let scaled: Vec<f64> = margins.iter().map(|margin| margin / divisor).collect();
+                    let expected = Calibration::of(&scaled).unwrap();
+                    for (name, expected) in
+                        [("ece", expected.ece), ("brier", expected.brier), ("log_loss", expected.log_loss)]
+                    {
+                        let found = report[key][name].as_f64().unwrap();
+                        let wrong = format!("{head}, {domain}: {key} {name}: {found}, {expected}");
+                        assert!((found - expected).abs() < 1e-4 * (1.0 + expected), "{wrong}");
+                    }
+                }
+                let [as_is, scaled] = ["calibration", "at_dev_temperature"].map(|key| report[key]["log_loss"].as_f64());
+                assert!((as_is.unwrap() - scaled.unwrap()).abs() > 1e-3, "the control: {report}");
+            }
+        }
+        let of_sum = reports.iter().filter(|line| line["scored_by"] == "combined");
+        assert!(of_sum.clone().count() == 3 && of_sum.clone().all(|line| line["at_dev_temperature"].is_null()));
+    }
+    let table = workspace.run(1, &eval).succeeded().stdout;
+    assert!(table.contains("0.0625, dev's") && table.contains("0.2500, dev's"), "{table}");
 }

@@ -105,6 +105,17 @@ fn options_for_pairs_are_refused_with_suites() {
     assert!(stderr.contains("cannot be used with") && stderr.contains("--worst"), "{stderr}");
 }
 
+/// Promise: an option for suites that pairs and scored answers would ignore is refused.
+#[test]
+fn options_for_suites_are_refused_with_pairs_and_scored_answers() {
+    for rows in ["--data", "--best-of"] {
+        for option in ["--against", "--train-data"] {
+            let stderr = refusal(&["eval", "--checkpoint", "a", rows, "b.jsonl", option, "c"]);
+            assert!(stderr.contains("cannot be used with") && stderr.contains(option), "{rows} {option}: {stderr}");
+        }
+    }
+}
+
 #[test]
 fn a_wrong_config_is_told_once_with_a_hint() {
     insta::assert_snapshot!("missing_config", refusal(&["--config", "no/such.toml"]));

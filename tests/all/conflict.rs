@@ -1,6 +1,7 @@
 //! Promise: `train.conflict_every` measures the cosine of the two losses' gradients, the same on any number of ranks, and changes
 //! no bit of the training.
 
+use crate::runs::experts;
 use crate::tiny::Workspace;
 use serde_json::Value;
 
@@ -35,7 +36,7 @@ fn it_is_measured_alike_on_any_number_of_ranks_and_training_is_the_same_to_the_b
         assert_eq!(names.first().unwrap(), "embedding");
         assert_eq!(names.last().unwrap(), "reward head");
         for (one, two) in parts(one).iter().zip(&parts(two)).chain([(one, two)]) {
-            for key in ["cosine", "reward_norm", "policy_norm"] {
+            for key in ["cosine", "shared_cosine", "reward_norm", "policy_norm"] {
                 let [one, two] = [one, two].map(|line| line[key].as_f64());
                 match (one, two) {
                     (Some(one), Some(two)) => {
@@ -51,8 +52,33 @@ fn it_is_measured_alike_on_any_number_of_ranks_and_training_is_the_same_to_the_b
             assert!((square(key).sqrt() - one[key].as_f64().unwrap()).abs() < 1e-6, "{one}");
         }
         assert_eq!(parts(one).last().unwrap()["policy_norm"], 0.0);
+        // Without the reward head the product of the gradients is the same, and the reward loss's norm is smaller.
+        let of = |line: &Value, key: &str| line[key].as_f64().unwrap();
+        let (norm, of_head) = (of(one, "reward_norm"), of(parts(one).last().unwrap(), "reward_norm"));
+        let expected = of(one, "cosine") * norm / (norm * norm - of_head * of_head).sqrt();
+        assert!(of_head > 0.0 && (of(one, "shared_cosine") - expected).abs() < 1e-6, "{one}: {expected}");
         assert!(one["cosine"].as_f64().unwrap().abs() <= 1.0 && one["policy_norm"].as_f64().unwrap() > 0.0, "{one}");
     }
     let refused = workspace.train(1, &["train.conflict_every=2", "loss.objective=reward", "output.dir='no'"]);
     assert!(refused.code == 2 && refused.stderr.contains("train.conflict_every"), "{}", refused.stderr);
+}
+
+#[test]
+fn the_loss_that_balances_experts_is_in_neither_gradient() {
+    let workspace = experts::workspace("qwen3-moe");
+    let line = |name: &str, balance: &str| {
+        let dir = format!("output.dir='{name}'");
+        let set = ["train.conflict_every=1", "train.learning_rate=1e-7", "train.warmup_steps=0", balance, &dir];
+        workspace.train(1, &set).succeeded();
+        conflicts(&workspace, name).swap_remove(0)
+    };
+    // After one step that changes next to nothing: the balance loss is far larger than the others.
+    let (without, with) = (line("without", "loss.router_balance=0"), line("with", "loss.router_balance=100"));
+    for key in ["cosine", "shared_cosine", "reward_norm", "policy_norm"] {
+        let [without, with] = [&without, &with].map(|line| line[key].as_f64().unwrap());
+        assert!((without - with).abs() < 1e-3 * (1.0 + without.abs()), "{key}: {without} {with}");
+    }
+    // The control: it does pull in training.
+    let norms = ["without", "with"].map(|run| workspace.steps(run)[0]["grad_norm"].as_f64().unwrap());
+    assert!(norms[1] > 2.0 * norms[0], "{norms:?}");
 }

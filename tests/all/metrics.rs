@@ -34,11 +34,12 @@ fn evaluation(step: usize, domain: &str) -> EvaluationMetrics {
         accuracy_low: Some(0.71),
         accuracy_high: Some(0.79),
         policy_accuracy: None,
+        policy_accuracy_low: None,
+        policy_accuracy_high: None,
         margin: Some(0.25),
         reward_loss: Some(0.5),
         policy_loss: None,
         longer_accuracy: 0.55,
-        policy_interval: None,
         over_length: None,
         rewards: None,
         fitted: None,
@@ -64,7 +65,7 @@ fn metric_names_are_an_interface_and_what_is_not_finite_is_null() {
     let text = fs::read_to_string(run.path().join("metrics.jsonl")).unwrap();
     insta::assert_snapshot!(text, @r#"
     {"step":1,"loss":0.831777,"reward_loss":0.7,"policy_loss":null,"accuracy":0.5,"margin":null,"grad_norm":null,"lr":0.00001,"pairs_per_s":2.0,"tokens_per_s":512.0,"seconds":8.0}
-    {"eval":"dev","step":1,"domain":"all","pairs":500,"accuracy":0.75,"accuracy_low":0.71,"accuracy_high":0.79,"policy_accuracy":null,"margin":0.25,"reward_loss":0.5,"policy_loss":null,"longer_accuracy":0.55}
+    {"eval":"dev","step":1,"domain":"all","pairs":500,"accuracy":0.75,"accuracy_low":0.71,"accuracy_high":0.79,"policy_accuracy":null,"policy_accuracy_low":null,"policy_accuracy_high":null,"margin":0.25,"reward_loss":0.5,"policy_loss":null,"longer_accuracy":0.55}
     "#);
 }
 
@@ -183,7 +184,7 @@ fn every_sink_of_a_list_gets_every_number() {
 fn the_closing_table_reads_without_colour() {
     let mut total = evaluation(100, TOTAL);
     total.policy_accuracy = Some(0.5);
-    total.policy_interval = Some(Interval { low: 0.4562, high: 0.5438 });
+    (total.policy_accuracy_low, total.policy_accuracy_high) = (Some(0.4562), Some(0.5438));
     insta::assert_snapshot!(evaluation_table(&[evaluation(100, "safety"), total]), @r"
     | split | step | domain | pairs |          accuracy (95%) |   policy accuracy (95%) | longer answer | margin | reward loss | policy loss |
     |-------|------|--------|-------|-------------------------|-------------------------|---------------|--------|-------------|-------------|

@@ -4,13 +4,14 @@
 //! The fixtures in tests/suites/ are rows and scores of our own with what the authors' code makes of them, written by the
 //! scripts beside them.
 
-use crate::tiny::{Workspace, parse_lines, with_config};
+use crate::tiny::{Workspace, parse_lines, tokenizer, with_config};
 use haf_dist::evaluate::suites::report::{Cutting, lines};
 use haf_dist::evaluate::suites::{Item, Suite};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use tch::Tensor;
 
 const SUITES: [(Suite, &str); 4] = [
     (Suite::Rewardbench, "rewardbench"),
@@ -97,6 +98,37 @@ fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
     assert!(lines.iter().filter(|line| !["Ties", "all"].contains(&&line.subset[..])).all(|line| line.chance == 0.25));
 }
 
+/// Promise: prompts that all came out alike do not claim certainty, though the smooth term of Ties takes the score above 1.
+#[test]
+fn ties_that_all_came_out_alike_have_wilsons_interval() {
+    let line = |scores: &[[f64; 4]]| {
+        let row = |(number, _): (usize, &[f64; 4])| {
+            let row = |role: &str, chosen: &[&str]| {
+                json!({"id": format!("{role}:{number}"), "prompt": format!("{role} {number}"), "chosen": chosen,
+                       "rejected": ["wrong"], "subset": "Ties"})
+            };
+            [row("ref", &["right"]), row("tied", &["right", "right too"])]
+        };
+        let rows: Vec<Value> = scores.iter().enumerate().flat_map(row).collect();
+        // A row's right answers, then the wrong one at 0. The last number is the reference's.
+        let of_row = |[one, two, wrong, reference]: &[f64; 4]| [vec![*reference, *wrong], vec![*one, *two, *wrong]];
+        let scores: Vec<Vec<f64>> = scores.iter().flat_map(of_row).collect();
+        let items = items(Suite::Rewardbench2, &rows);
+        lines(Suite::Rewardbench2, "reward", &items, &scores, None, NOTHING_CUT).swap_remove(0)
+    };
+    let wilson = |n: f64| n / (n + 3.8415);
+    // All parts are right, and the smooth term is its most, or two prompts' is another.
+    for scores in [&[[9.0, 9.1, 0.0, 9.0]][..], &[[9.0, 9.1, 0.0, 9.0], [9.0, 10.0, 0.0, 9.0], [9.0, 13.0, 0.0, 9.0]]] {
+        let found = line(scores);
+        let (low, high) = (found.low.unwrap(), found.high.unwrap());
+        assert!(found.score > 1.0 && high >= found.score && high <= 1.01 + 1e-12, "{found:?}");
+        assert!((low - wilson(scores.len() as f64)).abs() < 1e-4, "{found:?}");
+    }
+    // The control: where outcomes differ the bootstrap knows of it.
+    let found = line(&[[9.0, 9.1, 0.0, 9.0], [-9.0, 9.1, 0.0, 9.0], [9.0, 9.1, 0.0, -9.0]]);
+    assert!((found.low.unwrap() - 0.29095).abs() < 1e-4 && (found.high.unwrap() - 1.01).abs() < 1e-4, "{found:?}");
+}
+
 /// Twelve RewardBench rows in each of five subsets of four sections: of the same twelve prompts, or each of its own.
 fn in_two_sections(shared: bool) -> Vec<Value> {
     let subsets = ["alpacaeval-easy", "mt-bench-easy", "llmbar-natural", "hep-cpp", "donotanswer"];
@@ -135,7 +167,8 @@ fn a_prompt_in_two_subsets_is_drawn_with_both_and_is_one_piece_of_evidence() {
 #[test]
 fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
     let workspace = Workspace::trained(1);
-    let files = [(Suite::Rewardbench2, "rewardbench2"), (Suite::Judgebench, "judgebench")];
+    let files =
+        [(Suite::Rewardbench2, "rewardbench2"), (Suite::Judgebench, "judgebench"), (Suite::RmBench, "rm_bench")];
     let mut expected = BTreeMap::new();
     for (suite, file) in files {
         let rows = fixtures(file).swap_remove(0).rows;
@@ -163,8 +196,11 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
         of_head("combined", &all);
     }
     let eval = |ranks: usize, more: &[&str]| {
-        let suites = ["--suite", "rewardbench2", "rewardbench2.jsonl", "--suite", "judgebench", "judgebench.jsonl"];
-        let arguments = [&["eval", "--checkpoint", "run/step-6"], &suites[..], more].concat();
+        let suites = [
+            &["--suite", "rewardbench2", "rewardbench2.jsonl"][..],
+            &["--suite", "judgebench", "judgebench.jsonl", "--suite", "rm-bench", "rm_bench.jsonl"],
+        ];
+        let arguments = [&["eval", "--checkpoint", "run/step-6"], &suites.concat()[..], more].concat();
         workspace.run(ranks, &arguments).succeeded()
     };
     let read = |ranks: usize, more: &[&str], figure: &str| -> BTreeMap<_, f64> {
@@ -185,18 +221,28 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
     assert!(near(&read(2, &[], "score"), &expected));
     // Cut, the number without cutting stands beside.
     let cut = ["--max-length", "30", "--max-prompt-length", "20"];
-    let (judgebench, rewardbench2): (BTreeMap<_, _>, BTreeMap<_, _>) =
+    let (judgebench, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
         read(2, &cut, "uncut").into_iter().partition(|((suite, _, _), _)| suite == "judgebench");
-    assert!(rewardbench2.iter().all(|(key, uncut)| (uncut - expected[key]).abs() < 1e-5), "{rewardbench2:?}");
+    assert!(others.iter().all(|(key, uncut)| (uncut - expected[key]).abs() < 1e-5), "{others:?}");
     assert!(judgebench.values().all(|uncut| uncut.is_nan()), "nothing of it is cut: {judgebench:?}");
     assert!(!near(&read(1, &cut, "score"), &expected), "the control: what is cut has another number");
     let table = eval(1, &cut).stdout;
     assert!(table.contains("answers cut to 30 tokens") && table.contains("without cutting"), "{table}");
-    assert!(eval(1, &[]).stdout.contains("judgebench, by implicit: nothing cut"));
+    // RM-Bench's longest answers are beyond the model's own 64 tokens, whatever the suite's length.
+    let table = eval(1, &[]).stdout;
+    assert!(table.contains("judgebench, by implicit: nothing cut\n"), "{table}");
+    assert!(
+        table.contains("rm-bench, by reward: ") && table.contains(" of 258 cut to the model's own 64 tokens\n"),
+        "{table}"
+    );
     let lines = parse_lines(&eval(1, &[&cut[..], &["--json"]].concat()).stdout);
     for line in lines.iter().filter(|line| line.get("suite").is_some()) {
         let cut = line["cut"].as_u64().unwrap();
-        assert_eq!((line["limit"].as_u64(), cut > 0), (Some(30), line["suite"] == "rewardbench2"), "{line}");
+        assert_eq!((line["limit"].as_u64(), cut > 0), (Some(30), line["suite"] != "judgebench"), "{line}");
+        assert_eq!(line["beyond"].as_u64().unwrap() > 0, line["suite"] == "rm-bench", "{line}");
+        let file = format!("{}.jsonl", line["suite"].as_str().unwrap().replace('-', "_"));
+        assert_eq!((&line["files"], &line["checkpoint"]), (&json!([file]), &json!("run/step-6")), "{line}");
+        assert_eq!(line["second_bos"], false, "this tokenizer has no BOS: {line}");
     }
     // A run that drops what is too long cuts it here: the suite's number is over all items.
     let dropping = with_config(&[], &["data.truncation='drop'", "output.dir='dropping'"]);
@@ -210,17 +256,64 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
 fn what_is_no_suite_is_refused_with_what_was_expected() {
     let workspace = Workspace::trained(1);
     workspace.write("odd.jsonl", &json!({"prompt": "a", "chosen": "b", "rejected": "c"}).to_string());
+    workspace.write("rm.jsonl", &fixtures("rm_bench").swap_remove(1).rows[0].to_string());
     let eval = ["eval", "--checkpoint", "run/step-6", "--suite"];
     for (suite, says) in [
         (&["rewardbnch", "odd.jsonl"][..], &["--suite rewardbnch: no suite of that name", "rm-bench"][..]),
         (&["rewardbench", "odd.jsonl", "judgebench"], &["--suite judgebench: no file is named"]),
         (&["rewardbench", "a", "rewardbench", "b"], &["--suite rewardbench is there twice"]),
         (&["rewardbench", "odd.jsonl"], &["odd.jsonl:1", "`subset` is missing, expected a text"]),
+        (&["rm-bench", "rm.jsonl", "./rm.jsonl"], &["rm-bench: ./rm.jsonl is named twice"]),
     ] {
         for ranks in [1, 2] {
             let outcome = workspace.run(ranks, &[&eval[..], suite].concat());
             assert_eq!((outcome.code, &outcome.stdout[..]), (2, ""), "{suite:?}: {}", outcome.stderr);
             assert!(says.iter().all(|text| outcome.stderr.contains(text)), "{suite:?}: {}", outcome.stderr);
         }
+    }
+}
+
+/// Promise: a score that is no number is an error that names the suite and the prompt.
+#[test]
+fn a_score_that_is_not_finite_is_told_with_its_suite_and_prompt() {
+    let workspace = Workspace::trained(1);
+    let path = workspace.path("run/step-6/model.safetensors");
+    let mut tensors = Tensor::read_safetensors(&path).unwrap();
+    for (name, tensor) in &mut tensors {
+        if name == "score.weight" {
+            let _ = tensor.fill_(f64::NAN);
+        }
+    }
+    Tensor::write_safetensors(&tensors, &path).unwrap();
+    workspace.write("rm.jsonl", &fixtures("rm_bench").swap_remove(1).rows[0].to_string());
+    for ranks in [1, 2] {
+        let eval = ["eval", "--checkpoint", "run/step-6", "--allow-changed", "--suite", "rm-bench", "rm.jsonl"];
+        let outcome = workspace.run(ranks, &eval);
+        let says = "rm-bench: an answer to the prompt \"Question 0?\" has a score that is not a finite number";
+        assert!(outcome.code == 1 && outcome.stderr.contains(says), "{}", outcome.stderr);
+    }
+}
+
+/// Promise: where the authors' code sees a second BOS, that is said beside the number, and nowhere else.
+#[test]
+fn a_second_bos_is_said_where_the_authors_code_keeps_it() {
+    let workspace = Workspace::new();
+    let mut tokenizer = tokenizer();
+    tokenizer["post_processor"] = json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}});
+    workspace.write("model/tokenizer.json", &tokenizer.to_string());
+    let mut config: Value = serde_json::from_slice(&workspace.read("model/tokenizer_config.json")).unwrap();
+    config["chat_template"] = json!(format!("{{{{ bos_token }}}}{}", config["chat_template"].as_str().unwrap()));
+    workspace.write("model/tokenizer_config.json", &config.to_string());
+    workspace.train(1, &["loss.objective=reward"]).succeeded();
+    for (suite, file, keeps) in [("judgebench", "judgebench", true), ("rewardbench2", "rewardbench2", false)] {
+        workspace.write("rows.json", &json!(fixtures(file).swap_remove(0).rows).to_string());
+        let eval = ["eval", "--checkpoint", "run/step-6", "--suite", suite, "rows.json"];
+        let table = workspace.run(1, &eval).succeeded().stdout;
+        assert_eq!(table.contains("one BOS, where the authors' code"), keeps, "{table}");
+        let lines = parse_lines(&workspace.run(1, &[&eval[..], &["--json"]].concat()).succeeded().stdout);
+        assert!(lines.iter().all(|line| line["second_bos"] == keeps), "{lines:?}");
     }
 }

@@ -6,6 +6,7 @@ use haf_dist::evaluate::suites::contamination::Wanted;
 use haf_dist::evaluate::suites::paired::{adjust, paired};
 use haf_dist::evaluate::suites::{Item, Suite};
 use serde_json::{Value, json};
+use std::fs;
 
 const LONG: &str = "Please tell me, in one or two sentences, why the sky over the sea is so very blue today.";
 
@@ -17,7 +18,7 @@ fn prompts_are_found_whole_but_for_white_space_and_by_thirteen_words() {
             Wanted::new(prompts.into_iter().chain([(Suite::Judgebench, "Why?"), (Suite::RmBench, "Why?")]));
         texts.iter().for_each(|text| wanted.pass(text));
         let all = wanted.found();
-        let of = |suite: Suite| all.iter().find(|found| found.contamination == suite).unwrap().clone();
+        let of = |suite: Suite| all.iter().find(|found| found.suite == suite).unwrap().clone();
         let (rm, judge) = (of(Suite::RmBench), of(Suite::Judgebench));
         assert_eq!((rm.prompts, rm.short, judge.prompts), (3, 2, 1));
         (rm.whole, rm.thirteen_words, judge.whole)
@@ -81,23 +82,53 @@ fn eval_holds_checkpoints_against_each_other_and_looks_into_the_runs_training_da
         let lines = parse_lines(&eval(ranks, &[more, &["--json"]].concat()).stdout);
         lines.into_iter().filter(|line| line.get(key).is_some()).collect()
     };
+    // In every line of the suite: of all figures by all heads.
+    let contamination = |ranks: usize, more: &[&str]| {
+        let lines = lines(ranks, more, "suite");
+        assert!(lines.len() > 3 && lines.iter().all(|line| line["contamination"] == lines[0]["contamination"]));
+        lines[0]["contamination"].clone()
+    };
     for ranks in [1, 2] {
-        let found = lines(ranks, &[], "contamination");
-        assert_eq!((found.len(), &found[0]["prompts"], &found[0]["short"]), (1, &json!(8), &json!(8)), "{found:?}");
+        let found = contamination(ranks, &[]);
+        assert_eq!((&found["prompts"], &found["short"]), (&json!(8), &json!(8)), "{found}");
         // Rows 0 to 4 and 20 to 25 have 0 to 2 and 1 to 3 letters.
-        assert_eq!((&found[0]["whole"], &found[0]["rows"]), (&json!(4), &json!(11)), "{found:?}");
+        assert_eq!((&found["whole"], &found["rows"]), (&json!(4), &json!(11)), "{found}");
+        assert_eq!(found["files"], json!(["plain.jsonl", "other.jsonl"]), "{found}");
     }
-    let of_dev = lines(1, &["--train-data", "dev.jsonl"], "contamination");
-    assert_ne!(of_dev[0]["whole"], 4, "the control: {of_dev:?}");
+    let of_dev = contamination(1, &["--train-data", "dev.jsonl"]);
+    assert!(of_dev["whole"] != 4 && of_dev["files"] == json!(["dev.jsonl"]), "the control: {of_dev}");
     let rows = lines(2, &["--against", "run/step-3"], "paired");
     let names: Vec<&str> = rows.iter().map(|row| row["scored_by"].as_str().unwrap()).collect();
     assert_eq!(names, ["reward", "implicit", "combined"]);
     for row in &rows {
         let of = |key: &str| row[key].as_f64().unwrap();
         assert!((of("ours") - of("theirs") - of("difference")).abs() < 1e-12 && of("p") <= 1.0, "{row}");
+        assert_eq!((&row["checkpoint"], &row["against"]), (&json!("run/step-6"), &json!("run/step-3")));
     }
     let same = lines(1, &["--against", "run/step-6"], "paired");
     assert!(same.iter().all(|row| row["difference"] == 0.0 && row["p"] == 1.0), "{same:?}");
     let text = eval(1, &["--against", "run/step-3"]).stdout;
     assert!(text.contains("13 words in a row") && text.contains("Holm's p"), "{text}");
+    // Row 40, a dev pair, asks what xx is: one of the eight prompts, each with two answers. So do two more of the dev pairs.
+    let told = eval(1, &[]).stderr;
+    assert!(told.contains("of 16 answers of rewardbench have a dev prompt of the run"), "{told}");
+    // What is not known is said: training files that are gone, and checkpoints whose heads differ.
+    fs::rename(workspace.path("other.jsonl"), workspace.path("gone.jsonl")).unwrap();
+    let told = eval(1, &[]);
+    assert!(told.stderr.contains("other.jsonl of the run's training data is not there"), "{}", told.stderr);
+    assert!(!told.stdout.contains("13 words in a row"), "{}", told.stdout);
+    assert!(contamination(1, &[]).is_null());
+    fs::rename(workspace.path("gone.jsonl"), workspace.path("other.jsonl")).unwrap();
+    for objective in ["reward", "policy"] {
+        let dir = format!("output.dir='{objective}'");
+        workspace.train(1, &[&format!("loss.objective={objective}"), &dir, "train.epochs=1"]).succeeded();
+    }
+    let newest = |run: &str| format!("{run}/step-{}", workspace.steps(run).len());
+    let eval = |checkpoint: &str| {
+        let (ours, theirs) = (newest(checkpoint), newest("policy"));
+        let suite = ["--suite", "rewardbench", "suite.jsonl", "--against", &theirs];
+        workspace.run(1, &[&["eval", "--checkpoint", &ours][..], &suite].concat()).succeeded()
+    };
+    let says = "no head in common";
+    assert!(eval("reward").stderr.contains(says) && !eval("policy").stderr.contains(says));
 }

@@ -2,6 +2,9 @@
 
 The formula is written anew after `compute_accuracy` of scripts/utils.py (THU-KEG/RM-Bench at 659399c): a matrix of shares,
 its lower triangle, diagonal and upper triangle, means over domains told by the start of their names. Needs numpy.
+
+The authors' function fails where a domain is missing. The case with one domain is our reading of it: the figures of that domain,
+and none over all domains.
 """
 
 import json

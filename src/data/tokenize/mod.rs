@@ -171,6 +171,16 @@ impl Encoder {
         self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
+    /// Whether a program that tokenises a rendered conversation as any other text gets a second BOS in front of the template's own.
+    ///
+    /// # Errors
+    /// The tokenizer or the template fails.
+    pub fn doubles_bos(&self) -> Result<bool> {
+        let text = self.template.render_prompt(&Prompt::Text("Hi.".into()), &TemplateInputs::default())?;
+        let tokens = tokenizer_files::encode(&self.tokenizer, &text, true)?;
+        Ok(self.bos.is_some_and(|bos| tokens.starts_with(&[bos, bos])))
+    }
+
     /// The token that ends an answer's turn.
     pub fn eos(&self) -> u32 {
         self.eos

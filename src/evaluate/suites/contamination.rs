@@ -26,7 +26,10 @@ const TURNS: [&str; 2] = ["\n\nHuman:", "\n\nAssistant:"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Contamination {
     /// The suite.
-    pub contamination: Suite,
+    #[serde(skip)]
+    pub suite: Suite,
+    /// The files of training data.
+    pub files: Vec<String>,
     /// Its different prompts.
     pub prompts: usize,
     /// Those that occur whole.
@@ -45,6 +48,7 @@ pub struct Wanted {
     in_a_row: HashMap<u128, Vec<usize>>,
     /// Of each prompt: its suite, whether it is short, was seen whole, and with words in a row.
     prompts: Vec<Seen>,
+    files: Vec<String>,
     rows: usize,
 }
 
@@ -58,7 +62,8 @@ struct Seen {
 impl Wanted {
     /// The prompts of some suites.
     pub fn new<'p>(prompts: impl IntoIterator<Item = (Suite, &'p str)>) -> Self {
-        let mut wanted = Self { whole: HashMap::new(), in_a_row: HashMap::new(), prompts: Vec::new(), rows: 0 };
+        let mut wanted =
+            Self { whole: HashMap::new(), in_a_row: HashMap::new(), prompts: Vec::new(), files: Vec::new(), rows: 0 };
         for (suite, text) in prompts {
             let next = wanted.prompts.len();
             let number = *wanted.whole.entry(whole(text)).or_insert(next);
@@ -87,6 +92,7 @@ impl Wanted {
     /// # Errors
     /// A file that cannot be read.
     pub fn read(&mut self, file: &Path, max_row_bytes: usize) -> Result<()> {
+        self.files.push(file.display().to_string());
         data::objects(file, max_row_bytes, |row| {
             self.rows += 1;
             row.values().for_each(|value| self.look(value));
@@ -126,7 +132,8 @@ impl Wanted {
         for seen in &self.prompts {
             for &suite in &seen.suites {
                 let none = Contamination {
-                    contamination: suite,
+                    suite,
+                    files: self.files.clone(),
                     prompts: 0,
                     whole: 0,
                     thirteen_words: 0,
@@ -162,7 +169,7 @@ pub fn contamination_table(found: &[Contamination]) -> String {
     let share = |count: usize, of: usize| format!("{count} ({:.1}%)", 100.0 * count as f64 / of.max(1) as f64);
     let row = |found: &Contamination| {
         vec![
-            found.contamination.name().to_owned(),
+            found.suite.name().to_owned(),
             found.prompts.to_string(),
             share(found.whole, found.prompts),
             share(found.thirteen_words, found.prompts),

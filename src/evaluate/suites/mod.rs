@@ -18,7 +18,7 @@ use crate::data;
 use crate::error::{Error, Result};
 use items::Row;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A benchmark.
@@ -61,7 +61,7 @@ impl Suite {
     }
 
     /// The length, in tokens, that the leaderboards' scripts cut to by default: `run_rm.py`, `run_v2.py`. The command of the
-    /// package rewardbench has 512.
+    /// package rewardbench has 512, but cuts only with --force_truncation.
     pub fn max_length(self) -> Option<usize> {
         match self {
             Self::Rewardbench | Self::Rewardbench2 | Self::RmBench => Some(2048),
@@ -69,10 +69,16 @@ impl Suite {
         }
     }
 
+    /// Whether the authors' code keeps the second BOS that some tokenizers put in front of a rendered conversation. Rewardbench
+    /// 0.1.4 masks one of the two out (`pipeline.py`).
+    pub fn keeps_second_bos(self) -> bool {
+        matches!(self, Self::RmBench | Self::Judgebench)
+    }
+
     /// The items of a suite's files, in their order.
     ///
     /// # Errors
-    /// A file that cannot be read, or a row that is not as the suite's are; the error says where.
+    /// A file that is there twice or cannot be read, or a row that is not as the suite's are; the error says where.
     pub fn read<P: AsRef<Path>>(self, files: &[P], max_row_bytes: usize) -> Result<Vec<Item>> {
         let item = match self {
             Self::Rewardbench => rewardbench::item,
@@ -80,8 +86,13 @@ impl Suite {
             Self::RmBench => rm_bench::item,
             Self::Judgebench => judgebench::item,
         };
-        let mut items = Vec::new();
+        let (mut items, mut seen) = (Vec::new(), BTreeSet::new());
         for file in files {
+            let path = file.as_ref().canonicalize().unwrap_or_else(|_| file.as_ref().to_path_buf());
+            if !seen.insert(path) {
+                let message = format!("{}: {} is named twice", self.name(), file.as_ref().display());
+                return Err(Error::input(message).hint("its items would count twice: name each file once"));
+            }
             data::objects(file.as_ref(), max_row_bytes, |row| {
                 items.push(item(&Row::new(self, row))?);
                 Ok(())
@@ -140,6 +151,14 @@ impl Suite {
             Self::Rewardbench | Self::Judgebench => 1.0,
             Self::Rewardbench2 => 12.0,
             Self::RmBench => 9.0,
+        }
+    }
+
+    /// How far a figure may move though every item's outcome is the same.
+    fn smooth(self, figure: &str) -> f64 {
+        match self {
+            Self::Rewardbench2 => rewardbench2::smooth(figure),
+            _ => 0.0,
         }
     }
 

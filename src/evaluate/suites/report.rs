@@ -56,7 +56,8 @@ pub struct Cutting {
 ///
 /// Intervals are percentiles of a bootstrap that draws prompts, each with all its items in all subsets, among those that stand
 /// in the same subsets, so that every subset keeps its size. One without width, where every prompt came out alike, is Wilson's
-/// with the number of prompts.
+/// with the number of prompts; of the Ties, whose formula has a term that is no share, one that is no wider than this term makes
+/// it.
 pub fn lines(
     suite: Suite,
     scored_by: &'static str,
@@ -89,7 +90,8 @@ pub fn lines(
     let chance = suite.chance(items, &clusters, figures.len());
     let line = |(index, figure): (usize, &super::Figure)| {
         let interval = intervals.get(index).copied().flatten();
-        let interval = interval.map(|interval| interval.or_wilson(figure.score, independent(&figure.name)));
+        let interval = interval
+            .map(|interval| interval.or_wilson(figure.score, independent(&figure.name), suite.smooth(&figure.name)));
         Line {
             suite,
             scored_by,

@@ -56,6 +56,15 @@ pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usiz
     figures_with(items, clusters, |item| best_of(&scores[item]), ties)
 }
 
+/// How far a figure of this name may move though no comparison comes out another way: by the term of Ties that is no comparison.
+pub(super) fn smooth(figure: &str) -> f64 {
+    match figure.to_lowercase() == TIES {
+        true => ties::SMOOTH,
+        false if figure == ALL => ties::SMOOTH / SUBSETS.len() as f64,
+        false => 0.0,
+    }
+}
+
 /// Of n answers the right one is the best with a chance of 1 / n; the chance of Ties is simulated.
 pub(super) fn chance(items: &[Item], clusters: &[&Vec<usize>]) -> Vec<f64> {
     let one_of = |item: usize| 1.0 / items[item].answers.len() as f64;

@@ -19,6 +19,9 @@ use std::collections::BTreeSet;
 /// Draws behind the chance level.
 const DRAWS: usize = 1000;
 
+/// From the least to the most of the last term, 0.01 mean(tanh(...)).
+pub(super) const SMOOTH: f64 = 0.02;
+
 /// What `ref:3` or `tied:3` says.
 pub(super) fn id(text: &str) -> Option<(Role, String)> {
     let (role, number) = text.split_once(':')?;

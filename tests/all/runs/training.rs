@@ -17,7 +17,7 @@ const STEP_KEYS: [&str; 11] = [
     "tokens_per_s",
     "seconds",
 ];
-const EVALUATION_KEYS: [&str; 12] = [
+const EVALUATION_KEYS: [&str; 14] = [
     "eval",
     "step",
     "domain",
@@ -26,6 +26,8 @@ const EVALUATION_KEYS: [&str; 12] = [
     "accuracy_low",
     "accuracy_high",
     "policy_accuracy",
+    "policy_accuracy_low",
+    "policy_accuracy_high",
     "margin",
     "reward_loss",
     "policy_loss",
