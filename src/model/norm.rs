@@ -101,6 +101,11 @@ impl Norm<'_> {
         }
     }
 
+    /// Columns of the rows that it norms.
+    pub fn width(&self) -> i64 {
+        self.weights.view(self.place).size()[0]
+    }
+
     fn weight(&self) -> NormWeight<'_> {
         NormWeight { values: self.weights.view(self.place), plus_one: self.kind == NormKind::RootMeanSquarePlusOne }
     }

@@ -18,7 +18,7 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 20] = [
+const CASES: [&str; 21] = [
     "llama-tied",
     "llama-untied",
     "mistral-some-windows",
@@ -26,6 +26,7 @@ const CASES: [&str; 20] = [
     "qwen3-moe",
     "qwen3-moe-mixed",
     "phi",
+    "phi-normed",
     "phi3-longrope",
     "gemma2",
     "gemma3",

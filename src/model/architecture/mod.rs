@@ -52,7 +52,7 @@ pub struct Architecture {
     pub logit_cap: Option<f64>,
     /// Whether the language-model head is the token embedding.
     pub tied: bool,
-    /// Whether a language-model head of its own has a bias.
+    /// Whether the language-model head has a bias, also where its matrix is the embedding.
     pub head_bias: bool,
     /// The `model_type` of the model that reads images too, where this is its text part: nothing else of it is read.
     pub part_of: Option<&'static str>,
@@ -113,7 +113,7 @@ pub struct BlockDescription {
 /// How queries and keys are normed, by the model's kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryKeyNorm {
-    /// Each head for itself, with one weight `[E]` for all heads.
+    /// Each head for itself, with one weight `[E]` (and bias) for all heads.
     PerHead,
     /// All heads of a row together, with a weight [H E] or [G E].
     WholeWidth,

@@ -126,7 +126,9 @@ impl RopeKeys {
             if keys.are_right(&HEAD_WIDTH) {
                 keys.unfit(
                     key,
-                    format!("{key} = {share} of head_dim = {head_width} must be from 1 to {head_width} columns, not {rotated}"),
+                    format!(
+                        "{key} = {share} of head_dim = {head_width} must be from 1 to {head_width} columns, not {rotated}"
+                    ),
                 );
             }
             return head_width;

@@ -49,7 +49,7 @@ pub const FAMILIES: [Family; 24] = [
     family("qwen3_moe", qwen3_moe, "Qwen 3 with experts, in every block or in some"),
     family("mixtral", mixtral, "Mixtral"),
     family("olmoe", olmoe, "OLMoE; exported as a causal model with score.weight beside it"),
-    family("phi", phi, "Phi-1, 1.5 and 2, without norms of queries and keys"),
+    family("phi", phi, "Phi-1, 1.5 and 2"),
     family("phi3", phi3, "Phi-3, Phi-3.5 and Phi-4, mini models with LongRoPE too"),
     family("gemma2", gemma2, "Gemma 2"),
     family("gemma3_text", gemma3_text, "Gemma 3, text models"),
@@ -128,21 +128,22 @@ fn windows_of_qwen(keys: &Keys, model: Architecture) -> Architecture {
 }
 
 /// Phi-1 to Phi-2: layer norms, both halves of a block reading one norm of its input, a part of each head rotated,
-/// biases everywhere, no gate.
+/// biases everywhere, no gate; in some a norm of every head of queries and keys.
 fn phi(keys: &Keys) -> Architecture {
     let names = Names {
         reward_model: "PhiForSequenceClassification",
+        query_key_norms: ["self_attn.q_layernorm", "self_attn.k_layernorm"],
         attention_output: "self_attn.dense",
         up: "mlp.fc1",
         down: "mlp.fc2",
         norm: "model.final_layernorm",
         ..LLAMA
     };
-    refuse(keys, "qk_layernorm", "Phi with norms of queries and keys");
-    refuse(keys, "tie_word_embeddings", "Phi without a language-model head of its own");
     let rope = RopeKeys { share: Some(("partial_rotary_factor", 0.5)), ..RopeKeys::WHOLE_HEADS };
     let model = plain_mlp(keys, names, rope, Activation::GeluTanh);
+    let query_key_norm = keys.flag_or("qk_layernorm", false).then_some(QueryKeyNorm::PerHead);
     let model = each_block(model, |block| {
+        block.query_key_norm = query_key_norm;
         block.biases = AttentionBiases { query_key_value: true, output: true };
         block.norms.before_mlp = BeforeMlp::Shared;
         block.residual = Residual::Parallel;
