@@ -55,6 +55,15 @@ impl Error {
         self
     }
 
+    /// One error of several `reasons`, each with its own hint; a single one as it is.
+    pub fn all(said: impl fmt::Display, hint: impl Into<String>, mut reasons: Vec<Self>) -> Self {
+        if reasons.len() == 1 {
+            return reasons.remove(0);
+        }
+        let listed: Vec<String> = reasons.iter().map(|reason| format!("- {reason}")).collect();
+        Self::input(format!("{said}, for {} reasons\n{}", reasons.len(), listed.join("\n"))).hint(hint)
+    }
+
     /// Says where it happened, in front of the message.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.message = format!("{place}: {}", self.message);

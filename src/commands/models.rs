@@ -11,21 +11,29 @@ use crate::model::peft::PeftConfig;
 use crate::model::weight_files::{WeightFiles, weight_paths};
 use crate::safetensors_io::Mapped;
 use crate::terminal;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
-/// What there is to say of a folder that would load.
+/// As much of a folder as can be read.
+#[derive(Default)]
 struct Found {
-    architecture: Architecture,
-    files: WeightFiles,
+    architecture: Option<Architecture>,
+    files: Option<WeightFiles>,
+    /// Numbers in its safetensors.
+    held: Option<usize>,
     /// The largest token id of its tokenizer.
-    last_token: u32,
+    last_token: Option<u32>,
+    /// Every reason why it would not load.
+    reasons: Vec<Error>,
 }
+
+/// A line of what is said of a folder: what it is about, a number or a text, and a remark for people.
+type Row = (&'static str, Value, String);
 
 /// Prints the families, or what a folder holds.
 ///
 /// # Errors
-/// A folder that would not load: one error with every reason.
+/// A folder that would not load: one error with every reason, after what could be read.
 pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
     let Some(folder) = folder else {
         if json {
@@ -36,54 +44,92 @@ pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
         let families = FAMILIES.iter().map(|family| format!("{:width$}  {}", family.model_type, family.covers));
         return terminal::lines(["By model_type in config.json:".to_string()].into_iter().chain(families));
     };
-    let rows = describe(&look(folder).map_err(|reasons| refusal(folder, reasons))?)?;
+    let found = look(folder);
+    let rows = rows(&found);
     if json {
-        let said = rows.into_iter().map(|(what, said)| (what.replace([' ', '-'], "_"), said.into()));
-        return terminal::out(serde_json::Value::Object(said.collect()));
+        let said = rows.into_iter().map(|(what, value, _)| (what.replace([' ', '-'], "_"), value));
+        let reasons: Vec<Value> =
+            found.reasons.iter().map(|reason| json!({"message": reason.message, "hint": reason.hint})).collect();
+        let would_load = ("would_load".to_string(), json!(reasons.is_empty()));
+        let all = [would_load].into_iter().chain(said).chain([("reasons".to_string(), json!(reasons))]);
+        terminal::out(Value::Object(all.collect()))?;
+    } else {
+        terminal::lines(rows.into_iter().map(|(what, value, remark)| match value {
+            Value::String(text) => format!("{what:<19}  {text}{remark}"),
+            number => format!("{what:<19}  {number}{remark}"),
+        }))?;
     }
-    terminal::lines(rows.iter().map(|(what, said)| format!("{what:<19}  {said}")))
+    match found.reasons {
+        reasons if reasons.is_empty() => Ok(()),
+        reasons => Err(refusal(folder, reasons)),
+    }
 }
 
 /// Why a folder would not load; none where it would.
 pub fn refused(folder: &Path) -> Option<Error> {
-    look(folder).err().map(|reasons| refusal(folder, reasons))
+    let reasons = look(folder).reasons;
+    (!reasons.is_empty()).then(|| refusal(folder, reasons))
 }
 
-/// All that a folder needs, or every reason against it.
-fn look(folder: &Path) -> std::result::Result<Found, Vec<Error>> {
+fn refusal(folder: &Path, reasons: Vec<Error>) -> Error {
+    let hint = "haf-dist models lists what is read; once a reason is mended, others may come to light";
+    Error::all(format!("{} would not load", folder.display()), hint, reasons)
+}
+
+/// All that can be read of a folder, and every reason against it.
+fn look(folder: &Path) -> Found {
+    let mut found = Found::default();
     if !folder.join("config.json").exists() && PeftConfig::is_in(folder) {
         let error = Error::input(format!("{} is an adapter: it has the family of its base", folder.display()));
-        return Err(vec![error.hint("name the folder of the base (base_model_name_or_path in adapter_config.json)")]);
+        let hint = "name the folder of the base (base_model_name_or_path in adapter_config.json)";
+        found.reasons.push(error.hint(hint));
+        return found;
     }
-    let mut reasons = Vec::new();
-    let architecture = Architecture::open_all(folder).map_err(|errors| reasons.extend(errors)).ok();
-    let files = weights(folder, architecture.as_ref(), &mut reasons);
-    let tokenizer = tokenizer_files::open(folder).map(|opened| opened.tokenizer);
-    let last_token = tokenizer.map(|tokenizer| tokenizer.get_vocab(true).into_values().max().unwrap_or(0));
-    match last_token {
-        Err(error) => reasons.push(error),
-        Ok(last_token) => {
-            if let (Some(architecture), Some(files), true) = (architecture, files, reasons.is_empty()) {
-                return Ok(Found { architecture, files, last_token });
-            }
-        }
+    match Architecture::open_all(folder) {
+        Ok(architecture) => found.architecture = Some(architecture),
+        Err(reasons) => found.reasons = reasons,
     }
-    Err(reasons)
+    if let Err(error) = look_at_weights(folder, &mut found) {
+        found.reasons.push(error);
+    }
+    match tokenizer_files::open(folder) {
+        Ok(opened) => found.last_token = opened.tokenizer.get_vocab(true).into_values().max(),
+        Err(error) => found.reasons.push(error),
+    }
+    found
 }
 
-/// The weight files; what is wrong with them goes to `reasons`. Without an architecture only that they are there and whole.
-fn weights(folder: &Path, architecture: Option<&Architecture>, reasons: &mut Vec<Error>) -> Option<WeightFiles> {
-    let paths = weight_paths(folder).map_err(|error| reasons.push(error)).ok()?;
-    let before = reasons.len();
-    reasons.extend(paths.iter().filter_map(|path| Mapped::open(path).err()));
-    let architecture = architecture.filter(|_| reasons.len() == before)?;
-    let files = WeightFiles::of_model(folder, architecture).map_err(|error| reasons.push(error)).ok()?;
-    let parts = needed_parts(&files, architecture);
-    match files.problems(folder, architecture, &parts) {
-        Ok(problems) => reasons.extend(problems),
-        Err(error) => reasons.push(error),
+/// The weight files, by their headers alone; without an architecture only that they are there and whole.
+fn look_at_weights(folder: &Path, found: &mut Found) -> Result<()> {
+    let mut broken = Vec::new();
+    let mut held = 0;
+    for path in weight_paths(folder)? {
+        match numbers(&path) {
+            Ok(numbers) => held += numbers,
+            Err(error) => broken.push(error),
+        }
     }
-    Some(files)
+    if !broken.is_empty() {
+        found.reasons.extend(broken);
+        return Ok(());
+    }
+    found.held = Some(held);
+    let Some(architecture) = &found.architecture else { return Ok(()) };
+    let files = WeightFiles::of_model(folder, architecture)?;
+    let problems = files.problems(folder, architecture, &needed_parts(&files, architecture));
+    found.files = Some(files);
+    found.reasons.extend(problems?);
+    Ok(())
+}
+
+/// How many numbers a safetensors file holds.
+fn numbers(path: &Path) -> Result<usize> {
+    let file = Mapped::open(path)?;
+    let mut count = 0;
+    for name in file.names() {
+        count += file.shape(&name)?.iter().product::<i64>() as usize;
+    }
+    Ok(count)
 }
 
 /// The parts that must be there: a reward model's folder may lack the language-model head.
@@ -99,47 +145,60 @@ fn has_language_model_head(files: &WeightFiles, architecture: &Architecture) -> 
     files.has(&format!("{}.weight", architecture.names.head[0]))
 }
 
-/// One error of many.
-fn refusal(folder: &Path, mut reasons: Vec<Error>) -> Error {
-    if reasons.len() == 1 {
-        return reasons.remove(0);
+fn rows(found: &Found) -> Vec<Row> {
+    let mut rows =
+        found.architecture.as_ref().map_or_else(Vec::new, |architecture| of_architecture(found, architecture));
+    if let Some(held) = found.held {
+        rows.push(("numbers held", json!(held), " in its safetensors".into()));
     }
-    let listed: Vec<String> = reasons.iter().map(|reason| format!("- {reason}")).collect();
-    let said = format!("{} would not load, for {} reasons\n{}", folder.display(), reasons.len(), listed.join("\n"));
-    Error::input(said).hint("haf-dist models lists what is read; the first reasons may be behind the others")
+    if let Some(last_token) = found.last_token {
+        let vocabulary = found.architecture.as_ref().map(|architecture| architecture.vocabulary);
+        let beyond = vocabulary.is_some_and(|vocabulary| last_token as usize >= vocabulary);
+        let remark = if beyond { ": texts with a token beyond the vocabulary's rows are refused" } else { "" };
+        rows.push(("last token id", json!(last_token), remark.into()));
+    }
+    if let (Some(architecture), Some(files)) = (&found.architecture, &found.files) {
+        rows.extend(of_weights(architecture, files));
+    }
+    rows
 }
 
-fn describe(found: &Found) -> Result<Vec<(&'static str, String)>> {
-    let Found { architecture, files, last_token } = found;
-    let parts = needed_parts(files, architecture);
+/// What config.json says.
+fn of_architecture(found: &Found, architecture: &Architecture) -> Vec<Row> {
+    let parts = match &found.files {
+        Some(files) => needed_parts(files, architecture),
+        None => Part::all(architecture),
+    };
     let declared = parts.iter().flat_map(|part| part.parameters(architecture));
     let count: usize = declared.map(|one| one.shape.iter().product::<i64>() as usize).sum();
-    let mut held = 0;
-    for name in files.names() {
-        held += files.shape(name)?.iter().product::<i64>() as usize;
+    let Architecture { vocabulary, width, max_positions, blocks, names, part_of, .. } = architecture;
+    let mut rows = vec![
+        ("class", json!(names.reward_model), String::new()),
+        ("parameters", json!(count), format!(", a reward head of {width} among them")),
+        ("blocks", json!(blocks.len()), String::new()),
+        ("width", json!(width), String::new()),
+        ("longest sequence", json!(max_positions), " tokens".into()),
+        ("vocabulary", json!(vocabulary), " rows".into()),
+    ];
+    if let Some(whole) = part_of {
+        rows.push(("covers", json!(format!("the text part of a {whole} model: images are not read")), String::new()));
     }
+    rows
+}
+
+/// What the safetensors hold.
+fn of_weights(architecture: &Architecture, files: &WeightFiles) -> Vec<Row> {
     let head = match (architecture.tied, has_language_model_head(files, architecture)) {
         (true, _) => "the embedding",
         (false, true) => "its own",
         (false, false) => "none: a policy loss cannot be trained",
     };
     let reward = if files.names().any(|name| files.is_head(name)) { "there" } else { "none: it starts at zero" };
-    let Architecture { vocabulary, width, max_positions, blocks, names, .. } = architecture;
-    let beyond = if *last_token as usize >= *vocabulary { ": texts with one beyond the rows are refused" } else { "" };
-    let mut rows = vec![
-        ("would load as", names.reward_model.to_string()),
-        ("parameters", format!("{count}, a reward head among them; the safetensors hold {held} numbers")),
-        ("shape", format!("{} blocks of width {width}, sequences of up to {max_positions} tokens", blocks.len())),
-        ("vocabulary", format!("{vocabulary} rows, token ids up to {last_token}{beyond}")),
-        ("language-model head", head.to_string()),
-        ("reward head", reward.to_string()),
-    ];
-    if let Some(whole) = architecture.part_of {
-        rows.push(("covers", format!("the text part of a {whole} model: images are not read")));
-    }
-    let unused = files.unused(architecture, &parts);
+    let mut rows =
+        vec![("language-model head", json!(head), String::new()), ("reward head", json!(reward), String::new())];
+    let unused = files.unused(architecture, &needed_parts(files, architecture));
     if let Some(first) = unused.first() {
-        rows.push(("not used", format!("{} tensors, {first} the first", unused.len())));
+        rows.push(("tensors not used", json!(unused.len()), format!(", {first} the first")));
     }
-    Ok(rows)
+    rows
 }

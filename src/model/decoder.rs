@@ -8,7 +8,7 @@
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
 //! key/value heads, E head width, F width of the MLP.
 
-use super::architecture::{Architecture, BeforeMlp, BlockDescription, NormKind, Residual};
+use super::architecture::{Architecture, BeforeMlp, BlockDescription, Residual};
 use super::balance::{Balance, Routing};
 use super::experts::ExpertMlp;
 use super::head_norm::{HeadNorm, HeadsKept};
@@ -96,8 +96,8 @@ impl<'a> Block<'a> {
         };
         self.linear.project(read, &self.places.query_key_value, &at[Slot::QueryKeyValue])?;
         let rows = heads_of(&at[Slot::QueryKeyValue], heads);
-        for (_, norm, kept) in self.query_key_norms(at) {
-            norm.forward(ops, &rows, kept)?;
+        for (norm, kept) in self.query_key_norms(at) {
+            norm.forward(&rows, &kept)?;
         }
         if let Some(rotation) = self.description.rotation {
             context.rotations[rotation].rotate(ops, &rows, heads, Direction::Forward)?;
@@ -313,9 +313,8 @@ impl<'a> Block<'a> {
         if let Some(rotation) = self.description.rotation {
             context.rotations[rotation].rotate(ops, &rows_gradient, heads, Direction::Backward)?;
         }
-        for (place, norm, kept) in self.query_key_norms(at) {
-            let sum = sums.base.as_deref_mut().map(|bucket| &bucket.sums()[place]);
-            norm.backward(ops, &rows_gradient, kept, sum)?;
+        for (norm, kept) in self.query_key_norms(at) {
+            norm.backward(&rows_gradient, &kept, sums.base.as_deref_mut())?;
         }
         let (gradient, output) = (&at[Slot::QueryKeyValueGradient], &at[Slot::Change]);
         let (residual, input) = (&at[Slot::MiddleGradient], &at[Slot::Gradient]);
@@ -337,20 +336,15 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The norms of queries and of keys, where there are any: the place of its weight, and what each keeps.
-    fn query_key_norms<'b>(&'b self, at: &'b Buffers) -> impl Iterator<Item = (usize, HeadNorm<'b>, HeadsKept<'b>)> {
+    /// The norms of queries and of keys, where there are any, and what each keeps.
+    fn query_key_norms<'b>(&'b self, at: &'b Buffers) -> impl Iterator<Item = (HeadNorm<'b>, HeadsKept<'b>)> {
         let HeadCounts { query, key, .. } = self.description.heads;
-        let parts = [(0..query, Slot::Queries, Slot::QueryScale), (query..query + key, Slot::Keys, Slot::KeyScale)];
-        let first = self.places.query_key_norms;
-        parts.into_iter().enumerate().filter_map(move |(offset, (heads, before, scale))| {
-            let place = first? + offset;
-            let norm = HeadNorm {
-                heads,
-                weight: self.weights.view(place),
-                plus_one: self.architecture.norm == NormKind::RootMeanSquarePlusOne,
-                epsilon: self.architecture.norm_epsilon,
-            };
-            Some((place, norm, HeadsKept { before: &at[before], scale: &at[scale] }))
+        let queries = (0..query, Slot::Queries, (Slot::QueryScale, Slot::QueryMean));
+        let keys = (query..query + key, Slot::Keys, (Slot::KeyScale, Slot::KeyMean));
+        let places = self.places.query_key_norms.into_iter().flatten();
+        places.zip([queries, keys]).map(|(place, (heads, before, (scale, mean)))| {
+            let norm = Norm::of(self.architecture, self.weights, place);
+            (HeadNorm { heads, norm }, HeadsKept { before: &at[before], statistics: at.statistics(scale, mean) })
         })
     }
 

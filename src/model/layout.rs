@@ -48,7 +48,14 @@ impl Part {
         let Architecture { vocabulary, width, names, .. } = architecture;
         let (vocabulary, width) = (*vocabulary as i64, *width as i64);
         match self {
-            Self::Embedding => vec![Declared::new(format!("{}.weight", names.embedding), &[vocabulary, width])],
+            Self::Embedding => {
+                let mut embedding = vec![Declared::new(format!("{}.weight", names.embedding), &[vocabulary, width])];
+                // The head's matrix is the embedding's, its bias is not.
+                if architecture.tied && architecture.head_bias {
+                    embedding.push(Declared::new(format!("{}.bias", names.head[0]), &[vocabulary]));
+                }
+                embedding
+            }
             Self::Norm => {
                 let kinds = architecture.norm.parameters().iter();
                 kinds.map(|kind| Declared::new(format!("{}.{kind}", names.norm), &[width])).collect()
@@ -85,8 +92,8 @@ pub struct Places {
     pub query_key_value: Projection,
     /// Attention's output.
     pub attention_output: Projection,
-    /// The norm of queries; that of keys is next.
-    pub query_key_norms: Option<usize>,
+    /// The norms of queries and of keys.
+    pub query_key_norms: Option<[usize; 2]>,
     /// The norm of what attention adds.
     pub post_attention_norm: Option<usize>,
     /// The norm before the MLP: `input_norm` where it is shared.
@@ -117,7 +124,7 @@ impl Places {
         let input_norm = norms.before_attention.then(|| take(norm).start);
         let query_key_value = take(if block.stored == StoredHeads::Apart { 3 } else { 1 });
         let attention_output = take(1);
-        let query_key_norms = block.query_key_norm.map(|_| take(2).start);
+        let query_key_norms = block.query_key_norm.map(|_| [(); 2].map(|()| take(norm).start));
         let post_attention_norm = norms.after_attention.then(|| take(norm).start);
         let mlp_norm = match norms.before_mlp {
             BeforeMlp::Own => Some(take(norm).start),
@@ -184,13 +191,15 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
             }
         }
     }
-    if let (Some(place), Some(norm)) = (places.query_key_norms, query_key_norm) {
+    if let (Some(places), Some(norm)) = (places.query_key_norms, query_key_norm) {
         let widths = match norm {
             QueryKeyNorm::PerHead => [head, head],
             QueryKeyNorm::WholeWidth => [query, key],
         };
-        for (offset, (name, width)) in names.query_key_norms.iter().zip(widths).enumerate() {
-            put(place + offset, name, "weight", vec![width], Rows::AsInMemory);
+        for ((place, name), width) in places.into_iter().zip(names.query_key_norms).zip(widths) {
+            for (offset, kind) in architecture.norm.parameters().iter().enumerate() {
+                put(place + offset, name, kind, vec![width], Rows::AsInMemory);
+            }
         }
     }
     if let (Some(place), Some(experts)) = (places.router, mlp.experts) {

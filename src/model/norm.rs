@@ -43,7 +43,7 @@ pub struct Norm<'a> {
 }
 
 impl<'a> Norm<'a> {
-    /// The norm of hidden states whose parameters lie at `place` of a segment's weights.
+    /// The norm whose parameters lie at `place` of a segment's weights.
     pub fn of(architecture: &Architecture, weights: &'a Weights, place: usize) -> Self {
         Self { kind: architecture.norm, epsilon: architecture.norm_epsilon, weights, place }
     }
@@ -104,6 +104,11 @@ impl<'a> Norm<'a> {
             }
             None => ops.rms_norm_backward(gradients, x, self.weight(), &statistics.scale, sum(0)),
         }
+    }
+
+    /// Columns of the rows that it norms.
+    pub fn width(&self) -> i64 {
+        self.weights.view(self.place).size()[0]
     }
 
     fn weight(&self) -> NormWeight<'_> {

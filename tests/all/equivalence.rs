@@ -138,7 +138,9 @@ fn the_micro_batch_budget_changes_nothing() {
 
 #[test]
 fn activation_checkpointing_changes_no_bit() {
-    for case in ["llama-untied", "qwen3", "phi", "gemma2", "gemma3", "olmo2", "smollm3", "gpt-neox-sequential"] {
+    for case in
+        ["llama-untied", "qwen3", "phi", "phi-normed", "gemma2", "gemma3", "olmo2", "smollm3", "gpt-neox-sequential"]
+    {
         let kept = run(&config(case, &[]), 1);
         let recomputed = run(&config(case, &["train.activation_checkpointing=true"]), 1);
         assert_eq!(difference(&recomputed, &kept), 0.0, "{case}");
@@ -168,6 +170,7 @@ fn scores_do_not_depend_on_what_else_is_in_the_batch() {
         "qwen2",
         "qwen3",
         "phi",
+        "phi-normed",
         "phi3",
         "gemma2",
         "gemma3",
@@ -244,6 +247,7 @@ fn rows_that_nobody_reads_change_no_reward_and_no_gradient() {
         "qwen2",
         "qwen3",
         "phi",
+        "phi-normed",
         "phi3",
         "gemma2",
         "gpt-neox-parallel",

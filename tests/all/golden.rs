@@ -31,7 +31,7 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 30] = [
+const CASES: [&str; 31] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",
@@ -44,6 +44,7 @@ const CASES: [&str; 30] = [
     "mixtral",
     "olmoe",
     "phi",
+    "phi-normed",
     "phi3",
     "gemma2",
     "gemma3",

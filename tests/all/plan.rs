@@ -18,7 +18,7 @@ use haf_dist::plan::workload::{PairTokens, largest, sum};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
-const CASES: [&str; 22] = [
+const CASES: [&str; 23] = [
     "llama-tied",
     "llama-untied",
     "mistral-some-windows",
@@ -28,6 +28,7 @@ const CASES: [&str; 22] = [
     "mixtral",
     "olmoe",
     "phi",
+    "phi-normed",
     "phi3-longrope",
     "gemma2",
     "gemma3",

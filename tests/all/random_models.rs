@@ -116,7 +116,7 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
         "model_type": family, "vocab_size": 17 + dice.below(9), "hidden_size": width,
         "intermediate_size": 8 + dice.below(9), "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv, "max_position_embeddings": 8 + dice.below(4), "hidden_act": act,
-        "hidden_activation": act, "tie_word_embeddings": family != "phi" && dice.below(2) == 0,
+        "hidden_activation": act, "tie_word_embeddings": dice.below(2) == 0,
         "attention_bias": dice.below(2) == 0, "mlp_bias": dice.below(2) == 0, "rope_parameters": set,
     });
     if has_head_dim {
@@ -144,6 +144,7 @@ fn drawn(family: &str, dice: &mut Dice) -> Value {
         "granite" => json!({"embedding_multiplier": dice.eighths(4, 20), "residual_multiplier": dice.eighths(2, 10),
                             "attention_multiplier": dice.eighths(1, 8), "logits_scaling": dice.eighths(4, 20)}),
         "cohere2" => json!({"logit_scale": dice.eighths(2, 12)}),
+        "phi" => json!({"qk_layernorm": dice.below(2) == 0}),
         "gpt_neox" => json!({"use_parallel_residual": dice.below(2) == 0}),
         "qwen3_moe" | "mixtral" | "olmoe" => {
             let count = 2 + dice.below(4);

@@ -102,6 +102,81 @@ fn every_reason_is_told_at_once() {
 }
 
 #[test]
+fn a_key_that_is_wrong_hides_no_other() {
+    let mut wrong = config("qwen3-moe");
+    for (key, value) in [
+        ("hidden_size", json!("wide")),
+        ("num_hidden_layers", json!(null)),
+        ("num_key_value_heads", json!(-1)),
+        ("vocab_size", json!(0.5)),
+        ("hidden_act", json!("relu6")),
+        ("layer_types", json!(["linear_attention"])),
+        ("moe_intermediate_size", json!(null)),
+        ("num_local_experts", json!("many")),
+        ("mlp_only_layers", json!(3)),
+        ("norm_topk_prob", json!("yes")),
+        ("sliding_window", json!(0)),
+        ("rope_parameters", json!({"rope_type": "llama3", "rope_theta": 0, "factor": "two", "low_freq_factor": 1.0})),
+    ] {
+        wrong[key] = value;
+    }
+    let found = reasons(&wrong);
+    let expected = [
+        "layer_types: \"linear_attention\": this kind of block is not computed",
+        "hidden_size = \"wide\": a whole number from 1",
+        "vocab_size = 0.5: a whole number from 1",
+        "num_key_value_heads = -1: a whole number from 1",
+        "num_hidden_layers is missing",
+        "rope_theta = 0: a number above 0",
+        "factor = \"two\": a number above 0",
+        "high_freq_factor is missing",
+        "hidden_act = \"relu6\": this activation is not computed",
+        "moe_intermediate_size is missing",
+        "mlp_only_layers = 3: a list of whole numbers",
+        "norm_topk_prob = \"yes\": true or false",
+        "num_local_experts = \"many\": a whole number from 1",
+        "sliding_window = 0: a whole number above 0",
+    ];
+    for says in expected {
+        assert_eq!(found.iter().filter(|reason| reason.contains(says)).count(), 1, "{says}: {found:#?}");
+    }
+    // Nothing follows from values that stand in for wrong ones.
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    read(&config("qwen3-moe"));
+}
+
+#[test]
+fn a_feature_that_is_not_computed_is_told_from_a_value_that_is_wrong() {
+    let hint = |key: &str, value: Value| {
+        let mut wrong = config("olmoe");
+        wrong[key] = value;
+        Architecture::parse(&wrong.to_string()).unwrap_err().hint.unwrap()
+    };
+    let lacking = hint("clip_qkv", json!(8.0));
+    assert!(
+        lacking.contains("to change it would change the model") && lacking.contains("clip_qkv = null"),
+        "{lacking}"
+    );
+    let wrong = hint("vocab_size", json!("many"));
+    assert!(wrong.contains("write a whole number from 1") && !wrong.contains("change the model"), "{wrong}");
+}
+
+/// As Devstral 2 has them: zeros that turn a part of the set off.
+#[test]
+fn zeros_in_the_set_of_yarn_count_as_missing() {
+    let mut spelled = config("ministral3");
+    let set = spelled["rope_parameters"].as_object_mut().unwrap();
+    set.insert("mscale_all_dim".into(), json!(0.0));
+    set.insert("llama_4_scaling_beta".into(), json!(0.0));
+    let rotation = read(&spelled).rotations[0].clone();
+    assert_eq!(rotation.query_growth, None);
+    let set = spelled["rope_parameters"].as_object_mut().unwrap();
+    set.shift_remove("mscale_all_dim");
+    set.shift_remove("llama_4_scaling_beta");
+    assert_eq!(read(&spelled).rotations[0], rotation);
+}
+
+#[test]
 fn a_kind_of_block_that_is_not_known_is_refused_in_every_family() {
     for case in [
         "llama-tied",

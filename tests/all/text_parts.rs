@@ -42,5 +42,6 @@ fn the_text_part_of_a_folder_that_reads_images_is_the_text_model() {
     }
     let other = json!({"model_type": "mistral3", "text_config": {"model_type": "qwen3"}});
     let error = Architecture::parse(&other.to_string()).unwrap_err();
-    assert!(error.message.contains("model_type \"qwen3\", expected mistral or ministral3"), "{error}");
+    assert!(error.message.contains("text_config has model_type \"qwen3\""), "{error}");
+    assert!(error.hint.is_some_and(|hint| hint.contains("mistral or ministral3")));
 }

@@ -86,7 +86,7 @@ def drawn(family: str, dice: random.Random) -> dict:
         "max_position_embeddings": 16 if rope["rope_type"] == "dynamic" else 64,
         "hidden_act": act,
         "hidden_activation": act,
-        "tie_word_embeddings": family != "phi" and dice.random() < 0.5,
+        "tie_word_embeddings": dice.random() < 0.5,
         "rope_parameters": rope,
         "attention_bias": dice.random() < 0.5,
         "mlp_bias": dice.random() < 0.5,
@@ -113,6 +113,8 @@ def drawn(family: str, dice: random.Random) -> dict:
             config |= {"attention_multiplier": dice.uniform(0.1, 1), "logits_scaling": dice.uniform(0.5, 3)}
         case "cohere2":
             config["logit_scale"] = dice.uniform(0.3, 2)
+        case "phi":
+            config["qk_layernorm"] = dice.random() < 0.5
         case "gpt_neox":
             config["use_parallel_residual"] = dice.random() < 0.5
         case "smollm3":

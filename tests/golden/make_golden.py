@@ -191,6 +191,14 @@ CASES = {
         "config": SMALL | {"layer_norm_eps": 1e-5, "rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.5}},
         "without": [{"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}}],
     },
+    "phi-normed": {
+        "family": "phi",
+        "seed": 4,
+        "config": SMALL
+        | {"layer_norm_eps": 1e-5, "qk_layernorm": True, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        | {"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 0.5}},
+        "without": [{"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 1.0}}],
+    },
     "phi3": {
         "family": "phi3",
         "seed": 1,
@@ -475,7 +483,8 @@ def random_model(family: str, settings: dict):
             value = 0.3 * noise
         elif parameter.dim() == 1:  # of a norm; Gemma's count from 1
             usual = 0.0 if family.startswith("gemma") else 1.0
-            value = usual + (0.6 if "q_norm" in name or "k_norm" in name else 0.0) + 0.2 * noise
+            of_heads = any(part in name for part in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
+            value = usual + (0.6 if of_heads else 0.0) + 0.2 * noise
         elif parameter.shape[0] == model.config.vocab_size:
             value = 0.5 * noise
         else:

@@ -2,19 +2,21 @@
 //!
 //! Not here: a family (`families/`).
 
-use super::keys::Keys;
+use super::keys::{Keys, not_computed};
 use super::rope::RopeKeys;
 use super::{
     Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, Residual, RopeScaling,
     StoredHeads,
 };
-use crate::error::{Error, Result};
 use crate::model::architecture::NormKind;
 use crate::ops::{Activation, MlpKind};
 use crate::packing::{AttentionRules, HeadCounts};
 
 /// More blocks than any model has.
 const MOST_LAYERS: usize = 10_000;
+
+/// The keys that make the width of a head.
+pub(super) const HEAD_WIDTH: [&str; 3] = ["hidden_size", "num_attention_heads", "head_dim"];
 
 pub(super) const LLAMA: Names = Names {
     reward_model: "LlamaForSequenceClassification",
@@ -55,45 +57,32 @@ pub(super) const DEFAULTS: Defaults =
 
 /// What all have in common, in Llama's form: root-mean-square norms, a gated SiLU, whole heads rotated, one half of a
 /// block after the other, no biases.
-pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Result<Architecture> {
+pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Architecture {
     // Also where a family has one kind of block only: a file that names another is of another model.
-    let kinds = keys.texts("layer_types")?.unwrap_or_default();
+    let kinds = keys.texts("layer_types").unwrap_or_default();
     if let Some(other) = kinds.into_iter().find(|kind| !["full_attention", "sliding_attention"].contains(kind)) {
-        let error = Error::input(format!("layer_types: \"{other}\" is not known"));
-        keys.fault(error.hint("known: full_attention, sliding_attention"));
+        let found = format!("layer_types: \"{other}\"");
+        keys.fault("layer_types", not_computed(&found, "this kind of block", "full_attention and sliding_attention"));
     }
-    let dimensions = ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"];
-    let [width, heads, layers, inner, vocabulary] = keys.sizes(dimensions)?;
-    let default = Some(defaults.kv_heads.unwrap_or(heads));
-    let kv_heads = keys.size_if_any("num_key_value_heads", default)?.unwrap_or(heads);
-    // What is impossible is noted, and read on beyond, so that all of it is reported.
-    let refuse = |message: String| keys.fault(Error::input(message));
-    if heads % kv_heads != 0 {
-        refuse(format!("num_attention_heads = {heads} must be a multiple of num_key_value_heads = {kv_heads}"));
-    }
-    let head_width = keys.size_if_any("head_dim", defaults.head_width)?;
-    let uneven = head_width.is_none() && width % heads != 0;
-    let head_width = head_width.unwrap_or(width / heads);
-    if uneven {
-        refuse(format!("hidden_size = {width} must be a multiple of num_attention_heads = {heads}"));
-    } else if head_width % 2 != 0 {
-        refuse(format!("head_dim = {head_width} must be even for rotary positions"));
-    }
+    let [width, inner, vocabulary] = ["hidden_size", "intermediate_size", "vocab_size"].map(|key| keys.size(key));
+    let heads = heads(keys, width, defaults);
+    let mut layers = keys.size("num_hidden_layers");
     if layers > MOST_LAYERS {
-        return Err(Error::input(format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected")));
+        keys.unfit("num_hidden_layers", format!("num_hidden_layers = {layers}: at most {MOST_LAYERS} were expected"));
+        layers = 1;
     }
     let rope = RopeKeys { positions: defaults.positions, ..rope };
-    let rotations = rope.read(keys, head_width)?;
-    let positions = keys.length_if_any("max_position_embeddings", None)?.unwrap_or(defaults.positions);
+    let rotations = rope.read(keys, heads.width);
+    let positions = keys.length_or("max_position_embeddings", defaults.positions);
     // A dynamic rotation is made to go beyond that key.
     let reach = rotations.iter().find_map(|rotation| match rotation.rope.scaling {
         RopeScaling::Dynamic { factor, original } => Some((factor * original as f64) as usize),
         _ => None,
     });
-    let activation = keys.activation("hidden_act", Activation::Silu)?;
+    let activation = keys.activation("hidden_act", Activation::Silu);
     let block = BlockDescription {
-        heads: HeadCounts { query: heads, key: kv_heads, width: head_width },
-        rules: AttentionRules::plain(head_width),
+        heads,
+        rules: AttentionRules::plain(heads.width),
         rotation: Some(0),
         query_key_norm: None,
         biases: AttentionBiases::default(),
@@ -114,22 +103,44 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         residual: Residual::Sequential,
         residual_scale: None,
     };
-    Ok(Architecture {
+    Architecture {
         vocabulary,
         width,
         max_positions: reach.unwrap_or(positions),
         norm: NormKind::RootMeanSquare,
-        norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon)?,
+        norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon),
         blocks: vec![block; layers],
         rotations,
         embedding_scale: None,
         logit_scale: None,
         logit_cap: None,
-        tied: keys.flag_or("tie_word_embeddings", defaults.tied)?,
+        tied: keys.flag_or("tie_word_embeddings", defaults.tied),
         head_bias: false,
         part_of: None,
         names,
-    })
+    }
+}
+
+/// How many heads there are, and how wide.
+fn heads(keys: &Keys, width: usize, defaults: &Defaults) -> HeadCounts {
+    const QUERY: &str = "num_attention_heads";
+    const KEY: &str = "num_key_value_heads";
+    let query = keys.size(QUERY);
+    let key = keys.size_if_any(KEY, Some(defaults.kv_heads.unwrap_or(query))).unwrap_or(query);
+    let own_width = keys.size_if_any("head_dim", defaults.head_width);
+    let heads = HeadCounts { query, key, width: own_width.unwrap_or(width / query).max(1) };
+    // Sizes that stand in for wrong ones are not compared.
+    if query % key != 0 && keys.are_right(&[QUERY, KEY]) {
+        keys.unfit(KEY, format!("{QUERY} = {query} must be a multiple of {KEY} = {key}"));
+    }
+    if keys.are_right(&HEAD_WIDTH) {
+        if own_width.is_none() && width % query != 0 {
+            keys.unfit("head_dim", format!("hidden_size = {width} must be a multiple of {QUERY} = {query}"));
+        } else if heads.width % 2 != 0 {
+            keys.unfit("head_dim", format!("head_dim = {} must be even for rotary positions", heads.width));
+        }
+    }
+    heads
 }
 
 /// The model with each of its blocks changed so.
@@ -139,19 +150,19 @@ pub(super) fn each_block(mut model: Architecture, change: impl Fn(&mut BlockDesc
 }
 
 /// Biases of all of attention's linear maps, where `attention_bias` says so.
-pub(super) fn attention_biases(keys: &Keys, default: bool) -> Result<AttentionBiases> {
-    let are_there = keys.flag_or("attention_bias", default)?;
-    Ok(AttentionBiases { query_key_value: are_there, output: are_there })
+pub(super) fn attention_biases(keys: &Keys, default: bool) -> AttentionBiases {
+    let are_there = keys.flag_or("attention_bias", default);
+    AttentionBiases { query_key_value: are_there, output: are_there }
 }
 
 /// Layer norms and an MLP without a gate, with biases.
-pub(super) fn plain_mlp(keys: &Keys, names: Names, rope: RopeKeys, activation: Activation) -> Result<Architecture> {
-    let kind = MlpKind { activation: keys.activation("hidden_act", activation)?, gated: false };
-    let model = each_block(common(keys, names, rope, &DEFAULTS)?, |block| {
+pub(super) fn plain_mlp(keys: &Keys, names: Names, rope: RopeKeys, activation: Activation) -> Architecture {
+    let kind = MlpKind { activation: keys.activation("hidden_act", activation), gated: false };
+    let model = each_block(common(keys, names, rope, &DEFAULTS), |block| {
         (block.mlp.kind, block.mlp.biases) = (kind, true);
     });
-    let norm_epsilon = keys.number_or("layer_norm_eps", 1e-5)?;
-    Ok(Architecture { norm: NormKind::Layer, norm_epsilon, ..model })
+    let norm_epsilon = keys.number_or("layer_norm_eps", 1e-5);
+    Architecture { norm: NormKind::Layer, norm_epsilon, ..model }
 }
 
 /// Gives each block its window.
@@ -168,30 +179,29 @@ pub(super) fn alternating(
     model: Architecture,
     window: Option<usize>,
     slides: impl Fn(usize) -> bool,
-) -> Result<Architecture> {
-    let Some(types) = keys.texts("layer_types")? else {
-        return Ok(with_windows(model, |block| window.filter(|_| slides(block))));
+) -> Architecture {
+    let Some(types) = keys.texts("layer_types") else {
+        return with_windows(model, |block| window.filter(|_| slides(block)));
     };
-    if types.len() != model.blocks.len() {
-        return Err(Error::input(format!(
-            "layer_types names {} blocks, but num_hidden_layers = {}",
-            types.len(),
-            model.blocks.len()
-        )));
+    check_list(keys, "layer_types", types.len(), &model);
+    if window.is_none() && types.contains(&"sliding_attention") && keys.are_right(&["sliding_window"]) {
+        let message = "layer_types has \"sliding_attention\", but there is no sliding_window";
+        keys.unfit("layer_types", message.into());
     }
-    if window.is_none() && types.contains(&"sliding_attention") {
-        return Err(Error::input("layer_types has \"sliding_attention\", but there is no sliding_window"));
-    }
-    Ok(with_windows(model, |block| window.filter(|_| types[block] == "sliding_attention")))
+    with_windows(model, |block| window.filter(|_| types.get(block) == Some(&"sliding_attention")))
 }
 
-/// Refuses a variant that the decoder cannot compute.
-pub(super) fn refuse(keys: &Keys, key: &str, what: &str) -> Result<()> {
-    if keys.flag_or(key, false)? {
-        let hint = format!(
-            "models of this family with {key} = false are read; to change the key alone would change the model"
-        );
-        keys.fault(Error::input(format!("{key} = true: {what} is not computed")).hint(hint));
+/// Takes note of a list that has not one value a block.
+pub(super) fn check_list(keys: &Keys, key: &str, length: usize, model: &Architecture) {
+    let layers = model.blocks.len();
+    if length != layers && keys.are_right(&["num_hidden_layers"]) {
+        keys.unfit(key, format!("{key} names {length} blocks, but num_hidden_layers = {layers}"));
     }
-    Ok(())
+}
+
+/// Takes note of a variant that the decoder cannot compute.
+pub(super) fn refuse(keys: &Keys, key: &str, what: &str) {
+    if keys.flag_or(key, false) {
+        keys.not_computed(key, what, &format!("{key} = false"));
+    }
 }

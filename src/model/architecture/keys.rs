@@ -1,7 +1,8 @@
-//! Single keys of a `config.json`: typed, with the range they must be in; every error names the key.
+//! Single keys of a `config.json`: typed, with the range they must be in.
 //!
-//! A key that is missing takes the default of the family's configuration class in Transformers, but for the model's
-//! dimensions, which must be there; one that is null means
+//! What is wrong with a key is noted, and a value that does no harm stands in for it, so that one reading of a file tells
+//! every reason against it; whoever reads must ask for the faults in the end. A key that is missing takes the default of the
+//! family's configuration class in Transformers, but for the model's dimensions, which must be there; one that is null means
 //! "none" where the class knows that, and else counts as missing. Not here: which keys a family has.
 
 use crate::error::{Error, Result};
@@ -13,11 +14,20 @@ use std::rc::Rc;
 /// The most that a dimension may be: no product of three of them is beyond 2^63.
 const MOST: u64 = 1 << 20;
 
+/// Characters of a value that an error shows.
+const SHOWN: usize = 80;
+
 /// The keys of one JSON object, and what is wrong with those that were read.
+#[derive(Default)]
 pub struct Keys {
     keys: Map<String, Value>,
     /// Shared with the objects within.
-    faults: Rc<RefCell<Vec<Error>>>,
+    faults: Rc<RefCell<Vec<Fault>>>,
+}
+
+struct Fault {
+    key: String,
+    error: Error,
 }
 
 impl Keys {
@@ -33,18 +43,38 @@ impl Keys {
         Ok(Self { keys, faults: Rc::default() })
     }
 
-    /// Takes note of something wrong, and reads on: all of it is reported at once.
-    pub fn fault(&self, error: Error) {
-        self.faults.borrow_mut().push(error);
+    /// Takes note of something that is wrong with a key. The same is noted once.
+    pub fn fault(&self, key: &str, error: Error) {
+        let mut faults = self.faults.borrow_mut();
+        if !faults.iter().any(|noted| noted.error == error) {
+            faults.push(Fault { key: key.into(), error });
+        }
+    }
+
+    /// Takes note of a key that does not fit the others.
+    pub fn unfit(&self, key: &str, message: String) {
+        let hint = "the keys must be those of one model: get config.json again from where the model is from";
+        self.fault(key, Error::input(message).hint(hint));
+    }
+
+    /// Takes note of a feature that this program lacks; `known` is what it has in its place.
+    pub fn not_computed(&self, key: &str, what: &str, known: &str) {
+        let value = self.keys.get(key).map_or_else(|| "null".into(), shown);
+        self.fault(key, not_computed(&format!("{key} = {value}"), what, known));
     }
 
     /// What was wrong with keys read so far, in order.
     pub fn faults(&self) -> Vec<Error> {
-        self.faults.take()
+        self.faults.take().into_iter().map(|fault| fault.error).collect()
+    }
+
+    /// Whether nothing is wrong with any of these, so that they can be compared with each other.
+    pub fn are_right(&self, keys: &[&str]) -> bool {
+        !self.faults.borrow().iter().any(|fault| keys.contains(&fault.key.as_str()))
     }
 
     /// The object at `key`, if there is one.
-    pub fn object(&self, key: &str) -> Result<Option<Self>> {
+    pub fn object(&self, key: &str) -> Option<Self> {
         let object = |value: &Value| Some(Self { keys: value.as_object()?.clone(), faults: Rc::clone(&self.faults) });
         self.read(key, object, "a JSON object")
     }
@@ -78,135 +108,164 @@ impl Keys {
         self.keys.values().any(Value::is_object)
     }
 
-    /// A dimension, which must be there.
-    pub fn size(&self, key: &str) -> Result<usize> {
-        self.size_if_any(key, None)?.ok_or_else(|| self.missing(key))
+    /// A dimension, which must be there; 1 stands in for it.
+    pub fn size(&self, key: &str) -> usize {
+        self.required(key, 1, |keys| keys.size_if_any(key, None))
     }
 
-    /// Several dimensions, which must be there.
-    ///
-    /// # Errors
-    /// The last that is wrong; those before are noted.
-    pub fn sizes<const N: usize>(&self, keys: [&str; N]) -> Result<[usize; N]> {
-        let (mut sizes, mut wrong) = ([0; N], None);
-        for (size, key) in sizes.iter_mut().zip(keys) {
-            match self.size(key) {
-                Ok(found) => *size = found,
-                Err(error) => wrong.replace(error).into_iter().for_each(|before| self.fault(before)),
-            }
-        }
-        wrong.map_or(Ok(sizes), Err)
+    /// A dimension; `default` where it is missing or null.
+    pub fn size_or(&self, key: &str, default: usize) -> usize {
+        self.size_if_any(key, None).unwrap_or(default)
     }
 
     /// A dimension, or none where it is null; `default` where it is missing.
-    pub fn size_if_any(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+    pub fn size_if_any(&self, key: &str, default: Option<usize>) -> Option<usize> {
         let size = |value: &Value| value.as_u64().filter(|size| (1..=MOST).contains(size)).map(|size| size as usize);
-        let found = self.read(key, size, &format!("a whole number from 1 to {MOST}"))?;
-        Ok(if self.keys.contains_key(key) { found } else { default })
+        self.or_none(key, default, size, &format!("a whole number from 1 to {MOST}"))
+    }
+
+    /// A number of tokens above 0; `default` where it is missing or null.
+    pub fn length_or(&self, key: &str, default: usize) -> usize {
+        self.length_if_any(key, None).unwrap_or(default)
     }
 
     /// A number of tokens above 0, or none where it is null; `default` where it is missing.
-    pub fn length_if_any(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+    pub fn length_if_any(&self, key: &str, default: Option<usize>) -> Option<usize> {
         let length = |value: &Value| value.as_u64().filter(|length| *length > 0).map(|length| length as usize);
-        let found = self.read(key, length, "a whole number above 0")?;
-        Ok(if self.keys.contains_key(key) { found } else { default })
+        self.or_none(key, default, length, "a whole number above 0")
     }
 
     /// A whole number, 0 included; `default` where it is missing or null.
-    pub fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+    pub fn count_or(&self, key: &str, default: usize) -> usize {
         let count = |value: &Value| value.as_u64().map(|count| count as usize);
-        Ok(self.read(key, count, "a whole number")?.unwrap_or(default))
+        self.read(key, count, "a whole number").unwrap_or(default)
+    }
+
+    /// A number above 0 that must be there; 1 stands in for it.
+    pub fn number(&self, key: &str) -> f64 {
+        self.required(key, 1.0, |keys| keys.number_if_any(key, None))
     }
 
     /// A number above 0; `default` where it is missing or null.
-    pub fn number_or(&self, key: &str, default: f64) -> Result<f64> {
-        Ok(self.number_if_any(key, None)?.unwrap_or(default))
-    }
-
-    /// A number above 0 that must be there.
-    pub fn number(&self, key: &str) -> Result<f64> {
-        self.number_if_any(key, None)?.ok_or_else(|| self.missing(key))
+    pub fn number_or(&self, key: &str, default: f64) -> f64 {
+        self.number_if_any(key, None).unwrap_or(default)
     }
 
     /// A number above 0, or none where it is null; `default` where it is missing.
-    pub fn number_if_any(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
-        let number = |value: &Value| value.as_f64().filter(|number| *number > 0.0 && number.is_finite());
-        let found = self.read(key, number, "a number above 0")?;
-        Ok(if self.keys.contains_key(key) { found } else { default })
+    pub fn number_if_any(&self, key: &str, default: Option<f64>) -> Option<f64> {
+        self.or_none(key, default, above_zero, "a number above 0")
+    }
+
+    /// A number above 0, or none where it is 0, null or missing.
+    pub fn number_but_zero(&self, key: &str) -> Option<f64> {
+        let number = |value: &Value| value.as_f64().filter(|number| *number >= 0.0 && number.is_finite());
+        self.read(key, number, "a number, 0 or above").filter(|number| *number > 0.0)
     }
 
     /// true or false, if it is there.
-    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub fn flag(&self, key: &str) -> Option<bool> {
         self.read(key, Value::as_bool, "true or false")
     }
 
     /// true or false; `default` where it is missing or null.
-    pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
-        Ok(self.flag(key)?.unwrap_or(default))
+    pub fn flag_or(&self, key: &str, default: bool) -> bool {
+        self.flag(key).unwrap_or(default)
     }
 
     /// A text, if there is one.
-    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+    pub fn text(&self, key: &str) -> Option<&str> {
         self.read(key, Value::as_str, "a text")
     }
 
     /// A list of texts, if there is one.
-    pub fn texts<'a>(&'a self, key: &str) -> Result<Option<Vec<&'a str>>> {
+    pub fn texts<'a>(&'a self, key: &str) -> Option<Vec<&'a str>> {
         let texts = |value: &'a Value| value.as_array()?.iter().map(Value::as_str).collect();
         self.read(key, texts, "a list of texts")
     }
 
     /// A list of whole numbers, if there is one.
-    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>> {
+    pub fn counts(&self, key: &str) -> Option<Vec<usize>> {
         let count = |value: &Value| value.as_u64().map(|count| count as usize);
         self.read(key, |value| value.as_array()?.iter().map(count).collect(), "a list of whole numbers")
     }
 
-    /// A list of numbers above 0, if there is one.
-    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        let number = |value: &Value| value.as_f64().filter(|number| *number > 0.0 && number.is_finite());
-        self.read(key, |value| value.as_array()?.iter().map(number).collect(), "a list of numbers above 0")
+    /// A list of so many numbers above 0, which must be there; ones stand in for it.
+    pub fn numbers(&self, key: &str, count: usize) -> Vec<f64> {
+        let numbers = |value: &Value| value.as_array()?.iter().map(above_zero).collect();
+        let found = |keys: &Self| keys.read(key, numbers, "a list of numbers above 0");
+        self.required(key, vec![1.0; count], found)
     }
 
     /// An activation by its name in Transformers; `default` where it is missing.
-    pub fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
-        match self.text(key)? {
-            None => Ok(default),
-            Some("silu" | "swish") => Ok(Activation::Silu),
-            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
-            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
-            Some("relu") => Ok(Activation::Relu),
-            Some("quick_gelu") => Ok(Activation::QuickGelu),
-            Some(other) => {
-                self.fault(Error::input(format!("{key} = \"{other}\" is not computed")).hint(
-                    "known: silu, gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, relu; this \
-                     model cannot be trained here",
-                ));
-                Ok(default)
+    pub fn activation(&self, key: &str, default: Activation) -> Activation {
+        match self.text(key) {
+            None => default,
+            Some("silu" | "swish") => Activation::Silu,
+            Some("gelu" | "gelu_python") => Activation::Gelu,
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Activation::GeluTanh,
+            Some("relu") => Activation::Relu,
+            Some("quick_gelu") => Activation::QuickGelu,
+            Some(_) => {
+                let known = "silu, gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu or relu";
+                self.not_computed(key, "this activation", known);
+                default
             }
         }
     }
 
-    fn read<'a, T>(&'a self, key: &str, read: impl Fn(&'a Value) -> Option<T>, expected: &str) -> Result<Option<T>> {
+    /// What `read` makes of a key, or none where it is null; `default` where it is missing or wrong.
+    fn or_none<T>(&self, key: &str, default: Option<T>, read: fn(&Value) -> Option<T>, expected: &str) -> Option<T> {
         match self.keys.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                let found = read(value);
-                if found.is_none() {
-                    self.fault(wrong(key, value, expected));
-                }
-                Ok(found)
-            }
+            Some(Value::Null) => None,
+            _ => self.read(key, read, expected).or(default),
         }
     }
 
-    /// Of a key that must be there: what was wrong with it, if it is there.
-    fn missing(&self, key: &str) -> Error {
-        let noted = if self.has(key) { self.faults.borrow_mut().pop() } else { None };
-        noted.unwrap_or_else(|| Error::input(format!("{key} is missing")))
+    /// What `read` makes of a key, if there is something.
+    fn read<'a, T>(&'a self, key: &str, read: impl Fn(&'a Value) -> Option<T>, expected: &str) -> Option<T> {
+        let value = self.keys.get(key).filter(|value| !value.is_null())?;
+        let found = read(value);
+        if found.is_none() {
+            let hint = format!("write {expected} there, or get config.json again from where the model is from");
+            self.fault(key, Error::input(format!("{key} = {}: {expected} was expected", shown(value))).hint(hint));
+        }
+        found
+    }
+
+    /// What `read` makes of a key that must be there.
+    fn required<T>(&self, key: &str, stand_in: T, read: impl Fn(&Self) -> Option<T>) -> T {
+        read(self).unwrap_or_else(|| {
+            if !self.has(key) {
+                self.missing(key);
+            }
+            stand_in
+        })
+    }
+
+    /// Takes note of a key that must be there.
+    pub fn missing(&self, key: &str) {
+        let hint = "get config.json again from where the model is from";
+        self.fault(key, Error::input(format!("{key} is missing")).hint(hint));
     }
 }
 
-fn wrong(key: &str, value: &Value, expected: &str) -> Error {
-    Error::input(format!("{key} = {value}: {expected} was expected"))
+/// The error for a feature that this program lacks.
+pub fn not_computed(found: &str, what: &str, known: &str) -> Error {
+    Error::input(format!("{found}: {what} is not computed by haf-dist")).hint(format!(
+        "the file is right, and to change it would change the model; take a model with {known}, or ask for this one in an \
+         issue"
+    ))
+}
+
+fn above_zero(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|number| *number > 0.0 && number.is_finite())
+}
+
+/// A value as it stands, or its beginning.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    }
 }

@@ -14,9 +14,15 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
 pub use families::{FAMILIES, Family, text_config};
-use keys::Keys;
+use keys::{Keys, not_computed};
 pub use mlp::{Experts, Mlp};
 use std::path::Path;
+
+/// Families that people bring and that are not read, and why.
+const NOT_COMPUTED: [(&[&str], &str); 1] = [(
+    &["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"],
+    "its linear attention (gated delta rule), which carries a state along the sequence,",
+)];
 
 /// The largest config.json that is read.
 const MOST_BYTES: u64 = 16 << 20;
@@ -46,7 +52,7 @@ pub struct Architecture {
     pub logit_cap: Option<f64>,
     /// Whether the language-model head is the token embedding.
     pub tied: bool,
-    /// Whether a language-model head of its own has a bias.
+    /// Whether the language-model head has a bias, also where its matrix is the embedding.
     pub head_bias: bool,
     /// The `model_type` of the model that reads images too, where this is its text part: nothing else of it is read.
     pub part_of: Option<&'static str>,
@@ -107,7 +113,7 @@ pub struct BlockDescription {
 /// How queries and keys are normed, by the model's kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryKeyNorm {
-    /// Each head for itself, with one weight `[E]` for all heads.
+    /// Each head for itself, with one weight `[E]` (and bias) for all heads.
     PerHead,
     /// All heads of a row together, with a weight [H E] or [G E].
     WholeWidth,
@@ -326,9 +332,9 @@ impl Architecture {
     /// Reads `config.json` of a Hugging Face folder.
     ///
     /// # Errors
-    /// A missing or broken file, an unknown family, or a missing or impossible value; the message names the key.
+    /// A missing or broken file, an unknown family, or missing or impossible values: one error that names every such key.
     pub fn open(model_dir: &Path) -> Result<Self> {
-        Self::open_all(model_dir).map_err(first)
+        Self::open_all(model_dir).map_err(|reasons| all(&model_dir.join("config.json"), reasons))
     }
 
     /// As [`Architecture::open`].
@@ -340,14 +346,8 @@ impl Architecture {
         let text = files::read_within(&path, MOST_BYTES).map_err(|error| {
             vec![error.hint("a Hugging Face folder is expected: config.json, *.safetensors, tokenizer.json")]
         })?;
-        let placed = |error: Error| {
-            let error = error.at(path.display());
-            match error.hint {
-                Some(_) => error,
-                None => error.hint("mend that key, or get config.json again from where the model is from"),
-            }
-        };
-        Self::parse_all(&String::from_utf8_lossy(&text)).map_err(|errors| errors.into_iter().map(placed).collect())
+        let placed = |reason: Error| reason.at(path.display());
+        Self::parse_all(&String::from_utf8_lossy(&text)).map_err(|reasons| reasons.into_iter().map(placed).collect())
     }
 
     /// Reads the text of a `config.json`.
@@ -355,37 +355,38 @@ impl Architecture {
     /// # Errors
     /// As [`Architecture::open`].
     pub fn parse(text: &str) -> Result<Self> {
-        Self::parse_all(text).map_err(first)
+        Self::parse_all(text).map_err(|reasons| all(Path::new("config.json"), reasons))
     }
 
     fn parse_all(text: &str) -> std::result::Result<Self, Vec<Error>> {
         let keys = Keys::parse(text).map_err(|error| vec![error])?;
-        let read = Self::of(&keys);
-        let mut faults = keys.faults();
-        match read {
-            Ok(model) if faults.is_empty() => Ok(model),
-            Ok(_) => Err(faults),
-            Err(error) => {
-                faults.push(error);
-                Err(faults)
-            }
-        }
-    }
-
-    fn of(keys: &Keys) -> Result<Self> {
-        let named = keys.text("model_type")?.unwrap_or_default();
-        match FAMILIES.iter().find(|family| family.model_type == named) {
-            Some(family) => (family.read)(keys),
+        let named = keys.text("model_type").unwrap_or_default();
+        let model = match FAMILIES.iter().find(|family| family.model_type == named) {
+            Some(family) => Some((family.read)(&keys)),
             None => {
-                let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
-                Err(Error::input(format!("model_type \"{named}\" is not known"))
-                    .hint(format!("known families: {}", known.join(", "))))
+                keys.fault("model_type", unknown(named));
+                None
             }
-        }
+        };
+        let faults = keys.faults();
+        model.filter(|_| faults.is_empty()).ok_or(faults)
     }
 }
 
-/// The first of at least one error.
-fn first(errors: Vec<Error>) -> Error {
-    errors.into_iter().next().unwrap_or_else(|| Error::runtime("a model that is refused without a reason"))
+/// The error for a family that is not read.
+fn unknown(named: &str) -> Error {
+    if let Some((_, why)) = NOT_COMPUTED.iter().find(|(families, _)| families.contains(&named)) {
+        return not_computed(&format!("model_type \"{named}\""), why, "a model_type that `haf-dist models` lists");
+    }
+    let known: Vec<&str> = FAMILIES.iter().map(|family| family.model_type).collect();
+    Error::input(format!("model_type \"{named}\" is not known")).hint(format!("known families: {}", known.join(", ")))
+}
+
+/// One error of all that is wrong with a file.
+fn all(path: &Path, reasons: Vec<Error>) -> Error {
+    Error::all(
+        format!("{} cannot be used", path.display()),
+        "mend or get config.json again, or take another model",
+        reasons,
+    )
 }

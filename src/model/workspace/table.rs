@@ -23,10 +23,14 @@ pub enum Slot {
     Queries,
     /// [T, H], or [T, 1] where all heads are normed together: what they were multiplied by.
     QueryScale,
+    /// The same shape, their means, of a layer norm.
+    QueryMean,
     /// [T, G, E], keys before their norm.
     Keys,
     /// [T, G] or [T, 1].
     KeyScale,
+    /// [T, G] or [T, 1], of a layer norm.
+    KeyMean,
     /// [T, H E], attention's result.
     Attended,
     /// [T, D], what attention adds, before its norm.
@@ -114,15 +118,17 @@ const fn read_on(buffer: Buffer) -> Buffer {
 }
 
 /// Every buffer, in the order of [`Slot`].
-pub(super) const BUFFERS: [Buffer; 31] = [
+pub(super) const BUFFERS: [Buffer; 33] = [
     read_on(compute(Slot::Input, Lasts::AsInput, |a, _| Some(vec![a.width]))),
     read_on(statistic(Slot::InputScale, |_, b| b.norms.before_attention.then(Vec::new))),
     read_on(statistic(Slot::InputMean, |a, b| mean(a, b.norms.before_attention))),
     compute(Slot::QueryKeyValue, Lasts::Kept, |_, b| Some(vec![query_key_value(b)])),
     compute(Slot::Queries, Lasts::Kept, |_, b| b.query_key_norm.map(|_| vec![b.heads.query, b.heads.width])),
     statistic(Slot::QueryScale, |_, b| b.query_key_norm.map(|norm| vec![scales(norm, b.heads.query)])),
+    statistic(Slot::QueryMean, |a, b| head_means(a, b, b.heads.query)),
     compute(Slot::Keys, Lasts::Kept, |_, b| b.query_key_norm.map(|_| vec![b.heads.key, b.heads.width])),
     statistic(Slot::KeyScale, |_, b| b.query_key_norm.map(|norm| vec![scales(norm, b.heads.key)])),
+    statistic(Slot::KeyMean, |a, b| head_means(a, b, b.heads.key)),
     read_on(compute(Slot::Attended, Lasts::Kept, |_, b| Some(vec![attended(b)]))),
     compute(Slot::PostAttention, Lasts::Kept, |a, b| b.norms.after_attention.then(|| vec![a.width])),
     statistic(Slot::PostAttentionScale, |_, b| b.norms.after_attention.then(Vec::new)),
@@ -176,6 +182,11 @@ fn scales(norm: QueryKeyNorm, heads: usize) -> usize {
         QueryKeyNorm::PerHead => heads,
         QueryKeyNorm::WholeWidth => 1,
     }
+}
+
+fn head_means(architecture: &Architecture, block: &BlockDescription, heads: usize) -> Option<Vec<usize>> {
+    let norm = block.query_key_norm.filter(|_| architecture.norm.is_centred())?;
+    Some(vec![scales(norm, heads)])
 }
 
 fn mean(architecture: &Architecture, is_there: bool) -> Option<Vec<usize>> {

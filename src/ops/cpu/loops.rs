@@ -198,16 +198,8 @@ impl Ops for Cpu {
         Ok(())
     }
 
-    fn low_rank(&self, columns: Columns, factor: &Tensor) -> Result<Tensor> {
-        by_kind!(columns.rows.kind(), low_rank(columns, factor))
-    }
-
     fn add_low_rank(&self, inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
         by_kind!(columns.rows.kind(), add_low_rank(inner, factor, columns))
-    }
-
-    fn add_low_rank_gradient(&self, inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
-        by_kind!(columns.rows.kind(), add_low_rank_gradient(inner, columns, sum))
     }
 
     fn adamw(&self, step: &AdamWStep) -> Result<()> {

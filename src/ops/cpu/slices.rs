@@ -262,31 +262,11 @@ pub fn add_column_sums<E: Element + Number>(rows: &Tensor, sum: &Tensor) -> Resu
     Ok(())
 }
 
-fn span(columns: Columns) -> Span {
-    let [stride, first, count] = [columns.rows.size()[1], columns.first, columns.count].map(|number| number as usize);
-    Span { stride, first, count }
-}
-
-pub fn low_rank<E: Element + Number>(columns: Columns, factor: &Tensor) -> Result<Tensor> {
-    let factor = factor.contiguous();
-    let inner = Tensor::f_empty([columns.rows.size()[0], factor.size()[0]], (Kind::Float, Device::Cpu))?;
-    low_rank::product(&slice::<E>(columns.rows)?, span(columns), &slice(&factor)?, &mut slice_mut(&inner)?);
-    Ok(inner)
-}
-
 pub fn add_low_rank<E: Element + Number>(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
     let [inner, factor] = [inner, factor].map(Tensor::contiguous);
-    low_rank::add(&slice(&inner)?, &slice(&factor)?, &mut slice_mut::<E>(columns.rows)?, span(columns));
-    Ok(())
-}
-
-pub fn add_low_rank_gradient<E: Element + Number>(inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
-    let inner = inner.contiguous();
-    let rank = inner.size()[1];
-    let gradient = low_rank::gradient(&slice(&inner)?, rank as usize, &slice::<E>(columns.rows)?, span(columns));
-    // The sum may be that of a matrix the other way round.
-    let gradient = Tensor::from_slice(&gradient).view([rank, columns.count]);
-    let _ = sum.shallow_clone().f_add_(&gradient)?;
+    let [stride, first, count] = [columns.rows.size()[1], columns.first, columns.count].map(|number| number as usize);
+    let span = Span { stride, first, count };
+    low_rank::add(&slice(&inner)?, &slice(&factor)?, &mut slice_mut::<E>(columns.rows)?, span);
     Ok(())
 }
 

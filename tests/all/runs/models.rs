@@ -38,8 +38,8 @@ fn a_folder_that_loads_is_described_and_one_that_does_not_is_refused_with_every_
     let model = load(&workspace);
     let says = [
         "LlamaForSequenceClassification".to_string(),
-        format!("{}, a reward head among them", model.parameter_count()),
-        "3 blocks of width 32".into(),
+        format!("{}, a reward head of 32 among them", model.parameter_count()),
+        "blocks               3\n".into(),
         "97 rows".into(),
         "none: it starts at zero".into(),
     ];
@@ -54,20 +54,44 @@ fn a_folder_that_loads_is_described_and_one_that_does_not_is_refused_with_every_
     fs::remove_file(workspace.path("model/tokenizer.json")).unwrap();
     let outcome = models(&workspace);
     assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{}", outcome.stderr);
-    // Those of rotary positions come to light once sizes are right.
-    let reasons = ["vocab_size = \"many\"", "holds no weights", "tokenizer.json"];
-    for said in ["3 reasons"].into_iter().chain(reasons) {
+    let of_config = ["vocab_size = \"many\"", "rope_theta = -1.0", "\"spiral\"", "hidden_act = \"sine\""];
+    let of_folder = ["holds no weights", "tokenizer.json"];
+    for said in ["6 reasons"].into_iter().chain(of_config).chain(of_folder) {
         assert!(outcome.stderr.contains(said), "{said}\n{}", outcome.stderr);
     }
-    change(&workspace, &[("vocab_size", json!(97))]);
-    let stderr = models(&workspace).stderr;
-    for said in
-        ["5 reasons", "rope_theta = -1.0", "\"spiral\"", "hidden_act = \"sine\"", "no weights", "tokenizer.json"]
-    {
+    // Training says all that is wrong with config.json.
+    let stderr = workspace.train(1, &[]).stderr;
+    for said in ["4 reasons"].into_iter().chain(of_config) {
         assert!(stderr.contains(said), "{said}\n{stderr}");
     }
-    // Training says the first of them.
-    assert!(workspace.train(1, &[]).stderr.contains("rope_theta = -1.0"));
+}
+
+#[test]
+fn what_can_be_read_of_a_folder_is_told_also_where_it_would_not_load() {
+    let workspace = Workspace::new();
+    let said = |workspace: &Workspace| -> Value {
+        let outcome = workspace.run(1, &["models", "model", "--json"]);
+        let said: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(outcome.code == 0, said["would_load"] == true, "{}", outcome.stderr);
+        assert_eq!(said["would_load"] == true, said["reasons"].as_array().unwrap().is_empty());
+        said
+    };
+    let whole = said(&workspace);
+    let parameters = load(&workspace).parameter_count();
+    assert_eq!((&whole["parameters"], &whole["vocabulary"]), (&json!(parameters), &json!(97)));
+    // All but the reward head are in the file.
+    assert_eq!(whole["numbers_held"], json!(parameters - 32));
+    fs::remove_file(workspace.path("model/tokenizer.json")).unwrap();
+    let without = said(&workspace);
+    assert_eq!((&without["parameters"], &without["last_token_id"]), (&whole["parameters"], &Value::Null));
+    assert_eq!(without["reasons"].as_array().unwrap().len(), 1);
+    // A family that is not read leaves what the headers say.
+    change(&workspace, &[("model_type", json!("qwen3_5"))]);
+    let other = said(&workspace);
+    assert_eq!((&other["parameters"], &other["numbers_held"]), (&Value::Null, &whole["numbers_held"]));
+    let reason = &other["reasons"][0];
+    assert!(reason["message"].as_str().unwrap().contains("linear attention"), "{reason}");
+    assert!(reason["hint"].as_str().unwrap().contains("haf-dist models"), "{reason}");
 }
 
 #[test]
@@ -123,7 +147,25 @@ fn a_padded_vocabulary_loads_and_gives_the_same_rewards() {
     change(&workspace, &[("vocab_size", json!(128))]);
     assert_eq!(load(&workspace).segment(Part::Embedding).unwrap().1.parameters()[0].shape, [128, 32]);
     assert_eq!(rewards(&workspace), before);
-    assert!(models(&workspace).succeeded().stdout.contains("128 rows, token ids up to 74"));
+    let said = models(&workspace).succeeded().stdout;
+    assert!(said.contains("128 rows") && said.contains("last token id        74"), "{said}");
+    // The same with a head of its own, which has as many rows.
+    let embedding = &padded.iter().find(|(name, _)| name == "model.embed_tokens.weight").unwrap().1;
+    let untied = |head: Tensor| -> Vec<(String, Tensor)> {
+        let held = padded.iter().map(|(name, value)| (name.clone(), value.shallow_clone()));
+        held.chain([("lm_head.weight".to_string(), head)]).collect()
+    };
+    replace(&untied(embedding * 0.5));
+    change(&workspace, &[("tie_word_embeddings", json!(false))]);
+    assert_eq!(load(&workspace).segment(Part::LanguageModelHead).unwrap().1.parameters()[0].shape, [128, 32]);
+    assert_eq!(rewards(&workspace), before);
+    assert!(models(&workspace).succeeded().stdout.contains("its own"));
+    // One with the tokenizer's rows alone does not fit.
+    replace(&untied(embedding.narrow(0, 0, 97) * 0.5));
+    let outcome = models(&workspace);
+    assert!(outcome.code == 2 && outcome.stderr.contains("lm_head.weight has shape [97, 32]"), "{}", outcome.stderr);
+    replace(&padded);
+    change(&workspace, &[("tie_word_embeddings", json!(true))]);
     // Control: other rows would be seen.
     replace(&tensors(0, 2.0));
     assert_ne!(rewards(&workspace), before);

@@ -178,7 +178,7 @@ fn what_is_listed_is_listed_for_programs_too() {
     let families = lines(&["models", "--json"]);
     assert!(families.iter().any(|line| line["model_type"] == "llama" && line["covers"].is_string()), "{families:?}");
     let model = lines(&["models", "model", "--json"]);
-    assert_eq!((model.len(), &model[0]["would_load_as"]), (1, &Value::from("LlamaForSequenceClassification")));
+    assert_eq!((model.len(), &model[0]["class"]), (1, &Value::from("LlamaForSequenceClassification")));
     let layouts = lines(&["formats", "--json"]);
     let pairs = layouts.iter().find(|line| line["format"] == "pairs").unwrap();
     assert!(pairs["keys"]["prompt"].is_string() && pairs["example"][0]["chosen"].is_string(), "{pairs}");

@@ -4,64 +4,78 @@
 //! what the text models are (`mod.rs`).
 
 use super::{gemma3_text, ministral3, mistral};
-use crate::error::{Error, Result};
 use crate::model::architecture::Architecture;
-use crate::model::architecture::keys::Keys;
+use crate::model::architecture::keys::{Keys, not_computed};
 use serde_json::{Map, Value, json};
 
 /// Where the text model's keys are.
 const TEXT: &str = "text_config";
 
-/// Reads a text model's keys.
-type Read = fn(&Keys) -> Result<Architecture>;
-
 /// A model that reads images too.
 struct Whole {
     model_type: &'static str,
     /// What its text model may be; the first where the file does not say.
-    texts: &'static [(&'static str, Read)],
+    texts: &'static [(&'static str, fn(&Keys) -> Architecture)],
     /// The text model's dimensions that a file may leave out.
     dimensions: &'static [(&'static str, usize)],
 }
 
-const WHOLES: [Whole; 2] = [
-    Whole {
-        model_type: "gemma3",
-        texts: &[("gemma3_text", gemma3_text)],
-        dimensions: &[
-            ("vocab_size", 262_208),
-            ("hidden_size", 2304),
-            ("intermediate_size", 9216),
-            ("num_hidden_layers", 26),
-            ("num_attention_heads", 8),
-        ],
-    },
-    Whole { model_type: "mistral3", texts: &[("mistral", mistral), ("ministral3", ministral3)], dimensions: &[] },
-];
+const GEMMA_3: Whole = Whole {
+    model_type: "gemma3",
+    texts: &[("gemma3_text", gemma3_text)],
+    dimensions: &[
+        ("vocab_size", 262_208),
+        ("hidden_size", 2304),
+        ("intermediate_size", 9216),
+        ("num_hidden_layers", 26),
+        ("num_attention_heads", 8),
+    ],
+};
 
-/// Gemma 3, or Mistral 3 with Mistral Small or Ministral 3 in it.
-pub fn text_part(keys: &Keys) -> Result<Architecture> {
-    let named = keys.text("model_type")?;
-    let whole = WHOLES.iter().find(|whole| Some(whole.model_type) == named);
-    let Whole { model_type, texts, dimensions } = whole.ok_or_else(|| Error::runtime("a model without a text part"))?;
-    let inner = keys.object(TEXT)?.ok_or_else(|| Error::input(format!("{TEXT} is missing")))?;
-    let named = inner.text("model_type")?.unwrap_or(texts[0].0);
-    let Some((_, read)) = texts.iter().find(|(known, _)| *known == named) else {
-        let known: Vec<&str> = texts.iter().map(|(known, _)| *known).collect();
-        return Err(Error::input(format!("{TEXT} has model_type \"{named}\", expected {}", known.join(" or "))));
+const MISTRAL_3: Whole =
+    Whole { model_type: "mistral3", texts: &[("mistral", mistral), ("ministral3", ministral3)], dimensions: &[] };
+
+/// The text part of Gemma 3.
+pub(super) fn gemma3(keys: &Keys) -> Architecture {
+    text_part(keys, &GEMMA_3)
+}
+
+/// The text part of Mistral 3: Mistral Small or Ministral 3.
+pub(super) fn mistral3(keys: &Keys) -> Architecture {
+    text_part(keys, &MISTRAL_3)
+}
+
+fn text_part(keys: &Keys, whole: &Whole) -> Architecture {
+    let Some(inner) = keys.object(TEXT) else {
+        if !keys.has(TEXT) {
+            keys.missing(TEXT);
+        }
+        return nothing();
     };
-    let mut inner = inner.or(dimensions.iter().map(|(key, value)| (*key, json!(value))));
+    let named = inner.text("model_type").unwrap_or(whole.texts[0].0);
+    let Some((_, read)) = whole.texts.iter().find(|(known, _)| *known == named) else {
+        let known: Vec<&str> = whole.texts.iter().map(|(known, _)| *known).collect();
+        let found = format!("{TEXT} has model_type \"{named}\"");
+        keys.fault(TEXT, not_computed(&found, "this text model", &known.join(" or ")));
+        return nothing();
+    };
+    let mut inner = inner.or(whole.dimensions.iter().map(|(key, value)| (*key, json!(value))));
     // That of the whole counts, as in Transformers.
-    if let Some(tied) = keys.flag("tie_word_embeddings")? {
+    if let Some(tied) = keys.flag("tie_word_embeddings") {
         inner = inner.with("tie_word_embeddings", json!(tied));
     }
-    Ok(Architecture { part_of: Some(model_type), ..read(&inner)? })
+    Architecture { part_of: Some(whole.model_type), ..read(&inner) }
+}
+
+/// What stands in for a text model that is not there; its own faults are of no interest.
+fn nothing() -> Architecture {
+    mistral(&Keys::default())
 }
 
 /// The config.json of the text model alone: that of a whole with its text model's keys, or as it came.
 pub fn text_config(config: Map<String, Value>) -> Map<String, Value> {
     let whole = config.get("model_type").and_then(Value::as_str);
-    let known = WHOLES.iter().find(|known| Some(known.model_type) == whole);
+    let known = [GEMMA_3, MISTRAL_3].into_iter().find(|known| Some(known.model_type) == whole);
     let (Some(known), Some(Value::Object(inner))) = (known, config.get(TEXT)) else { return config };
     let mut text = inner.clone();
     text.entry("model_type").or_insert(json!(known.texts[0].0));
