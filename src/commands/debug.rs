@@ -204,8 +204,9 @@ fn exchanged_sides(engine: &mut Engine, split: &Split, config: &Config) -> Resul
         Ok(Head { name: "reward", rewards })
     };
     let (one, other) = (rewards(split, batches(split, config))?, rewards(&turned, batches(split, config))?);
-    let found = Swap::of("debug", &one, &other, swap::bound(engine.model.kind, &one));
-    let Swap { accuracy, exchanged, rounding, bound, passed, .. } = found;
+    let bound = swap::bounds(engine.model.kind, std::slice::from_ref(&one), None)[0];
+    let found = Swap::of("debug", &one, &other, bound);
+    let Swap { accuracy, exchanged, rounding, passed, .. } = found;
     let said = format!(
         "margins differ by {rounding:.1e} at most, bound {bound:.0e}; accuracies {accuracy:.3} + {exchanged:.3}"
     );

@@ -61,7 +61,7 @@ pub fn run(
     let swaps = match evaluating.check_swap {
         true => {
             let exchanged = exchanged(&mut engine, &data, &references, reported, budget, comm)?;
-            let bounds = heads(&scores, &[], reported).into_iter().map(|head| swap::bound(engine.model.kind, &head));
+            let bounds = swap::bounds(engine.model.kind, &heads(&scores, &[], reported), reported.weights);
             let both = all_heads.iter().zip(&exchanged).zip(bounds);
             Some(both.map(|((head, turned), bound)| Swap::of("eval", head, turned, bound)).collect::<Vec<_>>())
         }

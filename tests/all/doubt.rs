@@ -2,12 +2,12 @@
 //! abstention, disagreement, mistakes, exchanged sides, markdown; and `eval` says it of the rewards that `score` writes.
 
 use crate::tiny::{Workspace, parse_lines, rows};
-use haf_dist::checkpoint::Fitted;
+use haf_dist::checkpoint::{Fitted, Weights};
 use haf_dist::evaluate::doubt::{Disagreement, Doubts, Shown, auroc, disagreed, mistakes};
 use haf_dist::evaluate::fitting::weights;
 use haf_dist::evaluate::heads::{Head, side_by_side};
 use haf_dist::evaluate::report::marks;
-use haf_dist::evaluate::swap::{Swap, bound, judge};
+use haf_dist::evaluate::swap::{Swap, bounds, judge};
 use serde_json::{Value, json};
 use tch::Kind;
 
@@ -131,8 +131,13 @@ fn exchanged_sides_turn_accuracy_round_and_measure_rounding() {
     // All of them are named, not the first twenty alone.
     assert_eq!(of(&either, &either).under.len(), 40);
     // What rounding explains grows with what is rounded, and is less in f32.
-    let bounds = [Kind::Float, Kind::BFloat16].map(|kind| bound(kind, &head("reward", &[-0.05, 0.02])));
-    assert!((bounds[0] - 2.7e-5).abs() < 1e-9 && (bounds[1] - 0.0135).abs() < 1e-9, "{bounds:?}");
+    let heads = [head("reward", &[-0.05, 0.02]), head("implicit", &[9.75]), head("combined", &[7.0])];
+    let weights = Some(Weights { reward: -2.0, implicit: 0.5 });
+    for (kind, of_reward, of_policy) in [(Kind::Float, 2.7e-5, 1e-4), (Kind::BFloat16, 0.0405, 0.1)] {
+        let expected = [of_reward, of_policy, 2.0 * of_reward + 0.5 * of_policy];
+        let found = bounds(kind, &heads, weights);
+        assert!(found.iter().zip(expected).all(|(one, other)| (one - other).abs() < 1e-9), "{found:?} {expected:?}");
+    }
 }
 
 #[test]

@@ -84,14 +84,6 @@ fn plain(max: usize, max_prompt: usize) -> Encoder {
     encoder(None, TemplateKind::Plain, max, max_prompt, Truncation::Cut)
 }
 
-/// Promise: it is known whether a program that tokenises the rendering as any other text gets a second BOS.
-#[test]
-fn a_second_bos_is_told_from_one() {
-    // This tokenizer adds one; the template of Llama 3 writes one, those of ChatML and none do not.
-    assert!(wide(LLAMA3).doubles_bos().unwrap());
-    assert!(!wide(CHATML).doubles_bos().unwrap() && !plain(64, 32).doubles_bos().unwrap());
-}
-
 fn pair(prompt: &str, chosen: &str, rejected: &str) -> Pair {
     let (chosen, rejected) = (Message::answer(chosen), Some(Message::answer(rejected)));
     let (prompt, inputs) = (Prompt::Text(prompt.into()), TemplateInputs::default());
