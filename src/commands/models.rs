@@ -6,7 +6,7 @@
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
 use crate::model::architecture::{Architecture, FAMILIES, Family};
-use crate::model::layout::Part;
+use crate::model::layout::{Part, without_head};
 use crate::model::peft::PeftConfig;
 use crate::model::weight_files::{WeightFiles, weight_paths};
 use crate::safetensors_io::Mapped;
@@ -116,7 +116,8 @@ fn look_at_weights(folder: &Path, found: &mut Found) -> Result<()> {
     found.held = Some(held);
     let Some(architecture) = &found.architecture else { return Ok(()) };
     let files = WeightFiles::of_model(folder, architecture)?;
-    let problems = files.problems(folder, architecture, &needed_parts(&files, architecture));
+    let (model, parts) = as_read(&files, architecture);
+    let problems = files.problems(folder, &model, &parts);
     found.files = Some(files);
     found.reasons.extend(problems?);
     Ok(())
@@ -132,17 +133,12 @@ fn numbers(path: &Path) -> Result<usize> {
     Ok(count)
 }
 
-/// The parts that must be there: a reward model's folder may lack the language-model head.
-fn needed_parts(files: &WeightFiles, architecture: &Architecture) -> Vec<Part> {
-    let mut parts = Part::all(architecture);
-    if !has_language_model_head(files, architecture) {
-        parts.retain(|part| *part != Part::LanguageModelHead);
+/// The model as it would be read, and the parts that must be there: a reward model's folder may lack the language-model head.
+fn as_read(files: &WeightFiles, architecture: &Architecture) -> (Architecture, Vec<Part>) {
+    match files.has_language_model_head(architecture) {
+        true => (architecture.clone(), Part::all(architecture)),
+        false => without_head(architecture),
     }
-    parts
-}
-
-fn has_language_model_head(files: &WeightFiles, architecture: &Architecture) -> bool {
-    files.has(&format!("{}.weight", architecture.names.head[0]))
 }
 
 fn rows(found: &Found) -> Vec<Row> {
@@ -165,11 +161,11 @@ fn rows(found: &Found) -> Vec<Row> {
 
 /// What config.json says.
 fn of_architecture(found: &Found, architecture: &Architecture) -> Vec<Row> {
-    let parts = match &found.files {
-        Some(files) => needed_parts(files, architecture),
-        None => Part::all(architecture),
+    let (model, parts) = match &found.files {
+        Some(files) => as_read(files, architecture),
+        None => (architecture.clone(), Part::all(architecture)),
     };
-    let declared = parts.iter().flat_map(|part| part.parameters(architecture));
+    let declared = parts.iter().flat_map(|part| part.parameters(&model));
     let count: usize = declared.map(|one| one.shape.iter().product::<i64>() as usize).sum();
     let Architecture { vocabulary, width, max_positions, blocks, names, part_of, .. } = architecture;
     let mut rows = vec![
@@ -188,15 +184,16 @@ fn of_architecture(found: &Found, architecture: &Architecture) -> Vec<Row> {
 
 /// What the safetensors hold.
 fn of_weights(architecture: &Architecture, files: &WeightFiles) -> Vec<Row> {
-    let head = match (architecture.tied, has_language_model_head(files, architecture)) {
-        (true, _) => "the embedding",
-        (false, true) => "its own",
-        (false, false) => "none: a policy loss cannot be trained",
+    let head = match (files.has_language_model_head(architecture), architecture.tied) {
+        (true, true) => "the embedding",
+        (true, false) => "its own",
+        (false, _) => "none: a policy loss cannot be trained",
     };
     let reward = if files.names().any(|name| files.is_head(name)) { "there" } else { "none: it starts at zero" };
     let mut rows =
         vec![("language-model head", json!(head), String::new()), ("reward head", json!(reward), String::new())];
-    let unused = files.unused(architecture, &needed_parts(files, architecture));
+    let (model, parts) = as_read(files, architecture);
+    let unused = files.unused(&model, &parts);
     if let Some(first) = unused.first() {
         rows.push(("tensors not used", json!(unused.len()), format!(", {first} the first")));
     }

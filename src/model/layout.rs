@@ -74,6 +74,16 @@ impl Part {
     }
 }
 
+/// The model of a folder that lacks the language-model head, as a reward model's may, and its parts but for adapters: without
+/// that part, or without the bias of a tied head.
+pub fn without_head(architecture: &Architecture) -> (Architecture, Vec<Part>) {
+    let head_bias = architecture.head_bias && !architecture.tied;
+    let architecture = Architecture { head_bias, ..architecture.clone() };
+    let mut parts = Part::all(&architecture);
+    parts.retain(|part| *part != Part::LanguageModelHead);
+    (architecture, parts)
+}
+
 /// Parameters of a linear map, or of several that lie side by side and are one product.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projection {

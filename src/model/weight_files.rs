@@ -147,6 +147,13 @@ impl WeightFiles {
         self.place.contains_key(name)
     }
 
+    /// Whether a language-model head is there: its matrix, or of a tied one the bias, where it has one.
+    pub fn has_language_model_head(&self, architecture: &Architecture) -> bool {
+        let Architecture { tied, head_bias, names, .. } = architecture;
+        let needed = if *tied { "bias" } else { "weight" };
+        (*tied && !head_bias) || self.has(&format!("{}.{needed}", names.head[0]))
+    }
+
     /// All usual names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.place.keys().map(String::as_str)

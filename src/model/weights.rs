@@ -5,7 +5,7 @@
 //! (`names.rs`).
 
 use super::architecture::Architecture;
-use super::layout::Part;
+use super::layout::{Part, without_head};
 use super::lora::Lora;
 use super::segment::{Parameter, Segment, Use};
 use super::weight_files::WeightFiles;
@@ -70,10 +70,9 @@ impl Model {
             );
             architecture.tied = false;
         }
-        let head = format!("{}.weight", architecture.names.head[0]);
         let mut parts = Part::all(&architecture);
-        if !options.log_probs && !files.has(&head) {
-            parts.retain(|part| *part != Part::LanguageModelHead);
+        if !options.log_probs && !files.has_language_model_head(&architecture) {
+            (architecture, parts) = without_head(&architecture);
         }
         files.check(folder, &architecture, &parts)?;
         let mut hash = Xxh3::new();

@@ -193,7 +193,8 @@ fn heads_that_are_there_are_kept_and_a_missing_reward_head_is_zero() {
         let folder = written(case, &held, 1);
         assert!(load(folder.path(), false).unwrap().segment(Part::LanguageModelHead).is_none(), "{case}");
         let refused = load(folder.path(), true).err().map(|error| error.message);
-        assert_eq!(refused.is_none(), tied, "{case}: {refused:?}");
+        // A tied head of Phi has a bias of its own.
+        assert_eq!(refused.is_none(), tied && case != "phi-normed", "{case}: {refused:?}");
     }
 }
 

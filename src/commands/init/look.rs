@@ -56,7 +56,7 @@ pub fn model(path: &Path) -> Result<ModelFacts> {
     }
     let architecture = Architecture::open(&origin.base)?;
     let files = WeightFiles::of_model(&origin.base, &architecture)?;
-    let language_model_head = architecture.tied || files.has(&format!("{}.weight", architecture.names.head[0]));
+    let language_model_head = files.has_language_model_head(&architecture);
     let chat = Template::open(TemplateKind::Chat, origin.tokenizer()).is_ok();
     let mut about = vec![described(&architecture)];
     about.push(has_template(chat).to_owned());

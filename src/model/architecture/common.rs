@@ -3,7 +3,7 @@
 //! Not here: a family (`families/`).
 
 use super::keys::{Keys, not_computed};
-use super::rope::RopeKeys;
+use super::rope::{HEAD_WIDTH, RopeKeys};
 use super::{
     Architecture, AttentionBiases, BeforeMlp, BlockDescription, BlockNorms, Mlp, Names, Residual, RopeScaling,
     StoredHeads,
@@ -14,9 +14,6 @@ use crate::packing::{AttentionRules, HeadCounts};
 
 /// More blocks than any model has.
 const MOST_LAYERS: usize = 10_000;
-
-/// The keys that make the width of a head.
-pub(super) const HEAD_WIDTH: [&str; 3] = ["hidden_size", "num_attention_heads", "head_dim"];
 
 pub(super) const LLAMA: Names = Names {
     reward_model: "LlamaForSequenceClassification",

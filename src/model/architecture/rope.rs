@@ -2,10 +2,12 @@
 //!
 //! Not here: the frequencies that follow from them (`model/rope.rs`).
 
-use super::common::HEAD_WIDTH;
 use super::keys::{Keys, not_computed};
 use super::{QueryGrowth, Rope, RopeScaling, Rotation};
 use crate::error::Error;
+
+/// The keys that make the width of a head.
+pub const HEAD_WIDTH: [&str; 3] = ["hidden_size", "num_attention_heads", "head_dim"];
 
 /// The set of rotary keys in Transformers 4, and in Transformers 5.
 const OLD: &str = "rope_scaling";
