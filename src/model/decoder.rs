@@ -344,7 +344,8 @@ impl<'a> Block<'a> {
         let places = self.places.query_key_norms.into_iter().flatten();
         places.zip([queries, keys]).map(|(place, (heads, before, (scale, mean)))| {
             let norm = Norm::of(self.architecture, self.weights, place);
-            (HeadNorm { heads, norm }, HeadsKept { before: &at[before], statistics: at.statistics(scale, mean) })
+            let statistics = at.statistics(scale, mean).flat();
+            (HeadNorm { heads, norm }, HeadsKept { before: &at[before], statistics })
         })
     }
 

@@ -56,7 +56,7 @@ fn what_is_wrong_fails_or_panics_is_named_and_what_is_right_is_not() {
         let named: Vec<_> = found.iter().map(|fault| fault.operation.name()).collect();
         // A product of experts is made of products.
         assert_eq!(named, ["rms_norm", "add_grouped_product", "log_sum_exp", "add_product", "hash"], "{kind:?}");
-        assert!(found[0].why.contains("at its worst value"), "{}", found[0].why);
+        assert!(found[0].why.contains("at the worst value"), "{}", found[0].why);
         assert_eq!(found[3].why, "no such product on this device");
         assert!(found[2].why.contains("libtorch: "), "{}", found[2].why);
     }

@@ -3,6 +3,7 @@
 //! Nothing is replaced until [`Checked::replace`] is called, once, before a model is placed on the device. Not here: how an
 //! operation is found wrong (`trials.rs`), and when it is tried (`machine/kernels.rs`).
 
+mod adapters;
 mod inputs;
 mod prepared;
 mod trials;

@@ -5,8 +5,8 @@
 //! Legend: as in `ops/mod.rs`.
 
 use super::super::{
-    AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Columns, Direction, LayerStatistics, Logits,
-    NormGradients, NormWeight, Ops, Places, Scratch, Tensors, Verdict,
+    AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Direction, LayerStatistics, Logits, NormGradients,
+    NormWeight, Ops, Places, Scratch, Tensors, Verdict,
 };
 use super::inputs::{BlockWidths, Widths};
 use crate::error::Result;
@@ -14,9 +14,6 @@ use crate::tensor::on_device;
 use tch::{Kind, Tensor};
 
 const EPSILON: f64 = 1e-5;
-
-/// Rank of the adapter in a trial.
-const RANK: usize = 16;
 
 /// Most experts in a trial, and most columns of each: the model's own matrices could take gigabytes.
 const EXPERTS: usize = 4;
@@ -35,7 +32,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    fn new(bytes: usize, call: impl FnMut(&dyn Ops) -> Result<Vec<Tensor>> + 'static) -> Self {
+    pub(super) fn new(bytes: usize, call: impl FnMut(&dyn Ops) -> Result<Vec<Tensor>> + 'static) -> Self {
         Self { bytes, call: Box::new(call) }
     }
 
@@ -45,12 +42,12 @@ impl Prepared {
     }
 }
 
-fn bytes(tensors: &[&Tensor]) -> usize {
+pub(super) fn bytes(tensors: &[&Tensor]) -> usize {
     tensors.iter().map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum()
 }
 
 /// Further handles of the same tensors.
-fn same(tensors: &[&Tensor]) -> Vec<Tensor> {
+pub(super) fn same(tensors: &[&Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|tensor| tensor.shallow_clone()).collect()
 }
 
@@ -312,37 +309,6 @@ pub fn add_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     let mut scratch = Scratch::default();
     Prepared::new(bytes(&[&left, &right, &sum, &sum]), move |ops| {
         ops.add_product(&left, &right, &sum, &mut scratch)?;
-        Ok(same(&[&sum]))
-    })
-}
-
-/// Of an adapter beside a projection whose columns lie within wider rows.
-pub fn low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
-    let rows = widths.waves(&[widths.rows, widths.width + 8], 1.0);
-    let factor = widths.f32_waves(&[RANK, widths.width], 2.0);
-    Prepared::new(bytes(&[&rows, &factor]), move |ops| {
-        let columns = Columns { rows: &rows, first: 5, count: factor.size()[1] };
-        Ok(vec![ops.low_rank(columns, &factor)?])
-    })
-}
-
-pub fn add_low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
-    let rows = widths.waves(&[widths.rows, widths.width + 8], 1.0);
-    let factor = widths.f32_waves(&[RANK, widths.width], 2.0);
-    let inner = widths.f32_waves(&[widths.rows, RANK], 3.0);
-    Prepared::new(bytes(&[&rows, &rows, &factor, &inner]), move |ops| {
-        ops.add_low_rank(&inner, &factor, Columns { rows: &rows, first: 5, count: factor.size()[1] })?;
-        Ok(same(&[&rows]))
-    })
-}
-
-/// The sum the other way round, as that of the second factor is.
-pub fn add_low_rank_gradient(widths: &Widths, _: &BlockWidths) -> Prepared {
-    let rows = widths.waves(&[widths.rows, widths.width + 8], 1.0);
-    let inner = widths.f32_waves(&[widths.rows, RANK], 2.0);
-    let sum = widths.f32_waves(&[widths.width, RANK], 3.0);
-    Prepared::new(bytes(&[&rows, &inner, &sum, &sum]), move |ops| {
-        ops.add_low_rank_gradient(&inner, Columns { rows: &rows, first: 5, count: sum.size()[0] }, &sum.tr())?;
         Ok(same(&[&sum]))
     })
 }

@@ -4,9 +4,9 @@
 //! Not here: the inputs (`prepared.rs`), and the replacement of a wrong operation (`mod.rs`).
 
 use super::super::{Ops, Tensors};
-use super::Operation;
 use super::inputs::{BlockWidths, Widths};
 use super::prepared::{self, Prepared};
+use super::{Operation, adapters};
 use crate::error::{Result, libtorch};
 use std::time::Instant;
 use tch::{Kind, Tensor};
@@ -76,9 +76,9 @@ const TRIALS: [(Operation, Rounding, Applies, Prepare); 27] = [
     (Operation::LogProbsBackward, Rounding::Kind, ALWAYS, prepared::log_probs_backward),
     (Operation::AddColumnSums, Rounding::Kind, ALWAYS, prepared::add_column_sums),
     (Operation::AddProduct, Rounding::Kind, ALWAYS, prepared::add_product),
-    (Operation::LowRank, Rounding::Kind, ALWAYS, prepared::low_rank),
-    (Operation::AddLowRank, Rounding::Kind, ALWAYS, prepared::add_low_rank),
-    (Operation::AddLowRankGradient, Rounding::Kind, ALWAYS, prepared::add_low_rank_gradient),
+    (Operation::LowRank, Rounding::Kind, ALWAYS, adapters::low_rank),
+    (Operation::AddLowRank, Rounding::Kind, ALWAYS, adapters::add_low_rank),
+    (Operation::AddLowRankGradient, Rounding::Kind, ALWAYS, adapters::add_low_rank_gradient),
     (Operation::AdamW, Rounding::F32, ALWAYS, prepared::adamw),
     (Operation::Hash, Rounding::F32, ALWAYS, prepared::hash),
     (Operation::SumOfSquares, Rounding::F32, ALWAYS, prepared::sum_of_squares),
