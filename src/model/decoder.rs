@@ -333,7 +333,8 @@ impl<'a> Block<'a> {
         let places = self.places.query_key_norms.into_iter().flatten();
         places.zip([queries, keys]).map(|(place, (heads, before, (scale, mean)))| {
             let norm = norm_of(self.architecture, self.weights, place);
-            (HeadNorm { heads, norm }, HeadsKept { before: &at[before], statistics: at.statistics(scale, mean) })
+            let statistics = at.statistics(scale, mean).flat();
+            (HeadNorm { heads, norm }, HeadsKept { before: &at[before], statistics })
         })
     }
 

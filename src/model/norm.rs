@@ -25,6 +25,11 @@ impl Statistics {
         Self { scale: new(), mean: kind.is_centred().then(new) }
     }
 
+    /// The same numbers of rows that lie in another shape, each for itself: [T, n] -> [T n].
+    pub fn flat(self) -> Self {
+        Self { scale: self.scale.view([-1]), mean: self.mean.map(|mean| mean.view([-1])) }
+    }
+
     fn of_layer<'a>(&'a self, mean: &'a Tensor) -> LayerStatistics<'a> {
         LayerStatistics { mean, scale: &self.scale }
     }
