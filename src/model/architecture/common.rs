@@ -127,13 +127,13 @@ fn heads(keys: &Keys, width: usize, defaults: &Defaults) -> HeadCounts {
     let own_width = keys.size_if_any("head_dim", defaults.head_width);
     let heads = HeadCounts { query, key, width: own_width.unwrap_or(width / query).max(1) };
     // Sizes that stand in for wrong ones are not compared.
-    if query % key != 0 && keys.are_right(&[QUERY, KEY]) {
+    if !query.is_multiple_of(key) && keys.are_right(&[QUERY, KEY]) {
         keys.unfit(KEY, format!("{QUERY} = {query} must be a multiple of {KEY} = {key}"));
     }
     if keys.are_right(&HEAD_WIDTH) {
-        if own_width.is_none() && width % query != 0 {
+        if own_width.is_none() && !width.is_multiple_of(query) {
             keys.unfit("head_dim", format!("hidden_size = {width} must be a multiple of {QUERY} = {query}"));
-        } else if heads.width % 2 != 0 {
+        } else if !heads.width.is_multiple_of(2) {
             keys.unfit("head_dim", format!("head_dim = {} must be even for rotary positions", heads.width));
         }
     }

@@ -9,8 +9,9 @@ use super::{Element, LANES, ROWS};
 use crate::ops::parallel;
 use multiversion::multiversion;
 
-/// Rows whose sums are in registers together.
+/// Rows, and columns of them, whose sums are in registers together.
 const BLOCK: usize = 4;
+const COLUMNS: usize = 2 * LANES;
 
 /// Which columns of rows count.
 #[derive(Clone, Copy)]
@@ -34,47 +35,51 @@ pub fn add<E: Element>(inner: &[f32], factor: &[f32], rows: &mut [E], span: Span
 fn add_rows<E: Element>(inner: &[f32], factor: &[f32], rows: &mut [E], span: Span) {
     let rank = factor.len() / span.count;
     // Over columns first: this part of the factor stays in the first cache for all rows.
-    for column in (0..span.count).step_by(2 * LANES) {
-        let width = (2 * LANES).min(span.count - column);
+    for column in (0..span.count).step_by(COLUMNS) {
         let at = span.first + column;
+        let whole = column + COLUMNS <= span.count;
         for (rows, inner) in rows.chunks_mut(BLOCK * span.stride).zip(inner.chunks(BLOCK * rank)) {
-            match inner.len() == BLOCK * rank {
-                true => add_block::<E, BLOCK>(inner, factor, (column, width, span), &mut rows[at..]),
-                false => {
-                    for (row, inner) in inner.chunks(rank).enumerate() {
-                        let rows = &mut rows[row * span.stride + at..];
-                        add_block::<E, 1>(inner, factor, (column, width, span), rows);
-                    }
-                }
+            if whole && inner.len() == BLOCK * rank {
+                add_block::<E>(inner, factor, (column, span), &mut rows[at..]);
+                continue;
+            }
+            for (row, inner) in inner.chunks(rank).enumerate() {
+                let width = COLUMNS.min(span.count - column);
+                add_row(inner, factor, (column, span.count), &mut rows[row * span.stride + at..][..width]);
             }
         }
     }
 }
 
-/// To at most 2 `LANES` columns of N rows; `rows` starts at the first of them.
+/// To `COLUMNS` columns of `BLOCK` rows; `rows` starts at the first of them.
 #[inline(always)]
-fn add_block<E: Element, const N: usize>(
-    inner: &[f32],
-    factor: &[f32],
-    (column, width, span): (usize, usize, Span),
-    rows: &mut [E],
-) {
+fn add_block<E: Element>(inner: &[f32], factor: &[f32], (column, span): (usize, Span), rows: &mut [E]) {
     let rank = factor.len() / span.count;
-    let mut sums = [[0f32; 2 * LANES]; N];
-    for (at, factor) in factor.chunks_exact(span.count).enumerate() {
-        let factor = &factor[column..column + width];
+    let mut sums = [[0f32; COLUMNS]; BLOCK];
+    for at in 0..rank {
+        let factor = &factor[at * span.count + column..][..COLUMNS];
         for (row, sums) in sums.iter_mut().enumerate() {
             let inner = inner[row * rank + at];
-            // A length that the compiler knows keeps the sums in registers.
-            match <&[f32; 2 * LANES]>::try_from(factor) {
-                Ok(factor) => sums.iter_mut().zip(factor).for_each(|(sum, value)| *sum += inner * value),
-                Err(_) => sums.iter_mut().zip(factor).for_each(|(sum, value)| *sum += inner * value),
+            for (sum, value) in sums.iter_mut().zip(factor) {
+                *sum += inner * value;
             }
         }
     }
     for (row, sums) in sums.iter().enumerate() {
-        for (value, sum) in rows[row * span.stride..][..width].iter_mut().zip(sums) {
+        for (value, sum) in rows[row * span.stride..][..COLUMNS].iter_mut().zip(sums) {
             *value = E::narrow(value.wide() + sum);
         }
     }
+}
+
+/// To a few columns of one row.
+#[inline(always)]
+fn add_row<E: Element>(inner: &[f32], factor: &[f32], (column, count): (usize, usize), row: &mut [E]) {
+    let mut sums = [0f32; COLUMNS];
+    for (inner, factor) in inner.iter().zip(factor.chunks_exact(count)) {
+        for (sum, value) in sums.iter_mut().zip(&factor[column..column + row.len()]) {
+            *sum += inner * value;
+        }
+    }
+    row.iter_mut().zip(sums).for_each(|(value, sum)| *value = E::narrow(value.wide() + sum));
 }

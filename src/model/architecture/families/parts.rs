@@ -11,11 +11,14 @@ use serde_json::{Map, Value, json};
 /// Where the text model's keys are.
 const TEXT: &str = "text_config";
 
+/// Reads a text model's keys.
+type Read = fn(&Keys) -> Architecture;
+
 /// A model that reads images too.
 struct Whole {
     model_type: &'static str,
     /// What its text model may be; the first where the file does not say.
-    texts: &'static [(&'static str, fn(&Keys) -> Architecture)],
+    texts: &'static [(&'static str, Read)],
     /// The text model's dimensions that a file may leave out.
     dimensions: &'static [(&'static str, usize)],
 }
