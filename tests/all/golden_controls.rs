@@ -10,6 +10,9 @@ use haf_dist::model::architecture::{Architecture, Experts, NormKind, Residual, R
 use haf_dist::model::declared::Rows;
 use haf_dist::ops::Activation;
 
+/// Moves a threshold of a rotation.
+type Move = fn(&mut RopeScaling);
+
 /// A hundred times what a case may be off.
 const FAR: [f64; 2] = [1e-3; 2];
 
@@ -162,7 +165,7 @@ fn control_a_number_of_a_rotation_that_is_another_is_noticed() {
     for case in ["llama-linear", "gemma3", "llama-dynamic", "llama-yarn", "olmo3", "ministral3", "llama-untied"] {
         notice(case, "its factor", &scaling(0, other_factor));
     }
-    let borders: [(&str, fn(&mut RopeScaling)); 4] = [
+    let borders: [(&str, Move); 4] = [
         ("its lower border", |scaling| match scaling {
             RopeScaling::Llama3 { low_factor, .. } => *low_factor *= 1.25,
             other => panic!("{other:?}"),
@@ -183,7 +186,7 @@ fn control_a_number_of_a_rotation_that_is_another_is_noticed() {
     for (what, change) in borders {
         notice("llama-untied", what, &scaling(0, change));
     }
-    let divisors: [(&str, fn(&mut RopeScaling)); 2] = [
+    let divisors: [(&str, Move); 2] = [
         ("its divisors for short sequences", |scaling| match scaling {
             RopeScaling::Long { short, .. } => short[1] *= 1.25,
             other => panic!("{other:?}"),
