@@ -1,5 +1,5 @@
-//! Adds the product of an adapter's thin factors (`model/lora.rs`) to rows. libtorch adds f32 to bf16 number by number: for
-//! 1,024 x 3,072 that took 20 ms, beside 3 ms of the base's own product.
+//! Adds the product of an adapter's thin factors (`model/lora.rs`) to rows. libtorch would write the product in f32, and add it to
+//! bf16 rows number by number.
 //!
 //! Rows are widened, and sums narrowed, in registers. Sums run in one order, whatever the number of threads.
 //!
