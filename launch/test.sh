@@ -56,6 +56,7 @@ else
 fi
 # One profile for all: a second one would compile the C++ bindings of libtorch a second time.
 check cargo clippy --release --all-targets -- -D warnings
+check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 # Tests of signals start from their defaults, which a background job or nohup has not.
 check env --default-signal=HUP --default-signal=INT cargo test --release
 # The system's may be too old; the set-up has found one that is not.
@@ -64,5 +65,4 @@ python=$DEPS/python/bin/python
 check "$python" -m unittest discover --start-directory benches
 check "$python" -m unittest discover --start-directory launch
 check "$python" launch/test_docs.py
-check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 say "" "all checks passed in $SECONDS s"

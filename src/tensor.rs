@@ -191,7 +191,7 @@ pub fn slice_mut<T: Number>(tensor: &Tensor) -> Result<SliceMut<'_, T>> {
 /// The bytes of a contiguous CPU tensor of any kind, in the machine's (little-endian) order.
 ///
 /// # Errors
-/// As [`slice`].
+/// As [`slice()`].
 pub fn bytes(tensor: &Tensor) -> Result<Slice<'_, u8>> {
     lend(tensor, None, false)
 }
