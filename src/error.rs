@@ -111,6 +111,11 @@ impl Error {
                 Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default()))
                     .hint("parallel.deterministic = false computes in any order")
             }
+            // oneDNN says no more than that where it gets no memory.
+            None if text.contains("could not create a primitive") => {
+                Self::runtime("libtorch: could not create a primitive, which most often is for want of memory")
+                    .hint(memory::hint())
+            }
             None => Self::runtime(format!("libtorch: {}", text.lines().next().unwrap_or_default())),
         }
     }

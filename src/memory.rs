@@ -6,7 +6,9 @@
 
 use nix::libc;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr::null_mut;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
 
 /// What a run of training can do about it.
 const TRAINING: &str = "lower train.tokens_per_micro_batch, set train.activation_checkpointing = true, or give the job more \
@@ -22,6 +24,44 @@ pub fn advise(hint: &'static str) {
 /// What to do about it.
 pub fn hint() -> &'static str {
     ADVICE.get().copied().unwrap_or(TRAINING)
+}
+
+/// Addresses that are kept back for the end, untouched: more than the smallest piece that glibc takes from the kernel, 1 MB.
+const RESERVE: usize = 4 << 20;
+
+static RESERVED: AtomicPtr<libc::c_void> = AtomicPtr::new(null_mut());
+
+/// What is still to be done at the end.
+static LAST: OnceLock<fn()> = OnceLock::new();
+
+/// The thread that ends the process, by the kernel's number.
+static ENDING: AtomicI32 = AtomicI32::new(0);
+
+/// How long other threads that get no memory wait for the one that ends the process, in seconds.
+const PATIENCE: u32 = 5;
+
+/// Keeps some memory back, with which `last` is called before the process ends for want of memory. To be called once. `last`
+/// may wait for no lock.
+pub fn keep_reserve(last: fn()) {
+    // SAFETY: a new mapping where the kernel has room for one.
+    let reserve =
+        unsafe { libc::mmap(null_mut(), RESERVE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+    if reserve != libc::MAP_FAILED {
+        RESERVED.store(reserve, Ordering::Release);
+    }
+    let _ = LAST.set(last);
+}
+
+/// Gives the reserve back and does what [`keep_reserve`] was told: for an end that drops nothing.
+pub fn finish() {
+    let reserve = RESERVED.swap(null_mut(), Ordering::AcqRel);
+    if !reserve.is_null() {
+        // SAFETY: it was mapped with this length, and nobody else has taken it.
+        unsafe { libc::munmap(reserve, RESERVE) };
+    }
+    if let Some(last) = LAST.get() {
+        last();
+    }
 }
 
 /// The system's allocator; where it has nothing to give, the process ends. Under a launcher the other ranks end with it.
@@ -55,9 +95,26 @@ fn given(block: *mut u8, bytes: usize) -> *mut u8 {
     if block.is_null() { end(bytes) } else { block }
 }
 
-/// Ends the process. Allocates nothing.
+/// Says it, does what is still to be done, and ends the process. Allocates nothing itself.
 #[cold]
 fn end(bytes: usize) -> ! {
+    // SAFETY: the call has no precondition.
+    let own = unsafe { libc::gettid() };
+    match ENDING.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            say(bytes);
+            finish();
+        }
+        // The reserve was not enough.
+        Err(ending) if ending == own => {}
+        // SAFETY: the call has no precondition.
+        Err(_) => _ = unsafe { libc::sleep(PATIENCE) },
+    }
+    // SAFETY: `_exit` has no precondition.
+    unsafe { libc::_exit(1) }
+}
+
+fn say(bytes: usize) {
     // The digits from behind.
     let (mut digits, mut start, mut rest) = ([0u8; 20], 20, bytes);
     while start == 20 || rest > 0 {
@@ -71,8 +128,6 @@ fn end(bytes: usize) -> ! {
         // SAFETY: the bytes are there. Nothing can be done about a failed write.
         unsafe { libc::write(2, part.as_ptr().cast(), part.len()) };
     }
-    // SAFETY: `_exit` has no precondition.
-    unsafe { libc::_exit(1) }
 }
 
 /// Whether a panic's message tells that libtorch got no memory, on the CPU or on a GPU; if so, in which words.

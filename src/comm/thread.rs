@@ -379,6 +379,7 @@ pub fn install_panic_hook() {
             terminal::note_bytes(
                 format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::hint()).as_bytes(),
             );
+            memory::finish();
             abort(1);
         }
         let thread = std::thread::current();

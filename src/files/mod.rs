@@ -11,7 +11,7 @@ mod unfinished;
 pub use cache::{MOST_BYTES, bound, user_cache};
 pub use map::{Map, map};
 pub use standard_input::{DASH, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input};
-pub use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};
+pub use unfinished::{UnfinishedFolder, clear_unfinished, remove_own_unfinished, unfinished_file, unfinished_folder};
 
 use crate::error::{Error, Result, file_error};
 use nix::libc::{EISDIR, O_NONBLOCK};

@@ -109,6 +109,17 @@ pub fn clear_unfinished(folder: &Path) {
     }
 }
 
+/// Removes what this process has not finished, for an end that drops nothing. Each is held open until it is whole.
+pub fn remove_own_unfinished() {
+    for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
+        let Ok(path) = fs::read_link(entry.path()) else { continue };
+        if path.file_name().is_some_and(is_unfinished) {
+            // Nothing can be done about what stays: the next that writes there clears it.
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+    }
+}
+
 fn is_unfinished(name: &OsStr) -> bool {
     let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
     rest.is_some_and(|rest| rest.len() == LETTERS && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod backend;
+pub mod crash;
 pub mod cuda;
 pub mod kernels;
 pub mod late;

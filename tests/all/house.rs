@@ -37,7 +37,7 @@ const WITHIN: &[(&str, &str)] = &[
 ];
 
 /// Files that may hold `unsafe`, each for one reason: raw slices, memory maps, the allocator, ending an MPI process, memory that
-/// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, the CUDA driver, NCCL.
+/// processes share, the regex engine's bound, vector instructions and matrix tiles, malloc's settings, crashes, the CUDA driver, NCCL.
 const UNSAFE: &[&str] = &[
     "tensor.rs",
     "files/map.rs",
@@ -49,6 +49,7 @@ const UNSAFE: &[&str] = &[
     "ops/cpu/amx.rs",
     "ops/cpu/tile/mod.rs",
     "ops/cpu/weight_gradient.rs",
+    "machine/crash.rs",
     "machine/cuda.rs",
     "machine/mod.rs",
 ];
