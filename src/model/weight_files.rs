@@ -73,12 +73,8 @@ impl WeightFiles {
         let mut opened = Self::of(folder, files, architecture, named_head(&config))?;
         opened.reward_bias = config.get(REWARD_BIAS).and_then(Value::as_f64).unwrap_or(0.0);
         match opened.place.keys().find(|name| name.contains(".lora_") || name.contains(".base_layer.")) {
-            Some(name) => {
-                Err(Error::input(format!("{}: {name} belongs to an adapter that is not merged", folder.display()))
-                    .hint(
-                        "merge it in PEFT (merge_and_unload) and save that; or save the adapter in a folder of its own",
-                    ))
-            }
+            Some(name) => Err(Error::input(format!("{}: {name} belongs to an unmerged adapter", folder.display()))
+                .hint("merge it in PEFT (merge_and_unload) and save that; or save the adapter in a folder of its own")),
             None => Ok(opened),
         }
     }

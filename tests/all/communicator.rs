@@ -147,7 +147,7 @@ fn wrong_arguments_are_errors_and_nothing_runs_after_one() {
     let seats = threads::world(2).into_iter().map(|seat| CommThread::start(move || Ok(seat.communicator())).unwrap());
     for comm in seats.collect::<Vec<_>>() {
         let error = comm.all_gather_blocking(&mut ones(&[3], Kind::Float)).unwrap_err();
-        assert!(error.message.contains("3 elements are not 2 shares"), "{error}");
+        assert!(error.message.contains("3 elements do not divide into 2 equal shares"), "{error}");
     }
 }
 

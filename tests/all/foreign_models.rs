@@ -210,7 +210,7 @@ fn two_tensors_of_one_name_and_adapters_that_are_not_merged_are_refused() {
     for name in ["self_attn.q_proj.lora_A.default.weight", "self_attn.q_proj.base_layer.weight"] {
         let name = format!("base_model.model.model.layers.0.{name}");
         let error = Folder::of("llama-tied").with(&name, single(1.0)).refused();
-        assert!(error.message.contains("not merged") && error.hint.unwrap().contains("merge_and_unload"), "{name}");
+        assert!(error.message.contains("an unmerged adapter") && error.hint.unwrap().contains("merge_and_unload"), "{name}");
     }
 }
 
@@ -271,10 +271,10 @@ fn an_index_names_whole_files_of_its_own_folder_each_tensor_once() {
     let up = format!("../{}/model.safetensors", outside.path().file_name().unwrap().to_string_lossy());
     assert!(folder.path(&up).exists() && Path::new(&absolute).exists());
     for (text, says) in [
-        (map(&absolute), "no file of this folder"),
-        (map(&up), "no file of this folder"),
-        (map("x/../one.safetensors"), "no file of this folder"),
-        (map(""), "no file of this folder"),
+        (map(&absolute), "not a file of this folder"),
+        (map(&up), "not a file of this folder"),
+        (map("x/../one.safetensors"), "not a file of this folder"),
+        (map(""), "not a file of this folder"),
         (map("two.safetensors"), "1 of its 1 files are missing: two.safetensors"),
         (r#"{"weight_map": {"a": "one.safetensors", "a": "one.safetensors"}}"#.into(), "has a twice"),
         (r#"{"weight_map": ["a"]}"#.into(), "not a safetensors index"),
