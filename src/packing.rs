@@ -1,4 +1,4 @@
-//! How sequences lie packed in rows, and how attention reads them: what data, model and operations all speak of.
+//! How sequences are packed in rows, and how attention reads them: terms shared by data, model and operations.
 //!
 //! Not here: packing pairs (`data/batch.rs`), computing attention (`ops/`).
 
@@ -20,17 +20,17 @@ impl Group {
     }
 }
 
-/// Where a sequence's own length decides how it is rotated: which lengths are rotated alike.
+/// For rotations that depend on the sequence's length: which lengths are rotated alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AlikeLengths {
-    /// All up to this one; a longer sequence is like those of its length alone.
+    /// All up to this one; each greater length is rotated in its own way.
     UpTo(usize),
-    /// All up to this one, and all that are longer.
+    /// All up to this one, and in another way all greater ones.
     OnEitherSideOf(usize),
 }
 
 impl AlikeLengths {
-    /// The shortest length that is like this one.
+    /// The shortest length that is rotated like this one.
     pub fn first_like(self, length: usize) -> usize {
         match self {
             Self::UpTo(limit) | Self::OnEitherSideOf(limit) if length <= limit => 0,
@@ -39,23 +39,23 @@ impl AlikeLengths {
         }
     }
 
-    /// Lengths that are alike by both, or fewer.
+    /// Lengths that are alike by both rules, or fewer.
     pub fn and(self, other: Self) -> Self {
         let (Self::UpTo(one) | Self::OnEitherSideOf(one), Self::UpTo(two) | Self::OnEitherSideOf(two)) = (self, other);
         if self == other { self } else { Self::UpTo(one.min(two)) }
     }
 }
 
-/// What a model family makes of the scores between queries and keys, before the softmax.
+/// How a model family transforms and masks the scores of queries and keys before the softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRules {
-    /// What a product of a query and a key is multiplied by.
+    /// Factor of each product of a query and a key.
     pub scale: f64,
-    /// Positions that a query sees, its own the last of them; at least 1. None: all up to its own. A suffix counts its
-    /// positions on from its prefix's, so that the window is the one of the two as a single sequence (Mistral, Jiang et
-    /// al., arXiv 2310.06825).
+    /// Number of positions that a query sees, its own the last; at least 1. None: all up to its own. A suffix continues
+    /// its prefix's positions, so the window is that of the two as a single sequence (Mistral, Jiang et al., arXiv
+    /// 2310.06825).
     pub window: Option<usize>,
-    /// c > 0 of c tanh(score / c), taken of the scaled scores (Gemma 2, arXiv 2408.00118). None: scores stay as they are.
+    /// c > 0 of c tanh(score / c), applied to the scaled scores (Gemma 2, arXiv 2408.00118). None: no cap.
     pub soft_cap: Option<f64>,
 }
 
@@ -69,10 +69,10 @@ impl AttentionRules {
 /// How rows are cut into heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadCounts {
-    /// H.
+    /// Query heads, H.
     pub query: usize,
-    /// G, which divides H.
+    /// Key heads, G, which divides H.
     pub key: usize,
-    /// E, even.
+    /// Width of a head, E, even.
     pub width: usize,
 }

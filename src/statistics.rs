@@ -1,4 +1,4 @@
-//! Confidence intervals of a mean (a bootstrap over clusters, Wilson's interval where it has no width), an exact test of
+//! Confidence intervals of a mean (a bootstrap over clusters, Wilson's interval if it has no width), an exact test of
 //! paired differences, and Holm's adjustment for several tests.
 //!
 //! Pure functions: the same numbers give the same interval on every machine, in any order and for any number of ranks.
@@ -14,8 +14,8 @@ const Z_95: f64 = 1.959_963_984_540_054;
 /// Its 80% quantile.
 const Z_80: f64 = 0.841_621_233_572_914_4;
 
-/// Clusters that must differ, on average, so that six or more do in four of five draws (Poisson's distribution): if fewer than six
-/// differ, [`sign_flip`] has no p < 0.05, since 2 / 2^5 = 0.0625.
+/// Mean number of differing clusters at which six or more differ in four of five draws (Poisson's distribution): if fewer than
+/// six differ, [`sign_flip`] has no p < 0.05, since 2 / 2^5 = 0.0625.
 const FEWEST: f64 = 7.906;
 
 /// Bootstrap resamples behind every interval that is reported.
@@ -34,9 +34,9 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// This interval of a proportion, and with it [`wilson`]'s for `n` trials where it is no wider than `smooth`: a bootstrap that
-    /// has never seen another outcome does not know how rare it is. `smooth` is how far the figure moves by what is no outcome; a
-    /// proportion that this takes out of 0..=1 counts as the nearer end.
+    /// This interval of a proportion, extended to [`wilson`]'s for `n` trials if it is no wider than `smooth`: a bootstrap that
+    /// has never seen another outcome does not know how rare it is. `smooth` is how far terms other than outcomes can move the
+    /// figure; a proportion that they move out of 0..=1 counts as the nearer end.
     pub fn or_wilson(self, proportion: f64, n: usize, smooth: f64) -> Self {
         if self.high - self.low > smooth + 1e-12 * proportion.abs() {
             return self;
@@ -46,12 +46,12 @@ impl Interval {
     }
 }
 
-/// Where some numbers lie, and how far they spread.
+/// Mean and standard deviation of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
-    /// Their mean.
+    /// The mean.
     pub mean: f32,
-    /// Their sample standard deviation, at least 1e-8: programs divide by it.
+    /// The sample standard deviation, at least 1e-8: programs divide by it.
     pub std: f32,
 }
 
@@ -76,12 +76,12 @@ struct Cluster {
 
 /// 95% percentile interval of the mean of `values`, from a bootstrap that draws whole clusters with replacement.
 ///
-/// `clusters[i]` names the cluster of `values[i]`. Pairs of one prompt are not independent, so the prompt is what is
-/// drawn: with a cluster a value this is the ordinary bootstrap, with identical copies in a cluster the copies add no
-/// certainty (Cameron, Gelbach & Miller 2008, "Bootstrap-based improvements for inference with clustered errors").
+/// `clusters[i]` names the cluster of `values[i]`. Pairs of one prompt are not independent, so prompts are drawn. With one
+/// value a cluster this is the ordinary bootstrap; identical copies in a cluster add no certainty (Cameron, Gelbach &
+/// Miller 2008, "Bootstrap-based improvements for inference with clustered errors").
 ///
-/// Where the bootstrap has no width (every value the same: it has never seen another outcome) and the values lie in
-/// 0..=1, the answer is [`wilson`] with the number of clusters as n, so that 20 right answers out of 20 do not claim
+/// If the bootstrap has no width (every value is the same: it has never seen another outcome) and the values lie in
+/// 0..=1, the interval is [`wilson`]'s with the number of clusters as n, so that 20 right answers out of 20 do not claim
 /// certainty. `None` for fewer than two clusters, for no resamples, or for a value that is not finite.
 ///
 /// # Panics
@@ -110,8 +110,8 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
     Some(if proportions { interval.or_wilson(mean, clusters.len(), 0.0) } else { interval })
 }
 
-/// [`clustered_bootstrap`] of differences of two shares, from -1 to 1. Where no value differs from another one there is still a
-/// width, that of [`wilson`]'s interval of the mean as a share of the way from -1 to 1.
+/// [`clustered_bootstrap`] of differences of two proportions, from -1 to 1. Even if all values are the same the interval has a
+/// width: that of [`wilson`]'s for the mean, with -1..=1 mapped to 0..=1.
 ///
 /// # Panics
 /// Where `values` and `clusters` differ in length.
@@ -135,8 +135,8 @@ fn resampled_mean(clusters: &[Cluster], random: &mut ChaCha8Rng) -> f64 {
 /// 95% percentile intervals of several statistics, from a bootstrap that draws clusters with replacement within strata.
 ///
 /// Clusters are numbered from 0, those of a stratum one after the other; `strata` has the strata's sizes, which a resample
-/// keeps. `statistics` gets the clusters drawn and returns the statistics, always as many. `None` for one that is not finite
-/// in some resample, nothing for no resamples.
+/// keeps. `statistics` gets the clusters drawn and returns the statistics, always the same number. `None` for a statistic that
+/// is not finite in some resample; empty without resamples.
 pub fn stratified_bootstrap(
     strata: &[usize],
     resamples: usize,
@@ -164,7 +164,7 @@ pub fn stratified_bootstrap(
     seen.into_iter().map(interval).collect()
 }
 
-/// A number from 0 to below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
+/// A random number below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
 fn below(count: usize, random: &mut ChaCha8Rng) -> usize {
     ((u64::from(random.next_u32()) * count as u64) >> 32) as usize
 }
@@ -195,7 +195,7 @@ pub fn wilson(proportion: f64, n: usize) -> Interval {
 ///
 /// This is the randomisation test of Fisher (1935) and Pitman (1937), over all 2^n signs at once: the distribution of the
 /// sum is computed by convolution, so that no random numbers take part. Where every difference is -1, 0 or 1 and a cluster
-/// is one pair, it is McNemar's exact test. Clusters of sum 0 say nothing; without any other the answer is 1. Time grows
+/// is one pair, it is McNemar's exact test. Clusters of sum 0 do not count; without any other the p-value is 1. Time grows
 /// with the number of clusters times the sum of their absolute values.
 pub fn sign_flip(sums: &[i64]) -> f64 {
     let sizes: Vec<usize> = sums.iter().map(|sum| sum.unsigned_abs() as usize).filter(|&size| size > 0).collect();
@@ -217,10 +217,10 @@ pub fn sign_flip(sums: &[i64]) -> f64 {
     p.min(1.0)
 }
 
-/// The mean that a sample like `values` would tell from 0 with p < 0.05, two-sided, in four of five draws of its clusters: 2.8
-/// standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters; but no less than
-/// what `FEWEST` clusters add up to that are as far from 0 as those that are not 0, or a sample in which hardly any cluster
-/// differs would claim to see the smallest difference. `None` for fewer than two clusters, or where no value differs from 0.
+/// The mean that a sample like `values` would detect with p < 0.05, two-sided, in four of five draws of its clusters: 2.8
+/// cluster-robust standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), but at least the mean
+/// if `FEWEST` clusters differ from 0 by the typical nonzero amount. Without that limit a sample in which hardly any cluster
+/// differs would claim to detect the smallest difference. `None` for fewer than two clusters, or if no value differs from 0.
 ///
 /// # Panics
 /// Where `values` and `clusters` differ in length.
@@ -243,7 +243,7 @@ pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
 }
 
 /// p-values adjusted for there being several of them, in the same order: the chance that any true null hypothesis among
-/// them is refused at a level stays below that level (Holm 1979, "A simple sequentially rejective multiple test
+/// them is rejected at a level stays below that level (Holm 1979, "A simple sequentially rejective multiple test
 /// procedure").
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
@@ -257,7 +257,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// Standard deviation of a sample (n - 1 below the line); `None` for fewer than two values.
+/// Standard deviation of a sample (divided by n - 1); `None` for fewer than two values.
 pub fn standard_deviation(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_convolution_counts_what_trying_every_sign_counts() {
+    fn the_convolution_counts_the_same_as_trying_every_sign() {
         let sums = [3, -1, 4, 1, -5, 2, 6, 0, 5];
         let seen = sums.iter().sum::<i64>().abs();
         let as_far = |signs: u32| {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stratum_is_the_clustered_bootstrap_and_what_parts_strata_has_no_width() {
+    fn one_stratum_is_the_clustered_bootstrap_and_differences_between_strata_have_no_width() {
         let values = [0.3, 0.9, 0.1, 0.4, 0.7, 0.2];
         let mean = |drawn: &[usize]| vec![drawn.iter().map(|&place| values[place]).sum::<f64>() / drawn.len() as f64];
         let found = stratified_bootstrap(&[values.len()], RESAMPLES, SEED, mean)[0].unwrap();
@@ -346,15 +346,15 @@ mod tests {
         assert_eq!(holm(&[]), Vec::<f64>::new());
     }
 
-    /// Promise: what could be found is 2.8 standard errors where many clusters differ, and never less than the exact test can find.
+    /// Promise: the detectable mean is 2.8 standard errors if many clusters differ, and never less than the exact test can detect.
     #[test]
-    fn no_difference_is_said_to_be_detectable_that_the_exact_test_cannot_detect() {
+    fn no_difference_counts_as_detectable_that_the_exact_test_cannot_detect() {
         let of = |values: &[f64]| detectable(values, &(0..values.len() as u64).collect::<Vec<_>>());
         let sample =
             |better: usize, worse: usize, same: usize| [vec![1.0; better], vec![-1.0; worse], vec![0.0; same]].concat();
         let many = of(&sample(20, 20, 60)).unwrap();
         assert!((many - 2.801_585 * (40.0 / 99.0f64).sqrt() / 10.0).abs() < 1e-6, "{many}");
-        // One prompt of 24 differs: 2.8 standard errors are 0.117, but not even three prompts can be told from chance.
+        // One prompt of 24 differs: 2.8 standard errors are 0.117, but not even three prompts can be distinguished from chance.
         let few = of(&sample(1, 0, 23)).unwrap();
         assert!(few > 0.117 && (few - 7.906 / 24.0).abs() < 1e-6, "{few}");
         assert!(sign_flip(&[1; 5]) > 0.05 && sign_flip(&[1; 6]) < 0.05, "why it is six");

@@ -1,6 +1,6 @@
-//! The NCCL backend as it is, over the shim of tests/nccl_shim instead of NCCL and the CUDA driver, with tensors in CPU
-//! memory: what it promises on GPUs, as far as it can be seen without one. The promises: it conforms, trains as MPI
-//! does, waits where it must, and ends the job with NCCL's own words where something fails or never ends.
+//! The NCCL backend unchanged, over the shim of tests/nccl_shim instead of NCCL and the CUDA driver, with tensors in CPU
+//! memory: its promises on GPUs, as far as they can be tested without one. It conforms, trains as MPI does, waits where it
+//! must, and ends the job with NCCL's own message if something fails or never ends.
 //!
 //! Every test starts mpirun; a rank of such a job is this program with `rank` as its only test.
 
@@ -226,7 +226,7 @@ fn a_collective_that_never_ends_is_reported_by_every_rank_and_ends_the_job() {
 }
 
 #[test]
-fn what_nccl_cannot_work_with_is_refused_once_with_a_hint() {
+fn setups_that_nccl_cannot_use_are_refused_once_with_a_hint() {
     let refused = |ended: Ended, says: &[&str]| {
         ended.expect(2, says).expect(2, &["hint: "]);
         assert_eq!(ended.printed.matches("error:").count(), 1, "{}", ended.printed);

@@ -1,6 +1,6 @@
-//! The end of a whole job at once, from any thread.
+//! Ends the whole job at once, from any thread.
 //!
-//! Not here: what goes on to call it (`thread.rs`, the watchdogs), and MPI's own call (`mpi.rs`), which is handed in.
+//! Not here: the callers (`thread.rs`, the watchdogs), and MPI's own abort (`mpi.rs`), which is passed in.
 
 #![allow(unsafe_code)]
 
@@ -12,17 +12,17 @@ use std::time::Duration;
 /// How long [`abort`] lets MPI try before it ends the process itself.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Ends every process of the job, in so far as MPI may be called from any thread; `None` before its start and after its end.
+/// Ends every process of the job. `None` before MPI starts, after it ends, and where not every thread may call it.
 static JOB_END: Mutex<Option<fn(i32)>> = Mutex::new(None);
 
-/// Sets the call that ends every process of the job, or takes it back.
+/// Sets the function that ends every process of the job, or removes it.
 pub(super) fn set_job_end(call: Option<fn(i32)>) {
     *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = call;
 }
 
-/// Ends this process at once with `code`, and with it the whole MPI job. Any thread may call it, also while another
-/// one is inside a collective. Under THREAD_MULTIPLE that is MPI_Abort; where MPI may not be called from here, or does
-/// not answer within half a second, the process exits without finalising, upon which the launcher ends the others.
+/// Ends this process at once with `code`, and the whole MPI job with it. Any thread may call it, even while another
+/// one is inside a collective. Under THREAD_MULTIPLE it calls MPI_Abort. If MPI may not be called from here, or does not
+/// answer within half a second, the process exits without finalising MPI, and the launcher then ends the others.
 pub fn abort(code: i32) -> ! {
     static FIRST: AtomicBool = AtomicBool::new(true);
     let _ = std::io::stdout().flush();
@@ -35,7 +35,7 @@ pub fn abort(code: i32) -> ! {
             std::thread::sleep(PATIENCE);
         }
     } else if !FIRST.load(Ordering::Acquire) {
-        std::thread::sleep(PATIENCE); // Another thread is at it.
+        std::thread::sleep(PATIENCE); // Another thread is already ending the job.
     }
     // SAFETY: `_exit` has no precondition. Not `exit`: its handlers could wait for, or race with, threads that still run.
     unsafe { nix::libc::_exit(code) }

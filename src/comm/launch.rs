@@ -5,11 +5,11 @@
 pub struct Launch {
     /// This process's number.
     pub rank: usize,
-    /// How many processes were started, where the launcher says so.
+    /// Number of processes that were started, if the launcher gives it.
     pub size: Option<usize>,
 }
 
-/// What the launcher of this process says; none for a process that was started plainly.
+/// What the launcher told this process; none if no launcher started it.
 pub fn launch() -> Option<Launch> {
     read(|name| std::env::var(name).ok())
 }
@@ -19,13 +19,13 @@ pub fn under_mpirun() -> bool {
     launch().is_some()
 }
 
-/// This process's rank as its launcher has it, 0 for a process that was started plainly: for messages that are
-/// written before MPI is initialised or after it is gone.
+/// This process's rank according to its launcher, 0 without one: for messages written before MPI is initialised or after
+/// it has ended.
 pub fn rank() -> usize {
     launch().map_or(0, |launch| launch.rank)
 }
 
-/// The variables with a process's number and the number of processes, in the order they are tried. PMIX: Open MPI 5,
+/// The variables with the rank and the number of processes, in the order they are tried. PMIX: Open MPI 5,
 /// PRRTE, `srun --mpi=pmix`; it gives no size. PMI: MPICH, Intel MPI, `srun --mpi=pmi2`.
 const LAUNCHERS: [(&str, &str); 4] = [
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -42,7 +42,7 @@ fn read(variable: impl Fn(&str) -> Option<String>) -> Option<Launch> {
         }
     }
     // SLURM_PROCID is 0 in every batch script and salloc shell too, where nothing was launched. Only the number of
-    // tasks of the *step* tells: batch scripts have none and interactive steps have one, which needs no MPI either.
+    // tasks of the *step* shows a launch: batch scripts have none, and interactive steps have one, which needs no MPI.
     let size = number("SLURM_STEP_NUM_TASKS").filter(|&size| size > 1)?;
     Some(Launch { rank: number("SLURM_PROCID")?, size: Some(size) })
 }
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn launchers_are_told_from_plain_shells() {
+    fn launchers_are_distinguished_from_plain_shells() {
         assert_eq!(with(&[]), None);
         let open_mpi = with(&[("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMIX_RANK", "1")]);
         assert_eq!(open_mpi, Some(Launch { rank: 1, size: Some(2) }));

@@ -2,15 +2,14 @@
 //!
 //! Exactly one thread of a process may make a [`Mpi`] and use it; only [`abort`] may be called from others. The crate
 //! ignores MPI's return codes, which is sound because MPI's default error handler (MPI_ERRORS_ARE_FATAL) stays in
-//! force: an error inside MPI prints MPI's message and ends the whole job; no call ever returns one. Ranks whose sizes
-//! differ are such an error where MPI notices, and undefined where it does not.
+//! force: an error inside MPI prints MPI's message and ends the whole job; no call ever returns one.
 //!
 //! A collective starts when every rank has arrived, and the wait for that yields the core: MPI's own waiting spins,
 //! which would take the core from the computation that the other ranks are still busy with. While they wait, ranks
-//! compare what they have come for: other purposes, operations or sizes are an error on all of them.
+//! compare purpose, operation and size of their collective: a difference is an error on all of them.
 //!
-//! Sums of buffers from [`Communicator::shared_buffers`] go through memory within a node; MPI then only adds up what the
-//! nodes have. A reduce-scatter does so on one node alone; between nodes it is MPI's.
+//! Buffers from [`Communicator::shared_buffers`] are summed in shared memory within a node; MPI then only adds up the
+//! nodes' sums. A reduce-scatter uses shared memory only if there is one node.
 
 use super::abort::{abort, set_job_end};
 use super::nccl::Event;
@@ -18,7 +17,7 @@ use super::progress::Progress;
 use super::progress::whole_letters;
 use super::shared::{Region, Team};
 use super::watch::{Line, Watch};
-use super::{Communicator, apart, check_root, kind_error, launch, share_of};
+use super::{Communicator, Local, apart, check_root, kind_error, launch, share_of};
 use crate::error::{Error, Result};
 use crate::tensor::{Number, bytes_mut, count, slice, slice_mut};
 use mpi::Threading;
@@ -37,35 +36,35 @@ use xxhash_rust::xxh3::xxh3_64;
 /// this size keeps that copy in cache; counts also stay far below MPI's limit of 2^31 elements.
 const CHUNK: usize = 1 << 20;
 
-/// Looks that a wait takes before it starts to sleep between them.
-const QUICK_LOOKS: u32 = 10;
-/// Sleep between two looks of a wait.
+/// Polls of a wait before it starts to sleep between them.
+const QUICK_POLLS: u32 = 10;
+/// Sleep between two polls of a wait.
 const NAP: Duration = Duration::from_micros(50);
 
-/// Bytes of what a rank has come for, in the message about ranks that have come for different things.
+/// Bytes of a collective's description in the error for ranks at different collectives.
 const DESCRIPTION: usize = 256;
 
-/// MPI's world. Dropping it waits for all ranks to do so and finalises MPI, after which the process cannot have another.
+/// MPI's world. Dropping it waits until all ranks do so, and finalises MPI; the process cannot start it again.
 pub struct Mpi {
     rank: usize,
     world_size: usize,
-    local: (usize, usize),
+    local: Local,
     world: SimpleCommunicator,
-    /// None where a node has one rank, or nodes have different numbers of ranks.
+    /// None if a node has one rank, or nodes have different numbers of ranks.
     sharing: Option<Sharing>,
-    /// Of the next collective.
+    /// The next collective's.
     purpose: String,
-    /// Until the watchdog has it; none where a rank is alone.
+    /// Until the watchdog takes it; none in a world of one rank.
     line: Option<Line>,
     // Declared last: its drop finalises MPI.
     _universe: Universe,
 }
 
-/// What ranks that share memory need.
+/// The ranks whose memory this rank shares, and that memory.
 struct Sharing {
     /// The ranks of this node.
     node: SimpleCommunicator,
-    /// The ranks that have this rank's local number on each node; none where there is one node.
+    /// The ranks with this rank's local rank on every node; none if there is one node.
     across: Option<SimpleCommunicator>,
     /// One for each call of `shared_buffers`.
     teams: Vec<Team>,
@@ -86,7 +85,7 @@ impl Sharing {
         Some(Self { node, across, teams: Vec::new() })
     }
 
-    /// The shared memory that these values lie in.
+    /// The index of the team whose memory holds these values, and their place in it.
     fn find(&self, values: &[f32]) -> Option<(usize, Range<usize>)> {
         self.teams.iter().enumerate().find_map(|(index, team)| Some((index, team.find(values)?)))
     }
@@ -99,12 +98,12 @@ impl Mpi {
         Self::with(Threading::Multiple, None)
     }
 
-    /// As [`start`](Self::start), but takes every `ranks` ranks for a node, so that one machine can try several.
+    /// For tests: as [`start`](Self::start), but with every `ranks` ranks as a node, so that one machine can play several.
     pub fn start_on_nodes_of(ranks: usize) -> Result<Self> {
         Self::with(Threading::Multiple, Some(ranks.max(1) as i32))
     }
 
-    /// As [`start`](Self::start), but as with an MPI library that has no THREAD_MULTIPLE: [`abort`] does without MPI.
+    /// For tests: as [`start`](Self::start) with an MPI library that has no THREAD_MULTIPLE: [`abort`] does not call MPI.
     pub fn start_serialized() -> Result<Self> {
         Self::with(Threading::Serialized, None)
     }
@@ -123,7 +122,7 @@ impl Mpi {
         let world = universe.world();
         let node = node_size.and_then(|ranks| world.split_by_color(Color::with_value(world.rank() / ranks)));
         let node = node.unwrap_or_else(|| world.split_shared(0));
-        let local = (node.rank() as usize, node.size() as usize);
+        let local = Local { rank: node.rank() as usize, size: node.size() as usize };
         let (rank, world_size) = (world.rank() as usize, world.size() as usize);
         if let Some(started) = launch::launch().and_then(|launch| launch.size)
             && started != world_size
@@ -137,45 +136,45 @@ impl Mpi {
         }
         let sharing = Sharing::new(&world, node);
         let send = |bytes: &mut [u8]| world.process_at_rank(0).broadcast_into(bytes);
-        let line = (world_size > 1).then(|| Line::open(rank, world_size, local.1 == world_size, send));
+        let line = (world_size > 1).then(|| Line::open(rank, world_size, local.size == world_size, send));
         Ok(Self { rank, world_size, local, world, sharing, purpose: String::new(), line, _universe: universe })
     }
 
-    /// Returns when every rank is here, without keeping a core busy. All must have come for the same: this operation
-    /// (with its root), of that tensor, for the purpose that was announced.
+    /// Returns when every rank has arrived, without keeping a core busy. An error if ranks differ in the operation (with
+    /// its root), in the tensor's size or kind, or in the announced purpose.
     fn meet(&self, operation: &str, buffer: Option<&Tensor>) -> Result<()> {
         let sizes = buffer.map(|buffer| format!(" ({operation} of {} {:?})", count(buffer), buffer.kind()));
-        let come_for = format!("{}{}", self.purpose, sizes.unwrap_or_else(|| format!(" ({operation})")));
-        let tag = xxh3_64(come_for.as_bytes());
-        // The largest tag, and of the smallest its complement.
+        let description = format!("{}{}", self.purpose, sizes.unwrap_or_else(|| format!(" ({operation})")));
+        let tag = xxh3_64(description.as_bytes());
+        // The maxima are the largest tag, and the complement of the smallest.
         let (mine, mut most) = ([tag, !tag], [0; 2]);
         mpi::request::scope(|scope| {
             let mut waiting = self.world.immediate_all_reduce_into(scope, &mine, &mut most, SystemOperation::max());
-            let mut looks = 0;
+            let mut polls = 0;
             while let Err(still) = waiting.test() {
                 waiting = still;
-                looks += 1;
-                if looks <= QUICK_LOOKS {
+                polls += 1;
+                if polls <= QUICK_POLLS {
                     std::thread::yield_now();
                 } else {
                     std::thread::sleep(NAP);
                 }
             }
         });
-        if most == mine { Ok(()) } else { Err(self.apart(&come_for)) }
+        if most == mine { Ok(()) } else { Err(self.apart(&description)) }
     }
 
-    /// The error for ranks that have come for different things; the same on all of them.
-    fn apart(&self, come_for: &str) -> Error {
+    /// The error for ranks at different collectives; the same on all of them.
+    fn apart(&self, description: &str) -> Error {
         let mut mine = [0u8; DESCRIPTION];
-        let length = whole_letters(come_for, DESCRIPTION);
-        mine[..length].copy_from_slice(&come_for.as_bytes()[..length]);
+        let length = whole_letters(description, DESCRIPTION);
+        mine[..length].copy_from_slice(&description.as_bytes()[..length]);
         let mut all = vec![0; DESCRIPTION * self.world_size];
         self.world.all_gather_into(&mine[..], &mut all[..]);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_string();
-        let told: Vec<_> = all.chunks(DESCRIPTION).map(text).collect();
-        let other = told.iter().position(|text| *text != told[0]).unwrap_or(0);
-        apart(&[(0, &told[0]), (other, &told[other])])
+        let descriptions: Vec<_> = all.chunks(DESCRIPTION).map(text).collect();
+        let other = descriptions.iter().position(|text| *text != descriptions[0]).unwrap_or(0);
+        apart(&[(0, &descriptions[0]), (other, &descriptions[other])])
     }
 
     fn sum<T: Number + Equivalence>(&self, buffer: &mut Tensor) -> Result<()> {
@@ -187,19 +186,18 @@ impl Mpi {
     /// Sums a part of the shared memory of the team with that index.
     fn sum_shared(&mut self, team: usize, part: Range<usize>) -> Result<()> {
         if self.sharing.as_ref().is_some_and(|sharing| sharing.across.is_some()) {
-            // Or ranks would spin in MPI until those of the last node are here.
+            // Otherwise ranks would spin in MPI until those of the last node arrive.
             self.meet("all-reduce in shared memory", None)?;
         }
         let Some(Sharing { across, teams, .. }) = &mut self.sharing else { return Ok(()) };
         let across = across.as_ref().map(|across| |slice: &mut [f32]| sum_over(across, slice));
         teams[team].sum(part, across, || {
-            // Looking for a message makes MPI go on with those that are still on their way.
+            // Probing for a message lets MPI progress those that are still under way.
             let _ = self.world.any_process().immediate_probe();
         })
     }
 
-    /// The result of a step towards shared memory, if it went well on all ranks. If not, the lowest rank where it did
-    /// not says why.
+    /// The result of a step towards shared memory if it succeeded on all ranks. If not, the lowest rank that failed warns.
     fn on_all_ranks<T>(&self, outcome: Result<T>) -> Option<T> {
         let mine = if outcome.is_ok() { self.world_size as u64 } else { self.rank as u64 };
         let mut lowest = mine;
@@ -232,7 +230,7 @@ impl Mpi {
         Ok(())
     }
 
-    /// The same, of a part of the shared memory of the team with that index, on one node.
+    /// The same for a part of the shared memory of the team with that index; for a single node.
     fn sum_share_shared(&mut self, team: usize, part: Range<usize>) -> Result<()> {
         let Some(Sharing { teams, .. }) = &mut self.sharing else { return Ok(()) };
         teams[team].sum_share(part, || {
@@ -261,7 +259,7 @@ impl Communicator for Mpi {
         self.world_size
     }
 
-    fn local(&self) -> (usize, usize) {
+    fn local(&self) -> Local {
         self.local
     }
 
@@ -300,7 +298,7 @@ impl Communicator for Mpi {
         match buffer.kind() {
             Kind::Float => {
                 share_of(buffer, self.world_size)?;
-                // Between nodes the shares of a part lie otherwise than the slices that a node's ranks sum.
+                // With several nodes the shares of a part are not the slices that a node's ranks sum.
                 let shared = match &self.sharing {
                     Some(sharing) if sharing.across.is_none() => sharing.find(&slice(buffer)?),
                     _ => None,
@@ -348,14 +346,14 @@ impl Communicator for Mpi {
     }
 
     fn shared_buffers(&mut self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
-        self.meet("memory to share", None)?;
+        self.meet("shared memory", None)?;
         let Some(Sharing { node, .. }) = &self.sharing else { return Ok(None) };
         let region = Region::new(lengths).and_then(|region| Ok((region.address()?, region)));
         let Some((address, _region)) = self.on_all_ranks(region) else { return Ok(None) };
-        let mut addresses = vec![0; self.local.1 * address.len()];
+        let mut addresses = vec![0; self.local.size * address.len()];
         node.all_gather_into(&address[..], &mut addresses[..]);
         let (addresses, _) = addresses.as_chunks();
-        let team = Team::join(self.local.0, addresses, lengths).and_then(|team| Ok((team.tensors()?, team)));
+        let team = Team::join(self.local.rank, addresses, lengths).and_then(|team| Ok((team.tensors()?, team)));
         let Some((tensors, team)) = self.on_all_ranks(team) else { return Ok(None) };
         if let Some(sharing) = &mut self.sharing {
             sharing.teams.push(team);
@@ -367,9 +365,9 @@ impl Communicator for Mpi {
 impl Drop for Mpi {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            abort(101); // The other ranks will not come to MPI_Finalize, which would wait for them for ever.
+            abort(101); // MPI_Finalize would wait for ever for the other ranks, which do not call it.
         }
-        // MPI_Finalize waits too, but spins. Ranks that differ here have an error to tell, and do not finalise.
+        // MPI_Finalize waits too, but spins. A rank at another collective reports the difference.
         self.purpose = "the end of the job".into();
         let _ = self.meet("barrier", None);
         set_job_end(None);

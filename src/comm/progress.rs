@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long ranks wait for one another until a config has said it.
+/// How long ranks wait for one another until a config sets it.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
 
 /// What a rank is doing, at one moment.
@@ -16,17 +16,17 @@ pub(super) struct Doing {
     pub begun: u64,
     /// Whether the last one is still under way.
     pub inside: bool,
-    /// What the last one is for: the same words on every rank.
+    /// What the last one is for: the same text on every rank.
     pub purpose: String,
-    /// Long work that others are expected to wait for; empty where there is none.
+    /// Long work that others are expected to wait for; empty if there is none.
     pub work: String,
 }
 
-/// Shared by the threads of a rank. A collective costs it two locks that nobody else wants.
+/// Shared by the threads of a rank. A collective takes two uncontended locks.
 #[derive(Debug)]
 pub struct Progress {
     doing: Mutex<Doing>,
-    /// Long work under way, each with a number; the last one is named.
+    /// Long work under way, each with a number; messages name the last one.
     work: Mutex<Vec<(u64, String)>>,
     works: AtomicU64,
     limit_ms: AtomicU64,
@@ -43,7 +43,7 @@ impl Default for Progress {
     }
 }
 
-/// The bytes of a text that fit into `most` without cutting a letter.
+/// Length of the longest beginning of `text` that has at most `most` bytes and cuts no character.
 pub(super) fn whole_letters(text: &str, most: usize) -> usize {
     (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
@@ -53,7 +53,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Progress {
-    /// A collective starts.
+    /// A collective begins.
     pub(super) fn begin(&self, purpose: &str) {
         let mut doing = lock(&self.doing);
         doing.begun += 1;
@@ -62,7 +62,7 @@ impl Progress {
         doing.purpose.push_str(purpose);
     }
 
-    /// It is over, as far as this rank has a part in it.
+    /// The collective is over for this rank.
     pub(super) fn end(&self) {
         lock(&self.doing).inside = false;
     }
@@ -84,7 +84,7 @@ impl Progress {
     }
 }
 
-/// Long work that this rank does while others wait for it: no stall, as long as this lives and the rank's process runs.
+/// Long work of this rank that others wait for: no stall while this value lives and the rank's process runs.
 #[derive(Debug)]
 #[must_use = "the work is announced for as long as this lives"]
 pub struct AtWork {
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_under_way_is_told_until_it_is_over() {
+    fn work_under_way_is_reported_until_it_is_over() {
         let progress = Arc::new(Progress::default());
         assert_eq!(progress.now(), Doing::default());
         progress.begin("bucket 3 of step 7");

@@ -1,6 +1,6 @@
-//! What all ranks must have in common, held side by side: a difference is one error that names it.
+//! Compares facts that must be the same on all ranks: any difference is one error that names it.
 //!
-//! Not here: what must be the same, and when (`commands/alike.rs`).
+//! Not here: which facts must be the same, and when (`commands/alike.rs`).
 
 use super::CommThread;
 use super::watch::listed;
@@ -14,22 +14,22 @@ use tch::Tensor;
 /// A name, as a user knows it, and a value, as a user writes it.
 pub type Fact = (String, String);
 
-/// Differences that are shown at most.
+/// Most differences shown.
 const SHOWN: usize = 6;
-/// Letters of a value that are shown at most.
+/// Most characters shown of a value.
 const LONGEST: usize = 80;
 
-/// The names that the ranks of a group have for values, and who they are.
+/// Ranks with the same facts.
 struct Group {
     ranks: Vec<usize>,
     facts: BTreeMap<String, String>,
 }
 
 impl CommThread {
-    /// Makes sure that these facts are the same on every rank. One small collective where they are.
+    /// Checks that these facts are the same on every rank, by one small collective if they are.
     ///
     /// # Errors
-    /// The user's, the same on every rank: what is otherwise, and on which ranks.
+    /// An input error, the same on every rank: which facts differ, and on which ranks.
     #[track_caller]
     pub fn same(&self, facts: &[Fact]) -> Result<()> {
         let parts = facts.iter().flat_map(|(name, value)| [name.as_bytes(), value.as_bytes()]);
@@ -65,7 +65,7 @@ impl CommThread {
 /// `loss.beta is 0.1 on rank 0 and 0.5 on rank 1; ...`
 fn differences(groups: &[Group]) -> String {
     let names: BTreeSet<&String> = groups.iter().flat_map(|group| group.facts.keys()).collect();
-    let mut told = Vec::new();
+    let mut differences = Vec::new();
     for name in names {
         // Value -> ranks, in the order of their first ranks.
         let mut values: Vec<(Option<&String>, Vec<usize>)> = Vec::new();
@@ -77,19 +77,19 @@ fn differences(groups: &[Group]) -> String {
             }
         }
         if values.len() > 1 {
-            let said = values.iter().map(|(value, ranks)| {
+            let values = values.iter().map(|(value, ranks)| {
                 let value = value.map_or_else(|| "not set".to_owned(), |value| abbreviated(value));
                 let mut ranks = ranks.clone();
                 ranks.sort_unstable();
                 format!("{value} on {}", listed(&ranks))
             });
-            told.push(format!("{name} is {}", said.collect::<Vec<_>>().join(" and ")));
+            differences.push(format!("{name} is {}", values.collect::<Vec<_>>().join(" and ")));
         }
     }
-    let more = told.len().saturating_sub(SHOWN);
-    told.truncate(SHOWN);
+    let more = differences.len().saturating_sub(SHOWN);
+    differences.truncate(SHOWN);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    told.join("; ") + &more
+    differences.join("; ") + &more
 }
 
 fn abbreviated(value: &str) -> String {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named_with_its_ranks() {
+    fn differences_are_named_with_their_ranks() {
         let groups = [
             group(&[0, 2], json!({"loss": {"beta": 0.1, "alpha": 1}, "train": {"steps": 5}})),
             group(&[1], json!({"loss": {"beta": 0.5, "alpha": 1}})),
@@ -140,8 +140,8 @@ mod tests {
     fn many_and_long_differences_are_cut() {
         let facts = |value: &str| (0..9).map(|index| (format!("key-{index}"), value.repeat(100))).collect();
         let groups = [Group { ranks: vec![0], facts: facts("a") }, Group { ranks: vec![1], facts: facts("b") }];
-        let told = differences(&groups);
-        assert!(told.ends_with("; and 3 more") && told.contains(&format!("{}... on rank 1", "b".repeat(80))), "{told}");
+        let text = differences(&groups);
+        assert!(text.ends_with("; and 3 more") && text.contains(&format!("{}... on rank 1", "b".repeat(80))), "{text}");
     }
 
     #[test]

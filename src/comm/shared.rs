@@ -27,20 +27,20 @@ const LINE: usize = 16;
 /// Floats that are summed at a time. They and their sum fit in the innermost cache for two or three ranks.
 const BLOCK: usize = 2048;
 
-/// How long a wait for ranks that still compute keeps looking before it sleeps: they need the core.
+/// How long to poll for ranks that still compute before sleeping: they need the core.
 const BRIEFLY: Duration = Duration::from_micros(20);
 /// The same for ranks that are about to finish their slices of the same sum.
 const A_WHILE: Duration = Duration::from_micros(200);
-/// A sleeping rank is woken; from time to time it wakes by itself to let MPI do what it has left.
+/// A sleeping rank is woken by the others, and after this time wakes by itself so that MPI can progress.
 const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
-/// What a process tells the others about its region: process, file descriptor, device and inode.
+/// Where the others find a region: process, file descriptor, device and inode.
 pub type Address = [u64; 4];
 
 /// Starts each region. Its words are zero in a new region.
 #[repr(C, align(64))]
 struct Header {
-    /// Meetings that the region's rank has come to, modulo 2^32. Others sleep on it.
+    /// Meetings that the region's rank has reached, modulo 2^32. Others sleep on it.
     arrived: AtomicU32,
     /// The part that the rank sums: its start and its length.
     start: AtomicU64,
@@ -78,7 +78,7 @@ fn layout(lengths: &[usize]) -> Result<(Vec<Range<usize>>, usize)> {
 }
 
 fn too_large() -> Error {
-    Error::runtime("buffers of that length fit in no memory")
+    Error::runtime("buffers of that length do not fit in memory")
 }
 
 impl Region {
@@ -99,17 +99,17 @@ impl Region {
 }
 
 fn refused(error: std::io::Error) -> Error {
-    Error::runtime(format!("memory to share was refused: {error}"))
+    Error::runtime(format!("cannot allocate shared memory: {error}"))
 }
 
-/// Maps the region at `address`, having made sure that it is that one: in other containers numbers mean other things.
+/// Maps the region at `address` after checking its identity: in another container the numbers mean another file.
 fn map(address: &Address, size: usize) -> Result<MmapRaw> {
     let [process, descriptor, device, inode] = *address;
     let path = format!("/proc/{process}/fd/{descriptor}");
     let failed = |error: std::io::Error| Error::runtime(format!("cannot map {path}, another rank's memory: {error}"));
     let is = metadata(&path).map_err(failed)?;
     if (is.dev(), is.ino(), is.len()) != (device, inode, size as u64) {
-        return Err(Error::runtime(format!("{path} is not another rank's memory: the ranks do not see one /proc")));
+        return Err(Error::runtime(format!("{path} is not another rank's memory: the ranks do not share one /proc")));
     }
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
     MmapOptions::new().len(size).map_raw(&file).map_err(failed)
@@ -134,7 +134,7 @@ impl Team {
         self.buffers.iter().map(tensor).collect()
     }
 
-    /// Where in the region `values` lies, if there.
+    /// Where `values` lies in this rank's region, in floats; none if it lies elsewhere.
     pub fn find(&self, values: &[f32]) -> Option<Range<usize>> {
         let map = &self.maps[self.rank];
         let offset = (values.as_ptr() as usize).checked_sub(map.as_mut_ptr() as usize)?;
@@ -142,10 +142,9 @@ impl Team {
         (offset + size_of_val(values) <= map.len() && !values.is_empty()).then(|| start..start + values.len())
     }
 
-    /// Gives every rank the sum over all ranks of the `part` of each's region, added in rank order: the same bits
-    /// everywhere. Each rank sums one slice and writes it to all. `across` is called in between with this rank's slice,
-    /// to add what other nodes have there. `idle` is called now and then while this rank waits. Nobody may touch the
-    /// part meanwhile.
+    /// Gives every rank the sum of `part` over all ranks' regions, added in rank order: the same bits everywhere. Each
+    /// rank sums one slice and writes it to all. `across` is called in between with this rank's slice, to add the other
+    /// nodes' sums. `idle` is called now and then while this rank waits. Nobody may touch the part meanwhile.
     ///
     /// # Errors
     /// Ranks that sum different parts; all of them notice.
@@ -176,8 +175,8 @@ impl Team {
         Ok(())
     }
 
-    /// Gives every rank its share of the sum over all ranks of the `part` of each's region, added in rank order. The
-    /// part is as many equal shares as there are ranks. `idle` and the rest as for [`sum`](Self::sum).
+    /// Gives every rank its share of the sum of `part` over all ranks' regions, added in rank order. The part consists of
+    /// one equal share per rank. `idle` and the rest as for [`sum`](Self::sum).
     ///
     /// # Errors
     /// As [`sum`](Self::sum).
@@ -185,7 +184,7 @@ impl Team {
         self.begin(&part, &idle)?;
         let share = part.len() / self.maps.len();
         let start = part.start + self.rank * share;
-        // SAFETY: as in `sum`, of shares.
+        // SAFETY: as in `sum`, with shares in place of slices.
         let mut rows: Vec<&mut [f32]> =
             self.rows(start..start + share).into_iter().map(|share| unsafe { &mut *share }).collect();
         let own = self.rank;
@@ -194,7 +193,7 @@ impl Team {
         Ok(())
     }
 
-    /// Meets the others, and makes sure that they sum the same part.
+    /// Meets the others, and checks that they sum the same part.
     fn begin(&mut self, part: &Range<usize>, idle: &impl Fn()) -> Result<()> {
         self.header(self.rank).start.store(part.start as u64, Ordering::Relaxed);
         self.header(self.rank).length.store(part.len() as u64, Ordering::Relaxed);
@@ -225,8 +224,8 @@ impl Team {
         unsafe { &*self.maps[rank].as_ptr().cast::<Header>() }
     }
 
-    /// Returns when every rank of the node is here: looks for `patience`, then sleeps. What a rank wrote before it came
-    /// is seen by all that leave.
+    /// Returns when every rank of the node has arrived: polls for `patience`, then sleeps. After it all ranks see what any
+    /// of them wrote before it.
     fn meet(&mut self, patience: Duration, idle: &impl Fn()) {
         self.meetings = self.meetings.wrapping_add(1);
         let own = &self.header(self.rank).arrived;
@@ -245,7 +244,7 @@ impl Team {
                     std::thread::yield_now();
                 } else {
                     idle();
-                    // Woken, late, interrupted or changed already: look again.
+                    // Woken, timed out, interrupted or changed already: poll again.
                     let _ = futex::wait(arrived, futex::Flags::empty(), seen, Some(&NAP));
                 }
             }
@@ -253,7 +252,7 @@ impl Team {
     }
 }
 
-/// What `rank` of `size` sums of a part.
+/// The slice of a part that `rank` of `size` sums.
 fn slice_of(rank: usize, size: usize, part: &Range<usize>) -> Range<usize> {
     let share = part.len().div_ceil(size).next_multiple_of(LINE);
     let at = |rank: usize| part.start + (rank * share).min(part.len());
@@ -275,7 +274,7 @@ fn in_blocks(rows: &mut [&mut [f32]], mut write: impl FnMut(&mut [&mut [f32]], R
     }
 }
 
-/// As [`in_blocks`] for two rows that both get the sum; it took half the time.
+/// As [`in_blocks`] for two rows that both get the sum, in half the time.
 fn in_one_pass(first: &mut [f32], second: &mut [f32]) {
     for (first, second) in first.iter_mut().zip(second) {
         let sum = *first + *second;

@@ -1,6 +1,6 @@
-//! The backend of a world of one: nothing to exchange, on any device. Arguments are checked as the others check them.
+//! The backend of a world of one: nothing to exchange, on any device. Arguments are checked as in the other backends.
 
-use super::{Communicator, check_root};
+use super::{Communicator, Local, check_root};
 use crate::error::{Error, Result};
 use tch::{Kind, Tensor};
 
@@ -32,8 +32,8 @@ impl Communicator for Solo {
         1
     }
 
-    fn local(&self) -> (usize, usize) {
-        (0, 1)
+    fn local(&self) -> Local {
+        Local { rank: 0, size: 1 }
     }
 
     fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {

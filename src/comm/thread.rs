@@ -6,7 +6,7 @@ use super::nccl::{Event, Stream};
 use super::progress::{AtWork, Progress};
 use super::solo::Solo;
 use super::watch::Watch;
-use super::{Communicator, launch};
+use super::{Communicator, Local, launch};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::panics;
@@ -27,7 +27,7 @@ struct Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // The backend goes next, which waits for all ranks.
+        // The backend is dropped next, which waits for all ranks.
         self.progress.begin("the end of the job");
     }
 }
@@ -40,7 +40,7 @@ impl Worker {
         work(&mut *self.communicator).inspect_err(|error| self.failure = Some(error.clone()))
     }
 
-    /// Runs a collective for `purpose` after the computation `after`; returns its end too, where it may still be going.
+    /// Runs a collective for `purpose` after the computation `after`; also returns its end if it may still be running.
     fn collect<T>(
         &mut self,
         purpose: String,
@@ -64,24 +64,24 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 ///
 /// Every method but [`rank`](Self::rank), [`world_size`](Self::world_size), [`local`](Self::local),
 /// [`computation`](Self::computation), [`set_stage`](Self::set_stage), [`set_limit`](Self::set_limit), [`at_work`](Self::at_work) and
-/// [`abort`](Self::abort) is a collective: all ranks must call the same ones in the same order with the same sizes, and
-/// from the same place: a collective without a purpose is known by the call in the program that asks for it, and ranks
-/// that come from different ones get an error. Within a process they run one after the other in the order of the calls, so call them
-/// from one thread. After a failure every later call returns that error.
+/// [`abort`](Self::abort) is a collective: all ranks must call the same ones in the same order with the same sizes. A
+/// collective without a purpose is identified by its call site, and ranks that call from different ones get an error.
+/// Within a process collectives run in the order of the calls, so call them from one thread. After a failure every later
+/// call returns that error.
 ///
 /// Dropping it runs what is queued, ends the thread and finalises MPI, which waits until every rank does the same.
-/// A rank that must stop while others go on calls [`abort`](Self::abort) instead.
+/// A rank that must stop while others continue calls [`abort`](Self::abort) instead.
 pub struct CommThread {
     rank: usize,
     world_size: usize,
-    local: (usize, usize),
+    local: Local,
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     /// The backend's [`Communicator::computation`].
     computation: OnceLock<Arc<Stream>>,
     /// What this rank is doing, for its watchdog.
     progress: Arc<Progress>,
-    /// What collectives belong to, in messages.
+    /// What collectives are part of, for messages.
     stage: Mutex<String>,
 }
 
@@ -95,7 +95,7 @@ pub struct Pending<T = Tensor> {
 impl<T> Pending<T> {
     /// Waits for the result, without keeping a core busy. Errors if the backend failed or the thread is gone.
     ///
-    /// On a GPU it returns when the collective is queued, and only what the caller queues from then on waits for its end.
+    /// On a GPU it returns when the collective is queued; only work that the caller queues after that waits for its end.
     pub fn wait(self) -> Result<T> {
         let gone = |_| Err(Error::runtime("the communication thread has ended before its work was done"));
         let (value, done) = self.result.recv().unwrap_or_else(gone)?;
@@ -107,7 +107,7 @@ impl<T> Pending<T> {
 }
 
 impl CommThread {
-    /// Starts the thread, which makes its backend with `make` (backends need not be `Send`): for a program
+    /// Starts the thread, which makes its backend with `make` (backends need not be `Send`); programs pass
     /// `comm::connect`. Returns `make`'s error.
     pub fn start(make: impl FnOnce() -> Result<Box<dyn Communicator>> + Send + 'static) -> Result<Self> {
         let (jobs, queue) = unbounded::<Job>();
@@ -161,29 +161,29 @@ impl CommThread {
         self.world_size
     }
 
-    /// This rank's number among the ranks of its node, and how many these are.
-    pub fn local(&self) -> (usize, usize) {
+    /// This rank's place on its node.
+    pub fn local(&self) -> Local {
         self.local
     }
 
-    /// What the collectives from here on belong to, the same on every rank: `step 40` makes `bucket 12 of step 40`.
+    /// Names what later collectives are part of, the same on every rank: `step 40` makes `bucket 12 of step 40`.
     pub fn set_stage(&self, stage: impl Into<String>) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage.into();
     }
 
-    /// How long ranks may wait for one another before the job ends; 600 s until it is set. Where nothing is watched, as
-    /// in a world of threads, nothing comes of it.
+    /// Sets how long ranks may wait for one another before the job ends; 600 s until then. No effect without a watchdog,
+    /// as in a world of threads.
     pub fn set_limit(&self, limit: Duration) {
         self.progress.set_limit(limit);
     }
 
-    /// Announces long work, which others wait for: it may take longer than the limit, as long as this rank's process
-    /// runs. It is over when the value goes.
+    /// Announces long work that others wait for: it may take longer than the limit while this rank's process runs. It is
+    /// over when the returned value is dropped.
     pub fn at_work(&self, what: impl Into<String>) -> AtWork {
         AtWork::start(&self.progress, what.into())
     }
 
-    /// Queues a collective that is known by the place in the program that asked for it.
+    /// Queues a collective that is identified by its call site.
     #[track_caller]
     pub(super) fn submit<T, W>(&self, work: W) -> Pending<T>
     where
@@ -191,11 +191,11 @@ impl CommThread {
         W: FnOnce(&mut dyn Communicator) -> Result<T> + Send + 'static,
     {
         let place = Location::caller();
-        self.submit_for(format!("the collective of {place}"), work)
+        self.submit_for(format!("the collective at {place}"), work)
     }
 
-    /// Queues a collective, to come after the computation that the calling thread has queued so far. Messages say what it
-    /// is for; ranks that call it otherwise get an error.
+    /// Queues a collective that waits for the computation the calling thread has queued so far. Messages name its purpose;
+    /// ranks whose purposes differ get an error.
     fn submit_for<T, W>(&self, mut purpose: String, work: W) -> Pending<T>
     where
         T: Send + 'static,
@@ -206,7 +206,7 @@ impl CommThread {
             purpose.extend([" of ", &stage[..]]);
         }
         drop(stage);
-        // Recorded here and now: later computation is none of this collective's business.
+        // Recorded now: the collective must not wait for later computation.
         let computation = self.computation();
         let after = computation.as_ref().map(|stream| stream.record()).transpose();
         self.send(computation, move |worker| worker.collect(purpose, after, work))
@@ -228,13 +228,14 @@ impl CommThread {
         Pending { result, computation }
     }
 
-    /// The stream of the computation that collectives are ordered with, where there is one.
+    /// The stream of the computation that collectives are ordered with, if there is one.
     pub fn computation(&self) -> Option<Arc<Stream>> {
         self.computation.get().cloned()
     }
 
     /// Puts another backend of the same ranks in front of the present one. `make` runs on the communication thread and
-    /// returns what takes the present backend over. Where it fails, the error is this rank's alone and nothing runs after it.
+    /// returns a function that takes over the present backend. If it fails, the error is this rank's alone, and every later
+    /// collective fails too.
     pub(super) fn put_in_front<F>(&self, make: impl FnOnce() -> Result<F> + Send + 'static) -> Result<()>
     where
         F: FnOnce(Box<dyn Communicator>) -> Box<dyn Communicator>,
@@ -263,7 +264,7 @@ impl CommThread {
         })
     }
 
-    /// As [`all_reduce`](Self::all_reduce) for several buffers, together where the backend can; messages call them
+    /// As [`all_reduce`](Self::all_reduce) for several buffers, together if the backend can; messages call them
     /// `purpose`.
     pub fn all_reduce_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
         self.in_place(purpose, buffers, |communicator, buffers| {
@@ -293,13 +294,13 @@ impl CommThread {
         self.submit(move |communicator| communicator.broadcast(&mut buffer, root)).wait()
     }
 
-    /// Every rank gets `root`'s values of several buffers, together where the backend can; messages call them `purpose`.
+    /// Every rank gets `root`'s values of several buffers, together if the backend can; messages call them `purpose`.
     pub fn broadcast_together(&self, purpose: String, buffers: &[Tensor], root: usize) -> Result<()> {
         let mut buffers: Vec<_> = buffers.iter().map(Tensor::shallow_clone).collect();
         self.submit_for(purpose, move |communicator| communicator.broadcast_together(&mut buffers, root)).wait()
     }
 
-    /// Queues [`Communicator::reduce_scatter`] of several buffers, together where the backend can, and returns at once;
+    /// Queues [`Communicator::reduce_scatter`] of several buffers, together if the backend can, and returns at once;
     /// messages call them `purpose`. The promise of [`all_reduce`](Self::all_reduce) holds for all shares.
     pub fn reduce_scatter_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
         self.in_place(purpose, buffers, |communicator, buffers| {
@@ -308,7 +309,7 @@ impl CommThread {
         })
     }
 
-    /// Queues [`Communicator::all_gather`] of several buffers, together where the backend can, and returns at once;
+    /// Queues [`Communicator::all_gather`] of several buffers, together if the backend can, and returns at once;
     /// messages call them `purpose`. The promise of [`all_reduce`](Self::all_reduce) holds for all shares.
     pub fn all_gather_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
         self.in_place(purpose, buffers, |communicator, buffers| {
@@ -317,10 +318,10 @@ impl CommThread {
         })
     }
 
-    /// Of `buffer`, world_size shares of equal length, every share gets the values that the rank of its number has there.
+    /// `buffer` consists of world_size equal shares. Every share gets the values of the rank with its number.
     #[track_caller]
     pub fn all_gather_blocking(&self, buffer: &mut Tensor) -> Result<()> {
-        // Votes: small, and none of a trace's business.
+        // Votes, too small to trace.
         let mut buffer = buffer.shallow_clone();
         self.submit(move |communicator| communicator.all_gather(&mut buffer)).wait()
     }
@@ -331,14 +332,14 @@ impl CommThread {
         self.submit(|communicator| communicator.barrier()).wait()
     }
 
-    /// Memory in which sums are faster, where the backend has such: see [`Communicator::shared_buffers`].
+    /// Memory in which sums are faster, if the backend has it: see [`Communicator::shared_buffers`].
     #[track_caller]
     pub fn shared_buffers(&self, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         let lengths = lengths.to_vec();
         self.submit(move |communicator| communicator.shared_buffers(&lengths)).wait()
     }
 
-    /// The same for tensors of a device; none where ranks cannot share its memory.
+    /// The same for tensors on a device; none if ranks cannot share its memory.
     #[track_caller]
     pub fn shared_buffers_on(&self, device: Device, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         if device == Device::Cpu { self.shared_buffers(lengths) } else { Ok(None) }
@@ -366,8 +367,8 @@ fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
 
 /// Makes a panic on any thread end the whole job within a second, with exit code 101: it prints one message with the
 /// rank and calls [`abort`](super::abort::abort). Without it the other ranks would wait for ever. Call it first in a program; it is
-/// not for tests with several ranks in one process. Panics that somebody catches end the job
-/// too, but for those within [`panics::contain`]. One that tells of no memory is an error, with exit code 1.
+/// not for tests with several ranks in one process. Panics that are caught end the job too, except within
+/// [`panics::contain`]. A panic for lack of memory is reported as an error, with exit code 1.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let message = panic.to_string();

@@ -2,16 +2,16 @@
 //! Not for training: each rank adds up everything itself.
 
 use super::nccl::Event;
-use super::{Communicator, check_root, kind_error, share_of};
+use super::{Communicator, Local, check_root, kind_error, share_of};
 use crate::error::{Error, Result};
 use crate::tensor::{bytes, count};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
-/// What a reduce-scatter leaves in the shares of other ranks.
+/// The value that a reduce-scatter leaves in the shares of other ranks.
 const UNDEFINED: i64 = 77;
 
-/// What a rank brings to an exchange: the call, to compare with the others', and a copy of its data.
+/// A rank's part of an exchange: its call, to compare with the others', and a copy of its data.
 struct Offer {
     call: String,
     data: Option<Tensor>,
@@ -23,7 +23,7 @@ struct Table {
     round: u64,
     /// The running exchange: one place a rank.
     offers: Vec<Option<Offer>>,
-    /// What the last exchange brought. Overwritten only when all ranks are back, so after all have read it.
+    /// The offers of the last exchange. Overwritten only when all ranks have made the next ones, so after all have read it.
     finished: Vec<Offer>,
     /// The first rank that left.
     gone: Option<usize>,
@@ -41,13 +41,13 @@ impl Shared {
     }
 }
 
-/// One rank's place in a world of threads. It can be sent to the thread that shall be that rank, and is a
-/// [`Communicator`] there. Dropping it (a return, a panic) gives every rank that waits for this one an error.
+/// One rank's place in a world of threads. Send it to the thread that plays the rank; there it is a [`Communicator`].
+/// Dropping it (a return, a panic) gives every rank that waits for this one an error.
 pub struct Seat {
     rank: usize,
     world_size: usize,
     shared: Arc<Shared>,
-    /// Of the next collective.
+    /// The next collective's.
     purpose: String,
 }
 
@@ -144,8 +144,8 @@ impl Communicator for Seat {
         self.world_size
     }
 
-    fn local(&self) -> (usize, usize) {
-        (self.rank, self.world_size)
+    fn local(&self) -> Local {
+        Local { rank: self.rank, size: self.world_size }
     }
 
     fn broadcast(&mut self, buffer: &mut Tensor, root: usize) -> Result<()> {
@@ -164,7 +164,7 @@ impl Communicator for Seat {
         let sum = self.sum("reduce_scatter", buffer)?;
         let own = |whole: &Tensor| self.share(whole, self.rank);
         own(&buffer.f_detach()?.f_view(-1)?)?.f_copy_(&own(&sum)?)?;
-        // The rest is undefined: a reader of it must not find the sum by luck.
+        // The rest is undefined: a reader must not find the sum there by chance.
         for other in (0..self.world_size).filter(|rank| *rank != self.rank) {
             let _ = self.share(&buffer.f_detach()?.f_view(-1)?, other)?.f_fill_(UNDEFINED)?;
         }

@@ -1,6 +1,6 @@
 //! Small collectives of the control flow: votes, sums of a few numbers, bytes of rank 0, one error for all.
 //!
-//! Each is known by the call in the program that asks for it: ranks that vote on different things get an error. Not here: tensors.
+//! Each is identified by its call site: ranks that vote on different things get an error. Not here: collectives of tensors.
 
 use super::CommThread;
 use crate::error::{Error, Kind, Result};
@@ -31,7 +31,7 @@ impl CommThread {
         Ok(slice(&all)?.to_vec())
     }
 
-    /// `root`'s bytes, which every rank knows to be `length` many.
+    /// `root`'s bytes, whose number, `length`, every rank knows.
     #[track_caller]
     pub(super) fn bytes_from(&self, root: usize, own: &[u8], length: usize) -> Result<Vec<u8>> {
         let mut buffer = Tensor::zeros([length as i64], (tch::Kind::Uint8, Device::Cpu));
@@ -42,8 +42,8 @@ impl CommThread {
         Ok(bytes(&buffer)?.to_vec())
     }
 
-    /// Every rank gets the bytes that rank 0 passes; what others pass is ignored. Errors on all ranks if rank 0
-    /// passes none.
+    /// Every rank gets the bytes that rank 0 passes; those of others are ignored. An error on all ranks if rank 0 passes
+    /// none.
     #[track_caller]
     pub fn broadcast_bytes(&self, bytes: Option<Vec<u8>>) -> Result<Vec<u8>> {
         let mut length = Tensor::from_slice(&[bytes.as_ref().map_or(-1, |bytes| bytes.len() as i64)]);
@@ -53,9 +53,9 @@ impl CommThread {
         self.bytes_from(0, bytes.as_deref().unwrap_or_default(), length)
     }
 
-    /// Ends a phase that may fail on some ranks only. If it went well everywhere, returns `outcome`'s value; otherwise
-    /// every rank returns the same error, the lowest failing rank's, so that rank 0 can print it once and all can
-    /// leave with its exit code. "rank N: " stands in front if N is not 0, that is if not all ranks failed alike.
+    /// Ends a phase that may fail on some ranks only. If it succeeded everywhere, returns `outcome`'s value; otherwise
+    /// every rank returns the error of the lowest failing rank N, so that rank 0 can print it once and all can exit with
+    /// its code. The error starts with "rank N: " unless N is 0.
     #[track_caller]
     pub fn agree<T>(&self, outcome: Result<T>) -> Result<T> {
         let text = match &outcome {

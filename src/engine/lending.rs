@@ -1,22 +1,23 @@
-//! Who owns weights and gradient buckets, and lends them to a pass.
+//! The owners of weights and gradient buckets, which lend them to a pass.
 //!
 //! The engine borrows a segment's weights before it runs the segment, and its bucket before its backward pass, and gives
-//! both back. Whole weights and permanent buckets are the simple case; a source may as well gather weights when they are
-//! asked for, and a sink may hand the same few buckets out again and again.
+//! both back. Whole weights and permanent buckets are the simple case; a source may also gather weights when they are
+//! borrowed, and a sink may reuse a few buckets.
 
 use crate::error::{Error, Result, libtorch};
 use crate::model::segment::{Bucket, Segment, Weights};
 use crate::model::weights::Model;
 
-/// Lends the weights of a model's segments, by their numbers. A pass that ends in an error does not give back what it holds.
+/// Lends the weights of a model's segments, by their numbers. A pass that ends in an error does not give back the weights it
+/// holds.
 pub trait WeightSource {
     /// The weights of `segment`. Each is lent once at a time.
     ///
     /// # Errors
-    /// Whatever keeps the weights from being there.
+    /// Weights that cannot be provided.
     fn lend(&mut self, segment: usize) -> Result<Weights>;
 
-    /// Takes back what was lent: nothing more is queued that reads it.
+    /// Takes weights back: the engine queues no more work that reads them.
     ///
     /// # Errors
     /// As [`WeightSource::lend`].
@@ -24,18 +25,18 @@ pub trait WeightSource {
 }
 
 /// Lends gradient buckets, and takes them back as they become complete, in the same order on every rank. A pass that ends in
-/// an error does not give back what it holds, and the sums are lost.
+/// an error does not give back the buckets it holds, and their sums are lost.
 pub trait GradientSink {
-    /// The bucket of `segment`, to add this micro-batch's gradients to; none where the segment is not trained.
+    /// The bucket of `segment`, to add this micro-batch's gradients to; none if the segment is not trained.
     ///
     /// # Errors
-    /// A bucket that is out already.
+    /// A bucket that is already lent.
     fn lend(&mut self, segment: usize) -> Result<Option<Bucket>>;
 
-    /// Takes the bucket back: it holds everything of this micro-batch.
+    /// Takes the bucket back: it holds all gradients of this micro-batch.
     ///
     /// # Errors
-    /// Whatever keeps the sink from taking it.
+    /// A bucket that the sink cannot take.
     fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()>;
 }
 
@@ -54,7 +55,7 @@ impl WeightSource for Whole<'_> {
     }
 }
 
-/// A permanent bucket for every segment that is trained.
+/// A permanent bucket for every trained segment.
 #[derive(Default)]
 pub struct Buckets(Vec<Place>);
 
@@ -71,17 +72,17 @@ impl Buckets {
     /// Zeroed buckets for a model's segments.
     ///
     /// # Errors
-    /// A device without memory.
+    /// A device out of memory.
     pub fn of(model: &Model) -> Result<Self> {
         libtorch(|| Ok(Self::from_each(model.segments.iter().map(Segment::bucket))))
     }
 
-    /// These buckets, one a segment; none where it is not trained.
+    /// These buckets, one a segment; none for a segment that is not trained.
     pub fn from_each(buckets: impl IntoIterator<Item = Option<Bucket>>) -> Self {
         Self(buckets.into_iter().map(|bucket| bucket.map_or(Place::Frozen, Place::In)).collect())
     }
 
-    /// The bucket of a segment; none where it is not trained, or where the bucket is out.
+    /// The bucket of a segment; none if the segment is not trained or the bucket is out.
     pub fn get(&self, segment: usize) -> Option<&Bucket> {
         match self.0.get(segment) {
             Some(Place::In(bucket)) => Some(bucket),
@@ -96,8 +97,8 @@ impl Buckets {
 
     /// Zeroes all sums.
     pub fn clear(&mut self) {
-        for slot in &mut self.0 {
-            if let Place::In(bucket) = slot {
+        for place in &mut self.0 {
+            if let Place::In(bucket) = place {
                 bucket.clear();
             }
         }
@@ -106,12 +107,12 @@ impl Buckets {
 
 impl GradientSink for Buckets {
     fn lend(&mut self, segment: usize) -> Result<Option<Bucket>> {
-        let slot = self.0.get_mut(segment).ok_or_else(|| Error::runtime(format!("there is no bucket {segment}")))?;
-        match std::mem::replace(slot, Place::Out) {
+        let place = self.0.get_mut(segment).ok_or_else(|| Error::runtime(format!("there is no bucket {segment}")))?;
+        match std::mem::replace(place, Place::Out) {
             Place::In(bucket) => Ok(Some(bucket)),
             Place::Out => Err(Error::runtime(format!("bucket {segment} is lent, or being reduced"))),
             Place::Frozen => {
-                *slot = Place::Frozen;
+                *place = Place::Frozen;
                 Ok(None)
             }
         }
@@ -119,11 +120,11 @@ impl GradientSink for Buckets {
 
     fn complete(&mut self, segment: usize, bucket: Bucket) -> Result<()> {
         match self.0.get_mut(segment) {
-            Some(slot @ Place::Out) => {
-                *slot = Place::In(bucket);
+            Some(place @ Place::Out) => {
+                *place = Place::In(bucket);
                 Ok(())
             }
-            _ => Err(Error::runtime(format!("bucket {segment} comes back, but was not lent"))),
+            _ => Err(Error::runtime(format!("bucket {segment} was returned but not lent"))),
         }
     }
 }

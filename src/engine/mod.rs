@@ -4,8 +4,8 @@
 //! from the last to the first; each adds its parameter gradients to a bucket that a [`GradientSink`] lends, and that goes
 //! back as soon as it is complete, while the earlier segments still compute. Weights are lent by a [`WeightSource`].
 //!
-//! The heads read some rows only ([`PackedBatch::read_rows`]), and a row needs others in attention only: after that of
-//! the last block just the rows that are read go on.
+//! The heads read only some rows ([`PackedBatch::read_rows`]), and a row depends on others only through attention: after
+//! the last block's attention, only the rows that are read are computed.
 //!
 //! Legend: T tokens, N rows that the heads read, D width.
 
@@ -33,7 +33,7 @@ pub struct Engine {
     pub order: Order,
     activation_checkpointing: bool,
     workspace: Workspace,
-    /// Whether adapters take part, where the model has them.
+    /// Whether adapters take part, if the model has them.
     adapters: bool,
 }
 
@@ -51,7 +51,7 @@ impl Engine {
         Ok(Self { model, order, activation_checkpointing, workspace, adapters })
     }
 
-    /// Does `work` with the base alone, without the model's adapters, if it has any: the policy loss takes the base as its
+    /// Runs `work` with the base alone, without the model's adapters, if it has any: the base is the policy loss's
     /// reference.
     pub fn without_adapters<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
         let before = std::mem::replace(&mut self.adapters, false);
@@ -60,7 +60,7 @@ impl Engine {
         done
     }
 
-    /// Makes room for micro-batches of so many tokens; longer ones make more.
+    /// Makes room for micro-batches of this many tokens; a longer one makes more.
     pub fn reserve(&mut self, tokens: usize) {
         self.workspace.reserve(tokens);
     }
@@ -68,12 +68,12 @@ impl Engine {
     /// Scores of every pair of a batch, without gradients.
     ///
     /// # Errors
-    /// Log-probs asked of a model without a language-model head, or a device without memory.
+    /// Log-probs requested from a model without a language-model head, or a device out of memory.
     pub fn score(&mut self, batch: &PackedBatch, log_probs: bool) -> Result<Vec<PairScores>> {
         self.run(|pass| pass.score(batch, log_probs), None)
     }
 
-    /// Log-probs of every answer's tokens, answer by answer, of every pair of a batch.
+    /// For every pair of a batch and each of its answers, the log-probs of the answer's tokens.
     ///
     /// # Errors
     /// As [`Engine::score`].
@@ -97,17 +97,17 @@ impl Engine {
     /// Final hidden states [T, D] of every token of a batch, after the final norm, without gradients.
     ///
     /// # Errors
-    /// A device without memory.
+    /// A device out of memory.
     pub fn hidden(&mut self, batch: &PackedBatch) -> Result<Tensor> {
         let rows = Tensor::arange(batch.token_count() as i64, (Kind::Int64, self.model.device));
         self.run(|pass| pass.hidden(batch, &rows), None)
     }
 
-    /// Which experts each token of a batch goes through, without gradients: [T, K] i64 of each block with experts, that of the
+    /// The experts of each token of a batch, without gradients: [T, K] i64 for each block with experts, the expert with the
     /// largest share first.
     ///
     /// # Errors
-    /// A device without memory.
+    /// A device out of memory.
     pub fn experts(&mut self, batch: &PackedBatch) -> Result<Vec<Tensor>> {
         let rows = Tensor::arange(batch.token_count() as i64, (Kind::Int64, self.model.device));
         self.run(|pass| pass.experts(batch, &rows), None)
@@ -140,8 +140,8 @@ impl Engine {
         self.run(|pass| pass.forward_backward(batch, objective, sink), Some(source))
     }
 
-    /// One pass, without automatic differentiation, in which libtorch may fail; the weights are the model's own where there
-    /// is no other source.
+    /// Runs one pass without automatic differentiation; a failure of libtorch is an error. Without a `source` the weights are
+    /// the model's own.
     fn run<T>(&mut self, work: impl FnOnce(Pass) -> Result<T>, source: Option<&mut dyn WeightSource>) -> Result<T> {
         let _guard = tch::no_grad_guard();
         let mut own = Whole(&self.model.segments);

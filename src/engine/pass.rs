@@ -26,9 +26,9 @@ use tracing::trace_span;
 pub struct Pass<'a> {
     pub model: &'a Model,
     pub order: &'a Order,
-    /// What a backward pass finds of the forward pass.
+    /// What the forward pass keeps for the backward pass.
     pub keep: Keep,
-    /// Whether adapters take part, where the model has them.
+    /// Whether adapters take part, if the model has them.
     pub adapters: bool,
     pub workspace: &'a mut Workspace,
     pub source: &'a mut dyn WeightSource,
@@ -78,7 +78,7 @@ impl Pass<'_> {
         self.final_hidden(batch, rows)
     }
 
-    /// The experts that each token goes through where the heads read these rows `[N]`: [N, K] in the last block.
+    /// The experts of each token if the heads read these rows `[N]`: of these rows alone, [N, K], in the last block.
     pub fn experts(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Vec<Tensor>> {
         let mut views = self.views(batch, Keep::Nothing);
         let _ = self.forward(batch, rows, &mut views, &self.context(batch)?)?;
@@ -140,7 +140,7 @@ impl Pass<'_> {
         Ok(losses)
     }
 
-    /// Gives the heads' buckets back; but for that of a tied vocabulary matrix, which the embedding adds to.
+    /// Gives the heads' buckets back, except that of a tied vocabulary matrix: it is returned, for the embedding to add to.
     fn complete_heads(&self, buckets: HeadBuckets, sink: &mut dyn GradientSink) -> Result<Option<Bucket>> {
         if let Some(bucket) = buckets.reward {
             sink.complete(self.order.reward_head, bucket)?;
@@ -151,8 +151,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Embedding and blocks; the states of `views` are filled as they are kept. Returns the last block's output at the
-    /// rows `[N]`, [N, D].
+    /// Embedding and blocks; fills the states of `views` that are kept. Returns the last block's output at the rows `[N]`,
+    /// [N, D].
     fn forward(&mut self, batch: &PackedBatch, rows: &Tensor, views: &mut Views, context: &Context) -> Result<Tensor> {
         let Views { states, output, .. } = views;
         let inputs: Vec<Tensor> = states.iter().map(|state| state.buffers[Slot::Input].shallow_clone()).collect();
@@ -186,7 +186,8 @@ impl Pass<'_> {
         Ok((normed, statistics))
     }
 
-    /// From the gradient [N, D] of the final norm's output to that of its `input`, in the first N rows of a buffer.
+    /// From the gradient [N, D] of the final norm's output to that of its `input`, which goes to the first N rows of
+    /// `buffer`.
     fn norm_backward(
         &mut self,
         [gradient, input, buffer]: [&Tensor; 3],
@@ -203,7 +204,7 @@ impl Pass<'_> {
         complete(sink, segment, bucket)
     }
 
-    /// From the gradient of a block's output to that of its input, both in [`Slot::Gradient`]. Returns what its router did.
+    /// From the gradient of a block's output to that of its input, both in [`Slot::Gradient`]. Returns the block's routing.
     fn block_backward(
         &mut self,
         number: usize,
@@ -220,7 +221,7 @@ impl Pass<'_> {
         let state = &mut views.states[number];
         let block = block(self.model, number, &weights, (rows, context));
         if self.keep == Keep::Inputs {
-            // Its output is known already: a free buffer takes it.
+            // The output is already known: it goes to a free buffer.
             block.forward(state, &views.shared[Slot::MiddleGradient], context)?;
         }
         let sums = BlockSums { base: own.as_mut(), adapter: of_adapter.as_mut() };
@@ -231,7 +232,7 @@ impl Pass<'_> {
         Ok(routing)
     }
 
-    /// Adds the embedding's gradient to its bucket: to `tied`, where the heads have it already.
+    /// Adds the embedding's gradient to its bucket, which is `tied` if the heads have already lent it.
     fn embedding_backward(
         &self,
         batch: &PackedBatch,
@@ -299,7 +300,7 @@ impl Pass<'_> {
     }
 }
 
-/// A block; after attention the last one goes on with these rows `[N]` alone, unless all are to be routed.
+/// A block; after its attention the last one computes these rows `[N]` alone, unless all are to be routed.
 fn block<'a>(
     model: &'a Model,
     number: usize,

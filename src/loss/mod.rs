@@ -1,15 +1,15 @@
-//! The losses of one pair as pure scalar functions. Their derivatives are `tensors.rs`'.
+//! The losses of one pair as pure scalar functions. Their derivatives are in `tensors.rs`.
 //!
 //! Sources: Bradley-Terry and the hybrid sum, HaF-RM (arXiv 2407.04185); DPO (2305.18290), hinge and IPO as in HaF-RM's
-//! reference code (SLiC 2305.10425, IPO 2310.12036), SimPO (2405.14734), label smoothing as in conservative DPO;
-//! other distributions than the logistic in `prior.rs`.
+//! reference code (SLiC 2305.10425, IPO 2310.12036), SimPO (2405.14734), label smoothing as in conservative DPO.
+//! Distributions other than the logistic are in `prior.rs`.
 
 mod prior;
 pub mod tensors;
 
 use crate::config::{LossConfig, PolicyLoss};
 
-/// What a policy loss sees of one answer.
+/// The input of a policy loss for one answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct AnswerLogProb {
     /// Sum of its tokens' log-probs under the trained model.
@@ -66,7 +66,7 @@ pub fn implicit_reward(config: &LossConfig, answer: AnswerLogProb) -> f64 {
     }
 }
 
-/// 1 where the margin is positive, 1/2 where it is zero: a tie is half a hit.
+/// 1 if the margin is positive, 1/2 if it is zero: a tie is half a hit.
 pub fn hit(margin: f64) -> f64 {
     match margin.partial_cmp(&0.0) {
         Some(std::cmp::Ordering::Greater) => 1.0,
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!([-1e4, 1e4].map(|z| bradley_terry(&config, z, 0.0, 0.0)), [1e4, 0.0]);
     }
 
-    /// Promise: with the logistic prior the losses are those of before there were priors, bit for bit.
+    /// Promise: with the logistic prior the losses are bit for bit those of the formulas without priors.
     #[test]
     fn the_logistic_prior_changes_no_bit() {
         let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();

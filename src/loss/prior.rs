@@ -1,12 +1,13 @@
 //! How likely the better answer is to be chosen, given how much better it is: F(z), the symmetric distribution function that
-//! `loss.prior` names, and the cost -log F(z). Every F is scaled so that F'(0) is the logistic one's, 1/4: at the start all
-//! cost ln 2 a pair, with the same gradient. The derivatives over whole batches are `tensors.rs`'.
+//! `loss.prior` names, and the cost -log F(z). Every F is scaled so that F'(0) = 1/4, as for the logistic one: at the start
+//! all cost ln 2 a pair, with the same gradient. The derivatives over whole batches are in `tensors.rs`.
 //!
 //! With Q(x) = F(-x), x >= 0, everything follows from -log Q and from the hazard -Q' / Q, neither of which overflows or
 //! cancels: -log F(-x) = -log Q(x), and -log F(x) = -log(1 - Q(x)).
 //!
-//! Where Q has no closed form, it is density times R(x), an integral over what is beyond x of the density in units of that at x.
-//! Its logarithm is concave, so that Gauss and Legendre's rule is exact to rounding up to where it is below e^-40:
+//! If Q has no closed form, it is the density times R(x), the integral over the tail beyond x of the density divided by that
+//! at x. The integrand's logarithm is concave, so the Gauss-Legendre rule is exact to rounding up to where the integrand is
+//! below e^-40:
 //! - normal: R(x) = integral over s > 0 of exp(-x s - s^2 / 2), Mills' ratio;
 //! - student, n degrees of freedom, with t = sqrt(n) sinh(a): R(a) = integral over s > 0 of (cosh a / cosh(a + s))^n.
 //!
@@ -19,14 +20,20 @@ use std::sync::LazyLock;
 /// Points of the quadrature.
 const POINTS: usize = 64;
 
-/// Where an integrand has fallen to exp(-this), the integral ends.
-pub(super) const NOTHING: f64 = 40.0;
+/// An integral ends where its integrand has fallen to exp(-CUTOFF).
+pub(super) const CUTOFF: f64 = 40.0;
 
-/// Nodes and weights of Gauss and Legendre's rule on 0..1.
-pub(super) static RULE: LazyLock<Vec<(f64, f64)>> = LazyLock::new(|| (0..POINTS).map(node).collect());
+/// A point of a quadrature rule.
+pub(super) struct Node {
+    pub at: f64,
+    pub weight: f64,
+}
 
-/// A node by Newton's method on the Legendre polynomial of degree [`POINTS`], with its weight.
-fn node(index: usize) -> (f64, f64) {
+/// The Gauss-Legendre rule on 0..1.
+pub(super) static RULE: LazyLock<Vec<Node>> = LazyLock::new(|| (0..POINTS).map(node).collect());
+
+/// A node by Newton's method on the Legendre polynomial of degree [`POINTS`].
+fn node(index: usize) -> Node {
     let n = POINTS as f64;
     let mut x = (std::f64::consts::PI * (index as f64 + 0.75) / (n + 0.5)).cos();
     let mut slope = 1.0;
@@ -39,7 +46,7 @@ fn node(index: usize) -> (f64, f64) {
         slope = n * (x * value - before) / (x * x - 1.0);
         x -= value / slope;
     }
-    ((1.0 + x) / 2.0, 1.0 / ((1.0 - x * x) * slope * slope))
+    Node { at: (1.0 + x) / 2.0, weight: 1.0 / ((1.0 - x * x) * slope * slope) }
 }
 
 /// -log F(z).
@@ -65,26 +72,28 @@ fn log_tail(config: &LossConfig, x: f64) -> f64 {
         }
         Prior::Student => {
             let degrees = config.prior_degrees;
-            let start = beyond(degrees, 0.0);
+            let start = student_ratio(degrees, 0.0);
             let a = (x * start / 2.0).asinh();
-            (beyond(degrees, a) / start).ln() - LN_2 - degrees * log_cosh(a)
+            (student_ratio(degrees, a) / start).ln() - LN_2 - degrees * log_cosh(a)
         }
     }
 }
 
 /// Integral over 0..`end`.
 fn integral(end: f64, integrand: impl Fn(f64) -> f64) -> f64 {
-    end * RULE.iter().map(|(node, weight)| weight * integrand(end * node)).sum::<f64>()
+    end * RULE.iter().map(|Node { at, weight }| weight * integrand(end * at)).sum::<f64>()
 }
 
+/// R(x) of the normal distribution, in standard deviations.
 fn mills(x: f64) -> f64 {
-    let end = 2.0 * NOTHING / (x + (x * x + 2.0 * NOTHING).sqrt());
+    let end = 2.0 * CUTOFF / (x + (x * x + 2.0 * CUTOFF).sqrt());
     integral(end, |s| (-x * s - s * s / 2.0).exp())
 }
 
-fn beyond(degrees: f64, a: f64) -> f64 {
-    // cosh(a + end) = cosh(a) exp(NOTHING / degrees).
-    let log = log_cosh(a) + NOTHING / degrees;
+/// R(a) of Student's distribution.
+fn student_ratio(degrees: f64, a: f64) -> f64 {
+    // cosh(a + end) = cosh(a) exp(CUTOFF / degrees).
+    let log = log_cosh(a) + CUTOFF / degrees;
     let end = log + (-(-2.0 * log).exp_m1()).sqrt().ln_1p() - a;
     let at = (-2.0 * a).exp().ln_1p();
     integral(end, |s| (-degrees * (s + (-2.0 * (a + s)).exp().ln_1p() - at)).exp())

@@ -1,15 +1,16 @@
 //! The derivatives of the losses over whole batches as tensor operations, so that nothing has to leave a GPU before the
-//! backward pass. Tests hold them to finite differences of the values in `mod.rs`.
+//! backward pass. Tests compare them with finite differences of the values in `mod.rs`.
 //!
 //! Legend: B pairs. All tensors are f64; the second place is the answer, chosen before rejected.
 
-use super::prior::{NOTHING, RULE};
+use super::prior::{CUTOFF, Node, RULE};
 use crate::config::{LossConfig, PolicyLoss, Prior};
 use crate::tensor::on_device;
 use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
 
-/// Derivative by z `[B]` of a preference's cost under label noise: (1 - s) g(z) - s g(-z), with g that of -log F.
+/// Derivative with respect to z `[B]` of a preference's cost under label noise s: (1 - s) g(z) - s g(-z), with g the
+/// derivative of -log F.
 fn smoothed_slope(config: &LossConfig, z: &Tensor) -> Tensor {
     let smoothing = config.label_smoothing;
     match config.prior {
@@ -19,7 +20,7 @@ fn smoothed_slope(config: &LossConfig, z: &Tensor) -> Tensor {
     }
 }
 
-/// Derivative by z `[B]` of -log F(z): minus the hazard where z < 0, that times Q / (1 - Q) elsewhere (see `prior.rs`).
+/// Derivative with respect to z `[B]` of -log F(z): minus the hazard if z < 0, else that times Q / (1 - Q) (see `prior.rs`).
 fn cost_slope(config: &LossConfig, z: &Tensor) -> Tensor {
     let x = z.abs();
     let (log_tail, hazard) = match config.prior {
@@ -33,9 +34,9 @@ fn cost_slope(config: &LossConfig, z: &Tensor) -> Tensor {
         }
         Prior::Student => {
             let degrees = config.prior_degrees;
-            let start = beyond(degrees, &x.zeros_like());
+            let start = student_ratio(degrees, &x.zeros_like());
             let a = (x * &start * 0.5).asinh();
-            let ratio = beyond(degrees, &a) / start;
+            let ratio = student_ratio(degrees, &a) / start;
             (ratio.log() - LN_2 - log_cosh(&a) * degrees, (ratio * a.cosh()).reciprocal() * 0.5)
         }
     };
@@ -44,20 +45,20 @@ fn cost_slope(config: &LossConfig, z: &Tensor) -> Tensor {
     (hazard * odds.ones_like().where_self(&z.lt(0.0), &odds)).neg()
 }
 
-/// Integrals `[B]` over 0..`end` `[B]` of a function of places [B, points].
+/// Integrals `[B]` over 0..`end` `[B]` of a function, which is evaluated at places [B, points].
 fn integral(end: &Tensor, integrand: impl Fn(&Tensor) -> Tensor) -> Tensor {
-    let (nodes, weights): (Vec<f64>, Vec<f64>) = RULE.iter().copied().unzip();
+    let (nodes, weights): (Vec<f64>, Vec<f64>) = RULE.iter().map(|Node { at, weight }| (at, weight)).unzip();
     let [nodes, weights] = [nodes, weights].map(|values| on_device(&values, end.device()));
     integrand(&(end.unsqueeze(-1) * nodes)).matmul(&weights) * end
 }
 
 fn mills(x: &Tensor) -> Tensor {
-    let end = (x + (x.square() + 2.0 * NOTHING).sqrt()).reciprocal() * (2.0 * NOTHING);
+    let end = (x + (x.square() + 2.0 * CUTOFF).sqrt()).reciprocal() * (2.0 * CUTOFF);
     integral(&end, |s| (x.unsqueeze(-1) * s + s.square() * 0.5).neg().exp())
 }
 
-fn beyond(degrees: f64, a: &Tensor) -> Tensor {
-    let log = log_cosh(a) + NOTHING / degrees;
+fn student_ratio(degrees: f64, a: &Tensor) -> Tensor {
+    let log = log_cosh(a) + CUTOFF / degrees;
     let end = &log + (&log * -2.0).expm1().neg().sqrt().log1p() - a;
     let (a, at) = (a.unsqueeze(-1), (a * -2.0).exp().log1p().unsqueeze(-1));
     integral(&end, |s| ((s + ((&a + s) * -2.0).exp().log1p() - &at) * -degrees).exp())
@@ -72,8 +73,8 @@ fn pair(chosen: Tensor, rejected: Tensor) -> Tensor {
     Tensor::stack(&[chosen, rejected], -1)
 }
 
-/// Derivatives `[B]` by differences `[B]`, of a loss with the derivatives `slope`; where `ties` `[B]` say so, of its mean over
-/// both orders.
+/// Derivatives `[B]` with respect to differences `[B]` of a loss with the derivative `slope`; for the pairs in `ties` `[B]`,
+/// of its mean over both orders.
 fn both_if(ties: Option<&Tensor>, differences: &Tensor, slope: impl Fn(&Tensor) -> Tensor) -> Tensor {
     let ours = slope(differences);
     match ties {
@@ -82,8 +83,8 @@ fn both_if(ties: Option<&Tensor>, differences: &Tensor, slope: impl Fn(&Tensor) 
     }
 }
 
-/// Derivatives [B, 2] of Bradley-Terry plus centering by rewards [B, 2]; margins `[B]`. Pairs of which `ties` `[B]`, bool, is
-/// true have the mean loss of both orders.
+/// Derivatives [B, 2] of Bradley-Terry plus centering with respect to rewards [B, 2]; margins `[B]`. Pairs whose `ties`
+/// `[B]`, bool, is true have the mean loss of both orders.
 pub fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor, ties: Option<&Tensor>) -> Tensor {
     let (chosen, rejected) = (rewards.select(1, 0), rewards.select(1, 1));
     let slope = both_if(ties, &(&chosen - &rejected), |difference| smoothed_slope(config, &(difference - margins)));
@@ -91,13 +92,19 @@ pub fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor, ti
     pair(&slope + &centering, centering - slope)
 }
 
-/// Derivatives [B, 2] of the policy loss by summed log-probs [B, 2], with the references' [B, 2] and the numbers of
-/// tokens [B, 2]; `ties` as in [`reward_slopes`].
-pub fn policy_slopes(
-    config: &LossConfig,
-    [log_probs, references, tokens]: [&Tensor; 3],
-    ties: Option<&Tensor>,
-) -> Tensor {
+/// The inputs of a policy loss for both answers of each pair, [B, 2] each.
+pub struct PolicyInputs {
+    /// Summed log-probs under the trained model.
+    pub log_probs: Tensor,
+    /// The same under the starting model.
+    pub references: Tensor,
+    /// Numbers of tokens.
+    pub tokens: Tensor,
+}
+
+/// Derivatives [B, 2] of the policy loss with respect to the summed log-probs; `ties` as in [`reward_slopes`].
+pub fn policy_slopes(config: &LossConfig, inputs: &PolicyInputs, ties: Option<&Tensor>) -> Tensor {
+    let PolicyInputs { log_probs, references, tokens } = inputs;
     let beta = config.beta;
     let tokens = tokens.clamp_min(1.0);
     let implicit = match config.policy {
@@ -106,7 +113,7 @@ pub fn policy_slopes(
         PolicyLoss::Sft => log_probs.shallow_clone(),
     };
     let margin = implicit.select(1, 0) - implicit.select(1, 1);
-    // Of the margin, in either order.
+    // With respect to the margin, in either order.
     let slope = |margin: &Tensor| match config.policy {
         PolicyLoss::Dpo => smoothed_slope(config, margin) * beta,
         PolicyLoss::Hinge => margin.lt(1.0).to_kind(Kind::Double) * -beta,
@@ -117,7 +124,7 @@ pub fn policy_slopes(
     let slopes = both_if(ties, &margin, slope);
     match config.policy {
         PolicyLoss::Simpo => pair(slopes.shallow_clone(), slopes.neg()) / tokens,
-        // The chosen answer alone; where tied, half of each.
+        // The chosen answer alone; if tied, half of each.
         PolicyLoss::Sft => {
             let one = margin.full_like(-1.0);
             let share =
@@ -163,7 +170,7 @@ mod tests {
         }
     }
 
-    /// Promise: with the logistic prior the gradients are those of before there were priors, bit for bit.
+    /// Promise: with the logistic prior the gradients are bit for bit those of the formulas without priors.
     #[test]
     fn the_logistic_prior_changes_no_bit_of_a_gradient() {
         let bits = |slopes: &Tensor| -> Vec<u64> {
@@ -200,8 +207,8 @@ mod tests {
             for policy in [PolicyLoss::Dpo, PolicyLoss::Hinge, PolicyLoss::Ipo, PolicyLoss::Simpo, PolicyLoss::Sft] {
                 let config = LossConfig { policy, simpo_gamma: 0.5, ..config.clone() };
                 let tokens = matrix(TOKENS.map(|tokens| tokens.map(|count| count as f64)));
-                let answers = [&matrix(PLACES), &matrix(REFERENCES), &tokens];
-                let found = policy_slopes(&config, answers, Some(&ties));
+                let inputs = PolicyInputs { log_probs: matrix(PLACES), references: matrix(REFERENCES), tokens };
+                let found = policy_slopes(&config, &inputs, Some(&ties));
                 check(&format!("{policy:?}, {prior:?}"), &found, |pair, place| {
                     let answer = |which: usize| AnswerLogProb {
                         policy: place[which],

@@ -9,7 +9,7 @@ pub mod kernels;
 pub mod late;
 pub mod look;
 
-use crate::comm::{CommThread, nccl};
+use crate::comm::{CommThread, Local, nccl};
 use crate::config::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::parallel;
@@ -49,7 +49,7 @@ impl Machine {
     /// # Errors
     /// Too many threads, or a lost rank.
     pub fn pick(dtype: Dtype, threads: usize, comm: &CommThread) -> Result<Self> {
-        let (local_rank, local_size) = comm.local();
+        let Local { rank: local_rank, size: local_size } = comm.local();
         let device = match usize::try_from(Cuda::device_count()) {
             Ok(0) | Err(_) => Device::Cpu,
             Ok(count) => Device::Cuda(local_rank % count),

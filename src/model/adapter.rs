@@ -1,4 +1,4 @@
-//! A base and its adapters -> a [`Model`]: where they come from, and what they start with.
+//! A base and its adapters -> a [`Model`]: where they are found, and their initial values.
 //!
 //! The base is frozen in compute precision, without masters, gradients or moments; the adapters and the reward head are
 //! f32 and may be trained. Not here: what an adapter computes (`lora.rs`), its config file (`peft.rs`).
@@ -25,22 +25,22 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// A model's folder, or an adapter's with that of its base.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// config.json and the weights that are frozen where there is an adapter.
+    /// config.json and the weights, which are frozen if there is an adapter.
     pub base: PathBuf,
     /// adapter_config.json and the adapter's weights.
     pub adapter: Option<PathBuf>,
 }
 
 impl Origin {
-    /// What `folder` is; `base` says where an adapter's base is, in place of its own adapter_config.json.
+    /// The origin in `folder`; `base` replaces the base that an adapter's adapter_config.json names.
     ///
     /// # Errors
-    /// A broken adapter_config.json, or a base that is not there.
+    /// A broken adapter_config.json, or a missing base.
     pub fn of(folder: &Path, base: Option<&Path>) -> Result<Self> {
         if !PeftConfig::is_in(folder) {
             if let Some(base) = base {
                 let (base, folder) = (base.display(), folder.display());
-                return Err(Error::input(format!("a base, {base}, is named, but {folder} is no adapter"))
+                return Err(Error::input(format!("a base, {base}, is given, but {folder} is not an adapter"))
                     .hint("leave --base or lora.base out: the folder is a whole model"));
             }
             return Ok(Self { base: folder.to_path_buf(), adapter: None });
@@ -53,33 +53,33 @@ impl Origin {
             Some(base) => Ok(Self { base, adapter }),
             None => {
                 let named = PeftConfig::open(folder)?.base_model_name_or_path.unwrap_or_default();
-                Err(Error::input(format!("{}: its base \"{named}\" is not there", folder.display())).hint(
+                Err(Error::input(format!("{}: its base \"{named}\" is missing", folder.display())).hint(
                     "say where it is: --set lora.base=FOLDER in training, --base FOLDER with eval, score and export",
                 ))
             }
         }
     }
 
-    /// The folders that it is read from.
+    /// The folders that the model is read from.
     pub fn folders(&self) -> impl Iterator<Item = &Path> {
         [Some(self.base.as_path()), self.adapter.as_deref()].into_iter().flatten()
     }
 
-    /// Where the tokenizer's files are: beside the adapter, or else beside the base.
+    /// The folder of the tokenizer's files: the adapter's if they are there, else the base's.
     pub fn tokenizer(&self) -> &Path {
         let own = self.adapter.as_deref().filter(|folder| folder.join("tokenizer.json").is_file());
         own.unwrap_or(&self.base)
     }
 }
 
-/// The folder that an adapter's config names: seen from the adapter, or from where the program was started.
+/// The folder that an adapter's config names, relative to the adapter or to the working directory.
 pub fn local_base(folder: &Path, config: &PeftConfig) -> Option<PathBuf> {
     let named = Path::new(config.base_model_name_or_path.as_deref()?);
     let candidates = [folder.join(named), named.to_path_buf()];
     candidates.into_iter().find(|path| path.join("config.json").is_file())
 }
 
-/// Loads a model, with the adapters that the folder or the config asks for. Without either all of it is trained, if
+/// Loads a model, with the adapters that the folder or the config asks for. Without adapters the whole model is trained, if
 /// the purpose is training.
 ///
 /// # Errors
@@ -138,8 +138,8 @@ fn frozen(base: &Path, lora: &Lora, options: LoadOptions) -> Result<Model> {
     Ok(model)
 }
 
-/// A from a uniform distribution of bound 1 / sqrt(in), as PEFT (Kaiming's with a = sqrt(5)); B stays zero. A matrix
-/// depends on the seed and its name alone.
+/// Draws A from a uniform distribution with bound 1 / sqrt(in), as PEFT does (Kaiming's with a = sqrt(5)); B stays zero. A
+/// matrix depends only on the seed and its name.
 fn start(model: &mut Model, seed: u64) {
     for segment in adapters(model) {
         for index in 0..segment.parameters().len() / 2 {
@@ -164,13 +164,13 @@ fn adapters(model: &mut Model) -> impl Iterator<Item = &mut Segment> {
 
 fn open_weights(folder: &Path, base: &Path, architecture: &Architecture) -> Result<WeightFiles> {
     if !folder.join(WEIGHTS).exists() && folder.join("adapter_model.bin").exists() {
-        return Err(Error::input(format!("{} holds adapter_model.bin only", folder.display()))
+        return Err(Error::input(format!("{} holds only adapter_model.bin", folder.display()))
             .hint("it is a pickle, which can run code when opened: save the adapter with safetensors"));
     }
     WeightFiles::of_adapter(folder, WEIGHTS, base, architecture)
 }
 
-/// Which adapters the files of `folder` hold; they must be the same in every block, and nothing else but a head.
+/// The adapters in the files of `folder`. They must be the same in every block; otherwise the files may hold only a head.
 fn found(folder: &Path, files: &WeightFiles, architecture: &Architecture) -> Result<Lora> {
     let config = PeftConfig::open(folder)?;
     let place = folder.join(WEIGHTS);
@@ -189,7 +189,7 @@ fn found(folder: &Path, files: &WeightFiles, architecture: &Architecture) -> Res
         base: None,
     };
     if settings.targets.is_empty() {
-        return Err(wrong("it has no adapter of any projection of the base's first block".into()));
+        return Err(wrong("it has no adapter for any projection of the base's first block".into()));
     }
     let found = Lora::new(&settings, architecture)?;
     let mut others: BTreeSet<&str> = files.names().filter(|name| !files.is_head(name)).collect();
@@ -200,22 +200,24 @@ fn found(folder: &Path, files: &WeightFiles, architecture: &Architecture) -> Res
         }
         let is = files.shape(&name)?;
         if is != shape {
-            return Err(wrong(format!("{name} has shape {is:?}, but its rank and the base make it {shape:?}")));
+            return Err(wrong(format!("{name} has shape {is:?}, but by its rank and the base it must be {shape:?}")));
         }
         others.remove(name.as_str());
     }
     match others.first() {
-        Some(unknown) => Err(wrong(format!("{unknown} belongs to no adapter that is known here"))),
+        Some(unknown) => Err(wrong(format!("{unknown} belongs to no known kind of adapter"))),
         None => Ok(found),
     }
 }
 
-/// Training goes on with the settings that the adapter was made with.
+/// An error unless `[lora]` has the settings that the adapter was made with.
 fn check_config(folder: &Path, found: &Lora, config: Option<&LoraConfig>, architecture: &Architecture) -> Result<()> {
     let targets = found.targets(architecture);
     let settings = format!("rank = {}, alpha = {}, targets = {targets:?}", found.rank, found.alpha);
     let settings = if found.use_rslora { format!("{settings}, use_rslora = true") } else { settings };
-    let hint = format!("to train it on, give [lora] {settings}; to train all weights, merge it first: haf-dist export");
+    let hint = format!(
+        "to continue its training, set [lora] {settings}; to train all weights, merge it first: haf-dist export"
+    );
     let Some(config) = config else {
         return Err(
             Error::input(format!("model.path = {} is an adapter, but there is no [lora]", folder.display())).hint(hint)
@@ -223,17 +225,17 @@ fn check_config(folder: &Path, found: &Lora, config: Option<&LoraConfig>, archit
     };
     if Lora::new(config, architecture)? != *found {
         return Err(
-            Error::input(format!("[lora] is not what the adapter in {} was made with", folder.display())).hint(hint)
+            Error::input(format!("[lora] differs from the settings of the adapter in {}", folder.display())).hint(hint)
         );
     }
     let dropout = PeftConfig::open(folder)?.lora_dropout;
     if dropout > 0.0 {
-        tracing::warn!("{} was made with lora_dropout = {dropout}: here nothing is dropped out", folder.display());
+        tracing::warn!("{} was made with lora_dropout = {dropout}: haf-dist trains without dropout", folder.display());
     }
     Ok(())
 }
 
-/// What an adapter adds to a weight when it is merged: scale * B A.
+/// The change of a weight when an adapter is merged into it: scale * B A.
 pub struct Change {
     down: Tensor,
     up: Tensor,
@@ -247,15 +249,15 @@ impl Change {
     }
 }
 
-/// What an adapter changes of its base.
+/// The changes of a base by an adapter.
 pub struct Changes {
-    /// What is added to weights, by their names.
+    /// Changes of weights, by the names of these.
     pub weights: BTreeMap<String, Change>,
     /// The reward head [1, D] and its bias, if it has one.
     pub head: Option<(Tensor, f64)>,
 }
 
-/// What the adapter in `folder` changes of the model in `base`.
+/// The changes of the model in `base` by the adapter in `folder`.
 ///
 /// # Errors
 /// An adapter that is broken, does not fit the base, or lacks the head that it promises.
@@ -271,15 +273,15 @@ pub fn changes(folder: &Path, base: &Path, architecture: &Architecture) -> Resul
     Ok(Changes { weights: modules.map(of_module).collect::<Result<_>>()?, head: head_in(folder, &files, true)? })
 }
 
-/// The reward head [1, D] of an adapter and its bias. One that was trained with the adapter must be there; where the base has
-/// none (`base_has_one`), an adapter of a classifier must have it too.
+/// The reward head [1, D] of an adapter and its bias. A head that was trained with the adapter must be there; if the base has
+/// none (`base_has_one`), a classifier's adapter must have one.
 fn head_in(folder: &Path, files: &WeightFiles, base_has_one: bool) -> Result<Option<(Tensor, f64)>> {
     let head = files.reward_head()?;
     let config = PeftConfig::open(folder)?;
     if head.is_none() && (config.saves_a_head() || (config.is_of_a_classifier() && !base_has_one)) {
         return Err(Error::input(format!("{}: the reward head is missing", folder.join(WEIGHTS).display())).hint(
             "adapter_config.json (modules_to_save, task_type) says that one was trained with the adapter: save it again with \
-             its head, or put the head beside it as value_head.safetensors",
+             its head, or put the head into its folder as value_head.safetensors",
         ));
     }
     Ok(head)

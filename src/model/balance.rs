@@ -4,9 +4,9 @@
 //!
 //!   f_i = X / (K n) * tokens that go through expert i,  P_i = mean of s_i over the tokens,  loss = sum over i of f_i P_i
 //!
-//! which is 1 where all experts are used alike, and more elsewhere. Only P has a gradient. A sequence is a prompt with one
-//! answer, however it is packed: rows of a prefix count in each of its sequences. Losses are means over blocks with experts, and over the
-//! two sequences of a pair; so neither micro-batches nor ranks change them.
+//! which is 1 if all experts are used equally, and more otherwise. Only P has a gradient. A sequence is a prompt with one
+//! answer, however it is packed: rows of a prefix count in each of its sequences. Losses are means over blocks with experts,
+//! and over the two sequences of a pair, so neither micro-batches nor ranks change them.
 //!
 //! Legend: T rows, S sequences, Q parts (prefixes and suffixes) that they are made of, X experts, K of them a token.
 
@@ -25,22 +25,22 @@ pub struct Balance {
     members: Tensor,
     /// [S, 1] f32, tokens of each sequence.
     lengths: Tensor,
-    /// Of a sequence's loss in one block; 0: the load is counted, and nothing is balanced.
+    /// Weight of a sequence's loss in one block; 0: only the load is counted.
     weight: f64,
 }
 
-/// What one block's router did.
+/// How one block's router distributed the tokens.
 pub struct Routing {
     /// `[X]` f32, tokens of all sequences that went through each expert.
     pub load: Tensor,
-    /// The sequences' losses in this block, summed and weighted: one f32. None where nothing is balanced.
+    /// The sequences' losses in this block, summed and weighted: one f32. None without a loss.
     pub balance: Option<Tensor>,
-    /// The smallest distance of the last share that was chosen from the next, one f32; infinite where all are chosen.
+    /// The smallest difference between the last chosen share and the next one, one f32; infinite if all are chosen.
     pub gap: Tensor,
 }
 
 impl Balance {
-    /// For packed groups in a model with experts in so many blocks. `coefficient` is the weight of a pair's loss.
+    /// For packed groups in a model with experts in `blocks` blocks. `coefficient` is the weight of a pair's loss.
     pub fn new(groups: &[Group], blocks: usize, coefficient: f64, device: Device) -> Self {
         let (mut parts, mut sequences) = (Vec::new(), Vec::new());
         let mut count = 0;
@@ -74,11 +74,10 @@ impl Balance {
         self.weight > 0.0
     }
 
-    /// What a block's router did with all rows; and the gradient [T, X] of the loss with respect to the shares [T, X], where
-    /// there is a loss.
+    /// The routing of all rows in a block; and, if there is a loss, its gradient [T, X] with respect to the shares [T, X].
     ///
     /// # Errors
-    /// A device without memory.
+    /// A device out of memory.
     pub fn of(&self, shares: &Tensor, chosen: &Chosen) -> Result<(Routing, Option<Tensor>)> {
         let by_part = |values: &Tensor| -> Result<Tensor> {
             let sums = Tensor::f_zeros([self.members.size()[1], values.size()[1]], (Kind::Float, values.device()))?;

@@ -16,7 +16,7 @@ pub struct Context {
     attention: Vec<(AttentionRules, AttentionPlan)>,
     /// The model's rotations, by position.
     pub rotations: Vec<Turned>,
-    /// What is asked of routers, in training where blocks have experts.
+    /// The load and loss of experts, in training of a model that has them.
     pub balance: Option<Balance>,
 }
 
@@ -57,9 +57,9 @@ impl Context {
     /// The plan of blocks with these rules.
     ///
     /// # Errors
-    /// Rules of no block of the model.
+    /// Rules that no block of the model has.
     pub fn attention(&self, rules: &AttentionRules) -> Result<&AttentionPlan> {
         let plan = self.attention.iter().find(|(known, _)| known == rules);
-        plan.map(|(_, plan)| plan).ok_or_else(|| Error::runtime("a block without a plan of attention"))
+        plan.map(|(_, plan)| plan).ok_or_else(|| Error::runtime("a block has no attention plan"))
     }
 }

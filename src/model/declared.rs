@@ -1,8 +1,8 @@
-//! A parameter as a model's files have it: its name, its shape, and the order of its rows.
+//! A parameter as declared by a model's files: its name, its shape, and the order of its rows.
 
 use tch::Tensor;
 
-/// A parameter as a model's files have it.
+/// A parameter as declared by a model's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declared {
     /// Its name.
@@ -25,14 +25,14 @@ impl Declared {
 pub enum Rows {
     /// As in memory.
     AsInMemory,
-    /// Those of a head's query, key and value together [H, 3, E], for so many heads; in memory [3, H, E].
+    /// Query, key and value of each head together [H, 3, E], for this number of heads; in memory [3, H, E].
     HeadByHead(i64),
     /// Heads of `width` rows, of which the first `turned` are pairs of neighbours [H, R / 2, 2] that turn together; in memory
     /// two halves [H, 2, R / 2].
     Neighbours {
-        /// E.
+        /// E, width of a head.
         width: i64,
-        /// R.
+        /// R, columns that are rotated.
         turned: i64,
     },
 }
@@ -68,7 +68,7 @@ fn turned_swapped(values: &Tensor, width: i64, [outer, inner]: [i64; 2]) -> Tens
     Tensor::cat(&[turned, rest], 1).view(shape.as_slice())
 }
 
-/// Rows [a, b, E] -> [b, a, E], in the shape that they had.
+/// Rows [a, b, E] -> [b, a, E], in their former shape.
 fn swapped(values: &Tensor, [outer, inner]: [i64; 2]) -> Tensor {
     let shape = values.size();
     let cut = [&[outer, inner, shape[0] / (outer * inner)], &shape[1..]].concat();

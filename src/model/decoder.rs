@@ -2,8 +2,8 @@
 //!
 //! The order of segments is that of the forward pass: embedding, blocks, final norm, language-model head (untied models
 //! only), reward head. A backward pass takes the gradient of a segment's output, adds parameter gradients to the
-//! segment's bucket and writes the gradient of its input. The two heads are in `engine/head/`. What sets families
-//! apart is described by [`Architecture`] and `layout.rs`.
+//! segment's bucket and writes the gradient of its input. The two heads are in `engine/head/`. [`Architecture`] and
+//! `layout.rs` describe the differences of families.
 //!
 //! Legend: T tokens, N rows that are read of a block's output (all T, but in the last block), D width, H query heads, G
 //! key/value heads, E head width, F width of the MLP.
@@ -28,7 +28,7 @@ pub use super::context::Context;
 pub use super::layout::Part;
 pub use super::linear::BlockSums;
 
-/// One block: what it is and where its parameters lie.
+/// One block: its description and its parameters.
 pub struct Block<'a> {
     architecture: &'a Architecture,
     description: &'a BlockDescription,
@@ -38,7 +38,7 @@ pub struct Block<'a> {
     places: Places,
 }
 
-/// A norm of what a half of a block adds: its place, and what it keeps.
+/// The norm after a half of a block: its place, and what it keeps.
 struct PostNorm<'a> {
     place: usize,
     before: &'a Tensor,
@@ -53,14 +53,13 @@ impl<'a> Block<'a> {
         Self { architecture, description, weights, linear, rows: None, places }
     }
 
-    /// The same block with adapters, beside which its own parameters are frozen.
+    /// The same block with adapters; its own parameters are then frozen.
     pub fn with_adapter(self, adapter: Option<Adapter<'a>>) -> Self {
         Self { linear: Linear { weights: self.weights, adapter }, ..self }
     }
 
-    /// The same block where only these rows `[N]` of its output are read, each once, or all of them. Attention needs
-    /// every row of the input; what follows is computed for the rows that are read, and lies in the first N rows of the
-    /// buffers.
+    /// The same block if only these rows `[N]` of its output are read, each once; none: all. Attention needs every row of
+    /// the input; what follows it is computed only for the rows that are read, in the first N rows of the buffers.
     pub fn with_rows(self, rows: Option<&'a Tensor>) -> Self {
         Self { rows, ..self }
     }
@@ -73,7 +72,7 @@ impl<'a> Block<'a> {
         state.log_sums = self.attend(&state.buffers, context)?;
         state.routes = match self.rows {
             Some(rows) => {
-                // First, since the rows that are read come to lie where others are.
+                // First, because moving the rows that are read overwrites others.
                 state.routing = self.route_all(&state.buffers, context)?;
                 let output = output.narrow(0, 0, rows.size()[0]);
                 self.follow(&state.buffers.of_rows(rows), &output)?
@@ -106,7 +105,7 @@ impl<'a> Block<'a> {
         ops.attention(plan, &rows, &heads_of(&at[Slot::Attended], heads))
     }
 
-    /// What the router does with all rows, in training with experts.
+    /// The routing of all rows, in training with experts.
     fn route_all(&self, at: &Buffers, context: &Context) -> Result<Option<Routing>> {
         let (Some(experts), Some(balance)) = (self.experts(), &context.balance) else { return Ok(None) };
         self.add_attended(at)?;
@@ -114,8 +113,7 @@ impl<'a> Block<'a> {
         Ok(Some(balance.of(&at[Slot::Shares], &chosen)?.0))
     }
 
-    /// Attention's result and the block's input -> `Slot::Middle`; what the MLP reads stays in `Slot::Normed`, if a norm
-    /// makes it.
+    /// Attention's result and the block's input -> `Slot::Middle`; the MLP's input stays in `Slot::Normed`, if it is normed.
     fn add_attended(&self, at: &Buffers) -> Result<()> {
         let (places, ops) = (&self.places, self.weights.ops);
         let attended = |to: &Tensor| self.linear.project(&at[Slot::Attended], &places.attention_output, to);
@@ -134,8 +132,8 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// What follows attention, every row for itself: its result and the block's input -> `output`. Returns which rows went
-    /// through which experts, where there are any.
+    /// The rest of the block after attention, row by row: attention's result and the block's input -> `output`. Returns which
+    /// rows went through which experts, if there are any.
     fn follow(&self, at: &Buffers, output: &Tensor) -> Result<Option<Routes>> {
         self.add_attended(at)?;
         let (places, ops) = (&self.places, self.weights.ops);
@@ -156,8 +154,8 @@ impl<'a> Block<'a> {
         Ok(routes)
     }
 
-    /// What a half of the block adds to the hidden states, in `Slot::Change`: what `result` writes, normed and scaled where
-    /// the family does so.
+    /// A half's contribution to the hidden states, in `Slot::Change`: what `result` writes, normed and scaled if the family
+    /// does so.
     fn contribute<T>(
         &self,
         result: impl FnOnce(&Tensor) -> Result<T>,
@@ -180,7 +178,7 @@ impl<'a> Block<'a> {
     }
 
     /// Gradient of the output in the first N rows of `Slot::Gradient` [T, D] -> gradient of the input, in all T of them;
-    /// parameter gradients are added to `sums`. Returns what the router did, in training with experts.
+    /// parameter gradients are added to `sums`. Returns the routing, in training with experts.
     ///
     /// # Errors
     /// As [`Block::forward`].
@@ -205,8 +203,8 @@ impl<'a> Block<'a> {
         Ok(routing)
     }
 
-    /// The backward pass of [`Block::follow`]: from `Slot::Gradient` to `Slot::AttendedGradient`, and to what reaches the
-    /// input besides, in `Slot::MiddleGradient`. Returns what the router did, where `balance` is there to tell it by.
+    /// The backward pass of [`Block::follow`]: from `Slot::Gradient` to `Slot::AttendedGradient`, and to the gradient that
+    /// reaches the input by other paths, in `Slot::MiddleGradient`. Returns the routing, if there is a `balance`.
     fn follow_backward(
         &self,
         (at, routes, balance): (&Buffers, Option<&Routes>, Option<&Balance>),
@@ -240,7 +238,7 @@ impl<'a> Block<'a> {
             }
             None => ops.add(output, &at[Slot::Gradient], &at[Slot::MiddleGradient])?,
         }
-        // From there to attention's result. Side by side both halves have the same gradient.
+        // From there to attention's result. Parallel halves have the same gradient.
         let gradient = if parallel { &at[Slot::Gradient] } else { &at[Slot::MiddleGradient] };
         let gradient = self.contribute_backward(gradient, self.post_attention(at), at, sums)?;
         let through = self.linear.input_gradient(gradient, &places.attention_output, &at[Slot::AttendedGradient])?;
@@ -249,7 +247,7 @@ impl<'a> Block<'a> {
         Ok(routing)
     }
 
-    /// From the gradient of the MLP's output to that of its input, which `input` makes again, in `Slot::Change`.
+    /// From the gradient of the MLP's output to that of its input, in `Slot::Change`; `input` computes the input again.
     fn mlp_backward<'b>(
         &self,
         gradient: &Tensor,
@@ -267,8 +265,8 @@ impl<'a> Block<'a> {
         self.linear.project_backward(&places.up, [inner, input()?], through, sums, scratch)
     }
 
-    /// Gradient of the half's result that [`Block::contribute`] took, from that of what it added; it may come to lie
-    /// in `Slot::Change`.
+    /// The backward pass of [`Block::contribute`]: from the gradient of the contribution to that of the half's result, which
+    /// may be in `Slot::Change`.
     fn contribute_backward<'b>(
         &self,
         gradient: &'b Tensor,
@@ -291,8 +289,8 @@ impl<'a> Block<'a> {
         Ok(change)
     }
 
-    /// From `Slot::AttendedGradient`, and what reaches the input besides, to the gradient of the input in
-    /// `Slot::Gradient`.
+    /// From `Slot::AttendedGradient`, and the input's gradient by other paths in `Slot::MiddleGradient`, to the gradient of
+    /// the input in `Slot::Gradient`.
     fn attend_backward(
         &self,
         state: &BlockState,
@@ -336,7 +334,7 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The norms of queries and of keys, where there are any, and what each keeps.
+    /// The norms of queries and of keys, if there are any, and what each keeps.
     fn query_key_norms<'b>(&'b self, at: &'b Buffers) -> impl Iterator<Item = (HeadNorm<'b>, HeadsKept<'b>)> {
         let HeadCounts { query, key, .. } = self.description.heads;
         let queries = (0..query, Slot::Queries, (Slot::QueryScale, Slot::QueryMean));
@@ -349,12 +347,12 @@ impl<'a> Block<'a> {
         })
     }
 
-    /// The experts in place of the MLP, where there are any.
+    /// The experts in place of the MLP, if there are any.
     fn experts(&self) -> Option<ExpertMlp<'_>> {
         ExpertMlp::of(self.description.mlp, self.weights, &self.places)
     }
 
-    /// What the MLP reads.
+    /// The MLP's input.
     fn mlp_input<'b>(&self, at: &'b Buffers) -> &'b Tensor {
         match (self.description.norms.before_mlp, self.description.residual) {
             (BeforeMlp::Own | BeforeMlp::Shared, _) => &at[Slot::Normed],

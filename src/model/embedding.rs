@@ -1,4 +1,4 @@
-//! The token embedding, forward and backward, scaled where the family does so.
+//! The token embedding, forward and backward, scaled if the family does so.
 //!
 //! Not here: the vocabulary product of models whose head is the embedding (`engine/head/`).
 //!
@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 /// Token ids `[T]` -> hidden states [T, D], written to `output`.
 ///
 /// # Errors
-/// A device without memory.
+/// A device out of memory.
 pub fn embed(architecture: &Architecture, weights: &Weights, tokens: &Tensor, output: &Tensor) -> Result<()> {
     let mut output = weights.view(0).f_index_select_out(output, 0, tokens)?;
     if let Some(scale) = embedding_scale(architecture, output.kind()) {

@@ -1,9 +1,9 @@
 //! Experts in place of a block's MLP, forward and backward (arXiv 1701.06538; Mixtral, arXiv 2401.04088).
 //!
 //! The router's shares decide which rows go through which expert; rows are gathered, sorted by expert, multiplied expert by
-//! expert, and what comes of a token is summed up again in the order of its shares, in f32. Nothing is dropped: an expert
-//! takes as many rows as choose it. Not here: which rows go where (`routes.rs`), the products
-//! (`ops/`), the norms around it (`decoder.rs`).
+//! expert, and the results of a token are summed in the order of its shares, in f32. No token is dropped: an expert takes all
+//! rows that choose it. Not here: which rows go where (`routes.rs`), the products (`ops/`), the norms around it
+//! (`decoder.rs`).
 //!
 //! Legend: T tokens, D width, X experts, K of them a token, A = T K rows within, F width of an expert.
 
@@ -27,15 +27,15 @@ pub struct ExpertMlp<'a> {
 }
 
 impl<'a> ExpertMlp<'a> {
-    /// Those of a block, where it has any.
+    /// Those of a block, if it has any.
     pub fn of(mlp: Mlp, weights: &'a Weights, places: &'a Places) -> Option<Self> {
         Some(Self { mlp, experts: mlp.experts?, weights, places, router: places.router? })
     }
 
-    /// x [T, D] -> `output` [T, D]; fills the buffers, and returns what the backward pass takes.
+    /// x [T, D] -> `output` [T, D]; fills the buffers, and returns the routes for the backward pass.
     ///
     /// # Errors
-    /// A buffer that is not what this crate allocates, or a device without memory.
+    /// A buffer that is not what this crate allocates, or a device out of memory.
     pub fn forward(&self, x: &Tensor, at: &Buffers, output: &Tensor) -> Result<Routes> {
         let ops = self.weights.ops;
         let routes = Routes::of(self.choose(x, at)?, self.experts.count)?;
@@ -48,7 +48,7 @@ impl<'a> ExpertMlp<'a> {
         Ok(routes)
     }
 
-    /// Each expert's share of x [T, D], in `Slot::Shares`, and what is chosen by it.
+    /// Computes each expert's share of x [T, D], in `Slot::Shares`, and chooses experts by it.
     ///
     /// # Errors
     /// As [`ExpertMlp::forward`].
@@ -57,9 +57,9 @@ impl<'a> ExpertMlp<'a> {
         Chosen::of(&at[Slot::Shares], self.experts)
     }
 
-    /// From the `gradient` [T, D] of [`ExpertMlp::forward`]'s output to that of x, in `output`, which may lie where the
-    /// gradient does; parameter gradients go to the `bucket`, where they are trained. Returns what the router did, where
-    /// `balance` is there to tell it by; the gradient of its loss is added.
+    /// From the `gradient` [T, D] of [`ExpertMlp::forward`]'s output to that of x, in `output`, which may be the gradient's
+    /// own memory; parameter gradients go to the `bucket`, if they are trained. With a `balance` the gradient of its loss is
+    /// added, and the routing returned.
     ///
     /// # Errors
     /// As [`ExpertMlp::forward`].
@@ -75,7 +75,7 @@ impl<'a> ExpertMlp<'a> {
         let [routed, inner, mut activated] =
             [Slot::Routed, Slot::Inner, Slot::Activated].map(|slot| rows_of(&at[slot]));
         let [inner_gradient, through] = [Slot::InnerGradient, Slot::ActivatedGradient].map(|slot| rows_of(&at[slot]));
-        // As if every weight were 1; what it is comes in below, since all is linear in the gradient.
+        // First as if every weight were 1; the weights are multiplied in below, since all is linear in the gradient.
         let _ = gradient.f_index_select_out(&routed, 0, &tokens)?;
         ops.grouped_input_gradient(&routed, &self.down(), counts, &through)?;
         ops.activate_backward(self.mlp.kind, &inner, &through, &activated, &inner_gradient)?;
@@ -102,7 +102,8 @@ impl<'a> ExpertMlp<'a> {
         Ok(routing)
     }
 
-    /// [T, X] f32: the gradient of the router's logits from that of the weights [T, K], and what is added to the gradient of the shares.
+    /// The gradient [T, X] f32 of the router's logits, from that of the weights [T, K] and an additional one of the shares
+    /// [T, X].
     fn router_gradient(
         &self,
         weight_gradient: &Tensor,

@@ -1,17 +1,17 @@
 //! Files in which one tensor holds a matrix of every expert, as Transformers 5 has them in memory: `experts.gate_up_proj`
 //! [X, 2 F, D], each expert's gate above its up, and `experts.down_proj` [X, D, F].
 //!
-//! Not here: names of files that hold every matrix by itself, which are what the architecture has (`names.rs`).
+//! Not here: the names in files that hold every matrix by itself (`names.rs`).
 
 use super::architecture::Architecture;
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// One matrix of such a tensor: its usual name, and its rows among those of all matrices, one below the other.
+/// One matrix of such a tensor.
 pub struct Part {
-    /// By the architecture.
+    /// Its usual name, by the architecture.
     pub name: String,
-    /// Of [X rows, columns].
+    /// Its rows, with all matrices of the tensor one below the other.
     pub rows: Range<usize>,
 }
 
@@ -20,17 +20,17 @@ pub fn is_fused(architecture: &Architecture, name: &str) -> bool {
     place(architecture, name).is_some()
 }
 
-/// The matrices that a tensor of this usual name and this shape holds; none where it is no such tensor.
+/// The matrices that a tensor of this usual name and this shape holds; none if it is no such tensor.
 ///
 /// # Errors
-/// Another shape than config.json makes it.
+/// A shape other than the one by config.json.
 pub fn parts(architecture: &Architecture, name: &str, shape: &[i64]) -> Result<Option<Vec<Part>>> {
     let Some((block, is_up)) = place(architecture, name) else { return Ok(None) };
     let (mlp, names, width) = (architecture.blocks[block].mlp, architecture.names, architecture.width);
     let count = mlp.experts.map_or(0, |experts| experts.count);
     let expected = if is_up { [count, mlp.inner_width(), width] } else { [count, width, mlp.width] };
     if shape.iter().map(|&size| size as usize).ne(expected) {
-        let error = format!("{name} has shape {shape:?}, but config.json makes it {expected:?}");
+        let error = format!("{name} has shape {shape:?}, but by config.json it must be {expected:?}");
         return Err(Error::input(error).hint("config.json and the safetensors must be of the same model"));
     }
     let matrices: &[&str] = if is_up { &names.expert_matrices[..2] } else { &names.expert_matrices[2..] };

@@ -1,8 +1,8 @@
 //! Norms of queries and of keys, in place, forward and backward: each head for itself (Qwen 3, arXiv 2505.09388; Phi with
 //! `qk_layernorm`), or all heads of a row together (OLMo 2, arXiv 2501.00656).
 //!
-//! Not here: the norm itself (`norm.rs`), of which a head or all heads are a row. The heads are copied out of their rows and
-//! back.
+//! The heads are copied out of their rows and back. Not here: the norm itself (`norm.rs`), whose rows are single heads, or all
+//! heads of a row.
 //!
 //! Legend: T tokens, N heads of a row, n of them that are normed, E head width.
 
@@ -17,15 +17,15 @@ use tch::Tensor;
 pub struct HeadNorm<'a> {
     /// Which of a row's N heads.
     pub heads: Range<usize>,
-    /// Its parameters are `[E]`, or [n E] where all heads are normed together.
+    /// Its parameters are `[E]`, or [n E] if all heads are normed together.
     pub norm: Norm<'a>,
 }
 
 /// What it keeps for the backward pass.
 pub struct HeadsKept<'a> {
-    /// [T, n, E], the heads as they were.
+    /// [T, n, E], the heads before the norm.
     pub before: &'a Tensor,
-    /// Those of [T n] rows, or of T where all heads are normed together.
+    /// Those of [T n] rows, or of T if all heads are normed together.
     pub statistics: Statistics,
 }
 
@@ -43,8 +43,8 @@ impl HeadNorm<'_> {
         Ok(())
     }
 
-    /// In `gradient_rows` [T, N, E] the gradient of what [`HeadNorm::forward`] made becomes the gradient of what the heads
-    /// were; those of the parameters go to the `bucket`.
+    /// In place in `gradient_rows` [T, N, E]: from the gradient of the normed heads to that of the heads before the norm;
+    /// gradients of the parameters go to the `bucket`.
     ///
     /// # Errors
     /// As [`HeadNorm::forward`].
@@ -59,7 +59,7 @@ impl HeadNorm<'_> {
         Ok(())
     }
 
-    /// [T, n, E] -> [T n, E], or [T, n E] where all heads are normed together; a view.
+    /// [T, n, E] -> [T n, E], or [T, n E] if all heads are normed together; a view.
     fn matrix(&self, heads: &Tensor) -> Tensor {
         heads.view([-1, self.norm.width()])
     }
@@ -110,7 +110,7 @@ mod tests {
         std::iter::once(output.detach()).chain(gradients).collect()
     }
 
-    /// In numbers of this kind, the norm of these of six heads; how far results may be off.
+    /// Norms these of six heads, in numbers of `kind`; results must be within `bound`.
     fn check(norm: NormKind, (kind, bound): (Kind, f64), heads: Range<usize>, together: bool) {
         let count = heads.len() as i64;
         let (width, rows_normed) = if together { (count * 8, 40) } else { (8, 40 * count) };
@@ -130,7 +130,7 @@ mod tests {
         let head_norm =
             HeadNorm { heads: heads.clone(), norm: Norm { kind: norm, epsilon: EPSILON, weights: &weights, place: 0 } };
         head_norm.forward(&made, &kept).unwrap();
-        // Sums are added to: once more of the same makes twice as much.
+        // Gradients are added to the sums: after two passes they are twice as large.
         for _ in 0..2 {
             gradient.shallow_clone().copy_(&upstream);
             head_norm.backward(&gradient, &kept, Some(&mut bucket)).unwrap();

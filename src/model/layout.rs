@@ -12,7 +12,7 @@ use std::ops::Range;
 /// Name of the reward head, in every family.
 pub const REWARD_HEAD: &str = "score.weight";
 
-/// What a segment is.
+/// The part of a model that a segment holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The token embedding, and with tied weights the vocabulary product too.
@@ -25,7 +25,7 @@ pub enum Part {
     LanguageModelHead,
     /// The scalar reward head, always computed in f32.
     RewardHead,
-    /// The adapters of the block of this number; after all others, and only where a model has adapters.
+    /// The adapters of the block of this number; after all other parts, in a model with adapters.
     Adapter(usize),
 }
 
@@ -74,8 +74,8 @@ impl Part {
     }
 }
 
-/// The model of a folder that lacks the language-model head, as a reward model's may, and its parts but for adapters: without
-/// that part, or without the bias of a tied head.
+/// For a folder that lacks the language-model head, as a reward model's may: the architecture and its parts except adapters,
+/// without that head, or without the bias of a tied one.
 pub fn without_head(architecture: &Architecture) -> (Architecture, Vec<Part>) {
     let head_bias = architecture.head_bias && !architecture.tied;
     let architecture = Architecture { head_bias, ..architecture.clone() };
@@ -84,7 +84,7 @@ pub fn without_head(architecture: &Architecture) -> (Architecture, Vec<Part>) {
     (architecture, parts)
 }
 
-/// Parameters of a linear map, or of several that lie side by side and are one product.
+/// Parameters of a linear map, or of several adjacent ones that are computed as one product.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Projection {
     /// Places of the matrices.
@@ -104,19 +104,19 @@ pub struct Places {
     pub attention_output: Projection,
     /// The norms of queries and of keys.
     pub query_key_norms: Option<[usize; 2]>,
-    /// The norm of what attention adds.
+    /// The norm after attention.
     pub post_attention_norm: Option<usize>,
-    /// The norm before the MLP: `input_norm` where it is shared.
+    /// The norm before the MLP: `input_norm` if it is shared.
     pub mlp_norm: Option<usize>,
-    /// The router, where there are experts.
+    /// The router, if there are experts.
     pub router: Option<usize>,
-    /// Gate and up, or up alone; of one expert after the other.
+    /// Gate and up, or up alone; expert after expert.
     pub up: Projection,
-    /// The MLP's output; of one expert after the other.
+    /// The MLP's output; expert after expert.
     pub down: Projection,
-    /// The norm of what the MLP adds.
+    /// The norm after the MLP.
     pub post_mlp_norm: Option<usize>,
-    /// How many parameters there are.
+    /// Number of parameters.
     count: usize,
 }
 
@@ -166,7 +166,7 @@ impl Places {
     }
 }
 
-/// Elements of a block's parameters that a token is computed with: all, but of experts those that it goes through.
+/// Elements of a block's parameters that a token is computed with: all, except those of experts that it does not go through.
 pub fn active_elements(architecture: &Architecture, index: usize) -> usize {
     let places = Places::of(architecture, index);
     let of_experts = |place: &usize| places.up.weights.contains(place) || places.down.weights.contains(place);
@@ -216,7 +216,7 @@ fn block(architecture: &Architecture, index: usize) -> Vec<Declared> {
         put(place, names.router, "weight", vec![experts.count as i64, width], Rows::AsInMemory);
     }
     let as_in_memory = |name: &str, outputs| Matrix { name: name.to_owned(), outputs, rows: Rows::AsInMemory };
-    let (up, down) = mlp_matrices(architecture, index);
+    let MlpMatrices { up, down } = mlp_matrices(architecture, index);
     for (projection, matrices, inputs) in [
         (&places.query_key_value, query_key_value(architecture, index), width),
         (&places.attention_output, vec![as_in_memory(names.attention_output, width)], query),
@@ -264,8 +264,15 @@ fn query_key_value(architecture: &Architecture, index: usize) -> Vec<Matrix> {
     }
 }
 
-/// Gate and up, or up alone, and the MLP's output; of one expert after the other where there are experts.
-fn mlp_matrices(architecture: &Architecture, index: usize) -> (Vec<Matrix>, Vec<Matrix>) {
+/// The matrices of an MLP, expert after expert if there are experts.
+struct MlpMatrices {
+    /// Gate and up, or up alone.
+    up: Vec<Matrix>,
+    /// The output.
+    down: Vec<Matrix>,
+}
+
+fn mlp_matrices(architecture: &Architecture, index: usize) -> MlpMatrices {
     let names = &architecture.names;
     let mlp = &architecture.blocks[index].mlp;
     let (inner, width) = (mlp.width as i64, architecture.width as i64);
@@ -293,5 +300,5 @@ fn mlp_matrices(architecture: &Architecture, index: usize) -> (Vec<Matrix>, Vec<
         };
         prefixes.iter().flat_map(of).collect()
     };
-    (of_all(&up), of_all(&[(down, width)]))
+    MlpMatrices { up: of_all(&up), down: of_all(&[(down, width)]) }
 }

@@ -1,4 +1,4 @@
-//! The linear maps of a block, with the adapters beside them, forward and backward.
+//! The linear maps of a block, with their adapters, forward and backward.
 //!
 //! Not here: which of them a block has, and in what order (`decoder.rs`); products of experts (`experts.rs`).
 //!
@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::ops::Scratch;
 use tch::Tensor;
 
-/// Where the gradients of a block's parameters are added; nowhere where they are not trained.
+/// The buckets for the gradients of a block's parameters; none for parameters that are not trained.
 pub struct BlockSums<'a> {
     /// Of its own parameters.
     pub base: Option<&'a mut Bucket>,
@@ -19,11 +19,11 @@ pub struct BlockSums<'a> {
     pub adapter: Option<&'a mut Bucket>,
 }
 
-/// A block's weights, and what is beside its linear maps.
+/// A block's weights and its adapters.
 pub struct Linear<'a> {
     /// The block's parameters.
     pub weights: &'a Weights,
-    /// Its adapters, beside which its own parameters are frozen.
+    /// Its adapters; with them its own parameters are frozen.
     pub adapter: Option<Adapter<'a>>,
 }
 
@@ -31,7 +31,7 @@ impl Linear<'_> {
     /// `output` [T, out] = x [T, in] W^T + b.
     ///
     /// # Errors
-    /// A buffer that is not what this crate allocates, or a device without memory.
+    /// A buffer that is not what this crate allocates, or a device out of memory.
     pub fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
         let weight = self.weights.stacked(projection.weights.clone()).tr();
         let _ = match &projection.biases {
@@ -61,8 +61,8 @@ impl Linear<'_> {
         }
     }
 
-    /// Adds the gradients of W and b of [`Linear::project`] to the sums, or those of the projection's adapters: gradient
-    /// [T, out] and x [T, in], and what [`Linear::input_gradient`] returned.
+    /// Adds the gradients of W and b of [`Linear::project`] to the sums, or those of the projection's adapters: from gradient
+    /// [T, out], x [T, in] and the result of [`Linear::input_gradient`].
     ///
     /// # Errors
     /// As [`Linear::project`].

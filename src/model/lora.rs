@@ -1,10 +1,10 @@
-//! Low-rank adapters beside a block's frozen projections (LoRA, arXiv 2106.09685): y = W x + scale * B (A x).
+//! Low-rank adapters for a block's frozen projections (LoRA, arXiv 2106.09685): y = W x + scale * B (A x).
 //!
-//! Which projections have one, what an adapter adds to a projection's output, and its part of the backward pass, in
-//! which it alone has parameter gradients. Adapters are f32 whatever the base computes in: the input is widened for
-//! their products, and the sum with the base's output narrowed once. Not here: files (`model/adapter.rs`).
+//! Which projections have one, what an adapter adds to a projection's output, and its backward pass, in which only
+//! adapters have parameter gradients. Adapters are f32 whatever the base computes in: the input is widened for their
+//! products, and the sum with the base's output narrowed once. Not here: files (`model/adapter.rs`).
 //!
-//! Legend: T tokens, r rank, n adapters side by side in one product.
+//! Legend: T tokens, r rank, n adapters that are one product.
 
 use super::architecture::Architecture;
 use super::declared::Declared;
@@ -24,11 +24,11 @@ const ALL_LINEAR: &str = "all-linear";
 pub struct Lora {
     /// Rows of A, columns of B.
     pub rank: usize,
-    /// What the product of an adapter is multiplied with, times the rank or its root.
+    /// The scale, times the rank or its root.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), not alpha / rank.
     pub use_rslora: bool,
-    /// Places of the adapted weights among a block's parameters, rising.
+    /// Places of the adapted weights among a block's parameters, ascending.
     places: Vec<usize>,
 }
 
@@ -44,11 +44,11 @@ impl Lora {
     /// A target that this model does not have; its projections are listed.
     pub fn new(config: &LoraConfig, architecture: &Architecture) -> Result<Self> {
         if let Some(whole) = architecture.part_of {
-            // PEFT would look for the projections under the whole's names.
+            // PEFT would look for the projections under the whole model's names.
             return Err(Error::input(format!(
-                "[lora]: model.path is a {whole} model, of which the text part is trained"
+                "[lora]: model.path is a {whole} model, of which only the text part is trained"
             ))
-            .hint("leave [lora] out, or train beside a checkpoint of a run without it: that is the text model alone"));
+            .hint("leave [lora] out, or adapt a checkpoint of a run without it: that is the text model alone"));
         }
         let projections = projections(architecture, 0);
         // A target names a projection within every block, by its whole name there or by the end of it.
@@ -71,7 +71,7 @@ impl Lora {
                     "lora.targets: \"{unknown}\" belongs to experts, which have no adapters"
                 ))
                 .hint(format!(
-                    "in Transformers experts are no modules that PEFT could put one beside; name {}",
+                    "PEFT cannot adapt them, since experts are no modules in Transformers; name {}",
                     known.join(", ")
                 )));
             }
@@ -83,7 +83,7 @@ impl Lora {
         Ok(Self { rank: config.rank, alpha: config.alpha, use_rslora: config.use_rslora, places })
     }
 
-    /// What B (A x) is multiplied with.
+    /// The factor of B (A x).
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
         self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
@@ -140,7 +140,7 @@ fn routed(architecture: &Architecture) -> impl Iterator<Item = usize> {
 }
 
 /// Every projection of a block that may have an adapter: its place among the block's parameters, its module's name, and its
-/// weight [out, in]. Experts have none; nor have the MLPs of dense blocks among those with experts, as all blocks have the
+/// weight [out, in]. Experts have none; nor have the MLPs of dense blocks in a model with experts, since all blocks have the
 /// same adapters.
 pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, String, Declared)> {
     let matrix = |(place, parameter): (usize, Declared)| match parameter.shape[..] {
@@ -177,31 +177,31 @@ pub struct Adapter<'a> {
 }
 
 /// The adapters of projections that are one product.
-struct Group {
+struct AdapterGroup {
     /// Their numbers among the block's adapters.
     adapters: Range<usize>,
-    /// First column and number of columns of each in the product's output.
-    columns: Vec<(i64, i64)>,
+    /// The columns of each in the product's output.
+    columns: Vec<Range<i64>>,
 }
 
-impl Group {
+impl AdapterGroup {
     /// Each adapter with its columns of rows as long as the product's output.
     fn each<'a>(&'a self, rows: &'a Tensor) -> impl Iterator<Item = (usize, Columns<'a>)> {
-        let columns = self.columns.iter().map(move |&(first, count)| Columns { rows, first, count });
-        self.adapters.clone().zip(columns)
+        let columns = |range: &Range<i64>| Columns { rows, first: range.start, count: range.end - range.start };
+        self.adapters.clone().zip(self.columns.iter().map(columns))
     }
 }
 
 impl<'a> Adapter<'a> {
-    /// The adapters in `weights` beside the block in `base`.
+    /// The adapters in `weights` of the block in `base`.
     pub fn new(lora: &'a Lora, base: &'a Weights, weights: &'a Weights) -> Self {
         Self { lora, base, weights }
     }
 
-    /// Adds to the `output` [T, out] of a projection what its adapters make of the input x [T, in].
+    /// Adds the adapters' results for the input x [T, in] to the `output` [T, out] of a projection.
     ///
     /// # Errors
-    /// A buffer that is not what this crate allocates, or a device without memory.
+    /// A buffer that is not what this crate allocates, or a device out of memory.
     pub fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
         let Some(group) = self.group(&projection.weights) else { return Ok(()) };
         let inner = self.inner(x, &group)?;
@@ -211,9 +211,8 @@ impl<'a> Adapter<'a> {
         Ok(())
     }
 
-    /// Adds to the `input_gradient` [T, in] what flows through the adapters from the gradient [T, out] of
-    /// [`Adapter::add`]'s output. Returns the gradient of A x, which [`Adapter::backward`] takes; none where the projection
-    /// has no adapter.
+    /// Adds to the `input_gradient` [T, in] the adapters' part, from the gradient [T, out] of [`Adapter::add`]'s output.
+    /// Returns the gradient of A x, which [`Adapter::backward`] takes; none if the projection has no adapter.
     ///
     /// # Errors
     /// As [`Adapter::add`].
@@ -253,13 +252,13 @@ impl<'a> Adapter<'a> {
     }
 
     /// scale * A x of a group, [T, n r].
-    fn inner(&self, x: &Tensor, group: &Group) -> Result<Tensor> {
+    fn inner(&self, x: &Tensor, group: &AdapterGroup) -> Result<Tensor> {
         let down = self.weights.stacked(group.adapters.clone());
         Ok(self.weights.ops.low_rank(Columns::all(x), &down)?.g_mul_scalar_(self.lora.scale()))
     }
 
     /// The gradient of A x of a group, [T, n r].
-    fn inner_gradient(&self, gradient: &Tensor, group: &Group) -> Result<Tensor> {
+    fn inner_gradient(&self, gradient: &Tensor, group: &AdapterGroup) -> Result<Tensor> {
         let of_one = |(adapter, columns)| self.weights.ops.low_rank(columns, &self.up(adapter).tr());
         let parts = group.each(gradient).map(of_one).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::f_cat(&parts, 1)?.g_mul_scalar_(self.lora.scale()))
@@ -276,15 +275,15 @@ impl<'a> Adapter<'a> {
         self.weights.view(self.lora.places.len() + adapter)
     }
 
-    /// The adapters of the projections at `places`; none where none of them has one.
-    fn group(&self, places: &Range<usize>) -> Option<Group> {
+    /// The adapters of the projections at `places`, if there are any.
+    fn group(&self, places: &Range<usize>) -> Option<AdapterGroup> {
         let number = |place: usize| self.lora.places.partition_point(|&adapted| adapted < place);
         let adapters = number(places.start)..number(places.end);
         let rows = |place: usize| self.base.parameters[place].shape[0];
         let columns = self.lora.places[adapters.clone()].iter().map(|&place| {
             let first = (places.start..place).map(rows).sum::<i64>();
-            (first, rows(place))
+            first..first + rows(place)
         });
-        (!adapters.is_empty()).then(|| Group { adapters: adapters.clone(), columns: columns.collect() })
+        (!adapters.is_empty()).then(|| AdapterGroup { adapters: adapters.clone(), columns: columns.collect() })
     }
 }

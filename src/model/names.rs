@@ -1,27 +1,26 @@
-//! What tensors are called in the files of other programs -> the names that the architecture has for them.
+//! Names of tensors in the files of other programs -> the names that the architecture has for them.
 //!
-//! Wrappers leave their marks before a name (DDP, torch.compile, FSDP, PEFT, TRL's value-head class), a backbone saved alone
-//! leaves its own prefix out, and trainers call the reward head as they like. Not here: reading the tensors
-//! (`weight_files.rs`).
+//! Wrappers add to names (DDP, torch.compile, FSDP, PEFT, TRL's value-head class), a backbone saved alone lacks its own
+//! prefix, and trainers have different names for the reward head. Not here: reading the tensors (`weight_files.rs`).
 
 use super::architecture::{Architecture, Names};
 use super::layout::REWARD_HEAD;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
-/// What wrappers put before every name, and models that read images too before those of their text part.
+/// Prefixes that wrappers add to every name, and models that read images too to those of their text part.
 const PREFIXES: [&str; 5] = ["module.", "base_model.model.", "pretrained_model.", "language_model.", "model."];
 
-/// What wrappers of single modules put in the middle of names.
+/// What wrappers of single modules insert into names.
 const INFIXES: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
-/// What reward heads are called: by Transformers (and this program), OpenRLHF, TRL and LLaMA-Factory, and others.
+/// Names of reward heads: of Transformers (and this program), OpenRLHF, TRL and LLaMA-Factory, and others.
 pub const HEADS: [&str; 5] = ["score", "value_head", "v_head", "reward_head", "classifier"];
 
 /// TRL's and LLaMA-Factory's head is a module with a dropout before its one linear map.
 const INNER: &str = "summary.";
 
-/// The name that the architecture has for a tensor, or that it came with where it is none of the model's.
+/// The architecture's name for a tensor, or the tensor's own name if it is not the model's.
 pub fn usual(architecture: &Architecture, name: &str) -> String {
     let mut name = name.to_string();
     for infix in INFIXES {
@@ -44,7 +43,7 @@ pub fn usual(architecture: &Architecture, name: &str) -> String {
     }
 }
 
-/// What the names of everything but heads start with: `model.`, `gpt_neox.`.
+/// The prefix of all names except those of heads: `model.`, `gpt_neox.`.
 fn backbone(architecture: &Architecture) -> &'static str {
     let embedding = architecture.names.embedding;
     embedding.find('.').map_or("", |dot| &embedding[..=dot])
@@ -60,14 +59,14 @@ fn is_known(architecture: &Architecture, name: &str) -> bool {
         || HEADS.into_iter().any(is_of)
 }
 
-/// Files call some language-model heads otherwise.
+/// Some files have another name for the language-model head.
 fn with_usual_head(architecture: &Architecture, name: &str) -> String {
     let [usual, others @ ..] = architecture.names.head else { return name.into() };
     let rest = others.iter().find_map(|other| name.strip_prefix(other)?.strip_prefix('.'));
     rest.map_or_else(|| name.into(), |rest| format!("{usual}.{rest}"))
 }
 
-/// Transformers 5 calls the module of all experts `mlp`, also where files had another name.
+/// Transformers 5 calls the module of all experts `mlp`, even in families whose files had another name.
 fn with_usual_module(architecture: &Architecture, name: String) -> String {
     let Names { block, router, .. } = architecture.names;
     let usual = router.split('.').next().unwrap_or(router);
@@ -75,7 +74,7 @@ fn with_usual_module(architecture: &Architecture, name: String) -> String {
     within.filter(|_| usual != "mlp").map(|(number, rest)| format!("{block}{number}.{usual}.{rest}")).unwrap_or(name)
 }
 
-/// The module that a tensor would be a part of, were it a reward head's; `named` is the one that config.json names
+/// The reward head's module that a tensor belongs to, if it belongs to one; `named` is the module that config.json names
 /// (OpenRLHF's `value_head_prefix`).
 fn head_of<'n>(name: &'n str, named: Option<&'n str>) -> Option<&'n str> {
     named.into_iter().chain(HEADS).find(|head| name.strip_prefix(head).is_some_and(|rest| rest.starts_with('.')))
@@ -99,7 +98,7 @@ impl HeadNames {
     /// Finds the reward head among tensors: their usual names and shapes. `named` is the module that config.json names.
     ///
     /// # Errors
-    /// Several heads, one that is no single linear map, or one with another shape than [1, D]; with what there is.
+    /// Several heads, one that is no single linear map, or one with a shape other than [1, D]; with the tensors found.
     pub fn find(tensors: &BTreeMap<String, Vec<i64>>, named: Option<&str>, width: i64) -> Result<Option<Self>> {
         let mut heads: BTreeMap<&str, Vec<(&String, &Vec<i64>)>> = BTreeMap::new();
         for (name, shape) in tensors {
@@ -112,7 +111,7 @@ impl HeadNames {
         if heads.len() > 1 && Some(head) != named {
             let all: Vec<&str> = heads.keys().copied().collect();
             return Err(Error::input(format!("there are several reward heads: {}", all.join(", ")))
-                .hint("say which: \"value_head_prefix\": \"NAME\" in config.json; or take the others out"));
+                .hint("say which: \"value_head_prefix\": \"NAME\" in config.json; or remove the others"));
         }
         let parts = &heads[head];
         let shown = || parts.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect::<Vec<_>>().join(", ");
@@ -123,12 +122,12 @@ impl HeadNames {
         let (weight, bias) = (part("weight"), part("bias"));
         let Some((weight, shape)) = weight.filter(|_| parts.len() == 1 + usize::from(bias.is_some())) else {
             return Err(Error::input(format!("the reward head is no single linear map: {}", shown())).hint(
-                "a reward model has one output of one matrix [1, D]; to train a new head, take these tensors out",
+                "a reward model has one output of one matrix [1, D]; to train a new head, remove these tensors",
             ));
         };
         if **shape != [1, width] {
             return Err(Error::input(format!(
-                "{weight} has shape {shape:?}, but config.json makes it {:?}",
+                "{weight} has shape {shape:?}, but by config.json it must be {:?}",
                 [1, width]
             ))
             .hint("a reward model has one output: num_labels = 1"));
@@ -142,7 +141,7 @@ impl HeadNames {
         }
     }
 
-    /// Whether it is called as this program and Transformers call it.
+    /// Whether it has the name that this program and Transformers use.
     pub fn is_usual(&self) -> bool {
         self.weight == REWARD_HEAD
     }
@@ -181,7 +180,7 @@ mod tests {
             ("gpt-neox-parallel", "layers.0.attention.dense.bias", "gpt_neox.layers.0.attention.dense.bias"),
             ("gpt-neox-parallel", "embed_in.weight", "gpt_neox.embed_in.weight"),
             ("gpt-neox-parallel", "module.lm_head.weight", "embed_out.weight"),
-            // None of the model's: as they came.
+            // Not the model's: unchanged.
             ("llama-tied", "module.gating.weight", "module.gating.weight"),
             ("llama-tied", "transformer.h.0.ln_1.weight", "transformer.h.0.ln_1.weight"),
             ("llama-tied", "model.", "model."),
@@ -212,7 +211,7 @@ mod tests {
             assert!(find(&[(name, &[1, 8]), (bias, &[2])], None).is_err());
             assert!(find(&[(bias, &[1])], None).is_err());
         }
-        // A name of its own, and of two heads the one that is named.
+        // A name of the user's, and of two heads the one that config.json names.
         let own = [("rm.weight", &[1, 8][..]), ("score.weight", &[1, 8])];
         assert_eq!(weight(find(&own[..1], None)), None);
         assert_eq!(weight(find(&own, Some("rm"))), Some(("rm.weight".into(), false)));

@@ -1,4 +1,4 @@
-//! The norm that a family has, forward and backward, on hidden states; and the residual addition.
+//! A family's norm, forward and backward, on hidden states; and the residual addition.
 //!
 //! Not here: the arithmetic (`ops/`).
 //!
@@ -10,22 +10,22 @@ use crate::error::Result;
 use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients, NormWeight};
 use tch::{Device, Kind, Tensor};
 
-/// What a norm keeps of its rows for the backward pass.
+/// A norm's statistics of its rows, for the backward pass.
 pub struct Statistics {
-    /// `[T]` f32, what centred rows were multiplied by.
+    /// `[T]` f32, factors of the (centred) rows.
     pub scale: Tensor,
-    /// `[T]` f32, of a layer norm only.
+    /// `[T]` f32, means of the rows; of a layer norm only.
     pub mean: Option<Tensor>,
 }
 
 impl Statistics {
-    /// Uninitialised statistics of so many rows.
+    /// Uninitialised statistics of this many rows.
     pub fn new(kind: NormKind, rows: i64, device: Device) -> Self {
         let new = || Tensor::empty([rows], (Kind::Float, device));
         Self { scale: new(), mean: kind.is_centred().then(new) }
     }
 
-    /// The same numbers of rows that lie in another shape, each for itself: [T, n] -> [T n].
+    /// The same numbers, flat: [T, n] -> [T n].
     pub fn flat(self) -> Self {
         Self { scale: self.scale.view([-1]), mean: self.mean.map(|mean| mean.view([-1])) }
     }
@@ -37,13 +37,13 @@ impl Statistics {
 
 /// A norm whose parameters lie among the weights of a segment.
 pub struct Norm<'a> {
-    /// What it is.
+    /// Its kind.
     pub kind: NormKind,
-    /// What keeps the scale finite.
+    /// Keeps the scale finite.
     pub epsilon: f64,
-    /// Where its parameters are.
+    /// The weights that hold its parameters.
     pub weights: &'a Weights,
-    /// The place of the first of them.
+    /// The place of its first parameter.
     pub place: usize,
 }
 
@@ -56,7 +56,7 @@ impl<'a> Norm<'a> {
     /// x [T, D] -> `output` [T, D], and its statistics.
     ///
     /// # Errors
-    /// A buffer that is not what this crate allocates; so too below.
+    /// A buffer that is not what this crate allocates; the same below.
     pub fn forward(&self, x: &Tensor, output: &Tensor, statistics: &Statistics) -> Result<()> {
         let ops = self.weights.ops;
         match &statistics.mean {
@@ -124,7 +124,7 @@ impl<'a> Norm<'a> {
         self.kind == NormKind::Layer
     }
 
-    /// Weight, and bias where it has one.
+    /// Weight, and bias if it has one.
     fn affine(&self) -> Affine<'_> {
         let bias = self.has_bias().then(|| self.weights.view(self.place + 1));
         Affine { weight: self.weights.view(self.place), bias }

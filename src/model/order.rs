@@ -1,15 +1,15 @@
 //! The step plan: the order of a model's segments in the forward pass, the order in which the backward pass completes their
 //! buckets, and which buckets are reduced together.
 //!
-//! `engine/pass.rs` walks it, `update/reducer.rs` sends by it, and tests/all/lending.rs compares; plan and messages read it.
+//! `engine/pass.rs` and `update/reducer.rs` follow it, which tests/all/lending.rs checks; `plan` and messages read it.
 
 use super::layout::Part;
 use crate::error::{Error, Result};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-/// Elements below which a bucket goes together with the next: a final norm and a reward head are too small for a collective of
-/// their own.
+/// A bucket of fewer elements is reduced together with the next: a final norm and a reward head are too small for a
+/// collective of their own.
 const SMALL: usize = 1 << 14;
 
 /// The segments of one block.
@@ -17,14 +17,14 @@ const SMALL: usize = 1 << 14;
 pub struct BlockSegments {
     /// Its own parameters.
     pub base: usize,
-    /// Its adapters, where there are any.
+    /// Its adapters, if there are any.
     pub adapter: Option<usize>,
 }
 
 /// Segments whose buckets are reduced together, group after group.
 pub type Reductions = Arc<[Vec<usize>]>;
 
-/// Numbers of a model's segments, by what they do. Forward: embedding, blocks, norm, heads.
+/// Numbers of a model's segments, by their parts. Forward: embedding, blocks, norm, heads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     /// The token embedding.
@@ -33,7 +33,7 @@ pub struct Order {
     pub blocks: Vec<BlockSegments>,
     /// The final norm.
     pub norm: usize,
-    /// An untied language-model head, where the model has one.
+    /// An untied language-model head, if the model has one.
     pub language_model_head: Option<usize>,
     /// The reward head.
     pub reward_head: usize,
@@ -46,7 +46,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// Of the parts of a model, in the order of its segments; `trained` says how many elements one has that is trained.
+    /// For the parts of a model, in the order of its segments; `trained` gives the number of elements of a trained segment.
     ///
     /// # Errors
     /// A part that every model has is missing.
@@ -76,7 +76,7 @@ impl Order {
 }
 
 /// Numbers of these parts in the order in which the backward pass completes their buckets: from the heads to the embedding,
-/// with which a tied vocabulary matrix is complete.
+/// which also completes a tied vocabulary matrix.
 pub fn completions(parts: &[Part]) -> Vec<usize> {
     let key = |part: &Part| match *part {
         Part::RewardHead => (0, Reverse(0), 0),
@@ -91,8 +91,8 @@ pub fn completions(parts: &[Part]) -> Vec<usize> {
     order
 }
 
-/// The trained ones of these segments in the groups whose buckets are reduced together: a bucket waits for the next as long as all
-/// that wait are small. `trained` says how many elements a segment has that is trained.
+/// The trained ones of these segments in the groups whose buckets are reduced together: a group ends with the first bucket
+/// that is not small. `trained` gives the number of elements of a trained segment.
 pub fn reductions(completions: &[usize], trained: impl Fn(usize) -> Option<usize>) -> Vec<Vec<usize>> {
     let (mut groups, mut open) = (Vec::new(), Vec::new());
     for &segment in completions {

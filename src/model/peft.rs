@@ -1,5 +1,5 @@
-//! `adapter_config.json` of PEFT: what an adapter is, read and written; what would change its mathematics and is not
-//! known here is refused by name.
+//! Reads and writes PEFT's `adapter_config.json`; unknown keys that would change an adapter's mathematics are refused by
+//! name.
 //!
 //! Not here: its weights (`adapter.rs`).
 
@@ -13,13 +13,13 @@ use std::path::Path;
 /// The file that makes a folder an adapter.
 pub const CONFIG: &str = "adapter_config.json";
 
-/// What PEFT puts before the names of the base's modules.
+/// PEFT's prefix of the names of the base's modules.
 pub const PREFIX: &str = "base_model.model.";
 
 /// The largest file that is read.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// Keys that say nothing about the mathematics, or that are read below.
+/// Keys that do not affect the mathematics, or that are read below.
 const KNOWN: &[&str] = &[
     "peft_type",
     "peft_version",
@@ -31,13 +31,13 @@ const KNOWN: &[&str] = &[
     "r",
     "lora_alpha",
     "use_rslora",
-    // Where the adapters are is read off their tensors.
+    // The tensors show which modules have adapters.
     "target_modules",
     "exclude_modules",
     "modules_to_save",
     "lora_dropout",
     "init_lora_weights",
-    // Of features that other keys switch on, or of other libraries.
+    // Details of features that other keys turn on, or of other libraries.
     "megatron_core",
     "qalora_group_size",
     "layers_pattern",
@@ -45,21 +45,21 @@ const KNOWN: &[&str] = &[
     "runtime_config",
 ];
 
-/// Ways of starting an adapter that leave the base as it was.
+/// Initialisations of an adapter that do not change the base.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
-/// What a file says, as far as it is used here.
+/// The keys of the file that are used here.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct PeftConfig {
     peft_type: Option<String>,
     task_type: Option<String>,
     /// The base: a folder, or a name on the hub.
     pub base_model_name_or_path: Option<String>,
-    /// Of a base on the hub.
+    /// The revision of a base on the hub.
     pub revision: Option<String>,
     /// Rank.
     pub r: usize,
-    /// Times the rank, or its root, the scale.
+    /// The scale, times the rank or its root.
     pub lora_alpha: f64,
     /// Whether the scale is alpha / sqrt(rank).
     #[serde(default)]
@@ -81,7 +81,7 @@ impl PeftConfig {
     /// Reads and checks the file of a folder.
     ///
     /// # Errors
-    /// A missing or broken file, or one that asks for what is not known here; the key is named.
+    /// A missing or broken file, or one that asks for an unknown feature; the key is named.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
         let text = files::read_within(&path, MOST_BYTES)?;
@@ -106,7 +106,7 @@ impl PeftConfig {
         let config: Self = serde_json::from_slice(text).map_err(broken)?;
         let refuse = |key: &str, value: &Value| {
             Err(Error::input(format!("{key} = {value} is not supported: this program knows plain LoRA"))
-                .hint("merge the adapter into its base with PEFT (merge_and_unload), and name that folder"))
+                .hint("merge the adapter into its base with PEFT (merge_and_unload), and use that folder"))
         };
         if config.peft_type.as_deref() != Some("LORA") {
             return refuse("peft_type", &json!(config.peft_type));
@@ -136,7 +136,7 @@ impl PeftConfig {
     }
 }
 
-/// A value with which a feature is off.
+/// Whether a feature is off with this value.
 fn is_neutral(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -148,13 +148,13 @@ fn is_neutral(value: &Value) -> bool {
     }
 }
 
-/// What is written of an adapter.
+/// What the file says about an adapter.
 pub struct Written<'a> {
-    /// The base, and its revision where it has a name on the hub.
+    /// The base, and its revision if it has a name on the hub.
     pub base: (&'a str, Option<&'a str>),
     /// Rank.
     pub rank: usize,
-    /// Times the rank, or its root, the scale.
+    /// The scale, times the rank or its root.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(rank).
     pub use_rslora: bool,
@@ -163,7 +163,7 @@ pub struct Written<'a> {
 }
 
 impl Written<'_> {
-    /// The file's content, with the keys that PEFT needs and those that say what is not used.
+    /// The file's content, with the keys that PEFT needs and those that turn other features off.
     pub fn to_json(&self) -> Value {
         // PEFT writes a whole number as one.
         let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as i64) } else { json!(self.alpha) };
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_features_that_are_not_known_are_refused_by_name() {
+    fn written_configs_are_read_and_unknown_features_are_refused_by_name() {
         let written =
             Written { base: ("base", None), rank: 8, alpha: 12.5, use_rslora: true, targets: &["q_proj".to_string()] };
         let good = written.to_json();

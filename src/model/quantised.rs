@@ -1,4 +1,4 @@
-//! Quantised weights are known by their config or their tensors, and refused: their numbers are codes, not values.
+//! Quantised weights are recognised by their config or their tensors, and refused: their numbers are codes, not values.
 //!
 //! Not here: dequantising them, which the library that made them does.
 
@@ -7,7 +7,7 @@ use crate::safetensors_io::Mapped;
 use serde_json::Value;
 use std::path::Path;
 
-/// Kinds of numbers that are weights as they stand, by their names in the container.
+/// Kinds of numbers that are plain values, by their names in the container.
 const PLAIN: [&str; 4] = ["F32", "F16", "BF16", "F64"];
 
 /// Last parts of the names of tensors that only quantised weights have, and which libraries write them.
@@ -31,16 +31,16 @@ const MARKS: [(&str, &str); 14] = [
 /// Keys of config.json that say that weights are quantised.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// Refuses a folder whose `config` or tensors say that its weights are quantised. `is_weight` tells by the name in the file
-/// whether the model computes with a tensor.
+/// Refuses a folder whose `config` or tensors say that its weights are quantised. `is_weight` says of a tensor's name in the
+/// file whether the model computes with it.
 ///
 /// # Errors
-/// [`Error::input`] that names what says so.
+/// [`Error::input`] that names these signs.
 pub fn refuse(folder: &Path, config: &Value, files: &[Mapped], is_weight: impl Fn(&str) -> bool) -> Result<()> {
     let mut signs = Vec::new();
     for key in KEYS {
-        let said = config.get(key).filter(|said| !said.is_null());
-        signs.extend(said.map(|said| match said.get("quant_method").and_then(Value::as_str) {
+        let value = config.get(key).filter(|value| !value.is_null());
+        signs.extend(value.map(|value| match value.get("quant_method").and_then(Value::as_str) {
             Some(method) => format!("config.json has {key} with quant_method \"{method}\""),
             None => format!("config.json has {key}"),
         }));
@@ -63,7 +63,7 @@ pub fn refuse(folder: &Path, config: &Value, files: &[Mapped], is_weight: impl F
         return Ok(());
     }
     Err(Error::input(format!("{}: its weights are quantised: {}", folder.display(), signs.join("; "))).hint(
-        "take the model that it was made from; or load it in Transformers, and save model.dequantize(), without \
+        "use the model that it was made from; or load it in Transformers, and save model.dequantize(), without \
          quantization_config; plain f32, f16 or bf16 weights are read",
     ))
 }

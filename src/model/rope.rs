@@ -37,7 +37,7 @@ pub fn frequencies(rotation: &Rotation, length: usize) -> Vec<f32> {
             .collect(),
         RopeScaling::Yarn { factor, fast, slow, original, truncate, .. } => {
             let period = *period as f64;
-            // The number of the frequency that turns so often within the original length.
+            // The number of the frequency with this many turns within the original length.
             let number = |turns: f64| period * (original / (turns * 2.0 * PI)).ln() / (2.0 * rope.theta.ln());
             let ends = (number(*fast), number(*slow));
             let (start, end) = if *truncate { (ends.0.floor(), ends.1.ceil()) } else { ends };
@@ -61,7 +61,7 @@ pub fn frequencies(rotation: &Rotation, length: usize) -> Vec<f32> {
     all.into_iter().map(|frequency| frequency as f32).collect()
 }
 
-/// What cosines and sines are multiplied by.
+/// Factor of cosines and sines.
 fn magnitude(rotation: &Rotation) -> f64 {
     match rotation.rope.scaling {
         RopeScaling::Yarn { magnitude, .. } | RopeScaling::Long { magnitude, .. } => magnitude,
@@ -72,7 +72,7 @@ fn magnitude(rotation: &Rotation) -> f64 {
 /// Cosines and sines of the packed groups' positions `[T]` (i64).
 ///
 /// # Errors
-/// Sequences of one group that are not rotated alike: they have no prefix in common.
+/// Sequences of one group that are not rotated alike: they cannot share a prefix.
 pub fn angles(rotation: &Rotation, groups: &[Group], positions: &Tensor, device: Device) -> Result<Angles> {
     let positions = positions.to_kind(Kind::Float).unsqueeze(-1);
     let angles = match rotation.rope.scaling.alike() {
@@ -107,7 +107,7 @@ pub fn angles(rotation: &Rotation, groups: &[Group], positions: &Tensor, device:
 /// A rotation of one batch.
 pub struct Turned {
     angles: Angles,
-    /// What rotated queries are multiplied by, [T, 1, 1] in the kind of the computation.
+    /// Factors of the rotated queries, [T, 1, 1] in the kind of the computation.
     query_scale: Option<Tensor>,
 }
 
@@ -130,13 +130,12 @@ impl Turned {
         Ok(Self { angles: angles(rotation, groups, positions, device)?, query_scale })
     }
 
-    /// Rotates the queries and keys of rows [T, H + 2 G, E] in place, and scales the queries; or the other way round their
-    /// gradients.
+    /// Rotates the queries and keys of rows [T, H + 2 G, E] in place, and scales the queries; or, backward, their gradients.
     ///
     /// # Errors
     /// As [`Ops::rotate`].
     pub fn rotate(&self, ops: &dyn Ops, rows: &Tensor, heads: HeadCounts, direction: Direction) -> Result<()> {
-        // A scale and a rotation of one head may change places.
+        // Scaling and rotating a head commute.
         if let Some(scale) = &self.query_scale {
             let _ = rows.narrow(1, 0, heads.query as i64).f_mul_(scale)?;
         }

@@ -1,6 +1,6 @@
-//! Which experts a token goes through, by a router's shares, and which rows thus go through which.
+//! Chooses each token's experts by a router's shares, and lists the rows of each expert.
 //!
-//! Not here: what becomes of them there (`experts.rs`).
+//! Not here: what experts compute (`experts.rs`).
 //!
 //! Legend: T tokens, D width, X experts, K of them a token, A = T K rows within.
 
@@ -12,29 +12,29 @@ use tch::{Device, Kind, Tensor};
 pub struct Chosen {
     /// [T, K] i64, the experts of each token, that of the largest share first.
     pub experts: Tensor,
-    /// [T, K] f32, what their results are multiplied by.
+    /// [T, K] f32, the factors of their results.
     pub weights: Tensor,
-    /// The smallest distance of the last share that was chosen from the next, one f32; infinite where all are chosen.
+    /// The smallest difference between the last chosen share and the next one, one f32; infinite if all are chosen.
     pub gap: Tensor,
 }
 
 /// Which rows go through which experts.
 pub struct Routes {
-    /// What the rows follow from.
+    /// The choice that the rows follow from.
     pub chosen: Chosen,
-    /// `[A]` i64, each row's place among tokens times K, sorted by expert.
+    /// `[A]` i64: for each row, in the order of experts, its place among the T K choices.
     order: Tensor,
-    /// [T, K] i64, the reverse of it: which row is the token's.
+    /// [T, K] i64, the inverse: the row of each choice.
     pub rows: Tensor,
     /// Rows of each expert.
     pub counts: Vec<i64>,
 }
 
 impl Chosen {
-    /// By the shares [T, X]. Of equal shares that of the expert with the lower number counts as larger.
+    /// Chooses by the shares [T, X]. Of equal shares that of the expert with the lower number counts as larger.
     ///
     /// # Errors
-    /// A device without memory.
+    /// A device out of memory.
     pub fn of(shares: &Tensor, Experts { count, top_k, normalised }: Experts) -> Result<Self> {
         let (sorted, experts) = shares.f_sort_stable(true, -1, true)?;
         let gap = match top_k < count {
@@ -51,7 +51,7 @@ impl Chosen {
 }
 
 impl Routes {
-    /// Of the tokens that chose so among `count` experts.
+    /// The routes for a choice among `count` experts.
     ///
     /// # Errors
     /// As [`Chosen::of`].
@@ -69,17 +69,17 @@ impl Routes {
         self.order.floor_divide_scalar(self.chosen.experts.size()[1])
     }
 
-    /// [A, 1] f32, what each row's result is multiplied by.
+    /// [A, 1] f32, the factor of each row's result.
     pub fn row_weights(&self) -> Tensor {
         self.chosen.weights.view([-1]).index_select(0, &self.order).unsqueeze(-1)
     }
 
-    /// [T, D] f32: sums of each token's rows of `values` [A, D], which may be weighted.
+    /// [T, D] f32: sums of each token's rows of `values` [A, D], `weighted` or not.
     ///
     /// # Errors
     /// As [`Routes::of`].
     pub fn gathered(&self, values: &Tensor, weighted: bool) -> Result<Tensor> {
-        let [tokens, each] = self.rows.size()[..] else { return Err(Error::runtime("routes that are no matrix")) };
+        let [tokens, each] = self.rows.size()[..] else { return Err(Error::runtime("routes are no matrix")) };
         let mut sum = Tensor::f_zeros([tokens, values.size()[1]], (Kind::Float, values.device()))?;
         for number in 0..each {
             let rows = values.f_index_select(0, &self.rows.select(1, number))?;

@@ -1,6 +1,6 @@
-//! The safetensors files of a model or an adapter: which they are, which tensor is in which, and what is wrong with them.
+//! The safetensors files of a model or an adapter: finds them, the tensors in them, and their faults.
 //!
-//! Not here: what tensors are called in them (`names.rs`), the model made of them (`weights.rs`, `adapter.rs`).
+//! Not here: the names of tensors in them (`names.rs`), the model made of them (`weights.rs`, `adapter.rs`).
 
 use super::architecture::Architecture;
 use super::declared::Declared;
@@ -23,16 +23,16 @@ const MOST_BYTES: u64 = 64 << 20;
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The reward head that TRL and LLaMA-Factory write beside a model or an adapter.
+/// The file of the reward head that TRL and LLaMA-Factory write with a model or an adapter.
 const VALUE_HEAD: &str = "value_head.safetensors";
 
 /// Key of config.json that names the module of the reward head: OpenRLHF's.
 pub const HEAD_NAME: &str = "value_head_prefix";
 
-/// Key of config.json for what is added to every reward: a merged model's, whose head had a bias that servers do not read.
+/// Key of config.json for a number that is added to every reward: the bias of a merged model's head, unknown to servers.
 pub const REWARD_BIAS: &str = "reward_bias";
 
-/// The files of a folder, and which tensor is in which.
+/// The files of a folder, and the tensors in them.
 pub struct WeightFiles {
     files: Vec<Mapped>,
     /// By its usual name.
@@ -40,7 +40,7 @@ pub struct WeightFiles {
     head: Option<HeadNames>,
     /// The module that config.json names as the reward head.
     named_head: Option<String>,
-    /// What config.json adds to rewards.
+    /// The bias of rewards in config.json.
     reward_bias: f64,
 }
 
@@ -51,7 +51,7 @@ struct Place {
     file: usize,
     /// Its name there.
     raw: String,
-    /// Which rows of that tensor it is, where it is not all of it.
+    /// Its rows in that tensor, if it is not the whole tensor.
     rows: Option<Range<usize>>,
 }
 
@@ -59,7 +59,7 @@ impl WeightFiles {
     /// Those of a whole model.
     ///
     /// # Errors
-    /// A missing, cut or damaged file, quantised weights, two tensors of one name, or a reward head that is not read.
+    /// A missing, cut or damaged file, quantised weights, two tensors of one name, or a reward head that cannot be read.
     pub fn of_model(folder: &Path, architecture: &Architecture) -> Result<Self> {
         let config = config(folder)?;
         let parts = Part::all(architecture).into_iter();
@@ -73,16 +73,13 @@ impl WeightFiles {
         let mut opened = Self::of(folder, files, architecture, named_head(&config))?;
         opened.reward_bias = config.get(REWARD_BIAS).and_then(Value::as_f64).unwrap_or(0.0);
         match opened.place.keys().find(|name| name.contains(".lora_") || name.contains(".base_layer.")) {
-            Some(name) => {
-                Err(Error::input(format!("{}: {name} is an adapter's, which is not merged", folder.display())).hint(
-                    "merge it in PEFT (merge_and_unload) and save that; or save the adapter alone, beside its base",
-                ))
-            }
+            Some(name) => Err(Error::input(format!("{}: {name} belongs to an unmerged adapter", folder.display()))
+                .hint("merge it in PEFT (merge_and_unload) and save that; or save the adapter in a folder of its own")),
             None => Ok(opened),
         }
     }
 
-    /// Those of the adapter in `folder`; `base` is the folder of the model that it is beside.
+    /// Those of the adapter in `folder`; `base` is the folder of its base.
     ///
     /// # Errors
     /// As [`Self::of_model`].
@@ -113,7 +110,7 @@ impl WeightFiles {
                     if let Some(Place { file: other, raw: twin, .. }) = place.insert(usual.clone(), here) {
                         let [one, two] = [other, number].map(|number| files[number].path().display());
                         return Err(Error::input(format!("{usual} is there twice: {twin} in {one}, {name} in {two}"))
-                            .hint("take one of them out: they may differ"));
+                            .hint("remove one of them: they may differ"));
                     }
                 }
             }
@@ -129,7 +126,7 @@ impl WeightFiles {
             && !head.weight.starts_with(&format!("{named}."))
         {
             tracing::warn!(
-                "{}: config.json says that the reward head is {named}, which is not there: {} is read",
+                "{}: config.json says that the reward head is {named}, which is missing: {} is read",
                 folder.display(),
                 head.weight
             );
@@ -147,7 +144,7 @@ impl WeightFiles {
         self.place.contains_key(name)
     }
 
-    /// Whether a language-model head is there: its matrix, or of a tied one the bias, where it has one.
+    /// Whether there is a language-model head: its matrix, or for a tied one its bias, if it has one.
     pub fn has_language_model_head(&self, architecture: &Architecture) -> bool {
         let Architecture { tied, head_bias, names, .. } = architecture;
         let needed = if *tied { "bias" } else { "weight" };
@@ -176,7 +173,7 @@ impl WeightFiles {
     /// A copy of a tensor, on the CPU, of the file's kind.
     ///
     /// # Errors
-    /// No such tensor, or one of a kind that is not read.
+    /// No such tensor, or one of a kind that cannot be read.
     pub fn read(&self, name: &str) -> Result<Tensor> {
         self.find(name)?.read(&self.files)
     }
@@ -187,10 +184,10 @@ impl WeightFiles {
             .ok_or_else(|| Error::input(format!("there is no tensor {name}")).hint("get or write the files again"))
     }
 
-    /// The reward head: [1, D] in f32, and what is added to its product.
+    /// The reward head: [1, D] in f32, and its bias.
     ///
     /// # Errors
-    /// A head of a kind that is not read, or one that is not finite.
+    /// A head of a kind that cannot be read, or one that is not finite.
     pub fn reward_head(&self) -> Result<Option<(Tensor, f64)>> {
         let Some(HeadNames { weight, bias }) = &self.head else { return Ok(None) };
         let place = self.find(weight)?;
@@ -201,12 +198,12 @@ impl WeightFiles {
         } + self.reward_bias;
         if !value.is_floating_point() || !bias.is_finite() {
             return Err(Error::input(format!("the reward head {raw} is {:?} with bias {bias}", value.kind()))
-                .hint("a head of f32, bf16 or f16 with finite numbers is read: get or write it again"));
+                .hint("a head must be of finite f32, bf16 or f16 numbers: get or write it again"));
         }
         Ok(Some((value.to_kind(Kind::Float), bias)))
     }
 
-    /// File by file its path and the tensors to go into a merged model, by usual name: all but reward heads and constants.
+    /// Each file's path, and the usual names of its tensors that go into a merged model: all but reward heads and constants.
     pub fn shards(&self) -> impl Iterator<Item = (&Path, Vec<&str>)> {
         self.files.iter().enumerate().map(|(number, file)| {
             let mine = self.place.iter().filter(move |(_, place)| place.file == number);
@@ -217,10 +214,10 @@ impl WeightFiles {
         })
     }
 
-    /// Every needed tensor there, in its shape; everything else reported.
+    /// Checks that every needed tensor is there, in its shape; warns about all others.
     ///
     /// # Errors
-    /// What is missing or has another shape, and what looks like a reward head but is not known as one.
+    /// Tensors that are missing or have another shape, or one that looks like a reward head but has an unknown name.
     pub fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
         let problems = self.problems(folder, architecture, parts)?;
         if let Some(first) = problems.into_iter().next() {
@@ -231,7 +228,7 @@ impl WeightFiles {
             let (count, some) = (unused.len(), abbreviated(&unused));
             match architecture.part_of {
                 Some(whole) => tracing::warn!(
-                    "{}: a {whole} model, of which the text part is read and trained: images are not, nor {count} tensors: \
+                    "{}: of this {whole} model only the text part is read and trained: images are not, nor {count} tensors: \
                      {some}",
                     folder.display()
                 ),
@@ -241,7 +238,7 @@ impl WeightFiles {
         Ok(())
     }
 
-    /// All that keeps the parts of a model from being read.
+    /// Every problem that keeps the parts of a model from being read.
     ///
     /// # Errors
     /// A header that cannot be read.
@@ -273,11 +270,11 @@ impl WeightFiles {
             if found != *shape {
                 let Place { file, raw, .. } = &self.place[name];
                 let file = self.files[*file].path().display();
-                misshapen.push(format!("{file}: {raw} has shape {found:?}, but config.json makes it {shape:?}"));
+                misshapen.push(format!("{file}: {raw} has shape {found:?}, but by config.json it must be {shape:?}"));
             }
         }
         if let [first, others @ ..] = misshapen.as_slice() {
-            let others = if others.is_empty() { String::new() } else { format!("; so have {} others", others.len()) };
+            let others = if others.is_empty() { String::new() } else { format!("; {} more do not fit", others.len()) };
             problems.push(
                 Error::input(format!("{first}{others}"))
                     .hint("config.json and the safetensors must be of the same model: get or write both again"),
@@ -288,11 +285,11 @@ impl WeightFiles {
             if let (Some(module), true) = (name.strip_suffix(".weight"), self.shape(name)? == row) {
                 problems.push(
                     Error::input(format!(
-                        "{}: {name} {row:?} may be the reward head, under a name that is not known",
+                        "{}: {name} {row:?} may be the reward head, under an unknown name",
                         folder.display()
                     ))
                     .hint(format!(
-                        "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else take it out"
+                        "if it is, put \"value_head_prefix\": \"{module}\" into config.json; else remove it"
                     )),
                 );
             }
@@ -300,11 +297,11 @@ impl WeightFiles {
         Ok(problems)
     }
 
-    /// The usual names of tensors that nothing of the parts is read from.
+    /// The usual names of tensors that no part is read from.
     pub fn unused(&self, architecture: &Architecture, parts: &[Part]) -> Vec<&str> {
         let needed = needed(architecture, parts);
         let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
-        // Some carry a tied head's copy of the embedding.
+        // Some files hold a copy of the embedding for a tied head.
         let harmless = |name: &str| is_constant(name) || name.starts_with(architecture.names.head[0]);
         self.names().filter(|name| !known.contains(name) && !harmless(name) && !self.is_head(name)).collect()
     }
@@ -341,7 +338,7 @@ fn mapped(paths: &[PathBuf]) -> Result<Vec<Mapped>> {
     paths.iter().map(open).collect()
 }
 
-/// The weight files of a folder, in a fixed order: those of the index or model.safetensors, then the head beside them.
+/// The weight files of a folder, in a fixed order: those of the index or model.safetensors, then the reward head's own.
 ///
 /// # Errors
 /// No weights, a broken index, or one that names files that are missing or outside the folder.
@@ -365,7 +362,7 @@ pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The reward head's own file, where a folder has one.
+/// The reward head's own file, if a folder has one.
 ///
 /// # Errors
 /// A head in a pickle.
@@ -377,7 +374,7 @@ pub fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
     let pickle = folder.join("value_head.bin");
     match pickle.exists() {
         true => Err(Error::input(format!("{} holds the reward head, in a pickle", pickle.display()))
-            .hint("a pickle can run code when opened: save the head as value_head.safetensors, or take the file away")),
+            .hint("a pickle can run code when opened: save the head as value_head.safetensors, or remove the file")),
         false => Ok(None),
     }
 }
@@ -389,7 +386,7 @@ fn config(folder: &Path) -> Result<Value> {
         .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("get it again"))
 }
 
-/// The module that OpenRLHF was told to keep the reward head in.
+/// The module of the reward head that OpenRLHF's key names.
 fn named_head(config: &Value) -> Option<String> {
     config.get(HEAD_NAME).and_then(Value::as_str).filter(|name| !name.is_empty()).map(String::from)
 }

@@ -1,4 +1,4 @@
-//! model.safetensors.index.json: the files of a model whose weights are in several.
+//! model.safetensors.index.json: the files of a model whose weights are in several files.
 //!
 //! Not here: the tensors in them (`weight_files.rs`).
 
@@ -36,7 +36,7 @@ pub fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
     };
     if let Some(outside) = names.iter().find(|name| !is_inside(name)) {
-        return Err(wrong(format!("{outside:?} is no file of this folder")));
+        return Err(wrong(format!("{outside:?} is not a file of this folder")));
     }
     let missing: Vec<&str> =
         names.iter().map(|name| name.as_str()).filter(|name| !folder.join(name).exists()).collect();
@@ -57,7 +57,7 @@ pub(super) fn abbreviated(names: &[&str]) -> String {
     if rest > 0 { format!("{shown} and {rest} more") } else { shown }
 }
 
-/// A JSON object's entries as they stand, those of one name too.
+/// A JSON object's entries in order, repeated names included.
 struct Entries(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Entries {

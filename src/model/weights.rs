@@ -18,25 +18,25 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// A model in memory: its description and its segments, in the order of the forward pass.
 pub struct Model {
-    /// What it is.
+    /// Its description.
     pub architecture: Architecture,
-    /// What each segment is.
+    /// The part that each segment holds.
     pub parts: Vec<Part>,
-    /// The parameters, a segment a part.
+    /// The parameters, a segment for each part.
     pub segments: Vec<Segment>,
     /// Kind of the computation.
     pub kind: Kind,
     /// Where it lives.
     pub device: Device,
-    /// Whether the folder brought a reward head; if not, it is zero.
+    /// Whether the folder has a reward head; if not, it is zero.
     pub had_reward_head: bool,
-    /// The bias of the head that the folder brought: added to every reward of an evaluation, not trained and not exported. It
-    /// changes no comparison of two answers.
+    /// The bias of the folder's reward head: added to every reward of an evaluation, not trained and not exported. It changes
+    /// no comparison of two answers.
     pub reward_bias: f64,
     /// The adapters that it has: their weights are the last segments, one a block.
     pub lora: Option<Lora>,
-    /// Hash of all that was read for segments of which this rank holds a share of the masters in memory of their own: no rank
-    /// can hand those out, so ranks compare it. None where there are no such segments.
+    /// Hash of everything read for segments of which this rank holds a share of the masters in memory of their own: no rank
+    /// has all of them to send, so ranks compare the hash. None if there are no such segments.
     pub shares_read: Option<u128>,
 }
 
@@ -87,15 +87,15 @@ impl Model {
         Ok(model)
     }
 
-    /// Takes over the reward head [1, D] of a folder and its bias, where there is one.
+    /// Takes over the reward head [1, D] of a folder and its bias, if there is one.
     pub fn bring_head(&mut self, head: Option<(Tensor, f64)>, purpose: Use) {
         let (Some((index, _)), Some((weight, bias))) = (self.segment(Part::RewardHead), head) else { return };
         self.segments[index].set(0, &weight);
         (self.had_reward_head, self.reward_bias) = (true, bias);
         if bias != 0.0 && purpose.trains() {
             tracing::warn!(
-                "the reward head has a bias, {bias}, which is left out: it changes no comparison, and servers read none; \
-                 rewards of what is trained are lower by it"
+                "the reward head has a bias, {bias}, which is left out: it changes no comparison, and servers do not read \
+                 it; rewards of the trained model are lower by it"
             );
             self.reward_bias = 0.0;
         }
@@ -106,7 +106,7 @@ impl Model {
         self.segments.first().map_or_else(|| ops::of(self.device), |first| first.weights.ops)
     }
 
-    /// The segment of a part that every model has, or that this one has.
+    /// The segment of a part and its number, if the model has the part.
     pub fn segment(&self, part: Part) -> Option<(usize, &Segment)> {
         let index = self.parts.iter().position(|other| *other == part)?;
         Some((index, &self.segments[index]))
@@ -117,7 +117,7 @@ impl Model {
         self.segments.iter().map(Segment::length).sum()
     }
 
-    /// Every parameter by its checkpoint name, in f32 where there is a master.
+    /// Every parameter by its checkpoint name, in f32 if there is a master.
     pub fn named_values(&self) -> Vec<(String, Tensor)> {
         let named = |segment: &Segment| -> Vec<(String, Tensor)> {
             let parameters = segment.parameters().iter().enumerate();
@@ -138,8 +138,8 @@ fn has_other_head(architecture: &Architecture, files: &WeightFiles) -> Result<bo
     Ok(head.size() != embedding.size() || !head.to_kind(embedding.kind()).equal(&embedding))
 }
 
-/// Reads the tensors of a segment one after the other: each is rounded to the compute kind, and of its f32 values this rank
-/// keeps its own share alone where there are shares. Those are hashed.
+/// Reads the tensors of a segment one after the other: each is rounded to the compute kind, and if masters are sharded this
+/// rank keeps only its own share of the f32 values. Those of which it does are hashed.
 fn load_segment(
     architecture: &Architecture,
     part: Part,

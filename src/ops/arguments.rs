@@ -1,4 +1,4 @@
-//! What operations take: small structs in place of rows of tensors of one type.
+//! Arguments of operations: small structs in place of many tensors of one type.
 //!
 //! Legend: as in `ops/mod.rs`.
 
@@ -18,12 +18,12 @@ pub struct Angles {
     pub sine: Tensor,
 }
 
-/// Which way round heads are rotated.
+/// The direction of a rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// As positions ask.
+    /// By the angles of the positions.
     Forward,
-    /// The other way round: the gradient.
+    /// By their negatives: the gradient.
     Backward,
 }
 
@@ -34,7 +34,7 @@ impl Direction {
     }
 }
 
-/// What normed rows are multiplied by: `[D]`, or 1 + that.
+/// Factors of normed rows: `[D]`, or 1 + that.
 #[derive(Clone, Copy)]
 pub struct NormWeight<'a> {
     /// The numbers.
@@ -43,7 +43,7 @@ pub struct NormWeight<'a> {
     pub plus_one: bool,
 }
 
-/// Weight of a layer norm and its bias, where it has one, `[D]` each.
+/// Weight of a layer norm and its bias, if it has one, `[D]` each.
 #[derive(Clone, Copy)]
 pub struct Affine<'a> {
     /// Multiplied.
@@ -52,7 +52,7 @@ pub struct Affine<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
-/// Sums `[D]` f32 that the gradients of an [`Affine`] are added to, where they are trained.
+/// Sums `[D]` f32 that the gradients of an [`Affine`] are added to, if they are trained.
 #[derive(Clone, Copy)]
 pub struct AffineSums<'a> {
     /// Of the weight.
@@ -61,7 +61,7 @@ pub struct AffineSums<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
-/// What a layer norm keeps of its rows: `[T]` f32 each.
+/// A layer norm's statistics of its rows: `[T]` f32 each.
 #[derive(Clone, Copy)]
 pub struct LayerStatistics<'a> {
     /// Mean.
@@ -75,7 +75,7 @@ pub struct LayerStatistics<'a> {
 pub struct NormGradients<'a> {
     /// Of the output.
     pub output: &'a Tensor,
-    /// What is added to the gradient of x, where there is any.
+    /// Added to the gradient of x, if given.
     pub residual: Option<&'a Tensor>,
     /// Written.
     pub input: &'a Tensor,
@@ -96,7 +96,7 @@ pub enum Activation {
     Relu,
 }
 
-/// What happens between the two products of an MLP.
+/// What an MLP computes between its two products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MlpKind {
     /// The function.
@@ -110,13 +110,13 @@ pub struct AttentionPlan {
     pub(super) groups: Vec<Group>,
     pub(super) heads: HeadCounts,
     pub(super) rules: AttentionRules,
-    /// What tensor operations need; empty where loops walk the groups, and where one call attends.
+    /// For tensor operations; empty if loops walk the groups, or if one library call attends.
     pub(super) calls: Vec<Call>,
-    /// What one call needs, where it attends.
+    /// For one library call, if it attends.
     pub(super) varlen: Option<VarlenPlan>,
 }
 
-/// Logits [R, V] and the log-sum-exp of each row, `[R]` f32; c > 0 where they are capped, c tanh(logit / c) (arXiv
+/// Logits [R, V] and the log-sum-exp of each row, `[R]` f32; c > 0 if they are capped, c tanh(logit / c) (arXiv
 /// 2408.00118).
 pub struct Logits {
     /// The logits.
@@ -125,6 +125,15 @@ pub struct Logits {
     pub sums: Tensor,
     /// c.
     pub soft_cap: Option<f64>,
+}
+
+/// A place in logits [R, V].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Below R.
+    pub row: usize,
+    /// Below V.
+    pub token: usize,
 }
 
 /// Places in logits, as two tensors `[places]` i64 on their device.
@@ -136,20 +145,20 @@ pub struct Places {
 }
 
 impl Places {
-    /// Places (row, token) of logits [R, V].
+    /// Places in these logits [R, V].
     ///
     /// # Errors
     /// A place outside the logits.
-    pub fn new(places: &[(usize, usize)], logits: &Tensor) -> Result<Self> {
+    pub fn new(places: &[Place], logits: &Tensor) -> Result<Self> {
         let (rows, width) = (logits.size()[0] as usize, logits.size()[1] as usize);
-        if let Some(place) = places.iter().find(|(row, token)| *row >= rows || *token >= width) {
+        if let Some(place) = places.iter().find(|place| place.row >= rows || place.token >= width) {
             return Err(Error::runtime(format!("{place:?} lies outside logits of {rows} x {width}")));
         }
-        let index = |number: fn(&(usize, usize)) -> usize, device: Device| {
+        let index = |number: fn(&Place) -> usize, device: Device| {
             on_device(&places.iter().map(|place| number(place) as i64).collect::<Vec<_>>(), device)
         };
         let device = logits.device();
-        Ok(Self { rows: index(|place| place.0, device), tokens: index(|place| place.1, device) })
+        Ok(Self { rows: index(|place| place.row, device), tokens: index(|place| place.token, device) })
     }
 }
 
@@ -158,7 +167,7 @@ impl Places {
 pub struct AdamWConstants {
     /// Learning rate.
     pub learning_rate: f32,
-    /// What a value that decays keeps of itself: 1 - learning rate * weight decay.
+    /// Factor of values that decay: 1 - learning rate * weight decay.
     pub decay: f32,
     /// Of the first moment.
     pub beta1: f32,
@@ -166,13 +175,13 @@ pub struct AdamWConstants {
     pub beta2: f32,
     /// 1 - beta1 and 1 - beta2, taken in f64: in f32 the second would be 5e-5 too large.
     pub complements: [f32; 2],
-    /// What keeps the quotient finite.
+    /// Keeps the quotient finite.
     pub epsilon: f32,
 }
 
-/// What the gradients of a step decide about its update, where they are: nobody waits to learn it before the update.
+/// The verdict on a step's gradients, on their device: nobody waits for it before the update.
 pub struct Verdict {
-    /// `[3]` f32: what gradient sums are multiplied by; 1 / (1 - beta1^t); 1 / sqrt(1 - beta2^t).
+    /// `[3]` f32: the factor of gradient sums; 1 / (1 - beta1^t); 1 / sqrt(1 - beta2^t).
     pub scales: Tensor,
     /// `[1]` bool: whether the update is made.
     pub made: Tensor,
@@ -187,7 +196,7 @@ pub struct AdamWPart {
     pub decays: bool,
 }
 
-/// Flat buffers of one length, to be updated; all f32 but for the compute values.
+/// Flat buffers of one length, to be updated; all f32 except the compute values.
 pub struct AdamWStep<'a> {
     /// Gradient sums, read.
     pub gradient: Tensor,
@@ -195,13 +204,13 @@ pub struct AdamWStep<'a> {
     pub moments: &'a [Tensor; 2],
     /// Masters.
     pub master: &'a Tensor,
-    /// bf16 copies of the masters; none where the masters are what is computed with.
+    /// bf16 copies of the masters; none if the masters are the compute values.
     pub compute: Option<Tensor>,
     /// The parameters, ascending, without gaps from the start of the buffers.
     pub parts: Vec<AdamWPart>,
     /// The numbers of this update that are known before its gradients are.
     pub constants: AdamWConstants,
-    /// The others; and whether anything is changed at all.
+    /// The other numbers, and whether the update is made.
     pub verdict: &'a Verdict,
 }
 
@@ -212,12 +221,12 @@ pub struct Columns<'a> {
     pub rows: &'a Tensor,
     /// The first of the columns.
     pub first: i64,
-    /// C.
+    /// Number of columns, C.
     pub count: i64,
 }
 
 impl<'a> Columns<'a> {
-    /// All of them.
+    /// All columns.
     pub fn all(rows: &'a Tensor) -> Self {
         Self { rows, first: 0, count: rows.size()[1] }
     }

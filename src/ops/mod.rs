@@ -1,13 +1,12 @@
-//! What is computed: one trait over tensors, whose default bodies are the plain formulas of `tensors/`.
+//! The operations: one trait over tensors, whose default bodies are the plain formulas of `tensors/`.
 //!
-//! The formulas work on every device and are the oracle: the conformance suite holds every implementation to automatic
-//! differentiation of them. `cpu/` overrides them with loops over memory, `cuda/` with what libtorch has for GPUs. The
+//! The formulas work on every device and are the oracle: the conformance suite compares every implementation with automatic
+//! differentiation of them. `cpu/` overrides them with loops over memory, `cuda/` with libtorch's GPU calls. The
 //! implementation is chosen once, when a model is placed on a device ([`of`]); nothing else asks which device it is on.
 //!
-//! Legend: T tokens, D width, F width of the MLP, X experts, A rows that go through them, R
-//! rows of logits or the rank of an adapter, V vocabulary, H query heads, G key/value heads, E head
-//! width. Values are f32 or bf16, statistics and sums f32. Outputs are written to buffers of the caller, which overlap no
-//! input.
+//! Legend: T tokens, D width, F width of the MLP, X experts, A rows that go through them, R rows of logits or the rank of an
+//! adapter, V vocabulary, H query heads, G key/value heads, E head width. Values are f32 or bf16, statistics and sums f32.
+//! Outputs are written to the caller's buffers, which overlap no input.
 
 pub mod arguments;
 pub mod checked;
@@ -20,7 +19,7 @@ mod tensors;
 
 pub use arguments::{
     Activation, AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Columns, Direction,
-    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Places, Verdict,
+    LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Place, Places, Verdict,
 };
 pub use checked::Checked;
 pub use scatter::add_rows;
@@ -30,8 +29,8 @@ use crate::error::Result;
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use tch::{Device, Kind, Tensor};
 
-/// The operations of a model on one device. Every method fails on buffers that are not what this crate allocates, and where
-/// the device has no memory left.
+/// The operations of a model on one device. Every method fails on buffers that are not what this crate allocates, and if the
+/// device is out of memory.
 pub trait Ops: Sync {
     /// Rotates the first columns of the first `heads` heads of rows [T, any number of heads, E] in place (RoPE, arXiv
     /// 2104.09864). Its gradient is the rotation backward.
@@ -65,7 +64,7 @@ pub trait Ops: Sync {
     }
 
     /// From the gradient of [`Ops::rms_norm`]'s output to that of x; the gradient of the weight is added to `weight_sum`
-    /// `[D]` f32, where there is one.
+    /// `[D]` f32, if there is one.
     fn rms_norm_backward(
         &self,
         gradients: NormGradients,
@@ -134,8 +133,8 @@ pub trait Ops: Sync {
         tensors::experts::route(x, weight, shares)
     }
 
-    /// `output` [A, M] = x [A, N], each row times its expert's matrix of `weights` [X, M, N]. Rows are sorted by expert, of
-    /// whose rows `counts` has the numbers.
+    /// `output` [A, M] = x [A, N], each row times its expert's matrix of `weights` [X, M, N]. Rows are sorted by expert;
+    /// `counts` has the number of rows of each.
     fn grouped_product(&self, x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) -> Result<()> {
         tensors::experts::product(x, weights, counts, output)
     }
@@ -151,7 +150,7 @@ pub trait Ops: Sync {
         tensors::experts::input_gradient(gradient, weights, counts, x_gradient)
     }
 
-    /// Adds to `sums` [X, M, N] f32 what [`Ops::add_product`] adds for each expert's rows of left [A, M] and right [A, N].
+    /// Adds to `sums` [X, M, N] f32 the [`Ops::add_product`] of each expert's rows of left [A, M] and right [A, N].
     fn add_grouped_product(
         &self,
         [left, right]: [&Tensor; 2],
@@ -177,7 +176,7 @@ pub trait Ops: Sync {
         AttentionPlan { groups: groups.to_vec(), heads, rules, calls, varlen: None }
     }
 
-    /// Queries, keys and values `rows` [T, H + 2 G, E] -> `output` [T, H, E]; returns what the backward pass takes.
+    /// Queries, keys and values `rows` [T, H + 2 G, E] -> `output` [T, H, E]; returns `log_sums` for the backward pass.
     fn attention(&self, plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
         Ok(tensors::attention::forward(plan, rows, output))
     }
@@ -196,7 +195,7 @@ pub trait Ops: Sync {
         Ok(())
     }
 
-    /// Log-sum-exp of each row of logits [R, V], capped first where there is a cap: `[R]` f32.
+    /// Log-sum-exp of each row of logits [R, V], capped first if there is a cap: `[R]` f32.
     fn log_sum_exp(&self, logits: &Tensor, soft_cap: Option<f64>) -> Result<Tensor> {
         Ok(tensors::log_softmax::log_sum_exp(logits, soft_cap))
     }
@@ -207,8 +206,8 @@ pub trait Ops: Sync {
     }
 
     /// Gradient with respect to logits [R, V], in their kind, of the sum over places of slope * log-prob: at (row, token)
-    /// the slopes of that place, less the row's slopes in all times its softmax. Slopes are `[places]` f32. May be written
-    /// over the logits.
+    /// the slopes of that place, minus the sum of the row's slopes times its softmax. Slopes are `[places]` f32. May be
+    /// written over the logits.
     fn log_probs_backward(&self, logits: Logits, at: &Places, slopes: &Tensor) -> Result<Tensor> {
         tensors::log_softmax::backward(&logits, at, slopes)
     }
@@ -225,7 +224,7 @@ pub trait Ops: Sync {
         Ok(())
     }
 
-    /// What a thin matrix makes of columns [T, C] of rows: `[T, R]` f32 = columns factor^T, with factor [R, C] f32. Columns
+    /// Product of columns [T, C] of rows with a thin matrix: `[T, R]` f32 = columns factor^T, with factor [R, C] f32. Columns
     /// may be narrower than f32: they are widened.
     fn low_rank(&self, columns: Columns, factor: &Tensor) -> Result<Tensor> {
         tensors::low_rank::product(columns, factor)
@@ -241,19 +240,19 @@ pub trait Ops: Sync {
         tensors::low_rank::add_gradient(inner, columns, sum)
     }
 
-    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums. Where the verdict is
-    /// against it all of them keep their bits. The caller does not wait for the verdict.
+    /// One update of AdamW (arXiv 1711.05101) of masters, moments and compute values from gradient sums. If the verdict is
+    /// against it, all of them keep their bits. The caller does not wait for the verdict.
     fn adamw(&self, step: &AdamWStep) -> Result<()> {
         tensors::adamw::step(step);
         Ok(())
     }
 
-    /// A hash of a tensor's bits, one i64 where the tensor is: the same on every device of one kind.
+    /// A hash of a tensor's bits, one i64 on its device: the same on every device of one kind.
     fn hash(&self, values: &Tensor) -> Result<Tensor> {
         tensors::hash::hash(values)
     }
 
-    /// Sum of the squares of all values of f32 tensors, summed in f64, `[1]` where they are; not finite if any of them is not.
+    /// Sum of the squares of all values of f32 tensors, summed in f64, `[1]` on their device; not finite if any value is not.
     fn sum_of_squares(&self, tensors: &[Tensor]) -> Result<Tensor> {
         tensors::sum_of_squares(tensors)
     }
@@ -267,7 +266,7 @@ impl Ops for Tensors {}
 static CPU: Checked = Checked::over(&cpu::Cpu);
 static CUDA: Checked = Checked::over(&cuda::Cuda(cuda::Libtorch));
 
-/// The operations of a device: its own but for those that were replaced by their formulas ([`Checked`]).
+/// The operations of a device: its own, except those that were replaced by their formulas ([`Checked`]).
 pub fn of(device: Device) -> &'static dyn Ops {
     match checked(device) {
         Some(checked) => checked,
@@ -275,7 +274,7 @@ pub fn of(device: Device) -> &'static dyn Ops {
     }
 }
 
-/// The same where a device has operations of its own.
+/// The same, if a device has operations of its own.
 pub fn checked(device: Device) -> Option<&'static Checked> {
     match device {
         Device::Cpu => Some(&CPU),

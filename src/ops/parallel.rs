@@ -1,6 +1,6 @@
-//! Shares loops out to the rank's threads. One pool a process; without one everything runs where it is called.
+//! Distributes loops over the rank's threads. One pool a process; without one everything runs on the calling thread.
 //!
-//! Not here: libtorch's own threads, which `machine.rs` sets to the same number.
+//! Not here: libtorch's own threads, which `machine/` sets to the same number.
 
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ static POOL: OnceLock<rayon::ThreadPool> = OnceLock::new();
 /// Sets the number of threads; the first call counts. Until then, and with one thread, there is no pool.
 ///
 /// # Errors
-/// The system gives no threads.
+/// The system refuses the threads.
 pub fn start(threads: usize) -> Result<()> {
     if threads > 1 && POOL.get().is_none() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
@@ -22,7 +22,7 @@ pub fn start(threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Threads that [`for_each`] and [`map`] share items out to.
+/// Number of threads that [`for_each`] and [`map`] use.
 pub fn threads() -> usize {
     POOL.get().map_or(1, rayon::ThreadPool::current_num_threads)
 }
@@ -38,7 +38,7 @@ pub fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I)
     }
 }
 
-/// What `work` gives for every item, in the items' order.
+/// The results of `work` for all items, in their order.
 pub fn map<I: Send, O: Send>(items: Vec<I>, work: impl Fn(I) -> O + Send + Sync) -> Vec<O> {
     match POOL.get() {
         Some(pool) => pool.install(|| items.into_par_iter().map(work).collect()),

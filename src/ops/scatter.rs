@@ -10,7 +10,7 @@ use tch::{Device, Tensor};
 /// Adds rows [N, ...] to the rows of `sum` at `places` `[N]` i64, which must exist.
 ///
 /// # Errors
-/// A device without memory.
+/// A device out of memory.
 pub fn add_rows(sum: &Tensor, places: &Tensor, rows: &Tensor) -> Result<()> {
     match sum.device() {
         Device::Cuda(_) => sorted(sum, places, rows),

@@ -80,7 +80,7 @@ impl Memory {
             gradients: sum(&|(_, sizes)| F32 * sizes.bucket),
             masters: sum(&|(_, sizes)| F32 * sizes.masters),
             moments: sum(&|(_, sizes)| 2 * F32 * sizes.moment),
-            activations: workspace(job, largest.tokens).0,
+            activations: workspace(job, largest.tokens).kept,
             block_workspace: block_workspace(job, largest, cpu),
             head_workspace: head_workspace(job, largest, cpu),
             update_workspace: if cpu { 0 } else { update_workspace(&sizes) },
@@ -121,8 +121,8 @@ impl Memory {
     }
 }
 
-/// Bytes of `model::workspace`: of what is kept for the backward pass, and of what blocks share.
-pub fn workspace(job: &Job, tokens: usize) -> (usize, usize) {
+/// Bytes of `model::workspace`.
+pub fn workspace(job: &Job, tokens: usize) -> workspace::Bytes {
     let keep = if job.checkpointing { Keep::Inputs } else { Keep::Everything };
     workspace::bytes(&job.architecture, tokens, keep, job.compute_bytes())
 }
@@ -136,7 +136,7 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
     // `model::routes` of every block: three numbers of eight bytes and one of four.
     let routes = a.blocks.iter().filter_map(|block| block.mlp.experts).map(|experts| 28 * experts.top_k).sum::<usize>();
-    workspace(job, shape.tokens).1 + shape.tokens * (4 * (log_sums + angles) + routes) + moments
+    workspace(job, shape.tokens).shared + shape.tokens * (4 * (log_sums + angles) + routes) + moments
 }
 
 /// The largest of what a block leaves for a moment.

@@ -1,8 +1,8 @@
-//! Do the two losses pull the same way? Every `train.conflict_every` updates both gradients of the same sixteen pairs are
-//! computed apart, and their cosine and norms go into `metrics.jsonl`, in all and of every part of the model.
+//! Whether the gradients of the two losses agree: every `train.conflict_every` updates both gradients of the same sixteen
+//! pairs are computed separately, and their cosine and norms go into `metrics.jsonl`, for the model and for each of its parts.
 //!
-//! It costs two forward and backward passes over those pairs and, while it lasts, two f32 numbers for each that is trained. The
-//! gradients are summed over ranks into buckets of their own: nothing that training reads is touched.
+//! This costs two forward and backward passes over those pairs and, while it runs, two f32 numbers for each trained one. The
+//! gradients are summed over ranks into buckets of their own, so training's state does not change.
 
 use super::Trainer;
 use crate::config::LossConfig;
@@ -23,40 +23,44 @@ use tracing::trace_span;
 /// Pairs whose gradients are compared.
 const PAIRS: usize = 16;
 
-/// Sums over some parameters of g g, h h and g h.
+/// Products of the two losses' gradients, summed over some parameters.
 #[derive(Default, Clone, Copy)]
-struct Products([f64; 3]);
+struct Products {
+    reward_squares: f64,
+    policy_squares: f64,
+    mixed: f64,
+}
 
 impl Products {
     fn add(&mut self, other: Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(sum, more)| *sum += more);
+        self.reward_squares += other.reward_squares;
+        self.policy_squares += other.policy_squares;
+        self.mixed += other.mixed;
     }
 
-    /// Whether both gradients are there.
+    /// Whether neither gradient is 0.
     fn has_both(&self) -> bool {
-        self.0[0] > 0.0 && self.0[1] > 0.0
+        self.reward_squares > 0.0 && self.policy_squares > 0.0
     }
 
     fn cosine(self) -> Option<f64> {
-        let [reward, policy, both] = self.0;
-        // Of each its own root: the product of two small squares may be 0.
-        self.has_both().then(|| both / (reward.sqrt() * policy.sqrt()))
+        // A root of each: the product of two small squares may be 0.
+        self.has_both().then(|| self.mixed / (self.reward_squares.sqrt() * self.policy_squares.sqrt()))
     }
 
-    /// In gradients of a mean over so many pairs.
+    /// The figures for the mean over `pairs`, whose sum these are.
     fn part(self, name: String, pairs: f64) -> PartConflict {
-        let [reward, policy, _] = self.0;
         PartConflict {
             part: name,
             cosine: self.cosine(),
-            reward_norm: reward.sqrt() / pairs,
-            policy_norm: policy.sqrt() / pairs,
+            reward_norm: self.reward_squares.sqrt() / pairs,
+            policy_norm: self.policy_squares.sqrt() / pairs,
         }
     }
 }
 
 impl Trainer<'_> {
-    /// Whether the two losses' gradients are to be compared after the step that is queued.
+    /// Whether to compare the two losses' gradients after the queued step.
     pub(super) fn conflict_is_due(&self) -> bool {
         self.state.step.checked_rem(self.config.train.conflict_every) == Some(0)
     }
@@ -64,11 +68,11 @@ impl Trainer<'_> {
     /// Compares the two losses' gradients. All ranks must call it.
     ///
     /// # Errors
-    /// A lost rank, or a device without memory.
+    /// A lost rank, or a device out of memory.
     pub(super) fn conflict(&mut self) -> Result<Conflict> {
         let _span = trace_span!("conflict").entered();
         let started = Instant::now();
-        // The loss that balances experts belongs to neither: in both gradients it would make them alike.
+        // The loss that balances experts belongs to neither: in both gradients it would make them similar.
         let loss = LossConfig { router_balance: 0.0, ..self.config.loss.clone() };
         let pairs = fixed_pairs(&self.train);
         let reward = self.gradients(&pairs, &loss, [loss.effective_reward_weight(), 0.0])?;
@@ -77,7 +81,11 @@ impl Trainer<'_> {
         let mut all = Products::default();
         for ((segment, reward), (_, policy)) in reward.iter().zip(policy.iter()) {
             let (reward, policy) = (reward.flat(), policy.flat());
-            let products = Products([dot(reward, reward)?, dot(policy, policy)?, dot(reward, policy)?]);
+            let products = Products {
+                reward_squares: dot(reward, reward)?,
+                policy_squares: dot(policy, policy)?,
+                mixed: dot(reward, policy)?,
+            };
             all.add(products);
             parts.entry(place(self.engine.model.parts[segment])).or_default().add(products);
         }
@@ -100,7 +108,7 @@ impl Trainer<'_> {
 
     /// Sums over all ranks of the gradients of these pairs, with these weights of the two losses.
     fn gradients(&mut self, pairs: &[usize], loss: &LossConfig, [reward_weight, alpha]: [f64; 2]) -> Result<Buckets> {
-        // Without the policy's part no logits are needed, and without the reward's its slopes are 0.
+        // Without the policy loss no logits are needed; without the reward loss its slopes are 0.
         let objective = Objective { config: loss, reward_weight, alpha, log_probs: alpha > 0.0 };
         let mut buckets = Buckets::of(&self.engine.model)?;
         let (rank, ranks) = (self.comm.rank(), self.comm.world_size());
@@ -111,7 +119,7 @@ impl Trainer<'_> {
             .into_iter()
             .map(|places| places.into_iter().map(|place| mine[place]).collect())
             .collect();
-        // A rank without pairs takes part in the sums all the same.
+        // A rank without pairs still takes part in the sums.
         let last = batches.pop().unwrap_or_default();
         let device = self.engine.model.device;
         for batch in batches {
@@ -124,7 +132,7 @@ impl Trainer<'_> {
     }
 }
 
-/// The same pairs at every time: spread evenly over those whose references are known, or over all.
+/// The same pairs every time, spread evenly over those whose references are known, or over all if there are no references.
 fn fixed_pairs(train: &Split) -> Vec<usize> {
     let known = |pair: &usize| train.references.get(*pair).is_none_or(|[chosen, _]| !chosen.is_nan());
     let known: Vec<usize> = (0..train.data.len()).filter(known).collect();
@@ -136,7 +144,7 @@ fn dot(one: &Tensor, other: &Tensor) -> Result<f64> {
     Ok((one * other).f_sum(Kind::Double)?.double_value(&[]))
 }
 
-/// Its place in the output, and its name.
+/// A part's place in the output, and its name.
 fn place(part: Part) -> (usize, String) {
     match part {
         Part::Embedding => (0, "embedding".to_owned()),

@@ -1,4 +1,5 @@
-//! Warnings about runs that do not fail but learn nothing; and which rank and segment a gradient that is not finite comes from.
+//! Warnings about runs that do not fail but learn nothing, and about the rank and segment that a non-finite gradient comes
+//! from.
 //!
 //! Not here: doubts about the data (`data/doubts.rs`).
 
@@ -21,16 +22,16 @@ const HEAD: RangeInclusive<f64> = 1e-8..=1e-1;
 /// Steps whose mean loss is compared with the first one's; half of a shorter run.
 const WINDOW: usize = 8;
 
-/// How many times its first value a loss may come to.
+/// Multiple of its first value above which a loss diverges.
 const RISE: f64 = 2.0;
 
-/// What in the settings of a run on `pairs` training pairs is probably not meant.
+/// Settings that are probably mistakes in a run on `pairs` training pairs.
 pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
     let train = &config.train;
     let mut doubts = Vec::new();
     if train.pairs_per_step > pairs {
         doubts.push(format!(
-            "train.pairs_per_step = {} is more than the {pairs} training pairs: every step is a whole epoch of them",
+            "train.pairs_per_step = {} is more than the {pairs} training pairs: every step is a whole epoch",
             train.pairs_per_step
         ));
     }
@@ -44,7 +45,7 @@ pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
             let side = if rate > *usual.end() { "above" } else { "below" };
             let (low, high) = (usual.start(), usual.end());
             doubts.push(format!(
-                "{key} = {rate:e} is far {side} what reward models are trained with ({low:e} to {high:e})"
+                "{key} = {rate:e} is far {side} the usual values for reward models ({low:e} to {high:e})"
             ));
         }
     }
@@ -54,31 +55,31 @@ pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
 /// Steps in a row without a token after which an expert is called dead.
 const DEAD_AFTER: usize = 50;
 
-/// Notices experts that nothing reaches, and losses that rise far above their first value.
+/// Notices experts that get no tokens, and losses that rise far above their first value.
 pub(super) struct LossWatch {
     window: usize,
     watched: [(&'static str, Course); 2],
     /// For how many steps in a row each expert took no token: by block and number.
     idle: BTreeMap<(usize, usize), usize>,
-    told_of_idle: bool,
+    warned_of_idle: bool,
 }
 
-/// One loss.
+/// The course of one loss.
 #[derive(Default)]
 struct Course {
     first: Option<f64>,
     recent: VecDeque<f64>,
-    told: bool,
+    warned: bool,
 }
 
 impl LossWatch {
-    /// For a run of so many steps more.
+    /// For a run with this many steps left.
     pub fn new(steps: usize) -> Self {
         let watched = ["reward loss", "policy loss"].map(|name| (name, Course::default()));
-        Self { window: WINDOW.min(steps / 2).max(1), watched, idle: BTreeMap::new(), told_of_idle: false }
+        Self { window: WINDOW.min(steps / 2).max(1), watched, idle: BTreeMap::new(), warned_of_idle: false }
     }
 
-    /// Takes a step. Each loss is warned of once, and so are experts that nothing reaches.
+    /// Adds a step and returns its warnings: one in all about each loss, and one about experts without tokens.
     pub fn add(&mut self, metrics: &StepMetrics) -> Vec<String> {
         let mut doubts: Vec<String> = self.dead_experts(metrics).into_iter().collect();
         let losses = [metrics.reward_loss, metrics.policy_loss];
@@ -94,10 +95,10 @@ impl LossWatch {
             }
             let mean = course.recent.iter().sum::<f64>() / self.window as f64;
             let full = course.recent.len() == self.window;
-            if full && !course.told && first > 0.0 && mean > RISE * first {
-                course.told = true;
+            if full && !course.warned && first > 0.0 && mean > RISE * first {
+                course.warned = true;
                 doubts.push(format!(
-                    "step {}: the {name} has risen to {mean:.4}, from {first:.4} at first: training diverges; try a lower \
+                    "step {}: the {name} has risen from {first:.4} at first to {mean:.4}: training diverges; try a lower \
                      train.learning_rate",
                     metrics.step
                 ));
@@ -110,11 +111,12 @@ impl LossWatch {
         let idle = &metrics.router.as_ref()?.idle_experts;
         self.idle = idle.iter().map(|expert| (*expert, self.idle.get(expert).unwrap_or(&0) + 1)).collect();
         let dead: Vec<_> = self.idle.iter().filter(|(_, steps)| **steps >= DEAD_AFTER).collect();
-        let ((block, expert), _) = dead.first().filter(|_| !self.told_of_idle)?;
-        self.told_of_idle = true;
+        let ((block, expert), _) = dead.first().filter(|_| !self.warned_of_idle)?;
+        self.warned_of_idle = true;
+        let experts = if dead.len() == 1 { "expert" } else { "experts" };
         Some(format!(
-            "step {}: {} experts took no token for {DEAD_AFTER} steps, expert {expert} of block {block} among them: they do \
-             not learn; loss.router_balance (1e-4, say) spreads tokens",
+            "step {}: {} {experts} took no token for {DEAD_AFTER} steps, for example expert {expert} of block {block}: they \
+             do not learn; loss.router_balance (1e-4, say) spreads tokens",
             metrics.step,
             dead.len()
         ))
@@ -122,23 +124,22 @@ impl LossWatch {
 }
 
 impl Trainer<'_> {
-    /// Warns of a trained reward head that tells no dev pair's answers apart.
+    /// Warns if a trained reward head gives both answers of every dev pair the same reward.
     pub(super) fn doubt_ties(&self, dev: &EvaluationMetrics) {
         let loss = &self.config.loss;
         let trained = loss.effective_reward_weight() > 0.0 && self.state.step > loss.alternate_every;
         if self.comm.rank() == 0 && trained && dev.accuracy == Some(0.5) && dev.margin == Some(0.0) {
             warn!(
                 "after step {} the reward head gives both answers of every dev pair the same reward: it has learnt nothing \
-                 that can be used; are the learning rates right, and do the answers reach the model (data.max_length)?",
+                 useful; are the learning rates right, and do the answers reach the model (data.max_length)?",
                 self.state.step
             );
         }
     }
 
-    /// The first time that an update was skipped, that of step `step_number`: says which rank's pairs give a gradient that is
-    /// not finite, and in which segment it appears first on the way back. Computes the step's gradients once more for that,
-    /// without summing them up, under the weights as they stand: a GPU may have made one more update meanwhile. All ranks
-    /// must call it.
+    /// At the first skipped update, that of step `step_number`: logs which ranks' pairs give gradients that are not finite,
+    /// and in which segment these first appear in the backward pass. For this it computes the step's gradients again, without
+    /// reducing them, with the current weights: a GPU may have made one more update meanwhile. All ranks must call it.
     ///
     /// # Errors
     /// A lost rank.
@@ -156,7 +157,7 @@ impl Trainer<'_> {
         let mut completions = self.engine.order.completions.iter().copied();
         let bad = completions.find(|&segment| self.buckets.get(segment).is_some_and(|bucket| !bucket.is_finite()));
         self.buckets.clear();
-        // Of each rank, one more than the segment's number.
+        // For each rank the segment's number plus one, or 0.
         let mut of_ranks = vec![0.0; self.comm.world_size()];
         of_ranks[self.comm.rank()] = bad.map_or(0.0, |segment| (segment + 1) as f64);
         self.comm.sum_f64(&mut of_ranks)?;
@@ -171,8 +172,10 @@ impl Trainer<'_> {
                 (false, _) => {
                     warn!("step {step_number}: the first gradients that are not finite: {}", named.join(", "))
                 }
-                (true, 0) => warn!("step {step_number}: every rank's own gradients are finite, their sum is not"),
-                (true, _) => warn!("step {step_number}: after {later} more, its pairs' gradients are finite again"),
+                (true, 0) => warn!("step {step_number}: every rank's own gradients are finite, but their sum is not"),
+                (true, _) => {
+                    warn!("step {step_number}: with the weights of {later} steps later its gradients are finite again")
+                }
             }
         }
         Ok(())
@@ -201,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_are_far_off_are_doubted_by_name() {
-        for (keys, pairs, told) in [
+    fn unusual_settings_are_named_in_a_warning() {
+        for (keys, pairs, expected) in [
             ("train.pairs_per_step = 64", 63, "more than the 63 training pairs"),
             ("train.learning_rate = 0.05", 100, "train.learning_rate = 5e-2 is far above"),
             ("train.learning_rate = 1e-12", 100, "train.learning_rate = 1e-12 is far below"),
@@ -210,7 +213,7 @@ mod tests {
             ("train.learning_rate = 0.05\n[lora]\ntargets = ['q_proj']", 100, "far above"),
         ] {
             let found = doubts(&config(keys), pairs);
-            assert!(found.len() == 1 && found[0].contains(told), "{keys}: {found:?}");
+            assert!(found.len() == 1 && found[0].contains(expected), "{keys}: {found:?}");
         }
         for keys in ["", "train.learning_rate = 1e-3", "train.learning_rate = 5e-3\n[lora]\ntargets = ['q_proj']"] {
             assert_eq!(doubts(&config(keys), 100), Vec::<String>::new(), "{keys}");
@@ -234,27 +237,27 @@ mod tests {
         }
     }
 
-    /// A step in which the experts 1 and 3 of block 2 took no token, or only the first of them, or none of the two.
+    /// A step in which `idle` of the experts 1 and 3 of block 2, in this order, took no token.
     fn routed(number: usize, idle: usize) -> StepMetrics {
         let load = [[2.0, 1.0, 2.0, 1.0], [3.0, 0.0, 2.0, 1.0], [3.0, 0.0, 3.0, 0.0]][idle];
         StepMetrics { router: Some(RouterMetrics::of(&load, &[2], None)), ..step(number, 0.7, None) }
     }
 
     #[test]
-    fn experts_without_a_token_for_fifty_steps_in_a_row_are_told_once() {
+    fn experts_without_a_token_for_fifty_steps_in_a_row_are_warned_of_once() {
         let mut watch = LossWatch::new(1000);
-        let mut told = |steps: RangeInclusive<usize>, idle: usize| -> Vec<String> {
+        let mut warnings = |steps: RangeInclusive<usize>, idle: usize| -> Vec<String> {
             steps.flat_map(|number| watch.add(&routed(number, idle))).collect()
         };
-        assert_eq!(told(1..=49, 2), Vec::<String>::new());
-        // One token, and all begins again; for the other expert too.
-        assert_eq!(told(50..=50, 0), Vec::<String>::new());
-        assert_eq!(told(51..=80, 1), Vec::<String>::new());
-        assert_eq!(told(81..=99, 2), Vec::<String>::new());
-        let found = told(100..=100, 2);
-        let begin = "step 100: 1 experts took no token for 50 steps, expert 1 of block 2 among them";
+        assert_eq!(warnings(1..=49, 2), Vec::<String>::new());
+        // A token starts an expert's count again, separately for each expert.
+        assert_eq!(warnings(50..=50, 0), Vec::<String>::new());
+        assert_eq!(warnings(51..=80, 1), Vec::<String>::new());
+        assert_eq!(warnings(81..=99, 2), Vec::<String>::new());
+        let found = warnings(100..=100, 2);
+        let begin = "step 100: 1 expert took no token for 50 steps, for example expert 1 of block 2";
         assert!(found.len() == 1 && found[0].starts_with(begin), "{found:?}");
-        assert_eq!(told(101..=400, 2), Vec::<String>::new());
+        assert_eq!(warnings(101..=400, 2), Vec::<String>::new());
 
         let mut both = LossWatch::new(1000);
         let found: Vec<String> = (1..=50).flat_map(|number| both.add(&routed(number, 2))).collect();
@@ -265,13 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_over_twice_its_first_value_is_told_once_and_one_bad_batch_is_not() {
+    fn a_loss_over_twice_its_first_value_is_warned_of_once_and_one_bad_batch_is_not() {
         let mut watch = LossWatch::new(100);
         assert!(
             (1..20).all(|number| watch.add(&step(number, if number == 9 { 3.0 } else { 0.7 }, Some(0.7))).is_empty())
         );
-        let told: Vec<String> = (20..60).flat_map(|number| watch.add(&step(number, 2.0, Some(0.7)))).collect();
-        assert!(told.len() == 1 && told[0].contains("reward loss has risen"), "{told:?}");
+        let found: Vec<String> = (20..60).flat_map(|number| watch.add(&step(number, 2.0, Some(0.7)))).collect();
+        assert!(found.len() == 1 && found[0].contains("reward loss has risen"), "{found:?}");
         let mut short = LossWatch::new(2);
         assert!(short.add(&step(1, 0.7, None)).is_empty() && short.add(&step(2, 1.5, None)).len() == 1);
     }

@@ -62,31 +62,31 @@ pub struct Trainer<'a> {
     pub optimizer: AdamW,
     /// Which pairs make a global batch.
     pub sampler: Sampler,
-    /// What is trained on.
+    /// The training pairs.
     pub train: Arc<Split>,
-    /// What picks the best checkpoint.
+    /// The pairs that pick the best checkpoint.
     pub dev: Option<Split>,
-    /// Where numbers go; empty on ranks other than 0.
+    /// Where metrics go; empty on ranks other than 0.
     pub sinks: Vec<Box<dyn Sink>>,
-    /// Where checkpoints go; none are written without.
+    /// Where checkpoints go; without it none are written.
     pub saving: Option<Saving>,
     /// How pairs are packed: shared, except to measure what sharing gains.
     pub packing: Packing,
-    /// Where the run stands.
+    /// The run's position.
     pub state: TrainState,
-    /// Raised where this rank was asked to stop: then all ranks do after the step under way, with a checkpoint.
+    /// Set when this rank is asked to stop: then all ranks stop after the current step, with a checkpoint.
     pub stop: Arc<AtomicBool>,
-    /// Whether a rank had been asked when a step was last read; the same on every rank.
+    /// Whether any rank had been asked to stop when a step was last read; the same on every rank.
     asked_to_stop: bool,
     /// The device's queue of work.
     queue: Queue,
-    /// What decides about updates.
+    /// Decides whether updates are made.
     judge: Judge,
-    /// Steps that are queued and not read, the oldest first.
+    /// Steps that are queued but not read, the oldest first.
     unread: VecDeque<Report<'a>>,
     /// When a step was last read.
     read_at: Option<Instant>,
-    /// Packs what comes next; started by the first step, at the step and with the packing it finds.
+    /// Packs the next micro-batches; started by the first step, with the state and packing of that time.
     prefetch: Option<Prefetch>,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Trainer<'a> {
     /// model's.
     ///
     /// # Errors
-    /// A device without memory for the moments.
+    /// A device out of memory for the moments.
     pub fn new(
         config: &'a Config,
         comm: &'a CommThread,
@@ -130,7 +130,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Trains from where the state stands to the end; evaluates and saves on the way and after the last update.
+    /// Trains from the state's position to the end; evaluates and saves on the way and after the last update.
     ///
     /// # Errors
     /// A lost rank, a failed write, gradients that stay non-finite, or a signal that asked to stop.
@@ -158,13 +158,13 @@ impl<'a> Trainer<'a> {
             }
             if stops {
                 return Err(Error::stopped(format!("stopped by a signal after step {} of {total}", self.state.step))
-                    .hint("a checkpoint of that step is saved: the same command with --resume goes on from it"));
+                    .hint("a checkpoint of that step is saved: the same command with --resume continues from it"));
             }
         }
         Ok(())
     }
 
-    /// Reads steps until so many are left, and hands on what they say.
+    /// Reads steps until `unread` are left, and logs their metrics and warnings.
     fn log_steps(&mut self, unread: usize, seen: &mut Seen) -> Result<()> {
         for (metrics, updated) in self.read_steps(unread)? {
             seen.skipped_in_a_row = if updated { 0 } else { seen.skipped_in_a_row + 1 };
@@ -201,7 +201,7 @@ impl<'a> Trainer<'a> {
         Ok(total)
     }
 
-    /// Metrics of a split under the model as it stands: the total first, then each domain. They go to the sinks.
+    /// Metrics of a split with the current weights: the total first, then each domain. They go to the sinks.
     ///
     /// # Errors
     /// A lost rank or a failed write.
@@ -227,15 +227,15 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Tokens that a rank's micro-batches will hardly exceed: the budget, or half as much again as a mean share of a global
-/// batch where the budget takes it whole.
+/// Tokens that a rank's micro-batches will rarely exceed: the budget, or 1.5 times a rank's mean share of a global batch if
+/// that is less.
 fn likely_tokens(config: &Config, data: &PreparedData, ranks: usize) -> usize {
     let all: usize = (0..data.len()).map(|pair| data.tokens(pair)).sum();
     let share = all * config.train.pairs_per_step.div_ceil(ranks) / data.len().max(1);
     config.train.tokens_per_micro_batch.min(share + share / 2)
 }
 
-/// Hash of all that the order of the training pairs depends on.
+/// Hash of everything that the order of the training pairs depends on.
 pub fn data_key(config: &Config, train: &PreparedData) -> String {
     let data = &config.data;
     let weights: Vec<f64> = data.train.iter().map(|source| source.weight).collect();
@@ -244,8 +244,8 @@ pub fn data_key(config: &Config, train: &PreparedData) -> String {
     format!("{:032x}", files::fingerprint_parts([order.as_bytes()]))
 }
 
-/// The most checkpoints that a run of `total` updates has on the disk at a time: the newest `keep`, the best on the dev
-/// pairs, and the one being written, but no more than it writes.
+/// The most checkpoints that a run of `total` updates has on disk at a time: the newest `keep`, the best on the dev pairs,
+/// and the one being written, but no more than it writes.
 pub fn checkpoints_at_once(config: &Config, total: usize) -> usize {
     let written = if config.checkpoint.every == 0 { 1 } else { total.div_ceil(config.checkpoint.every) };
     written.min(config.checkpoint.keep + usize::from(!config.data.dev.is_empty()) + 1)

@@ -1,6 +1,6 @@
-//! Whether the ranks' replicas are still the same, to the last bit: hashes of weights and metrics, held side by side.
+//! Checks that the ranks' replicas are still the same, to the last bit, by hashes of weights and metrics.
 //!
-//! They read, and change nothing. Not here: when they are compared (`step.rs`, `saving.rs`).
+//! Nothing is changed. Not here: when they are compared (`step.rs`, `saving.rs`).
 
 use crate::comm::CommThread;
 use crate::engine::Engine;
@@ -8,34 +8,34 @@ use crate::error::{Error, Result};
 use crate::tensor;
 use tch::Tensor;
 
-/// Hashes of what every rank must have alike.
+/// Hashes of values that must be the same on every rank.
 pub struct Hashes {
     /// After how many updates they were taken.
     step: usize,
-    /// What each hash is of.
-    of: Vec<String>,
-    /// One number each; on a GPU still being computed.
+    /// The names of the hashed values.
+    names: Vec<String>,
+    /// One number each; a GPU may still be computing it.
     hashes: Vec<Tensor>,
 }
 
 impl Hashes {
-    /// Of the weights that are trained: masters, or where each rank holds a share of them the compute values. On a GPU the
-    /// work is queued, and nobody waits for it.
+    /// Hashes of the trained weights: of the masters, or of the compute values if each rank holds a share of the masters. On
+    /// a GPU the work is queued without waiting.
     ///
     /// # Errors
     /// A failure of libtorch.
     pub fn of_weights(engine: &Engine, step: usize) -> Result<Self> {
-        let (mut of, mut hashes) = (Vec::new(), Vec::new());
+        let (mut names, mut hashes) = (Vec::new(), Vec::new());
         for (number, (segment, part)) in engine.model.segments.iter().zip(&engine.model.parts).enumerate() {
             let Some(state) = &segment.state else { continue };
             let values = if state.is_share() { &segment.weights.flat } else { &state.master };
-            of.push(format!("the weights of bucket {number} ({part:?})"));
+            names.push(format!("the weights of bucket {number} ({part:?})"));
             hashes.push(segment.weights.ops.hash(values)?);
         }
-        Ok(Self { step, of, hashes })
+        Ok(Self { step, names, hashes })
     }
 
-    /// The same on the host, once all is done that is queued by then: compare them then.
+    /// Queues copies to the host: compare them once all work queued so far is done.
     ///
     /// # Errors
     /// A failed device.
@@ -46,38 +46,38 @@ impl Hashes {
         Ok(self)
     }
 
-    /// With these numbers of the step besides.
+    /// Adds these metrics of the step.
     pub fn and_metrics(mut self, metrics: &[(&str, f64)]) -> Self {
         for (name, value) in metrics {
-            self.of.push(format!("the step's {name}"));
+            self.names.push(format!("the step's {name}"));
             self.hashes.push(Tensor::from(value.to_bits() as i64));
         }
         self
     }
 
-    /// Compares them over all ranks, which must all call it; waits for the device where they are not on the host.
+    /// Compares them over all ranks, which must all call it; waits for the device if they are not on the host.
     ///
     /// # Errors
-    /// Replicas that differ: the first difference, and the ranks where something else is than on rank 0; or a lost rank.
+    /// Replicas that differ, with the first difference and the ranks that differ from rank 0; or a lost rank.
     pub fn compare(self, comm: &CommThread) -> Result<()> {
         let own: Vec<i64> = self.hashes.iter().map(|hash| hash.int64_value(&[])).collect();
         let mut all = Tensor::from_slice(&own.repeat(comm.world_size()));
         comm.all_gather_blocking(&mut all)?;
         let all = tensor::slice::<i64>(&all)?;
         let all: Vec<&[i64]> = all.chunks(own.len().max(1)).collect();
-        for (index, what) in self.of.iter().enumerate() {
+        for (index, name) in self.names.iter().enumerate() {
             let other = (0..all.len()).filter(|rank| all[*rank][index] != all[0][index]);
             let other: Vec<_> = other.map(|rank| rank.to_string()).collect();
             if !other.is_empty() {
                 let ranks = if other.len() == 1 { "rank" } else { "ranks" };
                 return Err(Error::runtime(format!(
-                    "the ranks' replicas differ after step {}: {what} on {ranks} {} are not rank 0's",
+                    "the ranks' replicas differ after step {}: in {name}, between rank 0 and {ranks} {}",
                     self.step,
                     other.join(", ")
                 ))
                 .hint(
-                    "a processor or memory that computes wrongly, or different libraries on the nodes? --resume goes \
-                     on from the newest checkpoint, which was compared before it was written",
+                    "is a processor or memory faulty, or do the nodes have different libraries? --resume continues from \
+                     the newest checkpoint, whose weights were compared before it was written",
                 ));
             }
         }

@@ -1,8 +1,8 @@
 //! The results of a step: its metrics, whether its update was made, and hashes that must be equal on all ranks.
 //!
-//! On CPUs they are read at once, since the step is done. On GPUs they are read after the next step is queued, so that the device
-//! always has work; but before an evaluation, a checkpoint or a comparison of gradients, and at the end. The limit of skipped
-//! updates, a signal and `train.check_every` take effect when a step is read.
+//! On CPUs they are read at once, since the step is done. On GPUs they are read after the next step is queued, so that the
+//! device always has work; before an evaluation, a checkpoint or a comparison of gradients, and at the end, all are read. The
+//! limit of skipped updates, a signal and `train.check_every` take effect when a step is read.
 //!
 //! Not here: what is queued (`step.rs`).
 
@@ -34,11 +34,11 @@ pub(super) struct Report<'a> {
     /// Learning rate of everything but the reward head.
     pub rate: f64,
     /// See [`Decided`](crate::update::optim::Decided).
-    pub told: Tensor,
+    pub outcome: Tensor,
     /// Hashes of the weights after the step, if they are to be compared.
     pub hashes: Option<Hashes>,
     pub times: Times,
-    /// The tensors above are on the host; their values are there once the device has reached this mark.
+    /// The tensors above are on the host; their values are valid once the device has reached this mark.
     pub mark: Mark,
 }
 
@@ -61,8 +61,9 @@ struct StepSums {
     hits: f64,
     margin: f64,
     tokens: f64,
-    /// Tokens of each expert, block after block; and their weighted balance losses. Empty without experts.
+    /// Tokens of each expert, block after block; empty without experts.
     load: Vec<f64>,
+    /// Weighted balance losses of the routers.
     balance: f64,
     /// Number of ranks that were asked to stop.
     stops: f64,
@@ -90,12 +91,12 @@ impl Trainer<'_> {
     }
 
     fn read(&mut self, report: Report) -> Result<(StepMetrics, bool)> {
-        let Report { number, losses, objective, pairs, rate, told, hashes, times, mark } = report;
+        let Report { number, losses, objective, pairs, rate, outcome, hashes, times, mark } = report;
         let _span = trace_span!("read step", number).entered();
         self.comm.set_stage(format!("step {number}"));
         mark.wait()?;
-        let [norm, made] = *tensor::slice::<f64>(&told)? else {
-            return Err(Error::runtime(format!("expected a norm and a verdict, not {told:?}")));
+        let [norm, made] = *tensor::slice::<f64>(&outcome)? else {
+            return Err(Error::runtime(format!("expected a norm and a verdict, not {outcome:?}")));
         };
         let updated = made == 1.0;
         let sums = trace_span!("sum metrics").in_scope(|| self.sums(losses))?;
@@ -108,7 +109,7 @@ impl Trainer<'_> {
         if !updated {
             self.name_not_finite(number, &objective)?;
             self.state.updates_skipped += 1;
-            self.judge.tell()?;
+            self.judge.skip_was_read()?;
             warn!("step {number}: gradients are not finite; the update is skipped on all ranks");
         }
         // Steps overlap on a GPU: each is timed from when the one before it was read.
@@ -145,13 +146,13 @@ impl Trainer<'_> {
     /// Sums over all ranks, and whether one of them was asked to stop.
     fn sums(&self, losses: Vec<(Losses, usize)>) -> Result<StepSums> {
         let stops = f64::from(u8::from(self.stop.load(Ordering::Relaxed)));
-        // A rank without pairs adds as many zeros.
+        // A rank without pairs adds a zero for each expert.
         let experts = self.engine.model.architecture.blocks.iter().filter_map(|block| block.mlp.experts);
         let load = vec![0.0; experts.map(|experts| experts.count).sum()];
         StepSums { stops, load, ..StepSums::default() }.read(losses)?.over_all_ranks(self.comm)
     }
 
-    /// Metrics of the routers, in models with experts; `balance` is the weighted loss per pair.
+    /// Metrics of the routers, in models with experts; `balance` is the weighted balance loss per pair.
     fn router_metrics(&self, load: &[f64], balance: f64) -> Option<RouterMetrics> {
         let blocks = self.engine.model.architecture.blocks.iter().enumerate();
         let routed: Vec<usize> = blocks.filter_map(|(number, block)| block.mlp.experts.map(|_| number)).collect();

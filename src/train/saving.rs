@@ -1,4 +1,4 @@
-//! What a run saves, and takes back on `--resume`: weights, masters, moments, position.
+//! What a run saves, and restores on `--resume`: weights, masters, moments, position.
 
 use super::Trainer;
 use super::replicas::Hashes;
@@ -27,15 +27,15 @@ use xxhash_rust::xxh3::Xxh3;
 pub struct Saving {
     /// The run's folder.
     pub run: PathBuf,
-    /// What the run starts from.
+    /// The model that the run starts from.
     pub origin: Origin,
     /// Its config.json and tokenizer files as they were at the start; on rank 0.
     pub model_files: Option<UnfinishedFolder>,
     /// A token that occurs in no sequence.
     pub pad_token: u32,
-    /// The chat templates of what is saved.
+    /// The chat templates to save.
     pub templates: ChatTemplates,
-    /// Conversations that what is saved can be checked by.
+    /// Conversations by which a saved model can be checked.
     pub self_test: Planned,
 }
 
@@ -60,7 +60,7 @@ impl Trainer<'_> {
                 self.state.best = Some(here);
             }
         }
-        // On the disk before the checkpoint that counts on it.
+        // Metrics must be on disk before the checkpoint that relies on them.
         let settled = self.sinks.settle();
         self.state.metrics = self.comm.agree(settled)?;
         let shares = Shares::new(self.comm, &self.engine.model.segments);
@@ -75,11 +75,11 @@ impl Trainer<'_> {
         self.comm.agree(written)
     }
 
-    /// Rewards of the fixed conversations under the weights as they stand; none where one is not finite, which is no reason
-    /// to lose a checkpoint. Every rank computes a part; nothing that training reads is changed.
+    /// Rewards of the fixed conversations with the current weights; none if one is not finite, which is no reason to lose a
+    /// checkpoint. Every rank computes a part; training's state does not change.
     ///
     /// # Errors
-    /// A lost rank, or a computation that failed, for memory perhaps: what it was changing must not be used for training.
+    /// A lost rank, or a failed computation, for lack of memory perhaps: do not train on with the engine after it.
     fn self_test(&mut self, planned: &Planned, dev_rewards: Option<Spread>) -> Result<Option<SelfTest>> {
         let precision = match self.engine.model.kind {
             Kind::BFloat16 => "bf16",
@@ -135,12 +135,12 @@ impl Trainer<'_> {
         };
         for (number, segment) in model.segments.iter().enumerate() {
             if model.lora.is_some() && !segment.trains() {
-                // The base stays as it is, and where it is.
+                // The base does not change and is not copied.
                 continue;
             }
             for (index, parameter) in segment.parameters().iter().enumerate() {
                 let (name, rows) = (&parameter.name, parameter.rows);
-                // Made when its turn comes: one tensor at a time is whole, or in the order of files.
+                // Computed when written: one tensor at a time is gathered, or rearranged into the order of files.
                 snapshot.weights.push(Entry {
                     name: name.clone(),
                     kind: segment.weights.flat.kind(),
@@ -168,8 +168,8 @@ impl Trainer<'_> {
         checkpoint::retain(&saving.run, self.config.checkpoint.keep, best).map(drop)
     }
 
-    /// Takes masters, moments and position from a checkpoint that this program wrote. Returns a hash of all that it read,
-    /// names and shapes with it: every rank reads files that may be another disk's, and must have read the same.
+    /// Restores masters, moments and position from a checkpoint that this program wrote. Returns a hash of everything read,
+    /// with names and shapes: ranks may read from different disks, and must have read the same.
     ///
     /// # Errors
     /// Damaged files, or a checkpoint of another model, loss or data.
@@ -199,7 +199,7 @@ impl Trainer<'_> {
         let now = (self.state.world_size, self.state.threads);
         if (state.world_size, state.threads) != now {
             info!(
-                "the checkpoint was made by {} ranks of {} threads, this run has {} of {}: equal up to rounding",
+                "the checkpoint was made by {} ranks of {} threads, this run has {} of {}: results are equal up to rounding",
                 state.world_size, state.threads, now.0, now.1
             );
         }
@@ -210,8 +210,8 @@ impl Trainer<'_> {
     }
 }
 
-/// Refuses a checkpoint that a run with this config, data and model cannot go on from. Returns where it stands, and what is
-/// set otherwise without harm. Reads no tensor.
+/// Refuses a checkpoint that a run with this config, data and model cannot continue from. Returns its position, and the
+/// harmless differences of the settings. Reads no tensor.
 ///
 /// # Errors
 /// A folder that is no checkpoint of this program, or one of other training pairs, another order of them, another model
@@ -256,8 +256,8 @@ pub fn check_resumable(
     Ok((state, differences))
 }
 
-/// Refuses to go on where ranks have drifted apart: their masters must be the same to the last bit; where each holds a
-/// share of them, the compute values. All ranks must call it.
+/// Refuses to continue if the ranks' replicas differ: their masters must be the same to the last bit, or their compute
+/// values if each holds a share of the masters. All ranks must call it.
 ///
 /// # Errors
 /// Replicas that differ, or a lost rank.
@@ -266,8 +266,9 @@ pub fn check_replicas(engine: &Engine, step: usize, comm: &CommThread) -> Result
 }
 
 fn read(file: &Mapped, name: &str, shape: &[i64]) -> Result<Tensor> {
-    if file.shape(name)? != shape {
-        return Err(Error::input(format!("{name} of the checkpoint is not the model's: {shape:?} was expected"))
+    let found = file.shape(name)?;
+    if found != shape {
+        return Err(Error::input(format!("{name} has shape {found:?} in the checkpoint, but {shape:?} in the model"))
             .hint("resume with the config the run was started with"));
     }
     file.read(name)

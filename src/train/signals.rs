@@ -14,14 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use tracing::info;
 
-/// The signals that ask, and what people call them.
+/// The signals that ask to stop, and their usual names.
 const ASKING: [(i32, &str); 4] = [(SIGTERM, "SIGTERM"), (SIGUSR1, "SIGUSR1"), (SIGHUP, "SIGHUP"), (SIGINT, "Ctrl-C")];
 
-/// From here on a write beyond the limit on a file's size (`ulimit -f`) is an error of that write, and not the process's end
-/// without a word.
+/// From now on a write beyond the limit on a file's size (`ulimit -f`) is an error of that write, and does not end the
+/// process without a message.
 ///
 /// # Errors
-/// A system that takes no handler.
+/// The system refuses the handler.
 pub fn let_oversized_writes_fail() -> Result<()> {
     let heard = Arc::new(AtomicBool::new(false));
     flag::register(SIGXFSZ, heard)
@@ -29,12 +29,12 @@ pub fn let_oversized_writes_fail() -> Result<()> {
         .map_err(|error| Error::runtime(format!("cannot listen for SIGXFSZ: {error}")))
 }
 
-/// Signals ask while this lives. Before and after, they end the process as they always do.
+/// While this lives, signals ask to stop. Before and after, they end the process as usual.
 #[derive(Debug)]
 pub struct Listening {
     asked: Arc<AtomicBool>,
     pipes: Vec<SigId>,
-    /// Ends when nothing can be written into its pipe any more.
+    /// Ends when its pipe has no writers left.
     answering: Option<JoinHandle<()>>,
 }
 
@@ -43,7 +43,7 @@ impl Listening {
     /// does with SIGHUP, stays ignored.
     ///
     /// # Errors
-    /// A system that takes no handler or gives no thread.
+    /// The system refuses a handler or a thread.
     pub fn start(asked: Arc<AtomicBool>) -> Result<Self> {
         let (answers, asks) = UnixStream::pair().map_err(|error| Error::runtime(format!("no pipe: {error}")))?;
         // Before the handlers: an error here leaves none behind.
@@ -68,7 +68,7 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // From here on the next signal is the second.
+        // From now on the next signal counts as the second.
         self.asked.store(true, Ordering::Relaxed);
         for id in self.pipes.drain(..) {
             unregister(id);
@@ -79,7 +79,7 @@ impl Drop for Listening {
     }
 }
 
-/// Says that a signal was heard, which the step under way may leave unseen for long.
+/// Acknowledges a signal, since the step under way may take long.
 fn answer(mut asks: UnixStream) {
     if asks.read(&mut [0]).is_ok_and(|count| count > 0) {
         info!("asked to stop: stopping after this step, with a checkpoint; ask again to stop now, without");

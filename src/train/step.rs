@@ -16,11 +16,11 @@ use crate::metrics::StepMetrics;
 use crate::tensor::queue_to_host;
 use crate::update::optim::{self, Clipping, Decided, Update};
 use crate::update::reducer::Reducer;
-use crate::update::sharding::{self, Spread};
+use crate::update::sharding::{self, Gathers};
 use std::time::Instant;
 use tracing::trace_span;
 
-/// What the gradients of a step leave besides the buckets.
+/// What computing a step's gradients yields, apart from the buckets.
 struct Computed<'o> {
     /// Losses of each of this rank's micro-batches, which a GPU may still be computing, and its tokens.
     losses: Vec<(Losses<'o>, usize)>,
@@ -50,21 +50,21 @@ impl Rates {
 }
 
 impl<'a> Trainer<'a> {
-    /// One update, from its first pair to its metrics. Returns these, and whether the update was made (or skipped: gradients
+    /// Queues one update and reads it at once. Returns its metrics, and whether the update was made (or skipped: gradients
     /// not finite).
     ///
     /// # Errors
-    /// A lost rank, or a device without memory.
+    /// A lost rank, or a device out of memory.
     pub fn step(&mut self, total: usize) -> Result<(StepMetrics, bool)> {
         self.queue_step(total)?;
         let last = self.read_steps(0)?.pop();
-        last.ok_or_else(|| Error::runtime("a step was queued, and none can be read"))
+        last.ok_or_else(|| Error::runtime("a step was queued, but none can be read"))
     }
 
-    /// Queues one update of `total`, and copies of what will be read of it.
+    /// Queues one update of `total`, and the copies of its results to the host.
     ///
     /// # Errors
-    /// A lost rank, or a device without memory.
+    /// A lost rank, or a device out of memory.
     pub fn queue_step(&mut self, total: usize) -> Result<()> {
         let started = Instant::now();
         let number = self.state.step + 1;
@@ -74,7 +74,7 @@ impl<'a> Trainer<'a> {
         let sharded = sharding::is_sharded(&self.engine.model);
         let Computed { losses, pairs, computed, reduced } = self.compute_gradients(total, &objective, sharded)?;
         let rates = Rates::of(&self.config.train, self.state.step, total);
-        let Decided { verdict, told } = trace_span!("gradient norm").in_scope(|| self.decide(pairs, sharded))?;
+        let Decided { verdict, outcome } = trace_span!("gradient norm").in_scope(|| self.decide(pairs, sharded))?;
         let update = Update { learning_rate: rates.rate, head_learning_rate: rates.head, verdict };
         self.update(&update)?;
         self.buckets.clear();
@@ -87,7 +87,7 @@ impl<'a> Trainer<'a> {
             objective,
             pairs,
             rate: rates.rate,
-            told: queue_to_host(&told)?,
+            outcome: queue_to_host(&outcome)?,
             hashes: hashes.map(Hashes::on_host).transpose()?,
             times: Times { started, computed, reduced, queued: Instant::now() },
             mark: self.queue.mark()?,
@@ -127,7 +127,7 @@ impl<'a> Trainer<'a> {
     /// The verdict on the gradients, the same on every rank.
     fn decide(&mut self, pairs: f64, sharded: bool) -> Result<Decided> {
         let squares = optim::gradient_squares(&self.engine.model, &self.buckets)?;
-        // Steps that are not read yet may have been skipped: the device knows.
+        // Steps that are not read yet may have been skipped: only the device knows.
         let number = self.state.step + 1 - self.state.updates_skipped;
         let corrections: Vec<_> =
             (0..=self.unread.len()).map(|skipped| self.optimizer.corrections(number - skipped)).collect();
@@ -136,17 +136,17 @@ impl<'a> Trainer<'a> {
         self.judge.decide(&squares, &clipping, self.comm)
     }
 
-    /// Updates the weights on every rank, as far as the verdict is for it.
+    /// Updates the weights on every rank, if the verdict is that the update is made.
     fn update(&mut self, update: &Update) -> Result<()> {
         trace_span!("update").in_scope(|| {
-            let mut spread = Spread::new(self.comm);
+            let mut gathers = Gathers::new(self.comm);
             let Self { optimizer, engine, buckets, .. } = self;
-            optimizer.step(&mut engine.model, buckets, update, |number, segment| spread.updated(number, segment))?;
-            spread.finish()
+            optimizer.step(&mut engine.model, buckets, update, |number, segment| gathers.updated(number, segment))?;
+            gathers.finish()
         })
     }
 
-    /// Every so many steps: hashes of the weights, to be compared over ranks when the step is read.
+    /// Hashes of the weights every `train.check_every` steps, to be compared over ranks when the step is read.
     fn hashes_if_due(&self) -> Result<Option<Hashes>> {
         if self.comm.world_size() == 1 || self.state.step.checked_rem(self.config.train.check_every) != Some(0) {
             return Ok(None);

@@ -1,9 +1,8 @@
-//! Starts the reduction of gradient buckets the moment they are complete, grouped by the step plan, and waits for all of them at
-//! the step's end;
-//! and puts the buckets where they are reduced fastest. With sharded optimiser state (`sharding.rs`) a rank gets the sums
-//! of its share only.
+//! Starts the reduction of gradient buckets as soon as they are complete, grouped by the step plan, and waits for all of
+//! them at the step's end. Also places the buckets in the memory where reduction is fastest. With sharded optimiser state
+//! (`sharding.rs`) a rank gets only the sums of its share.
 //!
-//! A bucket is moved in by `complete` and moved back by `finish`, so that nobody else adds to it between.
+//! A bucket is moved in by `complete` and moved back by `finish`, so that nobody else adds to it in between.
 
 use crate::comm::{CommThread, Pending};
 use crate::engine::{Buckets, GradientSink};
@@ -14,11 +13,11 @@ use crate::model::weights::Model;
 use tch::{Kind, Tensor};
 use tracing::info;
 
-/// Zeroed buckets for a model; on the CPU in memory that the ranks of a node share, where the backend has such. All ranks
-/// must call it, with the same model.
+/// Zeroed buckets for a model; on the CPU in memory that the ranks of a node share, if the backend has it. All ranks must
+/// call it, with the same model.
 ///
 /// # Errors
-/// A rank or the network is gone, or a device has no memory left.
+/// A lost rank or network, or a device out of memory.
 pub fn buckets(model: &Model, comm: &CommThread) -> Result<Buckets> {
     let trained = model.segments.iter().filter(|segment| segment.trains());
     let lengths: Vec<usize> = trained.map(|segment| segment.weights.flat.numel()).collect();
@@ -29,7 +28,7 @@ pub fn buckets(model: &Model, comm: &CommThread) -> Result<Buckets> {
         Some(Bucket::over(segment.parameters().clone(), flat))
     });
     let megabytes = (lengths.iter().sum::<usize>() * size_of::<f32>()) as f64 / 1e6;
-    info!("the {} ranks of a node share the memory of their gradients, {megabytes:.0} MB each", comm.local().1);
+    info!("the {} ranks of a node share the memory of their gradients, {megabytes:.0} MB each", comm.local().size);
     Ok(Buckets::from_each(shared))
 }
 
@@ -38,12 +37,12 @@ pub struct Reducer<'a> {
     comm: &'a CommThread,
     /// Where buckets come from, and go back to when they are reduced.
     buckets: &'a mut Buckets,
-    /// Which of them go together.
+    /// Which of them are reduced together.
     plan: Reductions,
     kind: Kind,
-    /// Whether a rank gets its own shares only.
+    /// Whether a rank gets only its own shares.
     scatters: bool,
-    /// Complete, while others of their group are not.
+    /// Complete buckets whose group is not complete.
     held: Vec<(usize, Bucket)>,
     pending: Vec<Sent>,
 }
@@ -60,21 +59,21 @@ impl<'a> Reducer<'a> {
         Self { comm, buckets, plan, kind: Kind::Float, scatters: false, held: Vec::new(), pending: Vec::new() }
     }
 
-    /// The same, which adds up in `kind`: bf16 halves what is sent and keeps 8 bits of each partial sum.
+    /// The same, adding up in `kind`: bf16 halves the data sent and keeps 8 significant bits of each partial sum.
     pub fn summing_in(self, kind: Kind) -> Self {
         Self { kind, ..self }
     }
 
-    /// The same, which leaves a rank with the sums of its own share of each bucket, where `scatters`. The other shares
-    /// are undefined afterwards.
+    /// The same; if `scatters`, a rank gets only the sums of its own share of each bucket, and the other shares are
+    /// undefined afterwards.
     pub fn scattering(self, scatters: bool) -> Self {
         Self { scatters, ..self }
     }
 
-    /// Waits until every bucket holds the sum over all ranks, as far as this rank gets it, and puts it back.
+    /// Waits until every bucket holds the sum over all ranks, or this rank's share of it, and puts it back.
     ///
     /// # Errors
-    /// A rank or the network is gone.
+    /// A lost rank or network.
     pub fn finish(mut self) -> Result<()> {
         self.send()?;
         for Sent { buckets, sums } in self.pending {
@@ -88,7 +87,7 @@ impl<'a> Reducer<'a> {
         Ok(())
     }
 
-    /// Starts the reduction of what is held.
+    /// Starts the reduction of the held buckets.
     fn send(&mut self) -> Result<()> {
         if self.held.is_empty() {
             return Ok(());
@@ -96,7 +95,7 @@ impl<'a> Reducer<'a> {
         let buckets: Vec<_> = self.held.drain(..).collect();
         let numbers: Vec<_> = buckets.iter().map(|(segment, _)| segment.to_string()).collect();
         let purpose = format!("bucket{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(" and "));
-        // In f32 a shallow clone of the bucket's memory, which the sum is written to.
+        // In f32 this is a shallow clone: the sum is written to the bucket's own memory.
         let sent = buckets.iter().map(|(_, bucket)| bucket.flat().f_to_kind(self.kind));
         let sent = sent.collect::<std::result::Result<_, _>>()?;
         let sums = match self.scatters {

@@ -1,22 +1,22 @@
 //! Sharded optimiser state, ZeRO stage 1 (Rajbhandari et al., arXiv 1910.02054): each rank keeps masters and moments of
 //! one share of every segment, and updates that share alone.
 //!
-//! A step then goes: reduce-scatter of the gradients (`reducer.rs`), update of the own share (`optim/`), all-gather of
-//! the new compute values ([`Spread`]). A checkpoint, which needs whole masters, collects them on rank 0 ([`Shares`]). No rank
-//! ever holds all of them: a model is loaded with its shares ([`Use::TrainShare`](crate::model::segment::Use)).
+//! A step is then: reduce-scatter of the gradients (`reducer.rs`), update of the rank's own share (`optim/`), all-gather of
+//! the new compute values ([`Gathers`]). A checkpoint, which needs whole masters, collects them on rank 0 ([`Shares`]). No
+//! rank ever holds all of them: a model is loaded with its shares ([`Use::TrainShare`](crate::model::segment::Use)).
 
 use crate::comm::{CommThread, Pending};
 use crate::error::{Error, Result};
-use crate::model::segment::{OptimizerState, Segment};
+use crate::model::segment::{OptimizerState, OwnedPart, Segment};
 use crate::model::weights::Model;
 use crate::tensor;
 use tch::{Device, Kind, Tensor};
 use tracing::info;
 
-/// Says what sharding saves a rank, where there are shares.
+/// Logs how much memory sharding saves a rank, if the state is sharded.
 pub fn report(model: &Model, ranks: usize) {
     if is_sharded(model) {
-        let whole: usize = model.segments.iter().filter(|segment| segment.trains()).map(of_whole).sum();
+        let whole: usize = model.segments.iter().filter(|segment| segment.trains()).map(unsharded_bytes).sum();
         info!(
             "optimiser state is sharded over {ranks} ranks: {:.1} MB a rank instead of {:.1} MB",
             state_bytes(model) as f64 / 1e6,
@@ -31,12 +31,11 @@ pub fn state_bytes(model: &Model) -> usize {
     model.segments.iter().filter_map(bytes).sum()
 }
 
-fn of_whole(segment: &Segment) -> usize {
+fn unsharded_bytes(segment: &Segment) -> usize {
     segment.length() * bytes_of_an_element(segment)
 }
 
-/// Two moments for every master, and the master where it has memory of its own: it is a view of the weights where these
-/// are f32.
+/// Two moments and the master, unless the weights are f32 and the master is a view of them.
 fn bytes_of_an_element(segment: &Segment) -> usize {
     if segment.weights.flat.kind() == Kind::Float { 8 } else { 12 }
 }
@@ -47,18 +46,18 @@ pub fn is_sharded(model: &Model) -> bool {
 }
 
 /// The all-gathers of one update: new compute values of every share to every rank, while later segments are updated.
-pub struct Spread<'a> {
+pub struct Gathers<'a> {
     comm: &'a CommThread,
     pending: Vec<Pending<Vec<Tensor>>>,
 }
 
-impl<'a> Spread<'a> {
+impl<'a> Gathers<'a> {
     /// Nothing under way yet.
     pub fn new(comm: &'a CommThread) -> Self {
         Self { comm, pending: Vec::new() }
     }
 
-    /// Starts it for the segment of that number, whose own share is new; nothing where the segment is whole.
+    /// Starts the all-gather of a segment whose own share was just updated; nothing if the segment is not sharded.
     pub fn updated(&mut self, number: usize, segment: &Segment) {
         if segment.is_share() {
             let purpose = format!("the values of bucket {number}");
@@ -66,20 +65,20 @@ impl<'a> Spread<'a> {
         }
     }
 
-    /// Waits until every rank's values are there.
+    /// Waits until every rank's values have arrived.
     ///
     /// # Errors
-    /// A rank or the network is gone.
+    /// A lost rank or network.
     pub fn finish(self) -> Result<()> {
         self.pending.into_iter().try_for_each(|pending| pending.wait().map(drop))
     }
 }
 
-/// State that all ranks hold shares of, collected on rank 0 one parameter at a time: nothing more of it is ever whole. Where
-/// nothing is sharded it is at hand, and no message is sent.
+/// Optimiser state of which every rank holds a share, collected on rank 0 one parameter at a time, so that no more than one
+/// is ever whole. State that is not sharded needs no message.
 ///
-/// Rank 0 asks ([`Shares::whole`]) in any order and at last says that it is [`Shares::done`]; the other ranks
-/// [`Shares::serve`] meanwhile.
+/// Rank 0 asks for parameters ([`Shares::whole`]) in any order and ends with [`Shares::done`]; meanwhile the other ranks
+/// [`Shares::serve`].
 pub struct Shares<'a> {
     comm: &'a CommThread,
     segments: &'a [Segment],
@@ -98,7 +97,7 @@ pub enum State {
 
 const STATES: [State; 3] = [State::Master, State::First, State::Second];
 
-/// What rank 0 asks for: the number of a segment, of a parameter of it, and of a state. Negative: it needs nothing more.
+/// Rank 0's request: the numbers of a segment, of a parameter in it, and of a state. Negative: it needs nothing more.
 type Request = [i64; 3];
 
 const DONE: Request = [-1; 3];
@@ -109,13 +108,13 @@ impl<'a> Shares<'a> {
         Self { comm, segments }
     }
 
-    /// Rank 0: the whole state of a parameter, f32 in its shape; collected on the CPU where it lies in shares.
+    /// Rank 0: the whole state of a parameter, f32 in its shape; collected on the CPU if it is sharded.
     ///
     /// # Errors
     /// A segment without such state, or a lost rank.
     pub fn whole(&self, segment: usize, index: usize, state: State) -> Result<Tensor> {
         let parameters = self.segments[segment].parameters();
-        // Before the others are asked to bring theirs.
+        // Checked before the others are asked for theirs.
         let own = self.own(segment, state)?;
         if !self.segments[segment].is_share() {
             return Ok(parameters[index].view(own));
@@ -127,7 +126,7 @@ impl<'a> Shares<'a> {
         Ok(whole.f_view(parameter.shape.as_slice())?)
     }
 
-    /// Rank 0: lets the others go. To be called whatever has become of what the state was for.
+    /// Rank 0: releases the others. Must be called even after a failure.
     ///
     /// # Errors
     /// A lost rank.
@@ -135,7 +134,7 @@ impl<'a> Shares<'a> {
         if self.segments.iter().any(Segment::is_share) { self.request(Some(DONE)).map(drop) } else { Ok(()) }
     }
 
-    /// All other ranks: brings what rank 0 asks for, until it is done.
+    /// All other ranks: send what rank 0 asks for, until it is done.
     ///
     /// # Errors
     /// A lost rank.
@@ -151,7 +150,7 @@ impl<'a> Shares<'a> {
         Ok(())
     }
 
-    /// Rank 0's request, on every rank: all of them must come from this one place.
+    /// Rank 0's request, on every rank; one call site for all, since it identifies the collective.
     fn request(&self, own: Option<Request>) -> Result<Request> {
         let mut numbers = Tensor::from_slice(&own.unwrap_or(DONE));
         self.comm.broadcast(&mut numbers, 0)?;
@@ -167,21 +166,21 @@ impl<'a> Shares<'a> {
         self.segments[segment].state.as_ref()
     }
 
-    /// Every rank's part of a parameter goes to all, one after the other, and into `whole`, flat, where it is wanted.
+    /// Broadcasts every rank's part of a parameter, one after the other, and copies it to `whole`, flat, if given.
     fn bring(&self, segment: usize, index: usize, state: State, whole: Option<&Tensor>) -> Result<()> {
         let (own, parameters) = (self.own(segment, state)?, self.segments[segment].parameters());
         let shares = self.state(segment).ok_or_else(|| lacks(segment, state))?;
         for rank in 0..self.comm.world_size() {
-            let (in_share, in_parameter) = shares.part_of(rank, parameters, index);
-            if in_share.is_empty() {
+            let OwnedPart { in_owned, in_parameter } = shares.part_of(rank, parameters, index);
+            if in_owned.is_empty() {
                 continue;
             }
-            let length = in_share.len() as i64;
+            let length = in_owned.len() as i64;
             let part = match rank == self.comm.rank() {
-                true => own.f_narrow(0, in_share.start as i64, length)?,
+                true => own.f_narrow(0, in_owned.start as i64, length)?,
                 false => Tensor::f_empty([length], (Kind::Float, own.device()))?,
             };
-            // What rank 0 has, nobody else needs.
+            // Only rank 0 needs the parts, and it has its own.
             if rank > 0 {
                 let purpose = format!("the {state:?} state of bucket {segment}");
                 self.comm.broadcast_together(purpose, &[part.shallow_clone()], rank)?;

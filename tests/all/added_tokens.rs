@@ -1,5 +1,6 @@
-//! Promise: tokens that a folder declares outside tokenizer.json have the ids, and are special, as in Transformers; a file that
-//! cannot be read so is refused, and an expression that backtracks without end is an error in seconds.
+//! Promise: tokens that a folder declares outside tokenizer.json have the same ids as in Transformers, and are special as there;
+//! a file that cannot be read in that way is refused, and a regular expression that backtracks endlessly is an error within
+//! seconds.
 //!
 //! The truth is made by added_tokens/make_truth.py. Not here: chat templates (token_truth.rs).
 

@@ -1,5 +1,5 @@
-//! Promise: the loss that balances experts is the formula of single sequences, and what `metrics.jsonl` says of routers is of all
-//! tokens of every sequence: whatever the objective, the weight and the packing, in micro-batches and on ranks of any number.
+//! Promise: the balance loss of experts is the formula of single sequences, and the router metrics in `metrics.jsonl` cover all
+//! tokens of every sequence: whatever the objective, the weight, the packing, the micro-batches and the number of ranks.
 //!
 //! Not here: which expert takes a token (`experts.rs`).
 

@@ -1,5 +1,5 @@
-//! Promise: what stands beside a pair, or inside its messages, and could change a score is used as its authors mean it, or
-//! refused by name; nothing is taken literally that is not meant so.
+//! Promise: values next to a pair, or inside its messages, that could change a score are used as their authors mean them, or
+//! refused by name; nothing is taken literally that is not meant literally.
 
 use haf_dist::config::{Source, TemplateKind};
 use haf_dist::data::formats::{DropReason, SourceRows, read, read_for_scoring};
@@ -93,7 +93,7 @@ fn a_system_prompt_earlier_turns_and_an_input_join_the_prompt_of_every_layout() 
 }
 
 #[test]
-fn what_says_nothing_is_as_if_it_were_not_there() {
+fn empty_values_are_ignored() {
     let plain = only(with("domain", json!("d")));
     for key in
         ["system", "history", "input", "context", "messages", "images", "tools", "documents", "chat_template_kwargs"]
@@ -107,7 +107,7 @@ fn what_says_nothing_is_as_if_it_were_not_there() {
 }
 
 #[test]
-fn what_has_no_clear_meaning_is_refused_by_name() {
+fn values_without_a_clear_meaning_are_refused_by_name() {
     for (row, told) in [
         (with("images", json!(["x.png"])), "`images` is not empty"),
         (with("videos", json!(["x.mp4"])), "`videos` is not empty"),
@@ -177,7 +177,7 @@ fn rounds_of_two_texts_are_turns() {
 }
 
 #[test]
-fn what_templates_read_reaches_them_as_transformers_would_pass_it() {
+fn values_reach_templates_as_transformers_would_pass_them() {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
     for given in [tools.clone(), json!(tools.to_string()), json!([tools[0].to_string()])] {
         assert_eq!(only(with("tools", given)).inputs.tools.as_deref(), tools.as_array().map(Vec::as_slice));
@@ -366,7 +366,7 @@ fn keys_that_nothing_reads_are_reported_with_their_rows() {
 }
 
 #[test]
-fn an_input_that_is_the_prompt_once_more_is_not_said_twice() {
+fn an_input_that_repeats_the_prompt_is_not_added_again() {
     assert_eq!(only(with("input", json!("q "))).prompt, Prompt::Text("q".into()));
     let mut row = with("input", json!("q"));
     row["prompt"] = talk(&["hello", "yes", "q"]);

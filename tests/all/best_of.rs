@@ -1,5 +1,5 @@
-//! Promise: the expected gold reward of the best of k is that over all draws of k answers, and `eval --best-of` gives it for the
-//! rewards that `score` writes.
+//! Promise: the expected gold reward of the best of k is the mean over all draws of k answers, and `eval --best-of` gives it for
+//! the rewards that `score` writes.
 
 use crate::tiny::{Workspace, parse_lines};
 use haf_dist::evaluate::best_of::expected;

@@ -1,4 +1,4 @@
-//! Promise: calibration and length say what their formulas say: numbers from numpy, extremes, and controls that must differ.
+//! Promise: calibration and length are what their formulas give: numbers from numpy, extremes, and controls that must differ.
 
 use crate::tiny::{Workspace, parse_lines};
 use haf_dist::evaluate::calibration::{Calibration, temperature};
@@ -18,7 +18,7 @@ fn measured(margins: &[f64]) -> Vec<Measured> {
 }
 
 #[test]
-fn calibration_is_what_numpy_says() {
+fn calibration_equals_numpys() {
     let found = Calibration::of(&MARGINS).unwrap();
     near(found.brier, 0.189104801528299, "Brier");
     near(found.log_loss, 0.5393694732764658, "log loss");
@@ -54,7 +54,7 @@ fn a_coin_and_the_extremes_have_what_they_must() {
 }
 
 #[test]
-fn length_is_what_numpy_says_and_a_reward_that_is_length_has_nothing_left() {
+fn length_equals_numpys_and_a_reward_that_is_length_has_nothing_left() {
     let found = LengthReport::of(&measured(&MARGINS)).unwrap();
     near(found.length_controlled_accuracy.unwrap(), 0.6656019581872824, "length-controlled accuracy");
     assert_eq!(found.longer_accuracy, 4.5 / 8.0);

@@ -1,6 +1,6 @@
-//! What the program prints and with which code it ends, seen from outside.
+//! What the program prints and its exit codes, seen from outside.
 //!
-//! The texts are in `snapshots/`; after a wanted change `INSTA_UPDATE=always cargo test --test all cli::` renews them.
+//! The texts are in `snapshots/`; after an intended change `INSTA_UPDATE=always cargo test --test all cli::` renews them.
 
 use clap::CommandFactory;
 use std::process::{Command, Stdio};
@@ -117,7 +117,7 @@ fn options_for_suites_are_refused_with_pairs_and_scored_answers() {
 }
 
 #[test]
-fn a_wrong_config_is_told_once_with_a_hint() {
+fn a_wrong_config_is_reported_once_with_a_hint() {
     insta::assert_snapshot!("missing_config", refusal(&["--config", "no/such.toml"]));
     let safety = ["--config", "configs/safety.toml", "--set"];
     insta::assert_snapshot!("mistyped_key", refusal(&[&safety[..], &["loss.alhpa=1"]].concat()));

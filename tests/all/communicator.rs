@@ -1,8 +1,8 @@
-//! The conformance suite on the backends that need no launcher, and what becomes of callers when a rank is lost.
+//! The conformance suite on the backends that need no launcher, and the errors that callers get when a rank is lost.
 
 use crate::common;
 use common::conformance::CASES;
-use haf_dist::comm::{CommThread, Communicator, solo::Solo, threads};
+use haf_dist::comm::{CommThread, Communicator, Local, solo::Solo, threads};
 use haf_dist::error::{Error, Result};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -43,7 +43,7 @@ fn conform(comm: &CommThread) {
 #[test]
 fn solo_conforms() {
     let comm = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
-    assert_eq!((comm.rank(), comm.world_size(), comm.local()), (0, 1, (0, 1)));
+    assert_eq!((comm.rank(), comm.world_size(), comm.local()), (0, 1, Local { rank: 0, size: 1 }));
     in_time(move || conform(&comm));
 }
 
@@ -63,7 +63,7 @@ fn three_threads_conform() {
         conform(&comm);
         (comm.rank(), comm.world_size(), comm.local())
     });
-    assert_eq!(places, [(0, 3, (0, 3)), (1, 3, (1, 3)), (2, 3, (2, 3))]);
+    assert_eq!(places, [0, 1, 2].map(|rank| (rank, 3, Local { rank, size: 3 })));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn wrong_arguments_are_errors_and_nothing_runs_after_one() {
     let seats = threads::world(2).into_iter().map(|seat| CommThread::start(move || Ok(seat.communicator())).unwrap());
     for comm in seats.collect::<Vec<_>>() {
         let error = comm.all_gather_blocking(&mut ones(&[3], Kind::Float)).unwrap_err();
-        assert!(error.message.contains("3 elements are not 2 shares"), "{error}");
+        assert!(error.message.contains("3 elements do not divide into 2 equal shares"), "{error}");
     }
 }
 
@@ -161,8 +161,8 @@ impl Communicator for Broken {
     fn world_size(&self) -> usize {
         1
     }
-    fn local(&self) -> (usize, usize) {
-        (0, 1)
+    fn local(&self) -> Local {
+        Local { rank: 0, size: 1 }
     }
     fn broadcast(&mut self, _: &mut Tensor, _: usize) -> Result<()> {
         Ok(())

@@ -1,4 +1,4 @@
-//! Promise: a comparison counts right, treats a prompt as one piece of evidence, and refuses runs that are no pair.
+//! Promise: a comparison counts correctly, treats a prompt as one piece of evidence, and refuses runs that are no pair.
 
 use haf_dist::config::{Config, Objective};
 use haf_dist::evaluate::comparison::{ComparedRun, Comparison, Difference, RankedBy};
@@ -104,7 +104,7 @@ fn runs_that_never_differ_are_not_said_to_be_equal_for_certain() {
 }
 
 #[test]
-fn what_is_no_pair_is_refused_by_name() {
+fn runs_that_are_no_pair_are_refused_by_name() {
     let hybrid = run("hybrid", 1, "++", "+-");
     let refusal = |change: &dyn Fn(&mut ComparedRun)| {
         let mut other = run("reward", 1, "+-", "");
@@ -140,7 +140,7 @@ fn with(mut run: ComparedRun, name: &str, change: impl Fn(&mut Config)) -> Compa
 }
 
 #[test]
-fn any_two_runs_on_the_same_test_pairs_are_compared_and_called_by_what_differs() {
+fn any_two_runs_on_the_same_test_pairs_are_compared_and_named_by_their_differences() {
     let normal = |seed, hits: &str| {
         with(run("hybrid", seed, hits, ""), "normal", |config| config.loss.prior = haf_dist::config::Prior::Normal)
     };
@@ -193,7 +193,7 @@ fn both_heads_are_combined_as_each_run_was_fitted() {
 }
 
 #[test]
-fn what_these_pairs_could_have_shown_stands_beside_every_difference() {
+fn every_difference_comes_with_the_smallest_that_these_pairs_could_have_shown() {
     // 80 prompts of two pairs; the sums of ten differ, of six upwards.
     let ours = "++".repeat(10) + "----" + "----" + &"+-".repeat(66);
     let theirs = "----".repeat(3) + &"++".repeat(4) + "++++" + "++++" + &"+-".repeat(66);

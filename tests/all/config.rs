@@ -1,4 +1,4 @@
-//! What a config file may say, and what a wrong one is told.
+//! Valid config files, and the errors of wrong ones.
 
 use haf_dist::config::*;
 use std::path::{Path, PathBuf};
@@ -189,7 +189,7 @@ fn set_takes_toml_words_and_array_elements() {
 }
 
 #[test]
-fn a_wrong_set_is_told_what_and_why() {
+fn a_wrong_set_is_refused_with_the_reason() {
     for (set, message) in [
         ("loss.alhpa=1", "--set loss.alhpa=1: unknown key `loss.alhpa`; expected one of alpha"),
         ("loss.alhpa=1", "hint: did you mean `loss.alpha`?"),
@@ -211,7 +211,7 @@ fn a_wrong_set_is_told_what_and_why() {
 }
 
 #[test]
-fn a_wrong_file_is_told_the_line_the_key_and_the_nearest() {
+fn a_wrong_file_is_refused_with_line_key_and_nearest_key() {
     for (from, to, message) in [
         ("[output]", "[loss]\nalhpa = 1\n[output]", "a.toml:6: unknown key `loss.alhpa`; expected one of"),
         ("[output]", "[loss]\nalhpa = 1\n[output]", "did you mean `loss.alpha`?"),
@@ -312,7 +312,7 @@ fn a_shorter_sequence_leaves_its_answer_room_unless_the_prompt_is_named() {
 }
 
 #[test]
-fn no_domain_is_called_like_the_total() {
+fn no_domain_has_the_name_of_the_total() {
     for set in ["data.train.0.domain=all", "data.train.0.path=data/all.jsonl.gz"] {
         let told = refusal(MINIMAL, &[set]);
         assert!(told.contains("`data.train.0.domain` = \"all\" is the name of the total"), "{told}");

@@ -11,7 +11,7 @@ fn conflicts(workspace: &Workspace, run: &str) -> Vec<Value> {
 }
 
 #[test]
-fn it_is_measured_alike_on_any_number_of_ranks_and_training_is_the_same_to_the_bit() {
+fn the_cosine_is_the_same_on_any_number_of_ranks_and_training_is_the_same_to_the_bit() {
     let workspace = Workspace::new();
     let run = |name: &str, ranks: usize, more: &[&str]| {
         let dir = format!("output.dir='{name}'");

@@ -1,5 +1,5 @@
-//! Promise: `score --tokens` parts an answer's implicit reward into its tokens', which add up to it, and says which characters of
-//! the answer each stands for.
+//! Promise: `score --tokens` divides an answer's implicit reward among its tokens, whose parts add up to it, and gives the
+//! characters of the answer that each token stands for.
 
 use crate::tiny::{Workspace, parse_lines, tokenizer};
 use serde_json::{Value, json};

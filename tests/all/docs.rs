@@ -1,5 +1,5 @@
-//! Promise: README and docs/ are short, say nothing twice, and lead somewhere; docs/config.md and docs/command-line.md are what
-//! configs/reference.toml and the program say. `UPDATE_DOCS=1` writes these two anew.
+//! Promise: README and docs/ are short, say nothing twice, and have no dead links; docs/config.md and docs/command-line.md are what
+//! configs/reference.toml and the program say. `UPDATE_DOCS=1` rewrites these two.
 //!
 //! Not here: whether the commands of the pages work (`launch/test_docs.py`).
 

@@ -1,5 +1,6 @@
-//! Promise: what an evaluation says of its own doubts follows from its formulas: the heads' sum and who it was fitted on, ties,
-//! abstention, disagreement, mistakes, exchanged sides, markdown; and `eval` says it of the rewards that `score` writes.
+//! Promise: an evaluation's figures of its own reliability follow from their formulas: the heads' sum and the prompts it was fitted
+//! on, ties, abstention, disagreement, mistakes, exchanged sides, markdown; and `eval` reports them for the rewards that `score`
+//! writes.
 
 use crate::tiny::{Workspace, parse_lines, rows};
 use haf_dist::checkpoint::{Fitted, Weights};
@@ -153,7 +154,7 @@ fn markdown_marks_are_counted() {
 }
 
 #[test]
-fn eval_says_it_of_the_rewards_that_score_writes_and_the_sum_is_in_the_checkpoint() {
+fn eval_reports_it_for_the_rewards_that_score_writes_and_the_sum_is_in_the_checkpoint() {
     let workspace = Workspace::trained(1);
     let kept: Value = serde_json::from_slice(&workspace.read("run/step-6/haf_dist.json")).unwrap();
     let combined = &kept["fitted"]["combined"];

@@ -1,9 +1,8 @@
-//! Promise: models with experts load from files of either form, and adapters beside experts are refused by name; which expert
-//! takes a token is what Transformers says, depends on its sequence alone, and of equal shares is the first; in bf16 rounding
+//! Promise: models with experts load from files of either form, and adapters for experts are refused by name; a token goes to the
+//! experts that Transformers chooses, which depend on its sequence alone, and of equal shares to the first; in bf16 rounding
 //! sends few tokens to other experts.
 //!
-//! Not here: losses and gradients; `golden.rs` has those, `balance.rs` the loss that balances experts, and `ops/experts.rs` the
-//! products.
+//! Not here: losses and gradients (`golden.rs`), the balance loss (`balance.rs`), and the products (`ops/experts.rs`).
 
 use crate::balance::routed;
 use crate::families::{load, tensors, values, written};
@@ -73,7 +72,7 @@ fn files_with_one_tensor_for_all_experts_are_the_same_model() {
 }
 
 #[test]
-fn adapters_beside_experts_are_refused_and_all_other_projections_have_some() {
+fn adapters_for_experts_are_refused_and_all_other_projections_have_some() {
     for case in CASES {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
         let architecture = Architecture::open(&folder).unwrap();
@@ -222,7 +221,7 @@ fn in_bf16_few_tokens_go_to_other_experts_and_scores_stay_near() {
 }
 
 #[test]
-fn every_token_goes_to_the_experts_that_transformers_says_alone_and_in_company() {
+fn every_token_goes_to_the_experts_of_transformers_alone_and_in_a_batch() {
     for case in CASES {
         let golden = Golden::open(case, "golden.safetensors");
         let (pairs, mut engine) = (golden.pairs(), golden.engine_of(&golden.folder, false, &|_| ()));

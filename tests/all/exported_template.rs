@@ -1,5 +1,5 @@
-//! Promise: what another program renders with an exported chat template, and the tokens of it, are what was trained; every
-//! rendering but that of a final answer is the original's.
+//! Promise: a program that renders with an exported chat template gets the text and the tokens that were trained on; every
+//! rendering except that of a final answer is the original's.
 
 use haf_dist::checkpoint::{self, ChatTemplates, Rendering};
 use haf_dist::config::{RewardAt, TemplateKind, Truncation};
@@ -253,7 +253,7 @@ fn plain_templates_are_written_as_chat_templates_that_render_the_training_s_text
 }
 
 #[test]
-fn a_template_that_cannot_be_ended_is_left_as_it_is_and_said_to_be() {
+fn a_template_that_cannot_be_ended_is_left_unchanged_and_reported() {
     // Tags that are text must not become marks.
     let source = format!("{{% raw %}}{{% generation %}}{{% endraw %}}{CHATML}");
     let (out, rendering) = exported(&folder(Some(&source)), TemplateKind::Chat, RewardAt::Eos);

@@ -1,8 +1,8 @@
 //! Promise: a folder of each family loads as it comes (in one file or several, in any kind of numbers, with or without
-//! heads) and goes back as it came; its config.json is read as Transformers reads it, and what cannot be computed is
-//! refused with its key.
+//! heads) and is written unchanged; its config.json is read as Transformers reads it, and features that cannot be computed are
+//! refused with their key.
 //!
-//! Not here: what the models compute; `golden.rs` has that.
+//! Not here: what the models compute (`golden.rs`).
 
 use haf_dist::model::architecture::{Architecture, FAMILIES, RopeScaling};
 use haf_dist::model::declared::Rows;
@@ -281,7 +281,7 @@ fn windows_are_where_the_family_or_the_list_says() {
 }
 
 #[test]
-fn what_cannot_be_computed_is_refused_with_its_key() {
+fn features_that_cannot_be_computed_are_refused_with_their_key() {
     let rope = |kind: &str| json!({"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0});
     let share = |share: f64| json!({"rope_theta": 10000.0, "partial_rotary_factor": share});
     for (case, key, value, says) in [

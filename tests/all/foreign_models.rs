@@ -1,5 +1,5 @@
-//! Promise: a model's folder as another program wrote it is read as what it is, whatever its tensors and its reward head are
-//! called, or refused with what is wrong; quantised numbers are never read as weights, and no head is zero in silence.
+//! Promise: a model's folder that another program wrote is read correctly, whatever the names of its tensors and its reward head,
+//! or refused with the reason; quantised numbers are never read as weights, and no head is silently zero.
 //!
 //! Not here: families and kinds of numbers (families.rs), adapters that fit (lora.rs), damaged bytes (damaged.rs).
 
@@ -210,12 +210,12 @@ fn two_tensors_of_one_name_and_adapters_that_are_not_merged_are_refused() {
     for name in ["self_attn.q_proj.lora_A.default.weight", "self_attn.q_proj.base_layer.weight"] {
         let name = format!("base_model.model.model.layers.0.{name}");
         let error = Folder::of("llama-tied").with(&name, single(1.0)).refused();
-        assert!(error.message.contains("not merged") && error.hint.unwrap().contains("merge_and_unload"), "{name}");
+        assert!(error.message.contains("an unmerged adapter") && error.hint.unwrap().contains("merge_and_unload"), "{name}");
     }
 }
 
 #[test]
-fn quantised_weights_are_refused_by_what_says_so() {
+fn quantised_weights_are_refused_with_the_signs_of_it() {
     const PROJECTION: &str = "model.layers.0.mlp.up_proj";
     let weight = format!("{PROJECTION}.weight");
     let codes = |kind: Kind| Tensor::ones([4], (kind, Device::Cpu));
@@ -271,10 +271,10 @@ fn an_index_names_whole_files_of_its_own_folder_each_tensor_once() {
     let up = format!("../{}/model.safetensors", outside.path().file_name().unwrap().to_string_lossy());
     assert!(folder.path(&up).exists() && Path::new(&absolute).exists());
     for (text, says) in [
-        (map(&absolute), "no file of this folder"),
-        (map(&up), "no file of this folder"),
-        (map("x/../one.safetensors"), "no file of this folder"),
-        (map(""), "no file of this folder"),
+        (map(&absolute), "not a file of this folder"),
+        (map(&up), "not a file of this folder"),
+        (map("x/../one.safetensors"), "not a file of this folder"),
+        (map(""), "not a file of this folder"),
         (map("two.safetensors"), "1 of its 1 files are missing: two.safetensors"),
         (r#"{"weight_map": {"a": "one.safetensors", "a": "one.safetensors"}}"#.into(), "has a twice"),
         (r#"{"weight_map": ["a"]}"#.into(), "not a safetensors index"),
@@ -357,7 +357,7 @@ fn an_adapter_brings_the_head_that_it_promises_under_any_name() {
 }
 
 #[test]
-fn an_adapter_with_codes_or_twins_is_refused() {
+fn an_adapter_with_quantised_or_repeated_tensors_is_refused() {
     let (_place, origin) = adapted(|tensors, _| {
         for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("lora_A")) {
             assert!(name.ends_with("weight"));
@@ -373,7 +373,7 @@ fn an_adapter_with_codes_or_twins_is_refused() {
 }
 
 #[test]
-fn a_head_beside_the_embedding_that_it_is_tied_to_counts_where_it_differs() {
+fn a_tied_head_that_differs_from_the_embedding_counts() {
     let mut held = families::tensors("llama-tied");
     let embedding = held["model.embed_tokens.weight"].copy();
     for (head, own) in [(embedding.copy(), false), (embedding.flip([0]), true)] {

@@ -1,7 +1,7 @@
-//! Promise: the golden files notice a model that lacks one of its specialities, or has a threshold elsewhere: some loss or
-//! gradient is off by far more than they allow.
+//! Promise: the golden files notice a model that lacks one of its specialities, or has another threshold: some loss or gradient
+//! is off by far more than they allow.
 //!
-//! Not here: that the models as they are agree with them (`golden.rs`).
+//! Not here: that unchanged models agree with them (`golden.rs`).
 
 use crate::families::{config, tensors, written};
 use crate::golden::{Golden, check, check_within};
@@ -139,7 +139,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
 }
 
 #[test]
-fn control_a_number_of_a_rotation_that_is_another_is_noticed() {
+fn control_another_number_in_a_rotation_is_noticed() {
     // By one token.
     let later: fn(&mut RopeScaling) = |scaling| match scaling {
         RopeScaling::Yarn { original, .. } | RopeScaling::Llama3 { original, .. } => *original += 1.0,
@@ -205,7 +205,7 @@ fn control_a_number_of_a_rotation_that_is_another_is_noticed() {
 }
 
 #[test]
-fn control_scores_that_are_scaled_otherwise_are_noticed() {
+fn control_scores_with_another_scale_are_noticed() {
     for case in ["granite", "gemma2", "gemma3"] {
         notice(case, "its own scale of scores", &|model| {
             model.blocks.iter_mut().for_each(|block| block.rules.scale *= 1.25);

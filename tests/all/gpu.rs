@@ -1,5 +1,5 @@
-//! What can only be seen on GPUs; launch/gpu-check.sh runs these tests one by one and reads what they print. All are
-//! ignored elsewhere. Those that say so run under mpirun, one rank a GPU, and a single rank is enough for them.
+//! Tests that need GPUs; launch/gpu-check.sh runs them one by one and reads their output. All are ignored elsewhere. Those that
+//! say so run under mpirun, one rank a GPU; a single rank is enough for them.
 
 #[allow(dead_code)]
 use crate::steps;
@@ -19,7 +19,7 @@ const WIDTH: i64 = 8192;
 fn joined() -> (CommThread, Device) {
     install_panic_hook();
     let comm = CommThread::start(connect).expect("MPI starts");
-    let gpu = comm.local().0;
+    let gpu = comm.local().rank;
     let device = Device::Cuda(gpu);
     let settings = nccl::Settings { device, gpu, timeout: Duration::from_secs(60) };
     let version = nccl::join(&comm, settings).unwrap_or_else(|error| panic!("{error}"));

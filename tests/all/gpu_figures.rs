@@ -1,5 +1,5 @@
-//! Figures of a device that launch/gpu-check.sh prints: each operation beside its formula and a plain copy, and whole steps at
-//! the shapes of common models with their memory beside `plan`'s. What prints them runs small on a CPU too.
+//! Figures of a device that launch/gpu-check.sh prints: each operation compared with its formula and a plain copy, and whole steps
+//! at the shapes of common models, their memory compared with `plan`'s. The printing code runs with small sizes on a CPU too.
 //!
 //! Not here: checks of NCCL and of numbers (`gpu.rs`).
 
@@ -240,7 +240,7 @@ fn steps_at_the_shape_of_an_8b_model() {
 
 /// What a GPU will be asked for, in small.
 #[test]
-fn what_prints_the_figures_works_on_a_cpu() {
+fn the_figures_can_be_printed_on_a_cpu() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama-untied");
     let architecture = Architecture::open(&folder).unwrap();
     let widths = kernels::widths(&architecture, Kind::Float, Device::Cpu);

@@ -1,5 +1,5 @@
-//! Promise: the heads' losses and gradients agree with the plain formulas, whatever the logits have besides a product: a
-//! bias (Phi-2), a scale (Granite), a soft cap (Gemma 2), all or none; and where rewards are trained at two positions.
+//! Promise: the heads' losses and gradients agree with the plain formulas, whatever is applied to the logits: a bias (Phi-2), a
+//! scale (Granite), a soft cap (Gemma 2), all or none; and if rewards are trained at two positions.
 //!
 //! Legend: T tokens, D width, V vocabulary.
 

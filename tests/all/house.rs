@@ -1,5 +1,5 @@
-//! Promise: the house keeps its shape. Imports go down only and in no circle, `unsafe` stays in its files, foreign libraries
-//! behind their one door, files are short and few in the root.
+//! Promise: the code keeps its structure. Imports go down only and in no circle, `unsafe` stays in its files, each foreign library
+//! behind its one file, files are short and few in the root.
 //!
 //! Not here: what the compiler and clippy check (the lints in Cargo.toml: panics, printing, `unsafe` without a reason).
 
@@ -304,7 +304,7 @@ fn device_forks(text: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn what_is_computed_is_chosen_in_one_place() {
+fn implementations_are_chosen_in_one_place() {
     for (file, text) in files("src") {
         let found = device_forks(&shipped(&text));
         let may = ASKS_FOR_DEVICE.iter().any(|place| file.starts_with(place));

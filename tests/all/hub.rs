@@ -1,5 +1,5 @@
 //! Promise: `hf://` paths are fetched once, through the hub's protocol, into the hub's own cache; without a network the
-//! cache is enough, and where it is not the error says what to do.
+//! cache is enough, and if it lacks a file the error says what to do.
 
 use haf_dist::config::HubPath;
 use haf_dist::error::{Error, Kind, Result};
@@ -194,7 +194,7 @@ fn a_cache_filled_in_part_is_not_taken_for_the_whole() {
 }
 
 #[test]
-fn what_the_hub_or_the_cache_lacks_is_said_with_advice() {
+fn files_missing_from_the_hub_or_the_cache_are_reported_with_advice() {
     let (server, cache) = (Server::start(DATA), tempfile::tempdir().unwrap());
     let hub = Hub::new(cache.path(), &server.endpoint);
     told(&model(&hub).unwrap_err(), Kind::Input, "there is no config.json", "Hugging Face folder");

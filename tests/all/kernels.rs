@@ -50,7 +50,7 @@ fn small(kind: Kind) -> Widths {
 }
 
 #[test]
-fn what_is_wrong_fails_or_panics_is_named_and_what_is_right_is_not() {
+fn operations_that_are_wrong_fail_or_panic_are_named_and_right_ones_are_not() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let found = faults(&ODD, &small(kind)).unwrap();
         let named: Vec<_> = found.iter().map(|fault| fault.operation.name()).collect();
@@ -98,7 +98,7 @@ fn one_ranks_wrong_operation_is_replaced_on_all() {
 }
 
 #[test]
-fn each_operation_that_the_widths_have_is_timed_beside_its_formula() {
+fn each_operation_that_the_widths_have_is_timed_with_its_formula() {
     let timings = timings(&Cpu, &small(Kind::Float), || ()).unwrap();
     assert_eq!(timings.len(), Operation::ALL.len());
     assert!(timings.iter().all(|one| one.own > 0.0 && one.formula > 0.0));

@@ -1,5 +1,5 @@
-//! Promise: when a step is read changes nothing that is trained or reported, though updates were skipped meanwhile; a skipped
-//! update leaves weights and moments bit for bit as they were. In whole runs on GPUs: tests/nccl.rs, through the stand-in.
+//! Promise: the time at which a step is read changes nothing that is trained or reported, even if updates are skipped meanwhile; a
+//! skipped update leaves weights and moments bit for bit as they were. In whole runs on GPUs: tests/nccl.rs, through the stand-in.
 
 use crate::steps;
 use haf_dist::comm::{CommThread, threads};

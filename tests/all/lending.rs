@@ -1,5 +1,5 @@
 //! Promise: a pass touches weights and buckets only while they are lent, gives back all that it borrows, and needs few of
-//! them at a time. Seen with a source and a sink that count, are late, and put NaN into everything that is not lent.
+//! them at a time. Tested with a source and a sink that count, delay, and fill everything that is not lent with NaN.
 
 use crate::steps;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};

@@ -1,4 +1,4 @@
-//! Every promise that can be tested beside others in one process: a module a promise.
+//! All promises that can be tested together in one process: a module for each.
 //!
 //! Not here: what changes or measures its whole process (`alone/`), starts itself under mpirun (`mpi.rs`, `nccl.rs`), or
 //! breaks runs on purpose (`faults/`).

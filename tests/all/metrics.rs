@@ -56,7 +56,7 @@ fn files(run: &Path) -> Vec<(String, String)> {
 }
 
 #[test]
-fn metric_names_are_an_interface_and_what_is_not_finite_is_null() {
+fn metric_names_are_an_interface_and_values_that_are_not_finite_are_null() {
     let run = tempfile::tempdir().unwrap();
     let mut sink = Jsonl::create(run.path()).unwrap();
     sink.step(&step(1)).unwrap();

@@ -1,6 +1,6 @@
-//! Promise: where libtorch fails, for want of memory first of all, the step returns an error with a hint; nothing panics.
+//! Promise: if libtorch fails, above all for lack of memory, the step returns an error with a hint; nothing panics.
 //!
-//! Seen with operations that fail as a GPU's do. Real limits of memory: tests/faults/limits.rs.
+//! Tested with operations that fail as a GPU's do. Real limits of memory: tests/faults/limits.rs.
 
 use crate::steps;
 use haf_dist::comm::CommThread;

@@ -114,7 +114,7 @@ fn lists_in_structs_and_maps_are_lists_and_objects() {
 }
 
 #[test]
-fn what_json_has_not_may_stand_beside_a_pair() {
+fn values_that_json_lacks_may_accompany_a_pair() {
     let taken = rows("odd", Format::Auto).unwrap();
     assert_eq!((taken.pairs.len(), taken.pairs[1].margin), (2, None));
     assert_eq!(taken.unused.into_keys().collect::<Vec<_>>(), ["day", "key", "nested", "score", "when"]);
@@ -149,7 +149,7 @@ fn a_schema_without_end_is_refused_before_it_is_read() {
 }
 
 #[test]
-fn what_is_wrong_is_named_with_file_and_row() {
+fn errors_name_file_and_row() {
     for (name, format, expected) in [
         ("pairs-zstd", Format::Scored, "pairs-zstd.parquet: row 5: `score_chosen` or"),
         ("pairs-zstd", Format::Arena, "pairs-zstd.parquet: row 1: `conversation_a` is missing"),

@@ -119,7 +119,7 @@ fn a_micro_batch_keeps_as_many_bytes_as_predicted() {
                 let _ = workspace.views(&job.architecture, tokens as i64, keep, (kind, Device::Cpu));
                 assert_eq!(workspace.bytes(), planned(&job, tokens), "{case} {kind:?}");
                 // Control: a block of rows more is noticed.
-                assert_ne!(workspace.bytes().0, planned(&job, tokens + 128).0);
+                assert_ne!(workspace.bytes().kept, planned(&job, tokens + 128).kept);
             }
         }
     }

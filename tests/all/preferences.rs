@@ -156,7 +156,7 @@ fn helpsteer2s_markers_are_turns() {
 }
 
 #[test]
-fn scores_are_a_margin_only_where_they_are_asked_for() {
+fn scores_are_a_margin_only_if_requested() {
     assert_eq!(told(scored(8.5, 6.0)).margin, None);
     let source = Source { format: Format::Scored, ..Source::new("") };
     let pair = rows(&source, &[scored(8.5, 6.0)]).unwrap().pairs.remove(0);

@@ -1,4 +1,4 @@
-//! The prefetch thread's promises: the same batches as without it, from any step on, and an end whenever it is dropped.
+//! The prefetch thread's promises: the same batches as without it, from any step on, and it ends whenever it is dropped.
 
 use crate::steps;
 use haf_dist::data::batch::Packing;

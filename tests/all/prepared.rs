@@ -1,4 +1,4 @@
-//! Promises of the prepared file: same pairs again, rebuilt when it cannot be trusted, one clear error otherwise.
+//! Promises of the prepared file: the same pairs again, rebuilt if it cannot be trusted, one clear error otherwise.
 
 use haf_dist::config::{Format, Source, TemplateKind, Truncation};
 use haf_dist::data::AnswerSpan;
@@ -160,7 +160,7 @@ fn logged(action: impl FnOnce()) -> String {
 }
 
 #[test]
-fn a_stale_cut_or_damaged_file_is_named_and_made_again() {
+fn a_stale_cut_or_damaged_file_is_named_and_rebuilt() {
     let place = Place::new();
     let sources = [place.source("first.jsonl", FIRST)];
     let made = content(&place.prepare(&sources).unwrap());

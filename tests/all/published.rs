@@ -1,4 +1,4 @@
-//! Promise: the config.json of published models makes their number of parameters.
+//! Promise: from the config.json of published models follows their number of parameters.
 //!
 //! Not here: their tensors and what is computed (`families.rs`, `golden.rs`).
 

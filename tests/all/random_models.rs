@@ -1,7 +1,7 @@
 //! Promise: in valid configurations of every family, drawn at random, pairs packed together with a shared prefix have the
-//! losses and gradients of single sequences, adapters or not, and gradients are the slopes of the loss.
+//! losses and gradients of single sequences, with and without adapters, and gradients are the slopes of the loss.
 //!
-//! The configurations are the same in every run. Not here: what Transformers makes of them (`golden.rs`).
+//! The configurations are the same in every run. Not here: Transformers' numbers for them (`golden.rs`).
 
 use haf_dist::config::{LoraConfig, LossConfig};
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};

@@ -1,4 +1,4 @@
-//! Promise: no chat template, however it is put together, panics or runs without end. Templates are random: whole statements,
+//! Promise: no chat template, however it is put together, panics or runs endlessly. Templates are random: whole statements,
 //! expressions, and loose pieces of both.
 
 use haf_dist::data::template::jinja::Program;

@@ -75,7 +75,7 @@ fn a_partial_cache_is_completed_by_the_run_that_needs_more() {
 }
 
 #[test]
-fn a_pass_that_was_stopped_goes_on_to_the_same_bits() {
+fn a_stopped_pass_resumes_to_the_same_bits() {
     // So small that the pass has several parts.
     const BUDGET: usize = 5;
     let (mut engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());

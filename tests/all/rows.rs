@@ -1,4 +1,4 @@
-//! Promise: a file's rows are read within a bound, what JSON does not have is never taken for a text or a number, and a file of
+//! Promise: a file's rows are read within a bound, values that JSON lacks are never taken for a text or a number, and a file of
 //! another kind is named with the command that makes rows of it.
 
 use crate::property;
@@ -53,7 +53,7 @@ fn refused(content: impl AsRef<[u8]>) -> Error {
 }
 
 #[test]
-fn a_value_that_json_has_not_stops_only_those_who_read_it() {
+fn a_value_that_json_lacks_stops_only_its_readers() {
     for value in ["NaN", "-Infinity", "[1, {\"x\": Infinity}]", r#""half \ud83d.""#, r#"{"a": "\udd80"}"#] {
         let taken = rows(beside("score", value), 1000).unwrap();
         assert_eq!(taken.pairs.len(), 2, "{value}");
@@ -82,7 +82,7 @@ fn a_value_that_json_has_not_stops_only_those_who_read_it() {
 }
 
 #[test]
-fn no_template_is_given_what_json_has_not() {
+fn no_template_gets_a_value_that_json_lacks() {
     let messages =
         |more: &str| format!(r#"[{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": "c"{more}}}]"#);
     let calls = |value: &str| {

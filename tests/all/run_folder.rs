@@ -1,4 +1,4 @@
-//! Promises of a run's folder: who may start there, who may go on, and the room that is asked for.
+//! Promises of a run's folder: which runs may start there, which may resume, and the disk space that is required.
 //!
 //! Not here: the checkpoints in it (`checkpoint.rs`), and whole runs (`runs/resuming.rs`).
 
@@ -58,7 +58,7 @@ fn a_runs_folder_belongs_to_one_process_at_a_time() {
 }
 
 #[test]
-fn room_is_asked_for_no_more_checkpoints_than_there_will_be() {
+fn disk_space_is_required_for_no_more_checkpoints_than_there_will_be() {
     let config = |keys: &str| {
         let text = format!("model.path = 'm'\ndata.train = [{{ path = 'p' }}]\noutput.dir = 'run'\n{keys}");
         Config::parse("test", &text, &[]).unwrap()

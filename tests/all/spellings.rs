@@ -1,5 +1,5 @@
-//! Promise: where files leave a key out, have it empty, or in the other place, it means what Transformers 5.24 makes of it;
-//! and a config.json that is wrong in several places is refused with each of them.
+//! Promise: a key that a file leaves out, has empty, or has in the other place means what Transformers 5.24 makes of it; and a
+//! config.json that is wrong in several places is refused with each of them.
 //!
 //! Not here: both spellings of whole rotations, and single refusals (`families.rs`).
 
@@ -51,7 +51,7 @@ fn the_base_outside_the_sets_of_olmo_3_is_that_of_blocks_without_a_window() {
 }
 
 #[test]
-fn queries_grow_beyond_the_longest_context_where_no_first_one_is_said() {
+fn queries_grow_beyond_the_longest_context_if_no_first_one_is_given() {
     let mut spelled = config("ministral3");
     spelled["max_position_embeddings"] = json!(64);
     spelled["rope_parameters"].as_object_mut().unwrap().shift_remove("original_max_position_embeddings");
@@ -62,7 +62,7 @@ fn queries_grow_beyond_the_longest_context_where_no_first_one_is_said() {
 }
 
 #[test]
-fn yarn_takes_its_factor_of_attention_and_whole_or_broken_borders_as_the_file_says() {
+fn yarn_takes_its_attention_factor_and_truncation_from_the_file() {
     let mut spelled = config("ministral3");
     let read_yarn = |config: &Value| match read(config).rotations[0].rope.scaling {
         RopeScaling::Yarn { truncate, magnitude, .. } => (truncate, magnitude),
@@ -89,7 +89,7 @@ fn a_window_of_some_blocks_that_is_null_needs_a_list_of_blocks() {
 }
 
 #[test]
-fn every_reason_is_told_at_once() {
+fn every_reason_is_given_at_once() {
     let mut wrong = config("llama-untied");
     wrong["num_key_value_heads"] = json!(3);
     wrong["head_dim"] = json!(5);
@@ -146,17 +146,14 @@ fn a_key_that_is_wrong_hides_no_other() {
 }
 
 #[test]
-fn a_feature_that_is_not_computed_is_told_from_a_value_that_is_wrong() {
+fn a_missing_feature_is_distinguished_from_a_wrong_value() {
     let hint = |key: &str, value: Value| {
         let mut wrong = config("olmoe");
         wrong[key] = value;
         Architecture::parse(&wrong.to_string()).unwrap_err().hint.unwrap()
     };
     let lacking = hint("clip_qkv", json!(8.0));
-    assert!(
-        lacking.contains("to change it would change the model") && lacking.contains("clip_qkv = null"),
-        "{lacking}"
-    );
+    assert!(lacking.contains("changing it would change the model") && lacking.contains("clip_qkv = null"), "{lacking}");
     let wrong = hint("vocab_size", json!("many"));
     assert!(wrong.contains("write a whole number from 1") && !wrong.contains("change the model"), "{wrong}");
 }

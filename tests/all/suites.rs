@@ -1,8 +1,8 @@
-//! Promise: a benchmark's number is its authors' to 1e-9, and `eval --suite` gives it for what `score` says of the answers,
-//! on any number of ranks, whole and cut.
+//! Promise: a benchmark's figure is its authors' to 1e-9, and `eval --suite` computes it from the rewards that `score` gives the
+//! answers, on any number of ranks, whole and cut.
 //!
-//! The fixtures in tests/suites/ are rows and scores of our own with what the authors' code makes of them, written by the
-//! scripts beside them.
+//! The fixtures in tests/suites/ are rows and scores of our own with the results of the authors' code, written by the scripts
+//! in that folder.
 
 use crate::tiny::{Workspace, parse_lines, tokenizer, with_config};
 use haf_dist::evaluate::suites::report::{Cutting, lines};
@@ -165,7 +165,7 @@ fn a_prompt_in_two_subsets_is_drawn_with_both_and_is_one_piece_of_evidence() {
 }
 
 #[test]
-fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
+fn eval_computes_a_suite_from_its_answers_rewards_on_any_number_of_ranks() {
     let workspace = Workspace::trained(1);
     let files =
         [(Suite::Rewardbench2, "rewardbench2"), (Suite::Judgebench, "judgebench"), (Suite::RmBench, "rm_bench")];
@@ -253,7 +253,7 @@ fn eval_says_of_a_suite_what_its_answers_rewards_say_on_any_number_of_ranks() {
 }
 
 #[test]
-fn what_is_no_suite_is_refused_with_what_was_expected() {
+fn files_that_are_no_suite_are_refused_with_what_was_expected() {
     let workspace = Workspace::trained(1);
     workspace.write("odd.jsonl", &json!({"prompt": "a", "chosen": "b", "rejected": "c"}).to_string());
     workspace.write("rm.jsonl", &fixtures("rm_bench").swap_remove(1).rows[0].to_string());
@@ -275,7 +275,7 @@ fn what_is_no_suite_is_refused_with_what_was_expected() {
 
 /// Promise: a score that is no number is an error that names the suite and the prompt.
 #[test]
-fn a_score_that_is_not_finite_is_told_with_its_suite_and_prompt() {
+fn a_score_that_is_not_finite_is_reported_with_its_suite_and_prompt() {
     let workspace = Workspace::trained(1);
     let path = workspace.path("run/step-6/model.safetensors");
     let mut tensors = Tensor::read_safetensors(&path).unwrap();
@@ -296,7 +296,7 @@ fn a_score_that_is_not_finite_is_told_with_its_suite_and_prompt() {
 
 /// Promise: where the authors' code sees a second BOS, that is said beside the number, and nowhere else.
 #[test]
-fn a_second_bos_is_said_where_the_authors_code_keeps_it() {
+fn a_second_bos_is_reported_if_the_authors_code_keeps_it() {
     let workspace = Workspace::new();
     let mut tokenizer = tokenizer();
     tokenizer["post_processor"] = json!({"type": "TemplateProcessing",

@@ -1,5 +1,5 @@
-//! Promise: beside a suite's number stands how many of its prompts occur in the training data, and another checkpoint is held
-//! against it item by item with an exact test.
+//! Promise: a suite's figure is reported with the number of its prompts that occur in the training data, and another checkpoint is
+//! compared with it item by item by an exact test.
 
 use crate::tiny::{Workspace, parse_lines};
 use haf_dist::evaluate::suites::contamination::Wanted;
@@ -11,7 +11,7 @@ use std::fs;
 const LONG: &str = "Please tell me, in one or two sentences, why the sky over the sea is so very blue today.";
 
 #[test]
-fn prompts_are_found_whole_but_for_white_space_and_by_thirteen_words() {
+fn prompts_are_found_whole_except_for_white_space_and_by_thirteen_words() {
     let found = |texts: &[&str]| {
         let prompts = [LONG, "Why?", "Name  a tree."].map(|prompt| (Suite::RmBench, prompt));
         let mut wanted =
@@ -66,7 +66,7 @@ fn a_paired_test_is_mcnemars_by_prompt() {
 }
 
 #[test]
-fn eval_holds_checkpoints_against_each_other_and_looks_into_the_runs_training_data() {
+fn eval_compares_checkpoints_and_searches_the_runs_training_data() {
     let workspace = Workspace::trained(1);
     // The first prompts are those that the run was trained on.
     let row = |number: usize| {

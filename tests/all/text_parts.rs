@@ -1,4 +1,4 @@
-//! Promise: of a folder of a model that reads images too the text model is read, as it is, and goes out alone.
+//! Promise: from the folder of a model that reads images too, the text model is read as it is, and written alone.
 //!
 //! Not here: folders of text models (`families.rs`).
 

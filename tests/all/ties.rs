@@ -1,5 +1,5 @@
-//! Promise: a training pair of which neither answer is better is dropped and counted, or trained on as half a label each way;
-//! in dev and test it is dropped in any case.
+//! Promise: a training pair with two equally good answers is dropped and counted, or trained on as half a label each way; in dev
+//! and test it is always dropped.
 
 use crate::tiny::Workspace;
 use haf_dist::config::LossConfig;

@@ -1,4 +1,4 @@
-//! Templates and tokens: what text a pair becomes, where its turn ends, what is cut, and what is common.
+//! Templates and tokens: the text of a pair, the end of its turn, what is cut, and the common prefix.
 
 use haf_dist::config::{TemplateKind, Truncation};
 use haf_dist::data::formats::DropReason;
@@ -302,7 +302,7 @@ fn the_jinja_file_wins_and_a_list_of_templates_has_a_default() {
 }
 
 #[test]
-fn what_a_template_refuses_names_the_pairs_line() {
+fn a_templates_refusal_names_the_pairs_line() {
     let mut twice = pair("", "a", "b");
     twice.prompt = turns(&[("user", "q"), ("user", "r")]);
     let error = wide(LLAMA2).encode(&twice).unwrap_err();

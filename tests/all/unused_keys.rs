@@ -1,4 +1,4 @@
-//! Promise: no key of a row is dropped in silence: taking it out changes the row's pairs or is an error, unless the key was
+//! Promise: no key of a row is silently dropped: taking it out changes the row's pairs or is an error, unless the key was
 //! reported as not used. It holds for every layout, however its rows are written, and for rows that are only scored.
 
 use crate::property;
@@ -257,7 +257,7 @@ proptest! {
 
     /// The same for rows that are only scored: those of every layout, and single answers.
     #[test]
-    fn no_key_of_a_row_that_is_scored_is_dropped_in_silence(
+    fn no_key_of_a_scored_row_is_silently_dropped(
         which in 0..64_usize, extras in proptest::collection::vec(any::<bool>(), 13),
         shape in proptest::sample::select(&SHAPES[..]), key in any::<Index>(),
     ) {
@@ -293,7 +293,7 @@ proptest! {
 
     /// Taking a key out of a row changes its pairs or makes them an error, unless the key was reported as not used.
     #[test]
-    fn no_key_is_dropped_in_silence(
+    fn no_key_is_silently_dropped(
         which in 0..64_usize, extras in proptest::collection::vec(any::<bool>(), 13),
         row in any::<Index>(), key in any::<Index>(), named in any::<bool>(),
         shape in proptest::sample::select(&SHAPES[..]),

@@ -1,5 +1,5 @@
-//! Promise: the number of threads changes no bit of a weight gradient. Alone in its file: the pool of threads is one a
-//! process, and stays.
+//! Promise: the number of threads changes no bit of a weight gradient. In a program of its own: a process has one pool of
+//! threads, which stays.
 
 use haf_dist::ops::cpu::{accumulate, weight_gradient};
 use haf_dist::ops::parallel;

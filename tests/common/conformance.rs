@@ -1,5 +1,5 @@
 //! One conformance suite for every communicator backend: each rank runs [`CASES`] in order, each case on its own.
-//! A case panics where the backend breaks a promise. The expected values are calculated from the rank numbers alone.
+//! A case panics if the backend breaks a promise. The expected values are calculated from the rank numbers alone.
 
 use haf_dist::comm::CommThread;
 use haf_dist::error::{Error, Result};
@@ -167,7 +167,7 @@ fn reduce_scatter_in_shared_buffers(comm: &CommThread, device: Device) {
         let first = comm.rank() * (inner as usize / ranks);
         assert_sum(comm, &own_share, first);
         let in_rank_order = |i| (0..ranks).map(|rank| held(Kind::Float, rank, i) as f32).sum::<f32>();
-        if comm.local().1 == ranks {
+        if comm.local().size == ranks {
             let expected = made(Kind::Float, device, inner as usize / ranks, |i| f64::from(in_rank_order(first + i)));
             assert!(own_share == expected, "{length}");
         }
@@ -231,7 +231,7 @@ fn shared_buffers_hold_the_sum_in_rank_order(comm: &CommThread, device: Device) 
         comm.all_reduce_blocking(&mut plain).unwrap();
         // Two numbers have one sum; of more, the order counts.
         assert!(comm.world_size() > 2 || reduced == plain, "{size}: not the sum of buffers that are not shared");
-        if comm.local().1 == comm.world_size() {
+        if comm.local().size == comm.world_size() {
             let in_rank_order = |i| (0..comm.world_size()).map(|rank| held(Kind::Float, rank, i) as f32).sum::<f32>();
             assert!(reduced == made(Kind::Float, device, size, |i| f64::from(in_rank_order(i))), "{size}");
         }

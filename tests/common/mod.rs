@@ -1,3 +1,3 @@
-//! What several test programs share.
+//! Code that several test programs share.
 
 pub mod conformance;

@@ -1,4 +1,4 @@
-//! How property tests draw their cases: so many, the same in every run.
+//! How property tests draw their cases: a fixed number, the same in every run.
 
 use proptest::test_runner::{Config, RngSeed};
 

@@ -1,6 +1,6 @@
 //! A workspace with a model of a few narrow blocks, its tokenizer, pairs and a config: whole runs in under a second.
 //!
-//! Not here: what the runs must come to.
+//! Not here: the expected results of the runs.
 
 use crate::job;
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! Every file that is written, cut short or with a bit turned: its readers refuse it, make it again or go on without it, and
+//! Every file that is written, cut short or with a bit flipped: its readers refuse it, rebuild it or continue without it, and
 //! say so; none gives another result.
 
 use crate::run::{Outcome, finish, random, train, undisturbed, wanted};
@@ -72,7 +72,7 @@ fn damaged_checkpoints_are_skipped_by_resume_and_refused_by_all_others() {
 }
 
 #[test]
-fn damaged_caches_are_made_again() {
+fn damaged_caches_are_rebuilt() {
     let (mut random, mut tried) = (random("caches"), 0);
     let expected = undisturbed(1);
     for _ in 0..wanted().unwrap_or(100).div_ceil(5) {

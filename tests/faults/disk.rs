@@ -1,4 +1,4 @@
-//! A disk that refuses: the k-th write, flush, rename or open fails, with EIO or for want of room.
+//! A disk that refuses: the k-th write, flush, rename or open fails, with EIO or for lack of space.
 
 use crate::run::{Ended, Fault, Outcome, finish, nothing_is_left, recovers, sample, train, undisturbed};
 use crate::tiny::Workspace;
@@ -8,7 +8,7 @@ const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
 #[test]
-fn a_run_whose_kth_operation_fails_ends_with_one_error_and_goes_on_to_the_same_bytes() {
+fn a_run_whose_kth_operation_fails_ends_with_one_error_and_resumes_to_the_same_bytes() {
     let expected = undisturbed(1);
     for operation in ["open", "write", "fsync", "rename"] {
         let counted = train(&Workspace::new(), 1, &[], Some(Fault::count(operation)));
@@ -61,7 +61,7 @@ fn told(ended: &Ended) -> bool {
 }
 
 #[test]
-fn what_fails_on_one_rank_is_the_error_of_all() {
+fn a_failure_on_one_rank_is_the_error_of_all() {
     let expected = undisturbed(2);
     for (operation, rank) in [("open", 0), ("open", 1), ("fsync", 0), ("rename", 0)] {
         let counted = train(&Workspace::new(), 2, &[], Some(Fault { rank, ..Fault::count(operation) }));
@@ -84,7 +84,7 @@ fn what_fails_on_one_rank_is_the_error_of_all() {
 }
 
 #[test]
-fn control_without_a_vote_a_failed_write_is_not_told_by_all() {
+fn control_without_a_vote_a_failed_write_is_not_reported_by_all() {
     let counted = train(&Workspace::new(), 2, &[], Some(Fault::count("fsync")));
     let at =
         1 + counted.noted.iter().position(|line| line.contains("/run/step-3.partial/")).expect("a checkpoint is saved");

@@ -14,7 +14,7 @@ use std::time::Instant;
 const OPERATIONS: &str = "open,write,fsync,rename";
 
 #[test]
-fn a_run_killed_at_a_random_instant_goes_on_to_the_same_bytes() {
+fn a_run_killed_at_a_random_instant_resumes_to_the_same_bytes() {
     let (mut random, mut hit, mut late) = (random("kills"), 0, 0);
     let tries = wanted().map_or(1000, |count| 3 * count);
     let took = [1, 2].map(|ranks| {
@@ -49,7 +49,7 @@ fn a_run_killed_at_a_random_instant_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn a_run_killed_at_its_kth_file_operation_goes_on_to_the_same_bytes() {
+fn a_run_killed_at_its_kth_file_operation_resumes_to_the_same_bytes() {
     let counted = train(&Workspace::new(), 1, &[], Some(Fault::count(OPERATIONS)));
     assert_eq!(counted.code, 0, "{}", counted.printed);
     let samples = sample(counted.noted.len(), "kth");
@@ -64,7 +64,7 @@ fn a_run_killed_at_its_kth_file_operation_goes_on_to_the_same_bytes() {
 }
 
 #[test]
-fn an_export_killed_at_its_kth_file_operation_is_made_by_the_next() {
+fn an_export_killed_at_its_kth_file_operation_succeeds_when_repeated() {
     let trained = Workspace::trained(1);
     let export = |fault| finish(&trained, trained.command(1, &["export", "run/step-6", "exported"]), fault);
     assert_eq!(export(None).code, 0);
@@ -86,7 +86,7 @@ fn an_export_killed_at_its_kth_file_operation_is_made_by_the_next() {
 }
 
 #[test]
-fn a_reference_pass_that_is_killed_goes_on_from_what_it_had_stored() {
+fn a_killed_reference_pass_continues_from_its_stored_results() {
     // Parts of about two pairs; a minute passes within each.
     let set = ["train.tokens_per_micro_batch=5"];
     let hasty = Fault { haste: 100_000, ..Fault::count("rename") };

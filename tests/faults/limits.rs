@@ -1,4 +1,5 @@
-//! A machine that gives no more: files, threads, memory, room in files and in /dev/shm; FIFOs where files were; files that are cut short under a map.
+//! Limits of the machine: open files, threads, memory, space in files and in /dev/shm; FIFOs in place of files; files that are
+//! cut short while they are mapped.
 
 use crate::job;
 use crate::run::{
@@ -38,7 +39,7 @@ fn a_run_that_may_open_few_files_trains_or_says_so() {
 }
 
 #[test]
-fn a_run_whose_files_may_not_grow_ends_with_one_error_and_goes_on_to_the_same_bytes() {
+fn a_run_whose_files_may_not_grow_ends_with_one_error_and_resumes_to_the_same_bytes() {
     let (mut refused, mut done) = (0, 0);
     // In blocks of 1024 bytes: more than what is said takes, which goes to a file here. The largest file has about 150 KB.
     for blocks in [4, 8, 32, 64, 100, 1000] {
@@ -61,7 +62,7 @@ fn a_run_whose_files_may_not_grow_ends_with_one_error_and_goes_on_to_the_same_by
 }
 
 #[test]
-fn a_run_whose_kth_block_of_memory_is_not_there_ends_with_one_error_and_goes_on_to_the_same_bytes() {
+fn a_run_whose_kth_allocation_fails_ends_with_one_error_and_resumes_to_the_same_bytes() {
     let (mut refused, mut done) = (0, 0);
     let counted = train(&Workspace::new(), 1, &[], Some(Fault::count("memory")));
     assert!(counted.code == 0 && !counted.noted.is_empty(), "{}", counted.printed);
@@ -140,7 +141,7 @@ fn with_addresses(workspace: &Workspace, arguments: &[&str], kilobytes: usize) -
 
 /// Every path to libtorch's memory apart from a run's: loading, scoring, reference log-probs, merging and whole steps.
 #[test]
-fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what_to_do_there() {
+fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what_to_do() {
     let workspace = Workspace::trained(1);
     workspace.write("pairs.jsonl", &rows(0, 24));
     // With two threads OpenMP would exit in its own words, for want of the second one's stack.
@@ -281,7 +282,7 @@ fn a_fifo_in_place_of_a_file_is_one_error_that_names_it() {
 }
 
 #[test]
-fn a_cache_that_is_cut_short_under_a_run_is_named_and_the_run_goes_on_to_the_same_bytes() {
+fn a_cache_that_is_cut_short_under_a_run_is_named_and_the_run_resumes_to_the_same_bytes() {
     for ranks in [1, 2] {
         let workspace = Workspace::new();
         let endless = ["train.schedule=constant", "train.steps=1000000", "checkpoint.every=0", "eval.every=0"];

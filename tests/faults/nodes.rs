@@ -1,7 +1,7 @@
 //! Two nodes, as network namespaces with a cable between them (`nodes.sh`): they train as one node does, over a slow cable too;
-//! when the cable is cut or a node is lost, the ranks are over in stated time, on both nodes, with one error.
+//! when the cable is cut or a node is lost, the ranks on both nodes end within the stated time, with one error.
 //!
-//! Where the system allows no namespaces, it says so and is no test.
+//! If the system allows no namespaces, these tests say so and test nothing.
 
 use crate::run::{Ended, Outcome, finish, recovers_with, undisturbed_with};
 use crate::tiny::{Workspace, with_config};

@@ -1,4 +1,4 @@
-//! Power cuts: at the k-th operation the process dies, and with it all that the disk had not been told to keep.
+//! Power cuts: at the k-th operation the process dies, and everything that was not flushed to the disk is lost.
 
 use crate::run::{Fault, Outcome, recovered, recovers, sample, train, undisturbed};
 use crate::tiny::Workspace;
@@ -16,7 +16,7 @@ fn cut(at: usize, lie: &str) -> (Workspace, String) {
 }
 
 #[test]
-fn a_run_whose_power_is_cut_goes_on_to_the_same_bytes() {
+fn a_run_whose_power_is_cut_resumes_to_the_same_bytes() {
     let counted = train(&Workspace::new(), 1, &[], Some(Fault::count(OPERATIONS)));
     let samples = sample(counted.noted.len(), "power");
     for &at in &samples {

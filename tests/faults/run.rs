@@ -1,5 +1,4 @@
-//! What the kinds of faults have in common: a run with something under it, what it must come to in the end, and how many are
-//! tried.
+//! What the kinds of faults share: a run with a fault, the result that it must end with, and how many faults are tried.
 
 use crate::job;
 use crate::tiny::{Workspace, with_config};

@@ -1,4 +1,4 @@
-//! Runs on many ranks, and runs that go on with another number of ranks or another sharding than they began with: the same up
+//! Runs on many ranks, and runs that resume with another number of ranks or another sharding than they began with: the same up
 //! to rounding, since sums are taken in another order.
 
 use crate::run::{Fault, Outcome, recovered, sample, train, undisturbed};
@@ -8,7 +8,7 @@ const SHARD: &str = "parallel.shard_optimizer=true";
 const OPERATIONS: &str = "open,write,fsync,rename";
 
 #[test]
-fn a_run_that_was_killed_goes_on_with_any_number_of_ranks_and_any_sharding() {
+fn a_killed_run_resumes_with_any_number_of_ranks_and_any_sharding() {
     let counted = train(&Workspace::new(), 2, &[SHARD], Some(Fault::count(OPERATIONS)));
     let saved = counted.noted.iter().position(|line| line.starts_with("rename") && line.ends_with("/run/step-3"));
     let saved = saved.expect("a checkpoint is saved") + 1;
@@ -43,7 +43,7 @@ fn wide() -> Workspace {
 }
 
 #[test]
-fn sixteen_ranks_train_as_one_does_and_their_killed_run_goes_on_to_the_same_bytes() {
+fn sixteen_ranks_train_as_one_does_and_their_killed_run_resumes_to_the_same_bytes() {
     let set = ["train.pairs_per_step=18", "train.steps=6"];
     let whole = |ranks| {
         let workspace = wide();

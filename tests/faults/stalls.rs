@@ -1,5 +1,5 @@
-//! A rank that is stopped (SIGSTOP) at a random instant: the watchdog names it and ends the job, none is left, and the run goes
-//! on to the same bytes. Not here: what else the watchdog promises (`runs/stalled.rs`).
+//! A rank that is stopped (SIGSTOP) at a random instant: the watchdog names it and ends the job, no process is left, and the run
+//! resumes to the same bytes. Not here: the watchdog's other promises (`runs/stalled.rs`).
 
 use crate::job;
 use crate::run::{LIMIT, all_are_over, random, ranks_of, recovers_with, send, wanted};
@@ -29,7 +29,7 @@ fn said(workspace: &Workspace, log: &str) -> String {
 }
 
 #[test]
-fn a_rank_that_is_stopped_is_named_and_the_run_goes_on_to_the_same_bytes() {
+fn a_stopped_rank_is_named_and_the_run_resumes_to_the_same_bytes() {
     let (mut random, mut hit, mut late) = (random("stops"), 0, 0);
     let whole = Workspace::new();
     let job = started(&whole, "whole");

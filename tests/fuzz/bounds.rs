@@ -1,4 +1,4 @@
-//! Gives a reader many changed files, one after another, and holds each to the bounds.
+//! Gives a reader many changed files, one after another, and checks that it stays within the bounds for each.
 
 #![allow(unsafe_code)]
 

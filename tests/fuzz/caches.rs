@@ -1,4 +1,4 @@
-//! Caches of pairs and of reference log-probs, with a checksum that fits what was changed: what else is checked must hold.
+//! Caches of pairs and of reference log-probs, with a checksum that fits the change: the other checks must notice it.
 
 use crate::bounds::{Verdict, fuzz};
 use crate::mutate::{Form, Seed};

@@ -1,5 +1,5 @@
-//! Promise: whatever stands in a file that haf-dist reads, reading it ends with values or with one input error that has a
-//! hint: no panic, no input that takes over a second, no memory without bound.
+//! Promise: whatever a file contains, reading it ends with values or with one input error that has a hint: no panic, no input
+//! that takes over a second, no unbounded memory.
 //!
 //! Valid files are changed at random, by bytes and by structure. `HAF_DIST_FUZZ`: how many inputs of each kind (by default
 //! what takes about a second in all); `HAF_DIST_FUZZ_SEED`: another draw. `../faults/README.md` has the counts of long runs.

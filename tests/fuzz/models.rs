@@ -1,4 +1,4 @@
-//! What a model's folder holds: config.json, safetensors and their index, adapters, tokenizers; and the JSON of a checkpoint.
+//! Files of a model's folder: config.json, safetensors and their index, adapters, tokenizers; and the JSON of a checkpoint.
 
 use crate::bounds::{Verdict, fuzz, judged};
 use crate::mutate::{Form, Seed};

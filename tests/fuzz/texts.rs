@@ -1,4 +1,4 @@
-//! What holds text: configs, rows in every layout and packing, Parquet, chat templates.
+//! Texts: configs, rows in every layout and packing, Parquet, chat templates.
 
 use crate::bounds::{Verdict, fuzz, judged};
 use crate::mutate::{Form, Seed};

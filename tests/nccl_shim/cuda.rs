@@ -1,5 +1,5 @@
-//! The CUDA driver's part: every stream is a thread that works its queue off (collectives late); the null stream is the calling
-//! thread, so that an event recorded there is reached at once and a wait there blocks.
+//! The CUDA driver's part: every stream is a thread that works through its queue (collectives late); the null stream is the
+//! calling thread, so that an event recorded there is reached at once and a wait there blocks.
 
 use super::plan::{devices, record, told};
 use super::types::*;

@@ -1,5 +1,5 @@
-//! NCCL's part: the ranks send what they bring to a hub, a thread in the process that made the unique id, over sockets;
-//! it answers with the result. Memory is read and written when the stream's thread gets there, not when a call is made.
+//! NCCL's part: the ranks send their data to a hub, a thread in the process that made the unique id, over sockets; it answers
+//! with the result. Memory is read and written when the stream's thread gets there, not when a call is made.
 
 use super::cuda::{Job, queue};
 use super::plan::{befalls, delay, record, stall};

@@ -41,7 +41,7 @@ fn join(comm: &CommThread, gpu: usize, timeout: u64) -> Result<()> {
 pub fn play(part: &str) {
     install_panic_hook();
     let comm = CommThread::start(connect).expect("MPI starts");
-    let (rank, local) = (comm.rank(), comm.local().0);
+    let (rank, local) = (comm.rank(), comm.local().rank);
     match part {
         "joining" | "sharing" => {
             let gpu = if part == "sharing" { 0 } else { local };
@@ -109,7 +109,7 @@ fn reduce(comm: &CommThread, kind: Kind, swap: bool) -> Result<Vec<Tensor>> {
 
 fn reduce_twice(comm: &CommThread, swap: bool) {
     let over_mpi = reduce(comm, Kind::Float, false).expect("MPI reduces");
-    join(comm, comm.local().0, 60).expect("all join");
+    join(comm, comm.local().rank, 60).expect("all join");
     for kind in [Kind::Float, Kind::BFloat16] {
         let sums = reduce(comm, kind, swap).expect("NCCL reduces");
         for (number, (sum, expected)) in sums.iter().zip(&over_mpi).enumerate() {
@@ -141,7 +141,7 @@ fn train_twice(comm: &CommThread, shards: &[bool]) {
     let config = |shard: &bool| steps::config("llama-tied", &[&format!("parallel.shard_optimizer={shard}")]);
     let configs: Vec<Config> = shards.iter().map(config).collect();
     let over_mpi: Vec<_> = configs.iter().map(|config| train(config, comm)).collect();
-    join(comm, comm.local().0, 60).expect("all join");
+    join(comm, comm.local().rank, 60).expect("all join");
     for (config, over_mpi) in configs.iter().zip(&over_mpi) {
         compare(&train(config, comm), over_mpi, comm.world_size());
     }
@@ -197,7 +197,7 @@ fn train_queued(comm: &CommThread, wait: &str) {
     let lines = ["parallel.shard_optimizer=false", "parallel.shard_optimizer=true"];
     let configs =
         lines.map(|shards| steps::config("llama-tied", &[shards, "train.check_every=1", "train.clip_norm=0.5"]));
-    join(comm, comm.local().0, 60).expect("all join");
+    join(comm, comm.local().rank, 60).expect("all join");
     let _ = QUEUE.set(Queue::of(Device::Cpu, comm).expect("a queue"));
     let wait = WAITS.iter().find(|(name, _)| *name == wait);
     let ops: &'static dyn Ops = wait.map_or(&Tensors, |(_, waiting)| waiting);
@@ -232,7 +232,7 @@ fn train_queued(comm: &CommThread, wait: &str) {
 
 /// Starts reductions of memory that nobody else holds, and takes new memory at once.
 fn drop_early(comm: &CommThread) {
-    join(comm, comm.local().0, 60).expect("all join");
+    join(comm, comm.local().rank, 60).expect("all join");
     let mut taken = Vec::new();
     for number in 0..30 {
         let float = (Kind::Float, Device::Cpu);

@@ -1,7 +1,7 @@
-//! What the shim is told to do wrong (the variable NCCL_SHIM), and the record of calls (a file a process, at NCCL_SHIM_LOG).
+//! The faults that the shim is asked for (the variable NCCL_SHIM), and the record of calls (a file a process, at NCCL_SHIM_LOG).
 //!
-//! NCCL_SHIM is a list of `devices:N` (GPUs that there are), `no-compute-wait` and `no-communication-wait` (waits of one
-//! direction are lost), and of what befalls collective K (from 0) of rank R: `fail:R:K`, `async:R:K`, `stall:R:K`.
+//! NCCL_SHIM is a list of `devices:N` (number of GPUs), `no-compute-wait` and `no-communication-wait` (waits of one direction are
+//! lost), and of faults of collective K (from 0) on rank R: `fail:R:K`, `async:R:K`, `stall:R:K`.
 
 use std::cell::Cell;
 use std::fs::File;

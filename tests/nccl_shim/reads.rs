@@ -1,5 +1,5 @@
-//! Calls of libtorch that make a thread wait for a device, where the tested program makes them: recorded, then passed on. With
-//! tensors in CPU memory nothing waits, and the call is there all the same. Works where the shim is preloaded, on x86-64.
+//! Calls of libtorch that make a thread wait for a device, if the tested program makes them: recorded, then passed on. With
+//! tensors in CPU memory nothing waits, but the call is made all the same. Works if the shim is preloaded, on x86-64.
 //!
 //! What libtorch calls within itself is not recorded: it depends on the device.
 

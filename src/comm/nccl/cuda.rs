@@ -1,7 +1,7 @@
-//! What NCCL needs of the CUDA driver: the rank's GPU, streams and events. Not here: NCCL, and anything that computes.
+//! The parts of the CUDA driver that NCCL needs: the rank's GPU, streams and events. Not here: NCCL, and computation.
 //!
-//! The driver is looked up when a program first asks for it, so this is in the CPU build too; [`probe`] comes before
-//! any other call, because the loader of the bindings panics where a library or a function is missing.
+//! The driver is loaded when first used, so this file is in the CPU build too. [`probe`] comes before any other call,
+//! because the bindings' loader panics if a library or a function is missing.
 
 #![allow(unsafe_code)]
 
@@ -33,9 +33,9 @@ const FUNCTIONS: &[&str] = &[
 /// Checks that the library `name` ("cuda", "nccl") is where the bindings' loader looks and has all `functions`.
 ///
 /// # Errors
-/// The user's: none is found, or one that is too old.
+/// An input error: the library is missing or too old.
 pub(super) fn probe_library(name: &str, functions: &[&str], hint: &str) -> Result<()> {
-    // SAFETY: opening these libraries runs their initialisers, which is what using them does anyway.
+    // SAFETY: opening these libraries runs their initialisers, as using them does anyway.
     let open = |file: &str| unsafe { libloading::Library::new(file) };
     let Some(library) = cudarc::get_lib_name_candidates(name).iter().find_map(|file| open(file).ok()) else {
         return Err(Error::input(format!("lib{name}.so is not found")).hint(hint));
@@ -65,9 +65,9 @@ fn failed(doing: &str, error: result::DriverError) -> Error {
 /// A GPU of this node and its primary context, the one that libtorch computes in. The context is held until the
 /// process ends.
 pub struct Gpu {
-    /// What tells it from every other GPU, of other nodes too.
+    /// Unique among the GPUs of all nodes.
     pub uuid: [u8; 16],
-    /// Its name as the driver has it.
+    /// The driver's name for it.
     pub name: String,
     context: sys::CUcontext,
 }
@@ -78,7 +78,7 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 impl Gpu {
-    /// The GPU of this number, counted as CUDA_VISIBLE_DEVICES leaves them, and makes it this thread's.
+    /// Opens the GPU of this number among those in CUDA_VISIBLE_DEVICES, and makes it the calling thread's.
     ///
     /// # Errors
     /// No driver, no such GPU, or a GPU that cannot be used.
@@ -101,7 +101,7 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Makes it the calling thread's GPU, for CUDA's driver and runtime alike.
+    /// Makes it the calling thread's GPU, for CUDA's driver and runtime.
     pub fn bind(&self) -> Result<()> {
         // SAFETY: the context was retained and is never released.
         unsafe { result::ctx::set_current(self.context) }.map_err(|error| failed("bind the GPU to a thread", error))
@@ -150,7 +150,7 @@ impl Drop for RawEvent {
     }
 }
 
-/// A queue of work of one GPU.
+/// A queue of work on one GPU.
 pub struct Stream {
     gpu: Arc<Gpu>,
     raw: sys::CUstream,
@@ -167,7 +167,7 @@ impl Stream {
         Self { gpu, raw: result::stream::null() }
     }
 
-    /// A new stream, which waits for the null stream, or lets it wait, only where told to.
+    /// A new stream, ordered with the null stream only by explicit waits.
     pub(super) fn new(gpu: Arc<Gpu>) -> Result<Self> {
         gpu.bind()?;
         let raw = result::stream::create(result::stream::StreamKind::NonBlocking)
@@ -175,7 +175,7 @@ impl Stream {
         Ok(Self { gpu, raw })
     }
 
-    /// The end of what has been queued so far.
+    /// The end of the work queued so far.
     ///
     /// # Errors
     /// A failed GPU.
@@ -189,7 +189,7 @@ impl Stream {
         Ok(event)
     }
 
-    /// Lets what is queued from now on wait for `event`. The calling thread does not wait.
+    /// Work queued from now on waits for `event`; the calling thread does not.
     ///
     /// # Errors
     /// A failed GPU.
@@ -200,7 +200,7 @@ impl Stream {
             .map_err(|error| failed("wait for an event", error))
     }
 
-    /// As NCCL names it.
+    /// As NCCL's type.
     pub(super) fn raw(&self) -> cudarc::nccl::sys::cudaStream_t {
         self.raw.cast()
     }

@@ -26,8 +26,8 @@ const FUNCTIONS: &[&str] = &[
     "ncclReduceScatter",
 ];
 
-const HOW_TO_FIND: &str = "NCCL is looked for as libnccl.so, while its packages may have libnccl.so.2 only: make a link \
-     libnccl.so beside it, and put the folder on LD_LIBRARY_PATH (launch/setup.sh --cuda does so)";
+const HOW_TO_FIND: &str = "NCCL is loaded as libnccl.so, but its packages may have only libnccl.so.2: make a link \
+     libnccl.so in the same folder, and add the folder to LD_LIBRARY_PATH (launch/setup.sh --cuda does so)";
 
 /// Bytes of a unique id.
 pub(super) const ID_BYTES: usize = 128;
@@ -35,12 +35,12 @@ pub(super) const ID_BYTES: usize = 128;
 /// Checks that NCCL can be loaded.
 ///
 /// # Errors
-/// The user's, with a hint.
+/// An input error with a hint.
 pub(super) fn probe() -> Result<()> {
     probe_library("nccl", FUNCTIONS, HOW_TO_FIND)
 }
 
-/// NCCL's words for a failure; `comm` may be null.
+/// The error with NCCL's message; `comm` may be null.
 fn failed(error: &result::NcclError, comm: sys::ncclComm_t) -> Error {
     let words = |text: *const std::ffi::c_char| match text.is_null() {
         true => String::new(),
@@ -52,7 +52,7 @@ fn failed(error: &result::NcclError, comm: sys::ncclComm_t) -> Error {
     // SAFETY: takes a communicator of this process, or null.
     let last = words(unsafe { sys::ncclGetLastError(comm) });
     let last = if last.is_empty() { last } else { format!("; {last}") };
-    Error::runtime(format!("NCCL: {what}{last}")).hint("NCCL_DEBUG=INFO in the environment of all ranks says more")
+    Error::runtime(format!("NCCL: {what}{last}")).hint("NCCL_DEBUG=INFO in the environment of all ranks logs details")
 }
 
 /// NCCL's version, as 2.27.3.
@@ -61,20 +61,19 @@ pub(super) fn version() -> Result<String> {
     Ok(format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100))
 }
 
-/// What rank 0 makes and all ranks join the group with.
+/// The id that rank 0 makes, and with which all ranks join the group.
 pub(super) fn unique_id() -> Result<Vec<u8>> {
     let id = result::get_uniqueid().map_err(|error| failed(&error, std::ptr::null_mut()))?;
     Ok(id.internal.iter().map(|&byte| byte as u8).collect())
 }
 
-/// One collective over tensors of the group's device, contiguous, and of sizes that the caller has checked.
+/// One collective over contiguous tensors on the group's device, whose sizes the caller has checked. `all` are all ranks'
+/// shares, `own` is this rank's.
 pub(super) enum Call<'t> {
     AllReduce(&'t Tensor),
     Broadcast(&'t Tensor, usize),
-    /// All shares, and this rank's.
-    ReduceScatter(&'t Tensor, Tensor),
-    /// This rank's share, and all.
-    AllGather(Tensor, &'t Tensor),
+    ReduceScatter { all: &'t Tensor, own: Tensor },
+    AllGather { all: &'t Tensor, own: Tensor },
 }
 
 impl Call<'_> {
@@ -82,15 +81,15 @@ impl Call<'_> {
         match self {
             Self::AllReduce(_) => "all-reduce",
             Self::Broadcast(..) => "broadcast",
-            Self::ReduceScatter(..) => "reduce-scatter",
-            Self::AllGather(..) => "all-gather",
+            Self::ReduceScatter { .. } => "reduce-scatter",
+            Self::AllGather { .. } => "all-gather",
         }
     }
 
     pub(super) fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::AllReduce(buffer) | Self::Broadcast(buffer, _) => vec![buffer],
-            Self::ReduceScatter(all, own) | Self::AllGather(own, all) => vec![all, own],
+            Self::ReduceScatter { all, own } | Self::AllGather { all, own } => vec![all, own],
         }
     }
 }
@@ -149,14 +148,14 @@ impl Group {
             .map(drop)
     }
 
-    /// Queues `calls` on `stream`, as one group where they are several. The tensors must live until they are done.
+    /// Queues `calls` on `stream`, several of them as one NCCL group call. The tensors must live until they are done.
     pub(super) fn issue(&self, calls: &[Call], stream: &Stream) -> Result<()> {
         if let [call] = calls {
             return self.issue_one(call, stream);
         }
         result::group_start().map_err(|error| failed(&error, self.raw))?;
         let issued = calls.iter().try_for_each(|call| self.issue_one(call, stream));
-        // An open group must be closed even after an error.
+        // An open group call must be closed even after an error.
         let ended = result::group_end().map(drop).map_err(|error| failed(&error, self.raw));
         issued.and(ended)
     }
@@ -166,7 +165,7 @@ impl Group {
         let read = |tensor: &Tensor| tensor.data_ptr() as *const c_void;
         let write = |tensor: &Tensor| tensor.data_ptr();
         let (comm, stream) = (self.raw, stream.raw());
-        // Sums count elements. The others move bytes, so that every kind will do.
+        // Sums count elements. The others move bytes, so they take any kind.
         let byte = sys::ncclDataType_t::ncclUint8;
         let code = match call {
             Call::AllReduce(buffer) => {
@@ -174,7 +173,7 @@ impl Group {
                 // SAFETY: a contiguous tensor of this many elements, in place, which the caller keeps alive.
                 unsafe { result::all_reduce(read(buffer), write(buffer), count(buffer), kind, sum, comm, stream) }
             }
-            Call::ReduceScatter(all, own) => {
+            Call::ReduceScatter { all, own } => {
                 let kind = summable(all.kind())?;
                 // SAFETY: as above; `all` holds world_size times as many elements as `own`.
                 unsafe { result::reduce_scatter(read(all), write(own), count(own), kind, sum, comm, stream) }
@@ -185,7 +184,7 @@ impl Group {
                 unsafe { result::broadcast(read(buffer), write(buffer), bytes(buffer), byte, root, comm, stream) }
             }
             // SAFETY: as above; `all` holds world_size times as many bytes as `own`.
-            Call::AllGather(own, all) => unsafe {
+            Call::AllGather { all, own } => unsafe {
                 result::all_gather(read(own), write(all), bytes(own), byte, comm, stream)
             },
         };

@@ -1,13 +1,13 @@
 //! The NCCL backend for tensors on GPUs, one rank a GPU. The only part of the crate that names `cudarc`.
 //!
-//! crates.io has no binding crate of NCCL's own name; `cudarc` has maintained bindings, which look NCCL and the CUDA
-//! driver up at run time, so that the CPU build carries the same code. MPI stays the control plane: the backend that
-//! [`join`] finds hands round NCCL's unique id and goes on carrying whatever is not on the GPU, such as votes.
+//! `cudarc` has maintained bindings to NCCL, which load it and the CUDA driver at run time, so the CPU build has the same
+//! code. MPI stays the control plane: the backend behind NCCL distributes NCCL's unique id and still carries everything
+//! that is not on the GPU, such as votes.
 //!
-//! Collectives run on a stream of their own. Where they stand in the order of the computation is decided when the
-//! computing thread submits them: [`super::CommThread`] records an event on the stream that libtorch computes on, the
-//! collective waits for it, and `Pending::wait` lets the computation's stream, not the thread, wait for the collective's
-//! end. The watchdog keeps the tensors alive until then.
+//! Collectives run on a stream of their own. Their place in the order of the computation is fixed when the computing
+//! thread submits them: [`super::CommThread`] records an event on the stream that libtorch computes on, the collective
+//! waits for it, and `Pending::wait` makes the computation's stream, not the thread, wait for the collective's end. The
+//! watchdog keeps the tensors alive until then.
 //!
 //! Not here: the thread that issues collectives, and what is reduced when.
 
@@ -17,7 +17,7 @@ mod watch;
 
 pub use cuda::{Event, Gpu, Stream};
 
-use super::{CommThread, Communicator, check_root, share_of};
+use super::{CommThread, Communicator, Local, check_root, share_of};
 use crate::error::{Error, Result};
 use crate::tensor::{bytes, bytes_mut, count};
 use group::{Call, Group};
@@ -26,10 +26,10 @@ use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 use watch::Watch;
 
-/// What a rank brings to [`join`].
+/// A rank's settings for [`join`].
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Tensors of this device go through NCCL, all others through the backend below it.
+    /// Tensors on this device go through NCCL, all others through the backend behind it.
     pub device: Device,
     /// The rank's GPU as the CUDA driver numbers it.
     pub gpu: usize,
@@ -37,7 +37,7 @@ pub struct Settings {
     pub timeout: Duration,
 }
 
-/// Makes a GPU the calling thread's for all that follows. Called before the first tensor, no memory is taken on
+/// Makes a GPU the calling thread's from now on. Call it before the first tensor is made: then no memory is taken on
 /// another GPU.
 ///
 /// # Errors
@@ -50,8 +50,8 @@ pub fn use_gpu(index: usize) -> Result<()> {
 /// Returns NCCL's version.
 ///
 /// # Errors
-/// The user's, agreed on by all ranks: no library, no GPU, two ranks on one GPU. Others are of this rank alone and leave
-/// `comm` unusable: the program must end the job.
+/// Input errors, agreed on by all ranks: no library, no GPU, two ranks on one GPU. Any other error is this rank's alone and
+/// leaves `comm` unusable: the program must end the job.
 pub fn join(comm: &CommThread, settings: Settings) -> Result<String> {
     comm.agree(group::probe())?;
     let gpu = Arc::new(comm.agree(Gpu::open(settings.gpu))?);
@@ -77,18 +77,18 @@ fn check_alone(comm: &CommThread, gpu: &Gpu) -> Result<()> {
     let all: Vec<_> = all.chunks(width).collect();
     for (rank, uuid) in all.iter().enumerate() {
         if let Some(first) = all[..rank].iter().position(|other| other == uuid) {
-            let (_, local_size) = comm.local();
+            let local_size = comm.local().size;
             return Err(Error::input(format!("ranks {first} and {rank} are on the same GPU; NCCL needs one each"))
                 .hint(format!(
                     "{local_size} ranks are on this node: start no more than it has GPUs (mpirun: --map-by ppr:N:node), and \
-                     let CUDA_VISIBLE_DEVICES show every rank all of them, or each its own"
+                     set CUDA_VISIBLE_DEVICES so that every rank sees all of them, or each only its own"
                 )));
         }
     }
     Ok(())
 }
 
-/// The part that knows the GPU.
+/// The part that works on the GPU.
 struct Front {
     rank: usize,
     world_size: usize,
@@ -97,9 +97,9 @@ struct Front {
     communication: Stream,
     group: Arc<Group>,
     watch: Watch,
-    /// Named by the next collective.
+    /// The next collective's.
     purpose: String,
-    /// The computation that the next collective comes after.
+    /// The computation that the next collective waits for.
     after: Option<Event>,
     /// The end of the last collective.
     done: Option<Event>,
@@ -127,7 +127,7 @@ impl Front {
         tensor.device() == self.device
     }
 
-    /// This rank's share of `buffer`, a view: where both are given, NCCL works in place.
+    /// This rank's share of `buffer`, a view: given both, NCCL works in place.
     fn own_share(&self, buffer: &Tensor) -> Result<Tensor> {
         let share = share_of(buffer, self.world_size)? as i64;
         Ok(buffer.f_view(-1)?.f_narrow(0, self.rank as i64 * share, share)?)
@@ -201,7 +201,7 @@ impl Communicator for Nccl {
         self.front.world_size
     }
 
-    fn local(&self) -> (usize, usize) {
+    fn local(&self) -> Local {
         self.control.local()
     }
 
@@ -253,7 +253,7 @@ impl Communicator for Nccl {
         if !buffers.iter().all(|buffer| self.front.takes(buffer)) {
             return self.control.reduce_scatter_together(buffers);
         }
-        let calls = buffers.iter().map(|buffer| Ok(Call::ReduceScatter(buffer, self.front.own_share(buffer)?)));
+        let calls = buffers.iter().map(|all| Ok(Call::ReduceScatter { all, own: self.front.own_share(all)? }));
         self.front.run(&calls.collect::<Result<Vec<_>>>()?)
     }
 
@@ -261,7 +261,7 @@ impl Communicator for Nccl {
         if !buffers.iter().all(|buffer| self.front.takes(buffer)) {
             return self.control.all_gather_together(buffers);
         }
-        let calls = buffers.iter().map(|buffer| Ok(Call::AllGather(self.front.own_share(buffer)?, buffer)));
+        let calls = buffers.iter().map(|all| Ok(Call::AllGather { all, own: self.front.own_share(all)? }));
         self.front.run(&calls.collect::<Result<Vec<_>>>()?)
     }
 

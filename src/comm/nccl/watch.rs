@@ -1,6 +1,6 @@
 //! The watchdog of a rank: keeps what is in flight alive, and ends the job when a collective fails late or never ends.
 //!
-//! Nobody else could: a thread that waits for a GPU waits for ever. Not here: errors that a call returns at once.
+//! No other thread could: one that waits for a GPU may wait for ever. Not here: errors that a call returns at once.
 
 use super::cuda::{Event, Gpu};
 use super::group::Group;
@@ -14,18 +14,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tch::Tensor;
 
-/// Time between two looks.
+/// Time between two polls.
 const POLL: Duration = Duration::from_millis(50);
-/// How long a rank that has seen a failure lets the others see and report theirs before it ends the job.
+/// How long a rank waits after a failure, so that the others can report theirs, before it ends the job.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Something that other ranks must take part in.
+/// A call under way that other ranks must take part in.
 struct Flight {
     number: u64,
     what: String,
-    /// The computation that it comes after.
+    /// The computation that it waits for.
     after: Option<Event>,
-    /// Its end; none while the call that starts it has not returned.
+    /// Its end; none until the call that starts it returns.
     done: Option<Event>,
     /// Kept alive until the end.
     _tensors: Vec<Tensor>,
@@ -38,12 +38,12 @@ struct Flights {
     queue: VecDeque<Flight>,
     /// When something last ended, or started with nothing in flight.
     progress: Option<Instant>,
-    /// Whose late errors are looked for; under the same lock, so that nobody looks while the group is left.
+    /// Polled for late errors; under the same lock, so that it is not polled while the rank leaves it.
     group: Option<Arc<Group>>,
 }
 
 impl Flights {
-    /// Lets go of what has ended.
+    /// Removes the flights that have ended.
     fn retire(&mut self) -> Result<()> {
         while let Some(Flight { done: Some(done), .. }) = self.queue.front()
             && done.reached()?
@@ -68,8 +68,8 @@ impl Shared {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is wrong, if anything is.
-    fn look(&self) -> Result<()> {
+    /// An error if a collective has failed or makes no progress.
+    fn check(&self) -> Result<()> {
         let mut flights = self.lock();
         flights.retire().map_err(|error| error.at(waiting_for(&flights)))?;
         if let Some(group) = &flights.group {
@@ -82,7 +82,7 @@ impl Shared {
         }
         let own = match first.after.as_ref().map(Event::reached) {
             Some(Ok(false)) => "this rank's own computation before it has not ended either",
-            _ => "other ranks have not come to it, or the network between them is stuck",
+            _ => "other ranks have not reached it, or the network between them is stuck",
         };
         let message = format!("{}: no progress in {} s; {own}", waiting_for(&flights), waited.as_secs());
         Err(Error::runtime(message).hint("raise parallel.timeout_seconds if a rank may be that late"))
@@ -111,7 +111,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Watches what will be in flight; `timeout` without progress ends the job.
+    /// Starts the thread; `timeout` without progress ends the job.
     pub(super) fn start(rank: usize, timeout: Duration, gpu: Arc<Gpu>) -> Result<Self> {
         let (flights, over) = (Mutex::default(), AtomicBool::new(false));
         let shared = Arc::new(Shared { rank, timeout, gpu, flights, over });
@@ -119,7 +119,7 @@ impl Watch {
         let body = move || {
             let bound = watched.gpu.bind();
             while !watched.over.load(Ordering::Acquire) {
-                if let Err(error) = bound.clone().and_then(|()| watched.look()) {
+                if let Err(error) = bound.clone().and_then(|()| watched.check()) {
                     watched.end(&error);
                 }
                 std::thread::park_timeout(POLL);
@@ -132,12 +132,12 @@ impl Watch {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Looks for late errors of this group from now on; of none where there is none.
+    /// Polls this group for late errors from now on; `None` polls none.
     pub(super) fn set_group(&self, group: Option<Arc<Group>>) {
         self.shared.lock().group = group;
     }
 
-    /// Runs `call`, which starts `what` and returns its end if it goes on after the call; `tensors` are kept until then.
+    /// Runs `call`, which starts `what` and returns its end if that comes after the call; keeps `tensors` until then.
     pub(super) fn over<T>(
         &self,
         what: String,

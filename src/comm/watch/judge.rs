@@ -1,27 +1,28 @@
-//! From what is known of the ranks to a verdict: all is well, somebody is late, the ranks have lost one another.
+//! Judges the states of the ranks: all is well, a rank is late, or the ranks are at different collectives.
 //!
-//! Time is what the watchdog has seen pass in looks of its own, so that a job which was suspended as a whole, or a
-//! machine that slept, counts for nothing. Not here: how other ranks' states arrive (`link.rs`).
+//! Only time between the watchdog's own polls counts, not that of a suspended job or a sleeping machine. Not here: how
+//! other ranks' states arrive (`link.rs`).
 
 use super::super::apart;
 use super::super::progress::Doing;
 use crate::error::Error;
 use std::time::Duration;
 
-/// Before the first notice about a rank that others wait for; half of the limit where that is less.
+/// Time before the first notice about a rank that others wait for; half the limit if that is less.
 const NOTICE: Duration = Duration::from_secs(30);
-/// A rank that has said nothing for so long is taken for stopped or cut off, whatever it said before; half of the limit
-/// where that is less.
+/// A rank that has been silent for this long counts as stopped or cut off, whatever it reported before; half the limit if
+/// that is less.
 const SILENCE: Duration = Duration::from_secs(5);
-/// How long ranks must have been at different collectives of one number: they may notice it themselves, and say more.
+/// How long ranks must have been at different collectives of the same number: the backend may notice it first, and its
+/// error says more.
 const DESYNC: Duration = Duration::from_secs(1);
 
 /// What is known of one rank.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
-    /// What it was doing when it was last heard of; nothing where it never was.
+    /// Its last report; none if it has never reported.
     pub doing: Option<Doing>,
-    /// Since when nothing has been heard of it.
+    /// Time since that report.
     pub silent: Duration,
 }
 
@@ -30,7 +31,7 @@ pub(super) struct Seen {
 pub(super) enum Verdict {
     /// Nothing.
     Well,
-    /// Say who is waited for.
+    /// Log which ranks are waited for.
     Notice(String),
     /// End the job: a rank is too late, or gone.
     Stalled(String),
@@ -38,7 +39,7 @@ pub(super) enum Verdict {
     Apart(Error),
 }
 
-/// Remembers how long nothing has moved.
+/// Measures how long no rank has moved.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     /// Collectives that each rank had begun, and whether it was inside its last one.
@@ -47,7 +48,7 @@ pub(super) struct Judge {
     noticed: bool,
 }
 
-/// A rank of which nothing is known.
+/// A rank that has never reported.
 static UNHEARD: Doing = Doing { begun: 0, inside: false, purpose: String::new(), work: String::new() };
 
 impl Seen {
@@ -57,8 +58,8 @@ impl Seen {
 }
 
 impl Judge {
-    /// Judges what is known of the ranks whose numbers and states these are, `passed` after the last look.
-    pub fn look(&mut self, ranks: &[(usize, &Seen)], passed: Duration, limit: Duration) -> Verdict {
+    /// Judges ranks by their numbers and states, `passed` after the last call.
+    pub fn judge(&mut self, ranks: &[(usize, &Seen)], passed: Duration, limit: Duration) -> Verdict {
         let places: Vec<_> = ranks.iter().map(|(_, seen)| (seen.doing().begun, seen.doing().inside)).collect();
         if places != self.places {
             *self = Self { places, ..Self::default() };
@@ -88,11 +89,11 @@ impl Judge {
             true => "the network".to_owned(),
             false => listed(&late.iter().map(|(rank, _)| *rank).collect::<Vec<_>>()),
         };
-        let text = format!("waiting for {whom} at {} since {} s", at_front.purpose, self.stood.as_secs());
+        let text = format!("waiting for {whom} at {} for {} s", at_front.purpose, self.stood.as_secs());
         if self.stood >= limit {
             let why = late.iter().take(3).map(|(rank, seen)| why(*rank, seen, silent(seen))).collect::<Vec<_>>();
-            let all_have_come = || "every rank has come to it, and it does not end".to_owned();
-            let why = if late.is_empty() { all_have_come() } else { why.join("; ") };
+            let all_are_there = || "every rank has reached it, but it does not end".to_owned();
+            let why = if late.is_empty() { all_are_there() } else { why.join("; ") };
             return Verdict::Stalled(format!("{text}: {why}"));
         }
         if !self.noticed && self.stood >= NOTICE.min(limit / 2) {
@@ -102,18 +103,18 @@ impl Judge {
         Verdict::Well
     }
 
-    /// The same for a rank that knows of rank 0 and itself alone. As long as rank 0 is heard, it judges.
-    pub fn look_at_rank_0(&mut self, rank_0: &Seen, own: (usize, &Seen), passed: Duration, limit: Duration) -> Verdict {
-        let verdict = self.look(&[(0, rank_0), own], passed, limit);
+    /// The same for a rank that knows only rank 0 and itself. Until rank 0 is silent, it judges all ranks.
+    pub fn judge_rank_0(&mut self, rank_0: &Seen, own: (usize, &Seen), passed: Duration, limit: Duration) -> Verdict {
+        let verdict = self.judge(&[(0, rank_0), own], passed, limit);
         if rank_0.silent < silence(limit) {
-            // Once it is silent, the time that it has been so counts, and no more.
+            // Once rank 0 is silent, only the time of its silence counts.
             (self.stood, self.noticed) = (self.stood.min(silence(limit)), false);
             return Verdict::Well;
         }
         verdict
     }
 
-    /// Nobody waits, or for good reasons.
+    /// No rank waits, or the ranks waited for are at announced work.
     fn rest(&mut self) {
         (self.stood, self.noticed) = (Duration::ZERO, false);
     }
@@ -124,18 +125,16 @@ fn silence(limit: Duration) -> Duration {
     SILENCE.min(limit / 2)
 }
 
-/// What is known of why a rank is not there.
+/// The known reason why a rank is late.
 fn why(rank: usize, seen: &Seen, silent: bool) -> String {
     match &seen.doing {
-        None => format!("nothing has been heard of rank {rank} at all"),
+        None => format!("rank {rank} has never reported"),
         Some(_) if silent => {
             let seconds = seen.silent.as_secs();
-            format!(
-                "nothing has been heard of rank {rank} for {seconds} s: its process is stopped, or the network is cut"
-            )
+            format!("rank {rank} has been silent for {seconds} s: its process is stopped, or the network is cut")
         }
         Some(Doing { inside: true, purpose, .. }) => format!("rank {rank} is itself waiting, at {purpose}"),
-        Some(_) => format!("rank {rank} is running and has not come"),
+        Some(_) => format!("rank {rank} is running but has not reached it"),
     }
 }
 
@@ -160,48 +159,44 @@ mod tests {
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(100);
-    const LOOK: Duration = Duration::from_secs(1);
+    const POLL: Duration = Duration::from_secs(1);
 
     fn at(begun: u64, inside: bool, purpose: &str) -> Seen {
         let doing = Doing { begun, inside, purpose: purpose.into(), work: String::new() };
         Seen { doing: Some(doing), silent: Duration::ZERO }
     }
 
-    /// What is said while nothing moves, with the seconds.
+    /// The verdicts while nothing moves, each with its second.
     fn verdicts(ranks: &[Seen]) -> Vec<(u32, Verdict)> {
         let mut judge = Judge::default();
         let numbered: Vec<_> = ranks.iter().enumerate().collect();
-        let looks = (1..=100).map(|second| (second, judge.look(&numbered, LOOK, LIMIT)));
-        looks.filter(|(_, verdict)| *verdict != Verdict::Well).collect()
+        let verdicts = (1..=100).map(|second| (second, judge.judge(&numbered, POLL, LIMIT)));
+        verdicts.filter(|(_, verdict)| *verdict != Verdict::Well).collect()
     }
 
     #[test]
     fn a_late_rank_is_named_after_30_seconds_and_ends_the_job_at_the_limit() {
         let ranks = [at(5, true, "bucket 12 of step 40"), at(4, false, "bucket 11 of step 40")];
-        let told = "waiting for rank 1 at bucket 12 of step 40 since";
+        let text = "waiting for rank 1 at bucket 12 of step 40 for";
         assert_eq!(
             verdicts(&ranks),
             [
-                (30, Verdict::Notice(format!("{told} 30 s"))),
-                (100, Verdict::Stalled(format!("{told} 100 s: rank 1 is running and has not come")))
+                (30, Verdict::Notice(format!("{text} 30 s"))),
+                (100, Verdict::Stalled(format!("{text} 100 s: rank 1 is running but has not reached it")))
             ]
         );
     }
 
     #[test]
-    fn a_rank_that_is_silent_is_waited_for_even_where_it_came_or_is_at_work() {
+    fn a_silent_rank_is_waited_for_even_if_it_was_at_the_collective_or_at_work() {
         let mut stopped = at(5, true, "x");
         stopped.silent = Duration::from_secs(40);
-        let told = verdicts(&[at(5, true, "x"), stopped.clone()]);
-        assert!(
-            matches!(&told[1].1, Verdict::Stalled(text) if text.contains("nothing has been heard of rank 1 for 40 s"))
-        );
+        let found = verdicts(&[at(5, true, "x"), stopped.clone()]);
+        assert!(matches!(&found[1].1, Verdict::Stalled(text) if text.contains("rank 1 has been silent for 40 s")));
         stopped.doing = Some(Doing { begun: 4, inside: false, work: "saving".into(), ..Doing::default() });
         assert!(matches!(&verdicts(&[at(5, true, "x"), stopped])[1], (100, Verdict::Stalled(_))));
-        let told = verdicts(&[at(5, true, "x"), Seen::default()]);
-        assert!(
-            matches!(&told[1].1, Verdict::Stalled(text) if text.ends_with("nothing has been heard of rank 1 at all"))
-        );
+        let found = verdicts(&[at(5, true, "x"), Seen::default()]);
+        assert!(matches!(&found[1].1, Verdict::Stalled(text) if text.ends_with("rank 1 has never reported")));
     }
 
     #[test]
@@ -220,20 +215,20 @@ mod tests {
         for step in 1..300 {
             let (waiting, late) = (at(step, true, "x"), at(step - 1, false, "x"));
             for _ in 0..20 {
-                assert_eq!(judge.look(&[(0, &waiting), (1, &late)], LOOK, LIMIT), Verdict::Well);
+                assert_eq!(judge.judge(&[(0, &waiting), (1, &late)], POLL, LIMIT), Verdict::Well);
             }
         }
     }
 
     #[test]
-    fn different_collectives_of_one_number_are_told_apart() {
-        let told = verdicts(&[at(5, true, "a vote"), at(5, true, "bucket 1")]);
+    fn different_collectives_of_one_number_are_an_error() {
+        let found = verdicts(&[at(5, true, "a vote"), at(5, true, "bucket 1")]);
         assert!(
-            matches!(&told[0], (1, Verdict::Apart(error)) if error.message.contains("rank 0 has come to a vote")
-            && error.message.contains("rank 1 to bucket 1")),
-            "{told:?}"
+            matches!(&found[0], (1, Verdict::Apart(error)) if error.message.contains("rank 0 at a vote")
+            && error.message.contains("rank 1 at bucket 1")),
+            "{found:?}"
         );
-        // Behind the front one may be called otherwise.
+        // The control: an earlier collective may have another purpose.
         assert!(matches!(verdicts(&[at(5, true, "a vote"), at(4, true, "bucket 1")])[0], (30, Verdict::Notice(_))));
     }
 
@@ -242,21 +237,21 @@ mod tests {
         let mut judge = Judge::default();
         let (waiting, mut rank_0) = (at(5, true, "x"), at(4, false, "x"));
         for _ in 0..200 {
-            assert_eq!(judge.look_at_rank_0(&rank_0, (3, &waiting), LOOK, LIMIT), Verdict::Well);
+            assert_eq!(judge.judge_rank_0(&rank_0, (3, &waiting), POLL, LIMIT), Verdict::Well);
         }
         rank_0.silent = SILENCE;
-        let looks = (1..=95).map(|_| judge.look_at_rank_0(&rank_0, (3, &waiting), LOOK, LIMIT));
-        let told: Vec<_> = looks.filter(|verdict| *verdict != Verdict::Well).collect();
-        assert_eq!(told[0], Verdict::Notice("waiting for rank 0 at x since 30 s".into()));
+        let verdicts = (1..=95).map(|_| judge.judge_rank_0(&rank_0, (3, &waiting), POLL, LIMIT));
+        let found: Vec<_> = verdicts.filter(|verdict| *verdict != Verdict::Well).collect();
+        assert_eq!(found[0], Verdict::Notice("waiting for rank 0 at x for 30 s".into()));
         assert!(
-            matches!(&told[1..], [Verdict::Stalled(text)] if text.starts_with("waiting for rank 0 at x since 100 s"))
+            matches!(&found[1..], [Verdict::Stalled(text)] if text.starts_with("waiting for rank 0 at x for 100 s"))
         );
     }
 
     #[test]
-    fn where_every_rank_has_come_the_network_is_to_blame() {
-        let told = verdicts(&[at(5, true, "bucket 1"), at(5, true, "bucket 1")]);
-        assert!(matches!(&told[1].1, Verdict::Stalled(text) if text.contains("waiting for the network at bucket 1")));
+    fn the_network_is_blamed_if_every_rank_is_at_the_collective() {
+        let found = verdicts(&[at(5, true, "bucket 1"), at(5, true, "bucket 1")]);
+        assert!(matches!(&found[1].1, Verdict::Stalled(text) if text.contains("waiting for the network at bucket 1")));
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! How ranks hear of one another where MPI cannot hold it up: each sends rank 0 what it is doing, rank 0 answers with
-//! what it is doing itself, over TCP, some times a second. One way for ranks of a node, over its loopback, and of several.
+//! Status reports between ranks over TCP, so that MPI cannot hold them up: a few times a second each rank sends rank 0 what
+//! it is doing, and rank 0 answers with what it is doing itself. Within one node the connections use the loopback interface.
 //!
-//! Nothing here waits for a peer, but for an address that does not answer. A frame carries a secret that went round by
-//! MPI; who does not know it is sent away. Not here: what follows from what is heard (`judge.rs`).
+//! Nothing here waits for a peer, except up to a second for an address that does not answer. Every frame carries a secret
+//! that MPI has distributed; a peer without it is disconnected. Not here: what follows from the reports (`judge.rs`).
 
 use super::super::progress::{Doing, whole_letters};
 use std::io::{ErrorKind, Read, Write};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a frame: a secret, numbers, two texts.
 const FRAME: usize = 320;
-/// Bytes of the texts at most; a longer one is cut.
+/// Most bytes of each text; a longer one is cut.
 const PURPOSE: usize = 192;
 const WORK: usize = 64;
 /// Where the numbers and texts begin.
@@ -22,14 +22,14 @@ const TEXTS: usize = 29;
 
 /// How long an address may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two rounds over the addresses.
+/// Time between two rounds over the addresses.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Connections beside those of the ranks: somebody else's, or a rank's before it gave one up.
+/// Connections allowed beyond one a rank: those of strangers, and old ones of ranks that connected again.
 const STRANGERS: usize = 16;
 
 type Secret = [u8; 16];
 
-/// Where rank 0 listens, as it goes round by MPI.
+/// Where rank 0 listens, for MPI to distribute.
 #[derive(Debug, Clone)]
 pub(super) struct Invitation {
     secret: Secret,
@@ -40,12 +40,12 @@ pub(super) struct Invitation {
 pub(super) const INVITATION: usize = 2048;
 
 impl Invitation {
-    /// Listens for the ranks of this node, or of any. No address where that is refused.
+    /// Listens for the ranks of this node, or of any node. Without addresses if the system refuses.
     pub fn new(one_node: bool) -> (Self, Option<TcpListener>) {
         let at = |address: IpAddr| TcpListener::bind(SocketAddr::new(address, 0)).ok();
         let listener = match one_node {
             true => at(Ipv4Addr::LOCALHOST.into()).or_else(|| at(Ipv6Addr::LOCALHOST.into())),
-            // Where there is IPv6 this takes IPv4 too.
+            // An IPv6 listener takes IPv4 connections too.
             false => at(Ipv6Addr::UNSPECIFIED.into()).or_else(|| at(Ipv4Addr::UNSPECIFIED.into())),
         };
         let listener = listener.filter(|listener| listener.set_nonblocking(true).is_ok());
@@ -57,7 +57,7 @@ impl Invitation {
         (Self { secret: rand::random(), addresses }, listener)
     }
 
-    /// For MPI to carry.
+    /// As bytes, for MPI.
     pub fn pack(&self) -> [u8; INVITATION] {
         let mut bytes = [0; INVITATION];
         bytes[..16].copy_from_slice(&self.secret);
@@ -70,7 +70,7 @@ impl Invitation {
         bytes
     }
 
-    /// The other way round.
+    /// The invitation in these bytes.
     pub fn unpack(bytes: &[u8; INVITATION]) -> Self {
         let mut secret = [0; 16];
         secret.copy_from_slice(&bytes[..16]);
@@ -79,7 +79,7 @@ impl Invitation {
     }
 }
 
-/// This machine's addresses that others may know: IPv4 first.
+/// This machine's addresses that others may reach, IPv4 first.
 fn interfaces() -> Vec<IpAddr> {
     let found = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| {
         let address = interface.address?;
@@ -112,7 +112,7 @@ fn pack(secret: &Secret, rank: usize, doing: &Doing) -> [u8; FRAME] {
     frame
 }
 
-/// Who says what; none for a frame that no rank of this job has sent.
+/// A frame's sender and what it is doing; none if no rank of this job sent the frame.
 fn unpack(frame: &[u8; FRAME], secret: &Secret) -> Option<(usize, Doing)> {
     if frame[..RANK] != secret[..] {
         return None;
@@ -133,9 +133,9 @@ fn unpack(frame: &[u8; FRAME], secret: &Secret) -> Option<(usize, Doing)> {
 /// One connection.
 struct Peer {
     stream: TcpStream,
-    /// The start of a frame that has not arrived whole.
+    /// The start of a frame that has not fully arrived.
     input: Vec<u8>,
-    /// The rest of a frame that the system has not taken.
+    /// The rest of a frame that the system has not yet taken.
     output: Vec<u8>,
 }
 
@@ -146,7 +146,7 @@ impl Peer {
         Some(Self { stream, input: Vec::new(), output: Vec::new() })
     }
 
-    /// The last frame that has arrived, if one has. None at all once the connection is of no more use.
+    /// The last frame that has arrived, if any; the outer option is none once the connection is unusable.
     fn receive(&mut self, secret: &Secret) -> Option<Option<(usize, Doing)>> {
         let mut last = None;
         let mut buffer = [0; FRAME];
@@ -165,7 +165,8 @@ impl Peer {
         }
     }
 
-    /// Sends a frame; none where the one before has not left yet: the peer does not read. False as for `receive`.
+    /// Sends a frame, unless the one before has not left yet because the peer does not read. False once the connection is
+    /// unusable.
     fn send(&mut self, frame: &[u8; FRAME]) -> bool {
         if self.output.is_empty() {
             self.output.extend_from_slice(frame);
@@ -180,21 +181,21 @@ impl Peer {
 }
 
 /// Rank 0's end.
-pub(super) struct Hub {
+pub(super) struct Server {
     secret: Secret,
     listener: Option<TcpListener>,
     world_size: usize,
     peers: Vec<Peer>,
 }
 
-impl Hub {
-    /// Answers the ranks that come with this invitation.
+impl Server {
+    /// Answers the ranks that connect with this invitation.
     pub fn new(invitation: &Invitation, listener: Option<TcpListener>, world_size: usize) -> Self {
         Self { secret: invitation.secret, listener, world_size, peers: Vec::new() }
     }
 
-    /// Takes what has arrived, and tells everyone what rank 0 is doing.
-    pub fn look(&mut self, own: &Doing, mut heard: impl FnMut(usize, Doing)) {
+    /// Passes on the reports that have arrived, and answers each with what rank 0 is doing.
+    pub fn poll(&mut self, own: &Doing, mut heard: impl FnMut(usize, Doing)) {
         while self.peers.len() < self.world_size + STRANGERS
             && let Some(Ok((stream, _))) = self.listener.as_ref().map(TcpListener::accept)
         {
@@ -215,21 +216,21 @@ impl Hub {
 }
 
 /// Any other rank's end.
-pub(super) struct Spoke {
+pub(super) struct Client {
     rank: usize,
     invitation: Invitation,
     peer: Option<Peer>,
     tried: Option<Instant>,
 }
 
-impl Spoke {
-    /// Will go to where rank 0 listens.
+impl Client {
+    /// Connects to rank 0 when first polled.
     pub fn new(rank: usize, invitation: Invitation) -> Self {
         Self { rank, invitation, peer: None, tried: None }
     }
 
-    /// Tells rank 0 what this rank is doing. Returns what rank 0 has answered since the last call.
-    pub fn look(&mut self, own: &Doing) -> Option<Doing> {
+    /// Tells rank 0 what this rank is doing. Returns rank 0's last answer since the last call.
+    pub fn poll(&mut self, own: &Doing) -> Option<Doing> {
         if self.peer.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= AGAIN) {
             let connect = |address| TcpStream::connect_timeout(address, PATIENCE).ok().and_then(Peer::new);
             self.peer = self.invitation.addresses.iter().find_map(connect);
@@ -244,7 +245,7 @@ impl Spoke {
         message.flatten().map(|(_, doing)| doing)
     }
 
-    /// Where rank 0 was looked for.
+    /// The addresses at which rank 0 was tried.
     pub fn addresses(&self) -> String {
         self.invitation.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
     }
@@ -258,13 +259,18 @@ mod tests {
         Doing { begun, inside: true, purpose: purpose.into(), work: "saving step 3".into() }
     }
 
-    /// Looks from both ends until `until` holds, which takes some milliseconds.
-    fn exchange(hub: &mut Hub, spoke: &mut Spoke, own: [&Doing; 2], mut until: impl FnMut(&Heard) -> bool) -> Heard {
+    /// Polls both ends, which are doing `own`, until `until` holds, which takes some milliseconds.
+    fn exchange(
+        server: &mut Server,
+        client: &mut Client,
+        own: [&Doing; 2],
+        mut until: impl FnMut(&Heard) -> bool,
+    ) -> Heard {
         let mut heard = Heard::default();
         let start = Instant::now();
         while !until(&heard) && start.elapsed() < Duration::from_secs(20) {
-            heard.by_spoke = spoke.look(own[1]).or(heard.by_spoke);
-            hub.look(own[0], |rank, doing| heard.by_hub = Some((rank, doing)));
+            heard.by_client = client.poll(own[1]).or(heard.by_client);
+            server.poll(own[0], |rank, doing| heard.by_server = Some((rank, doing)));
             std::thread::sleep(Duration::from_millis(2));
         }
         heard
@@ -272,39 +278,40 @@ mod tests {
 
     #[derive(Debug, Default)]
     struct Heard {
-        by_hub: Option<(usize, Doing)>,
-        by_spoke: Option<Doing>,
+        by_server: Option<(usize, Doing)>,
+        by_client: Option<Doing>,
     }
 
     #[test]
     fn both_ends_hear_what_the_other_is_doing() {
         for one_node in [true, false] {
             let (invitation, listener) = Invitation::new(one_node);
-            let mut hub = Hub::new(&invitation, listener, 3);
-            let mut spoke = Spoke::new(2, Invitation::unpack(&invitation.pack()));
-            let (at_hub, at_spoke) = (doing(7, "bucket 3 of step 2"), doing(6, "a vote"));
-            let heard = exchange(&mut hub, &mut spoke, [&at_hub, &at_spoke], |heard| {
-                heard.by_hub.is_some() && heard.by_spoke.is_some()
+            let mut server = Server::new(&invitation, listener, 3);
+            let mut client = Client::new(2, Invitation::unpack(&invitation.pack()));
+            let (at_server, at_client) = (doing(7, "bucket 3 of step 2"), doing(6, "a vote"));
+            let heard = exchange(&mut server, &mut client, [&at_server, &at_client], |heard| {
+                heard.by_server.is_some() && heard.by_client.is_some()
             });
-            assert_eq!(heard.by_hub, Some((2, at_spoke)));
-            assert_eq!(heard.by_spoke, Some(at_hub));
+            assert_eq!(heard.by_server, Some((2, at_client)));
+            assert_eq!(heard.by_client, Some(at_server));
         }
     }
 
     #[test]
-    fn who_does_not_know_the_secret_is_sent_away_untold() {
+    fn a_peer_without_the_secret_is_disconnected_without_an_answer() {
         let (invitation, listener) = Invitation::new(true);
-        let mut hub = Hub::new(&invitation, listener, 2);
-        let mut stranger = Spoke::new(1, Invitation { secret: [7; 16], ..invitation.clone() });
-        let heard = exchange(&mut hub, &mut stranger, [&doing(1, "x"), &doing(1, "x")], {
+        let mut server = Server::new(&invitation, listener, 2);
+        let mut stranger = Client::new(1, Invitation { secret: [7; 16], ..invitation.clone() });
+        let heard = exchange(&mut server, &mut stranger, [&doing(1, "x"), &doing(1, "x")], {
             let start = Instant::now();
             move |_| start.elapsed() > Duration::from_millis(300)
         });
-        assert!(heard.by_hub.is_none() && heard.by_spoke.is_none(), "{heard:?}");
-        assert!(hub.peers.is_empty());
-        let mut rank = Spoke::new(1, invitation);
-        let heard = exchange(&mut hub, &mut rank, [&doing(1, "x"), &doing(1, "x")], |heard| heard.by_hub.is_some());
-        assert!(heard.by_hub.is_some(), "the control: a rank is heard");
+        assert!(heard.by_server.is_none() && heard.by_client.is_none(), "{heard:?}");
+        assert!(server.peers.is_empty());
+        let mut rank = Client::new(1, invitation);
+        let heard =
+            exchange(&mut server, &mut rank, [&doing(1, "x"), &doing(1, "x")], |heard| heard.by_server.is_some());
+        assert!(heard.by_server.is_some(), "the control: a rank is heard");
     }
 
     #[test]
@@ -321,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invitation_that_has_no_room_left_is_cut_at_an_address() {
+    fn an_invitation_with_too_many_addresses_is_cut_at_an_address() {
         let address: SocketAddr = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap();
         let invitation = Invitation { secret: [3; 16], addresses: vec![address; 100] };
         let read = Invitation::unpack(&invitation.pack());

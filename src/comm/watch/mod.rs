@@ -1,8 +1,8 @@
-//! The watchdog of a rank: a thread that says when ranks wait too long for one another, and ends the job at the limit.
+//! The watchdog of a rank: a thread that warns when ranks wait long for one another, and ends the job at the limit.
 //!
-//! Rank 0 hears of all ranks and judges; the others judge rank 0 alone, and only where nothing more is heard of it.
-//! Whatever MPI does, it holds up neither. What is not watched is MPI's own start: the ranks' lines are made by it. Not here: collectives between GPUs, which go on after their call
-//! (`nccl/watch.rs`).
+//! Rank 0 receives the reports of all ranks and judges them; the others judge rank 0 alone, and only once it is silent. MPI
+//! can block neither. MPI's own start is not watched, because the ranks find one another through it. Not here: collectives
+//! between GPUs, which run on after their call (`nccl/watch.rs`).
 
 mod judge;
 mod link;
@@ -12,7 +12,7 @@ use super::progress::{Doing, Progress};
 use crate::error::{Error, Result};
 use crate::terminal;
 use judge::{Judge, Seen, Verdict};
-use link::{Hub, INVITATION, Invitation, Spoke};
+use link::{Client, INVITATION, Invitation, Server};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -21,21 +21,21 @@ use tracing::warn;
 
 pub(super) use judge::listed;
 
-/// Between two looks, and two frames.
+/// Time between two polls, and between two frames.
 const POLL: Duration = Duration::from_millis(200);
-/// What may count as passed between two looks: a process that was stopped itself knows nothing of the time between.
+/// Most time that counts between two polls: a process that was itself stopped knows nothing of the time between.
 const MOST_PASSED: Duration = Duration::from_secs(2);
-/// How long ranks above 1 let others report first.
+/// How long ranks above 1 wait so that others report first.
 const OTHERS_FIRST: Duration = Duration::from_secs(2);
-/// How long rank 0 may take to answer before a rank says that it does not hear it.
+/// How long rank 0 may take to answer before a rank warns that it does not.
 const FIRST_ANSWER: Duration = Duration::from_secs(20);
 
-/// A rank's end of the connections that tell ranks of one another.
+/// A rank's end of the connections for status reports.
 pub(super) struct Line(End);
 
 enum End {
-    Hub(Hub),
-    Spoke(Spoke),
+    Server(Server),
+    Client(Client),
 }
 
 impl Line {
@@ -44,11 +44,11 @@ impl Line {
         if rank == 0 {
             let (invitation, listener) = Invitation::new(one_node);
             broadcast(&mut invitation.pack());
-            return Self(End::Hub(Hub::new(&invitation, listener, world_size)));
+            return Self(End::Server(Server::new(&invitation, listener, world_size)));
         }
         let mut bytes = [0; INVITATION];
         broadcast(&mut bytes);
-        Self(End::Spoke(Spoke::new(rank, Invitation::unpack(&bytes))))
+        Self(End::Client(Client::new(rank, Invitation::unpack(&bytes))))
     }
 }
 
@@ -59,14 +59,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches `rank` of `world_size`, which is doing what `progress` says.
+    /// Starts the watchdog of `rank` of `world_size`; `progress` says what the rank is doing.
     pub(super) fn start(rank: usize, world_size: usize, line: Line, progress: Arc<Progress>) -> Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let until = over.clone();
         let body = move || {
             let mut view = View::new(rank, world_size, line);
             while !until.load(Ordering::Acquire) {
-                view.look(&progress);
+                view.poll(&progress);
                 std::thread::park_timeout(POLL);
             }
         };
@@ -92,32 +92,32 @@ impl Drop for Watch {
 struct View {
     rank: usize,
     line: Line,
-    /// Of rank 0, or on rank 0 of all.
+    /// The state of rank 0 alone, or on rank 0 that of every rank.
     seen: Vec<Seen>,
     judge: Judge,
-    looked: Instant,
-    /// Whether rank 0 has been heard, or said not to be.
-    told: bool,
+    polled: Instant,
+    /// Whether rank 0 has answered, or a warning said that it does not.
+    answer_settled: bool,
 }
 
 impl View {
     fn new(rank: usize, world_size: usize, line: Line) -> Self {
-        let known = if matches!(line.0, End::Hub(_)) { world_size } else { 1 };
+        let known = if matches!(line.0, End::Server(_)) { world_size } else { 1 };
         Self {
             rank,
             line,
             seen: vec![Seen::default(); known],
             judge: Judge::default(),
-            looked: Instant::now(),
-            told: false,
+            polled: Instant::now(),
+            answer_settled: false,
         }
     }
 
-    fn look(&mut self, progress: &Progress) {
+    fn poll(&mut self, progress: &Progress) {
         let now = Instant::now();
         let limit = progress.limit();
-        let passed = (now - self.looked).min(MOST_PASSED).min(limit / 4);
-        self.looked = now;
+        let passed = (now - self.polled).min(MOST_PASSED).min(limit / 4);
+        self.polled = now;
         let verdict = self.verdict(progress.now(), passed, limit);
         let hint = "raise parallel.timeout_seconds if a rank may be that late";
         match verdict {
@@ -133,26 +133,26 @@ impl View {
         self.seen.iter_mut().for_each(|seen| seen.silent += passed);
         let heard = |doing| Seen { doing: Some(doing), silent: Duration::ZERO };
         match &mut self.line.0 {
-            End::Hub(hub) => {
-                hub.look(&own, |rank, doing| self.seen[rank] = heard(doing));
+            End::Server(server) => {
+                server.poll(&own, |rank, doing| self.seen[rank] = heard(doing));
                 self.seen[0] = heard(own);
                 let ranks: Vec<_> = self.seen.iter().enumerate().collect();
-                self.judge.look(&ranks, passed, limit)
+                self.judge.judge(&ranks, passed, limit)
             }
-            End::Spoke(spoke) => {
-                if let Some(doing) = spoke.look(&own) {
+            End::Client(client) => {
+                if let Some(doing) = client.poll(&own) {
                     self.seen[0] = heard(doing);
-                    self.told = true;
+                    self.answer_settled = true;
                 }
-                if !self.told && self.seen[0].silent >= FIRST_ANSWER {
-                    self.told = true;
+                if !self.answer_settled && self.seen[0].silent >= FIRST_ANSWER {
+                    self.answer_settled = true;
                     warn!(
-                        "rank 0 does not answer over TCP at {}: ranks that wait will not know whom for",
-                        spoke.addresses()
+                        "rank 0 does not answer over TCP at {}: if ranks wait, no message can say which one is late",
+                        client.addresses()
                     );
                 }
                 let own = heard(own);
-                self.judge.look_at_rank_0(&self.seen[0], (self.rank, &own), passed, limit)
+                self.judge.judge_rank_0(&self.seen[0], (self.rank, &own), passed, limit)
             }
         }
     }

@@ -3,10 +3,10 @@
 //!
 //! The policy loss of a pair depends on that pair alone, so its derivative is known as soon as its log-probs are, and
 //! one pass over a few pairs' response rows does everything: logits, log-sum-exp, loss, (one-hot - softmax), products.
-//! At most `ROWS_AT_ONCE` response rows (or one pair's, if it has more) are ever held times V.
+//! At most `ROWS_AT_ONCE` rows of logits (or one pair's, if it has more) are in memory at a time.
 //!
-//! Losses' derivatives are tensors, so that on a GPU the pass is queued whole and waits for nothing; what it scored is
-//! read later ([`Losses::read`]).
+//! The losses' derivatives are tensors, so that on a GPU the whole pass is queued without waiting; scores are read later
+//! ([`Losses::read`]).
 //!
 //! Legend: N rows whose hidden states are read, B pairs, A their answers, D width, V vocabulary, R response rows held at
 //! once.
@@ -16,10 +16,10 @@ mod scores;
 use crate::config::LossConfig;
 use crate::data::batch::{PackedAnswer, PackedPair};
 use crate::error::{Error, Result};
-use crate::loss::tensors::{policy_slopes, reward_slopes};
+use crate::loss::tensors::{PolicyInputs, policy_slopes, reward_slopes};
 use crate::loss::{self, AnswerLogProb};
 use crate::model::segment::{Bucket, Weights};
-use crate::ops::{Logits, Places, Scratch, add_rows};
+use crate::ops::{Logits, Place, Places, Scratch, add_rows};
 use crate::tensor::on_device;
 pub use scores::Losses;
 use scores::Scores;
@@ -28,34 +28,34 @@ use tch::{Device, Kind, Tensor};
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
 pub const ROWS_AT_ONCE: usize = 1024;
 
-/// Place of the logits' bias in the vocabulary's segment, where it has one.
+/// Index of the logits' bias among the parameters of the vocabulary's segment, if it has one.
 const BIAS: usize = 1;
 
-/// What a forward pass says of one pair (or of a single row, in the first places).
+/// The scores of one pair (or of a single row, in the first places).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PairScores {
-    /// The caller's number of the pair.
+    /// The caller's number for the pair.
     pub index: usize,
     /// Rewards of the chosen and the rejected answer.
     pub rewards: [f64; 2],
-    /// Rewards at the second position, where the loss is taken there too; in training only.
+    /// Rewards at the second position, if the loss is taken there too; in training only.
     pub second_rewards: Option<[f64; 2]>,
-    /// Summed log-probs of the two answers; zeros where they were not asked for.
+    /// Summed log-probs of the two answers; zeros if they were not requested.
     pub log_probs: [f64; 2],
     /// Tokens the log-probs are summed over.
     pub tokens: [usize; 2],
 }
 
-/// What the losses say of one pair.
+/// The losses of one pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct PairLosses {
     /// Its scores.
     pub scores: PairScores,
     /// Bradley-Terry plus centering.
     pub reward_loss: f64,
-    /// The policy loss, where it is computed.
+    /// The policy loss, if it is computed.
     pub policy_loss: Option<f64>,
-    /// Chosen minus rejected implicit reward, where the policy loss is computed.
+    /// Chosen minus rejected implicit reward, if the policy loss is computed.
     pub implicit_margin: Option<f64>,
     /// Neither answer is better: there is no right order.
     pub tied: bool,
@@ -75,13 +75,13 @@ pub struct Objective<'a> {
 }
 
 impl Objective<'_> {
-    /// Losses of a pair from its scores and its reference; of one that is `tied` the means over both orders.
+    /// Losses of a pair from its scores and its reference; for a `tied` pair the means over both orders.
     pub fn losses(&self, scores: PairScores, margin: f64, reference: [f64; 2], tied: bool) -> PairLosses {
         let reward = |rewards: [f64; 2]| {
             let loss = |[one, other]: [f64; 2]| self.reward_loss([one, other], margin);
             both_if(tied, loss, rewards)
         };
-        // Half of the loss each, where rewards are trained at two positions.
+        // Each position counts half if rewards are trained at two.
         let reward_loss = match scores.second_rewards {
             Some(second) => (reward(scores.rewards) + reward(second)) / 2.0,
             None => reward(scores.rewards),
@@ -104,7 +104,7 @@ impl Objective<'_> {
     }
 }
 
-/// A loss of two answers; the mean over both orders where `tied`.
+/// A loss of two answers; the mean over both orders if `tied`.
 fn both_if<T: Copy>(tied: bool, loss: impl Fn([T; 2]) -> f64, [one, other]: [T; 2]) -> f64 {
     if tied { (loss([one, other]) + loss([other, one])) / 2.0 } else { loss([one, other]) }
 }
@@ -117,12 +117,12 @@ fn answers(scores: &PairScores, reference: [f64; 2]) -> [AnswerLogProb; 2] {
     })
 }
 
-/// Where the gradients of the heads' parameters are added; nowhere where they are not trained.
+/// The buckets for the gradients of the heads' parameters; none for a head that is not trained.
 #[derive(Default)]
 pub struct HeadBuckets {
     /// The reward head's.
     pub reward: Option<Bucket>,
-    /// That of the vocabulary matrix.
+    /// The vocabulary matrix's.
     pub vocabulary: Option<Bucket>,
 }
 
@@ -133,23 +133,23 @@ pub struct Heads<'a> {
     /// The weights whose first parameter is the vocabulary matrix [V, D], and whose second, if it has one, is the logits'
     /// bias `[V]`; needed for log-probs only.
     pub vocabulary: Option<&'a Weights>,
-    /// What the logits are multiplied by, where they are (Granite), before they are capped.
+    /// Factor of the logits before they are capped, if there is one (Granite).
     pub logit_scale: Option<f64>,
-    /// c > 0 where the logits are capped: c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
+    /// c > 0 if the logits are capped: c tanh(logit / c) (Gemma 2, arXiv 2408.00118).
     pub soft_cap: Option<f64>,
-    /// Response rows of a micro-batch are at most so many, unless a pair is longer.
+    /// Most response rows of a chunk, unless one pair has more.
     pub most_rows: usize,
-    /// Memory of a chunk's logits.
+    /// Memory for a chunk's logits.
     pub logits: &'a mut Scratch,
-    /// Memory of a product whose sum lies elsewhere.
+    /// Memory for a product before it is added to a bucket.
     pub scratch: &'a mut Scratch,
 }
 
 impl<'a> Heads<'a> {
-    /// Scores of every pair from the final hidden states [N, D] in which the pairs' row numbers count.
+    /// Scores of every pair from the final hidden states [N, D], which the pairs' row numbers index.
     ///
     /// # Errors
-    /// Log-probs asked of a model without a language-model head.
+    /// Log-probs requested from a model without a language-model head.
     pub fn scores(&mut self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
         let at = on_device(&reward_rows(pairs, |answer| answer.reward_row), hidden.device());
         let rewards = self.rewards(&reward_hidden(hidden, &at));
@@ -166,7 +166,7 @@ impl<'a> Heads<'a> {
         scores.read(pairs)
     }
 
-    /// Log-probs of every answer's targets, answer by answer, of every pair, from the final hidden states [N, D].
+    /// For every pair and each of its answers, the log-probs of the answer's targets; from the final hidden states [N, D].
     ///
     /// # Errors
     /// As [`Heads::scores`].
@@ -198,7 +198,7 @@ impl<'a> Heads<'a> {
         buckets: &mut HeadBuckets,
     ) -> Result<(Losses<'o>, Tensor)> {
         let hidden_gradient = hidden.zeros_like().to_kind(Kind::Float);
-        // First the rows of all rewards, then, where there are any, those of all second ones; an answer without a second
+        // First the rows of all rewards, then those of all second rewards, if there are any; an answer without a second
         // one counts twice by half.
         let mut at = reward_rows(pairs, |answer| answer.reward_row);
         let answers = at.len() as i64;
@@ -239,8 +239,8 @@ impl<'a> Heads<'a> {
         products.sum_dim_intlist(-1, false, Kind::Float).to_kind(Kind::Double)
     }
 
-    /// Everything the policy loss needs of a few pairs, in one pass over their response rows; returns their answers'
-    /// summed log-probs `[A]` f64.
+    /// The policy loss's part for a few pairs, in one pass over their response rows: adds its gradients, and returns the
+    /// answers' summed log-probs `[A]` f64.
     fn policy_chunk(
         &mut self,
         hidden: &Tensor,
@@ -260,8 +260,8 @@ impl<'a> Heads<'a> {
         }
         let references = of_pairs(pairs, hidden, |pair| pair.reference);
         let tokens = of_pairs(pairs, hidden, |pair| [0, 1].map(|answer| pair.answers[answer].targets.len() as f64));
-        let answers = [&log_probs.view([-1, 2]), &references, &tokens];
-        let slopes = policy_slopes(objective.config, answers, ties(pairs, hidden).as_ref()) * objective.alpha;
+        let inputs = PolicyInputs { log_probs: log_probs.view([-1, 2]), references, tokens };
+        let slopes = policy_slopes(objective.config, &inputs, ties(pairs, hidden).as_ref()) * objective.alpha;
         let slopes = slopes.view([-1]).index_select(0, &owners(pairs, hidden.device())).to_kind(Kind::Float);
         let gradient = vocabulary.ops.log_probs_backward(logits, &places, &slopes)?;
         let gradient = match self.logit_scale {
@@ -298,17 +298,17 @@ impl<'a> Heads<'a> {
     fn vocabulary(&self) -> Result<&'a Weights> {
         self.vocabulary.ok_or_else(|| {
             Error::input("the model has no language-model head: log-probs cannot be computed")
-                .hint("its safetensors need lm_head.weight; loss.objective = \"reward\" does without")
+                .hint("its safetensors need lm_head.weight; loss.objective = \"reward\" does not need it")
         })
     }
 }
 
-/// Where the targets of some pairs are in the logits of their response rows, answer after answer.
-fn places(pairs: &[PackedPair]) -> Vec<(usize, usize)> {
+/// The places of some pairs' targets in the logits of their response rows, answer after answer.
+fn places(pairs: &[PackedPair]) -> Vec<Place> {
     let (mut places, mut rows) = (Vec::new(), 0);
     for pair in pairs {
         let targets = pair.answers.iter().flat_map(|answer| &answer.targets);
-        places.extend(targets.map(|&(row, token)| (rows + row as usize, token as usize)));
+        places.extend(targets.map(|&(row, token)| Place { row: rows + row as usize, token: token as usize }));
         rows += pair.response_rows.len();
     }
     places
@@ -347,7 +347,7 @@ fn reward_hidden(hidden: &Tensor, rows: &Tensor) -> Tensor {
     hidden.index_select(0, rows).to_kind(Kind::Float)
 }
 
-/// The number of the answer, counted through the pairs, that each target belongs to.
+/// For each target the number of its answer, counted over all pairs.
 fn owners(pairs: &[PackedPair], device: Device) -> Tensor {
     let answers = pairs.iter().flat_map(|pair| &pair.answers).enumerate();
     let owners = answers.flat_map(|(number, answer)| answer.targets.iter().map(move |_| number as i64));
@@ -362,7 +362,7 @@ fn sums(log_probs: &Tensor, pairs: &[PackedPair]) -> Result<Tensor> {
     Ok(zeros)
 }
 
-/// Which pairs are tied `[B]`, bool; none where no pair is.
+/// Which pairs are tied `[B]`, bool; none if no pair is.
 fn ties(pairs: &[PackedPair], hidden: &Tensor) -> Option<Tensor> {
     let tied: Vec<bool> = pairs.iter().map(|pair| pair.tied).collect();
     tied.contains(&true).then(|| on_device(&tied, hidden.device()))

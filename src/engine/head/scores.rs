@@ -1,6 +1,6 @@
-//! What the heads computed of a micro-batch, on its device until somebody takes it from there.
+//! The heads' results for a micro-batch, which stay on its device until they are read.
 //!
-//! Not here: the formulas of the losses, which the reader computes from the scores (`mod.rs`, `loss/`).
+//! Not here: the formulas of the losses, which are computed from the scores (`mod.rs`, `loss/`).
 
 use super::{Objective, PairLosses, PairScores};
 use crate::data::batch::PackedPair;
@@ -14,7 +14,7 @@ pub struct Losses<'o> {
     pub(super) scores: Scores,
     pub(super) pairs: Vec<PackedPair>,
     pub(super) objective: Objective<'o>,
-    /// What the router of each block did, where blocks have experts.
+    /// The routing in each block that has experts.
     pub routing: Vec<Routing>,
 }
 
@@ -24,7 +24,7 @@ impl<'o> Losses<'o> {
         Self { scores: Scores::default(), pairs: Vec::new(), objective, routing: Vec::new() }
     }
 
-    /// The same on the host, where a GPU's values will be once all is done that is queued by then: read them then.
+    /// Queues copies to the host: read them once all work queued so far is done.
     ///
     /// # Errors
     /// The device has failed.
@@ -44,7 +44,7 @@ impl<'o> Losses<'o> {
         Ok(self)
     }
 
-    /// The losses of every pair; waits for the device where they are not on the host.
+    /// The losses of every pair; waits for the device if they are not on the host.
     ///
     /// # Errors
     /// The device has failed.
@@ -54,14 +54,14 @@ impl<'o> Losses<'o> {
     }
 }
 
-/// Scores of some pairs' answers, in the order of the pairs, which may still be computed.
+/// Scores of some pairs' answers, in the order of the pairs; a GPU may still be computing them.
 #[derive(Default)]
 pub(super) struct Scores {
-    /// Rewards `[A]` f64; a tensor without elements where there are no pairs.
+    /// Rewards `[A]` f64; a tensor without elements if there are no pairs.
     pub rewards: Tensor,
-    /// Rewards at the answers' second positions `[A]` f64, where they are trained there too.
+    /// Rewards at the answers' second positions `[A]` f64, if they are trained there too.
     pub second_rewards: Option<Tensor>,
-    /// Summed log-probs f64, where they are asked for: a tensor for each chunk of pairs, together `[A]`.
+    /// Summed log-probs f64, if requested: a tensor for each chunk of pairs, together `[A]`.
     pub log_probs: Vec<Tensor>,
 }
 

@@ -38,11 +38,11 @@ pub(super) const LLAMA: Names = Names {
     head: &["lm_head"],
 };
 
-/// What a missing key means, where families differ in that.
+/// Defaults of missing keys in which families differ.
 pub(super) struct Defaults {
     /// Key and value heads; none: as many as query heads.
     pub kv_heads: Option<usize>,
-    /// `None`: the width of the hidden states, shared out.
+    /// None: the width of the hidden states divided by the number of query heads.
     pub head_width: Option<usize>,
     pub positions: usize,
     pub epsilon: f64,
@@ -52,10 +52,10 @@ pub(super) struct Defaults {
 pub(super) const DEFAULTS: Defaults =
     Defaults { kv_heads: None, head_width: None, positions: 2048, epsilon: 1e-6, tied: false };
 
-/// What all have in common, in Llama's form: root-mean-square norms, a gated SiLU, whole heads rotated, one half of a
-/// block after the other, no biases.
+/// A model in Llama's form: root-mean-square norms, a gated SiLU, whole heads rotated, one half of a block after the other,
+/// no biases.
 pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defaults) -> Architecture {
-    // Also where a family has one kind of block only: a file that names another is of another model.
+    // Checked even if a family has only one kind of block: a file that names another kind is another model's.
     let kinds = keys.texts("layer_types").unwrap_or_default();
     if let Some(other) = kinds.into_iter().find(|kind| !["full_attention", "sliding_attention"].contains(kind)) {
         let found = format!("layer_types: \"{other}\"");
@@ -71,13 +71,32 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
     let rope = RopeKeys { positions: defaults.positions, ..rope };
     let rotations = rope.read(keys, heads.width);
     let positions = keys.length_or("max_position_embeddings", defaults.positions);
-    // A dynamic rotation is made to go beyond that key.
+    // A dynamic rotation is meant for contexts beyond that key.
     let reach = rotations.iter().find_map(|rotation| match rotation.rope.scaling {
         RopeScaling::Dynamic { factor, original } => Some((factor * original as f64) as usize),
         _ => None,
     });
-    let activation = keys.activation("hidden_act", Activation::Silu);
-    let block = BlockDescription {
+    let block = common_block(heads, inner, keys.activation("hidden_act", Activation::Silu));
+    Architecture {
+        vocabulary,
+        width,
+        max_positions: reach.unwrap_or(positions),
+        norm: NormKind::RootMeanSquare,
+        norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon),
+        blocks: vec![block; layers],
+        rotations,
+        embedding_scale: None,
+        logit_scale: None,
+        logit_cap: None,
+        tied: keys.flag_or("tie_word_embeddings", defaults.tied),
+        head_bias: false,
+        part_of: None,
+        names,
+    }
+}
+
+fn common_block(heads: HeadCounts, inner: usize, activation: Activation) -> BlockDescription {
+    BlockDescription {
         heads,
         rules: AttentionRules::plain(heads.width),
         rotation: Some(0),
@@ -99,26 +118,10 @@ pub(super) fn common(keys: &Keys, names: Names, rope: RopeKeys, defaults: &Defau
         },
         residual: Residual::Sequential,
         residual_scale: None,
-    };
-    Architecture {
-        vocabulary,
-        width,
-        max_positions: reach.unwrap_or(positions),
-        norm: NormKind::RootMeanSquare,
-        norm_epsilon: keys.number_or("rms_norm_eps", defaults.epsilon),
-        blocks: vec![block; layers],
-        rotations,
-        embedding_scale: None,
-        logit_scale: None,
-        logit_cap: None,
-        tied: keys.flag_or("tie_word_embeddings", defaults.tied),
-        head_bias: false,
-        part_of: None,
-        names,
     }
 }
 
-/// How many heads there are, and how wide.
+/// Number and width of the heads.
 fn heads(keys: &Keys, width: usize, defaults: &Defaults) -> HeadCounts {
     const QUERY: &str = "num_attention_heads";
     const KEY: &str = "num_key_value_heads";
@@ -126,7 +129,7 @@ fn heads(keys: &Keys, width: usize, defaults: &Defaults) -> HeadCounts {
     let key = keys.size_if_any(KEY, Some(defaults.kv_heads.unwrap_or(query))).unwrap_or(query);
     let own_width = keys.size_if_any("head_dim", defaults.head_width);
     let heads = HeadCounts { query, key, width: own_width.unwrap_or(width / query).max(1) };
-    // Sizes that stand in for wrong ones are not compared.
+    // Stand-ins for faulty sizes are not compared.
     if !query.is_multiple_of(key) && keys.are_right(&[QUERY, KEY]) {
         keys.unfit(KEY, format!("{QUERY} = {query} must be a multiple of {KEY} = {key}"));
     }
@@ -140,13 +143,13 @@ fn heads(keys: &Keys, width: usize, defaults: &Defaults) -> HeadCounts {
     heads
 }
 
-/// The model with each of its blocks changed so.
+/// The model with each of its blocks changed by `change`.
 pub(super) fn each_block(mut model: Architecture, change: impl Fn(&mut BlockDescription)) -> Architecture {
     model.blocks.iter_mut().for_each(change);
     model
 }
 
-/// Biases of all of attention's linear maps, where `attention_bias` says so.
+/// Biases of all of attention's linear maps, if `attention_bias` says so.
 pub(super) fn attention_biases(keys: &Keys, default: bool) -> AttentionBiases {
     let are_there = keys.flag_or("attention_bias", default);
     AttentionBiases { query_key_value: are_there, output: are_there }
@@ -170,7 +173,7 @@ fn with_windows(mut model: Architecture, window: impl Fn(usize) -> Option<usize>
     model
 }
 
-/// As [`with_windows`]: in the blocks that `layer_types` names, or where the file has no such list those that `slides`.
+/// Gives `window` to the blocks that `layer_types` names, or without such a list to those that `slides` selects.
 pub(super) fn alternating(
     keys: &Keys,
     model: Architecture,
@@ -188,7 +191,7 @@ pub(super) fn alternating(
     with_windows(model, |block| window.filter(|_| types.get(block) == Some(&"sliding_attention")))
 }
 
-/// Takes note of a list that has not one value a block.
+/// Notes a fault if a list does not have one value a block.
 pub(super) fn check_list(keys: &Keys, key: &str, length: usize, model: &Architecture) {
     let layers = model.blocks.len();
     if length != layers && keys.are_right(&["num_hidden_layers"]) {
@@ -196,7 +199,7 @@ pub(super) fn check_list(keys: &Keys, key: &str, length: usize, model: &Architec
     }
 }
 
-/// Takes note of a variant that the decoder cannot compute.
+/// Notes a fault if `key` asks for a variant that the decoder cannot compute.
 pub(super) fn refuse(keys: &Keys, key: &str, what: &str) {
     if keys.flag_or(key, false) {
         keys.not_computed(key, what, &format!("{key} = false"));

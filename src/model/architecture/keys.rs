@@ -1,9 +1,9 @@
 //! Single keys of a `config.json`: typed, with the range they must be in.
 //!
-//! What is wrong with a key is noted, and a value that does no harm stands in for it, so that one reading of a file tells
-//! every reason against it; whoever reads must ask for the faults in the end. A key that is missing takes the default of the
-//! family's configuration class in Transformers, but for the model's dimensions, which must be there; one that is null means
-//! "none" where the class knows that, and else counts as missing. Not here: which keys a family has.
+//! A fault of a key is noted and a harmless value stands in for it, so that one reading of a file finds all its faults; the
+//! reader must ask for [`Keys::faults`] at the end. A missing key takes the default of the family's configuration class in
+//! Transformers, except for the model's dimensions, which are required. A key that is null means "none" if the class allows
+//! that, and else counts as missing. Not here: which keys a family has.
 
 use crate::error::{Error, Result};
 use crate::ops::Activation;
@@ -11,17 +11,17 @@ use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// The most that a dimension may be: no product of three of them is beyond 2^63.
+/// The largest dimension: no product of three of them exceeds 2^63.
 const MOST: u64 = 1 << 20;
 
-/// Characters of a value that an error shows.
+/// Most characters of a value that an error shows.
 const SHOWN: usize = 80;
 
-/// The keys of one JSON object, and what is wrong with those that were read.
+/// The keys of one JSON object, and the faults of those that were read.
 #[derive(Default)]
 pub struct Keys {
     keys: Map<String, Value>,
-    /// Shared with the objects within.
+    /// Shared with nested objects.
     faults: Rc<RefCell<Vec<Fault>>>,
 }
 
@@ -34,16 +34,16 @@ impl Keys {
     /// Reads a JSON object.
     ///
     /// # Errors
-    /// Text that is something else.
+    /// Text that is no JSON object.
     pub fn parse(text: &str) -> Result<Self> {
         let keys = serde_json::from_str(text).map_err(|error| {
             Error::input(format!("not a model config: {error}"))
-                .hint("a JSON object is expected; is the file whole? get it again from where the model is from")
+                .hint("a JSON object is expected; is the file whole? get it again from the model's source")
         })?;
         Ok(Self { keys, faults: Rc::default() })
     }
 
-    /// Takes note of something that is wrong with a key. The same is noted once.
+    /// Notes a fault of a key, unless the same was noted before.
     pub fn fault(&self, key: &str, error: Error) {
         let mut faults = self.faults.borrow_mut();
         if !faults.iter().any(|noted| noted.error == error) {
@@ -51,24 +51,24 @@ impl Keys {
         }
     }
 
-    /// Takes note of a key that does not fit the others.
+    /// Notes a key that does not fit the others.
     pub fn unfit(&self, key: &str, message: String) {
-        let hint = "the keys must be those of one model: get config.json again from where the model is from";
+        let hint = "the keys must be those of one model: get config.json again from the model's source";
         self.fault(key, Error::input(message).hint(hint));
     }
 
-    /// Takes note of a feature that this program lacks; `known` is what it has in its place.
+    /// Notes a feature that this program lacks; `known` is what it has instead.
     pub fn not_computed(&self, key: &str, what: &str, known: &str) {
         let value = self.keys.get(key).map_or_else(|| "null".into(), shown);
         self.fault(key, not_computed(&format!("{key} = {value}"), what, known));
     }
 
-    /// What was wrong with keys read so far, in order.
+    /// Takes the faults of the keys read so far, in order.
     pub fn faults(&self) -> Vec<Error> {
         self.faults.take().into_iter().map(|fault| fault.error).collect()
     }
 
-    /// Whether nothing is wrong with any of these, so that they can be compared with each other.
+    /// Whether none of these has a fault, so that they can be compared with each other.
     pub fn are_right(&self, keys: &[&str]) -> bool {
         !self.faults.borrow().iter().any(|fault| keys.contains(&fault.key.as_str()))
     }
@@ -79,7 +79,7 @@ impl Keys {
         self.read(key, object, "a JSON object")
     }
 
-    /// The same keys, with these where they are missing.
+    /// The same keys, with these in place of missing ones.
     pub fn or<'a>(mut self, others: impl Iterator<Item = (&'a str, Value)>) -> Self {
         for (key, value) in others {
             self.keys.entry(key).or_insert(value);
@@ -93,12 +93,12 @@ impl Keys {
         self
     }
 
-    /// Whether there is something under a key that is not null.
+    /// Whether there is a key that is not null.
     pub fn has(&self, key: &str) -> bool {
         self.keys.get(key).is_some_and(|value| !value.is_null())
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -113,29 +113,29 @@ impl Keys {
         self.required(key, 1, |keys| keys.size_if_any(key, None))
     }
 
-    /// A dimension; `default` where it is missing or null.
+    /// A dimension; `default` if it is missing or null.
     pub fn size_or(&self, key: &str, default: usize) -> usize {
         self.size_if_any(key, None).unwrap_or(default)
     }
 
-    /// A dimension, or none where it is null; `default` where it is missing.
+    /// A dimension, or none if it is null; `default` if it is missing.
     pub fn size_if_any(&self, key: &str, default: Option<usize>) -> Option<usize> {
         let size = |value: &Value| value.as_u64().filter(|size| (1..=MOST).contains(size)).map(|size| size as usize);
         self.or_none(key, default, size, &format!("a whole number from 1 to {MOST}"))
     }
 
-    /// A number of tokens above 0; `default` where it is missing or null.
+    /// A number of tokens above 0; `default` if it is missing or null.
     pub fn length_or(&self, key: &str, default: usize) -> usize {
         self.length_if_any(key, None).unwrap_or(default)
     }
 
-    /// A number of tokens above 0, or none where it is null; `default` where it is missing.
+    /// A number of tokens above 0, or none if it is null; `default` if it is missing.
     pub fn length_if_any(&self, key: &str, default: Option<usize>) -> Option<usize> {
         let length = |value: &Value| value.as_u64().filter(|length| *length > 0).map(|length| length as usize);
         self.or_none(key, default, length, "a whole number above 0")
     }
 
-    /// A whole number, 0 included; `default` where it is missing or null.
+    /// A whole number, 0 included; `default` if it is missing or null.
     pub fn count_or(&self, key: &str, default: usize) -> usize {
         let count = |value: &Value| value.as_u64().map(|count| count as usize);
         self.read(key, count, "a whole number").unwrap_or(default)
@@ -146,17 +146,17 @@ impl Keys {
         self.required(key, 1.0, |keys| keys.number_if_any(key, None))
     }
 
-    /// A number above 0; `default` where it is missing or null.
+    /// A number above 0; `default` if it is missing or null.
     pub fn number_or(&self, key: &str, default: f64) -> f64 {
         self.number_if_any(key, None).unwrap_or(default)
     }
 
-    /// A number above 0, or none where it is null; `default` where it is missing.
+    /// A number above 0, or none if it is null; `default` if it is missing.
     pub fn number_if_any(&self, key: &str, default: Option<f64>) -> Option<f64> {
         self.or_none(key, default, above_zero, "a number above 0")
     }
 
-    /// A number above 0, or none where it is 0, null or missing.
+    /// A number above 0, or none if it is 0, null or missing.
     pub fn number_but_zero(&self, key: &str) -> Option<f64> {
         let number = |value: &Value| value.as_f64().filter(|number| *number >= 0.0 && number.is_finite());
         self.read(key, number, "a number, 0 or above").filter(|number| *number > 0.0)
@@ -167,7 +167,7 @@ impl Keys {
         self.read(key, Value::as_bool, "true or false")
     }
 
-    /// true or false; `default` where it is missing or null.
+    /// true or false; `default` if it is missing or null.
     pub fn flag_or(&self, key: &str, default: bool) -> bool {
         self.flag(key).unwrap_or(default)
     }
@@ -189,14 +189,14 @@ impl Keys {
         self.read(key, |value| value.as_array()?.iter().map(count).collect(), "a list of whole numbers")
     }
 
-    /// A list of so many numbers above 0, which must be there; ones stand in for it.
+    /// A list of numbers above 0 that must be there; `count` ones stand in for it.
     pub fn numbers(&self, key: &str, count: usize) -> Vec<f64> {
         let numbers = |value: &Value| value.as_array()?.iter().map(above_zero).collect();
         let found = |keys: &Self| keys.read(key, numbers, "a list of numbers above 0");
         self.required(key, vec![1.0; count], found)
     }
 
-    /// An activation by its name in Transformers; `default` where it is missing.
+    /// An activation by its name in Transformers; `default` if it is missing.
     pub fn activation(&self, key: &str, default: Activation) -> Activation {
         match self.text(key) {
             None => default,
@@ -213,7 +213,7 @@ impl Keys {
         }
     }
 
-    /// What `read` makes of a key, or none where it is null; `default` where it is missing or wrong.
+    /// The value of a key by `read`, or none if it is null; `default` if it is missing or wrong.
     fn or_none<T>(&self, key: &str, default: Option<T>, read: fn(&Value) -> Option<T>, expected: &str) -> Option<T> {
         match self.keys.get(key) {
             Some(Value::Null) => None,
@@ -221,18 +221,18 @@ impl Keys {
         }
     }
 
-    /// What `read` makes of a key, if there is something.
+    /// The value of a key by `read`; none if it is missing, null or wrong.
     fn read<'a, T>(&'a self, key: &str, read: impl Fn(&'a Value) -> Option<T>, expected: &str) -> Option<T> {
         let value = self.keys.get(key).filter(|value| !value.is_null())?;
         let found = read(value);
         if found.is_none() {
-            let hint = format!("write {expected} there, or get config.json again from where the model is from");
+            let hint = format!("write {expected} there, or get config.json again from the model's source");
             self.fault(key, Error::input(format!("{key} = {}: {expected} was expected", shown(value))).hint(hint));
         }
         found
     }
 
-    /// What `read` makes of a key that must be there.
+    /// The value of a key by `read`; the key must be there.
     fn required<T>(&self, key: &str, stand_in: T, read: impl Fn(&Self) -> Option<T>) -> T {
         read(self).unwrap_or_else(|| {
             if !self.has(key) {
@@ -242,9 +242,9 @@ impl Keys {
         })
     }
 
-    /// Takes note of a key that must be there.
+    /// Notes that a required key is missing.
     pub fn missing(&self, key: &str) {
-        let hint = "get config.json again from where the model is from";
+        let hint = "get config.json again from the model's source";
         self.fault(key, Error::input(format!("{key} is missing")).hint(hint));
     }
 }
@@ -252,7 +252,7 @@ impl Keys {
 /// The error for a feature that this program lacks.
 pub fn not_computed(found: &str, what: &str, known: &str) -> Error {
     Error::input(format!("{found}: {what} is not computed by haf-dist")).hint(format!(
-        "the file is right, and to change it would change the model; take a model with {known}, or ask for this one in an \
+        "the file is right, and changing it would change the model; use a model with {known}, or ask for this one in an \
          issue"
     ))
 }
@@ -261,7 +261,7 @@ fn above_zero(value: &Value) -> Option<f64> {
     value.as_f64().filter(|number| *number > 0.0 && number.is_finite())
 }
 
-/// A value as it stands, or its beginning.
+/// A value as it is in the file, or its beginning.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(SHOWN) {

@@ -1,4 +1,4 @@
-//! The MLP of a block: one for all tokens, or several of which each token takes a few.
+//! The MLP of a block: one for all tokens, or experts of which each token goes through a few.
 //!
 //! Not here: its parameters (`layout.rs`), what is computed with them (`decoder.rs`, `experts.rs`).
 
@@ -15,7 +15,7 @@ pub struct Mlp {
     pub stacked: bool,
     /// Whether its linear maps have biases.
     pub biases: bool,
-    /// How many there are, where a router chooses among several.
+    /// Its experts, if a router chooses among several.
     pub experts: Option<Experts>,
 }
 
@@ -23,26 +23,26 @@ pub struct Mlp {
 /// token goes through the experts with the largest; of equal shares those of the lower numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Experts {
-    /// X: how many.
+    /// X: number of experts.
     pub count: usize,
-    /// K: how many of them compute a token.
+    /// K: number of experts that each token goes through.
     pub top_k: usize,
     /// Whether the K shares are divided by their sum.
     pub normalised: bool,
 }
 
 impl Mlp {
-    /// Columns of what it computes before its activation: 2 F with a gate, else F.
+    /// Columns before its activation: 2 F with a gate, else F.
     pub fn inner_width(&self) -> usize {
         if self.kind.gated { 2 * self.width } else { self.width }
     }
 
-    /// Rows that a token has within it: one, or one an expert that it goes through.
+    /// Rows of a token within it: one, or one for each expert that the token goes through.
     pub fn rows(&self) -> usize {
         self.experts.map_or(1, |experts| experts.top_k)
     }
 
-    /// How many matrices each of its products has: one, or one an expert.
+    /// Number of matrices in each of its products: one, or one an expert.
     pub fn products(&self) -> usize {
         self.experts.map_or(1, |experts| experts.count)
     }

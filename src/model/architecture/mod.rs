@@ -1,8 +1,8 @@
 //! Hugging Face `config.json` -> [`Architecture`]: the sizes of a model, and everything that sets families apart.
 //!
-//! What each family is stands in `architecture/families/`, a function a family; `architecture/keys.rs` reads single keys,
-//! `architecture/rope.rs` the rotary positions in both spellings: Transformers 4 (`rope_theta`, `rope_scaling`) and
-//! Transformers 5 (`rope_parameters`). Not here: what the decoder does with it.
+//! Each family is a function in `architecture/families/`; `architecture/keys.rs` reads single keys, `architecture/rope.rs`
+//! the rotary positions in both spellings: Transformers 4 (`rope_theta`, `rope_scaling`) and Transformers 5
+//! (`rope_parameters`). Not here: what the decoder does with it.
 
 mod common;
 mod families;
@@ -18,7 +18,7 @@ use keys::{Keys, not_computed};
 pub use mlp::{Experts, Mlp};
 use std::path::Path;
 
-/// Families that people bring and that are not read, and why.
+/// Well-known families that this program cannot compute, and why.
 const NOT_COMPUTED: [(&[&str], &str); 1] = [(
     &["qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"],
     "its linear attention (gated delta rule), which carries a state along the sequence,",
@@ -27,7 +27,7 @@ const NOT_COMPUTED: [(&[&str], &str); 1] = [(
 /// The largest config.json that is read.
 const MOST_BYTES: u64 = 16 << 20;
 
-/// What a model is: sizes, its blocks one by one, and, apart from them, a table of names. Nothing is deduced from names.
+/// A model's description: sizes, its blocks one by one, and a separate table of names. Nothing is deduced from names.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
     /// V: rows of the token embedding.
@@ -36,31 +36,31 @@ pub struct Architecture {
     pub width: usize,
     /// Longest sequence the model was made for, in tokens.
     pub max_positions: usize,
-    /// What hidden states are normed by.
+    /// The kind of all its norms.
     pub norm: NormKind,
     /// Epsilon of all norms.
     pub norm_epsilon: f64,
-    /// Its blocks, in order, each with its own rules; but for the MLP all have the same parameters.
+    /// Its blocks, in order, each with its own rules; apart from the MLP all have the same parameters.
     pub blocks: Vec<BlockDescription>,
     /// The rotary position embeddings that blocks refer to.
     pub rotations: Vec<Rotation>,
-    /// What embeddings are multiplied by.
+    /// Factor of the embeddings.
     pub embedding_scale: Option<f64>,
-    /// What the language-model head's logits are multiplied by.
+    /// Factor of the language-model head's logits.
     pub logit_scale: Option<f64>,
-    /// c of c tanh(logit / c), taken of the scaled logits.
+    /// c of c tanh(logit / c), applied to the scaled logits.
     pub logit_cap: Option<f64>,
     /// Whether the language-model head is the token embedding.
     pub tied: bool,
-    /// Whether the language-model head has a bias, also where its matrix is the embedding.
+    /// Whether the language-model head has a bias, even if its matrix is the embedding.
     pub head_bias: bool,
-    /// The `model_type` of the model that reads images too, where this is its text part: nothing else of it is read.
+    /// If this is the text part of a model that reads images too, that model's `model_type`; nothing else of it is read.
     pub part_of: Option<&'static str>,
-    /// What parameters are called in files.
+    /// The names of parameters in files.
     pub names: Names,
 }
 
-/// What hidden states are normed by.
+/// How rows are normed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// x / rms(x) * weight.
@@ -90,9 +90,9 @@ impl NormKind {
 pub struct BlockDescription {
     /// Query and key/value heads, and their width.
     pub heads: HeadCounts,
-    /// What becomes of attention scores.
+    /// How attention scores are transformed and masked.
     pub rules: AttentionRules,
-    /// Which of [`Architecture::rotations`] rotates queries and keys; none where the block has no rotation.
+    /// Which of [`Architecture::rotations`] rotates queries and keys; none if the block has no rotation.
     pub rotation: Option<usize>,
     /// How queries and keys are normed before rotation.
     pub query_key_norm: Option<QueryKeyNorm>,
@@ -106,7 +106,7 @@ pub struct BlockDescription {
     pub norms: BlockNorms,
     /// How its two halves join.
     pub residual: Residual,
-    /// What each half's result is multiplied by before it is added.
+    /// Factor of each half's result before it is added.
     pub residual_scale: Option<f64>,
 }
 
@@ -144,79 +144,78 @@ pub struct AttentionBiases {
 pub struct BlockNorms {
     /// Before attention.
     pub before_attention: bool,
-    /// Of what attention adds.
+    /// After attention, on its result.
     pub after_attention: bool,
     /// Before the MLP.
     pub before_mlp: BeforeMlp,
-    /// Of what the MLP adds.
+    /// After the MLP, on its result.
     pub after_mlp: bool,
 }
 
-/// What the MLP reads.
+/// The norm before the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BeforeMlp {
     /// A norm of its own.
     Own,
-    /// What attention reads: the norm before attention.
+    /// The norm before attention, whose output both read.
     Shared,
-    /// Hidden states as they are.
+    /// No norm: the MLP reads the hidden states.
     None,
 }
 
 /// How the two halves of a block join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residual {
-    /// The MLP reads what attention has added to.
+    /// The MLP reads the sum of the block's input and attention's result.
     Sequential,
     /// Both read the block's input, and both add to it.
     Parallel,
 }
 
-/// What parameters are called in a family's files, without `.weight` and `.bias`. Which of them there are is the blocks'
-/// to say; the name of one that a family lacks is never read.
+/// The names of parameters in a family's files, without `.weight` and `.bias`. The block descriptions say which of them
+/// exist; the name of a parameter that a family lacks is never read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
     /// The Transformers class that reads the exported reward model; one that ends in `ForCausalLM` reads it without
     /// `score.weight`.
     pub reward_model: &'static str,
-    /// Of the embedding.
+    /// The embedding.
     pub embedding: &'static str,
-    /// What stands before a block's number. The names below this one and above `norm` follow after it.
+    /// Prefix of a block's number. The names from here to `norm` follow the number.
     pub block: &'static str,
     /// The norm before attention.
     pub input_norm: &'static str,
-    /// Queries, keys and values, where they are three matrices.
+    /// Queries, keys and values, if they are three matrices.
     pub query_key_value: [&'static str; 3],
-    /// The same where they are one.
+    /// The same if they are one matrix.
     pub stacked_query_key_value: &'static str,
     /// Norms of queries and of keys.
     pub query_key_norms: [&'static str; 2],
     /// Attention's output.
     pub attention_output: &'static str,
-    /// The norm of what attention adds.
+    /// The norm after attention.
     pub post_attention_norm: &'static str,
     /// The norm before the MLP.
     pub mlp_norm: &'static str,
     /// The router of experts.
     pub router: &'static str,
-    /// What stands before an expert's number.
+    /// Prefix of an expert's number.
     pub experts: &'static str,
-    /// What follows after it: an expert's gate, up and down.
+    /// What follows the number: an expert's gate, up and down.
     pub expert_matrices: [&'static str; 3],
     /// The MLP's gate.
     pub gate: &'static str,
     /// The MLP's other factor, or its only one.
     pub up: &'static str,
-    /// Gate and up where they are one matrix.
+    /// Gate and up if they are one matrix.
     pub stacked_gate_up: &'static str,
     /// The MLP's output.
     pub down: &'static str,
-    /// The norm of what the MLP adds.
+    /// The norm after the MLP.
     pub post_mlp_norm: &'static str,
     /// The final norm.
     pub norm: &'static str,
-    /// The language-model head where it is not the embedding, under each name that files have for it; the first is
-    /// written.
+    /// The names that files have for the language-model head, if it is not the embedding; the first is written.
     pub head: &'static [&'static str],
 }
 
@@ -227,12 +226,12 @@ pub struct Rotation {
     pub rope: Rope,
     /// Columns of a head that are rotated, from the first on; even.
     pub width: usize,
-    /// Columns that exponents are shares of: `width`, or one less where a file asks for an odd number.
+    /// Divisor of the exponents: `width`, or one less if a file asks for an odd number of columns.
     pub period: usize,
     /// Whether files turn neighbouring columns of a head together (0 with 1, 2 with 3), not those of two halves. In memory the
     /// rows of queries and keys are sorted so that halves turn, which changes no score: both are sorted alike.
     pub neighbours: bool,
-    /// How rotated queries grow with their position, where they do.
+    /// How rotated queries grow with their position, if they do.
     pub query_growth: Option<QueryGrowth>,
 }
 
@@ -264,7 +263,7 @@ pub enum RopeScaling {
         /// The divisor.
         factor: f64,
     },
-    /// Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    /// Llama 3.1's: low frequencies divided by `factor`, high ones kept, a smooth transition between.
     Llama3 {
         /// The divisor of the low frequencies.
         factor: f64,
@@ -275,43 +274,43 @@ pub enum RopeScaling {
         /// Context length the model was first trained with.
         original: f64,
     },
-    /// YaRN (arXiv 2309.00071): as Llama 3.1's, with a passage that is linear in the frequency's number.
+    /// YaRN (arXiv 2309.00071): as Llama 3.1's, with a transition that is linear in the frequency's number.
     Yarn {
         /// The divisor of the low frequencies.
         factor: f64,
-        /// Frequencies that turn more often than that within `original` are kept.
+        /// Frequencies with more turns than this within `original` are kept.
         fast: f64,
-        /// Those that turn less often than that are divided.
+        /// Those with fewer turns than this are divided.
         slow: f64,
         /// Context length the model was first trained with.
         original: f64,
-        /// Whether the passage starts and ends at whole numbers.
+        /// Whether the transition starts and ends at whole numbers.
         truncate: bool,
-        /// What cosines and sines are multiplied by.
+        /// Factor of cosines and sines.
         magnitude: f64,
     },
     /// A larger base in sequences longer than `original`, by their own length ("NTK-aware", dynamic).
     Dynamic {
         /// How far contexts are stretched.
         factor: f64,
-        /// Longest sequence that nothing changes in.
+        /// Longest sequence that keeps the base.
         original: usize,
     },
-    /// LongRoPE (arXiv 2402.13753): a divisor for each frequency, of two lists by the sequence's own length.
+    /// LongRoPE (arXiv 2402.13753): a divisor for each frequency, from one of two lists by the sequence's own length.
     Long {
-        /// Those of sequences of up to `original` tokens.
+        /// Divisors for sequences of up to `original` tokens.
         short: Vec<f64>,
-        /// Those of longer ones.
+        /// Divisors for longer ones.
         long: Vec<f64>,
         /// Context length the model was first trained with.
         original: usize,
-        /// What cosines and sines are multiplied by.
+        /// Factor of cosines and sines.
         magnitude: f64,
     },
 }
 
 impl RopeScaling {
-    /// Which lengths of sequences have their frequencies in common; none: all.
+    /// Which sequence lengths have the same frequencies; none: all.
     pub fn alike(&self) -> Option<AlikeLengths> {
         match self {
             Self::Dynamic { original, .. } => Some(AlikeLengths::UpTo(*original)),
@@ -322,7 +321,7 @@ impl RopeScaling {
 }
 
 impl Architecture {
-    /// Which lengths of sequences have all rotations in common, so that a prefix can be computed once for both; none: all.
+    /// Which sequence lengths have the same rotations, so that a prefix can be computed once for both; none: all.
     pub fn alike(&self) -> Option<AlikeLengths> {
         let mut rules = self.rotations.iter().filter_map(|rotation| rotation.rope.scaling.alike());
         let first = rules.next()?;
@@ -340,7 +339,7 @@ impl Architecture {
     /// As [`Architecture::open`].
     ///
     /// # Errors
-    /// All that is wrong with it; at least one.
+    /// Every fault of the file; at least one.
     pub fn open_all(model_dir: &Path) -> std::result::Result<Self, Vec<Error>> {
         let path = model_dir.join("config.json");
         let text = files::read_within(&path, MOST_BYTES).map_err(|error| {
@@ -373,7 +372,7 @@ impl Architecture {
     }
 }
 
-/// The error for a family that is not read.
+/// The error for an unknown family.
 fn unknown(named: &str) -> Error {
     if let Some((_, why)) = NOT_COMPUTED.iter().find(|(families, _)| families.contains(&named)) {
         return not_computed(&format!("model_type \"{named}\""), why, "a model_type that `haf-dist models` lists");
@@ -382,11 +381,11 @@ fn unknown(named: &str) -> Error {
     Error::input(format!("model_type \"{named}\" is not known")).hint(format!("known families: {}", known.join(", ")))
 }
 
-/// One error of all that is wrong with a file.
+/// One error for all faults of a file.
 fn all(path: &Path, reasons: Vec<Error>) -> Error {
     Error::all(
         format!("{} cannot be used", path.display()),
-        "mend or get config.json again, or take another model",
+        "correct config.json or get it again, or use another model",
         reasons,
     )
 }

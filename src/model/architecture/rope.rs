@@ -6,23 +6,23 @@ use super::keys::{Keys, not_computed};
 use super::{QueryGrowth, Rope, RopeScaling, Rotation};
 use crate::error::Error;
 
-/// The keys that make the width of a head.
+/// The keys that determine the width of a head.
 pub const HEAD_WIDTH: [&str; 3] = ["hidden_size", "num_attention_heads", "head_dim"];
 
 /// The set of rotary keys in Transformers 4, and in Transformers 5.
 const OLD: &str = "rope_scaling";
 const NEW: &str = "rope_parameters";
 
-/// What a family's rotary keys are called outside `rope_parameters`, and what they are where they are missing.
+/// The names of a family's rotary keys outside `rope_parameters`, and their defaults.
 pub struct RopeKeys {
     /// The key of the base of the frequencies, and its default.
     pub theta: (&'static str, f64),
     /// The share of a head that is rotated; none in families that rotate whole heads.
     pub share: Option<(&'static str, f64)>,
-    /// The same as `theta` for blocks with a window, in families where these have a rotation of their own; without a key the
-    /// default is all that stands outside.
+    /// The same as `theta` for blocks with a window, in families where these have their own rotation; if there is no key for
+    /// it outside `rope_parameters`, the default counts.
     pub theta_of_windows: Option<(Option<&'static str>, f64)>,
-    /// Tokens that the family is made for where no key says so.
+    /// Default of the context length, in tokens.
     pub positions: usize,
     /// Whether it has Phi-3's names and defaults for LongRoPE.
     pub is_phi3: bool,
@@ -41,7 +41,7 @@ impl RopeKeys {
         query_growth: false,
     };
 
-    /// The rotary embeddings of heads of that width: one, or that of blocks without and that of blocks with a window.
+    /// The rotations for heads of this width: one, or one for blocks without and one for blocks with a window.
     pub fn read(&self, keys: &Keys, head_width: usize) -> Vec<Rotation> {
         // An empty object says nothing, as in Transformers.
         let old = keys.object(OLD).filter(|old| !old.is_empty());
@@ -138,7 +138,7 @@ impl RopeKeys {
         rotated
     }
 
-    /// `count` frequencies.
+    /// The scaling of `count` frequencies.
     fn scaling(&self, keys: &Keys, outer: &Keys, count: usize) -> RopeScaling {
         // `type` is the name before Transformers 4.43; files saved again since then hold both.
         let (key, kind) = match keys.text("rope_type") {
@@ -147,7 +147,7 @@ impl RopeKeys {
         };
         let most = outer.length_or("max_position_embeddings", self.positions);
         match kind {
-            // What Phi-3's files called it first.
+            // Phi-3's files first used these names.
             "su" | "yarn" if self.is_phi3 => self.long(keys, outer, count, most),
             "longrope" => self.long(keys, outer, count, most),
             "default" => RopeScaling::None,
@@ -181,7 +181,7 @@ impl RopeKeys {
         let original = self.original(keys, outer, most);
         let factor = keys.number_or("factor", most as f64 / original);
         let of_paper = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
-        // Of these two 0 counts as missing.
+        // In these two 0 counts as missing.
         let scales = (keys.number_but_zero("mscale"), keys.number_but_zero("mscale_all_dim"));
         let magnitude = match (keys.number_if_any("attention_factor", None), scales) {
             (Some(given), _) => given,
@@ -190,7 +190,7 @@ impl RopeKeys {
         };
         let fast = keys.number_or("beta_fast", 32.0);
         let slow = keys.number_or("beta_slow", 1.0);
-        // Transformers does not look for it in sets by kind of block.
+        // Transformers does not read it if there is a set for each kind of block.
         let truncate = self.theta_of_windows.is_some() || keys.flag_or("truncate", true);
         RopeScaling::Yarn { factor, fast, slow, original, truncate, magnitude }
     }
@@ -211,7 +211,7 @@ impl RopeKeys {
         RopeScaling::Long { short, long, original: original as usize, magnitude }
     }
 
-    /// The length that the model was first trained with, in tokens: beside the set (Phi-3), in it, or the longest.
+    /// The context length that the model was first trained with, in tokens: outside the set (Phi-3), in it, or `most`.
     fn original(&self, keys: &Keys, outer: &Keys, most: usize) -> f64 {
         const KEY: &str = "original_max_position_embeddings";
         let found = match outer.length_if_any(KEY, None) {

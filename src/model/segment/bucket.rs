@@ -17,13 +17,13 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Zeros: `elements` of them, at least those of the parameters.
+    /// A zeroed bucket of `elements`, or of the parameters' elements if they are more.
     pub fn zeros(parameters: Parameters, elements: usize, device: Device) -> Self {
         let flat = Tensor::zeros([elements.max(parameters.elements()) as i64], (Kind::Float, device));
         Self::over(parameters, flat)
     }
 
-    /// The sums in a flat f32 buffer, which may be longer than they are.
+    /// A bucket over a flat f32 buffer, which may be longer than the sums.
     pub fn over(parameters: Parameters, flat: Tensor) -> Self {
         let views = parameters.views(&flat);
         Self { parameters, flat, views }
@@ -52,7 +52,7 @@ impl Bucket {
     /// Adds left^T right to the sums of the stacked matrices of `places`: left [T, out], right [T, in] -> [out, in].
     ///
     /// # Errors
-    /// A buffer that is not what this crate allocates, or a device without memory.
+    /// A buffer that is not what this crate allocates, or a device out of memory.
     pub fn add_product(
         &mut self,
         ops: &dyn Ops,
@@ -87,7 +87,7 @@ mod tests {
             let declared = shapes.into_iter().map(|(name, shape)| Declared::new(name, &shape)).collect();
             let mut bucket = Bucket::zeros(Parameters::new(declared), 0, Device::Cpu);
             let right = waves(&[70, 33], 1.0).to_kind(kind);
-            // Rows of their own, and rows that lie in wider ones, which the loops do not take.
+            // Contiguous rows, and rows within wider ones, which the loops do not take.
             let wide = waves(&[70, 60], 2.0).to_kind(kind);
             let narrow = wide.narrow(1, 5, 49);
             for left in [narrow.contiguous(), narrow] {

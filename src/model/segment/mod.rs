@@ -13,17 +13,17 @@ mod weights;
 pub use bucket::Bucket;
 pub use parameters::{Parameter, Parameters};
 pub use sizes::{Share, Sizes, share_length};
-pub use state::OptimizerState;
+pub use state::{OptimizerState, OwnedPart};
 pub use weights::Weights;
 
 use super::declared::Declared;
 use tch::{Device, Kind, Tensor};
 
-/// The weights of one stage, with the optimiser's state where it is trained.
+/// The weights of one stage, with the optimiser's state if it is trained.
 pub struct Segment {
     /// What forward and backward read.
     pub weights: Weights,
-    /// What is updated; none where nothing is trained.
+    /// What the optimiser updates; none if the stage is not trained.
     pub state: Option<OptimizerState>,
 }
 
@@ -32,14 +32,14 @@ pub struct Segment {
 pub enum Use {
     /// Forward, backward and updates: weights and masters.
     Train,
-    /// The same where each rank updates a share: weights, and masters of this rank's share alone.
+    /// The same if each rank updates a share: weights, and masters of this rank's share alone.
     TrainShare(Share),
     /// Forward only: just the weights.
     Evaluate,
 }
 
 impl Use {
-    /// Training on rank `rank` of `ranks`, with masters of all of it or, where they are sharded, of a share.
+    /// Training on rank `rank` of `ranks`, with all masters or, if `sharded`, those of a share.
     pub fn training(sharded: bool, rank: usize, ranks: usize) -> Self {
         if sharded && ranks > 1 { Self::TrainShare(Share { rank, ranks }) } else { Self::Train }
     }
@@ -64,7 +64,7 @@ impl Segment {
         Self { weights, state }
     }
 
-    /// A bucket for its gradient sums, zeroed; none where nothing is trained.
+    /// A zeroed bucket for its gradient sums; none if it is not trained.
     pub fn bucket(&self) -> Option<Bucket> {
         let Weights { parameters, flat, .. } = &self.weights;
         self.trains().then(|| Bucket::zeros(parameters.clone(), flat.numel(), flat.device()))
@@ -80,7 +80,7 @@ impl Segment {
         self.state.as_ref().is_some_and(OptimizerState::is_share)
     }
 
-    /// Whether they have memory of their own besides: the weights, which are rounded, do not tell what they are.
+    /// Whether these masters also have memory of their own: then they do not follow from the weights, which are rounded.
     pub fn holds_share_of_masters(&self) -> bool {
         self.is_share() && self.weights.flat.kind() != Kind::Float
     }
@@ -95,7 +95,7 @@ impl Segment {
         self.parameters().elements()
     }
 
-    /// The values of the parameter at `index`: the master where this rank holds all of it, else the weights.
+    /// The values of the parameter at `index`: the master if this rank holds all of it, else the weights.
     pub fn value(&self, index: usize) -> Tensor {
         let whole = self.state.as_ref().filter(|state| !state.is_share()).map(|state| &state.master);
         self.parameters()[index].view(whole.unwrap_or(&self.weights.flat))

@@ -12,18 +12,18 @@ const SHARE_STEP: usize = 16;
 /// Elements of a segment's buffers on one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// Values in the compute kind: all of them on every rank, and zeros until all shares are equal.
+    /// Values in the compute kind: all of them on every rank, padded with zeros to equal shares.
     pub weights: usize,
-    /// f32 gradient sums; 0 where nothing is trained.
+    /// f32 gradient sums; 0 if nothing is trained.
     pub bucket: usize,
-    /// f32 masters with memory of their own; 0 where the weights are f32 themselves.
+    /// f32 masters with memory of their own; 0 if the weights are f32 themselves.
     pub masters: usize,
     /// Each of AdamW's two moments.
     pub moment: usize,
 }
 
 impl Sizes {
-    /// Of a segment of so many elements, computed in `kind`.
+    /// Of a segment of this many elements, computed in `kind`.
     pub fn of(elements: usize, kind: Kind, purpose: Use) -> Self {
         let (weights, owned) = match purpose {
             Use::TrainShare(Share { ranks, .. }) => {
@@ -39,12 +39,12 @@ impl Sizes {
     }
 }
 
-/// One rank's share of what is trained.
+/// One rank's share of the trained parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     /// Its rank.
     pub rank: usize,
-    /// Ranks that hold one share each, 2 or more.
+    /// Number of ranks, which hold one share each; 2 or more.
     pub ranks: usize,
 }
 

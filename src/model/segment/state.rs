@@ -1,4 +1,4 @@
-//! What the optimiser keeps of a segment: f32 masters and AdamW's moments, of all of it or of one rank's share.
+//! The optimiser's state of a segment: f32 masters and AdamW's moments, of all of it or of one rank's share.
 
 use super::parameters::{Parameter, Parameters};
 use super::sizes::Share;
@@ -14,12 +14,20 @@ pub struct OptimizerState {
     /// What this rank holds, and updates: all elements, or one share of equal shares, the last of which may reach beyond
     /// the last parameter.
     pub owned: Range<usize>,
-    /// Shares that all ranks together hold, one each; 1 where every rank holds all.
+    /// Number of shares, one a rank; 1 if every rank holds all.
     shares: usize,
 }
 
+/// The elements of a parameter that one rank holds.
+pub struct OwnedPart {
+    /// Where they lie in the rank's range, counted from its start.
+    pub in_owned: Range<usize>,
+    /// Where they lie in the parameter.
+    pub in_parameter: Range<usize>,
+}
+
 impl OptimizerState {
-    /// Zero masters of all of the flat `weights`, or of a share of them; a view of them where they are f32. Without
+    /// Zero masters for all of the flat `weights`, or for a share of them; if the weights are f32, a view of them. Without
     /// moments.
     pub fn of(weights: &Tensor, share: Option<Share>) -> Self {
         let owned = share.map_or(0..weights.numel(), |share| share.range(weights.numel()));
@@ -35,7 +43,7 @@ impl OptimizerState {
         self.shares > 1
     }
 
-    /// Zero moments, where there are none.
+    /// Makes zero moments, if there are none.
     pub fn start_moments(&mut self) {
         let Self { master, moments, .. } = self;
         moments.get_or_insert_with(|| [master.zeros_like(), master.zeros_like()]);
@@ -46,32 +54,31 @@ impl OptimizerState {
         narrowed(flat, &self.owned)
     }
 
-    /// The elements of the parameter at `index` that are this rank's to update: where they lie in `owned`, counted from
-    /// its start, and in the parameter.
-    pub fn owned_part(&self, parameters: &Parameters, index: usize) -> (Range<usize>, Range<usize>) {
+    /// The elements of the parameter at `index` that this rank updates.
+    pub fn owned_part(&self, parameters: &Parameters, index: usize) -> OwnedPart {
         part_in(&self.owned, &parameters[index])
     }
 
-    /// [`Self::owned_part`] of another rank, where each holds a share.
-    pub fn part_of(&self, rank: usize, parameters: &Parameters, index: usize) -> (Range<usize>, Range<usize>) {
+    /// [`Self::owned_part`] of another rank, if each holds a share.
+    pub fn part_of(&self, rank: usize, parameters: &Parameters, index: usize) -> OwnedPart {
         let length = self.owned.len();
         part_in(&(rank * length..(rank + 1) * length), &parameters[index])
     }
 
-    /// Writes what is this rank's of the parameter at `index` into `flat`, f32 values of the range `owned`.
+    /// Writes this rank's part of the parameter at `index` into `flat`, f32 values of the range `owned`.
     pub fn write_owned(&self, flat: &Tensor, parameters: &Parameters, index: usize, value: &Tensor) {
-        let (to, from) = self.owned_part(parameters, index);
-        narrowed(flat, &to).copy_(&narrowed(&value.contiguous().view(-1), &from));
+        let OwnedPart { in_owned, in_parameter } = self.owned_part(parameters, index);
+        narrowed(flat, &in_owned).copy_(&narrowed(&value.contiguous().view(-1), &in_parameter));
     }
 }
 
-/// Elements of a parameter that lie in `owned`: where in it, and where in the parameter.
-fn part_in(owned: &Range<usize>, parameter: &Parameter) -> (Range<usize>, Range<usize>) {
+/// The elements of a parameter that lie in `owned`.
+fn part_in(owned: &Range<usize>, parameter: &Parameter) -> OwnedPart {
     let Parameter { offset, length, .. } = *parameter;
     let start = owned.start.clamp(offset, offset + length);
     let end = owned.end.clamp(start, offset + length);
     let in_owned = start.saturating_sub(owned.start)..end.saturating_sub(owned.start);
-    (if start < end { in_owned } else { 0..0 }, start - offset..end - offset)
+    OwnedPart { in_owned: if start < end { in_owned } else { 0..0 }, in_parameter: start - offset..end - offset }
 }
 
 fn narrowed(flat: &Tensor, range: &Range<usize>) -> Tensor {

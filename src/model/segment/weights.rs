@@ -7,7 +7,7 @@ use tch::Tensor;
 
 /// Values in the compute kind in one flat buffer, with a view of each parameter.
 pub struct Weights {
-    /// What computes with them: the operations of their device.
+    /// The operations of their device.
     pub ops: &'static dyn Ops,
     /// Its parameters, in the order of the buffer.
     pub parameters: Parameters,
@@ -17,7 +17,7 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// The values in a flat buffer, which may be longer than they are.
+    /// Weights over a flat buffer, which may be longer than the values.
     pub fn over(parameters: Parameters, flat: Tensor) -> Self {
         let views = parameters.views(&flat);
         Self { ops: ops::of(flat.device()), parameters, flat, views }

@@ -1,7 +1,8 @@
 //! The memory of a micro-batch: what blocks keep for the backward pass, and buffers that all blocks share.
 //!
-//! Which they are stands in `table.rs`; allocation, views, bytes and `haf-dist plan` follow from it. Buffers are made once, for the largest micro-batch so far, and used again: a step allocates
-//! little besides, and its memory is known. A micro-batch works in a view of the first T rows.
+//! `table.rs` lists them; allocation, views, bytes and `haf-dist plan` follow from it. Buffers are made once, for the largest
+//! micro-batch so far, and used again: a step allocates little else, and its memory is known. A micro-batch works in a view
+//! of the first T rows.
 //!
 //! Legend: T tokens, N rows that are read of the last block's output, D width.
 
@@ -21,7 +22,7 @@ pub use table::Slot;
 /// Buffers grow to a multiple of this many rows.
 pub const ROWS: usize = 128;
 
-/// A tensor a slot; undefined where the block has no such buffer.
+/// A tensor for each slot; undefined if the block has no such buffer.
 pub struct Buffers(Vec<Tensor>);
 
 impl Index<Slot> for Buffers {
@@ -33,13 +34,13 @@ impl Index<Slot> for Buffers {
 }
 
 impl Buffers {
-    /// What a norm keeps of its rows.
+    /// The statistics of a norm.
     pub fn statistics(&self, scale: Slot, mean: Slot) -> Statistics {
         let mean = Some(&self[mean]).filter(|mean| mean.defined());
         Statistics { scale: self[scale].shallow_clone(), mean: mean.map(Tensor::shallow_clone) }
     }
 
-    /// Uninitialised buffers of those that last so, for any of these blocks.
+    /// Uninitialised buffers that last so long, for any of these blocks.
     fn new(a: &Architecture, blocks: Range<usize>, lasts: Lasts, rows: usize, (kind, device): (Kind, Device)) -> Self {
         let buffer = |buffer: &Buffer| match longest(buffer, a, blocks.clone()).filter(|_| buffer.lasts == lasts) {
             Some(row) => {
@@ -59,7 +60,7 @@ impl Buffers {
         Self(BUFFERS.iter().zip(&self.0).map(each).collect())
     }
 
-    /// The first rows of each, as a block has them.
+    /// The first rows of each, in the shapes of a block.
     fn first(&self, a: &Architecture, block: &BlockDescription, rows: i64) -> Self {
         self.map(|buffer, tensor| {
             let Some(row) = (buffer.row)(a, block) else { return Tensor::new() };
@@ -67,22 +68,22 @@ impl Buffers {
             if tensor.size()[1..] == shape[1..] {
                 return tensor.narrow(0, 0, rows);
             }
-            // Among blocks with other rows: packed in the same memory.
+            // The memory is for blocks with longer rows: these are packed at its start.
             tensor.view([-1]).narrow(0, 0, shape.iter().product()).view(shape.as_slice())
         })
     }
 
-    /// These, and the others where these are undefined.
+    /// These, with the others in place of undefined ones.
     fn or(&self, others: &Self) -> Self {
         let either = |(mine, other): (&Tensor, &Tensor)| if mine.defined() { mine } else { other }.shallow_clone();
         Self(self.0.iter().zip(&others.0).map(either).collect())
     }
 
-    /// The buffers of a block that goes on with these rows `[N]` alone after attention: rows that are read on are copied,
-    /// the rest is the first N rows of the same buffers.
+    /// The buffers of a block that computes these rows `[N]` alone after attention: copies of these rows if they are read
+    /// after it, otherwise the first N rows of the same buffers.
     pub fn of_rows(&self, rows: &Tensor) -> Self {
         let count = rows.size()[0];
-        self.map(|buffer, tensor| match buffer.read_on {
+        self.map(|buffer, tensor| match buffer.read_after_attention {
             true => tensor.index_select(0, rows),
             false => tensor.narrow(0, 0, count),
         })
@@ -94,7 +95,7 @@ impl Buffers {
     }
 }
 
-/// Brings the first N rows of a gradient to the rows `[N]` that they belong to; the others have none.
+/// Moves the first N rows of a gradient to the rows `[N]` that they belong to; the others become zero.
 pub fn spread(gradient: &Tensor, rows: &Tensor) {
     let read = gradient.narrow(0, 0, rows.size()[0]).copy();
     let _ = gradient.shallow_clone().zero_().index_copy_(0, rows, &read);
@@ -104,20 +105,20 @@ pub fn spread(gradient: &Tensor, rows: &Tensor) {
 #[derive(Default)]
 pub struct Workspace {
     rows: usize,
-    /// Rows that buffers are made for at least.
+    /// Least rows that buffers are made for.
     reserved: usize,
     /// Inputs of the blocks, and the last one's output; two that take turns in evaluation.
     inputs: Vec<Buffers>,
-    /// What every block keeps; one block's where blocks are recomputed, and in evaluation.
+    /// What every block keeps; one block's if blocks are recomputed, and in evaluation.
     kept: Vec<Buffers>,
     shared: Option<Buffers>,
     /// For a chunk's logits.
     pub logits: Scratch,
-    /// For products whose sum lies elsewhere.
+    /// For products before they are added to a bucket.
     pub scratch: Scratch,
 }
 
-/// What the next micro-batch needs.
+/// What a forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// Everything that a backward pass reads.
@@ -128,26 +129,33 @@ pub enum Keep {
     Nothing,
 }
 
+/// Numbers of sets of buffers.
+struct Counts {
+    /// Inputs of blocks, and the last block's output.
+    inputs: usize,
+    /// Blocks of which everything is kept.
+    kept: usize,
+}
+
 impl Keep {
-    /// How many inputs there are, the last block's output among them, and of how many blocks all is kept.
-    fn counts(self, layers: usize) -> (usize, usize) {
+    fn counts(self, layers: usize) -> Counts {
         match self {
-            Self::Everything => (layers + 1, layers),
-            Self::Inputs => (layers + 1, 1),
-            Self::Nothing => (2, 1),
+            Self::Everything => Counts { inputs: layers + 1, kept: layers },
+            Self::Inputs => Counts { inputs: layers + 1, kept: 1 },
+            Self::Nothing => Counts { inputs: 2, kept: 1 },
         }
     }
 }
 
-/// What a block works in.
+/// The buffers of a block, and what else it keeps of a micro-batch.
 pub struct BlockState {
     /// Its buffers and the shared ones.
     pub buffers: Buffers,
-    /// Of each attention call, for the backward pass.
+    /// Log-sum-exps of each attention call, for the backward pass.
     pub log_sums: Vec<Tensor>,
-    /// Which rows went through which experts, where there are any.
+    /// Which rows went through which experts, if there are any.
     pub routes: Option<Routes>,
-    /// What the router did with all rows, in training where the block goes on with some of them.
+    /// The routing of all rows, in training if the block then computes only some of them.
     pub routing: Option<Routing>,
 }
 
@@ -161,9 +169,17 @@ pub struct Views {
     pub shared: Buffers,
 }
 
-/// Bytes of the workspace for micro-batches of so many tokens: of what is kept for the backward pass, and of what blocks
-/// share; `compute_bytes` of a number in the compute kind.
-pub fn bytes(architecture: &Architecture, tokens: usize, keep: Keep, compute_bytes: usize) -> (usize, usize) {
+/// Bytes of a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bytes {
+    /// Of buffers that are kept for the backward pass.
+    pub kept: usize,
+    /// Of buffers that blocks share.
+    pub shared: usize,
+}
+
+/// Bytes of the workspace for micro-batches of this many tokens; a number in the compute kind has `compute_bytes`.
+pub fn bytes(architecture: &Architecture, tokens: usize, keep: Keep, compute_bytes: usize) -> Bytes {
     let of = |lasts: Lasts, blocks: Range<usize>| {
         let rows = BUFFERS.iter().filter(|buffer| buffer.lasts == lasts).filter_map(|buffer| {
             let numbers: usize = longest(buffer, architecture, blocks.clone())?.iter().product();
@@ -172,35 +188,35 @@ pub fn bytes(architecture: &Architecture, tokens: usize, keep: Keep, compute_byt
         rows.sum::<usize>() * tokens.next_multiple_of(ROWS)
     };
     let layers = architecture.blocks.len();
-    let (inputs, kept) = keep.counts(layers);
+    let Counts { inputs, kept } = keep.counts(layers);
     let kept: usize = (0..kept).map(|number| of(Lasts::Kept, kept_by(number, layers))).sum();
-    (inputs * of(Lasts::AsInput, 0..layers) + kept, of(Lasts::Shared, 0..layers))
+    Bytes { kept: inputs * of(Lasts::AsInput, 0..layers) + kept, shared: of(Lasts::Shared, 0..layers) }
 }
 
-/// The blocks that keep something in the kept buffers of this number: in the first any may.
+/// The blocks that may use the kept buffers of this number: the first are for any block.
 fn kept_by(number: usize, layers: usize) -> Range<usize> {
     if number == 0 { 0..layers } else { number..number + 1 }
 }
 
 impl Workspace {
-    /// Makes buffers for micro-batches of so many tokens, from the next on. Buffers that grew with every longer
-    /// micro-batch would leave holes; on CPUs pages that no micro-batch reaches take no memory.
+    /// From the next micro-batch on, makes buffers for at least this many tokens. Buffers that grew with every longer
+    /// micro-batch would fragment memory; on CPUs pages that no micro-batch reaches take no memory.
     pub fn reserve(&mut self, tokens: usize) {
         self.reserved = self.reserved.max(tokens);
     }
 
-    /// What [`Workspace::reserve`] was told.
+    /// The tokens of [`Workspace::reserve`].
     pub fn reserved(&self) -> usize {
         self.reserved
     }
 
-    /// Bytes of the buffers that are kept for the backward pass, and of those that blocks share.
-    pub fn bytes(&self) -> (usize, usize) {
+    /// Bytes of the buffers made so far.
+    pub fn bytes(&self) -> Bytes {
         let kept = self.inputs.iter().chain(&self.kept).map(Buffers::bytes).sum();
-        (kept, self.shared.as_ref().map_or(0, Buffers::bytes))
+        Bytes { kept, shared: self.shared.as_ref().map_or(0, Buffers::bytes) }
     }
 
-    /// Views of T = `tokens` rows. Those of the micro-batch before are overwritten.
+    /// Views of T = `tokens` rows. The previous micro-batch's are overwritten.
     pub fn views(&mut self, architecture: &Architecture, tokens: i64, keep: Keep, on: (Kind, Device)) -> Views {
         if tokens as usize > self.rows {
             // Freed before the larger ones are made.
@@ -210,7 +226,7 @@ impl Workspace {
         }
         let (rows, layers) = (self.rows, architecture.blocks.len());
         let new = |lasts, blocks| Buffers::new(architecture, blocks, lasts, rows, on);
-        let (inputs, kept) = keep.counts(layers);
+        let Counts { inputs, kept } = keep.counts(layers);
         while self.inputs.len() < inputs {
             self.inputs.push(new(Lasts::AsInput, 0..layers));
         }
@@ -218,7 +234,7 @@ impl Workspace {
             self.kept.push(new(Lasts::Kept, kept_by(self.kept.len(), layers)));
         }
         let shared = self.shared.get_or_insert_with(|| new(Lasts::Shared, 0..layers));
-        // Of blocks with the same MLP once.
+        // One set for all blocks with the same MLP.
         let mut views: Vec<(Mlp, Buffers)> = Vec::new();
         let state = |(number, block): (usize, &BlockDescription)| {
             let own = self.inputs[number % inputs].or(&self.kept[number % kept]).first(architecture, block, tokens);

@@ -1,4 +1,4 @@
-//! The table of buffers of a micro-batch: a new one is a slot and a line.
+//! The table of buffers of a micro-batch: a new buffer is a slot and a line.
 //!
 //! Not here: their memory (`mod.rs`).
 //!
@@ -13,27 +13,27 @@ use std::ops::Range;
 pub enum Slot {
     /// [T, D], the block's input.
     Input,
-    /// `[T]`, the norm before attention: what its rows were multiplied by.
+    /// `[T]`, the norm before attention: factors of its rows.
     InputScale,
-    /// `[T]`, the same norm's means, of a layer norm.
+    /// `[T]`, the same norm's means, if it is a layer norm.
     InputMean,
     /// [T, (H + 2 G) E], queries, keys and values after rotation.
     QueryKeyValue,
     /// [T, H, E], queries before their norm.
     Queries,
-    /// [T, H], or [T, 1] where all heads are normed together: what they were multiplied by.
+    /// [T, H], or [T, 1] if all heads are normed together: factors of the queries.
     QueryScale,
-    /// The same shape, their means, of a layer norm.
+    /// The same shape: means of the queries, for a layer norm.
     QueryMean,
     /// [T, G, E], keys before their norm.
     Keys,
-    /// [T, G] or [T, 1].
+    /// [T, G] or [T, 1]: factors of the keys.
     KeyScale,
-    /// [T, G] or [T, 1], of a layer norm.
+    /// [T, G] or [T, 1]: means of the keys, for a layer norm.
     KeyMean,
     /// [T, H E], attention's result.
     Attended,
-    /// [T, D], what attention adds, before its norm.
+    /// [T, D], attention's result before the norm after it.
     PostAttention,
     /// `[T]`, of that norm.
     PostAttentionScale,
@@ -49,13 +49,13 @@ pub enum Slot {
     Shares,
     /// [T, K, 2 F] with a gate, else [T, K, F]; before the activation. With experts the T K rows are sorted by expert.
     Inner,
-    /// [T, D], what the MLP adds, before its norm.
+    /// [T, D], the MLP's result before the norm after it.
     PostMlp,
     /// `[T]`, of that norm.
     PostMlpScale,
     /// `[T]`, of that norm.
     PostMlpMean,
-    /// [T, D], [`Slot::Middle`] of all blocks where none keeps one: both halves read the block's input.
+    /// [T, D], [`Slot::Middle`] of all blocks whose halves both read the block's input: none keeps one.
     SharedMiddle,
     /// [T, D], a norm's output.
     Normed,
@@ -73,7 +73,7 @@ pub enum Slot {
     AttendedGradient,
     /// [T, (H + 2 G) E].
     QueryKeyValueGradient,
-    /// [T, D], the gradient that walks back from block to block.
+    /// [T, D], the gradient that passes back from block to block.
     Gradient,
     /// [T, D], that gradient between a block's two halves.
     MiddleGradient,
@@ -86,7 +86,7 @@ pub(super) enum Lasts {
     AsInput,
     /// Until the block's backward pass, unless blocks are recomputed.
     Kept,
-    /// Within a block; the gradients from block to block.
+    /// Within a block; or for gradients, from block to block.
     Shared,
 }
 
@@ -96,32 +96,32 @@ pub(super) struct Buffer {
     pub lasts: Lasts,
     /// Whether it is f32 whatever the model computes in.
     pub wide: bool,
-    /// Whether a block that goes on with some rows alone after attention reads those rows of it.
-    pub read_on: bool,
-    /// The shape of a row; none where the block has no such buffer.
+    /// Whether a block that computes only some rows after attention reads these rows of the buffer then.
+    pub read_after_attention: bool,
+    /// The shape of a row; none if the block has no such buffer.
     pub row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>,
 }
 
 /// A buffer in the compute kind.
 const fn compute(slot: Slot, lasts: Lasts, row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>) -> Buffer {
-    Buffer { slot, lasts, wide: false, read_on: false, row }
+    Buffer { slot, lasts, wide: false, read_after_attention: false, row }
 }
 
 /// A statistic of rows, f32.
 const fn statistic(slot: Slot, row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>) -> Buffer {
-    Buffer { slot, lasts: Lasts::Kept, wide: true, read_on: false, row }
+    Buffer { slot, lasts: Lasts::Kept, wide: true, read_after_attention: false, row }
 }
 
-/// The same buffer, whose rows are read on.
-const fn read_on(buffer: Buffer) -> Buffer {
-    Buffer { read_on: true, ..buffer }
+/// The same buffer, whose rows are read after attention too.
+const fn read_after_attention(buffer: Buffer) -> Buffer {
+    Buffer { read_after_attention: true, ..buffer }
 }
 
 /// Every buffer, in the order of [`Slot`].
 pub(super) const BUFFERS: [Buffer; 33] = [
-    read_on(compute(Slot::Input, Lasts::AsInput, |a, _| Some(vec![a.width]))),
-    read_on(statistic(Slot::InputScale, |_, b| b.norms.before_attention.then(Vec::new))),
-    read_on(statistic(Slot::InputMean, |a, b| mean(a, b.norms.before_attention))),
+    read_after_attention(compute(Slot::Input, Lasts::AsInput, |a, _| Some(vec![a.width]))),
+    read_after_attention(statistic(Slot::InputScale, |_, b| b.norms.before_attention.then(Vec::new))),
+    read_after_attention(statistic(Slot::InputMean, |a, b| mean(a, b.norms.before_attention))),
     compute(Slot::QueryKeyValue, Lasts::Kept, |_, b| Some(vec![query_key_value(b)])),
     compute(Slot::Queries, Lasts::Kept, |_, b| b.query_key_norm.map(|_| vec![b.heads.query, b.heads.width])),
     statistic(Slot::QueryScale, |_, b| b.query_key_norm.map(|norm| vec![scales(norm, b.heads.query)])),
@@ -129,7 +129,7 @@ pub(super) const BUFFERS: [Buffer; 33] = [
     compute(Slot::Keys, Lasts::Kept, |_, b| b.query_key_norm.map(|_| vec![b.heads.key, b.heads.width])),
     statistic(Slot::KeyScale, |_, b| b.query_key_norm.map(|norm| vec![scales(norm, b.heads.key)])),
     statistic(Slot::KeyMean, |a, b| head_means(a, b, b.heads.key)),
-    read_on(compute(Slot::Attended, Lasts::Kept, |_, b| Some(vec![attended(b)]))),
+    read_after_attention(compute(Slot::Attended, Lasts::Kept, |_, b| Some(vec![attended(b)]))),
     compute(Slot::PostAttention, Lasts::Kept, |a, b| b.norms.after_attention.then(|| vec![a.width])),
     statistic(Slot::PostAttentionScale, |_, b| b.norms.after_attention.then(Vec::new)),
     statistic(Slot::PostAttentionMean, |a, b| mean(a, b.norms.after_attention)),
@@ -142,7 +142,7 @@ pub(super) const BUFFERS: [Buffer; 33] = [
     statistic(Slot::PostMlpScale, |_, b| b.norms.after_mlp.then(Vec::new)),
     statistic(Slot::PostMlpMean, |a, b| mean(a, b.norms.after_mlp)),
     compute(Slot::SharedMiddle, Lasts::Shared, |a, b| (b.residual == Residual::Parallel).then(|| vec![a.width])),
-    read_on(compute(Slot::Normed, Lasts::Shared, |a, _| Some(vec![a.width]))),
+    read_after_attention(compute(Slot::Normed, Lasts::Shared, |a, _| Some(vec![a.width]))),
     compute(Slot::Change, Lasts::Shared, |a, _| Some(vec![a.width])),
     compute(Slot::Routed, Lasts::Shared, |a, b| b.mlp.experts.map(|experts| vec![experts.top_k, a.width])),
     compute(Slot::Activated, Lasts::Shared, |_, b| Some(within(b, b.mlp.width))),
@@ -172,7 +172,7 @@ fn query_key_value(block: &BlockDescription) -> usize {
     (block.heads.query + 2 * block.heads.key) * block.heads.width
 }
 
-/// A row within the MLP, of so many columns.
+/// A row within the MLP, of this many columns.
 fn within(block: &BlockDescription, columns: usize) -> Vec<usize> {
     block.mlp.experts.map_or_else(|| vec![columns], |experts| vec![experts.top_k, columns])
 }
@@ -193,7 +193,7 @@ fn mean(architecture: &Architecture, is_there: bool) -> Option<Vec<usize>> {
     (is_there && architecture.norm.is_centred()).then(Vec::new)
 }
 
-/// The row of a buffer that holds that of each of these blocks; none where none of them has the buffer.
+/// The longest row of a buffer among these blocks; none if none of them has the buffer.
 pub(super) fn longest(buffer: &Buffer, architecture: &Architecture, blocks: Range<usize>) -> Option<Vec<usize>> {
     let rows = architecture.blocks[blocks].iter().filter_map(|block| (buffer.row)(architecture, block));
     rows.max_by_key(|row| row.iter().product::<usize>())

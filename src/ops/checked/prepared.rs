@@ -6,7 +6,7 @@
 
 use super::super::{
     AdamWConstants, AdamWPart, AdamWStep, Affine, AffineSums, Direction, LayerStatistics, Logits, NormGradients,
-    NormWeight, Ops, Places, Scratch, Tensors, Verdict,
+    NormWeight, Ops, Place, Places, Scratch, Tensors, Verdict,
 };
 use super::inputs::{BlockWidths, Widths};
 use crate::error::Result;
@@ -201,8 +201,19 @@ pub fn route(widths: &Widths, block: &BlockWidths) -> Prepared {
     })
 }
 
-/// Rows [T, D] and gradients [T, M], matrices [X, M, D], and the rows of each expert: the second has none.
-fn experts(widths: &Widths, block: &BlockWidths) -> ([Tensor; 3], Vec<i64>) {
+/// Inputs of grouped products.
+struct Grouped {
+    /// [T, D].
+    x: Tensor,
+    /// [T, M].
+    gradient: Tensor,
+    /// [X, M, D].
+    weights: Tensor,
+    /// Rows of each expert: the second has none.
+    counts: Vec<i64>,
+}
+
+fn grouped(widths: &Widths, block: &BlockWidths) -> Grouped {
     let (count, columns) = (block.experts.min(EXPERTS), block.inner.min(EXPERT_COLUMNS));
     let x = widths.waves(&[widths.rows, widths.width], 1.0);
     let gradient = widths.waves(&[widths.rows, columns], 2.0);
@@ -212,11 +223,11 @@ fn experts(widths: &Widths, block: &BlockWidths) -> ([Tensor; 3], Vec<i64>) {
     if let [first, _, .., last] = counts.as_mut_slice() {
         (*first, *last) = (*first / 3, *first - *first / 3);
     }
-    ([x, gradient, weights], counts)
+    Grouped { x, gradient, weights, counts }
 }
 
 pub fn grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
-    let ([x, gradient, weights], counts) = experts(widths, block);
+    let Grouped { x, gradient, weights, counts } = grouped(widths, block);
     let output = gradient.empty_like();
     Prepared::new(bytes(&[&x, &weights, &output]), move |ops| {
         ops.grouped_product(&x, &weights, &counts, &output)?;
@@ -225,7 +236,7 @@ pub fn grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
 }
 
 pub fn grouped_input_gradient(widths: &Widths, block: &BlockWidths) -> Prepared {
-    let ([x, gradient, weights], counts) = experts(widths, block);
+    let Grouped { x, gradient, weights, counts } = grouped(widths, block);
     let x_gradient = x.empty_like();
     Prepared::new(bytes(&[&gradient, &weights, &x_gradient]), move |ops| {
         ops.grouped_input_gradient(&gradient, &weights, &counts, &x_gradient)?;
@@ -234,7 +245,7 @@ pub fn grouped_input_gradient(widths: &Widths, block: &BlockWidths) -> Prepared 
 }
 
 pub fn add_grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
-    let ([x, gradient, weights], counts) = experts(widths, block);
+    let Grouped { x, gradient, weights, counts } = grouped(widths, block);
     let sums = weights.zeros_like().to_kind(Kind::Float);
     let mut scratch = Scratch::default();
     Prepared::new(bytes(&[&x, &gradient, &sums]), move |ops| {
@@ -262,7 +273,8 @@ pub fn attention(widths: &Widths, block: &BlockWidths) -> Prepared {
 fn logits(widths: &Widths) -> Result<(Logits, Places)> {
     let values = widths.waves(&[LOGIT_ROWS, widths.vocabulary], 1.0) * 4.0;
     let sums = Tensors.log_sum_exp(&values, widths.soft_cap)?;
-    let places: Vec<_> = (0..LOGIT_ROWS + 4).map(|at| (at % LOGIT_ROWS, 7 * at % widths.vocabulary)).collect();
+    let place = |at: usize| Place { row: at % LOGIT_ROWS, token: 7 * at % widths.vocabulary };
+    let places: Vec<_> = (0..LOGIT_ROWS + 4).map(place).collect();
     let places = Places::new(&places, &values)?;
     Ok((Logits { values, sums, soft_cap: widths.soft_cap }, places))
 }

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 /// Calls that are timed together, after an untimed one.
 const REPEATS: usize = 10;
 
-/// An operation that disagrees with its formula, or fails where the formula works.
+/// An operation that disagrees with its formula, or fails although the formula works.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
     /// Which.
@@ -93,7 +93,7 @@ pub fn faults(own: &dyn Ops, widths: &Widths) -> Result<Vec<Fault>> {
     let mut faults: Vec<Fault> = Vec::new();
     for (operation, rounding, applies, prepare) in TRIALS {
         for (number, block) in widths.blocks.iter().enumerate() {
-            // What does not depend on the block is tried once.
+            // Operations that do not depend on the block are tried once.
             let tried = number > 0 && !of_a_block(operation);
             let known = faults.iter().any(|fault| fault.operation == operation);
             if tried || known || !applies(widths, block) {

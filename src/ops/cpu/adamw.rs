@@ -22,7 +22,7 @@ struct Piece<'a> {
     decay: f32,
 }
 
-/// The constants, and what the gradients have decided.
+/// The constants, and the scales of the verdict.
 #[derive(Clone, Copy)]
 struct Numbers {
     constants: AdamWConstants,

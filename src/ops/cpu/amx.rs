@@ -2,7 +2,7 @@
 //!
 //! A word is two bf16 that are neighbours along K. C [16, 16] f32 += A [16 rows, 16 words] times B [16 words, 16 columns]
 //! takes one instruction (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18). Not here:
-//! which products there are; those are `weight_gradient.rs`'s and `tile.rs`'s.
+//! the products that are made of them (`weight_gradient.rs`, `tile/`).
 //!
 //! One of the few files with `unsafe`: the instructions. Bounds are checked once, before the loops.
 
@@ -40,7 +40,7 @@ pub fn available() -> bool {
     })
 }
 
-/// Tiles in memory: one or two side by side (of C's rows, or of its columns), and more along K.
+/// Tiles in memory: one or two along C (along its rows, or its columns), and any number along K.
 #[derive(Clone, Copy)]
 pub struct Strided<'a> {
     /// The words.
@@ -49,14 +49,14 @@ pub struct Strided<'a> {
     pub row: usize,
     /// Words from a tile to the next along K.
     pub step: usize,
-    /// Words from a tile to the one beside it.
+    /// Words from a tile to the next along C.
     pub next: usize,
 }
 
 impl Strided<'_> {
-    /// Whether so many tiles along K, and so many side by side, lie inside.
-    fn holds(&self, depth: usize, beside: usize) -> bool {
-        self.words.len() >= (depth - 1) * self.step + (beside - 1) * self.next + (TILE - 1) * self.row + TILE
+    /// Whether `depth` tiles along K, and `count` along C, lie inside.
+    fn holds(&self, depth: usize, count: usize) -> bool {
+        self.words.len() >= (depth - 1) * self.step + (count - 1) * self.next + (TILE - 1) * self.row + TILE
     }
 }
 
@@ -70,12 +70,12 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// This thread's tiles, all eight of whole size, while it lives: one at a time, and no call of libtorch's meanwhile, which
-/// has tiles of its own.
+/// This thread's eight tiles, configured in full size while it lives. Have only one at a time, and call nothing of libtorch
+/// meanwhile, which configures tiles itself.
 pub struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
-    /// Panics where [`available`] is false.
+    /// Panics if [`available`] is false.
     pub fn configure() -> Self {
         assert!(available(), "the processor has no matrix tiles");
         let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
@@ -151,10 +151,10 @@ impl Tiles {
     }
 
     /// Writes the columns of 16 rows of 16 words, `row` words apart, one after the other.
-    pub fn turn(&self, words: &[u32], row: usize, columns: &mut [u32]) {
+    pub fn transpose_tile(&self, words: &[u32], row: usize, columns: &mut [u32]) {
         assert!(words.len() >= (TILE - 1) * row + TILE && columns.len() >= TILE * TILE, "a tile ends early");
-        // SAFETY: rows and columns lie inside, and where tiles are configured the processor has the vectors.
-        unsafe { turn(words.as_ptr(), row, columns.as_mut_ptr()) };
+        // SAFETY: rows and columns lie inside, and a processor with configured tiles has the vectors.
+        unsafe { transpose_tile(words.as_ptr(), row, columns.as_mut_ptr()) };
     }
 }
 
@@ -165,7 +165,7 @@ impl Drop for Tiles {
     }
 }
 
-/// Reads tile `T` from rows that are so many bytes apart.
+/// Reads tile `T` from rows that are `row` bytes apart.
 ///
 /// # Safety
 /// The tiles are configured, and 16 rows of 64 bytes are there.
@@ -178,7 +178,7 @@ unsafe fn load<const T: usize>(from: *const u32, row: usize) {
     };
 }
 
-/// Writes tile `T` to rows that are so many bytes apart.
+/// Writes tile `T` to rows that are `row` bytes apart.
 ///
 /// # Safety
 /// As [`load`].
@@ -228,7 +228,7 @@ pub unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
 /// # Safety
 /// The processor has AVX512F; 16 rows of 16 words are there, and room for as many.
 #[target_feature(enable = "avx512f")]
-unsafe fn turn(words: *const u32, row: usize, columns: *mut u32) {
+unsafe fn transpose_tile(words: *const u32, row: usize, columns: *mut u32) {
     // SAFETY: as the caller promises.
     unsafe {
         let rows = std::array::from_fn(|at| _mm512_loadu_si512(words.add(at * row).cast()));

@@ -8,7 +8,7 @@ use multiversion::multiversion;
 
 /// A curve x sigmoid(bend(x)).
 pub trait Curve: Copy + Send + Sync {
-    /// What the sigmoid is taken of.
+    /// The argument of the sigmoid.
     fn bend(self, x: f32) -> f32;
     /// The derivative of [`Curve::bend`].
     fn slope(self, x: f32) -> f32;

@@ -1,4 +1,4 @@
-//! Layer norm of rows, with the residual addition that goes after its gradient.
+//! Layer norm of rows, with the residual addition that follows its gradient.
 //!
 //! Legend: rows of D numbers; scale = 1 / standard deviation of a row.
 
@@ -33,7 +33,7 @@ pub fn apply<E: Element>(x: &[E], parameters: (&[E], &[E]), (mean, scale): (&[f3
 }
 
 /// From the gradient of [`forward`]'s output: `input_gradient` = residual + gradient of x (`residual` is the gradient
-/// that reaches x past the norm), and the gradients of weight and bias added to the two sums.
+/// that reaches x around the norm), and the gradients of weight and bias added to the two sums.
 pub fn backward<E: Element>(
     (gradient, residual): (&[E], Option<&[E]>),
     x: &[E],
@@ -80,7 +80,7 @@ fn apply_rows<E: Element>(x: &[E], (weight, bias): (&[E], &[E]), (mean, scale): 
     }
 }
 
-/// Sum of what `of` makes of each number.
+/// Sum of `of` over the numbers of a row.
 #[inline(always)]
 fn lanes_sum<E: Element>(row: &[E], of: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];

@@ -1,4 +1,4 @@
-//! The operations of a CPU: the loops beside this file, for f32 and bf16. Another kind, as f64 in tests, goes through the
+//! The operations of a CPU: the loops of this folder, for f32 and bf16. Other kinds, such as f64 in tests, go through the
 //! plain formulas.
 //!
 //! Not here: tensors' memory (`slices.rs`).
@@ -16,7 +16,7 @@ use half::bf16;
 use tch::{Device, Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// On a CPU.
+/// The operations of a CPU.
 pub struct Cpu;
 
 /// The loop of an operation for a kind, else the formula.
@@ -180,7 +180,7 @@ impl Ops for Cpu {
         by_kind!(rows.kind(), add_column_sums(rows, sum))
     }
 
-    /// bf16 factors are summed in f32 on matrix tiles where the processor has them. libtorch has no such product: elsewhere
+    /// bf16 factors are summed in f32 on matrix tiles if the processor has them. libtorch has no such product: without tiles
     /// it is rounded to bf16 once and added by a loop.
     fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) -> Result<()> {
         if left.kind() != Kind::BFloat16 {

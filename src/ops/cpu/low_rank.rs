@@ -3,7 +3,7 @@
 //!
 //! Rows are widened, and sums narrowed, in registers. Sums run in one order, whatever the number of threads.
 //!
-//! Legend: T rows, C columns of each that count, R rank.
+//! Legend: T rows, C columns of each that are added to, R rank.
 
 use super::{Element, LANES, ROWS};
 use crate::ops::parallel;
@@ -13,14 +13,14 @@ use multiversion::multiversion;
 const BLOCK: usize = 4;
 const COLUMNS: usize = 2 * LANES;
 
-/// Which columns of rows count.
+/// Which columns of rows are added to.
 #[derive(Clone, Copy)]
 pub struct Span {
     /// Numbers from a row to the next.
     pub stride: usize,
     /// The first column.
     pub first: usize,
-    /// C.
+    /// Number of columns, C.
     pub count: usize,
 }
 
@@ -51,7 +51,7 @@ fn add_rows<E: Element>(inner: &[f32], factor: &[f32], rows: &mut [E], span: Spa
     }
 }
 
-/// To `COLUMNS` columns of `BLOCK` rows; `rows` starts at the first of them.
+/// Adds to `COLUMNS` columns of `BLOCK` rows; `rows` starts at the first of them.
 #[inline(always)]
 fn add_block<E: Element>(inner: &[f32], factor: &[f32], (column, span): (usize, Span), rows: &mut [E]) {
     let rank = factor.len() / span.count;
@@ -72,7 +72,7 @@ fn add_block<E: Element>(inner: &[f32], factor: &[f32], (column, span): (usize, 
     }
 }
 
-/// To a few columns of one row.
+/// Adds to a few columns of one row.
 #[inline(always)]
 fn add_row<E: Element>(inner: &[f32], factor: &[f32], (column, count): (usize, usize), row: &mut [E]) {
     let mut sums = [0f32; COLUMNS];

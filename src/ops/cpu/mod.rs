@@ -2,9 +2,9 @@
 //!
 //! Values may be f32 or bf16; arithmetic is f32 throughout, so f32 results agree with the plain formulas up to the order
 //! of sums. Each loop is compiled for several instruction sets and picks the best at run time; sums run in a fixed
-//! number of lanes, so that results do not depend on which one that is (but for bf16 in `tile.rs` and `amx.rs`, whose
-//! instructions have roundings of their own). Rows are shared out to the rank's threads.
-//! Not here: tensors, but for `loops.rs`, which hands their memory to the loops.
+//! number of lanes, so that results do not depend on which one that is (except for bf16 in `tile/` and `amx.rs`, whose
+//! instructions round differently). Rows are distributed over the rank's threads.
+//! Not here: tensors, except in `loops.rs` and `slices.rs`, which pass their memory to the loops.
 
 pub mod accumulate;
 mod adamw;
@@ -86,7 +86,7 @@ fn exp(x: f32) -> f32 {
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         sum = sum * r + coefficient;
     }
-    // 2^n in two factors, since 2^128 is no f32.
+    // 2^n in two factors, since 2^128 is not an f32.
     let half = whole >> 1;
     let power = |exponent: i32| f32::from_bits(((exponent + 127) as u32) << 23);
     let value = sum * power(half) * power(whole - half);

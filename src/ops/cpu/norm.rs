@@ -1,4 +1,4 @@
-//! Root-mean-square norm of rows, with the residual addition that goes before it or after its gradient.
+//! Root-mean-square norm of rows, with the residual addition that precedes it or follows its gradient.
 //!
 //! Legend: rows of D numbers; scale = 1 / rms of a row.
 
@@ -6,7 +6,7 @@ use super::{Element, LANES, ROWS};
 use crate::ops::parallel;
 use multiversion::multiversion;
 
-/// What normed rows are multiplied by.
+/// Factors of normed rows.
 #[derive(Clone, Copy)]
 pub struct Weight<'a, E> {
     /// One number a column.
@@ -66,7 +66,7 @@ pub fn apply<E: Element>(x: &[E], weight: Weight<E>, scale: &[f32], output: &mut
 }
 
 /// From the gradient of [`forward`]'s output: `input_gradient` = residual + gradient of x (`residual` is the gradient
-/// that reaches x past the norm), and the gradient of the weight added to `weight_gradient`.
+/// that reaches x around the norm), and the gradient of the weight added to `weight_gradient`.
 pub fn backward<E: Element>(
     (gradient, residual): (&[E], &[E]),
     x: &[E],

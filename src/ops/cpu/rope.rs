@@ -7,7 +7,7 @@ use super::{Element, ROWS};
 use crate::ops::parallel;
 use multiversion::multiversion;
 
-/// Rotates; with `sign` -1 the other way round, which is the gradient.
+/// Rotates; with `sign` -1 backward, which is the gradient.
 pub fn rotate<E: Element>(
     rows: &mut [E],
     stride: usize,

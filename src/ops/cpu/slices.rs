@@ -1,5 +1,5 @@
-//! Here alone tensors become slices for the loops. An output that shares memory with another tensor of its operation is an
-//! error, before anything is written.
+//! The only place where tensors become slices for the loops. An output that shares memory with another tensor of its
+//! operation is an error, before anything is written.
 //!
 //! Not here: which loop is for which kind (`loops.rs`).
 
@@ -9,7 +9,7 @@ use super::{Element, accumulate, attention, gated, layer_norm, norm, rope, softm
 use crate::error::{Error, Result};
 use crate::ops::{
     Affine, AffineSums, Angles, AttentionPlan, Columns, Direction, LayerStatistics, Logits, NormGradients, NormWeight,
-    Places,
+    Place, Places,
 };
 use crate::tensor::{Number, slice, slice_mut};
 use gated::Curve;
@@ -20,7 +20,7 @@ fn weights<'a, E>(values: &'a [E], weight: NormWeight) -> norm::Weight<'a, E> {
     norm::Weight { values, plus_one: weight.plus_one }
 }
 
-/// A sum that is trained, or memory for one that nobody reads.
+/// The sum, or if there is none memory for one that nobody reads.
 fn sum_or_unused(sum: Option<&Tensor>, like: &Tensor) -> Tensor {
     sum.map_or_else(|| like.zeros_like().to_kind(Kind::Float), Tensor::shallow_clone)
 }
@@ -238,19 +238,19 @@ pub fn log_probs_backward<E: Element + Number>(logits: Logits, at: &Places, slop
     let (read, slopes) = (read::<E>(&logits, at)?, slice::<f32>(slopes)?);
     let mut row_slopes = vec![0f32; logits.values.size()[0] as usize];
     for (read, slope) in read.iter().zip(&*slopes) {
-        row_slopes[read.place.0] += slope;
+        row_slopes[read.place.row] += slope;
     }
     // A token may be the target of both answers; its entry is set once, exactly.
     let mut entries = BTreeMap::new();
     for (read, slope) in read.iter().zip(&*slopes) {
-        let softmax = || -row_slopes[read.place.0] * read.log_prob.exp() * read.cap_slope;
+        let softmax = || -row_slopes[read.place.row] * read.log_prob.exp() * read.cap_slope;
         *entries.entry(read.place).or_insert_with(softmax) += slope * read.cap_slope;
     }
     let Logits { values, sums, soft_cap } = logits;
     let width = values.size()[1] as usize;
     let mut written = slice_mut::<E>(&values)?;
     softmax::negative_softmax(&mut written, width, soft_cap.map(|cap| cap as f32), &slice(&sums)?, &row_slopes);
-    for ((row, token), value) in entries {
+    for (Place { row, token }, value) in entries {
         written[row * width + token] = E::narrow(value);
     }
     drop(written);
@@ -270,9 +270,9 @@ pub fn add_low_rank<E: Element + Number>(inner: &Tensor, factor: &Tensor, column
     Ok(())
 }
 
-/// What is read at a place of logits.
+/// A place of logits with its log-prob and the derivative of the cap.
 struct Read {
-    place: (usize, usize),
+    place: Place,
     log_prob: f32,
     cap_slope: f32,
 }
@@ -283,7 +283,7 @@ fn read<E: Element + Number>(logits: &Logits, at: &Places) -> Result<Vec<Read>> 
     let read = |(&row, &token): (&i64, &i64)| {
         let (row, token) = (row as usize, token as usize);
         let (value, cap_slope) = softmax::read(values[row * width + token], soft_cap);
-        Read { place: (row, token), log_prob: value - sums[row], cap_slope }
+        Read { place: Place { row, token }, log_prob: value - sums[row], cap_slope }
     };
     Ok(slice::<i64>(&at.rows)?.iter().zip(&*slice::<i64>(&at.tokens)?).map(read).collect())
 }

@@ -1,7 +1,7 @@
 //! Log-softmax of logits at given places, and the gradient written over the logits.
 //!
-//! Logits may be capped, c tanh(logit / c), as they are read; what is stored stays the raw logit, so that the cap is not
-//! rounded to the compute kind.
+//! Logits may be capped, c tanh(logit / c), as they are read; raw logits stay stored, so that the cap is not rounded to the
+//! compute kind.
 //!
 //! Legend: rows of V logits.
 
@@ -11,13 +11,13 @@ use multiversion::multiversion;
 
 /// How a stored logit is read.
 trait Reading: Copy + Send + Sync {
-    /// The value that the softmax is taken of.
+    /// The argument of the softmax.
     fn value(self, logit: f32) -> f32;
     /// The derivative of a value with respect to the logit.
     fn slope(self, value: f32) -> f32;
 }
 
-/// As it is.
+/// Unchanged.
 #[derive(Clone, Copy)]
 struct Plain;
 
@@ -50,7 +50,7 @@ impl Reading for Capped {
     }
 }
 
-/// What the softmax is taken of where `logit` is stored, and its derivative.
+/// The argument of the softmax for a stored `logit`, and its derivative.
 pub fn read<E: Element>(logit: E, soft_cap: Option<f32>) -> (f32, f32) {
     let value = soft_cap.map_or(logit.wide(), |cap| Capped(cap).value(logit.wide()));
     (value, soft_cap.map_or(1.0, |cap| Capped(cap).slope(value)))

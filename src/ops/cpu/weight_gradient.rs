@@ -2,9 +2,8 @@
 //!
 //! libtorch has no product of bf16 factors into an f32 sum (without tiles a micro-batch's product is rounded to bf16 before
 //! it is added), and reads a transposed left factor slowly. Here both factors are packed into panels as they are read, and
-//! the tiles add to the sums where these lie. A panel is 32 columns of a factor over at most `DEPTH` rows: for every 32 rows
-//! two tiles of words. Not here: tensors, and what other processors do; those are `model/segment/`'s. The tiles
-//! themselves are `amx.rs`'s.
+//! the tiles add to the sums in place. A panel is 32 columns of a factor over at most `DEPTH` rows: for every 32 rows two
+//! tiles of words. Not here: tensors and other processors (`loops.rs`), the tiles themselves (`amx.rs`).
 //!
 //! One of the few files with `unsafe`: vector instructions. Bounds are checked once, before the loops.
 //!
@@ -14,7 +13,7 @@
 
 use half::bf16;
 
-/// `sums` [M, N] += left^T right, left [K, M], right [K, N]. False, and nothing done, where the processor has no tiles.
+/// `sums` [M, N] += left^T right, left [K, M], right [K, N]. Returns false and does nothing if the processor has no tiles.
 pub fn add_product(left: &[bf16], right: &[bf16], (m, n): (usize, usize), sums: &mut [f32]) -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if super::amx::available() {
@@ -39,11 +38,11 @@ mod x86 {
     const EDGE: usize = 32;
     /// Words of a step of a panel.
     const STEP: usize = EDGE * EDGE / 2;
-    /// Rows of a panel at most: the left one then stays in the first cache, and the sums are read and written every so often.
+    /// Most rows of a panel: the left one then stays in the first cache, and the sums are read and written once for them.
     const DEPTH: usize = 512;
     /// Columns of the right factor whose panels are used together; they stay in the second cache.
     const RIGHT: usize = 1024;
-    /// Columns of the left factor that a thread packs at a time, at most: it reads whole stretches of memory.
+    /// Most columns of the left factor that a thread packs at a time: it reads long stretches of memory.
     const LEFT: usize = 1024;
 
     thread_local! {
@@ -57,7 +56,7 @@ mod x86 {
             return;
         }
         let k = left.len() / m;
-        // Every thread has a part, of whole blocks; which block a sum belongs to does not depend on it.
+        // Every thread has a part of whole blocks; a sum's block does not depend on the number of threads.
         let part = m.div_ceil(parallel::threads()).next_multiple_of(EDGE).min(LEFT);
         assert!(left.len() == k * m && right.len() == k * n && sums.len() == m * n, "factors and sums do not match");
         for first in (0..k).step_by(DEPTH) {
@@ -80,8 +79,8 @@ mod x86 {
         }
     }
 
-    /// Adds to a part of the sums, [at most `LEFT`, N], what packed columns [column, column + columns) of the right
-    /// factor give. `left` starts at the part's first column, (distance of rows, rows, columns from there on).
+    /// Adds to a part of the sums, [at most `LEFT`, N], the product with the packed columns [column, column + columns) of the
+    /// right factor. `left` starts at the part's first column, (distance of rows, rows, columns from there on).
     fn add_part(
         left: &[bf16],
         (stride, rows, rest): (usize, usize, usize),
@@ -135,7 +134,7 @@ mod x86 {
         tiles.multiply::<2, 2>(left.len() / STEP, panel(left), panel(right), (sums, stride), true);
     }
 
-    /// Lends memory for so many words, in whole cache lines; what it holds is left over from before.
+    /// Lends memory for this many words, in whole cache lines; its contents are from the last use.
     fn with_panels(of: &'static std::thread::LocalKey<RefCell<Vec<u32>>>, words: usize, work: impl FnOnce(&mut [u32])) {
         const LINE: usize = 16;
         of.with_borrow_mut(|memory| {
@@ -147,11 +146,11 @@ mod x86 {
         });
     }
 
-    /// A step: 32 rows of words in, (first row, distance of rows, rows that are there, which columns are there).
+    /// Packs 32 rows into words: (first row, distance of rows, rows that exist, mask of columns that exist, words).
     type PackStep = unsafe fn(*const bf16, usize, usize, __mmask32, *mut u32);
 
-    /// Packs the first 32 columns of `rows`, (distance of rows, rows, columns that are there), as `step` does. What is not
-    /// there is 0.
+    /// Packs the first 32 columns of `rows`, (distance of rows, rows, columns that exist), by `step`. Missing rows and columns
+    /// are 0.
     fn pack(rows: &[bf16], (stride, count, columns): (usize, usize, usize), step: PackStep, panel: &mut [u32]) {
         let columns = columns.min(EDGE);
         assert!(count > 0 && columns > 0 && rows.len() >= (count - 1) * stride + columns, "a factor ends early");
@@ -182,8 +181,8 @@ mod x86 {
     /// Tiles whose rows are pairs of rows and whose columns are columns.
     ///
     /// # Safety
-    /// The processor has AVX512F and AVX512BW; `rows` holds the rows and columns that are there, `words` has room for
-    /// `STEP` words.
+    /// The processor has AVX512F and AVX512BW; `rows` holds the rows and columns that exist, `words` has room for `STEP`
+    /// words.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pack_right_step(rows: *const bf16, stride: usize, count: usize, mask: __mmask32, words: *mut u32) {
         let first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);

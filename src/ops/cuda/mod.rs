@@ -42,7 +42,7 @@ impl<L: Library> Ops for Cuda<L> {
         }
     }
 
-    /// Returns one tensor of log-sum-exps, [H, T], where the library computes attention.
+    /// Returns one tensor of log-sum-exps, [H, T], if the library computes attention.
     fn attention(&self, plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
         match &plan.varlen {
             Some(varlen) => attention::forward(&self.0, (plan.heads, varlen), rows, output),

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_counts_the_keys_before_a_query_and_none_is_named_that_hides_nothing() {
+    fn a_window_counts_the_keys_before_a_query_and_is_left_out_if_it_hides_nothing() {
         let groups = [group(0, 2, &[1, 2])];
         let before = |window| {
             let rules = AttentionRules { window, ..AttentionRules::plain(64) };
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_single_queries_is_told_as_two() {
+    fn a_run_of_single_queries_is_declared_as_two() {
         let plan = VarlenPlan::of(&[group(0, 0, &[1, 1])], &AttentionRules::plain(64), Device::Cpu).unwrap();
         assert_eq!(plan.call.longest, [2, 1]);
     }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_flash_attention_does_not_take_goes_to_the_formulas() {
+    fn attention_that_flash_attention_does_not_take_goes_to_the_formulas() {
         let rules = AttentionRules::plain(64);
         let takes = |kind, width, rules: AttentionRules| takes(&Libtorch, kind, HeadCounts { width, ..HEADS }, &rules);
         for width in [8, 64, 80, 96, 128, 256] {

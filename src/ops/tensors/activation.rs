@@ -7,7 +7,7 @@ use tch::Tensor;
 /// The factor of [`Activation::QuickGelu`].
 const QUICK: f64 = 1.702;
 
-/// What libtorch calls the two ways of the GELU.
+/// libtorch's names for the two forms of the GELU.
 fn approximate(activation: Activation) -> &'static str {
     if activation == Activation::GeluTanh { "tanh" } else { "none" }
 }

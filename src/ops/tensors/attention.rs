@@ -1,10 +1,10 @@
-//! Attention as tensor operations: one call a run of query rows.
+//! Attention as tensor operations: one call for each run of query rows.
 //!
 //! The prefix and the first suffix are one causal call; each further suffix is one call whose keys are the prefix's and
 //! its own. A call's last query sees its last key, so that the mask is a lower-right one.
 //!
-//! Without a soft cap libtorch picks a fused kernel, which is run once more for its gradients. None of them knows a cap:
-//! then the formulas are written out, in f32.
+//! Without a soft cap libtorch picks a fused kernel, which is run once more for its gradients. No kernel supports a cap:
+//! with one the formulas are written out, in f32.
 //!
 //! Legend: Q query rows of a call, K its key rows, H query heads, G key/value heads, E head width.
 
@@ -12,7 +12,7 @@ use crate::ops::AttentionPlan;
 use crate::packing::{AttentionRules, Group};
 use tch::{Device, Kind, Tensor};
 
-/// See [`Ops::attention`](crate::ops::Ops::attention): a log-sum-exp a call.
+/// See [`Ops::attention`](crate::ops::Ops::attention): one tensor of log-sum-exps a call.
 pub fn forward(plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Vec<Tensor> {
     let [query, key, value] = split(plan, rows);
     plan.calls.iter().map(|call| call.forward([&query, &key, &value], output)).collect()
@@ -43,11 +43,11 @@ fn split(plan: &AttentionPlan, rows: &Tensor) -> [Tensor; 3] {
 
 /// Query rows, and the keys that some of them see.
 pub struct Call {
-    /// First query row, and how many.
+    /// First query row, and number of rows.
     query: (i64, i64),
-    /// First row of a prefix whose keys come before the queries' own, and how many; none in a plainly causal call.
+    /// First row, and number of rows, of a prefix whose keys come before the queries' own; none in a plainly causal call.
     prefix: Option<(i64, i64)>,
-    /// Additive mask [Q, K] of a call with a prefix or a window; a plainly causal one is made as it is needed.
+    /// Additive mask [Q, K] of a call with a prefix or a window; a plainly causal one is made when needed.
     mask: Option<Tensor>,
     rules: AttentionRules,
 }
@@ -86,7 +86,7 @@ fn mask(queries: i64, prefix: i64, window: Option<usize>, kind: Kind, device: De
 }
 
 impl Call {
-    /// Writes the outputs of the rows that ask; returns their log-sum-exps, where the formulas are written out.
+    /// Writes the outputs of the query rows; returns their log-sum-exps if the formulas are written out.
     pub fn forward(&self, [query, key, value]: [&Tensor; 3], output: &Tensor) -> Tensor {
         if self.rules.soft_cap.is_none() {
             let attended =
@@ -117,7 +117,7 @@ impl Call {
             let leaf = |rows: Tensor| heads_first(&rows).detach().copy().set_requires_grad(true);
             let leaves = [self.queries(query), self.keys(key), self.keys(value)].map(leaf);
             let upstream = heads_first(&self.queries(gradient));
-            // The gradient of this sum by the output is `upstream`.
+            // The gradient of this sum with respect to the output is `upstream`.
             let sum = tch::with_grad(|| (self.fused(&leaves) * upstream).sum(Kind::Float));
             let gradients = Tensor::run_backward(&[sum], &leaves, false, false);
             let rows_first = |gradient: &Tensor| gradient.squeeze_dim(0).transpose(0, 1);
@@ -176,12 +176,12 @@ impl Call {
         }
     }
 
-    /// The rows of [T, ...] that ask.
+    /// The query rows of [T, ...].
     fn queries(&self, rows: &Tensor) -> Tensor {
         rows.narrow(0, self.query.0, self.query.1)
     }
 
-    /// The rows of [T, ...] that are seen.
+    /// The key rows of [T, ...].
     fn keys(&self, rows: &Tensor) -> Tensor {
         match self.prefix {
             Some((start, length)) => Tensor::cat(&[&rows.narrow(0, start, length), &self.queries(rows)], 0),

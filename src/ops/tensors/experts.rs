@@ -13,7 +13,7 @@ pub fn route(x: &Tensor, weight: &Tensor, shares: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Does `work` with each expert that has rows, and these.
+/// Calls `work` with each expert that has rows, and the range of these.
 pub fn each(counts: &[i64], mut work: impl FnMut(i64, Range<i64>) -> Result<()>) -> Result<()> {
     let mut start = 0;
     for (expert, count) in counts.iter().enumerate() {

@@ -4,16 +4,16 @@ use crate::error::{Error, Result};
 use crate::tensor;
 use tch::{Kind, Tensor};
 
-/// Elements that are hashed at a time: bounds the memory it takes.
+/// Elements that are hashed at a time, to limit memory.
 const CHUNK: i64 = 1 << 24;
 
-/// A hash of a tensor's bits, where the tensor is: the sum of its words, each times an odd number of its own, modulo 2^64.
-/// Every changed bit changes it, and the order of the sum does not.
+/// A hash of a tensor's bits, on its device: the sum of its words, each times an odd number of its own, modulo 2^64. A
+/// change of any one bit changes it, the order of the sum does not.
 pub fn hash(values: &Tensor) -> Result<Tensor> {
     let words = match values.kind() {
         Kind::Float => values.f_view_dtype(Kind::Int)?,
         Kind::BFloat16 | Kind::Half => values.f_view_dtype(Kind::Int16)?,
-        kind => return Err(Error::runtime(format!("weights of kind {kind:?} are not hashed"))),
+        kind => return Err(Error::runtime(format!("weights of kind {kind:?} cannot be hashed"))),
     };
     let length = tensor::count(&words) as i64;
     let mut sum = Tensor::f_zeros([1], (Kind::Int64, words.device()))?;

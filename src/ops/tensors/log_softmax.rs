@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::ops::{Logits, Places, add_rows};
 use tch::{Kind, Tensor};
 
-/// What the softmax is taken of, f32.
+/// The argument of the softmax, f32.
 fn capped(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
     let logits = logits.to_kind(Kind::Float);
     match soft_cap {
@@ -13,7 +13,7 @@ fn capped(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
     }
 }
 
-/// Derivatives of what [`capped`] gave with respect to the logits, where there is a cap.
+/// Derivatives of the [`capped`] logits with respect to the logits, if there is a cap.
 fn cap_slopes(capped: &Tensor, soft_cap: Option<f64>) -> Option<Tensor> {
     soft_cap.map(|cap| 1.0 - (capped / cap).square())
 }

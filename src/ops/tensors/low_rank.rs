@@ -1,4 +1,4 @@
-//! Products with the thin factors of adapters, in the factors' kind whatever that of the rows is.
+//! Products with the thin factors of adapters, in the factors' kind whatever the kind of the rows.
 
 use super::super::Columns;
 use crate::error::Result;

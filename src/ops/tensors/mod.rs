@@ -1,4 +1,4 @@
-//! The plain formulas as tensor operations: valid on every device, and the oracle for what is faster.
+//! The plain formulas as tensor operations: valid on every device, and the oracle for faster implementations.
 
 pub mod activation;
 pub mod adamw;

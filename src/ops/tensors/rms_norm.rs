@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::ops::{NormGradients, NormWeight};
 use tch::{Kind, Tensor};
 
-/// What rows are multiplied by, f32.
+/// Factors of the rows, f32.
 fn factor(weight: NormWeight) -> Tensor {
     let values = weight.values.to_kind(Kind::Float);
     if weight.plus_one { values + 1.0 } else { values }

@@ -1,6 +1,6 @@
 //! AdamW (arXiv 1711.05101) and learning-rate schedules over flat f32 buffers; global norm and clipping.
 //!
-//! Not here: the arithmetic of an update, which is the device's (`ops/`).
+//! Not here: the arithmetic of an update (`ops/`).
 
 mod norm;
 mod schedule;
@@ -19,7 +19,7 @@ pub use norm::gradient_squares;
 pub use schedule::schedule;
 pub use verdict::{Clipping, Decided, Judge};
 
-/// AdamW, as the config has it. Its moments lie with the segments' masters ([`OptimizerState`]).
+/// AdamW with the config's constants. Its moments are stored with the segments' masters ([`OptimizerState`]).
 #[derive(Clone, Copy)]
 pub struct AdamW {
     beta1: f64,
@@ -28,21 +28,21 @@ pub struct AdamW {
     weight_decay: f64,
 }
 
-/// One update's numbers.
+/// The learning rates of one update, and the verdict on it.
 pub struct Update {
     /// Learning rate of everything but the reward head.
     pub learning_rate: f64,
     /// Learning rate of the reward head.
     pub head_learning_rate: f64,
-    /// What the gradients have decided.
+    /// The verdict on the gradients.
     pub verdict: Verdict,
 }
 
 impl AdamW {
-    /// With zero moments for what this rank updates of a model.
+    /// Also allocates zero moments for the parameters that this rank updates.
     ///
     /// # Errors
-    /// A device without memory.
+    /// A device out of memory.
     pub fn new(config: &TrainConfig, model: &mut Model) -> Result<Self> {
         let states = model.segments.iter_mut().filter_map(|segment| segment.state.as_mut());
         libtorch(|| {
@@ -57,8 +57,8 @@ impl AdamW {
         })
     }
 
-    /// Updates masters, moments and weights of every trained segment from its bucket, as far as they are this rank's; says
-    /// so to `updated`, segment after segment.
+    /// Updates this rank's masters, moments and weights of every trained segment from its bucket; calls `updated` after each
+    /// segment.
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
@@ -83,7 +83,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) of the update of number t, from 1.
+    /// 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) for the update with number t, from 1.
     pub fn corrections(&self, number: usize) -> [f32; 2] {
         let correction = |beta: f64| 1.0 / (1.0 - beta.powf(number as f64));
         [correction(self.beta1) as f32, correction(self.beta2).sqrt() as f32]
@@ -102,7 +102,7 @@ impl AdamW {
 }
 
 fn unready(segment: usize) -> Error {
-    Error::runtime(format!("segment {segment} is to be updated without its bucket, or before its moments are made"))
+    Error::runtime(format!("segment {segment} cannot be updated: its bucket is out, or it has no moments"))
 }
 
 /// Weight decay is for matrices: norms and biases keep none, as in Transformers' trainer.
@@ -110,7 +110,7 @@ fn decays(shape: &[i64]) -> bool {
     shape.len() >= 2
 }
 
-/// What this rank updates of a segment; none before its moments are made.
+/// This rank's update of a segment; none if it has no moments yet.
 fn step_of<'a>(
     weights: &Weights,
     state: &'a OptimizerState,
@@ -119,7 +119,7 @@ fn step_of<'a>(
     verdict: &'a Verdict,
 ) -> Option<AdamWStep<'a>> {
     let part = |(index, parameter): (usize, &Parameter)| {
-        let (range, _) = state.owned_part(&weights.parameters, index);
+        let range = state.owned_part(&weights.parameters, index).in_owned;
         AdamWPart { range, decays: decays(&parameter.shape) }
     };
     let parts = weights.parameters.iter().enumerate().map(part).collect();

@@ -1,4 +1,4 @@
-//! The squares of the gradients, of which the global norm is the root. Not here: clipping (`verdict.rs`).
+//! The sum of squares of the gradients, whose root is the global norm. Not here: clipping (`verdict.rs`).
 
 use crate::engine::Buckets;
 use crate::error::{Error, Result, libtorch};
@@ -15,7 +15,7 @@ pub fn gradient_squares(model: &Model, buckets: &Buckets) -> Result<Tensor> {
         model.segments.iter().enumerate().filter_map(|(index, segment)| Some((index, segment.state.as_ref()?)));
     let owned = trained.map(|(index, state)| match buckets.get(index) {
         Some(bucket) => Ok(state.owned_of(bucket.flat())),
-        None => Err(Error::runtime(format!("the gradient sums of segment {index} are not back"))),
+        None => Err(Error::runtime(format!("the bucket of segment {index} is out"))),
     });
     let owned = owned.collect::<Result<Vec<_>>>()?;
     libtorch(|| model.ops().sum_of_squares(&owned))

@@ -4,7 +4,7 @@ use crate::config::Schedule;
 
 /// Share of the peak learning rate at an update, `done` updates after the first.
 ///
-/// Warm-up rises in a straight line and reaches the peak at update `warmup`; then the schedule runs down to zero over
+/// Warm-up rises in a straight line and reaches the peak at update `warmup`; then `linear` and `cosine` fall to zero over
 /// the rest of `total` updates.
 pub fn schedule(kind: Schedule, done: usize, warmup: usize, total: usize) -> f64 {
     if done < warmup {

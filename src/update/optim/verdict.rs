@@ -1,5 +1,5 @@
-//! What a step's gradients decide about its update: their norm, whether they are finite, how far they are clipped, whether
-//! the update is made. The device that holds them decides; nothing here waits for it, and the host reads the result later.
+//! The verdict on a step's gradients: their norm, whether they are finite, how far they are clipped, and whether the update
+//! is made. It is computed on the device that holds them; nothing here waits for it, and the host reads the result later.
 //!
 //! Not here: the update itself (`ops/`).
 
@@ -9,7 +9,7 @@ use crate::ops::Verdict;
 use crate::tensor::on_device;
 use tch::{Device, Kind, Tensor};
 
-/// One step's numbers, as far as the host knows them.
+/// One step's numbers that the host knows.
 pub struct Clipping<'a> {
     /// Pairs of the global batch. Gradients are sums over them.
     pub pairs: f64,
@@ -26,29 +26,29 @@ pub struct Clipping<'a> {
 pub struct Decided {
     /// For the update.
     pub verdict: Verdict,
-    /// For the host: `[2]` f64, the norm of the mean gradient, the same bits on every rank, and 1 where the update is made.
-    pub told: Tensor,
+    /// For the host: `[2]` f64, the norm of the mean gradient, the same bits on every rank, and 1 if the update is made.
+    pub outcome: Tensor,
 }
 
 /// Decides about each step, and counts skipped updates on the device.
 pub struct Judge {
     device: Device,
     /// `[1]` i64: skipped updates that the host has not read yet.
-    unknown: Tensor,
+    unread_skips: Tensor,
 }
 
 impl Judge {
     /// For a model on `device`; no skipped update is unread.
     pub fn new(device: Device) -> Self {
-        Self { device, unknown: Tensor::zeros([1], (Kind::Int64, device)) }
+        Self { device, unread_skips: Tensor::zeros([1], (Kind::Int64, device)) }
     }
 
-    /// Notes that the host has read of one more skipped update.
+    /// Notes that the host has read one more skipped update.
     ///
     /// # Errors
     /// A failed device.
-    pub fn tell(&mut self) -> Result<()> {
-        let _ = self.unknown.f_sub_scalar_(1)?;
+    pub fn skip_was_read(&mut self) -> Result<()> {
+        let _ = self.unread_skips.f_sub_scalar_(1)?;
         Ok(())
     }
 
@@ -72,11 +72,11 @@ impl Judge {
             let clip = if clip_norm > 0.0 { (&limit / &norm).where_self(&norm.gt_tensor(&limit), &one) } else { one };
             let scale = (clip / number(pairs)).to_kind(Kind::Float);
             let corrections = on_device(corrections.as_flattened(), self.device).view([-1, 2]);
-            let corrections = corrections.index_select(0, &self.unknown).view([2]);
+            let corrections = corrections.index_select(0, &self.unread_skips).view([2]);
             let scales = Tensor::cat(&[scale, corrections], 0);
-            let _ = self.unknown.g_add_(&made.logical_not().to_kind(Kind::Int64));
-            let told = Tensor::cat(&[norm, made.to_kind(Kind::Double)], 0);
-            Ok(Decided { verdict: Verdict { scales, made }, told })
+            let _ = self.unread_skips.g_add_(&made.logical_not().to_kind(Kind::Int64));
+            let outcome = Tensor::cat(&[norm, made.to_kind(Kind::Double)], 0);
+            Ok(Decided { verdict: Verdict { scales, made }, outcome })
         })
     }
 }
@@ -96,8 +96,8 @@ mod tests {
         Vec::try_from(&decided.verdict.scales).unwrap()
     }
 
-    fn told(decided: &Decided) -> Vec<f64> {
-        Vec::try_from(&decided.told).unwrap()
+    fn outcome(decided: &Decided) -> Vec<f64> {
+        Vec::try_from(&decided.outcome).unwrap()
     }
 
     #[test]
@@ -108,13 +108,13 @@ mod tests {
             let decided = judge.decide(&Tensor::from_slice(&[squares]), &clipping(clip, false), &comm).unwrap();
             let norm = squares.sqrt() / 7.0;
             let scale = (if clip > 0.0 && norm > clip { clip / norm } else { 1.0 }) / 7.0;
-            assert_eq!(told(&decided), [norm, 1.0]);
+            assert_eq!(outcome(&decided), [norm, 1.0]);
             assert_eq!(scales(&decided), [scale as f32, 10.0, 31.6]);
         }
     }
 
     #[test]
-    fn a_skipped_update_has_no_number_whether_the_host_knows_of_it_or_not() {
+    fn a_skipped_update_has_no_number_whether_the_host_has_read_it_or_not() {
         let comm = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
         let mut judge = Judge::new(Device::Cpu);
         let mut corrections_after = |squares: f64| {
@@ -122,7 +122,7 @@ mod tests {
             let made = decided.verdict.made.int64_value(&[0]) == 1;
             assert_eq!(made, squares.is_finite());
             if made && squares == 4.0 {
-                judge.tell().unwrap();
+                judge.skip_was_read().unwrap();
             }
             scales(&decided)[1]
         };
@@ -139,7 +139,7 @@ mod tests {
                 let rank = |(seat, squares): (threads::Seat, f64)| {
                     let comm = CommThread::start(|| Ok(seat.communicator())).unwrap();
                     let squares = Tensor::from_slice(&[squares]);
-                    told(&Judge::new(Device::Cpu).decide(&squares, &clipping(0.0, sharded), &comm).unwrap())
+                    outcome(&Judge::new(Device::Cpu).decide(&squares, &clipping(0.0, sharded), &comm).unwrap())
                 };
                 let seats = threads::world(2).into_iter().zip(squares);
                 let ranks: Vec<_> = seats.map(|each| scope.spawn(move || rank(each))).collect();
@@ -147,8 +147,8 @@ mod tests {
             })
         };
         for sharded in [false, true] {
-            for told in decided([1.0, f64::NAN], sharded) {
-                assert_eq!(told[1], 0.0, "{sharded}");
+            for outcome in decided([1.0, f64::NAN], sharded) {
+                assert_eq!(outcome[1], 0.0, "{sharded}");
             }
         }
         assert_eq!(decided([9.0, 16.0], true), [vec![5.0 / 7.0, 1.0], vec![5.0 / 7.0, 1.0]]);

@@ -4,7 +4,7 @@
 
 use haf_dist::ops::{
     Activation, Affine, AffineSums, Angles, Columns, Direction, LayerStatistics, Logits, MlpKind, NormGradients,
-    NormWeight, Ops, Places, Scratch,
+    NormWeight, Ops, Place, Places, Scratch,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -219,7 +219,7 @@ fn log_softmax(ops: &dyn Ops, device: Device, kind: Kind, bound: f64, soft_cap: 
     // (1, 5) is the target of two answers.
     let (places, slopes) = ([(0, 3), (1, 5), (1, 5), (1, 66), (3, 0)], [0.5f32, -0.25, 1.0, 2.0, -1.5]);
     let values = (waves(&[4, 67], 1.0, device) * 3.0).to_kind(kind);
-    let at = Places::new(&places, &values).unwrap();
+    let at = Places::new(&places.map(|(row, token)| Place { row, token }), &values).unwrap();
     let slopes = Tensor::from_slice(&slopes).to_device(device);
     let expected = |soft_cap: Option<f64>| {
         let [leaf] = leaves([&values]);
@@ -240,7 +240,8 @@ fn log_softmax(ops: &dyn Ops, device: Device, kind: Kind, bound: f64, soft_cap: 
     if kind == Kind::Float {
         far(&what("another cap"), &gradient, &expected(Some(2.0)).1, bound);
     }
-    assert!(Places::new(&[(4, 0)], &values).is_err() && Places::new(&[(0, 67)], &values).is_err());
+    let outside = |row, token| Places::new(&[Place { row, token }], &values).is_err();
+    assert!(outside(4, 0) && outside(0, 67));
 }
 
 fn products(ops: &dyn Ops, device: Device, kind: Kind, bound: f64) {

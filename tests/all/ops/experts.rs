@@ -1,6 +1,6 @@
 //! A router's shares and products of rows sorted by expert, against automatic differentiation.
 //!
-//! Not here: who goes where, and what becomes of it in a model (`tests/all/experts.rs`).
+//! Not here: which expert takes a token, and models with experts (`tests/all/experts.rs`).
 
 use super::conformance::{distance, waves};
 use haf_dist::ops::{Ops, Scratch};

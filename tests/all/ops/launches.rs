@@ -1,7 +1,7 @@
 //! Promise: the number of kernels that a block starts on a GPU is that of the code: a block's calls are counted while it runs,
 //! and libtorch's calls within each of them in a trace of it.
 //!
-//! What cannot run on a CPU is one call in the trace; how many kernels it is stands in the table.
+//! A call that cannot run on a CPU is one call in the trace; the table has its number of kernels.
 
 use super::conformance::waves;
 use crate::steps;

@@ -1,6 +1,6 @@
 //! Promise: every implementation of the operations computes the plain formulas and their gradients, in every kind, on odd
-//! sizes: held to automatic differentiation by libtorch, in f32, and in bf16 to f32 differentiation of the same rounded
-//! inputs.
+//! sizes: compared with automatic differentiation by libtorch, in f32, and in bf16 with f32 differentiation of the same
+//! rounded inputs.
 
 mod attention;
 mod conformance;

@@ -1,6 +1,6 @@
-//! Promise: attention as a GPU gets it, one call over gathered runs, is the attention of the plain formulas: its index plan,
-//! its windows and the sums of its gradients are right for every shape of pairs. Seen with the call written out as tensor
-//! operations in the GPU's place; the call itself has run on no GPU.
+//! Promise: attention on a GPU, one call over gathered runs, is the attention of the plain formulas: its index plan, its windows
+//! and the sums of its gradients are right for every shape of pairs. Tested with the call written out as tensor operations; the
+//! call itself has run on no GPU.
 
 use super::attention;
 use super::conformance::{distance, waves};

@@ -1,4 +1,4 @@
-//! A model remembers how it was trained to read texts, wherever its folder goes; the command line has the last word.
+//! A model's folder remembers how texts were read in training, wherever it is copied; the command line overrides it.
 
 use crate::runs::refused::{Case, check};
 use crate::tiny::{Workspace, parse_lines};

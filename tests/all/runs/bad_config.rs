@@ -1,4 +1,4 @@
-//! Configs that cannot be run, each refused in the way of `refused.rs`.
+//! Configs that cannot be run, each refused as `refused.rs` requires.
 
 use crate::runs::refused::{Case, check};
 use crate::tiny::{Workspace, with_config};

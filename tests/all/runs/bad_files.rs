@@ -1,4 +1,4 @@
-//! Models and data that cannot be used, each refused in the way of `refused.rs`.
+//! Models and data that cannot be used, each refused as `refused.rs` requires.
 
 use crate::runs::refused::{Case, check};
 use crate::tiny::{VOCABULARY, Workspace, rows, tokenizer, with_config};
@@ -109,7 +109,7 @@ fn weights_that_disagree_with_the_models_config_are_refused() {
 }
 
 #[test]
-fn what_is_no_reward_model_is_neither_evaluated_nor_scored() {
+fn a_folder_that_is_no_reward_model_is_neither_evaluated_nor_scored() {
     let workspace = Workspace::new();
     let arguments = |command, checkpoint| {
         let common = ["--checkpoint", checkpoint, "--data", "test.jsonl", "--dtype", "f32", "--threads", "1"];

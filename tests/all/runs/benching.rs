@@ -1,5 +1,5 @@
-//! `haf-dist bench` takes the pairs it says, counts their work by the formula, and refuses what it cannot time. What it
-//! measures is no test's business.
+//! `haf-dist bench` takes the pairs that it reports, counts their work by the formula, and refuses what it cannot time. Its
+//! measurements are not tested.
 
 use crate::tiny::{VOCABULARY, Workspace, parse_lines};
 use haf_dist::config::{TemplateKind, Truncation};

@@ -1,4 +1,4 @@
-//! The cache spares work and never changes a number.
+//! The cache saves work and never changes a number.
 
 use crate::tiny::Workspace;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Files that have changed since this program wrote them are refused by whoever reads them, unless `--allow-changed` is given.
+//! Files that have changed since this program wrote them are refused by every reader, unless `--allow-changed` is given.
 
 use crate::tiny::{Workspace, with_config};
 use serde_json::Value;
@@ -97,7 +97,7 @@ fn a_change_that_is_meant_is_allowed_with_a_warning() {
 }
 
 #[test]
-fn what_killed_processes_have_left_is_cleared_by_the_next_that_writes_there() {
+fn leftovers_of_killed_processes_are_cleared_by_the_next_writer() {
     let workspace = Workspace::new();
     fs::create_dir_all(workspace.path("run")).unwrap();
     fs::create_dir_all(workspace.path("cache")).unwrap();

@@ -1,4 +1,4 @@
-//! A finished run tells what each test pair came to, and `compare` makes of several runs what their tables said of each.
+//! A finished run writes the result of each test pair, and `compare` reports for several runs what their own tables report.
 
 use crate::tiny::Workspace;
 use serde_json::Value;
@@ -10,7 +10,7 @@ fn tested(workspace: &Workspace, run: &str) -> Value {
 }
 
 #[test]
-fn compare_says_of_each_run_what_the_run_said() {
+fn compare_reports_for_each_run_what_the_run_reported() {
     let workspace = Workspace::new();
     for objective in ["hybrid", "reward", "policy"] {
         let (loss, dir) = (format!("loss.objective={objective}"), format!("output.dir={objective}"));
@@ -48,7 +48,7 @@ fn a_run_that_died_before_its_test_writes_the_same_outcomes_once_resumed() {
 }
 
 #[test]
-fn what_cannot_be_compared_is_one_error_with_a_hint() {
+fn runs_that_cannot_be_compared_are_one_error_with_a_hint() {
     let workspace = Workspace::trained(1);
     for (runs, expected) in [
         (&["run"][..], "one run alone"),
@@ -75,7 +75,7 @@ fn of_kind<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
 }
 
 #[test]
-fn compare_trains_what_is_missing_chooses_rates_on_dev_and_goes_on_where_it_stopped() {
+fn compare_trains_missing_runs_chooses_rates_on_dev_and_continues_where_it_stopped() {
     let workspace = Workspace::new();
     let command = [
         "compare",

@@ -1,6 +1,6 @@
 //! Whole runs of models with experts: ranks, sharded state, resume, export, the self-test, the checks of `--debug`.
 //!
-//! Not here: losses and gradients (`golden.rs`), and what chooses an expert (`experts.rs`).
+//! Not here: losses and gradients (`golden.rs`), and the choice of experts (`experts.rs`).
 
 use crate::tiny::{VOCABULARY, Workspace, parse_lines, with_config};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ fn ranks_and_sharded_state_train_experts_alike() {
 }
 
 #[test]
-fn a_run_with_experts_goes_on_to_the_same_bytes_and_its_checkpoint_is_read_back() {
+fn a_run_with_experts_resumes_to_the_same_bytes_and_its_checkpoint_is_read_back() {
     let workspace = workspace("qwen3-moe");
     workspace.train(1, &[BALANCED]).succeeded();
     let whole = workspace.read("run/step-6/model.safetensors");
@@ -82,7 +82,7 @@ fn a_run_with_experts_goes_on_to_the_same_bytes_and_its_checkpoint_is_read_back(
 }
 
 #[test]
-fn a_run_tells_of_experts_that_no_token_reaches() {
+fn a_run_warns_of_experts_that_no_token_reaches() {
     let workspace = workspace("mixtral");
     // A router that gives all experts the same share, and that nothing changes, since adapters are trained beside it.
     let path = workspace.path("model/model.safetensors");
@@ -99,7 +99,7 @@ fn a_run_tells_of_experts_that_no_token_reaches() {
     let lines: Vec<&str> = told.lines().filter(|line| line.contains("took no token")).collect();
     assert!(lines.len() == 1, "{told}");
     // Two of four a token in each of two blocks: the first two.
-    for part in ["step 50: 4 experts took no token for 50 steps", "expert 2 of block 0 among them"] {
+    for part in ["step 50: 4 experts took no token for 50 steps", "for example expert 2 of block 0"] {
         assert!(lines[0].contains(part), "{}", lines[0]);
     }
     let steps = workspace.steps("run");

@@ -1,4 +1,4 @@
-//! An exported checkpoint as Transformers would read it: what its config says, and where the reward is read.
+//! An exported checkpoint as Transformers would read it: its config, and where the reward is read.
 
 use crate::tiny::{VOCABULARY, Workspace};
 use haf_dist::config::{Config, Source};

@@ -1,4 +1,4 @@
-//! Promise: no table that the program prints is wider than it may be. Not here: how a row is laid out (`terminal/fitted.rs`).
+//! Promise: no table that the program prints is wider than allowed. Not here: how a row is laid out (`terminal/fitted.rs`).
 
 use crate::tiny::{Outcome, Workspace, with_config};
 

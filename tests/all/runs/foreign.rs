@@ -57,7 +57,7 @@ fn a_head_beside_the_model_is_scored_with_its_bias_and_trained_on_without() {
     workspace.write("other/config.json", &config.to_string());
     let (other, said) = rewards(&workspace, "other");
     assert_eq!(other, plain);
-    assert!(said.contains("the reward head is nowhere, which is not there: score.weight is read"), "{said}");
+    assert!(said.contains("the reward head is nowhere, which is missing: score.weight is read"), "{said}");
 
     move_head(&workspace, "run/step-6", "model.safetensors", "score.weight");
     let (shifted, said) = rewards(&workspace, "run/step-6");

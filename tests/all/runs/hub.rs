@@ -1,5 +1,5 @@
-//! Promise: `hf://` paths in a run are the files in the hub's cache, on every rank; what is not there ends the job with
-//! one error. No test asks the network: the cache is filled by hand, and the hub is not to be asked.
+//! Promise: `hf://` paths in a run are the files in the hub's cache, on every rank; a missing file ends the job with one error.
+//! No test uses the network: the cache is filled by hand, and the hub is never asked.
 
 use crate::tiny::{Workspace, parse_lines};
 use serde_json::json;
@@ -42,7 +42,7 @@ fn a_run_from_the_hubs_cache_is_the_run_from_the_files() {
 }
 
 #[test]
-fn what_is_not_in_the_cache_ends_the_job_with_one_error_that_names_the_key() {
+fn a_file_missing_from_the_cache_ends_the_job_with_one_error_that_names_the_key() {
     let workspace = with_cache();
     for (set, expected) in [
         ("model.path=hf://owner/other", "model.path: the model owner/other at main is not in the cache"),

@@ -48,7 +48,7 @@ fn a_model_and_pairs_make_a_config_that_trains() {
 }
 
 #[test]
-fn what_is_missing_is_asked_for() {
+fn missing_settings_are_asked_for() {
     let workspace = Workspace::new();
     for (arguments, missing, hint) in [
         (&["--train", "plain.jsonl"][..], "no model to start from", "--model FOLDER"),

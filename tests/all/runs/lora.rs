@@ -119,7 +119,7 @@ fn a_run_can_start_from_an_adapter_and_still_compares_with_the_base() {
 
     for (set, told) in [
         (&["model.path='run/step-6'", "output.dir=none"][..], "there is no [lora]"),
-        (&with_lora(&["model.path='run/step-6'", "output.dir=none", "lora.rank=8"]), "not what the adapter"),
+        (&with_lora(&["model.path='run/step-6'", "output.dir=none", "lora.rank=8"]), "differs from the settings"),
         (&with_lora(&["lora.targets=['fc1']", "output.dir=none"]), "no projection \"fc1\""),
     ] {
         let refused = workspace.train(1, set);

@@ -1,4 +1,4 @@
-//! Whole runs of the built program on a tiny model, alone and under mpirun. Not here: what single modules promise.
+//! Whole runs of the built program on a tiny model, alone and under mpirun. Not here: promises of single modules.
 
 mod as_trained;
 mod bad_config;

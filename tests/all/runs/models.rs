@@ -1,5 +1,5 @@
-//! Promise: `haf-dist models FOLDER` says of a folder what loading it would, with every reason at once; a vocabulary with more
-//! rows than the tokenizer has tokens is one that loads.
+//! Promise: `haf-dist models FOLDER` reports what loading the folder would, with every reason at once; a vocabulary with more
+//! rows than the tokenizer has tokens loads.
 
 use crate::tiny::{Outcome, Workspace, parse_lines};
 use haf_dist::model::architecture::FAMILIES;
@@ -67,7 +67,7 @@ fn a_folder_that_loads_is_described_and_one_that_does_not_is_refused_with_every_
 }
 
 #[test]
-fn what_can_be_read_of_a_folder_is_told_also_where_it_would_not_load() {
+fn readable_parts_of_a_folder_are_reported_even_if_it_would_not_load() {
     let workspace = Workspace::new();
     let said = |workspace: &Workspace| -> Value {
         let outcome = workspace.run(1, &["models", "model", "--json"]);
@@ -100,7 +100,7 @@ fn weights_of_another_model_are_noticed_without_being_read() {
     change(&workspace, &[("intermediate_size", json!(13)), ("num_hidden_layers", json!(4))]);
     let outcome = models(&workspace);
     assert_eq!(outcome.code, 2);
-    for said in ["2 reasons", "9 of 38 tensors are missing", "config.json makes it [13, 32]; so have 8 others"] {
+    for said in ["2 reasons", "9 of 38 tensors are missing", "by config.json it must be [13, 32]; 8 more do not fit"] {
         assert!(outcome.stderr.contains(said), "{said}\n{}", outcome.stderr);
     }
 }

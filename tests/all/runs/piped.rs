@@ -1,5 +1,5 @@
-//! Promise: `-` is standard input wherever rows are read. What comes of it is what comes of a file, on any number of ranks, and
-//! messages say where in it something is wrong.
+//! Promise: `-` is standard input wherever rows are read. The result is that of a file, on any number of ranks, and messages say
+//! where in the input an error is.
 
 use crate::tiny::{Outcome, Workspace, parse_lines, with_config};
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Ranks that were told, or have on their disks, different things: one error that names what differs, within seconds, and
-//! nothing written; and weights that are rank 0's wherever a rank has others.
+//! Ranks with different settings, or different files on their disks: one error that names the difference, within seconds, and
+//! nothing written; and if a rank has other weights, rank 0's are used.
 
 use crate::tiny::{Outcome, Workspace, with_config};
 use std::fs;
@@ -27,7 +27,7 @@ fn with_override(workspace: &Workspace, set: &[&str]) -> Outcome {
 }
 
 #[test]
-fn a_key_that_one_rank_has_otherwise_is_named_with_both_values() {
+fn a_key_that_differs_on_one_rank_is_named_with_both_values() {
     let workspace = Workspace::new();
     for (set, says) in [
         ("loss.objective='reward'", "loss.objective is \"hybrid\" on rank 0 and \"reward\" on rank 1"),
@@ -72,7 +72,7 @@ fn another_command_or_flag_on_one_rank_is_named() {
 }
 
 #[test]
-fn a_file_that_one_rank_has_otherwise_is_named() {
+fn a_file_that_differs_on_one_rank_is_named() {
     let workspace = Workspace::new();
     let train = with_config(&[], &[]);
     for (file, from, to, says) in [

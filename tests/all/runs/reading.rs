@@ -1,4 +1,4 @@
-//! What is said of rows: odd ones, keys that nothing reads, columns of other names, and the list of layouts.
+//! Messages about rows: odd ones, keys that nothing reads, columns of other names, and the list of layouts.
 
 use crate::runs::refused::{Case, check};
 use crate::tiny::{Workspace, parse_lines, rows, with_config};

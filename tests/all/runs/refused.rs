@@ -1,4 +1,4 @@
-//! What every refusal must be: one error with the words that help, a hint, exit code 2, soon over, and nothing changed.
+//! What every refusal must be: one error with the words that help, a hint, exit code 2, within seconds, and nothing changed.
 
 use crate::tiny::Workspace;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A run that was stopped goes on as if it had not been, and a lost rank ends the others.
+//! A stopped run resumes as if it had not been stopped, and a lost rank ends the others.
 
 use crate::job;
 use crate::tiny::{Workspace, with_config};
@@ -90,7 +90,7 @@ fn values(workspace: &Workspace, file: &str) -> Vec<f32> {
 }
 
 #[test]
-fn sharded_state_is_saved_whole_and_goes_on_with_any_number_of_ranks() {
+fn sharded_state_is_saved_whole_and_resumes_with_any_number_of_ranks() {
     let shard = "parallel.shard_optimizer=true";
     let whole = Workspace::trained(2);
     let sharded = Workspace::new();
@@ -120,7 +120,7 @@ fn sharded_state_is_saved_whole_and_goes_on_with_any_number_of_ranks() {
 }
 
 #[test]
-fn what_lies_in_memory_in_another_order_than_in_files_resumes_too() {
+fn tensors_with_another_order_in_files_than_in_memory_resume_too() {
     let run = || {
         let workspace = Workspace::of("gpt-neox-parallel");
         workspace.train(1, &[]).succeeded();
@@ -215,7 +215,7 @@ fn a_resume_with_other_data_settings_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_run_that_is_asked_to_stop_saves_first_and_goes_on_as_if_it_had_not_been() {
+fn a_run_that_is_asked_to_stop_saves_first_and_resumes_as_if_it_had_not_been() {
     for (ranks, signal) in [(1, "-TERM"), (1, "-INT"), (2, "-USR1")] {
         let constant = ["train.schedule='constant'", "checkpoint.every=0", "eval.every=0"];
         let stopped = Workspace::new();
@@ -248,7 +248,7 @@ fn a_run_that_is_asked_to_stop_saves_first_and_goes_on_as_if_it_had_not_been() {
 }
 
 #[test]
-fn a_killed_rank_ends_the_job_and_the_run_goes_on_from_its_last_checkpoint() {
+fn a_killed_rank_ends_the_job_and_the_run_resumes_from_its_last_checkpoint() {
     let constant = ["train.schedule='constant'", "checkpoint.every=20", "eval.every=0"];
     let killed = Workspace::new();
     let endless = with_config(&[], &[&constant[..], &["train.steps=1000000"]].concat());

@@ -1,4 +1,4 @@
-//! `eval` and `score` say of a checkpoint what the run said, and take any sequence classifier of a known family.
+//! `eval` and `score` report for a checkpoint what the run reported, and take any sequence classifier of a known family.
 
 use crate::runs::refused::{Case, check};
 use crate::tiny::{Workspace, parse_lines};

@@ -1,5 +1,5 @@
-//! A rank that stops, whichever it is, ends the whole job at the limit, with one error that names it, and none is left. A
-//! job that is suspended as a whole goes on.
+//! A rank that stops, whichever it is, ends the whole job at the limit, with one error that names it, and no process is left. A
+//! job that is suspended as a whole continues.
 
 use crate::job;
 use crate::tiny::{Workspace, with_config};
@@ -58,10 +58,10 @@ fn a_stopped_rank_ends_the_job_whichever_it_is() {
         assert_eq!(errors.len(), 1, "{told}");
         let named = format!("waiting for rank {stopped} at ");
         assert!(
-            errors[0].contains(&named) && errors[0].contains(" of step ") && errors[0].contains(" since 3 s"),
+            errors[0].contains(&named) && errors[0].contains(" of step ") && errors[0].contains(" for 3 s"),
             "{told}"
         );
-        let notice = |line: &&str| line.contains(" WARN ") && line.contains(&named) && line.contains("since 1 s");
+        let notice = |line: &&str| line.contains(" WARN ") && line.contains(&named) && line.contains(" for 1 s");
         assert_eq!(told.lines().filter(notice).count(), 1, "{told}");
         // mpirun ends what is left while it goes itself.
         wait_for("the end of every rank", || !all.iter().any(|process| runs(*process)));

@@ -1,5 +1,5 @@
-//! Promise: `haf-dist` itself needs neither libtorch nor MPI, answers at once what needs neither, and starts the engine for the
-//! rest: once, or as several ranks that a signal reaches in time for a checkpoint.
+//! Promise: `haf-dist` itself needs neither libtorch nor MPI, answers at once where neither is needed, and starts the engine for
+//! the rest: once, or as several ranks that a signal reaches in time for a checkpoint.
 
 use crate::runs::resuming::newest_step;
 use crate::runs::stopping::{ENDLESS, stop, until_trained};
@@ -172,7 +172,7 @@ fn a_plan_needs_no_file_of_the_model_and_says_which_setting_fits() {
 }
 
 #[test]
-fn what_is_listed_is_listed_for_programs_too() {
+fn lists_have_a_form_for_programs_too() {
     let workspace = Workspace::new();
     let lines = |arguments: &[&str]| crate::tiny::parse_lines(&workspace.run(1, arguments).succeeded().stdout);
     let families = lines(&["models", "--json"]);

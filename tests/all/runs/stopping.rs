@@ -1,4 +1,4 @@
-//! A run that is asked to stop says so at once, saves the step under way, and does not call its end an error.
+//! A run that is asked to stop acknowledges it at once, saves the step under way, and does not call its end an error.
 
 use crate::job;
 use crate::runs::resuming::newest_step;

@@ -1,4 +1,4 @@
-//! A reader that goes, or a full disk behind stdout or stderr, costs no work and ends no program in a panic.
+//! A closed pipe, or a full disk, behind stdout or stderr loses no work and makes no program panic.
 
 use crate::job;
 use crate::tiny::Workspace;

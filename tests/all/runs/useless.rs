@@ -1,10 +1,10 @@
-//! Runs that end well and are of no use are warned of, and a gradient that is not finite is traced to where it comes from.
+//! Warnings about runs that end well but are of no use, and a gradient that is not finite is traced to its origin.
 
 use crate::tiny::Workspace;
 use std::fs;
 
 #[test]
-fn what_is_probably_not_meant_is_said() {
+fn probable_mistakes_are_warned_of() {
     let workspace = Workspace::new();
     let warnings = |set: &[&str], dir: &str| {
         let outcome =
@@ -23,7 +23,7 @@ fn what_is_probably_not_meant_is_said() {
             "slow",
             "train.learning_rate = 1e-11 is far below",
         ),
-        (&["train.head_learning_rate=5.0", "loss.objective=reward"], "fast", "the reward loss has risen to"),
+        (&["train.head_learning_rate=5.0", "loss.objective=reward"], "fast", "the reward loss has risen from"),
         // A head of zeros that never moves.
         (&["train.learning_rate=1e-60"], "ties", "the same reward: it has learnt nothing"),
         (&[], "models", "models holds a model (config.json)"),

@@ -1,4 +1,4 @@
-//! A saved model gives, wherever its folder goes, the rewards that it was saved with; what does not is named.
+//! A saved model gives, wherever its folder is copied, the rewards that it was saved with; differences are named.
 
 use crate::runs::refused::{Case, check};
 use crate::tiny::{Outcome, Workspace, parse_lines};
@@ -60,7 +60,7 @@ fn a_checkpoint_and_its_export_are_as_they_were_saved() {
 }
 
 #[test]
-fn what_differs_is_named_with_exit_code_1() {
+fn differences_are_named_with_exit_code_1() {
     let workspace = workspace();
     workspace.train(1, &["train.steps=2"]).succeeded();
     let changed = |name: &str, change: &dyn Fn(&str)| {

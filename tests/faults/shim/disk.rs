@@ -1,7 +1,7 @@
-//! What a disk is sure to have: files up to where they were flushed, entries of folders that were flushed. A strict reading of
-//! POSIX; most file systems keep more.
+//! What a disk is certain to hold: files up to where they were flushed, entries of folders that were flushed. A strict reading
+//! of POSIX; most file systems keep more.
 //!
-//! Removals count as kept at once. Files are taken to grow at their end only, as those of haf-dist do.
+//! Removals count as kept at once. Files are assumed to grow only at their end, as those of haf-dist do.
 
 use std::collections::BTreeMap;
 use std::fs;

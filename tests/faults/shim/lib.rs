@@ -1,10 +1,10 @@
-//! A library that is put before libc (LD_PRELOAD): it counts a program's file operations below one folder and lets the k-th
-//! fail, kills the process there, or cuts the power: what the disk had not been told to keep is undone, then the process
-//! dies. Started threads and large aligned blocks of memory, as libtorch's are, are counted and fail in the same way. It can make a rank deaf to the others' votes, and a clock go
-//! faster.
+//! A library that is loaded before libc (LD_PRELOAD): it counts a program's file operations below one folder and lets the k-th
+//! fail, kills the process there, or cuts the power: everything that was not flushed is undone, then the process dies. Starts
+//! of threads and large aligned blocks of memory, such as libtorch's, are counted and fail in the same way. It can make a rank
+//! deaf to the others' votes, and a clock run faster.
 //!
-//! The environment says what to do, `FAULT_ROOT` first; without it nothing is done. Not here: what a program must make of
-//! it (`tests/faults/`). Written for x86-64 Linux, where the third argument of `open` may be read whether it is there or not.
+//! The environment says what to do, `FAULT_ROOT` first; without it nothing is done. Not here: how a program must react
+//! (`tests/faults/`). Written for x86-64 Linux, where the third argument of `open` may be read whether it is there or not.
 
 mod disk;
 mod plan;

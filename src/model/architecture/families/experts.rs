@@ -39,7 +39,7 @@ pub(super) fn qwen3_moe(keys: &Keys) -> Architecture {
     let dense = keys.counts("mlp_only_layers").unwrap_or_default();
     let step = keys.size_or("decoder_sparse_step", 1);
     let experts = experts(keys, 8, keys.flag_or("norm_topk_prob", false));
-    // One window for all blocks, whatever the dense Qwen 3 makes of these keys.
+    // One window for all blocks, unlike in the dense Qwen 3.
     let used = keys.flag_or("use_sliding_window", false);
     let window = keys.length_if_any("sliding_window", Some(4096)).filter(|_| used);
     let mut model = each_block(model, |block| {
@@ -70,7 +70,7 @@ pub(super) fn olmoe(keys: &Keys) -> Architecture {
     })
 }
 
-/// How many experts there are, under either name, and how many compute a token.
+/// The number of experts, under either key, and how many of them each token goes through.
 fn experts(keys: &Keys, top_k: usize, normalised: bool) -> Experts {
     const NAMES: [&str; 2] = ["num_local_experts", "num_experts"];
     const TOP_K: &str = "num_experts_per_tok";

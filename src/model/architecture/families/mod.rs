@@ -1,7 +1,7 @@
-//! What makes each model family what it is: a function a family, which says how it differs from Llama.
+//! The model families: a function a family, which says how it differs from Llama.
 //!
 //! Keys and defaults are those of the family's configuration class in Transformers. Not here: what a difference means
-//! (`architecture.rs`), and how it is computed (`decoder.rs`).
+//! (`architecture/mod.rs`), and how it is computed (`decoder.rs`).
 
 mod experts;
 mod neighbours;
@@ -48,7 +48,7 @@ pub const FAMILIES: [Family; 24] = [
     family("qwen3", qwen3, "Qwen 3, dense"),
     family("qwen3_moe", qwen3_moe, "Qwen 3 with experts, in every block or in some"),
     family("mixtral", mixtral, "Mixtral"),
-    family("olmoe", olmoe, "OLMoE; exported as a causal model with score.weight beside it"),
+    family("olmoe", olmoe, "OLMoE; exported as a causal model with an extra score.weight"),
     family("phi", phi, "Phi-1, 1.5 and 2"),
     family("phi3", phi3, "Phi-3, Phi-3.5 and Phi-4, mini models with LongRoPE too"),
     family("gemma2", gemma2, "Gemma 2"),
@@ -60,12 +60,12 @@ pub const FAMILIES: [Family; 24] = [
     family("exaone4", exaone4, "EXAONE 4"),
     family("glm", glm, "GLM-4 of 2024"),
     family("glm4", glm4, "GLM-4 of April 2025 (0414)"),
-    family("cohere2", cohere2, "Command R7B and Command A; exported as a causal model with score.weight beside it"),
-    family("granite", granite, "Granite 3, dense; exported as a causal model with score.weight beside it"),
+    family("cohere2", cohere2, "Command R7B and Command A; exported as a causal model with an extra score.weight"),
+    family("granite", granite, "Granite 3, dense; exported as a causal model with an extra score.weight"),
     family("gpt_neox", gpt_neox, "GPT-NeoX and Pythia"),
 ];
 
-/// Llama 1 to 3, and what has its form (SmolLM2).
+/// Llama 1 to 3, and models of the same form (SmolLM2).
 fn llama(keys: &Keys) -> Architecture {
     let (attention, mlp) = (attention_biases(keys, false), keys.flag_or("mlp_bias", false));
     each_block(common(keys, LLAMA, RopeKeys::WHOLE_HEADS, &DEFAULTS), |block| {
@@ -74,7 +74,7 @@ fn llama(keys: &Keys) -> Architecture {
 }
 
 /// Mistral: a sliding window (arXiv 2310.06825), in files that still name one; Ministral, in whose files `layer_types`
-/// says which blocks have it. Transformers 5 reads either `model_type` as Ministral where there is such a list.
+/// says which blocks have it. Transformers 5 reads either `model_type` as Ministral if there is such a list.
 pub(super) fn mistral(keys: &Keys) -> Architecture {
     let is_ministral = keys.text("model_type") == Some("ministral") || keys.texts("layer_types").is_some();
     let reward_model =
@@ -119,7 +119,7 @@ fn qwen3(keys: &Keys) -> Architecture {
     windows_of_qwen(keys, model)
 }
 
-/// Off unless `use_sliding_window` says otherwise; then the upper blocks have it.
+/// A window in the upper blocks, if `use_sliding_window` is true.
 fn windows_of_qwen(keys: &Keys, model: Architecture) -> Architecture {
     let used = keys.flag_or("use_sliding_window", false);
     let window = keys.length_if_any("sliding_window", Some(4096)).filter(|_| used);
@@ -189,8 +189,8 @@ pub(super) fn gemma3_text(keys: &Keys) -> Architecture {
     each_block(model, |block| block.rotation = Some(usize::from(block.rules.window.is_some())))
 }
 
-/// The window of a family that gives one to some of its blocks, where no list says to which. Transformers does not run such
-/// a model without one.
+/// The window of a family that has one in some of its blocks. It may be null only if a list says which blocks have it:
+/// otherwise Transformers does not run such a model either.
 fn window_of_some(keys: &Keys) -> Option<usize> {
     let window = keys.length_if_any("sliding_window", Some(4096));
     if window.is_none() && !keys.has("layer_types") {
@@ -203,7 +203,7 @@ fn window_of_some(keys: &Keys) -> Option<usize> {
 
 const GEMMA: Names = Names { mlp_norm: "pre_feedforward_layernorm", ..LLAMA };
 
-/// What Gemma 2 and 3 have in common; `caps` are the defaults of the caps of scores and of logits.
+/// What Gemma 2 and 3 have in common; `score_cap` and `logit_cap` are the defaults of the caps.
 fn gemma(
     keys: &Keys,
     names: Names,
@@ -211,7 +211,7 @@ fn gemma(
     positions: usize,
     [score_cap, logit_cap]: [Option<f64>; 2],
 ) -> Architecture {
-    refuse(keys, "use_bidirectional_attention", "Gemma whose tokens see those after them");
+    refuse(keys, "use_bidirectional_attention", "attention to later tokens");
     let defaults = Defaults { kv_heads: Some(4), head_width: Some(256), positions, tied: true, ..DEFAULTS };
     let model = common(keys, names, rope, &defaults);
     let biases = attention_biases(keys, false);
@@ -243,7 +243,7 @@ fn olmo2(keys: &Keys) -> Architecture {
 /// that of the others alone.
 fn olmo3(keys: &Keys) -> Architecture {
     let names = Names { reward_model: "Olmo3ForSequenceClassification", ..LLAMA };
-    // Outside its set the base is that of blocks without a window alone, as in Transformers.
+    // A rope_theta outside rope_parameters is for blocks without a window only, as in Transformers.
     let rope = RopeKeys {
         theta: ("rope_theta", 500_000.0),
         theta_of_windows: Some((None, 500_000.0)),
@@ -265,17 +265,17 @@ fn olmo(keys: &Keys, names: Names, rope: RopeKeys) -> Architecture {
     })
 }
 
-/// A norm of what each half of a block adds, and none before.
+/// A norm after each half of a block, and none before.
 const NORMS_AFTER: BlockNorms =
     BlockNorms { before_attention: false, after_attention: true, before_mlp: BeforeMlp::None, after_mlp: true };
 
-/// EXAONE 4 (arXiv 2507.11407): norms after each half of a block and of every head of queries and keys; where blocks have
+/// EXAONE 4 (arXiv 2507.11407): norms after each half of a block and of every head of queries and keys; if some blocks have
 /// windows, those without have no rotation.
 fn exaone4(keys: &Keys) -> Architecture {
     let names = Names { reward_model: "Exaone4ForSequenceClassification", ..LLAMA };
     let defaults = Defaults { kv_heads: Some(32), epsilon: 1e-5, ..DEFAULTS };
     let window = keys.length_if_any("sliding_window", Some(4096));
-    // Without a window it is null, or the letters of a pattern that layer_types spells out.
+    // Without a window the key is null; with layer_types it may be a pattern of letters that the list spells out.
     let listed = keys.has("layer_types") || window.is_none();
     let period = if listed { 4 } else { keys.size_or("sliding_window_pattern", 4) };
     let model = common(keys, names, RopeKeys::WHOLE_HEADS, &defaults);

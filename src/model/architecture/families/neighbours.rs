@@ -1,4 +1,4 @@
-//! Families whose rotation turns neighbouring columns of a head together, as RoFormer has it (arXiv 2104.09864).
+//! Families whose rotation turns neighbouring columns of a head together, as in RoFormer (arXiv 2104.09864).
 //!
 //! Not here: those that turn two halves (`mod.rs`).
 
@@ -15,7 +15,7 @@ pub(super) fn glm(keys: &Keys) -> Architecture {
     of_glm(keys, Names { reward_model: "GlmForSequenceClassification", ..LLAMA })
 }
 
-/// GLM-4 of April 2025 (0414): besides a norm of what each half of a block adds.
+/// GLM-4 of April 2025 (0414): the same with a norm after each half of a block.
 pub(super) fn glm4(keys: &Keys) -> Architecture {
     let names = Names {
         reward_model: "Glm4ForSequenceClassification",
@@ -28,7 +28,7 @@ pub(super) fn glm4(keys: &Keys) -> Architecture {
     })
 }
 
-/// What both have in common.
+/// What both GLM-4 have in common.
 fn of_glm(keys: &Keys, names: Names) -> Architecture {
     let rope = RopeKeys { share: Some(("partial_rotary_factor", 0.5)), ..RopeKeys::WHOLE_HEADS };
     let (kv_heads, head_width) = (Some(2), Some(128));

@@ -1,7 +1,7 @@
 //! Folders of models that read images too: the text model within.
 //!
-//! Its keys stand under `text_config`; those that the file leaves out are the class's own, dimensions included. Not here:
-//! what the text models are (`mod.rs`).
+//! Its keys are under `text_config`; missing ones take the class's defaults, even dimensions. Not here: what the text models
+//! are (`mod.rs`).
 
 use super::{gemma3_text, ministral3, mistral};
 use crate::model::architecture::Architecture;
@@ -17,7 +17,7 @@ type Read = fn(&Keys) -> Architecture;
 /// A model that reads images too.
 struct Whole {
     model_type: &'static str,
-    /// What its text model may be; the first where the file does not say.
+    /// What its text model may be; the first if the file does not say.
     texts: &'static [(&'static str, Read)],
     /// The text model's dimensions that a file may leave out.
     dimensions: &'static [(&'static str, usize)],
@@ -63,26 +63,26 @@ fn text_part(keys: &Keys, whole: &Whole) -> Architecture {
         return nothing();
     };
     let mut inner = inner.or(whole.dimensions.iter().map(|(key, value)| (*key, json!(value))));
-    // That of the whole counts, as in Transformers.
+    // The whole model's value counts, as in Transformers.
     if let Some(tied) = keys.flag("tie_word_embeddings") {
         inner = inner.with("tie_word_embeddings", json!(tied));
     }
     Architecture { part_of: Some(whole.model_type), ..read(&inner) }
 }
 
-/// What stands in for a text model that is not there; its own faults are of no interest.
+/// A stand-in for a missing text model; its own faults are discarded.
 fn nothing() -> Architecture {
     mistral(&Keys::default())
 }
 
-/// The config.json of the text model alone: that of a whole with its text model's keys, or as it came.
+/// The config.json of the text model alone: extracted from that of a whole model, or else unchanged.
 pub fn text_config(config: Map<String, Value>) -> Map<String, Value> {
     let whole = config.get("model_type").and_then(Value::as_str);
     let known = [GEMMA_3, MISTRAL_3].into_iter().find(|known| Some(known.model_type) == whole);
     let (Some(known), Some(Value::Object(inner))) = (known, config.get(TEXT)) else { return config };
     let mut text = inner.clone();
     text.entry("model_type").or_insert(json!(known.texts[0].0));
-    // What tells tokens and precisions stands outside, and counts.
+    // Keys for tokens and precision are outside `text_config`, and count.
     for (key, value) in &config {
         let of_whole =
             key.ends_with("_token_id") || ["dtype", "torch_dtype", "transformers_version"].contains(&key.as_str());

@@ -1,8 +1,8 @@
-//! A block of query rows against what it sees: the products, the softmax between them, and packing for both.
+//! A block of query rows and the keys that it sees: the products, the softmax between them, and packing for both.
 //!
-//! Not here: which blocks there are, and where results go; that is `attention.rs`'s.
+//! Not here: which blocks there are, and where results go (`mod.rs`).
 //!
-//! Legend: E head width; a word is what one multiply-add takes (`tile.rs`).
+//! Legend: E head width; a word is an operand of one multiply-add (`tile/`).
 
 use super::Span;
 use super::scores::{exponentials, exponentials_less, score_gradients, soft_cap, soft_cap_and_slopes, times_slopes};
@@ -14,7 +14,7 @@ use multiversion::multiversion;
 /// Query rows that are computed together; whole words of either type.
 pub const BLOCK: usize = 32;
 
-/// A head's rows of one span, as the products want them.
+/// A head's rows of one span, packed for the products.
 pub struct Side<W> {
     /// [E / words, columns]: contraction along E.
     pub across: Vec<W>,
@@ -28,11 +28,13 @@ pub struct Side<W> {
 #[derive(Clone, Copy)]
 pub struct Block {
     pub rows: usize,
-    /// The first prefix row that is taken, how many are, and their columns with padding to a whole word.
+    /// The first prefix row that is used.
     pub prefix_from: usize,
+    /// Number of prefix rows that are used.
     pub prefix: usize,
+    /// The first own column: prefix columns are padded to a whole word.
     pub own_at: usize,
-    /// The first of the span's own rows that is taken.
+    /// The first of the span's own rows that is used.
     pub own_from: usize,
     span: Span,
     /// The span's own rows before the block.
@@ -57,7 +59,7 @@ impl Block {
         block
     }
 
-    /// The first position that `row` sees through a window; positions go on from the prefix's.
+    /// The first position that `row` sees through a window; positions continue those of the prefix.
     fn oldest(self, row: usize, window: usize) -> usize {
         (self.span.prefix + self.first + row + 1).saturating_sub(window)
     }
@@ -72,7 +74,7 @@ impl Block {
         (self.own_at + self.own()).next_multiple_of(self.per_word)
     }
 
-    /// Makes minus infinity of the scores of what `row` does not see.
+    /// Sets the scores that `row` does not see to minus infinity.
     fn hide(self, row: usize, scores: &mut [f32]) {
         scores[self.prefix..self.own_at].fill(f32::NEG_INFINITY);
         scores[self.own_at + self.first + row + 1 - self.own_from..].fill(f32::NEG_INFINITY);
@@ -150,6 +152,12 @@ impl<W: Copy + Default> Side<W> {
     }
 }
 
+/// The largest scaled score of each row of a block, and the sum of its exponentials.
+pub struct RowStatistics {
+    pub maxima: [f32; BLOCK],
+    pub sums: [f32; BLOCK],
+}
+
 /// The buffers of a task.
 pub struct Work<E: Packed> {
     /// Columns of `scores` and `probabilities`.
@@ -187,7 +195,7 @@ impl<E: Packed> Work<E> {
         }
     }
 
-    /// `scores` = left times what the block sees, unscaled and unmasked.
+    /// `scores` = left times the keys (or values) that the block sees, unscaled and unmasked.
     pub fn products(&mut self, block: Block, (prefix, own): (&Side<E::Word>, &Side<E::Word>), heads: HeadCounts) {
         let words = heads.width / E::PER_WORD;
         let left = Left { words: &self.left, row: words, step: 1 };
@@ -207,8 +215,8 @@ impl<E: Packed> Work<E> {
         E::multiply((block.rows, columns, words), left, (across, own.columns), (scores, self.stride), false);
     }
 
-    /// Scores -> exp(scaled score - the row's largest), as words; the largest and the sum of each row.
-    pub fn softmax(&mut self, block: Block) -> ([f32; BLOCK], [f32; BLOCK]) {
+    /// Scores -> exp(scaled score - the row's largest), as words.
+    pub fn softmax(&mut self, block: Block) -> RowStatistics {
         let (mut maxima, mut sums) = ([0f32; BLOCK], [0f32; BLOCK]);
         for row in 0..block.rows {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
@@ -220,10 +228,10 @@ impl<E: Packed> Work<E> {
             (maxima[row], sums[row]) = exponentials(scores, scale);
         }
         pack_words::<E>(&self.scores, self.stride, block, &mut self.words);
-        (maxima, sums)
+        RowStatistics { maxima, sums }
     }
 
-    /// Scores -> probabilities, in place, given each row's log-sum-exp; 0 where a row does not see.
+    /// Scores -> probabilities, in place, given each row's log-sum-exp; 0 for what a row does not see.
     pub fn probabilities(&mut self, block: Block, log_sums: &[f32]) {
         for (row, log_sum) in log_sums.iter().enumerate() {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
@@ -249,7 +257,7 @@ impl<E: Packed> Work<E> {
     }
 }
 
-/// Sum of products of rows [first, first + count) of two matrices.
+/// Dot products of the rows [first, first + count) of two matrices.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub fn dots<E: Element>(left: &[E], right: &[E], stride: usize, place: (usize, usize), width: usize) -> Vec<f32> {
     let (first, count) = place;
@@ -276,7 +284,7 @@ pub fn pack_rows<E: Packed>(rows: &[E], stride: usize, place: (usize, usize), wi
     }
 }
 
-/// Rows of numbers -> words [words of a row, columns], a column a row.
+/// Rows of numbers -> words [words of a row, columns], a column for each row.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub fn transpose<E: Packed>(rows: &[E], stride: usize, span: Span, length: usize, across: &mut [E::Word]) {
     let columns = span.length.next_multiple_of(COLUMNS);

@@ -1,10 +1,9 @@
 //! Attention of packed groups, forward and backward, for one key/value head at a time.
 //!
 //! A group is `[prefix | suffix | suffix ...]`: every suffix sees the prefix and itself, as far back as the window goes.
-//! Queries go in blocks of rows; what a block sees is one run of prefix columns and one run of its own, and only the
-//! visible part is computed. Scores
-//! are made again in the backward pass from each row's log-sum-exp (the flash-attention scheme, Dao, arXiv 2307.08691).
-//! Products take the compute kind's numbers and sum in f32. Not here: tensors; those are `loops.rs`'s.
+//! Queries go in blocks of rows. A block sees one run of prefix columns and one run of its own, and only the visible part
+//! is computed. The backward pass recomputes scores from each row's log-sum-exp (the flash-attention scheme, Dao, arXiv
+//! 2307.08691). Products are of numbers in the compute kind, and are summed in f32. Not here: tensors (`slices.rs`).
 //!
 //! Legend: T tokens, H query heads, G key/value heads, E head width; rows are [T, H + 2 G, E].
 
@@ -14,9 +13,9 @@ mod scores;
 use super::tile::{COLUMNS, Left, Packed};
 use crate::ops::parallel;
 use crate::packing::{AttentionRules, Group, HeadCounts};
-use block::{BLOCK, Block, Side, Work};
+use block::{BLOCK, Block, RowStatistics, Side, Work};
 
-/// Rows that see each other causally, and how much of the group's prefix they see besides.
+/// Rows that see each other causally, and the number of prefix rows that all of them see.
 #[derive(Clone, Copy)]
 struct Span {
     /// First row, in the batch.
@@ -54,7 +53,7 @@ impl HeadCounts {
         self.width.next_multiple_of(COLUMNS)
     }
 
-    /// Where a head's numbers lie in a row.
+    /// Where a query head's numbers start in a row.
     fn query_at(self, head: usize) -> usize {
         head * self.width
     }
@@ -152,7 +151,7 @@ fn forward_task<E: Packed>(
                     &mut work.left,
                 );
                 work.products(block, (&keys[0], &keys[index]), heads);
-                let (maxima, sums) = work.softmax(block);
+                let RowStatistics { maxima, sums } = work.softmax(block);
                 let words = Left { words: &work.words, row: work.stride / E::PER_WORD, step: 1 };
                 block.combine::<E>(words, (&values[0], &values[index]), padded, &mut work.result);
                 for row in 0..block.rows {
@@ -184,9 +183,15 @@ fn backward_task<E: Packed>(
     let side = |at: usize| -> Vec<Side<E::Word>> {
         spans.iter().map(|span| Side::new::<E>(*span, &rows[at..], heads.stride(), heads)).collect()
     };
-    let (keys, values) = (side(heads.key_at(head)), side(heads.value_at(head)));
     let sums = || -> Vec<Vec<f32>> { spans.iter().map(|span| vec![0f32; span.length * padded]).collect() };
-    let (mut key_sums, mut value_sums) = (sums(), sums());
+    let mut backward = Backward {
+        heads,
+        keys: side(heads.key_at(head)),
+        values: side(heads.value_at(head)),
+        key_sums: sums(),
+        value_sums: sums(),
+        work: Work::new(group, heads, rules),
+    };
     let columns = (shared + 2) * width;
     let mut gradients = vec![E::default(); group.rows() * columns];
     let mut write = |first: usize, rows: usize, place: usize, padded_rows: &[f32]| {
@@ -196,46 +201,79 @@ fn backward_task<E: Packed>(
             gradients[at..at + width].iter_mut().zip(values).for_each(|(to, from)| *to = E::narrow(*from));
         }
     };
-    let mut work = Work::<E>::new(group, heads, rules);
     for member in 0..shared {
         let query = head * shared + member;
         for (index, span) in spans.iter().enumerate() {
             for first in (0..span.length).step_by(BLOCK) {
                 let block = Block::new(*span, first, rules.window, E::PER_WORD);
-                let place = (span.start + first, block.rows);
-                let (query_rows, gradient_rows) = (&rows[heads.query_at(query)..], &gradient[query * width..]);
-                let output_rows = &output[query * width..];
-                block::pack_rows::<E>(query_rows, heads.stride(), place, width, &mut work.left);
-                work.products(block, (&keys[0], &keys[index]), heads);
-                let row_sums: Vec<f32> =
-                    (0..block.rows).map(|row| log_sums[(place.0 + row) * heads.query + query]).collect();
-                work.probabilities(block, &row_sums);
-                // Of the scores: p (dp - sum of gradient * output).
-                block::pack_rows::<E>(gradient_rows, heads.query * width, place, width, &mut work.left);
-                std::mem::swap(&mut work.scores, &mut work.probabilities);
-                work.products(block, (&values[0], &values[index]), heads);
-                let along = block::dots::<E>(gradient_rows, output_rows, heads.query * width, place, width);
-                work.score_gradients(block, &along);
-                // Now `probabilities` holds p and `scores` its gradient.
-                block::pair_rows::<E>(&work.probabilities, work.stride, block, &mut work.pairs);
-                block::pack_along::<E>(gradient_rows, heads.query * width, place, (width, padded), &mut work.along);
-                let (pairs, stride) = (&work.pairs, work.stride);
-                block.add_to::<E>((pairs, stride), &work.along, padded, (&mut value_sums, index));
-                block::pair_rows::<E>(&work.scores, work.stride, block, &mut work.pairs);
-                block::pack_along::<E>(query_rows, heads.stride(), place, (width, padded), &mut work.along);
-                let (pairs, stride) = (&work.pairs, work.stride);
-                block.add_to::<E>((pairs, stride), &work.along, padded, (&mut key_sums, index));
-                block::pack_words::<E>(&work.scores, work.stride, block, &mut work.words);
-                let words = Left { words: &work.words, row: work.stride / E::PER_WORD, step: 1 };
-                block.combine::<E>(words, (&keys[0], &keys[index]), padded, &mut work.result);
-                write(span.start - group.start + first, block.rows, member, &work.result);
+                let start = span.start + first;
+                let of_row = |row: usize| log_sums[(start + row) * heads.query + query];
+                let given = Given {
+                    start,
+                    queries: &rows[heads.query_at(query)..],
+                    gradients: &gradient[query * width..],
+                    outputs: &output[query * width..],
+                    log_sums: (0..block.rows).map(of_row).collect(),
+                };
+                let query_gradient = backward.block(block, index, &given);
+                write(start - group.start, block.rows, member, query_gradient);
             }
         }
     }
-    for (place, all) in [(shared, &key_sums), (shared + 1, &value_sums)] {
+    for (place, all) in [(shared, &backward.key_sums), (shared + 1, &backward.value_sums)] {
         for (span, sums) in spans.iter().zip(all) {
             write(span.start - group.start, span.length, place, sums);
         }
     }
     gradients
+}
+
+/// The backward pass of a task: a [`Side`] and f32 gradient sums for each span of its key/value head.
+struct Backward<E: Packed> {
+    heads: HeadCounts,
+    keys: Vec<Side<E::Word>>,
+    values: Vec<Side<E::Word>>,
+    key_sums: Vec<Vec<f32>>,
+    value_sums: Vec<Vec<f32>>,
+    work: Work<E>,
+}
+
+/// A query head's part of the batch, and the first of a block's rows in it.
+struct Given<'a, E> {
+    start: usize,
+    queries: &'a [E],
+    gradients: &'a [E],
+    outputs: &'a [E],
+    /// Of the block's rows.
+    log_sums: Vec<f32>,
+}
+
+impl<E: Packed> Backward<E> {
+    /// Adds a block's gradients of keys and values to the sums of the prefix and of the span of number `index`. Returns that
+    /// of its queries, [rows, E padded].
+    fn block(&mut self, block: Block, index: usize, given: &Given<E>) -> &[f32] {
+        let Self { heads, keys, values, key_sums, value_sums, work } = self;
+        let (width, padded, stride) = (heads.width, heads.padded(), work.stride);
+        let (row_stride, head_stride, place) = (heads.stride(), heads.query * heads.width, (given.start, block.rows));
+        block::pack_rows::<E>(given.queries, row_stride, place, width, &mut work.left);
+        work.products(block, (&keys[0], &keys[index]), *heads);
+        work.probabilities(block, &given.log_sums);
+        // Gradient of the scores: p (dp - sum of gradient * output).
+        block::pack_rows::<E>(given.gradients, head_stride, place, width, &mut work.left);
+        std::mem::swap(&mut work.scores, &mut work.probabilities);
+        work.products(block, (&values[0], &values[index]), *heads);
+        let along = block::dots::<E>(given.gradients, given.outputs, head_stride, place, width);
+        work.score_gradients(block, &along);
+        // Now `probabilities` holds p, and `scores` the gradient of the scores.
+        block::pair_rows::<E>(&work.probabilities, stride, block, &mut work.pairs);
+        block::pack_along::<E>(given.gradients, head_stride, place, (width, padded), &mut work.along);
+        block.add_to::<E>((&work.pairs, stride), &work.along, padded, (value_sums, index));
+        block::pair_rows::<E>(&work.scores, stride, block, &mut work.pairs);
+        block::pack_along::<E>(given.queries, row_stride, place, (width, padded), &mut work.along);
+        block.add_to::<E>((&work.pairs, stride), &work.along, padded, (key_sums, index));
+        block::pack_words::<E>(&work.scores, stride, block, &mut work.words);
+        let words = Left { words: &work.words, row: stride / E::PER_WORD, step: 1 };
+        block.combine::<E>(words, (&keys[0], &keys[index]), padded, &mut work.result);
+        &work.result
+    }
 }

@@ -1,6 +1,6 @@
-//! What becomes of a row of scores between the products: soft cap, exponentials, and their gradients.
+//! Operations on a row of scores between the products: soft cap, exponentials, and their gradients.
 //!
-//! Not here: which scores a row has, and which of them it sees; that is `block.rs`'s.
+//! Not here: which scores a row has, and which of them it sees (`block.rs`).
 
 use crate::ops::cpu::tile::COLUMNS;
 use crate::ops::cpu::{exp, tanh};
@@ -27,7 +27,7 @@ pub fn soft_cap_and_slopes(row: &mut [f32], slopes: &mut [f32], scale: f32, cap:
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub fn times_slopes(gradients: &mut [f32], slopes: &[f32]) {
     for (gradient, slope) in gradients.iter_mut().zip(slopes) {
-        // What is not seen has no gradient, whatever its slope.
+        // A hidden score has no gradient, whatever its slope.
         *gradient = if *gradient == 0.0 { 0.0 } else { *gradient * slope };
     }
 }
@@ -36,7 +36,7 @@ pub fn times_slopes(gradients: &mut [f32], slopes: &[f32]) {
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub fn score_gradients(scores: &mut [f32], probabilities: &[f32], along: f32, scale: f32) {
     for (score, probability) in scores.iter_mut().zip(probabilities) {
-        // What is not seen has a probability of 0, and a score of no meaning.
+        // A hidden score has probability 0 and no meaning.
         *score = if *probability == 0.0 { 0.0 } else { probability * (*score - along) * scale };
     }
 }

@@ -1,8 +1,8 @@
 //! Small matrix products for attention: C [m, n] (+)= A [m, k] B [k, n], f32 sums, over words packed along k.
 //!
-//! A word is one f32, or two bf16 that meet in one multiply-add where the processor has it (AVX512-BF16); where it has
-//! matrix tiles (`amx.rs`) they take all that fills them. B's rows and C's are padded to [`COLUMNS`]; A is read one word at
-//! a time, so it may be strided. Not here: large products; those are libtorch's and `weight_gradient.rs`'s.
+//! A word is one f32, or two bf16 of one multiply-add if the processor has it (AVX512-BF16). If it has matrix tiles
+//! (`amx.rs`), they compute the part that fills whole tiles. B's rows and C's are padded to [`COLUMNS`]; A is read one word
+//! at a time, so it may be strided. Not here: large products (libtorch, `weight_gradient.rs`).
 //!
 //! One of the few files with `unsafe`: the vector instructions. Bounds are checked once, before the loops.
 
@@ -25,7 +25,7 @@ const ROWS: usize = 4;
 
 /// A number type with its words.
 pub trait Packed: super::Element {
-    /// What one multiply-add takes of A or B.
+    /// An operand of one multiply-add, of A or B.
     type Word: Copy + Default + Send + Sync;
     /// Numbers a word.
     const PER_WORD: usize;
@@ -33,7 +33,7 @@ pub trait Packed: super::Element {
     fn word(first: f32, second: f32) -> Self::Word;
     /// Neighbouring numbers of a row -> its words.
     fn pack(numbers: &[Self], words: &mut [Self::Word]);
-    /// C (+)= A B; `add` keeps what C holds. Panics where a slice is too short.
+    /// C (+)= A B; `add` keeps what C holds. Panics if a slice is too short.
     fn multiply(size: Size, a: Left<Self::Word>, b: (&[Self::Word], usize), c: (&mut [f32], usize), add: bool);
 }
 
@@ -92,7 +92,7 @@ impl Packed for bf16 {
         check(size, &a, b, (c.0.len(), c.1));
         #[cfg(target_arch = "x86_64")]
         if std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512f") {
-            let (done, words) = with_tiles(size, a, b, (&mut *c.0, c.1), add);
+            let Done { rows: done, words } = with_tiles(size, a, b, (&mut *c.0, c.1), add);
             let (m, n, k) = size;
             let rest = |row: usize, word: usize| Left { words: &a.words[row * a.row + word * a.step..], ..a };
             // SAFETY: the processor has the instructions, and `check` has seen that every index lies inside.
@@ -116,7 +116,7 @@ impl Packed for bf16 {
     }
 }
 
-/// Every word that the loops below touch is inside its slice.
+/// Panics unless every word that the loops below touch is inside its slice.
 fn check<W>((m, n, k): Size, a: &Left<W>, b: (&[W], usize), (c_length, c_row): (usize, usize)) {
     assert!(n.is_multiple_of(COLUMNS), "{n} columns are not whole registers");
     if m == 0 || n == 0 {
@@ -127,21 +127,24 @@ fn check<W>((m, n, k): Size, a: &Left<W>, b: (&[W], usize), (c_length, c_row): (
     assert!(c_length >= (m - 1) * c_row + n, "C ends early");
 }
 
-/// What whole tiles make of the product, where the processor has them: the rows done, and the words along k that these
-/// have taken.
+/// The part of a product that is done.
 #[cfg(target_arch = "x86_64")]
-fn with_tiles(
-    (m, n, k): Size,
-    a: Left<u32>,
-    b: (&[u32], usize),
-    (c, c_row): (&mut [f32], usize),
-    add: bool,
-) -> (usize, usize) {
+#[derive(Debug, PartialEq)]
+struct Done {
+    /// The first rows.
+    rows: usize,
+    /// The first words along k of these rows.
+    words: usize,
+}
+
+/// Computes the part of the product that fills whole tiles, if the processor has them.
+#[cfg(target_arch = "x86_64")]
+fn with_tiles((m, n, k): Size, a: Left<u32>, b: (&[u32], usize), (c, c_row): (&mut [f32], usize), add: bool) -> Done {
     #[cfg(target_os = "linux")]
     if m >= TILE && k >= TILE && (a.step == 1 || a.row == 1) && super::amx::available() {
         return whole::multiply((m, n, k), a, b, (c, c_row), add);
     }
-    (0, 0)
+    Done { rows: 0, words: 0 }
 }
 
 /// One multiply-add of words.
@@ -297,21 +300,21 @@ mod tests {
         bf16::narrow((index as f32 * 12.9898).sin()).wide()
     }
 
-    /// `turned`: A's rows lie next to each other, else its words along k.
-    fn agrees<E: Packed>((m, n, k): Size, turned: bool) {
+    /// `transposed`: A's rows lie next to each other, else its words along k.
+    fn agrees<E: Packed>((m, n, k): Size, transposed: bool) {
         let left = |row: usize, at: usize| value(row * 31 + at);
         let right = |at: usize, column: usize| value(at * 57 + column + 1000);
         let pair = |at: usize, of: &dyn Fn(usize) -> f32| {
             E::word(of(at * E::PER_WORD), if E::PER_WORD == 2 { of(at * 2 + 1) } else { 0.0 })
         };
         let word = |row: usize, at: usize| pair(at, &|at| left(row, at));
-        let a: Vec<_> = match turned {
+        let a: Vec<_> = match transposed {
             true => (0..k).flat_map(|at| (0..m).map(move |row| word(row, at))).collect(),
             false => (0..m).flat_map(|row| (0..k).map(move |at| word(row, at))).collect(),
         };
         let b: Vec<_> = (0..k).flat_map(|at| (0..n).map(move |column| pair(at, &|at| right(at, column)))).collect();
         let mut c = vec![1f32; m * n];
-        let (row, step) = if turned { (1, m) } else { (k, 1) };
+        let (row, step) = if transposed { (1, m) } else { (k, 1) };
         let a = Left { words: &a, row, step };
         E::multiply((m, n, k), a, (&b, n), (&mut c, n), true);
         let mut again = c.clone();
@@ -330,25 +333,26 @@ mod tests {
     #[test]
     fn products_of_both_types_agree_with_the_plain_sum() {
         // Five rows: four at once and one alone; 112 columns: four registers, two and one. Then whole matrix tiles, one and
-        // two either way, and rests beside them.
+        // two either way, with and without remainders.
         for size in [(5, 112, 6), (16, 16, 16), (32, 32, 32), (37, 48, 35), (48, 64, 17), (15, 16, 40)] {
-            for turned in [false, true] {
-                agrees::<f32>(size, turned);
-                agrees::<bf16>(size, turned);
+            for transposed in [false, true] {
+                agrees::<f32>(size, transposed);
+                agrees::<bf16>(size, transposed);
             }
         }
     }
 
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]
-    fn matrix_tiles_are_taken_where_the_processor_lists_them() {
+    fn matrix_tiles_are_used_if_the_processor_lists_them() {
         let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap();
         let has = |flag: &str| processor.split_whitespace().any(|word| word == flag);
         let listed = ["amx_tile", "amx_bf16", "avx512_bf16", "avx512bw"].into_iter().all(has);
         let (words, mut c) = (vec![0u32; 32 * 32], vec![0f32; 40 * 32]);
         let (a, b) = (Left { words: &words, row: 20, step: 1 }, (words.as_slice(), 32));
         let done = with_tiles((40, 32, 20), a, b, (&mut c, 32), false);
-        assert_eq!(done, if listed { (32, 16) } else { (0, 0) });
+        let expected = if listed { Done { rows: 32, words: 16 } } else { Done { rows: 0, words: 0 } };
+        assert_eq!(done, expected);
         assert_eq!(crate::ops::cpu::weight_gradient::add_product(&[], &[], (1, 1), &mut [0.0]), listed);
     }
 

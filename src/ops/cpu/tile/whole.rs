@@ -1,25 +1,19 @@
 //! The part of a small product that fills whole matrix tiles, in words of two bf16.
 //!
-//! Not here: the rests of rows and words beside it, and processors without tiles; those are `tile.rs`'s.
+//! Not here: the remaining rows and words, and processors without tiles (`mod.rs`).
 
-use super::{Left, Size, TILE};
+use super::{Done, Left, Size, TILE};
 use crate::ops::cpu::amx::{Strided, Tiles};
 
 /// Memory of two tiles of A.
 #[repr(align(64))]
-struct Turned([u32; 2 * TILE * TILE]);
+struct Transposed([u32; 2 * TILE * TILE]);
 
-/// The whole tiles of the product; the rows done, and the words along k that these have taken.
-pub fn multiply(
-    (m, n, k): Size,
-    a: Left<u32>,
-    b: (&[u32], usize),
-    (c, c_row): (&mut [f32], usize),
-    add: bool,
-) -> (usize, usize) {
+/// Computes the whole tiles of the product.
+pub fn multiply((m, n, k): Size, a: Left<u32>, b: (&[u32], usize), (c, c_row): (&mut [f32], usize), add: bool) -> Done {
     let tiles = Tiles::configure();
     let (rows, depth) = (m / TILE, k / TILE);
-    let mut turned = Turned([0; 2 * TILE * TILE]);
+    let mut transposed = Transposed([0; 2 * TILE * TILE]);
     for row in (0..rows).step_by(2) {
         let down = (rows - row).min(2);
         let mut block = |depth: usize, left: Strided, words: usize, add: bool| {
@@ -39,15 +33,15 @@ pub fn multiply(
             block(depth, Strided { words, row: a.row, step: TILE, next: TILE * a.row }, 0, add);
             continue;
         }
-        // A lies transposed: its tiles are turned one after the other.
+        // A is stored transposed: its tiles are transposed one after the other.
         for at in 0..depth {
             for half in 0..down {
                 let from = &a.words[(row + half) * TILE + at * TILE * a.step..];
-                tiles.turn(from, a.step, &mut turned.0[half * TILE * TILE..]);
+                tiles.transpose_tile(from, a.step, &mut transposed.0[half * TILE * TILE..]);
             }
-            let left = Strided { words: &turned.0, row: TILE, step: 0, next: TILE * TILE };
+            let left = Strided { words: &transposed.0, row: TILE, step: 0, next: TILE * TILE };
             block(1, left, at * TILE, add || at > 0);
         }
     }
-    (rows * TILE, depth * TILE)
+    Done { rows: rows * TILE, words: depth * TILE }
 }
