@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// The normal distribution's 97.5% quantile: 95% lie between minus and plus this many standard deviations.
 const Z_95: f64 = 1.959_963_984_540_054;
 
-/// Its 80% quantile.
+/// The normal distribution's 80% quantile.
 const Z_80: f64 = 0.841_621_233_572_914_4;
 
 /// Clusters that must differ, on average, so that six or more do in four of five draws (Poisson's distribution): if fewer than six
@@ -21,7 +21,7 @@ const FEWEST: f64 = 7.906;
 /// Bootstrap resamples behind every interval that is reported.
 pub const RESAMPLES: usize = 2000;
 
-/// Their seed.
+/// Seed of those resamples.
 pub const SEED: u64 = 0;
 
 /// A 95% confidence interval.
@@ -34,9 +34,14 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// This interval of a proportion, and with it [`wilson`]'s for `n` trials where it is no wider than `smooth`: a bootstrap that
-    /// has never seen another outcome does not know how rare it is. `smooth` is how far the figure moves by what is no outcome; a
-    /// proportion that this takes out of 0..=1 counts as the nearer end.
+    /// From its ends, if there are both.
+    pub fn between(low: Option<f64>, high: Option<f64>) -> Option<Self> {
+        low.zip(high).map(|(low, high)| Self { low, high })
+    }
+
+    /// This interval for a proportion, joined with [`wilson`]'s for `n` trials if it is no wider than `smooth`: a bootstrap over
+    /// equal outcomes cannot tell how rare another one is. `smooth` is how far the figure varies for other reasons than its
+    /// outcomes; a proportion outside 0..=1 counts as the nearer end.
     pub fn or_wilson(self, proportion: f64, n: usize, smooth: f64) -> Self {
         if self.high - self.low > smooth + 1e-12 * proportion.abs() {
             return self;
@@ -46,7 +51,7 @@ impl Interval {
     }
 }
 
-/// Where some numbers lie, and how far they spread.
+/// Mean and standard deviation of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
     /// Their mean.
@@ -76,16 +81,16 @@ struct Cluster {
 
 /// 95% percentile interval of the mean of `values`, from a bootstrap that draws whole clusters with replacement.
 ///
-/// `clusters[i]` names the cluster of `values[i]`. Pairs of one prompt are not independent, so the prompt is what is
-/// drawn: with a cluster a value this is the ordinary bootstrap, with identical copies in a cluster the copies add no
-/// certainty (Cameron, Gelbach & Miller 2008, "Bootstrap-based improvements for inference with clustered errors").
+/// `clusters[i]` names the cluster of `values[i]`. Pairs with the same prompt are not independent, so prompts are drawn. With one
+/// value per cluster this is the ordinary bootstrap; identical copies in a cluster add no certainty (Cameron, Gelbach & Miller
+/// 2008, "Bootstrap-based improvements for inference with clustered errors").
 ///
-/// Where the bootstrap has no width (every value the same: it has never seen another outcome) and the values lie in
-/// 0..=1, the answer is [`wilson`] with the number of clusters as n, so that 20 right answers out of 20 do not claim
-/// certainty. `None` for fewer than two clusters, for no resamples, or for a value that is not finite.
+/// If the bootstrap has no width (all values are equal) and the values lie in 0..=1, the result is [`wilson`] with the number of
+/// clusters as n, so that 20 right answers out of 20 do not claim certainty. `None` for fewer than two clusters, for no
+/// resamples, or for a value that is not finite.
 ///
 /// # Panics
-/// Where `values` and `clusters` differ in length.
+/// If `values` and `clusters` differ in length.
 pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, seed: u64) -> Option<Interval> {
     assert_eq!(values.len(), clusters.len(), "one cluster a value");
     // Sorted by name, so that the order in which ranks deliver the values does not matter.
@@ -110,11 +115,11 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
     Some(if proportions { interval.or_wilson(mean, clusters.len(), 0.0) } else { interval })
 }
 
-/// [`clustered_bootstrap`] of differences of two shares, from -1 to 1. Where no value differs from another one there is still a
-/// width, that of [`wilson`]'s interval of the mean as a share of the way from -1 to 1.
+/// [`clustered_bootstrap`] for differences of two shares, from -1 to 1. If all values are equal, it is [`wilson`]'s interval for
+/// the mean, computed on 0..=1 and scaled back.
 ///
 /// # Panics
-/// Where `values` and `clusters` differ in length.
+/// If `values` and `clusters` differ in length.
 pub fn interval_of_differences(values: &[f64], clusters: &[u64]) -> Option<Interval> {
     let shares: Vec<f64> = values.iter().map(|value| (value + 1.0) / 2.0).collect();
     let interval = clustered_bootstrap(&shares, clusters, RESAMPLES, SEED)?;
@@ -134,9 +139,9 @@ fn resampled_mean(clusters: &[Cluster], random: &mut ChaCha8Rng) -> f64 {
 
 /// 95% percentile intervals of several statistics, from a bootstrap that draws clusters with replacement within strata.
 ///
-/// Clusters are numbered from 0, those of a stratum one after the other; `strata` has the strata's sizes, which a resample
-/// keeps. `statistics` gets the clusters drawn and returns the statistics, always as many. `None` for one that is not finite
-/// in some resample, nothing for no resamples.
+/// Clusters are numbered from 0, stratum by stratum; `strata` has the strata's sizes, which a resample keeps. `statistics` gets
+/// the clusters drawn and returns the same number of statistics each time. `None` for a statistic that is not finite in some
+/// resample; an empty list for no resamples.
 pub fn stratified_bootstrap(
     strata: &[usize],
     resamples: usize,
@@ -164,7 +169,7 @@ pub fn stratified_bootstrap(
     seen.into_iter().map(interval).collect()
 }
 
-/// A number from 0 to below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
+/// A random number from 0 to below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
 fn below(count: usize, random: &mut ChaCha8Rng) -> usize {
     ((u64::from(random.next_u32()) * count as u64) >> 32) as usize
 }
@@ -194,9 +199,9 @@ pub fn wilson(proportion: f64, n: usize) -> Interval {
 /// comes out when every cluster's sign is decided by a fair coin.
 ///
 /// This is the randomisation test of Fisher (1935) and Pitman (1937), over all 2^n signs at once: the distribution of the
-/// sum is computed by convolution, so that no random numbers take part. Where every difference is -1, 0 or 1 and a cluster
-/// is one pair, it is McNemar's exact test. Clusters of sum 0 say nothing; without any other the answer is 1. Time grows
-/// with the number of clusters times the sum of their absolute values.
+/// sum is computed by convolution, without random numbers. If every difference is -1, 0 or 1 and a cluster is one pair, it
+/// is McNemar's exact test. Clusters with sum 0 do not matter; if there are no others, the result is 1. Time grows with the
+/// number of clusters times the sum of their absolute values.
 pub fn sign_flip(sums: &[i64]) -> f64 {
     let sizes: Vec<usize> = sums.iter().map(|sum| sum.unsigned_abs() as usize).filter(|&size| size > 0).collect();
     let total: usize = sizes.iter().sum();
@@ -217,13 +222,14 @@ pub fn sign_flip(sums: &[i64]) -> f64 {
     p.min(1.0)
 }
 
-/// The mean that a sample like `values` would tell from 0 with p < 0.05, two-sided, in four of five draws of its clusters: 2.8
-/// standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters; but no less than
-/// what `FEWEST` clusters add up to that are as far from 0 as those that are not 0, or a sample in which hardly any cluster
-/// differs would claim to see the smallest difference. `None` for fewer than two clusters, or where no value differs from 0.
+/// The smallest mean that a sample like `values` would tell from 0 with p < 0.05, two-sided, in four of five draws of its
+/// clusters: 2.8 standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters. It is
+/// at least the mean of a sample in which `FEWEST` clusters differ from 0, by as much as those that do here: otherwise a sample
+/// in which hardly any cluster differs would seem to detect the smallest difference. `None` for fewer than two clusters, or if no
+/// cluster differs from 0.
 ///
 /// # Panics
-/// Where `values` and `clusters` differ in length.
+/// If `values` and `clusters` differ in length.
 pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
     assert_eq!(values.len(), clusters.len(), "a cluster a value");
     let mean = values.iter().sum::<f64>() / values.len() as f64;
@@ -242,9 +248,8 @@ pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
     (count > 1.0 && !differing.is_empty() && least.is_finite()).then_some(least)
 }
 
-/// p-values adjusted for there being several of them, in the same order: the chance that any true null hypothesis among
-/// them is refused at a level stays below that level (Holm 1979, "A simple sequentially rejective multiple test
-/// procedure").
+/// p-values adjusted for multiple tests, in the same order: the probability of rejecting any true null hypothesis at a level
+/// stays below that level (Holm 1979, "A simple sequentially rejective multiple test procedure").
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&one, &other| p_values[one].total_cmp(&p_values[other]));
@@ -257,7 +262,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// Standard deviation of a sample (n - 1 below the line); `None` for fewer than two values.
+/// Standard deviation of a sample (n - 1 in the denominator); `None` for fewer than two values.
 pub fn standard_deviation(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
