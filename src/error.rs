@@ -1,7 +1,7 @@
 //! The one error type of the crate: what happened, and what to do next.
 //!
-//! Errors a user can cause are [`Kind::Input`] and end the program with exit code 2; everything else
-//! is [`Kind::Runtime`] and ends it with exit code 1, but for a run that was asked to stop, [`Kind::Stopped`].
+//! Errors a user can cause are [`Kind::Input`] and end the program with exit code 2; everything else is [`Kind::Runtime`] and
+//! ends it with exit code 1, except a run that a signal stopped: [`Kind::Stopped`].
 
 use crate::{memory, panics};
 use nix::errno::Errno;
@@ -11,21 +11,21 @@ use std::{fmt, io};
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Who can mend an error.
+/// Who can fix an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The user: a wrong file, key or argument. Exit code 2.
     Input,
     /// The machine or the program: a full disk, a lost rank, a failed kernel. Exit code 1.
     Runtime,
-    /// Nobody: a signal asked the run to stop, and it did, with a checkpoint. Exit code 143, as after SIGTERM.
+    /// Not a failure: a signal stopped the run after it saved a checkpoint. Exit code 143, as after SIGTERM.
     Stopped,
 }
 
 /// What happened, where, what was expected; and what to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// Who can mend it.
+    /// Who can fix it.
     pub kind: Kind,
     /// What happened, where, and what was expected: names the file, the line or the key.
     pub message: String,
@@ -34,17 +34,17 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error that the user can mend.
+    /// An error that the user can fix.
     pub fn input(message: impl Into<String>) -> Self {
         Self { kind: Kind::Input, message: message.into(), hint: None }
     }
 
-    /// An error of the machine or the program.
+    /// A failure of the machine or the program.
     pub fn runtime(message: impl Into<String>) -> Self {
         Self { kind: Kind::Runtime, message: message.into(), hint: None }
     }
 
-    /// The end of a run that was asked to stop.
+    /// A run that a signal stopped.
     pub fn stopped(message: impl Into<String>) -> Self {
         Self { kind: Kind::Stopped, message: message.into(), hint: None }
     }
@@ -55,16 +55,16 @@ impl Error {
         self
     }
 
-    /// One error of several `reasons`, each with its own hint; a single one as it is.
-    pub fn all(said: impl fmt::Display, hint: impl Into<String>, mut reasons: Vec<Self>) -> Self {
+    /// One error for several `reasons`, each with its own hint; a single reason is returned as it is.
+    pub fn all(summary: impl fmt::Display, hint: impl Into<String>, mut reasons: Vec<Self>) -> Self {
         if reasons.len() == 1 {
             return reasons.remove(0);
         }
         let listed: Vec<String> = reasons.iter().map(|reason| format!("- {reason}")).collect();
-        Self::input(format!("{said}, for {} reasons\n{}", reasons.len(), listed.join("\n"))).hint(hint)
+        Self::input(format!("{summary}, for {} reasons\n{}", reasons.len(), listed.join("\n"))).hint(hint)
     }
 
-    /// Says where it happened, in front of the message.
+    /// Puts the place where it happened in front of the message.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.message = format!("{place}: {}", self.message);
         self
@@ -102,7 +102,8 @@ impl From<tch::TchError> for Error {
 }
 
 impl Error {
-    /// The error for what libtorch threw; a lack of memory gets a hint, and so does what it cannot compute in one order.
+    /// The error for a message that libtorch threw. Out of memory gets a hint, and so does an operation without a deterministic
+    /// implementation.
     pub fn of_libtorch(text: &str) -> Self {
         match memory::lack_in(text) {
             Some(lack) => Self::runtime(format!("out of memory: {lack}")).hint(memory::hint()),
@@ -121,8 +122,8 @@ impl Error {
     }
 }
 
-/// Runs `call`, in which libtorch may fail: an error, where its bindings would panic. What `call` was changing must not be
-/// used after an error.
+/// Runs `call` and turns a panic of libtorch's bindings into an error. After an error, nothing that `call` was changing may be
+/// used.
 ///
 /// # Errors
 /// Those of `call`, and libtorch's.
@@ -130,7 +131,7 @@ pub fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     panics::contain_libtorch(call).unwrap_or_else(|thrown| Err(Error::of_libtorch(&thrown)))
 }
 
-/// The hint for a path where nothing is: the whole path that was tried.
+/// The hint for a path that does not exist: the absolute path that was tried.
 pub fn looked_for(path: &Path) -> String {
     match std::path::absolute(path) {
         Ok(whole) if path.is_relative() => format!("looked for {}: is the path right?", whole.display()),
@@ -138,8 +139,8 @@ pub fn looked_for(path: &Path) -> String {
     }
 }
 
-/// Turns a failed file operation into an error that names the file: the user's to mend where the path or what lies there
-/// is wrong, the machine's otherwise.
+/// Turns a failed file operation into an error that names the file: an input error if the path or the file is wrong, else a
+/// runtime error.
 pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     use io::ErrorKind::*;
     let message = format!("cannot {doing} {}: {error}", path.display());
@@ -147,10 +148,10 @@ pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
         NotFound | InvalidFilename | InvalidInput => return Error::input(message).hint(looked_for(path)),
         NotADirectory => "a part of the path is a file, where a folder was expected",
         IsADirectory => "a file was expected: name the file in it",
-        AlreadyExists => "nothing is overwritten: name another path, or move what is there away",
-        PermissionDenied | ReadOnlyFilesystem => "get the right to do so, or name another path",
-        InvalidData => "is it the right file, and whole?",
-        NotSeekable => "a regular file was expected: write what this one gives into a file, and name that",
+        AlreadyExists => "nothing is overwritten: name another path, or move the existing one away",
+        PermissionDenied | ReadOnlyFilesystem => "change its permissions, or name another path",
+        InvalidData => "is it the right file, and is it complete?",
+        NotSeekable => "a regular file was expected: write its content to one, and name that",
         StorageFull | QuotaExceeded => return Error::runtime(message).hint("make room, or write to another disk"),
         _ => {
             let failed = Error::runtime(message);
@@ -158,7 +159,7 @@ pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
                 Some(Errno::EMFILE) => failed.hint("this process may open no more files: raise `ulimit -n`"),
                 Some(Errno::ENFILE) => failed.hint("the machine has too many files open: end other programs"),
                 Some(Errno::EFBIG) => failed.hint("this process may write no larger files: raise `ulimit -f`"),
-                Some(Errno::EIO) => failed.hint("the disk fails: look at the system's log (dmesg)"),
+                Some(Errno::EIO) => failed.hint("the disk is failing: see the system's log (dmesg)"),
                 _ => failed,
             };
         }
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(quoted.message, format!("libtorch: {text}"));
     }
 
-    /// What the system says of a file that cannot be read.
+    /// The error for a file that cannot be read.
     fn read(path: &Path) -> Error {
         file_error(path, "read", &std::fs::read_to_string(path).unwrap_err())
     }

@@ -1,4 +1,5 @@
-//! The haf-dist program: a launcher without libtorch and MPI. It answers what needs neither, and starts the engine for the rest.
+//! The haf-dist program: a launcher without libtorch and MPI. It runs commands that need neither, and starts the engine for the
+//! rest.
 
 use clap::Parser;
 use haf_dist::cli::{Arguments, Command, Request, outcome};

@@ -1,8 +1,8 @@
-//! How sequences are packed in rows, and how attention reads them: terms shared by data, model and operations.
+//! How sequences are packed into rows and how attention reads them: the types that data, model and operations share.
 //!
 //! Not here: packing pairs (`data/batch.rs`), computing attention (`ops/`).
 
-/// Rows of one prompt with its answers in a packed row of tokens.
+/// One prompt and its answers in a packed micro-batch, where each token is a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
     /// First row.
@@ -20,12 +20,12 @@ impl Group {
     }
 }
 
-/// For rotations that depend on the sequence's length: which lengths are rotated alike.
+/// Which sequence lengths are rotated alike, for models whose rotation depends on the sequence's length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AlikeLengths {
-    /// All up to this one; each greater length is rotated in its own way.
+    /// All up to this one; a longer sequence is rotated like those of exactly its length.
     UpTo(usize),
-    /// All up to this one, and in another way all greater ones.
+    /// All up to this one, and all longer ones among themselves.
     OnEitherSideOf(usize),
 }
 
@@ -39,23 +39,22 @@ impl AlikeLengths {
         }
     }
 
-    /// Lengths that are alike by both rules, or fewer.
+    /// A rule by which lengths are alike only if both rules say so; it may separate more lengths than needed.
     pub fn and(self, other: Self) -> Self {
         let (Self::UpTo(one) | Self::OnEitherSideOf(one), Self::UpTo(two) | Self::OnEitherSideOf(two)) = (self, other);
         if self == other { self } else { Self::UpTo(one.min(two)) }
     }
 }
 
-/// How a model family transforms and masks the scores of queries and keys before the softmax.
+/// How a model family computes attention scores, before the softmax.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRules {
-    /// Factor of each product of a query and a key.
+    /// Factor on the product of a query and a key.
     pub scale: f64,
-    /// Number of positions that a query sees, its own the last; at least 1. None: all up to its own. A suffix continues
-    /// its prefix's positions, so the window is that of the two as a single sequence (Mistral, Jiang et al., arXiv
-    /// 2310.06825).
+    /// Positions that a query sees, its own the last of them; at least 1. None: all up to its own. A suffix's positions continue
+    /// its prefix's, so the window is that of the two as a single sequence (Mistral, Jiang et al., arXiv 2310.06825).
     pub window: Option<usize>,
-    /// c > 0 of c tanh(score / c), applied to the scaled scores (Gemma 2, arXiv 2408.00118). None: no cap.
+    /// The c > 0 in c tanh(score / c), applied to the scaled scores (Gemma 2, arXiv 2408.00118). None: no cap.
     pub soft_cap: Option<f64>,
 }
 
@@ -66,13 +65,13 @@ impl AttentionRules {
     }
 }
 
-/// How rows are cut into heads.
+/// Numbers of attention heads, and their width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadCounts {
     /// Query heads, H.
     pub query: usize,
-    /// Key heads, G, which divides H.
+    /// Key and value heads, G; divides H.
     pub key: usize,
-    /// Width of a head, E, even.
+    /// Width of a head, E; even.
     pub width: usize,
 }

@@ -1,7 +1,7 @@
-//! A library's panic over a damaged file, or where libtorch fails, becomes an error.
+//! Turns a library's panic into an error: over a damaged file, or when libtorch fails.
 //!
-//! Not for this crate's own mistakes: those shall end the program. Only for calls into a library that is known to panic
-//! on input that a user can cause, and that leaves nothing half done behind.
+//! Not for bugs in this crate: those must end the program. Only for calls into a library that is known to panic on a user's input
+//! and that leaves no half-changed state behind.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -15,7 +15,7 @@ thread_local! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Contained {
     Nothing,
-    /// Those of libtorch's bindings, which panic where libtorch throws.
+    /// Those of libtorch's bindings, which panic when libtorch throws.
     Libtorch,
     Everything,
 }
@@ -29,7 +29,7 @@ pub fn becomes_an_error(message: &str) -> bool {
     }
 }
 
-/// Runs `call`; a panic in it is returned as its message. What `call` was changing must not be used after that.
+/// Runs `call`; returns the message of a panic in it. After a panic, nothing that `call` was changing may be used.
 ///
 /// # Errors
 /// The panic's message.
@@ -40,8 +40,8 @@ pub fn contain<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|panic| message(&*panic))
 }
 
-/// Runs `call`; where libtorch throws in it, its message is returned. Any other panic goes on. What `call` was changing must
-/// not be used after an error.
+/// Runs `call`; returns libtorch's message if libtorch throws in it. Any other panic passes through. After an error, nothing that
+/// `call` was changing may be used.
 ///
 /// # Errors
 /// The message of libtorch's bindings.
@@ -54,7 +54,7 @@ pub fn contain_libtorch<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     result.map_err(|panic| thrown(&message(&*panic)).unwrap_or_else(|| resume_unwind(panic)))
 }
 
-/// What libtorch threw, in a panic of its bindings: an unwrapped error of theirs, which is written as Rust quotes texts.
+/// libtorch's message in a panic of its bindings. They unwrap their error, so the message is quoted as by `{:?}`.
 fn thrown(message: &str) -> Option<String> {
     let (_, quoted) = message.split_once(THROWN)?;
     let mut text = String::new();
@@ -73,7 +73,7 @@ fn thrown(message: &str) -> Option<String> {
     Some(text)
 }
 
-/// As the bindings' error begins in a panic's message.
+/// How the bindings' error starts in a panic's message.
 const THROWN: &str = "Torch(\"";
 
 fn message(panic: &(dyn Any + Send)) -> String {

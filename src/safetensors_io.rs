@@ -34,7 +34,7 @@ const KINDS: [(Kind, Dtype); 9] = [
     (Kind::Uint8, Dtype::U8),
 ];
 
-/// A tensor to write: what the header says of it, and its values, asked for when its turn comes.
+/// A tensor to write: its header entry, and its values, which are made only when it is written.
 pub struct Entry<'a> {
     /// Its name.
     pub name: String,
@@ -47,7 +47,7 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// A tensor that is at hand.
+    /// An existing tensor.
     pub fn of(name: &str, tensor: &'a Tensor) -> Self {
         let (kind, shape) = (tensor.kind(), tensor.size());
         Self { name: name.into(), kind, shape, values: Box::new(|| Ok(tensor.shallow_clone())) }
@@ -58,14 +58,14 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Writes `tensors` to a new file at `path` and returns when the disk has it.
+/// Writes `tensors` to a new file at `path` and returns when it is on the disk.
 ///
-/// A contiguous CPU tensor is written from its own memory; any other is copied for the moment of its writing, one at
-/// a time. Tensors with wider elements come first, so that every tensor is aligned to its element. `metadata` becomes
-/// the header's `__metadata__` (Transformers wants `format = "pt"`). The same input gives the same bytes.
+/// A contiguous CPU tensor is written from its own memory; others are copied one at a time. Tensors with wider elements
+/// come first, so that every tensor is aligned to its element. `metadata` becomes the header's `__metadata__`
+/// (Transformers wants `format = "pt"`). The same input gives the same bytes.
 ///
 /// # Errors
-/// A name that comes twice, a kind the container lacks, values that are not what their entry says, an existing `path`,
+/// A name that occurs twice, a kind the container lacks, values that differ from their entry, an existing `path`,
 /// or a failed write.
 pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut order: Vec<&Entry> = tensors.iter().collect();
@@ -79,16 +79,19 @@ pub fn write(path: &Path, tensors: &[Entry], metadata: &BTreeMap<String, String>
     for entry in order {
         let tensor = (entry.values)()?;
         if (tensor.kind(), tensor.size()) != (entry.kind, entry.shape.clone()) {
-            return Err(Error::runtime(format!("{} is {tensor:?}, not what the header says", entry.name)));
+            return Err(Error::runtime(format!(
+                "{} is {tensor:?}, which is not what its header entry says",
+                entry.name
+            )));
         }
-        // No copy where it is contiguous on the CPU.
+        // No copy if it is contiguous on the CPU.
         let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
         file.write_all(&bytes(&tensor)?).map_err(failed)?;
     }
     file.sync_all().map_err(failed)
 }
 
-/// [`write()`] of a model's tensors: Transformers and PEFT refuse a file that does not say `format = "pt"`.
+/// [`write()`] for a model's tensors: Transformers and PEFT refuse a file that does not say `format = "pt"`.
 ///
 /// # Errors
 /// As [`write()`].
@@ -97,7 +100,7 @@ pub fn write_model(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     write_model_entries(path, &entries)
 }
 
-/// [`write_model`] of tensors that are made when their turn comes.
+/// [`write_model`] for tensors that are made only when they are written.
 ///
 /// # Errors
 /// As [`write()`].
@@ -128,7 +131,7 @@ fn header(tensors: &[&Entry], metadata: &BTreeMap<String, String>) -> Result<Vec
     Ok(text)
 }
 
-/// A safetensors file in memory-mapped form: opening it reads the header alone.
+/// A memory-mapped safetensors file: opening it reads only the header.
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
@@ -143,7 +146,7 @@ impl Mapped {
     /// another without gap or overlap, and that the file ends where the last one does.
     ///
     /// # Errors
-    /// [`Error::input`] that names the file and says what is wrong with it: not there, cut short, not safetensors.
+    /// [`Error::input`] that names the file and says what is wrong: missing, cut short, not safetensors.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error: std::io::Error| file_error(path, "open", &error);
         let memory = files::map(path).map_err(failed)?;
@@ -152,7 +155,7 @@ impl Mapped {
         Ok(Self { path: path.into(), memory, data_start: LENGTH_BYTES + header_length, metadata })
     }
 
-    /// Where the file is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -170,7 +173,7 @@ impl Mapped {
     /// A tensor's shape.
     ///
     /// # Errors
-    /// [`Error::input`] where the file has no such tensor.
+    /// [`Error::input`] if the file has no such tensor.
     pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
         let convert = |&size: &usize| i64::try_from(size).map_err(|_| self.wrong(name, "has a size beyond 2^63"));
         self.info(name)?.shape.iter().map(convert).collect()
@@ -179,17 +182,17 @@ impl Mapped {
     /// A tensor's kind.
     ///
     /// # Errors
-    /// [`Error::input`] where the file has no such tensor, or it has a kind that is not supported (F8, bool ...).
+    /// [`Error::input`] if the file has no such tensor, or its kind is not supported (F8, bool ...).
     pub fn kind(&self, name: &str) -> Result<Kind> {
         let dtype = self.info(name)?.dtype;
         let kind = KINDS.iter().find(|(_, known)| *known == dtype).map(|(kind, _)| *kind);
         kind.ok_or_else(|| self.wrong(name, &format!("has elements of type {dtype}, which is not supported")))
     }
 
-    /// The name of a tensor's kind in the container, of one that is not supported too: `F32`, `F8_E4M3`.
+    /// The container's name for a tensor's kind, supported or not: `F32`, `F8_E4M3`.
     ///
     /// # Errors
-    /// [`Error::input`] where the file has no such tensor.
+    /// [`Error::input`] if the file has no such tensor.
     pub fn kind_name(&self, name: &str) -> Result<String> {
         self.info(name).map(|info| info.dtype.to_string())
     }
@@ -197,7 +200,7 @@ impl Mapped {
     /// A tensor's bytes, without a copy.
     ///
     /// # Errors
-    /// [`Error::input`] where the file has no such tensor.
+    /// [`Error::input`] if the file has no such tensor.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let (start, end) = self.info(name)?.data_offsets;
         // `open` has checked the ranges; a second look costs nothing and cannot panic.
@@ -216,12 +219,12 @@ impl Mapped {
             return Err(self.wrong(name, "has a shape that does not fit its bytes"));
         }
         let copy = Tensor::f_from_data_size(data, &shape, kind)?;
-        // Or loading a model would count all of its files as this process's memory.
+        // Otherwise all files of a loaded model would count as this process's memory.
         self.memory.let_go_of(data);
         Ok(copy)
     }
 
-    /// A copy of some rows of a tensor, as if it were a matrix of its last dimension's columns: [rows, columns].
+    /// A copy of some rows of a tensor, taken as a matrix whose columns are its last dimension: [rows, columns].
     ///
     /// # Errors
     /// As [`Self::kind`], or rows that the tensor does not have.
@@ -248,7 +251,7 @@ impl Mapped {
     }
 }
 
-/// Says what is wrong with a file that is no safetensors file, with numbers where the library has none.
+/// The error for a file that is not a whole safetensors file, with numbers that the library's message lacks.
 fn damaged(path: &Path, file: &[u8], reason: &str) -> Error {
     let (length, path) = (file.len(), path.display());
     if file.starts_with(b"version https://git-lfs") {

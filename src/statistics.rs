@@ -1,4 +1,4 @@
-//! Confidence intervals of a mean (a bootstrap over clusters, Wilson's interval if it has no width), an exact test of
+//! Confidence intervals of a mean (a bootstrap over clusters, Wilson's interval where it has no width), an exact test of
 //! paired differences, and Holm's adjustment for several tests.
 //!
 //! Pure functions: the same numbers give the same interval on every machine, in any order and for any number of ranks.
@@ -11,17 +11,17 @@ use std::collections::BTreeMap;
 /// The normal distribution's 97.5% quantile: 95% lie between minus and plus this many standard deviations.
 const Z_95: f64 = 1.959_963_984_540_054;
 
-/// Its 80% quantile.
+/// The normal distribution's 80% quantile.
 const Z_80: f64 = 0.841_621_233_572_914_4;
 
-/// Mean number of differing clusters at which six or more differ in four of five draws (Poisson's distribution): if fewer than
-/// six differ, [`sign_flip`] has no p < 0.05, since 2 / 2^5 = 0.0625.
+/// Clusters that must differ, on average, so that six or more do in four of five draws (Poisson's distribution): if fewer than six
+/// differ, [`sign_flip`] has no p < 0.05, since 2 / 2^5 = 0.0625.
 const FEWEST: f64 = 7.906;
 
 /// Bootstrap resamples behind every interval that is reported.
 pub const RESAMPLES: usize = 2000;
 
-/// Their seed.
+/// Seed of those resamples.
 pub const SEED: u64 = 0;
 
 /// A 95% confidence interval.
@@ -34,9 +34,14 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// This interval of a proportion, extended to [`wilson`]'s for `n` trials if it is no wider than `smooth`: a bootstrap that
-    /// has never seen another outcome does not know how rare it is. `smooth` is how far terms other than outcomes can move the
-    /// figure; a proportion that they move out of 0..=1 counts as the nearer end.
+    /// From its ends, if there are both.
+    pub fn between(low: Option<f64>, high: Option<f64>) -> Option<Self> {
+        low.zip(high).map(|(low, high)| Self { low, high })
+    }
+
+    /// This interval for a proportion, joined with [`wilson`]'s for `n` trials if it is no wider than `smooth`: a bootstrap over
+    /// equal outcomes cannot tell how rare another one is. `smooth` is how far the figure varies for other reasons than its
+    /// outcomes; a proportion outside 0..=1 counts as the nearer end.
     pub fn or_wilson(self, proportion: f64, n: usize, smooth: f64) -> Self {
         if self.high - self.low > smooth + 1e-12 * proportion.abs() {
             return self;
@@ -49,9 +54,9 @@ impl Interval {
 /// Mean and standard deviation of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
-    /// The mean.
+    /// Their mean.
     pub mean: f32,
-    /// The sample standard deviation, at least 1e-8: programs divide by it.
+    /// Their sample standard deviation, at least 1e-8: programs divide by it.
     pub std: f32,
 }
 
@@ -76,16 +81,16 @@ struct Cluster {
 
 /// 95% percentile interval of the mean of `values`, from a bootstrap that draws whole clusters with replacement.
 ///
-/// `clusters[i]` names the cluster of `values[i]`. Pairs of one prompt are not independent, so prompts are drawn. With one
-/// value a cluster this is the ordinary bootstrap; identical copies in a cluster add no certainty (Cameron, Gelbach &
-/// Miller 2008, "Bootstrap-based improvements for inference with clustered errors").
+/// `clusters[i]` names the cluster of `values[i]`. Pairs with the same prompt are not independent, so prompts are drawn. With one
+/// value per cluster this is the ordinary bootstrap; identical copies in a cluster add no certainty (Cameron, Gelbach & Miller
+/// 2008, "Bootstrap-based improvements for inference with clustered errors").
 ///
-/// If the bootstrap has no width (every value is the same: it has never seen another outcome) and the values lie in
-/// 0..=1, the interval is [`wilson`]'s with the number of clusters as n, so that 20 right answers out of 20 do not claim
-/// certainty. `None` for fewer than two clusters, for no resamples, or for a value that is not finite.
+/// If the bootstrap has no width (all values are equal) and the values lie in 0..=1, the result is [`wilson`] with the number of
+/// clusters as n, so that 20 right answers out of 20 do not claim certainty. `None` for fewer than two clusters, for no
+/// resamples, or for a value that is not finite.
 ///
 /// # Panics
-/// Where `values` and `clusters` differ in length.
+/// If `values` and `clusters` differ in length.
 pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, seed: u64) -> Option<Interval> {
     assert_eq!(values.len(), clusters.len(), "one cluster a value");
     // Sorted by name, so that the order in which ranks deliver the values does not matter.
@@ -110,11 +115,11 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
     Some(if proportions { interval.or_wilson(mean, clusters.len(), 0.0) } else { interval })
 }
 
-/// [`clustered_bootstrap`] of differences of two proportions, from -1 to 1. Even if all values are the same the interval has a
-/// width: that of [`wilson`]'s for the mean, with -1..=1 mapped to 0..=1.
+/// [`clustered_bootstrap`] for differences of two shares, from -1 to 1. If all values are equal, it is [`wilson`]'s interval for
+/// the mean, computed on 0..=1 and scaled back.
 ///
 /// # Panics
-/// Where `values` and `clusters` differ in length.
+/// If `values` and `clusters` differ in length.
 pub fn interval_of_differences(values: &[f64], clusters: &[u64]) -> Option<Interval> {
     let shares: Vec<f64> = values.iter().map(|value| (value + 1.0) / 2.0).collect();
     let interval = clustered_bootstrap(&shares, clusters, RESAMPLES, SEED)?;
@@ -134,9 +139,9 @@ fn resampled_mean(clusters: &[Cluster], random: &mut ChaCha8Rng) -> f64 {
 
 /// 95% percentile intervals of several statistics, from a bootstrap that draws clusters with replacement within strata.
 ///
-/// Clusters are numbered from 0, those of a stratum one after the other; `strata` has the strata's sizes, which a resample
-/// keeps. `statistics` gets the clusters drawn and returns the statistics, always the same number. `None` for a statistic that
-/// is not finite in some resample; empty without resamples.
+/// Clusters are numbered from 0, stratum by stratum; `strata` has the strata's sizes, which a resample keeps. `statistics` gets
+/// the clusters drawn and returns the same number of statistics each time. `None` for a statistic that is not finite in some
+/// resample; an empty list for no resamples.
 pub fn stratified_bootstrap(
     strata: &[usize],
     resamples: usize,
@@ -164,7 +169,7 @@ pub fn stratified_bootstrap(
     seen.into_iter().map(interval).collect()
 }
 
-/// A random number below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
+/// A random number from 0 to below `count`: the upper half of a product maps 32 random bits; its bias is below count / 2^32.
 fn below(count: usize, random: &mut ChaCha8Rng) -> usize {
     ((u64::from(random.next_u32()) * count as u64) >> 32) as usize
 }
@@ -194,9 +199,9 @@ pub fn wilson(proportion: f64, n: usize) -> Interval {
 /// comes out when every cluster's sign is decided by a fair coin.
 ///
 /// This is the randomisation test of Fisher (1935) and Pitman (1937), over all 2^n signs at once: the distribution of the
-/// sum is computed by convolution, so that no random numbers take part. Where every difference is -1, 0 or 1 and a cluster
-/// is one pair, it is McNemar's exact test. Clusters of sum 0 do not count; without any other the p-value is 1. Time grows
-/// with the number of clusters times the sum of their absolute values.
+/// sum is computed by convolution, without random numbers. If every difference is -1, 0 or 1 and a cluster is one pair, it
+/// is McNemar's exact test. Clusters with sum 0 do not matter; if there are no others, the result is 1. Time grows with the
+/// number of clusters times the sum of their absolute values.
 pub fn sign_flip(sums: &[i64]) -> f64 {
     let sizes: Vec<usize> = sums.iter().map(|sum| sum.unsigned_abs() as usize).filter(|&size| size > 0).collect();
     let total: usize = sizes.iter().sum();
@@ -217,13 +222,14 @@ pub fn sign_flip(sums: &[i64]) -> f64 {
     p.min(1.0)
 }
 
-/// The mean that a sample like `values` would detect with p < 0.05, two-sided, in four of five draws of its clusters: 2.8
-/// cluster-robust standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), but at least the mean
-/// if `FEWEST` clusters differ from 0 by the typical nonzero amount. Without that limit a sample in which hardly any cluster
-/// differs would claim to detect the smallest difference. `None` for fewer than two clusters, or if no value differs from 0.
+/// The smallest mean that a sample like `values` would tell from 0 with p < 0.05, two-sided, in four of five draws of its
+/// clusters: 2.8 standard errors of the mean (the normal distribution's 97.5% and 80% quantiles added), robust to clusters. It is
+/// at least the mean of a sample in which `FEWEST` clusters differ from 0, by as much as those that do here: otherwise a sample
+/// in which hardly any cluster differs would seem to detect the smallest difference. `None` for fewer than two clusters, or if no
+/// cluster differs from 0.
 ///
 /// # Panics
-/// Where `values` and `clusters` differ in length.
+/// If `values` and `clusters` differ in length.
 pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
     assert_eq!(values.len(), clusters.len(), "a cluster a value");
     let mean = values.iter().sum::<f64>() / values.len() as f64;
@@ -242,9 +248,8 @@ pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
     (count > 1.0 && !differing.is_empty() && least.is_finite()).then_some(least)
 }
 
-/// p-values adjusted for there being several of them, in the same order: the chance that any true null hypothesis among
-/// them is rejected at a level stays below that level (Holm 1979, "A simple sequentially rejective multiple test
-/// procedure").
+/// p-values adjusted for multiple tests, in the same order: the probability of rejecting any true null hypothesis at a level
+/// stays below that level (Holm 1979, "A simple sequentially rejective multiple test procedure").
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&one, &other| p_values[one].total_cmp(&p_values[other]));
@@ -257,7 +262,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// Standard deviation of a sample (divided by n - 1); `None` for fewer than two values.
+/// Standard deviation of a sample (n - 1 in the denominator); `None` for fewer than two values.
 pub fn standard_deviation(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
@@ -293,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_convolution_counts_the_same_as_trying_every_sign() {
+    fn the_convolution_counts_what_trying_every_sign_counts() {
         let sums = [3, -1, 4, 1, -5, 2, 6, 0, 5];
         let seen = sums.iter().sum::<i64>().abs();
         let as_far = |signs: u32| {
@@ -325,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stratum_is_the_clustered_bootstrap_and_differences_between_strata_have_no_width() {
+    fn one_stratum_is_the_clustered_bootstrap_and_what_parts_strata_has_no_width() {
         let values = [0.3, 0.9, 0.1, 0.4, 0.7, 0.2];
         let mean = |drawn: &[usize]| vec![drawn.iter().map(|&place| values[place]).sum::<f64>() / drawn.len() as f64];
         let found = stratified_bootstrap(&[values.len()], RESAMPLES, SEED, mean)[0].unwrap();
@@ -346,15 +351,15 @@ mod tests {
         assert_eq!(holm(&[]), Vec::<f64>::new());
     }
 
-    /// Promise: the detectable mean is 2.8 standard errors if many clusters differ, and never less than the exact test can detect.
+    /// Promise: what could be found is 2.8 standard errors where many clusters differ, and never less than the exact test can find.
     #[test]
-    fn no_difference_counts_as_detectable_that_the_exact_test_cannot_detect() {
+    fn no_difference_is_said_to_be_detectable_that_the_exact_test_cannot_detect() {
         let of = |values: &[f64]| detectable(values, &(0..values.len() as u64).collect::<Vec<_>>());
         let sample =
             |better: usize, worse: usize, same: usize| [vec![1.0; better], vec![-1.0; worse], vec![0.0; same]].concat();
         let many = of(&sample(20, 20, 60)).unwrap();
         assert!((many - 2.801_585 * (40.0 / 99.0f64).sqrt() / 10.0).abs() < 1e-6, "{many}");
-        // One prompt of 24 differs: 2.8 standard errors are 0.117, but not even three prompts can be distinguished from chance.
+        // One prompt of 24 differs: 2.8 standard errors are 0.117, but not even three prompts can be told from chance.
         let few = of(&sample(1, 0, 23)).unwrap();
         assert!(few > 0.117 && (few - 7.906 / 24.0).abs() < 1e-6, "{few}");
         assert!(sign_flip(&[1; 5]) > 0.05 && sign_flip(&[1; 6]) < 0.05, "why it is six");

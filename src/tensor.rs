@@ -1,8 +1,8 @@
 //! Small tensor helpers: kinds, and the memory of CPU tensors as slices.
 //!
 //! One of the few files with `unsafe`: tch hands out a raw pointer, and everything that walks a tensor's memory
-//! (loops, MPI, safetensors) goes through here. A slice is a loan of memory, as `RefCell` lends a value: what is lent to be
-//! written is lent once, whichever handles of the tensor there are.
+//! (loops, MPI, safetensors) goes through here. A slice is a loan of memory, as with `RefCell`: memory that is lent for writing
+//! is lent only once, whichever tensor handle it is asked through.
 
 #![allow(unsafe_code)]
 
@@ -48,8 +48,8 @@ pub fn count(tensor: &Tensor) -> usize {
     tensor.size().iter().product::<i64>() as usize
 }
 
-/// Values as a tensor on a device. For a GPU they go through pinned memory and the copy is only queued, behind the work
-/// that is queued there already: nobody waits for it, and libtorch keeps the pinned memory until it is over.
+/// Copies values to a tensor on a device. For a GPU the copy goes through pinned memory and is queued behind earlier work: the
+/// host does not wait for it, and libtorch keeps the pinned memory until it is done.
 pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor {
     let values = Tensor::from_slice(values);
     match device {
@@ -59,8 +59,8 @@ pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor 
     }
 }
 
-/// The values on the host: the tensor itself where they are there. From a GPU the copy is only queued, into pinned memory; who
-/// reads it must know that what was queued by then is done.
+/// The values on the host; a CPU tensor is returned as it is. From a GPU the copy to pinned memory is only queued: the caller
+/// must not read it before the work queued so far is done.
 ///
 /// # Errors
 /// A failed device.
@@ -68,8 +68,8 @@ pub fn queue_to_host(values: &Tensor) -> Result<Tensor> {
     Ok(values.f_to_device_(Device::Cpu, values.kind(), true, false)?)
 }
 
-/// Memory that is lent as slices at this moment, by any thread. Handles of a tensor are shallow, so the borrow checker does not
-/// know which of them share memory; addresses tell.
+/// Memory that is lent as slices at this moment, by any thread. Handles of a tensor are shallow, so the borrow checker cannot
+/// know which of them share memory; their addresses show it.
 static LOANS: Mutex<Vec<Loan>> = Mutex::new(Vec::new());
 
 #[derive(Debug, Clone, PartialEq)]
@@ -105,14 +105,14 @@ impl Drop for Lent {
 }
 
 impl Loan {
-    /// Whether the two may not be lent at a time: they share memory, and one of them is to be written.
+    /// Whether the two must not be lent at the same time: they share memory, and one of them is for writing.
     fn excludes(&self, other: &Self) -> bool {
         let [ours, theirs] = [self, other].map(|loan| &loan.addresses);
         (self.to_write || other.to_write) && ours.start < theirs.end && theirs.start < ours.end
     }
 }
 
-/// A tensor's elements, to read. While it lives, nothing that shares their memory is lent to write.
+/// A tensor's elements, for reading. While it lives, nothing that shares their memory is lent for writing.
 #[derive(Debug)]
 pub struct Slice<'a, T> {
     elements: NonNull<[T]>,
@@ -120,7 +120,7 @@ pub struct Slice<'a, T> {
     _tensor: PhantomData<&'a Tensor>,
 }
 
-/// A tensor's elements, to write. While it lives, nothing that shares their memory is lent.
+/// A tensor's elements, for writing. While it lives, nothing that shares their memory is lent.
 #[derive(Debug)]
 pub struct SliceMut<'a, T>(Slice<'a, T>);
 
@@ -128,8 +128,8 @@ impl<T> Deref for Slice<'_, T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `lend` has checked what lies there, the tensor's borrow keeps it alive, and the loan keeps it from being lent to
-        // write. libtorch is outside this: no operation of its own may write to the tensor meanwhile.
+        // SAFETY: `lend` has checked kind and length, the tensor's borrow keeps the memory alive, and the loan keeps it from
+        // being lent for writing. libtorch is outside this: no operation of its own may write to the tensor meanwhile.
         unsafe { self.elements.as_ref() }
     }
 }
@@ -149,7 +149,7 @@ impl<T> DerefMut for SliceMut<'_, T> {
     }
 }
 
-/// The memory of a contiguous CPU tensor as `T`s: its elements, which are of `kind`, or without a kind their bytes.
+/// The memory of a contiguous CPU tensor as `T`s: its elements, which must be of `kind`, or its bytes if `kind` is None.
 fn lend<T>(tensor: &Tensor, kind: Option<Kind>, to_write: bool) -> Result<Slice<'_, T>> {
     let wrong_kind = kind.is_some_and(|kind| kind != tensor.kind());
     if tensor.device() != Device::Cpu || !tensor.is_contiguous() || wrong_kind {
@@ -175,15 +175,15 @@ fn no_memory() -> Error {
 /// The elements of a contiguous CPU tensor.
 ///
 /// # Errors
-/// Another tensor than that; memory that is lent to be written.
+/// Any other tensor, or memory that is lent for writing.
 pub fn slice<T: Number>(tensor: &Tensor) -> Result<Slice<'_, T>> {
     lend(tensor, Some(T::KIND), false)
 }
 
-/// The elements of a contiguous CPU tensor, to write.
+/// The elements of a contiguous CPU tensor, for writing.
 ///
 /// # Errors
-/// Another tensor than that; memory that is lent, through whichever tensor.
+/// Any other tensor, or memory that is lent, through any tensor.
 pub fn slice_mut<T: Number>(tensor: &Tensor) -> Result<SliceMut<'_, T>> {
     lend(tensor, Some(T::KIND), true).map(SliceMut)
 }
@@ -196,7 +196,7 @@ pub fn bytes(tensor: &Tensor) -> Result<Slice<'_, u8>> {
     lend(tensor, None, false)
 }
 
-/// The bytes of a contiguous CPU tensor of any kind, to write.
+/// The bytes of a contiguous CPU tensor of any kind, for writing.
 ///
 /// # Errors
 /// As [`slice_mut`].

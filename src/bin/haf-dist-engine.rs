@@ -1,4 +1,4 @@
-//! The engine: what computes, with libtorch and MPI. `haf-dist` starts it with its own arguments.
+//! The engine: the program that computes, with libtorch and MPI. `haf-dist` starts it and passes its arguments on.
 
 use clap::Parser;
 use haf_dist::cli::{Arguments, Command, Request, outcome};
@@ -9,7 +9,7 @@ use haf_dist::{commands, files, logging, machine, memory};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Says so where there is no memory.
+/// Reports a failed allocation as an error.
 #[global_allocator]
 static ALLOCATOR: memory::Allocator = memory::Allocator;
 
@@ -49,7 +49,9 @@ fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
     let command = match Request::try_from(arguments)? {
         Request::Together(command) => command,
         Request::Alone(_) => {
-            return Err(Error::input("this command is not the engine's").hint("start haf-dist, not haf-dist-engine"));
+            return Err(
+                Error::input("the engine does not run this command").hint("start haf-dist, not haf-dist-engine")
+            );
         }
     };
     let alone = matches!(command, Command::Train { debug: true, .. });
@@ -61,7 +63,7 @@ fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
     Ok((command, comm))
 }
 
-/// Begins the trace that `--trace` asks for: on every rank or, where one of the files is there already, on none.
+/// Starts the trace for `--trace`: on every rank, or on none if one of the files exists already.
 fn start_trace(file: Option<&Path>, comm: &CommThread) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
     let path = comm.agree(logging::trace_path(file, comm.rank(), comm.world_size()))?;

@@ -1,4 +1,4 @@
-//! The exported side of a checkpoint with adapters: a folder as PEFT writes it, without the base.
+//! The exported part of a checkpoint with adapters: a folder as PEFT writes it, without the base model.
 //!
 //! Not here: reading one (`model/adapter.rs`).
 
@@ -11,11 +11,11 @@ use crate::model::peft::{CONFIG, PREFIX, Written};
 use crate::safetensors_io::{self, Entry};
 use std::path::Path;
 
-/// Which adapters a checkpoint holds.
+/// The adapters of a checkpoint.
 pub struct AdapterOf<'a> {
-    /// Their rank and places.
+    /// Their rank, and the projections they are on.
     pub lora: &'a Lora,
-    /// The model that they are beside.
+    /// The model that they adapt.
     pub architecture: &'a Architecture,
     /// The base's folder, or its name and commit on the hub.
     pub base: (&'a str, Option<&'a str>),

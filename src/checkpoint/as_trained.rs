@@ -1,5 +1,5 @@
-//! `haf_dist.json` beside a model's weights: how the run made tokens of its texts, so that whoever has the model alone,
-//! without `trainer/`, scores as the run did; and what was fitted on the dev pairs.
+//! `haf_dist.json` in a model's folder: how the run tokenised its texts, so that the model alone, without `trainer/`, scores
+//! as in the run; and the values fitted on the dev pairs.
 //!
 //! Not here: the run's whole configuration (`trainer/config.toml`).
 
@@ -13,7 +13,7 @@ use std::path::Path;
 /// Its name, in a model's folder.
 pub const AS_TRAINED: &str = "haf_dist.json";
 
-/// What a folder is to be scored with unless the command line says otherwise; the keys are those of the config.
+/// The settings to score a folder's model with, unless the command line sets others; the keys are those of the config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AsTrained {
@@ -25,22 +25,21 @@ pub struct AsTrained {
     pub max_prompt_length: usize,
     /// `data.truncation`
     pub truncation: Truncation,
-    /// `data.reward_at`; files of versions that knew the EOS alone do not have it.
+    /// `data.reward_at`; files of versions that read the reward only at the EOS do not have it.
     #[serde(default)]
     pub reward_at: RewardAt,
     /// `model.dtype`
     pub dtype: Dtype,
-    /// How what other programs render with the folder's chat template stands to the training; files of earlier versions do
-    /// not have it.
+    /// How the folder's chat template relates to the training; files of earlier versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<Rendering>,
-    /// What the run's dev pairs say of the heads, at this checkpoint; runs without dev pairs do not have it.
+    /// Fitted on the run's dev pairs at this checkpoint; runs without dev pairs do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fitted: Option<Fitted>,
 }
 
 impl AsTrained {
-    /// What a run with this config trains with; what its exports render is not known from it.
+    /// The settings of a run with this config, without `chat_template` and `fitted`, which it does not say.
     pub fn of(config: &Config) -> Self {
         let data = &config.data;
         Self {
@@ -55,7 +54,7 @@ impl AsTrained {
         }
     }
 
-    /// What the folder of a model says; `None` where it says nothing.
+    /// The settings in a model's folder; `None` if it has no such file.
     ///
     /// # Errors
     /// [`Error::input`] for a file with other keys, other types or values out of their range; it names the file.
@@ -64,7 +63,7 @@ impl AsTrained {
         if !path.is_file() {
             return Ok(None);
         }
-        let hint = "haf-dist writes it with the model: put it back as it was, or take it away and say how the model was \
+        let hint = "haf-dist writes it with the model: restore it, or remove it and say how the model was \
                     trained with --template, --max-length and --max-prompt-length";
         let read: Self = read_json(&path).map_err(|error| error.hint(hint))?;
         let wrong = |error: Error| Error::input(format!("{}: {}", path.display(), error.message)).hint(hint);
@@ -73,8 +72,8 @@ impl AsTrained {
         Ok(Some(read))
     }
 
-    /// [`read`](Self::read) for a checkpoint, which an earlier version may have written: without the file the run's
-    /// config says it.
+    /// [`read`](Self::read) for a checkpoint. An earlier version may have written it without the file; then the settings come
+    /// from the run's config.
     ///
     /// # Errors
     /// As [`read`](Self::read), or a config that cannot be read.
@@ -86,7 +85,7 @@ impl AsTrained {
         }
     }
 
-    /// The rules of its sequences.
+    /// The rules by which texts become sequences.
     pub fn rules(&self) -> Rules {
         let rules = Rules::new(self.template, self.max_length, self.max_prompt_length, self.truncation);
         Rules { reward_at: self.reward_at, ..rules }
@@ -100,7 +99,7 @@ impl AsTrained {
         write_text(&folder.join(AS_TRAINED), &to_json(self)?)
     }
 
-    /// Puts it in place of what a config says.
+    /// Overrides the settings of a config.
     pub fn apply(self, config: &mut Config) {
         let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype, chat_template: _, fitted: _ } =
             self;

@@ -1,4 +1,4 @@
-//! The Hugging Face side of a checkpoint: config.json and the tokenizer's files.
+//! The Hugging Face part of a checkpoint: config.json and the tokenizer's files.
 //!
 //! Transformers reads the reward at the rightmost token that is not `pad_token_id`, whatever the attention mask says.
 //! So the exported pad token is one that occurs in no sequence, and the tokenizer pads with it too.
@@ -15,7 +15,7 @@ use std::fs;
 use std::path::Path;
 use tch::Kind;
 
-/// Files that travel with a model, where present.
+/// Files that are copied along with a model, if present.
 pub const COMPANIONS: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,23 +36,24 @@ const NAME_THE_PAD_TOKEN: [&str; 2] = ["tokenizer_config.json", "special_tokens_
 /// Weights that stay f32 whatever the compute precision is.
 const HEAD: &str = "score.weight";
 
-/// How the classes end that read a reward model without its head: families for which Transformers has no other.
+/// Suffix of causal language-model classes. Some families have no other class in Transformers; it reads the model without its
+/// reward head.
 const CAUSAL: &str = "ForCausalLM";
 
-/// Key of config.json for whether that head is the embedding.
+/// Key of config.json: whether the language-model head is the embedding.
 const TIED: &str = "tie_word_embeddings";
 
-/// What files call a language-model head that is not the embedding.
+/// Names in weight files of a language-model head that is not the embedding.
 const LANGUAGE_MODEL_HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 
-/// The model card of such a model.
+/// The model card for a family that has only such a class.
 const CAUSAL_CARD: &str = include_str!("causal_card.md");
 
-/// The Hugging Face side of a whole model, but for its weights.
+/// The Hugging Face part of a whole model, without its weights.
 pub struct Export<'a> {
-    /// Where config.json comes from.
+    /// The folder that config.json comes from.
     pub model_dir: &'a Path,
-    /// Where the tokenizer's files come from.
+    /// The folder that the tokenizer's files come from.
     pub tokenizer_dir: &'a Path,
     /// Name of the Transformers class.
     pub architecture: &'a str,
@@ -62,14 +63,14 @@ pub struct Export<'a> {
     pub kind: Kind,
     /// Whether a language-model head of its own is among the weights, whatever the source's config.json says.
     pub untied: bool,
-    /// What `score.weight`'s product is short of: the bias of the head that it was made from.
+    /// Bias of the reward head, which `score.weight` alone lacks.
     pub reward_bias: f64,
-    /// Rewards on the dev pairs, where the model was evaluated on them.
+    /// Rewards on the dev pairs, if the model was evaluated on them.
     pub dev_rewards: Option<Spread>,
 }
 
 impl Snapshot<'_> {
-    /// What goes with the weights of a whole model.
+    /// The files that go with the weights of a whole model.
     pub(super) fn export(&self) -> Result<Export<'_>> {
         let weight = self.weights.iter().find(|weight| weight.name != HEAD);
         let kind = weight.map(|weight| weight.kind).ok_or_else(|| Error::runtime("no weights to export"))?;
@@ -97,7 +98,7 @@ impl Export<'_> {
     /// The source's config.json, changed as little as a reward model needs.
     fn config(&self) -> Result<Map<String, Value>> {
         let path = self.model_dir.join("config.json");
-        // Of a model that reads images too the text part was trained, and goes out alone.
+        // Of a model that also reads images, only the text part was trained, and only it is exported.
         let mut config = text_config(read_json(&path)?);
         let pad = self.pad_token_id;
         if ends(&config).contains(&pad) {
@@ -106,14 +107,14 @@ impl Export<'_> {
         let dtype = self.dtype()?;
         config.insert("architectures".into(), json!([self.architecture]));
         name_the_reward(&mut config);
-        // OpenRLHF normalises by these; those of another model, which training started from, go.
+        // OpenRLHF normalises by these; those of the starting model no longer hold.
         for key in ["mean", "std"] {
             config.shift_remove(key);
         }
         if let Some(Spread { mean, std }) = self.dev_rewards {
             config.extend([("mean".into(), json!(mean)), ("std".into(), json!(std))]);
         }
-        // Names Python code that does not travel along; Transformers has its own for every family known here.
+        // Names Python code that is not copied along; Transformers has its own for every family known here.
         config.shift_remove("auto_map");
         config.insert("pad_token_id".into(), json!(pad));
         if self.untied && config.get(TIED) != Some(&json!(false)) {
@@ -131,7 +132,7 @@ impl Export<'_> {
         Ok(config)
     }
 
-    /// The weights' precision, in PyTorch's words.
+    /// PyTorch's name for the weights' precision.
     fn dtype(&self) -> Result<&'static str> {
         match self.kind {
             Kind::Float => Ok("float32"),
@@ -142,7 +143,7 @@ impl Export<'_> {
     }
 }
 
-/// Says of a model that its one label is a reward.
+/// Declares a model's only label to be a reward.
 fn name_the_reward(config: &mut Map<String, Value>) {
     // Transformers derives `num_labels` from these.
     config.insert("id2label".into(), json!({ "0": "reward" }));
@@ -152,11 +153,11 @@ fn name_the_reward(config: &mut Map<String, Value>) {
     config.shift_remove("num_labels");
 }
 
-/// Makes the config.json of a model that was trained here say what a checkpoint of this version says of its reward; earlier
-/// versions left some of it out. An adapter has no config.json.
+/// Adds to the config.json of a model trained by an earlier version the keys about the reward that this version writes. An
+/// adapter has no config.json.
 ///
 /// # Errors
-/// A config.json that is no JSON object, or a failed write.
+/// A config.json that is not a JSON object, or a failed write.
 pub fn complete_config(folder: &Path) -> Result<()> {
     let path = folder.join("config.json");
     if !path.is_file() {
@@ -168,7 +169,7 @@ pub fn complete_config(folder: &Path) -> Result<()> {
     if config == before { Ok(()) } else { write_text(&path, &to_json(&config)?) }
 }
 
-/// Copies the chat templates by name, other than the default, from `source` into `folder`.
+/// Copies the named chat templates, without the default one, from `source` into `folder`.
 ///
 /// # Errors
 /// As `write_companions`.
@@ -219,7 +220,7 @@ pub(super) fn write_companions(folder: &Path, source: &Path, pad_token_id: u32) 
     copy_named_templates(source, folder)
 }
 
-/// The id of the pad token that the tokenizer's files in `folder` name; `None` where they name none.
+/// The id of the pad token that the tokenizer's files in `folder` name; `None` if they name none.
 ///
 /// # Errors
 /// A file that is no JSON.
@@ -312,10 +313,10 @@ fn token_id(model_dir: &Path, text: &str) -> Result<Option<u32>> {
     Ok(id.and_then(|id| u32::try_from(id).ok()))
 }
 
-/// A token to pad with: one that occurs in no sequence and is no end of sequence, below the vocabulary's size.
+/// A token to pad with: one that occurs in no sequence and is not an end of sequence, below the vocabulary's size.
 ///
-/// Special tokens come first (`is_special`), the highest id of them; then any token, from the end. `occurs[id]` says
-/// whether a token stands in any sequence; its length is the size V of the vocabulary. `None` where every token is used.
+/// Prefers the special token (`is_special`) with the highest id, then any token with the highest id. `occurs[id]` says
+/// whether a token occurs in any sequence; its length is the vocabulary's size V. `None` if every token is used.
 pub fn choose_pad_token(occurs: &[bool], ends: &[u32], is_special: impl Fn(u32) -> bool) -> Option<u32> {
     let size = u32::try_from(occurs.len()).ok()?;
     let free: Vec<u32> = (0..size).rev().filter(|&id| !occurs[id as usize] && !ends.contains(&id)).collect();

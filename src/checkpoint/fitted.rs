@@ -1,12 +1,12 @@
-//! What the dev pairs say of a checkpoint's two heads: temperatures, and how to add the heads up. It stands in `haf_dist.json`,
-//! with what names the pairs it was fitted on, so that it is not judged on them.
+//! Values fitted on the dev pairs for a checkpoint's two heads: temperatures, and weights of the heads' sum. They are stored in
+//! `haf_dist.json` with hashes of the dev prompts, so that they are not evaluated on the pairs they were fitted on.
 //!
 //! Not here: the fit (`evaluate/fitting.rs`).
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// Hex digits that name a prompt.
+/// Hex digits of a prompt's hash.
 const DIGITS: usize = 8;
 
 /// Fitted on the dev pairs of a run, at a checkpoint.
@@ -15,39 +15,39 @@ const DIGITS: usize = 8;
 pub struct Fitted {
     /// Number of dev pairs.
     pub pairs: usize,
-    /// The T for which sigmoid(margin / T) fits best, of the reward head; absent where no T does, or the head is not trained.
+    /// The T for which sigmoid(margin / T) fits best, for the reward head; absent if no T fits, or the head is not trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_temperature: Option<f64>,
-    /// The same of the implicit reward.
+    /// The same for the implicit reward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub implicit_temperature: Option<f64>,
-    /// The heads' sum; absent where there are not both.
+    /// The heads' weighted sum; absent unless there are both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub combined: Option<Weights>,
     /// The lower 32 bits of the hash of each dev prompt, as hex digits, one after the other, ascending.
     prompts: String,
 }
 
-/// combined = reward * (reward head) + implicit * (implicit reward): a difference of two answers' is the log odds that the
-/// first is the better one. In other words lambda = implicit / reward, and a temperature of 1 / reward.
+/// combined = reward * (reward head) + implicit * (implicit reward). The difference between two answers is the log odds that the
+/// first is better. Equivalently, lambda = implicit / reward and a temperature of 1 / reward.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Weights {
-    /// Of the reward head.
+    /// Weight of the reward head.
     pub reward: f64,
-    /// Of the implicit reward.
+    /// Weight of the implicit reward.
     pub implicit: f64,
 }
 
 impl Weights {
-    /// The heads' sum.
+    /// The heads' weighted sum.
     pub fn combine(self, reward: f64, implicit: f64) -> f64 {
         self.reward * reward + self.implicit * implicit
     }
 }
 
 impl Fitted {
-    /// Without what is not fitted yet, on pairs with prompts of these hashes.
+    /// Nothing fitted yet, on pairs with these prompt hashes.
     pub fn on(prompts: &[u64]) -> Self {
         let names: BTreeSet<u32> = prompts.iter().map(|hash| *hash as u32).collect();
         let prompts_hex = names.iter().map(|name| format!("{name:0DIGITS$x}")).collect();
@@ -60,7 +60,7 @@ impl Fitted {
         }
     }
 
-    /// The names of the prompts it was fitted on.
+    /// The prompts it was fitted on.
     pub fn prompts(&self) -> FittedOn {
         let names = self.prompts.as_bytes().chunks(DIGITS);
         let parse = |name: &[u8]| u32::from_str_radix(std::str::from_utf8(name).ok()?, 16).ok();
@@ -68,7 +68,7 @@ impl Fitted {
     }
 }
 
-/// Prompts that something was fitted on. Another prompt counts as one of n with a chance of n / 2^32.
+/// The prompts that something was fitted on. Another prompt is mistaken for one of n with probability n / 2^32.
 #[derive(Debug, Clone, Default)]
 pub struct FittedOn(BTreeSet<u32>);
 

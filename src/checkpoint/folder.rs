@@ -1,5 +1,4 @@
-//! The run's folder: starting a run in it, the checkpoints it holds, which of them go, and whether the disk can hold
-//! them.
+//! The run's folder: starting a run in it, finding and deleting its checkpoints, and whether the disk has room for them.
 
 use super::export::{COMPANIONS, copy_named_templates};
 use super::{STATE, load_state, manifest};
@@ -16,29 +15,29 @@ use tch::Kind;
 /// The link to the best checkpoint, inside a run's folder.
 const BEST: &str = "best";
 
-/// The file that the process which writes into a run's folder holds locked.
+/// The file locked by the process that writes into a run's folder.
 const LOCK: &str = ".lock";
 
-/// Files that say that a folder is a model's, and no place for a run.
+/// Files that show that a folder holds a model.
 const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "adapter_config.json"];
 
-/// Where the checkpoint of `step` is.
+/// Path of the checkpoint of `step`.
 pub fn step_path(run: &Path, step: usize) -> PathBuf {
     run.join(format!("step-{step}"))
 }
 
-/// Where it is while it is written, or removed.
+/// Its path while it is written or removed.
 pub fn partial_path(run: &Path, step: usize) -> PathBuf {
     run.join(format!("step-{step}.partial"))
 }
 
-/// What stands behind `step-` in an entry's name.
+/// A folder with a checkpoint's name.
 enum Entry {
     Step(usize),
     Partial(PathBuf),
 }
 
-/// The folders in `run` that have a checkpoint's name, steps rising; a link is never one, nor is a file.
+/// The steps of the checkpoints in `run`, ascending, and the partial ones. Links and files do not count.
 fn entries(run: &Path) -> Result<(Vec<usize>, Vec<PathBuf>)> {
     let failed = |error: std::io::Error| file_error(run, "list", &error);
     let (mut steps, mut partial) = (vec![], vec![]);
@@ -69,14 +68,14 @@ fn classify(name: &str, path: PathBuf) -> Option<Entry> {
     Some(if digits == rest { Entry::Step(step) } else { Entry::Partial(path) })
 }
 
-/// Checks that `dir` holds a run if and only if one is to be resumed. Touches nothing.
+/// Checks that `dir` holds a run if and only if one is to be resumed. Changes nothing.
 ///
 /// # Errors
-/// [`Error::input`] for a folder that holds a run (`metrics.jsonl` or `step-*`) without `resume`, for `resume` where
-/// there is none, or for a path that is no folder.
+/// [`Error::input`] for a folder that holds a run (`metrics.jsonl` or `step-*`) without `resume`, for `resume` if
+/// there is none, or for a path that is not a folder.
 pub fn check_run(dir: &Path, resume: bool) -> Result<()> {
     let place = dir.display();
-    // Of a folder that is still to be made, the nearest one above it.
+    // For a folder that does not exist yet, the nearest existing one above it.
     if let Some(file) = dir.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
         let file = file.display();
         return Err(Error::input(format!("[output] dir: {file} is not a folder")).hint("name another folder"));
@@ -91,14 +90,13 @@ pub fn check_run(dir: &Path, resume: bool) -> Result<()> {
     }
 }
 
-/// A run's folder is this process's alone while this lives. The system lets go of it however the process ends.
+/// While this lives, no other process may run in the folder. The system releases the claim however the process ends.
 #[derive(Debug)]
 pub struct Claim {
     _file: File,
 }
 
-/// Makes `dir` ready for a run: creates it where it is to be, claims it for this process, and removes what a killed save
-/// has left there.
+/// Makes `dir` ready for a run: creates it for a new run, claims it for this process, and removes the remains of killed saves.
 ///
 /// # Errors
 /// Those of [`check_run`]; another process that has the folder claimed; a failed change.
@@ -110,7 +108,7 @@ pub fn start_run(dir: &Path, resume: bool) -> Result<Claim> {
     let claim = claim(dir)?;
     if let Some(model) = MODEL_FILES.into_iter().find(|name| dir.join(name).exists()) {
         let place = dir.display();
-        tracing::warn!("[output] dir: {place} holds a model ({model}), and the run's files come to lie among its own");
+        tracing::warn!("[output] dir: {place} holds a model ({model}): the run's files will be mixed with the model's");
     }
     // Another process may have started its run since the first look.
     check_run(dir, resume)?;
@@ -119,7 +117,7 @@ pub fn start_run(dir: &Path, resume: bool) -> Result<Claim> {
     Ok(claim)
 }
 
-/// Locks `dir/.lock`. The file stays: to delete it would let a third process lock another one of the same name.
+/// Locks `dir/.lock`. The file is never deleted: otherwise a third process could lock a new file of the same name.
 fn claim(dir: &Path) -> Result<Claim> {
     let path = dir.join(LOCK);
     let failed = |error: std::io::Error| file_error(&path, "open", &error);
@@ -132,14 +130,14 @@ fn claim(dir: &Path) -> Result<Claim> {
         }
         // Some network file systems have no locks.
         Err(TryLockError::Error(error)) => {
-            tracing::warn!("cannot lock {}: {error}; no second run may write there", path.display());
+            tracing::warn!("cannot lock {}: {error}; make sure that no second run writes there", path.display());
         }
     }
     Ok(Claim { _file: file })
 }
 
-/// Copies config.json and the tokenizer's files of `model_dir` into a folder within `run` that goes with the returned value:
-/// every checkpoint has them as they were when the run started, whatever becomes of the model's folder meanwhile.
+/// Copies config.json and the tokenizer's files of `model_dir` into a folder within `run` that is deleted with the returned
+/// value. So every checkpoint has them as they were when the run started, even if the model's folder changes.
 ///
 /// # Errors
 /// A failed read or write.
@@ -165,21 +163,21 @@ fn sign_of_a_run(dir: &Path) -> Result<Option<String>> {
             found.push(name);
         }
     }
-    // The same answer whatever order the file system lists in.
+    // The same answer in whatever order the file system lists.
     Ok(found.into_iter().min())
 }
 
-/// Removes what killed saves and removals have left.
+/// Removes the remains of killed saves and removals.
 pub fn remove_partial(run: &Path) -> Result<()> {
     for path in entries(run)?.1 {
-        tracing::info!("removing {}, which an interrupted save has left", path.display());
+        tracing::info!("removing {}, left by an interrupted save", path.display());
         fs::remove_dir_all(&path).map_err(|error| file_error(&path, "remove", &error))?;
     }
     Ok(())
 }
 
-/// The checkpoint that a run's folder stands for: the best by its dev pairs, else the newest that can be read; `None` where
-/// `folder` is no run's, or itself a model's. Whether its files are whole is for whoever reads them to check.
+/// The checkpoint that a run's folder stands for: the best on its dev pairs, else the newest that can be read; `None` if
+/// `folder` is not a run's, or itself a model's. Does not check that its files are whole.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -198,10 +196,10 @@ pub fn of_run(folder: &Path) -> Result<Option<PathBuf>> {
     }))
 }
 
-/// The newest whole checkpoint of a run; `None` where there is none.
+/// The newest whole checkpoint of a run; `None` if there is none.
 ///
 /// Whole means: every file has the size and the hash it was written with, and the tensor files and the state can be
-/// read. What is skipped is warned of, with the reason. Reads the checkpoint once from end to end.
+/// read. Warns of each checkpoint that is skipped, with the reason. Reads the checkpoint once from end to end.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -223,7 +221,7 @@ pub fn newest(run: &Path) -> Result<Option<PathBuf>> {
 fn check(path: &Path, step: usize) -> Result<()> {
     let state = load_state(path)?;
     if state.step != step {
-        return Err(Error::input(format!("its state is that of step {}", state.step)));
+        return Err(Error::input(format!("its state is from step {}", state.step)));
     }
     manifest::check(path)?;
     let exported = if PeftConfig::is_in(path) { WEIGHTS } else { super::MODEL };
@@ -236,7 +234,7 @@ fn check(path: &Path, step: usize) -> Result<()> {
 /// Renames checkpoints beyond `step` to `step-N.damaged`, so that a run resumed from `step` can write its own. Returns
 /// their steps.
 ///
-/// For the start of a resumed run: what is newer than the newest whole checkpoint is damaged. Nothing is deleted.
+/// For the start of a resumed run: checkpoints newer than the newest whole one are damaged. Deletes nothing.
 ///
 /// # Errors
 /// A failed rename.
@@ -248,16 +246,16 @@ pub fn set_aside(run: &Path, step: usize) -> Result<Vec<usize>> {
         let mut targets = names.map(|suffix| run.join(format!("step-{found}.damaged{suffix}")));
         if let Some(target) = targets.find(|target| fs::symlink_metadata(target).is_err()) {
             fs::rename(&from, &target).map_err(|error| file_error(&from, "rename", &error))?;
-            tracing::warn!("the damaged {} is now {}; delete it at will", from.display(), target.display());
+            tracing::warn!("the damaged {} is now {}; it can be deleted", from.display(), target.display());
         }
     }
     Ok(beyond)
 }
 
-/// Deletes all checkpoints but the newest `keep` (at least one) and the one of step `best`. Returns the deleted steps.
+/// Deletes all checkpoints except the newest `keep` (at least one) and the one of step `best`. Returns the deleted steps.
 ///
-/// Only folders that this program wrote count and go: `step-N` with `trainer/state.json` inside. A folder loses its
-/// name before its files, so that a kill in between leaves no half checkpoint.
+/// Counts and deletes only folders that this program wrote: `step-N` with `trainer/state.json` inside. Renames a folder before
+/// it deletes its files, so that a kill in between leaves no half checkpoint.
 ///
 /// # Errors
 /// A failed rename or removal.
@@ -274,8 +272,8 @@ pub fn retain(run: &Path, keep: usize, best: Option<usize>) -> Result<Vec<usize>
     Ok(steps)
 }
 
-/// Makes `run/best` a link to the checkpoint of step `best`; nothing where there is none, or where something else has that name.
-/// To be called before [`retain`], which never deletes the best: the link leads somewhere at any moment.
+/// Makes `run/best` a link to the checkpoint of step `best`; does nothing if there is none, or if something else has that name.
+/// Call it before [`retain`], which never deletes the best, so that the link is valid at any moment.
 ///
 /// # Errors
 /// A failed rename.
@@ -283,16 +281,15 @@ pub fn link_best(run: &Path, best: Option<usize>) -> Result<()> {
     let (link, partial) = (run.join(BEST), run.join(format!("{BEST}.partial")));
     let Some(step) = best.filter(|&step| step_path(run, step).is_dir()) else { return Ok(()) };
     if fs::symlink_metadata(&link).is_ok_and(|there| !there.is_symlink()) {
-        tracing::warn!(
-            "{} is no link of this run and stays as it is; the best checkpoint is step-{step}",
-            link.display()
-        );
+        tracing::warn!("{} is not a link and stays as it is; the best checkpoint is step-{step}", link.display());
         return Ok(());
     }
     // Relative, so that the run's folder can be moved.
     let _ = fs::remove_file(&partial);
     if let Err(error) = symlink(format!("step-{step}"), &partial) {
-        tracing::warn!("no link to the best checkpoint, which is step-{step}: this disk takes no links ({error})");
+        tracing::warn!(
+            "no link to the best checkpoint, which is step-{step}: this disk does not support links ({error})"
+        );
         return Ok(());
     }
     fs::rename(&partial, &link).map_err(|error| {
@@ -301,8 +298,8 @@ pub fn link_best(run: &Path, best: Option<usize>) -> Result<()> {
     })
 }
 
-/// Size of one checkpoint, in bytes, up to a few kilobytes of headers: so many `exported` numbers of a kind, `trained`
-/// numbers as f32 master and two f32 moments, and the files that travel with the model in `model_dir`.
+/// Size of one checkpoint in bytes, without a few kilobytes of headers: `exported` numbers of a kind, `trained` numbers as f32
+/// master and two f32 moments, and the files copied along from `model_dir`.
 pub fn expected_bytes(model_dir: &Path, exported: (usize, Kind), trained: usize) -> u64 {
     let size = |name: &str| fs::metadata(model_dir.join(name)).map_or(0, |metadata| metadata.len());
     let companions: u64 = COMPANIONS.iter().map(|name| size(name)).sum();
@@ -310,11 +307,11 @@ pub fn expected_bytes(model_dir: &Path, exported: (usize, Kind), trained: usize)
     companions + tensors as u64
 }
 
-/// Says how large a checkpoint is, and makes sure before the run that the disk under `run` can hold `checkpoints` of
-/// them at a time, less those it holds already.
+/// Logs the size of a checkpoint, and checks before the run that the disk under `run` has room for `checkpoints` of them at a
+/// time, minus those it holds already.
 ///
 /// # Errors
-/// [`Error::input`] where the disk has too little room.
+/// [`Error::input`] if the disk has too little room.
 pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> Result<()> {
     let held = if run.is_dir() { entries(run)?.0.len() } else { 0 };
     let needed = bytes_per_checkpoint.saturating_mul(checkpoints.saturating_sub(held).max(1) as u64);
@@ -324,7 +321,7 @@ pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> 
     if needed > free {
         return Err(Error::input(format!(
             "[output] dir: the disk of {} has {free_text} free, but {} are needed: up to {checkpoints} checkpoints of \
-             {each} at a time, {held} there already",
+             {each} at a time, of which {held} exist",
             run.display(),
             size_text(needed)
         ))
@@ -333,7 +330,7 @@ pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> 
     Ok(())
 }
 
-/// Free space on the disk that `path`, or its nearest ancestor that exists, is on.
+/// Free space on the disk of `path` or its nearest existing ancestor.
 fn free_bytes(path: &Path) -> Result<u64> {
     let absolute = std::path::absolute(path).map_err(|error| file_error(path, "find", &error))?;
     let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
@@ -341,7 +338,7 @@ fn free_bytes(path: &Path) -> Result<u64> {
     Ok(disk.blocks_available() * disk.fragment_size())
 }
 
-/// Bytes as people read them.
+/// A number of bytes in kB, MB or GB.
 fn size_text(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),

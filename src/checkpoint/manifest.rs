@@ -1,7 +1,7 @@
-//! `trainer/files.json`: size and hash of every file of a checkpoint, written last; what makes "whole" checkable.
+//! `trainer/files.json`: size and hash of every file of a checkpoint, written last, so that damage can be detected.
 //!
-//! `--resume` checks all of it before it goes on ([`check`]). Who only reads the model checks what is read while it is
-//! read ([`FileCheck`]): the weights' hash is taken beside the loading, so that the disk gives them once.
+//! `--resume` checks all files before it continues ([`check`]). Commands that only read the model check the files they read
+//! ([`FileCheck`]): the weights are hashed while they are loaded, so that the disk is read once.
 
 use super::{STATE, TRAINER, read_json, to_json, write_text};
 use crate::error::{Error, Result, file_error};
@@ -16,13 +16,13 @@ use xxhash_rust::xxh3::Xxh3;
 
 const FILE: &str = "trainer/files.json";
 
-/// Files in `trainer/` that say how a model was trained; the others serve `--resume` alone, and may be missing.
+/// Files in `trainer/` that say how a model was trained; the others serve only `--resume`, and may be missing.
 const READ_WITH_THE_MODEL: [&str; 2] = [STATE, super::CONFIG];
 
-/// How much of a file is hashed at a time, in bytes.
+/// Bytes hashed at a time.
 const CHUNK: usize = 1 << 20;
 
-/// What a file must look like.
+/// A file's size and hash.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     bytes: u64,
@@ -30,10 +30,10 @@ struct Entry {
     xxh3: String,
 }
 
-/// Path inside the checkpoint -> what it must look like.
+/// Path inside the checkpoint -> size and hash.
 type Manifest = BTreeMap<String, Entry>;
 
-/// Lists all that `checkpoint` holds, with the folders in it.
+/// Lists all files in `checkpoint`, including those in its folders.
 pub fn write(checkpoint: &Path) -> Result<()> {
     let mut manifest = Manifest::new();
     list(checkpoint, "", &mut manifest)?;
@@ -59,12 +59,12 @@ fn list(folder: &Path, prefix: &str, manifest: &mut Manifest) -> Result<()> {
 /// Says which file is missing or changed.
 pub fn check(checkpoint: &Path) -> Result<()> {
     let manifest: Manifest = read_json(&checkpoint.join(FILE))?;
-    // All the sizes first: that is quick, and finds what a full disk or a cut copy has done.
+    // All sizes first: that is quick, and finds the damage of a full disk or an interrupted copy.
     manifest.iter().try_for_each(|(name, expected)| check_size(&checkpoint.join(name), expected))?;
     manifest.iter().try_for_each(|(name, expected)| check_hash(&checkpoint.join(name), expected))
 }
 
-/// What is done about files that are not as they were written.
+/// What happens if files have changed since they were written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Changed {
     /// An error.
@@ -74,16 +74,16 @@ pub enum Changed {
 }
 
 impl Changed {
-    /// As the flag `--allow-changed` says.
+    /// From the flag `--allow-changed`.
     pub fn allowed_if(flag: bool) -> Self {
         if flag { Self::Allowed } else { Self::Refused }
     }
 
-    /// Makes a warning of a change that is allowed; adds a hint to one that is not.
+    /// Turns an allowed change into a warning; adds a hint to one that is refused.
     pub(crate) fn judge(self, outcome: Result<()>) -> Result<()> {
         match (outcome, self) {
             (Err(error), Self::Allowed) => {
-                tracing::warn!("{}: used all the same, as --allow-changed says", error.message);
+                tracing::warn!("{}: used anyway because of --allow-changed", error.message);
                 Ok(())
             }
             (Err(error), Self::Refused) => Err(error.hint(
@@ -94,7 +94,7 @@ impl Changed {
     }
 }
 
-/// The check of folders that a model is being read from; to be [finished](Self::finish) before the model is used.
+/// The check of folders from which a model is being read. [Finish](Self::finish) it before the model is used.
 #[must_use = "a check that is not finished has found nothing yet"]
 #[derive(Debug)]
 pub struct FileCheck {
@@ -103,12 +103,11 @@ pub struct FileCheck {
 }
 
 impl FileCheck {
-    /// Begins to check those of `folders` that are checkpoints of this program: the sizes of all files and the hashes of
-    /// the small ones at once, those of the weights on a thread of its own. Folders without `trainer/` have nothing to
-    /// be checked by.
+    /// Starts to check those of `folders` that are checkpoints of this program: the sizes of all files and the hashes of small
+    /// ones at once, the weights' hashes on a thread of their own. Folders without `trainer/` have no hashes to check.
     ///
     /// # Errors
-    /// A file that is missing or changed, unless `changed` allows it; no thread.
+    /// A file that is missing or changed, unless `changed` allows it; a thread that does not start.
     pub fn begin<'a>(folders: impl IntoIterator<Item = &'a Path>, changed: Changed) -> Result<Self> {
         let mut weights = Vec::new();
         for folder in folders {
@@ -133,13 +132,12 @@ impl FileCheck {
     /// A file that has changed, unless that is allowed.
     pub fn finish(self) -> Result<()> {
         let Some(thread) = self.weights else { return Ok(()) };
-        let ended =
-            || Err(Error::runtime("the thread that checks the model's files has ended before its work was done"));
+        let ended = || Err(Error::runtime("the thread that checks the model's files ended before its work was done"));
         self.changed.judge(thread.join().unwrap_or_else(|_| ended()))
     }
 }
 
-/// Checks all that is quick to check in the checkpoint `folder`; returns its weights, which are not.
+/// Checks everything in the checkpoint `folder` that is quick to check; returns its weights, which are not.
 fn listed(folder: &Path, changed: Changed) -> Result<Vec<(PathBuf, Entry)>> {
     let manifest: Manifest = match read_json(&folder.join(FILE)) {
         Ok(manifest) => manifest,

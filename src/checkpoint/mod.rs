@@ -1,15 +1,15 @@
-//! Checkpoints: written whole or not at all, found again, and checked before they are trusted.
+//! Checkpoints: written whole or not at all, found again, and checked before they are used.
 //!
 //! ```text
 //! RUN/step-N/                a Hugging Face folder: config.json, model.safetensors (compute precision), tokenizer ...
 //!                            with adapters PEFT's: adapter_config.json, adapter_model.safetensors, tokenizer ...
-//!                            and beside either haf_dist.json: template, lengths and precision of the training;
-//!                            self-test.json: conversations with their rewards, to check other programs by
+//!                            with either also haf_dist.json: template, lengths and precision of the training;
+//!                            self-test.json: conversations with their rewards, to check other programs
 //! RUN/step-N/trainer/        masters.safetensors, moments.safetensors, state.json, config.toml, files.json
-//! RUN/step-N.partial/        what a save that was killed has left; never read, removed by the next save
+//! RUN/step-N.partial/        left by a killed save; never read, removed by the next save
 //! ```
 //!
-//! Only rank 0 calls these functions. Not here: what the tensors mean, and when to save.
+//! Only rank 0 calls these functions. Not here: the meaning of the tensors, and when to save.
 
 mod adapter;
 mod as_trained;
@@ -56,17 +56,17 @@ pub const STATE: &str = "trainer/state.json";
 /// The resolved configuration, inside a checkpoint.
 pub const CONFIG: &str = "trainer/config.toml";
 
-/// Version of the layout of `trainer/`; another one is refused.
+/// Version of the layout of `trainer/`; other versions are refused.
 const FORMAT: u32 = 1;
 
-/// Where a run stands, beside its tensors. The position in the data follows from `step` alone.
+/// A run's state without its tensors. The position in the data follows from `step` alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
     /// Updates done.
     pub step: usize,
-    /// Ranks that did them. With another number a resumed run is equal up to rounding only.
+    /// Ranks that did them. With another number a resumed run is equal only up to rounding.
     pub world_size: usize,
-    /// Threads a rank. As for `world_size`.
+    /// Threads per rank; the same holds as for `world_size`.
     pub threads: usize,
     /// Hash of what the order of pairs depends on; a resumed run must have the same.
     pub data_key: String,
@@ -74,24 +74,24 @@ pub struct TrainState {
     pub model_key: String,
     /// The best evaluation on the dev pairs so far.
     pub best: Option<Best>,
-    /// Updates that the finite vote has skipped.
+    /// Updates that were skipped because a gradient was not finite.
     pub updates_skipped: usize,
-    /// What stood in `metrics.jsonl`; absent in checkpoints of versions that did not record it.
+    /// The content of `metrics.jsonl` by then; absent in checkpoints of versions that did not record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<MetricsMark>,
 }
 
-/// What a run had written into `metrics.jsonl`, so that a resumed one notices what is missing.
+/// Number and digest of the lines a run had written into `metrics.jsonl`, so that a resumed run notices missing ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetricsMark {
     /// Lines.
     pub lines: usize,
-    /// Their digest, a chain over the lines without what depends on the clock: the same for a run that was resumed.
+    /// Their digest, a chain over the lines without values that depend on the clock: the same for a run that was resumed.
     pub digest: String,
 }
 
 impl TrainState {
-    /// Hash of all of it.
+    /// Hash of all fields.
     pub fn fingerprint(&self) -> u128 {
         files::fingerprint_parts([format!("{self:?}").as_bytes()])
     }
@@ -102,7 +102,7 @@ impl TrainState {
 pub struct Best {
     /// The checkpoint's step.
     pub step: usize,
-    /// Share of pairs ranked rightly, ties counted as one half.
+    /// Share of pairs ranked correctly; a tie counts as one half.
     #[serde(deserialize_with = "null_is_nan")]
     pub accuracy: f64,
     /// Total loss.
@@ -131,20 +131,20 @@ struct StateFile {
     state: TrainState,
 }
 
-/// All that a checkpoint holds.
+/// The content of a checkpoint.
 pub struct Snapshot<'a> {
     /// Updates done: the N of `step-N`.
     pub step: usize,
-    /// Where config.json and the tokenizer's files are taken from.
+    /// The folder that config.json and the tokenizer's files are copied from.
     pub model_dir: &'a Path,
-    /// Which adapters are saved; none where the whole model is.
+    /// The adapters to save; None for a whole model.
     pub adapter: Option<AdapterOf<'a>>,
     /// The exported weights under the source's names, in compute precision (`lm_head.weight` only when untied), and
-    /// `score.weight`, [1, D], in f32. With adapters theirs and `score.weight` alone, f32.
+    /// `score.weight`, [1, D], in f32. With adapters, only theirs and `score.weight`, in f32.
     pub weights: Vec<Entry<'a>>,
-    /// f32 masters of what is trained.
+    /// f32 masters of the trained parameters.
     pub masters: Vec<Entry<'a>>,
-    /// AdamW's moments of what is trained: `exp_avg.NAME` and `exp_avg_sq.NAME`, f32.
+    /// AdamW's moments of the trained parameters: `exp_avg.NAME` and `exp_avg_sq.NAME`, f32.
     pub moments: Vec<Entry<'a>>,
     /// Name of the Transformers class, such as `LlamaForSequenceClassification`.
     pub architecture: &'a str,
@@ -152,11 +152,11 @@ pub struct Snapshot<'a> {
     pub pad_token_id: u32,
     /// The chat templates of the exported folder.
     pub templates: &'a ChatTemplates,
-    /// Fixed conversations with the rewards of these weights; none where they could not be computed.
+    /// Fixed conversations with the rewards of these weights; None if these could not be computed.
     pub self_test: Option<SelfTest>,
-    /// What is fitted on the dev pairs; none where there are none.
+    /// Values fitted on the dev pairs; None without dev pairs.
     pub fitted: Option<Fitted>,
-    /// Where the run stands.
+    /// The run's state.
     pub state: &'a TrainState,
     /// The resolved configuration.
     pub config: &'a Config,
@@ -169,8 +169,8 @@ pub struct Snapshot<'a> {
 /// kills are removed first.
 ///
 /// # Errors
-/// An existing `step-N` (nothing is overwritten), a source folder that cannot be read, a failed write; what was
-/// written so far is removed.
+/// An existing `step-N` (nothing is overwritten), a source folder that cannot be read, a failed write. After an error,
+/// everything written so far is removed.
 pub fn save(run: &Path, snapshot: &Snapshot) -> Result<PathBuf> {
     let target = folder::step_path(run, snapshot.step);
     if fs::symlink_metadata(&target).is_ok() {
@@ -235,7 +235,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
-/// Reads where the run stood when the checkpoint at `dir` was written.
+/// Reads the run's state from the checkpoint at `dir`.
 ///
 /// # Errors
 /// [`Error::input`] for a folder that this program did not write, or that another version of it wrote.

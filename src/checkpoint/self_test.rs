@@ -1,7 +1,7 @@
-//! `self-test.json` beside a model's weights: ten fixed conversations with the text, the tokens and the reward that they had
-//! when the model was saved, so that any program can show that it reads the model as it was trained.
+//! `self-test.json` in a model's folder: ten fixed conversations with their text, tokens and reward when the model was saved, so
+//! that any program can be tested for reading the model as it was trained.
 //!
-//! No data of the run is in it. Not here: computing rewards (`evaluate/scoring.rs`) and comparing them (`commands/verify.rs`).
+//! It contains no data of the run. Not here: computing rewards (`evaluate/scoring.rs`) and comparing them (`commands/verify.rs`).
 
 use super::{read_json, to_json, write_text};
 use crate::config::RewardAt;
@@ -17,13 +17,14 @@ use std::path::Path;
 /// Its name, in a model's folder.
 pub const SELF_TEST: &str = "self-test.json";
 
-/// Version of the file's layout; another one is refused.
+/// Version of the file's layout; other versions are refused.
 const FORMAT: u32 = 1;
 
-/// How far apart two implementations may be, of the largest reward: measured 2e-6 in f32 and 3e-2 in bf16.
+/// How far two implementations may differ in f32, as a share of the largest reward; 2e-6 was measured.
 const FINE: f64 = 1e-4;
+/// The same in bf16 or f16; 3e-2 was measured.
 const COARSE: f64 = 0.1;
-/// Rewards this small are zero.
+/// The smallest tolerance: rewards this small count as zero.
 const LEAST: f64 = 1e-6;
 
 /// The whole file.
@@ -33,23 +34,23 @@ pub struct SelfTest {
     format: u32,
     /// Version of haf-dist that wrote it.
     haf_dist: String,
-    /// `data.reward_at` of the training: which token of a rendering is the last one here.
+    /// `data.reward_at` of the training: which token of a rendering is the last one in [`Case::tokens`].
     pub reward_at: RewardAt,
-    /// What the rewards were computed in: `f32`, `bf16` or `f16`.
+    /// Precision in which the rewards were computed: `f32`, `bf16` or `f16`.
     pub precision: String,
-    /// Largest distance from a reward here, by the precision that it is computed in again.
+    /// Largest allowed difference from a reward in this file, by the precision of the other program.
     pub tolerance: Tolerance,
-    /// Rewards on the run's dev pairs, chosen and rejected; `None` where they were not evaluated.
+    /// Rewards on the run's dev pairs, chosen and rejected; `None` if these were not evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dev_rewards: Option<Spread>,
     /// The conversations.
     pub conversations: Vec<Case>,
-    /// Those that the model's template or length refuses.
+    /// Conversations that the model's template or length refuses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
 }
 
-/// Distances in units of reward.
+/// Differences in units of reward.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Tolerance {
     /// In f32.
@@ -62,7 +63,7 @@ pub struct Tolerance {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
-    /// What it is for.
+    /// The case it tests.
     pub name: String,
     /// The turns; the last one is the answer.
     pub messages: Vec<Message>,
@@ -75,12 +76,12 @@ pub struct Case {
     pub reward: f32,
 }
 
-/// A conversation that is not there, and why.
+/// A conversation that was left out, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
-    /// What it is for.
+    /// The case it would have tested.
     pub name: String,
-    /// What refuses it.
+    /// Why it is refused.
     pub why: String,
 }
 
@@ -112,7 +113,7 @@ impl Planned {
         Self { reward_at: rules.reward_at, cases, left_out }
     }
 
-    /// The conversations as data to be scored; `None` where all are left out.
+    /// The conversations as data to score; `None` if all are left out.
     ///
     /// # Errors
     /// No memory.
@@ -120,7 +121,7 @@ impl Planned {
         data_of(self.cases.iter().map(|case| &case.tokens[..]))
     }
 
-    /// The file of a model that gives the conversations these rewards, computed in `precision`.
+    /// The file for a model that gives the conversations these rewards, computed in `precision`.
     pub fn rewarded(&self, rewards: &[f64], precision: &str, dev_rewards: Option<Spread>) -> SelfTest {
         let cases = self.cases.iter().zip(rewards);
         let largest = rewards.iter().fold(0.0f64, |largest, reward| largest.max(reward.abs()));
@@ -140,10 +141,10 @@ impl Planned {
 }
 
 impl SelfTest {
-    /// That of a folder; `None` where it has none.
+    /// Reads a folder's file; `None` if it has none.
     ///
     /// # Errors
-    /// [`Error::input`] for a file of another format, or that something has changed.
+    /// [`Error::input`] for a file of another format, or one that was changed.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(SELF_TEST);
         if !path.is_file() {
@@ -156,7 +157,7 @@ impl SelfTest {
         }
         match read.conversations.iter().find(|case| case.tokens.is_empty() || case.messages.is_empty()) {
             Some(case) => Err(Error::input(format!("{}: {:?} has no tokens", path.display(), case.name))
-                .hint("take the file as haf-dist wrote it")),
+                .hint("restore the file that haf-dist wrote")),
             None => Ok(Some(read)),
         }
     }
@@ -170,13 +171,13 @@ impl SelfTest {
     }
 }
 
-/// Token sequences as data to be scored, each rewarded at its last token; `None` for no sequence.
+/// Token sequences as data to score, each rewarded at its last token; `None` for no sequences.
 ///
 /// # Errors
 /// No memory.
 pub fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<Option<PreparedData>> {
     let single = |tokens: &[u32]| {
-        // Where prompt and answer meet is nothing to a reward; either has a token at least.
+        // The reward does not depend on where the prompt ends; both parts need a token.
         let prefix = tokens.len().saturating_sub(1);
         let pair = OwnedPair {
             tokens: tokens.to_vec(),
@@ -195,7 +196,7 @@ pub fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<Option<
     if rows.is_empty() { Ok(None) } else { PreparedData::from_pairs(rows).map(Some) }
 }
 
-/// The conversations, each with what it is for.
+/// The conversations, each with the name of its case.
 fn conversations() -> Vec<(&'static str, Vec<Message>)> {
     let system = |text: &str| Message::new("system", text);
     let user = |text: &str| Message::new("user", text);

@@ -1,7 +1,7 @@
-//! What all ranks must have in common, held side by side before anything is done with it: the program and the command,
-//! the config, the model's files, the tokens. A difference is one error that names it, within seconds.
+//! Checks that all ranks have the same program, command, config, model files and tokens, before they use them. A difference is
+//! one error that names it, within seconds.
 //!
-//! Weights are not compared here: every rank gets rank 0's (`setup.rs`). Not here: how it is compared (`comm/same.rs`).
+//! Not here: weights, since every rank gets rank 0's (`setup.rs`); the comparison itself (`comm/same.rs`).
 
 use crate::cli::Command;
 use crate::comm::{CommThread, Fact, leaves};
@@ -25,7 +25,7 @@ const OF_A_RANK: [(&str, &str); 3] = [
     ("threads", "nodes may have different processors"),
 ];
 
-/// Files of a model's folder that decide what tokens a text becomes.
+/// Files in a model's folder that tokenisation depends on.
 const TOKENIZER: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,16 +36,16 @@ const TOKENIZER: [&str; 7] = [
     "chat_template.json",
 ];
 
-/// The program and what it is asked to do, `traced` or not.
+/// Compares the program, the command and its arguments, and whether it is `traced`.
 ///
 /// # Errors
-/// The user's, the same on every rank: what differs, and where.
+/// An input error, the same on every rank: what differs, and where.
 pub fn command(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
     if comm.world_size() == 1 {
         return Ok(());
     }
     let (name, mut arguments) = typed(command);
-    // First, or another command's arguments would stand before its name.
+    // First, or the error for another command would name its arguments.
     comm.same(&[("the program's version".into(), PROGRAM.into()), ("the command".into(), name)])?;
     arguments.push(("--trace".into(), traced.to_string()));
     comm.same(&arguments)
@@ -58,7 +58,7 @@ fn typed(command: &Command) -> (String, Vec<Fact>) {
         Value::Object(tree) => tree.into_iter().next(),
         _ => None,
     }) else {
-        // JSON holds no path that is not UTF-8.
+        // A path that is not UTF-8 does not fit into JSON.
         return (format!("{command:?}"), Vec::new());
     };
     let compared = |key: &str| OF_A_RANK.iter().all(|(excluded, _)| *excluded != key);
@@ -67,7 +67,7 @@ fn typed(command: &Command) -> (String, Vec<Fact>) {
     (name, given.map(|(key, value)| (format!("--{}", key.replace('_', "-")), value)).collect())
 }
 
-/// Every key of the config that can change a number or the order of collectives.
+/// Compares every key of the config that can change a number or the order of collectives.
 ///
 /// # Errors
 /// As [`command`].
@@ -78,7 +78,7 @@ pub fn config(config: &Config, comm: &CommThread) -> Result<()> {
     comm.same(&comm.agree(config.in_common())?)
 }
 
-/// The model's config.json, key by key, its tokenizer and its template; of an adapter its own config too.
+/// Compares the model's config.json, key by key, its tokenizer and template, and an adapter's config.
 ///
 /// # Errors
 /// As [`command`]; a file that cannot be read.
@@ -103,7 +103,7 @@ fn of_model(origin: &Origin) -> Result<Vec<Fact>> {
     Ok(facts)
 }
 
-/// The keys of a JSON file; its hash where it is none. Who reads it says what is wrong with it.
+/// The keys of a JSON file, or the hash of one that is not JSON: its reader reports that.
 fn json(path: &Path) -> Result<Vec<Fact>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let bytes = match files::read(path) {
@@ -120,7 +120,7 @@ fn json(path: &Path) -> Result<Vec<Fact>> {
     })
 }
 
-/// The tokens of a split.
+/// Compares the tokens of a split.
 ///
 /// # Errors
 /// As [`command`].
@@ -134,7 +134,7 @@ pub fn data(split: &str, data: &PreparedData, comm: &CommThread) -> Result<()> {
     ])
 }
 
-/// What each rank has read from a disk of its own.
+/// Compares data that each rank has read from its own disk.
 ///
 /// # Errors
 /// As [`command`].
@@ -159,7 +159,7 @@ mod tests {
         }
     }
 
-    /// Promise: every argument is compared under the name it is typed with, but for those with a reason.
+    /// Promise: every argument is compared under the name it is typed with, except those listed with a reason.
     #[test]
     fn commands_become_facts() {
         let expected = |name: &str, facts: &[(&str, &str)]| {

@@ -1,4 +1,4 @@
-//! `haf-dist eval --best-of`: what the best of k answers is worth by a reference reward, picked by each head.
+//! `haf-dist eval --best-of`: the expected reference reward of the best of k answers, as picked by each head.
 //!
 //! Not here: the expectation (`evaluate/best_of.rs`).
 
@@ -12,15 +12,15 @@ use crate::data::{Message, Pair, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::evaluate::best_of::{self, curves, curves_table};
 use crate::evaluate::heads::heads;
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{ToScore, score_pairs};
 use crate::terminal;
 use std::path::Path;
 use tracing::warn;
 
-/// Runs the command on every rank; `file` is fetched.
+/// Runs the command on every rank; `file` must be on this machine.
 ///
 /// # Errors
-/// A folder that is no reward model, or rows that are not prompts with scored answers.
+/// A folder without a reward model, or rows that are not prompts with scored answers.
 pub fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread) -> Result<()> {
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
@@ -39,13 +39,14 @@ pub fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread) -> Res
     let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
     let all: Vec<usize> = (0..data.len()).collect();
     let budget = scoring.tokens_per_micro_batch;
-    let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "best of")?;
+    let to_score = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: budget, log_probs: reported.policy };
+    let scores = score_pairs(&mut engine, to_score, comm, "best of")?;
     if comm.rank() != 0 {
         return Ok(());
     }
     if cut > 0 {
         let length = opened.encoder.rules().max_length;
-        warn!("{cut} of {} answers are cut to {length} tokens and scored without what is missing", data.len());
+        warn!("{cut} of {} answers are cut to {length} tokens and scored without the rest", data.len());
     }
     let mut first = 0;
     let prompts: Vec<u64> = rows
@@ -65,7 +66,7 @@ pub fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread) -> Res
     }
     terminal::out(format_args!(
         "expected gold reward of the best of k answers that each head picks, of {} prompts (95% by prompt); `gold` picks by \
-         itself: the most that is possible\n{}",
+         the gold reward itself, an upper bound\n{}",
         rows.len(),
         curves_table(&curves)
     ))
@@ -90,7 +91,7 @@ fn encode(
     match encoder.encode(&pair).map_err(|error| error.at(file.display()))? {
         Encoded::Dropped(reason) => {
             Err(Error::input(format!("{}: row {line}: an answer cannot be scored: {reason}", file.display()))
-                .hint("mend the row or leave it out: without the answer it would be another number"))
+                .hint("correct the row or leave it out: without the answer the result would differ"))
         }
         Encoded::Kept(pair) => Ok(LabelledPair { pair, margin: 0.0, tied: false, domain: "best of".to_owned() }),
     }

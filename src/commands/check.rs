@@ -1,6 +1,6 @@
-//! `haf-dist check CONFIG`: all that can be said of a run before anything is computed, in seconds.
+//! `haf-dist check CONFIG`: finds mistakes in a run's settings, model and data within seconds, before anything is computed.
 //!
-//! Nothing is written. Not here: the machine itself (`doctor.rs`).
+//! Writes nothing. Not here: the machine itself (`doctor.rs`).
 
 use super::findings::{self, Finding};
 use super::{hub, models, setup};
@@ -16,16 +16,16 @@ use crate::plan::Job;
 use crate::plan::here::{self, Room};
 use std::path::Path;
 
-/// Pairs of each file that are rendered and tokenised.
+/// Number of pairs of each file that are rendered and tokenised.
 const LOOKED_AT: usize = 10;
 
-/// Bytes of a checkpoint for each trained parameter: the weights in bf16, masters and two moments in f32.
+/// Bytes in a checkpoint for each trained parameter: the weights in bf16, masters and two moments in f32.
 const CHECKPOINT_BYTES: u64 = 14;
 
-/// Prints what is found, each thing a line.
+/// Prints a line for each finding.
 ///
 /// # Errors
-/// The config cannot be read; something is wrong, once all is printed.
+/// A config that cannot be read; any finding that is not OK, after all are printed.
 pub fn run(checking: &Checking) -> Result<()> {
     let (path, set) = checking.run.clone().resolve()?;
     let config = Config::load(&path, &set)?;
@@ -47,7 +47,7 @@ fn ranks(config: &Config, ranks: usize) -> Option<Finding> {
     let threads = if config.parallel.threads == 0 { 1 } else { config.parallel.threads };
     let (wanted, usable) = (ranks * threads, machine::usable_cores());
     Some(if ranks > pairs {
-        let found = format!("{ranks} ranks share train.pairs_per_step = {pairs}: some would never hold a pair");
+        let found = format!("{ranks} ranks share train.pairs_per_step = {pairs}: some ranks would never get a pair");
         Finding::wrong("ranks", found, format!("start at most {pairs}, or raise train.pairs_per_step"))
     } else if wanted > usable {
         let found =
@@ -66,7 +66,7 @@ fn output(config: &Config) -> Finding {
     }
 }
 
-/// The model's folder, its adapter and its tokenizer; what data is tokenised with.
+/// Checks the model's folder, its adapter and its tokenizer; returns the encoder for the data.
 fn model(config: &Config, found: &mut Vec<Finding>) -> Option<Encoder> {
     if hub::is_on_hub(&config.model.path) {
         let architecture = hub::fetch_config_alone(&config.model.path).and_then(|folder| Architecture::open(&folder));
@@ -94,7 +94,7 @@ fn model(config: &Config, found: &mut Vec<Finding>) -> Option<Encoder> {
     }
 }
 
-/// The first pairs of a file, rendered and tokenised.
+/// Renders and tokenises the first pairs of a file.
 fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
     if hub::is_on_hub(&source.path) {
         return Finding::ok(split, format!("{}: on the hub, fetched at the start", source.path.display()));
@@ -118,7 +118,7 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
         }
         if kept == 0 {
             let why = reasons.first().map_or("no row makes a pair", String::as_str);
-            return Err(Error::input(format!("{}: of the first pairs none can be used: {why}", source.path.display()))
+            return Err(Error::input(format!("{}: none of the first pairs can be used: {why}", source.path.display()))
                 .hint("check the source's format, and data.max_length and data.truncation"));
         }
         let dropped = reasons.first().map(|why| format!(", {} left out ({why})", reasons.len())).unwrap_or_default();
@@ -128,7 +128,7 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
     looked().map_or_else(|error| Finding::error(split, error), |text| Finding::ok(split, text))
 }
 
-/// Memory by `plan` on this computer, and room for the checkpoints that are kept.
+/// Checks memory with `plan` on this computer, and disk space for the checkpoints that are kept.
 fn memory_and_disk(config: &Config, ranks: usize) -> Vec<Finding> {
     let origin = setup::origin(config).map(|origin| origin.base);
     let folder = origin.and_then(|base| hub::fetch_config_alone(&base));

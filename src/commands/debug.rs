@@ -1,7 +1,7 @@
 //! `haf-dist --config FILE --debug`: the run in miniature, in one process, with every check on.
 //!
-//! A few pairs of each training source; a rendered view of the first; packed against one-pair-at-a-time scores and
-//! gradients; every gradient's finiteness by name; a few updates. Writes no file.
+//! Takes a few pairs of each training source and shows the first; compares packed scores and gradients with those of one pair
+//! at a time; checks every gradient for finite values; makes a few updates. Writes no file.
 
 use super::setup;
 use crate::checkpoint::Changed;
@@ -28,7 +28,7 @@ use crate::terminal::{self, Table};
 use crate::train::{self, Split, Trainer};
 use tch::{Kind, Tensor};
 
-/// Pairs taken of each source, pairs shown, and updates made.
+/// Pairs taken from each source, pairs shown, and updates made.
 const PAIRS: usize = 8;
 const SHOWN: usize = 3;
 const STEPS: usize = 3;
@@ -124,7 +124,7 @@ fn show(data: &PreparedData, encoder: &Encoder) -> Result<()> {
     terminal::out("")
 }
 
-/// The text of a sequence behind its prefix of so many tokens, those at which the reward is read between >> and <<.
+/// The text of a sequence after its prefix of `prefix` tokens, with >> and << around tokens at which the reward is read.
 fn marked(suffix: &[u32], prefix: usize, span: AnswerSpan, encoder: &Encoder) -> Result<String> {
     let mut places: Vec<usize> = [Some(span.reward), span.second_reward].into_iter().flatten().collect();
     places.sort_unstable();
@@ -140,8 +140,8 @@ fn marked(suffix: &[u32], prefix: usize, span: AnswerSpan, encoder: &Encoder) ->
     Ok(shown.trim_end().to_owned())
 }
 
-/// Heads and adapters that are not zero, or rewards could show no error and most gradients would be zero; returns what
-/// was there, by segment.
+/// Replaces zero heads and adapters by other values: with zeros, rewards would hide errors and most gradients would be zero.
+/// Returns the segments' previous values.
 fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
     let (mut before, device) = (Vec::new(), engine.model.device);
     let waves = |shape: &[i64]| {
@@ -152,7 +152,7 @@ fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
         let parameters = segment.parameters().len();
         let zero = match part {
             Part::RewardHead => 0..1,
-            // The second half are the Bs.
+            // The second half of the parameters are the Bs.
             Part::Adapter(_) => parameters / 2..parameters,
             _ => continue,
         };
@@ -165,12 +165,13 @@ fn without_zeros(engine: &mut Engine) -> Result<Vec<(usize, Tensor)>> {
     if let Some(lora) = &engine.model.lora {
         let targets = lora.targets(&engine.model.architecture).join(", ");
         let rank = lora.rank;
-        terminal::out(format_args!("adapters of rank {rank} on {targets}; for the checks their B is not zero\n"))?;
+        terminal::out(format_args!("adapters of rank {rank} on {targets}; the checks run with their B not zero\n"))?;
     }
     Ok(before)
 }
 
-/// Every pair packed with others, under the micro-batch budget, against itself alone with its prefix computed twice.
+/// Compares the scores of every pair packed with others, under the micro-batch budget, with those of the pair alone, its prefix
+/// computed twice.
 fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
     let log_probs = config.loss.needs_policy();
     let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
@@ -185,12 +186,12 @@ fn packed_scores(engine: &mut Engine, split: &Split, config: &Config) -> Result<
             }
         }
     }
-    let (bound, _) = tolerances(engine);
-    let said = format!("largest relative difference: reward {reward:.1e}, log-prob {log_prob:.1e}; bound {bound:.0e}");
-    Ok(Check { name: "packed scores = one pair at a time", outcome: verdict(reward.max(log_prob) <= bound, said) })
+    let bound = Tolerances::of(engine).scores;
+    let found = format!("largest relative difference: reward {reward:.1e}, log-prob {log_prob:.1e}; bound {bound:.0e}");
+    Ok(Check { name: "packed scores = one pair at a time", outcome: verdict(reward.max(log_prob) <= bound, found) })
 }
 
-/// Every pair with its sides exchanged: each answer must have the reward that it had, and accuracy turn into 1 - accuracy.
+/// Exchanges the sides of every pair: each answer must keep its reward, and accuracy become 1 - accuracy.
 fn exchanged_sides(engine: &mut Engine, split: &Split, config: &Config) -> Result<Check> {
     let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
     let turned = Split { name: "debug", data: split.data.exchanged()?, references: Vec::new() };
@@ -205,15 +206,14 @@ fn exchanged_sides(engine: &mut Engine, split: &Split, config: &Config) -> Resul
     };
     let (one, other) = (rewards(split, batches(split, config))?, rewards(&turned, batches(split, config))?);
     let bound = swap::bounds(engine.model.kind, std::slice::from_ref(&one), None)[0];
-    let found = Swap::of("debug", &one, &other, bound);
-    let Swap { accuracy, exchanged, rounding, passed, .. } = found;
-    let said = format!(
+    let Swap { accuracy, exchanged, rounding, passed, .. } = Swap::of("debug", &one, &other, bound);
+    let found = format!(
         "margins differ by {rounding:.1e} at most, bound {bound:.0e}; accuracies {accuracy:.3} + {exchanged:.3}"
     );
-    Ok(Check { name: "rewards with sides exchanged", outcome: verdict(passed, said) })
+    Ok(Check { name: "rewards with sides exchanged", outcome: verdict(passed, found) })
 }
 
-/// The gradient of packed micro-batches against the sum over single pairs with the prefix computed twice.
+/// Compares the gradient of packed micro-batches with the sum over single pairs, their prefix computed twice.
 fn packed_gradients(engine: &mut Engine, buckets: &mut Buckets, split: &Split, config: &Config) -> Result<Check> {
     let objective = train::objective_of_step(config, 0);
     let (device, shared) = (engine.model.device, Packing::shared(engine.model.architecture.alike()));
@@ -235,9 +235,9 @@ fn packed_gradients(engine: &mut Engine, buckets: &mut Buckets, split: &Split, c
             (worst, place) = (relative, format!("{part:?}"));
         }
     }
-    let (_, bound) = tolerances(engine);
-    let said = format!("largest relative distance {worst:.1e} in {place}; bound {bound:.0e}");
-    Ok(Check { name: "packed gradients = one pair at a time", outcome: verdict(worst <= bound, said) })
+    let bound = Tolerances::of(engine).gradients;
+    let found = format!("largest relative distance {worst:.1e} in {place}; bound {bound:.0e}");
+    Ok(Check { name: "packed gradients = one pair at a time", outcome: verdict(worst <= bound, found) })
 }
 
 /// The pairs, cut under the run's micro-batch budget.
@@ -256,8 +256,8 @@ fn finite_gradients(engine: &Engine, buckets: &Buckets) -> Check {
             }
         }
     }
-    let said = if bad.is_empty() { format!("all {count}") } else { format!("not finite: {}", bad.join(", ")) };
-    Check { name: "every gradient is finite", outcome: verdict(bad.is_empty(), said) }
+    let found = if bad.is_empty() { format!("all {count}") } else { format!("not finite: {}", bad.join(", ")) };
+    Check { name: "every gradient is finite", outcome: verdict(bad.is_empty(), found) }
 }
 
 /// A few updates as the run would make them; the loss must stay finite.
@@ -283,28 +283,38 @@ fn updates(
         losses.push(if updated { metrics.loss } else { f64::NAN });
     }
     terminal::out("")?;
-    let said = losses.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" -> ");
-    Ok(Check { name: "updates", outcome: verdict(losses.iter().all(|loss| loss.is_finite()), said) })
+    let found = losses.iter().map(|loss| format!("{loss:.4}")).collect::<Vec<_>>().join(" -> ");
+    Ok(Check { name: "updates", outcome: verdict(losses.iter().all(|loss| loss.is_finite()), found) })
 }
 
-/// Largest relative differences that rounding explains, of scores and of gradients. A chosen and a rejected answer pull
-/// against each other, so that bf16 gradients keep fewer digits than scores. The f32 bounds are the sharp ones.
-fn tolerances(engine: &Engine) -> (f64, f64) {
-    if engine.model.kind == Kind::Float { (1e-3, 1e-3) } else { (1e-1, 3e-1) }
+/// Largest relative differences that rounding explains. The gradients of chosen and rejected answers partly cancel, so bf16
+/// gradients keep fewer digits than scores. The f32 bounds are the sharper ones.
+struct Tolerances {
+    scores: f64,
+    gradients: f64,
 }
 
-fn verdict(good: bool, said: String) -> std::result::Result<String, String> {
-    if good { Ok(said) } else { Err(said) }
+impl Tolerances {
+    fn of(engine: &Engine) -> Self {
+        match engine.model.kind {
+            Kind::Float => Self { scores: 1e-3, gradients: 1e-3 },
+            _ => Self { scores: 1e-1, gradients: 3e-1 },
+        }
+    }
+}
+
+fn verdict(good: bool, found: String) -> std::result::Result<String, String> {
+    if good { Ok(found) } else { Err(found) }
 }
 
 fn report(checks: &[Check]) -> Result<()> {
-    let mut table = Table::new(["check", "", "what was seen"]);
+    let mut table = Table::new(["check", "", "result"]);
     for check in checks {
-        let (mark, said) = match &check.outcome {
-            Ok(said) => ("PASS", said),
-            Err(said) => ("FAIL", said),
+        let (mark, found) = match &check.outcome {
+            Ok(found) => ("PASS", found),
+            Err(found) => ("FAIL", found),
         };
-        table.row([check.name, mark, said]);
+        table.row([check.name, mark, found]);
     }
     terminal::out(table)?;
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();

@@ -1,7 +1,7 @@
-//! `haf-dist doctor`: what this machine has, what is missing or wrong, and what to do about it.
+//! `haf-dist doctor`: reports what this machine has, what is missing or wrong, and what to do about it.
 //!
-//! Nothing is computed and no library is loaded: the dynamic linker says what the engine would be linked with. Not here:
-//! what the engine does with it (`machine/`).
+//! Computes nothing and loads no library: it asks the dynamic linker which libraries the engine would load. Not here:
+//! setting up the machine for the engine (`machine/`).
 
 use super::findings::{self, Finding};
 use crate::cli;
@@ -12,15 +12,15 @@ use crate::machine::{self, look};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Bytes of /dev/shm that ranks should find: gradients of a node's ranks are added up there.
+/// Free bytes wanted in /dev/shm, where gradients of a node's ranks are summed.
 const SHARED_MEMORY: u64 = 1 << 30;
-/// Bytes of a disk below which a checkpoint is likely not to fit.
+/// On a disk with fewer free bytes a checkpoint is unlikely to fit.
 const DISK: u64 = 5 << 30;
 
-/// Prints what is found.
+/// Prints a line for each finding.
 ///
 /// # Errors
-/// Something is missing or wrong, once all is printed.
+/// Anything missing or wrong, after all is printed.
 pub fn run(json: bool) -> Result<()> {
     let libraries = launcher::engine().map(|engine| linked(&engine));
     let findings: Vec<Finding> = [program(), engine(&libraries)]
@@ -45,14 +45,14 @@ fn engine(libraries: &Result<Vec<Library>>) -> Finding {
     match libraries {
         Err(error) => Finding::missing("engine", error.message.clone(), error.hint.clone().unwrap_or_default()),
         Ok(libraries) => {
-            let lost: Vec<&str> =
+            let missing: Vec<&str> =
                 libraries.iter().filter(|one| one.path.is_none()).map(|one| one.name.as_str()).collect();
-            if lost.is_empty() {
+            if missing.is_empty() {
                 return Finding::ok("engine", format!("{} libraries, all found", libraries.len()));
             }
             Finding::missing(
                 "engine",
-                format!("libraries are not found: {}", lost.join(", ")),
+                format!("libraries are not found: {}", missing.join(", ")),
                 "set LD_LIBRARY_PATH to their folders, or run launch/setup.sh and build again",
             )
         }
@@ -67,7 +67,7 @@ struct Library {
     path: Option<PathBuf>,
 }
 
-/// What the dynamic linker would load for a program, as `ldd` asks it.
+/// The libraries that the dynamic linker would load for a program, as listed by `ldd`.
 fn linked(program: &Path) -> Vec<Library> {
     let variables = libraries::variables(program).unwrap_or_default();
     let output = Command::new(program).envs(variables).env("LD_TRACE_LOADED_OBJECTS", "1").output();
@@ -92,7 +92,7 @@ fn of_libraries(libraries: &[Library]) -> Vec<Finding> {
     let torch = match found(libraries, "libtorch_cpu.so") {
         Some(path) => {
             let version = version_beside(path);
-            let text = format!("{}, {}", version.as_deref().unwrap_or("no version beside it"), path.display());
+            let text = format!("{}, {}", version.as_deref().unwrap_or("version unknown"), path.display());
             match version {
                 Some(version) if !version.starts_with(&built_with()[..]) => Finding::wrong(
                     "libtorch",
@@ -115,7 +115,7 @@ fn of_libraries(libraries: &[Library]) -> Vec<Finding> {
     vec![torch, mpi]
 }
 
-/// Release of libtorch that this build was made with.
+/// Version of libtorch that this program was built with.
 fn built_with() -> String {
     env!("HAF_DIST_LIBTORCH_VERSION").split('+').next().unwrap_or_default().to_owned()
 }
@@ -135,13 +135,13 @@ fn mpirun(libraries: &[Library]) -> Finding {
         Err(error) => Finding::missing("mpirun", error.message, error.hint.unwrap_or_default()),
         Ok(mpirun) => {
             let text = format!("{}, {}", mpirun.version, mpirun.path.display());
-            // Open MPI's library has the number 40, that of MPICH and its kin 12.
+            // Open MPI's library has the number 40, that of MPICH and its derivatives 12.
             let open_mpi = found(libraries, "libmpi.so").map(|path| path.to_string_lossy().contains(".so.40"));
             match open_mpi {
                 Some(open_mpi) if open_mpi != (mpirun.maker == mpi::Maker::OpenMpi) => Finding::wrong(
                     "mpirun",
-                    format!("{text}: not of the MPI that the engine is linked with"),
-                    "put the mpirun of that library first on the PATH: each rank would be alone",
+                    format!("{text}: belongs to another MPI than the engine is linked with"),
+                    "put the mpirun of the engine's MPI first on the PATH: with this one each rank would run alone",
                 ),
                 _ => Finding::ok("mpirun", text),
             }
@@ -192,14 +192,14 @@ fn memory() -> Finding {
     }
 }
 
-/// The driver's GPUs; what libtorch and NCCL need to compute on them.
+/// The driver's GPUs, and the libraries that computing on them needs.
 fn gpus(libraries: &[Library]) -> Vec<Finding> {
     let Some(cards) = look::gpus() else {
         return vec![match Path::new("/proc/driver/nvidia/version").exists() {
             true => Finding::wrong(
                 "GPUs",
                 "there is a driver, but nvidia-smi finds no GPU",
-                "look at what nvidia-smi says; a container must be started with its GPUs",
+                "run nvidia-smi to see its error; a container must be started with its GPUs",
             ),
             false => Finding::ok("GPUs", "none: ranks compute on the processor"),
         }];
@@ -250,7 +250,7 @@ fn shared_memory() -> Finding {
         Some(bytes) if bytes < SHARED_MEMORY => Finding::wrong(
             "/dev/shm",
             format!("{} free", gigabytes(bytes)),
-            "ranks of a node add gradients up there, 4 bytes a trained parameter: docker run --shm-size=16g, or parallel.backend",
+            "ranks of a node sum gradients there, 4 bytes per trained parameter: docker run --shm-size=16g, or parallel.backend",
         ),
         Some(bytes) => Finding::ok("/dev/shm", format!("{} free", gigabytes(bytes))),
     }
@@ -263,10 +263,10 @@ fn disk() -> Finding {
 fn hub_cache() -> Finding {
     let folder = Hub::from_env().map(|hub| hub.cache().to_path_buf());
     match folder {
-        // A cache that is still to be made lies on the disk of the nearest folder above it.
+        // A cache that does not exist yet will be on the disk of the nearest existing folder above it.
         Ok(folder) => {
-            let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-            let mut finding = disk_of("hub cache", there.to_path_buf());
+            let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+            let mut finding = disk_of("hub cache", existing.to_path_buf());
             finding.found = format!("{}, {}", folder.display(), finding.found);
             finding
         }
@@ -279,13 +279,13 @@ fn disk_of(what: &'static str, folder: PathBuf) -> Finding {
         Some(bytes) if bytes < DISK => Finding::wrong(
             what,
             format!("{} free in {}", gigabytes(bytes), folder.display()),
-            "a checkpoint is 14 bytes a parameter: make room, or set output.dir",
+            "a checkpoint takes 14 bytes per parameter: make room, or set output.dir",
         ),
         Some(bytes) => Finding::ok(what, format!("{} free", gigabytes(bytes))),
         None => Finding::wrong(
             what,
-            format!("{} cannot be looked at", folder.display()),
-            "is the folder there, and may you read it?",
+            format!("the free space in {} is not known", folder.display()),
+            "does the folder exist, and may you read it?",
         ),
     }
 }
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(libraries.len(), 2);
         assert_eq!(found(&libraries, "libmpi.so"), Some(Path::new("/usr/lib/libmpi.so.40")));
         assert_eq!(found(&libraries, "libc10.so"), None);
-        let said = engine(&Ok(libraries));
-        assert_eq!((said.state, said.found.contains("libc10.so")), (findings::State::Missing, true));
+        let finding = engine(&Ok(libraries));
+        assert_eq!((finding.state, finding.found.contains("libc10.so")), (findings::State::Missing, true));
     }
 }

@@ -1,5 +1,5 @@
-//! `haf-dist eval`: metrics, calibration, the part of length and what to doubt, of a checkpoint or any reward model folder of a
-//! known family, on a file of pairs.
+//! `haf-dist eval`: metrics, calibration, effect of length and doubtful pairs, for a checkpoint or any folder with a reward model
+//! of a known family, on a file of pairs.
 //!
 //! Not here: benchmarks (`suites.rs`), best of k (`best_of.rs`).
 
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::evaluate::doubt::{self, Disagreement, Doubts, Mistake, Shown};
 use crate::evaluate::heads::{Head, heads, side_by_side, side_by_side_table};
 use crate::evaluate::report::{Report, marks, tables};
-use crate::evaluate::scoring::{score_apart, score_pairs};
+use crate::evaluate::scoring::{ToScore, score_apart, score_pairs};
 use crate::evaluate::swap::{self, Swap};
 use crate::evaluate::verdict::verdict;
 use crate::evaluate::{self, Reported};
@@ -29,10 +29,10 @@ use tracing::info;
 /// The text of a pair: prompt, chosen, rejected.
 type Text = [String; 3];
 
-/// Runs the command on every rank; `files` are the data, fetched, each with the name that its pairs are reported under.
+/// Runs the command on every rank; `files` are the data on this machine, each with the name that its pairs are reported under.
 ///
 /// # Errors
-/// A folder that is no reward model, or bad data; a swap check that fails.
+/// A folder without a reward model, or bad data; a swap check that fails.
 pub fn run(
     evaluating: &Evaluating,
     scoring: &Scoring,
@@ -55,7 +55,8 @@ pub fn run(
     let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
     let budget = scoring.tokens_per_micro_batch;
     let all: Vec<usize> = (0..data.len()).collect();
-    let scores = score_pairs(&mut engine, (&data, &all), comm, budget, reported.policy, "eval")?;
+    let to_score = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: budget, log_probs: reported.policy };
+    let scores = score_pairs(&mut engine, to_score, comm, "eval")?;
     let references = references.unwrap_or_default();
     let all_heads = heads(&scores, &references, reported);
     let swaps = match evaluating.check_swap {
@@ -71,7 +72,7 @@ pub fn run(
         let rows = evaluate::metrics("eval", opened.state.step, &data, &scores, &references, reported);
         print(evaluating, &opened, &data, &rows, &all_heads, swaps.as_deref())?;
     }
-    // Every rank judges, so that all end alike.
+    // On every rank, so that all end with the same code.
     swap::judge(swaps.as_deref().unwrap_or_default())
 }
 
@@ -114,7 +115,7 @@ fn print(
         let left_out = match compared.first().map_or(Some(data.len()), |row| row.left_out) {
             Some(pairs) => format!("{pairs} pairs with a dev prompt are left out here"),
             None => {
-                "dev prompts are not recognised with another --template, so that some may be among these".to_owned()
+                "dev prompts are not recognised with another --template, so some may be among these pairs".to_owned()
             }
         };
         let text = if compared.is_empty() { "no other pair is left".to_owned() } else { side_by_side_table(&compared) };
@@ -138,7 +139,7 @@ fn lines(rows: &[impl Serialize]) -> Result<()> {
     terminal::lines(rows.iter().filter_map(|row| serde_json::to_string(row).ok()))
 }
 
-/// The texts of a pair as the model reads them.
+/// A pair's texts as the model reads them.
 fn text(opened: &Opened, data: &PreparedData, index: usize) -> Result<Text> {
     let pair = data.pair(index);
     let start = pair.spans[0].start.min(pair.spans[1].start);
@@ -151,7 +152,7 @@ fn text(opened: &Opened, data: &PreparedData, index: usize) -> Result<Text> {
     Ok([prompt, answer(pair.chosen, 0)?, answer(pair.rejected, 1)?])
 }
 
-/// The heads' rewards with the sides of every pair exchanged, computed anew and in other batches. All ranks must call it.
+/// The heads' rewards with the sides of every pair exchanged, computed again in other batches. All ranks must call it.
 fn exchanged(
     engine: &mut Engine,
     data: &PreparedData,
@@ -162,10 +163,11 @@ fn exchanged(
 ) -> Result<Vec<Head>> {
     let turned = comm.agree(data.exchanged())?;
     let all: Vec<usize> = (0..turned.len()).collect();
-    let scores = score_apart(engine, (&turned, &all), comm, budget, reported.policy, "sides exchanged")?;
+    let to_score = ToScore { data: &turned, pairs: &all, tokens_per_micro_batch: budget, log_probs: reported.policy };
+    let scores = score_apart(engine, to_score, comm, "sides exchanged")?;
     let references: Vec<[f32; 2]> = references.iter().map(|[chosen, rejected]| [*rejected, *chosen]).collect();
     if comm.rank() == 0 {
-        info!("every pair is computed again with its sides exchanged, each answer with a prompt of its own");
+        info!("computed every pair again with its sides exchanged, each answer with its own copy of the prompt");
     }
     Ok(heads(&scores, &references, reported))
 }

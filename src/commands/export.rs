@@ -1,9 +1,9 @@
-//! `haf-dist export`: the Hugging Face side of a checkpoint alone, or with `--merge` a whole model of a base and its
-//! adapter, the reward head kept. Either keeps how the model was trained to read texts (`haf_dist.json`) and what it said
-//! (`self-test.json`), and has the chat template that ends where the reward is read.
+//! `haf-dist export`: copies only the Hugging Face files of a checkpoint, or with `--merge` makes one model from a base and its
+//! adapter, with the reward head. Both keep the settings for reading texts (`haf_dist.json`) and the rewards to compare with
+//! (`self-test.json`), and write the chat template that ends where the reward is read.
 //!
-//! A merged weight is W + scale * B A, computed in f32 and narrowed to the kind that W has in the base's file; all else
-//! is copied bit for bit, shard by shard, so that a shard is all that is held at a time.
+//! A merged weight is W + scale * B A, computed in f32 and rounded to W's kind in the base's file. Everything else is copied
+//! bit for bit, shard by shard, so that memory holds one shard at a time.
 
 use crate::checkpoint::{self, AsTrained, Changed, Export, FileCheck, SelfTest};
 use crate::cli::Exporting;
@@ -26,7 +26,7 @@ use tracing::warn;
 /// Runs the command, on one rank.
 ///
 /// # Errors
-/// A folder that is no checkpoint, nothing to merge, an `OUT` that exists, or a failed read or write; what was written
+/// A folder that is not a checkpoint, nothing to merge, an `OUT` that exists, or a failed read or write; everything written
 /// so far is removed.
 pub fn run(exporting: &Exporting) -> Result<()> {
     let Exporting { merge, checkpoint: source, out, base, allow_changed, json } = exporting;
@@ -36,21 +36,21 @@ pub fn run(exporting: &Exporting) -> Result<()> {
     }
     let is_adapter = PeftConfig::is_in(source);
     if !is_adapter && !source.join("config.json").is_file() {
-        return Err(Error::input(format!("{} is no checkpoint: it has no config.json", source.display()))
+        return Err(Error::input(format!("{} is not a checkpoint: it has no config.json", source.display()))
             .hint("name a step-N folder of a run, or a folder as PEFT or Transformers writes it"));
     }
     if *merge && !is_adapter {
         return Err(Error::input(format!("{} has no adapter: there is nothing to merge", source.display()))
-            .hint("leave --merge out to have the folder without trainer/"));
+            .hint("leave --merge out to copy the folder without trainer/"));
     }
     let origin = Origin::of(source, base.as_deref()).or_else(|error| match merge {
         true => Err(error),
-        // A copy does without the base.
+        // A copy does not need the base.
         false => Ok(Origin { base: source.clone(), adapter: None }),
     })?;
     let read = origin.folders().filter(|folder| *merge || *folder == source);
     let check = FileCheck::begin(read, Changed::allowed_if(*allow_changed))?;
-    // Under another name until it is whole. What a killed export has left there goes.
+    // Written under another name until it is complete. Leftovers of killed exports are removed.
     let above = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     files::make_folder(above).map_err(|error| file_error(above, "create", &error))?;
     files::clear_unfinished(above);
@@ -77,7 +77,7 @@ pub fn run(exporting: &Exporting) -> Result<()> {
     }
 }
 
-/// Names of a folder's files, in their order.
+/// Names of a folder's files, sorted.
 fn files_of(folder: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
     let entries = entries.map_err(|error| file_error(folder, "list", &error))?;
@@ -87,7 +87,7 @@ fn files_of(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The files of a checkpoint that other programs read: all but the folder `trainer/`.
+/// Copies the files of a checkpoint that other programs read: all except the folder `trainer/`.
 fn copy(source: &Path, out: &Path) -> Result<()> {
     let failed = |error: std::io::Error| file_error(source, "list", &error);
     for entry in fs::read_dir(source).map_err(failed)? {
@@ -112,13 +112,13 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
         None => base.reward_head()?,
     };
     let Some((head, bias)) = head else {
-        return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display()))
+        return Err(Error::input(format!("{} has no reward head: it is not a reward model", folder.display()))
             .hint("PEFT saves the head of task_type SEQ_CLS as one of modules_to_save"));
     };
     if bias != 0.0 {
         warn!(
-            "the reward head has a bias, {bias}, which servers read none of: it goes into config.json ({REWARD_BIAS}), where \
-             haf-dist finds it; rewards of other programs are lower by it, and no comparison changes"
+            "the reward head has a bias, {bias}, which other programs do not read: it goes into config.json ({REWARD_BIAS}) for \
+             haf-dist; other programs' rewards lack it, which changes no comparison of answers"
         );
     }
     let kind = write_shards(&base, &changes, &head, out)?;
@@ -127,24 +127,24 @@ fn write_merged(origin: &Origin, out: &Path) -> Result<()> {
     let pad_token_id = pad_token(origin)?;
     let self_test = SelfTest::read(folder)?;
     let dev_rewards = self_test.as_ref().and_then(|test| test.dev_rewards);
-    // Tensors and their names are the base's.
+    // The tensors and their names are those of the base.
     let (untied, reward_bias) = (false, bias);
     Export { model_dir, tokenizer_dir, architecture, pad_token_id, kind, untied, reward_bias, dev_rewards }
         .write(out)?;
-    // What the model said with its adapter beside it; merged it must say the same, as far as its precision goes.
+    // The rewards before merging; after it they must be the same up to the precision.
     self_test.map_or(Ok(()), |self_test| self_test.write(out))
 }
 
-/// Writes every tensor of the base, changed where its adapter changes it, and the head, in the base's files. Gives the kind of
-/// the largest tensor, which speaks for the model.
+/// Writes every tensor of the base, with its adapter merged if it has one, and the head, into files as the base's. Returns the
+/// kind of the largest tensor, as the model's.
 fn write_shards(base: &WeightFiles, changes: &BTreeMap<String, Change>, head: &Tensor, out: &Path) -> Result<Kind> {
-    // A file that held the head alone is left empty.
+    // Skips a file that held only the head.
     let shards: Vec<_> = base.shards().filter(|(_, names)| !names.is_empty()).collect();
     let (mut index, mut total, mut merged) = (Map::new(), 0, 0);
     let (mut largest, mut of_model) = (0, Kind::Float);
     for (number, (shard, names)) in shards.iter().enumerate() {
         let mut tensors = Vec::new();
-        // Constants need not travel, and some are of kinds that are not read.
+        // Constants are not copied; some have kinds that cannot be read.
         for name in names.iter().map(|name| name.to_string()) {
             let value = base.read(&name)?;
             let kind = value.kind();
@@ -161,7 +161,7 @@ fn write_shards(base: &WeightFiles, changes: &BTreeMap<String, Change>, head: &T
             tensors.push((name, value));
         }
         if number + 1 == shards.len() {
-            // In f32, whatever the rest is: rewards rounded to bf16 tie.
+            // In f32 whatever the model's kind: rewards rounded to bf16 would tie.
             tensors.push((REWARD_HEAD.to_string(), head.to_kind(Kind::Float)));
         }
         let name = shard.file_name().unwrap_or_default();
@@ -181,7 +181,7 @@ fn write_shards(base: &WeightFiles, changes: &BTreeMap<String, Change>, head: &T
     Ok(of_model)
 }
 
-/// The token that the adapter's tokenizer pads with; where that ends sequences, or there is none, a free one is guessed.
+/// The token that the adapter's tokenizer pads with; if there is none, or it ends sequences, another special token.
 fn pad_token(origin: &Origin) -> Result<u32> {
     let ends = checkpoint::end_tokens(&origin.base)?;
     if let Some(pad) = checkpoint::pad_token(origin.tokenizer())?.filter(|pad| !ends.contains(pad)) {
@@ -192,8 +192,10 @@ fn pad_token(origin: &Origin) -> Result<u32> {
     let occurs: Vec<bool> = (0..size as u32).map(|id| !special.contains(&id)).collect();
     let pad = checkpoint::choose_pad_token(&occurs, &ends, |_| true).ok_or_else(|| {
         Error::input(format!("{} names no token to pad with", origin.tokenizer().display()))
-            .hint("give tokenizer_config.json a pad_token that is no end of sequence")
+            .hint("give tokenizer_config.json a pad_token that is not an end of sequence")
     })?;
-    warn!("the tokenizer names no pad token but an end of sequence: config.json gets {pad}; no text must hold it");
+    warn!(
+        "the tokenizer has no pad token other than an end of sequence: config.json gets {pad}, which must not occur in texts"
+    );
     Ok(pad)
 }

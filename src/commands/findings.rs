@@ -1,54 +1,54 @@
-//! Lines that say of one thing after the other whether it is as it should be: what `doctor` and `check` print.
+//! The lines that `doctor` and `check` print: one for each thing, with its state.
 //!
-//! Not here: what is looked at (`doctor.rs`, `check.rs`).
+//! Not here: the checks (`doctor.rs`, `check.rs`).
 
 use crate::error::{Error, Result};
 use crate::terminal;
 use serde::Serialize;
 
-/// How a thing is.
+/// The state of a thing that was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// As it should be.
+    /// In order.
     #[serde(rename = "OK")]
     Ok,
-    /// Not there.
+    /// Does not exist.
     Missing,
-    /// There, and not as it should be.
+    /// Exists, with a fault.
     Wrong,
 }
 
-/// One thing, and how it is.
+/// A thing that was checked, and its state.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Finding {
     what: String,
-    /// How it is.
+    /// Its state.
     pub state: State,
-    /// What is there.
+    /// Details.
     pub found: String,
-    /// What to do about it.
+    /// What to do about a fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
 }
 
 impl Finding {
-    /// A thing that is as it should be.
+    /// A thing in order.
     pub fn ok(what: impl Into<String>, found: impl Into<String>) -> Self {
         Self { what: what.into(), state: State::Ok, found: found.into(), hint: None }
     }
 
-    /// A thing that is not there.
+    /// A thing that does not exist.
     pub fn missing(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { what: what.into(), state: State::Missing, found: found.into(), hint: Some(hint.into()) }
     }
 
-    /// A thing that is not as it should be.
+    /// A thing with a fault.
     pub fn wrong(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { what: what.into(), state: State::Wrong, found: found.into(), hint: Some(hint.into()) }
     }
 
-    /// A thing that an error was found in.
+    /// A thing with an error.
     pub fn error(what: impl Into<String>, error: Error) -> Self {
         Self { what: what.into(), state: State::Wrong, found: error.message, hint: error.hint }
     }
@@ -59,17 +59,17 @@ impl Finding {
             State::Missing => "missing",
             State::Wrong => "wrong",
         };
-        // What has several lines stays below itself.
+        // Indents further lines below the first.
         let found = self.found.replace('\n', &format!("\n{:22}", ""));
         let hint = self.hint.iter().map(|hint| format!("{:22}hint: {hint}", ""));
         std::iter::once(format!("{state:<8}{:<14}{found}", self.what)).chain(hint.collect::<Vec<_>>())
     }
 }
 
-/// Prints all findings; an error where one is not OK.
+/// Prints all findings.
 ///
 /// # Errors
-/// `faulty`, once all is printed, of how many are not OK; a stdout that takes no more.
+/// After that, `faulty` of the number of findings that are not OK, if there are any; a failed write to stdout.
 pub fn print(findings: &[Finding], json: bool, faulty: impl FnOnce(usize) -> Error) -> Result<()> {
     if json {
         terminal::out(serde_json::to_string(findings).unwrap_or_default())?;

@@ -1,4 +1,4 @@
-//! `haf-dist formats`: the layouts of rows that are read, each with its keys and an example.
+//! `haf-dist formats`: prints the known layouts of rows, each with its keys and an example.
 //!
 //! Not here: the layouts (`data/formats/layouts.rs`).
 
@@ -10,7 +10,7 @@ use crate::terminal;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-/// Prints all layouts, or one with what each of its keys is.
+/// Prints all layouts, or one with the meaning of each of its keys.
 ///
 /// # Errors
 /// A name that has no layout of its own.
@@ -36,7 +36,7 @@ pub fn run(format: Option<Format>, json: bool) -> Result<()> {
         ));
     };
     let layout = LAYOUTS.iter().find(|layout| layout.format == format).ok_or_else(|| {
-        Error::input("auto is no layout: it takes the first that the rows' keys tell")
+        Error::input("auto is not a layout: it takes the first one that the rows' keys match")
             .hint("haf-dist formats lists them")
     })?;
     terminal::out(title(layout))?;
@@ -61,16 +61,16 @@ fn name(layout: &Layout) -> String {
 
 fn title(layout: &Layout) -> String {
     let name = name(layout);
-    let told = if layout.told_by.is_empty() { " (must be named)" } else { "" };
-    format!("{name}: {}{told}", layout.about)
+    let must_be_named = if layout.told_by.is_empty() { " (must be named)" } else { "" };
+    format!("{name}: {}{must_be_named}", layout.about)
 }
 
-/// The example's rows, the further ones below the first.
+/// The example's rows, one below the other.
 fn example(layout: &Layout) -> String {
     layout.example.lines().collect::<Vec<_>>().join("\n           ")
 }
 
-/// What a layout says, in words and paths; "or" stands between paths of which the first counts.
+/// A layout's parts with the paths of their keys; "or" separates alternatives, of which the first that exists counts.
 fn parts(layout: &Layout) -> Vec<(&'static str, String)> {
     let or = |paths: At| paths.iter().map(|path| path.trim_start_matches("rows[].")).collect::<Vec<_>>().join(" or ");
     let all = |places: &[At]| places.iter().map(|paths| or(paths)).collect::<Vec<_>>().join(", ");
@@ -84,7 +84,7 @@ fn parts(layout: &Layout) -> Vec<(&'static str, String)> {
         ("prompt", or(layout.prompt)),
         ("answers", all(layout.answers)),
         ("decided by", decided),
-        ("margin", layout.margin.map(|[one, other]| format!("{} less {}", or(one), or(other))).unwrap_or_default()),
+        ("margin", layout.margin.map(|[one, other]| format!("{} minus {}", or(one), or(other))).unwrap_or_default()),
         ("tie", or(layout.tie)),
         ("domain", or(layout.domain)),
     ];

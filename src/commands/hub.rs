@@ -1,7 +1,7 @@
-//! `hf://` paths become local ones: rank 0 fetches, the others then find the cache, unless they do not share its disk. So does
-//! `-`, standard input, which rank 0 reads for all.
+//! Turns `hf://` paths into local ones: rank 0 fetches into the cache; the other ranks then find the files there, or fetch them
+//! too if they do not share its disk. Also turns `-`, standard input, which rank 0 reads for all, into a path.
 //!
-//! Not here: what such a path means (`hub/`).
+//! Not here: the meaning of such a path (`hub/`).
 
 use crate::checkpoint;
 use crate::cli::{Evaluating, Exporting, Scoring, Verifying};
@@ -18,13 +18,12 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use tracing::info;
 
-/// Replaces the model's and the sources' `hf://` paths by where their files are; a split in several files becomes as
-/// many sources, alike but for the path. The commit is part of the new paths, so a run's own config names it. All ranks
-/// must call it.
+/// Replaces `hf://` paths of the model and the sources by local ones. A split in several files becomes as many sources that
+/// differ only in their path. The commit is part of the new paths, so a run's own config names it. All ranks must call it.
 ///
 /// # Errors
-/// A path that means nothing on the hub, or a hub that cannot be reached for what is not in the cache; the first key
-/// with one is named.
+/// A path that does not exist on the hub, or a hub that cannot be reached for files that are not in the cache; the error names
+/// the key.
 pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
     config.model.path = model(&config.model.path, "model.path", comm)?;
     if let Some(lora) = &mut config.lora {
@@ -46,7 +45,7 @@ pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
     Ok(config)
 }
 
-/// The same for what `eval` and `score` are pointed at. Returns the data's files. All ranks must call it.
+/// The same for the arguments of `eval` and `score`. Returns also the data's files. All ranks must call it.
 ///
 /// # Errors
 /// As [`fetch_all`].
@@ -58,7 +57,7 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
     Ok((Scoring { checkpoint, base, data, ..scoring.clone() }, files))
 }
 
-/// The files of all `--data`, each with the name that its pairs are reported under: none where there is one `--data` alone. All
+/// The files of all `--data`, each with the name that its pairs are reported under: None for a single `--data`. All
 /// ranks must call it.
 ///
 /// # Errors
@@ -99,7 +98,7 @@ fn fetch_suites(suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<V
     suites.iter().map(fetched).collect()
 }
 
-/// The same for what `export` is pointed at. All ranks must call it.
+/// The same for the arguments of `export`. All ranks must call it.
 ///
 /// # Errors
 /// As [`fetch_all`].
@@ -109,7 +108,7 @@ pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Expor
     Ok(Exporting { checkpoint, base, ..exporting.clone() })
 }
 
-/// The same for what `verify` is pointed at. All ranks must call it.
+/// The same for the arguments of `verify`. All ranks must call it.
 ///
 /// # Errors
 /// As [`fetch_all`].
@@ -119,7 +118,7 @@ pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verif
     Ok(Verifying { checkpoint, base, ..verifying.clone() })
 }
 
-/// The folder of a model that one process looks at by itself.
+/// A model's local folder, for a command with one process.
 ///
 /// # Errors
 /// As [`fetch_all`].
@@ -142,7 +141,7 @@ pub fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
     }
 }
 
-/// A folder with all of a model on the hub but its weights.
+/// A local folder with all files of a model on the hub except its weights.
 ///
 /// # Errors
 /// As [`fetch_all`], and a path that is not on the hub.
@@ -152,10 +151,10 @@ pub fn fetch_without_weights_alone(path: &Path) -> Result<PathBuf> {
     Hub::from_env()?.without_weights(&on_hub)
 }
 
-/// The files of a split that are in the hub's cache, whole; the hub is not asked.
+/// The files of a split from the hub's cache, without asking the hub.
 ///
 /// # Errors
-/// A path that means nothing, or a split that is not in the cache.
+/// A path that does not exist, or a split that is not complete in the cache.
 pub fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
     let on_hub = parsed(path)?;
     let on_hub = on_hub.ok_or_else(|| Error::input(format!("{} is not on the hub", path.display())))?;
@@ -163,7 +162,7 @@ pub fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
     hub.fetch(&hub.look_up(&on_hub, RepositoryKind::Dataset)?)
 }
 
-/// Whether a path is an `hf://` path, right or wrong.
+/// Whether a path is an `hf://` path, valid or not.
 pub fn is_on_hub(path: &Path) -> bool {
     HubPath::parse(path).is_some()
 }
@@ -174,7 +173,7 @@ fn parsed(path: &Path) -> Result<Option<HubPath>> {
     parsed.map_err(|wrong| Error::input(wrong).hint("for example hf://owner/name"))
 }
 
-/// A model's folder, or of a run's folder the checkpoint that rank 0 takes for it.
+/// A model's folder; for a run's folder, the checkpoint that rank 0 picks.
 fn checkpoint(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
     let folder = model(path, key, comm)?;
     let found = comm.agree(if comm.rank() == 0 { checkpoint::of_run(&folder) } else { Ok(None) })?;
@@ -190,7 +189,7 @@ fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
     Ok(fetched.map_or_else(|| path.to_path_buf(), |(folder, _)| folder))
 }
 
-/// Where the base of a second checkpoint is, if it is an adapter whose base is on the hub. All ranks must call it.
+/// Local folder of the base of a second checkpoint, if that is an adapter whose base is on the hub. All ranks must call it.
 ///
 /// # Errors
 /// As [`fetch_all`].
@@ -198,8 +197,8 @@ pub fn base_of(folder: &Path, comm: &CommThread) -> Result<Option<PathBuf>> {
     base(folder, None, "--against", comm)
 }
 
-/// Where the base of the adapter in `folder` is: where `given` says, or on the hub if its own config names it there.
-/// `None` where that names a folder, and for a folder that is no adapter.
+/// Local folder of the base of the adapter in `folder`: `given`, or the one on the hub that the adapter's config names.
+/// `None` if the config names a local folder, and for a folder that is not an adapter.
 fn base(folder: &Path, given: Option<&Path>, key: &str, comm: &CommThread) -> Result<Option<PathBuf>> {
     let is_adapter = comm.all_true(PeftConfig::is_in(folder))?;
     if let Some(path) = given {
@@ -234,7 +233,7 @@ fn dataset(path: &Path, key: &str, comm: &CommThread) -> Result<Vec<PathBuf>> {
     Ok(fetched.map_or_else(|| vec![path.to_path_buf()], |(_, files)| files))
 }
 
-/// Rank 0 reads standard input, the others take it from there. All ranks must call it.
+/// Rank 0 reads standard input and lends it to the others. All ranks must call it.
 fn standard_input(comm: &CommThread) -> Result<()> {
     let _work = comm.at_work("reading standard input");
     let several = comm.world_size() > 1;
@@ -242,7 +241,7 @@ fn standard_input(comm: &CommThread) -> Result<()> {
         files::read_standard_input()?;
         if several { files::lend_standard_input().map(Some) } else { Ok(None) }
     };
-    // Dropped, the copy is gone: by then every rank has it open.
+    // The copy is deleted when dropped; by then every rank has it open.
     let copy = comm.agree(if comm.rank() == 0 { read() } else { Ok(None) })?;
     if !several {
         return Ok(());
@@ -265,7 +264,7 @@ fn fetched(path: &Path, kind: RepositoryKind, comm: &CommThread) -> Result<Optio
     let of_rank_0 = comm.agree(if comm.rank() == 0 { look_up() } else { Ok(Vec::new()) })?;
     let bytes = comm.broadcast_bytes(Some(of_rank_0))?;
     let snapshot: Snapshot = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::runtime(format!("rank 0's snapshot did not arrive whole: {error}")))?;
+        .map_err(|error| Error::runtime(format!("rank 0's snapshot arrived damaged: {error}")))?;
     let files = comm.agree(hub.fetch(&snapshot))?;
     Ok(Some((hub.folder(&snapshot), files)))
 }

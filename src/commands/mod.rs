@@ -1,4 +1,4 @@
-//! One small file a command; this one picks it.
+//! Runs the command that was asked for. Each command has a small file of its own.
 
 mod alike;
 mod bench;
@@ -34,18 +34,18 @@ use crate::terminal;
 use std::path::Path;
 use std::time::Duration;
 
-/// Makes sure that every rank runs this program for this command; to be called before anything else is done.
+/// Checks that every rank runs this program with this command. Call it before anything else.
 ///
 /// # Errors
-/// The user's, the same on every rank: what differs.
+/// An input error, the same on every rank: what differs.
 pub fn compare_ranks(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
     alike::command(command, traced, comm)
 }
 
-/// Answers what one process answers by itself: nothing below calls libtorch or MPI, which the launcher is linked without.
+/// Runs a command for one process. Nothing below calls libtorch or MPI: the launcher is not linked with them.
 ///
 /// # Errors
-/// Whatever the command meets.
+/// Those of the command.
 pub fn alone(asked: &Alone) -> Result<()> {
     match asked {
         Alone::Plan(planning) => plan::run(planning),
@@ -62,11 +62,11 @@ pub fn alone(asked: &Alone) -> Result<()> {
     }
 }
 
-/// Does what the command line asks for, on every rank.
+/// Runs a command on every rank.
 ///
 /// # Errors
-/// Whatever the command meets, what libtorch throws on this thread with it. An error that only some ranks meet leaves the
-/// others waiting: the caller must end the job.
+/// Those of the command, including what libtorch throws on this thread. An error on only some ranks leaves the others waiting:
+/// the caller must end the job.
 pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
     if let Some(hint) = hint_without_memory(command) {
         memory::advise(hint);
@@ -74,7 +74,7 @@ pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
     libtorch(|| dispatch(command, comm))
 }
 
-/// What to do where memory is out, for commands that no `train` keys steer.
+/// The hint for lack of memory, for commands that do not depend on `train` keys.
 fn hint_without_memory(command: &Command) -> Option<&'static str> {
     match command {
         Command::Train { .. } | Command::Prepare { .. } => None,
@@ -129,7 +129,7 @@ fn dispatch(command: &Command, comm: &CommThread) -> Result<()> {
     }
 }
 
-/// A config, the same on every rank, whose files are all here.
+/// Loads a config, checks that it is the same on every rank, and fetches its files.
 fn load(config: &Path, set: &[String], comm: &CommThread) -> Result<Config> {
     let config = comm.agree(Config::load(config, set))?;
     alike::config(&config, comm)?;

@@ -1,6 +1,6 @@
-//! `haf-dist models`: the families that are known, or whether a folder would load, with all that is against it.
+//! `haf-dist models`: lists the known families, or tells whether a folder would load, with every reason why not.
 //!
-//! A folder's config.json, tokenizer and safetensors headers are read, by the code that loads a model; no weight is. Not here:
+//! Reads a folder's config.json, tokenizer and safetensors headers with the code that loads a model, but no weights. Not here:
 //! the families (`model/architecture/families/`).
 
 use crate::data::tokenizer_files;
@@ -14,23 +14,23 @@ use crate::terminal;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// As much of a folder as can be read.
+/// Everything about a folder that can be read.
 #[derive(Default)]
 struct Found {
     architecture: Option<Architecture>,
     files: Option<WeightFiles>,
-    /// Numbers in its safetensors.
+    /// Count of numbers in its safetensors files.
     held: Option<usize>,
     /// The largest token id of its tokenizer.
     last_token: Option<u32>,
-    /// Every reason why it would not load.
+    /// All reasons why it would not load.
     reasons: Vec<Error>,
 }
 
-/// A line of what is said of a folder: what it is about, a number or a text, and a remark for people.
+/// A line about a folder: its subject, a number or a text, and a remark for people.
 type Row = (&'static str, Value, String);
 
-/// Prints the families, or what a folder holds.
+/// Prints the families, or facts about a folder.
 ///
 /// # Errors
 /// A folder that would not load: one error with every reason, after what could be read.
@@ -47,11 +47,11 @@ pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
     let found = look(folder);
     let rows = rows(&found);
     if json {
-        let said = rows.into_iter().map(|(what, value, _)| (what.replace([' ', '-'], "_"), value));
+        let facts = rows.into_iter().map(|(what, value, _)| (what.replace([' ', '-'], "_"), value));
         let reasons: Vec<Value> =
             found.reasons.iter().map(|reason| json!({"message": reason.message, "hint": reason.hint})).collect();
         let would_load = ("would_load".to_string(), json!(reasons.is_empty()));
-        let all = [would_load].into_iter().chain(said).chain([("reasons".to_string(), json!(reasons))]);
+        let all = [would_load].into_iter().chain(facts).chain([("reasons".to_string(), json!(reasons))]);
         terminal::out(Value::Object(all.collect()))?;
     } else {
         terminal::lines(rows.into_iter().map(|(what, value, remark)| match value {
@@ -65,18 +65,18 @@ pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
     }
 }
 
-/// Why a folder would not load; none where it would.
+/// Why a folder would not load; None if it would.
 pub fn refused(folder: &Path) -> Option<Error> {
     let reasons = look(folder).reasons;
     (!reasons.is_empty()).then(|| refusal(folder, reasons))
 }
 
 fn refusal(folder: &Path, reasons: Vec<Error>) -> Error {
-    let hint = "haf-dist models lists what is read; once a reason is mended, others may come to light";
+    let hint = "haf-dist models lists the known families; once one reason is fixed, others may appear";
     Error::all(format!("{} would not load", folder.display()), hint, reasons)
 }
 
-/// All that can be read of a folder, and every reason against it.
+/// Everything about a folder that can be read, and every reason why it would not load.
 fn look(folder: &Path) -> Found {
     let mut found = Found::default();
     if !folder.join("config.json").exists() && PeftConfig::is_in(folder) {
@@ -99,7 +99,7 @@ fn look(folder: &Path) -> Found {
     found
 }
 
-/// The weight files, by their headers alone; without an architecture only that they are there and whole.
+/// Checks the weight files by their headers; without an architecture only that they exist and are complete.
 fn look_at_weights(folder: &Path, found: &mut Found) -> Result<()> {
     let mut broken = Vec::new();
     let mut held = 0;
@@ -123,7 +123,7 @@ fn look_at_weights(folder: &Path, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// How many numbers a safetensors file holds.
+/// Count of numbers in a safetensors file.
 fn numbers(path: &Path) -> Result<usize> {
     let file = Mapped::open(path)?;
     let mut count = 0;
@@ -133,7 +133,7 @@ fn numbers(path: &Path) -> Result<usize> {
     Ok(count)
 }
 
-/// The model as it would be read, and the parts that must be there: a reward model's folder may lack the language-model head.
+/// The model as it would be read, and the parts that its files must have: a reward model may lack the language-model head.
 fn as_read(files: &WeightFiles, architecture: &Architecture) -> (Architecture, Vec<Part>) {
     match files.has_language_model_head(architecture) {
         true => (architecture.clone(), Part::all(architecture)),
@@ -159,7 +159,7 @@ fn rows(found: &Found) -> Vec<Row> {
     rows
 }
 
-/// What config.json says.
+/// Rows from config.json.
 fn of_architecture(found: &Found, architecture: &Architecture) -> Vec<Row> {
     let (model, parts) = match &found.files {
         Some(files) => as_read(files, architecture),
@@ -170,7 +170,7 @@ fn of_architecture(found: &Found, architecture: &Architecture) -> Vec<Row> {
     let Architecture { vocabulary, width, max_positions, blocks, names, part_of, .. } = architecture;
     let mut rows = vec![
         ("class", json!(names.reward_model), String::new()),
-        ("parameters", json!(count), format!(", a reward head of {width} among them")),
+        ("parameters", json!(count), format!(", including a reward head of {width}")),
         ("blocks", json!(blocks.len()), String::new()),
         ("width", json!(width), String::new()),
         ("longest sequence", json!(max_positions), " tokens".into()),
@@ -182,7 +182,7 @@ fn of_architecture(found: &Found, architecture: &Architecture) -> Vec<Row> {
     rows
 }
 
-/// What the safetensors hold.
+/// Rows from the safetensors files.
 fn of_weights(architecture: &Architecture, files: &WeightFiles) -> Vec<Row> {
     let head = match (files.has_language_model_head(architecture), architecture.tied) {
         (true, true) => "the embedding",

@@ -1,10 +1,10 @@
-//! `haf-dist score`: a reward for every answer of a file, as JSON lines in the order of the file.
+//! `haf-dist score`: a reward for every answer in a file, as JSON lines in the order of the file.
 //!
 //! Pairs give `reward_chosen, reward_rejected, logp_chosen, logp_rejected, implicit_chosen, implicit_rejected`; single
-//! (prompt, answer) rows give `reward, logp, implicit`. `logp` needs a language-model head, `implicit` the starting
-//! model too. A row that is longer than the length has `"cut": "prompt"`, `"answer"` or `"prompt and answer"` besides: what
-//! lost tokens; one that the encoder drops says why instead. With `--combined` there is the heads'
-//! sum too, with `--tokens` what each token of an answer adds to its implicit reward.
+//! (prompt, answer) rows give `reward, logp, implicit`. `logp` needs a language-model head, `implicit` also the starting model. A
+//! row longer than the maximal length also has `"cut": "prompt"`, `"answer"` or `"prompt and answer"`, for the part that lost
+//! tokens; a row that the encoder drops has only `"dropped"` with the reason. `--combined` adds the heads' weighted sum,
+//! `--tokens` each token's contribution to its answer's implicit reward.
 
 use super::alike;
 use super::scored::{Opened, Scored, open};
@@ -20,7 +20,7 @@ use crate::data::tokenize::{Encoded, Encoder, Unread};
 use crate::engine::head::PairScores;
 use crate::error::{Error, Result, file_error};
 use crate::evaluate::Reported;
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{ToScore, score_pairs};
 use crate::evaluate::tokens::{self, TokenLogProbs, token_log_probs};
 use crate::files;
 use crate::loss::{self, AnswerLogProb};
@@ -33,36 +33,46 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 use tracing::{info, warn};
 
-/// A row of the file: its place among the scored pairs and what of it was cut, or why it is not scored.
+/// A row of the file: its place among the scored pairs and the part that was cut, or why it is not scored.
 enum Row {
     Scored { place: usize, pair: bool, cut: Option<&'static str> },
     Dropped(String),
 }
 
-/// What a line has besides rewards.
+/// The rows of a file.
+struct FileRows {
+    pairs: Vec<Pair>,
+    /// One for each of `pairs`.
+    rows: Vec<Row>,
+    /// The pairs to score.
+    kept: Vec<LabelledPair>,
+}
+
+/// Fields to add to each line.
 #[derive(Debug, Clone, Copy)]
 pub struct Added {
-    /// The two heads' sum.
+    /// The two heads' weighted sum.
     pub combined: bool,
-    /// What each token adds to the implicit reward.
+    /// Each token's contribution to the implicit reward.
     pub tokens: bool,
 }
 
 /// Runs the command on every rank.
 ///
 /// # Errors
-/// A folder that is no reward model, bad data, or an output file that exists.
+/// A folder without a reward model, bad data, or an output file that exists.
 pub fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommThread) -> Result<()> {
-    // Before the work, so that nothing is computed for a file that cannot be written.
+    // First, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
-    let (pairs, rows, kept) = read(scoring, &opened, comm)?;
-    let lines = match kept.is_empty() {
-        true => pairs.iter().zip(&rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)).collect(),
-        false => scored(&opened, &machine, scoring.tokens_per_micro_batch, (&pairs, &rows, kept), added, comm)?,
+    let file = read(scoring, &opened, comm)?;
+    let count = file.rows.len();
+    let cut = file.rows.iter().filter(|row| matches!(row, Row::Scored { cut: Some(_), .. })).count();
+    let lines = match file.kept.is_empty() {
+        true => file.pairs.iter().zip(&file.rows).map(|(pair, row)| line(pair.line, row, &[], &[], None)).collect(),
+        false => scored(&opened, &machine, scoring.tokens_per_micro_batch, file, added, comm)?,
     };
-    let cut = rows.iter().filter(|row| matches!(row, Row::Scored { cut: Some(_), .. })).count();
     if comm.rank() == 0 && cut > 0 {
         let length = opened.config.data.max_length;
         let limit = match scoring.max_length {
@@ -70,8 +80,7 @@ pub fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommThread) 
             None => format!("the model's limit of {length} tokens"),
         };
         warn!(
-            "{cut} of {} rows are cut to {limit} and scored without what is missing: their lines say what, in \"cut\"",
-            rows.len()
+            "{cut} of {count} rows are cut to {limit} and scored without the rest: \"cut\" in their lines names the part that was cut"
         );
     }
     comm.agree(match (comm.rank(), output) {
@@ -81,8 +90,8 @@ pub fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommThread) 
     })
 }
 
-/// The file's rows, what becomes of each, and those that are scored. All ranks must call it.
-fn read(scoring: &Scoring, opened: &Opened, comm: &CommThread) -> Result<(Vec<Pair>, Vec<Row>, Vec<LabelledPair>)> {
+/// Reads and tokenises the file. All ranks must call it.
+fn read(scoring: &Scoring, opened: &Opened, comm: &CommThread) -> Result<FileRows> {
     let _work = comm.at_work(format!("reading {}", scoring.data.display()));
     let max_row_bytes = opened.config.data.max_row_bytes;
     let source = Source { columns: scoring.columns(), max_row_bytes, ..Source::new(&scoring.data) };
@@ -95,15 +104,15 @@ fn read(scoring: &Scoring, opened: &Opened, comm: &CommThread) -> Result<(Vec<Pa
     }
     let (rows, kept) = comm
         .agree(encode(&pairs, |pair| opened.encoder.encode(pair)).map_err(|error| error.at(scoring.data.display())))?;
-    Ok((pairs, rows, kept))
+    Ok(FileRows { pairs, rows, kept })
 }
 
-/// A line a row. All ranks must call it.
+/// A line for each row. All ranks must call it.
 fn scored(
     opened: &Opened,
     machine: &Machine,
     budget: usize,
-    (pairs, rows, kept): (&[Pair], &[Row], Vec<LabelledPair>),
+    FileRows { pairs, rows, kept }: FileRows,
     added: Added,
     comm: &CommThread,
 ) -> Result<Vec<Value>> {
@@ -116,7 +125,8 @@ fn scored(
     let reported = Reported { weights, ..reported };
     let log_probs = engine.order.vocabulary().is_some();
     let all: Vec<usize> = (0..data.len()).collect();
-    let scores = score_pairs(&mut engine, (&data, &all), comm, budget, log_probs, "score")?;
+    let to_score = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: budget, log_probs };
+    let scores = score_pairs(&mut engine, to_score, comm, "score")?;
     let credits = match by_token {
         None => Vec::new(),
         Some(references) if reported.policy => {
@@ -124,11 +134,11 @@ fn scored(
             credits(reported, &policy, &references.unwrap_or_default())
         }
         Some(_) => {
-            return Err(Error::input("--tokens: there are no implicit rewards to part")
-                .hint("they need a run with a policy loss, and the starting model where its model.path says it is"));
+            return Err(Error::input("--tokens: there are no implicit rewards to split by token")
+                .hint("they need a run with a policy loss, and its starting model at the run's model.path"));
         }
     };
-    let credits = comm.agree(placed(pairs, rows, credits, &opened.encoder))?;
+    let credits = comm.agree(placed(&pairs, &rows, credits, &opened.encoder))?;
     let references = references.unwrap_or_default();
     let policy = Policy { reported, log_probs };
     let with_credits = |((pair, row), credits): ((&Pair, &Row), Map<String, Value>)| {
@@ -138,7 +148,7 @@ fn scored(
         }
         line
     };
-    Ok(pairs.iter().zip(rows).zip(credits).map(with_credits).collect())
+    Ok(pairs.iter().zip(&rows).zip(credits).map(with_credits).collect())
 }
 
 #[derive(Clone, Copy)]
@@ -147,7 +157,7 @@ struct Policy<'a> {
     log_probs: bool,
 }
 
-/// What each token adds to its answer's implicit reward, pair by pair.
+/// Each token's contribution to its answer's implicit reward, pair by pair.
 fn credits(reported: Reported, policy: &[TokenLogProbs], references: &[TokenLogProbs]) -> Vec<TokenLogProbs> {
     let of = |(pair, policy): (usize, &TokenLogProbs)| {
         let reference = |answer: usize| references.get(pair).map_or(&[][..], |answers| &answers[answer]);
@@ -156,7 +166,7 @@ fn credits(reported: Reported, policy: &[TokenLogProbs], references: &[TokenLogP
     policy.iter().enumerate().map(of).collect()
 }
 
-/// A row's fields with its tokens: their credits, and the characters of the answer that they stand for.
+/// A row's fields for its tokens: their credits, and their ranges of characters in the answer.
 fn placed(
     pairs: &[Pair],
     rows: &[Row],
@@ -183,18 +193,18 @@ fn placed(
     pairs.iter().zip(rows).map(of_row).collect()
 }
 
-/// How the heads are added up, where `--combined` asks for it.
+/// The weights for `--combined`.
 fn weights(reported: &Reported) -> Result<Weights> {
     let hint = "train both losses with dev pairs ([data] dev): every checkpoint then has the weights in haf_dist.json";
     match (reported.weights, reported.reward && reported.policy) {
         (Some(weights), true) => Ok(weights),
         (None, _) => Err(Error::input("--combined: the checkpoint has no weights for the sum of its heads").hint(hint)),
         (Some(_), false) => Err(Error::input("--combined: there are no implicit rewards to add")
-            .hint("they need the starting model where the run's model.path says it is")),
+            .hint("they need the starting model at the run's model.path")),
     }
 }
 
-/// A nameless place beside the output file, which gets its name when it is whole: a command that fails leaves nothing.
+/// An unnamed file in the output's folder, which gets its name when it is complete: a command that fails leaves nothing.
 fn reserve(output: &Output) -> Result<Option<NamedTempFile>> {
     let Output::File(path) = output else { return Ok(None) };
     if path.symlink_metadata().is_ok() {

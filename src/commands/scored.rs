@@ -1,6 +1,6 @@
-//! Opens what `eval` and `score` are pointed at: a checkpoint of ours, or any reward model folder of a known family.
+//! Opens the model of `eval` and `score`: a checkpoint of haf-dist, or any folder with a reward model of a known family.
 //!
-//! One model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
+//! Only one model is in memory at a time: the starting model first, for reference log-probs, then the checkpoint.
 
 use super::{alike, setup};
 use crate::checkpoint::{self, AsTrained, Changed, FileCheck, Fitted, FittedOn, TrainState};
@@ -27,52 +27,53 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tracing::warn;
 
-/// The least that a config must say; every other key has its default, and these values are not used.
+/// The keys that a config requires; their values are not used.
 const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]\noutput.dir = 'unused'\n";
 
 /// A folder to score with, before its weights are loaded.
 pub struct Opened {
-    /// The run's config where the folder is a checkpoint of ours, else what it says itself and defaults; `model.path` is
-    /// the starting model.
+    /// The run's config if the folder is a checkpoint of haf-dist, else the folder's own settings and defaults; `model.path`
+    /// is the starting model.
     pub config: Config,
-    /// Tokens as the model expects them.
+    /// Makes tokens as the model expects them.
     pub encoder: Encoder,
-    /// Where the run stood that wrote the checkpoint; at its start for other folders.
+    /// The state of the run that wrote the checkpoint; at step 0 for other folders.
     pub state: TrainState,
-    /// What the run's dev pairs say of the heads, where the folder has it.
+    /// Values fitted on the run's dev pairs, if the folder has them.
     pub fitted: Option<Fitted>,
-    /// Whether texts are rendered by another template than the run's, so that its dev prompts have other hashes.
+    /// Whether texts are rendered with another template than the run's, so that dev prompts have other hashes.
     other_template: bool,
     origin: Origin,
     /// Rows of the model's embedding.
     vocabulary: usize,
+    /// Whether the folder is a checkpoint of haf-dist.
     trained_here: bool,
-    /// Until the weights have been read.
+    /// The check of the model's files, until the weights have been read.
     check: Cell<Option<FileCheck>>,
 }
 
-/// The model that implicit rewards are held against.
+/// The starting model, which is the reference of implicit rewards.
 enum Start {
-    /// It is not there, or there are no implicit rewards.
+    /// It does not exist, or there are no implicit rewards.
     Unknown,
-    /// The policy loss has none.
+    /// The policy loss needs no reference.
     NotNeeded,
-    /// Where it is, and the hash of its files.
+    /// Its place, and the hash of its files.
     At(Origin, u128),
 }
 
-/// A loaded model and what is reported of it.
+/// A loaded model, and the heads to report.
 pub struct Scored<'a> {
     /// The model.
     pub engine: Engine,
-    /// What is reported of it.
+    /// The heads to report.
     pub reported: Reported<'a>,
 }
 
-/// Reads everything but the weights; the same on every rank, all of which must call it.
+/// Reads everything except the weights, the same on every rank. All ranks must call it.
 ///
 /// # Errors
-/// A folder that is no model of a known family, or lengths that exclude each other; ranks that differ.
+/// A folder without a model of a known family, or lengths that exclude each other; ranks that differ.
 pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
     let opened = comm.agree(read(scoring))?;
     alike::config(&opened.config, comm)?;
@@ -96,7 +97,7 @@ fn read(scoring: &Scoring) -> Result<Opened> {
     } else {
         (config_of_a_folder(&folder, as_trained)?, TrainState::default())
     };
-    // The run's own cache, if it is here. Nothing is left in the current folder.
+    // The run's own cache if it exists, else the user's: a run's relative path would create one in the current folder.
     if !trained_here || !config.data.cache_dir.is_dir() {
         config.data.cache_dir = files::user_cache();
         if launch::rank() == 0 {
@@ -110,11 +111,11 @@ fn read(scoring: &Scoring) -> Result<Opened> {
     let other_template = scoring.template.is_some_and(|template| template != data.template);
     data.template = scoring.template.unwrap_or(data.template);
     data.reward_at = scoring.reward_at.unwrap_or(data.reward_at);
-    // Nothing is cut but at the model's own limit, unless an option says so.
+    // Cuts only at the model's own limit, unless an option sets another one.
     data.max_length = scoring.max_length.unwrap_or(architecture.max_positions);
     data.max_prompt_length = match (scoring.max_prompt_length, scoring.max_length) {
         (Some(length), _) => length,
-        // As the config's default follows a short --max-length.
+        // The config's value, if it is below --max-length.
         (None, Some(length)) if data.max_prompt_length < length => data.max_prompt_length,
         (None, _) => data.max_length * 3 / 4,
     };
@@ -131,11 +132,11 @@ fn read(scoring: &Scoring) -> Result<Opened> {
 }
 
 impl Opened {
-    /// Log-probs of the data's answers under the starting model; `None` where they cannot be had, `Some` of nothing
-    /// where the policy loss needs none.
+    /// Log-probs of the data's answers under the starting model; `None` if there is no such model, an empty list if the policy
+    /// loss needs none.
     ///
     /// # Errors
-    /// A starting model that is there but cannot be read, or a lost rank.
+    /// A starting model that cannot be read, or a lost rank.
     pub fn references(
         &self,
         data: &PreparedData,
@@ -154,7 +155,7 @@ impl Opened {
         reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
     }
 
-    /// [`references`](Self::references) token by token, which no cache keeps.
+    /// [`references`](Self::references) token by token, without a cache.
     ///
     /// # Errors
     /// As [`references`](Self::references).
@@ -173,7 +174,7 @@ impl Opened {
         token_log_probs(&mut engine, data, comm, self.config.train.tokens_per_micro_batch, "reference").map(Some)
     }
 
-    /// The starting model, as far as it is needed and there. All ranks must call it.
+    /// Finds the starting model. All ranks must call it.
     fn start(&self, comm: &CommThread) -> Result<Start> {
         if !self.trained_here || !self.config.loss.needs_policy() {
             return Ok(Start::Unknown);
@@ -185,12 +186,12 @@ impl Opened {
         let exists = |origin: &Origin| origin.base.join("config.json").exists();
         let origin = setup::origin(&self.config).ok().filter(exists);
         let moved = origin.is_none();
-        // A base that has moved is where --base says.
+        // If the base has moved, --base names its folder.
         let named = self.origin.adapter.is_some().then(|| Origin { base: self.origin.base.clone(), adapter: None });
         let origin = origin.or(named.filter(exists));
         let Some(origin) = comm.all_true(origin.is_some())?.then_some(origin).flatten() else {
             if comm.rank() == 0 {
-                warn!("{}, the starting model, is not there: implicit rewards are not computed", start.display());
+                warn!("the starting model {} does not exist: implicit rewards are not computed", start.display());
             }
             return Ok(Start::Unknown);
         };
@@ -203,13 +204,13 @@ impl Opened {
                 return Ok(Start::Unknown);
             }
             return Err(Error::input(format!("{} is not the model this run started from", start.display()))
-                .hint("put the starting model back, or move it away to have rewards only"));
+                .hint("restore the starting model, or move this folder away to get only rewards"));
         }
         Ok(Start::At(Origin { adapter: None, ..origin }, keys.base))
     }
 
-    /// The model itself; warns of a reward head that says nothing. `with_policy`: implicit rewards can be computed and are
-    /// reported.
+    /// Loads the model; warns if its reward head is zero. `with_policy`: implicit rewards are reported, if the model has a
+    /// language-model head.
     ///
     /// # Errors
     /// A folder without a reward head, or damaged weights.
@@ -218,18 +219,18 @@ impl Opened {
         setup::finish_check(self.check.take(), comm)?;
         if !comm.all_true(engine.model.had_reward_head)? {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base);
-            return Err(Error::input(format!("{} has no reward head: it is no reward model", folder.display())).hint(
+            return Err(Error::input(format!("{} has no reward head: it is not a reward model", folder.display())).hint(
                 "--checkpoint takes a step-N folder of a run, a *ForSequenceClassification folder with one label, or a folder \
-                 with a head of another name, which \"value_head_prefix\" in its config.json says",
+                 with a head of another name, given by \"value_head_prefix\" in its config.json",
             ));
         }
         let reward = !self.trained_here || self.config.loss.objective != Objective::Policy;
         let policy = with_policy && engine.order.vocabulary().is_some();
         if comm.rank() == 0 && head_is_zero(&engine) {
             let folder = self.origin.adapter.as_ref().unwrap_or(&self.origin.base).display();
-            let instead = if policy { "; read what the policy says: `implicit`, policy accuracy" } else { "" };
+            let instead = if policy { "; use the policy's results: `implicit`, policy accuracy" } else { "" };
             warn!(
-                "{folder}: the reward head is zero, and so is every reward: it was not trained, as with \
+                "{folder}: the reward head is zero, and so is every reward: it was not trained, perhaps because of \
                  loss.objective = \"policy\"{instead}"
             );
         }
@@ -237,7 +238,8 @@ impl Opened {
         Ok(Scored { engine, reported: Reported { loss: &self.config.loss, reward, policy, weights } })
     }
 
-    /// The same encoder with this length, which cuts what is longer, also where the run drops it. Prompts keep `max_prompt_length` tokens at least: by default three quarters.
+    /// The same encoder with this length. It cuts longer sequences, even if the run drops them. Prompts keep at least
+    /// `max_prompt_length` tokens, by default three quarters of the length.
     ///
     /// # Errors
     /// Lengths that exclude each other.
@@ -249,21 +251,20 @@ impl Opened {
         Encoder::open(self.origin.tokenizer(), rules, self.vocabulary)
     }
 
-    /// The dev prompts that temperatures and the heads' sum were fitted on; `None` where they cannot be recognised.
+    /// The dev prompts that temperatures and weights were fitted on; `None` if they cannot be recognised.
     pub fn fitted_on(&self) -> Option<FittedOn> {
         (!self.other_template).then(|| self.fitted.as_ref().map(Fitted::prompts).unwrap_or_default())
     }
 
-    /// Says how many of these `rows`, one a prompt's hash, have a prompt that something was fitted on, or that it is not known.
+    /// Warns how many of `prompts` (hashes, one for each of the `rows`) are prompts that something was fitted on, or that this is
+    /// not known.
     pub fn warn_of_dev_prompts(&self, rows: &str, prompts: &[u64]) {
         if self.fitted.is_none() {
             return;
         }
         let fitted = "on which `combined` and the dev temperatures were fitted";
         let Some(fitted_on) = self.fitted_on() else {
-            warn!(
-                "{rows}: with another --template than the run's, dev prompts of the run, {fitted}, are not recognised"
-            );
+            warn!("{rows}: with another --template than the run's, its dev prompts, {fitted}, are not recognised");
             return;
         };
         let known = prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();
@@ -272,19 +273,19 @@ impl Opened {
         }
     }
 
-    /// Files that the run was trained on; none for a folder without a run.
+    /// Files that the run was trained on; empty for a folder without a run.
     pub fn train_files(&self) -> Vec<PathBuf> {
         let sources = self.config.data.train.iter().filter(|_| self.trained_here);
         sources.map(|source| source.path.clone()).collect()
     }
 
-    /// Where the tokenizer's files are.
+    /// The folder of the tokenizer's files.
     pub fn tokenizer(&self) -> &Path {
         self.origin.tokenizer()
     }
 
-    /// The token that Transformers passes over when it looks for the reward: config.json's, or the tokenizer's of an
-    /// adapter, which has no config.json.
+    /// The pad token, which Transformers skips to find the token of the reward: from config.json, or for an adapter, which has
+    /// none, from the tokenizer.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -295,8 +296,8 @@ impl Opened {
         }
     }
 
-    /// Whether other programs put a sigmoid over the reward: Transformers' pipeline does where config.json does not say
-    /// that the one label is a regression. An adapter has no config.json; its base's is not asked.
+    /// Whether other programs put a sigmoid over the reward: Transformers' pipeline does unless config.json declares the label
+    /// a regression. False for an adapter, which has no config.json.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -339,8 +340,8 @@ fn load(
     Engine::new(model, false)
 }
 
-/// For a folder without a run's config: what it says itself of how it was trained. One that says nothing is another program's:
-/// its reward is read where Transformers reads it, at the end of its own template's rendering.
+/// A config for a folder without a run's: with the folder's own settings. Without these, another program trained the model: its
+/// reward is read where Transformers reads it, at the end of its own template's rendering.
 fn config_of_a_folder(folder: &Path, as_trained: Option<AsTrained>) -> Result<Config> {
     let mut config = Config::parse("defaults", MINIMAL, &[])?;
     config.model.path = folder.to_path_buf();
@@ -352,7 +353,7 @@ fn config_of_a_folder(folder: &Path, as_trained: Option<AsTrained>) -> Result<Co
     Ok(config)
 }
 
-/// The `pad_token_id` of a folder's config.json: Transformers reads the reward at the rightmost token that is another one.
+/// The `pad_token_id` in a folder's config.json: Transformers reads the reward at the rightmost other token.
 fn padding(folder: &Path) -> Result<Option<u32>> {
     config_json(folder).map(|config| config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
 }

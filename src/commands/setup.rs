@@ -1,4 +1,4 @@
-//! What several commands do before their own work: tokenised data, rank 0's weights on every rank, reference log-probs.
+//! Preparations that several commands share: tokenised data, rank 0's weights on every rank, reference log-probs.
 
 use super::alike;
 use crate::checkpoint::{Changed, FileCheck};
@@ -27,33 +27,32 @@ use crate::train::{Split, total_steps};
 use std::path::{Path, PathBuf};
 use tracing::warn;
 
-/// The splits of a run, tokenised.
+/// The tokenised splits of a run.
 pub struct Splits {
-    /// What is trained on.
+    /// Training pairs.
     pub train: PreparedData,
-    /// What picks the best checkpoint.
+    /// Pairs that pick the best checkpoint.
     pub dev: Option<PreparedData>,
-    /// What is reported on at the end.
+    /// Pairs for the closing evaluation.
     pub test: Option<PreparedData>,
 }
 
 impl Splits {
-    /// Those that there are.
+    /// The splits that exist.
     pub fn all(&self) -> impl Iterator<Item = &PreparedData> {
         [Some(&self.train), self.dev.as_ref(), self.test.as_ref()].into_iter().flatten()
     }
 }
 
-/// Where the model of the config comes from.
+/// The folders of the config's model.
 ///
 /// # Errors
-/// An adapter whose base is not there.
+/// An adapter whose base does not exist.
 pub fn origin(config: &Config) -> Result<Origin> {
     Origin::of(&config.model.path, config.lora.as_ref().and_then(|lora| lora.base.as_deref()))
 }
 
-/// Begins to check the files of the model that a command starts from, where they are a checkpoint's: on rank 0, whose files
-/// count.
+/// Starts to check the model's files if they are a checkpoint's, on rank 0, whose files all ranks use.
 ///
 /// # Errors
 /// Files that have changed since they were written.
@@ -70,10 +69,10 @@ pub fn finish_check(check: Option<FileCheck>, comm: &CommThread) -> Result<()> {
     comm.agree(check.map_or(Ok(()), FileCheck::finish))
 }
 
-/// Refuses to balance experts that the model does not have.
+/// Checks that a model whose experts are to be balanced has experts.
 ///
 /// # Errors
-/// As said.
+/// [`Error::input`] if it has none.
 pub fn balanced(config: &Config, architecture: &Architecture) -> Result<()> {
     let routed = architecture.blocks.iter().any(|block| block.mlp.experts.is_some());
     if config.loss.router_balance > 0.0 && !routed {
@@ -82,7 +81,7 @@ pub fn balanced(config: &Config, architecture: &Architecture) -> Result<()> {
     Ok(())
 }
 
-/// An encoder as the config asks for, with the tokenizer of `model`.
+/// The encoder for a config, with the tokenizer in `model`.
 pub fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Result<Encoder> {
     let data = &config.data;
     if data.max_length > architecture.max_positions {
@@ -123,7 +122,8 @@ fn optional(
     if sources.is_empty() { Ok(None) } else { prepared(sources, split, config, encoder, comm).map(Some) }
 }
 
-/// Rank 0 first: the others then find its file, unless they do not share its disk, and make their own.
+/// Tokenises a split, or maps it from the cache: rank 0 first; the others find its file, or make their own if they do not share
+/// its disk.
 pub fn prepared(
     sources: &[Source],
     split: &str,
@@ -139,13 +139,13 @@ pub fn prepared(
     Ok(data)
 }
 
-/// Gives every rank the weights of rank 0, whatever its own node's files hold; of what each rank read its own share, makes
-/// sure that all have read the same. All ranks must call it.
+/// Gives every rank the weights of rank 0, whatever its own node's files contain. For state of which each rank reads its own
+/// share, checks that all have read the same files. All ranks must call it.
 ///
 /// # Errors
-/// Models of other sizes or, where state is sharded, of other values; or a lost rank.
+/// Models of different sizes or, if state is sharded, with different values; or a lost rank.
 pub fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
-    let _work = comm.at_work("handing the weights out");
+    let _work = comm.at_work("distributing the weights");
     if let Some(hash) = model.shares_read {
         alike::read("the model's weights", hash, comm)?;
     }
@@ -160,8 +160,8 @@ pub fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
     Ok(())
 }
 
-/// Completes a split with the reference log-probs of the `needed` pairs, computed by the model in `engine`, which must
-/// hold the weights of `config.model.path`; without them where the loss needs none.
+/// Completes a split with the reference log-probs of the `needed` pairs, if the loss needs them. They are computed by the model
+/// in `engine`, which must hold the weights of `config.model.path`.
 fn with_references(
     name: &'static str,
     (data, needed): (PreparedData, &[usize]),
@@ -179,7 +179,17 @@ fn with_references(
     Ok(Split { name, data, references })
 }
 
-/// [`with_references`] of every split of a run: all dev and test pairs, and the training pairs that the run will see.
+/// The splits of a run with their reference log-probs.
+pub struct CompleteSplits {
+    /// Training pairs.
+    pub train: Split,
+    /// Pairs that pick the best checkpoint.
+    pub dev: Option<Split>,
+    /// Pairs for the closing evaluation.
+    pub test: Option<Split>,
+}
+
+/// [`with_references`] for every split of a run: all dev and test pairs, and the training pairs that the run will use.
 pub fn all_references(
     splits: Splits,
     sampler: &mut Sampler,
@@ -187,7 +197,7 @@ pub fn all_references(
     engine: &mut Engine,
     cache: impl Fn(&PreparedData) -> ReferenceCache,
     comm: &CommThread,
-) -> Result<(Split, Option<Split>, Option<Split>)> {
+) -> Result<CompleteSplits> {
     let of_run = sampler.pairs_of_run(total_steps(config, sampler));
     let mut complete = |name, data: PreparedData, needed: Option<&[usize]>| {
         let all: Vec<usize> = (0..data.len()).collect();
@@ -196,21 +206,21 @@ pub fn all_references(
     let train = complete("train", splits.train, Some(&of_run))?;
     let dev = splits.dev.map(|data| complete("dev", data, None)).transpose()?;
     let test = splits.test.map(|data| complete("test", data, None)).transpose()?;
-    Ok((train, dev, test))
+    Ok(CompleteSplits { train, dev, test })
 }
 
-/// Which training pairs make each global batch.
+/// The sampler of global batches from the training pairs.
 pub fn sampler(config: &Config, train: &PreparedData) -> Result<Sampler> {
     let weights: Vec<f64> = config.data.train.iter().map(|source| source.weight).collect();
     let data = &config.data;
     Sampler::new(train.source_ranges(), &weights, config.train.pairs_per_step, data.shuffle, data.seed)
 }
 
-/// What a run starts from, as hashes.
+/// Hashes of the files that a run starts from.
 pub struct ModelKeys {
-    /// The base's weights and config.json: what the reference log-probs depend on.
+    /// The base's weights and config.json, on which the reference log-probs depend.
     pub base: u128,
-    /// The same with the adapter's files, if there is one: what training starts from.
+    /// The same with the adapter's files, if there is one, from which training starts.
     pub start: u128,
 }
 
@@ -235,7 +245,7 @@ fn key(paths: &[PathBuf], comm: &CommThread) -> Result<u128> {
     };
     let mine = comm.agree(if comm.rank() == 0 { read() } else { Ok(0) })?;
     let bytes = comm.broadcast_bytes(Some(mine.to_le_bytes().to_vec()))?;
-    let bytes = bytes.try_into().map_err(|_| Error::runtime("rank 0's model key did not arrive whole"))?;
+    let bytes = bytes.try_into().map_err(|_| Error::runtime("rank 0's model key arrived damaged"))?;
     Ok(u128::from_le_bytes(bytes))
 }
 

@@ -1,8 +1,8 @@
-//! Words of a command as a shell reads them, for commands that are printed to be copied.
+//! Quotes the words of commands that are printed for copying into a shell.
 //!
 //! Not here: starting processes (`launcher/`), which needs no shell.
 
-/// The word, between single quotes where a shell would take it apart.
+/// The word, in single quotes if a shell would not read it as it is.
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -1,7 +1,7 @@
-//! `haf-dist eval --suite`: benchmarks of reward models, each with the number that its authors define.
+//! `haf-dist eval --suite`: benchmarks of reward models, each with the figures that its authors define.
 //!
-//! Every answer is scored once, alone with its prompt, and a second time where the suite's length cuts it. Not here: the
-//! numbers (`evaluate/suites/`).
+//! Every answer is scored alone with its prompt, and a second time without cutting if the suite's length cuts it. Not here: the
+//! figures (`evaluate/suites/`).
 
 use super::scored::{Opened, Scored, open};
 use super::{alike, hub};
@@ -12,7 +12,7 @@ use crate::data::tokenize::{Encoded, Encoder, Rules};
 use crate::data::{Message, Pair, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::evaluate::heads::{Head, heads};
-use crate::evaluate::scoring::{Progress, any_scores, is_finite};
+use crate::evaluate::scoring::{Progress, ToScore, any_scores, is_finite};
 use crate::evaluate::suites::contamination::{Contamination, Wanted, contamination_table};
 use crate::evaluate::suites::paired::{Paired, adjust, paired, paired_table};
 use crate::evaluate::suites::report::{Cutting, Line, lines, table};
@@ -20,36 +20,37 @@ use crate::evaluate::suites::{Item, Suite};
 use crate::terminal;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
-/// A suite on its way.
+/// A suite's items and tokenised sequences.
 struct Read {
     suite: Suite,
     files: Vec<PathBuf>,
     items: Vec<Item>,
-    /// Place of each answer among the sequences; of one that is cut also that of the whole one.
+    /// Each answer's places among the sequences.
     places: Vec<Vec<Place>>,
     /// Hash of each answer's rendered prompt.
     prompts: Vec<u64>,
-    /// What it is cut to, in tokens.
+    /// The length that answers are cut to, in tokens.
     limit: usize,
     /// The model's own limit, in tokens.
     model_limit: usize,
-    /// Answers that are longer than the model's own limit, and lose tokens in any case.
+    /// Number of answers that are longer than the model's own limit, and always lose tokens.
     beyond: usize,
 }
 
+/// Places of an answer's sequence, cut to the suite's length and whole; the same if the length cuts nothing.
 #[derive(Clone, Copy)]
 struct Place {
     cut: usize,
     whole: usize,
 }
 
-/// Runs the command on every rank; all files are fetched.
+/// Runs the command on every rank; all files must be on this machine.
 ///
 /// # Errors
-/// A folder that is no reward model, files that are not the suites', or training data that cannot be read.
+/// A folder without a reward model, files that do not belong to the suites, or training data that cannot be read.
 pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
     let (scoring, json) = (&evaluating.scoring, evaluating.json);
     let Evaluated { suites, heads, opened } = evaluated(scoring, &evaluating.suites, comm)?;
@@ -70,64 +71,86 @@ pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
     if comm.rank() != 0 {
         return Ok(());
     }
-    // The authors' code may see a token more than this program, with this tokenizer.
-    let doubles_bos = opened.encoder.doubles_bos()?;
-    let checkpoint = scoring.checkpoint.display().to_string();
-    for read in &suites {
-        let second_bos = doubles_bos && read.suite.keeps_second_bos();
-        let contamination = found.iter().find(|found| found.suite == read.suite);
-        for head in &heads {
-            let lines = read.lines(head);
-            if json {
-                let files: Vec<String> = read.files.iter().map(|file| file.display().to_string()).collect();
-                let facts = json!({
-                    "checkpoint": checkpoint, "files": files, "second_bos": second_bos, "contamination": contamination,
-                });
-                json_lines(&lines, &facts)?;
-            } else {
-                terminal::out(format_args!("{}\n{}\n", read.title(head.name, second_bos), table(&lines)))?;
-            }
-        }
-    }
+    let output = Output { checkpoint: scoring.checkpoint.display().to_string(), json };
+    output.figures(&suites, &heads, &found, opened.encoder.doubles_bos()?)?;
     if heads.iter().any(|head| head.name == "combined") {
         let warn =
             |read: &Read| opened.warn_of_dev_prompts(&format!("answers of {}", read.suite.name()), &read.prompts);
         suites.iter().for_each(warn);
     }
-    if let Some(first) = found.first().filter(|_| !json) {
+    output.contamination(&found)?;
+    match evaluating.against.as_ref().zip(against) {
+        Some((folder, against)) => output.differences(folder, &differences(&suites, &heads, &against)),
+        None => Ok(()),
+    }
+}
+
+/// How results are printed.
+struct Output {
+    checkpoint: String,
+    json: bool,
+}
+
+impl Output {
+    /// Every suite's figures by every head. `doubles_bos`: with this tokenizer the authors' code may see one more token.
+    fn figures(&self, suites: &[Read], heads: &[Head], found: &[Contamination], doubles_bos: bool) -> Result<()> {
+        for read in suites {
+            let second_bos = doubles_bos && read.suite.keeps_second_bos();
+            let contamination = found.iter().find(|found| found.suite == read.suite);
+            for head in heads {
+                let lines = read.lines(head);
+                if self.json {
+                    let files: Vec<String> = read.files.iter().map(|file| file.display().to_string()).collect();
+                    let facts = json!({
+                        "checkpoint": self.checkpoint, "files": files, "second_bos": second_bos,
+                        "contamination": contamination,
+                    });
+                    json_lines(&lines, &facts)?;
+                } else {
+                    terminal::out(format_args!("{}\n{}\n", read.title(head.name, second_bos), table(&lines)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The suites' prompts in the training data; in JSON they are part of the figures.
+    fn contamination(&self, found: &[Contamination]) -> Result<()> {
+        let Some(first) = found.first().filter(|_| !self.json) else { return Ok(()) };
         terminal::out(format_args!(
             "prompts that occur in the training data ({} rows)\n{}\n",
             first.rows,
-            contamination_table(&found)
-        ))?;
+            contamination_table(found)
+        ))
     }
-    if let Some((folder, against)) = evaluating.against.as_ref().zip(against) {
-        let rows = differences(&suites, &heads, &against);
+
+    /// The comparison with the model in `folder`.
+    fn differences(&self, folder: &Path, rows: &[Paired]) -> Result<()> {
         if rows.is_empty() {
             warn!("the two checkpoints have no head in common, so there is nothing to compare");
         }
-        match json {
-            true => json_lines(&rows, &json!({"checkpoint": checkpoint, "against": folder.display().to_string()}))?,
-            false => terminal::out(format_args!(
-                "paired differences; p is exact, by prompt. Every item counts alike: where a suite weighs its subsets, as \
-                 RewardBench 1 and 2 do, these means are not the suite's number above\n{}\n",
-                paired_table(&rows)
-            ))?,
+        if self.json {
+            let facts = json!({"checkpoint": self.checkpoint, "against": folder.display().to_string()});
+            return json_lines(rows, &facts);
         }
+        terminal::out(format_args!(
+            "paired differences; p is exact, by prompt. All items have the same weight: if a suite weighs its subsets, as \
+             RewardBench 1 and 2 do, these means differ from the suite's total above\n{}\n",
+            paired_table(rows)
+        ))
     }
-    Ok(())
 }
 
-/// A model's rewards of all answers of all suites.
+/// A model's rewards for all answers of all suites.
 struct Evaluated {
     suites: Vec<Read>,
     heads: Vec<Head>,
     opened: Opened,
 }
 
-/// Reads the suites as the model's tokenizer does, and scores them. All ranks must call it.
+/// Reads the suites, tokenises them with the model's tokenizer, and scores them. All ranks must call it.
 fn evaluated(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<Evaluated> {
-    // The model's own limit; a suite's is put below it.
+    // With the model's own limit; a suite's may be lower.
     let opened = open(&Scoring { max_length: None, max_prompt_length: None, ..scoring.clone() }, comm)?;
     let machine = opened.machine(comm)?;
     let work = comm.at_work("reading the suites");
@@ -142,7 +165,8 @@ fn evaluated(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], comm: &CommThr
         let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
         let (all, budget): (Vec<usize>, _) = ((0..data.len()).collect(), scoring.tokens_per_micro_batch);
         let mut progress = Progress::new("eval", data.len());
-        let scores = any_scores(&mut engine, (&data, &all), comm, budget, reported.policy, &mut progress)?;
+        let to_score = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: budget, log_probs: reported.policy };
+        let scores = any_scores(&mut engine, to_score, comm, &mut progress)?;
         scores
             .iter()
             .find(|scores| !is_finite(scores))
@@ -157,7 +181,7 @@ fn not_finite(suites: &[Read], sequence: usize) -> Error {
         suites.iter().find_map(|read| read.item_of(sequence).map(|item| (read.suite.name(), start_of(&item.prompt))));
     let (suite, prompt) = of.unwrap_or_default();
     Error::runtime(format!("{suite}: an answer to the prompt {prompt:?} has a score that is not a finite number"))
-        .hint("are the model's weights whole? try --dtype f32")
+        .hint("are the weight files damaged? try --dtype f32")
 }
 
 /// The first words of a prompt.
@@ -165,7 +189,7 @@ fn start_of(prompt: &str) -> String {
     prompt.chars().take(60).collect()
 }
 
-/// The heads that both have, on every suite.
+/// Compares the heads that both models have, on every suite.
 fn differences(suites: &[Read], heads: &[Head], against: &Evaluated) -> Vec<Paired> {
     let mut rows = Vec::new();
     for (ours, theirs) in suites.iter().zip(&against.suites) {
@@ -180,7 +204,8 @@ fn differences(suites: &[Read], heads: &[Head], against: &Evaluated) -> Vec<Pair
     rows
 }
 
-/// What of the suites is in the named files, or in those that the checkpoint's run was trained on; nothing where neither are there.
+/// Looks for the suites' prompts in the named files, or else in those that the checkpoint's run was trained on; empty if neither
+/// exist.
 fn contaminated(suites: &[Read], named: &[PathBuf], opened: &Opened) -> Result<Vec<Contamination>> {
     let of_run: Vec<PathBuf> = opened.train_files();
     let files = if named.is_empty() { &of_run } else { named };
@@ -193,7 +218,9 @@ fn contaminated(suites: &[Read], named: &[PathBuf], opened: &Opened) -> Result<V
         }
         if let Some(missing) = files.iter().find(|file| !file.is_file()) {
             let missing = missing.display();
-            warn!("{missing} of the run's training data is not there: whether it has the suites' prompts is not known");
+            warn!(
+                "{missing}, part of the run's training data, does not exist: whether it has the suites' prompts is not known"
+            );
             return Ok(Vec::new());
         }
     }
@@ -221,44 +248,44 @@ impl Read {
         lines(self.suite, head.name, &self.items, &self.scores(head, |place| place.cut), uncut.as_deref(), cutting)
     }
 
-    /// Of every item's answers.
+    /// The scores of every item's answers.
     fn scores(&self, head: &Head, of: fn(&Place) -> usize) -> Vec<Vec<f64>> {
         let score = |place: &Place| head.rewards[of(place)][0];
         self.places.iter().map(|places| places.iter().map(score).collect()).collect()
     }
 
-    /// What stands above a table: what was cut, and whether the authors' code would see another first token.
+    /// The caption of a table: how many answers were cut, and whether the authors' code would see another first token.
     fn title(&self, scored_by: &str, second_bos: bool) -> String {
         let answers: usize = self.places.iter().map(Vec::len).sum();
-        let mut said = Vec::new();
+        let mut notes = Vec::new();
         if self.cut() > 0 {
-            said.push(format!("{} of {answers} answers cut to {} tokens", self.cut(), self.limit));
+            notes.push(format!("{} of {answers} answers cut to {} tokens", self.cut(), self.limit));
         }
         if self.beyond > 0 {
-            said.push(format!("{} of {answers} cut to the model's own {} tokens", self.beyond, self.model_limit));
+            notes.push(format!("{} of {answers} cut to the model's own {} tokens", self.beyond, self.model_limit));
         }
-        if said.is_empty() {
-            said.push("nothing cut".to_owned());
+        if notes.is_empty() {
+            notes.push("nothing cut".to_owned());
         }
         if second_bos {
-            said.push("one BOS, where the authors' code puts a second one before it with this tokenizer".to_owned());
+            notes.push("one BOS, while the authors' code adds a second one with this tokenizer".to_owned());
         }
-        format!("{}, by {scored_by}: {}", self.suite.name(), said.join("; "))
+        format!("{}, by {scored_by}: {}", self.suite.name(), notes.join("; "))
     }
 
-    /// The item that a sequence is of.
+    /// The item that a sequence belongs to.
     fn item_of(&self, sequence: usize) -> Option<&Item> {
         let is_it = |places: &Vec<Place>| places.iter().any(|place| [place.cut, place.whole].contains(&sequence));
         self.items.iter().zip(&self.places).find(|(_, places)| is_it(places)).map(|(item, _)| item)
     }
 
-    /// Number of answers that lost tokens to the suite's length.
+    /// Number of answers cut to the suite's length.
     fn cut(&self) -> usize {
         self.places.iter().flatten().filter(|place| place.cut != place.whole).count()
     }
 }
 
-/// A suite's items, their sequences behind those of the others.
+/// Reads a suite's items, and appends their sequences to `sequences`.
 fn read(
     suite: Suite,
     files: &[PathBuf],
@@ -268,11 +295,14 @@ fn read(
 ) -> Result<Read> {
     let items = suite.read(files, opened.config.data.max_row_bytes)?;
     let Rules { max_length: model_limit, max_prompt_length, .. } = *opened.encoder.rules();
-    // A run that drops what is too long has no suite's number: here it is cut.
+    // Cut even if the run drops long sequences: the suite's figures need all items.
     let whole = &opened.cutting_to(model_limit, Some(max_prompt_length))?;
     let limit = scoring.max_length.or(suite.max_length()).unwrap_or(usize::MAX).min(model_limit);
     if scoring.max_length.is_some_and(|asked| asked > model_limit) {
-        warn!("{}: --max-length is beyond the model's own limit of {model_limit} tokens, which holds", suite.name());
+        warn!(
+            "{}: --max-length is beyond the model's own limit of {model_limit} tokens, which is used instead",
+            suite.name()
+        );
     }
     let cutting = if limit < model_limit || scoring.max_prompt_length.is_some() {
         Some(opened.cutting_to(limit, scoring.max_prompt_length)?)
@@ -287,7 +317,7 @@ fn read(
             sequences.push(pair);
             Ok(was_cut)
         };
-        // One sequence where the length cuts nothing.
+        // Only one sequence if the length cuts nothing.
         let was_cut = cutting.as_ref().map_or(Ok(false), &mut push)?;
         if cutting.is_none() || was_cut {
             beyond += usize::from(push(whole)?);
@@ -315,7 +345,7 @@ fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<
     let shown = start_of(&item.prompt);
     let refuse = |reason: String| {
         Error::input(format!("{}: the item with the prompt {shown:?} cannot be scored: {reason}", suite.name()))
-            .hint("without it the number would not be the suite's")
+            .hint("without it the figures would not be the suite's")
     };
     match encoder.encode(&pair).map_err(|error| error.at(format!("{} {shown:?}", suite.name())))? {
         Encoded::Dropped(reason) => Err(refuse(reason.to_string())),

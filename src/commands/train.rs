@@ -1,7 +1,7 @@
 //! `haf-dist --config FILE`: sets a run up, trains, evaluates on the test pairs and prints the table.
 
 use super::alike;
-use super::setup::{self, Splits};
+use super::setup::{self, CompleteSplits, Splits};
 use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Planned, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
@@ -48,18 +48,18 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     let mut sampler = comm.agree(setup::sampler(config, &splits.train))?;
     let total = total_steps(config, &sampler);
     let keys = setup::model_keys(&origin, comm)?;
-    let key = (train::data_key(config, &splits.train), format!("{:032x}", keys.start));
+    let run_keys = RunKeys { data: train::data_key(config, &splits.train), model: format!("{:032x}", keys.start) };
     let first = comm.rank() == 0;
-    // What is gone on with is this run's alone before it is looked at.
+    // A resumed run claims its folder before it reads it.
     let start = || checkpoint::start_run(run, resume);
     let claim = comm.agree((first && resume).then(start).transpose())?;
-    let checkpoint = if resume { newest(config, (&key.0, &key.1), total, comm)? } else { None };
+    let checkpoint = if resume { newest(config, &run_keys, total, comm)? } else { None };
     if let Some((_, state)) = checkpoint.as_ref().filter(|(_, state)| state.step == total) {
-        // Rank 0 sees for all whether it is.
+        // Rank 0 decides for all.
         if comm.all_true(!first || is_over(config, &splits, total))? {
-            return if first { say_it_is_over(config, state) } else { Ok(()) };
+            return if first { report_finished(config, state) } else { Ok(()) };
         }
-        info!("{} has done its {total} steps, and its test pairs are not ranked yet", run.display());
+        info!("{} has done its {total} steps; its test pairs are not evaluated yet", run.display());
     }
     let pad_token = comm.agree(pad_token(&origin, &splits, &encoder, &architecture))?;
     let templates = comm.agree(ChatTemplates::of(origin.tokenizer(), &encoder))?;
@@ -70,30 +70,39 @@ pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -
     if first {
         train::doubts(config, splits.train.len()).iter().for_each(|doubt| warn!("{doubt}"));
     }
-    // The last checks, and a new run's folder: before the reference passes, which take long.
+    // The last checks, and a new run's folder, before the long reference passes.
     comm.agree(if first { check_disk(config, &origin, &engine, total) } else { Ok(()) })?;
     let _claim = claim.or(comm.agree((first && !resume).then(start).transpose())?);
     let keep = || checkpoint::keep_model_files(run, origin.tokenizer());
     let model_files = comm.agree(first.then(keep).transpose())?;
     let cache = |data: &PreparedData| setup::reference_cache(keys.base, data, config, &machine);
-    let (train, dev, test) = setup::all_references(splits, &mut sampler, config, &mut engine, cache, comm)?;
+    let CompleteSplits { train, dev, test } =
+        setup::all_references(splits, &mut sampler, config, &mut engine, cache, comm)?;
     let mut trainer = Trainer::new(config, comm, (engine, buckets), sampler, train, dev, machine.threads)?;
-    trainer.state.model_key = key.1;
+    trainer.state.model_key = run_keys.model;
     trainer.saving = Some(Saving { run: run.clone(), origin, model_files, pad_token, templates, self_test });
     if resume {
-        go_on(&mut trainer, checkpoint.map(|(folder, _)| folder), run)?;
+        continue_from(&mut trainer, checkpoint.map(|(folder, _)| folder), run)?;
     }
     check_replicas(&trainer.engine, trainer.state.step, comm)?;
     trainer.sinks = comm.agree(if first { sinks(run, resume, &trainer.state, total) } else { Ok(Vec::new()) })?;
     info!("set up in {:.1} s; {total} steps of {} pairs", started.elapsed().as_secs_f64(), config.train.pairs_per_step);
-    // Not earlier: there is nothing to save yet, and a reference pass may be long.
+    // Not earlier: without a step to save, a signal should end a long reference pass at once.
     let listening = Listening::start(trainer.stop.clone())?;
     trainer.run()?;
     drop(listening);
     finish(trainer, test, total)
 }
 
-/// What each rank computes on, and the connection between them.
+/// Hashes of what a run depends on.
+struct RunKeys {
+    /// Of the training pairs and their order.
+    data: String,
+    /// Of the starting model's files.
+    model: String,
+}
+
+/// Picks each rank's device, and connects the ranks.
 fn machine(config: &Config, comm: &CommThread) -> Result<Machine> {
     check_ranks(config, comm)?;
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
@@ -101,14 +110,14 @@ fn machine(config: &Config, comm: &CommThread) -> Result<Machine> {
     Ok(machine)
 }
 
-/// Makes the ranks' weights the same, and buckets to sum gradients in.
+/// Gives all ranks the same weights, and makes the buckets for gradients.
 fn make_alike(engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
     setup::share_weights(&mut engine.model, comm)?;
     sharding::report(&engine.model, comm.world_size());
     reducer::buckets(&engine.model, comm)
 }
 
-/// After the last step: the test pairs, and the closing table.
+/// After the last step: evaluates the test pairs and prints the closing table.
 fn finish(mut trainer: Trainer, test: Option<Split>, total: usize) -> Result<()> {
     if total > 0 && trainer.state.updates_skipped >= total {
         return Err(Error::runtime("no update was made: gradients were never finite")
@@ -126,11 +135,11 @@ fn finish(mut trainer: Trainer, test: Option<Split>, total: usize) -> Result<()>
     Ok(())
 }
 
-/// Refuses what cannot work with this many ranks.
+/// Refuses settings that cannot work with this many ranks.
 fn check_ranks(config: &Config, comm: &CommThread) -> Result<()> {
     if comm.world_size() > config.train.pairs_per_step {
         return Err(Error::input(format!(
-            "{} ranks share train.pairs_per_step = {}: some would never hold a pair",
+            "{} ranks share train.pairs_per_step = {}: some ranks would never get a pair",
             comm.world_size(),
             config.train.pairs_per_step
         ))
@@ -168,49 +177,44 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
         info!("LoRA of rank {} on {targets}: {trained:.2} M parameters are trained, the rest is frozen", lora.rank);
     }
     match model.had_reward_head {
-        true => info!("the model brings a reward head: training goes on from it, not from zero"),
-        false => info!("the model brings no reward head: it starts at zero"),
+        true => info!("the model has a reward head: training continues from it"),
+        false => info!("the model has no reward head: it starts at zero"),
     }
     Engine::new(model, config.train.activation_checkpointing)
 }
 
-/// Whether the disk has room for the run's checkpoints.
+/// Checks that the disk has room for the run's checkpoints.
 fn check_disk(config: &Config, origin: &Origin, engine: &Engine, total: usize) -> Result<()> {
     let model = &engine.model;
     let trained = model.segments.iter().filter(|segment| segment.trains()).map(|segment| segment.length()).sum();
-    // With adapters what is trained is what is exported, in f32.
+    // With adapters exactly the trained parameters are exported, in f32.
     let exported = if model.lora.is_some() { (trained, Kind::Float) } else { (model.parameter_count(), model.kind) };
     let bytes = checkpoint::expected_bytes(origin.tokenizer(), exported, trained);
     checkpoint::check_disk(&config.output.dir, bytes, checkpoints_at_once(config, total))
 }
 
-/// Whether nothing is left of a run whose last checkpoint is there: its test pairs, if it has any, are ranked.
+/// Whether a run with its last checkpoint is finished: its test pairs, if it has any, are evaluated.
 fn is_over(config: &Config, splits: &Splits, total: usize) -> bool {
     let Some(test) = &splits.test else { return true };
-    // Other test pairs than before are still to be ranked.
+    // Other test pairs than before are still to be evaluated.
     metrics::read_pairs(&config.output.dir, Changed::Refused).is_ok_and(|(facts, outcomes)| {
         facts.step == total && facts.config.data.test == config.data.test && outcomes.len() == test.len()
     })
 }
 
-fn say_it_is_over(config: &Config, state: &TrainState) -> Result<()> {
+fn report_finished(config: &Config, state: &TrainState) -> Result<()> {
     Jsonl::check(&config.output.dir, state.step, state.metrics.as_ref())?;
     let (run, steps) = (config.output.dir.display(), state.step);
     terminal::lines([
-        format!("{run} is finished: all of its {steps} steps are done, and nothing was left to do"),
-        "to train on: raise train.steps or train.epochs".to_owned(),
+        format!("{run} is finished: all of its {steps} steps are done, so there was nothing to do"),
+        "to train further: raise train.steps or train.epochs".to_owned(),
         format!("next        haf-dist eval --checkpoint {run} --data PAIRS"),
     ])
 }
 
-/// The newest whole checkpoint and its state, if there is one, once it is sure that a run with these keys of data and model can
-/// go on from it to `total` updates.
-fn newest(
-    config: &Config,
-    keys: (&str, &str),
-    total: usize,
-    comm: &CommThread,
-) -> Result<Option<(PathBuf, TrainState)>> {
+/// The newest whole checkpoint and its state, if there is one. Checks that a run with these keys can continue from it to `total`
+/// updates.
+fn newest(config: &Config, keys: &RunKeys, total: usize, comm: &CommThread) -> Result<Option<(PathBuf, TrainState)>> {
     let run = &config.output.dir;
     let newest = comm.agree(if comm.rank() == 0 { checkpoint::newest(run) } else { Ok(None) })?;
     let name = newest.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
@@ -220,7 +224,7 @@ fn newest(
         return Ok(None);
     }
     let folder = PathBuf::from(String::from_utf8_lossy(&name).into_owned());
-    let (state, differences) = comm.agree(check_resumable(&folder, config, keys.0, keys.1))?;
+    let (state, differences) = comm.agree(check_resumable(&folder, config, &keys.data, &keys.model))?;
     if !differences.is_empty() && comm.rank() == 0 {
         warn!("settings differ from those of the checkpoint: {}", listed(&differences));
     }
@@ -233,23 +237,23 @@ fn newest(
     }
 }
 
-/// Continues from a checkpoint, or from the start where a run died before its first.
-fn go_on(trainer: &mut Trainer, checkpoint: Option<PathBuf>, run: &Path) -> Result<()> {
+/// Continues from a checkpoint, or from the start if a run died before its first checkpoint.
+fn continue_from(trainer: &mut Trainer, checkpoint: Option<PathBuf>, run: &Path) -> Result<()> {
     let comm = trainer.comm;
     if let Some(folder) = checkpoint {
         let work = comm.at_work("reading the checkpoint");
         let read = comm.agree(trainer.resume(&folder))?;
-        alike::read("what was read of the checkpoint", read, comm)?;
+        alike::read("the checkpoint's data", read, comm)?;
         drop(work);
         info!("resuming after step {} from {}", trainer.state.step, folder.display());
     }
-    // The link may be of before the save that a kill came after.
+    // A kill after the last save may have left an older link.
     let best = trainer.state.best.as_ref().map(|best| best.step);
     let tidy = || checkpoint::set_aside(run, trainer.state.step).and_then(|_| checkpoint::link_best(run, best));
     comm.agree(if comm.rank() == 0 { tidy() } else { Ok(()) })
 }
 
-/// Where the numbers of a run go that stands at `state`, of `total` updates. What a finished run has written stays as it is.
+/// The sinks for a run of `total` updates that is at `state`. A finished run's metrics stay as they are.
 fn sinks(run: &Path, resume: bool, state: &TrainState, total: usize) -> Result<Vec<Box<dyn Sink>>> {
     let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
     let (done, mark) = (state.step, state.metrics.as_ref());
@@ -265,7 +269,7 @@ fn sinks(run: &Path, resume: bool, state: &TrainState, total: usize) -> Result<V
     Ok(sinks)
 }
 
-/// A token to pad with that occurs in no sequence of the run and ends none.
+/// A token to pad with that occurs in no sequence of the run and is not an end of sequence.
 fn pad_token(origin: &Origin, splits: &Splits, encoder: &Encoder, architecture: &Architecture) -> Result<u32> {
     let mut occurs = vec![false; architecture.vocabulary];
     for data in splits.all() {
@@ -279,16 +283,16 @@ fn pad_token(origin: &Origin, splits: &Splits, encoder: &Encoder, architecture: 
     let mut ends = checkpoint::end_tokens(&origin.base)?;
     ends.push(encoder.eos());
     checkpoint::choose_pad_token(&occurs, &ends, |token| encoder.is_special(token)).ok_or_else(|| {
-        Error::input("every token of the vocabulary occurs in the data: none is left to pad with")
-            .hint("Transformers reads the reward at the last token that is not padding, so one must be free")
+        Error::input("every token of the vocabulary occurs in the data, so there is no pad token")
+            .hint("Transformers reads the reward at the last token that is not padding, so one token must be unused")
     })
 }
 
-/// The closing evaluation; each pair's result goes into the run's folder.
+/// Runs the closing evaluation, and writes each pair's result into the run's folder.
 fn test_and_record(trainer: &mut Trainer, test: &Split) -> Result<Vec<EvaluationMetrics>> {
     let (rows, outcomes) = trainer.evaluate_pairs(test)?;
     let comm = trainer.comm;
-    // The pairs' file says that the run is complete, and metrics.jsonl with it.
+    // The pairs' file marks the run as complete, so metrics.jsonl must be on the disk first.
     let settled = trainer.sinks.settle().map(drop);
     let write = || {
         settled?;
@@ -299,7 +303,7 @@ fn test_and_record(trainer: &mut Trainer, test: &Split) -> Result<Vec<Evaluation
     Ok(rows)
 }
 
-/// What run it is. The heads' sum is read from the last step's checkpoint, where a resumed run finds it too.
+/// The facts about the run. The heads' weights are read from the last step's checkpoint, where a resumed run finds them too.
 fn run_facts(trainer: &Trainer) -> Result<RunFacts> {
     let state = &trainer.state;
     let checkpoint = checkpoint::step_path(&trainer.config.output.dir, state.step);
@@ -313,12 +317,12 @@ fn run_facts(trainer: &Trainer) -> Result<RunFacts> {
     })
 }
 
-/// Without the only domain's row, which would repeat the total.
+/// The rows without the one of an only domain, which would repeat the total.
 pub fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
     if rows.len() == 2 { rows[..1].to_vec() } else { rows.to_vec() }
 }
 
-/// The closing table on stdout, and the paths of what was written.
+/// Prints the closing table and the paths of the written files on stdout.
 fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Result<()> {
     let run = &config.output.dir;
     let (skipped, done) = (trainer.state.updates_skipped, trainer.state.step);

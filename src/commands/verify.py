@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Does Transformers read from a folder the rewards that its model had when haf-dist saved it?
+"""Checks that Transformers computes the rewards that a folder's model gave when haf-dist saved it.
 
     python verify.py FOLDER [--dtype f32|bf16]
 
 Reads FOLDER/self-test.json and compares, for each conversation: the chat template's rendering, its tokens, the position at
 which the reward is read, and the reward by the model class, by the text-classification pipeline with its default function,
-in batches padded on the right and on the left, and from messages as TRL scores them. Exit code 0: all are as they were
-saved; 1: the table says what is not. Needs torch and transformers; an adapter's folder needs peft as well.
+in batches padded on the right and on the left, and from messages as TRL scores them. Exit code 0: all are as saved;
+1: the table names the differences. Needs torch and transformers; an adapter's folder needs peft as well.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 
-class HeadBeside(torch.nn.Module):
-    """A causal model with its reward head beside it, of a family without a class for both: read as those classes read."""
+class CausalWithHead(torch.nn.Module):
+    """A causal model and its reward head, for a family that has no class for both."""
 
     def __init__(self, folder: Path, dtype: torch.dtype):
         super().__init__()
@@ -41,7 +41,7 @@ class HeadBeside(torch.nn.Module):
 def load(folder: Path, dtype: torch.dtype, tokenizer):
     config = folder / "config.json"
     if config.exists() and json.loads(config.read_text(encoding="utf-8"))["architectures"][0].endswith("ForCausalLM"):
-        return HeadBeside(folder, dtype).eval()
+        return CausalWithHead(folder, dtype).eval()
     if not (folder / "adapter_config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     from peft import PeftConfig, PeftModel
@@ -49,7 +49,7 @@ def load(folder: Path, dtype: torch.dtype, tokenizer):
     named = PeftConfig.from_pretrained(folder).base_model_name_or_path
     base = folder / named if (folder / named / "config.json").exists() else named
     model = AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=1)
-    # PEFT saves no config of the base: what an export has in config.json is set here.
+    # PEFT does not save the base's config: set the values that an export has in config.json.
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.problem_type = "regression"
     return PeftModel.from_pretrained(model, folder).eval()
@@ -75,7 +75,7 @@ def by_pipeline(model, tokenizer, texts: list[str]) -> list[float]:
 
 
 def difference(saved: float, seen: float, tolerance: dict, dtype: str) -> str:
-    """What is behind a distance; nothing where it is within the tolerance."""
+    """The likely cause of a difference; empty if it is within the tolerance."""
     if abs(seen - saved) <= tolerance[dtype]:
         return ""
     if abs(seen - 1 / (1 + math.exp(-saved))) <= tolerance[dtype]:
@@ -117,15 +117,15 @@ def main() -> int:
         "padded left": rewards_of(model, tokenizer, sequences, "left"),
         "from messages": as_trl(model, tokenizer, [case["messages"] for case in cases]),
     }
-    # The pipeline takes Transformers' own classes alone.
-    if not isinstance(model, HeadBeside):
+    # The pipeline takes only Transformers' own classes.
+    if not isinstance(model, CausalWithHead):
         ways["pipeline"] = by_pipeline(model, tokenizer, texts)
     print(f"{'conversation':<32} {'saved':>10}  largest distance by way")
     for index, case in enumerate(cases):
         distances = {way: abs(rewards[index] - case["reward"]) for way, rewards in ways.items()}
         for way, rewards in ways.items():
-            if what := difference(case["reward"], rewards[index], test["tolerance"], dtype):
-                wrong[case["name"]].add(f"{what} ({way})")
+            if cause := difference(case["reward"], rewards[index], test["tolerance"], dtype):
+                wrong[case["name"]].add(f"{cause} ({way})")
         found = wrong[case["name"]]
         way = max(distances, key=distances.get)
         verdict = "NOT: " + ", ".join(sorted(found)) if found else "OK"

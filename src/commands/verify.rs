@@ -1,18 +1,18 @@
-//! `haf-dist verify`: does a folder give the rewards that its model had when it was saved? Or, with `--python`, a script
-//! that asks Transformers.
+//! `haf-dist verify`: checks that a folder gives the rewards that its model gave when it was saved; with `--python`, writes a
+//! script that checks Transformers' rewards.
 //!
 //! The reward is read as Transformers reads it: from the text that the folder's chat template renders, at the rightmost
 //! token that is not the pad token. Not here: the conversations (`checkpoint/self_test.rs`).
 
 use super::scored::{Scored, open};
-use crate::checkpoint::{self, Case, SELF_TEST, SelfTest};
+use crate::checkpoint::{self, Case, LeftOut, SELF_TEST, SelfTest};
 use crate::cli::Verifying;
 use crate::comm::CommThread;
 use crate::data::template::Template;
 use crate::data::tokenize::Encoder;
 use crate::data::{Prompt, TemplateInputs};
 use crate::error::{Error, Result};
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{ToScore, score_pairs};
 use crate::files;
 use crate::metrics;
 use crate::terminal;
@@ -22,7 +22,7 @@ use std::path::Path;
 
 const SCRIPT: &str = include_str!("verify.py");
 
-/// What differs from the saved conversation, in the order of computation.
+/// The first difference from a saved conversation, in the order of computation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Difference {
     Rendering,
@@ -45,36 +45,61 @@ impl Difference {
         }
     }
 
-    /// What is likely to be behind it.
+    /// The likely cause.
     fn hint(self) -> &'static str {
         match self {
             Self::Rendering => {
-                "the chat template is not the one that was saved: chat_template.jinja, tokenizer_config.json"
+                "the chat template has changed since the model was saved: chat_template.jinja, tokenizer_config.json"
             }
-            Self::Tokens => "the tokenizer's files or haf_dist.json are not those that were saved",
-            Self::Position => "the pad token ends a conversation: pad_token_id must be as it was saved",
-            Self::Activation => "a sigmoid is put over the reward: config.json must say problem_type = \"regression\"",
-            Self::Precision => "the distance is one of rounding: compute in the precision that self-test.json names",
-            Self::Reward => "the weights are not those that were saved, or something else than the model computes them",
+            Self::Tokens => "the tokenizer's files or haf_dist.json have changed since the model was saved",
+            Self::Position => "a conversation ends with the pad token: restore pad_token_id",
+            Self::Activation => {
+                "other programs put a sigmoid over the reward: config.json must have problem_type = \"regression\""
+            }
+            Self::Precision => "the difference is due to rounding: compute in the precision that self-test.json names",
+            Self::Reward => {
+                "the weights have changed since the model was saved, or the rewards come from another model"
+            }
         }
     }
 }
 
-/// What a folder's own files make of a conversation.
+/// A conversation as read with a folder's own files; None where that fails.
 struct Reading {
+    /// The rendered text.
     text: Option<String>,
-    /// Of the text, and as haf-dist scores the messages.
-    tokens: [Option<Vec<u32>>; 2],
-    /// Where Transformers reads the reward of the saved tokens.
+    /// Tokens of that text.
+    tokens_of_text: Option<Vec<u32>>,
+    /// Tokens of the messages, as haf-dist scores them.
+    tokens_of_messages: Option<Vec<u32>>,
+    /// Index of the saved token at which Transformers reads the reward.
     position: usize,
     /// Whether other programs put a sigmoid over the reward.
     activated: bool,
 }
 
+impl Reading {
+    fn has_text_of(&self, case: &Case) -> bool {
+        self.text.as_ref() == Some(&case.text)
+    }
+
+    fn has_tokens_of(&self, case: &Case) -> bool {
+        [&self.tokens_of_text, &self.tokens_of_messages].iter().all(|tokens| tokens.as_ref() == Some(&case.tokens))
+    }
+}
+
+/// The result for a conversation.
+struct Outcome<'a> {
+    case: &'a Case,
+    reading: Reading,
+    reward: f64,
+    difference: Option<Difference>,
+}
+
 /// Runs the command; all ranks must call it.
 ///
 /// # Errors
-/// A folder without a self-test or without a model; [`Error::runtime`], exit code 1, where a conversation differs.
+/// A folder without a self-test or without a model; [`Error::runtime`], exit code 1, if a conversation differs.
 pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
     if let Some(path) = &verifying.python {
         return comm.agree(if comm.rank() == 0 { write_script(&verifying.checkpoint, path) } else { Ok(()) });
@@ -95,19 +120,23 @@ pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
             let Scored { mut engine, .. } = opened.model(false, &machine, comm)?;
             let all: Vec<usize> = (0..data.len()).collect();
             let budget = opened.config.train.tokens_per_micro_batch;
-            let scores = score_pairs(&mut engine, (&data, &all), comm, budget, false, "verify")?;
+            let to_score = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: budget, log_probs: false };
+            let scores = score_pairs(&mut engine, to_score, comm, "verify")?;
             scores.iter().map(|scores| scores.rewards[0]).collect()
         }
     };
-    let differences: Vec<Option<Difference>> = (self_test.conversations.iter().zip(&readings).zip(&rewards))
-        .map(|((case, reading), reward)| difference(case, reading, *reward, &self_test, machine.dtype_name()))
+    let outcomes: Vec<Outcome> = (self_test.conversations.iter().zip(readings).zip(rewards))
+        .map(|((case, reading), reward)| {
+            let difference = difference(case, &reading, reward, &self_test, machine.dtype_name());
+            Outcome { case, reading, reward, difference }
+        })
         .collect();
     comm.agree(match comm.rank() {
-        0 if verifying.json => terminal::lines(lines(&self_test, &readings, &rewards, &differences)),
-        0 => terminal::out(table(&self_test, &readings, &rewards, &differences)),
+        0 if verifying.json => terminal::lines(outcomes.iter().map(line)),
+        0 => terminal::out(table(&outcomes, &self_test.left_out)),
         _ => Ok(()),
     })?;
-    verdict(&differences)
+    verdict(&outcomes.iter().map(|outcome| outcome.difference).collect::<Vec<_>>())
 }
 
 fn read(folder: &Path) -> Result<SelfTest> {
@@ -121,13 +150,13 @@ fn reading(case: &Case, template: &Template, encoder: &Encoder, pad: Option<u32>
     let text = case.messages.split_last().and_then(|(answer, prompt)| {
         template.render(&Prompt::Messages(prompt.to_vec()), &TemplateInputs::default(), answer).ok()
     });
-    let of_text = text.as_ref().and_then(|text| encoder.ids(text).ok());
-    let of_messages = encoder.conversation(&case.messages).ok().map(|(_, tokens)| tokens);
+    let tokens_of_text = text.as_ref().and_then(|text| encoder.ids(text).ok());
+    let tokens_of_messages = encoder.conversation(&case.messages).ok().map(|(_, tokens)| tokens);
     let position = case.tokens.iter().rposition(|token| Some(*token) != pad).unwrap_or(0);
-    Reading { text, tokens: [of_text, of_messages], position, activated: false }
+    Reading { text, tokens_of_text, tokens_of_messages, position, activated: false }
 }
 
-/// The first thing that differs.
+/// The first difference, if there is one.
 fn difference(
     case: &Case,
     reading: &Reading,
@@ -138,9 +167,9 @@ fn difference(
     let saved = f64::from(case.reward);
     let tolerance = if precision == "f32" { self_test.tolerance.f32 } else { self_test.tolerance.bf16 };
     let sigmoid = 1.0 / (1.0 + (-saved).exp());
-    if reading.text.as_ref() != Some(&case.text) {
+    if !reading.has_text_of(case) {
         Some(Difference::Rendering)
-    } else if reading.tokens.iter().any(|tokens| tokens.as_ref() != Some(&case.tokens)) {
+    } else if !reading.has_tokens_of(case) {
         Some(Difference::Tokens)
     } else if reading.position + 1 != case.tokens.len() {
         Some(Difference::Position)
@@ -157,36 +186,24 @@ fn difference(
     }
 }
 
-/// What is said of each conversation.
-fn lines(
-    self_test: &SelfTest,
-    readings: &[Reading],
-    rewards: &[f64],
-    differences: &[Option<Difference>],
-) -> Vec<Value> {
-    let rows = self_test.conversations.iter().zip(readings).zip(rewards).zip(differences);
-    let line = |(((case, reading), reward), difference): (((&Case, &Reading), &f64), &Option<Difference>)| {
-        json!({
-            "conversation": case.name,
-            "same_rendering": reading.text.as_ref() == Some(&case.text),
-            "same_tokens": reading.tokens.iter().all(|tokens| tokens.as_ref() == Some(&case.tokens)),
-            "saved_reward": case.reward,
-            "reward": reward,
-            "differs": difference.map(Difference::name),
-        })
-    };
-    rows.map(line).collect()
+fn line(Outcome { case, reading, reward, difference }: &Outcome) -> Value {
+    json!({
+        "conversation": case.name,
+        "same_rendering": reading.has_text_of(case),
+        "same_tokens": reading.has_tokens_of(case),
+        "saved_reward": case.reward,
+        "reward": reward,
+        "differs": difference.map(Difference::name),
+    })
 }
 
-fn table(self_test: &SelfTest, readings: &[Reading], rewards: &[f64], differences: &[Option<Difference>]) -> String {
-    let said = |same: bool| if same { "same" } else { "other" };
-    let rows = self_test.conversations.iter().zip(readings).zip(rewards).zip(differences);
-    let row = |(((case, reading), reward), difference): (((&Case, &Reading), &f64), &Option<Difference>)| {
-        let tokens = reading.tokens.iter().all(|tokens| tokens.as_ref() == Some(&case.tokens));
+fn table(outcomes: &[Outcome], left_out: &[LeftOut]) -> String {
+    let word = |same: bool| if same { "same" } else { "other" };
+    let row = |Outcome { case, reading, reward, difference }: &Outcome| {
         vec![
             case.name.clone(),
-            said(reading.text.as_ref() == Some(&case.text)).into(),
-            said(tokens).into(),
+            word(reading.has_text_of(case)).into(),
+            word(reading.has_tokens_of(case)).into(),
             format!("{:.6}", case.reward),
             format!("{reward:.6}"),
             format!("{:.1e}", (reward - f64::from(case.reward)).abs()),
@@ -194,19 +211,19 @@ fn table(self_test: &SelfTest, readings: &[Reading], rewards: &[f64], difference
         ]
     };
     let header = ["conversation", "rendering", "tokens", "saved reward", "reward", "distance", ""];
-    let left_out = self_test.left_out.iter().map(|out| format!("\nleft out: {} ({})", out.name, out.why));
-    metrics::table(&header, 3, rows.map(row)) + &left_out.collect::<String>()
+    let left_out = left_out.iter().map(|out| format!("\nleft out: {} ({})", out.name, out.why));
+    metrics::table(&header, 3, outcomes.iter().map(row)) + &left_out.collect::<String>()
 }
 
 /// # Errors
-/// A difference: which, how often, and what may be behind the first of them.
+/// Any differences: which, how often, and the likely cause of the first.
 fn verdict(differences: &[Option<Difference>]) -> Result<()> {
     let mut counts: BTreeMap<Difference, usize> = BTreeMap::new();
     differences.iter().flatten().for_each(|difference| *counts.entry(*difference).or_default() += 1);
     let Some(first) = counts.keys().next() else { return Ok(()) };
     let each: Vec<_> = counts.iter().map(|(difference, count)| format!("{} of {count}", difference.name())).collect();
     let (all, wrong) = (differences.len(), counts.values().sum::<usize>());
-    Err(Error::runtime(format!("{wrong} of {all} conversations are not as they were saved: {}", each.join(", ")))
+    Err(Error::runtime(format!("{wrong} of {all} conversations differ from the saved ones: {}", each.join(", ")))
         .hint(first.hint()))
 }
 
@@ -226,7 +243,7 @@ mod tests {
     use crate::config::RewardAt;
     use crate::data::Message;
 
-    /// A self-test of one conversation with the reward 2, as the file has it.
+    /// A self-test of one conversation with the reward 2, as read from a file.
     fn saved(precision: &str) -> SelfTest {
         let folder = tempfile::tempdir().unwrap();
         let file = serde_json::json!({
@@ -240,7 +257,9 @@ mod tests {
     }
 
     fn as_saved() -> Reading {
-        Reading { text: Some("b".into()), tokens: [Some(vec![4, 9]), Some(vec![4, 9])], position: 1, activated: false }
+        let tokens = Some(vec![4, 9]);
+        let (text, tokens_of_text) = (Some("b".into()), tokens.clone());
+        Reading { text, tokens_of_text, tokens_of_messages: tokens, position: 1, activated: false }
     }
 
     fn seen(reading: &Reading, reward: f64, precision: &str) -> Option<Difference> {
@@ -260,7 +279,7 @@ mod tests {
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Rendering));
         let reading = Reading { text: None, ..as_saved() };
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Rendering));
-        let reading = Reading { tokens: [Some(vec![4, 9]), Some(vec![1, 4, 9])], ..as_saved() };
+        let reading = Reading { tokens_of_messages: Some(vec![1, 4, 9]), ..as_saved() };
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Tokens));
         let reading = Reading { activated: true, ..as_saved() };
         assert_eq!(seen(&reading, 2.0, "f32"), Some(Difference::Activation));

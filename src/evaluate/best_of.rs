@@ -1,8 +1,8 @@
-//! Best of k: what an answer is worth by a reference ("gold") reward if a reward model picks it from k of a prompt's n answers.
+//! Best of k: the expected reference ("gold") reward of the answer that a reward model picks from k of a prompt's n answers.
 //!
 //! With the answers sorted by the model's reward, the i-th of n is the best of k drawn without replacement with probability
-//! C(n - i, k - 1) / C(n, k): the expectation over all draws is a weighted sum, and nothing is sampled. Among answers of one
-//! reward the pick is even.
+//! C(n - i, k - 1) / C(n, k): the expectation over all draws is a weighted sum, without sampling. Among answers with equal
+//! rewards, each is picked with the same probability.
 //!
 //! Not here: computing rewards.
 
@@ -10,23 +10,23 @@ use super::heads::Head;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::metrics::{table, with_interval};
-use crate::statistics::{RESAMPLES, SEED, clustered_bootstrap};
+use crate::statistics::{Interval, RESAMPLES, SEED, clustered_bootstrap};
 
 use crate::data::{Message, Prompt};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// Answers of a prompt at most.
+/// Most answers of a prompt.
 const MOST: usize = 1024;
 
-/// Gold rewards at most, on either side of 0: their sums and squares stay finite.
+/// Largest absolute gold reward, so that sums and squares stay finite.
 const LARGEST: f64 = 1e100;
 
 /// A prompt with scored answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
-    /// What is answered.
+    /// The prompt.
     pub prompt: Prompt,
     /// The answers, two or more.
     pub responses: Vec<String>,
@@ -34,12 +34,12 @@ pub struct Scored {
     pub gold: Vec<f64>,
 }
 
-/// What is expected of the best of k by one head, as it is printed as JSON.
+/// Expected gold reward of the best of k by one head, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BestOf {
     /// k.
     pub best_of: usize,
-    /// The head that picks; `gold` for the reference reward itself, the most that is possible.
+    /// The head that picks; `gold` for the reference reward itself, an upper bound.
     pub scored_by: &'static str,
     /// Number of prompts.
     pub prompts: usize,
@@ -54,7 +54,7 @@ pub struct BestOf {
 /// The rows of a file: `prompt` (a text, or messages), `responses` (texts), `scores` (as many numbers).
 ///
 /// # Errors
-/// A file that cannot be read, or a row that is not so; the error says where.
+/// A file that cannot be read, or a row of another form; the error names the row.
 pub fn read(file: &Path, max_row_bytes: usize) -> Result<Vec<Scored>> {
     let mut rows = Vec::new();
     data::objects(file, max_row_bytes, |row| {
@@ -62,7 +62,7 @@ pub fn read(file: &Path, max_row_bytes: usize) -> Result<Vec<Scored>> {
         Ok(())
     })?;
     match rows.is_empty() {
-        true => Err(Error::input(format!("{}: there is no row", file.display())).hint("best of k needs prompts")),
+        true => Err(Error::input(format!("{}: the file has no rows", file.display())).hint("best of k needs prompts")),
         false => Ok(rows),
     }
 }
@@ -76,17 +76,18 @@ fn scored(row: &Map<String, Value>) -> Result<Scored> {
         Some(Value::String(text)) => Prompt::Text(text.clone()),
         Some(list @ Value::Array(_)) => {
             let messages: Vec<Message> = serde_json::from_value(list.clone())
-                .map_err(|error| refuse(&format!("`prompt` is no list of messages: {error}")))?;
+                .map_err(|error| refuse(&format!("`prompt` is not a list of messages: {error}")))?;
             Prompt::Messages(messages)
         }
         _ => return Err(refuse("`prompt` is missing, or neither a text nor a list of messages")),
     };
-    let list = |key: &str| row.get(key).and_then(Value::as_array).ok_or_else(|| refuse(&format!("`{key}` is no list")));
+    let list =
+        |key: &str| row.get(key).and_then(Value::as_array).ok_or_else(|| refuse(&format!("`{key}` is not a list")));
     let responses: Option<Vec<String>> =
         list("responses")?.iter().map(|text| text.as_str().map(String::from)).collect();
     let gold: Option<Vec<f64>> = list("scores")?.iter().map(Value::as_f64).collect();
-    let responses = responses.ok_or_else(|| refuse("an entry of `responses` is no text"))?;
-    let gold = gold.ok_or_else(|| refuse("an entry of `scores` is no number"))?;
+    let responses = responses.ok_or_else(|| refuse("an entry of `responses` is not a text"))?;
+    let gold = gold.ok_or_else(|| refuse("an entry of `scores` is not a number"))?;
     if let Some(score) = gold.iter().find(|score| score.abs() > LARGEST) {
         return Err(refuse(&format!("the score {score:e} is beyond {LARGEST:e}")));
     }
@@ -100,12 +101,12 @@ fn scored(row: &Map<String, Value>) -> Result<Scored> {
     }
 }
 
-/// The expected gold reward of the answer that `rewards` rank highest among k of them, for k = 1..=`most`.
+/// The expected gold reward of the answer with the highest of `rewards` among k, for k = 1..=`most`.
 pub fn expected(rewards: &[f64], gold: &[f64], most: usize) -> Vec<f64> {
     let n = rewards.len();
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&one, &other| rewards[other].total_cmp(&rewards[one]));
-    // Gold rewards from the best to the worst, each of equal ones with their mean.
+    // Gold rewards, sorted by reward from best to worst; answers with equal rewards get their mean.
     let mut sorted: Vec<f64> = order.iter().map(|&answer| gold[answer]).collect();
     let mut start = 0;
     while start < n {
@@ -114,7 +115,7 @@ pub fn expected(rewards: &[f64], gold: &[f64], most: usize) -> Vec<f64> {
         sorted[start..start + alike].fill(mean);
         start += alike;
     }
-    let of = |k: usize| {
+    let expected_of = |k: usize| {
         // C(n - i - 1, k - 1) / C(n, k), from i = 0 on.
         let mut weight = k as f64 / n as f64;
         let mut sum = 0.0;
@@ -124,11 +125,11 @@ pub fn expected(rewards: &[f64], gold: &[f64], most: usize) -> Vec<f64> {
         }
         sum
     };
-    (1..=most).map(of).collect()
+    (1..=most).map(expected_of).collect()
 }
 
-/// The curves of some heads, for k up to the fewest answers of a prompt. `rows` and the heads' rewards are in one order: answer
-/// after answer, prompt after prompt. `prompts` has each row's prompt's hash.
+/// The curves of some heads, for k up to the smallest number of answers of any prompt. `rows` and the heads' rewards are in the
+/// same order: answer after answer, prompt after prompt. `prompts` has the hash of each row's prompt.
 pub fn curves(rows: &[Scored], heads: &[Head], prompts: &[u64]) -> Vec<BestOf> {
     let most = rows.iter().map(|row| row.responses.len()).min().unwrap_or(0);
     let gold: Vec<f64> = rows.iter().flat_map(|row| row.gold.iter().copied()).collect();
@@ -159,7 +160,7 @@ pub fn curves(rows: &[Scored], heads: &[Head], prompts: &[u64]) -> Vec<BestOf> {
     of_heads.chain([("gold", gold)]).flat_map(curve).collect()
 }
 
-/// A plain table: a row a k, a column a head.
+/// A plain table with a row for each k and a column for each head.
 pub fn curves_table(curves: &[BestOf]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for curve in curves {
@@ -171,7 +172,7 @@ pub fn curves_table(curves: &[BestOf]) -> String {
     let header: Vec<&str> = std::iter::once("best of").chain(names.iter().copied()).collect();
     let row = |k: usize| {
         let points = curves.iter().filter(|point| point.best_of == k);
-        let cell = |point: &BestOf| with_interval(Some(point.gold), point.low.zip(point.high));
+        let cell = |point: &BestOf| with_interval(Some(point.gold), Interval::between(point.low, point.high));
         std::iter::once(k.to_string()).chain(points.map(cell)).collect()
     };
     table(&header, 0, (1..=most).map(row))

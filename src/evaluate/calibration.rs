@@ -1,32 +1,31 @@
-//! Whether a margin says how likely it is right: calibration of sigmoid(margin) as the probability that the chosen answer is
-//! the better one.
+//! Calibration of sigmoid(margin) as the probability that the chosen answer is the better one.
 //!
-//! Pure functions of margins, chosen minus rejected. Not here: where margins come from.
+//! Pure functions of margins, chosen minus rejected. Not here: computing margins.
 
 use crate::loss::hit;
 use serde::Serialize;
 
-/// Bins of the reliability table at most, each with as many pairs as the others.
+/// Most bins in the reliability table; all have equally many pairs.
 const BINS: usize = 10;
 
-/// Fewest pairs of a bin.
+/// Fewest pairs in a bin.
 const LEAST: usize = 10;
 
 /// The log loss of a coin.
 pub const CHANCE: f64 = std::f64::consts::LN_2;
 
-/// Pairs of like confidence.
+/// Pairs of similar confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Bin {
     /// Number of pairs.
     pub pairs: usize,
-    /// Mean of sigmoid(|margin|): how sure the model is of the side it takes.
+    /// Mean of sigmoid(|margin|): the probability that the model gives to its choice.
     pub confidence: f64,
-    /// Share of them that it ranks rightly; a tie is one half.
+    /// Share of them that it ranks correctly; a tie counts as one half.
     pub accuracy: f64,
 }
 
-/// What some margins come to.
+/// The calibration of some margins.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Calibration {
     /// Expected calibration error: mean over pairs of |confidence - accuracy| of their bin, in bins of equal mass (Naeini et
@@ -36,10 +35,10 @@ pub struct Calibration {
     pub brier: f64,
     /// Mean of -log sigmoid(margin); [`CHANCE`] for a coin.
     pub log_loss: f64,
-    /// The T for which -log sigmoid(margin / T) is least on these very pairs, above 1 where the model is too sure (Guo et al.
-    /// 2017); `None` where no T is: margins that are all right, or whose mean is not above 0.
+    /// The T that minimises the mean of -log sigmoid(margin / T) on these same pairs; above 1 if the model is overconfident (Guo
+    /// et al. 2017). `None` if no T does: no margin is below 0, or their mean is not above 0.
     pub temperature: Option<f64>,
-    /// The reliability table, least sure first.
+    /// The reliability table, least confident first.
     pub bins: Vec<Bin>,
 }
 
@@ -48,7 +47,7 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 /// -log sigmoid(x), exact for large |x|.
-fn log_loss(x: f64) -> f64 {
+pub(super) fn log_loss(x: f64) -> f64 {
     (-x).max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
@@ -64,7 +63,7 @@ impl Calibration {
             return None;
         }
         let mut sorted = margins.to_vec();
-        // By confidence; of equal ones the order must not matter, so the sign comes second.
+        // By confidence, then by sign, so that the order of equally confident pairs does not matter.
         sorted.sort_by(|a, b| a.abs().total_cmp(&b.abs()).then(a.total_cmp(b)));
         let bins = bins(&sorted);
         let off = |bin: &Bin| bin.pairs as f64 * (bin.confidence - bin.accuracy).abs();
@@ -78,7 +77,7 @@ impl Calibration {
     }
 }
 
-/// Bins of pairs sorted by confidence. Pairs of one confidence are in one bin: their order would be arbitrary.
+/// Bins of pairs sorted by confidence. Pairs of equal confidence share a bin, since their order is arbitrary.
 fn bins(sorted: &[f64]) -> Vec<Bin> {
     let count = (sorted.len() / LEAST).clamp(1, BINS);
     let mut bins = Vec::new();
@@ -101,10 +100,11 @@ fn bins(sorted: &[f64]) -> Vec<Bin> {
     bins
 }
 
-/// The T for which the mean of -log sigmoid(margin / T) is least, by bisection: the loss is convex in 1 / T.
+/// The T that minimises the mean of -log sigmoid(margin / T), by bisection: the loss is convex in 1 / T. `None` as in
+/// [`Calibration::temperature`].
 pub fn temperature(margins: &[f64]) -> Option<f64> {
     let largest = margins.iter().fold(0.0, |largest: f64, margin| largest.max(margin.abs()));
-    // The slope by 1 / T has the sign of minus this sum, which is at its largest for 1 / T = 0.
+    // Minus the loss's derivative with respect to 1 / T, up to a factor; it decreases, and is largest at 1 / T = 0.
     let pull = |inverse: f64| margins.iter().map(|margin| margin * sigmoid(-inverse * margin)).sum::<f64>();
     if pull(0.0) <= 0.0 || margins.iter().all(|&margin| margin >= 0.0) {
         return None;

@@ -1,5 +1,5 @@
-//! Where an evaluation should be doubted: ties, pairs that the model is least sure of, pairs on which its two heads disagree,
-//! and what it gets most wrong.
+//! Where to doubt an evaluation: ties, pairs that the model is least sure of, pairs on which its two heads disagree, and its
+//! worst mistakes.
 //!
 //! Pure functions of margins. Not here: the pairs' texts.
 
@@ -9,40 +9,40 @@ use crate::metrics::{number, table};
 
 use serde::Serialize;
 
-/// Shares of the pairs, the surest, that are answered when the others are abstained from.
+/// Shares of the pairs, the surest first, for which accuracy is reported as if the model abstained from the others.
 const SHARES: [f64; 7] = [1.0, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1];
 
 /// Accuracy of the surest pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Answered {
-    /// Share of the pairs that was asked for.
+    /// One of the requested shares of the pairs.
     pub share: f64,
-    /// Pairs: as many, and those as sure as the last.
+    /// Number of pairs: that share, and those exactly as sure as the last of it.
     pub pairs: usize,
-    /// Share of them ranked rightly.
+    /// Share of them ranked correctly.
     pub accuracy: f64,
 }
 
-/// What is said of one head, as it is printed as JSON.
+/// Doubts about one head, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Doubts {
-    /// Name of the split, as with the metrics.
+    /// Name of the split, as in the metrics.
     pub doubts: String,
-    /// Which head.
+    /// The head.
     pub scored_by: &'static str,
     /// Number of pairs.
     pub pairs: usize,
-    /// Pairs whose answers have one reward: half a hit each.
+    /// Pairs whose two answers have the same reward: half a hit each.
     pub ties: usize,
-    /// AUROC of -|margin| as a sign of error: how likely a pair that is ranked wrongly is less sure than one that is ranked
-    /// rightly. `None` where all are right, or wrong.
+    /// AUROC of -|margin| as a sign of error: the probability that a wrongly ranked pair has a smaller |margin| than a correctly
+    /// ranked one. `None` if all are right, or all wrong.
     pub auroc: Option<f64>,
     /// Accuracy as a function of abstention.
     pub answered: Vec<Answered>,
 }
 
 impl Doubts {
-    /// Of the pairs' margins by one head.
+    /// From one head's margins.
     pub fn of(split: &str, head: &Head) -> Self {
         let margins = head.margins();
         let unsure: Vec<f64> = margins.iter().map(|margin| -margin.abs()).collect();
@@ -71,21 +71,21 @@ fn answered(margins: &[f64]) -> Vec<Answered> {
     if sorted.is_empty() { Vec::new() } else { SHARES.map(of_share).to_vec() }
 }
 
-/// Whether each pair is ranked wrongly; none of a tie.
+/// Whether each pair is ranked wrongly; None for a tie.
 fn errors(margins: &[f64]) -> Vec<Option<bool>> {
     margins.iter().map(|&margin| if margin == 0.0 { None } else { Some(hit(margin) < 0.5) }).collect()
 }
 
-/// Area under the curve of true over false alarms, of `signs` of being true: the chance that a true one has the larger sign,
-/// half of it where signs are equal (Mann and Whitney's U). Those that are neither do not count.
-pub fn auroc(signs: &[f64], is_true: &[Option<bool>]) -> Option<f64> {
+/// Area under the ROC curve: the probability that a true case has a larger score than a false one, where equal scores count one
+/// half (Mann and Whitney's U). Cases that are neither do not count. `None` unless there are cases of both kinds.
+pub fn auroc(scores: &[f64], is_true: &[Option<bool>]) -> Option<f64> {
     let mut known: Vec<(f64, bool)> =
-        signs.iter().zip(is_true).filter_map(|(sign, truth)| truth.map(|truth| (*sign, truth))).collect();
+        scores.iter().zip(is_true).filter_map(|(score, truth)| truth.map(|truth| (*score, truth))).collect();
     known.sort_by(|one, other| one.0.total_cmp(&other.0));
     let (mut below, mut wins) = (0.0, 0.0);
     let mut start = 0;
     while start < known.len() {
-        let end = start + known[start..].iter().take_while(|(sign, _)| *sign == known[start].0).count();
+        let end = start + known[start..].iter().take_while(|(score, _)| *score == known[start].0).count();
         let truths = known[start..end].iter().filter(|(_, truth)| *truth).count() as f64;
         let others = (end - start) as f64 - truths;
         wins += truths * (below + others / 2.0);
@@ -96,25 +96,25 @@ pub fn auroc(signs: &[f64], is_true: &[Option<bool>]) -> Option<f64> {
     (truths > 0.0 && below > 0.0).then(|| wins / (truths * below))
 }
 
-/// What the reward head and the implicit reward say of the same pairs, as it is printed as JSON.
+/// How far the reward head and the implicit reward disagree on the same pairs, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Disagreement {
-    /// Name of the split, as with the metrics.
+    /// Name of the split, as in the metrics.
     pub disagreement: String,
-    /// Pairs on which they take different sides.
+    /// Pairs that they rank differently.
     pub pairs: usize,
-    /// Of how many.
+    /// All pairs.
     pub of: usize,
-    /// Share of those pairs that the reward head ranks rightly; the implicit reward ranks the others.
+    /// Share of those pairs that the reward head ranks correctly; the implicit reward is right on the others.
     pub reward_right: Option<f64>,
     /// Accuracy of the reward head where they agree.
     pub accuracy_where_agreed: Option<f64>,
-    /// AUROC of the implicit margin against the reward head's side as a sign that the reward head is wrong.
+    /// AUROC of the implicit margin in the direction opposite to the reward head's, as a sign that the reward head is wrong.
     pub auroc: Option<f64>,
 }
 
 impl Disagreement {
-    /// `None` where there are not both heads.
+    /// `None` unless there are both heads.
     pub fn of(split: &str, heads: &[Head]) -> Option<Self> {
         let [reward, implicit] = both(heads)?;
         let both = || reward.iter().zip(&implicit);
@@ -135,22 +135,22 @@ impl Disagreement {
     }
 }
 
-/// A pair as it is shown.
+/// A pair with its text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Shown {
-    /// The pair's number in the data, from 1, without those that were dropped.
+    /// The pair's number in the data, from 1, not counting dropped pairs.
     pub pair: usize,
     /// The name it is reported under.
     pub domain: String,
-    /// What both sequences start with.
+    /// The prompt of both answers.
     pub prompt: String,
-    /// The answer that is said to be better.
+    /// The chosen answer.
     pub chosen: String,
-    /// The other one.
+    /// The rejected answer.
     pub rejected: String,
 }
 
-/// A pair that is ranked wrongly, with its text, as it is printed as JSON.
+/// A wrongly ranked pair with its text, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mistake {
     /// Its rank among the head's mistakes, from 1: the most negative margin is the worst.
@@ -164,10 +164,10 @@ pub struct Mistake {
     pub shown: Shown,
 }
 
-/// A pair on which the heads take different sides, with its text, as it is printed as JSON.
+/// A pair that the heads rank differently, with its text, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Disagreed {
-    /// Its rank among them, from 1: the largest product of the two margins, whose scales then do not matter.
+    /// Its rank among them, from 1, by the product of the two margins, so that their scales do not matter.
     pub disagreed: usize,
     /// Chosen minus rejected, by the reward head.
     pub margin: f64,
@@ -190,7 +190,7 @@ pub fn mistakes(head: &Head, most: usize, shown: impl Fn(usize) -> Shown) -> Vec
     lowest(&margins, most).into_iter().enumerate().map(mistake).collect()
 }
 
-/// The pairs on which the heads disagree most strongly, at most `most`; none where there are not both heads.
+/// The pairs on which the heads disagree most strongly, at most `most`; empty unless there are both heads.
 pub fn disagreed(heads: &[Head], most: usize, shown: impl Fn(usize) -> Shown) -> Vec<Disagreed> {
     let Some([reward, implicit]) = both(heads) else { return Vec::new() };
     let products: Vec<f64> = reward.iter().zip(&implicit).map(|(reward, implicit)| reward * implicit).collect();
@@ -203,7 +203,7 @@ pub fn disagreed(heads: &[Head], most: usize, shown: impl Fn(usize) -> Shown) ->
     lowest(&products, most).into_iter().enumerate().map(row).collect()
 }
 
-/// Places of the values below 0, at most `most`, the lowest first.
+/// Indices of the values below 0, at most `most`, the lowest first.
 fn lowest(values: &[f64], most: usize) -> Vec<usize> {
     let mut below: Vec<usize> = (0..values.len()).filter(|&place| values[place] < 0.0).collect();
     below.sort_by(|&one, &other| values[one].total_cmp(&values[other]));
@@ -217,7 +217,7 @@ fn both(heads: &[Head]) -> Option<[Vec<f64>; 2]> {
     Some([margins("reward")?, margins("implicit")?])
 }
 
-/// Plain tables: what becomes of accuracy when unsure pairs are left out, where heads disagree, each head's worst mistakes.
+/// Plain tables: accuracy without the least sure pairs, where the heads disagree, each head's worst mistakes.
 pub fn tables(
     doubts: &[Doubts],
     disagreement: Option<&Disagreement>,
@@ -236,7 +236,7 @@ pub fn tables(
     );
     if let Some(found) = disagreement {
         text += &format!(
-            "\n\nthe heads disagree on {} of {} pairs: there the reward head is right in {}, elsewhere in {}; AUROC of \
+            "\n\nthe heads disagree on {} of {} pairs: the reward head's accuracy is {} there and {} elsewhere; AUROC of \
              disagreement as a sign that the reward head is wrong: {}",
             found.pairs,
             found.of,
@@ -248,14 +248,14 @@ pub fn tables(
     if !disagreed.is_empty() {
         let row = |row: &Disagreed| with_text([signed(row.margin), signed(row.implicit_margin)], &row.shown);
         text += &format!(
-            "\n\nwhere the heads disagree most (--json has the pairs whole)\n{}",
+            "\n\nwhere the heads disagree most (--json has the whole texts)\n{}",
             table(&["reward", "implicit", "pair", "prompt", "chosen", "rejected"], 6, disagreed.iter().map(row))
         );
     }
     if !mistakes.is_empty() {
         let row = |row: &Mistake| with_text([row.scored_by.to_owned(), signed(row.margin)], &row.shown);
         text += &format!(
-            "\n\nthe worst mistakes of each head (--json has the pairs whole)\n{}",
+            "\n\nthe worst mistakes of each head (--json has the whole texts)\n{}",
             table(&["by", "margin", "pair", "prompt", "chosen", "rejected"], 6, mistakes.iter().map(row))
         );
     }

@@ -1,18 +1,19 @@
-//! What is fitted on the dev pairs at a checkpoint: each head's temperature, and the weights of their sum.
+//! Fits each head's temperature and the weights of their sum on the dev pairs, at a checkpoint.
 //!
 //! The weights a, b maximise the sum over pairs of log sigmoid(a dr + b di), with dr and di the pair's margins by the reward
 //! head and by the implicit reward: a logistic regression without intercept, since the two sides of a pair may be exchanged.
-//! In units of the margins' root mean squares a and b have the penalty (a^2 + b^2) / 2, a normal prior of deviation 1: the
-//! worth of about a pair, and without it few or easy pairs would have no finite fit.
+//! With margins scaled to a root mean square of 1, a and b have the penalty (a^2 + b^2) / 2, a normal prior of deviation 1. It
+//! weighs about as much as one pair; without it few or easy pairs would have no finite fit.
 //!
-//! Not here: where it is kept (`checkpoint/fitted.rs`).
+//! Not here: storing the result (`checkpoint/fitted.rs`).
 
-use super::calibration::temperature;
+use super::calibration::{log_loss, temperature};
 use crate::checkpoint::{Fitted, Weights};
 use crate::metrics::PairOutcome;
 
-/// Newton steps at most, and the change after which there are no more.
+/// Most Newton steps.
 const STEPS: usize = 100;
+/// A smaller step ends them.
 const ENOUGH: f64 = 1e-12;
 
 /// Fits on the outcomes of dev pairs; `None` without pairs.
@@ -34,7 +35,7 @@ pub fn fit(outcomes: &[PairOutcome]) -> Option<Fitted> {
     Some(fitted)
 }
 
-/// The weights of the two margins, one of each a pair; `None` where a head's margins are all 0: it has nothing to add.
+/// The weights of the two heads' margins; `None` if a head's margins are all 0.
 pub fn weights(reward: &[f64], implicit: &[f64]) -> Option<Weights> {
     let scale = |margins: &[f64]| {
         let squares: f64 = margins.iter().map(|margin| margin * margin).sum();
@@ -44,10 +45,7 @@ pub fn weights(reward: &[f64], implicit: &[f64]) -> Option<Weights> {
     let pairs: Vec<(f64, f64)> =
         reward.iter().zip(implicit).map(|(r, i)| (r / scale_reward, i / scale_implicit)).collect();
     let cost = |a: f64, b: f64| {
-        let loss = |(x, y): &(f64, f64)| {
-            let z = a * x + b * y;
-            (-z).max(0.0) + (-z.abs()).exp().ln_1p()
-        };
+        let loss = |(x, y): &(f64, f64)| log_loss(a * x + b * y);
         pairs.iter().map(loss).sum::<f64>() + (a * a + b * b) / 2.0
     };
     let (mut a, mut b) = (0.0, 0.0);
@@ -62,7 +60,7 @@ pub fn weights(reward: &[f64], implicit: &[f64]) -> Option<Weights> {
         }
         let determinant = haa * hbb - hab * hab;
         let step = ((hbb * ga - hab * gb) / determinant, (haa * gb - hab * ga) / determinant);
-        // Halved until it descends.
+        // Halve the step until the cost does not rise.
         let before = cost(a, b);
         let mut share = 1.0;
         while cost(a - share * step.0, b - share * step.1) > before && share > 1e-6 {

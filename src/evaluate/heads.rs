@@ -1,5 +1,5 @@
-//! The rewards of answers by each head that is reported: the reward head, the implicit reward, and their sum where a checkpoint
-//! says how to add them up. And what they say side by side, on pairs that the sum was not fitted on.
+//! Answers' rewards by each reported head: the reward head, the implicit reward, and their weighted sum if a checkpoint has the
+//! weights. And all heads side by side, on pairs that the weights were not fitted on.
 
 use super::Reported;
 use super::calibration::Calibration;
@@ -7,7 +7,7 @@ use crate::checkpoint::FittedOn;
 use crate::engine::head::PairScores;
 use crate::loss::{AnswerLogProb, hit, implicit_reward};
 use crate::metrics::{number, table, with_interval};
-use crate::statistics::{RESAMPLES, SEED, clustered_bootstrap};
+use crate::statistics::{Interval, RESAMPLES, SEED, clustered_bootstrap};
 
 use serde::Serialize;
 
@@ -16,12 +16,12 @@ use serde::Serialize;
 pub struct Head {
     /// `reward`, `implicit` or `combined`.
     pub name: &'static str,
-    /// Of each pair's answers, or of a single answer in the first place.
+    /// Rewards of each pair's answers, chosen first; a single answer's reward comes first too.
     pub rewards: Vec<[f64; 2]>,
 }
 
 impl Head {
-    /// Chosen minus rejected of each pair.
+    /// Each pair's reward, chosen minus rejected.
     pub fn margins(&self) -> Vec<f64> {
         self.rewards.iter().map(|[chosen, rejected]| chosen - rejected).collect()
     }
@@ -36,7 +36,7 @@ pub fn implicit(scores: &PairScores, reference: Option<&[f32; 2]>, reported: Rep
     })
 }
 
-/// The heads that are reported. `references` has one entry a pair, or none where the loss needs none.
+/// The reported heads. `references` has one entry per pair, or is empty if the loss needs none.
 pub fn heads(scores: &[PairScores], references: &[[f32; 2]], reported: Reported) -> Vec<Head> {
     let rewards: Vec<[f64; 2]> = scores.iter().map(|scores| scores.rewards).collect();
     let mut heads = Vec::new();
@@ -58,29 +58,30 @@ pub fn heads(scores: &[PairScores], references: &[[f32; 2]], reported: Reported)
     heads
 }
 
-/// One head on the pairs that all are compared on, as it is printed as JSON.
+/// One head on the pairs that all heads are compared on, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SideBySide {
-    /// Name of the split, as with the metrics.
+    /// Name of the split, as in the metrics.
     pub heads: String,
-    /// Which head.
+    /// The head.
     pub scored_by: &'static str,
-    /// Pairs compared on.
+    /// Number of those pairs.
     pub pairs: usize,
-    /// Pairs left out, because the sum was fitted on their prompts; `None` where those are not recognised, and none is left out.
+    /// Pairs left out because the weights were fitted on their prompts; `None` if those prompts are not known, so that none is
+    /// left out.
     pub left_out: Option<usize>,
-    /// Share of pairs ranked rightly; a tie counts as one half.
+    /// Share of pairs ranked correctly; a tie counts as one half.
     pub accuracy: f64,
     /// Lower end of its 95% interval, which draws whole prompts.
     pub accuracy_low: Option<f64>,
     /// Upper end.
     pub accuracy_high: Option<f64>,
-    /// Mean of -log sigmoid(margin), the combined margin as it is.
+    /// Mean of -log sigmoid(margin).
     pub log_loss: Option<f64>,
 }
 
-/// The heads on the pairs whose `prompts` (hashes) the sum was not fitted on, or on all pairs where that is not known; nothing
-/// where none are left.
+/// The heads on the pairs whose `prompts` (hashes) the weights were not fitted on, or on all pairs if that is not known; empty
+/// if no pairs are left.
 pub fn side_by_side(split: &str, heads: &[Head], prompts: &[u64], fitted_on: Option<&FittedOn>) -> Vec<SideBySide> {
     let is_left_out = |pair: usize| fitted_on.is_some_and(|fitted_on| fitted_on.has(prompts[pair]));
     let kept: Vec<usize> = (0..prompts.len()).filter(|&pair| !is_left_out(pair)).collect();
@@ -113,7 +114,7 @@ pub fn side_by_side_table(rows: &[SideBySide]) -> String {
         vec![
             row.scored_by.to_owned(),
             row.pairs.to_string(),
-            with_interval(Some(row.accuracy), row.accuracy_low.zip(row.accuracy_high)),
+            with_interval(Some(row.accuracy), Interval::between(row.accuracy_low, row.accuracy_high)),
             number(row.log_loss),
         ]
     };

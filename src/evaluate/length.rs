@@ -1,33 +1,34 @@
-//! How far a reward follows length: what the longer answer alone would reach, accuracy where the better answer is the longer
-//! one and where it is the shorter one, and accuracy with length taken out.
+//! How far a reward follows length: the accuracy of length alone, accuracy on pairs whose better answer is the longer or the
+//! shorter one, and accuracy controlled for length.
 //!
-//! Pure functions. Not here: which answers, and how their length is counted.
+//! Pure functions. Not here: choosing answers and counting their tokens.
 
 use crate::loss::hit;
 use serde::Serialize;
 
-/// Newton steps at most, and the change after which there are no more.
+/// Most Newton steps.
 const STEPS: usize = 50;
+/// A smaller step ends them.
 const ENOUGH: f64 = 1e-12;
 
-/// Coefficients beyond which the two outcomes count as parted by length: no finite fit.
-const PARTED: f64 = 1e3;
+/// Larger coefficients mean that length separates the outcomes, so that there is no finite fit.
+const SEPARATED: f64 = 1e3;
 
-/// A pair: what it scored and how long its answers are, in tokens.
+/// A pair's rewards and lengths.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// Of the chosen and of the rejected answer.
+    /// Rewards of the chosen and the rejected answer.
     pub rewards: [f64; 2],
-    /// Of the same, 1 or more.
+    /// Their lengths in tokens, 1 or more.
     pub lengths: [usize; 2],
 }
 
-/// What some pairs come to.
+/// The effect of length on some pairs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LengthReport {
-    /// Accuracy of taking the longer answer for the better one; equal lengths are one half.
+    /// Accuracy of always preferring the longer answer; equal lengths count as one half.
     pub longer_accuracy: f64,
-    /// Pearson's correlation of reward and log length over all answers; `None` where one of them does not vary.
+    /// Pearson's correlation of reward and log length over all answers; `None` if one of them does not vary.
     pub correlation: Option<f64>,
     /// Pairs whose chosen answer is the longer one.
     pub chosen_longer: usize,
@@ -37,9 +38,9 @@ pub struct LengthReport {
     pub chosen_shorter: usize,
     /// Accuracy on them.
     pub accuracy_chosen_shorter: Option<f64>,
-    /// sigmoid(a) of the logistic regression P(right) = sigmoid(a + b (log chosen length - log rejected length)): what the
-    /// accuracy would be between answers of one length, as length-controlled AlpacaEval takes length out of a win rate
-    /// (arXiv 2404.04475). `None` where there is no finite fit.
+    /// sigmoid(a) from the logistic regression P(right) = sigmoid(a + b (log chosen length - log rejected length)): the accuracy
+    /// predicted between answers of equal length, as in length-controlled AlpacaEval (arXiv 2404.04475). `None` if there is no
+    /// finite fit.
     pub length_controlled_accuracy: Option<f64>,
 }
 
@@ -77,7 +78,7 @@ fn mean(values: &[f64]) -> Option<f64> {
 }
 
 fn correlation(points: &[(f64, f64)]) -> Option<f64> {
-    // Rounding gives equal numbers a mean beside them, and with it a spread.
+    // The rounded mean of equal numbers may differ from them and give a spread.
     let varies = |of: fn(&(f64, f64)) -> f64| points.iter().any(|point| of(point) != of(&points[0]));
     if !(varies(|point| point.0) && varies(|point| point.1)) {
         return None;
@@ -90,8 +91,8 @@ fn correlation(points: &[(f64, f64)]) -> Option<f64> {
     (product > 0.0).then(|| sum(&|x, y| x * y) / product).filter(|value| value.is_finite())
 }
 
-/// The a of the logistic regression P(y) = sigmoid(a + b x) of points (x, y), by Newton's method. `None` where it does not
-/// settle on a finite one: where x does not vary or parts the y.
+/// The a of the logistic regression P(y) = sigmoid(a + b x) on points (x, y), by Newton's method. `None` if that does not
+/// converge: x does not vary, or separates the outcomes.
 fn intercept(points: &[(f64, f64)]) -> Option<f64> {
     let (mut a, mut b) = (0.0f64, 0.0f64);
     for _ in 0..STEPS {
@@ -109,7 +110,7 @@ fn intercept(points: &[(f64, f64)]) -> Option<f64> {
         }
         let step = ((h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant);
         (a, b) = (a + step.0, b + step.1);
-        if !(a.abs() < PARTED && b.abs() < PARTED) {
+        if !(a.abs() < SEPARATED && b.abs() < SEPARATED) {
             return None;
         }
         if step.0.abs() + step.1.abs() < ENOUGH {

@@ -1,6 +1,6 @@
 //! Metrics over a data set: accuracy with its interval, margin and both losses, per domain and in total.
 //!
-//! Means are taken over pairs, never over batches or ranks, so uneven shards change nothing. A tie is half a hit.
+//! Means are taken over pairs, never over batches or ranks, so uneven shards do not matter. A tie is half a hit.
 
 pub mod best_of;
 pub mod calibration;
@@ -30,21 +30,21 @@ use heads::Head;
 use length::Measured;
 use report::{FEATURES, Report, Rewarded};
 
-/// What an evaluation reports of the two heads.
+/// Which of the two heads an evaluation reports, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Reported<'a> {
-    /// Constants of the losses.
+    /// The losses' constants.
     pub loss: &'a LossConfig,
     /// Whether the reward head is reported.
     pub reward: bool,
-    /// Whether the policy is reported: log-probs are there, and a reference where the loss needs one.
+    /// Whether the policy is reported. That needs log-probs, and a reference if the loss has one.
     pub policy: bool,
-    /// How the two are added up, where a checkpoint says so.
+    /// Weights of the heads' sum, if a checkpoint has them.
     pub weights: Option<Weights>,
 }
 
 impl<'a> Reported<'a> {
-    /// What a run with this loss table reports.
+    /// The heads that a run with this loss table reports.
     pub fn of_run(loss: &'a LossConfig) -> Self {
         Self { loss, reward: loss.objective != Trained::Policy, policy: loss.needs_policy(), weights: None }
     }
@@ -52,7 +52,7 @@ impl<'a> Reported<'a> {
 
 /// Metrics of scored pairs, in total and then per domain, in the order of the data's domain names.
 ///
-/// `scores` has one entry a pair in the data's order; `references` likewise, empty where the loss needs none.
+/// `scores` has one entry per pair in the data's order; so has `references`, which is empty if the loss needs none.
 pub fn metrics(
     split: &str,
     step: usize,
@@ -93,8 +93,8 @@ pub fn outcomes(
     evaluated(data, scores, references, reported).iter().enumerate().map(outcome).collect()
 }
 
-/// What calibration, length and markdown say of each head. `marks` has the markdown marks of each pair's answers; `fitted` what
-/// the checkpoint has of its dev pairs.
+/// Each head's calibration and dependence on length and markdown. `marks` has the markdown marks of each pair's answers,
+/// `fitted` the checkpoint's values fitted on its dev pairs.
 pub fn reports(
     split: &str,
     data: &PreparedData,
@@ -119,7 +119,7 @@ pub fn reports(
     heads.iter().flat_map(of_head).collect()
 }
 
-/// Tokens of a pair's answers.
+/// Lengths of a pair's answers in tokens.
 fn lengths(pair: &TokenPair) -> [usize; 2] {
     pair.spans.map(|span| span.end.saturating_sub(span.start))
 }
@@ -156,7 +156,7 @@ struct Evaluated {
     losses: PairLosses,
     domain: usize,
     prompt: u64,
-    /// Whether the chosen answer is the longer one.
+    /// Whether the chosen answer is the longer one: 0 or 1; 1/2 for equal lengths.
     longer: f64,
 }
 
@@ -180,7 +180,7 @@ fn summary(split: &str, step: usize, domain: &str, pairs: &[&Evaluated], reporte
     let accuracy_interval = interval(reported.reward, &reward_hit);
     let policy_interval = interval(reported.policy, &policy_hit);
     let longer_accuracy = pairs.iter().map(|pair| pair.longer).sum::<f64>() / pairs.len() as f64;
-    // By length alone: whichever is more often right, the longer answer or the shorter.
+    // By length alone: always the longer answer or always the shorter one, whichever is right more often.
     let by_length = |pair: &Evaluated| if longer_accuracy >= 0.5 { pair.longer } else { 1.0 - pair.longer };
     let head = |pair: &Evaluated| if reported.reward { reward_hit(pair) } else { policy_hit(pair) };
     let over_length: Vec<f64> = pairs.iter().map(|pair| head(pair) - by_length(pair)).collect();

@@ -1,6 +1,5 @@
-//! Fills and checks the reference cache: each answer's log-prob under the starting model (of a model with adapters, its
-//! base alone), computed once. What is computed reaches the cache every minute, so that a run that is stopped meanwhile
-//! goes on from there.
+//! Fills and checks the reference cache: each answer's log-prob under the starting model (with adapters: under its base),
+//! computed once. Results are stored every minute, so that a run stopped in between continues from there.
 //!
 //! Call it while the engine still holds the starting weights; training then needs no second model.
 
@@ -9,20 +8,20 @@ use crate::data::prepared::PreparedData;
 use crate::data::reference_cache::ReferenceCache;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::evaluate::scoring::{Progress, score_part};
+use crate::evaluate::scoring::{Progress, ToScore, score_part};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tracing::{info, trace_span};
 
-/// Micro-batches of each rank that make a part. A part is what a restarted pass begins at, so that it packs the rest as the
-/// one before would have: the same bits. Many, because ranks wait for one another at a part's end.
+/// Micro-batches of each rank in a part. A restarted pass begins at a part, so that it packs the rest as the interrupted one
+/// would have, and gives the same bits. Parts are long because ranks wait for one another at their ends.
 const PART: usize = 16;
 
-/// How long results are kept in memory alone.
+/// Time after which results in memory are stored.
 const STORE_EVERY: Duration = Duration::from_secs(60);
 
-/// `[chosen, rejected]` log-probs of the data's answers under the model in `engine`: of the `needed` pairs at least, NaN
-/// where neither this call nor an earlier run has computed them. What the cache lacks is computed with every rank's help.
+/// `[chosen, rejected]` log-probs of the data's answers under the model in `engine`, at least for the `needed` pairs; NaN
+/// for pairs that neither this call nor an earlier run has computed. All ranks compute what the cache lacks.
 ///
 /// All ranks must call it. Only rank 0 reads and writes the cache; the others pass none.
 ///
@@ -54,7 +53,8 @@ pub fn log_probs(
     for part in parts(&tokens, PART * tokens_per_micro_batch * comm.world_size()) {
         let pairs = &missing[part.clone()];
         let scored = engine.without_adapters(|base| {
-            score_part(base, (data, pairs), comm, tokens_per_micro_batch, true, &mut progress)
+            let to_score = ToScore { data, pairs, tokens_per_micro_batch, log_probs: true };
+            score_part(base, to_score, comm, &mut progress)
         })?;
         for scores in scored {
             values[scores.index] = scores.log_probs.map(|value| value as f32);
@@ -73,7 +73,7 @@ pub fn log_probs(
     Ok(values)
 }
 
-/// What rank 0's cache holds, on every rank; nothing where it holds nothing.
+/// The content of rank 0's cache, on every rank; empty if it has none.
 fn from_rank_0(found: Option<Vec<[f32; 2]>>, comm: &CommThread) -> Result<Vec<[f32; 2]>> {
     let own = found.unwrap_or_default().iter().flatten().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     let bytes = comm.broadcast_bytes(Some(own))?;
@@ -81,8 +81,8 @@ fn from_rank_0(found: Option<Vec<[f32; 2]>>, comm: &CommThread) -> Result<Vec<[f
     Ok(bytes.chunks_exact(8).map(read).collect())
 }
 
-/// Cuts a list of lengths into runs of at least `enough` together, but for the last. What is left of the list after some of
-/// the runs is cut as it was.
+/// Cuts a list of lengths into parts that each sum up to at least `enough`, except the last. Cutting the rest of a list after
+/// some parts gives the other parts.
 fn parts(lengths: &[usize], enough: usize) -> Vec<Range<usize>> {
     let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
     for (index, length) in lengths.iter().enumerate() {
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_cover_the_list_and_what_is_left_is_cut_alike() {
+    fn parts_cover_the_list_and_its_rest_is_cut_alike() {
         let tokens: Vec<usize> = (0..50).map(|index| 1 + index * 7 % 13).collect();
         let all = parts(&tokens, 40);
         assert!(all.len() > 4);

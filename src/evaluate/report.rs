@@ -1,5 +1,5 @@
-//! What an evaluation says beside accuracy: how well margins are calibrated and how far they follow length, of the reward head
-//! and of the implicit reward, in total and per domain.
+//! An evaluation's report beyond accuracy: how well margins are calibrated and how far they follow length and markdown, for the
+//! reward head and the implicit reward, in total and per domain.
 //!
 //! Not here: the formulas (`calibration.rs`, `length.rs`).
 
@@ -9,7 +9,7 @@ use crate::metrics::{TOTAL, number};
 use crate::terminal::Table;
 use serde::Serialize;
 
-/// A pair's rewards of one head, and its answers' lengths.
+/// A pair's rewards by one head, and its answers' lengths and marks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rewarded {
     /// The pair's domain.
@@ -20,14 +20,14 @@ pub struct Rewarded {
     pub marks: [[usize; FEATURES.len()]; 2],
 }
 
-/// What is said of one domain's pairs by one head, as it is printed as JSON. What is not a number is null.
+/// The report on one head and one domain's pairs, as printed in JSON. Missing and non-finite numbers are null.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// Name of the split, as with the metrics.
+    /// Name of the split, as in the metrics.
     pub report: String,
     /// The pairs' domain; `all` for all of them.
     pub domain: String,
-    /// What scored: `reward` or `implicit`.
+    /// The head: `reward` or `implicit`.
     pub scored_by: &'static str,
     /// Number of pairs.
     pub pairs: usize,
@@ -37,21 +37,22 @@ pub struct Report {
     pub length: Option<LengthReport>,
     /// How far rewards follow markdown: all its features together, then each.
     pub markdown: Vec<Marked>,
-    /// The temperature that the run's dev pairs fit.
+    /// The temperature fitted on the run's dev pairs.
     pub dev_temperature: Option<f64>,
-    /// How these pairs' margins divided by it are calibrated.
+    /// How these pairs' margins are calibrated when divided by it.
     pub at_dev_temperature: Option<Calibration>,
 }
 
 /// Features of markdown that are counted.
 pub const FEATURES: [&str; 4] = ["headings", "entries", "fences", "bold"];
 
-/// How far rewards follow a feature of markdown: as `length`, with 1 + the number of an answer's marks in the place of its length.
+/// How far rewards follow a feature of markdown: as for `length`, with 1 + the number of an answer's marks in place of its
+/// length.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Marked {
     /// One of [`FEATURES`], or `all` of them.
     pub feature: &'static str,
-    /// What rewards say of it.
+    /// The effect of the feature.
     #[serde(flatten)]
     pub found: LengthReport,
 }
@@ -71,7 +72,7 @@ pub fn marks(text: &str) -> [usize; FEATURES.len()] {
     [lines(&heading), lines(&entry), lines(&|line| line.starts_with("```")), text.matches("**").count() / 2]
 }
 
-/// The reports of one head: of all pairs, then of each of `domains` where there are several.
+/// The reports on one head: for all pairs, then for each of `domains` if there are several.
 pub fn reports(
     split: &str,
     scored_by: &'static str,
@@ -107,7 +108,7 @@ pub fn reports(
     };
     let mut reports = vec![report(TOTAL)];
     reports.extend(domains.iter().map(|domain| report(domain)).filter(|report| report.pairs > 0));
-    // One domain says the same again.
+    // A single domain would repeat the total.
     if reports.len() == 2 {
         reports.truncate(1);
     }
@@ -116,9 +117,50 @@ pub fn reports(
 
 /// Plain tables: calibration, the reliability of all pairs, length, markdown.
 pub fn tables(reports: &[Report]) -> String {
-    let mut calibration = titled(&["domain", "by", "pairs", "divided by", "ECE", "Brier", "log loss", "temperature"]);
-    let mut reliability = titled(&["domain", "by", "pairs", "confidence", "accuracy"]);
-    let mut length = titled(&[
+    format!(
+        "calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
+         {CHANCE:.4}; for margins as they are, and divided by the temperature fitted on the run's dev pairs; the last column is \
+         the temperature that fits these pairs\n{}\n\nreliability, in bins of equal mass\n{}\n\nlength, in tokens: accuracies, \
+         and that of always taking the longer answer\n{}\n\nmarkdown, as length, in 1 + marks (headings, list entries, code \
+         fences, bold)\n{}",
+        calibration(reports),
+        reliability(reports),
+        length(reports),
+        markdown(reports)
+    )
+}
+
+fn calibration(reports: &[Report]) -> Table {
+    let mut table = titled(&["domain", "by", "pairs", "divided by", "ECE", "Brier", "log loss", "temperature"]);
+    let mut row = |report: &Report, divisor: String, found: &Calibration| {
+        let numbers = [Some(found.ece), Some(found.brier), Some(found.log_loss), found.temperature].map(number);
+        table.row(report.names().into_iter().chain([report.pairs.to_string(), divisor]).chain(numbers));
+    };
+    for report in reports {
+        if let Some(found) = &report.calibration {
+            row(report, "1".to_owned(), found);
+            if let Some(found) = &report.at_dev_temperature {
+                row(report, format!("{}, dev's", number(report.dev_temperature)), found);
+            }
+        }
+    }
+    table
+}
+
+/// The bins of all pairs.
+fn reliability(reports: &[Report]) -> Table {
+    let mut table = titled(&["domain", "by", "pairs", "confidence", "accuracy"]);
+    for report in reports.iter().filter(|report| report.domain == TOTAL) {
+        for bin in report.calibration.iter().flat_map(|found| &found.bins) {
+            let numbers = [number(Some(bin.confidence)), number(Some(bin.accuracy))];
+            table.row(report.names().into_iter().chain([bin.pairs.to_string()]).chain(numbers));
+        }
+    }
+    table
+}
+
+fn length(reports: &[Report]) -> Table {
+    let mut table = titled(&[
         "domain",
         "by",
         "longer answer",
@@ -127,7 +169,16 @@ pub fn tables(reports: &[Report]) -> String {
         "chosen shorter",
         "length-controlled",
     ]);
-    let mut markdown = titled(&[
+    for report in reports {
+        if let Some(found) = &report.length {
+            table.row(report.names().into_iter().chain(figures(found)));
+        }
+    }
+    table
+}
+
+fn markdown(reports: &[Report]) -> Table {
+    let mut table = titled(&[
         "domain",
         "by",
         "marks",
@@ -138,46 +189,29 @@ pub fn tables(reports: &[Report]) -> String {
         "marks controlled",
     ]);
     for report in reports {
-        let names = [report.domain.clone(), report.scored_by.to_owned()];
-        if let Some(found) = &report.calibration {
-            let mut row = |divisor: String, found: &Calibration| {
-                let numbers = [Some(found.ece), Some(found.brier), Some(found.log_loss), found.temperature].map(number);
-                let start = names.iter().cloned().chain([report.pairs.to_string(), divisor]);
-                calibration.row(start.chain(numbers));
-            };
-            row("1".to_owned(), found);
-            if let Some(found) = &report.at_dev_temperature {
-                row(format!("{}, dev's", number(report.dev_temperature)), found);
-            }
-            for bin in found.bins.iter().filter(|_| report.domain == TOTAL) {
-                let numbers = [number(Some(bin.confidence)), number(Some(bin.accuracy))];
-                reliability.row(names.iter().cloned().chain([bin.pairs.to_string()]).chain(numbers));
-            }
-        }
-        let of_length = |found: &LengthReport| {
-            let of = |accuracy: Option<f64>, pairs: usize| format!("{} of {pairs}", number(accuracy));
-            [
-                number(Some(found.longer_accuracy)),
-                number(found.correlation),
-                of(found.accuracy_chosen_longer, found.chosen_longer),
-                of(found.accuracy_chosen_shorter, found.chosen_shorter),
-                number(found.length_controlled_accuracy),
-            ]
-        };
-        if let Some(found) = &report.length {
-            length.row(names.iter().cloned().chain(of_length(found)));
-        }
         for Marked { feature, found } in &report.markdown {
-            markdown.row(names.iter().cloned().chain([feature.to_string()]).chain(of_length(found)));
+            table.row(report.names().into_iter().chain([feature.to_string()]).chain(figures(found)));
         }
     }
-    format!(
-        "calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
-         {CHANCE:.4}; margins as they are and divided by the temperature of the run's dev pairs, with the temperature that would \
-         fit\n{calibration}\n\nreliability, in bins of equal mass\n{reliability}\n\nlength, in tokens: \
-         accuracies, and what the longer answer alone would reach\n{length}\n\nmarkdown, as length, in 1 + marks (headings, \
-         entries of lists, fences, bold)\n{markdown}"
-    )
+    table
+}
+
+impl Report {
+    /// The first two columns of its rows.
+    fn names(&self) -> [String; 2] {
+        [self.domain.clone(), self.scored_by.to_owned()]
+    }
+}
+
+fn figures(found: &LengthReport) -> [String; 5] {
+    let of = |accuracy: Option<f64>, pairs: usize| format!("{} of {pairs}", number(accuracy));
+    [
+        number(Some(found.longer_accuracy)),
+        number(found.correlation),
+        of(found.accuracy_chosen_longer, found.chosen_longer),
+        of(found.accuracy_chosen_shorter, found.chosen_shorter),
+        number(found.length_controlled_accuracy),
+    ]
 }
 
 fn titled(header: &[&str]) -> Table {

@@ -1,6 +1,6 @@
-//! Scores pairs of a data set with every rank's help: deal, pack, run forward, gather.
+//! Scores pairs of a data set on all ranks: deal, pack, run forward, gather.
 //!
-//! Not here: what the scores are good for (`reference.rs`, `mod.rs`).
+//! Not here: the use of the scores (`reference.rs`, `mod.rs`).
 
 use crate::comm::CommThread;
 use crate::data::batch::{PackedBatch, Packing, PairToPack};
@@ -11,10 +11,23 @@ use crate::engine::head::PairScores;
 use crate::error::{Error, Result};
 use crate::logging::{self, Unit};
 
-/// Numbers that travel for one pair: two rewards, two log-probs, two token counts.
+/// Numbers that are gathered for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
 
-/// How far scoring is, over all ranks.
+/// Pairs to score, and how.
+#[derive(Clone, Copy)]
+pub struct ToScore<'d> {
+    /// The data set.
+    pub data: &'d PreparedData,
+    /// Indices of the pairs in `data`.
+    pub pairs: &'d [usize],
+    /// Tokens of a micro-batch at most.
+    pub tokens_per_micro_batch: usize,
+    /// Whether to compute log-probs too.
+    pub log_probs: bool,
+}
+
+/// Progress of scoring, over all ranks.
 pub struct Progress<'a> {
     title: &'a str,
     shown: logging::Progress,
@@ -28,63 +41,45 @@ impl<'a> Progress<'a> {
         Self { title, shown: logging::Progress::new(title, Unit::Pairs, 0, pairs as u64), done: 0, pairs }
     }
 
-    /// This rank has done `own` pairs, and the others of `ranks` about as many.
+    /// Counts `own` pairs done by this rank, and about as many by each other of `ranks`.
     pub(super) fn add(&mut self, own: usize, ranks: usize) {
         self.done = (self.done + own * ranks).min(self.pairs);
         self.shown.at(self.done as u64);
     }
 }
 
-/// Scores of the given pairs of `data`, in that order, on every rank. All ranks must call it with the same arguments.
+/// Scores of the given pairs, in their order, on every rank. All ranks must call it with the same arguments.
 ///
-/// Each pair is scored by one rank and the others add zeros, so the numbers do not depend on the number of ranks beyond
-/// what packing does to rounding.
+/// Each pair is scored by one rank and the others add zeros, so the number of ranks changes the scores only through packing, by
+/// rounding.
 ///
 /// # Errors
-/// A lost rank, scores that are not finite, or log-probs asked of a model without a language-model head.
-pub fn score_pairs(
-    engine: &mut Engine,
-    (data, pairs): (&PreparedData, &[usize]),
-    comm: &CommThread,
-    tokens_per_micro_batch: usize,
-    log_probs: bool,
-    title: &str,
-) -> Result<Vec<PairScores>> {
-    let mut progress = Progress::new(title, pairs.len());
-    score_part(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, &mut progress)
+/// A lost rank, scores that are not finite, or log-probs of a model without a language-model head.
+pub fn score_pairs(engine: &mut Engine, to_score: ToScore, comm: &CommThread, title: &str) -> Result<Vec<PairScores>> {
+    score_part(engine, to_score, comm, &mut Progress::new(title, to_score.pairs.len()))
 }
 
-/// [`score_pairs`] for a part of the pairs that `progress` counts.
+/// [`score_pairs`] for some of the pairs that `progress` counts.
 ///
 /// # Errors
 /// As [`score_pairs`].
 pub fn score_part(
     engine: &mut Engine,
-    (data, pairs): (&PreparedData, &[usize]),
+    to_score: ToScore,
     comm: &CommThread,
-    tokens_per_micro_batch: usize,
-    log_probs: bool,
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let title = progress.title;
-    finite(any_scores(engine, (data, pairs), comm, tokens_per_micro_batch, log_probs, progress)?, title)
+    finite(any_scores(engine, to_score, comm, progress)?, title)
 }
 
-/// [`score_pairs`] with both sequences of every pair whole: the same numbers but for rounding, in other batches.
+/// [`score_pairs`] with two whole sequences per pair, in other batches: the same numbers except for rounding.
 ///
 /// # Errors
 /// As [`score_pairs`].
-pub fn score_apart(
-    engine: &mut Engine,
-    (data, pairs): (&PreparedData, &[usize]),
-    comm: &CommThread,
-    tokens_per_micro_batch: usize,
-    log_probs: bool,
-    title: &str,
-) -> Result<Vec<PairScores>> {
-    let mut progress = Progress::new(title, pairs.len());
-    let budget = tokens_per_micro_batch;
-    finite(packed_scores(engine, (data, pairs), comm, Packing::Separate, budget, log_probs, &mut progress)?, title)
+pub fn score_apart(engine: &mut Engine, to_score: ToScore, comm: &CommThread, title: &str) -> Result<Vec<PairScores>> {
+    let mut progress = Progress::new(title, to_score.pairs.len());
+    finite(packed_scores(engine, to_score, Packing::Separate, comm, &mut progress)?, title)
 }
 
 fn finite(scores: Vec<PairScores>, title: &str) -> Result<Vec<PairScores>> {
@@ -99,29 +94,25 @@ pub fn is_finite(scores: &PairScores) -> bool {
     scores.rewards.iter().chain(&scores.log_probs).all(|number| number.is_finite())
 }
 
-/// [`score_part`] that leaves it to the caller what to do about scores that are not finite; every rank gets the same ones.
+/// [`score_part`] that also returns scores that are not finite; every rank gets the same ones.
 ///
 /// # Errors
-/// A lost rank, or log-probs asked of a model without a language-model head.
+/// A lost rank, or log-probs of a model without a language-model head.
 pub fn any_scores(
     engine: &mut Engine,
-    (data, pairs): (&PreparedData, &[usize]),
+    to_score: ToScore,
     comm: &CommThread,
-    tokens_per_micro_batch: usize,
-    log_probs: bool,
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let packing = Packing::shared(engine.model.architecture.alike());
-    packed_scores(engine, (data, pairs), comm, packing, tokens_per_micro_batch, log_probs, progress)
+    packed_scores(engine, to_score, packing, comm, progress)
 }
 
 fn packed_scores(
     engine: &mut Engine,
-    (data, pairs): (&PreparedData, &[usize]),
-    comm: &CommThread,
+    ToScore { data, pairs, tokens_per_micro_batch, log_probs }: ToScore,
     packing: Packing,
-    tokens_per_micro_batch: usize,
-    log_probs: bool,
+    comm: &CommThread,
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let tokens: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
@@ -160,5 +151,5 @@ fn packed_scores(
 
 fn not_finite(pair: usize, title: &str) -> Error {
     Error::runtime(format!("{title}: the model gives pair {} a score that is not a finite number", pair + 1))
-        .hint("are the model's weights whole, or has training diverged? try model.dtype = \"f32\"")
+        .hint("are the weight files damaged, or has training diverged? try model.dtype = \"f32\"")
 }

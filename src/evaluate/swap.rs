@@ -1,6 +1,6 @@
-//! The swap check: with the sides of every pair exchanged, a reward model's accuracy must be 1 - accuracy. Each sequence is
-//! also computed whole, in other batches, so that what differs is the rounding of the precision; pairs whose margin is not above
-//! it are decided by nothing else.
+//! The swap check: with the sides of every pair exchanged, a reward model's accuracy must become 1 - accuracy. The second time
+//! each sequence is computed whole and in other batches, so the differences show the rounding of the precision. Rounding alone
+//! decides pairs whose margin is no larger.
 //!
 //! Pure functions. Not here: computing rewards a second time.
 
@@ -13,47 +13,48 @@ use crate::metrics::{number, table};
 use serde::Serialize;
 use tch::Kind;
 
-/// Pairs that the table names at most.
+/// Most pairs that are listed by number.
 const NAMED: usize = 20;
 
-/// Standard deviations of a fair coin beyond which pairs that do not turn with their sides follow the order.
+/// If the pairs that prefer the same place in both orders are split more unevenly than this many standard deviations of a fair
+/// coin, the order of the answers matters.
 const DEVIATIONS: f64 = 4.0;
 
-/// One head's rewards in both orders, as it is printed as JSON.
+/// One head's rewards in both orders, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Swap {
-    /// Name of the split, as with the metrics.
+    /// Name of the split, as in the metrics.
     pub swap: String,
-    /// Which head.
+    /// The head.
     pub scored_by: &'static str,
     /// Number of pairs.
     pub pairs: usize,
-    /// Share ranked rightly; a tie counts as one half.
+    /// Share ranked correctly; a tie counts as one half.
     pub accuracy: f64,
     /// The same with sides exchanged.
     pub exchanged: f64,
     /// Largest |margin + margin with sides exchanged|, which would be 0 without rounding.
     pub rounding: f64,
-    /// The largest that the precision explains, of an answer's reward or a margin.
+    /// The largest difference, in an answer's reward or a margin, that the precision explains.
     pub bound: f64,
-    /// Pairs whose first answer has the higher reward in both orders. Rounding leaves about as many on either side.
+    /// Pairs whose first answer has the higher reward in both orders. Rounding alone gives about as many of them as of the next.
     pub always_first: usize,
-    /// Pairs whose second answer has.
+    /// Pairs whose second answer has the higher reward in both orders.
     pub always_second: usize,
-    /// Pairs whose |margin| is not above the rounding, by their number from 1: their side is rounding's.
+    /// Pairs whose |margin| is at most `rounding`, by their number from 1: rounding decides them.
     pub under: Vec<usize>,
-    /// How many those are.
+    /// The number of those pairs.
     pub under_rounding: usize,
     /// Accuracy without them.
     pub accuracy_above: Option<f64>,
-    /// Pairs whose answers have exactly one reward.
+    /// Pairs whose two answers have exactly the same reward.
     pub ties: usize,
-    /// Whether no reward differs by more than the bound, and pairs that do not turn with their sides stand on either side.
+    /// Whether no reward differs by more than the bound, and `always_first` and `always_second` are about equal.
     pub passed: bool,
 }
 
 impl Swap {
-    /// Of the rewards of both orders: `exchanged` has the pairs' rejected answers first. `bound`: see [`bounds`].
+    /// From the rewards in both orders: `exchanged` has the pairs' rejected answers first. `bound`: see [`bounds`].
     pub fn of(split: &str, head: &Head, exchanged: &Head, bound: f64) -> Self {
         let (margins, turned) = (head.margins(), exchanged.margins());
         let mean = |margins: &mut dyn Iterator<Item = f64>| {
@@ -89,9 +90,10 @@ impl Swap {
     }
 }
 
-/// The largest differences that rounding explains, of each head in order: a share of the largest reward, or of the policy's part of
-/// the largest implicit reward, since the difference to the reference may be far smaller than what was rounded. `heads` are
-/// without references. In bf16 a model of 135 M parameters had 4% and 0.2%; sums over tokens average their errors out.
+/// The largest differences that rounding explains, for each head in order: a share of the largest reward, or of the largest
+/// implicit reward without references, since the difference from the reference may be far smaller than the rounded numbers.
+/// `heads` must be computed without references. In bf16 a model of 135 M parameters had 4% and 0.2%; errors of single tokens
+/// average out in their sum.
 pub fn bounds(kind: Kind, heads: &[Head], weights: Option<Weights>) -> Vec<f64> {
     let [of_rewards, of_policy] = if kind == Kind::Float { [1e-4, 1e-5] } else { [0.15, 0.01] };
     let largest = |name: &str| {
@@ -107,14 +109,14 @@ pub fn bounds(kind: Kind, heads: &[Head], weights: Option<Weights>) -> Vec<f64> 
     heads.iter().map(bound).collect()
 }
 
-/// Whether all have passed.
+/// Checks that all have passed.
 ///
 /// # Errors
-/// One that has not.
+/// The first that has not.
 pub fn judge(swaps: &[Swap]) -> Result<()> {
     match swaps.iter().find(|swap| !swap.passed) {
         Some(swap) => Err(Error::runtime(format!(
-            "the swap check failed: by {}, rewards depend on which answer stands first, or on the batch, by more than rounding \
+            "the swap check failed: the {} rewards depend on which answer comes first, or on the batch, more than rounding \
              explains",
             swap.scored_by
         ))
@@ -123,7 +125,7 @@ pub fn judge(swaps: &[Swap]) -> Result<()> {
     }
 }
 
-/// A plain table, and which pairs rounding decides.
+/// A plain table, and the pairs that rounding decides.
 pub fn text(swaps: &[Swap]) -> String {
     let row = |swap: &Swap| {
         vec![

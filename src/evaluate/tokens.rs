@@ -1,6 +1,6 @@
-//! Token by token: the log-probs of every answer's tokens, and what each of them contributes to the answer's implicit reward.
+//! The log-probs of every answer's tokens, and each token's contribution to the answer's implicit reward.
 //!
-//! Not here: where tokens stand in the text (`data/tokenize/offsets.rs`).
+//! Not here: the tokens' positions in the text (`data/tokenize/offsets.rs`).
 
 use super::Reported;
 use super::scoring::Progress;
@@ -12,10 +12,10 @@ use crate::data::sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
-/// Log-probs of the tokens of a pair's two answers; nothing for the second of a single row.
+/// Log-probs of the tokens of a pair's two answers; empty for the second answer of a row that has one.
 pub type TokenLogProbs = [Vec<f64>; 2];
 
-/// Log-probs of every answer's tokens, of every pair in the data's order, on every rank. All ranks must call it.
+/// Log-probs of every answer's tokens, pair by pair in the data's order, on every rank. All ranks must call it.
 ///
 /// # Errors
 /// A lost rank, a model without a language-model head, or log-probs that are not finite.
@@ -53,7 +53,7 @@ pub fn token_log_probs(
             let place = &mut numbers[starts[pair]..starts[pair + 1]];
             if flat.len() != place.len() || !flat.iter().all(|number| number.is_finite()) {
                 return Err(Error::runtime(format!("{title}: pair {} has log-probs that are not finite", pair + 1))
-                    .hint("are the model's weights whole? try --dtype f32"));
+                    .hint("are the weight files damaged? try --dtype f32"));
             }
             place.copy_from_slice(&flat);
         }
@@ -69,7 +69,7 @@ pub fn token_log_probs(
     Ok(counts.iter().enumerate().map(read).collect())
 }
 
-/// Tokens of a pair's answers that are predicted.
+/// Number of predicted tokens in each of a pair's answers.
 fn predicted(data: &PreparedData, pair: usize) -> [usize; 2] {
     let pair = data.pair(pair);
     let there = [true, !pair.rejected.is_empty()];
@@ -79,8 +79,8 @@ fn predicted(data: &PreparedData, pair: usize) -> [usize; 2] {
     })
 }
 
-/// What each token of an answer adds to its implicit reward: beta (log pi - log pi_ref), simpo's share of the mean, or the log-prob.
-/// `reference` has as many entries, or none where the loss needs none.
+/// Contribution of each token to the answer's implicit reward: beta (log pi - log pi_ref), simpo's share of the mean, or the
+/// log-prob. `reference` has as many entries as `policy`, or none if the loss needs none.
 pub fn credits(reported: Reported, policy: &[f64], reference: &[f64]) -> Vec<f64> {
     let scale = match reported.loss.policy {
         PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo => reported.loss.beta,

@@ -1,26 +1,25 @@
-//! What an evaluation says, in a sentence: better than chance or not, better than going by length or not, overfitted or not.
+//! Sums an evaluation up in a sentence: whether better than chance, whether better than length alone, whether overfitted.
 //!
 //! Not here: the figures (`metrics/`) and their tables.
 
 use crate::metrics::{DevPoint, EvaluationMetrics};
 use crate::statistics::Interval;
 
-/// Evaluations of the dev pairs in a row of which each has a higher loss than the one before.
+/// Rises of the dev loss, one after the other, that count as overfitting.
 const RISES: usize = 3;
 
-/// How the pairs of an evaluation are ranked by the reward head, or by the policy where no reward head is trained; `None` where
-/// neither is, or a score is not finite.
+/// How well the reward head ranks an evaluation's pairs, or the policy if no reward head is trained; `None` if neither is, or if
+/// a score is not finite.
 pub fn verdict(row: &EvaluationMetrics) -> Option<String> {
-    let interval = |low: Option<f64>, high: Option<f64>| low.zip(high).map(|(low, high)| Interval { low, high });
-    let reward = row.accuracy.zip(interval(row.accuracy_low, row.accuracy_high));
-    let policy = row.policy_accuracy.zip(interval(row.policy_accuracy_low, row.policy_accuracy_high));
+    let reward = row.accuracy.zip(Interval::between(row.accuracy_low, row.accuracy_high));
+    let policy = row.policy_accuracy.zip(Interval::between(row.policy_accuracy_low, row.policy_accuracy_high));
     let (head, (accuracy, interval)) = match reward {
         Some(reward) => ("The reward head", reward),
         None => ("The policy", policy?),
     };
     let percent = |share: f64| format!("{:.1}%", 100.0 * share);
     let ranked = format!(
-        "{head} ranks {} of {} {} pairs rightly (95% interval {} to {})",
+        "{head} ranks {} of {} {} pairs correctly (95% interval {} to {})",
         percent(accuracy),
         row.pairs,
         row.eval,
@@ -48,7 +47,7 @@ pub fn verdict(row: &EvaluationMetrics) -> Option<String> {
     })
 }
 
-/// Whether a run has overfitted: its dev loss rose in each of its last evaluations. Says so, with the step of the best.
+/// A warning if a run has overfitted: its dev loss rose in each of its last evaluations. It names the step with the lowest loss.
 pub fn overfitted(dev: &[DevPoint]) -> Option<String> {
     let losses: Vec<f64> = dev.iter().rev().take(RISES + 1).rev().map(|point| point.loss).collect::<Option<_>>()?;
     if losses.len() <= RISES || losses.windows(2).any(|pair| pair[1] <= pair[0]) {
@@ -113,7 +112,7 @@ mod tests {
         assert!(says(0.4, 0.35, 0.45, 0.5).contains("swapped"));
         assert!(
             says(0.7, 0.65, 0.75, 0.6)
-                .starts_with("The reward head ranks 70.0% of 400 test pairs rightly (95% interval 65.0% to 75.0%)")
+                .starts_with("The reward head ranks 70.0% of 400 test pairs correctly (95% interval 65.0% to 75.0%)")
         );
         let policy = EvaluationMetrics {
             accuracy: None,

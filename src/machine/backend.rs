@@ -1,4 +1,4 @@
-//! Which backend carries the gradients: what the config asks for, held against the device the rank computes on.
+//! Chooses the backend that reduces gradients, from the config and the device that the rank computes on.
 
 use super::cuda;
 use crate::comm::{CommThread, nccl};
@@ -8,11 +8,11 @@ use std::time::Duration;
 use tch::{Device, Kind};
 use tracing::info;
 
-/// Lets gradients on `device` go where the config asks: `auto` takes NCCL where several ranks compute on GPUs. Lets GPUs
-/// compute in one order every time, where it asks for that. All ranks must call it, before there are tensors on a GPU.
+/// Connects the backend that the config asks for; `auto` takes NCCL if several ranks compute on GPUs. Sets whether GPUs compute
+/// in the same order every time. All ranks must call it, before there are tensors on a GPU.
 ///
 /// # Errors
-/// The user's, the same on every rank, as far as what is asked for cannot work here; a failure of NCCL.
+/// An input error, the same on every rank, if the requested backend cannot work here; a failure of NCCL.
 pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Result<()> {
     let on_gpu = matches!(device, Device::Cuda(_));
     let all_on_gpus = comm.all_true(on_gpu)?;
@@ -29,7 +29,7 @@ pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Re
     Ok(())
 }
 
-/// For ranks on GPUs: a single one reduces nothing, but may ask for NCCL to see whether it works.
+/// For ranks on GPUs. A single rank reduces nothing, but its config may ask for NCCL to test it.
 fn needs_nccl(config: &ParallelConfig, world_size: usize) -> bool {
     config.backend == Backend::Nccl || (config.backend == Backend::Auto && world_size > 1)
 }
@@ -58,7 +58,7 @@ fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: 
     Ok(())
 }
 
-/// The kind that gradients are added up in.
+/// The kind in which gradients are summed.
 pub fn sum_kind(config: &ParallelConfig) -> Kind {
     match config.reduce_dtype {
         ReduceDtype::F32 => Kind::Float,
@@ -70,7 +70,7 @@ pub fn sum_kind(config: &ParallelConfig) -> Kind {
 mod tests {
     use super::*;
 
-    fn told(backend: Backend, reduce_dtype: ReduceDtype, world_size: usize, gpus: (bool, bool)) -> Option<Error> {
+    fn refusal(backend: Backend, reduce_dtype: ReduceDtype, world_size: usize, gpus: (bool, bool)) -> Option<Error> {
         let config = ParallelConfig { backend, reduce_dtype, ..ParallelConfig::default() };
         check(&config, world_size, gpus.0, gpus.1).err()
     }
@@ -88,13 +88,13 @@ mod tests {
             (Auto, Bf16, 2, CPU, "needs NCCL"),
             (Auto, F32, 2, (true, false), "some other rank sees none"),
         ] {
-            let error = told(backend, kind, ranks, gpus).expect(says);
+            let error = refusal(backend, kind, ranks, gpus).expect(says);
             assert!(error.message.contains(says) && error.hint.is_some() && error.exit_code() == 2, "{error}");
         }
         for (backend, kind, ranks, gpus) in
             [(Auto, F32, 2, CPU), (Mpi, F32, 2, CPU), (Auto, F32, 1, GPU), (Mpi, F32, 1, GPU), (Nccl, Bf16, 2, GPU)]
         {
-            assert_eq!(told(backend, kind, ranks, gpus), None);
+            assert_eq!(refusal(backend, kind, ranks, gpus), None);
         }
     }
 

@@ -1,5 +1,6 @@
-//! Loads the part of libtorch that computes on GPUs when the engine starts, if it lies beside the libtorch in use; and sets whether
-//! it computes the same bits every time.
+//! Loads the part of libtorch that computes on GPUs when the engine starts, if it is in the folder of the libtorch in use; and
+//! sets
+//! whether it computes the same bits every time.
 //!
 //! The program is linked without that part, so one build serves machines with and without GPUs. Python loads it the same way.
 //! Not here: the driver and NCCL (`comm/nccl/`).
@@ -19,7 +20,7 @@ const CUDA: &str = "libtorch_cuda.so";
 /// Device files of a machine with a usable GPU: the driver's control device, or that of WSL.
 const DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
 
-/// Loads the CUDA part and returns its path; none if this libtorch has no such part, or this machine no GPU (then the libraries
+/// Loads the CUDA part and returns its path; None if this libtorch has no such part, or this machine no GPU (then the libraries
 /// that the part needs may be missing). Call it before libtorch is first used.
 ///
 /// # Errors
@@ -50,8 +51,8 @@ fn open(path: &Path) -> Result<()> {
 const FIXED: [(&str, &str); 3] =
     [("NCCL_ALGO", "Ring"), ("NCCL_PROTO", "Simple"), ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")];
 
-/// Lets GPUs compute in the same order every time, or in the fastest. Variables that the user has set stay; returns the values in
-/// effect. Call it before NCCL and cuBLAS are first used.
+/// Makes GPUs compute in the same order every time, or in the fastest. Variables that the user has set stay; returns the values
+/// in effect. Call it before NCCL and cuBLAS are first used.
 ///
 /// # Errors
 /// A libtorch without these settings.
@@ -65,8 +66,8 @@ pub fn set_deterministic(on: bool) -> Result<String> {
         }
     }
     tell_libtorch(on)?;
-    let said = |name: &str| std::env::var(name).map_or(format!("no {name}"), |value| format!("{name}={value}"));
-    Ok(FIXED.map(|(name, _)| said(name)).join(", "))
+    let setting = |name: &str| std::env::var(name).map_or(format!("no {name}"), |value| format!("{name}={value}"));
+    Ok(FIXED.map(|(name, _)| setting(name)).join(", "))
 }
 
 /// `at::globalContext()`.
@@ -93,11 +94,11 @@ fn tell_libtorch(on: bool) -> Result<()> {
 }
 
 fn unknown(error: libloading::Error) -> Error {
-    Error::runtime(format!("this libtorch cannot be told to compute in one order: {error}"))
-        .hint("haf-dist is made for libtorch 2.13; parallel.deterministic = false does without")
+    Error::runtime(format!("this libtorch has no setting for a fixed order of computation: {error}"))
+        .hint("haf-dist is made for libtorch 2.13; set parallel.deterministic = false to do without")
 }
 
-/// Path of the CUDA part beside the libtorch that a process has mapped.
+/// Path of the CUDA part in the folder of the libtorch that a process has mapped.
 fn beside(maps: &str) -> Option<PathBuf> {
     let mapped = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
     let folder = mapped.filter(|path| path.file_name().is_some_and(|name| name == CPU)).find_map(Path::parent)?;

@@ -1,4 +1,4 @@
-//! How far the host may run ahead of a device, and when it has caught up.
+//! How far the host may run ahead of a device, and when the device has caught up.
 //!
 //! A CPU's results are there when a call returns. A GPU's work is only queued: reading a result in the middle of a step would make
 //! the host wait for the GPU, and then the GPU for the host. So the copy of a result is queued behind the work
@@ -10,14 +10,14 @@ use crate::error::Result;
 use std::sync::Arc;
 use tch::Device;
 
-/// A device's queue of work, where it has one.
+/// A device's queue of work, if it has one.
 pub struct Queue(Option<Arc<Stream>>);
 
 /// A place in a queue.
 pub struct Mark(Option<Event>);
 
 impl Queue {
-    /// The queue of a device: the one that `comm` orders its collectives by, if it does.
+    /// The queue of a device: the one with which `comm` orders its collectives, if there is one.
     ///
     /// # Errors
     /// A GPU that cannot be used.
@@ -29,13 +29,13 @@ impl Queue {
         }))
     }
 
-    /// How many steps may be unread while the next one is queued: 0 where results are there at once. The same on every rank, since
+    /// How many steps may be unread while the next one is queued: 0 if results are there at once. The same on every rank, since
     /// either all compute on GPUs or none does.
     pub fn ahead(&self) -> usize {
         usize::from(self.0.is_some())
     }
 
-    /// Marks the end of what is queued so far.
+    /// Marks the end of the work queued so far.
     ///
     /// # Errors
     /// A failed GPU.

@@ -1,12 +1,12 @@
-//! What the machine has, as far as its files and its driver's own program say: nothing is computed and no library is loaded.
+//! What the machine has, according to its file systems and `nvidia-smi`: nothing is computed and no library is loaded.
 //!
-//! Not here: what the engine picks of it (`mod.rs`).
+//! Not here: the device that the engine picks (`mod.rs`).
 
 use nix::sys::statvfs::statvfs;
 use std::path::Path;
 use std::process::Command;
 
-/// The driver's GPUs, a line each with name, memory and driver; none where nvidia-smi is not there or finds none.
+/// The driver's GPUs, a line each with name, memory and driver version; None if nvidia-smi is missing or finds none.
 pub fn gpus() -> Option<Vec<String>> {
     let text = nvidia_smi(&["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])?;
     let cards: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
@@ -30,7 +30,7 @@ fn nvidia_smi(arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Bytes that this user may still write to the file system of a folder; none where it cannot be asked.
+/// Bytes that this user may still write to the file system of a folder; None if the system does not say.
 pub fn free_bytes(folder: &Path) -> Option<u64> {
     let system = statvfs(folder).ok()?;
     Some(system.blocks_available() * system.fragment_size())

@@ -22,13 +22,13 @@ use tracing::warn;
 pub struct Machine {
     /// The rank's GPU, or the CPU.
     pub device: Device,
-    /// Kind of the computation.
+    /// Kind that the model computes in.
     pub kind: Kind,
-    /// Threads of the rank.
+    /// Threads that the rank computes with.
     pub threads: usize,
 }
 
-/// Waits until a device has computed all that is queued there.
+/// Waits until a device has done all its queued work.
 pub fn wait_for(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
@@ -36,15 +36,15 @@ pub fn wait_for(device: Device) {
 }
 
 impl Machine {
-    /// Whether the computation is the CPU's.
+    /// Whether the rank computes on the CPU.
     pub fn is_cpu(&self) -> bool {
         self.device == Device::Cpu
     }
 
-    /// Picks the device, the precision and the number of threads, and tells libtorch. All ranks must call it.
+    /// Picks the device, the precision and the number of threads, and sets them in libtorch. All ranks must call it.
     ///
     /// `threads` 0 means this node's cores divided by its ranks, or the cores that the launcher has bound the rank to.
-    /// `dtype = "auto"` is bf16 where every rank computes in it, else f32.
+    /// `dtype = "auto"` is bf16 if every rank's hardware computes in it, else f32.
     ///
     /// # Errors
     /// Too many threads, or a lost rank.
@@ -59,12 +59,12 @@ impl Machine {
             Device::Cuda(index) => nccl::use_gpu(index),
             _ => Ok(()),
         })?;
-        let everywhere = comm.all_true(device != Device::Cpu || processor_has_bf16())?;
+        let bf16_everywhere = comm.all_true(device != Device::Cpu || processor_has_bf16())?;
         let kind = match dtype {
             Dtype::F32 => Kind::Float,
             Dtype::Bf16 => Kind::BFloat16,
             Dtype::Auto => {
-                if everywhere {
+                if bf16_everywhere {
                     Kind::BFloat16
                 } else {
                     Kind::Float
@@ -99,10 +99,10 @@ impl Machine {
     }
 }
 
-/// Cores for each rank of this node. A launcher that binds ranks gives each its own cores, so their sets differ; where
+/// Cores for each rank of this node. A launcher that binds ranks gives each its own cores, so their sets differ; if
 /// all ranks may use the same cores (no binding, a container's or a batch system's share), those are divided.
 ///
-/// Says too whether ranks are bound.
+/// Returns also whether ranks are bound.
 fn default_threads(local_size: usize, comm: &CommThread) -> Result<(usize, bool)> {
     let usable = usable_cores();
     let mine = cores();
@@ -112,7 +112,7 @@ fn default_threads(local_size: usize, comm: &CommThread) -> Result<(usize, bool)
     Ok((if bound { usable } else { (usable / local_size.max(1)).max(1) }, bound))
 }
 
-/// How many threads can compute at a time in this process.
+/// How many threads can compute at the same time in this process.
 pub fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -151,10 +151,10 @@ pub fn peak_memory() -> Result<u64> {
 }
 
 /// Keeps freed memory in the process. glibc hands every large block back to the kernel, and a training step would spend
-/// a third of its time faulting the same pages in again. Asks for large pages besides (Linux's madvise), where the system
-/// leaves that to programs: they are faulted in, and looked up, less often.
+/// a third of its time faulting the same pages in again. Also asks for large pages (Linux's madvise), if the system
+/// leaves that to programs: they need fewer page faults and fewer entries of the processor's address cache.
 ///
-/// To be called before other threads exist: their first large blocks would get arenas of their own.
+/// Call it before other threads exist: their first large blocks would get arenas of their own.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only sets tuning parameters, and madvise changes no contents. The range is that of a block that
@@ -167,8 +167,8 @@ pub fn keep_freed_memory() {
         if !address_space_is_free() {
             return;
         }
-        // The heap grows once, by three quarters of the machine's memory, and the block is freed untouched: what malloc
-        // takes from there later lies in the range that was asked for.
+        // The heap grows once, by three quarters of the machine's memory, and the block is freed untouched: later
+        // allocations lie in this range, for which large pages were asked.
         let page = libc::sysconf(libc::_SC_PAGESIZE).max(1) as usize;
         let length = libc::sysconf(libc::_SC_PHYS_PAGES).max(0) as usize / 4 * 3 * page;
         let block = libc::malloc(length);
@@ -180,7 +180,7 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Whether memory that is asked for and not touched costs nothing: no limit on it, and no strict accounting.
+/// Whether memory that is allocated but not touched costs nothing: no limit on it, and no strict accounting.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn address_space_is_free() -> bool {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};

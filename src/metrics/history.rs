@@ -1,4 +1,4 @@
-//! How a run went on its dev pairs, read back from its `metrics.jsonl`.
+//! Reads a run's dev evaluations back from its `metrics.jsonl`.
 
 use super::jsonl::METRICS;
 use crate::config::{Objective, TOTAL};
@@ -12,16 +12,16 @@ use std::path::Path;
 pub struct DevPoint {
     /// Updates done before it.
     pub step: u64,
-    /// Accuracy of the head that the objective trains for ranking; none where a score was not finite.
+    /// Accuracy of the head that the objective ranks by; None if a score was not finite.
     pub accuracy: Option<f64>,
-    /// That head's loss; none where it was not finite.
+    /// That head's loss; None if it was not finite.
     pub loss: Option<f64>,
 }
 
-/// The evaluations of all dev pairs of a run, steps rising.
+/// A run's evaluations of all dev pairs, ordered by step.
 ///
 /// # Errors
-/// A file that cannot be read. Lines that are no evaluations are passed over.
+/// A file that cannot be read. Lines that are not evaluations are skipped.
 pub fn dev_history(run: &Path, objective: Objective) -> Result<Vec<DevPoint>> {
     let path = run.join(METRICS);
     let text = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;

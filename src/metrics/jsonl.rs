@@ -1,5 +1,5 @@
-//! `metrics.jsonl`: one JSON object a line, written a line at a time and on the disk before the checkpoint that counts on it;
-//! nothing that was once written is lost, and what others take away is noticed.
+//! `metrics.jsonl`: one JSON object per line, each written at once and on the disk before the next checkpoint. No written line is
+//! lost, and lines removed by others are noticed.
 
 use super::{Conflict, EvaluationMetrics, Sink, StepMetrics};
 use crate::checkpoint::MetricsMark;
@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// The file, inside a run's folder.
 pub const METRICS: &str = "metrics.jsonl";
 
-/// The split that is evaluated once a run is over.
+/// The split that is evaluated at the end of a run.
 const TEST: &str = "test";
 
 /// Keys that depend on the clock.
@@ -31,7 +31,7 @@ pub struct Jsonl {
     written: Chain,
 }
 
-/// Lines so far, and their digest.
+/// The number of lines so far, and their digest.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Chain {
     lines: usize,
@@ -40,7 +40,7 @@ struct Chain {
 
 impl Chain {
     fn add(&mut self, line: &[u8]) {
-        // A line is an object of ours, or was kept because it is one.
+        // Every line is an object: this program wrote it, or `belongs` has parsed it.
         let mut object: Map<String, Value> = serde_json::from_slice(line).unwrap_or_default();
         CLOCK.iter().for_each(|key| drop(object.shift_remove(*key)));
         let text = Value::Object(object).to_string();
@@ -66,7 +66,7 @@ impl Jsonl {
     /// Starts `metrics.jsonl` in a new run's folder.
     ///
     /// # Errors
-    /// [`Error::input`] where there is one already; a failed write.
+    /// [`Error::input`] if there is one already; a failed write.
     pub fn create(run: &Path) -> Result<Self> {
         let path = run.join(METRICS);
         match OpenOptions::new().read(true).append(true).create_new(true).open(&path) {
@@ -82,12 +82,12 @@ impl Jsonl {
         }
     }
 
-    /// Continues the `metrics.jsonl` of a run that is resumed after `step` updates. Warns where it does not hold what the
-    /// run had written by then, as its checkpoint has it in `mark`.
+    /// Continues the `metrics.jsonl` of a run that is resumed after `step` updates. Warns if it lacks lines that the run
+    /// had written by then, according to the `mark` in its checkpoint.
     ///
-    /// Lines that were written after the checkpoint of that step, which the resumed run will write anew (later steps,
-    /// and the closing test evaluation), and lines that are cut or damaged move to `metrics-after-step-N.jsonl` (`-2`,
-    /// `-3` ... if that is taken); with `step` 0, nothing was saved and all lines move.
+    /// Lines from after that checkpoint (later steps and the closing test evaluation), which the resumed run writes anew,
+    /// and cut or damaged lines move to `metrics-after-step-N.jsonl` (`-2`, `-3` ... if that is taken). With `step` 0,
+    /// nothing was saved and all lines move.
     ///
     /// # Errors
     /// A failed read or write.
@@ -103,13 +103,13 @@ impl Jsonl {
             let target = write_first_free(run, step, &moved)?;
             tracing::info!("{} lines of {} from after step {step} moved to {}", moved.len(), METRICS, target.display());
         }
-        // The lines moved are on the disk by now; a kill before the new file has its name leaves them in both.
+        // The moved lines are on the disk by now; a kill before the new file has its name leaves them in both files.
         let file = replace(&path, &joined(&kept))?;
-        // The digest goes on from the checkpoint's: later ones are those of a run that lost no line.
+        // The digest continues from the checkpoint's, so later ones equal those of a run that lost no line.
         Ok(Self { path, file, written: mark.and_then(Chain::read).unwrap_or(found) })
     }
 
-    /// Warns where the `metrics.jsonl` of a run does not hold what the run had written by `step`. Changes nothing.
+    /// Warns if a run's `metrics.jsonl` lacks lines that the run had written by `step`. Changes nothing.
     ///
     /// # Errors
     /// A failed read.
@@ -131,7 +131,7 @@ impl Jsonl {
         self.file.write_all(&line).map_err(failed)
     }
 
-    /// Puts the file back where somebody has removed it, or has put another in its place, which is then renamed.
+    /// Restores the file if somebody has removed it or has put another one in its place; that one is renamed.
     fn put_back(&mut self) -> Result<()> {
         let failed = |error: io::Error| file_error(&self.path, "read", &error);
         let own = self.file.metadata().map_err(failed)?;
@@ -143,12 +143,12 @@ impl Jsonl {
                     Err(_) => fs::rename(&self.path, path),
                 };
                 let (aside, ()) = first_free(&self.path.with_file_name("metrics-replaced"), set_aside)?;
-                format!("was replaced while the run writes it: what was put there is now {}", aside.display())
+                format!("was replaced during the run: the other file is now {}", aside.display())
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed while the run writes it".to_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => "was removed during the run".to_owned(),
             Err(error) => return Err(failed(error)),
         };
-        // The content is still there, as long as the file is open.
+        // The content exists as long as the file is open.
         let mut content = Vec::new();
         self.file.rewind().and_then(|()| self.file.read_to_end(&mut content)).map_err(failed)?;
         self.file = replace(&self.path, &content)?;
@@ -185,14 +185,14 @@ fn read_or_nothing(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The lines from before the checkpoint of `step`, and the others.
+/// The lines from before the checkpoint of `step`, and the other lines.
 fn split(text: &[u8], step: usize) -> (Vec<&[u8]>, Vec<&[u8]>) {
     let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
     lines.partition(|line| belongs(line, step))
 }
 
-/// What sets the lines found apart from those that a checkpoint of `step` counts on; `None` where nothing does, or nothing
-/// is known.
+/// How the lines found differ from those that were written before the checkpoint of `step`; `None` if they do not, or if the
+/// checkpoint has no mark.
 fn difference(kept: &[&[u8]], step: usize, mark: Option<&MetricsMark>) -> Option<String> {
     let mark = mark?;
     if Chain::of(kept).mark() == *mark {
@@ -206,17 +206,19 @@ fn difference(kept: &[&[u8]], step: usize, mark: Option<&MetricsMark>) -> Option
     let lines = kept.iter().filter_map(|line| serde_json::from_slice::<Step>(line).ok());
     let steps: BTreeSet<usize> = lines.filter(|line| line.loss.is_some()).map(|line| line.step).collect();
     let missing: Vec<usize> = (1..=step).filter(|step| !steps.contains(step)).collect();
-    let what = match (kept.len(), missing.as_slice()) {
+    let problem = match (kept.len(), missing.as_slice()) {
         (0, _) => "it is gone, or empty".to_owned(),
         (_, []) if kept.len() == mark.lines => "it was changed or replaced".to_owned(),
         (found, []) => format!("it has {found} of {} lines from up to step {step}", mark.lines),
         (_, [one]) => format!("the line of step {one} is missing"),
         (_, [first, .., last]) => format!("lines of {} steps between {first} and {last} are missing", missing.len()),
     };
-    Some(format!("{what}: it does not hold what the run had written up to step {step}; training goes on all the same"))
+    Some(format!(
+        "{problem}: it differs from what the run had written up to step {step}; training continues all the same"
+    ))
 }
 
-/// Whether a line was written before the checkpoint of `step`. A cut or damaged line tells nothing.
+/// Whether a line was written before the checkpoint of `step`. A cut or damaged line does not count.
 fn belongs(line: &[u8], step: usize) -> bool {
     #[derive(Deserialize)]
     struct Line {
@@ -236,7 +238,7 @@ fn write_first_free(run: &Path, step: usize, lines: &[&[u8]]) -> Result<PathBuf>
     Ok(path)
 }
 
-/// Makes the first of `STEM.jsonl`, `STEM-2.jsonl` ... that is not there yet.
+/// Makes the first of `STEM.jsonl`, `STEM-2.jsonl` ... that does not exist yet.
 fn first_free<T>(stem: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(PathBuf, T)> {
     let mut copy = 1;
     loop {
@@ -252,7 +254,7 @@ fn first_free<T>(stem: &Path, make: impl Fn(&Path) -> io::Result<T>) -> Result<(
     }
 }
 
-/// Puts a file of that content at `path`, whole or not at all; returns it open, at its end.
+/// Writes a file with that content to `path`, whole or not at all; returns it open for appending.
 fn replace(path: &Path, content: &[u8]) -> Result<File> {
     files::write_atomic(path, content)?;
     let open = OpenOptions::new().read(true).append(true).open(path);

@@ -1,7 +1,7 @@
-//! Where a run's numbers go: the trait every sink implements, `metrics.jsonl`, the terminal, the closing table, and the
+//! Sinks for a run's numbers: the trait every sink implements, `metrics.jsonl`, the terminal, the closing table, and the
 //! outcome of every test pair.
 //!
-//! Rank 0 alone has sinks. Not here: how the numbers are computed. A new sink is one struct that implements [`Sink`].
+//! Only rank 0 has sinks. Not here: how the numbers are computed. A new sink is one struct that implements [`Sink`].
 
 mod history;
 mod jsonl;
@@ -22,23 +22,23 @@ use crate::terminal::Table;
 use serde::Serialize;
 use std::time::Instant;
 
-/// One update, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or not finite, is
+/// One update, as written to `metrics.jsonl`: the names are an interface. Numbers that are not computed, or not finite, are
 /// null there.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepMetrics {
-    /// Number of the update, from 1; the losses are those before it.
+    /// Number of the update, from 1; the losses are from before it.
     pub step: usize,
-    /// reward_weight * reward_loss + alpha * policy_loss, and of experts router_balance times their balance loss.
+    /// reward_weight * reward_loss + alpha * policy_loss, and with experts router_balance times their balance loss.
     pub loss: f64,
-    /// Mean Bradley-Terry loss a pair of the global batch.
+    /// Mean Bradley-Terry loss per pair of the global batch.
     pub reward_loss: Option<f64>,
-    /// Mean policy loss a pair of the global batch.
+    /// Mean policy loss per pair of the global batch.
     pub policy_loss: Option<f64>,
-    /// Share of the batch's pairs that the reward ranks rightly; a tie, of rewards or of the data, counts as one half.
+    /// Share of the batch's pairs that the reward ranks correctly; a tie, in the rewards or in the data, counts as one half.
     pub accuracy: Option<f64>,
     /// Mean difference of reward, chosen minus rejected.
     pub margin: Option<f64>,
-    /// What routers did, in models with experts.
+    /// Routers' choices, in models with experts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterMetrics>,
     /// Global gradient norm before clipping.
@@ -53,8 +53,8 @@ pub struct StepMetrics {
     pub seconds: f64,
 }
 
-/// One evaluation of one domain, as it stands in `metrics.jsonl`: the names are an interface. What is not computed, or
-/// not finite, is null there.
+/// One evaluation of one domain, as written to `metrics.jsonl`: the names are an interface. Numbers that are not computed, or
+/// not finite, are null there.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EvaluationMetrics {
     /// Name of the split: `dev` or `test`.
@@ -65,13 +65,13 @@ pub struct EvaluationMetrics {
     pub domain: String,
     /// Number of pairs.
     pub pairs: usize,
-    /// Share of pairs that the reward ranks rightly; a tie counts as one half.
+    /// Share of pairs that the reward ranks correctly; a tie counts as one half.
     pub accuracy: Option<f64>,
     /// Lower end of its 95% interval.
     pub accuracy_low: Option<f64>,
     /// Upper end of its 95% interval.
     pub accuracy_high: Option<f64>,
-    /// Share of pairs that the policy's implicit reward ranks rightly; a tie counts as one half.
+    /// Share of pairs that the policy's implicit reward ranks correctly; a tie counts as one half.
     pub policy_accuracy: Option<f64>,
     /// Lower end of its 95% interval.
     pub policy_accuracy_low: Option<f64>,
@@ -79,45 +79,45 @@ pub struct EvaluationMetrics {
     pub policy_accuracy_high: Option<f64>,
     /// Mean difference of reward, chosen minus rejected.
     pub margin: Option<f64>,
-    /// Mean Bradley-Terry loss a pair.
+    /// Mean Bradley-Terry loss per pair.
     pub reward_loss: Option<f64>,
-    /// Mean policy loss a pair.
+    /// Mean policy loss per pair.
     pub policy_loss: Option<f64>,
-    /// Share of pairs whose chosen answer is the longer one, in tokens; equal lengths count as one half. What a model that
-    /// prefers the longer answer would reach.
+    /// Share of pairs whose chosen answer is the longer one, in tokens; equal lengths count as one half. The accuracy of a
+    /// model that always prefers the longer answer.
     pub longer_accuracy: f64,
-    /// 95% interval of the accuracy, of the reward head or else the policy, less that of going by length alone, on the same
-    /// pairs; for the verdict alone.
+    /// 95% interval of the accuracy (of the reward head, or else the policy) minus `longer_accuracy`, on the same pairs; only for
+    /// the verdict.
     #[serde(skip)]
     pub over_length: Option<Interval>,
-    /// Mean and standard deviation of the rewards of all answers, for exported models alone.
+    /// Mean and standard deviation of the rewards of all answers, only for exported models.
     #[serde(skip)]
     pub rewards: Option<Spread>,
-    /// What is fitted on these pairs, where they are the dev pairs, for exported models alone.
+    /// Fitted on these pairs if they are the dev pairs, only for exported models.
     #[serde(skip)]
     pub fitted: Option<Fitted>,
 }
 
-/// How the two losses' gradients lie to each other, as it stands in `metrics.jsonl`: the names are an interface.
+/// A comparison of the two losses' gradients, as written to `metrics.jsonl`: the names are an interface.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Conflict {
-    /// Number of pairs whose gradients are compared, the same at every time.
+    /// Number of pairs whose gradients are compared, the same every time.
     pub conflict: usize,
     /// Updates done before it.
     pub step: usize,
-    /// Cosine between the gradient of the weighted reward loss and that of the weighted policy loss, over all parameters that are
-    /// trained: below 0 one loss undoes what the other does. Null where one of them is 0.
+    /// Cosine between the gradient of the weighted reward loss and that of the weighted policy loss, over all trained
+    /// parameters: below 0 each loss undoes the other's progress. Null if one of the gradients is 0.
     pub cosine: Option<f64>,
     /// The same over the parts that both losses reach. The policy loss has no gradient in the reward head, which draws `cosine`
     /// towards 0.
     pub shared_cosine: Option<f64>,
-    /// Norm of the first, of the mean over the pairs.
+    /// Norm of the weighted reward loss's gradient, averaged over the pairs.
     pub reward_norm: f64,
-    /// Norm of the second.
+    /// Norm of the weighted policy loss's gradient, averaged over the pairs.
     pub policy_norm: f64,
-    /// The same of each part of the model.
+    /// The same for each part of the model.
     pub parts: Vec<PartConflict>,
-    /// What it took, in seconds.
+    /// Time that the comparison took, in seconds.
     pub seconds: f64,
 }
 
@@ -134,7 +134,7 @@ pub struct PartConflict {
     pub policy_norm: f64,
 }
 
-/// A place that a run's numbers go to.
+/// Receives a run's numbers.
 pub trait Sink {
     /// Takes one update.
     ///
@@ -156,7 +156,7 @@ pub trait Sink {
         Ok(())
     }
 
-    /// Returns when the disk has all that this sink was given; what a checkpoint is to say of it, if anything.
+    /// Returns once everything this sink was given is on the disk; with the mark that a checkpoint keeps, if the sink has one.
     ///
     /// # Errors
     /// A failed write.
@@ -165,7 +165,7 @@ pub trait Sink {
     }
 }
 
-/// Several sinks are one; none (ranks other than 0) is one too.
+/// Several sinks act as one; so does an empty list (on ranks other than 0).
 impl Sink for Vec<Box<dyn Sink>> {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.iter_mut().try_for_each(|sink| sink.step(metrics))
@@ -188,23 +188,27 @@ impl Sink for Vec<Box<dyn Sink>> {
     }
 }
 
-/// A progress bar where this process shows one, else a plain line every half minute and for the first and last step. An
-/// evaluation is a log line, which goes above the bar.
+/// A progress bar if this process shows one, else a plain line every half minute and for the first and last step. An
+/// evaluation is a log line above the bar.
 pub struct Terminal {
     last_step: usize,
     progress: Progress,
-    said: bool,
+    has_printed: bool,
 }
 
 impl Terminal {
     /// For a run up to `last_step` that has done `done` steps already.
     pub fn new(done: usize, last_step: usize) -> Self {
-        Self { last_step, progress: Progress::new("train", Unit::Steps, done as u64, last_step as u64), said: false }
+        Self {
+            last_step,
+            progress: Progress::new("train", Unit::Steps, done as u64, last_step as u64),
+            has_printed: false,
+        }
     }
 
-    /// The plain line of a step, where one is due: of the first step, the last, and one every half minute in between.
+    /// The plain line for a step, if one is due: for the first step, the last, and every half minute in between.
     fn plain_line(&mut self, metrics: &StepMetrics, now: Instant) -> Option<String> {
-        let first = !std::mem::replace(&mut self.said, true);
+        let first = !std::mem::replace(&mut self.has_printed, true);
         let due = self.progress.due(now);
         if logging::shows_progress() || !(due || first || metrics.step >= self.last_step) {
             return None;
@@ -238,15 +242,15 @@ impl Sink for Terminal {
         let Conflict { step, cosine, shared_cosine, reward_norm, policy_norm, .. } = conflict;
         let [shared, all] = [*shared_cosine, *cosine].map(number);
         tracing::info!(
-            "gradients after step {step}: cosine {shared} where both losses reach, {all} over all parameters; norm of the reward \
-             loss's {reward_norm:.4}, of the policy loss's {policy_norm:.4}"
+            "gradients after step {step}: cosine {shared} over parameters that both losses reach, {all} over all; norms: reward \
+             loss {reward_norm:.4}, policy loss {policy_norm:.4}"
         );
         Ok(())
     }
 }
 
 impl Drop for Terminal {
-    /// Leaves the bar where a run stopped early, so that the error that follows starts on a line of its own.
+    /// Leaves the bar in place if a run stopped early, so that the error that follows starts on a line of its own.
     fn drop(&mut self) {
         self.progress.keep();
     }
@@ -267,14 +271,14 @@ fn evaluation_line(metrics: &EvaluationMetrics) -> String {
         metrics.eval,
         metrics.step,
         metrics.pairs,
-        with_interval(metrics.accuracy, metrics.accuracy_low.zip(metrics.accuracy_high)),
+        with_interval(metrics.accuracy, Interval::between(metrics.accuracy_low, metrics.accuracy_high)),
         number(metrics.policy_accuracy),
         number(metrics.margin),
         number(Some(metrics.longer_accuracy))
     )
 }
 
-/// A plain table of evaluations, a row each in the given order; `-` stands for what was not computed.
+/// A plain table of evaluations, one row each in the given order; `-` stands for a number that was not computed.
 pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
     let mut table = Table::new([
         "split",
@@ -296,8 +300,8 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
             row.step.to_string(),
             row.domain.clone(),
             row.pairs.to_string(),
-            with_interval(row.accuracy, row.accuracy_low.zip(row.accuracy_high)),
-            with_interval(row.policy_accuracy, row.policy_accuracy_low.zip(row.policy_accuracy_high)),
+            with_interval(row.accuracy, Interval::between(row.accuracy_low, row.accuracy_high)),
+            with_interval(row.policy_accuracy, Interval::between(row.policy_accuracy_low, row.policy_accuracy_high)),
             number(Some(row.longer_accuracy)),
             number(row.margin),
             number(row.reward_loss),
@@ -307,21 +311,21 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
     table.to_string()
 }
 
-/// A plain table, the first `left` columns to the left and the others, which are numbers, to the right.
+/// A plain table; the first `left` columns are left-aligned, the others, which are numbers, right-aligned.
 pub fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new(header.to_vec()).right(left..header.len());
     rows.into_iter().for_each(|row| table.row(row));
     table.to_string()
 }
 
-/// A figure as tables have it; `-` for none.
+/// A number as written in tables; `-` for none.
 pub fn number(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.4}"))
 }
 
-/// A figure with its interval, where there is one.
-pub fn with_interval(value: Option<f64>, interval: Option<(f64, f64)>) -> String {
-    let interval = interval.map(|(low, high)| format!(" ({low:.3} to {high:.3})")).unwrap_or_default();
+/// A number with its interval, if there is one.
+pub fn with_interval(value: Option<f64>, interval: Option<Interval>) -> String {
+    let interval = interval.map(|Interval { low, high }| format!(" ({low:.3} to {high:.3})")).unwrap_or_default();
     number(value) + &interval
 }
 
@@ -334,7 +338,7 @@ mod tests {
     fn plain_lines_come_for_the_first_step_the_last_and_every_half_minute() {
         let start = Instant::now();
         let mut terminal = Terminal::new(0, 10);
-        let mut said = |step: usize, seconds: u64| {
+        let mut line_of = |step: usize, seconds: u64| {
             let metrics = StepMetrics {
                 step,
                 loss: 0.5,
@@ -351,11 +355,11 @@ mod tests {
             };
             terminal.plain_line(&metrics, start + Duration::from_secs(seconds))
         };
-        let first = said(1, 1).unwrap();
+        let first = line_of(1, 1).unwrap();
         assert_eq!(first, "step 1/10: 2.00 pairs/s, loss 0.5000, gradient norm 1.000, 300 tokens/s");
-        assert_eq!(said(2, 29), None);
-        assert!(said(3, 31).is_some());
-        assert_eq!(said(4, 60), None);
-        assert!(said(10, 60).is_some());
+        assert_eq!(line_of(2, 29), None);
+        assert!(line_of(3, 31).is_some());
+        assert_eq!(line_of(4, 60), None);
+        assert!(line_of(10, 60).is_some());
     }
 }

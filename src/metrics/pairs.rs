@@ -1,10 +1,10 @@
-//! `test-pairs.jsonl`: what a finished run's two heads say of each test pair, so that runs can be compared pair by pair.
+//! `test-pairs.jsonl`: both heads' margins on each test pair of a finished run, so that runs can be compared pair by pair.
 //!
-//! The first line tells what run it was ([`RunFacts`]) after a hash of all that follows the hash, then a line a pair
+//! The first line describes the run ([`RunFacts`]), after a hash of all that follows the hash; then comes one line per pair
 //! ([`PairOutcome`]) in the order of the data. It is written last, and whole or not at all: a run that has this file is
 //! complete.
 //!
-//! Not here: what the outcomes of several runs come to (`evaluate/comparison/`).
+//! Not here: comparing the outcomes of several runs (`evaluate/comparison/`).
 
 use crate::checkpoint::{Changed, Weights};
 use crate::config::Config;
@@ -18,10 +18,10 @@ use xxhash_rust::xxh3::xxh3_64;
 /// The file, inside a run's folder.
 pub const TEST_PAIRS: &str = "test-pairs.jsonl";
 
-/// What stands before the hash.
+/// The text before the hash.
 const HASH: &str = "{\"xxh3\":\"";
 
-/// What run the outcomes are of.
+/// The run that the outcomes are from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunFacts {
@@ -31,7 +31,7 @@ pub struct RunFacts {
     pub data_key: String,
     /// Hash of the starting model's files.
     pub model_key: String,
-    /// The two heads' sum as it was fitted on the run's dev pairs; absent where there are no dev pairs or not both heads.
+    /// The two heads' weighted sum as fitted on the run's dev pairs; absent without dev pairs or without both heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub combined: Option<Weights>,
     /// The resolved configuration.
@@ -43,7 +43,7 @@ pub struct RunFacts {
 pub struct PairOutcome {
     /// Hash of the pair's tokens.
     pub pair: String,
-    /// Hash of its prompt: pairs of one prompt are not independent.
+    /// Hash of its prompt: pairs with the same prompt are not independent.
     pub prompt: String,
     /// The name it is reported under.
     pub domain: String,
@@ -53,14 +53,14 @@ pub struct PairOutcome {
     pub implicit_margin: Option<f64>,
 }
 
-/// Writes the file of a run. One that is there, of the same run before it was resumed, is replaced.
+/// Writes a run's file, and replaces one that the same run wrote before it was resumed.
 ///
 /// # Errors
 /// A failed write.
 pub fn write_pairs(run: &Path, facts: &RunFacts, outcomes: &[PairOutcome]) -> Result<()> {
     let path = run.join(TEST_PAIRS);
     let failed = |error: serde_json::Error| file_error(&path, "write", &error.into());
-    // Without its opening brace, which stands before the hash.
+    // Without the opening brace, which comes before the hash.
     let mut hashed = serde_json::to_string(facts).map_err(failed)?.split_off(1) + "\n";
     for outcome in outcomes {
         hashed += &serde_json::to_string(outcome).map_err(failed)?;
@@ -69,24 +69,24 @@ pub fn write_pairs(run: &Path, facts: &RunFacts, outcomes: &[PairOutcome]) -> Re
     files::write_atomic(&path, format!("{}{hashed}", hash_of(&hashed)).as_bytes())
 }
 
-/// How the file begins: the hash (XXH3, 64 bits) of the text behind it.
+/// The start of the file: the hash (XXH3, 64 bits) of the text after it.
 fn hash_of(text: &str) -> String {
     format!("{HASH}{:016x}\",", xxh3_64(text.as_bytes()))
 }
 
-/// Reads the file of a run.
+/// Reads a run's file.
 ///
 /// # Errors
-/// [`Error::input`] for a folder that holds no finished run, a file that has changed since it was written (a warning where
-/// `changed` allows it), or a line that this program has not written.
+/// [`Error::input`] for a folder without a finished run, a file that has changed since it was written (a warning if
+/// `changed` allows it), or a line that this program did not write.
 pub fn read_pairs(run: &Path, changed: Changed) -> Result<(RunFacts, Vec<PairOutcome>)> {
     let path = run.join(TEST_PAIRS);
     let text = files::read_to_string(&path).map_err(|error| {
         file_error(&path, "read", &error).hint(
-            "a run writes it at its very end: go on with --resume, and name test pairs ([data] test) in its config",
+            "a run writes it at its very end: continue it with --resume, and name test pairs ([data] test) in its config",
         )
     })?;
-    // Without a hash: of a version that wrote none.
+    // Earlier versions wrote no hash.
     let (hash, text) = match text.split_at_checked(hash_of("").len()) {
         Some((hash, rest)) if hash.starts_with(HASH) => (Some(hash.to_owned()), format!("{{{rest}")),
         _ => (None, text),

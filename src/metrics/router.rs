@@ -1,29 +1,30 @@
-//! How evenly the routers of a model with experts share out tokens in a step, as it stands in `metrics.jsonl`.
+//! How evenly the routers of a model with experts share out tokens in a step, as written to `metrics.jsonl`.
 //!
-//! Not here: the loss that evens it (`model/balance.rs`).
+//! Not here: the loss that balances them (`model/balance.rs`).
 
 use serde::Serialize;
 
-/// Of all blocks of one step: the names are an interface. A sequence is a prompt with one answer: a prompt counts in both.
+/// Figures for all blocks in one step: the names are an interface. A sequence is a prompt with one answer: a pair's prompt counts
+/// twice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RouterMetrics {
-    /// Mean balance loss a sequence and block; 1 where all experts are used alike. Null where `loss.router_balance` is 0.
+    /// Mean balance loss per sequence and block; 1 if all experts are used equally. Null if `loss.router_balance` is 0.
     pub balance: Option<f64>,
-    /// Tokens of the expert with the most, times as many as in an even share; the largest of all blocks.
+    /// Tokens of the busiest expert, as a multiple of an even share; the largest of all blocks.
     pub load_max: f64,
-    /// The same of the expert with the fewest.
+    /// The same for the expert with the fewest tokens; the smallest of all blocks.
     pub load_min: f64,
-    /// Entropy of the shares of tokens, of what it would be with even ones; mean of all blocks.
+    /// Entropy of the experts' shares of tokens, divided by that of even shares; mean of all blocks.
     pub entropy: f64,
-    /// Experts of all blocks that took no token.
+    /// Number of experts, in all blocks, that got no token.
     pub idle: usize,
-    /// Which they are: block and number.
+    /// Those experts: (block, expert).
     #[serde(skip)]
     pub idle_experts: Vec<(usize, usize)>,
 }
 
 impl RouterMetrics {
-    /// From the tokens of each expert, one of these blocks after the other; all have as many experts.
+    /// From the tokens of each expert, block after block in the order of `numbers`; all blocks have equally many experts.
     pub fn of(load: &[f64], numbers: &[usize], balance: Option<f64>) -> Self {
         let experts = (load.len() / numbers.len().max(1)).max(1);
         let blocks = load.chunks(experts);
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loads_are_told_against_an_even_share() {
+    fn loads_are_multiples_of_an_even_share() {
         let even = RouterMetrics::of(&[3.0; 8], &[0, 1], Some(1.0));
         assert!((even.load_max - 1.0).abs() < 1e-12 && (even.load_min - 1.0).abs() < 1e-12, "{even:?}");
         assert!((even.entropy - 1.0).abs() < 1e-12 && even.idle == 0, "{even:?}");

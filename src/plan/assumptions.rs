@@ -1,15 +1,15 @@
-//! What a prediction assumes of its device, in words.
+//! The assumptions about the device behind a prediction, in words.
 //!
-//! Not here: what it assumes of the data (`commands/plan/lengths.rs`).
+//! Not here: assumptions about the data (`commands/plan/lengths.rs`).
 
 use super::Job;
 use super::hardware::{BANDWIDTH_SHARE, Hardware, RESERVE};
 use super::time::launches;
 
-/// A sentence for each, for `ranks` ranks.
+/// One sentence per assumption, for `ranks` ranks.
 pub fn assumptions(job: &Job, hardware: &Hardware, ranks: usize) -> Vec<String> {
     let device = if hardware.cpu { "rank" } else { "GPU" };
-    let mut said = vec![
+    let mut sentences = vec![
         format!(
             "a {device} computes at {:.0}% of {} TFLOP/s and reads its memory at {:.0}% of {:.0} GB/s",
             100.0 * hardware.attainable,
@@ -27,10 +27,10 @@ pub fn assumptions(job: &Job, hardware: &Hardware, ranks: usize) -> Vec<String> 
         format!("{:.0}% of the memory stays free", 100.0 * RESERVE),
     ];
     if hardware.cpu {
-        said.push("ranks share this computer's memory, and reductions take the cores that would compute".into());
+        sentences.push("ranks share this computer's memory, and reductions take the cores that would compute".into());
     } else {
         let [forward, backward] = launches(job, 1.0);
-        said.push(format!(
+        sentences.push(format!(
             "kernels start {:.0} us apart at best, {forward:.0} in a block's forward pass and {backward:.0} in its backward \
              pass{}",
             1e6 * hardware.launch,
@@ -38,7 +38,7 @@ pub fn assumptions(job: &Job, hardware: &Hardware, ranks: usize) -> Vec<String> 
         ));
     }
     if !hardware.cpu && ranks > 1 {
-        said.push("several ranks on GPUs: gradients through NCCL, as far as this build has it".into());
+        sentences.push("several ranks on GPUs reduce gradients through NCCL, if this build has it".into());
     }
-    said
+    sentences
 }

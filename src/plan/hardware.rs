@@ -1,6 +1,6 @@
-//! What accelerators offer: data-sheet figures, and the shares of them that a run is assumed to reach.
+//! Hardware figures from data sheets, and the shares of them that a run is assumed to reach.
 //!
-//! Not here: what a run needs of it (`memory.rs`, `time.rs`).
+//! Not here: the memory and time that a run needs (`memory.rs`, `time.rs`).
 
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -11,10 +11,10 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// Share of a link's or a memory's bandwidth that large transfers are assumed to reach.
 pub const BANDWIDTH_SHARE: f64 = 0.8;
 
-/// Share of a GPU's memory left free: fragmentation, and what the driver keeps.
+/// Share of a GPU's memory left free for fragmentation and the driver.
 pub const RESERVE: f64 = 0.05;
 
-/// One rank's device and what connects it with others. All figures are one direction, per GPU.
+/// One rank's device and its links to others. All figures are one direction, per GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Hardware {
     /// Its name on the command line.
@@ -23,7 +23,7 @@ pub struct Hardware {
     pub cpu: bool,
     /// Dense product rate in the compute precision, FLOP/s: the data sheet's peak.
     pub peak: f64,
-    /// Share of the peak that a step's products are assumed to reach, everything between them included.
+    /// Share of the peak that a step's matrix products are assumed to reach, with all work between them counted in.
     pub attainable: f64,
     /// Memory in bytes.
     pub memory: f64,
@@ -31,25 +31,24 @@ pub struct Hardware {
     pub memory_bandwidth: f64,
     /// Bandwidth between GPUs of a node in bytes/s.
     pub link: f64,
-    /// GPUs of a node.
+    /// GPUs in a node.
     pub per_node: usize,
-    /// Bandwidth between nodes in bytes/s: an assumption, since it is the cluster's and not the GPU's.
+    /// Bandwidth between nodes in bytes/s: an assumption, since it depends on the cluster and not on the GPU.
     pub network: f64,
     /// Seconds between the starts of two kernels: small kernels do not run faster than they are started.
     pub launch: f64,
-    /// Seconds of one hop of a small message within a node.
+    /// Seconds that a small message takes for one hop within a node.
     pub link_latency: f64,
-    /// Seconds of one hop of a small message between nodes.
+    /// Seconds that a small message takes for one hop between nodes.
     pub network_latency: f64,
-    /// Whether reductions run beside the computation. On a CPU they take its cores.
+    /// Whether reductions overlap with the computation. On a CPU they take its cores.
     pub overlaps: bool,
 }
 
-/// What a data sheet says of a GPU.
+/// A GPU's data sheet.
 struct Sheet {
     names: &'static [&'static str],
-    /// Dense TFLOP/s: bf16 with f32 sums, and f32 (in TF32 where tensor cores have no f32, which libtorch leaves off by
-    /// default: so the plain f32 rate).
+    /// Dense TFLOP/s: bf16 with f32 sums, and plain f32 (libtorch leaves TF32 off by default).
     bf16: f64,
     f32: f64,
     memory_gib: f64,
@@ -61,8 +60,8 @@ struct Sheet {
     attainable: f64,
 }
 
-/// Links count one direction. Networks are those of the usual server: 400 Gb/s a GPU beside H100 and H200 (DGX H100 data
-/// sheet), 200 Gb/s beside A100 (DGX A100 data sheet), one 100 Gb/s card for four PCIe cards (assumed).
+/// Links count one direction. Networks are those of the usual server: 400 Gb/s a GPU with H100 and H200 (DGX H100 data
+/// sheet), 200 Gb/s with A100 (DGX A100 data sheet), one 100 Gb/s card for four PCIe cards (assumed).
 const SHEETS: &[Sheet] = &[
     // NVIDIA H100 Tensor Core GPU data sheet, SXM column; NVLink 900 GB/s in both directions together.
     Sheet {
@@ -142,11 +141,11 @@ const SHEETS: &[Sheet] = &[
 /// Name of the computer the command runs on.
 pub const CPU: &str = "cpu";
 
-/// Product rate of one CPU thread in FLOP/s, bf16 and f32: seen with libtorch on one core of the machine that docs/internals.md's
-/// figures are from (AMD EPYC, family 25 model 17, with AVX512-BF16). `--flops` says another.
+/// Rate of matrix products of one CPU thread in FLOP/s, bf16 and f32: measured with libtorch on one core of the machine that
+/// docs/internals.md's figures are from (AMD EPYC, family 25 model 17, with AVX512-BF16). `--flops` sets another.
 const CPU_RATES: [f64; 2] = [200e9, 95e9];
 
-/// The GPU of a name, computing in bf16 or else in f32.
+/// The GPU with that name, computing in bf16 or else in f32.
 ///
 /// # Errors
 /// An unknown name; the hint lists the known ones.
@@ -174,12 +173,12 @@ pub fn gpu(name: &str, bf16: bool) -> Result<Hardware> {
 
 /// Ranks of `threads` threads each that share one computer with `memory` bytes.
 pub fn cpu(ranks: usize, threads: usize, memory: f64, bf16: bool) -> Hardware {
-    let [wide, narrow] = CPU_RATES;
+    let [bf16_rate, f32_rate] = CPU_RATES;
     Hardware {
         name: CPU.to_string(),
         cpu: true,
-        peak: threads as f64 * if bf16 { wide } else { narrow },
-        // Seen there: 0.85 to 0.9.
+        peak: threads as f64 * if bf16 { bf16_rate } else { f32_rate },
+        // Measured on the same machine: 0.85 to 0.9.
         attainable: 0.85,
         memory: memory / ranks as f64,
         // Assumed for a server's share of a memory channel.
@@ -200,7 +199,7 @@ pub fn names() -> Vec<&'static str> {
 }
 
 impl Hardware {
-    /// Product rate that a step is assumed to reach, FLOP/s.
+    /// Rate that a step is assumed to reach, FLOP/s.
     pub fn rate(&self) -> f64 {
         self.peak * self.attainable
     }
@@ -210,7 +209,7 @@ impl Hardware {
         self.memory * (1.0 - RESERVE)
     }
 
-    /// Seconds of an all-reduce of `bytes` over `ranks`: reduce-scatter within each node, ring all-reduce of the parts
+    /// Seconds for an all-reduce of `bytes` over `ranks`: reduce-scatter within each node, ring all-reduce of the parts
     /// between nodes, all-gather within each node. A ring of n moves 2 (n - 1) / n of the bytes past every rank; small
     /// messages take a tree's number of hops, as NCCL arranges them.
     pub fn all_reduce(&self, ranks: usize, bytes: f64) -> f64 {
@@ -224,7 +223,7 @@ impl Hardware {
             + hops(nodes) * self.network_latency
     }
 
-    /// Seconds of moving `bytes` through the memory.
+    /// Seconds to move `bytes` through the memory.
     pub fn stream(&self, bytes: f64) -> f64 {
         bytes / (self.memory_bandwidth * BANDWIDTH_SHARE)
     }

@@ -1,6 +1,6 @@
-//! This computer as the device that is planned for: what a rank may fill of it, and in which precision it computes.
+//! This computer as the planned device: the memory that a rank may fill, and the precision it computes in.
 //!
-//! Alone in `plan/` it looks at the machine. Not here: devices that need not be there (`hardware.rs`).
+//! The only file of `plan/` that looks at the machine. Not here: devices known from data sheets (`hardware.rs`).
 
 use super::Job;
 use super::hardware::{self, Hardware, RESERVE};
@@ -12,8 +12,8 @@ use crate::machine::{self, Machine, look};
 use crate::model::architecture::Architecture;
 use tch::Kind;
 
-/// The device of that name, or this computer's processor for [`hardware::CPU`], for `ranks` ranks of this config; and the
-/// precision of `model.dtype` there.
+/// The device with that name, or this computer's processor for [`hardware::CPU`], for `ranks` ranks of this config; and the
+/// kind that `model.dtype` means there.
 ///
 /// # Errors
 /// An unknown name; a system without Linux's /proc.
@@ -30,17 +30,17 @@ pub fn named(name: &str, ranks: usize, config: &Config) -> Result<(Hardware, Kin
     Ok((hardware::cpu(ranks, threads, memory_of_this_computer()?, kind == Kind::BFloat16), kind))
 }
 
-/// The device that a benchmark runs on, as far as `plan` knows it: none on a GPU, whose memory is not what the benchmark
-/// measures. How much memory there is matters to whether a job fits, which is not asked there.
+/// The device that a benchmark runs on, if its memory can be compared with the plan's: None on a GPU. Its memory size is left at
+/// 0, since whether the job fits is not asked here.
 pub fn running(machine: &Machine, ranks: usize) -> Option<Hardware> {
     machine.is_cpu().then(|| hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16))
 }
 
-/// What a rank needs here and may fill, in bytes, and of what.
+/// The memory that a rank needs and may fill on a device, in bytes.
 pub struct Room {
-    /// At the worst moment, for a micro-batch of the config's budget, and for a pair of twice its longest sequence.
+    /// Needed at the worst moment, by a full micro-batch or a pair of two longest sequences.
     pub needed: f64,
-    /// What a rank may fill.
+    /// A rank may fill this much.
     pub usable: f64,
     /// A GPU's name, or "this computer".
     device: String,
@@ -54,10 +54,10 @@ impl Room {
     }
 }
 
-/// What each of `ranks` ranks needs and may fill of this computer's own memory.
+/// What each of `ranks` ranks needs and may fill in this computer's own memory.
 ///
 /// # Errors
-/// An adapter that the model has no place for; a system without Linux's /proc.
+/// An adapter on a projection that the model does not have; a system without Linux's /proc.
 pub fn on_processor(config: &Config, architecture: &Architecture, ranks: usize) -> Result<Room> {
     let kind = kind_on_processor(config);
     let job = Job::new(config, architecture.clone(), kind)?;
@@ -66,13 +66,13 @@ pub fn on_processor(config: &Config, architecture: &Architecture, ranks: usize) 
     Ok(Room { needed, usable: hardware.usable_memory(), device: "this computer".to_owned() })
 }
 
-/// The same for one rank, on the first GPU where there is one; none where the machine does not say what it has.
+/// The same for one rank, on the first GPU if there is one; None if the machine does not say how much memory it has.
 ///
 /// # Errors
-/// An adapter that the model has no place for.
+/// An adapter on a projection that the model does not have.
 pub fn on_first_device(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
     let Some(cards) = look::gpus() else {
-        // Asked first for its errors, which those of the system must not hide.
+        // Built for its errors alone: the `ok()` below would hide them.
         Job::new(config, architecture.clone(), kind_on_processor(config))?;
         return Ok(on_processor(config, architecture, 1).ok());
     };

@@ -1,9 +1,9 @@
-//! Memory of a rank by part, counted from what the code allocates.
+//! A rank's memory by part, counted from what the code allocates.
 //!
-//! Each function counts one place of the code and names it: whoever changes what is kept there changes the count here,
-//! and `tests/all/plan.rs` compares the two. Not here: whether it fits (`hardware.rs`).
+//! Each function counts one place in the code and names it. A change there needs a change here; `tests/all/plan.rs` compares the
+//! two. Not here: whether it fits (`hardware.rs`).
 //!
-//! Legend: T tokens of a micro-batch, D width, V vocabulary, R response rows held at once, c bytes of a number in the
+//! Legend: T tokens of a micro-batch, D width, V vocabulary, R response rows held at once, c bytes per number in the
 //! compute kind.
 
 use super::hardware::Hardware;
@@ -24,38 +24,38 @@ const CPU_BASE: usize = 250_000_000;
 /// The process without a model on a GPU, assumed: CUDA's context, libtorch's kernels, cuBLAS's workspaces, NCCL's buffers.
 const GPU_BASE: usize = 1_500_000_000;
 
-/// What else comes and goes, as a share of all buffers of a micro-batch: assumed.
+/// Allocator slack, as a share of all buffers of a micro-batch: assumed.
 const GPU_SLACK: f64 = 0.05;
 
 /// Bytes of an f32.
 const F32: usize = 4;
 
-/// Bytes of a rank, by part. Of what a rank keeps the sizes come from the table that allocation reads ([`Sizes`]).
+/// Bytes of a rank, by part. Sizes of weights and optimiser state come from the table that allocation reads ([`Sizes`]).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Memory {
     /// Parameters in the compute kind.
     pub weights: usize,
     /// f32 gradient sums: the reducer's buckets.
     pub gradients: usize,
-    /// f32 masters; none where the weights are f32 themselves.
+    /// f32 masters; 0 if the weights are f32 themselves.
     pub masters: usize,
     /// AdamW's two moments.
     pub moments: usize,
-    /// What the largest micro-batch keeps for its backward pass.
+    /// Kept by the largest micro-batch for its backward pass.
     pub activations: usize,
-    /// What blocks share, and what attention needs besides.
+    /// Shared by blocks, and temporary results of one block.
     pub block_workspace: usize,
-    /// Logits and the gradient product of the vocabulary matrix.
+    /// Logits, the heads' hidden states and the gradient product of the vocabulary matrix.
     pub head_workspace: usize,
-    /// What the update needs, on a GPU.
+    /// Temporary results of the update, on a GPU.
     pub update_workspace: usize,
-    /// What loading holds of one tensor, on a CPU: on a GPU it is the host's memory.
+    /// One tensor while it is loaded, on a CPU; on a GPU it is in the host's memory.
     pub loading: usize,
-    /// What saving collects: on a GPU a part of one tensor's state, on a CPU that and the tensor.
+    /// Collected for saving: on a GPU a part of one tensor's state, on a CPU that and the whole tensor.
     pub saving: usize,
-    /// What else comes and goes.
+    /// Allocator slack, on a GPU.
     pub slack: usize,
-    /// The process without a model, libraries' caches included.
+    /// The process without a model, including libraries' caches.
     pub base: usize,
 }
 
@@ -68,7 +68,7 @@ impl Memory {
     /// Memory of one of the `ranks` of a job whose micro-batches are at most `largest`.
     pub fn of(job: &Job, largest: &Shape, cpu: bool, ranks: usize) -> Self {
         // Buffers are made for the budget; on a CPU pages that no micro-batch reaches take no memory. Large pages (2 MB,
-        // where the system has them) reach further than rows do: measured peaks lie 1% to 7% above.
+        // if the system has them) cover more than the rows in use: measured peaks lie 1% to 7% above.
         let budget = if cpu { 0 } else { job.tokens_per_micro_batch };
         let largest = &Shape { tokens: largest.tokens.max(budget), ..*largest };
         let buckets = job.buckets();
@@ -99,7 +99,7 @@ impl Memory {
         memory
     }
 
-    /// What a micro-batch works in. It stays there between steps.
+    /// A micro-batch's buffers. They stay allocated between steps.
     fn buffers(&self) -> usize {
         self.activations + self.block_workspace + self.head_workspace
     }
@@ -121,26 +121,27 @@ impl Memory {
     }
 }
 
-/// Bytes of `model::workspace`.
+/// Bytes of `model::workspace`: those kept for the backward pass, and those that blocks share.
 pub fn workspace(job: &Job, tokens: usize) -> workspace::Bytes {
     let keep = if job.checkpointing { Keep::Inputs } else { Keep::Everything };
     workspace::bytes(&job.architecture, tokens, keep, job.compute_bytes())
 }
 
-/// What blocks share; every block's log-sum-exps; the rotation; attention's results before they are laid out; what
-/// tensor operations leave for a moment where a family's activation has no loop of its own, or heads are normed.
+/// Buffers that blocks share, every block's log-sum-exps, the rotation's angles, the experts' routes, and the largest temporary
+/// results of a block.
 fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
-    let moments = a.blocks.iter().map(|block| moments(job, shape, cpu, block)).max().unwrap_or(0);
+    let temporary = a.blocks.iter().map(|block| temporary(job, shape, cpu, block)).max().unwrap_or(0);
     let angles: usize = a.rotations.iter().map(|rotation| rotation.width).sum();
     let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
-    // `model::routes` of every block: three numbers of eight bytes and one of four.
+    // `model::routes` per token and expert: three numbers of eight bytes and one of four.
     let routes = a.blocks.iter().filter_map(|block| block.mlp.experts).map(|experts| 28 * experts.top_k).sum::<usize>();
-    workspace(job, shape.tokens).shared + shape.tokens * (4 * (log_sums + angles) + routes) + moments
+    workspace(job, shape.tokens).shared + shape.tokens * (4 * (log_sums + angles) + routes) + temporary
 }
 
-/// The largest of what a block leaves for a moment.
-fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usize {
+/// The largest temporary results of a block: attention's before they are laid out, those of an activation without a loop of its
+/// own, of normed heads, or of experts.
+fn temporary(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usize {
     let (c, tokens) = (job.compute_bytes(), shape.tokens);
     let BlockDescription { heads, rules, mlp, query_key_norm, .. } = block;
     let (query, key) = (heads.query * heads.width, heads.key * heads.width);
@@ -149,22 +150,22 @@ fn moments(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usi
     } else if cuda::takes(&Libtorch, job.kind, *heads, rules) {
         flash(c, shape, *heads)
     } else {
-        // Without a fused kernel a sequence's scores come five times in f32, and its keys and values for every head: an
-        // upper bound, as libtorch picks the kernel.
+        // Without a fused kernel: a sequence's scores five times in f32, and its keys and values for every head. An
+        // upper bound, since libtorch picks the kernel.
         let rows = shape.longest_sequence;
         4 * heads.query * rows * (5 * rows + 4 * heads.width) + c * shape.mask
     };
     let fused = mlp.kind.gated && matches!(mlp.kind.activation, Activation::Silu | Activation::GeluTanh);
     let activation = if fused { 0 } else { 3 * c * tokens * mlp.rows() * mlp.width };
     let head_norms = if query_key_norm.is_some() { 2 * c * tokens * query } else { 0 };
-    // The sum of a token's experts and one of its rows, widened; in the backward pass a product of widened rows within.
+    // In f32: the sum of a token's experts and one of its rows; in the backward pass a product of such rows.
     let experts = mlp.experts.map_or(0, |experts| 8 * tokens * (job.architecture.width + experts.top_k * mlp.width));
     attention.max(activation).max(head_norms).max(experts)
 }
 
-/// What flash attention's backward pass needs: keys and values as they are gathered, at most twice their rows, their gradients,
-/// those once more for every query head, and the queries' gradient, in the compute kind and in f32 with room for a block of rows
-/// a run.
+/// Needs of flash attention's backward pass: gathered keys and values (at most twice their rows), their gradients, those
+/// gradients once more for every query head, and the queries' gradient in the compute kind and in f32 with room for a block of
+/// rows per run.
 fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts) -> usize {
     const BLOCK: usize = 128;
     let (rows, gathered, runs) = (shape.tokens, 2 * shape.tokens, 2 * shape.pairs);
@@ -173,10 +174,10 @@ fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts) 
     compute + 4 * (rows + BLOCK * runs) * query * width.next_multiple_of(32)
 }
 
-/// What `head::Heads::forward_backward` needs: the final norm's output and the gradient of the hidden states in f32 and
-/// in the compute kind, counted as if all T rows were read; with log-probs R rows times V of logits; and where products
-/// are not f32, on a CPU the largest weight's product before it is added to the bucket. On a GPU that is added at once, and
-/// logits come twice more in f32, with a soft cap thrice.
+/// Needs of `head::Heads::forward_backward`: the final norm's output and the gradient of the hidden states, in f32 and in the
+/// compute kind, counted as if all T rows were read. With log-probs also R rows times V of logits; on a GPU those twice more in
+/// f32, with a soft cap three times. On a CPU, if products are not f32, the largest weight's product before it is added to the
+/// bucket; a GPU adds it at once.
 fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     let a = &job.architecture;
     let c = job.compute_bytes();
@@ -193,13 +194,13 @@ fn head_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
     bytes + if cpu && c != 4 { c * largest } else { 0 }
 }
 
-/// The update as tensor operations (`ops::tensors::adamw`): four f32 tensors of what a rank updates of the largest bucket.
+/// The update as tensor operations (`ops::tensors::adamw`): four f32 tensors of the largest part of a bucket that a rank updates.
 fn update_workspace(sizes: &[(&Bucket, Sizes)]) -> usize {
     4 * F32 * sizes.iter().map(|(_, sizes)| sizes.moment).max().unwrap_or(0)
 }
 
-/// What rank 0 holds to save sharded state (`sharding::Shares`): another rank's part of a parameter and, on a CPU, the
-/// parameter.
+/// Needs of rank 0 while it saves sharded state (`sharding::Shares`): another rank's part of a parameter and, on a CPU, the
+/// whole parameter.
 fn saving(sizes: &[(&Bucket, Sizes)], cpu: bool) -> usize {
     let trained = sizes.iter().filter(|(bucket, _)| bucket.trains);
     let bytes = trained.map(|(bucket, sizes)| {

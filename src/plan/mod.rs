@@ -1,7 +1,7 @@
-//! Scaling on paper: what a run needs and how long it takes on hardware that need not be there.
+//! Predicts the memory and time of a run, on this machine or on hardware known only from its data sheet.
 //!
-//! Pure functions on plain values, but for `here.rs`. What is a fact comes from the model's description and the data's lengths; what is an
-//! assumption is a named value in `hardware.rs`, `memory.rs` or `time.rs`. Not here: reading files and printing
+//! Pure functions on plain values, except `here.rs`. Facts come from the model's description and the data's lengths; assumptions
+//! are named values in `hardware.rs`, `memory.rs` or `time.rs`. Not here: reading files and printing
 //! (`commands/plan/`).
 
 pub mod assumptions;
@@ -23,29 +23,29 @@ use crate::model::lora::Lora;
 use crate::model::segment::{Sizes, Use};
 use tch::Kind;
 
-/// What is trained and how, as far as memory and time depend on it.
+/// What is trained and how: everything that memory and time depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// The model.
     pub architecture: Architecture,
-    /// Kind of the computation.
+    /// Kind that the model computes in.
     pub kind: Kind,
-    /// Whether answer log-probs are computed: the language-model head takes part.
+    /// Whether answer log-probs are computed, with the language-model head.
     pub policy: bool,
     /// Whether blocks are recomputed in the backward pass.
     pub checkpointing: bool,
     /// Tokens of a micro-batch.
     pub tokens_per_micro_batch: usize,
-    /// Whether ranks keep masters and moments of their shares only.
+    /// Whether each rank keeps masters and moments for its share only.
     pub sharded: bool,
     /// The adapters that are trained in place of the weights.
     pub lora: Option<Lora>,
 }
 
-/// One segment of the model: a bucket of the reducer where it trains.
+/// One segment of the model: a bucket of the reducer if it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bucket {
-    /// What it is.
+    /// The part of the model.
     pub part: Part,
     /// Its number of parameters.
     pub elements: usize,
@@ -58,7 +58,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Elements of its buffers on a rank of `ranks`, each of which keeps a share of the state where it is `sharded`.
+    /// Elements of its buffers on one of `ranks` ranks, each of which keeps a share of the state if it is `sharded`.
     pub fn sizes(&self, sharded: bool, ranks: usize) -> Sizes {
         let purpose = if self.trains { Use::training(sharded, 0, ranks) } else { Use::Evaluate };
         Sizes::of(self.elements, self.kind, purpose)
@@ -69,7 +69,7 @@ impl Job {
     /// The job of a config, computed in `kind`.
     ///
     /// # Errors
-    /// An adapter of a projection that the model does not have.
+    /// An adapter on a projection that the model does not have.
     pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Result<Self> {
         Ok(Self {
             lora: config.lora.as_ref().map(|lora| Lora::new(lora, &architecture)).transpose()?,
@@ -82,7 +82,7 @@ impl Job {
         })
     }
 
-    /// The model's segments in the order of the forward pass, as `Model::load` makes them of a folder that holds every
+    /// The model's segments in the order of the forward pass, as `Model::load` makes them from a folder that holds every
     /// weight: an untied language-model head that the loss does not need is loaded, but not trained.
     pub fn buckets(&self) -> Vec<Bucket> {
         let frozen = self.lora.is_some();
@@ -112,12 +112,12 @@ impl Job {
         buckets
     }
 
-    /// Bytes of a number in the compute kind.
+    /// Bytes per number in the compute kind.
     pub fn compute_bytes(&self) -> usize {
         self.kind.elt_size_in_bytes()
     }
 
-    /// Parameters of all blocks and the final norm: what every token passes; of experts those that a token goes through.
+    /// Parameters that a token passes: those of all blocks and the final norm; of experts only those chosen for it.
     pub fn backbone(&self) -> usize {
         let passed = |bucket: &Bucket| match bucket.part {
             Part::Block(number) => active_elements(&self.architecture, number),

@@ -1,5 +1,4 @@
-//! The same job on more and more ranks: with the same pairs a rank (weak scaling) and with the same global batch
-//! (strong scaling).
+//! Predicts a job on more and more ranks: with the same pairs per rank (weak scaling) or the same global batch (strong scaling).
 
 use super::Job;
 use super::hardware::Hardware;
@@ -7,10 +6,10 @@ use super::time::{Counted, StepTime};
 use super::workload::{PairTokens, batches, shares};
 use serde::Serialize;
 
-/// The largest number of ranks that is looked at.
+/// The largest number of ranks predicted.
 pub const MOST_RANKS: usize = 1024;
 
-/// Global batches that a row is the mean of.
+/// Global batches that a row averages.
 const BATCHES: usize = 16;
 
 /// One number of ranks.
@@ -22,27 +21,27 @@ pub struct Row {
     pub pairs_per_step: usize,
     /// Seconds of a step.
     pub seconds: f64,
-    /// Where they go; means over a few global batches.
+    /// The parts of those seconds; means over a few global batches.
     pub time: StepTime,
     /// Pairs a second, all ranks together.
     pub pairs_per_s: f64,
-    /// Pairs a second and rank, as a share of those of one rank alone.
+    /// Pairs per second and rank, as a share of those with one rank alone.
     pub efficiency: f64,
 }
 
-/// What makes a row: the job, the hardware and the lengths of pairs, used round and round.
+/// Inputs of a prediction.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     /// What is trained.
     pub job: &'a Job,
     /// On what.
     pub hardware: &'a Hardware,
-    /// Pairs in the order in which they are trained on.
+    /// Pairs in training order, repeated as often as needed.
     pub order: &'a [PairTokens],
 }
 
 impl Inputs<'_> {
-    /// Means over a few global batches of the rank that is done last. Efficiency is left at 1.
+    /// Means over a few global batches, for the rank that finishes last. Efficiency is left at 1.
     pub fn step(&self, ranks: usize, pairs_per_step: usize) -> Row {
         let counted = Counted::new(self.job);
         let mut mean = StepTime::default();
@@ -69,16 +68,17 @@ impl Inputs<'_> {
 
     /// `pairs_per_rank` pairs for each of 1, 2, 4 ... ranks.
     pub fn weak(&self, pairs_per_rank: usize) -> Vec<Row> {
-        self.rows(powers_of_two(MOST_RANKS).map(|ranks| (ranks, ranks * pairs_per_rank)))
+        self.rows(MOST_RANKS, |ranks| ranks * pairs_per_rank)
     }
 
     /// The same global batch for 1, 2, 4 ... ranks, as long as each has a pair.
     pub fn strong(&self, pairs_per_step: usize) -> Vec<Row> {
-        self.rows(powers_of_two(MOST_RANKS.min(pairs_per_step)).map(|ranks| (ranks, pairs_per_step)))
+        self.rows(MOST_RANKS.min(pairs_per_step), |_| pairs_per_step)
     }
 
-    fn rows(&self, cases: impl Iterator<Item = (usize, usize)>) -> Vec<Row> {
-        let mut rows: Vec<Row> = cases.map(|(ranks, pairs)| self.step(ranks, pairs)).collect();
+    fn rows(&self, most_ranks: usize, pairs_per_step: impl Fn(usize) -> usize) -> Vec<Row> {
+        let mut rows: Vec<Row> =
+            powers_of_two(most_ranks).map(|ranks| self.step(ranks, pairs_per_step(ranks))).collect();
         if let Some(alone) = rows.first().map(|row| row.pairs_per_s) {
             rows.iter_mut().for_each(|row| row.efficiency = row.pairs_per_s / row.ranks as f64 / alone);
         }

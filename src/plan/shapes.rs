@@ -1,4 +1,4 @@
-//! The shapes of common models, so that a plan needs no file of them.
+//! The shapes of common models, so that a plan for them needs no files.
 //!
 //! Figures are those of each model's config.json as its authors published it. Not here: families (`model/architecture/`).
 
@@ -52,10 +52,10 @@ const SHAPES: [Shape; 16] = [
     shape("gemma-2-9b", "gemma2", [3584, 14_336, 42], [16, 8, 256], 256_000, true, 8192),
 ];
 
-/// The architecture of a name, or of the first name that ends with it: `llama-3.1-8b`, `8b`.
+/// The architecture with that name, or with the first name that ends in it: `llama-3.1-8b`, `8b`.
 ///
 /// # Errors
-/// A name that is not known; the hint lists those that are.
+/// An unknown name; the hint lists the known ones.
 pub fn architecture(name: &str) -> Result<Architecture> {
     let end = format!("-{}", name.to_lowercase());
     let found = SHAPES.iter().find(|shape| shape.name == &end[1..]);
@@ -102,7 +102,7 @@ mod tests {
         declared.iter().map(|one| one.shape.iter().product::<i64>() as usize).sum()
     }
 
-    /// Promise: a shape has as many parameters as the model that is published under the name.
+    /// Promise: a shape has as many parameters as the model published under its name.
     #[test]
     fn shapes_count_as_the_models_do() {
         // Counted by Transformers from the published config.json.

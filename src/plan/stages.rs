@@ -1,6 +1,6 @@
-//! Ways to make a job need less memory, one after the other, and what each lets fit.
+//! Ways to run a job in less memory, and the largest micro-batch that fits with each.
 //!
-//! Not here: what memory is made of (`memory.rs`).
+//! Not here: the parts of the memory (`memory.rs`).
 
 use super::Job;
 use super::hardware::Hardware;
@@ -8,9 +8,9 @@ use super::memory::Memory;
 use super::workload::Shape;
 use serde::Serialize;
 
-/// Micro-batches are looked at in steps of so many tokens.
+/// Micro-batch sizes are tried in steps of this many tokens.
 const STEP: usize = 256;
-/// No micro-batch that is looked at has more tokens.
+/// The largest micro-batch that is tried, in tokens.
 const MOST: usize = 1 << 18;
 
 /// One way to run the job.
@@ -20,18 +20,18 @@ pub struct Stage {
     pub sharded: bool,
     /// `train.activation_checkpointing`.
     pub checkpointing: bool,
-    /// Bytes of a rank when the model is loaded.
+    /// Bytes of a rank while the model is loaded.
     pub at_start: usize,
     /// Bytes of a rank in a step.
     pub in_a_step: usize,
     /// Whether both are at most what a rank may fill.
     pub fits: bool,
-    /// The most tokens of a micro-batch of such pairs with which it fits, in steps of 256; 0: none.
+    /// Tokens of the largest micro-batch of such pairs that fits, in steps of 256; 0: none fits.
     pub largest_micro_batch: usize,
 }
 
 impl Stage {
-    /// What must be set for it, beside what `job` has.
+    /// Settings that differ from those of `job`.
     pub fn changes(&self, job: &Job) -> Vec<&'static str> {
         let mut changes = Vec::new();
         for (now, then, on, off) in [
@@ -51,7 +51,7 @@ impl Stage {
     }
 }
 
-/// The four ways, from the quickest to the leanest.
+/// The four ways, from the fastest to the one that needs least memory.
 pub fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> Vec<Stage> {
     let ways = [(false, false), (true, false), (false, true), (true, true)];
     ways.into_iter()
@@ -74,7 +74,7 @@ fn fits(memory: &Memory, hardware: &Hardware) -> bool {
     memory.total() as f64 <= hardware.usable_memory()
 }
 
-/// Memory grows with the tokens, so halving the interval finds the most.
+/// Finds it by bisection: memory grows with the tokens.
 fn largest_micro_batch(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> usize {
     let fits = |steps: usize| {
         let job = Job { tokens_per_micro_batch: STEP * steps, ..job.clone() };

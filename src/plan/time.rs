@@ -1,8 +1,8 @@
-//! Time of a step: products at the assumed rate, the update at the memory's, and reductions that hide behind the last
-//! micro-batch's backward pass as far as they can.
+//! Predicts the time of a step: products at the assumed rate, the update at the memory's bandwidth, and reductions that overlap
+//! with the last micro-batch's backward pass.
 //!
-//! The timeline follows the step plan (`model/order.rs`): one bucket a segment, reduced with those it is grouped with as soon as
-//! their gradients are complete, from the last segment to the first, one group after the other by one stream. Not here: memory.
+//! The timeline follows the step plan (`model/order.rs`): one bucket per segment, reduced in groups as soon as their
+//! gradients are complete, from the last segment to the first, one group after the other on one stream. Not here: memory.
 
 use super::hardware::Hardware;
 use super::workload::Shape;
@@ -12,36 +12,35 @@ use crate::model::order::{completions, reductions};
 use crate::ops::cuda::{self, Libtorch, launches::BLOCK};
 use serde::Serialize;
 
-/// Kernels that a block starts where attention is not one call, forward and backward: so many, and so many more for every
-/// pair. Estimates.
+/// Kernels that a block starts if attention is not one call, forward and backward: (fixed, and for each pair). Estimates.
 const LAUNCHES: [(f64, f64); 2] = [(40.0, 20.0), (75.0, 50.0)];
 
-/// Bytes that an update moves per parameter, besides the compute copy. On the CPU one pass (`optim::update_piece`): the
+/// Bytes that an update moves per parameter, without the compute copy. On the CPU, in one pass (`optim::update_piece`): the
 /// gradient is read for the norm and for the update, then cleared (12), masters and moments are read and written (24).
 const CPU_UPDATE: f64 = 36.0;
 
-/// The same on a GPU, where `ops/tensors/adamw.rs` is some seventeen tensor operations, each through the memory.
+/// The same on a GPU, where `ops/tensors/adamw.rs` runs about seventeen tensor operations, each of which reads and writes memory.
 const GPU_UPDATE: f64 = 171.0;
 
 /// Two small reductions a step: the metrics, and the gradient norm with the vote on it.
 const SMALL_REDUCTIONS: f64 = 2.0;
 
-/// Where the seconds of a step go, for the rank that is done last.
+/// The parts of a step's time in seconds, for the rank that finishes last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct StepTime {
     /// Forward and backward of all micro-batches.
     pub compute: f64,
     /// Reducing all buckets; with sharded state also gathering the new values.
     pub communication: f64,
-    /// Of it, what runs beside the backward pass or the update.
+    /// Of `communication`, the part that overlaps with the backward pass or the update.
     pub hidden: f64,
-    /// Of it, what the step waits for.
+    /// Of `communication`, the part that the step waits for.
     pub exposed: f64,
     /// The optimiser's update.
     pub update: f64,
     /// Small messages.
     pub control: f64,
-    /// Useful work: FLOPs of this rank's pairs, nothing recomputed.
+    /// FLOPs for this rank's pairs, without recomputation.
     pub useful_flops: f64,
 }
 
@@ -51,15 +50,16 @@ impl StepTime {
         self.compute + self.exposed + self.update + self.control
     }
 
-    /// The time of `ranks` ranks for one rank's micro-batches.
+    /// The time of a step with `ranks` ranks, for one rank's micro-batches.
     pub fn of(counted: &Counted, hardware: &Hardware, ranks: usize, micro_batches: &[Shape]) -> Self {
         let Counted { job, buckets, .. } = counted;
         let trained: usize = buckets.iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).sum();
         let trained = trained as f64;
         let copies = if job.compute_bytes() == 4 { 0.0 } else { job.compute_bytes() as f64 };
         let update = if hardware.cpu { CPU_UPDATE } else { GPU_UPDATE };
-        // Sharded, a rank updates its share; its gradients go half the way, and the new values the other half.
-        let (shares, way) = if job.sharded { (ranks as f64, 0.5) } else { (1.0, 1.0) };
+        // Sharded, a rank updates only its share. A reduce-scatter of the gradients is half an all-reduce, and the all-gather
+        // of the new values is the other half.
+        let (shares, half) = if job.sharded { (ranks as f64, 0.5) } else { (1.0, 1.0) };
         let mut time = Self {
             update: hardware.stream(trained * (update + copies) / shares),
             control: SMALL_REDUCTIONS * hardware.all_reduce(ranks, 0.0),
@@ -76,7 +76,7 @@ impl StepTime {
         for group in reductions(&completions(&parts), trains) {
             let elements: usize = group.iter().map(|&at| buckets[at].elements).sum();
             let ready = group.iter().map(|&at| ready[at]).fold(0.0, f64::max);
-            let seconds = way * hardware.all_reduce(ranks, 4.0 * elements as f64);
+            let seconds = half * hardware.all_reduce(ranks, 4.0 * elements as f64);
             time.communication += seconds;
             stream_free = stream_free.max(ready) + seconds;
         }
@@ -86,7 +86,7 @@ impl StepTime {
             let values = |bucket: &Bucket| (bucket.kind.elt_size_in_bytes() * bucket.elements) as f64;
             let gathers = buckets.iter().filter(|bucket| bucket.trains).map(values);
             let gathering: f64 = gathers.map(|bytes| 0.5 * hardware.all_reduce(ranks, bytes)).sum();
-            // Values of a segment are on their way while the next one is updated.
+            // A segment's values are gathered while the next one is updated.
             let hidden = if hardware.overlaps { time.update.min(gathering) } else { 0.0 };
             time.communication += gathering;
             time.exposed += gathering - hidden;
@@ -96,7 +96,7 @@ impl StepTime {
     }
 }
 
-/// A job with what its costs follow from, counted once for many micro-batches.
+/// A job and its parameter counts, computed once for many micro-batches.
 #[derive(Debug, Clone)]
 pub struct Counted<'j> {
     job: &'j Job,
@@ -123,9 +123,9 @@ impl<'j> Counted<'j> {
     }
 }
 
-/// Useful FLOPs of a micro-batch: 6 a backbone parameter and token, 6 V D an answer token with log-probs, and attention;
-/// 4 in place of 6 where a parameter is frozen. A window is not counted: where sequences are longer than one, attention
-/// costs less than this; and so does the last block, whose MLP is computed for the rows that are read only.
+/// Useful FLOPs of a micro-batch: 6 per backbone parameter and token, 6 V D per answer token with log-probs, and attention; 4
+/// instead of 6 for a frozen parameter. Too high where an attention window is shorter than the sequences, and for the last block,
+/// whose MLP is computed only for the rows that are read.
 pub fn useful_flops(job: &Job, shape: &Shape) -> f64 {
     Counted::new(job).useful_flops(shape)
 }
@@ -147,7 +147,7 @@ impl Flops {
         let heads = a.blocks[0].heads;
         let attention = 4.0 * (heads.query * heads.width) as f64 * shape.visible as f64;
         let head = if job.policy { 2.0 * (a.vocabulary * a.width) as f64 * shape.answers as f64 } else { 0.0 };
-        // A backward pass has two products for one; of a frozen weight only that for the input's gradient.
+        // A backward pass has two products for each forward one; a frozen weight needs only that for the input's gradient.
         let backward = if job.lora.is_some() { 1.0 } else { 2.0 };
         let adapters = 2.0 * counted.adapters as f64 / a.blocks.len() as f64 * shape.tokens as f64;
         Self {
@@ -159,8 +159,8 @@ impl Flops {
     }
 }
 
-/// Kernels that a block starts on a GPU for so many pairs, forward and backward: counted for Llama's (`ops/cuda/launches.rs`),
-/// and taken for all families.
+/// Kernels that a block starts on a GPU for `pairs` pairs, forward and backward: counted for Llama (`ops/cuda/launches.rs`)
+/// and assumed for all families.
 pub fn launches(job: &Job, pairs: f64) -> [f64; 2] {
     let mut blocks = job.architecture.blocks.iter();
     match blocks.all(|block| cuda::takes(&Libtorch, job.kind, block.heads, &block.rules)) {
@@ -169,7 +169,7 @@ pub fn launches(job: &Job, pairs: f64) -> [f64; 2] {
     }
 }
 
-/// Seconds of a micro-batch's stages.
+/// Seconds per stage of a micro-batch.
 struct Costs {
     block_forward: f64,
     /// Recomputation included.

@@ -1,6 +1,6 @@
-//! What ranks are given to compute: lengths of pairs, dealt and cut exactly as in training.
+//! The work of each rank: lengths of pairs, dealt to ranks and cut into micro-batches exactly as in training.
 //!
-//! Not here: what it costs (`memory.rs`, `time.rs`).
+//! Not here: its cost (`memory.rs`, `time.rs`).
 
 use crate::config::Config;
 use crate::data::batch::Packing;
@@ -17,17 +17,17 @@ pub struct PairTokens {
     pub chosen: usize,
     /// B: the rejected sequence's other tokens.
     pub rejected: usize,
-    /// Whether each sequence has its prefix for itself: they are rotated differently, by their lengths.
+    /// Whether each sequence has its own copy of the prefix, because their lengths make them rotate differently.
     pub apart: bool,
 }
 
 impl PairTokens {
-    /// P + A + B, and P once more where the sequences are apart.
+    /// P + A + B, and P once more if the sequences are apart.
     pub fn total(self) -> usize {
         self.prefix * if self.apart { 2 } else { 1 } + self.chosen + self.rejected
     }
 
-    /// What the pair adds to a micro-batch.
+    /// The pair's share of a micro-batch's costs.
     fn shape(self) -> Shape {
         let Self { prefix, chosen, rejected, apart } = self;
         let causal = |rows: usize| rows * (rows + 1) / 2;
@@ -44,7 +44,7 @@ impl PairTokens {
     }
 }
 
-/// A micro-batch that no other exceeds: the budget full of pairs without a common prefix, or one pair of the longest
+/// An upper bound of all micro-batches: the budget full of pairs without a common prefix, or one pair of the longest
 /// sequences.
 pub fn longest(config: &Config) -> Shape {
     let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
@@ -52,13 +52,13 @@ pub fn longest(config: &Config) -> Shape {
     one.or_larger(one.of_tokens(config.train.tokens_per_micro_batch))
 }
 
-/// The lengths of a pair, packed so.
+/// The lengths of a pair under this packing.
 pub fn lengths(pair: &TokenPair, packing: Packing) -> PairTokens {
     let [prefix, chosen, rejected] = [pair.prefix, pair.chosen, pair.rejected].map(<[u32]>::len);
     PairTokens { prefix, chosen, rejected, apart: !packing.shares(pair) }
 }
 
-/// One micro-batch as far as cost goes.
+/// The counts of a micro-batch that its cost depends on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Shape {
     /// Pairs.
@@ -67,7 +67,7 @@ pub struct Shape {
     pub tokens: usize,
     /// Rows that go through the vocabulary product: the sum of A + B.
     pub answers: usize,
-    /// Pairs of a query and a key that it sees.
+    /// Pairs of a query and a key visible to it.
     pub visible: usize,
     /// Elements of the attention masks of the second suffixes.
     pub mask: usize,
@@ -100,7 +100,7 @@ impl AddAssign for Shape {
 }
 
 impl Shape {
-    /// So many tokens of pairs like these.
+    /// A micro-batch of `tokens` tokens with pairs like these.
     pub fn of_tokens(self, tokens: usize) -> Self {
         let scaled = |count: usize| (count as u128 * tokens as u128).div_ceil(self.tokens.max(1) as u128) as usize;
         Self {
@@ -114,7 +114,7 @@ impl Shape {
         }
     }
 
-    /// A shape that no measure of either exceeds.
+    /// The larger of the two in every count.
     pub fn or_larger(self, other: Self) -> Self {
         Self {
             pairs: self.pairs.max(other.pairs),
@@ -136,18 +136,18 @@ pub fn shares(batch: &[PairTokens], ranks: usize, tokens_per_micro_batch: usize)
     shares.into_iter().map(|share| share.into_iter().map(micro_batch).collect()).collect()
 }
 
-/// The cost of some pairs packed together.
+/// The shape of some pairs packed together.
 pub fn sum(pairs: impl IntoIterator<Item = PairTokens>) -> Shape {
     pairs.into_iter().map(PairTokens::shape).fold(Shape::default(), Add::add)
 }
 
-/// A shape that no micro-batch of these global batches exceeds, on any rank.
+/// An upper bound, in every count, of the micro-batches of these global batches on any rank.
 pub fn largest(batches: &[Vec<PairTokens>], ranks: usize, tokens_per_micro_batch: usize) -> Shape {
     let shapes = batches.iter().flat_map(|batch| shares(batch, ranks, tokens_per_micro_batch)).flatten();
     shapes.fold(Shape::default(), Shape::or_larger)
 }
 
-/// `count` global batches of `size` pairs, taken from `order` round and round. Empty where there are no pairs.
+/// `count` global batches of `size` pairs, taken from `order` again and again. Empty if there are no pairs.
 pub fn batches(order: &[PairTokens], size: usize, count: usize) -> Vec<Vec<PairTokens>> {
     if order.is_empty() {
         return Vec::new();

@@ -25,7 +25,7 @@ use crate::data::sampler::Sampler;
 use crate::engine::head::Objective;
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
-use crate::evaluate::scoring::score_pairs;
+use crate::evaluate::scoring::{ToScore, score_pairs};
 use crate::evaluate::{self, Reported};
 use crate::files;
 use crate::machine::late::Queue;
@@ -218,8 +218,9 @@ impl<'a> Trainer<'a> {
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..split.data.len()).collect();
-        let scores =
-            score_pairs(&mut self.engine, (&split.data, &all), self.comm, budget, reported.policy, split.name)?;
+        let to_score =
+            ToScore { data: &split.data, pairs: &all, tokens_per_micro_batch: budget, log_probs: reported.policy };
+        let scores = score_pairs(&mut self.engine, to_score, self.comm, split.name)?;
         let rows = evaluate::metrics(split.name, self.state.step, &split.data, &scores, &split.references, reported);
         let logged = rows.iter().try_for_each(|row| self.sinks.evaluation(row));
         self.comm.agree(logged)?;

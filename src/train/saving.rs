@@ -7,7 +7,7 @@ use crate::comm::CommThread;
 use crate::config::{Config, Difference, listed};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::evaluate::scoring::{Progress, any_scores, is_finite};
+use crate::evaluate::scoring::{Progress, ToScore, any_scores, is_finite};
 use crate::files::UnfinishedFolder;
 use crate::hub;
 use crate::metrics::{EvaluationMetrics, Sink};
@@ -92,7 +92,8 @@ impl Trainer<'_> {
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
         let mut progress = Progress::new("self-test", data.len());
-        let scores = any_scores(&mut self.engine, (&data, &all), self.comm, budget, false, &mut progress)?;
+        let to_score = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: budget, log_probs: false };
+        let scores = any_scores(&mut self.engine, to_score, self.comm, &mut progress)?;
         if !scores.iter().all(is_finite) {
             if self.comm.rank() == 0 {
                 warn!(

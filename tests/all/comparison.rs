@@ -215,7 +215,7 @@ fn differences_that_cancel_are_not_called_alike() {
     let says = |ours: &str, theirs: &str| {
         Comparison::of(&[run("hybrid", 1, ours, ""), run("reward", 1, theirs, "")]).unwrap().markdown()
     };
-    assert!(says("+++-", "+++-").contains("rank every test pair alike"));
+    assert!(says("+++-", "+++-").contains("rank every test pair the same"));
     // The first prompt's pairs upwards, the second's downwards: the mean is 0 and p is 1.
     let cancelled = says("++--", "--++");
     assert!(cancelled.contains("too few to find any") && !cancelled.contains("alike"), "{cancelled}");

@@ -54,7 +54,7 @@ fn credits_add_up_to_the_implicit_reward_and_stand_for_the_answers_characters() 
     assert!((sum - line["implicit"].as_f64().unwrap()).abs() < 1e-5, "{line}");
     workspace.train(1, &["loss.objective=reward", "output.dir='reward'"]).succeeded();
     let refused = workspace.run(1, &["score", "--checkpoint", "reward/step-6", "--tokens", "--data", "singles.jsonl"]);
-    assert!(refused.code == 2 && refused.stderr.contains("no implicit rewards to part"), "{}", refused.stderr);
+    assert!(refused.code == 2 && refused.stderr.contains("no implicit rewards to split"), "{}", refused.stderr);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use haf_dist::comm::{CommThread, solo::Solo, threads};
 use haf_dist::data::reference_cache::ReferenceCache;
 use haf_dist::data::sampler::Sampler;
 use haf_dist::evaluate::reference;
-use haf_dist::evaluate::scoring::score_pairs;
+use haf_dist::evaluate::scoring::{ToScore, score_pairs};
 use haf_dist::train::{Split, Trainer};
 use steps::{PAIRS, config, engine, pairs};
 
@@ -20,9 +20,11 @@ fn solo() -> CommThread {
 fn scores_of_some_pairs_are_those_pairs_scores() {
     let (mut engine, data, comm) = (engine(&config("llama-tied", &[])), pairs(97), solo());
     let all: Vec<usize> = (0..PAIRS).collect();
-    let every = score_pairs(&mut engine, (&data, &all), &comm, 100, true, "test").unwrap();
+    let whole = ToScore { data: &data, pairs: &all, tokens_per_micro_batch: 100, log_probs: true };
+    let every = score_pairs(&mut engine, whole, &comm, "test").unwrap();
     let some = [7, 2, 11, 22];
-    for scores in score_pairs(&mut engine, (&data, &some), &comm, 60, true, "test").unwrap() {
+    let part = ToScore { data: &data, pairs: &some, tokens_per_micro_batch: 60, log_probs: true };
+    for scores in score_pairs(&mut engine, part, &comm, "test").unwrap() {
         let expected = every[scores.index];
         assert_eq!(scores.tokens, expected.tokens);
         assert!((scores.log_probs[0] - expected.log_probs[0]).abs() < 1e-4, "pair {}", scores.index);

@@ -312,7 +312,7 @@ fn a_second_bos_is_reported_if_the_authors_code_keeps_it() {
         workspace.write("rows.json", &json!(fixtures(file).swap_remove(0).rows).to_string());
         let eval = ["eval", "--checkpoint", "run/step-6", "--suite", suite, "rows.json"];
         let table = workspace.run(1, &eval).succeeded().stdout;
-        assert_eq!(table.contains("one BOS, where the authors' code"), keeps, "{table}");
+        assert_eq!(table.contains("one BOS, while the authors' code"), keeps, "{table}");
         let lines = parse_lines(&workspace.run(1, &[&eval[..], &["--json"]].concat()).succeeded().stdout);
         assert!(lines.iter().all(|line| line["second_bos"] == keeps), "{lines:?}");
     }

@@ -115,7 +115,7 @@ fn eval_compares_checkpoints_and_searches_the_runs_training_data() {
     // What is not known is said: training files that are gone, and checkpoints whose heads differ.
     fs::rename(workspace.path("other.jsonl"), workspace.path("gone.jsonl")).unwrap();
     let told = eval(1, &[]);
-    assert!(told.stderr.contains("other.jsonl of the run's training data is not there"), "{}", told.stderr);
+    assert!(told.stderr.contains("other.jsonl, part of the run's training data, does not exist"), "{}", told.stderr);
     assert!(!told.stdout.contains("13 words in a row"), "{}", told.stdout);
     assert!(contamination(1, &[]).is_null());
     fs::rename(workspace.path("gone.jsonl"), workspace.path("other.jsonl")).unwrap();

@@ -100,7 +100,7 @@ fn damaged_numbers_of_a_run_are_noticed() {
         let ended = train(&workspace, 1, &["--resume"], None);
         assert_eq!(ended.code, 0, "{what}: {}", ended.printed);
         let found = Outcome::of(&workspace);
-        let noticed = ended.printed.contains("it does not hold what the run had written");
+        let noticed = ended.printed.contains("it differs from what the run had written");
         // A bit of the clock's numbers changes nothing that counts, nor does one behind the checkpoint.
         assert!(noticed || found.metrics == expected.metrics, "{what}: {}", ended.printed);
         Outcome { metrics: expected.metrics.clone(), ..found }.expect(expected, &what);

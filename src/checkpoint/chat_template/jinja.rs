@@ -1,14 +1,14 @@
-//! The Jinja that an export writes: a chat template that ends at the EOS, with the clock of the training, and one for each
+//! Writes the Jinja of exported chat templates: one that ends at the EOS and has the clock of the training, and one for each
 //! plain template.
 //!
-//! It runs in Transformers' sandbox and in the engine here, and asks for nothing that either has not. Not here: whether a
-//! template needs it, and whether it renders what was trained (`mod.rs`).
+//! They run in Transformers' sandbox and in the engine here, and use only what both have. Not here: whether a template needs
+//! a change, and whether it renders what was trained (`mod.rs`).
 
 use crate::config::TemplateKind;
 use crate::data::template::{CLOCK_MARK, MARK};
 use std::collections::BTreeMap;
 
-/// Stands around assistant tokens inside a rendering that is not printed yet.
+/// Marks assistant tokens inside a rendering that is not printed yet: one before, one after.
 const SIGN: &str = "<<haf-dist:generation>>";
 
 /// How an answer's turn ends.
@@ -16,22 +16,22 @@ const SIGN: &str = "<<haf-dist:generation>>";
 pub struct Turn<'a> {
     /// Text of the token at which the reward is read.
     pub eos: &'a str,
-    /// What the original template writes after a final answer.
+    /// Text that the original template writes after a final answer.
     pub tail: &'a str,
 }
 
 impl Turn<'_> {
-    /// What of the tail stands after the EOS: all of it where the template writes no EOS.
+    /// The part of the tail after the EOS: all of it if the template writes no EOS.
     pub fn after_eos(&self) -> &str {
         self.tail.split_once(self.eos).map_or(self.tail, |(_, after)| after)
     }
 }
 
-/// What `strftime_now` returns in training, by its format.
+/// Results of `strftime_now` in training, by format.
 pub type Times = BTreeMap<String, String>;
 
-/// A function in place of `strftime_now`, whose clock stands where it stood in training; nothing for no times. A format that
-/// is none of the template's own is an error rather than today's date.
+/// A macro that replaces `strftime_now` and returns the times of the training; empty for no times. A format that the template
+/// did not use in training is an error rather than today's date.
 fn clock(times: &Times) -> String {
     let mut branch = "if";
     let mut text = String::new();
@@ -46,9 +46,9 @@ fn clock(times: &Times) -> String {
     format!("{{%- macro strftime_now(format) %}}\n{text}{{%- endmacro %}}\n")
 }
 
-/// The original template with the clock of the training; all else as before.
+/// The original template with the clock of the training, otherwise unchanged.
 pub fn with_clock(original: &str, times: &Times) -> String {
-    // The line break after the last tag is the tag's.
+    // Jinja drops the line break after the last tag.
     format!("{CLOCK_MARK}\n{}{original}", clock(times))
 }
 
@@ -58,13 +58,13 @@ fn has_generation_tags(source: &str) -> bool {
 }
 
 /// The original template with another end: a conversation whose last turn is the assistant's, rendered without a generation
-/// prompt, ends at its EOS. Every other rendering is as before.
+/// prompt, ends at its EOS. Every other rendering is unchanged.
 ///
-/// The original renders into a variable, which is printed as it is or cut: what is known to follow the EOS, or white space
-/// behind an EOS, goes; an EOS that is missing is added. Transformers counts `{% generation %}` tokens from where they are
+/// The original renders into a variable, which is printed as it is or cut: the known text after the EOS, or white space
+/// after an EOS, is removed; a missing EOS is added. Transformers counts `{% generation %}` tokens from where they are
 /// printed, so these tags become signs inside the variable, and tags again when it is printed piece by piece.
 pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
-    // Jinja takes one line break off a template's end.
+    // Jinja removes one line break at a template's end.
     let body = original.strip_suffix('\n').map_or(original, |body| body.strip_suffix('\r').unwrap_or(body));
     // And white space between a line's start and a tag, unless the tag has a plus.
     let last_line = body.rsplit('\n').next().unwrap_or_default();
@@ -77,7 +77,7 @@ pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
         text += "{%- macro haf_dist_generation() %}";
         text += &format!("{{{{ {sign} ~ caller() ~ {sign} }}}}{{% endmacro %}}\n");
     }
-    // The line break after a tag is the tag's.
+    // Jinja drops the line break after a tag.
     text += "{%- set haf_dist_all %}\n";
     text += &if marked { renamed_generation_tags(body) } else { body.to_owned() };
     text += &format!("{{%{keep} endset %}}\n");
@@ -85,7 +85,7 @@ pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
     text += &format!("{{%- set haf_dist_text = {unmarked} %}}\n");
     text += "{%- if messages and messages[-1].role == 'assistant' and not add_generation_prompt %}\n";
     let after = turn.after_eos();
-    // White space behind an EOS needs no rule of its own.
+    // White space after an EOS is handled below.
     let is_white = turn.tail.contains(turn.eos) && after.trim().is_empty();
     if !after.is_empty() && !is_white {
         text += &format!("    {{%- if haf_dist_text.endswith({tail}) %}}\n");
@@ -112,7 +112,7 @@ pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
     text
 }
 
-/// A chat template that renders messages as a plain template does in training, with the BOS that the tokenizer adds there
+/// A chat template that renders messages as a plain template does in training, with the BOS that the tokenizer adds in training
 /// and the EOS after a final answer. `None` for [`TemplateKind::Chat`].
 pub fn plain(kind: TemplateKind, bos: &str, eos: &str) -> Option<String> {
     // Before and after the turns of user, assistant and system; the prompt for an answer.
@@ -145,7 +145,7 @@ pub fn plain(kind: TemplateKind, bos: &str, eos: &str) -> Option<String> {
     Some(text)
 }
 
-/// `{% generation %}` and its end as a call of the macro that puts signs, white space control kept.
+/// Replaces `{% generation %}` and its end tag by a call of the macro that writes signs; keeps white space control.
 fn renamed_generation_tags(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
@@ -163,7 +163,7 @@ fn renamed_generation_tags(source: &str) -> String {
     text + rest
 }
 
-/// A string as Jinja's source has it.
+/// A string as a literal in Jinja source.
 fn literal(text: &str) -> String {
     let escaped = text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n").replace('\r', "\\r");
     format!("'{escaped}'")
@@ -179,7 +179,7 @@ mod tests {
         let chatml = ending_at_eos("{{ x }}", &none, Turn { eos: "<e>", tail: "<e>\n" });
         assert!(chatml.starts_with(MARK));
         assert!(!chatml.contains("[:-") && !chatml.contains("strftime_now") && !chatml.contains("generation %}"));
-        // Text behind the EOS is cut where it is known, counted in characters.
+        // Known text after the EOS is cut, counted in characters.
         assert!(ending_at_eos("{{ x }}", &none, Turn { eos: "<e>", tail: "<e>\n<ende\u{df}>" }).contains("[:-8]"));
         assert!(ending_at_eos("{{ x }}", &none, Turn { eos: "<e>", tail: "\n" }).contains("[:-1]"));
     }

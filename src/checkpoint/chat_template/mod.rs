@@ -1,11 +1,10 @@
-//! The chat templates that go with a reward model: what a program renders with them ends where the reward is read.
+//! The chat templates exported with a reward model: their renderings end where the reward is read.
 //!
-//! Who renders a folder's chat template and scores what comes out reads the reward at the last token. Many templates write
-//! more after the EOS of the last turn (ChatML a line break), where a model that is trained at the EOS was never asked. The
-//! exported template ends at that EOS for a conversation that ends with an assistant's turn and asks for no generation
-//! prompt, and writes everything else as before; it is rendered beside the original before it is trusted. A template that
-//! asks for the date is given the date of the training, which stands still. The original stays beside it under another name.
-//! Not here: the Jinja itself (`chat_template/jinja.rs`).
+//! A program that renders a folder's chat template and scores the result reads the reward at the last token. Many templates
+//! write more after the EOS of the last turn (ChatML a line break), where a model trained at the EOS has no trained reward. The
+//! exported template ends at that EOS for a conversation that ends with an assistant's turn and asks for no generation prompt,
+//! and is otherwise unchanged; its renderings are compared with the original's. A template that asks for the date always gets
+//! the date of the training. The original is kept under another name. Not here: the Jinja itself (`chat_template/jinja.rs`).
 
 mod jinja;
 
@@ -25,22 +24,22 @@ use tracing::warn;
 
 const FILE: &str = "chat_template.jinja";
 const CONFIG: &str = "tokenizer_config.json";
-/// Where Transformers looks for templates by name.
+/// The folder in which Transformers looks for named templates.
 pub(super) const NAMED: &str = "additional_chat_templates";
-/// The name there of the original of a changed template; [`ORIGINAL`] is its file.
+/// Name of a changed template's original in that folder; [`ORIGINAL`] is its file.
 const ORIGINAL_NAME: &str = "original";
 
-/// How what other programs render stands to what was trained.
+/// How the exported chat template relates to the training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rendering {
-    /// The starting model's template as it is renders what was trained.
+    /// The starting model's template, which renders what was trained.
     Unchanged,
     /// The starting model's template, ended at the EOS of a final assistant turn.
     EndsAtEos,
     /// The starting model's template, with the date of the training in place of today's.
     WithTrainingDate,
-    /// Written for a plain template, which no file of the starting model says.
+    /// Written here for a plain template, which the starting model's files do not describe.
     Written,
     /// Other programs do not render what was trained, and no template was found that does.
     NotAsTrained,
@@ -49,7 +48,7 @@ pub enum Rendering {
 /// The chat templates of a model that is trained here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatTemplates {
-    /// What programs are to take; `None` where the source's templates stay as they are.
+    /// The default template to export; `None` if the source's templates stay as they are.
     exported: Option<String>,
     /// Further templates by name, such as `tool_use`, and the original of one that was changed.
     named: BTreeMap<String, String>,
@@ -57,11 +56,11 @@ pub struct ChatTemplates {
 }
 
 impl ChatTemplates {
-    /// What a folder is to have that is trained from the one in `folder`, whose texts `encoder` reads. Warns where other
-    /// programs will not render what was trained.
+    /// The templates for a model trained from the one in `folder`, with `encoder`'s rules. Warns if other programs will not
+    /// render what was trained.
     ///
     /// # Errors
-    /// A template that cannot be read, or a file that is no JSON.
+    /// A template that cannot be read, or a file that is not JSON.
     pub fn of(folder: &Path, encoder: &Encoder) -> Result<Self> {
         let (own, named) = read(folder)?;
         let mut templates = Self { exported: own.clone(), named: named.clone(), rendering: Rendering::Unchanged };
@@ -70,27 +69,27 @@ impl ChatTemplates {
             kind => templates.of_plain(kind, encoder)?,
         }
         if (&templates.exported, &templates.named) == (&own, &named) {
-            // What is there already need not be written.
+            // The source's files already say the same.
             templates.exported = None;
         }
         Ok(templates)
     }
 
-    /// How other programs' renderings stand to the training.
+    /// How the exported default template relates to the training.
     pub fn rendering(&self) -> Rendering {
         self.rendering
     }
 
-    /// Ends every template at the EOS that does not end there, unless the reward is trained where the original ends, and
-    /// stops every clock.
+    /// Makes every template end at the EOS, unless the reward is trained where the original ends, and fixes every date to the
+    /// training's.
     fn of_chat(&mut self, encoder: &Encoder) {
-        // That is the original in the folder of an export too.
+        // In the folder of an export, too, this is the original.
         let original = encoder.template();
         self.exported = original.chat_source().map(str::to_owned);
         self.named.remove(ORIGINAL_NAME);
         let at_end = encoder.rules().reward_at == RewardAt::End;
         for (name, text) in &mut self.named {
-            // Nothing is trained with it, but Transformers takes `tool_use` where a conversation has tools.
+            // Not used in training, but Transformers takes `tool_use` if a conversation has tools.
             let made = original.with_source(text).and_then(|template| {
                 let turn = Turn { eos: encoder.eos_text(), tail: template.tail() };
                 let cut = |text: &str| if at_end { text.to_owned() } else { up_to_eos(text, turn) };
@@ -118,7 +117,7 @@ impl ChatTemplates {
                     error.message
                 );
                 self.rendering = Rendering::NotAsTrained;
-                // What can be right of it is to be.
+                // At least the date can be that of the training.
                 if let Ok(Some((text, _))) = changed(original, encoder.eos_text(), &str::to_owned) {
                     self.replace(text);
                 }
@@ -126,7 +125,7 @@ impl ChatTemplates {
         }
     }
 
-    /// Puts a template in place that renders messages as the plain `kind` does.
+    /// Exports a template that renders messages as the plain `kind` does.
     fn of_plain(&mut self, kind: TemplateKind, encoder: &Encoder) -> Result<()> {
         let Some(text) = jinja::plain(kind, &encoder.bos_text()?, encoder.eos_text()) else { return Ok(()) };
         let made = encoder.template().with_source(&text)?;
@@ -144,7 +143,7 @@ impl ChatTemplates {
         Ok(())
     }
 
-    /// Takes another template; the original stays by name, the first one where exports follow exports.
+    /// Exports another template; the original is kept under its name. An export of an export keeps the first original.
     fn replace(&mut self, text: String) {
         if let Some(own) = self.exported.take().filter(|own| *own != text && !is_changed(own)) {
             self.named.insert(ORIGINAL_NAME.to_owned(), own);
@@ -152,10 +151,10 @@ impl ChatTemplates {
         self.exported = Some(text);
     }
 
-    /// Writes what differs from the source into `folder`, where the tokenizer's files of the source have been copied to.
+    /// Writes what differs from the source into `folder`, which already has copies of the source's tokenizer files.
     ///
     /// # Errors
-    /// A failed write, or a tokenizer_config.json that is no JSON.
+    /// A failed write, or a tokenizer_config.json that is not JSON.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let Some(exported) = &self.exported else { return Ok(()) };
         write_text(&folder.join(FILE), exported)?;
@@ -174,7 +173,7 @@ impl ChatTemplates {
         sync(&others)
     }
 
-    /// tokenizer_config.json has the same templates, where it has any: older readers look there alone.
+    /// Writes the same templates into tokenizer_config.json, if it has any: older programs read only that file.
     fn write_into_config(&self, path: &Path, exported: &str) -> Result<()> {
         if !path.is_file() {
             return Ok(());
@@ -194,7 +193,7 @@ impl ChatTemplates {
 }
 
 /// [`ChatTemplates::of`] and [`ChatTemplates::write`] for a folder that is not being trained: `folder` holds copies of the
-/// tokenizer's files in `source`. `None` where there is no tokenizer, as in some adapters' folders.
+/// tokenizer's files in `source`. `None` if there is no tokenizer, as in some adapters' folders.
 ///
 /// # Errors
 /// A tokenizer or template in `source` that cannot be read, or a failed write.
@@ -209,7 +208,7 @@ pub fn write(folder: &Path, source: &Path, as_trained: &AsTrained) -> Result<Opt
     Ok(Some(templates.rendering()))
 }
 
-/// The template that other programs render with: that of the export, where it is not the model's own.
+/// The template that other programs render with: the exported one, or the model's own if that was not changed.
 ///
 /// # Errors
 /// A missing or broken chat template.
@@ -221,8 +220,8 @@ pub fn as_others_read(folder: &Path) -> Result<Template> {
     }
 }
 
-/// The chat template of a folder and those with other names, as Transformers finds them: with a file of its own only such
-/// files count, else tokenizer_config.json.
+/// The default chat template of a folder and its named ones, as Transformers finds them: only template files if there is a
+/// default one, else tokenizer_config.json.
 fn read(folder: &Path) -> Result<(Option<String>, BTreeMap<String, String>)> {
     let text = |path: &Path| fs::read_to_string(path).map_err(|error| file_error(path, "read", &error));
     let (file, others, config) = (folder.join(FILE), folder.join(NAMED), folder.join(CONFIG));
@@ -259,8 +258,8 @@ fn is_file_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', '\0']) && !name.starts_with('.')
 }
 
-/// The text of a template that renders, on any day, as `original` does here, a final assistant turn `cut` after its EOS;
-/// `None` where the original does so itself.
+/// A template that renders on any day as `original` does today, with a final assistant turn cut after its EOS by `cut`;
+/// `None` if the original does so itself.
 fn changed(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Result<Option<(String, Rendering)>> {
     let Some(own) = original.chat_source() else { return Ok(None) };
     let (probes, times) = (probes(), original.times());
@@ -292,7 +291,7 @@ fn changed(original: &Template, eos: &str, cut: &dyn Fn(&str) -> String) -> Resu
     Ok(Some((text, rendering)))
 }
 
-/// As [`Encoder::to_eos`], for a template that is not trained with.
+/// As [`Encoder::to_eos`], for a template that is not used in training.
 fn up_to_eos(rendered: &str, turn: Turn) -> String {
     let kept = match rendered.strip_suffix(turn.tail) {
         Some(_) => &rendered[..rendered.len() - turn.after_eos().len()],
@@ -307,8 +306,8 @@ fn rendered(template: &Template, messages: &[Message]) -> Result<String> {
     template.render(&Prompt::Messages(prompt.to_vec()), &TemplateInputs::default(), answer)
 }
 
-/// Whether a template of messages gives the text and the tokens that are trained; a conversation that training refuses is
-/// no difference.
+/// Checks that a chat template gives the text and the tokens that are trained. A conversation that training refuses counts as
+/// equal.
 fn same_as_trained(made: &Template, encoder: &Encoder, messages: &[Message]) -> Result<()> {
     let Ok((text, tokens)) = encoder.conversation(messages) else { return Ok(()) };
     let rendered = rendered(made, messages)?;
@@ -326,7 +325,7 @@ fn shown(messages: &[Message]) -> String {
     format!("a conversation ({})", roles.join(", "))
 }
 
-/// Conversations that end with the assistant's turn, as templates tell them apart.
+/// Conversations that end with the assistant's turn, one for each case that templates treat differently.
 fn probes() -> Vec<Vec<Message>> {
     let user = || Message::new("user", "Hi.");
     let answer = |text: &str| Message::answer(text);

@@ -4,8 +4,8 @@
 //! optimiser's update (packing runs ahead on a thread of its own).
 //! Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
 //!
-//! Legend: P tokens of a pair's common prefix, A and B tokens of its answers' rests, D width, V vocabulary, N parameters of
-//! the blocks and the final norm.
+//! Legend: P tokens of a pair's common prefix, A and B further tokens of its two sequences, D width, V vocabulary, N parameters
+//! of the blocks and the final norm.
 
 mod planned;
 
@@ -40,10 +40,10 @@ use tch::{Device, Kind, Tensor};
 const PAIRS_PER_STEP: usize = 16;
 /// Seconds for which each shape of matrix product is timed.
 const PRODUCT_SECONDS: f64 = 0.2;
-/// The keys that a config needs; the ones that matter are set below.
+/// The keys that a config requires; `config` below sets those that matter.
 const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]\noutput.dir = 'unused'\n";
 
-/// What the command prints; `--json` as one line.
+/// The command's output; with `--json` in one line.
 #[derive(Debug, Serialize)]
 struct Report {
     program: &'static str,
@@ -55,44 +55,44 @@ struct Report {
     shared_prefix: bool,
     tokens_per_micro_batch: usize,
     pairs_per_s: f64,
-    /// Of the timed steps together.
+    /// Duration of all timed steps.
     seconds: f64,
-    /// Tokens that a padded trainer would at least compute, 2P + A + B a pair, per second.
+    /// Tokens per second that a trainer without sharing would compute, 2P + A + B per pair (more with padding).
     sequence_tokens_per_s: f64,
-    /// Tokens computed, P + A + B a pair when the prefix is shared, per second.
+    /// Tokens computed per second: P + A + B per pair if the prefix is shared.
     tokens_per_s: f64,
-    /// Nothing recomputed or padded counts. Every token counts in every block, although the last block computes the rows
-    /// that are read only: the formula is that of the work a trainer is asked for, some 1% to 3% more than is done.
+    /// Without recomputation or padding. Every token counts in every block, although the last block computes only the rows
+    /// that are read: 1% to 3% more than is computed.
     useful_flops_per_s: f64,
-    /// libtorch's matrix products of this model's shapes, in this process, weighted by their share of the work. On
-    /// processors with matrix tiles a step takes two thirds of them from libtorch: weight gradients are its own there.
+    /// Rate of libtorch's matrix products with this model's shapes, in this process, weighted by their share of the work. On
+    /// processors with matrix tiles a step uses libtorch for two thirds of them: weight gradients have code of their own.
     matmul_flops_per_s: f64,
     useful_share_of_matmul: f64,
-    /// What sharing the prefix saves at best: linear work and head of 2P + A + B over that of P + A + B.
+    /// The largest possible gain from sharing the prefix: linear work and head for 2P + A + B over that for P + A + B.
     sharing_formula: f64,
-    /// The largest of all ranks, in 10^9 bytes.
+    /// Peak memory of the rank with the most, in 10^9 bytes.
     peak_rss_gb: f64,
-    /// What `haf-dist plan` predicts of memory and pairs per second, on CPUs and with the prefix shared.
+    /// The predictions of `haf-dist plan`, on CPUs and with the prefix shared.
     planned_peak_gb: Option<f64>,
     planned_pairs_per_s: Option<f64>,
     /// Mean losses of the timed steps.
     losses: Vec<f64>,
 }
 
-/// Work of some pairs, in floating-point operations of a forward and a backward pass.
+/// Counts of some pairs that determine the floating-point operations of a forward and a backward pass.
 #[derive(Debug, Default, Clone, Copy)]
 struct Work {
     tokens: f64,
     sequence_tokens: f64,
     answer_tokens: f64,
-    /// Sum over query rows of the rows they see.
+    /// Sum over query rows of the number of rows they see.
     seen: f64,
 }
 
 /// Runs the command on every rank.
 ///
 /// # Errors
-/// A folder that is no model, or a file with too few pairs.
+/// A folder without a model, or a file with too few pairs.
 pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
     let config = config(bench, comm.world_size())?;
@@ -133,25 +133,32 @@ pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
 
     let timed = timed_steps(&mut trainer, steps)?;
     let parameters = backbone_parameters(&trainer.engine.model);
-    let report = report(bench, (&config, &machine, &architecture), (work, parameters), timed, planned, comm)?;
+    let setting =
+        Setting { config: &config, machine: &machine, architecture: &architecture, work, parameters, planned };
+    let report = report(bench, &setting, timed, comm)?;
     if comm.rank() == 0 {
         print(&report, bench.json)?;
     }
     Ok(())
 }
 
-/// What the timed steps come to. All ranks must call it.
-fn report(
-    bench: &Bench,
-    (config, machine, architecture): (&Config, &Machine, &Architecture),
-    (work, parameters): (Work, f64),
-    Timed { losses, seconds }: Timed,
+/// The work of the timed steps, and the machine and model that did it.
+struct Setting<'a> {
+    config: &'a Config,
+    machine: &'a Machine,
+    architecture: &'a Architecture,
+    work: Work,
+    /// N.
+    parameters: f64,
     planned: Option<Planned>,
-    comm: &CommThread,
-) -> Result<Report> {
+}
+
+/// The report on the timed steps. All ranks must call it.
+fn report(bench: &Bench, setting: &Setting, Timed { losses, seconds }: Timed, comm: &CommThread) -> Result<Report> {
+    let Setting { config, machine, architecture, work, parameters, planned } = setting;
     let needs_head = config.loss.needs_policy();
-    let flops = work.flops(architecture, parameters, needs_head);
-    // Before the products below, which are none of a step's memory.
+    let flops = work.flops(architecture, *parameters, needs_head);
+    // Before the matrix products below, which are not part of a step's memory.
     let peak_rss_gb = largest_peak(comm)?;
     let mut rate = [matmul_rate(architecture, machine, work.response_share().filter(|_| needs_head))];
     comm.sum_f64(&mut rate)?;
@@ -172,7 +179,7 @@ fn report(
         useful_flops_per_s: flops / seconds,
         matmul_flops_per_s: rate[0],
         useful_share_of_matmul: flops / seconds / rate[0],
-        sharing_formula: work.sharing_formula(architecture, parameters, needs_head),
+        sharing_formula: work.sharing_formula(architecture, *parameters, needs_head),
         peak_rss_gb,
         planned_peak_gb: planned.as_ref().map(|planned| planned.peak_gb),
         planned_pairs_per_s: planned.as_ref().map(|planned| planned.pairs_per_s),
@@ -183,11 +190,11 @@ fn report(
 /// Steps that were timed.
 struct Timed {
     losses: Vec<f64>,
-    /// Of all together.
+    /// Of all steps together.
     seconds: f64,
 }
 
-/// Times all steps but the first, which makes the buffers.
+/// Times all steps except the first, which allocates the buffers.
 fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<Timed> {
     trainer.step(steps)?;
     trainer.comm.barrier()?;
@@ -203,7 +210,7 @@ fn timed_steps(trainer: &mut Trainer, steps: usize) -> Result<Timed> {
     Ok(Timed { losses, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// The largest peak of a rank's memory so far, GB.
+/// Peak memory so far of the rank with the most, in GB.
 fn largest_peak(comm: &CommThread) -> Result<f64> {
     let mut peaks = vec![0.0; comm.world_size()];
     peaks[comm.rank()] = machine::peak_memory()? as f64 / 1e9;
@@ -221,7 +228,7 @@ fn config(bench: &Bench, ranks: usize) -> Result<Config> {
     Ok(config)
 }
 
-/// The pairs to time, after one global batch to warm up on.
+/// One global batch to warm up on, and the pairs to time.
 fn prepare(bench: &Bench, config: &Config, architecture: &Architecture, warm_up: usize) -> Result<PreparedData> {
     let length = config.data.max_length;
     if length < 2 {
@@ -251,7 +258,7 @@ fn work(data: &PreparedData, pairs: std::ops::Range<usize>) -> Work {
 }
 
 impl Work {
-    /// 6 N (P+A+B) + 6 V D (A+B) + attention: two operations a multiply-add, one forward and two backward products.
+    /// 6 N (P+A+B) + 6 V D (A+B) + attention: two operations per multiply-add, one forward and two backward products.
     fn flops(&self, architecture: &Architecture, parameters: f64, head: bool) -> f64 {
         let heads = architecture.blocks.iter().map(|block| block.heads.query * block.heads.width).sum::<usize>() as f64;
         6.0 * parameters * self.tokens + self.head(architecture, head) + 12.0 * heads * self.seen
@@ -262,7 +269,7 @@ impl Work {
         if head { 6.0 * matrix * self.answer_tokens } else { 0.0 }
     }
 
-    /// Answer tokens a token.
+    /// Answer tokens as a share of all tokens.
     fn response_share(&self) -> Option<f64> {
         (self.tokens > 0.0).then(|| self.answer_tokens / self.tokens)
     }
@@ -273,7 +280,7 @@ impl Work {
     }
 }
 
-/// Parameters of the blocks and the final norm that a token is computed with.
+/// Parameters of the blocks and the final norm that are used for a token.
 fn backbone_parameters(model: &Model) -> f64 {
     let passed = |(part, segment): (&Part, &Segment)| match *part {
         Part::Block(number) => active_elements(&model.architecture, number) as f64,
@@ -283,9 +290,16 @@ fn backbone_parameters(model: &Model) -> f64 {
     model.parts.iter().zip(&model.segments).map(passed).sum()
 }
 
-/// Operations per second of the products of one training step: each weight's product forward, and its two backward, of
-/// the shapes that the engine asks for; `head`: response rows a row.
-fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>) -> f64 {
+/// A product of [rows, inputs] with a weight [outputs, inputs], and how often a forward pass has it.
+struct Product {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    times: usize,
+}
+
+/// The products of a forward pass; `head`: response rows as a share of all rows, if the language-model head is used.
+fn products(architecture: &Architecture, head: Option<f64>) -> Vec<Product> {
     let Architecture { width, vocabulary, ref blocks, .. } = *architecture;
     let (HeadCounts { query, key, width: head_width }, layers) = (blocks[0].heads, blocks.len());
     let mut mlps: Vec<(Mlp, usize)> = Vec::new();
@@ -295,36 +309,43 @@ fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>
             None => mlps.push((mlp, 1)),
         }
     }
-    // (rows, inputs, outputs, how often)
     let rows = 1536;
-    let mut shapes =
-        vec![(rows, width, (query + 2 * key) * head_width, layers), (rows, query * head_width, width, layers)];
+    let mut products = vec![
+        Product { rows, inputs: width, outputs: (query + 2 * key) * head_width, times: layers },
+        Product { rows, inputs: query * head_width, outputs: width, times: layers },
+    ];
     for (mlp, layers) in mlps {
         // Experts' rows are shared out among their products.
-        let rows = rows * mlp.rows() / mlp.products();
-        shapes.push((rows, width, mlp.inner_width(), layers * mlp.products()));
-        shapes.push((rows, mlp.width, width, layers * mlp.products()));
+        let (rows, times) = (rows * mlp.rows() / mlp.products(), layers * mlp.products());
+        products.push(Product { rows, inputs: width, outputs: mlp.inner_width(), times });
+        products.push(Product { rows, inputs: mlp.width, outputs: width, times });
     }
     if let Some(share) = head {
-        shapes.push((((rows as f64 * share) as usize).max(1), width, vocabulary, 1));
+        let rows = ((rows as f64 * share) as usize).max(1);
+        products.push(Product { rows, inputs: width, outputs: vocabulary, times: 1 });
     }
+    products
+}
+
+/// Operations per second of one training step's [`products`]: each forward, and its two backward.
+fn matmul_rate(architecture: &Architecture, machine: &Machine, head: Option<f64>) -> f64 {
     let (mut operations, mut seconds) = (0.0, 0.0);
-    for (rows, inputs, outputs, times) in shapes {
+    for Product { rows, inputs, outputs, times } in products(architecture, head) {
         let random = |shape: [usize; 2]| {
             Tensor::rand(shape.map(|size| size as i64), (Kind::Float, machine.device)).to_kind(machine.kind)
         };
         let (x, weight, gradient) = (random([rows, inputs]), random([outputs, inputs]), random([rows, outputs]));
-        let products: [&dyn Fn() -> Tensor; 3] =
+        let passes: [&dyn Fn() -> Tensor; 3] =
             [&|| x.linear(&weight, None::<&Tensor>), &|| gradient.mm(&weight), &|| gradient.tr().mm(&x)];
-        for product in products {
+        for pass in passes {
             operations += (2 * rows * inputs * outputs * times) as f64;
-            seconds += time(product, machine.device) * times as f64;
+            seconds += time(pass, machine.device) * times as f64;
         }
     }
     operations / seconds
 }
 
-/// Seconds of one call, the mean of many after a first.
+/// Mean seconds of a call, after a first one that is not timed.
 fn time(product: &dyn Fn() -> Tensor, device: Device) -> f64 {
     let _ = product();
     wait_for(device);

@@ -1,4 +1,4 @@
-//! What `haf-dist plan` says of the pairs that `haf-dist bench` times, so that every benchmark checks it.
+//! Predictions of `haf-dist plan` for the pairs that `haf-dist bench` times, so that every benchmark checks them.
 //!
 //! Not here: the predictions (`plan/`).
 
@@ -22,7 +22,7 @@ pub struct Planned {
     pub pairs_per_s: f64,
 }
 
-/// Predictions for all pairs of `data`, a global batch after the other; none where `plan` does not know the device.
+/// Predictions for all pairs of `data`, one global batch after the other; None if `plan` does not know the device.
 ///
 /// # Errors
 /// None for a benchmark's config.

@@ -1,4 +1,4 @@
-//! `haf-dist compare`: runs on the same test pairs, those that are there or those that it trains first.
+//! `haf-dist compare`: compares runs on the same test pairs, which are finished or which it trains first.
 
 mod rates;
 mod train;
@@ -11,16 +11,16 @@ use crate::metrics::read_pairs;
 use crate::terminal;
 use std::path::{Path, PathBuf};
 
-/// Prints the comparison, as tables or as JSON lines. Needs the runs' files alone: no model, and no other rank.
+/// Prints the comparison, as tables or as JSON lines. Needs only the runs' files: no model, and no other rank.
 ///
 /// # Errors
-/// A folder without a finished run, outcomes that have changed since they were written, runs that are not comparable; what
-/// training meets.
+/// A folder without a finished run, outcomes that have changed since they were written, runs that are not comparable; a failed
+/// training.
 pub fn run(comparing: &Comparing) -> Result<()> {
     let changed = Changed::allowed_if(comparing.allow_changed);
     match &comparing.runs {
         Compared::Finished(runs) if runs.len() < 2 => {
-            Err(Error::input("one run alone is compared with nothing").hint("name the folders of two or more runs"))
+            Err(Error::input("there is only one run to compare").hint("name the folders of two or more runs"))
         }
         Compared::Finished(runs) => {
             let comparison = compare(runs, changed)?;

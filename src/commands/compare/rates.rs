@@ -1,5 +1,5 @@
-//! Which learning rate each variant of a comparison is trained with: the one with the best accuracy on the dev pairs, after the
-//! last step of a run with seed 1. Test pairs choose nothing.
+//! Chooses the learning rate of each variant in a comparison: the one with the best accuracy on the dev pairs, after the last
+//! step of a run with seed 1. Test pairs take no part in the choice.
 //!
 //! Not here: training those runs (`train.rs`).
 
@@ -9,7 +9,7 @@ use crate::metrics::{dev_history, number, table};
 use serde::Serialize;
 use std::path::Path;
 
-/// What a run with one of the rates came out at on the dev pairs.
+/// The result of a run with one of the rates on the dev pairs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Tried {
     /// The variant's name.
@@ -24,7 +24,15 @@ pub struct Tried {
     pub chosen: bool,
 }
 
-/// Marks the best rate of each variant: the highest accuracy, of equal ones the lowest loss.
+/// A run's result on the dev pairs.
+pub struct DevResult {
+    /// Accuracy of the head that the objective trains for ranking.
+    pub accuracy: f64,
+    /// That head's loss.
+    pub loss: f64,
+}
+
+/// Marks the best rate of each variant: the highest accuracy, then the lowest loss.
 pub fn choose(tried: &mut [Tried]) {
     let better = |a: &Tried, b: &Tried| {
         a.dev_accuracy > b.dev_accuracy || (a.dev_accuracy == b.dev_accuracy && a.dev_loss < b.dev_loss)
@@ -38,17 +46,17 @@ pub fn choose(tried: &mut [Tried]) {
     }
 }
 
-/// Accuracy and loss on the dev pairs after the last step of a finished run.
+/// A finished run's result on the dev pairs, after its last step.
 ///
 /// # Errors
 /// A run without dev pairs.
-pub fn last_dev(run: &Path, objective: Objective) -> Result<(f64, f64)> {
+pub fn last_dev(run: &Path, objective: Objective) -> Result<DevResult> {
     let last = dev_history(run, objective)?.pop().ok_or_else(|| {
         Error::input(format!("{} has no evaluation of dev pairs", run.display()))
-            .hint("learning rates are chosen by them: name dev pairs ([data] dev) in the config")
+            .hint("learning rates are chosen on dev pairs: name some ([data] dev) in the config")
     })?;
-    // A rate at which training diverges is the worst there is.
-    Ok((last.accuracy.unwrap_or(0.0), last.loss.unwrap_or(f64::INFINITY)))
+    // A rate at which training diverges is the worst.
+    Ok(DevResult { accuracy: last.accuracy.unwrap_or(0.0), loss: last.loss.unwrap_or(f64::INFINITY) })
 }
 
 /// The rates that were tried, as a table with a title.

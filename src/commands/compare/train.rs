@@ -1,10 +1,10 @@
-//! `haf-dist compare --train`: every variant of a config with the same seeds, a run after the other, then their comparison.
+//! `haf-dist compare --train`: trains every variant of a config with the same seeds, one run after the other, then compares them.
 //!
-//! A run is `haf-dist train` in a process of its own. One that has finished is not repeated, one that was interrupted goes on.
-//! Not here: which learning rate is chosen (`rates.rs`), what is compared (`evaluate/comparison/`).
+//! A run is `haf-dist train` in a process of its own. A finished run is not repeated, an interrupted one is continued.
+//! Not here: choosing the learning rate (`rates.rs`), the comparison (`evaluate/comparison/`).
 
 use super::compare;
-use super::rates::{self, Tried};
+use super::rates::{self, DevResult, Tried};
 use crate::checkpoint::Changed;
 use crate::cli::{Training, VariantSettings};
 use crate::commands::shell::quoted;
@@ -28,17 +28,17 @@ const TRIED_WITH: usize = 1;
 /// One run of a comparison.
 struct Run<'a> {
     variant: &'a VariantSettings,
-    /// As typed; none: the config's.
+    /// As typed; None for the config's own.
     learning_rate: Option<&'a str>,
     seed: usize,
     folder: PathBuf,
 }
 
-/// Trains what is missing, then prints the comparison and writes it beside the runs.
+/// Trains the missing runs, then prints the comparison and writes it into the runs' folder.
 ///
 /// # Errors
-/// A config that cannot be read or has no test pairs; a folder with another comparison; a run that failed or was interrupted; what
-/// [`compare`] refuses.
+/// A config that cannot be read or has no test pairs; a folder with another comparison; a run that failed or was interrupted; the
+/// errors of [`compare`].
 pub fn run(training: &Training, changed: Changed, json: bool) -> Result<()> {
     let objectives = objectives(training)?;
     if training.dry_run {
@@ -50,13 +50,13 @@ pub fn run(training: &Training, changed: Changed, json: bool) -> Result<()> {
     for ((variant, objective), rate) in pairs_with_rates(training, &objectives) {
         let run = Run::of(training, variant, Some(rate), TRIED_WITH);
         progress.train(&run, training)?;
-        let (dev_accuracy, dev_loss) = rates::last_dev(&run.folder, objective)?;
+        let DevResult { accuracy: dev_accuracy, loss: dev_loss } = rates::last_dev(&run.folder, objective)?;
         let (variant, learning_rate) = (variant.name.clone(), rate.to_owned());
         tried.push(Tried { variant, learning_rate, dev_accuracy, dev_loss, chosen: false });
     }
     rates::choose(&mut tried);
     let mut folders = Vec::new();
-    // Whole seeds first: what an interrupted comparison has can be compared.
+    // All variants of a seed first, so that the runs of an interrupted comparison can be compared.
     for seed in 1..=training.seeds {
         for variant in &training.variants {
             let of_variant = |row: &&Tried| row.chosen && row.variant == variant.name;
@@ -78,30 +78,30 @@ pub fn run(training: &Training, changed: Changed, json: bool) -> Result<()> {
     lines.extend(comparison.json_lines().iter().map(ToString::to_string));
     let text =
         if tried.is_empty() { String::new() } else { rates::markdown(&tried) } + comparison.markdown().trim_end();
-    let (tables, data) = free_names(&training.out);
-    files::write_atomic(&data, (lines.join("\n") + "\n").as_bytes())?;
-    files::write_atomic(&tables, format!("{text}\n").as_bytes())?;
+    let written = Outputs::free(&training.out);
+    files::write_atomic(&written.json_lines, (lines.join("\n") + "\n").as_bytes())?;
+    files::write_atomic(&written.tables, format!("{text}\n").as_bytes())?;
     if json {
         terminal::lines(lines)?
     } else {
         terminal::out(&text)?
     }
-    terminal::note(format!("\ntables      {}\nJSON lines  {}", tables.display(), data.display()));
+    terminal::note(format!("\ntables      {}\nJSON lines  {}", written.tables.display(), written.json_lines.display()));
     Ok(())
 }
 
-/// What each variant minimises, once it is sure that every run's config is whole and names the pairs that are needed: found
-/// before hours of training rather than after them.
+/// Each variant's objective. Checks first that every run's config is valid and names the pairs it needs, so that mistakes are
+/// found before hours of training.
 fn objectives(training: &Training) -> Result<Vec<Objective>> {
     let objective = |variant: &VariantSettings| {
         let config = Run::of(training, variant, None, 1).config(training)?;
         let path = training.config.display();
         if config.data.test.is_empty() {
-            return Err(Error::input(format!("{path} names no test pairs, and there is nothing to compare without"))
+            return Err(Error::input(format!("{path} names no test pairs, which the comparison needs"))
                 .hint("add test = [{ path = \"...\" }] to its [data]"));
         }
         if config.data.dev.is_empty() && !training.learning_rates.is_empty() {
-            return Err(Error::input(format!("{path} names no dev pairs, by which learning rates are chosen"))
+            return Err(Error::input(format!("{path} names no dev pairs, on which learning rates are chosen"))
                 .hint("add dev = [{ path = \"...\" }] to its [data]"));
         }
         for rate in &training.learning_rates {
@@ -112,7 +112,7 @@ fn objectives(training: &Training) -> Result<Vec<Objective>> {
     training.variants.iter().map(objective).collect()
 }
 
-/// Every variant, with what it minimises, and every learning rate to be tried with it.
+/// Every variant with its objective, and every learning rate to try with it.
 fn pairs_with_rates<'a>(
     training: &'a Training,
     objectives: &'a [Objective],
@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
         Self { variant, learning_rate, seed, folder }
     }
 
-    /// All `KEY=VALUE` behind the config.
+    /// All `KEY=VALUE` arguments after the config.
     fn settings(&self, training: &Training) -> Vec<String> {
         let mut settings = training.set.clone();
         settings.extend(self.variant.set.iter().cloned());
@@ -143,12 +143,12 @@ impl<'a> Run<'a> {
         Config::load(&training.config, &self.settings(training))
     }
 
-    /// Makes sure that a finished run is this one: a folder is called by a variant's values, and another key can have them.
+    /// Checks that a finished run has this run's settings: a folder's name has only their values, which another key may have too.
     ///
     /// # Errors
-    /// It was trained with other settings.
+    /// Other settings.
     fn check_finished(&self, training: &Training) -> Result<()> {
-        // What changes no result; and paths, which a run records as those of the files that it fetched.
+        // Settings that change no result; and paths, which a run records as those of the files it fetched.
         const MAY_DIFFER: [&str; 10] = [
             "parallel.",
             "eval.",
@@ -174,26 +174,26 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// A run writes this file last, and whole.
+    /// Whether the run has its last file.
     fn finished(&self) -> bool {
         self.folder.join(TEST_PAIRS).is_file()
     }
 
-    fn begun(&self) -> bool {
+    fn has_started(&self) -> bool {
         let is_step = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
         let has_steps =
             || fs::read_dir(&self.folder).is_ok_and(|entries| entries.flatten().any(|entry| is_step(&entry)));
         self.folder.join(METRICS).exists() || has_steps()
     }
 
-    /// What `haf-dist` is called with.
+    /// The arguments for `haf-dist`.
     fn arguments(&self, training: &Training) -> Vec<String> {
         let mut arguments = vec!["train".to_owned(), training.config.display().to_string()];
         arguments.extend(self.settings(training));
         if training.ranks > 1 {
             arguments.extend(["--ranks".to_owned(), training.ranks.to_string()]);
         }
-        arguments.extend(self.begun().then(|| "--resume".to_owned()));
+        arguments.extend(self.has_started().then(|| "--resume".to_owned()));
         arguments
     }
 
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The commands that are left, as a shell reads them.
+/// Prints the commands of the runs that are left, quoted for a shell.
 fn print_commands(training: &Training) -> Result<()> {
     let mut lines = Vec::new();
     let mut add = |run: Run| {
@@ -228,21 +228,18 @@ fn print_commands(training: &Training) -> Result<()> {
             training.variants.iter().for_each(|variant| add(Run::of(training, variant, None, seed)));
         }
     } else if training.seeds > 1 {
-        lines.push(format!(
-            "# then seeds 2 to {}, each variant with the rate that is best on the dev pairs",
-            training.seeds
-        ));
+        lines.push(format!("# then seeds 2 to {}, each variant with its best rate on the dev pairs", training.seeds));
     }
     terminal::lines(lines)
 }
 
-/// A folder belongs to one config with one set of `--set`: runs of two would be compared with each other.
+/// Reserves the folder for one config and its `--set` options: otherwise runs of two comparisons would be mixed.
 fn claim(training: &Training) -> Result<()> {
     let read = |path: &Path| files::read_to_string(path).map_err(|error| file_error(path, "read", &error));
     let config = read(&training.config)?;
     let settings = training.set.iter().map(|set| format!("{set}\n")).collect::<String>();
     let (of_config, of_settings) = (training.out.join("config.toml"), training.out.join("settings.txt"));
-    // It is written last.
+    // The config is written last.
     if !of_config.exists() {
         fs::create_dir_all(&training.out).map_err(|error| file_error(&training.out, "create", &error))?;
         files::write_atomic(&of_settings, settings.as_bytes())?;
@@ -251,7 +248,7 @@ fn claim(training: &Training) -> Result<()> {
     if read(&of_config)? != config || read(&of_settings)? != settings {
         let what = format!("{} holds a comparison of another config or other --set options", training.out.display());
         return Err(Error::input(what).hint(format!(
-            "to go on with that one: its config is {}, its options are in {}; for a new one name another --out",
+            "to continue that one, use its config {} and its options in {}; for a new one name another --out",
             of_config.display(),
             of_settings.display()
         )));
@@ -259,20 +256,29 @@ fn claim(training: &Training) -> Result<()> {
     Ok(())
 }
 
-/// The first names that are free: with more seeds the tables are others.
-fn free_names(out: &Path) -> (PathBuf, PathBuf) {
-    let names = |number: usize| {
-        let stem = if number == 1 { "comparison".to_owned() } else { format!("comparison-{number}") };
-        (out.join(format!("{stem}.md")), out.join(format!("{stem}.jsonl")))
-    };
-    let mut number = 1;
-    while names(number).0.exists() || names(number).1.exists() {
-        number += 1;
-    }
-    names(number)
+/// The files that a comparison is written to.
+struct Outputs {
+    tables: PathBuf,
+    json_lines: PathBuf,
 }
 
-/// How far the runs are.
+impl Outputs {
+    /// The first free names: a comparison with more seeds keeps the earlier files.
+    fn free(folder: &Path) -> Self {
+        let mut number = 1;
+        loop {
+            let stem = if number == 1 { "comparison".to_owned() } else { format!("comparison-{number}") };
+            let outputs =
+                Self { tables: folder.join(format!("{stem}.md")), json_lines: folder.join(format!("{stem}.jsonl")) };
+            if !outputs.tables.exists() && !outputs.json_lines.exists() {
+                return outputs;
+            }
+            number += 1;
+        }
+    }
+}
+
+/// Progress of the runs.
 struct Progress {
     started: Instant,
     total: usize,
@@ -285,7 +291,7 @@ impl Progress {
         let (variants, rates) = (training.variants.len(), training.learning_rates.len());
         let total = variants * if rates == 0 { training.seeds } else { rates + training.seeds - 1 };
         let mut finished = 0;
-        // Whatever rate the later seeds are trained with: at most one of them is.
+        // Later seeds are trained with one rate, whichever it is.
         for variant in &training.variants {
             for seed in 1..=training.seeds {
                 let rates = training.learning_rates.iter().map(|rate| Some(rate.as_str()));
@@ -295,11 +301,11 @@ impl Progress {
             }
         }
         let left = total.saturating_sub(finished);
-        terminal::note(format!("{total} runs, {finished} of them finished; they are in {}", training.out.display()));
+        terminal::note(format!("{total} runs in {}, {finished} of them finished", training.out.display()));
         Self { started: Instant::now(), total, left, done_here: 0 }
     }
 
-    /// Trains a run to its end; nothing for one that is finished.
+    /// Trains a run to its end, unless it is finished already.
     fn train(&mut self, run: &Run, training: &Training) -> Result<()> {
         if run.finished() {
             return run.check_finished(training);
@@ -308,7 +314,7 @@ impl Progress {
         let command = arguments.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
         let seconds = self.started.elapsed().as_secs();
         let left = match self.done_here {
-            0 => "time left is known after the first".to_owned(),
+            0 => "time left unknown until the first is done".to_owned(),
             done => format!("about {} left", clock(seconds * self.left as u64 / done as u64)),
         };
         let number = self.total + 1 - self.left;
@@ -318,7 +324,7 @@ impl Progress {
             clock(seconds)
         ));
         let failed = |error: std::io::Error| Error::runtime(format!("cannot start {}: {error}", run.folder.display()));
-        // Its closing table is not the comparison's result.
+        // The run's own table goes to stderr: stdout is for the comparison.
         let stderr = std::io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
         let program = std::env::current_exe().map_err(failed)?;
         let mut process = Command::new(program);
@@ -334,7 +340,7 @@ impl Progress {
             }
             code => {
                 return Err(Error::runtime(format!("{} failed with exit code {code}", run.folder.display()))
-                    .hint("what went wrong stands above; once it is mended, the same command continues from here"));
+                    .hint("see its error above; once that is fixed, the same command continues from here"));
             }
         }
         if training.drop_checkpoints {
@@ -346,7 +352,7 @@ impl Progress {
     }
 }
 
-/// As h:mm:ss.
+/// A duration as h:mm:ss.
 fn clock(seconds: u64) -> String {
     format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }

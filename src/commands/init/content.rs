@@ -1,4 +1,4 @@
-//! What another program's config or script holds: names with values and their lines, and what could not be read.
+//! The content of another program's config or script: names with values and lines, and parts that could not be read.
 //!
 //! Not here: reading it (`yaml.rs`, `python/`).
 
@@ -11,11 +11,11 @@ pub const DEEPEST: usize = 64;
 /// A name with a value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
-    /// As a config file of TRL has it: `lora_r`, also for `LoraConfig(r=...)`.
+    /// As in a config file of TRL: `lora_r`, also for `LoraConfig(r=...)`.
     pub name: String,
-    /// What it is set to.
+    /// Its value.
     pub value: Value,
-    /// Where, from 1.
+    /// Its line, from 1.
     pub line: usize,
 }
 
@@ -37,27 +37,27 @@ impl Item {
     }
 }
 
-/// Something that was not read.
+/// Something that could not be read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unread {
-    /// Where, from 1.
+    /// Its line, from 1.
     pub line: usize,
-    /// As the file has it.
+    /// Its text in the file.
     pub text: String,
     /// Why.
     pub why: &'static str,
-    /// The name whose value was not read, where it has one.
+    /// The name whose value was not read, if it has one.
     pub name: Option<String>,
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug, Default, PartialEq)]
 pub struct Content {
     /// In the file's order.
     pub items: Vec<Item>,
-    /// What was not read.
+    /// Parts that could not be read.
     pub unread: Vec<Unread>,
-    /// Calls that were found, for a script.
+    /// Names of the calls in a script.
     pub calls: Vec<String>,
 }
 

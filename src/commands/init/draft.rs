@@ -1,10 +1,10 @@
-//! A config on its way: keys with their values and the reasons for them, and what was not taken over; and its text.
+//! A draft of a config: keys with values and reasons, a list of settings that were not taken over, and its text.
 //!
-//! Not here: which keys there are and why (`own.rs`, `translate.rs`).
+//! Not here: choosing keys and values (`own.rs`, `translate.rs`).
 
 use toml::Value;
 
-/// The tables in the order of the file.
+/// The tables, in the order of the file.
 const TABLES: [&str; 8] = ["model", "data", "loss", "train", "lora", "eval", "checkpoint", "output"];
 
 /// Longest line of a comment, in characters.
@@ -13,13 +13,13 @@ const WIDTH: usize = 110;
 /// Longest piece of foreign text in a comment, in characters.
 const LONGEST_QUOTE: usize = 90;
 
-/// A config on its way.
+/// A draft of a config.
 #[derive(Debug, Default)]
 pub struct Draft {
-    /// What stands above everything.
+    /// Lines at the top of the file.
     heading: Vec<String>,
     entries: Vec<Entry>,
-    /// The title of what was not taken over, and a line for each such thing.
+    /// A line for each setting that was not taken over.
     left: Vec<String>,
 }
 
@@ -33,12 +33,12 @@ struct Entry {
 }
 
 impl Draft {
-    /// Adds a line above everything.
+    /// Adds a line at the top of the file.
     pub fn say(&mut self, line: impl Into<String>) {
         self.heading.push(line.into());
     }
 
-    /// Sets a key, `train.steps`, in place of an earlier value.
+    /// Sets a key such as `train.steps`, and replaces an earlier value.
     pub fn set(&mut self, key: &str, value: impl Into<Value>, why: impl Into<String>) {
         self.set_with(key, value, vec![why.into()]);
     }
@@ -57,7 +57,7 @@ impl Draft {
         self.entries.iter().find(|entry| entry.table == table && entry.key == key).map(|entry| &entry.value)
     }
 
-    /// Lists something that was not taken over.
+    /// Lists a setting that was not taken over.
     pub fn leave(&mut self, line: impl Into<String>) {
         self.left.push(line.into());
     }
@@ -70,7 +70,7 @@ impl Draft {
         }
     }
 
-    /// The file's text; `from` is what the left things were in.
+    /// The file's text; `from` is the file with the settings that were not taken over.
     pub fn render(&self, from: Option<&str>) -> String {
         let mut text = String::new();
         self.heading.iter().for_each(|line| comment(&mut text, line));
@@ -109,7 +109,7 @@ fn written(value: &Value) -> String {
     }
 }
 
-/// Lines of a comment, broken at spaces.
+/// Adds a comment, with lines broken at spaces.
 fn comment(text: &mut String, line: &str) {
     let indent = if line.starts_with("- ") { "#   " } else { "# " };
     let mut row = String::from("#");
@@ -127,12 +127,12 @@ fn comment(text: &mut String, line: &str) {
     text.push('\n');
 }
 
-/// Text of a foreign file as a comment can hold it: without control characters.
+/// Text of a foreign file made safe for a comment: without control characters.
 fn harmless(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
-/// A piece of foreign text, cut to what a line can hold.
+/// A piece of foreign text in one line, cut to a short length.
 pub fn quoted(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(LONGEST_QUOTE) {

@@ -1,6 +1,6 @@
-//! Another program's config as names with values: read from YAML or from a Python script, each with its line.
+//! Reads another program's config, from YAML or from a Python script, and finds out which program it is for and what it trains.
 //!
-//! Not here: the two languages (`yaml.rs`, `python/`), and what the names mean (`translate.rs`).
+//! Not here: the two languages (`yaml.rs`, `python/`), and the meaning of the names (`translate.rs`).
 
 use super::content::{Content, Item, Unread};
 use super::draft::quoted;
@@ -9,13 +9,13 @@ use crate::error::{Error, Result};
 use crate::files;
 use std::path::Path;
 
-/// The largest file that is read: configs and scripts are a hundredth of it.
+/// The largest file that is read; configs and scripts have about a hundredth of that.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// Most names with a value: TRL's configs know some 250.
 const MOST_ITEMS: usize = 10_000;
 
-/// Keys that DPOConfig has and RewardConfig has not.
+/// Keys of DPOConfig that RewardConfig does not have.
 const DPO_KEYS: [&str; 11] = [
     "beta",
     "loss_type",
@@ -30,7 +30,7 @@ const DPO_KEYS: [&str; 11] = [
     "max_completion_length",
 ];
 
-/// Keys of TRL's other trainers, and theirs alone.
+/// Keys that only TRL's other trainers have.
 const OTHER_KEYS: [(&str, &str); 5] = [
     ("num_generations", "GRPOConfig and RLOOConfig"),
     ("desirable_weight", "KTOConfig"),
@@ -39,18 +39,18 @@ const OTHER_KEYS: [(&str, &str); 5] = [
     ("dataset_text_field", "SFTConfig"),
 ];
 
-/// Whose config a file is.
+/// The program that a config is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     /// TRL.
     Trl,
-    /// Transformers' own arguments alone.
+    /// Transformers, with only its own arguments.
     Transformers,
     /// LLaMA-Factory.
     LlamaFactory,
 }
 
-/// What it trains.
+/// The kind of model that it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trains {
     /// A reward model.
@@ -64,20 +64,20 @@ pub enum Trains {
 pub struct Foreign {
     /// The file's name.
     pub file: String,
-    /// Whose it is.
+    /// The program it is for.
     pub program: Program,
     /// What it trains.
     pub trains: Trains,
-    /// Why it is taken to train that, as a clause.
-    pub told_by: String,
-    /// What it says.
+    /// The evidence for that, as a clause.
+    pub evidence: String,
+    /// Its names and values.
     pub content: Content,
 }
 
 /// Reads a file.
 ///
 /// # Errors
-/// A missing, large or broken file, one that says nothing of a training, or one of a training of another kind.
+/// A missing, large or broken file, one that sets up no training, or another kind of training.
 pub fn read(path: &Path) -> Result<Foreign> {
     let bytes = files::read_within(path, MOST_BYTES)?;
     let shown = path.display();
@@ -100,11 +100,11 @@ pub fn read(path: &Path) -> Result<Foreign> {
     kind(content, file).map_err(|error| error.at(format_args!("{shown}")))
 }
 
-/// Finds out whose config it is.
+/// Finds out which program a config is for and what it trains.
 fn kind(mut content: Content, file: String) -> Result<Foreign> {
     let trains = |call: &String| call.ends_with("Config") || call.ends_with("Trainer") || call == "TrainingArguments";
     if content.items.is_empty() && !content.calls.iter().any(trains) {
-        return Err(Error::input("says nothing of a training")
+        return Err(Error::input("it sets up no training")
             .hint("expected keys such as model_name_or_path, or a call such as RewardConfig(...)"));
     }
     if content.items.len() > MOST_ITEMS {
@@ -112,15 +112,15 @@ fn kind(mut content: Content, file: String) -> Result<Foreign> {
     }
     keep_last(&mut content);
     let factory = ["stage", "finetuning_type", "cutoff_len"].iter().any(|name| content.item(name).is_some());
-    let (program, trains, told_by) = if factory {
+    let (program, trains, evidence) = if factory {
         (Program::LlamaFactory, of_stage(&content)?, "its stage says so".to_owned())
     } else {
         of_transformers(&content)?
     };
-    Ok(Foreign { file, program, trains, told_by, content })
+    Ok(Foreign { file, program, trains, evidence, content })
 }
 
-/// Keeps the last of several values of a name, as those programs do; but every call of load_dataset, which is one of several.
+/// Keeps the last of several values of a name, as those programs do, but all calls of load_dataset.
 fn keep_last(content: &mut Content) {
     let mut items: Vec<Item> = Vec::new();
     for item in std::mem::take(&mut content.items) {
@@ -144,19 +144,19 @@ fn of_stage(content: &Content) -> Result<Trains> {
         Some(("dpo", _)) => Ok(Trains::Policy),
         stage => {
             let stage = stage.map_or("no stage".to_owned(), |(stage, line)| format!("stage: {stage} (line {line})"));
-            Err(Error::input(format!("{} is no training on preferences", quoted(&stage)))
+            Err(Error::input(format!("{} is not a training on preferences", quoted(&stage)))
                 .hint("expected stage: rm or stage: dpo"))
         }
     }
 }
 
-/// What TRL or Transformers train, and why it is taken to be that.
+/// What TRL or Transformers train, and the evidence for that.
 fn of_transformers(content: &Content) -> Result<(Program, Trains, String)> {
     let called =
         |names: &[&'static str]| names.iter().find(|name| content.calls.iter().any(|call| call == *name)).copied();
     let has = |name: &str| content.item(name).is_some();
     let other = |what: String| {
-        Err(Error::input(format!("{what}, which is no training on preferences that is done here"))
+        Err(Error::input(format!("{what}, which is not a training on preferences that haf-dist knows"))
             .hint("expected a config or a script of TRL's reward or DPO trainer"))
     };
     if let Some(name) = called(&["RewardConfig", "RewardTrainer"]) {

@@ -1,6 +1,6 @@
-//! What a model and files of pairs are, as far as a config depends on it. Nothing is written, and no weight is read.
+//! Looks at a model and files of pairs for the facts that a config depends on. Writes nothing, and reads no weights.
 //!
-//! Not here: what follows for the config (`own.rs`).
+//! Not here: choosing settings from these facts (`own.rs`).
 
 use crate::commands::{hub, models};
 use crate::config::{Format, Source, TemplateKind, Truncation};
@@ -17,28 +17,28 @@ use crate::model::weight_files::WeightFiles;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 
-/// Pairs of each file that are tokenised.
+/// Number of pairs of each file that are tokenised.
 const LOOKED_AT: usize = 512;
 
-/// Larger files are not read to their end: of them the first pairs are looked at.
+/// Of files with more bytes, only the first pairs are read.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// A length that no sequence has.
+/// A length beyond any sequence.
 const ENDLESS: usize = 1 << 24;
 
 /// A model.
 pub struct ModelFacts {
-    /// What it is; of a model on the hub, or an adapter's base, where it could be seen.
+    /// Its architecture; None for a model on the hub that could not be read.
     pub architecture: Option<Architecture>,
-    /// Where its tokenizer is, of a model that is here.
+    /// The folder of its tokenizer, if that is on this machine.
     pub tokenizer: Option<PathBuf>,
-    /// Whether it has a chat template; for a model on the hub it is supposed.
+    /// Whether it has a chat template; assumed for a model on the hub that could not be read.
     pub chat: bool,
-    /// Whether it has a language-model head: without one no policy loss can be trained.
+    /// Whether it has a language-model head, which a policy loss needs.
     pub language_model_head: bool,
-    /// Its adapter's config and its projections, where the folder is an adapter.
+    /// The adapter's config and projections, if the folder is an adapter.
     pub adapter: Option<(PeftConfig, Vec<String>)>,
-    /// All that in a sentence each.
+    /// A sentence about each of these facts.
     pub about: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ pub fn model(path: &Path) -> Result<ModelFacts> {
     Ok(ModelFacts { architecture: Some(architecture), tokenizer, chat, language_model_head, adapter, about })
 }
 
-/// A model on the hub, of which all but the weights is fetched. One that cannot be had is no error: the config can be written.
+/// A model on the hub, fetched without its weights. If that fails, the config can be written all the same.
 fn on_hub(path: &Path) -> ModelFacts {
     let fetched = hub::fetch_without_weights_alone(path).and_then(|folder| Ok((Architecture::open(&folder)?, folder)));
     let (architecture, tokenizer, chat, about) = match fetched {
@@ -131,24 +131,24 @@ fn adapted(folder: &Path) -> Result<Vec<String>> {
     let names = config.get("target_modules").and_then(serde_json::Value::as_array);
     let names = names.map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
     names.ok_or_else(|| {
-        Error::input(format!("{}: target_modules is no list of names", path.display()))
+        Error::input(format!("{}: target_modules is not a list of names", path.display()))
             .hint("write the config by hand: configs/reference.toml shows [lora]")
     })
 }
 
 /// A file of pairs.
 pub struct DataFacts {
-    /// Pairs that can be used; none where not all were read.
+    /// Number of usable pairs; None if not all were read.
     pub pairs: Option<usize>,
     /// The layout of its rows.
     pub format: Option<Format>,
     /// The first pairs.
     pub first: Vec<Pair>,
-    /// All that in a sentence each.
+    /// A sentence about each of these facts.
     pub about: Vec<String>,
 }
 
-/// Looks at a source; at all of its rows where the file is not large.
+/// Looks at a source: at all of its rows unless the file is large.
 ///
 /// # Errors
 /// A missing, broken or empty file, or one of no known layout.
@@ -185,7 +185,7 @@ pub fn data(source: &Source) -> Result<DataFacts> {
     Ok(DataFacts { pairs, format: read.format, first, about })
 }
 
-/// A split on the hub, of which the first file is looked at where the hub's cache has it.
+/// A split on the hub. Its first file is looked at if it is in the hub's cache.
 fn cached(source: &Source) -> Result<DataFacts> {
     let Some((path, rest)) = hub::cached_split(&source.path).ok().and_then(|files| {
         let (first, rest) = files.split_first()?;
@@ -213,7 +213,7 @@ fn rows(read: &formats::SourceRows, stopped: bool, pairs: usize) -> String {
 /// Keys of the first row that are used.
 fn keys(source: &Source, read: &formats::SourceRows) -> Vec<String> {
     let mut keys = Vec::new();
-    // It was read before; the error is that of stopping.
+    // The file was readable before: the error only stops the reading.
     let _ = data::objects(&source.path, source.max_row_bytes, |row| {
         keys = row.keys().filter(|key| !read.unused.contains_key(*key)).cloned().collect();
         Err(Error::input("enough"))
@@ -222,7 +222,7 @@ fn keys(source: &Source, read: &formats::SourceRows) -> Vec<String> {
     keys.iter().map(|key| super::draft::quoted(key)).collect()
 }
 
-/// What pairs have in common.
+/// Counts of pairs with some properties.
 #[derive(Default)]
 struct Counted {
     pairs: usize,
@@ -251,7 +251,7 @@ impl Counted {
     }
 }
 
-/// Lengths of the first pairs in tokens, the longer sequence of each; nothing where the tokenizer is not here.
+/// Lengths of the first pairs in tokens, the longer sequence of each; empty without the tokenizer.
 ///
 /// # Errors
 /// A broken tokenizer or template, or a text that it cannot take.

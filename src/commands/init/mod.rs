@@ -1,6 +1,6 @@
-//! `haf-dist init`: writes a commented config from what the model and the data are, or from another program's config.
+//! `haf-dist init`: writes a commented config that fits the model and the data, or translates another program's config.
 //!
-//! One process does it, without libtorch and MPI. Nothing is overwritten, and nothing is written that would not load.
+//! Runs in one process, without libtorch and MPI. Overwrites nothing, and writes no config that would not load.
 
 mod content;
 mod course;
@@ -33,11 +33,11 @@ use translate::Translation;
 /// Writes the config.
 ///
 /// # Errors
-/// No model or no data; one that would not load; a foreign file that cannot be read; a file that is there.
+/// No model or no data, or such that would not load; a foreign file that cannot be read; an output file that exists.
 pub fn run(asked: &Initialising) -> Result<()> {
     let to_stdout = asked.out.as_os_str() == "-";
     if !to_stdout && std::fs::symlink_metadata(&asked.out).is_ok() {
-        return Err(Error::input(format!("{} is there, and is not overwritten", asked.out.display()))
+        return Err(Error::input(format!("{} exists already and is not overwritten", asked.out.display()))
             .hint("name another file with --out, or - for standard output"));
     }
     let text = written(asked)?;
@@ -45,14 +45,14 @@ pub fn run(asked: &Initialising) -> Result<()> {
         return terminal::out(text.trim_end());
     }
     let failed = |error| file_error(&asked.out, "write", &error);
-    // Another process may have made it since.
+    // Fails if another process has made it since.
     let mut file = File::create_new(&asked.out).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     let out = shell::quoted(&asked.out.to_string_lossy());
     terminal::out(format_args!("wrote {}\nnext: haf-dist check {out}, then haf-dist train {out}", asked.out.display()))
 }
 
-/// A path as a config can name it.
+/// A path as text for a config.
 ///
 /// # Errors
 /// A path that is not UTF-8: a TOML file cannot hold it.
@@ -75,7 +75,7 @@ fn written(asked: &Initialising) -> Result<String> {
         };
         draft.say(format!(
             "Made from {}, which trains {trains}: {}. \"line N\" below is a line of that file.",
-            foreign.file, foreign.told_by
+            foreign.file, foreign.evidence
         ));
     }
     let mut from = foreign.map(|foreign| Translation::new(foreign, asked.processes));
@@ -93,7 +93,7 @@ fn written(asked: &Initialising) -> Result<String> {
     rest(&mut draft, from, &model, &train, !splits.dev.is_empty(), asked)
 }
 
-/// Everything after model and data, and the text.
+/// Adds everything after model and data, and returns the text.
 fn rest(
     draft: &mut Draft,
     mut from: Option<Translation>,
@@ -121,10 +121,10 @@ fn rest(
     own::precision(draft);
     let parsed = |draft: &Draft| {
         Config::parse("draft", &draft.render(None), &[]).map_err(|error| {
-            // Nobody has seen the draft, so its line means nothing.
+            // The user has not seen the draft, so its line number has no meaning.
             let wrong = error.message.split_once(": ").map_or(&error.message[..], |(_, wrong)| wrong).to_owned();
             let from = asked.from.as_deref().map_or("these options".to_owned(), |from| from.display().to_string());
-            Error { message: format!("{from}: no config follows from it: {wrong}"), ..error }
+            Error { message: format!("{from}: the resulting config is not valid: {wrong}"), ..error }
         })
     };
     parsed(draft)?;
@@ -134,22 +134,22 @@ fn rest(
     Ok(text)
 }
 
-/// Where the model is, and why it is this one.
+/// The model's path, and why it is this one.
 fn model_path(asked: &Initialising, from: Option<&mut Translation>) -> Result<(PathBuf, Option<String>)> {
     let file = asked.from.as_deref().map(|file| format!("{} names no model", file.display()));
-    let said = from.and_then(|from| {
-        let said = from.model()?;
+    let given = from.and_then(|from| {
+        let given = from.model()?;
         match &asked.model {
             Some(_) => {
-                from.leave_said(&said, "--model names the model");
+                from.leave_given(&given, "--model names the model");
                 None
             }
-            None => Some(said),
+            None => Some(given),
         }
     });
-    match (&asked.model, said) {
+    match (&asked.model, given) {
         (Some(path), _) => Ok((path.clone(), None)),
-        (None, Some(said)) => Ok((said.value, Some(said.place))),
+        (None, Some(given)) => Ok((given.value, Some(given.place))),
         (None, None) => Err(Error::input(file.unwrap_or("no model to start from".to_owned()))
             .hint("haf-dist init --model FOLDER --train FILE; the model may be hf://owner/name")),
     }
@@ -175,7 +175,7 @@ fn splits(asked: &Initialising, from: Option<&mut Translation>) -> Result<Splits
     Ok(splits)
 }
 
-/// A file of the command line.
+/// A file named on the command line.
 fn named(path: &Path) -> Chosen {
     Chosen { source: Source::new(path), why: String::new() }
 }
@@ -206,18 +206,18 @@ fn add_sources(draft: &mut Draft, key: &str, sources: &[Chosen]) -> Result<Vec<D
 
 /// The run's folder.
 fn output(draft: &mut Draft, asked: &Initialising, from: Option<&mut Translation>, model: &Path) -> Result<()> {
-    let said = from.and_then(|from| {
-        let said = from.text("output_dir")?;
+    let given = from.and_then(|from| {
+        let given = from.text("output_dir")?;
         match &asked.output_dir {
             Some(_) => {
-                from.leave_said(&said, "--output-dir names the folder");
+                from.leave_given(&given, "--output-dir names the folder");
                 None
             }
-            None => Some(said),
+            None => Some(given),
         }
     });
-    let (dir, why) = match (&asked.output_dir, said) {
-        (None, Some(said)) => (said.value, said.place),
+    let (dir, why) = match (&asked.output_dir, given) {
+        (None, Some(given)) => (given.value, given.place),
         (dir, _) => {
             // A model's name may have dots: Llama-3.2-1B.
             let name = if asked.out.as_os_str() == "-" { model.file_name() } else { asked.out.file_stem() };

@@ -1,6 +1,6 @@
-//! What follows for a config from the model, the data and this machine.
+//! Chooses a config's settings from the model, the data and this machine.
 //!
-//! Not here: looking at them (`look.rs`), and what another program's config says (`translate.rs`).
+//! Not here: looking at them (`look.rs`), and another program's settings (`translate.rs`).
 
 use super::draft::Draft;
 use super::look::{DataFacts, ModelFacts};
@@ -13,16 +13,16 @@ use crate::plan::here;
 use clap::ValueEnum;
 use toml::Value;
 
-/// Lengths to choose from.
+/// Values of data.max_length to choose from.
 const LENGTHS: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
 
-/// Share of the pairs that may be cut, for a shorter length.
+/// Share of the pairs that may be cut.
 const MAY_BE_CUT: f64 = 0.01;
 
-/// Evaluations and checkpoints in a run.
+/// Number of evaluations and checkpoints in a run.
 const LOOKS: usize = 10;
 
-/// How texts are made.
+/// Chooses the template for texts.
 pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> TemplateKind {
     let transcripts = data.iter().any(|data| matches!(data.format, Some(Format::Hh | Format::RmStatic)));
     let (kind, why) = match (model.chat, transcripts) {
@@ -30,9 +30,11 @@ pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> Te
             (TemplateKind::Chat, "The model's own chat template, if it has one: take \"instruct\" for a base model.")
         }
         (true, _) => (TemplateKind::Chat, "The model's own chat template, which it was tuned with."),
-        (false, true) => (TemplateKind::Hh, "The model has no chat template, and the data are hh-rlhf's transcripts."),
+        (false, true) => {
+            (TemplateKind::Hh, "The model has no chat template, and the data are transcripts as in hh-rlhf.")
+        }
         (false, false) => {
-            (TemplateKind::Instruct, "The model has no chat template: \"Instruct: ... Output: ...\" in its place.")
+            (TemplateKind::Instruct, "The model has no chat template: \"Instruct: ... Output: ...\" is used instead.")
         }
     };
     let name = kind.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
@@ -40,7 +42,7 @@ pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> Te
     kind
 }
 
-/// The longest sequence, so that few pairs are cut.
+/// Chooses data.max_length so that few pairs are cut.
 pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
     let limit = model.architecture.as_ref().map_or(usize::MAX, |architecture| architecture.max_positions);
     if let Some(chosen) = draft.get("data.max_length").and_then(Value::as_integer) {
@@ -55,12 +57,12 @@ pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
     let few = |length: &usize| longer(*length) as f64 <= MAY_BE_CUT * lengths.len() as f64;
     let fitting: Vec<usize> = LENGTHS.into_iter().filter(|length| *length <= limit).collect();
     let chosen = fitting.iter().copied().find(few).or(fitting.last().copied()).unwrap_or(limit);
-    // A model that was made for a little more than the last of them.
+    // If the best of them still cuts many pairs, take the model's own limit, unless that is above all of them.
     let chosen = if few(&chosen) || limit > LENGTHS[LENGTHS.len() - 1] { chosen } else { limit };
     match cut(lengths, chosen) {
         Some(why) => draft.set("data.max_length", chosen as i64, why),
         None if chosen < LENGTHS[0] => {
-            draft.set("data.max_length", chosen as i64, "The model was made for no longer sequences.");
+            draft.set("data.max_length", chosen as i64, "The model was not made for longer sequences.");
         }
         None => {}
     }
@@ -77,20 +79,20 @@ fn cut(lengths: &[usize], length: usize) -> Option<String> {
     let looked = lengths.len();
     let looked = counted(looked, "pair");
     Some(match longer {
-        0 => format!("Of the first {looked} none is longer, the longest has {longest} tokens."),
-        longer => format!("Longer, of the first {looked}: {longer}; the longest has {longest} tokens."),
+        0 => format!("None of the first {looked} is longer; the longest has {longest} tokens."),
+        longer => format!("Longer ones among the first {looked}: {longer}; the longest has {longest} tokens."),
     })
 }
 
-/// Length of the run, evaluation and checkpoints, as far as nothing is said of them yet.
+/// Chooses the length of the run, evaluations and checkpoints, unless they are set already.
 pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let batch = draft.get("train.pairs_per_step").and_then(Value::as_integer).unwrap_or(16).max(1) as usize;
-    let said = |draft: &Draft, key: &str| draft.get(key).and_then(Value::as_integer).map(|value| value.max(0) as usize);
-    let epochs = said(draft, "train.epochs").unwrap_or(1);
+    let set = |draft: &Draft, key: &str| draft.get(key).and_then(Value::as_integer).map(|value| value.max(0) as usize);
+    let epochs = set(draft, "train.epochs").unwrap_or(1);
     if draft.get("train.steps").is_none() && draft.get("train.epochs").is_none() {
         let why = match pairs {
             Some(pairs) => format!(
-                "One pass over {}, {batch} a step: {}. More passes soon overfit a reward model.",
+                "One pass over {}, {batch} per step: {}. More passes soon overfit a reward model.",
                 counted(pairs, "pair"),
                 counted(pairs.div_ceil(batch), "step")
             ),
@@ -103,7 +105,7 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
             "There are no dev pairs, so the last checkpoint is the result. With --dev FILE the best one on those pairs is kept.",
         );
     }
-    let Some(steps) = said(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
+    let Some(steps) = set(draft, "train.steps").or_else(|| Some(epochs * pairs?.div_ceil(batch))) else { return };
     let every = steps.div_ceil(LOOKS).max(1) as i64;
     if has_dev && draft.get("eval.every").is_none() {
         let why = match every {
@@ -114,14 +116,14 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     }
     if draft.get("checkpoint.every").is_none() {
         let why = match has_dev {
-            true => "With every evaluation, so that the best by the dev pairs is kept.",
-            false => "An interruption costs no more steps than this.",
+            true => "With every evaluation, so that the best one on the dev pairs is kept.",
+            false => "An interruption loses no more steps than this.",
         };
         draft.set("checkpoint.every", every, why);
     }
 }
 
-/// What "auto" is on this machine, where nothing else is said.
+/// Notes what "auto" means on this machine, unless the precision is set.
 pub fn precision(draft: &mut Draft) {
     if draft.get("model.dtype").is_none() {
         let here = match look::gpus().is_some() || machine::processor_has_bf16() {
@@ -132,7 +134,7 @@ pub fn precision(draft: &mut Draft) {
     }
 }
 
-/// What is trained: the two losses, or the one that this model can have.
+/// Chooses the objective: both losses, unless this model allows only the reward loss.
 pub fn objective(draft: &mut Draft, model: &ModelFacts) {
     if !model.language_model_head {
         let why = "The reward loss alone: the model has no language-model head for a policy loss.";
@@ -140,26 +142,26 @@ pub fn objective(draft: &mut Draft, model: &ModelFacts) {
     }
 }
 
-/// The adapter that the model's folder is.
+/// Sets the adapter's settings if the model's folder is an adapter.
 pub fn adapter(draft: &mut Draft, model: &ModelFacts) {
     let Some((adapter, targets)) = &model.adapter else { return };
     for key in ["lora.rank", "lora.alpha", "lora.targets", "lora.use_rslora"] {
-        if let Some(said) = draft.get(key) {
-            draft.leave(format!("{key} = {said}: model.path is an adapter, which has its own"));
+        if let Some(value) = draft.get(key) {
+            draft.leave(format!("{key} = {value}: model.path is an adapter, which has its own"));
         }
     }
-    let why = "As the adapter in model.path has it, whose training continues.";
+    let why = "From the adapter in model.path, whose training continues.";
     draft.set("lora.rank", adapter.r as i64, why);
     draft.set("lora.alpha", adapter.lora_alpha, why);
     draft.set("lora.targets", targets.clone(), why);
     draft.set("lora.use_rslora", adapter.use_rslora, why);
 }
 
-/// What this machine has room for: everything is trained where that fits, else blocks are computed again, else adapters are
-/// trained, but for another program's method (`translated`), which stays as it is.
+/// Fits the training into this machine's memory: all weights if that fits, else with activation checkpointing, else adapters,
+/// unless the method comes from another program (`translated`).
 ///
 /// # Errors
-/// The config so far is refused.
+/// A draft that is not a valid config.
 pub fn memory(
     draft: &mut Draft,
     model: &ModelFacts,
@@ -168,13 +170,13 @@ pub fn memory(
 ) -> Result<()> {
     let Some(architecture) = &model.architecture else { return Ok(()) };
     let room = |draft: &Draft| here::on_first_device(&config(draft)?, architecture);
-    // Without a way to ask how much there is, nothing is said.
+    // Without a known amount of memory there is nothing to compare.
     let Some(whole) = room(draft)? else { return Ok(()) };
     if whole.needed <= whole.usable {
         draft.say(format!("Memory: {}.", whole.described()));
         return Ok(());
     }
-    let lacks = format!("Without it {}, more than there is", whole.described());
+    let lacks = format!("Without it {}, which is too little", whole.described());
     if draft.get("train.activation_checkpointing").is_none() {
         draft.set(
             "train.activation_checkpointing",
@@ -199,11 +201,12 @@ pub fn memory(
 }
 
 fn low_rank(draft: &mut Draft, architecture: &Architecture, lacks: &str) {
-    let why = format!("{lacks}, and with recomputation alone too: adapters are trained in place of every weight.");
+    let why =
+        format!("{lacks}, and recomputation alone does not help enough: adapters are trained in place of all weights.");
     draft.set("lora.targets", lora::all_targets(architecture), why);
     draft.set("lora.rank", 16, "Enough for one task.");
     draft.set("lora.alpha", 32.0, "Twice the rank, as is usual.");
     if draft.get("train.learning_rate").is_none() {
-        draft.set("train.learning_rate", 1e-4, "Adapters take ten times the rate of whole models.");
+        draft.set("train.learning_rate", 1e-4, "Adapters need about ten times the rate of whole models.");
     }
 }

@@ -1,12 +1,12 @@
-//! Model and data in another program's words: names on the hub, files, splits with a range of rows, LLaMA-Factory's
-//! dataset_info.json.
+//! Translates model and data from another program's config: names on the hub, files, splits with a range of rows,
+//! LLaMA-Factory's dataset_info.json.
 //!
-//! Not here: whether they are there and what they hold (`look.rs`).
+//! Not here: looking at them (`look.rs`).
 
 use super::content::Item;
 use super::draft::quoted;
 use super::foreign::Program;
-use super::translate::{Said, Translation, as_number};
+use super::translate::{Given, Translation, as_number};
 use crate::config::{RowRange, Source};
 use crate::error::{Error, Result};
 use crate::files;
@@ -16,49 +16,48 @@ use std::path::{Path, PathBuf};
 /// The largest dataset_info.json that is read.
 const MOST_BYTES: u64 = 4 << 20;
 
-/// What to do where data cannot be found from a foreign config.
-const BRING: &str = "say where the pairs are: --train FILE (and --dev FILE)";
+/// The hint if a foreign config does not lead to the data.
+const NAME_DATA: &str = "name the files of pairs with --train FILE (and --dev FILE)";
 
-/// A source and why it is one.
+/// A source, and why it was chosen.
 #[derive(Debug)]
 pub struct Chosen {
-    /// With its path and its rows; everything else is default.
+    /// Its path and rows; everything else is default.
     pub source: Source,
-    /// Where it was said.
+    /// The place in the file that names it.
     pub why: String,
 }
 
 /// The sources of a config.
 #[derive(Debug, Default)]
 pub struct Splits {
-    /// Of training pairs.
+    /// Training pairs.
     pub train: Vec<Chosen>,
-    /// Of the pairs that pick the best checkpoint.
+    /// Pairs that pick the best checkpoint.
     pub dev: Vec<Chosen>,
 }
 
 impl Translation {
     /// The model.
-    pub fn model(&mut self) -> Option<Said<PathBuf>> {
-        let mut said = self.text("model_name_or_path").or_else(|| self.text("model"))?;
-        let mut path = place(&said.value);
+    pub fn model(&mut self) -> Option<Given<PathBuf>> {
+        let mut given = self.text("model_name_or_path").or_else(|| self.text("model"))?;
+        let mut path = place(&given.value);
         if let Some(revision) = self.text("model_revision") {
             match path.starts_with("hf:/") {
                 true => {
                     path = PathBuf::from(format!("{}@{}", path.display(), revision.value));
-                    said.place += &format!("; {}", revision.place);
+                    given.place += &format!("; {}", revision.place);
                 }
-                false => self.leave_said(&revision, "the model is a folder, which has one revision"),
+                false => self.leave_given(&revision, "the model is a folder, which has no revisions"),
             }
         }
-        Some(Said { value: path, place: said.place, line: said.line })
+        Some(Given { value: path, place: given.place, line: given.line })
     }
 
-    /// The data. Where `train` or `dev` files were named on the command line, they count, and what the file says of such pairs
-    /// is listed.
+    /// The data. If `train` or `dev` files were named on the command line, they override the file's settings, which are listed.
     ///
     /// # Errors
-    /// A data set that cannot be found from here, or of which only a part is meant that cannot be named here.
+    /// A data set that cannot be found, or a part of one that a config cannot name.
     pub fn splits(&mut self, train: bool, dev: bool) -> Result<Splits> {
         const OF_DEV: [&str; 4] = ["dataset_test_split", "eval_dataset", "val_size", "test_split_size"];
         const OF_TRAIN: [&str; 8] = [
@@ -84,7 +83,7 @@ impl Translation {
         };
         for word in ["val_size", "test_split_size"] {
             match self.number(word) {
-                Some(share) if share.value == 0.0 => self.leave_said(&share, "nothing is held out"),
+                Some(share) if share.value == 0.0 => self.leave_given(&share, "nothing is held out"),
                 Some(share) => self.hold_out(&mut splits, share),
                 None => {}
             }
@@ -96,7 +95,7 @@ impl Translation {
                         chosen.source.rows = range(&format!(":{}", most.value), &most.place)?;
                         chosen.why += &format!("; {}", most.place);
                     }
-                    false => chosen.why += &format!("; {} is left out: a range of rows is taken already", most.place),
+                    false => chosen.why += &format!("; {} is left out: there is a range of rows already", most.place),
                 }
             }
         }
@@ -116,11 +115,11 @@ impl Translation {
         if let Some(item) = self.take("datasets") {
             let list = match &item.value {
                 Value::Array(list) => list.clone(),
-                _ => return Err(Error::input(format!("{}: expected a list", item.place())).hint(BRING)),
+                _ => return Err(Error::input(format!("{}: expected a list", item.place())).hint(NAME_DATA)),
             };
             for one in &list {
                 let Value::Object(one) = one else {
-                    return Err(Error::input(format!("{}: expected objects with a path", item.place())).hint(BRING));
+                    return Err(Error::input(format!("{}: expected objects with a path", item.place())).hint(NAME_DATA));
                 };
                 self.one(one, &item, &mut splits)?;
             }
@@ -128,40 +127,40 @@ impl Translation {
         while let Some(item) = self.take("load_dataset") {
             match &item.value {
                 Value::Object(one) if one.contains_key("path") => self.one(one, &item, &mut splits)?,
-                _ => self.leave(&item, "what it loads is no literal: --train names it"),
+                _ => self.leave(&item, "its arguments are not literals: name the data with --train"),
             }
         }
         let name = self.text("dataset_name").filter(|name| {
             if !splits.train.is_empty() {
-                self.leave_said(name, "`datasets` counts before it");
+                self.leave_given(name, "`datasets` overrides it");
             }
             splits.train.is_empty()
         });
         let Some(name) = &name else {
             let parts = [&config, &train, &test].into_iter().flatten();
-            parts.for_each(|part| self.leave_said(part, "counts beside dataset_name only"));
+            parts.for_each(|part| self.leave_given(part, "has a meaning only with dataset_name"));
             return Ok(splits);
         };
-        let of_split = |split: &Option<Said<String>>, default: &str| -> Result<Vec<Chosen>> {
+        let of_split = |split: &Option<Given<String>>, default: &str| -> Result<Vec<Chosen>> {
             let parts = [Some(name), config.as_ref(), split.as_ref()].into_iter().flatten();
-            let why = parts.map(|said| said.place.clone()).collect::<Vec<_>>().join("; ");
-            let split = split.as_ref().map_or(default, |said| &said.value);
-            chosen(&name.value, config.as_ref().map(|said| &said.value[..]), split, &why)
+            let why = parts.map(|given| given.place.clone()).collect::<Vec<_>>().join("; ");
+            let split = split.as_ref().map_or(default, |given| &given.value);
+            chosen(&name.value, config.as_ref().map(|given| &given.value[..]), split, &why)
         };
         splits.train = of_split(&train, "train")?;
         let on_hub = place(&name.value).starts_with("hf:/");
         if evaluates && on_hub {
             splits.dev = of_split(&test, "test")?;
         } else if let Some(test) = &test {
-            self.leave_said(
+            self.leave_given(
                 test,
-                if on_hub { "nothing is evaluated" } else { "a file has one split: name another by --dev" },
+                if on_hub { "there are no evaluations" } else { "a file has one split: name another with --dev" },
             );
         }
         Ok(splits)
     }
 
-    /// Whether evaluations are asked for.
+    /// Whether the file asks for evaluations.
     fn evaluates(&self) -> bool {
         self.peek_text("eval_strategy").is_some_and(|strategy| strategy != "no")
     }
@@ -182,15 +181,16 @@ impl Translation {
                 );
             }
         }
-        let path = text("path").ok_or_else(|| Error::input(format!("{}: without a path", item.place())).hint(BRING))?;
+        let path =
+            text("path").ok_or_else(|| Error::input(format!("{}: without a path", item.place())).hint(NAME_DATA))?;
         let files = one.get("data_files");
-        // Without a split all of them are loaded: those that data_files names, else the training split is what is meant.
-        let splits_said: Vec<&str> = match (text("split"), files) {
+        // Without a split all of them are loaded: those that data_files names; without these, the training split is meant.
+        let names: Vec<&str> = match (text("split"), files) {
             (Some(split), _) => vec![split],
             (None, Some(Value::Object(files))) => files.keys().map(String::as_str).collect(),
             (None, _) => vec!["train"],
         };
-        for split in splits_said {
+        for split in names {
             let why = format!("line {}: {} = {}, split {}", item.line, item.name, quoted(path), quoted(split));
             let files = data_files(files, split);
             let named: Vec<&str> = if files.is_empty() { vec![path] } else { files };
@@ -205,31 +205,32 @@ impl Translation {
     fn of_factory(&mut self) -> Result<Splits> {
         let folder = self.text("dataset_dir");
         if let Some(folder) = &folder {
-            self.leave_said(folder, "where dataset_info.json was looked for");
+            self.leave_given(folder, "used to find dataset_info.json");
         }
-        let folder = folder.map_or_else(|| PathBuf::from("data"), |said| PathBuf::from(said.value));
+        let folder = folder.map_or_else(|| PathBuf::from("data"), |given| PathBuf::from(given.value));
         let mut splits = Splits::default();
         for (word, list) in [("dataset", &mut splits.train), ("eval_dataset", &mut splits.dev)] {
-            let Some(said) = self.texts(word) else { continue };
-            for name in &said.value {
-                list.extend(of_info(&folder, name, &said.place)?);
+            let Some(given) = self.texts(word) else { continue };
+            for name in &given.value {
+                list.extend(of_info(&folder, name, &given.place)?);
             }
         }
         Ok(splits)
     }
 
-    /// A share of the training rows for evaluations: the last ones here, drawn by chance there.
-    fn hold_out(&mut self, splits: &mut Splits, share: Said<f64>) {
+    /// Holds out a share of the training rows for evaluations: the last rows here, random ones there.
+    fn hold_out(&mut self, splits: &mut Splits, share: Given<f64>) {
         let percent = (100.0 * share.value).round();
         let whole = (100.0 * share.value - percent).abs() < 1e-6 && (1.0..100.0).contains(&percent);
         let free = splits.dev.is_empty() && splits.train.iter().all(|chosen| chosen.source.rows == RowRange::default());
         if !whole || !free {
             let why = "set `rows` of data.train and data.dev: \":90%\" and \"90%:\" hold out the last tenth";
-            self.leave_said(&share, why);
+            self.leave_given(&share, why);
             return;
         }
         let kept = 100 - percent as usize;
-        let why = format!("{}; the last {percent}% of the rows, where {} draws them", share.place, self.name());
+        let why =
+            format!("{}; the last {percent}% of the rows, while {} draws them at random", share.place, self.name());
         let (Ok(train), Ok(dev)) = (format!(":{kept}%").parse(), format!("{kept}%:").parse()) else { return };
         for chosen in &mut splits.train {
             chosen.source.rows = train;
@@ -238,7 +239,7 @@ impl Translation {
     }
 }
 
-/// What a name is: a file or folder that is there, else one on the hub where it looks like one.
+/// The path for a name: a file or folder if it exists, else a name on the hub if it looks like one.
 fn place(name: &str) -> PathBuf {
     let parts: Vec<&str> = name.split('/').collect();
     let plain = |part: &&str| !part.is_empty() && !part.starts_with(['.', '~']);
@@ -265,7 +266,9 @@ fn chosen(name: &str, config: Option<&str>, split: &str, why: &str) -> Result<Ve
             let config = config.map(|config| format!("/{config}")).unwrap_or_default();
             path = PathBuf::from(format!("hf://{name}{config}/{}", split.trim()));
         } else if path.is_dir() {
-            return Err(Error::input(format!("{why}: {} is a folder; sources are files", path.display())).hint(BRING));
+            return Err(
+                Error::input(format!("{why}: {} is a folder; sources are files", path.display())).hint(NAME_DATA)
+            );
         }
         let mut source = Source::new(path);
         if let Some(rows) = rows {
@@ -277,7 +280,7 @@ fn chosen(name: &str, config: Option<&str>, split: &str, why: &str) -> Result<Ve
 }
 
 fn range(rows: &str, why: &str) -> Result<RowRange> {
-    rows.parse().map_err(|wrong: String| Error::input(format!("{}: {}", quoted(why), quoted(&wrong))).hint(BRING))
+    rows.parse().map_err(|wrong: String| Error::input(format!("{}: {}", quoted(why), quoted(&wrong))).hint(NAME_DATA))
 }
 
 /// The files that `data_files` names for a split.
@@ -293,10 +296,10 @@ fn data_files<'v>(value: Option<&'v Value>, split: &str) -> Vec<&'v str> {
     }
 }
 
-/// A data set that dataset_info.json has under a name.
+/// The sources of a data set named in dataset_info.json.
 fn of_info(folder: &Path, name: &str, why: &str) -> Result<Vec<Chosen>> {
     let path = folder.join("dataset_info.json");
-    let unknown = |what: String| Error::input(format!("{}: {what}", quoted(why))).hint(BRING);
+    let unknown = |what: String| Error::input(format!("{}: {what}", quoted(why))).hint(NAME_DATA);
     let bytes = files::read_within(&path, MOST_BYTES).map_err(|error| unknown(error.message))?;
     let info: Value =
         serde_json::from_slice(&bytes).map_err(|error| unknown(format!("{}: {error}", path.display())))?;
@@ -311,8 +314,10 @@ fn of_info(folder: &Path, name: &str, why: &str) -> Result<Vec<Chosen>> {
     };
     for chosen in &mut found {
         if let Some(columns) = entry.get("columns") {
-            chosen.why +=
-                &format!("; its columns {} are told by the rows, else set `columns`", quoted(&columns.to_string()));
+            chosen.why += &format!(
+                "; its columns {} are detected from the rows; if not, set `columns`",
+                quoted(&columns.to_string())
+            );
         }
         if let Some(most) = entry.get("num_samples").and_then(as_number) {
             chosen.source.rows = range(&format!(":{most}"), why)?;

@@ -1,7 +1,7 @@
-//! Promise: what another program's config says is taken over, converted with its arithmetic, or listed; model and data are
-//! found as it means them.
+//! Promise: every setting of another program's config is taken over, converted with its arithmetic, or listed; model and data are
+//! those that it means.
 //!
-//! Not here: whole configs of files that are there (`tests/all/runs/init.rs`).
+//! Not here: whole configs for existing files (`tests/all/runs/init.rs`).
 
 #![allow(clippy::unwrap_used)]
 use super::foreign::{Program, Trains};
@@ -55,7 +55,7 @@ fn a_batch_is_what_a_device_takes_times_what_is_accumulated_times_the_processes(
             "4 (per_device_train_batch_size, line 2) x 8 (gradient_accumulation_steps, line 3) x 2 (processes, --processes)",
             "centering = 0.01",
             "objective = \"reward\"",
-            // What TRL does where the file is silent.
+            // TRL's defaults for keys that the file does not have.
             "epochs = 3",
             "learning_rate = 1e-4",
             "adam_epsilon = 1e-8",
@@ -92,7 +92,7 @@ fn shares_of_the_run_become_steps_where_the_pairs_are_counted() {
     );
     let unknown = course("a.yaml", yaml, 1, None);
     assert!(!unknown.contains("warmup_steps ="), "{unknown}");
-    assert_says(&unknown, &["line 4: warmup_ratio = 0.1: how many steps the run has is not known here"]);
+    assert_says(&unknown, &["line 4: warmup_ratio = 0.1: the number of steps is not known here"]);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_longest_prompt_that_leaves_no_answer_is_listed() {
     let of =
         |prompt: usize| course("a.yaml", &format!("beta: 1\nmax_length: 100\nmax_prompt_length: {prompt}\n"), 1, None);
     assert_says(&of(60), &["max_prompt_length = 60"]);
-    assert_says(&of(100), &["line 3: max_prompt_length = 100: no prompt would be cut by it"]);
+    assert_says(&of(100), &["line 3: max_prompt_length = 100: it would cut no prompt"]);
     assert!(!of(100).contains("\nmax_prompt_length"));
 }
 
@@ -114,7 +114,7 @@ fn what_has_no_counterpart_is_listed_with_its_line_and_a_reason() {
         &[
             "beta = 0.2",
             "line 2: logging_steps = 10: every step's figures go into metrics.jsonl",
-            "line 3: frobnicate = [1,2]: not a word that is known here: see whether it matters",
+            "line 3: frobnicate = [1,2]: not a key that is known here: check whether it matters",
             "line 4: lora_r = 8: no adapters are asked for",
             "line 5: learning_rate = \"fast\": a later line sets it again",
             "line 6: seed = null: no value, so nothing is taken from it",
@@ -151,7 +151,7 @@ fn adapters_are_peft_s_by_their_own_defaults() {
             "alpha = 8.0",
             "targets = [\"q_proj\"]",
             "dtype = \"bf16\"",
-            "line 2: LoraConfig(task_type=TaskType.SEQ_CLS): no literal: scripts are not run",
+            "line 2: LoraConfig(task_type=TaskType.SEQ_CLS): not a literal: scripts are not run",
         ],
     );
     let mut from = translation("a.py", "RewardConfig(x=1)\nLoraConfig(target_modules=r'.*(q|v)_proj')", 1);
@@ -274,7 +274,7 @@ fn trainings_of_another_kind_are_refused() {
         ("a.yaml", "stage: kto\n"),
     ] {
         let error = read(name, text).unwrap_err();
-        assert!(error.message.contains("no training on preferences"), "{error}");
+        assert!(error.message.contains("not a training on preferences"), "{error}");
     }
     assert_eq!(read("a.py", "SFTConfig(x=1)\nRewardConfig(x=1)\n").unwrap(), Trains::Reward, "one of the two is");
     assert_eq!(read("a.yaml", "model_name_or_path: m\nlabel_smoothing: 0.1\n").unwrap(), Trains::Policy);
@@ -303,7 +303,7 @@ fn a_path_that_toml_cannot_hold_is_refused() {
     assert_eq!(in_toml(Path::new("m\u{e9} \"x\"")).unwrap(), "m\u{e9} \"x\"");
 }
 
-/// Promise: what a file says of adapters is listed where the model is an adapter, which has its own.
+/// Promise: a file's settings of adapters are listed if the model is an adapter, which has its own.
 #[test]
 fn an_adapter_keeps_its_own_settings() {
     let folder = tempfile::tempdir().unwrap();
@@ -336,8 +336,8 @@ fn llama_factory_means_its_own_defaults_where_it_is_silent() {
             "line 8: moe_aux_loss_coef = 0.01: another loss than loss.router_balance",
         ],
     );
-    let said = course("a.yaml", &yaml.replace("simpo\n", "simpo\nsimpo_gamma: 1.5\n"), 1, None);
-    assert_says(&said, &["simpo_gamma = 1.5"]);
+    let given = course("a.yaml", &yaml.replace("simpo\n", "simpo\nsimpo_gamma: 1.5\n"), 1, None);
+    assert_says(&given, &["simpo_gamma = 1.5"]);
     // Control: other losses have none.
     assert!(!course("a.yaml", &yaml.replace("simpo", "sigmoid"), 1, None).contains("simpo_gamma ="));
 }

@@ -1,23 +1,23 @@
-//! Tokens of Python, as far as literals need them: names, numbers, texts and signs, without comments and line breaks.
+//! Tokens of Python that literals need: names, numbers, strings and signs, without comments and line breaks.
 //!
-//! Not here: what they make together (`python/`).
+//! Not here: calls and literals made of them (`python/`).
 
 use crate::error::{Error, Result};
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind<'t> {
     /// A name or a keyword.
     Name(&'t str),
-    /// A number as it is written.
+    /// A number as written.
     Number(&'t str),
-    /// A text with its escapes resolved; none for an f-string, bytes, or an escape that names a letter.
+    /// A string with its escapes resolved; None for an f-string, bytes, or an escape that names a character.
     Text(Option<String>),
-    /// One sign; `?` for one of several letters that ends with `=`, as `==`.
+    /// One sign; `?` for a sign of two characters that ends with `=`, such as `==`.
     Sign(char),
 }
 
-/// A token and where it is: its line from 1, and its bytes.
+/// A token, its line from 1, and its range of bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token<'t> {
     pub kind: Kind<'t>,
@@ -26,10 +26,10 @@ pub struct Token<'t> {
     pub end: usize,
 }
 
-/// Takes a script apart, in one pass.
+/// Splits a script into tokens, in one pass.
 ///
 /// # Errors
-/// A text that does not end.
+/// A string that is not closed.
 pub fn tokens(text: &str) -> Result<Vec<Token<'_>>> {
     let mut lexer = Lexer { text, at: 0, line: 1 };
     let mut tokens = Vec::new();
@@ -75,7 +75,7 @@ pub fn tokens(text: &str) -> Result<Vec<Token<'_>>> {
     Ok(tokens)
 }
 
-/// What may stand in front of a text's quote: r, b, u, f and t, alone or in twos.
+/// Whether this is a prefix of a string: one or two of r, b, u, f and t.
 fn is_prefix(name: &str) -> bool {
     name.len() <= 2 && name.chars().all(|letter| "rRbBuUfFtT".contains(letter))
 }
@@ -126,10 +126,11 @@ impl Lexer<'_> {
         }
     }
 
-    /// A text from its quote on.
+    /// A string, from its opening quote on.
     fn text(&mut self, prefix: &str, line: usize) -> Result<Option<String>> {
         let prefix = prefix.to_ascii_lowercase();
-        let unended = || Error::input(format!("line {line}: a text that does not end")).hint("is the script whole?");
+        let unended =
+            || Error::input(format!("line {line}: a string that is not closed")).hint("is the script complete?");
         let quote = self.bump().ok_or_else(unended)?;
         let triple = self.rest().starts_with(&[quote, quote].iter().collect::<String>()[..]);
         if triple {
@@ -137,11 +138,11 @@ impl Lexer<'_> {
             self.bump();
         }
         let close: String = std::iter::repeat_n(quote, if triple { 3 } else { 1 }).collect();
-        let mut said = Some(String::new());
+        let mut value = Some(String::new());
         loop {
             if self.rest().starts_with(&close[..]) {
                 self.at += close.len();
-                return Ok(said.filter(|_| !prefix.contains(['f', 'b', 't'])));
+                return Ok(value.filter(|_| !prefix.contains(['f', 'b', 't'])));
             }
             let letter = self.bump().filter(|letter| triple || *letter != '\n').ok_or_else(unended)?;
             let meant = if letter != '\\' {
@@ -152,11 +153,11 @@ impl Lexer<'_> {
                 let escaped = self.bump().ok_or_else(unended)?;
                 self.escape(escaped)
             };
-            said = said.zip(meant).map(|(said, more)| said + &more);
+            value = value.zip(meant).map(|(value, more)| value + &more);
         }
     }
 
-    /// What a backslash and a letter mean; none where that is not known here.
+    /// The meaning of a backslash and a letter; None if it is not known here.
     fn escape(&mut self, letter: char) -> Option<String> {
         let one = |letter: char| Some(letter.to_string());
         match letter {

@@ -1,7 +1,7 @@
-//! Another program's words -> keys of a draft: what means the same is taken over, with the line it came from; what has no
-//! counterpart is listed, with a reason. Nothing is dropped.
+//! Translates another program's config into a draft: keys with the same meaning are taken over, with the line they came from;
+//! keys without a counterpart are listed, with a reason. Nothing is dropped.
 //!
-//! Not here: words that are converted: model and data (`sources.rs`), the run's course (`course.rs`), losses, adapters and
+//! Not here: keys that are converted: model and data (`sources.rs`), the run's course (`course.rs`), losses, adapters and
 //! precision (`method.rs`).
 
 use super::content::Item;
@@ -11,27 +11,27 @@ use super::words::{FAMILIES, Is, NOTHING, SAME, SO_HERE, UNKNOWN};
 use super::yaml;
 use serde_json::Value;
 
-/// Another program's config on its way into a draft.
+/// Another program's config while it is translated.
 pub struct Translation {
     /// The file's name.
     pub file: String,
-    /// Whose it is.
+    /// The program it is for.
     pub program: Program,
     /// What it trains.
     pub trains: Trains,
-    /// Processes that it ran on.
+    /// Number of processes that ran it.
     pub processes: usize,
-    /// Calls that were found, for a script.
+    /// Names of the calls in a script.
     pub calls: Vec<String>,
     items: Vec<Item>,
     /// Names whose values could not be read.
     unread: Vec<String>,
-    /// By line: what is not taken over.
+    /// Settings that are not taken over, by line.
     left: Vec<(usize, String)>,
 }
 
-/// A value and where it is from.
-pub struct Said<T> {
+/// A value, and its place in the file.
+pub struct Given<T> {
     /// The value.
     pub value: T,
     /// `line 3: learning_rate = 1e-5`.
@@ -41,7 +41,7 @@ pub struct Said<T> {
 }
 
 impl Translation {
-    /// Begins with all that was read.
+    /// Starts with everything that was read.
     pub fn new(foreign: Foreign, processes: usize) -> Self {
         let Foreign { file, program, trains, content, .. } = foreign;
         let left = content
@@ -62,12 +62,12 @@ impl Translation {
         }
     }
 
-    /// Whether a name is there with a value that could not be read.
+    /// Whether the file has a name with a value that could not be read.
     pub fn is_unread(&self, name: &str) -> bool {
         self.unread.iter().any(|unread| unread == name)
     }
 
-    /// Why a name has that program's default.
+    /// The reason for taking that program's default for a name.
     pub fn default_of(&self, name: &str) -> String {
         match self.is_unread(name) {
             true => {
@@ -77,14 +77,14 @@ impl Translation {
         }
     }
 
-    /// Lists something that is not taken over, and why.
+    /// Lists a setting that is not taken over, and why.
     pub fn leave(&mut self, item: &Item, why: &str) {
         self.left.push((item.line, format!("{}: {why}", item.place())));
     }
 
-    /// The same for a value that was taken.
-    pub fn leave_said<T>(&mut self, said: &Said<T>, why: &str) {
-        self.left.push((said.line, format!("{}: {why}", said.place)));
+    /// The same for a value that was read already.
+    pub fn leave_given<T>(&mut self, given: &Given<T>, why: &str) {
+        self.left.push((given.line, format!("{}: {why}", given.place)));
     }
 
     /// The same for all values of names.
@@ -96,27 +96,27 @@ impl Translation {
         }
     }
 
-    /// Lists what no line says.
+    /// Lists a note that belongs to no line.
     pub fn leave_note(&mut self, note: impl Into<String>) {
         self.left.push((usize::MAX, note.into()));
     }
 
-    /// Whether a name is there with a value.
+    /// Whether the file has a name with a value.
     pub fn has(&self, name: &str) -> bool {
         self.items.iter().any(|item| item.name == name && !item.value.is_null())
     }
 
-    /// A text that is left where it is.
+    /// A text, without marking it as used.
     pub fn peek_text(&self, name: &str) -> Option<&str> {
         self.items.iter().find(|item| item.name == name)?.value.as_str()
     }
 
-    /// Whether a name is there, and its value is null.
+    /// Whether the file has a name with the value null.
     pub fn is_null(&self, name: &str) -> bool {
         self.items.iter().any(|item| item.name == name && item.value.is_null())
     }
 
-    /// A name's item, which counts as used; null is no value.
+    /// Takes a name's item and so marks it as used; null is no value.
     pub fn take(&mut self, name: &str) -> Option<Item> {
         let at = self.items.iter().position(|item| item.name == name)?;
         let item = self.items.remove(at);
@@ -127,10 +127,10 @@ impl Translation {
         Some(item)
     }
 
-    fn typed<T>(&mut self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Said<T>> {
+    fn typed<T>(&mut self, name: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Given<T>> {
         let item = self.take(name)?;
         match read(&item.value) {
-            Some(value) => Some(Said { value, place: item.place(), line: item.line }),
+            Some(value) => Some(Given { value, place: item.place(), line: item.line }),
             None => {
                 self.leave(&item, &format!("expected {expected}"));
                 None
@@ -138,13 +138,13 @@ impl Translation {
         }
     }
 
-    /// A number, also one that is written as a text.
-    pub fn number(&mut self, name: &str) -> Option<Said<f64>> {
+    /// A number, also one written as a text.
+    pub fn number(&mut self, name: &str) -> Option<Given<f64>> {
         self.typed(name, "a number", as_number)
     }
 
     /// A whole number, 0 or more.
-    pub fn whole(&mut self, name: &str) -> Option<Said<usize>> {
+    pub fn whole(&mut self, name: &str) -> Option<Given<usize>> {
         self.typed(name, "a whole number, 0 or more", |value| {
             as_number(value)
                 .filter(|number| number.fract() == 0.0 && (0.0..1e15).contains(number))
@@ -153,7 +153,7 @@ impl Translation {
     }
 
     /// A whole number, 1 or more.
-    fn count(&mut self, name: &str) -> Option<Said<i64>> {
+    fn count(&mut self, name: &str) -> Option<Given<i64>> {
         self.typed(name, "a whole number, 1 or more", |value| {
             as_number(value)
                 .filter(|number| number.fract() == 0.0 && (1.0..1e15).contains(number))
@@ -162,17 +162,17 @@ impl Translation {
     }
 
     /// True or false.
-    pub fn truth(&mut self, name: &str) -> Option<Said<bool>> {
+    pub fn truth(&mut self, name: &str) -> Option<Given<bool>> {
         self.typed(name, "true or false", Value::as_bool)
     }
 
     /// A text.
-    pub fn text(&mut self, name: &str) -> Option<Said<String>> {
+    pub fn text(&mut self, name: &str) -> Option<Given<String>> {
         self.typed(name, "a text", |value| value.as_str().map(str::to_owned))
     }
 
     /// Texts: a list of them, or one with commas.
-    pub fn texts(&mut self, name: &str) -> Option<Said<Vec<String>>> {
+    pub fn texts(&mut self, name: &str) -> Option<Given<Vec<String>>> {
         self.typed(name, "a list of texts", |value| match value {
             Value::String(text) => {
                 Some(text.split(',').map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect())
@@ -182,7 +182,7 @@ impl Translation {
         })
     }
 
-    /// Takes over what means the same, and lists the rest.
+    /// Takes over keys with the same meaning, and lists the rest.
     pub fn finish(mut self, draft: &mut Draft) {
         for (word, key, is) in SAME {
             match is {
@@ -210,10 +210,10 @@ impl Translation {
         &mut self,
         draft: &mut Draft,
         key: &str,
-        take: impl Fn(&mut Self) -> Option<Said<T>>,
+        take: impl Fn(&mut Self) -> Option<Given<T>>,
     ) {
-        if let Some(said) = take(self) {
-            draft.set(key, said.value, said.place);
+        if let Some(given) = take(self) {
+            draft.set(key, given.value, given.place);
         }
     }
 }
@@ -224,7 +224,7 @@ fn is_value(value: &Value, expected: &str) -> bool {
     written == expected || (expected == "0" && as_number(value) == Some(0.0))
 }
 
-/// A finite number, also one that is written as a text, as those programs take it.
+/// A finite number, also one written as a text, which those programs accept.
 pub fn as_number(value: &Value) -> Option<f64> {
     match value {
         Value::String(text) => yaml::number(text.trim())?.as_f64(),

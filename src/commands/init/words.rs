@@ -1,9 +1,9 @@
-//! Words of TRL, PEFT, Transformers and LLaMA-Factory: those that mean the same as a key here, and those that have no
+//! Keys of TRL, PEFT, Transformers and LLaMA-Factory: those with the same meaning as a key here, and those without a
 //! counterpart, each with a reason.
 //!
-//! Not here: words that must be converted (`course.rs`, `method.rs`, `sources.rs`).
+//! Not here: keys that must be converted (`course.rs`, `method.rs`, `sources.rs`).
 
-/// What a value must be.
+/// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Is {
     /// A number.
@@ -14,7 +14,7 @@ pub enum Is {
     Truth,
 }
 
-/// Words with the key that means the same.
+/// Keys, and the keys here with the same meaning.
 pub const SAME: &[(&str, &str, Is)] = &[
     ("learning_rate", "train.learning_rate", Is::Number),
     ("weight_decay", "train.weight_decay", Is::Number),
@@ -27,18 +27,18 @@ pub const SAME: &[(&str, &str, Is)] = &[
     ("save_total_limit", "checkpoint.keep", Is::Count),
 ];
 
-/// Words that need no counterpart where they have this value, since things are so here in any case.
+/// Keys that need no counterpart if they have this value, since haf-dist always behaves that way.
 pub const SO_HERE: &[(&str, &str, &str)] = &[
     ("disable_dropout", "true", "there is no dropout here"),
     ("lora_dropout", "0", "there is no dropout here"),
     ("bias", "\"none\"", "adapters have no biases here"),
-    ("use_dora", "false", "plain LoRA is all there is here"),
-    ("load_in_4bit", "false", "weights are whole here"),
-    ("load_in_8bit", "false", "weights are whole here"),
+    ("use_dora", "false", "there is only plain LoRA here"),
+    ("load_in_4bit", "false", "weights are not quantised here"),
+    ("load_in_8bit", "false", "weights are not quantised here"),
     ("fp16", "false", "there is no fp16 here"),
     ("streaming", "true", "files are always read as a stream"),
     ("overwrite_output_dir", "false", "a run's folder is never overwritten"),
-    ("precompute_ref_log_probs", "true", "the reference is always computed ahead"),
+    ("precompute_ref_log_probs", "true", "the reference's log-probs are always computed before training"),
     ("num_labels", "1", "a reward head has one output"),
     ("do_train", "true", "that is what train does"),
     ("remove_unused_columns", "false", "keys that are not used are listed in the data report"),
@@ -54,18 +54,18 @@ const LOADER: &str = "tokens are read from a mapped file, without workers";
 const SHARDS: &str = "weights are whole on every rank; parallel.shard_optimizer = true shards masters and moments";
 const DDP: &str = "gradients are reduced by [parallel]'s backend";
 const KERNELS: &str = "the program has kernels of its own";
-const COMMAND: &str = "said on the command line: haf-dist train, with --resume to go on";
-const LORA_ONLY: &str = "plain LoRA is all there is here";
-const QUANTISED: &str = "weights are trained and frozen as they are: there is no quantisation here";
+const COMMAND: &str = "set on the command line: haf-dist train, with --resume to continue";
+const LORA_ONLY: &str = "there is only plain LoRA here";
+const QUANTISED: &str = "there is no quantisation here, of trained or frozen weights";
 const ADAMW: &str = "AdamW is the optimizer here";
-const OTHER_STAGE: &str = "counts in another stage than this one";
-const BEST: &str = "the best checkpoint is that of the lowest loss on the dev pairs, and is kept";
+const OTHER_STAGE: &str = "belongs to another stage";
+const BEST: &str = "the checkpoint that is best on the dev pairs is always kept";
 
-/// Words without a counterpart, and why.
+/// Keys without a counterpart, and why.
 pub const NOTHING: &[(&str, &str)] = &[
-    ("log_level", "HAF_LOG says what is logged"),
+    ("log_level", "HAF_LOG sets what is logged"),
     ("plot_loss", LOGS),
-    ("disable_tqdm", "the bar is drawn on terminals alone"),
+    ("disable_tqdm", "the bar is drawn only on terminals"),
     ("report_to", TRACKERS),
     ("run_name", TRACKERS),
     ("project", TRACKERS),
@@ -73,19 +73,19 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("dataloader_drop_last", "the last batch of an epoch is trained on, however small"),
     ("dataset_num_proc", "as many threads as there are cores tokenise"),
     ("preprocessing_num_workers", "as many threads as there are cores tokenise"),
-    ("overwrite_cache", "caches go by the content of what they hold"),
+    ("overwrite_cache", "a cache is found by a hash of its content"),
     ("remove_unused_columns", "keys that are not used are listed in the data report"),
     ("deepspeed", SHARDS),
     ("parallelism_config", SHARDS),
     ("accelerator_config", DDP),
-    ("ddp_timeout", "parallel.timeout_seconds waits without progress only, which is another time"),
+    ("ddp_timeout", "parallel.timeout_seconds has another meaning: it limits a wait without progress"),
     ("local_rank", DDP),
     ("attn_implementation", KERNELS),
     ("flash_attn", KERNELS),
     ("use_liger_kernel", KERNELS),
     ("enable_liger_kernel", KERNELS),
     ("tf32", KERNELS),
-    ("use_cpu", "a GPU is used where there is one"),
+    ("use_cpu", "a GPU is used if there is one"),
     ("torch_empty_cache_steps", KERNELS),
     ("padding_free", "sequences are always packed without padding"),
     ("pad_to_multiple_of", "sequences are always packed without padding"),
@@ -96,8 +96,8 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("auto_find_batch_size", "train.tokens_per_micro_batch is the memory knob, and changes no result"),
     ("per_device_eval_batch_size", "train.tokens_per_micro_batch is the memory knob, and changes no result"),
     ("precompute_ref_batch_size", "train.tokens_per_micro_batch is the memory knob, and changes no result"),
-    ("eval_on_start", "the first evaluation is that of eval.every"),
-    ("eval_delay", "evaluations begin with the first of eval.every"),
+    ("eval_on_start", "the first evaluation comes after eval.every steps"),
+    ("eval_delay", "the first evaluation comes after eval.every steps"),
     ("load_best_model_at_end", BEST),
     ("metric_for_best_model", BEST),
     ("greater_is_better", BEST),
@@ -105,11 +105,11 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("save_safetensors", "everything is written as safetensors"),
     ("overwrite_output_dir", "a run's folder is never overwritten: name another in output.dir"),
     ("do_train", COMMAND),
-    ("stage", "loss.objective says it"),
+    ("stage", "loss.objective sets it"),
     ("do_eval", COMMAND),
     ("do_predict", COMMAND),
     ("resume_from_checkpoint", COMMAND),
-    ("trust_remote_code", "no code of a model's folder is run: haf-dist models lists the families"),
+    ("trust_remote_code", "code in a model's folder is never run: haf-dist models lists the families"),
     ("num_labels", "a reward head has one output"),
     ("lora_task_type", "a reward head is trained with the adapters in any case"),
     ("lora_dropout", "adapters have no dropout here: the run is not quite the same"),
@@ -117,12 +117,12 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("lora_target_parameters", LORA_ONLY),
     ("bias", LORA_ONLY),
     ("init_lora_weights", "A starts with Kaiming's uniform distribution, B at zero"),
-    ("modules_to_save", "the reward head is trained besides, and nothing else"),
+    ("modules_to_save", "only the reward head is trained along with adapters"),
     ("layers_to_transform", "every block has adapters"),
     ("rank_pattern", LORA_ONLY),
     ("alpha_pattern", LORA_ONLY),
     ("loraplus_lr_ratio", LORA_ONLY),
-    ("additional_target", "the reward head is trained besides, and nothing else"),
+    ("additional_target", "only the reward head is trained along with adapters"),
     ("load_in_4bit", QUANTISED),
     ("load_in_8bit", QUANTISED),
     ("quantization_bit", QUANTISED),
@@ -131,7 +131,7 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("bnb_4bit_quant_storage", QUANTISED),
     ("use_bnb_nested_quant", QUANTISED),
     ("neftune_noise_alpha", "embeddings get no noise here"),
-    ("label_smoothing_factor", "a loss on tokens; loss.label_smoothing is about pairs, which is another thing"),
+    ("label_smoothing_factor", "it smooths a loss on tokens; loss.label_smoothing smooths that on pairs"),
     ("router_aux_loss_coef", "another loss than loss.router_balance, whose weights are not comparable"),
     ("sync_ref_model", "the reference is the model that training starts from"),
     ("ref_model_mixup_alpha", "the reference is the model that training starts from"),
@@ -143,13 +143,13 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("pad_token", "sequences are always packed without padding"),
     ("truncation_mode", "the prompt's start is cut first, then the answer's end"),
     ("full_determinism", "a run with the same ranks is the same, bit for bit"),
-    ("pref_ftx", "loss.policy is one loss; \"sft\" is the other"),
+    ("pref_ftx", "loss.policy is one loss, not a sum: \"sft\" would replace the preference loss"),
     ("use_weighting", "there is no such weighting of pairs here"),
-    ("f_divergence_type", "DPO's own divergence is all there is here"),
-    ("ld_alpha", "every token of an answer counts alike"),
-    ("tokenized_path", "data.cache_dir holds tokens, and is filled by itself"),
-    ("mix_strategy", "a source's weight says how often it is drawn"),
-    ("interleave_probs", "a source's weight says how often it is drawn"),
+    ("f_divergence_type", "there is only DPO's own divergence here"),
+    ("ld_alpha", "every token of an answer has the same weight"),
+    ("tokenized_path", "data.cache_dir holds tokens, and is filled automatically"),
+    ("mix_strategy", "a source's weight sets how often it is drawn"),
+    ("interleave_probs", "a source's weight sets how often it is drawn"),
     ("ignore_bias_buffers", DDP),
     ("dataset_streaming", "files are always read as a stream"),
     ("streaming", "files are always read as a stream"),
@@ -166,10 +166,10 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("length_column_name", "sequences are always packed without padding"),
     ("skip_memory_metrics", LOGS),
     ("loss_weights", "loss.policy is one loss; loss.alpha and loss.reward_weight weigh the two heads' losses"),
-    ("f_alpha_divergence_coef", "DPO's own divergence is all there is here"),
-    ("discopop_tau", "counts with discopop only, which is not a loss here"),
-    ("exclude_modules", "lora.targets names those that have adapters"),
-    ("fan_in_fan_out", "weights are as Transformers' linear layers have them"),
+    ("f_alpha_divergence_coef", "there is only DPO's own divergence here"),
+    ("discopop_tau", "belongs to discopop, which is not a loss here"),
+    ("exclude_modules", "lora.targets names the modules with adapters"),
+    ("fan_in_fan_out", "weights have the layout of Transformers' linear layers"),
     ("use_qalora", LORA_ONLY),
     ("lora_bias", LORA_ONLY),
     ("layer_replication", LORA_ONLY),
@@ -190,8 +190,8 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("loraplus_lr_embedding", LORA_ONLY),
     ("ensure_weight_tying", "a tied head stays tied"),
     ("runtime_config", KERNELS),
-    ("adapter_name_or_path", "name the adapter's folder in model.path, and its training goes on"),
-    ("create_new_adapter", "an adapter in model.path is trained on; without one a new one is"),
+    ("adapter_name_or_path", "name the adapter's folder in model.path to continue its training"),
+    ("create_new_adapter", "an adapter in model.path is trained further; without one a new one is trained"),
     ("torch_compile", KERNELS),
     ("torch_compile_backend", KERNELS),
     ("torch_compile_mode", KERNELS),
@@ -207,12 +207,12 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("compute_accuracy", LOGS),
     ("print_param_status", LOGS),
     ("save_on_each_node", "rank 0 writes the checkpoints, on a disk that all nodes see"),
-    ("enable_jit_checkpoint", "SIGTERM saves the step under way"),
+    ("enable_jit_checkpoint", "SIGTERM saves a checkpoint after the current step"),
     ("restore_callback_states_from_checkpoint", COMMAND),
     ("data_dir", "name the file in a source's path"),
-    ("media_dir", "texts alone are trained on"),
-    ("train_on_prompt", "losses are of answers alone"),
-    ("mask_history", "losses are of the last answer alone"),
+    ("media_dir", "only texts are trained on"),
+    ("train_on_prompt", "losses are computed only on answers"),
+    ("mask_history", "losses are computed only on the last answer"),
     ("ignore_pad_token_for_loss", "sequences are always packed without padding"),
     ("neat_packing", "sequences are always packed, and never see one another"),
     ("buffer_size", "pairs are drawn by a seeded shuffle of all of them"),
@@ -220,10 +220,10 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("data_shared_file_system", "rank 0 fills data.cache_dir; ranks that do not see it fill their own"),
     ("tool_format", "the chat template writes a row's tools"),
     ("default_system", "put a system message into the rows"),
-    ("enable_thinking", "a row's chat_template_kwargs say it"),
-    ("preserve_thinking", "a row's chat_template_kwargs say it"),
+    ("enable_thinking", "set it in a row's chat_template_kwargs"),
+    ("preserve_thinking", "set it in a row's chat_template_kwargs"),
     ("early_stopping_steps", BEST),
-    ("cache_dir", "HF_HUB_CACHE says where hf:// paths are kept; data.cache_dir holds tokens"),
+    ("cache_dir", "HF_HUB_CACHE sets the folder for hf:// paths; data.cache_dir holds tokens"),
     ("use_fast_tokenizer", "tokenizer.json is read"),
     ("resize_vocab", "resize the embedding in the model's folder"),
     ("add_tokens", "add tokens in the model's folder"),
@@ -232,20 +232,20 @@ pub const NOTHING: &[(&str, &str)] = &[
     ("init_special_tokens", "add tokens in the model's folder"),
     ("split_special_tokens", "special tokens in a text are special tokens, as in Transformers"),
     ("low_cpu_mem_usage", "weights are read from mapped files"),
-    ("rope_scaling", "the model's config.json says it"),
+    ("rope_scaling", "it is read from the model's config.json"),
     ("moe_aux_loss_coef", "another loss than loss.router_balance, whose weights are not comparable"),
     ("shift_attn", KERNELS),
     ("mixture_of_depths", KERNELS),
     ("upcast_layernorm", "norms compute in f32"),
     ("upcast_lmhead_output", "log-probs are summed in f32"),
     ("use_reentrant_gc", "there is one kind of recomputation here"),
-    ("train_from_scratch", "weights are those of model.path"),
+    ("train_from_scratch", "training starts from the weights in model.path"),
     ("double_quantization", QUANTISED),
     ("ref_model_adapters", "the reference is the model that training starts from"),
     ("pref_bco_weight", "loss.policy is one loss"),
 ];
 
-/// Beginnings of further such words.
+/// Prefixes of further such keys.
 pub const FAMILIES: &[(&str, &str)] = &[
     ("hub_", HUB),
     ("trackio_", TRACKERS),
@@ -286,8 +286,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ("eval_", "every pair of the dev split is scored by itself, without settings"),
 ];
 
-/// Of every other word.
-pub const UNKNOWN: &str = "not a word that is known here: see whether it matters";
+/// The reason for every other key.
+pub const UNKNOWN: &str = "not a key that is known here: check whether it matters";
 
 #[cfg(test)]
 mod tests {

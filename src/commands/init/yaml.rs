@@ -1,6 +1,6 @@
-//! YAML, as far as configs use it: a mapping of names to scalars, lists and mappings, each name with its line.
+//! Reads the YAML of a config: a mapping of names to scalars, lists and mappings, each name with its line.
 //!
-//! Plain scalars are read as PyYAML does, with `yes`, `off` and `1_000`. Not here: what the names mean (`translate.rs`).
+//! Plain scalars are read as by PyYAML, with `yes`, `off` and `1_000`. Not here: the meaning of the names (`translate.rs`).
 
 use super::content::{Content, DEEPEST, Item, Unread};
 use crate::error::{Error, Result};
@@ -13,9 +13,9 @@ type Events<'t> = Parser<'t, saphyr_parser::StrInput<'t>>;
 /// Reads a text.
 ///
 /// # Errors
-/// Broken YAML, or what no config is: several documents, anything but a mapping, deep nesting.
+/// Broken YAML, or YAML that is not a config: several documents, no mapping, deep nesting.
 pub fn read(text: &str) -> Result<Content> {
-    // A foreign parser of hostile text: what it should not do, it must not do to us.
+    // The parser may panic on hostile text.
     contain(|| Reader { events: Parser::new_from_str(text), content: Content::default() }.read())
         .unwrap_or_else(|panic| Err(Error::input(format!("not YAML that can be read: {panic}"))))
 }
@@ -32,9 +32,9 @@ impl<'t> Reader<'t> {
             Some(Ok((event, span))) => Ok((event, span.start.line())),
             Some(Err(error)) => {
                 Err(Error::input(format!("line {}: not YAML: {}", error.marker().line(), error.info()))
-                    .hint("mend it, or bring what it says by --model and --train"))
+                    .hint("correct it, or give the model and the data with --model and --train"))
             }
-            None => Err(Error::input("not YAML: it ends too early")),
+            None => Err(Error::input("not YAML: the text ends too early")),
         }
     }
 
@@ -62,15 +62,15 @@ impl<'t> Reader<'t> {
             match self.next()? {
                 (Event::StreamEnd, _) => return Ok(self.content),
                 (Event::DocumentStart(_), line) => {
-                    return Err(Error::input(format!("line {line}: a second document begins, expected one"))
-                        .hint("keep the one that is meant in a file of its own"));
+                    return Err(Error::input(format!("line {line}: a second document starts, expected only one"))
+                        .hint("put the config into a file of its own"));
                 }
                 _ => {}
             }
         }
     }
 
-    /// The value that an event begins.
+    /// The value that starts with an event.
     fn value(&mut self, (event, line): (Event<'t>, usize), depth: usize) -> Result<Value> {
         if depth > DEEPEST {
             return Err(Error::input(format!("line {line}: nested deeper than {DEEPEST}, which no config is")));

@@ -1,6 +1,6 @@
-//! The lengths of pairs that a plan is made for: the data's own, those of its first pairs, or such as were asked for.
+//! The lengths of pairs that a plan assumes: those of all pairs, those of the first pairs, or given ones.
 //!
-//! Not here: what they cost (`plan/`).
+//! Not here: their cost (`plan/`).
 
 use super::subject::Subject;
 use crate::cli::Planning;
@@ -15,25 +15,25 @@ use crate::plan::Job;
 use crate::plan::workload::{self, PairTokens, Shape, largest, sum};
 use crate::train::total_steps;
 
-/// Pairs of each training file that are looked at where the data is not tokenised yet.
+/// Pairs of each training file that are read if the data is not tokenised yet.
 const LOOKED_AT: usize = 256;
 
-/// The lengths of pairs that the run meets.
+/// The lengths of a run's pairs.
 pub struct Lengths {
-    /// Pairs in training order, used round and round.
+    /// Pairs in training order, repeated as often as needed.
     pub order: Vec<PairTokens>,
     /// The largest micro-batch of any rank.
     pub largest: Shape,
-    /// Steps of the run, where known.
+    /// Steps of the run, if known.
     pub steps: Option<usize>,
-    /// Where the lengths come from, in words.
+    /// The origin of the lengths, in words.
     pub source: String,
 }
 
-/// The data's own lengths where it and the tokenizer are there, else those asked for, else a guess.
+/// Lengths given on the command line, else those of the data if it and the tokenizer exist, else a guess.
 ///
 /// # Errors
-/// Data that is there but broken.
+/// Broken data.
 pub fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Lengths> {
     let (config, ranks) = (&subject.config, planning.gpus);
     if let Some(pair) = planning.pair_tokens {
@@ -43,16 +43,16 @@ pub fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Leng
         let data = &config.data;
         let answer = (data.max_length - data.max_prompt_length).div_ceil(2);
         let pair = PairTokens { prefix: data.max_prompt_length / 2, chosen: answer, rejected: answer, apart: false };
-        let source = format!("{why}: every pair has {}, half of what fits", words(pair));
+        let source = format!("{why}: every pair has {}, half of the allowed lengths", words(pair));
         assumed(&[pair], source, config, ranks)
     };
     let Some(model) = &subject.tokenizer else {
-        return Ok(guess("no data is looked at".to_owned()));
+        return Ok(guess("no data was read".to_owned()));
     };
     let tokenizer = model.join("tokenizer.json");
     let mut needed = config.data.train.iter().map(|source| &source.path).chain([&tokenizer]);
     if let Some(missing) = needed.find(|path| !path.exists()) {
-        return Ok(guess(format!("{} is not there", missing.display())));
+        return Ok(guess(format!("{} does not exist", missing.display())));
     }
     let encoder = setup::encoder(config, model, &job.architecture)?;
     match PreparedData::open_if_made(&config.data.train, &encoder, &config.data.cache_dir)? {
@@ -65,7 +65,7 @@ fn words(pair: PairTokens) -> String {
     format!("{} + {} + {} tokens (common prefix, chosen, rejected)", pair.prefix, pair.chosen, pair.rejected)
 }
 
-/// The pairs of the run, batch by batch, as the sampler draws them.
+/// Lengths of the run's pairs, batch by batch, as the sampler draws them.
 fn of_data(ranks: usize, config: &Config, data: &PreparedData, job: &Job) -> Result<Lengths> {
     let mut sampler = setup::sampler(config, data)?;
     let steps = total_steps(config, &sampler);
@@ -85,7 +85,7 @@ fn of_data(ranks: usize, config: &Config, data: &PreparedData, job: &Job) -> Res
     })
 }
 
-/// The first pairs of every training file, in turn.
+/// Lengths of the first pairs of every training file.
 fn of_first_pairs(ranks: usize, config: &Config, encoder: &Encoder, job: &Job) -> Result<Lengths> {
     let packing = Packing::shared(job.architecture.alike());
     let mut order = Vec::new();
@@ -105,7 +105,7 @@ fn of_first_pairs(ranks: usize, config: &Config, encoder: &Encoder, job: &Job) -
         });
     }
     let source = format!(
-        "lengths of the first {} pairs of the training files, {:.0} tokens on average; `haf-dist prepare` first takes those of all",
+        "lengths of the first {} pairs of the training files, {:.0} tokens on average; after `haf-dist prepare`, of all pairs",
         order.len(),
         mean(&order)
     );
@@ -116,7 +116,7 @@ fn mean(order: &[PairTokens]) -> f64 {
     sum(order.iter().copied()).tokens as f64 / order.len().max(1) as f64
 }
 
-/// The largest micro-batch of such pairs is full, or is one pair as long as it may be with nothing in common.
+/// Assumes a full micro-batch, or one pair of maximal length without a common prefix, as the largest micro-batch.
 fn assumed(order: &[PairTokens], source: String, config: &Config, ranks: usize) -> Lengths {
     let longest =
         PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
@@ -133,6 +133,6 @@ fn assumed(order: &[PairTokens], source: String, config: &Config, ranks: usize) 
         order: order.to_vec(),
         largest: bound,
         steps: config.train.steps,
-        source: format!("{source}; memory for a full micro-batch, and for a pair of twice data.max_length"),
+        source: format!("{source}; memory for a full micro-batch or a pair of twice data.max_length"),
     }
 }

@@ -22,14 +22,14 @@ use serde::Serialize;
 use subject::subject;
 use tch::Kind;
 
-/// Everything that is predicted.
+/// All predictions.
 #[derive(Debug, Serialize)]
 pub struct Plan {
-    /// Ranks asked for.
+    /// Number of ranks.
     ranks: usize,
     /// Their devices.
     hardware: Hardware,
-    /// Precision of the computation.
+    /// Precision of the computation: `bf16` or `f32`.
     dtype: &'static str,
     /// Parameters, and how many of them are trained.
     parameters: [usize; 2],
@@ -37,39 +37,39 @@ pub struct Plan {
     largest: Shape,
     /// Memory of a rank by part, in bytes, with whole masters and moments.
     memory: Memory,
-    /// The same where each rank holds a share of them.
+    /// The same if each rank holds a share of them.
     memory_if_sharded: Memory,
-    /// The sum at the worst moment with whole ones.
+    /// Bytes at the worst moment with whole masters and moments.
     memory_total: usize,
     /// The same with shares.
     memory_total_if_sharded: usize,
     /// Whether the config shards them.
     sharded: bool,
-    /// What a rank may fill.
+    /// Bytes that a rank may fill.
     memory_usable: f64,
-    /// Whether what the config needs is at most that.
+    /// Whether the config needs at most that.
     fits: bool,
-    /// Other ways to run it, and what each needs.
+    /// Other ways to run it, and the memory that each needs.
     stages: Vec<Stage>,
-    /// The first of them that fits, as keys to set; none where the config fits, or none does.
+    /// The first of them that fits, as keys to set; None if the config fits, or if none does.
     nearest: Option<Vec<&'static str>>,
-    /// A step of the config's global batch on the ranks asked for.
+    /// A step with the config's global batch on these ranks.
     step: Row,
-    /// Steps of the run, where the data or the config says how many.
+    /// Steps of the run, if the data or the config determines them.
     steps: Option<usize>,
-    /// The same pairs a rank on more and more ranks.
+    /// The same number of pairs per rank on more and more ranks.
     weak: Vec<Row>,
     /// The config's global batch on more and more ranks.
     strong: Vec<Row>,
-    /// What was assumed, in words.
+    /// The assumptions, in words.
     assumptions: Vec<String>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// A bad config, an unknown GPU, more ranks than pairs in a global batch, data that is there but broken; a job that does not
-/// fit, once the plan is printed.
+/// A bad config, an unknown GPU, more ranks than pairs in a global batch, broken data; a job that does not fit, after the plan is
+/// printed.
 pub fn run(planning: &Planning) -> Result<()> {
     let plan = plan(planning)?;
     terminal::out(match planning.json {
@@ -80,7 +80,7 @@ pub fn run(planning: &Planning) -> Result<()> {
         return Ok(());
     }
     let error = Error::runtime(format!(
-        "does not fit: a rank needs {:.2} GB and may fill {:.2} GB",
+        "the job does not fit: a rank needs {:.2} GB and may fill {:.2} GB",
         tables::needed(&plan) as f64 / 1e9,
         plan.memory_usable / 1e9
     ));
@@ -98,7 +98,7 @@ pub fn run(planning: &Planning) -> Result<()> {
                 bytes as f64 / 1e9
             )
         }
-        (None, None) => "GPUs with more memory".to_owned(),
+        (None, None) => "take GPUs with more memory".to_owned(),
     }))
 }
 
@@ -106,12 +106,12 @@ fn plan(planning: &Planning) -> Result<Plan> {
     let subject = subject(planning)?;
     let config = &subject.config;
     let ranks = planning.gpus;
-    // Without a config there is no global batch to keep to.
+    // Without a config the global batch is free to grow.
     let pairs =
         if planning.run.is_given() { config.train.pairs_per_step } else { config.train.pairs_per_step.max(ranks) };
     if ranks > pairs {
         return Err(Error::input(format!(
-            "--gpus {ranks} share train.pairs_per_step = {pairs}: some would never hold a pair"
+            "--gpus {ranks} share train.pairs_per_step = {pairs}: some ranks would never get a pair"
         ))
         .hint("plan for fewer ranks, or add --set train.pairs_per_step=N (the global batch)"));
     }

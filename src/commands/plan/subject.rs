@@ -1,4 +1,4 @@
-//! What a plan is made for: a run's config, or a model alone with the defaults of a config.
+//! The subject of a plan: a run's config, or a model with a config's defaults.
 //!
 //! Not here: the lengths of pairs (`lengths.rs`).
 
@@ -11,21 +11,21 @@ use crate::model::architecture::Architecture;
 use crate::plan::shapes;
 use std::path::{Path, PathBuf};
 
-/// What is planned.
+/// The subject of a plan.
 pub struct Subject {
     /// The config, or one with defaults.
     pub config: Config,
     /// The model.
     pub architecture: Architecture,
-    /// The folder with the tokenizer, where there is a config and so data.
+    /// The folder with the tokenizer, if there is a config and so data.
     pub tokenizer: Option<PathBuf>,
 }
 
-/// A run as far as a model alone says: for a plan, never for training.
+/// The config for a plan without one; never used for training.
 const NO_CONFIG: &str = "[model]\npath = \"model\"\n[data]\ntrain = [{ path = \"train.jsonl\" }]\n[train]\nsteps = 1\n\
                          [output]\ndir = \"run\"\n";
 
-/// Reads the config, and of the model its config.json alone.
+/// Reads the config, and only the config.json of the model.
 ///
 /// # Errors
 /// A bad config or config.json, a shape that is not known, a hub that cannot be reached.
@@ -50,7 +50,7 @@ pub fn subject(planning: &Planning) -> Result<Subject> {
     let (architecture, tokenizer) = match planning.model() {
         Some(Model::Shape(name)) => (shapes::architecture(name)?, None),
         Some(Model::Folder(folder)) => (of_folder(folder)?, None),
-        // The model of a config may be fetched for the plan's sake no further than its config.json.
+        // Of a config's model on the hub, fetch only config.json.
         None => match hub::is_on_hub(&config.model.path) {
             true => (of_folder(&config.model.path)?, None),
             false => {

@@ -1,4 +1,4 @@
-//! A plan as text for people: memory by part, one step, two tables of scaling, the assumptions.
+//! Renders a plan as text: memory by part, one step, two tables of scaling, the assumptions.
 
 use super::Plan;
 use crate::plan::memory::Memory;
@@ -39,7 +39,7 @@ fn memory(plan: &Plan) -> String {
         ("activations (2)", |memory| memory.activations),
         ("shared by blocks (2)", |memory| memory.block_workspace),
         ("heads (2)", |memory| memory.head_workspace),
-        ("what else comes and goes", |memory| memory.slack),
+        ("allocator slack", |memory| memory.slack),
         ("process, libraries", |memory| memory.base),
         ("update, or saving", |memory| memory.update_workspace.max(memory.saving)),
         ("at the worst moment", Memory::total),
@@ -49,8 +49,8 @@ fn memory(plan: &Plan) -> String {
     let verdict = if plan.fits { "fits" } else { "DOES NOT FIT" };
     let sharded = if plan.sharded { "is" } else { "is not" };
     format!(
-        "{table}\n(1) with parallel.shard_optimizer = true, which {sharded} set: masters and moments of a rank's share only\n\
-         (2) of the largest micro-batch ({} tokens, {} pairs)\n\
+        "{table}\n(1) with parallel.shard_optimizer = true, which {sharded} set: a rank's share of masters and moments\n\
+         (2) for the largest micro-batch ({} tokens, {} pairs)\n\
          {verdict}: {} of {} GB",
         plan.largest.tokens,
         plan.largest.pairs,
@@ -59,7 +59,7 @@ fn memory(plan: &Plan) -> String {
     )
 }
 
-/// What a rank needs as the job is configured.
+/// Bytes that a rank needs with the job's config.
 pub fn needed(plan: &Plan) -> usize {
     if plan.sharded { plan.memory_total_if_sharded } else { plan.memory_total }
 }
@@ -82,9 +82,7 @@ fn stages(plan: &Plan) -> String {
             },
         ]);
     }
-    format!(
-        "{table}\nmemory of a rank in other ways to run it, and the most tokens of such pairs that fit into a micro-batch"
-    )
+    format!("{table}\nmemory of a rank with other settings, and the largest micro-batch of such pairs that fits")
 }
 
 fn step(plan: &Plan) -> String {
@@ -128,7 +126,7 @@ fn scaling(rows: &[Row]) -> String {
     table.right([0]).to_string()
 }
 
-/// Names to the left, numbers to the right.
+/// Names left-aligned, numbers right-aligned.
 fn table(header: &[&str]) -> Table {
     Table::new(header.iter().copied()).right(1..header.len())
 }

@@ -1,8 +1,8 @@
-//! Runs with the same test pairs, compared: accuracies, their intervals, paired differences.
+//! Compares runs on the same test pairs: accuracies, their intervals, paired differences.
 //!
-//! Runs whose settings differ in `data.seed` alone are one variant. The reward head ranks a pair by its rewards, the policy by its
-//! implicit rewards, both together by the sum that was fitted on the dev pairs; a tie is half a hit. Pure functions of the runs'
-//! outcomes. Not here: which runs are a variant (`variants.rs`), reading them (`metrics/pairs.rs`), the tables (`report.rs`).
+//! Runs whose settings differ only in `data.seed` are one variant. The reward head ranks a pair by its rewards, the policy by its
+//! implicit rewards, both combined by the weighted sum fitted on the dev pairs; a tie is half a hit. Pure functions of the runs'
+//! outcomes. Not here: grouping runs into variants (`variants.rs`), reading them (`metrics/pairs.rs`), the tables (`report.rs`).
 
 mod report;
 mod variants;
@@ -19,12 +19,12 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use variants::Variant;
 
-/// A finished run, as its folder tells it.
+/// A finished run, read from its folder.
 #[derive(Debug, Clone)]
 pub struct ComparedRun {
     /// Its folder's name, for errors.
     pub name: String,
-    /// What run it was.
+    /// Its step, keys and config.
     pub facts: RunFacts,
     /// The result of each test pair.
     pub outcomes: Vec<PairOutcome>,
@@ -36,7 +36,7 @@ impl ComparedRun {
     }
 }
 
-/// What ranks the pairs.
+/// The head that ranks the pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RankedBy {
@@ -44,31 +44,31 @@ pub enum RankedBy {
     Reward,
     /// The language-model head's implicit reward.
     Policy,
-    /// The sum of both, as it was fitted on the dev pairs.
+    /// The weighted sum of both, as fitted on the dev pairs.
     Combined,
 }
 
-/// A way to rank pairs: runs of one variant, and which of their heads is asked.
+/// A way to rank pairs: one head of a variant's runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Ranker {
     /// The variant's name.
     pub variant: String,
-    /// What was minimised.
+    /// The loss that was minimised.
     pub objective: Objective,
-    /// Which head is asked.
+    /// The head that ranks.
     pub ranked_by: RankedBy,
 }
 
 /// How often a ranker puts the chosen answer first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Accuracy {
-    /// Who ranks.
+    /// The ranker.
     pub ranker: Ranker,
     /// Each run's accuracy with its 95% interval over the test prompts, by seed.
     pub by_seed: BTreeMap<u64, (f64, Option<Interval>)>,
     /// The mean over those runs.
     pub mean: f64,
-    /// Its 95% interval over the test prompts, the runs as they are.
+    /// Its 95% interval over the test prompts, for these runs.
     pub interval: Option<Interval>,
     /// Standard deviation over the runs.
     pub deviation: Option<f64>,
@@ -77,77 +77,76 @@ pub struct Accuracy {
 /// How much more often one ranker than another puts the chosen answer first, on the same pairs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
-    /// Whose accuracy is higher where the difference is positive.
+    /// The ranker whose accuracy is higher if the difference is positive.
     pub of: Ranker,
-    /// Whose is subtracted.
+    /// The ranker whose accuracy is subtracted.
     pub over: Ranker,
-    /// The difference of the runs of each seed that both have; empty where they have none in common.
+    /// The difference between the runs with each seed that both have; empty if they have none in common.
     pub by_seed: BTreeMap<u64, f64>,
-    /// The difference of the means over those seeds, or over all runs where no seed is common.
+    /// The difference of the means over those seeds, or over all runs if they have no seed in common.
     pub mean: f64,
-    /// Its 95% interval over the test prompts, the runs as they are.
+    /// Its 95% interval over the test prompts, for these runs.
     pub interval: Option<Interval>,
     /// Standard deviation over the common seeds.
     pub deviation: Option<f64>,
-    /// [`sign_flip`] over prompts, each with its pairs and all seeds together.
+    /// [`sign_flip`] over prompts; a prompt's value is the sum over its pairs and all seeds.
     pub p: f64,
     /// The same, adjusted for the number of differences ([`holm`]).
     pub p_holm: f64,
-    /// The difference that test pairs like these would have shown with p < 0.05 (not adjusted) in four of five tests
-    /// ([`detectable`]); none where that is more than the largest difference there can be, 1.
+    /// The smallest difference that test pairs like these would show with p < 0.05 (not adjusted) in four of five tests
+    /// ([`detectable`]); None if that is above 1, the largest possible difference.
     pub detectable: Option<f64>,
-    /// Whether no pair's mean over the seeds differs.
+    /// Whether both have the same mean over the seeds for every pair.
     pub alike: bool,
 }
 
-/// Runs compared.
+/// The result of comparing runs.
 #[derive(Debug, Clone)]
 pub struct Comparison {
-    /// The first run's.
+    /// Facts of the first run.
     facts: RunFacts,
-    /// In the order of the tables.
+    /// The variants, in the order of the tables.
     variants: Vec<Variant>,
-    /// Every seed of any run.
+    /// All seeds that occur.
     pub seeds: BTreeSet<u64>,
-    /// Test pairs.
+    /// Number of test pairs.
     pub pairs: usize,
-    /// Their prompts.
+    /// Number of their distinct prompts.
     pub prompts: usize,
-    /// Of every ranker that there are runs of.
+    /// The accuracy of every ranker that has runs.
     pub accuracies: Vec<Accuracy>,
-    /// Of every two variants, each by the head that its loss trains for ranking; then of every two that both train a policy, by
-    /// the implicit reward; then of a variant's combined heads over its reward head.
+    /// Between every two variants, each by the head that its loss trains for ranking; then between every two that train a policy,
+    /// by the implicit reward; then of each variant's combined heads over its reward head.
     pub differences: Vec<Difference>,
 }
 
-/// Hits of a ranker, 0, 1/2 or 1 a pair in the order of the data, by seed.
+/// Hits of a ranker by seed: 0, 1/2 or 1 per pair, in the order of the data.
 type Hits = BTreeMap<u64, Vec<f64>>;
 
 impl Comparison {
     /// Compares runs on the same test pairs.
     ///
     /// # Errors
-    /// [`Error::input`] for runs that are not comparable, with what differs.
+    /// [`Error::input`] for runs that are not comparable; it says what differs.
     pub fn of(runs: &[ComparedRun]) -> Result<Self> {
         let Some(first) = runs.first() else { return Err(Error::input("there are no runs to compare")) };
         let variants = variants::of(first, runs)?;
-        // Named as in the closing table, so that intervals are drawn alike.
+        // Clustered as in a run's closing table, so that the intervals are the same.
         let names = first.outcomes.iter().map(|outcome| u64::from_str_radix(&outcome.prompt, 16).unwrap_or_default());
         let prompts: Vec<u64> = names.collect();
-        let mut hits = Vec::new();
+        let mut ranked = Vec::new();
         for variant in &variants {
             for ranked_by in heads(variant.objective) {
-                let of_variant = hits_of(variant, *ranked_by, runs)?;
-                if !of_variant.is_empty() {
+                let hits = hits_of(variant, *ranked_by, runs)?;
+                if !hits.is_empty() {
                     let (name, objective) = (variant.name.clone(), variant.objective);
-                    hits.push((Ranker { variant: name, objective, ranked_by: *ranked_by }, of_variant));
+                    let ranker = Ranker { variant: name, objective, ranked_by: *ranked_by };
+                    ranked.push(Ranked { ranker, hits });
                 }
             }
         }
-        let mut differences: Vec<Difference> = contrasts(&hits)
-            .into_iter()
-            .map(|(of, over)| difference((&of.0, &of.1), (&over.0, &over.1), &prompts))
-            .collect();
+        let mut differences: Vec<Difference> =
+            contrasts(&ranked).iter().map(|contrast| difference(contrast, &prompts)).collect();
         let adjusted = holm(&differences.iter().map(|difference| difference.p).collect::<Vec<_>>());
         differences.iter_mut().zip(adjusted).for_each(|(difference, p)| difference.p_holm = p);
         Ok(Self {
@@ -156,7 +155,7 @@ impl Comparison {
             seeds: runs.iter().map(ComparedRun::seed).collect(),
             pairs: prompts.len(),
             prompts: prompts.iter().collect::<BTreeSet<_>>().len(),
-            accuracies: hits.iter().map(|(ranker, hits)| accuracy(ranker, hits, &prompts)).collect(),
+            accuracies: ranked.iter().map(|ranked| accuracy(ranked, &prompts)).collect(),
             differences,
         })
     }
@@ -171,30 +170,47 @@ fn heads(objective: Objective) -> &'static [RankedBy] {
     }
 }
 
-type Ranked = (Ranker, Hits);
+/// A ranker with its hits.
+struct Ranked {
+    ranker: Ranker,
+    hits: Hits,
+}
 
-/// Which rankers are compared; see [`Comparison::differences`].
-fn contrasts(hits: &[Ranked]) -> Vec<(&Ranked, &Ranked)> {
+/// Two rankers to compare.
+struct Contrast<'a> {
+    of: &'a Ranked,
+    /// Its accuracy is subtracted.
+    over: &'a Ranked,
+}
+
+/// The rankers to compare; see [`Comparison::differences`].
+fn contrasts(all: &[Ranked]) -> Vec<Contrast<'_>> {
     let is_own = |ranker: &Ranker| heads(ranker.objective).first() == Some(&ranker.ranked_by);
-    let by = |ranked_by| move |(ranker, _): &&Ranked| ranker.ranked_by == ranked_by;
-    let own: Vec<&Ranked> = hits.iter().filter(|(ranker, _)| is_own(ranker)).collect();
-    let policies: Vec<&Ranked> = hits.iter().filter(by(RankedBy::Policy)).collect();
-    let among = |rankers: &[&'_ Ranked]| -> Vec<(usize, usize)> {
-        (0..rankers.len()).flat_map(|of| (of + 1..rankers.len()).map(move |over| (of, over))).collect()
-    };
-    let mut chosen: Vec<(&Ranked, &Ranked)> = Vec::new();
-    chosen.extend(among(&own).into_iter().map(|(of, over)| (own[of], own[over])));
-    // Two that train nothing but a policy are among the first already.
-    let second = among(&policies).into_iter().map(|(of, over)| (policies[of], policies[over]));
-    chosen.extend(second.filter(|(of, over)| !(is_own(&of.0) && is_own(&over.0))));
-    for combined in hits.iter().filter(by(RankedBy::Combined)) {
-        let same = |(ranker, _): &&Ranked| ranker.variant == combined.0.variant && ranker.ranked_by == RankedBy::Reward;
-        chosen.extend(hits.iter().find(same).map(|reward| (combined, reward)));
+    let by = |ranked_by| move |ranked: &&Ranked| ranked.ranker.ranked_by == ranked_by;
+    let own: Vec<&Ranked> = all.iter().filter(|ranked| is_own(&ranked.ranker)).collect();
+    let policies: Vec<&Ranked> = all.iter().filter(by(RankedBy::Policy)).collect();
+    let mut chosen = among(&own);
+    // Two variants that train only a policy are compared already.
+    let is_new = |contrast: &Contrast| !(is_own(&contrast.of.ranker) && is_own(&contrast.over.ranker));
+    chosen.extend(among(&policies).into_iter().filter(is_new));
+    for combined in all.iter().filter(by(RankedBy::Combined)) {
+        let same_variant = |ranked: &&Ranked| ranked.ranker.variant == combined.ranker.variant;
+        let reward = all.iter().filter(by(RankedBy::Reward)).find(same_variant);
+        chosen.extend(reward.map(|reward| Contrast { of: combined, over: reward }));
     }
     chosen
 }
 
-/// Of the variant's runs; none by a sum that was not fitted.
+/// Every two of some rankers.
+fn among<'a>(rankers: &[&'a Ranked]) -> Vec<Contrast<'a>> {
+    let mut contrasts = Vec::new();
+    for (index, of) in rankers.iter().enumerate() {
+        contrasts.extend(rankers[index + 1..].iter().map(|over| Contrast { of, over }));
+    }
+    contrasts
+}
+
+/// Hits of the variant's runs. Runs without fitted weights have none by the combined heads.
 fn hits_of(variant: &Variant, ranked_by: RankedBy, runs: &[ComparedRun]) -> Result<Hits> {
     let mut hits = Hits::new();
     for run in variant.runs.iter().map(|&index| &runs[index]) {
@@ -209,9 +225,9 @@ fn hits_of(variant: &Variant, ranked_by: RankedBy, runs: &[ComparedRun]) -> Resu
         };
         let of_pair = |outcome: &PairOutcome| margin(outcome).map(hit);
         let Some(of_run) = run.outcomes.iter().map(of_pair).collect::<Option<_>>() else {
-            // Left out, a run that diverged would better its variant's mean.
+            // Leaving out a run that diverged would improve its variant's mean.
             return Err(Error::input(format!("{}: a test pair has no finite score", run.name))
-                .hint("the run has diverged: say so beside the comparison, and compare without its seed"));
+                .hint("the run has diverged: compare without its seed, and report that it diverged"));
         };
         hits.insert(run.seed(), of_run);
     }
@@ -222,13 +238,13 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Mean over seeds of each pair's value.
+/// Each pair's mean over the seeds.
 fn over_seeds(values: &Hits) -> Vec<f64> {
     let count = values.values().map(Vec::len).min().unwrap_or(0);
     (0..count).map(|pair| values.values().map(|of_seed| of_seed[pair]).sum::<f64>() / values.len() as f64).collect()
 }
 
-fn accuracy(ranker: &Ranker, hits: &Hits, prompts: &[u64]) -> Accuracy {
+fn accuracy(Ranked { ranker, hits }: &Ranked, prompts: &[u64]) -> Accuracy {
     let interval = |hits: &[f64]| clustered_bootstrap(hits, prompts, RESAMPLES, SEED);
     let by_seed: BTreeMap<_, _> = hits.iter().map(|(&seed, hits)| (seed, (mean(hits), interval(hits)))).collect();
     let pooled = over_seeds(hits);
@@ -236,7 +252,8 @@ fn accuracy(ranker: &Ranker, hits: &Hits, prompts: &[u64]) -> Accuracy {
     Accuracy { ranker: ranker.clone(), mean: mean(&pooled), interval: interval(&pooled), deviation, by_seed }
 }
 
-fn difference((of, ours): (&Ranker, &Hits), (over, theirs): (&Ranker, &Hits), prompts: &[u64]) -> Difference {
+fn difference(Contrast { of, over }: &Contrast, prompts: &[u64]) -> Difference {
+    let (ours, theirs) = (&of.hits, &over.hits);
     let common: BTreeSet<u64> = ours.keys().filter(|seed| theirs.contains_key(seed)).copied().collect();
     let taken = |hits: &Hits| -> Hits {
         let of_seed = |(&seed, hits): (&u64, &Vec<f64>)| (seed, hits.clone());
@@ -247,7 +264,7 @@ fn difference((of, ours): (&Ranker, &Hits), (over, theirs): (&Ranker, &Hits), pr
     let by_seed: BTreeMap<u64, f64> =
         common.iter().map(|seed| (*seed, mean(&subtract(&ours[seed], &theirs[seed])))).collect();
     let pooled = subtract(&over_seeds(&ours), &over_seeds(&theirs));
-    // In units that make the sums of half hits over unlike numbers of runs whole numbers.
+    // In units that make sums of half hits whole numbers, also for different numbers of runs.
     let units = least_common_multiple(ours.len(), theirs.len());
     let mut sums: BTreeMap<u64, i64> = BTreeMap::new();
     for (value, prompt) in pooled.iter().zip(prompts) {
@@ -255,8 +272,8 @@ fn difference((of, ours): (&Ranker, &Hits), (over, theirs): (&Ranker, &Hits), pr
     }
     let p = sign_flip(&sums.into_values().collect::<Vec<_>>());
     Difference {
-        of: of.clone(),
-        over: over.clone(),
+        of: of.ranker.clone(),
+        over: over.ranker.clone(),
         mean: mean(&pooled),
         interval: interval_of_differences(&pooled, prompts),
         deviation: standard_deviation(&by_seed.values().copied().collect::<Vec<_>>()),

@@ -6,27 +6,27 @@ use crate::metrics::{self, number, with_interval};
 use crate::statistics::Interval;
 use serde_json::{Value, json};
 
-/// A difference is called one where its adjusted p is below this.
+/// A difference is reported as significant if its adjusted p is below this.
 const SIGNIFICANT: f64 = 0.05;
 
-/// How the figures were made, for whoever meets them without this program's documentation.
+/// How the figures were made, for readers without this program's documentation.
 const NOTES: &str = "\
 Accuracy is how often the chosen answer comes first; a tie counts one half. The reward head ranks by its rewards, the \
-policy by its implicit rewards, both combined by the sum that was fitted on the dev pairs. Intervals and p-values are about \
-the test prompts, with the runs as they are: 95% intervals come from 2,000 bootstrap samples of whole prompts. p is \
+policy by its implicit rewards, both combined by the weighted sum fitted on the dev pairs. Intervals and p-values reflect \
+the choice of test prompts, for these runs: 95% intervals come from 2,000 bootstrap samples of whole prompts. p is \
 two-sided and exact: every prompt's differences are added up, over its pairs and over all seeds, and each sum's sign is \
-decided by a fair coin (Fisher and Pitman's randomisation test; with one seed and one pair a prompt it is McNemar's exact \
-test). Holm's p allows for the number of rows. A difference of the last column would be found, with p below 0.05 before Holm's \
-allowance, by four of five sets of test pairs like these.";
+decided by a fair coin (Fisher and Pitman's randomisation test; with one seed and one pair per prompt it is McNemar's exact \
+test). Holm's p is adjusted for the number of rows. A difference as large as in the last column would be found, with p below \
+0.05 before Holm's adjustment, by four of five sets of test pairs like these.";
 
-/// What the figures cannot say, where there are several seeds; and where there is one.
+/// The note about seeds, for several seeds and for one.
 const SEEDS: [&str; 2] = [
-    "What other seeds would change, the standard deviations show: a seed draws other training pairs in another order.",
-    "There is one seed: how much another one would change, these figures cannot say.",
+    "The standard deviations show the effect of the seed, which draws other training pairs in another order.",
+    "There is only one seed: these figures do not show how much another seed would change.",
 ];
 
 impl Ranker {
-    /// As it stands in the tables.
+    /// Its name in the tables.
     fn label(&self) -> String {
         match (self.objective, self.ranked_by) {
             (Objective::Hybrid, RankedBy::Reward) => format!("{}, reward head", self.variant),
@@ -38,7 +38,7 @@ impl Ranker {
 }
 
 impl Comparison {
-    /// Two tables, what they say in words, and how to read them.
+    /// Two tables, a sentence for each difference, and notes on how to read them.
     pub fn markdown(&self) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let mut text = format!(
@@ -66,7 +66,7 @@ impl Comparison {
         text + NOTES + " " + SEEDS[usize::from(self.seeds.len() == 1)] + "\n"
     }
 
-    /// The model and the length of the runs, where all have the same.
+    /// The model and the length of the runs, if all have the same.
     fn in_common(&self) -> String {
         let same = |key: &str| self.variants.iter().all(|variant| !variant.settings.contains_key(key));
         let config = &self.facts.config;
@@ -76,7 +76,7 @@ impl Comparison {
         model + &length.unwrap_or_default()
     }
 
-    /// A row a run and one for their mean; a variant's heads side by side.
+    /// A row for each run and one for a variant's mean; a column for each head.
     fn accuracy_table(&self) -> String {
         let combined = self.accuracies.iter().any(|row| row.ranker.ranked_by == RankedBy::Combined);
         let heads = [RankedBy::Reward, RankedBy::Policy, RankedBy::Combined];
@@ -92,7 +92,7 @@ impl Comparison {
             for seed in &self.seeds {
                 let cell = |row: &Option<&Accuracy>| {
                     let of_seed = row.and_then(|row| row.by_seed.get(seed));
-                    with_interval(of_seed.map(|seen| seen.0), ends(of_seed.and_then(|seen| seen.1)))
+                    with_interval(of_seed.map(|seen| seen.0), of_seed.and_then(|seen| seen.1))
                 };
                 if rows.iter().flatten().any(|row| row.by_seed.contains_key(seed)) {
                     table.push([name.clone(), seed.to_string()].into_iter().chain(rows.iter().map(cell)).collect());
@@ -100,7 +100,7 @@ impl Comparison {
             }
             let mean = |row: &Option<&Accuracy>| {
                 let spread = row.and_then(|row| row.deviation).map(|sd| format!(", sd {sd:.4}")).unwrap_or_default();
-                with_interval(row.map(|row| row.mean), ends(row.and_then(|row| row.interval))) + &spread
+                with_interval(row.map(|row| row.mean), row.and_then(|row| row.interval)) + &spread
             };
             if rows.iter().flatten().any(|row| row.by_seed.len() > 1) {
                 table.push([name.clone(), "mean".into()].into_iter().chain(rows.iter().map(mean)).collect());
@@ -129,7 +129,7 @@ impl Comparison {
         metrics::table(&header, 2, self.differences.iter().map(row))
     }
 
-    /// One object for the runs in common, one a variant, then one an accuracy and one a difference.
+    /// One object for what the runs have in common, then one for each variant, each accuracy and each difference.
     pub fn json_lines(&self) -> Vec<Value> {
         let runs = json!({
             "compare": "runs", "step": self.facts.step, "seeds": self.seeds, "pairs": self.pairs,
@@ -145,7 +145,7 @@ impl Comparison {
     }
 }
 
-/// Which is better, by how much, how sure; or what these pairs could have shown.
+/// A sentence: which is better and by how much; or the difference that these pairs could have shown.
 fn in_words(row: &Difference) -> String {
     let (of, over) = (row.of.label(), row.over.label());
     let points = |share: f64| format!("{:.1} points", 100.0 * share.abs());
@@ -158,7 +158,7 @@ fn in_words(row: &Difference) -> String {
         );
     }
     if row.alike {
-        return format!("{of} and {over} rank every test pair alike.");
+        return format!("{of} and {over} rank every test pair the same.");
     }
     let found = match row.detectable {
         Some(least) => format!("One of {} or more could be found with such test pairs.", points(least)),
@@ -167,7 +167,7 @@ fn in_words(row: &Difference) -> String {
     format!("{of} against {over}: no difference is shown. {found}")
 }
 
-/// A line a seed, then one for the mean, whose seed is null.
+/// A line for each seed, then one for the mean, whose seed is null.
 fn accuracy_lines(row: &Accuracy) -> impl Iterator<Item = Value> {
     let ranker = &row.ranker;
     let line = move |seed: Option<u64>, accuracy: f64, interval: Option<Interval>, deviation: Option<f64>| {
@@ -189,11 +189,8 @@ fn difference_line(row: &Difference) -> Value {
         "deviation": row.deviation, "p": row.p, "p_holm": row.p_holm, "detectable": row.detectable,
     })
 }
-fn ends(interval: Option<Interval>) -> Option<(f64, f64)> {
-    interval.map(|interval| (interval.low, interval.high))
-}
 
-/// Three decimals where that says enough.
+/// Three decimals, or scientific notation for a smaller p.
 fn p_value(p: f64) -> String {
     if p < 0.001 { format!("{p:.1e}") } else { format!("{p:.3}") }
 }

@@ -1,4 +1,4 @@
-//! Which runs are repetitions of one another: those whose settings differ in `data.seed` alone. And which cannot be compared.
+//! Groups runs whose settings differ only in `data.seed` into variants, and refuses runs that cannot be compared.
 
 use super::ComparedRun;
 use crate::config::{Config, DataConfig, Objective, ParallelConfig};
@@ -6,20 +6,20 @@ use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-/// Runs that repeat one another with other seeds.
+/// Runs with the same settings and different seeds.
 #[derive(Debug, Clone)]
 pub(super) struct Variant {
-    /// The objective; where several variants have it, with the settings in which those differ.
+    /// The objective; if several variants have it, also the settings in which those differ.
     pub name: String,
-    /// What was minimised.
+    /// The loss that was minimised.
     pub objective: Objective,
     /// Every setting that is not the same in all variants.
     pub settings: BTreeMap<String, String>,
-    /// Where its runs are in the list of all.
+    /// Indices of its runs in the list of all.
     pub runs: Vec<usize>,
 }
 
-/// The variants among `runs`: hybrid before reward before policy, else as they come.
+/// The variants among `runs`: hybrid before reward before policy, otherwise in the order of `runs`.
 pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Variant>> {
     check(first, runs)?;
     let mut groups: Vec<(Config, Vec<usize>)> = Vec::new();
@@ -42,13 +42,13 @@ pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Varian
         let alike: Vec<&Config> = configs.iter().filter(|other| other.loss.objective == objective).copied().collect();
         let words = settings(config, &alike)?.into_iter().map(|(key, value)| format!(", {key}={value}"));
         let name = format!("{objective:?}").to_lowercase() + &words.collect::<String>();
-        repeated(&name, members, runs)?;
+        check_seeds(&name, members, runs)?;
         variants.push(Variant { name, objective, settings: settings(config, &configs)?, runs: members.clone() });
     }
     Ok(variants)
 }
 
-/// The settings of `config` that are other ones in any of `configs`.
+/// The settings of `config` that differ in any of `configs`.
 fn settings(config: &Config, configs: &[&Config]) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for other in configs {
@@ -60,19 +60,20 @@ fn settings(config: &Config, configs: &[&Config]) -> Result<BTreeMap<String, Str
     Ok(found)
 }
 
-/// A seed that stands twice among a variant's runs is an error.
-fn repeated(variant: &str, members: &[usize], runs: &[ComparedRun]) -> Result<()> {
+/// Refuses two runs of a variant with the same seed.
+fn check_seeds(variant: &str, members: &[usize], runs: &[ComparedRun]) -> Result<()> {
     let mut seen = BTreeSet::new();
     match members.iter().map(|&index| &runs[index]).find(|run| !seen.insert(run.seed())) {
         None => Ok(()),
         Some(run) => {
-            let what = format!("{}: a second run of {variant} with data.seed = {}", run.name, run.seed());
-            Err(Error::input(what).hint("name one run of each"))
+            let message = format!("{}: a second run of {variant} with data.seed = {}", run.name, run.seed());
+            Err(Error::input(message).hint("name only one run for each seed"))
         }
     }
 }
 
-/// What makes runs incomparable: other test pairs; one model or one order of training pairs by name that is another one in fact.
+/// Refuses runs that cannot be compared: with other test pairs, or with a model or order of training pairs that differs although
+/// the settings name the same one.
 fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
     for (index, run) in runs.iter().enumerate() {
         let refuse = |what: &str, hint: &str| Err(Error::input(format!("{}: {what}", run.name)).hint(hint));
@@ -86,13 +87,13 @@ fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
         let same_order = |other: &&ComparedRun| order(&other.facts.config) == order(&run.facts.config);
         if let Some(other) = before.iter().filter(same_order).find(|other| other.facts.data_key != run.facts.data_key) {
             let what = format!("other training pairs than {}, or another order, with the same [data]", other.name);
-            return refuse(&what, "have the data files changed in between? repeat one of the runs");
+            return refuse(&what, "the data files may have changed in between: repeat one of the runs");
         }
         let same_config = |other: &&ComparedRun| comparable(&other.facts.config) == comparable(&run.facts.config);
         if let Some(other) = before.iter().filter(same_config).find(|other| other.facts.step != run.facts.step) {
             let (ours, theirs) = (run.facts.step, other.facts.step);
             let what = format!("tested after step {ours}, but {} after step {theirs}", other.name);
-            return refuse(&what, "let both runs come to their end");
+            return refuse(&what, "let both runs finish");
         }
         let ids = |run: &ComparedRun| run.outcomes.iter().map(|outcome| outcome.pair.clone()).collect::<Vec<_>>();
         if run.outcomes.is_empty() || ids(run) != ids(first) {
@@ -104,7 +105,7 @@ fn check(first: &ComparedRun, runs: &[ComparedRun]) -> Result<()> {
     Ok(())
 }
 
-/// What the training pairs and their order depend on, by name.
+/// The settings that the training pairs and their order depend on.
 fn order(config: &Config) -> (PathBuf, DataConfig, [Option<usize>; 3]) {
     let mut data = config.data.clone();
     (data.dev, data.test, data.cache_dir) = (Vec::new(), Vec::new(), PathBuf::new());
@@ -112,7 +113,7 @@ fn order(config: &Config) -> (PathBuf, DataConfig, [Option<usize>; 3]) {
     (config.model.path.clone(), data, [train.steps, train.epochs, Some(train.pairs_per_step)])
 }
 
-/// A config without what may differ between runs that repeat one another.
+/// A config without the settings that may differ within a variant.
 fn comparable(config: &Config) -> Config {
     let mut config = config.clone();
     config.data.seed = 0;

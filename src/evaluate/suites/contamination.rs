@@ -1,10 +1,11 @@
-//! How many of a suite's prompts occur in training data: whole, or with thirteen words in a row.
+//! Counts a suite's prompts that occur in training data: whole, or with thirteen words in a row.
 //!
-//! The prompts make two small tables, and the training text streams past them, so that its size does not matter. Whole: a
-//! text of a row, or a turn of a transcript in one, is the prompt but for white space. Thirteen words: words are runs of letters
-//! and digits without their case, as in GPT-3's check (arXiv 2005.14165, appendix C); a prompt of fewer words can only occur whole.
+//! The prompts make two small tables, and the training text streams past them, so its size does not matter. Whole: a text in a
+//! row, or a turn of a transcript in it, equals the prompt except for white space. Thirteen words: words are runs of letters
+//! and digits, in any case, as in GPT-3's check (arXiv 2005.14165, appendix C); a prompt with fewer words can only occur
+//! whole.
 //!
-//! Not here: where the training files are.
+//! Not here: finding the training files.
 
 use super::Suite;
 use crate::data;
@@ -16,13 +17,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Words in a row that are no coincidence.
+/// So many equal words in a row are not a coincidence.
 const WORDS: usize = 13;
 
-/// What parts the turns of a transcript (hh-rlhf).
+/// Separators of the turns in a transcript (hh-rlhf).
 const TURNS: [&str; 2] = ["\n\nHuman:", "\n\nAssistant:"];
 
-/// Share of a suite's prompts that occur in training data, as it is printed as JSON.
+/// A suite's prompts that occur in training data, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Contamination {
     /// The suite.
@@ -30,23 +31,24 @@ pub struct Contamination {
     pub suite: Suite,
     /// The files of training data.
     pub files: Vec<String>,
-    /// Its different prompts.
+    /// The suite's distinct prompts.
     pub prompts: usize,
-    /// Those that occur whole.
+    /// Prompts that occur whole.
     pub whole: usize,
-    /// Those that share thirteen words in a row with the training text.
+    /// Prompts that share thirteen words in a row with the training text.
     pub thirteen_words: usize,
-    /// Those with fewer words, which can only occur whole.
+    /// Prompts with fewer words, which can only occur whole.
     pub short: usize,
     /// Rows of training data read.
     pub rows: usize,
 }
 
-/// The prompts that are looked for, and which of them were seen.
+/// The prompts to look for, and which of them were seen.
 pub struct Wanted {
+    /// Hash of a whole prompt -> its index.
     whole: HashMap<u128, usize>,
+    /// Hash of thirteen words -> indices of the prompts that have them.
     in_a_row: HashMap<u128, Vec<usize>>,
-    /// Of each prompt: its suite, whether it is short, was seen whole, and with words in a row.
     prompts: Vec<Seen>,
     files: Vec<String>,
     rows: usize,
@@ -54,8 +56,11 @@ pub struct Wanted {
 
 struct Seen {
     suites: Vec<Suite>,
+    /// Whether it has fewer than thirteen words.
     short: bool,
+    /// Whether it was seen whole.
     whole: bool,
+    /// Whether thirteen of its words were seen in a row.
     words: bool,
 }
 
@@ -109,7 +114,7 @@ impl Wanted {
         }
     }
 
-    /// A text of the training data.
+    /// Looks for the prompts in a text of the training data.
     pub fn pass(&mut self, text: &str) {
         let mut turns = vec![text];
         for border in TURNS {
@@ -126,7 +131,7 @@ impl Wanted {
         });
     }
 
-    /// What was found of each suite.
+    /// The result for each suite.
     pub fn found(&self) -> Vec<Contamination> {
         let mut by_suite: BTreeMap<Suite, Contamination> = BTreeMap::new();
         for seen in &self.prompts {
@@ -151,12 +156,12 @@ impl Wanted {
     }
 }
 
-/// Hash of a text but for white space.
+/// Hash of a text, ignoring differences in white space.
 fn whole(text: &str) -> u128 {
     xxh3_128(text.split_whitespace().collect::<Vec<_>>().join(" ").as_bytes())
 }
 
-/// Hands on a hash of every thirteen words in a row.
+/// Calls `take` with the hash of every thirteen words in a row.
 fn for_each_run(text: &str, mut take: impl FnMut(u128)) {
     let lower = text.to_lowercase();
     let words: Vec<&str> =

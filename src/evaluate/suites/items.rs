@@ -1,6 +1,6 @@
-//! What a suite scores: a prompt and its answers. And a row's values, with errors that name the key.
+//! A suite's items to score: a prompt and its answers. And access to a row's values, with errors that name the key.
 //!
-//! Not here: which keys a suite has.
+//! Not here: the keys of each suite.
 
 use super::Suite;
 use crate::error::{Error, Result};
@@ -17,22 +17,22 @@ pub struct Item {
     pub answers: Vec<String>,
     /// How many of them are right.
     pub correct: usize,
-    /// What items that are not independent have in common: the prompt, or the number of a prompt with ties.
+    /// The same for items that are not independent: the prompt, or the number of a prompt with ties.
     pub cluster: String,
-    /// What else the suite's number depends on.
+    /// How the item counts in the suite's figures.
     pub role: Role,
 }
 
-/// What a suite's number depends on beside the scores.
+/// How an item counts in a suite's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Nothing.
+    /// By its scores alone.
     Plain,
-    /// Two equal scores count as right: JudgeBench's tie is a decision for B.
+    /// Two equal scores count as right: a tie in JudgeBench is a decision for B.
     RightIfTied,
-    /// The prompt with one right answer that a prompt with several is held against: RewardBench 2's Ties.
+    /// In RewardBench 2's Ties: the prompt with one right answer, with which the one with several is compared.
     Reference,
-    /// The prompt with several right answers.
+    /// In RewardBench 2's Ties: the prompt with several right answers.
     Tied,
 }
 
@@ -47,13 +47,13 @@ impl Row {
         Self { suite, object }
     }
 
-    /// The value of a key, `None` for null too.
+    /// The value of a key; `None` also for null.
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
     pub(super) fn refuse(&self, message: impl std::fmt::Display) -> Error {
-        Error::input(format!("no row of {}: {message}", self.suite.name()))
+        Error::input(format!("not a row of {}: {message}", self.suite.name()))
             .hint("is the file the suite's own? an hf:// path may name its split, as in hf://owner/name/config/split")
     }
 
@@ -78,7 +78,7 @@ impl Row {
         texts.ok_or_else(|| self.wrong(key, "a list of texts"))
     }
 
-    /// Checks a count that the row states, where it does.
+    /// Checks a count, if the row states it.
     pub(super) fn counts(&self, key: &str, number: usize) -> Result<()> {
         match self.get(key) {
             Some(stated) if stated.as_f64() != Some(number as f64) => {

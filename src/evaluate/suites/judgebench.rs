@@ -1,13 +1,13 @@
-//! JudgeBench: which of two answers is right. A judge that scores decides for A where A's score is higher, else for B: a tie
-//! is right where B is. The whole is the share of right decisions over all pairs.
+//! JudgeBench: which of two answers is right. A judge that scores decides for A if A's score is higher, else for B: a tie
+//! is right if B is. The total is the share of right decisions over all pairs.
 //!
-//! Source: utils/judges.py (`SkyworkReward`, `GRMReward`) and utils/metrics.py; a score needs one order only.
+//! Source: utils/judges.py (`SkyworkReward`, `GRMReward`) and utils/metrics.py; a score needs only one order.
 
 use super::items::{Role, Row};
 use super::{ALL, Figure, Item, figure, one_if, subsets};
 use crate::error::Result;
 
-/// What a `source` begins with, and the subset that the paper counts it in.
+/// Start of a `source`, and the subset in which the paper counts it.
 const SUBSETS: [(&str, &str); 4] = [
     ("mmlu-pro", "Knowledge"),
     ("livebench-reasoning", "Reasoning"),
@@ -30,7 +30,7 @@ pub(super) fn item(row: &Row) -> Result<Item> {
 /// Whether an item's decision is right.
 pub(super) fn outcome(item: &Item, scores: &[f64]) -> f64 {
     let (right, wrong) = (scores[0], scores[1]);
-    // Where the wrong answer is A, all but "A is higher" is a decision for B: a NaN too.
+    // If the wrong answer is A, anything but "A is higher" is a decision for B, a NaN too.
     match item.role {
         Role::RightIfTied => 1.0 - one_if(wrong > right),
         _ => one_if(right > wrong),

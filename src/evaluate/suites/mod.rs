@@ -1,6 +1,7 @@
-//! Benchmarks of reward models: a suite's rows become items to score, and the scores its number as its authors define it.
+//! Benchmarks of reward models: turns a suite's rows into items to score, and the scores into figures as the suite's authors
+//! define them.
 //!
-//! One file a suite. Not here: scoring the items (`commands/suites.rs`), and intervals and baselines (`report.rs`).
+//! One file per suite. Not here: scoring the items (`commands/suites.rs`), and intervals and baselines (`report.rs`).
 
 pub mod contamination;
 mod items;
@@ -35,22 +36,22 @@ pub enum Suite {
     Judgebench,
 }
 
-/// One number of a suite: of a subset, of a section or of all.
+/// One number of a suite: for a subset, for a section or for all items.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
     /// The subset, the section, or `all`.
     pub name: String,
     /// Number of items in it.
     pub items: usize,
-    /// What it is: 1 at best, of the Ties 1.01; NaN where the authors' own code has NaN.
+    /// Its value: at most 1, or 1.01 for Ties; NaN where the authors' own code gives NaN.
     pub score: f64,
 }
 
-/// The name of the figure that sums a suite up.
+/// The name of a suite's total.
 pub const ALL: &str = "all";
 
 impl Suite {
-    /// As it is typed.
+    /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Rewardbench => "rewardbench",
@@ -78,7 +79,7 @@ impl Suite {
     /// The items of a suite's files, in their order.
     ///
     /// # Errors
-    /// A file that is there twice or cannot be read, or a row that is not as the suite's are; the error says where.
+    /// A file that is named twice or cannot be read, or a row that does not belong to the suite; the error says where.
     pub fn read<P: AsRef<Path>>(self, files: &[P], max_row_bytes: usize) -> Result<Vec<Item>> {
         let item = match self {
             Self::Rewardbench => rewardbench::item,
@@ -102,20 +103,21 @@ impl Suite {
             ties::check(&items)?;
         }
         match items.is_empty() {
-            true => Err(Error::input(format!("{}: no file is named", self.name())).hint("name its files behind it")),
+            true => Err(Error::input(format!("{}: no file is named", self.name())).hint("name its files after it")),
             false => Ok(items),
         }
     }
 
-    /// The suite's numbers of these scores, one list an item, an entry an answer: subsets, then what is made of them.
+    /// The suite's figures for these scores (one list per item, one entry per answer): subsets first, then those computed from
+    /// them.
     ///
-    /// What needs a subset that is not there is left out.
+    /// Figures that need a missing subset are left out.
     pub fn figures(self, items: &[Item], scores: &[Vec<f64>]) -> Vec<Figure> {
         let clusters: Vec<Vec<usize>> = clusters(items).into_values().collect();
         self.figures_of(items, scores, &clusters.iter().collect::<Vec<_>>())
     }
 
-    /// The same of the items of these clusters, which may be there several times.
+    /// The same for the items of these clusters, which may be repeated.
     fn figures_of(self, items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>]) -> Vec<Figure> {
         match self {
             Self::Rewardbench => rewardbench::figures(items, scores, clusters),
@@ -125,7 +127,7 @@ impl Suite {
         }
     }
 
-    /// What [`figures`](Self::figures) would be on average if scores were drawn at random, uniformly and all different.
+    /// Mean [`figures`](Self::figures) for random scores, uniformly drawn and all different.
     fn chance(self, items: &[Item], clusters: &[&Vec<usize>], figures: usize) -> Vec<f64> {
         match self {
             Self::Rewardbench2 => rewardbench2::chance(items, clusters),
@@ -134,7 +136,7 @@ impl Suite {
         }
     }
 
-    /// What each item contributes to its subset's plain mean, from 0 to 1.
+    /// Each item's contribution to its subset's plain mean, from 0 to 1.
     fn outcomes(self, items: &[Item], scores: &[Vec<f64>]) -> Vec<f64> {
         let outcome = |(item, scores): (&Item, &Vec<f64>)| match self {
             Self::Rewardbench => one_if(scores[0] > scores[1]),
@@ -145,7 +147,7 @@ impl Suite {
         items.iter().zip(scores).map(outcome).collect()
     }
 
-    /// Outcomes are whole multiples of 1 / this, but where more than four answers of RewardBench 2 tie at the top.
+    /// Outcomes are whole multiples of 1 / this, unless more than four answers in RewardBench 2 tie at the top.
     fn parts(self) -> f64 {
         match self {
             Self::Rewardbench | Self::Judgebench => 1.0,
@@ -154,7 +156,7 @@ impl Suite {
         }
     }
 
-    /// How far a figure may move though every item's outcome is the same.
+    /// How far a figure may move while every item's outcome stays the same.
     fn smooth(self, figure: &str) -> f64 {
         match self {
             Self::Rewardbench2 => rewardbench2::smooth(figure),
@@ -162,11 +164,11 @@ impl Suite {
         }
     }
 
-    /// Whether an item of `subset` is counted in the figure of this name.
+    /// Whether an item of `subset` is counted in the figure with this name.
     fn counts(self, figure: &str, subset: &str) -> bool {
         match self {
             Self::Rewardbench => figure == subset || figure == ALL || rewardbench::is_in_section(figure, subset),
-            // A level of a domain, or of all domains.
+            // A level in a domain, or in all domains.
             Self::RmBench => match figure.strip_prefix(subset) {
                 Some(level) => level.is_empty() || level.starts_with(' '),
                 None => figure == ALL || rm_bench::is_level(figure),
@@ -176,7 +178,7 @@ impl Suite {
     }
 }
 
-/// Items of one subset and one prompt, by both.
+/// The items of each subset and prompt.
 fn clusters(items: &[Item]) -> BTreeMap<(&str, &str), Vec<usize>> {
     let mut clusters: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (index, item) in items.iter().enumerate() {
@@ -212,7 +214,7 @@ fn mean_of(name: &str, figures: &[&Figure]) -> Figure {
     }
 }
 
-/// 1 where the comparison holds; NaN compares as false.
+/// 1 if the comparison holds; NaN compares as false.
 fn one_if(holds: bool) -> f64 {
     f64::from(u8::from(holds))
 }

@@ -1,8 +1,8 @@
-//! Two checkpoints on the same items of a suite: the difference of their outcomes, with an exact paired test by prompt.
+//! Compares two checkpoints on the same items of a suite: the difference of their outcomes, with an exact paired test by prompt.
 //!
-//! An item's outcome is what it contributes to its subset's plain mean: right or wrong; of RewardBench 2 the share of a point; of
-//! RM-Bench the share of the nine comparisons; of the Ties whether every right answer beats every wrong one. Items count alike
-//! here, without a suite's weights: a difference of plain means, not of the suite's number.
+//! An item's outcome is its contribution to its subset's plain mean: right or wrong; in RewardBench 2 the share of a point; in
+//! RM-Bench the share of the nine comparisons; in Ties whether every right answer beats every wrong one. All items have the same
+//! weight here: this is a difference of plain means, not of the suite's total.
 
 use super::report::prompt_of;
 use super::{Item, Suite};
@@ -11,12 +11,12 @@ use crate::statistics::{holm, interval_of_differences, sign_flip};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// A difference, as it is printed as JSON.
+/// A difference, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Paired {
     /// The suite.
     pub paired: Suite,
-    /// Which head of both.
+    /// The head, the same for both.
     pub scored_by: &'static str,
     /// Number of items.
     pub items: usize,
@@ -24,22 +24,21 @@ pub struct Paired {
     pub prompts: usize,
     /// Mean outcome of the first checkpoint.
     pub ours: f64,
-    /// Mean outcome of the one that it is held against.
+    /// Mean outcome of the second checkpoint.
     pub theirs: f64,
-    /// The first less the second.
+    /// The first minus the second.
     pub difference: f64,
     /// Lower end of its 95% interval, which draws prompts.
     pub low: Option<f64>,
     /// Upper end.
     pub high: Option<f64>,
-    /// How often a sum over prompts as far from zero comes out when every prompt's sign is decided by a fair coin: exact, two-sided
-    /// ([`sign_flip`]).
+    /// Two-sided p-value of an exact test that flips the sign of each prompt's difference ([`sign_flip`]).
     pub p: f64,
     /// The same, adjusted for the number of rows ([`holm`]).
     pub p_holm: f64,
 }
 
-/// One row; `ours` and `theirs` have one list of scores an item.
+/// One row; `ours` and `theirs` have one list of scores per item.
 pub fn paired(suite: Suite, scored_by: &'static str, items: &[Item], [ours, theirs]: [&[Vec<f64>]; 2]) -> Paired {
     let (ours, theirs) = (suite.outcomes(items, ours), suite.outcomes(items, theirs));
     let mut prompts = BTreeMap::new();
@@ -48,7 +47,7 @@ pub fn paired(suite: Suite, scored_by: &'static str, items: &[Item], [ours, thei
         let next = prompts.len() as u64;
         clusters.push(*prompts.entry(prompt_of(item)).or_insert(next));
     }
-    // Whole numbers, so that the test is exact: outcomes are such parts of a point.
+    // In units that make outcomes whole numbers, so that the test is exact.
     let parts = suite.parts();
     let mut sums = vec![0i64; prompts.len()];
     for (cluster, (ours, theirs)) in clusters.iter().zip(ours.iter().zip(&theirs)) {

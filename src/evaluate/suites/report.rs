@@ -1,5 +1,4 @@
-//! A suite's figures with what they are worth: 95% intervals by prompt, what the longest and the shortest answer would reach,
-//! and chance.
+//! A suite's figures with 95% intervals by prompt and with baselines: always the longest or the shortest answer, and chance.
 //!
 //! Not here: the figures themselves.
 
@@ -11,12 +10,12 @@ use crate::terminal::Table;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// A figure with its interval and baselines, as it is printed as JSON. What is not a number there is null.
+/// A figure with its interval and baselines, as printed in JSON, where NaN becomes null.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     /// The suite.
     pub suite: Suite,
-    /// What scored: `reward` or `implicit`.
+    /// The head: `reward` or `implicit`.
     pub scored_by: &'static str,
     /// The subset, the section, or `all`.
     pub subset: String,
@@ -28,36 +27,36 @@ pub struct Line {
     pub low: Option<f64>,
     /// Upper end of its 95% interval.
     pub high: Option<f64>,
-    /// The figure if the longest answer, in characters, were always taken for the best.
+    /// The figure for always taking the longest answer, in characters.
     pub longest: f64,
-    /// The same for the shortest answer.
+    /// The figure for always taking the shortest answer.
     pub shortest: f64,
-    /// The figure of random scores.
+    /// The mean figure for random scores.
     pub chance: f64,
-    /// The figure without cutting, where something was cut; what is longer than the model's own limit is cut there too.
+    /// The figure without cutting, if something was cut; answers beyond the model's own limit are still cut to that.
     pub uncut: Option<f64>,
-    /// What was cut, of the whole suite.
+    /// Cut answers in the whole suite.
     #[serde(flatten)]
     pub cutting: Cutting,
 }
 
-/// What was cut of a suite's answers.
+/// How a suite's answers were cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Cutting {
-    /// The length that is cut to, in tokens.
+    /// The length they were cut to, in tokens.
     pub limit: usize,
-    /// Answers that were cut to it.
+    /// Number of answers that were cut to it.
     pub cut: usize,
-    /// Answers that are longer than the model's own limit.
+    /// Number of answers that are longer than the model's own limit.
     pub beyond: usize,
 }
 
-/// The lines of a suite. `scores` and `uncut`, where something was cut, have one list an item, an entry an answer.
+/// The lines of a suite. `scores`, and `uncut` if something was cut, have one list per item with one entry per answer.
 ///
-/// Intervals are percentiles of a bootstrap that draws prompts, each with all its items in all subsets, among those that stand
-/// in the same subsets, so that every subset keeps its size. One without width, where every prompt came out alike, is Wilson's
-/// with the number of prompts; of the Ties, whose formula has a term that is no share, one that is no wider than this term makes
-/// it.
+/// Intervals are percentiles of a bootstrap that draws prompts, each with all its items in all subsets, from the prompts that
+/// occur in the same subsets, so that every subset keeps its size. An interval without width, because every prompt had the same
+/// outcome, becomes Wilson's with the number of prompts. So does one for Ties that is no wider than the term of its formula that
+/// is not a share.
 pub fn lines(
     suite: Suite,
     scored_by: &'static str,
@@ -74,7 +73,7 @@ pub fn lines(
         let drawn: Vec<&Vec<usize>> = drawn.iter().flat_map(|&prompt| prompts[prompt].iter().copied()).collect();
         suite.figures_of(items, scores, &drawn).into_iter().map(|figure| figure.score).collect()
     });
-    // Wilson's n.
+    // The n of Wilson's interval.
     let independent = |figure: &str| {
         let counts =
             |cluster: &&Vec<usize>| cluster.first().is_some_and(|&item| suite.counts(figure, &items[item].subset));
@@ -110,7 +109,8 @@ pub fn lines(
     figures.iter().enumerate().map(line).collect()
 }
 
-/// The clusters of every prompt, prompts that stand in the same subsets one after the other, and how many those are.
+/// The strata's sizes (a stratum has the prompts that occur in the same subsets), and every prompt's clusters, stratum by
+/// stratum.
 fn prompts<'c>(items: &[Item], clusters: &[&'c Vec<usize>]) -> (Vec<usize>, Vec<Vec<&'c Vec<usize>>>) {
     let mut by_prompt: BTreeMap<_, (Vec<&str>, Vec<&Vec<usize>>)> = BTreeMap::new();
     for &cluster in clusters {
@@ -126,7 +126,7 @@ fn prompts<'c>(items: &[Item], clusters: &[&'c Vec<usize>]) -> (Vec<usize>, Vec<
     (strata.values().map(Vec::len).collect(), strata.into_values().flatten().collect())
 }
 
-/// What names an item's prompt: of the Ties a number, which may be another prompt's text.
+/// Identifies an item's prompt: by its text, in Ties by its number, which may equal another prompt's text.
 pub(super) fn prompt_of(item: &Item) -> (bool, &str) {
     (matches!(item.role, Role::Reference | Role::Tied), &item.cluster)
 }
@@ -143,7 +143,7 @@ pub fn table(lines: &[Line]) -> String {
         let mut row = vec![
             line.subset.clone(),
             line.items.to_string(),
-            with_interval(finite(line.score), line.low.zip(line.high)),
+            with_interval(finite(line.score), Interval::between(line.low, line.high)),
             number(finite(line.longest)),
             number(finite(line.shortest)),
             number(finite(line.chance)),

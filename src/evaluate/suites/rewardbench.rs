@@ -1,5 +1,5 @@
-//! RewardBench: a pair is right where the chosen answer scores higher, a tie is wrong; a section weighs its subsets by
-//! published counts, and the whole is the plain mean of the four sections.
+//! RewardBench: a pair is right if the chosen answer scores higher, a tie is wrong; a section weighs its subsets by
+//! published counts, and the total is the plain mean of the four sections.
 //!
 //! Source: rewardbench 0.1.4, `rewardbench.py`, `constants.py` and `calculate_scores_per_section`.
 
@@ -8,7 +8,7 @@ use super::items::Row;
 use super::{ALL, Figure, Item, figure, mean_of, one_if, subsets};
 use crate::error::Result;
 
-/// Sections, and the weights of their subsets: sizes, but for math-prm, which weighs as much as all the code.
+/// Sections and the weights of their subsets: sizes, except for math-prm, which weighs as much as all code subsets together.
 const SECTIONS: [(&str, &[(&str, f64)]); 4] = [
     (
         "Chat",
@@ -58,13 +58,13 @@ const SECTIONS: [(&str, &[(&str, f64)]); 4] = [
 pub(super) fn item(row: &Row) -> Result<Item> {
     let (subset, prompt) = (row.text("subset")?, row.text("prompt")?);
     if !SECTIONS.iter().any(|(_, weights)| weights.iter().any(|(name, _)| *name == subset)) {
-        return Err(row.refuse(format!("`subset` is {subset:?}, which is in none of the four sections")));
+        return Err(row.refuse(format!("`subset` is {subset:?}, which belongs to none of the four sections")));
     }
     let answers = vec![row.text("chosen")?, row.text("rejected")?];
     Ok(Item { subset, cluster: prompt.clone(), prompt, answers, correct: 1, role: Role::Plain })
 }
 
-/// Whether a section of this name has this subset.
+/// Whether there is a section with this name that has this subset.
 pub(super) fn is_in_section(section: &str, subset: &str) -> bool {
     SECTIONS.iter().any(|(name, weights)| *name == section && weights.iter().any(|(name, _)| *name == subset))
 }

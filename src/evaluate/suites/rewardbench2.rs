@@ -1,5 +1,5 @@
 //! RewardBench 2: best of n, where the right answer shares a point with those that tie with it at the top; Ties has its own
-//! formula; the whole is the plain mean of the six subsets.
+//! formula; the total is the plain mean of the six subsets.
 //!
 //! Source: rewardbench 0.1.4, `reroll_and_score_dataset` and scripts/run_v2.py.
 
@@ -7,7 +7,7 @@ use super::items::{Role, Row};
 use super::{ALL, Figure, Item, figure, mean_of, subsets, ties};
 use crate::error::Result;
 
-/// The subsets, as the data spells them but for case.
+/// The subsets in lower case.
 const SUBSETS: [&str; 6] = ["factuality", "focus", "math", "precise if", "safety", "ties"];
 
 const TIES: &str = "ties";
@@ -34,7 +34,7 @@ pub(super) fn item(row: &Row) -> Result<Item> {
     Ok(Item { subset, prompt, answers: [chosen, rejected].concat(), correct, cluster, role })
 }
 
-/// What the first answer gets of a point: all where it alone is at the top. A NaN anywhere is nothing, as numpy's maximum.
+/// The first answer's share of a point: all of it if it alone is at the top. With a NaN anywhere none, as with numpy's maximum.
 fn best_of(scores: &[f64]) -> f64 {
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, |top: f64, score| {
         if top.is_nan() || score.is_nan() { f64::NAN } else { top.max(score) }
@@ -43,7 +43,7 @@ fn best_of(scores: &[f64]) -> f64 {
     if scores.first() == Some(&top) { 1.0 / at_top as f64 } else { 0.0 }
 }
 
-/// What an item contributes to its subset's mean; of the Ties whether every right answer beats every wrong one.
+/// An item's contribution to its subset's mean; in Ties, whether every right answer beats every wrong one.
 pub(super) fn outcome(item: &Item, scores: &[f64]) -> f64 {
     match item.role {
         Role::Plain | Role::RightIfTied => best_of(scores),
@@ -56,7 +56,7 @@ pub(super) fn figures(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usiz
     figures_with(items, clusters, |item| best_of(&scores[item]), ties)
 }
 
-/// How far a figure of this name may move though no comparison comes out another way: by the term of Ties that is no comparison.
+/// How far a figure with this name may move while all comparisons stay the same: by the term of Ties that is not a comparison.
 pub(super) fn smooth(figure: &str) -> f64 {
     match figure.to_lowercase() == TIES {
         true => ties::SMOOTH,
@@ -65,7 +65,7 @@ pub(super) fn smooth(figure: &str) -> f64 {
     }
 }
 
-/// Of n answers the right one is the best with a chance of 1 / n; the chance of Ties is simulated.
+/// Mean figures for random scores: the right one of n answers is best with probability 1 / n; Ties is simulated.
 pub(super) fn chance(items: &[Item], clusters: &[&Vec<usize>]) -> Vec<f64> {
     let one_of = |item: usize| 1.0 / items[item].answers.len() as f64;
     let figures = figures_with(items, clusters, one_of, |clusters| ties::chance(items, clusters));

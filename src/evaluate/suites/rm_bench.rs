@@ -1,6 +1,6 @@
 //! RM-Bench: three right and three wrong answers in the styles concise, detailed, and detailed with markdown. Every right one
-//! meets every wrong one: normal in the same style, easy where the right one has the more elaborate style, hard where the
-//! wrong one has. A domain is the mean of the three, the whole the mean of the four domains.
+//! is compared with every wrong one: normal in the same style, easy if the right one has the more elaborate style, hard if the
+//! wrong one has it. A domain is the mean of the three levels, the total the mean of the four domains.
 //!
 //! Source: scripts/utils.py, `compute_accuracy`. `safety-refuse` and `safety-response` are one domain there.
 
@@ -13,10 +13,10 @@ const DOMAINS: [&str; 4] = ["chat", "code", "math", "safety"];
 /// Styles of an answer.
 const STYLES: usize = 3;
 
-/// Whether the comparison of two styles, of the right answer and of the wrong one, is of a level.
+/// Whether the comparison of two styles, of the right and the wrong answer, belongs to a level.
 type Belongs = fn(usize, usize) -> bool;
 
-/// Levels, and whether the style of the right answer and that of the wrong one belong to it.
+/// Levels, and their comparisons.
 const LEVELS: [(&str, Belongs); 3] = [
     ("easy", |right, wrong| right > wrong),
     ("normal", |right, wrong| right == wrong),
@@ -36,7 +36,7 @@ pub(super) fn item(row: &Row) -> Result<Item> {
     Ok(Item { subset: subset.to_owned(), cluster: prompt.clone(), prompt, answers, correct: STYLES, role: Role::Plain })
 }
 
-/// Whether a figure of this name is of a level over all domains.
+/// Whether this is the name of a level's figure over all domains.
 pub(super) fn is_level(figure: &str) -> bool {
     LEVELS.iter().any(|(name, _)| *name == figure)
 }

@@ -1,6 +1,6 @@
 //! RewardBench 2's Ties: whether every right answer beats every wrong one, and by more than the right ones differ.
 //!
-//! A prompt has a row with one right answer (its reference) and a row with several. Of a row: spread = best - worst right,
+//! A prompt has a row with one right answer (its reference) and a row with several. For a row: spread = best - worst right,
 //! gap = worst right - best wrong, accurate = gap > 0. Over rows and prompts:
 //! 0.3 accurate (rows with several) + 0.3 accurate (references) + 0.2 mean(gap > spread) + 0.2 mean(least > spread) +
 //! 0.01 mean(tanh(least / spread - 1)), with spread and gap of the row with several and least = the smaller of the two
@@ -16,13 +16,13 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use std::collections::BTreeSet;
 
-/// Draws behind the chance level.
+/// Random draws for the chance level.
 const DRAWS: usize = 1000;
 
-/// From the least to the most of the last term, 0.01 mean(tanh(...)).
+/// Range of the last term, 0.01 mean(tanh(...)).
 pub(super) const SMOOTH: f64 = 0.02;
 
-/// What `ref:3` or `tied:3` says.
+/// Parses an id such as `ref:3` or `tied:3`.
 pub(super) fn id(text: &str) -> Option<(Role, String)> {
     let (role, number) = text.split_once(':')?;
     let number: u64 = number.trim().parse().ok()?;
@@ -34,20 +34,20 @@ pub(super) fn id(text: &str) -> Option<(Role, String)> {
     Some((role, number.to_string()))
 }
 
-/// Refuses an id that is there twice.
+/// Refuses an id that occurs twice.
 pub(super) fn check(items: &[Item]) -> Result<()> {
     let mut seen = BTreeSet::new();
     for item in items.iter().filter(|item| item.role != Role::Plain) {
         if !seen.insert((item.role == Role::Tied, &item.cluster)) {
             let role = if item.role == Role::Tied { "tied" } else { "ref" };
-            return Err(Error::input(format!("rewardbench2: {role}:{} of Ties is there twice", item.cluster))
+            return Err(Error::input(format!("rewardbench2: {role}:{} of Ties occurs twice", item.cluster))
                 .hint("was a file named twice?"));
         }
     }
     Ok(())
 }
 
-/// What one row's scores come to.
+/// Figures of one row.
 struct Row {
     spread: Option<f64>,
     gap: f64,
@@ -56,7 +56,7 @@ struct Row {
 impl Row {
     fn of(item: &Item, scores: &[f64]) -> Self {
         let (right, wrong) = scores.split_at(item.correct);
-        // As Python's min and max keep the first where a comparison does not hold: with NaN it matters.
+        // As Python's min and max, which keep the first value if a comparison does not hold: this matters for NaN.
         let pick = |values: &[f64], better: fn(f64, f64) -> bool| {
             let mut values = values.iter().copied();
             let first = values.next().unwrap_or(f64::NAN);
@@ -106,13 +106,13 @@ pub(super) fn score(items: &[Item], scores: &[Vec<f64>], clusters: &[&Vec<usize>
             ratios.push((least / spread - 1.0).tanh());
         }
     }
-    // Without a prompt that has both rows these are 0; with one, but none with a spread, NaN: as numpy's mean of nothing.
+    // Without a prompt that has both rows these are 0; with one, but none with a spread, NaN as numpy's mean of an empty list.
     let [preferred, preferred_hard] = [preferred, preferred_hard].map(|all| if both { mean(&all) } else { 0.0 });
     let [of_tied, of_references] = accurate.map(|all| or_zero(&all));
     0.3 * of_tied + 0.3 * of_references + 0.2 * preferred + 0.2 * preferred_hard + 0.01 * or_zero(&ratios)
 }
 
-/// The mean score of scores that are drawn evenly from 0 to 1.
+/// The mean score for scores drawn uniformly from 0 to 1.
 pub(super) fn chance(items: &[Item], clusters: &[&Vec<usize>]) -> f64 {
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let mut scores: Vec<Vec<f64>> = items.iter().map(|item| vec![0.0; item.answers.len()]).collect();

@@ -39,7 +39,7 @@ fn a_model_and_pairs_make_a_config_that_trains() {
 
     // What is there stays as it is, and standard output needs no file.
     let again = init(&workspace, &arguments);
-    assert_eq!((again.code, &again.errors()[..]), (2, &["error: new.toml is there, and is not overwritten"][..]));
+    assert_eq!((again.code, &again.errors()[..]), (2, &["error: new.toml exists already and is not overwritten"][..]));
     assert_eq!(workspace.read("new.toml"), text.as_bytes());
     let quoted = init(&workspace, &[&data[..], &["--out", "it's new.toml"]].concat()).succeeded();
     assert!(quoted.stdout.contains(r"haf-dist check 'it'\''s new.toml'"), "{}", quoted.stdout);

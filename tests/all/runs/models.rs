@@ -38,7 +38,7 @@ fn a_folder_that_loads_is_described_and_one_that_does_not_is_refused_with_every_
     let model = load(&workspace);
     let says = [
         "LlamaForSequenceClassification".to_string(),
-        format!("{}, a reward head of 32 among them", model.parameter_count()),
+        format!("{}, including a reward head of 32", model.parameter_count()),
         "blocks               3\n".into(),
         "97 rows".into(),
         "none: it starts at zero".into(),

@@ -57,5 +57,9 @@ fn formats_lists_every_layout_and_shows_one() {
         assert!(all.contains(text), "no {text:?} in {all}");
     }
     assert!(one.contains("decided by  helpfulness") && one.lines().count() == 6, "{one}");
-    check(&workspace, &[1], &Case { name: "auto", arguments: vec!["formats", "auto"], says: &["auto is no layout"] });
+    check(
+        &workspace,
+        &[1],
+        &Case { name: "auto", arguments: vec!["formats", "auto"], says: &["auto is not a layout"] },
+    );
 }

@@ -153,12 +153,12 @@ fn resuming_a_finished_run_says_so_and_does_nothing() {
         assert!(outcome.stdout.starts_with("run is finished: all of its 6 steps are done"), "{}", outcome.stdout);
         assert!(workspace.content() == before, "something changed");
     }
-    // Unless its test pairs are not ranked: a kill came before that.
+    // Unless its test pairs are not evaluated: a kill came before that.
     let before = (checkpoint(&workspace, "run/step-6"), timeless(&workspace), workspace.read("run/test-pairs.jsonl"));
     fs::remove_file(workspace.path("run/test-pairs.jsonl")).unwrap();
     let outcome = workspace.train(1, &["--resume"]).succeeded();
     assert!(outcome.stdout.contains("| test"), "{}", outcome.stdout);
-    assert!(outcome.stderr.contains("its test pairs are not ranked yet"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("its test pairs are not evaluated yet"), "{}", outcome.stderr);
     assert!(checkpoint(&workspace, "run/step-6") == before.0, "the checkpoint changed");
     assert_eq!(timeless(&workspace), before.1, "each line once");
     assert!(workspace.read("run/test-pairs.jsonl") == before.2);

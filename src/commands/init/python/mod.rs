@@ -1,7 +1,7 @@
-//! Literal arguments of the calls in a Python script that set a training up. The script is read, never run.
+//! Reads the literal arguments of calls in a Python script that set up a training. The script is never run.
 //!
-//! What an argument is that is no literal is not guessed: it is listed. Not here: tokens (`tokens.rs`), and what the names
-//! mean (`translate.rs`).
+//! Arguments that are not literals are listed, not guessed. Not here: tokens (`tokens.rs`), and the meaning of the names
+//! (`translate.rs`).
 
 use super::content::{Content, DEEPEST, Item, Unread};
 use super::draft::quoted;
@@ -24,7 +24,7 @@ const CALLS: [&str; 10] = [
     "from_pretrained",
 ];
 
-/// Calls of TRL that set another training up.
+/// Calls of TRL that set up another kind of training.
 pub const OTHER_TRAININGS: [&str; 10] = [
     "SFTConfig",
     "SFTTrainer",
@@ -38,12 +38,12 @@ pub const OTHER_TRAININGS: [&str; 10] = [
     "PPOTrainer",
 ];
 
-const NOT_LITERAL: &str = "no literal: scripts are not run";
+const NOT_LITERAL: &str = "not a literal: scripts are not run";
 
 /// Reads a script.
 ///
 /// # Errors
-/// A text or a bracket of such a call that does not end, or deep nesting.
+/// A string, or a bracket of such a call, that is not closed; or deep nesting.
 pub fn read(text: &str) -> Result<Content> {
     let tokens = tokens(text)?;
     let mut content = Content::default();
@@ -62,7 +62,7 @@ pub fn read(text: &str) -> Result<Content> {
     Ok(content)
 }
 
-/// Whether a call that is read begins here: `from_pretrained` only of models, as tokenizers have one too.
+/// Whether one of [`CALLS`] begins here; `from_pretrained` only of models, since tokenizers have one too.
 fn is_call(tokens: &[Token], at: usize) -> bool {
     let kind = |at: usize| tokens.get(at).map(|token| &token.kind);
     let before = |back: usize| at.checked_sub(back).and_then(kind);
@@ -101,7 +101,7 @@ fn arguments<'a, 't>(tokens: &'a [Token<'t>], open: usize) -> Result<Vec<&'a [To
         }
     }
     let line = tokens.get(open).map_or(0, |token| token.line);
-    Err(Error::input(format!("line {line}: this bracket does not end")).hint("is the script whole?"))
+    Err(Error::input(format!("line {line}: this bracket is not closed")).hint("is the script complete?"))
 }
 
 /// A call whose arguments are read.
@@ -114,7 +114,7 @@ struct Call<'t> {
 impl Call<'_> {
     fn read(&self, arguments: &[&[Token]], content: &mut Content) {
         let mut named = Map::new();
-        let mut places = 0;
+        let mut position = 0;
         for argument in arguments {
             let (name, value) = match argument {
                 [Token { kind: Kind::Name(name), .. }, Token { kind: Kind::Sign('='), .. }, value @ ..] => {
@@ -123,13 +123,13 @@ impl Call<'_> {
                 value => (None, *value),
             };
             let line = argument.first().map_or(self.line, |token| token.line);
-            // The arguments of a call that is read itself are read with it.
+            // A nested call of `CALLS` is read on its own.
             if (0..value.len()).any(|at| is_call(value, at)) {
                 continue;
             }
             let name = name.map(str::to_owned).or_else(|| {
-                places += 1;
-                self.by_place(places).map(str::to_owned)
+                position += 1;
+                self.positional(position).map(str::to_owned)
             });
             match (&name, literal(value)) {
                 (Some(name), Some(value)) if self.name == "load_dataset" => {
@@ -156,9 +156,9 @@ impl Call<'_> {
         }
     }
 
-    /// The name of an argument that is given by its place.
-    fn by_place(&self, place: usize) -> Option<&'static str> {
-        match (self.name, place) {
+    /// The name of a positional argument, counted from 1.
+    fn positional(&self, position: usize) -> Option<&'static str> {
+        match (self.name, position) {
             ("from_pretrained", 1) => Some("model_name_or_path"),
             ("load_dataset", 1) => Some("path"),
             ("load_dataset", 2) => Some("name"),
@@ -168,7 +168,7 @@ impl Call<'_> {
         }
     }
 
-    /// The name that TRL's config files have for an argument.
+    /// The name of an argument in TRL's config files.
     fn common(&self, name: &str) -> String {
         match (self.name, name) {
             ("LoraConfig", "r") => "lora_r".to_owned(),
@@ -190,7 +190,7 @@ impl Call<'_> {
     }
 }
 
-/// The value of an expression that is a literal: what Python's `ast.literal_eval` takes, but for bytes and complex numbers.
+/// The value of a literal, as by Python's `ast.literal_eval`, without bytes and complex numbers.
 fn literal(tokens: &[Token]) -> Option<Value> {
     let mut reader = Literal { tokens, at: 0 };
     let value = reader.value()?;
@@ -215,7 +215,7 @@ impl<'a, 't> Literal<'a, 't> {
         found
     }
 
-    /// Its depth is bounded by that of the call's brackets.
+    /// Recursion is bounded by the depth of the call's brackets.
     fn value(&mut self) -> Option<Value> {
         match self.next()? {
             Kind::Name("True") => Some(true.into()),

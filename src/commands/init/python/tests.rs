@@ -1,4 +1,4 @@
-//! Promise: a script's literals are read as Python reads them, what is no literal is listed, and nothing is run.
+//! Promise: a script's literals are read as Python reads them, other arguments are listed, and nothing is run.
 
 #![allow(clippy::unwrap_used)]
 use super::*;
