@@ -220,7 +220,7 @@ impl Mapped {
         }
         let copy = Tensor::f_from_data_size(data, &shape, kind)?;
         // Otherwise all files of a loaded model would count as this process's memory.
-        self.memory.let_go_of(data);
+        self.memory.release(data);
         Ok(copy)
     }
 
@@ -235,7 +235,7 @@ impl Mapped {
         let part = data.get(rows.start * row..rows.end * row);
         let part = part.ok_or_else(|| self.wrong(name, &format!("has no rows {rows:?}")))?;
         let copy = Tensor::f_from_data_size(part, &[rows.len() as i64, columns], kind)?;
-        self.memory.let_go_of(part);
+        self.memory.release(part);
         Ok(copy)
     }
 

@@ -1,4 +1,4 @@
-//! What may be typed behind `compare`, and what it means.
+//! Arguments of `compare`, and their meaning.
 //!
 //! Not here: doing it (`commands/compare/`).
 
@@ -9,16 +9,16 @@ use clap::Args;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// What the three objectives of the method are called, in the order in which they are trained.
+/// The three objectives of the method, in the order in which they are trained.
 const OBJECTIVES: [&str; 3] = ["hybrid", "reward", "policy"];
 
 /// Keys that a comparison sets itself.
 const OWN_KEYS: [&str; 2] = ["data.seed", "output.dir"];
 
-/// Which runs are compared.
+/// The arguments of `compare`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparing {
-    /// Runs that are there, or runs to be trained first.
+    /// Finished runs, or runs to be trained first.
     pub runs: Compared,
     /// Whether outcomes may have changed since they were written.
     pub allow_changed: bool,
@@ -26,12 +26,12 @@ pub struct Comparing {
     pub json: bool,
 }
 
-/// Runs that are there, or runs to be trained first.
+/// Finished runs, or runs to be trained first.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Compared {
     /// Folders of finished runs.
     Finished(Vec<PathBuf>),
-    /// What is trained first.
+    /// Runs to be trained first.
     Trained(Training),
 }
 
@@ -42,32 +42,32 @@ pub struct Training {
     pub config: PathBuf,
     /// `table.key=value` overrides of every run.
     pub set: Vec<String>,
-    /// What differs.
+    /// The settings that differ.
     pub variants: Vec<VariantSettings>,
-    /// Learning rates to choose from, as typed; none: the config's.
+    /// Learning rates to choose from, as typed; empty: the config's.
     pub learning_rates: Vec<String>,
-    /// Seeds 1 to this.
+    /// Seeds are 1 to this.
     pub seeds: usize,
-    /// Where everything goes.
+    /// Folder for the runs and the tables.
     pub out: PathBuf,
-    /// Ranks of a run.
+    /// Ranks per run.
     pub ranks: usize,
-    /// Whether a finished run keeps no checkpoint.
+    /// Whether to delete a run's checkpoint once the run is finished.
     pub drop_checkpoints: bool,
-    /// Whether commands are only printed.
+    /// Whether to print the commands only.
     pub dry_run: bool,
 }
 
 /// The settings of one variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VariantSettings {
-    /// What its folders are called by: the values, joined.
+    /// Its name in folder names: the values, joined.
     pub name: String,
     /// `table.key=value` overrides.
     pub set: Vec<String>,
 }
 
-/// As typed.
+/// The arguments as typed.
 #[derive(Debug, Args)]
 pub(super) struct TypedComparing {
     /// Folders of finished runs with the same test pairs
@@ -76,9 +76,9 @@ pub(super) struct TypedComparing {
 
     /// Train the runs first: the three objectives, or --variant, of this config with the same seeds
     ///
-    /// A run goes to DIR/NAME-seed-N and keeps its last checkpoint, 14 bytes a parameter in bf16. Nothing is written over;
-    /// interrupted, the same command goes on where it stopped. The tables go to DIR/comparison.md, as JSON lines to
-    /// DIR/comparison.jsonl.
+    /// A run is written to DIR/NAME-seed-N and keeps its last checkpoint, 14 bytes per parameter in bf16. Nothing is
+    /// overwritten; after an interruption, the same command continues where it stopped. The tables are written to
+    /// DIR/comparison.md, and as JSON lines to DIR/comparison.jsonl.
     #[arg(long, value_name = "CONFIG", help_heading = "Training the runs")]
     train: Option<PathBuf>,
 
@@ -105,7 +105,7 @@ pub(super) struct TypedComparing {
     #[arg(long, value_name = "N", value_parser = positive, requires = "train", help_heading = "Training the runs")]
     seeds: Option<usize>,
 
-    /// Where the runs go [default: runs/compare-NAME, NAME that of the config's file]
+    /// Folder for the runs [default: runs/compare-NAME for a config file NAME.toml]
     #[arg(long, value_name = "DIR", requires = "train", help_heading = "Training the runs")]
     out: Option<PathBuf>,
 
@@ -121,7 +121,7 @@ pub(super) struct TypedComparing {
     #[arg(long, requires = "train", help_heading = "Training the runs")]
     dry_run: bool,
 
-    /// Take outcomes that have changed since they were written [default: refuse them]
+    /// Accept outcomes that have changed since they were written [default: refuse them]
     #[arg(long)]
     allow_changed: bool,
 
@@ -132,7 +132,7 @@ pub(super) struct TypedComparing {
 
 impl TypedComparing {
     /// # Errors
-    /// Variants that are none, or not told apart; keys that a comparison sets itself.
+    /// Invalid variants, or two of one name; keys that a comparison sets itself; invalid learning rates.
     pub(super) fn understood(self, ranks: Option<usize>) -> Result<Comparing> {
         let (allow_changed, json) = (self.allow_changed, self.json);
         let Some(config) = self.train else {
@@ -147,19 +147,19 @@ impl TypedComparing {
             let keys = set.split(',').filter_map(|word| word.split('=').next()).map(key_meant);
             if let Some(key) = keys.into_iter().find(|key| own(key)) {
                 return Err(Error::input(format!("{option} {set}: the comparison sets {key} itself"))
-                    .hint("take it out; --seeds, --out and --learning-rates are the options for that"));
+                    .hint("take it out and use --seeds, --out or --learning-rates"));
             }
         }
         for rate in &self.learning_rates {
             if !rate.parse::<f64>().is_ok_and(|rate| rate.is_finite() && rate > 0.0) {
-                return Err(Error::input(format!("--learning-rates: {rate} is no learning rate"))
+                return Err(Error::input(format!("--learning-rates: {rate} is not a learning rate"))
                     .hint("expected numbers above 0, as in --learning-rates 3e-5,1e-4,3e-4"));
             }
         }
         let mut seen = BTreeSet::new();
         if let Some(twice) = self.learning_rates.iter().find(|rate| !seen.insert(rate.parse().map_or(0, f64::to_bits)))
         {
-            return Err(Error::input(format!("--learning-rates: {twice} stands there twice")).hint("leave one out"));
+            return Err(Error::input(format!("--learning-rates: {twice} is given twice")).hint("leave one out"));
         }
         let name = config.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let out = self.out.unwrap_or_else(|| PathBuf::from(format!("runs/compare-{name}")));
@@ -191,7 +191,7 @@ fn variants(objectives: &[String], typed: &[String]) -> Result<Vec<VariantSettin
     let mut seen = BTreeSet::new();
     match variants.iter().find(|variant| !seen.insert(&variant.name)) {
         Some(twice) => Err(Error::input(format!("two variants are called {}", twice.name))
-            .hint("a variant is called by its values: leave out what is the same in all, or name a second key")),
+            .hint("a variant is named after its values: leave out settings that all share, or add one that differs")),
         None => Ok(variants),
     }
 }
@@ -202,7 +202,7 @@ fn variant(settings: &str) -> Result<VariantSettings> {
     let value = |word: &String| {
         let value = word.split_once('=').map(|(_, value)| value.trim_matches('"')).filter(|value| !value.is_empty());
         value.map(str::to_owned).ok_or_else(|| {
-            Error::input(format!("--variant {settings}: {word} is no KEY=VALUE"))
+            Error::input(format!("--variant {settings}: {word} is not KEY=VALUE"))
                 .hint("expected settings joined by commas, as in loss.objective=hybrid,loss.prior=normal")
         })
     };
@@ -216,7 +216,7 @@ fn variant(settings: &str) -> Result<VariantSettings> {
 mod tests {
     use super::*;
 
-    /// Promise: variants are called by their values, and never two alike.
+    /// Promise: variants are named after their values, and no two have the same name.
     #[test]
     fn variants_are_called_by_their_values() {
         let names = |objectives: &[&str], typed: &[&str]| -> Result<Vec<String>> {
@@ -229,7 +229,7 @@ mod tests {
             ["loss.objective=hybrid", "loss.objective=hybrid,loss.prior=\"normal\"", "data.train.0.path=a/b.jsonl"];
         assert_eq!(names(&[], &typed).unwrap(), ["hybrid", "hybrid-normal", "a-b.jsonl"]);
         assert!(names(&["reward", "reward"], &[]).is_err());
-        assert!(names(&[], &["loss.prior"]).unwrap_err().message.contains("loss.prior is no KEY=VALUE"));
+        assert!(names(&[], &["loss.prior"]).unwrap_err().message.contains("loss.prior is not KEY=VALUE"));
     }
 
     /// Promise: no option is ignored because another one sets the same key, by whatever name.
@@ -250,8 +250,8 @@ mod tests {
             ("--set output.output_dir=x".to_owned(), "sets output.dir itself"),
             (format!("--set train.lr=1e-3 {rates}"), "sets train.learning_rate itself"),
             (format!("--variant loss.alpha=1,train.lr=1e-3 {rates}"), "sets train.learning_rate itself"),
-            ("--learning-rates 1e-4,0.0001".to_owned(), "0.0001 stands there twice"),
-            ("--learning-rates 1e-4,fast".to_owned(), "fast is no learning rate"),
+            ("--learning-rates 1e-4,0.0001".to_owned(), "0.0001 is given twice"),
+            ("--learning-rates 1e-4,fast".to_owned(), "fast is not a learning rate"),
         ] {
             let error = understood(&options).unwrap_err();
             assert!(error.message.contains(says), "{options}: {error}");

@@ -1,6 +1,6 @@
-//! The commands that say what training costs: `plan` predicts it, `bench` measures it.
+//! Arguments of the commands that tell the cost of training: `plan` predicts it, `bench` measures it.
 //!
-//! Not here: how they find out (`commands/plan/`, `commands/bench/`).
+//! Not here: the commands themselves (`commands/plan/`, `commands/bench/`).
 
 use super::run_config::RunConfig;
 use super::values::{above_zero, pair_tokens, positive, share};
@@ -10,26 +10,26 @@ use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// What `plan` is asked. What is None is as the hardware's table or the data has it.
+/// Arguments of `plan`. `None` stands for the value from the hardware table or from the data.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Planning {
-    /// The config, where there is one
+    /// The config, if any
     #[command(flatten)]
     pub run: RunConfig,
 
-    /// Plan for this model in place of the config's: a folder with config.json, or hf://owner/name
+    /// Plan for this model instead of the config's: a folder with config.json, or hf://owner/name
     #[arg(long, value_name = "FOLDER", conflicts_with = "shape", help_heading = "Model")]
     model: Option<PathBuf>,
 
-    /// Plan for a common model by name, e.g. llama-3.1-8b or 8b; nothing of it need be there
+    /// Plan for a common model by name, e.g. llama-3.1-8b or 8b; its files are not needed
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     shape: Option<String>,
 
-    /// Ranks, one a GPU
+    /// Ranks, one per GPU
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
     pub gpus: usize,
 
-    /// Tokens of a micro-batch, in place of train.tokens_per_micro_batch
+    /// Tokens of a micro-batch, instead of train.tokens_per_micro_batch
     #[arg(long, value_name = "TOKENS", value_parser = positive)]
     pub tokens: Option<usize>,
 
@@ -37,11 +37,11 @@ pub struct Planning {
     #[arg(long, value_name = "NAME", default_value = "h100", help_heading = "Hardware")]
     pub gpu: String,
 
-    /// Share of the peak product rate that a step is assumed to reach [default: by GPU]
+    /// Assumed share of the peak matrix-product rate that a step reaches [default: by GPU]
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Hardware")]
     pub mfu: Option<f64>,
 
-    /// Peak product rate of a rank in TFLOP/s [default: the data sheet's]
+    /// Peak matrix-product rate of a rank in TFLOP/s [default: the data sheet's]
     #[arg(long, value_name = "TFLOPS", value_parser = above_zero, help_heading = "Hardware")]
     pub flops: Option<f64>,
 
@@ -58,7 +58,7 @@ pub struct Planning {
     pub json: bool,
 }
 
-/// A model that is named in place of a config's.
+/// A model that is named instead of a config's.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Model<'p> {
     /// A folder with config.json, or an `hf://` path.
@@ -68,14 +68,14 @@ pub enum Model<'p> {
 }
 
 impl Planning {
-    /// The model that is named in place of the config's.
+    /// The model that is named instead of the config's.
     pub fn model(&self) -> Option<Model<'_>> {
         let folder = self.model.as_deref().map(Model::Folder);
         folder.or_else(|| self.shape.as_deref().map(Model::Shape))
     }
 }
 
-/// What `bench` measures.
+/// Arguments of `bench`.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Bench {
     /// A model folder
@@ -86,15 +86,15 @@ pub struct Bench {
     #[arg(long, value_name = "FILE")]
     pub pairs: PathBuf,
 
-    /// What is minimised
+    /// The loss to minimise
     #[arg(long, value_enum, default_value_t = Objective::Hybrid)]
     pub objective: Objective,
 
-    /// Pairs to time, after one global batch of 16 a rank to warm up on
+    /// Pairs to time, after a warm-up with one global batch of 16 pairs per rank
     #[arg(long, value_name = "PAIRS", value_parser = positive, default_value_t = 32)]
     pub count: usize,
 
-    /// Pairs with a longer sequence are left out, in tokens
+    /// Longest sequence, in tokens; pairs with a longer one are left out
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 512)]
     pub max_length: usize,
 
@@ -102,15 +102,15 @@ pub struct Bench {
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
 
-    /// Threads a rank; 0: this node's cores divided by its ranks
+    /// Threads per rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 
-    /// Tokens computed at a time by a rank
+    /// Size of a micro-batch in tokens
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 2048)]
     pub tokens_per_micro_batch: usize,
 
-    /// Compute the common prefix twice, to see what sharing it gains
+    /// Compute the common prefix twice, to measure the gain from sharing it
     #[arg(long)]
     pub unshared: bool,
 

@@ -1,4 +1,4 @@
-//! What `--help` says below the options of each command.
+//! Texts below the options in each command's `--help`.
 
 /// Below the options of `haf-dist`.
 pub const TRAINING: &str = "\
@@ -9,7 +9,7 @@ Examples:
   haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
   haf-dist --config safety.toml --debug                   try a config out, every check on
   haf-dist --config safety.toml --trace trace.json        see where the time goes
-  mpirun -n 8 haf-dist --config safety.toml --resume      go on after an interruption
+  mpirun -n 8 haf-dist --config safety.toml --resume      continue after an interruption
   haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
 
 Every key of the config file is in configs/reference.toml, with its default.
@@ -18,7 +18,7 @@ Environment:
   HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
   HAF_COLUMNS        how wide tables may be; 0: whole lines [default: the terminal; in files 0]
   HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
-                     where hf:// paths are fetched from and kept, as in all of the hub's programs
+                     where hf:// paths are fetched from and cached, as in Hugging Face's own programs
   NO_COLOR           no colours
 
 Exit codes:
@@ -40,7 +40,7 @@ Examples:
   haf-dist init --from train_rm.py --train train.jsonl      the literal arguments of a script; it is not run
   haf-dist init --from llama3_rm.yaml --out -               LLaMA-Factory's, to standard output
 
-Of weights the headers are read, of data all rows up to 256 MB. Each key says why it has its value.";
+Reads the headers of the weights, and all rows of data files up to 256 MB. A comment at each key gives the reason for its value.";
 
 /// Below the options of `haf-dist check`.
 pub const CHECK: &str = "\
@@ -48,7 +48,7 @@ Examples:
   haf-dist check safety.toml --ranks 8
   haf-dist check safety.toml data.max_length=2048 --json
 
-Exit code 2: a line is not OK. Of data the first rows are read, of weights their headers.";
+Exit code 2 if a line is not OK. Reads the first rows of the data and the headers of the weights.";
 
 /// Below the options of `haf-dist completions`.
 pub const COMPLETIONS: &str = "\
@@ -91,7 +91,7 @@ Examples:
 /// Below the options of `haf-dist verify`.
 pub const VERIFY: &str = "\
 Examples:
-  haf-dist verify models/safety                      table; exit code 1 and what differs, where something does
+  haf-dist verify models/safety                      a table; exit code 1 if something differs
   haf-dist verify models/safety --python verify.py   then: python verify.py models/safety";
 
 /// Below the options of `haf-dist plan`.
@@ -103,15 +103,15 @@ Examples:
   haf-dist plan --config safety.toml --gpus 64 --gpu a100 --mfu 0.35
   haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
 
-Of the model only config.json is read. The assumptions are printed with the figures. Exit code 1: it does not fit.";
+Reads only the model's config.json. Prints its assumptions with the figures. Exit code 1 if it does not fit.";
 
 /// Below the options of `haf-dist models`.
 pub const MODELS: &str = "\
 Examples:
   haf-dist models                                     the families, and what each covers
-  haf-dist models models/SmolLM2-135M-Instruct        exit code 2 and every reason, where it would not load
+  haf-dist models models/SmolLM2-135M-Instruct        exit code 2 and every reason if it would not load
 
-Of a folder config.json, the tokenizer's files and the headers of the safetensors are read: seconds, however large it is.";
+Reads a folder's config.json, tokenizer files and safetensors headers only, so it takes seconds even for large models.";
 
 /// Below the options of `haf-dist compare`.
 pub const COMPARE: &str = "\

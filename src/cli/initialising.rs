@@ -1,12 +1,12 @@
-//! What `init` is asked: a model and data, or another program's config.
+//! Arguments of `init`: a model and data, or another program's config.
 //!
-//! Not here: looking at them and writing the config (`commands/init/`).
+//! Not here: reading them and writing the config (`commands/init/`).
 
 use super::values::positive;
 use clap::Args;
 use std::path::PathBuf;
 
-/// What a config is written for.
+/// Arguments of `init`.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Initialising {
     /// The model to start from: a folder, or hf://owner/name
@@ -25,21 +25,21 @@ pub struct Initialising {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub test: Vec<PathBuf>,
 
-    /// Take over what TRL's or LLaMA-Factory's YAML says, or the literal arguments of a Python script that uses TRL
+    /// Convert TRL's or LLaMA-Factory's YAML config, or the literal arguments of a Python script that uses TRL
     ///
-    /// A script is read and never run. What has no counterpart is listed at the end of the config.
+    /// A script is read, never run. Settings without a counterpart are listed at the end of the config.
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 
-    /// Processes that the other program ran on, which its batch is multiplied with
+    /// Number of the other program's processes, by which its batch size is multiplied
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1, requires = "from")]
     pub processes: usize,
 
-    /// The folder of the run [default: runs/ and the config's name]
+    /// The run's folder [default: runs/NAME for a config file NAME.toml]
     #[arg(long, value_name = "DIR")]
     pub output_dir: Option<PathBuf>,
 
-    /// Where the config goes; `-` is standard output. A file that is there is never overwritten
+    /// Where to write the config; `-` is standard output. An existing file is never overwritten
     #[arg(long, value_name = "FILE", default_value = "run.toml")]
     pub out: PathBuf,
 }

@@ -53,7 +53,7 @@ pub struct Arguments {
     #[command(flatten)]
     run: RunConfig,
 
-    /// Go on from the newest whole checkpoint in the output folder [default: refuse a folder that holds a run]
+    /// Continue from the newest complete checkpoint in the output folder [default: refuse a folder that holds a run]
     #[arg(long, help_heading = "Training")]
     resume: bool,
 
@@ -64,27 +64,27 @@ pub struct Arguments {
     #[arg(long, help_heading = "Training", conflicts_with = "resume")]
     debug: bool,
 
-    /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+    /// Accept a checkpoint as model.path although its files have changed since it was written [default: refuse it]
     #[arg(long, help_heading = "Training")]
     allow_changed: bool,
 
-    /// Write what each thread does when, for chrome://tracing or ui.perfetto.dev [default: no trace]
+    /// Write a trace of what each thread does, for chrome://tracing or ui.perfetto.dev [default: no trace]
     ///
-    /// Under mpirun each rank writes a file of its own: trace.rank-0.json, trace.rank-1.json and so on for trace.json.
+    /// Under mpirun each rank writes its own file: trace.rank-0.json, trace.rank-1.json and so on for trace.json.
     #[arg(long, global = true, value_name = "FILE", help_heading = "Diagnosis")]
     trace: Option<PathBuf>,
 
-    /// Start this many ranks on this machine through the MPI that is found [default: one, or as mpirun says]
+    /// Start this many ranks on this machine with the MPI that is found [default: one, or as many as mpirun starts]
     ///
-    /// Binding, root and more ranks than cores are set as Open MPI wants them. Across machines use mpirun or srun.
+    /// Sets Open MPI's options for binding, for root and for more ranks than cores. Across machines use mpirun or srun.
     #[arg(long, global = true, value_name = "N", value_parser = positive, help_heading = "Ranks")]
     ranks: Option<usize>,
 
-    /// Show warnings and errors only [default: what happens, with progress]
+    /// Show only warnings and errors [default: also messages and progress]
     #[arg(long, short, global = true, conflicts_with = "verbose", help_heading = "Messages")]
     quiet: bool,
 
-    /// Show what helps to find a fault, of every rank too
+    /// Show debug messages, from every rank
     #[arg(long, short, global = true, help_heading = "Messages")]
     verbose: bool,
 
@@ -94,12 +94,12 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Where a trace is to go, whatever the command.
+    /// The trace file, for any command.
     pub fn trace(&self) -> Option<&Path> {
         self.trace.as_deref()
     }
 
-    /// What is shown on stderr, of the process of this rank.
+    /// What this rank shows on stderr.
     pub fn showing(&self, rank: Option<usize>) -> Showing {
         let detail = match (self.quiet, self.verbose) {
             (true, _) => Detail::Quiet,
@@ -109,13 +109,13 @@ impl Arguments {
         Showing { rank, traced: self.trace.is_some(), detail, colour: self.color }
     }
 
-    /// How many ranks are to be started here, whatever the command.
+    /// Number of ranks to start on this machine, for any command.
     pub fn ranks(&self) -> Option<usize> {
         self.ranks
     }
 }
 
-/// The version, and what this build was made of.
+/// The version, and the commit, sources, libtorch and MPI of this build.
 pub const LONG_VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     "\ncommit   ",
@@ -133,7 +133,7 @@ pub const LONG_VERSION: &str = concat!(
 
 #[derive(Debug, Subcommand)]
 enum TypedCommand {
-    /// Write a commented config from what a model and data are, or from TRL's or LLaMA-Factory's
+    /// Write a commented config for a model and data, or from TRL's or LLaMA-Factory's config
     #[command(after_help = examples::INIT)]
     Init(Initialising),
     /// Train, as `--config` without a command does
@@ -141,13 +141,13 @@ enum TypedCommand {
     Train {
         #[command(flatten)]
         run: RunConfig,
-        /// Go on from the newest whole checkpoint in the output folder [default: refuse a folder that holds a run]
+        /// Continue from the newest complete checkpoint in the output folder [default: refuse a folder that holds a run]
         #[arg(long)]
         resume: bool,
         /// A few steps on a few pairs in one process without mpirun, every check on [default: off]
         #[arg(long, conflicts_with = "resume")]
         debug: bool,
-        /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+        /// Accept a checkpoint as model.path although its files have changed since it was written [default: refuse it]
         #[arg(long)]
         allow_changed: bool,
     },
@@ -159,25 +159,25 @@ enum TypedCommand {
     Score {
         #[command(flatten)]
         scoring: Scoring,
-        /// JSONL, a JSON array (both gzipped or not) or Parquet; - for standard input; or hf://owner/name[@revision][/file or
-        /// config/split]
+        /// JSONL, a JSON array (both plain, gzip or zstd) or Parquet; - for standard input; or hf://owner/name[@revision][/file
+        /// or config/split]
         #[arg(long, value_name = "FILE")]
         data: PathBuf,
         /// Where to write; `-` is standard output
         #[arg(long, value_name = "FILE", default_value = "-")]
         output: PathBuf,
-        /// Add `combined`, the two heads' sum as it was fitted on the run's dev pairs [default: leave it out]
+        /// Add `combined`, the weighted sum of both heads that was fitted on the run's dev pairs [default: leave it out]
         #[arg(long)]
         combined: bool,
-        /// Add `tokens`: what each token of an answer adds to its implicit reward, and the characters that it stands for
+        /// Add `tokens`: each answer token's part of the implicit reward, and its characters
         ///
-        /// beta (log-prob - reference log-prob) in `credit`; the credits add up to the implicit reward. `start` and `end` count
-        /// characters of the answer; a token that stands for none, as the EOS, has `start` = `end`. Where a character is several
-        /// tokens, as with byte-level tokenizers, each of them has it: ranges may overlap.
+        /// `credit` is beta (log-prob - reference log-prob); the credits add up to the implicit reward. `start` and `end` are
+        /// character positions in the answer; a token without characters, such as the EOS, has `start` = `end`. Byte-level
+        /// tokenizers may split a character into several tokens; each of them covers it, so ranges may overlap.
         #[arg(long)]
         tokens: bool,
     },
-    /// Compare runs on the same test pairs: which is better, by how much, how sure; or train them first
+    /// Compare runs on the same test pairs: which is better, by how much, and how certain that is; or train them first
     #[command(after_help = examples::COMPARE)]
     Compare(TypedComparing),
     /// Time whole training steps: pairs per second and memory
@@ -191,7 +191,7 @@ enum TypedCommand {
     Prepare {
         #[command(flatten)]
         run: RunConfig,
-        /// Take a model.path that is a checkpoint with files that have changed since it was written [default: refuse it]
+        /// Accept a checkpoint as model.path although its files have changed since it was written [default: refuse it]
         #[arg(long)]
         allow_changed: bool,
         /// Print one JSON object: the cache's folder, and what was read, kept, dropped and cut [default: lines]
@@ -204,29 +204,29 @@ enum TypedCommand {
     /// Check that a model gives the rewards it had when it was saved, here or in Transformers
     #[command(after_help = examples::VERIFY)]
     Verify(Verifying),
-    /// Predict memory, step time and scaling on hardware that need not be there
+    /// Predict memory, step time and scaling for given hardware
     #[command(after_help = examples::PLAN)]
     Plan(Planning),
-    /// List the model families, or say whether a folder would load and all that is against it
+    /// List the model families, or check whether a folder would load, with every reason why not
     #[command(after_help = examples::MODELS)]
     Models {
         /// A model's folder [default: a list of the families]
         #[arg(value_name = "FOLDER")]
         folder: Option<PathBuf>,
-        /// Print JSON: a line a family, or one object of the folder [default: lines]
+        /// Print JSON: one line per family, or one object for the folder [default: lines]
         #[arg(long)]
         json: bool,
     },
-    /// List the layouts of rows that are read, or show one with an example
+    /// List the supported layouts of rows, or show one with an example
     Formats {
         /// A layout [default: a table of all]
         #[arg(value_enum, value_name = "NAME")]
         format: Option<Format>,
-        /// Print JSON, a line a layout [default: a table]
+        /// Print JSON, one line per layout [default: a table]
         #[arg(long)]
         json: bool,
     },
-    /// Say whether a run would start: keys, files, the first rows, model, adapter, memory, disk, ranks
+    /// Check whether a run would start: keys, files, the first rows, model, adapter, memory, disk, ranks
     #[command(after_help = examples::CHECK)]
     Check {
         #[command(flatten)]
@@ -235,13 +235,13 @@ enum TypedCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Say what this machine has and what is missing: libtorch, GPUs, MPI, cores, memory, disk
+    /// Show what this machine has and what is missing: libtorch, GPUs, MPI, cores, memory, disk
     Doctor {
         /// Print one JSON object instead of lines [default: lines]
         #[arg(long)]
         json: bool,
     },
-    /// Print what completes commands and options in a shell
+    /// Print a shell's completion script for commands and options
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
         /// The shell
@@ -250,7 +250,7 @@ enum TypedCommand {
     },
 }
 
-/// What `export` writes.
+/// The arguments of `export`.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Exporting {
     /// Merge the checkpoint's adapter into its base: a whole model
@@ -261,7 +261,7 @@ pub struct Exporting {
     #[arg(long, value_name = "DIR", requires = "merge")]
     pub base: Option<PathBuf>,
 
-    /// Take a checkpoint with files that have changed since it was written [default: refuse it]
+    /// Accept a checkpoint although its files have changed since it was written [default: refuse it]
     #[arg(long)]
     pub allow_changed: bool,
 
@@ -272,12 +272,12 @@ pub struct Exporting {
     /// A step-N folder of a run, or a LoRA folder as PEFT writes it
     pub checkpoint: PathBuf,
 
-    /// The folder to make
+    /// The folder to create
     pub out: PathBuf,
 }
 
-/// What `eval` and `score` have in common. What is None is as the checkpoint was trained, or the config's default for a
-/// folder that haf-dist did not write.
+/// Options that `eval` and `score` share. `None` stands for the value with which the checkpoint was trained, or the config's
+/// default for a folder that haf-dist did not write.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Scoring {
     /// A checkpoint of a run, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
@@ -289,15 +289,15 @@ pub struct Scoring {
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
 
-    /// Take a checkpoint with files that have changed since it was written [default: refuse it]
+    /// Accept a checkpoint although its files have changed since it was written [default: refuse it]
     #[arg(long)]
     pub allow_changed: bool,
 
-    /// The rows to score; each command says itself whether it must have them.
+    /// The rows to score; each command decides whether they are required.
     #[arg(skip)]
     pub data: PathBuf,
 
-    /// Where the rows have a key of the format, e.g. prompt=question or chosen=answers.best; may be repeated
+    /// The rows' name for a key of the format, e.g. prompt=question or chosen=answers.best; may be repeated
     #[arg(long, value_name = "KEY=PATH", value_parser = column, help_heading = "Data")]
     pub column: Vec<(String, String)>,
 
@@ -309,7 +309,7 @@ pub struct Scoring {
     #[arg(long, value_enum, help_heading = "Data")]
     pub reward_at: Option<RewardAt>,
 
-    /// Longest sequence, in tokens; longer ones are cut, which is said [default: the model's own limit]
+    /// Longest sequence, in tokens; longer ones are cut and reported [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
     pub max_length: Option<usize>,
 
@@ -322,17 +322,17 @@ pub struct Scoring {
     #[arg(long, value_enum, help_heading = "Computation")]
     pub dtype: Option<Dtype>,
 
-    /// Tokens computed at a time by a rank: the memory knob
+    /// Size of a micro-batch in tokens; lower it if memory runs out
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 4096, help_heading = "Computation")]
     pub tokens_per_micro_batch: usize,
 
-    /// Threads a rank; 0: this node's cores divided by its ranks
+    /// Threads per rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
     pub threads: usize,
 }
 
 impl Scoring {
-    /// Where the rows have the keys of the format.
+    /// The rows' names for keys of the format.
     pub fn columns(&self) -> BTreeMap<String, String> {
         self.column.iter().cloned().collect()
     }
@@ -343,7 +343,7 @@ fn command_names() -> Vec<String> {
     Arguments::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
 }
 
-/// What completes this command line in `shell`.
+/// The completion script of `shell` for this command line.
 pub fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "haf-dist", &mut script);

@@ -1,4 +1,4 @@
-//! How a program ends: help and slips of the keyboard, one error, an exit code.
+//! The end of the program: help and usage errors, one error message, an exit code.
 //!
 //! Not here: what an error says (`error.rs`).
 
@@ -8,13 +8,13 @@ use crate::{logging, terminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How long a rank keeps an error to itself, so that rank 0 can report one that all ranks share.
+/// How long other ranks wait before they print an error, so that only rank 0 reports one that all ranks share.
 const RANK_0_FIRST: Duration = Duration::from_secs(2);
 
-/// Prints help, the version or what is wrong with the arguments, once for all ranks: as [`report`] does.
+/// Prints help, the version or a usage error, once for all ranks, as [`report`] does.
 pub fn explain(error: &clap::Error) -> ExitCode {
     match launch::rank() {
-        // A closed pipe leaves nobody to tell. A launcher's pipe may look like a terminal, and end in a file.
+        // Failed writes are ignored: nobody reads a closed pipe. A launcher's pipe may look like a terminal and end in a file.
         0 if error.use_stderr() || terminal::is_seen() => drop(error.print()),
         0 => drop(terminal::out(error.render().to_string().trim_end())),
         rank if error.use_stderr() => {
@@ -26,8 +26,8 @@ pub fn explain(error: &clap::Error) -> ExitCode {
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-/// Prints an error once, and gives its exit code. Rank 0 does it at once; by the time the others would, the job has ended,
-/// unless the error was theirs alone.
+/// Prints an error once and returns its exit code. Rank 0 prints at once. The others wait; by then the job has ended, unless
+/// the error was theirs alone.
 pub fn report(error: &Error) -> ExitCode {
     // A run that ends because it was asked to has not failed.
     let word = if error.kind == Kind::Stopped { "" } else { "error: " };

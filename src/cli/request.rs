@@ -1,4 +1,4 @@
-//! What the program is asked to do: the typed command line, understood.
+//! The request to the program: what the typed command line means.
 //!
 //! Not here: what may be typed (`mod.rs`), and doing it (`commands/`).
 
@@ -12,21 +12,21 @@ use clap_complete::Shell;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// What the program is asked to do.
+/// A request to the program.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Request {
-    /// What one process answers by itself, without libtorch and MPI.
+    /// For one process, without libtorch and MPI.
     Alone(Alone),
-    /// What all ranks do.
+    /// For all ranks.
     Together(Command),
 }
 
-/// What one process answers by itself.
+/// Commands for one process.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Alone {
     /// Predict memory and time.
     Plan(Planning),
-    /// List the model families, or say whether a folder would load.
+    /// List the model families, or check whether a folder would load.
     Models {
         /// A model's folder; none: the families.
         folder: Option<PathBuf>,
@@ -42,9 +42,9 @@ pub enum Alone {
     },
     /// Write a config.
     Init(Initialising),
-    /// Say whether a run would start.
+    /// Check whether a run would start.
     Check(Checking),
-    /// Say what this machine has and lacks.
+    /// Show what this machine has and lacks.
     Doctor {
         /// One JSON object instead of lines.
         json: bool,
@@ -55,18 +55,18 @@ pub enum Alone {
     Completions(Shell),
 }
 
-/// What `check` looks at.
+/// The arguments of `check`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checking {
     /// The config.
     pub run: RunConfig,
     /// One JSON list instead of lines.
     pub json: bool,
-    /// As many ranks as the run would have.
+    /// Number of ranks that the run would have.
     pub ranks: usize,
 }
 
-/// What all ranks are asked to do. Serialised, it is what they compare before they do it.
+/// Commands for all ranks, which compare the serialised command before they start it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Command {
@@ -76,7 +76,7 @@ pub enum Command {
         config: PathBuf,
         /// `table.key=value` overrides, in order.
         set: Vec<String>,
-        /// Go on from the newest whole checkpoint.
+        /// Continue from the newest complete checkpoint.
         resume: bool,
         /// A few steps in one process with every check on.
         debug: bool,
@@ -87,7 +87,7 @@ pub enum Command {
     Eval(Evaluating),
     /// Write rewards.
     Score {
-        /// What is scored with what.
+        /// The model and the rows.
         scoring: Scoring,
         /// Where the rewards go.
         output: Output,
@@ -128,7 +128,7 @@ impl TryFrom<Arguments> for Request {
     type Error = Error;
 
     /// # Errors
-    /// Neither `--config` nor a command; a config without a file; suites that are not as they should be.
+    /// Neither a config nor a command; a command that lacks its config; invalid suites or comparisons.
     fn try_from(typed: Arguments) -> Result<Self> {
         let Arguments { command, run, resume, debug, allow_changed, ranks, .. } = typed;
         let Some(command) = command else {

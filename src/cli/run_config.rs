@@ -1,4 +1,4 @@
-//! The config file of a run as it is typed: by its place or by `--config`, and keys that replace the file's.
+//! The config file of a run as typed: by position or with `--config`, and keys that replace the file's.
 //!
 //! Not here: reading the file (`config/`).
 
@@ -33,7 +33,7 @@ impl RunConfig {
         self.config.is_some() || self.first.as_ref().is_some_and(|word| !word.contains('='))
     }
 
-    /// [`resolve`](Self::resolve) where no command is typed.
+    /// [`resolve`](Self::resolve) for a command line without a command.
     ///
     /// # Errors
     /// Nothing to do; a mistyped command; as [`resolve`](Self::resolve).
@@ -46,25 +46,25 @@ impl RunConfig {
             && !Path::new(word).exists()
         {
             let nearest = nearest_command(word).map(|command| format!("did you mean haf-dist {command}? "));
-            return Err(Error::input(format!("no command is called {word}, and no config file either"))
+            return Err(Error::input(format!("there is no command and no config file called {word}"))
                 .hint(nearest.unwrap_or_default() + "haf-dist --help lists the commands"));
         }
         self.resolve()
     }
 
-    /// The keys alone, where no config is named.
+    /// The replaced keys alone, if no config is named.
     ///
     /// # Errors
-    /// A word that is no KEY=VALUE.
+    /// A word that is not KEY=VALUE.
     pub fn overrides(&self) -> Result<Vec<String>> {
         let config = Some(PathBuf::new());
         Self { config, ..self.clone() }.resolve().map(|(_, set)| set)
     }
 
-    /// The file, and its replaced keys in the order of `--set` first.
+    /// The file and its replaced keys, those of `--set` first.
     ///
     /// # Errors
-    /// No file, or two; a word that is no KEY=VALUE.
+    /// No file, or two; a word that is not KEY=VALUE.
     pub fn resolve(self) -> Result<(PathBuf, Vec<String>)> {
         let Self { first, mut rest, config, mut set } = self;
         let config = match (config, first) {
@@ -79,8 +79,11 @@ impl RunConfig {
             }
         };
         if let Some(word) = rest.iter().find(|word| !word.contains('=')) {
-            return Err(Error::input(format!("{word}: expected KEY=VALUE beside the config {}", config.display()))
-                .hint("one config a run; a key is written as in train.steps=100"));
+            return Err(Error::input(format!(
+                "{word}: expected KEY=VALUE; the config is already {}",
+                config.display()
+            ))
+            .hint("name one config only; write a key as in train.steps=100"));
         }
         set.append(&mut rest);
         Ok((config, set))
@@ -93,7 +96,7 @@ fn nothing() -> Error {
         .hint("haf-dist --help shows them with examples; haf-dist init --model FOLDER --train FILE writes a config")
 }
 
-/// The command most like a mistyped word, if any is alike.
+/// The command most similar to a mistyped word, if any is similar enough.
 fn nearest_command(word: &str) -> Option<String> {
     let likeness = |name: &str| strsim::normalized_damerau_levenshtein(&word.to_lowercase(), name);
     let names = super::command_names().into_iter().map(|name| (likeness(&name), name));
@@ -110,7 +113,7 @@ mod tests {
             .resolve()
     }
 
-    /// Promise: a config is named by its place or by `--config`, and what else stands there are keys.
+    /// Promise: a config is named by position or with `--config`; all other words are keys.
     #[test]
     fn a_config_and_keys_are_told_apart() {
         let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();

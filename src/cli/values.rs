@@ -1,4 +1,4 @@
-//! Values that may be typed: numbers within bounds, with an error that says what was expected.
+//! Parsers for typed values, with errors that say what was expected.
 
 use crate::plan::workload::PairTokens;
 
@@ -27,7 +27,7 @@ pub fn share(text: &str) -> std::result::Result<f64, String> {
         .ok_or_else(|| String::from("expected a share: above 0, at most 1"))
 }
 
-/// `P,A,B`: tokens of a common prefix, of a chosen and of a rejected answer.
+/// `P,A,B`: tokens of the common prefix, the chosen answer and the rejected answer.
 pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
     let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
     match numbers.as_slice() {
@@ -38,7 +38,7 @@ pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
     }
 }
 
-/// `KEY=PATH`: a key of a format, and where the rows have it.
+/// `KEY=PATH`: a key of a format, and the rows' path for it.
 pub fn column(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=').map(|(key, path)| (key.trim(), path.trim())) {
         Some((key, path)) if !key.is_empty() && !path.is_empty() => Ok((key.to_owned(), path.to_owned())),

@@ -1,4 +1,4 @@
-//! What may be typed behind `haf-dist verify`.
+//! Arguments of `haf-dist verify`.
 
 use super::Scoring;
 use crate::config::Dtype;
@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use std::path::PathBuf;
 
-/// What `verify` checks.
+/// Arguments of `verify`.
 #[derive(Debug, Clone, PartialEq, Serialize, Args)]
 pub struct Verifying {
     /// A checkpoint of a run or an export, with its self-test.json; or hf://owner/name
@@ -20,7 +20,7 @@ pub struct Verifying {
     #[arg(long, value_name = "FILE")]
     pub python: Option<PathBuf>,
 
-    /// Print JSON, a line a conversation [default: a table]
+    /// Print JSON, one line per conversation [default: a table]
     #[arg(long, conflicts_with = "python")]
     pub json: bool,
 
@@ -28,7 +28,7 @@ pub struct Verifying {
     #[arg(long, value_enum, help_heading = "Computation")]
     pub dtype: Option<Dtype>,
 
-    /// Threads a rank; 0: this node's cores divided by its ranks
+    /// Threads per rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
     pub threads: usize,
 }
@@ -39,7 +39,7 @@ impl Verifying {
         Scoring {
             checkpoint: self.checkpoint.clone(),
             base: self.base.clone(),
-            // What has changed is what this command looks for: it warns, and says what comes of it.
+            // This command looks for changes: it warns of changed files and shows how the rewards differ.
             allow_changed: true,
             data: PathBuf::new(),
             column: Vec::new(),

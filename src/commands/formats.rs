@@ -50,7 +50,7 @@ fn as_json(layout: &Layout) -> Value {
     let keys = parts(layout).into_iter().map(|(what, paths)| (what.replace(' ', "_"), paths.into()));
     let example: Vec<Value> = layout.example.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     json!({
-        "format": name(layout), "about": layout.about, "detected": !layout.told_by.is_empty(),
+        "format": name(layout), "about": layout.about, "detected": !layout.signs.is_empty(),
         "keys": Value::Object(keys.collect()), "example": example,
     })
 }
@@ -61,7 +61,7 @@ fn name(layout: &Layout) -> String {
 
 fn title(layout: &Layout) -> String {
     let name = name(layout);
-    let must_be_named = if layout.told_by.is_empty() { " (must be named)" } else { "" };
+    let must_be_named = if layout.signs.is_empty() { " (must be named)" } else { "" };
     format!("{name}: {}{must_be_named}", layout.about)
 }
 

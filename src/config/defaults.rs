@@ -1,12 +1,12 @@
-//! The default of every key that has one, and of those that depend on others.
+//! Defaults of the config's keys, including those that depend on other keys.
 //!
 //! Not here: what a key means (`mod.rs`) or which values it may take (`validate.rs`).
 
 use super::*;
 
 impl Config {
-    /// Fills in what a file may leave out because it follows from something else: the length of the run when neither
-    /// epochs nor steps are given, and each source's domain.
+    /// Fills in what follows from other keys: one epoch if neither epochs nor steps are given, each source's domain, and the
+    /// keys of `[data]` that its sources copy.
     pub(super) fn resolve(&mut self) {
         if self.train.epochs.is_none() && self.train.steps.is_none() {
             self.train.epochs = Some(1);
@@ -23,8 +23,7 @@ impl Config {
     }
 }
 
-/// The name that pairs of a file are reported under where nothing else is said: `pairs` for `data/pairs.jsonl.gz` or `.zst`, and
-/// `name` for `hf://owner/name/split`.
+/// The default domain of a source: `pairs` for `data/pairs.jsonl.gz` or `.zst`, and `name` for `hf://owner/name/split`.
 pub fn domain_of(path: &std::path::Path) -> Option<String> {
     if let Some(Ok(on_hub)) = HubPath::parse(path) {
         return Some(on_hub.name().to_string());
@@ -36,7 +35,7 @@ pub fn domain_of(path: &std::path::Path) -> Option<String> {
     Some(if stem.is_empty() { name } else { stem }.to_string())
 }
 
-/// Degrees of freedom of Student's distribution where nothing else is said: heavy tails, and a variance.
+/// Default degrees of freedom of Student's distribution: heavy tails, but a finite variance.
 pub(super) const DEFAULT_PRIOR_DEGREES: f64 = 4.0;
 
 impl Default for LossConfig {
@@ -89,7 +88,7 @@ impl Default for ParallelConfig {
             shard_optimizer: false,
             kernels: Kernels::Auto,
             deterministic: true,
-            // Longer than any step's ranks should lie apart, and shorter than what a cluster's hour is worth.
+            // Longer than ranks should ever wait for one another, but short enough that a hung job wastes little time.
             timeout_seconds: 600,
             threads: 0,
         }
@@ -120,9 +119,9 @@ pub(super) fn max_prompt_length() -> usize {
     384
 }
 
-/// Sets the defaults that follow from another key's value: three quarters of a shorter `data.max_length` are left to the
-/// prompt, where nothing else is said.
-pub(super) fn follow(config: &mut toml::Value) {
+/// Sets the default that depends on another key: `data.max_prompt_length` is three quarters of a `data.max_length` below
+/// its default.
+pub(super) fn set_dependent(config: &mut toml::Value) {
     let Some(data) = config.get_mut("data").and_then(toml::Value::as_table_mut) else { return };
     if let (Some(length), None) =
         (data.get("max_length").and_then(toml::Value::as_integer), data.get("max_prompt_length"))

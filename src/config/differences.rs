@@ -1,4 +1,4 @@
-//! What two configs say differently, key by key; and the keys that all ranks must have in common.
+//! The differences between two configs, key by key; and the keys that must be equal on all ranks.
 
 use super::Config;
 use crate::error::{Error, Result};
@@ -6,16 +6,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use toml::Value;
 
-/// Keys that may differ between ranks, and why. Every other key is compared, a new one too.
-pub const OF_A_RANK: [(&str, &str); 2] = [
-    ("data.cache_dir", "a node may keep its cache on a disk of its own; what is in it is compared"),
+/// Keys that may differ between ranks, and why. Every other key is compared, including new ones.
+pub const MAY_DIFFER: [(&str, &str); 2] = [
+    ("data.cache_dir", "a node may keep its cache on its own disk; the content is compared"),
     ("parallel.threads", "nodes may have different processors; a rank's share of a sum is the same up to rounding"),
 ];
 
-/// A key that two configs set otherwise.
+/// A key with different values in two configs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
-    /// The key with its table, and its place in a list: `data.train.0.weight`.
+    /// The key with its table, and its index in a list: `data.train.0.weight`.
     pub key: String,
     then: Option<Value>,
     now: Option<Value>,
@@ -40,7 +40,7 @@ fn text(value: Option<&Value>) -> String {
 }
 
 impl Config {
-    /// Every key whose value is another one in `now`, in alphabetical order.
+    /// Every key whose value differs in `now`, in alphabetical order.
     ///
     /// # Errors
     /// A value that TOML cannot hold; a loaded config has none.
@@ -57,12 +57,12 @@ impl Config {
         Ok(found.into_iter().map(|(key, (then, now))| Difference { key, then, now }).collect())
     }
 
-    /// Every key with its value as text, but for those that may differ between ranks (`OF_A_RANK`).
+    /// Every key with its value as text, except those that may differ between ranks (`MAY_DIFFER`).
     ///
     /// # Errors
     /// As [`differences`](Self::differences).
     pub fn in_common(&self) -> Result<Vec<(String, String)>> {
-        let compared = |key: &str| OF_A_RANK.iter().all(|(excluded, _)| *excluded != key);
+        let compared = |key: &str| MAY_DIFFER.iter().all(|(excluded, _)| *excluded != key);
         let leaves = self.leaves()?.into_iter().filter(|(key, _)| compared(key));
         Ok(leaves.map(|(key, value)| (key, value.to_string())).collect())
     }
@@ -98,8 +98,8 @@ pub fn listed(differences: &[Difference]) -> String {
 mod tests {
     use super::*;
 
-    /// Promise: a key that can change a number or the order of collectives is compared between ranks. A new key is, until
-    /// it is listed here and in `OF_A_RANK` with a reason.
+    /// Promise: a key that can change a number or the order of collectives is compared between ranks. So is every new key,
+    /// unless it is listed here and in `MAY_DIFFER` with a reason.
     #[test]
     fn every_key_is_compared_between_ranks_but_for_those_with_a_reason() {
         let complete: Config = super::super::keys::tree().try_into().unwrap();
@@ -108,7 +108,7 @@ mod tests {
         let known = super::super::known_keys().into_iter().map(|key| key.trim_end_matches(".0").to_owned());
         let missing: Vec<String> = known.filter(|key| !compared.contains(key)).collect();
         assert_eq!(missing, ["data.cache_dir", "parallel.threads"]);
-        assert!(OF_A_RANK.iter().zip(&missing).all(|((key, why), missing)| key == missing && !why.is_empty()));
+        assert!(MAY_DIFFER.iter().zip(&missing).all(|((key, why), missing)| key == missing && !why.is_empty()));
     }
 
     #[test]
@@ -120,7 +120,7 @@ mod tests {
         let then = config("eval.every = 5\ntrain.steps = 9\nloss.alpha = 0.5");
         assert_eq!(then.differences(&then).unwrap(), []);
         let now = config("checkpoint.every = 2\neval.every = 5\ntrain.epochs = 1\nlora.targets = ['a']");
-        let told = listed(&then.differences(&now).unwrap());
+        let text = listed(&then.differences(&now).unwrap());
         for expected in [
             "checkpoint.every: 50 -> 2",
             "loss.alpha: 0.5 -> 0.2",
@@ -128,8 +128,8 @@ mod tests {
             "train.epochs: not set -> 1",
             "lora.targets: not set -> [\"a\"]",
         ] {
-            assert!(told.contains(expected), "{told}");
+            assert!(text.contains(expected), "{text}");
         }
-        assert!(!told.contains("eval.every"), "{told}");
+        assert!(!text.contains("eval.every"), "{text}");
     }
 }

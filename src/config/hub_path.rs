@@ -1,10 +1,9 @@
-//! `hf://owner/name[@revision][/file or config/split]`: a path that means something on the hub.
+//! `hf://owner/name[@revision][/file or config/split]`: a path on the Hugging Face hub.
 //!
 //! Not here: looking it up (`hub/`).
 
 use std::path::Path;
 
-/// What such a path starts with.
 const SCHEME: &str = "hf://";
 
 /// A parsed `hf://` path.
@@ -12,17 +11,17 @@ const SCHEME: &str = "hf://";
 pub struct HubPath {
     /// `owner/name`.
     pub repository: String,
-    /// A branch, a tag or a commit; `main` where none is named.
+    /// A branch, a tag or a commit; `main` if none is named.
     pub revision: String,
     /// What follows the name: a file, `split` or `config/split`.
     pub part: Option<String>,
 }
 
 impl HubPath {
-    /// `None` for any path that does not start with `hf://`.
+    /// Parses a path; `None` if it does not start with `hf://`.
     ///
     /// # Errors
-    /// What is wrong with one that does, to be put after its key's name.
+    /// A message that continues the name of the path's key.
     pub fn parse(path: &Path) -> Option<Result<Self, String>> {
         let rest = path.to_str()?.strip_prefix(SCHEME)?;
         Some(Self::after_scheme(rest).ok_or_else(|| {
@@ -34,7 +33,7 @@ impl HubPath {
         let mut parts = rest.splitn(3, '/');
         let (owner, name, part) = (parts.next()?, parts.next()?, parts.next());
         let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
-        // What becomes a file's name must be one.
+        // These parts become file names in the cache.
         let plain = |text: &str| {
             !text.is_empty()
                 && !text.starts_with('.')

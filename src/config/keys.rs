@@ -58,15 +58,15 @@ pub(super) fn tree() -> Value {
         checkpoint: CheckpointConfig::default(),
         output: OutputConfig { dir: "folder".into() },
     };
-    // Only a map key that is no string could fail here; the structs have none, and a test asks for every key.
+    // Only a map key that is not a string could fail here; the structs have none, and a test checks that every key exists.
     Value::try_from(complete).unwrap_or_else(|_| Value::Table(toml::Table::new()))
 }
 
-/// What a table of free keys has at each.
+/// Stands for the value of any key in a table with free keys, such as `columns`.
 static ANY: Value = Value::String(String::new());
 
-/// What the tree has at `path`; a number names any element of an array. A table without keys in the tree takes any key,
-/// with a text.
+/// The node at `path`; a number stands for any element of an array. In a table without known keys, every key exists and
+/// holds a text.
 pub(super) fn find<'t>(tree: &'t Value, path: &[String]) -> Option<&'t Value> {
     path.iter().try_fold(tree, |node, key| match node {
         Value::Table(table) if table.is_empty() => Some(&ANY),
@@ -99,7 +99,7 @@ pub(super) fn first_unknown(value: &Value, tree: &Value) -> Option<Vec<String>> 
     }
 }
 
-/// The message about an unknown key: what it is and what its table knows, or why there is no table.
+/// The message about an unknown key, with the keys that its table knows.
 pub(super) fn unknown_key(path: &[String], tree: &Value) -> String {
     let above = &path[..path.len().saturating_sub(1)];
     let key = path.join(".");
@@ -119,7 +119,7 @@ fn list<'k>(keys: impl Iterator<Item = &'k String>) -> String {
     keys.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// What to do about an unknown key.
+/// The hint for an unknown key.
 pub(super) fn unknown_key_hint(path: &[String], tree: &Value) -> String {
     match nearest_key(path, tree) {
         Some(nearest) => format!("did you mean `{nearest}`?"),
@@ -154,7 +154,7 @@ fn nearest_key(path: &[String], tree: &Value) -> Option<String> {
     nearest(&typed, keys.iter().map(String::as_str))
 }
 
-/// The word most like `typed`, if any is alike at all.
+/// The word most similar to `typed`, if any is similar enough.
 pub(super) fn nearest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> Option<String> {
     words
         .map(|word| (likeness(typed, word), word))
@@ -163,7 +163,7 @@ pub(super) fn nearest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> 
         .map(|(_, word)| word.to_string())
 }
 
-/// From 0, nothing in common, to 1, the same.
+/// Similarity, from 0 (nothing in common) to 1 (equal).
 fn likeness(a: &str, b: &str) -> f64 {
     strsim::normalized_damerau_levenshtein(&a.to_lowercase(), b)
 }

@@ -1,4 +1,4 @@
-//! From a file and overrides to a checked [`Config`], and errors that name the place.
+//! Loads a checked [`Config`] from a file and overrides, with errors that name file and line.
 //!
 //! Not here: the rules themselves (`validate.rs`) and the keys (`keys.rs`).
 
@@ -12,7 +12,7 @@ use toml::Value;
 use toml::de::{DeTable, DeValue};
 
 impl Config {
-    /// Reads a config file, puts `--set table.key=value` overrides over it, fills in the defaults and checks all of it.
+    /// Reads a config file, applies `--set table.key=value` overrides, fills in the defaults and checks everything.
     ///
     /// # Errors
     /// A missing or unreadable file; text that is not TOML; an unknown or ill-typed key; a value out of its range;
@@ -32,7 +32,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Takes inputs that are absent in the current folder and present beside the config from there. Outputs never move.
+    /// Uses an input beside the config file if it does not exist in the current folder. Outputs stay in the current folder.
     fn look_beside(&mut self, folder: &Path) {
         let data = &mut self.data;
         let sources = data.train.iter_mut().chain(&mut data.dev).chain(&mut data.test).map(|source| &mut source.path);
@@ -40,7 +40,7 @@ impl Config {
         for path in sources.chain([&mut self.model.path]).chain(base) {
             let beside = folder.join(&*path);
             if HubPath::parse(path).is_none() && !path.exists() && beside.exists() {
-                tracing::info!("{} is not in the current folder: taking {}", path.display(), beside.display());
+                tracing::info!("{} is not in the current folder: using {}", path.display(), beside.display());
                 *path = beside;
             }
         }
@@ -60,8 +60,8 @@ impl Config {
                 .hint("a line is a [table] or `key = value`, text in quotes; configs/reference.toml is an example")
         })?;
         let mut document = Document { name, text, overrides: &overrides, renamed: Vec::new() };
-        document.renamed = words::understand(&mut value).map_err(|answer| {
-            Error::input(answer.message).at(document.place_in_file(&answer.path)).hint(answer.hint)
+        document.renamed = words::translate(&mut value).map_err(|refusal| {
+            Error::input(refusal.message).at(document.place_in_file(&refusal.path)).hint(refusal.hint)
         })?;
         overrides::apply(&overrides, &mut value)?;
 
@@ -69,7 +69,7 @@ impl Config {
             let error = document.error(&path, keys::unknown_key(&path, &tree));
             return Err(error.hint(keys::unknown_key_hint(&path, &tree)));
         }
-        defaults::follow(&mut value);
+        defaults::set_dependent(&mut value);
         let mut config: Self = serde_path_to_error::deserialize(value).map_err(|error| document.ill_typed(&error))?;
         config.resolve();
         match config.check() {
@@ -90,12 +90,12 @@ impl Config {
     }
 }
 
-/// What was read, kept to say where an error is.
+/// The text of a config, kept to name the place of an error.
 struct Document<'d> {
     name: &'d str,
     text: &'d str,
     overrides: &'d [Override],
-    /// Keys that the file calls otherwise.
+    /// Keys for which the file uses another trainer's name.
     renamed: Vec<Renamed>,
 }
 
@@ -113,16 +113,16 @@ impl Document<'_> {
         }
     }
 
-    /// `FILE:LINE` of a key, which the file may call otherwise.
+    /// `FILE:LINE` of a key, by the name that the file uses.
     fn place_in_file(&self, path: &[String]) -> String {
-        let typed = self.renamed.iter().find(|(_, ours)| path.starts_with(ours));
-        match self.line(typed.map_or(path, |(typed, _)| typed)) {
+        let renamed = self.renamed.iter().find(|renamed| path.starts_with(&renamed.ours));
+        match self.line(renamed.map_or(path, |renamed| &renamed.typed)) {
             Some(line) => format!("{}:{line}", self.name),
             None => self.name.to_string(),
         }
     }
 
-    /// The line of a key, or of what is nearest above it. None where the file has neither the key nor its parents.
+    /// The line of a key, or of its nearest parent; `None` if the file has neither.
     fn line(&self, path: &[String]) -> Option<usize> {
         let document = DeTable::parse(self.text).ok()?;
         let root = DeValue::Table(document.into_inner());
@@ -147,7 +147,7 @@ impl Document<'_> {
         offset.map(|offset| line_at(self.text.as_bytes(), offset))
     }
 
-    /// Puts serde's words about a missing or ill-typed key into ours.
+    /// Rewrites serde's error about a missing or ill-typed key.
     fn ill_typed(&self, error: &serde_path_to_error::Error<toml::de::Error>) -> Error {
         use serde_path_to_error::Segment;
         let mut path: Vec<String> = error

@@ -20,13 +20,13 @@ pub struct LossConfig {
     pub beta: f64,
     /// SimPO's target margin.
     pub simpo_gamma: f64,
-    /// Share of pairs taken to be labelled the wrong way round; for Bradley-Terry, dpo and simpo.
+    /// Assumed share of pairs with a wrong label; for Bradley-Terry, dpo and simpo.
     pub label_smoothing: f64,
     /// Weight of (chosen reward + rejected reward)^2, which keeps rewards around zero.
     pub centering: f64,
     /// Weight of the loss that balances the load of experts, in models that have them; 0: none.
     pub router_balance: f64,
-    /// The distribution function F of which the preference losses are -log F: for Bradley-Terry and dpo.
+    /// The distribution function F in the preference loss -log F; for Bradley-Terry and dpo.
     pub prior: Prior,
     /// Degrees of freedom of `prior = "student"`.
     pub prior_degrees: f64,
@@ -47,19 +47,19 @@ pub enum Objective {
     Policy,
 }
 
-/// How likely the better answer is to be chosen, given how much better it is. All are symmetric, and scaled so that the density
-/// at 0 is the logistic one's, 1/4.
+/// How likely the better answer is to be chosen, given how much better it is. All are symmetric and scaled so that the density
+/// at 0 is 1/4, as for the logistic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prior {
-    /// sigmoid(z): Bradley-Terry and dpo as they are known.
+    /// sigmoid(z): the usual Bradley-Terry and dpo.
     #[default]
     Logistic,
-    /// The normal distribution function (Thurstone): a pair that is ranked wrongly pulls in proportion to its margin.
+    /// The normal distribution function (Thurstone): a wrongly ranked pair's gradient grows in proportion to its margin.
     Normal,
-    /// Laplace's: a pair that is ranked wrongly pulls as strongly by however much, as a logistic one does only far out.
+    /// Laplace's: a wrongly ranked pair's gradient is the same at every margin; the logistic reaches that only far out.
     Laplace,
-    /// Student's with `prior_degrees`: one that is far wrong pulls ever less, as a label that is not to be believed.
+    /// Student's with `prior_degrees`: the gradient shrinks for pairs ranked far wrong, whose label is doubtful.
     Student,
 }
 
@@ -81,12 +81,12 @@ pub enum PolicyLoss {
 }
 
 impl LossConfig {
-    /// Weight of the policy loss after the objective's say: 0 with `objective = "reward"`.
+    /// Weight of the policy loss under the objective: 0 with `objective = "reward"`.
     pub fn effective_alpha(&self) -> f64 {
         if self.objective == Objective::Reward { 0.0 } else { self.alpha }
     }
 
-    /// Weight of the reward loss after the objective's say: 0 with `objective = "policy"`.
+    /// Weight of the reward loss under the objective: 0 with `objective = "policy"`.
     pub fn effective_reward_weight(&self) -> f64 {
         if self.objective == Objective::Policy { 0.0 } else { self.reward_weight }
     }

@@ -1,8 +1,8 @@
-//! The TOML file: one struct a table, unknown keys refused, every key with a default where one makes sense.
+//! The TOML file: one struct per table; unknown keys are refused; every key has a default if one makes sense.
 //!
 //! [`Config::load`] reads, overrides, checks and resolves it once; everything after that takes plain values.
-//! Paths in the file are relative to the directory the program is started in; an input that is not there is looked for beside
-//! the file too.
+//! Paths in the file are relative to the directory the program is started in; an input that is missing there is looked for
+//! beside the file, too.
 //!
 //! Not here: what the values mean to the trainer. Each field says what it does; `configs/reference.toml`
 //! shows them all.
@@ -31,13 +31,13 @@ pub use words::key_meant;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The name under which all pairs of a split are reported together; no source's domain may be called so.
+/// The name under which all pairs of a split are reported together; no source's domain may have it.
 pub const TOTAL: &str = "all";
 
 /// Default of `data.max_row_bytes`: 16 MiB, some four million tokens.
 pub const DEFAULT_MAX_ROW_BYTES: usize = 1 << 24;
 
-/// What to do about a wrong key or value where nothing better is known.
+/// The hint for a wrong key or value if there is no better one.
 const SEE_REFERENCE: &str = "configs/reference.toml shows every key with its default";
 
 /// A whole run.
@@ -116,26 +116,26 @@ pub struct DataConfig {
     /// `max_length` below 512.
     #[serde(default = "defaults::max_prompt_length")]
     pub max_prompt_length: usize,
-    /// A new order of pairs every epoch.
+    /// Shuffle the pairs anew every epoch.
     #[serde(default = "defaults::yes")]
     pub shuffle: bool,
     /// Seed of every shuffle.
     #[serde(default)]
     pub seed: u64,
-    /// What happens to a sequence over `max_length`.
+    /// Treatment of a sequence over `max_length`.
     #[serde(default)]
     pub truncation: Truncation,
     /// Token of a sequence at which the reward is read.
     #[serde(default)]
     pub reward_at: RewardAt,
-    /// Most bytes of a row of a source: a longer one, of a hostile archive or of a file without line breaks, ends the run
+    /// Longest row of a source, in bytes. A longer one, as in a hostile archive or a file without line breaks, ends the run
     /// before it takes more memory.
     #[serde(default = "defaults::max_row_bytes")]
     pub max_row_bytes: usize,
-    /// Stop at the first row that is not as its format says, which is otherwise left out and counted.
+    /// Stop at the first row that does not match its format; otherwise such rows are left out and counted.
     #[serde(default)]
     pub strict: bool,
-    /// What becomes of training pairs of which neither answer is better; dev and test pairs of that kind are dropped.
+    /// Treatment of training pairs in which neither answer is better; such dev and test pairs are dropped.
     #[serde(default)]
     pub ties: Ties,
     /// Where tokens and reference log-probs are kept between runs.
@@ -158,25 +158,25 @@ pub enum TemplateKind {
     Plain,
 }
 
-/// What becomes of training pairs of which neither answer is better.
+/// Treatment of training pairs in which neither answer is better.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ties {
-    /// They are left out, and counted.
+    /// Leave them out and count them.
     #[default]
     Drop,
-    /// Half a label each way: their loss is the mean of both.
+    /// Half a label in each direction: the loss is the mean over both orders.
     Half,
 }
 
-/// What happens to a sequence over `max_length`.
+/// Treatment of a sequence over `max_length`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Truncation {
-    /// The start of the prompt goes, then the end of the answer.
+    /// Cut the start of the prompt, then the end of the answer.
     #[default]
     Cut,
-    /// The pair goes.
+    /// Leave the pair out.
     Drop,
 }
 
@@ -203,23 +203,23 @@ pub struct TrainConfig {
     /// Updates. Not together with `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
-    /// Pairs of a global batch, over all ranks.
+    /// Global batch size in pairs, over all ranks.
     pub pairs_per_step: usize,
-    /// Tokens computed at a time by a rank: the memory knob. A longer pair goes alone.
+    /// Size of a micro-batch in tokens, which bounds the memory. A longer pair is computed alone.
     pub tokens_per_micro_batch: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Peak learning rate of the reward head; 0: the same.
     pub head_learning_rate: f64,
-    /// Course of the learning rate after the warm-up.
+    /// Learning-rate schedule after the warm-up.
     pub schedule: Schedule,
     /// Updates over which the learning rate rises from zero.
     pub warmup_steps: usize,
     /// AdamW's decoupled decay, on matrices only.
     pub weight_decay: f64,
-    /// AdamW's first moment decay.
+    /// AdamW's decay rate of the first moment.
     pub adam_beta1: f64,
-    /// AdamW's second moment decay.
+    /// AdamW's decay rate of the second moment.
     pub adam_beta2: f64,
     /// AdamW's epsilon.
     pub adam_epsilon: f64,
@@ -227,37 +227,37 @@ pub struct TrainConfig {
     pub clip_norm: f64,
     /// Recompute each block in the backward pass instead of keeping what it computed.
     pub activation_checkpointing: bool,
-    /// Compare the ranks' weights and metrics, bit for bit, every so many steps; 0: where a checkpoint is saved only.
+    /// Compare the ranks' weights and metrics, bit for bit, every so many steps; 0: only when a checkpoint is saved.
     pub check_every: usize,
-    /// Compare the gradients of the two losses, on the same 16 pairs, every so many steps; 0: never. It changes no bit of the
-    /// training.
+    /// Compare the gradients of the two losses, on the same 16 pairs, every so many steps; 0: never. It does not change the
+    /// result.
     pub conflict_every: usize,
 }
 
-/// `[lora]`: adapters beside the named projections of every block are trained, with the reward head; nothing else is.
+/// `[lora]`: only adapters at the named projections of every block, and the reward head, are trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// Rank of the adapters.
     #[serde(default = "defaults::lora_rank")]
     pub rank: usize,
-    /// Their product is multiplied with alpha / rank.
+    /// An adapter's product is multiplied by alpha / rank.
     #[serde(default = "defaults::lora_alpha")]
     pub alpha: f64,
-    /// Projections with an adapter, by their module's name: `q_proj`, or `mlp.up_proj`; or `all-linear`, all there are.
+    /// Projections with an adapter, by their module's name: `q_proj`, or `mlp.up_proj`; or `all-linear`, all of them.
     pub targets: Vec<String>,
     /// Seed of A's initial values; B starts at zero.
     #[serde(default)]
     pub seed: u64,
-    /// Multiply with alpha / sqrt(rank) in place of alpha / rank.
+    /// Multiply by alpha / sqrt(rank) instead of alpha / rank.
     #[serde(default)]
     pub use_rslora: bool,
-    /// Where the base of the adapter in `model.path` is; default: where its adapter_config.json says.
+    /// The base model, if `model.path` is an adapter; default: the one that its adapter_config.json names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
 }
 
-/// Course of the learning rate after the warm-up.
+/// Learning-rate schedule after the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
@@ -274,24 +274,24 @@ pub enum Schedule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelConfig {
-    /// What reduces the gradients.
+    /// The library that sums gradients over ranks.
     pub backend: Backend,
-    /// Precision in which gradients are added up over ranks.
+    /// Precision in which gradients are summed over ranks.
     pub reduce_dtype: ReduceDtype,
-    /// Whether each rank keeps f32 masters and moments of its share only (ZeRO stage 1, arXiv 1910.02054).
+    /// Whether each rank keeps f32 masters and moments only of its share (ZeRO stage 1, arXiv 1910.02054).
     pub shard_optimizer: bool,
-    /// What computes: the device's own operations, or the plain formulas.
+    /// The operations to compute with: the device's own, or the plain formulas.
     pub kernels: Kernels,
-    /// Whether a step on GPUs is computed in one order every time, so that it gives the same bits.
+    /// Whether GPUs always compute a step in the same order, so that it gives the same bits.
     pub deterministic: bool,
     /// Seconds that ranks wait for one another without progress before the job ends. Announced work, such as saving, does
     /// not count.
     pub timeout_seconds: usize,
-    /// Threads a rank; 0: this node's cores divided by its ranks.
+    /// Threads per rank; 0: this node's cores divided by its ranks.
     pub threads: usize,
 }
 
-/// What reduces the gradients.
+/// The library that sums gradients over ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
@@ -300,29 +300,29 @@ pub enum Backend {
     Auto,
     /// MPI.
     Mpi,
-    /// NCCL, one rank a GPU.
+    /// NCCL, one rank per GPU.
     Nccl,
 }
 
-/// What computes.
+/// The operations to compute with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kernels {
-    /// The device's own operations; on a GPU each is compared with its formula first, and replaced where it is wrong.
+    /// The device's own operations; on a GPU each is compared with its formula first, and replaced by that if it is wrong.
     #[default]
     Auto,
     /// The plain formulas, as tensor operations: slow.
     Plain,
 }
 
-/// Precision in which gradients are added up over ranks.
+/// Precision in which gradients are summed over ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReduceDtype {
     /// 32-bit floats.
     #[default]
     F32,
-    /// bfloat16: half the traffic. With NCCL alone.
+    /// bfloat16: half the traffic. Only with NCCL.
     Bf16,
 }
 
@@ -330,8 +330,8 @@ pub enum ReduceDtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// Evaluate on the dev pairs every so many steps, after the last, and wherever a checkpoint is saved, because the best
-    /// is picked by it; 0: at checkpoints and after the last only.
+    /// Evaluate on the dev pairs every so many steps, after the last, and with each checkpoint, because it decides which
+    /// checkpoint is the best; 0: only at checkpoints and after the last.
     pub every: usize,
 }
 
@@ -339,9 +339,9 @@ pub struct EvalConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointConfig {
-    /// Save every so many steps, and after the last; 0: after the last only.
+    /// Save every so many steps, and after the last; 0: only after the last.
     pub every: usize,
-    /// How many of the newest checkpoints stay; the best stays besides.
+    /// Number of newest checkpoints to keep; the best one is always kept, too.
     pub keep: usize,
 }
 

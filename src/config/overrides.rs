@@ -1,6 +1,6 @@
-//! `--set table.key=value`: one key of the file replaced from the command line.
+//! `--set table.key=value`: replaces one key of the file from the command line.
 //!
-//! Not here: whether the outcome makes sense; the merged file is checked like any other.
+//! Not here: whether the result makes sense; the merged config is checked like any other.
 
 use super::{keys, words};
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 const EXAMPLE: &str = "for example --set loss.alpha=0.5";
 
-/// One `--set`, its key known to exist.
+/// One `--set` whose key exists.
 pub(super) struct Override {
     /// As it was typed.
     pub(super) text: String,
@@ -18,8 +18,8 @@ pub(super) struct Override {
 }
 
 impl Override {
-    /// Reads `table.key=value`. Where the key takes text, the value is taken as it stands (or between TOML quotes);
-    /// elsewhere it is TOML, and a bare word is a string.
+    /// Parses `table.key=value`. For a key that takes text, the value is used as typed (or between TOML quotes); for other
+    /// keys it is TOML, and a bare word is a string.
     pub(super) fn parse(text: &str, tree: &Value) -> Result<Self> {
         let wrong = |message: String| Error::input(format!("--set {text}: {message}"));
         let Some((key, value)) = text.split_once('=') else {
@@ -27,7 +27,7 @@ impl Override {
         };
         let (key, value) = (key.trim(), value.trim());
         let typed: Vec<String> = key.split('.').map(|name| name.trim().to_string()).collect();
-        if let Some(hint) = typed.last().and_then(|key| words::answer(key, None)) {
+        if let Some(hint) = typed.last().and_then(|key| words::hint_for_refused(key, None)) {
             return Err(wrong(format!("`{key}` is a key of other trainers")).hint(hint));
         }
         let path = words::ours(&typed);
@@ -43,23 +43,23 @@ impl Override {
         } else {
             match value.parse::<Value>() {
                 Ok(value) => value,
-                // A broken array, table or string is a slip, not a bare word.
+                // A broken array, table or string is a mistake, not a bare word.
                 Err(error) if quoted || value.starts_with(['[', '{']) => {
                     return Err(wrong(format!("the value is not TOML: {}", error.message()))
-                        .hint("put single quotes around the whole argument to keep the shell's hands off it"));
+                        .hint("put single quotes around the whole argument, so that the shell does not change it"));
                 }
                 Err(_) => Value::String(value.into()),
             }
         };
-        let value = words::value_of(&path, value).map_err(|(message, hint)| wrong(message).hint(hint))?;
+        let value = words::value_of(&path, value).map_err(|refusal| wrong(refusal.message).hint(refusal.hint))?;
         Ok(Self { text: text.into(), path, value })
     }
 }
 
-/// Puts the overrides into the file's table, later ones over earlier ones.
+/// Applies the overrides to the file's table; later ones win.
 ///
-/// `train.epochs` and `train.steps` are two ways to say one thing, so setting one takes back what the file says with
-/// the other.
+/// `train.epochs` and `train.steps` are two ways to set the length of a run, so setting one removes the file's value of the
+/// other.
 pub(super) fn apply(overrides: &[Override], file: &mut Value) -> Result<()> {
     let sets = |name: &str| overrides.iter().any(|set| set.path == ["train", name]);
     for (set, other) in [("epochs", "steps"), ("steps", "epochs")] {
@@ -98,7 +98,7 @@ fn put(node: &mut Value, path: &[String], set: &Override) -> Result<()> {
                     .hint(format!("number {count} would add one"))),
             }
         }
-        // The file has something of the wrong type here; reading it as a config says so, with the line.
+        // The file has a value of the wrong type here; `Config::parse` reports it with its line.
         _ => Ok(()),
     }
 }

@@ -7,8 +7,7 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
-/// A range of rows, from the first one taken to the first one not taken any more; an end left out is the file's. Default:
-/// all rows.
+/// A half-open range of rows; a missing end is the file's start or end. Default: all rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RowRange {
@@ -19,14 +18,14 @@ pub struct RowRange {
 /// Where a range starts or ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Edge {
-    /// Rows before it.
+    /// Number of rows before it.
     Row(usize),
-    /// Rows before it, in hundredths of the file, to the nearest row.
+    /// Percentage of the file's rows before it, rounded to the nearest row.
     Percent(usize),
 }
 
 impl RowRange {
-    /// Whether it depends on how many rows there are.
+    /// Whether it depends on the number of rows in the file.
     pub fn needs_total(self) -> bool {
         [self.from, self.to].iter().any(|edge| matches!(edge, Some(Edge::Percent(_))))
     }
@@ -63,7 +62,7 @@ impl FromStr for RowRange {
             (Some(Edge::Percent(100)), _) | (_, Some(Edge::Percent(0) | Edge::Row(0))) => true,
             _ => false,
         };
-        if backwards { Err(format!("the row range {text:?} holds no row")) } else { Ok(range) }
+        if backwards { Err(format!("the row range {text:?} selects no rows")) } else { Ok(range) }
     }
 }
 

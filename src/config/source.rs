@@ -11,49 +11,49 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// JSONL, a JSON array (both as they are, gzipped or with zstd) or Parquet; or `hf://owner/name[@revision][/file or config/split]`.
+    /// JSONL, a JSON array (both plain, gzip or zstd) or Parquet; or `hf://owner/name[@revision][/file or config/split]`.
     pub path: PathBuf,
-    /// Shape of its rows.
+    /// Layout of its rows.
     #[serde(default)]
     pub format: Format,
-    /// Which of its rows are taken. Rows are counted as the file has them, before any is dropped.
+    /// Which of its rows are taken. Rows are counted as they are in the file, before any is dropped.
     #[serde(default)]
     pub rows: RowRange,
-    /// Take only pairs whose prompt is one user's message (and maybe a system message).
+    /// Take only pairs whose prompt is a single user's message (and maybe a system message).
     #[serde(default)]
     pub single_turn: bool,
-    /// Units of reward that a unit of the rows' margin, preference strength or difference of scores counts; 0: none.
+    /// Factor from a row's margin, preference strength or score difference to units of reward; 0: no margins.
     #[serde(default = "defaults::margin_scale")]
     pub margin_scale: f64,
-    /// Most pairs made of one ranked list, spread evenly over all its pairs; 0: all of them.
+    /// Most pairs from one ranked list, spread evenly over all its pairs; 0: all of them.
     #[serde(default)]
     pub pairs_per_prompt: usize,
-    /// An epoch takes round(weight x pairs) of this source. Sources of dev and test are always taken once.
+    /// An epoch takes round(weight x pairs) pairs of this source. Sources of dev and test are always taken once.
     #[serde(default = "defaults::weight")]
     pub weight: f64,
     /// Name under which its pairs are reported, not [`TOTAL`](super::TOTAL); a row's own `domain` wins. Default: the file's stem,
-    /// or the name on the hub, which is filled in when a config is loaded.
+    /// or the name on the hub, filled in when a config is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// Most bytes of a row: `data.max_row_bytes`, which is filled in when a config is loaded.
+    /// Longest row, in bytes: `data.max_row_bytes`, copied when a config is loaded.
     #[serde(skip, default = "defaults::max_row_bytes")]
     pub max_row_bytes: usize,
-    /// Key of the format -> where the rows have it: a key, or keys of objects joined by dots.
+    /// Key of the format -> the rows' key for it; keys of nested objects are joined by dots.
     #[serde(default)]
     pub columns: BTreeMap<String, String>,
-    /// [`DataConfig::strict`](super::DataConfig::strict), which is filled in when a config is loaded.
+    /// [`DataConfig::strict`](super::DataConfig::strict), copied when a config is loaded.
     #[serde(skip)]
     pub strict: bool,
-    /// [`DataConfig::ties`](super::DataConfig::ties) for training sources, which is filled in when a config is loaded.
+    /// [`DataConfig::ties`](super::DataConfig::ties) for training sources, copied when a config is loaded.
     #[serde(skip)]
     pub ties: Ties,
 }
 
-/// Layout of a source's rows. What each is, `data/formats/layouts.rs` says in a table.
+/// Layout of a source's rows; the table in `data/formats/layouts.rs` describes each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// Told by the keys of the first row that shows one; all but `scored` and `safer` can be told.
+    /// Detected from the keys of the first row that fits one; `scored` and `safer` must be named.
     #[default]
     Auto,
     /// `prompt`, `chosen`, `rejected`: texts or messages; the prompt may be in the answers.
@@ -80,7 +80,7 @@ pub enum Format {
     Rated,
     /// Alpaca human preferences.
     Alpaca,
-    /// `instruction`, `chosen`, `rejected`, as LLaMA-Factory ranks.
+    /// LLaMA-Factory's ranking rows: `instruction`, `chosen`, `rejected`.
     Instruction,
     /// `instruction` and a list `output`, the best first.
     Outputs,

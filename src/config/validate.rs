@@ -1,6 +1,6 @@
 //! Which values a key may take, and which keys exclude each other.
 //!
-//! Not here: types and unknown keys, which are refused while reading; and whether files exist, which their readers say.
+//! Not here: types and unknown keys, which loading refuses; and whether files exist, which their readers check.
 
 use super::*;
 use crate::error::Error;
@@ -22,7 +22,8 @@ impl From<Complaint> for Error {
 }
 
 impl Config {
-    /// Checks ranges and exclusions of a resolved config: the first rule broken, the place left to the caller.
+    /// Checks ranges and exclusions of a resolved config. The complaint is about the first broken rule; the caller adds the
+    /// place.
     pub(super) fn check(&self) -> Check {
         path("model.path", &self.model.path)?;
         if let Some(Ok(HubPath { part: Some(part), .. })) = HubPath::parse(&self.model.path) {
@@ -46,8 +47,7 @@ impl Config {
 }
 
 impl Config {
-    /// The rule of `data.max_length` and `data.max_prompt_length`, for values that come from elsewhere and have other
-    /// names there.
+    /// Checks a `data.max_length` and a `data.max_prompt_length` that do not come from a config file, under their own names.
     ///
     /// # Errors
     /// A value out of its range, or no room for an answer.
@@ -55,7 +55,7 @@ impl Config {
         lengths(named).map_err(Error::from)
     }
 
-    /// The rule of `parallel.threads`, for a value of another name.
+    /// Checks a `parallel.threads` that does not come from a config file, under its own name.
     ///
     /// # Errors
     /// A value out of its range.
@@ -78,7 +78,7 @@ impl DataConfig {
                 let scale = source.margin_scale;
                 number(&key("margin_scale"), scale, (0.0..=1e6).contains(&scale), "from 0 to 1000000")?;
                 if source.pairs_per_prompt > 0 && !source.format.makes_several() {
-                    let hint = "take it out, or name a format of lists, such as \"ranked\"";
+                    let hint = "take it out, or name a format with lists, such as \"ranked\"";
                     return refuse(&key("pairs_per_prompt"), "has no meaning for this format: a row is one pair", hint);
                 }
                 if list != "train" && source.weight != 1.0 {
@@ -87,12 +87,12 @@ impl DataConfig {
                 }
                 match source.domain.as_deref() {
                     Some("") => {
-                        let hint = "take it out, and the file's name is the domain";
+                        let hint = "take it out to use the file's name as the domain";
                         return refuse(&key("domain"), "is empty; expected a name", hint);
                     }
                     Some(TOTAL) => {
                         let message = format!("= \"{TOTAL}\" is the name of the total over all domains");
-                        let hint = "give the source a domain of another name (without one it has the file's)";
+                        let hint = "choose another name (without one, the file's name is the domain)";
                         return refuse(&key("domain"), &message, hint);
                     }
                     _ => {}
@@ -117,7 +117,7 @@ impl LossConfig {
         let smoothing = self.label_smoothing;
         number("loss.label_smoothing", smoothing, (0.0..0.5).contains(&smoothing), "from 0 to below 0.5")?;
 
-        // What one choice would silently ignore is refused.
+        // Refuse settings that another setting would silently ignore.
         let policy_on = self.objective != Objective::Reward;
         let smooths = matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Simpo);
         if smoothing > 0.0 && policy_on && !smooths {
@@ -146,12 +146,12 @@ impl LossConfig {
         if self.prior != Prior::Logistic && policy_on && self.policy != PolicyLoss::Dpo {
             return refuse(
                 "loss.prior",
-                "is for Bradley-Terry and dpo, and has no meaning for this policy loss",
+                "is for Bradley-Terry and dpo, not for this policy loss",
                 "set it to \"logistic\", or loss.policy to \"dpo\"",
             );
         }
         if self.centering > 0.0 && self.effective_reward_weight() == 0.0 {
-            return refuse("loss.centering", "is about rewards, and no reward loss is trained", "set it to 0");
+            return refuse("loss.centering", "applies to rewards, but no reward loss is trained", "set it to 0");
         }
         if self.effective_alpha() == 0.0 && self.effective_reward_weight() == 0.0 {
             let key = if policy_on { "loss.alpha" } else { "loss.reward_weight" };
@@ -217,13 +217,13 @@ impl ParallelConfig {
         at_most("parallel.timeout_seconds", self.timeout_seconds, 1_000_000)?;
         if self.backend == Backend::Mpi && self.reduce_dtype == ReduceDtype::Bf16 {
             let hint = "set it to \"f32\", or parallel.backend to \"nccl\"";
-            return refuse("parallel.reduce_dtype", "= \"bf16\", but MPI adds up no bf16 numbers", hint);
+            return refuse("parallel.reduce_dtype", "= \"bf16\", but MPI cannot sum bf16 numbers", hint);
         }
         Ok(())
     }
 }
 
-/// The longest sequence and the longest prompt, each under the name that whoever gave it knows.
+/// Checks the longest sequence and the longest prompt, named as in the config file or on the command line.
 fn lengths([(length_key, length), (prompt_key, prompt)]: [(&str, usize); 2]) -> Check {
     at_least(length_key, length, 8)?;
     at_least(prompt_key, prompt, 1)?;
@@ -255,7 +255,7 @@ fn at_most(key: &str, value: usize, most: usize) -> Check {
     if value <= most { Ok(()) } else { out_of_range(key, value, &format!("at most {most}")) }
 }
 
-/// A finite number that also meets `holds`, which `expected` says in words.
+/// Checks that a number is finite and that `holds` is true; `expected` describes the condition.
 fn number(key: &str, value: f64, holds: bool, expected: &str) -> Check {
     if value.is_finite() && holds { Ok(()) } else { out_of_range(key, value, &format!("a finite number {expected}")) }
 }
@@ -265,7 +265,8 @@ fn path(key: &str, path: &std::path::Path) -> Check {
         return refuse(key, &wrong, "for example hf://owner/name for a model, hf://owner/name/train for a split");
     }
     if path.as_os_str().is_empty() {
-        refuse(key, "is empty; expected a path", "paths start where the program is started; \".\" is that folder")
+        let hint = "paths are relative to the folder in which the program is started; \".\" is that folder";
+        refuse(key, "is empty; expected a path", hint)
     } else {
         Ok(())
     }

@@ -1,11 +1,11 @@
-//! Words of other trainers. Keys and values of TRL, Transformers, PEFT, OpenRLHF and LLaMA-Factory that mean the same here are read
-//! as ours; the others are answered with our key and what to put there.
+//! Names of other trainers. Keys and values of TRL, Transformers, PEFT, OpenRLHF and LLaMA-Factory with the same meaning as ours
+//! are translated; the others are refused with a hint that names our key and its value.
 //!
 //! Not here: whole files of those trainers (`haf-dist init --from`), and mistyped keys (`keys.rs`).
 
 use toml::{Table, Value};
 
-/// Keys that mean what one of ours means.
+/// (Their key, our key of the same meaning.)
 const KEYS: &[(&str, &str)] = &[
     ("model.model_name_or_path", "model.path"),
     ("model.name_or_path", "model.path"),
@@ -39,7 +39,7 @@ const KEYS: &[(&str, &str)] = &[
     ("output.save_path", "output.dir"),
 ];
 
-/// Values that mean what one of ours means, by our key.
+/// (Our key, their value, our value of the same meaning.)
 const VALUES: &[(&str, &str, &str)] = &[
     ("model.dtype", "bfloat16", "bf16"),
     ("model.dtype", "float32", "f32"),
@@ -48,87 +48,88 @@ const VALUES: &[(&str, &str, &str)] = &[
     ("train.schedule", "constant_with_warmup", "constant"),
 ];
 
-/// Values that are answered, by our key.
-const ANSWERED_VALUES: &[(&str, &str, &str)] = &[
+/// (Our key, their value, hint): values that are refused.
+const REFUSED_VALUES: &[(&str, &str, &str)] = &[
     (
         "model.dtype",
         "float16",
-        "f16 is not computed in: its range is too small for gradients; \"bf16\" takes the same memory",
+        "f16 is not supported: its range is too small for gradients; \"bf16\" takes the same memory",
     ),
     (
         "model.dtype",
         "fp16",
-        "f16 is not computed in: its range is too small for gradients; \"bf16\" takes the same memory",
+        "f16 is not supported: its range is too small for gradients; \"bf16\" takes the same memory",
     ),
     ("loss.objective", "dpo", "DPO alone is objective = \"policy\" with policy = \"dpo\" and alpha = 1"),
     ("loss.objective", "rm", "Bradley-Terry alone is objective = \"reward\""),
 ];
 
-/// Keys that are answered, in whatever table they stand.
-const ANSWERED_KEYS: &[(&str, &str)] = &[
-    ("fp16", "f16 is not computed in; model.dtype = \"bf16\" takes the same memory"),
+/// (Their key, hint): keys that are refused in any table.
+const REFUSED_KEYS: &[(&str, &str)] = &[
+    ("fp16", "f16 is not supported; model.dtype = \"bf16\" takes the same memory"),
     ("bf16", "the precision is model.dtype: \"bf16\", \"f32\" or \"auto\""),
     ("warmup_ratio", "train.warmup_steps counts updates: warmup_ratio x train.steps"),
     ("lora_dropout", "there is no dropout, as with lora_dropout = 0: leave it out"),
     ("packing", "leave it out: sequences are always packed, and there is no padding"),
     ("padding_free", "leave it out: sequences are always packed, and there is no padding"),
-    ("ref_model", "leave it out: the reference is the starting model, computed once and cached"),
+    ("ref_model", "leave it out: the reference is the starting model; its log-probs are computed once and cached"),
     ("precompute_ref_log_probs", "leave it out: the reference is always computed ahead, once, and cached"),
-    ("use_peft", "leave it out: a [lora] table is what turns adapters on"),
+    ("use_peft", "leave it out: a [lora] table turns adapters on"),
     ("load_best_model_at_end", "leave it out: the best checkpoint on dev pairs is always kept"),
 ];
 
-/// Two ways to size a batch by the device.
+/// Keys that give the batch size per device.
 const PER_DEVICE: [&str; 4] =
     ["per_device_train_batch_size", "per_device_batch_size", "micro_train_batch_size", "micro_batch_size"];
 const ACCUMULATION: &str = "gradient_accumulation_steps";
 
-/// A key that is not ours and means something else.
+/// Why another trainer's key or value is not accepted.
 #[derive(Debug, PartialEq)]
-pub(super) struct Answer {
-    /// Where it stands.
+pub(super) struct Refusal {
+    /// The key, as typed.
     pub(super) path: Vec<String>,
     /// What is wrong.
     pub(super) message: String,
-    /// Our key, and what to put there.
+    /// Our key and its value.
     pub(super) hint: String,
 }
 
-/// A key that was read as one of ours: as it is typed, and ours.
-pub(super) type Renamed = (Vec<String>, Vec<String>);
+/// Another trainer's key that was translated.
+pub(super) struct Renamed {
+    /// The key as typed.
+    pub(super) typed: Vec<String>,
+    /// Our key.
+    pub(super) ours: Vec<String>,
+}
 
-/// Reads the words of others in a whole config. Gives the keys that were typed in another way.
-pub(super) fn understand(config: &mut Value) -> Result<Vec<Renamed>, Answer> {
-    let mut renamed = Vec::new();
+/// Translates other trainers' names in a whole config. Returns the keys that were renamed.
+pub(super) fn translate(config: &mut Value) -> Result<Vec<Renamed>, Refusal> {
+    let mut renamed: Vec<Renamed> = Vec::new();
     let Some(tables) = config.as_table_mut() else { return Ok(renamed) };
     let names: Vec<String> = tables.keys().cloned().collect();
     for name in names {
-        if let Some(hint) = answer(&name, None) {
-            return Err(Answer::of_key(vec![name], hint));
+        if let Some(hint) = hint_for_refused(&name, None) {
+            return Err(Refusal::of_key(vec![name], hint));
         }
         let Some(table) = tables.get_mut(&name).and_then(Value::as_table_mut) else { continue };
         let keys: Vec<String> = table.keys().cloned().collect();
         for key in keys {
             let path = vec![name.clone(), key.clone()];
-            if let Some(hint) = answer(&key, Some(table)) {
-                return Err(Answer::of_key(path, hint));
+            if let Some(hint) = hint_for_refused(&key, Some(table)) {
+                return Err(Refusal::of_key(path, hint));
             }
             let ours = ours(&path);
             let Some(value) = table.remove(&key) else { continue };
-            let value =
-                value_of(&ours, value).map_err(|(message, hint)| Answer { path: path.clone(), message, hint })?;
+            let value = value_of(&ours, value).map_err(|refusal| Refusal { path: path.clone(), ..refusal })?;
             let inner = ours[1].clone();
             if ours != path {
                 if table.contains_key(&inner) {
-                    let other = renamed
-                        .iter()
-                        .find(|(_, earlier): &&Renamed| *earlier == ours)
-                        .map_or(&ours, |(typed, _)| typed);
-                    let (path, other) = (path.join("."), other.join("."));
-                    let message = format!("`{path}` and `{other}` are one key with two names");
-                    return Err(Answer { path: vec![name, key], message, hint: "leave one of them out".into() });
+                    let earlier = renamed.iter().find(|renamed| renamed.ours == ours);
+                    let other = earlier.map_or(&ours, |renamed| &renamed.typed).join(".");
+                    let message = format!("`{}` and `{other}` are one key with two names", path.join("."));
+                    return Err(Refusal { path, message, hint: "leave one of them out".into() });
                 }
-                renamed.push((path, ours));
+                renamed.push(Renamed { typed: path, ours });
             }
             table.insert(inner, value);
         }
@@ -136,14 +137,14 @@ pub(super) fn understand(config: &mut Value) -> Result<Vec<Renamed>, Answer> {
     Ok(renamed)
 }
 
-impl Answer {
+impl Refusal {
     fn of_key(path: Vec<String>, hint: String) -> Self {
         let message = format!("`{}` is a key of other trainers", path.join("."));
         Self { path, message, hint }
     }
 }
 
-/// The key that `path` means: itself, unless it is another's word.
+/// Our key for `path`, which may be another trainer's.
 pub(super) fn ours(path: &[String]) -> Vec<String> {
     let typed = path.join(".");
     match KEYS.iter().find(|(theirs, _)| *theirs == typed) {
@@ -152,24 +153,24 @@ pub(super) fn ours(path: &[String]) -> Vec<String> {
     }
 }
 
-/// The key of ours that a typed key means: `train.learning_rate` for `train.lr`.
+/// Our key for a typed one: `train.learning_rate` for `train.lr`.
 pub fn key_meant(typed: &str) -> String {
     ours(&typed.split('.').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).join(".")
 }
 
-/// What to answer to a key that means something else here; `table` is the one it stands in.
-pub(super) fn answer(key: &str, table: Option<&Table>) -> Option<String> {
+/// The hint for a key that is refused, with numbers from its `table`; `None` for other keys.
+pub(super) fn hint_for_refused(key: &str, table: Option<&Table>) -> Option<String> {
     let number = |key: &str| table.and_then(|table| table.get(key)).and_then(Value::as_integer);
     if PER_DEVICE.contains(&key) || key == ACCUMULATION {
         let device = PER_DEVICE.iter().find_map(|key| number(key));
         let product = match (device, number(ACCUMULATION)) {
-            (Some(device), Some(accumulated)) => format!(": here {device} x {accumulated} x ranks"),
-            (Some(device), None) => format!(": here {device} x ranks, if gradients are not accumulated"),
+            (Some(device), Some(accumulated)) => format!(" (here {device} x {accumulated} x ranks)"),
+            (Some(device), None) => format!(" (here {device} x ranks, if gradients are not accumulated)"),
             _ => String::new(),
         };
         return Some(format!(
-            "train.pairs_per_step is the global batch, whatever the number of ranks, batch per device x accumulation \
-             steps x ranks{product}; memory is train.tokens_per_micro_batch"
+            "train.pairs_per_step is the global batch size: batch per device x accumulation steps x ranks{product}; \
+             train.tokens_per_micro_batch bounds the memory"
         ));
     }
     if key == "warmup_ratio"
@@ -179,15 +180,16 @@ pub(super) fn answer(key: &str, table: Option<&Table>) -> Option<String> {
         let warmup = (ratio * steps as f64).ceil();
         return Some(format!("train.warmup_steps counts updates: {ratio} x {steps} steps = {warmup}"));
     }
-    ANSWERED_KEYS.iter().find(|(theirs, _)| *theirs == key).map(|(_, hint)| (*hint).to_owned())
+    REFUSED_KEYS.iter().find(|(theirs, _)| *theirs == key).map(|(_, hint)| (*hint).to_owned())
 }
 
-/// `value` as our key has it; or the message and the hint for a word that is not understood.
-pub(super) fn value_of(ours: &[String], value: Value) -> Result<Value, (String, String)> {
+/// Translates a value of our key `ours`.
+pub(super) fn value_of(ours: &[String], value: Value) -> Result<Value, Refusal> {
     let key = ours.join(".");
     if let Value::String(word) = &value {
-        if let Some((.., hint)) = ANSWERED_VALUES.iter().find(|(of, theirs, _)| *of == key && theirs == word) {
-            return Err((format!("`{key}`: unknown value \"{word}\""), (*hint).to_owned()));
+        if let Some((.., hint)) = REFUSED_VALUES.iter().find(|(of, theirs, _)| *of == key && theirs == word) {
+            let message = format!("`{key}`: unknown value \"{word}\"");
+            return Err(Refusal { path: ours.to_vec(), message, hint: (*hint).to_owned() });
         }
         if let Some((.., ours)) = VALUES.iter().find(|(of, theirs, _)| *of == key && theirs == word) {
             return Ok(Value::String((*ours).to_owned()));
@@ -227,7 +229,7 @@ mod tests {
 
     const OURS: &str = "model.path = 'm'\noutput.dir = 'r'\n[[data.train]]\npath = 'x.jsonl'\n";
 
-    /// Promise: every word of others names a key of ours, and none of ours is one of others'.
+    /// Promise: every translation leads to a key of ours, and no key of ours is translated or refused.
     #[test]
     fn words_lead_to_keys_that_exist() {
         let tree = keys::tree();
@@ -235,11 +237,11 @@ mod tests {
         for (theirs, ours) in KEYS {
             assert!(known(ours) && !known(theirs), "{theirs} -> {ours}");
         }
-        for key in VALUES.iter().chain(ANSWERED_VALUES).map(|(key, ..)| key) {
+        for key in VALUES.iter().chain(REFUSED_VALUES).map(|(key, ..)| key) {
             assert!(known(key), "{key}");
         }
         let ours = super::super::known_keys();
-        for key in ANSWERED_KEYS.iter().map(|(key, _)| *key).chain(PER_DEVICE).chain([ACCUMULATION]) {
+        for key in REFUSED_KEYS.iter().map(|(key, _)| *key).chain(PER_DEVICE).chain([ACCUMULATION]) {
             assert!(ours.iter().all(|ours| ours.rsplit('.').next() != Some(key)), "{key} is a key of ours");
         }
     }
@@ -280,7 +282,7 @@ mod tests {
         assert!(answer.starts_with("a.toml:") && answer.contains("here 4 x 2 x ranks"), "{answer}");
         assert!(refused("[train]\nsteps = 41\nwarmup_ratio = 0.1\n", &[]).contains("0.1 x 41 steps = 5"));
         assert!(refused("", &["train.warmup_ratio=0.1"]).contains("--set train.warmup_ratio=0.1"));
-        assert!(refused("[model2]\nx = 1\n", &[]).contains("unknown table"), "what nobody says stays unknown");
+        assert!(refused("[model2]\nx = 1\n", &[]).contains("unknown table"), "other unknown names stay unknown");
         assert!(refused("[loss]\nobjective = 'dpo'\n", &[]).contains("alpha = 1"));
         assert!(refused("", &["model.dtype=fp16"]).contains("bf16"));
         let twice = refused("[train]\nlr = 1.0\nlearning_rate = 1.0\n", &[]);
@@ -291,7 +293,7 @@ mod tests {
             [" train.lr ", "train.steps", "nothing"].map(key_meant),
             ["train.learning_rate", "train.steps", "nothing"]
         );
-        // A wrong value of a key with another's name is shown where it stands.
+        // A wrong value of a translated key is shown at its line.
         let wrong = refused("[train]\n\nmax_steps = 'many'\n", &[]);
         assert!(wrong.starts_with("a.toml:7: `train.steps`"), "{wrong}");
     }

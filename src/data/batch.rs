@@ -1,8 +1,8 @@
 //! `PackedBatch`: pairs as one row of tokens without padding.
 //!
 //! `[prefix | chosen | rejected]` pair after pair. Positions restart in each sequence: both suffixes continue the prefix.
-//! Shared packing computes a pair's common prefix once; separate packing lays the two sequences side by side whole, and
-//! exists so that the first can be proven equal to it.
+//! Shared packing computes a pair's common prefix once; separate packing has both sequences whole, and exists to prove that
+//! shared packing gives equal results.
 //!
 //! Legend: T tokens (sum of P + A + B over the pairs when shared), N rows whose hidden states are read.
 
@@ -11,24 +11,24 @@ use crate::packing::{AlikeLengths, Group};
 use crate::tensor::on_device;
 use tch::{Device, Tensor};
 
-/// How a pair lies in the row.
+/// How a pair is laid out in the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
     /// The common prefix once: `[P | A | B]`.
     Shared,
     /// Both sequences whole: `[P | A]`, `[P | B]`.
     Separate,
-    /// The common prefix once in pairs whose sequences have lengths that are rotated alike; else both whole.
+    /// The common prefix once if both sequences' lengths are rotated alike; else both sequences whole.
     SharedIfAlike(AlikeLengths),
 }
 
 impl Packing {
-    /// The prefix once wherever the model computes the same of it in both sequences.
+    /// The prefix once wherever the model computes the same values for it in both sequences.
     pub fn shared(alike: Option<AlikeLengths>) -> Self {
         alike.map_or(Self::Shared, Self::SharedIfAlike)
     }
 
-    /// Whether a pair has its prefix once.
+    /// Whether a pair's prefix is in the row only once.
     pub fn shares(self, pair: &TokenPair) -> bool {
         match self {
             Self::Shared => true,
@@ -56,13 +56,13 @@ pub struct PackedBatch {
     pub tokens: Tensor,
     /// Position of each token in its sequence `[T]`, i64.
     pub positions: Tensor,
-    /// Which rows see which.
+    /// Which rows attend to which.
     pub groups: Vec<Group>,
     /// The pairs, in packing order.
     pub pairs: Vec<PackedPair>,
 }
 
-/// Where one pair's answers are read: rows of the batch, or of the hidden states that [`ReadRows`] names.
+/// The rows at which one pair's answers are read: rows of the batch, or indices into [`ReadRows::rows`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedPair {
     /// The caller's number of the pair.
@@ -71,11 +71,11 @@ pub struct PackedPair {
     pub answers: Vec<PackedAnswer>,
     /// Rows whose hidden states predict answer tokens, each once, ascending.
     pub response_rows: Vec<i64>,
-    /// Required reward distance.
+    /// Required difference of the rewards.
     pub margin: f64,
     /// Neither answer is better: the losses are the means over both orders.
     pub tied: bool,
-    /// Log-probs of the answers under the starting model; zeros where there is none.
+    /// Log-probs of the chosen and the rejected answer under the starting model; zeros without a reference.
     pub reference: [f64; 2],
 }
 
@@ -84,17 +84,26 @@ pub struct PackedPair {
 pub struct PackedAnswer {
     /// Row at which the reward is read.
     pub reward_row: usize,
-    /// A second row at which the reward is trained, where there is one.
+    /// A second row at which the reward is trained, if any.
     pub second_reward_row: Option<usize>,
-    /// (index into `response_rows`, token to be predicted there).
-    pub targets: Vec<(i64, i64)>,
+    /// The answer's tokens that are predicted.
+    pub targets: Vec<Target>,
+}
+
+/// One token of an answer, and the row that predicts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// Index into `response_rows`.
+    pub row: i64,
+    /// The token to be predicted there.
+    pub token: i64,
 }
 
 /// The rows of a batch whose final hidden states are read, and which of them each pair reads.
 pub struct ReadRows {
     /// The batch's rows that are read `[N]`, i64, each once, ascending.
     pub rows: Tensor,
-    /// The batch's pairs; their row numbers are places in `rows`.
+    /// The batch's pairs; their row numbers are indices into `rows`.
     pub pairs: Vec<PackedPair>,
 }
 
@@ -104,12 +113,12 @@ pub struct PairToPack<'a> {
     pub index: usize,
     /// Its tokens.
     pub pair: TokenPair<'a>,
-    /// Log-probs of the answers under the starting model; zeros where there is none.
+    /// Log-probs of the chosen and the rejected answer under the starting model; zeros without a reference.
     pub reference: [f32; 2],
 }
 
 impl PackedBatch {
-    /// Packs the pairs, in order. The copy to a GPU is only queued.
+    /// Packs the pairs, in order. The copy to a GPU is asynchronous.
     pub fn new<'a>(pairs: impl IntoIterator<Item = PairToPack<'a>>, packing: Packing, device: Device) -> Self {
         let mut rows = Rows::default();
         let packed = pairs.into_iter().map(|item| rows.add(item, packing)).collect();
@@ -121,13 +130,13 @@ impl PackedBatch {
         }
     }
 
-    /// T.
+    /// Number of tokens, T.
     pub fn token_count(&self) -> usize {
         self.groups.iter().map(Group::rows).sum()
     }
 
     /// The rows at which rewards are read, and with `log_probs` those that predict answers. Without, the pairs have no
-    /// response rows and no targets. The copy to a GPU is only queued.
+    /// response rows and no targets. The copy to a GPU is asynchronous.
     pub fn read_rows(&self, log_probs: bool) -> ReadRows {
         let mut pairs = self.pairs.clone();
         if !log_probs {
@@ -154,6 +163,7 @@ impl PackedBatch {
     }
 }
 
+/// The rows of a batch while it is packed.
 #[derive(Default)]
 struct Rows {
     tokens: Vec<i64>,
@@ -161,18 +171,23 @@ struct Rows {
     groups: Vec<Group>,
 }
 
+/// Where one answer's sequence is in the rows: position p is row `prefix + p` within the prefix, `suffix + p` after it.
+struct Offsets {
+    prefix: usize,
+    suffix: usize,
+}
+
 impl Rows {
     fn add(&mut self, item: PairToPack, packing: Packing) -> PackedPair {
         let pair = item.pair;
         let suffixes: Vec<&[u32]> = [pair.chosen, pair.rejected].into_iter().filter(|it| !it.is_empty()).collect();
-        // Row of position p of each answer's sequence: `shared + p` within the prefix, `own + p` after it.
-        let mut places = Vec::with_capacity(suffixes.len());
+        let mut offsets = Vec::with_capacity(suffixes.len());
         match packing.shares(&pair) {
             true => {
                 let start = self.tokens.len();
                 self.push(pair.prefix, 0);
                 for suffix in &suffixes {
-                    places.push((start, self.tokens.len() - pair.prefix.len()));
+                    offsets.push(Offsets { prefix: start, suffix: self.tokens.len() - pair.prefix.len() });
                     self.push(suffix, pair.prefix.len());
                 }
                 let suffixes = suffixes.iter().map(|suffix| suffix.len()).collect();
@@ -181,14 +196,14 @@ impl Rows {
             false => {
                 for suffix in &suffixes {
                     let start = self.tokens.len();
-                    places.push((start, start));
+                    offsets.push(Offsets { prefix: start, suffix: start });
                     self.push(pair.prefix, 0);
                     self.push(suffix, pair.prefix.len());
                     self.groups.push(Group { start, prefix: pair.prefix.len(), suffixes: vec![suffix.len()] });
                 }
             }
         }
-        self.read(item, &suffixes, &places)
+        self.read(item, &offsets)
     }
 
     fn push(&mut self, tokens: &[u32], first_position: usize) {
@@ -196,28 +211,30 @@ impl Rows {
         self.positions.extend((first_position..first_position + tokens.len()).map(|position| position as i64));
     }
 
-    /// Works out where rewards and log-probs of the pair just pushed are read.
-    fn read(&self, item: PairToPack, suffixes: &[&[u32]], places: &[(usize, usize)]) -> PackedPair {
+    /// Finds the rows at which rewards and log-probs of the pair just pushed are read.
+    fn read(&self, item: PairToPack, offsets: &[Offsets]) -> PackedPair {
         let prefix = item.pair.prefix.len();
-        let row = |(shared, own): (usize, usize), position| if position < prefix { shared } else { own } + position;
+        let row = |answer: usize, position: usize| {
+            let Offsets { prefix: before, suffix: after } = offsets[answer];
+            position + if position < prefix { before } else { after }
+        };
         // A token at position p is predicted at position p - 1; nothing predicts a sequence's first token.
         let spans = item.pair.spans;
         let predicted = |answer: usize| spans[answer].start.max(1)..spans[answer].end;
-        let mut response_rows: Vec<i64> = (0..suffixes.len())
-            .flat_map(|answer| predicted(answer).map(move |position| row(places[answer], position - 1) as i64))
-            .collect();
+        let predictors = |answer: usize| predicted(answer).map(move |position| row(answer, position - 1) as i64);
+        let mut response_rows: Vec<i64> = (0..offsets.len()).flat_map(predictors).collect();
         response_rows.sort_unstable();
         response_rows.dedup();
-        let answers = (0..suffixes.len())
+        let answers = (0..offsets.len())
             .map(|answer| {
                 let targets = predicted(answer).filter_map(|position| {
-                    let predictor = row(places[answer], position - 1) as i64;
+                    let predictor = row(answer, position - 1) as i64;
                     let index = response_rows.binary_search(&predictor).ok()?;
-                    Some((index as i64, self.tokens[row(places[answer], position)]))
+                    Some(Target { row: index as i64, token: self.tokens[row(answer, position)] })
                 });
                 PackedAnswer {
-                    reward_row: row(places[answer], spans[answer].reward),
-                    second_reward_row: spans[answer].second_reward.map(|position| row(places[answer], position)),
+                    reward_row: row(answer, spans[answer].reward),
+                    second_reward_row: spans[answer].second_reward.map(|position| row(answer, position)),
                     targets: targets.collect(),
                 }
             })
@@ -244,8 +261,12 @@ mod tests {
         PairToPack { index: 7, pair, reference: [-1.0, -2.0] }
     }
 
-    fn answer(reward_row: usize, targets: &[(i64, i64)]) -> PackedAnswer {
-        PackedAnswer { reward_row, second_reward_row: None, targets: targets.to_vec() }
+    fn targets(targets: &[(i64, i64)]) -> Vec<Target> {
+        targets.iter().map(|&(row, token)| Target { row, token }).collect()
+    }
+
+    fn answer(reward_row: usize, rows_and_tokens: &[(i64, i64)]) -> PackedAnswer {
+        PackedAnswer { reward_row, second_reward_row: None, targets: targets(rows_and_tokens) }
     }
 
     fn list(tensor: &Tensor) -> Vec<i64> {
@@ -322,7 +343,7 @@ mod tests {
     #[test]
     fn nothing_predicts_the_first_token_of_a_sequence_without_a_prompt() {
         let batch = PackedBatch::new([pair(&[], &[4, 5], &[6], 0)], Packing::Shared, Device::Cpu);
-        assert_eq!(batch.pairs[0].answers[0].targets, [(0, 5)]);
+        assert_eq!(batch.pairs[0].answers[0].targets, targets(&[(0, 5)]));
         assert!(batch.pairs[0].answers[1].targets.is_empty());
         assert_eq!(batch.pairs[0].answers[1].reward_row, 2);
     }

@@ -1,4 +1,4 @@
-//! Collects tokenised pairs into the columns of a prepared file: in memory, or in files while they grow.
+//! Collects tokenised pairs into the columns of a prepared file: in memory, or in temporary files.
 //!
 //! Not here: reading them back (`prepared.rs`).
 
@@ -10,20 +10,20 @@ use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A tokenised pair with what tokenising does not know.
+/// A tokenised pair with its label and domain.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelledPair {
     /// Its tokens.
     pub pair: OwnedPair,
-    /// How much better the chosen answer is, in units of reward; 0 where nobody says.
+    /// How much better the chosen answer is, in units of reward; 0 if the source does not say.
     pub margin: f32,
-    /// Neither answer is better: a label that is half of each.
+    /// Neither answer is better: half a label in each direction.
     pub tied: bool,
-    /// Under which name it is reported.
+    /// Name under which it is reported.
     pub domain: String,
 }
 
-/// The columns while they grow.
+/// The growing columns.
 pub(super) struct Builder {
     tokens: Growing<u32>,
     /// Where each pair starts, and the end of the last.
@@ -31,8 +31,8 @@ pub(super) struct Builder {
     prefix: Growing<u32>,
     chosen: Growing<u32>,
     rejected: Growing<u32>,
-    /// Eight numbers a pair: start, end, reward and second reward of each answer; the second equals the first where there
-    /// is none.
+    /// Eight numbers per pair: start, end, reward and second reward of each answer; without a second reward, it equals the
+    /// first.
     spans: Growing<u32>,
     margin: Growing<f32>,
     tied: Growing<u32>,
@@ -41,25 +41,25 @@ pub(super) struct Builder {
     source: Growing<u32>,
     domains: Vec<String>,
     domain_numbers: BTreeMap<String, u32>,
-    /// One entry a source: pushed when the source is done.
+    /// One entry per source: pushed when the source is done.
     pub reports: Vec<SourceReport>,
 }
 
 impl Builder {
-    /// With columns in files of the folder `beside`, which go with the builder; without one, in memory.
-    pub fn new(beside: Option<&Path>) -> Result<Self> {
+    /// With columns in temporary files in `folder`, or in memory without one.
+    pub fn new(folder: Option<&Path>) -> Result<Self> {
         let mut builder = Self {
-            tokens: Growing::new(beside)?,
-            offsets: Growing::new(beside)?,
-            prefix: Growing::new(beside)?,
-            chosen: Growing::new(beside)?,
-            rejected: Growing::new(beside)?,
-            spans: Growing::new(beside)?,
-            margin: Growing::new(beside)?,
-            tied: Growing::new(beside)?,
-            domain: Growing::new(beside)?,
-            prompt_hash: Growing::new(beside)?,
-            source: Growing::new(beside)?,
+            tokens: Growing::new(folder)?,
+            offsets: Growing::new(folder)?,
+            prefix: Growing::new(folder)?,
+            chosen: Growing::new(folder)?,
+            rejected: Growing::new(folder)?,
+            spans: Growing::new(folder)?,
+            margin: Growing::new(folder)?,
+            tied: Growing::new(folder)?,
+            domain: Growing::new(folder)?,
+            prompt_hash: Growing::new(folder)?,
+            source: Growing::new(folder)?,
             domains: Vec::new(),
             domain_numbers: BTreeMap::new(),
             reports: Vec::new(),

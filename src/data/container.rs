@@ -1,6 +1,6 @@
 //! A cache file: safetensors with a version, a key and a checksum, written atomically and memory-mapped.
 //!
-//! safetensors, so that Python users can look into it. Not here: which columns a cache holds and what they mean
+//! It is safetensors so that Python users can look into it. Not here: which columns a cache has and what they mean
 //! (`prepared.rs`, `reference_cache.rs`).
 
 use crate::error::{Error, Result, file_error};
@@ -38,17 +38,17 @@ impl Number for f32 {
     const DTYPE: Dtype = Dtype::F32;
 }
 
-/// Where a checked tensor lies in its container.
+/// The place of a checked tensor in its container.
 #[derive(Debug, Clone)]
 pub(super) struct Column<T> {
     bytes: Range<usize>,
     number: PhantomData<T>,
 }
 
-/// A column while it grows: in memory, or in a file that goes when it is dropped.
+/// A growing column: in memory, or in a temporary file.
 #[derive(Debug)]
 pub(super) struct Growing<T> {
-    /// What is not in the file yet.
+    /// Numbers that are not in the file yet.
     bytes: Vec<u8>,
     file: Option<NamedTempFile>,
     length: usize,
@@ -56,13 +56,13 @@ pub(super) struct Growing<T> {
 }
 
 impl<T: Number> Growing<T> {
-    /// An empty one, in a file of the folder `beside` if there is one.
-    pub fn new(beside: Option<&Path>) -> Result<Self> {
+    /// An empty column: in a temporary file in `folder`, or in memory without one.
+    pub fn new(folder: Option<&Path>) -> Result<Self> {
         let unfinished = |folder: &Path| {
             let path = folder.join("column");
             files::unfinished_file(&path).map_err(|error| file_error(folder, "write into", &error))
         };
-        let file = beside.map(unfinished).transpose()?;
+        let file = folder.map(unfinished).transpose()?;
         Ok(Self { bytes: Vec::new(), file, length: 0, number: PhantomData })
     }
 
@@ -85,7 +85,7 @@ impl<T: Number> Growing<T> {
         written.map_err(|error| file_error(file.path(), "write", &error))
     }
 
-    /// The whole column.
+    /// The complete column.
     pub fn done(mut self) -> Result<Tensor> {
         self.write()?;
         let bytes = match self.file {
@@ -111,7 +111,7 @@ enum Bytes {
 }
 
 impl Tensor {
-    /// Numbers in memory.
+    /// A tensor in memory.
     pub fn of<T: Number>(values: &[T]) -> Self {
         Self { dtype: T::DTYPE, length: values.len(), bytes: Bytes::Memory(values.as_bytes().to_vec()) }
     }
@@ -120,7 +120,7 @@ impl Tensor {
         self.length * self.dtype.bitsize() / 8
     }
 
-    /// Its bytes from the start.
+    /// A reader of its bytes, from the start.
     fn open(&self) -> io::Result<Box<dyn Read + '_>> {
         Ok(match &self.bytes {
             Bytes::Memory(bytes) => Box::new(&bytes[..]),
@@ -129,7 +129,7 @@ impl Tensor {
     }
 }
 
-/// What goes into a file.
+/// The content of a cache file.
 pub(super) struct Contents {
     /// Name -> tensor.
     pub tensors: BTreeMap<&'static str, Tensor>,
@@ -157,7 +157,7 @@ impl Contents {
         Ok(hash.of_texts(&self.texts))
     }
 
-    /// Writes them as a file of this version and key, which is there whole or not at all.
+    /// Writes a file with this version and key, completely or not at all.
     pub fn save(self, path: &Path, version: &str, key: u128) -> Result<()> {
         files::write_atomic_with(path, |file| self.write(&mut BufWriter::with_capacity(PIECE, file), version, key))
     }
@@ -165,11 +165,12 @@ impl Contents {
     /// The bytes of such a file.
     pub fn pack(self, version: &str, key: u128) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.write(&mut bytes, version, key).map_err(|error| Error::runtime(format!("a cache in memory: {error}")))?;
+        let failed = |error| Error::runtime(format!("cannot write a cache in memory: {error}"));
+        self.write(&mut bytes, version, key).map_err(failed)?;
         Ok(bytes)
     }
 
-    /// The safetensors format: the header's length, the header, the tensors one behind the other. Those of wider numbers come
+    /// The safetensors format: the header's length, the header, the tensors one after the other. Those with wider numbers come
     /// first, so that each is aligned.
     fn write(mut self, to: &mut impl Write, version: &str, key: u128) -> io::Result<()> {
         self.texts.insert("version".to_owned(), version.to_owned());
@@ -198,7 +199,7 @@ impl Contents {
     }
 }
 
-/// An open cache file, or one that lives in memory only: in both cases a read-only map.
+/// An open cache file, or one in memory: a read-only map in both cases.
 #[derive(Debug)]
 pub(super) struct Container {
     map: Map,
@@ -216,7 +217,7 @@ impl Container {
         }
     }
 
-    /// Packed bytes as a container that belongs to no file.
+    /// Packed bytes as a container without a file.
     pub fn in_memory(packed: &[u8], version: &str, key: u128) -> Result<Self> {
         // A map is page-aligned, which a Vec<u8> is not.
         let map = Map::of_bytes(packed)
@@ -249,7 +250,7 @@ impl Container {
         self.texts.get(name).map(String::as_str).ok_or_else(|| format!("it has no {name:?} in its metadata"))
     }
 
-    /// Hash of all names and tensors, without the texts: another file of the same content may name other sources.
+    /// Hash of all names and tensors, without the texts: another file with the same content may name other sources.
     pub fn content(&self) -> u128 {
         let tensors = SafeTensors::deserialize(&self.map).map(|tensors| tensors.tensors()).unwrap_or_default();
         let tensors: BTreeMap<&str, &[u8]> =
@@ -268,29 +269,29 @@ impl Container {
         Ok(Column { bytes: start..start + tensor.data().len(), number: PhantomData })
     }
 
-    /// Lets the system take the memory of elements that were read and will not be needed soon.
-    pub fn let_go_of<T: Number>(&self, column: &Column<T>, elements: Range<usize>) {
-        self.map.let_go_of(self.values(column)[elements].as_bytes());
+    /// Releases the memory of elements that will not be needed soon.
+    pub fn release<T: Number>(&self, column: &Column<T>, elements: Range<usize>) {
+        self.map.release(self.values(column)[elements].as_bytes());
     }
 
     /// A tensor's elements, flat.
     pub fn values<T: Number>(&self, column: &Column<T>) -> &[T] {
-        // `column` checked the cast: the default is for the type only.
+        // `column` checked the cast, so the default is never used.
         <[T]>::ref_from_bytes(&self.map[column.bytes.clone()]).unwrap_or_default()
     }
 }
 
-/// A key as it stands in file names and metadata.
+/// A key as it is written in file names and metadata.
 pub(super) fn hex(key: u128) -> String {
     format!("{key:032x}")
 }
 
-/// Says that a cache file is of no use and what follows from that.
+/// Warns that a cache file cannot be used and is made again.
 pub(super) fn warn_unusable(path: &Path, why: &str) {
     tracing::warn!("{} is made again: {why}", path.display());
 }
 
-/// Hash of all names, tensors of `map` and texts. What was read of the map is let go of as soon as it is hashed.
+/// Hash of all names, tensors of `map` and texts. Releases the map's memory as soon as it is hashed.
 fn fingerprint(map: &Map, tensors: BTreeMap<&str, &[u8]>, texts: &BTreeMap<String, String>) -> u128 {
     let mut hash = Fingerprint::default();
     for (name, bytes) in tensors {
@@ -298,7 +299,7 @@ fn fingerprint(map: &Map, tensors: BTreeMap<&str, &[u8]>, texts: &BTreeMap<Strin
         hash.begin(bytes.len());
         for piece in bytes.chunks(PIECE) {
             hash.more(piece);
-            map.let_go_of(piece);
+            map.release(piece);
         }
     }
     hash.of_texts(texts)

@@ -1,15 +1,15 @@
-//! What about a run's data should be said aloud before training: answers that lost their ends, and questions that are
-//! both trained on and tested with.
+//! Warnings about a run's data before training: answers that were cut, and prompts that are both in the training data and in
+//! the dev or test data.
 //!
 //! Not here: the table of counts (`report.rs`), which shows everything and judges nothing.
 
 use super::prepared::PreparedData;
 use std::collections::HashSet;
 
-/// Share of pairs with a cut answer from which it is said: the reward of such an answer is read where it stops.
+/// Share of pairs with a cut answer from which there is a warning: the reward of such an answer is read where it was cut.
 const MANY_CUT: f64 = 0.1;
 
-/// A sentence for each doubt. `others` are the dev and test splits, by their names.
+/// A sentence for each warning. `others` are the dev and test splits, by name.
 pub fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<String> {
     let all = [("train", train)].into_iter().chain(others.iter().copied());
     let cut = all.filter_map(|(name, data)| {
@@ -22,7 +22,7 @@ pub fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<Str
             )
         })
     });
-    // What is kept in memory grows with the smaller splits, not with train.
+    // The memory grows with the smaller splits, not with train.
     let asked: HashSet<u64> = others.iter().flat_map(|(_, data)| data.prompt_hashes()).copied().collect();
     let trained: HashSet<u64> = train.prompt_hashes().iter().copied().filter(|hash| asked.contains(hash)).collect();
     let seen = others.iter().filter_map(|(name, data)| {
@@ -69,10 +69,10 @@ mod tests {
     fn prompts_in_two_splits_and_many_cut_answers_are_named() {
         let train = data(&[(1, false), (2, false), (2, false)]);
         assert_eq!(doubts(&train, &[("dev", &data(&[(3, false)])), ("test", &data(&[(4, false)]))]), [""; 0]);
-        let told =
+        let warned =
             doubts(&train, &[("dev", &data(&[(3, false)])), ("test", &data(&[(2, false), (2, false), (5, false)]))]);
-        assert_eq!(told.len(), 1);
-        assert!(told[0].starts_with("2 of 3 test pairs have a prompt that train has too"), "{told:?}");
+        assert_eq!(warned.len(), 1);
+        assert!(warned[0].starts_with("2 of 3 test pairs have a prompt that train has too"), "{warned:?}");
 
         let one_in = |all: u64| data(&(0..all).map(|hash| (hash, hash == 0)).collect::<Vec<_>>());
         assert_eq!(doubts(&one_in(11), &[]), [""; 0]);

@@ -28,9 +28,9 @@ use serde_json::{Map, Value};
 /// One turn of a conversation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, or whatever the template knows.
+    /// `system`, `user`, `assistant`, or another role that the template knows.
     pub role: String,
-    /// Its text; `None` where the row has null or nothing, as beside `tool_calls`.
+    /// Its text; `None` if the row has none, as with `tool_calls`.
     #[serde(default)]
     pub content: Option<String>,
     /// Further keys that a chat template may read, as the row has them: `tool_calls`, `reasoning_content`, `name`, ...
@@ -39,34 +39,34 @@ pub struct Message {
 }
 
 impl Message {
-    /// A turn that is a text.
+    /// A turn with a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: Some(content.into()), more: Map::new() }
     }
 
-    /// An answer that is a text: the assistant's turn.
+    /// The assistant's turn with a text.
     pub fn answer(text: impl Into<String>) -> Self {
         Self::new("assistant", text)
     }
 
-    /// Its text; empty where it has none.
+    /// Its text; empty if it has none.
     pub fn text(&self) -> &str {
         self.content.as_deref().unwrap_or_default()
     }
 }
 
-/// What a chat template is given beside the messages, under the names of Transformers' `apply_chat_template`.
+/// A chat template's inputs other than the messages, under the names of Transformers' `apply_chat_template`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TemplateInputs {
-    /// `tools`: JSON schemas of functions; `None` where the row has none.
+    /// `tools`: JSON schemas of functions; `None` if the row has none.
     pub tools: Option<Vec<Value>>,
-    /// `documents`: texts to answer from; `None` where the row has none.
+    /// `documents`: texts to answer from; `None` if the row has none.
     pub documents: Option<Vec<Value>>,
     /// Further variables by name: a row's `chat_template_kwargs`.
     pub arguments: Map<String, Value>,
 }
 
-/// What is answered.
+/// A prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
     /// One user's text.
@@ -78,9 +78,9 @@ pub enum Prompt {
 /// One preference, as read from a source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
-    /// What is answered.
+    /// The prompt of both answers.
     pub prompt: Prompt,
-    /// What the template is given beside prompt and answer.
+    /// The template's inputs other than prompt and answer.
     pub inputs: TemplateInputs,
     /// The better answer: the assistant's turn.
     pub chosen: Message,
@@ -88,15 +88,15 @@ pub struct Pair {
     pub rejected: Option<Message>,
     /// How much better, in units of reward.
     pub margin: Option<f32>,
-    /// Neither answer is better: a label that is half of each.
+    /// Neither answer is better: half a label in each direction.
     pub tied: bool,
-    /// Under which name it is reported.
+    /// Name under which it is reported.
     pub domain: Option<String>,
     /// Line (JSONL), element (array) or row (Parquet) of its source, from 1.
     pub line: usize,
 }
 
-/// Where one answer stands in its sequence of tokens.
+/// The position of one answer in its sequence of tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AnswerSpan {
     /// Position of its first token: log-probs are summed from here.
@@ -105,7 +105,7 @@ pub struct AnswerSpan {
     pub end: usize,
     /// Position at which its reward is read.
     pub reward: usize,
-    /// A second position at which the reward is trained, with `data.reward_at = "both"`, where it is another one.
+    /// A second position at which the reward is trained, with `data.reward_at = "both"`, if it differs.
     pub second_reward: Option<usize>,
 }
 
@@ -119,7 +119,7 @@ impl AnswerSpan {
     /// `start` tokens.
     pub fn of_pair(start: usize, prefix: usize, chosen: usize, rejected: usize) -> [Self; 2] {
         [chosen, rejected].map(|suffix| match suffix {
-            // A single row's second answer is none.
+            // A single row has no second answer.
             0 => Self::default(),
             _ => Self::to_end(start, prefix + suffix),
         })
@@ -127,7 +127,7 @@ impl AnswerSpan {
 }
 
 impl Pair {
-    /// Names of what the pair has for a chat template beside roles and texts.
+    /// Names of the pair's inputs for a chat template other than roles and texts.
     pub fn for_template(&self) -> impl Iterator<Item = &str> {
         let turns: &[Message] = match &self.prompt {
             Prompt::Text(_) => &[],
@@ -141,7 +141,7 @@ impl Pair {
     }
 }
 
-/// One tokenised pair: the token prefix common to both sequences and the two rests. Borrowed from a mapped file.
+/// One tokenised pair: the token prefix common to both sequences and the two suffixes. Borrowed from a mapped file.
 ///
 /// The chosen sequence is `prefix ++ chosen`, the rejected one `prefix ++ rejected`; each suffix holds at least one
 /// token (a single row's `rejected` is empty).
@@ -149,16 +149,16 @@ impl Pair {
 pub struct TokenPair<'a> {
     /// Tokens common to both sequences.
     pub prefix: &'a [u32],
-    /// The chosen sequence's other tokens.
+    /// The chosen sequence's suffix.
     pub chosen: &'a [u32],
-    /// The rejected sequence's other tokens.
+    /// The rejected sequence's suffix.
     pub rejected: &'a [u32],
-    /// Where the two answers stand. Each starts at the first token in which its sequence differs from the prompt alone:
-    /// they may start at different positions, within the prefix or behind it.
+    /// The positions of the two answers. Each starts at the first token in which its sequence differs from the prompt alone:
+    /// they may start at different positions, within the prefix or after it.
     pub spans: [AnswerSpan; 2],
-    /// How much better the chosen answer is, in units of reward; 0 where the source does not say.
+    /// How much better the chosen answer is, in units of reward; 0 if the source does not say.
     pub margin: f32,
-    /// Neither answer is better: a label that is half of each.
+    /// Neither answer is better: half a label in each direction.
     pub tied: bool,
     /// Index into the data set's domain names.
     pub domain: usize,

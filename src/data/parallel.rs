@@ -1,6 +1,6 @@
-//! Reads pairs on one thread and encodes them on all, in order, in bounded memory, with a count of what is done.
+//! Reads pairs on one thread and encodes them on all, in order, in bounded memory, with a progress count.
 //!
-//! Not here: what encoding is (`tokenize/`) and what becomes of the result (`prepared.rs`).
+//! Not here: the encoding (`tokenize/`) and the use of its result (`prepared.rs`).
 
 use crate::data::Pair;
 use crate::data::tokenize::Encoded;
@@ -10,18 +10,19 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
 use std::thread::{Builder, Scope};
 
-/// Pairs that a thread takes at a time: enough to make taking free, few enough to keep all threads busy to the end.
+/// Pairs that a thread takes at a time: enough to make taking cheap, few enough to keep all threads busy to the end.
 const CHUNK: usize = 64;
 
-/// Chunks that are read and not yet taken, for each thread: enough that none waits for a slow one.
+/// Chunks per thread that are read and not yet taken: enough that no thread waits for a slow one.
 const AHEAD: usize = 8;
 
-/// Some pairs on their way, with their number among all chunks.
+/// A chunk's number and its pairs.
 type Chunk = (usize, Vec<Pair>);
+/// The same with the pairs' encodings.
 type Done = (usize, Vec<Pair>, Result<Vec<Encoded>>);
 
-/// Encodes the pairs that `read` hands out, under a count titled `label`, and hands them to `take` in their order. What comes
-/// out does not depend on `threads`, and at most 8 chunks of 64 pairs a thread are in memory.
+/// Encodes the pairs that `read` passes on, with a progress count titled `label`, and passes them to `take` in their order. The
+/// result does not depend on `threads`, and at most 8 chunks of 64 pairs per thread are in memory.
 ///
 /// # Errors
 /// The error of the first pair that has one, or of `take`; else that of `read`.
@@ -36,7 +37,7 @@ pub(super) fn encode_all<R: Send>(
     let mut progress = Progress::new(label, Unit::Pairs, 0, None);
     std::thread::scope(|scope| {
         let ((to_encode, chunks), (to_take, done)) = (bounded(AHEAD * threads), bounded(AHEAD * threads));
-        // One for each chunk that may be under way.
+        // One permit for each chunk that may be in memory.
         let (permit, permits) = bounded(AHEAD * threads);
         for _ in 0..AHEAD * threads {
             // There is room for all.
@@ -71,7 +72,7 @@ pub(super) fn encode_all<R: Send>(
                 break;
             }
         }
-        // Nobody takes any more: the reader's next permit does not come.
+        // Nothing is taken any more: without a permit, the reader stops.
         drop(permit);
         drop(progress);
         let read = reader.join().map_err(|_| Error::runtime("the thread that reads rows has panicked"))?;
@@ -79,7 +80,7 @@ pub(super) fn encode_all<R: Send>(
     })
 }
 
-/// Encodes chunks until there are none or nobody takes them.
+/// Encodes chunks until there are none, or none are taken any more.
 fn encode_chunks(chunks: &Receiver<Chunk>, to_take: &Sender<Done>, encode: &impl Fn(&Pair) -> Result<Encoded>) {
     for (number, pairs) in chunks {
         let encoded = pairs.iter().map(encode).collect();
@@ -109,7 +110,7 @@ impl Sending {
             return Ok(());
         }
         self.number += 1;
-        // The error that ended the other side is the one that is returned.
+        // The other side's error is the one that is returned.
         let ended = || Error::runtime("reading was ended by an error");
         self.permits.recv().map_err(|_| ended())?;
         self.to_encode.send(chunk).map_err(|_| ended())
@@ -120,9 +121,7 @@ fn start<'s, T: Send + 's>(
     scope: &'s Scope<'s, '_>,
     work: impl FnOnce() -> T + Send + 's,
 ) -> Result<std::thread::ScopedJoinHandle<'s, T>> {
-    Builder::new()
-        .spawn_scoped(scope, work)
-        .map_err(|error| Error::runtime(format!("a thread could not be started: {error}")))
+    Builder::new().spawn_scoped(scope, work).map_err(|error| Error::runtime(format!("cannot start a thread: {error}")))
 }
 
 #[cfg(test)]
@@ -219,7 +218,7 @@ mod tests {
         for threads in [1, 2, 5] {
             assert_eq!(lines(700, threads, faulty).unwrap_err().message, "200");
         }
-        // What reading meets comes behind what was read.
+        // An error of reading comes after the pairs that were read before it.
         let ends = |after: usize| {
             move |take: &mut dyn FnMut(Pair) -> Result<()>| -> Result<()> {
                 pairs(after).into_iter().try_for_each(take)?;

@@ -1,7 +1,7 @@
 //! Packs a rank's micro-batches on a thread of its own, a few ahead and across the borders of steps, so that no step
 //! waits for its data.
 //!
-//! What it delivers follows from the step's number alone, so a run does not depend on how far ahead the thread is.
+//! The batches depend on the step's number alone, not on how far ahead the thread is.
 //! Not here: which pairs make a step (`sampler.rs`), and what is done with them.
 
 use super::batch::{PackedBatch, Packing};
@@ -15,10 +15,10 @@ use std::thread::JoinHandle;
 use tch::Device;
 use tracing::trace_span;
 
-/// Micro-batches that wait packed at most; one more is in the thread's hands.
+/// Most packed micro-batches that wait; the thread works on one more.
 const AHEAD: usize = 4;
 
-/// What one rank computes at a time.
+/// The pairs that one rank computes at a time.
 pub struct MicroBatch {
     /// The step it belongs to, from 0.
     pub step: usize,
@@ -35,19 +35,21 @@ pub struct MicroBatch {
 pub struct Share {
     /// Which pairs make a global batch.
     pub sampler: Sampler,
-    /// This rank, and the number of ranks.
-    pub place: (usize, usize),
+    /// This rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world_size: usize,
     /// Most tokens of a micro-batch, unless one pair has more.
     pub tokens_per_micro_batch: usize,
     /// How pairs are packed.
     pub packing: Packing,
-    /// Where the tensors go.
+    /// The tensors' device.
     pub device: Device,
 }
 
 /// The packing thread. Dropping it stops the thread and waits for its end.
 pub struct Prefetch {
-    /// None only while it is dropped.
+    /// `None` only while it is dropped.
     batches: Option<Receiver<MicroBatch>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -56,12 +58,12 @@ impl Prefetch {
     /// Starts packing the micro-batches of these steps, in order.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The thread cannot be started.
     pub fn start(split: Arc<Split>, mut share: Share, steps: Range<usize>) -> Result<Self> {
         let (sender, batches) = bounded(AHEAD);
         let body = move || {
             for step in steps {
-                // The receiver goes when the run ends before its last step.
+                // The receiver is gone if the run ends before its last step.
                 if share.of_step(&split, step).try_for_each(|micro_batch| sender.send(micro_batch)).is_err() {
                     return;
                 }
@@ -77,7 +79,7 @@ impl Prefetch {
     /// The next micro-batch.
     ///
     /// # Errors
-    /// All steps are over, or the thread has ended before its time.
+    /// All micro-batches are delivered, or the thread has ended early.
     pub fn next(&self) -> Result<MicroBatch> {
         let _span = trace_span!("wait for batch").entered();
         let next = self.batches.as_ref().and_then(|batches| batches.recv().ok());
@@ -87,7 +89,7 @@ impl Prefetch {
 
 impl Drop for Prefetch {
     fn drop(&mut self) {
-        // The thread may be waiting for room.
+        // The thread may be waiting for room in the channel: without a receiver it stops.
         self.batches = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -100,8 +102,8 @@ impl Share {
     pub fn of_step<'a>(&'a mut self, split: &'a Split, step: usize) -> impl Iterator<Item = MicroBatch> + 'a {
         let pairs = self.sampler.global_batch(step);
         let tokens: Vec<usize> = pairs.iter().map(|&pair| split.tokens(pair, self.packing)).collect();
-        let (rank, world_size) = self.place;
-        let mut mine = sampler::share_out(&tokens, world_size, self.tokens_per_micro_batch).swap_remove(rank);
+        let mut shares = sampler::share_out(&tokens, self.world_size, self.tokens_per_micro_batch);
+        let mut mine = shares.swap_remove(self.rank);
         if mine.is_empty() {
             mine.push(Vec::new());
         }

@@ -1,4 +1,4 @@
-//! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped ever after.
+//! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped from then on.
 //!
 //! The file is safetensors: `tokens` (N tokens of all pairs, `prefix ++ chosen ++ rejected` each), `offsets` (B + 1
 //! starts), and per pair `prefix`, `chosen`, `rejected`, eight `spans`, `margin`, `tied`, `domain`, `prompt_hash`, `source`.
@@ -24,7 +24,7 @@ pub use crate::data::builder::LabelledPair;
 /// Changes whenever the content or the layout of the file changes.
 const VERSION: &str = "haf-dist pairs 6";
 
-/// Numbers that a pair has in the column `spans`: four an answer.
+/// Numbers per pair in the column `spans`: four per answer.
 const SPAN_NUMBERS: usize = 8;
 
 /// Pairs that are checked at a time.
@@ -41,7 +41,7 @@ pub struct PreparedData {
     key: u128,
 }
 
-/// Where the tensors lie in the container.
+/// The places of the tensors in the container.
 #[derive(Debug)]
 struct Columns {
     tokens: Column<u32>,
@@ -64,7 +64,7 @@ impl PreparedData {
     /// `split_name` (`train`, `dev`, `test`) is for messages and the report.
     ///
     /// # Errors
-    /// A source that cannot be read or leaves no pair; no sources; a `cache_dir` that takes no files.
+    /// A source that cannot be read or leaves no pair; no sources; a `cache_dir` that cannot be written.
     pub fn open_or_make(sources: &[Source], encoder: &Encoder, cache_dir: &Path, split_name: &str) -> Result<Self> {
         if sources.is_empty() {
             return Err(Error::input(format!("data.{split_name}: at least one source was expected")));
@@ -78,7 +78,7 @@ impl PreparedData {
         let mut data = match opened {
             Some(data) => data,
             None => {
-                // Before the work, not after it.
+                // Fail before the work, not after it.
                 files::make_writable_folder(cache_dir)
                     .map_err(|error| error.at("data.cache_dir").hint(CACHE_DIR_HINT))?;
                 make(sources, encoder, cache_dir, split_name)?.contents()?.save(&path, VERSION, key)?;
@@ -91,14 +91,14 @@ impl PreparedData {
         for (report, source) in data.report.sources.iter_mut().zip(sources) {
             report.name = file_name(source);
         }
-        // A file from the cache was perhaps made without it.
+        // A file from the cache may have been made without `strict`.
         match data.report.first_odd().filter(|_| sources.iter().any(|source| source.strict)) {
             Some(error) => Err(error),
             None => Ok(data),
         }
     }
 
-    /// The pairs of these sources, where they have been tokenised already.
+    /// The pairs of these sources, if they have been tokenised already.
     ///
     /// # Errors
     /// A source that cannot be read.
@@ -110,7 +110,7 @@ impl PreparedData {
     /// Pairs that are already tokenised, as one source, in memory only. Their key is a hash of the content.
     ///
     /// # Errors
-    /// A pair whose lengths do not add up; no memory.
+    /// A pair whose lengths do not add up; out of memory.
     pub fn from_pairs(pairs: Vec<LabelledPair>) -> Result<Self> {
         let mut builder = Builder::new(None)?;
         let mut counts = Counts { read: pairs.len(), ..Counts::default() };
@@ -124,10 +124,10 @@ impl PreparedData {
         Self::from_container(container, key).map_err(Error::runtime)
     }
 
-    /// The same pairs with their sides exchanged, in memory only: the rejected answers stand in the chosen ones' places.
+    /// The same pairs with chosen and rejected exchanged, in memory only.
     ///
     /// # Errors
-    /// No memory.
+    /// Out of memory.
     pub fn exchanged(&self) -> Result<Self> {
         let exchange = |index: usize| {
             let pair = self.pair(index);
@@ -171,7 +171,7 @@ impl PreparedData {
         let domains: Vec<String> = serde_json::from_str(container.text("domains")?).map_err(unreadable)?;
         let reports: Vec<SourceReport> = serde_json::from_str(container.text("report")?).map_err(unreadable)?;
 
-        if !columns.agree(&container, [domains.len(), reports.len()]) {
+        if !columns.agree(&container, &Limits { domains: domains.len(), sources: reports.len() }) {
             return Err("its tensors disagree with one another".to_owned());
         }
         let source = container.values(&columns.source);
@@ -262,10 +262,16 @@ impl PreparedData {
     }
 }
 
+/// Numbers of domains and sources, which the indices of pairs must be below.
+struct Limits {
+    domains: usize,
+    sources: usize,
+}
+
 impl Columns {
-    /// Whether they are as [`PreparedData::pair`] relies on, with so many domains and sources. What was read is let go of, so
-    /// that the memory of this process does not grow with the number of pairs.
-    fn agree(&self, container: &Container, [domains, sources]: [usize; 2]) -> bool {
+    /// Whether they agree, as [`PreparedData::pair`] requires. Releases what was read, so that the memory of this process does
+    /// not grow with the number of pairs.
+    fn agree(&self, container: &Container, limits: &Limits) -> bool {
         let length = |column| container.values::<u32>(column).len();
         let pairs = length(&self.source);
         let offsets = container.values(&self.offsets);
@@ -281,17 +287,17 @@ impl Columns {
             && offsets.last() == Some(&tokens)
             && (0..pairs).step_by(PAIRS_AT_A_TIME).all(|first| {
                 let piece = first..pairs.min(first + PAIRS_AT_A_TIME);
-                let agree = piece.clone().all(|pair| self.agree_on(container, pair, [domains, sources]));
+                let agree = piece.clone().all(|pair| self.agree_on(container, pair, limits));
                 for column in [&self.prefix, &self.chosen, &self.rejected, &self.domain, &self.source] {
-                    container.let_go_of(column, piece.clone());
+                    container.release(column, piece.clone());
                 }
-                container.let_go_of(&self.spans, SPAN_NUMBERS * piece.start..SPAN_NUMBERS * piece.end);
-                container.let_go_of(&self.offsets, piece);
+                container.release(&self.spans, SPAN_NUMBERS * piece.start..SPAN_NUMBERS * piece.end);
+                container.release(&self.offsets, piece);
                 agree
             })
     }
 
-    fn agree_on(&self, container: &Container, pair: usize, [domains, sources]: [usize; 2]) -> bool {
+    fn agree_on(&self, container: &Container, pair: usize, limits: &Limits) -> bool {
         let lengths = [&self.prefix, &self.chosen, &self.rejected].map(|column| container.values(column)[pair]);
         let offsets = &container.values(&self.offsets)[pair..=pair + 1];
         let length: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
@@ -305,13 +311,13 @@ impl Columns {
         let source = &container.values(&self.source)[pair.saturating_sub(1)..=pair];
         offsets[0].checked_add(length) == Some(offsets[1])
             && [(&numbers[..4], 1), (&numbers[4..], 2)].into_iter().all(fits)
-            && (container.values(&self.domain)[pair] as usize) < domains
+            && (container.values(&self.domain)[pair] as usize) < limits.domains
             && source.is_sorted()
-            && source.last().is_some_and(|source| (*source as usize) < sources)
+            && source.last().is_some_and(|source| (*source as usize) < limits.sources)
     }
 }
 
-/// The cache file of a key.
+/// The cache file for a key.
 fn cache_path(cache_dir: &Path, key: u128) -> PathBuf {
     cache_dir.join(format!("pairs-{}.safetensors", hex(key)))
 }
@@ -327,7 +333,7 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
             format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?} {ties:?}")
                 .into_bytes(),
         );
-        // Without a domain it is taken from the file's name.
+        // Without a domain, the file's name is used.
         parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }
     Ok(fingerprint_parts(parts.iter().map(Vec::as_slice)))

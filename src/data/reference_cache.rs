@@ -1,4 +1,4 @@
-//! Reference log-probs on disk: two f32 a pair, under a key of all they depend on.
+//! Reference log-probs on disk: two f32 per pair, under a key of all that they depend on.
 //!
 //! Not here: computing them (`evaluate/reference.rs`).
 
@@ -56,7 +56,7 @@ impl ReferenceCache {
         Ok(Some(chosen.iter().zip(rejected).map(|(&chosen, &rejected)| [chosen, rejected]).collect()))
     }
 
-    /// Writes the file atomically, in place of any other under this key. Two NaNs stand for a pair that is not computed.
+    /// Writes the file atomically, and replaces any other with this key. Two NaNs stand for a pair that is not computed.
     ///
     /// # Errors
     /// A computed value that is not finite (it would poison every later run), or a folder that cannot be written to.
@@ -77,7 +77,7 @@ impl ReferenceCache {
     }
 }
 
-/// What to do about a cache folder that takes no files.
+/// Hint for a cache folder that cannot be written.
 pub(super) const CACHE_DIR_HINT: &str = "set data.cache_dir to a folder that you may write to";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a look at the data shows before training: counts per source, and one table of them.
+//! The data report before training: counts per source, and one table of them.
 //!
 //! Not here: reading, tokenising or dropping (`formats/`, `tokenize/`, `prepared.rs`).
 
@@ -22,20 +22,20 @@ pub struct Counts {
     /// Rows that made a pair.
     #[serde(default)]
     pub rows: usize,
-    /// Path of a key that holds something and was not used -> how many of these rows have it.
+    /// Path of a key with content that was not used -> number of these rows that have it.
     #[serde(default)]
     pub unused: BTreeMap<String, usize>,
-    /// What is wrong with the first odd row, and where it is.
+    /// The error and place of the first odd row.
     #[serde(default)]
     pub first_odd: Option<String>,
-    /// Pairs left out since their row is odd.
+    /// Pairs left out because their row is odd.
     #[serde(default)]
     pub odd: usize,
     /// Pairs whose prompt lost its start.
     pub prompts_cut: usize,
     /// Pairs with an answer that lost its end, and with it its EOS.
     pub answers_cut: usize,
-    /// Special tokens that were parsed out of users' text.
+    /// Special tokens that were found in the texts of prompts and answers.
     pub special_in_text: usize,
     /// Tokens of the common prefixes, P.
     pub prefix_tokens: usize,
@@ -47,7 +47,7 @@ pub struct Counts {
     pub unshared_tokens: usize,
     /// Tokens of the longest sequence.
     pub longest: usize,
-    /// Pairs kept of which neither answer is better.
+    /// Pairs kept in which neither answer is better.
     pub half: usize,
     /// Pairs whose chosen answer has more tokens.
     pub chosen_longer: usize,
@@ -57,7 +57,7 @@ pub struct Counts {
     pub domains: BTreeMap<String, usize>,
 }
 
-/// Which answer a guess by length alone would prefer.
+/// The answer that a guess by length alone should prefer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Longer {
     /// The longer one is right at least as often as not.
@@ -151,7 +151,7 @@ impl Counts {
 pub struct SourceReport {
     /// The file's name, without its folder.
     pub name: String,
-    /// What was found in it.
+    /// Its counts.
     pub counts: Counts,
 }
 
@@ -159,9 +159,9 @@ pub struct SourceReport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataReport {
-    /// `train`, `dev`, `test`, or what the caller calls it.
+    /// `train`, `dev`, `test`, or another name.
     pub split: String,
-    /// One entry a source.
+    /// One entry per source.
     pub sources: Vec<SourceReport>,
 }
 
@@ -174,21 +174,21 @@ impl DataReport {
         })
     }
 
-    /// The error of the first odd row, which `data.strict` does not let pass.
+    /// The error of the first odd row, for `data.strict`.
     pub fn first_odd(&self) -> Option<Error> {
         let odd = |source: &SourceReport| source.counts.first_odd.clone();
-        let hint = "mend the row or leave it out, or set data.strict = false, and it is left out and counted";
+        let hint = "mend the row or leave it out; with data.strict = false it is left out and counted";
         self.sources.iter().find_map(odd).map(|what| Error::input(what).hint(hint))
     }
 
-    /// One table: a column for the split, and one a source if there are several; below it what it has no room for.
+    /// One table: a column for the split, and one per source if there are several; below it the notes.
     pub fn render(&self) -> String {
         render(&[self])
     }
 }
 
-/// One table of several splits, side by side: a column a split, and one a source where a split has several. Below it the
-/// first odd row of each source, and the keys that were not used.
+/// One table of several splits: a column per split, and one per source if a split has several. Below it the notes: the first
+/// odd row of each source, and the keys that were not used.
 pub fn render(reports: &[&DataReport]) -> String {
     let mut header = vec![String::new()];
     let mut columns: Vec<Counts> = Vec::new();
@@ -251,7 +251,7 @@ pub fn render(reports: &[&DataReport]) -> String {
 }
 
 impl SourceReport {
-    /// What a table of counts has no room for.
+    /// The notes below the table.
     fn notes(&self, split: &str) -> Vec<String> {
         let Counts { rows, unused, first_odd, odd, .. } = &self.counts;
         let first_odd = first_odd.as_ref().map(|what| match odd {
@@ -263,7 +263,7 @@ impl SourceReport {
     }
 }
 
-/// "keys not used: source, model (all rows); note (3 of 40 rows)"; `None` where every key is used.
+/// "keys not used: source, model (all rows); note (3 of 40 rows)"; `None` if every key is used.
 pub fn unused_keys(unused: &BTreeMap<String, usize>, rows: usize) -> Option<String> {
     let mut by_count: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     unused.iter().for_each(|(key, count)| by_count.entry(*count).or_default().push(key));

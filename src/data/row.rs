@@ -1,7 +1,7 @@
 //! One row of a source: values by their path, which of them were read, and errors that name them.
 //!
-//! A path is keys joined by dots; `[]` behind a key stands for every entry of a list, or every value of an object, as in
-//! `answers[].rank`. A source's `columns` put another path in the place of a path's first key. `null` counts as absent.
+//! A path is keys joined by dots; `[]` after a key stands for every entry of a list, or every value of an object, as in
+//! `answers[].rank`. A source's `columns` replace a path's first key with another path. `null` counts as absent.
 //! Not here: what makes a pair; that is `formats/`.
 
 use crate::data::rows::odd;
@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What to do about a row where nothing better is known.
+/// The hint for a row if there is no better one.
 pub(super) const MEND: &str = "mend the row or leave it out";
 
-/// Key of a layout -> path of the row that stands for it.
+/// Key of a layout -> path in the row that replaces it.
 pub(super) type Columns = BTreeMap<String, String>;
 
 /// A row and what was read of it.
@@ -22,17 +22,18 @@ pub(super) struct Row<'a> {
     /// The rows that were joined to this one, itself first: `rows[]` in paths.
     joined: Vec<Value>,
     columns: &'a Columns,
-    /// Paths that were read; below a path of `whole` everything was.
+    /// Paths that were read.
     used: RefCell<BTreeSet<String>>,
+    /// Paths that were read with everything below them.
     whole: RefCell<BTreeSet<String>>,
-    /// Paths inside texts that are JSON, which were not read, and those of which a part was not used.
+    /// Paths inside JSON texts that were not read, and paths of which a part was not used.
     left: RefCell<BTreeSet<String>>,
 }
 
-/// Values at one path: one, but for a list's entry that has none there or, behind a second `[]`, several.
+/// The values at one path: one; for an entry of a list also none or, after a second `[]`, several.
 pub(super) struct Found<'r> {
     pub(super) values: Vec<&'r Value>,
-    /// As the row has it, without an entry's number: `answers.rank`.
+    /// The row's own path, without an entry's number: `answers.rank`.
     pub(super) path: String,
     /// For messages: "`chosen`", "entry 2 of `answers.rank`".
     pub(super) name: String,
@@ -123,10 +124,10 @@ impl<'a> Row<'a> {
         Some(Found { values: vec![value], name: format!("`{path}`"), path })
     }
 
-    /// What the first of these paths that leads somewhere leads to: a value, or one for each entry of a list.
+    /// The values at the first of these paths that exists: one value, or one for each entry of a list.
     ///
     /// # Errors
-    /// Something else where the path says that a list is.
+    /// The path expects a list where the row has something else.
     pub(super) fn all(&self, paths: &[&str]) -> Result<Option<Vec<Found<'_>>>> {
         let start = |path: &&&str| match path.split("[]").next() {
             Some(ROWS) => !self.joined.is_empty(),
@@ -157,13 +158,13 @@ impl<'a> Row<'a> {
         Ok(Some(elements.iter().enumerate().map(entry).collect()))
     }
 
-    /// The error of a layout's path that leads nowhere.
+    /// The error for a layout's path that does not exist.
     pub(super) fn missing(&self, paths: &[&str], expected: &str) -> Error {
         let names: Vec<String> = paths.iter().map(|path| format!("`{}`", self.resolve(path))).collect();
         let keys: Vec<_> = self.object.keys().map(String::as_str).collect();
         Error::input(format!("{} is missing, expected {expected}", names.join(" or "))).hint(format!(
-            "the row has the keys {keys:?}; mend it, leave it out, name the file's `format`, or say with `columns` where \
-             the format's keys stand"
+            "the row has the keys {keys:?}; mend it, leave it out, name the file's `format`, or map the format's keys with \
+             `columns`"
         ))
     }
 
@@ -184,17 +185,17 @@ impl<'a> Row<'a> {
         self.whole.borrow_mut().insert(path.to_owned());
     }
 
-    /// Looks for what was not read in a value that a text at `path` holds as JSON.
+    /// Records what was not read in `value`, which is the JSON of a text at `path`.
     pub(super) fn leave_in_text(&self, path: &str, value: &Value) {
         self.walk(path, value, &mut self.left.borrow_mut());
     }
 
-    /// Reports a path that was read, and of which something is not used.
+    /// Records a path that was read, but of which a part is not used.
     pub(super) fn leave(&self, path: &str) {
         self.left.borrow_mut().insert(path.to_owned());
     }
 
-    /// The paths that hold something and were not read; of a part that was not read at all only its first key.
+    /// The paths with content that were not read; of a part that was not read at all, only its first key.
     pub(super) fn unused(&self) -> BTreeSet<String> {
         let mut unused = self.left.borrow().clone();
         for (key, value) in &self.object {
@@ -205,11 +206,11 @@ impl<'a> Row<'a> {
 
     fn walk(&self, path: &str, value: &Value, unused: &mut BTreeSet<String>) {
         let used = self.used.borrow();
-        if !says_something(value) || self.whole.borrow().contains(path) {
+        if !has_content(value) || self.whole.borrow().contains(path) {
             return;
         }
         match value {
-            // Entries that were read by their place are counted one by one.
+            // Entries that were read by index are counted one by one.
             Value::Array(list) if (0..list.len()).any(|place| reads(&used, &format!("{path}.{place}"))) => {
                 let entries = list.iter().enumerate();
                 entries.for_each(|(place, entry)| self.walk(&format!("{path}.{place}"), entry, unused));
@@ -240,11 +241,10 @@ fn reads(used: &BTreeSet<String>, path: &str) -> bool {
     used.contains(path) || used.range(below.clone()..).next().is_some_and(|other| other.starts_with(&below))
 }
 
-/// What a path starts with that is about each of the joined rows.
+/// The start of a path into each of the joined rows.
 const ROWS: &str = "rows";
 
-/// The value below an object at a path of keys, of positions from 0 where there is a list. A key with dots in its name is
-/// found first.
+/// The value in an object at a path of keys, and of indices from 0 into lists. A key with dots in its name is tried first.
 fn below<'v>(object: &'v Map<String, Value>, path: &str) -> Option<&'v Value> {
     let found = object.get(path).or_else(|| {
         let (first, rest) = path.split_once('.')?;
@@ -289,8 +289,8 @@ pub(super) fn as_number(value: &Value) -> Option<f64> {
     number.filter(|number| number.is_finite())
 }
 
-/// Neither null nor empty; lists are also given as text.
-pub(super) fn says_something(value: &Value) -> bool {
+/// Whether a value is neither null nor empty; empty lists and objects may be texts.
+pub(super) fn has_content(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::String(text) => !["", "[]", "{}", "null"].contains(&text.trim()),
@@ -304,7 +304,7 @@ pub(super) fn wrong(name: &str, value: &Value, expected: &str) -> Error {
     Error::input(format!("{name} is {}, expected {expected}", kind(value))).hint(MEND)
 }
 
-/// Refuses a value that goes to a template as it is and holds what JSON does not have.
+/// Refuses an odd value in a value that is passed to a template.
 pub(super) fn without_odd(name: &str, value: &Value) -> Result<()> {
     match odd::within(value) {
         Some(kind) => {
@@ -314,11 +314,11 @@ pub(super) fn without_odd(name: &str, value: &Value) -> Result<()> {
     }
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a truth value",
+        Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",

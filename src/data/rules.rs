@@ -1,10 +1,10 @@
-//! What an encoder is asked to do with texts, and how it found that turns end.
+//! The settings of an encoder, and how a template ends a turn.
 //!
-//! Not here: doing it (`tokenize/`).
+//! Not here: the encoder (`tokenize/`).
 
 use crate::config::{DataConfig, RewardAt, TemplateKind, Truncation};
 
-/// What decides, beside tokenizer and template, what tokens a pair becomes.
+/// The settings that determine a pair's tokens, together with tokenizer and template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
     /// How a prompt and an answer become text.
@@ -13,12 +13,12 @@ pub struct Rules {
     pub max_length: usize,
     /// A prompt is not cut below this many tokens.
     pub max_prompt_length: usize,
-    /// What happens to a longer sequence.
+    /// Treatment of a longer sequence.
     pub truncation: Truncation,
     /// Where the reward is read.
     pub reward_at: RewardAt,
-    /// Token that the end of a rendering is read before, with [`RewardAt::End`]: the `pad_token_id` of a folder that another
-    /// program wrote, since Transformers reads the rightmost token that is not this one.
+    /// Token that is skipped at the end of a rendering, with [`RewardAt::End`]: the `pad_token_id` of a folder that another
+    /// program wrote, since Transformers reads the reward at the rightmost token that is not this one.
     pub skipped_at_end: Option<u32>,
 }
 
@@ -42,7 +42,7 @@ impl From<&DataConfig> for Rules {
 pub struct TurnEnd {
     /// The text of the EOS.
     pub eos: String,
-    /// What the template writes after the EOS; after the answer where it writes none.
+    /// What the template writes after the EOS; after the answer if it writes no EOS.
     pub after: String,
     /// Whether the template writes the EOS.
     pub written: bool,

@@ -1,4 +1,4 @@
-//! Which pairs make up a step: pure functions of (seed, epoch, step), and how they are dealt out.
+//! Which pairs make up a step: pure functions of (seed, epoch, step); and how they are dealt to ranks.
 //!
 //! The order of pairs never depends on the number of ranks: only [`share_out`] and [`deal`] know it. Not here: what a
 //! pair holds.
@@ -11,9 +11,9 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// One source's share of an epoch.
+/// One source's part of an epoch.
 #[derive(Debug, Clone, PartialEq)]
-struct Share {
+struct SourceShare {
     /// Its pairs in the data set.
     pairs: Range<usize>,
     /// Pairs taken in an epoch: whole passes, then a subset.
@@ -23,7 +23,7 @@ struct Share {
 /// Maps steps to the pairs of their global batches.
 #[derive(Debug, Clone)]
 pub struct Sampler {
-    shares: Vec<Share>,
+    shares: Vec<SourceShare>,
     pairs_per_epoch: usize,
     pairs_per_step: usize,
     shuffle: bool,
@@ -33,14 +33,16 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// A sampler of all sources together.
+    ///
     /// * `source_ranges`: each source's pairs, as in
     ///   [`PreparedData::source_ranges`](super::prepared::PreparedData::source_ranges);
-    /// * `weights`: one a source: an epoch takes round(weight x pairs) of it;
+    /// * `weights`: one per source: an epoch takes round(weight x pairs) pairs of it;
     /// * `pairs_per_step`: size of a global batch;
     /// * `shuffle`: a new order each epoch, over all sources together; else the sources one after the other.
     ///
     /// # Errors
-    /// A weight that is negative, not finite, or leaves nothing of a source; no pairs at all; `pairs_per_step` 0.
+    /// A weight that is negative, not finite, or leaves a source no pairs; no pairs at all; `pairs_per_step` 0.
     pub fn new(
         source_ranges: &[Range<usize>],
         weights: &[f64],
@@ -59,7 +61,7 @@ impl Sampler {
         for (source, (pairs, &weight)) in source_ranges.iter().zip(weights).enumerate() {
             let taken =
                 taken(pairs.len(), weight).map_err(|error| error.at(format_args!("data.train[{source}].weight")))?;
-            shares.push(Share { pairs: pairs.clone(), taken });
+            shares.push(SourceShare { pairs: pairs.clone(), taken });
             pairs_per_epoch += taken;
         }
         if pairs_per_epoch == 0 {
@@ -83,7 +85,7 @@ impl Sampler {
         step0 / self.steps_per_epoch()
     }
 
-    /// The pairs of a step's global batch, the step counted from 0; the same whatever was asked before.
+    /// The pairs of a step's global batch, the step counted from 0; independent of earlier calls.
     /// Takes `&mut self` only to keep the epoch's order for the next call.
     pub fn global_batch(&mut self, step0: usize) -> Vec<usize> {
         let epoch = self.epoch_of(step0);
@@ -116,7 +118,7 @@ impl Sampler {
     /// All pairs of an epoch, in order.
     fn order(&self, epoch: usize) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.pairs_per_epoch);
-        for (source, Share { pairs, taken }) in self.shares.iter().enumerate() {
+        for (source, SourceShare { pairs, taken }) in self.shares.iter().enumerate() {
             let (passes, rest) = (taken / pairs.len().max(1), taken % pairs.len().max(1));
             for _ in 0..passes {
                 order.extend(pairs.clone());
@@ -161,13 +163,13 @@ fn generator(seed: u64, epoch: usize, purpose: usize) -> ChaCha8Rng {
 }
 
 /// Deals a global batch to ranks and cuts each rank's pairs into micro-batches of at most `budget` tokens; a pair over the
-/// budget goes alone.
+/// budget has a micro-batch of its own.
 ///
-/// Returns each rank's micro-batches as positions in the batch. All ranks get the same number of micro-batches where
-/// they have pairs enough, and their tokens are as near to each other as moving and swapping pairs brings them, between
-/// ranks and between the micro-batches of a rank: the step waits for the slowest rank, and a last micro-batch of few
-/// tokens would use the machine badly. Tokens stand for time: attention's quadratic part is a few percent of the work at
-/// these lengths, and its unevenness a part of that. Every rank computes the same answer by itself.
+/// Returns each rank's micro-batches as positions in the batch. All ranks get the same number of micro-batches if they have
+/// enough pairs. Token counts are balanced, by moving and swapping pairs, between ranks and between a rank's micro-batches:
+/// the step waits for the slowest rank, and a last micro-batch of few tokens would use the machine badly. Tokens are a
+/// measure of time: attention's quadratic part is a few percent of the work at these lengths, and its imbalance is a part of
+/// that. Every rank computes the same result by itself.
 pub fn share_out(token_counts: &[usize], world_size: usize, budget: usize) -> Vec<Vec<Vec<usize>>> {
     let hands = deal(token_counts, world_size);
     let cut = |hand: &[usize], at_least| {
@@ -189,27 +191,27 @@ pub fn share_out(token_counts: &[usize], world_size: usize, budget: usize) -> Ve
 /// Deals a global batch to ranks so that their token counts balance.
 ///
 /// Returns each rank's positions in the batch, ascending; a rank may get none. The largest and the smallest sum differ
-/// by at most the longest pair, as a rule by far less. Every rank computes the same answer by itself.
+/// by at most the longest pair, usually by far less. Every rank computes the same result by itself.
 pub fn deal(token_counts: &[usize], world_size: usize) -> Vec<Vec<usize>> {
     balance(token_counts, world_size)
 }
 
-/// Cuts pairs into micro-batches of at most `budget` tokens, as few as this finds and near equal; a pair over the budget
-/// goes alone.
+/// Cuts pairs into nearly equal micro-batches of at most `budget` tokens, as few as it finds; a pair over the budget has a
+/// micro-batch of its own.
 ///
 /// Returns positions in `token_counts`, ascending in each micro-batch: none empty, each position once.
 pub fn micro_batches(token_counts: &[usize], budget: usize) -> Vec<Vec<usize>> {
     fill(token_counts, budget, 1)
 }
 
-/// [`micro_batches`], at least so many of them where there are pairs enough.
+/// [`micro_batches`], but `at_least` so many if there are enough pairs.
 fn fill(token_counts: &[usize], budget: usize, at_least: usize) -> Vec<Vec<usize>> {
     let (small, large): (Vec<usize>, Vec<usize>) =
         (0..token_counts.len()).partition(|&position| token_counts[position] <= budget);
     let tokens: Vec<usize> = small.iter().map(|&position| token_counts[position]).collect();
     let fewest = tokens.iter().sum::<usize>().div_ceil(budget.max(1));
     let mut count = fewest.max(at_least.saturating_sub(large.len())).min(small.len());
-    // With a bin for each pair it ends, for each fits.
+    // This ends: with a bin for each pair, each fits.
     let mut bins = loop {
         let bins = balance(&tokens, count);
         if bins.iter().all(|bin| load(&tokens, bin) <= budget) {
@@ -228,19 +230,20 @@ fn load(token_counts: &[usize], bin: &[usize]) -> usize {
     bin.iter().map(|&position| token_counts[position]).sum()
 }
 
-/// Spreads positions over `count` bins with sums as equal as it finds: the longest first, each to the emptiest bin (the
-/// first such bin); then the fullest bin gives to another what evens the two out best, until that helps no more.
+/// Spreads positions over `count` bins with nearly equal sums: the longest first, each to the emptiest bin (the first such
+/// bin); then the fullest bin exchanges pairs with another one, as long as that evens the two out.
 fn balance(token_counts: &[usize], count: usize) -> Vec<Vec<usize>> {
     let mut longest_first: Vec<usize> = (0..token_counts.len()).collect();
     longest_first.sort_by_key(|&position| Reverse(token_counts[position]));
     let mut bins = vec![Vec::new(); count];
+    // (load, bin), so that the emptiest bin is the first.
     let mut loads: BTreeSet<(usize, usize)> = (0..count).map(|bin| (0, bin)).collect();
     for position in longest_first {
         let Some((load, bin)) = loads.pop_first() else { break };
         bins[bin].push(position);
         loads.insert((load + token_counts[position], bin));
     }
-    // Each exchange lowers the fullest bin, so this ends by itself; the limit is for data sets cut as a whole.
+    // Each exchange lowers the fullest bin, so this ends by itself; the limit is for whole data sets, which are large.
     for _ in 0..8 * count {
         let Some(&(most, full)) = loads.last() else { break };
         let exchange = loads.iter().find_map(|&(least, other)| {
@@ -263,7 +266,7 @@ fn balance(token_counts: &[usize], count: usize) -> Vec<Vec<usize>> {
     bins
 }
 
-/// A pair of the fuller bin against one of the other, or against nothing; places are those within the bins.
+/// A pair of the fuller bin for one of the other, or for none; `gives` and `takes` are places within the bins.
 struct Exchange {
     gives: usize,
     takes: Option<usize>,
@@ -271,13 +274,13 @@ struct Exchange {
     tokens: usize,
 }
 
-/// What comes nearest to halving the `gap` between two bins, both the longest first; none where nothing brings them
-/// closer.
+/// The exchange that comes nearest to halving the `gap` between two bins, both sorted longest first; `None` if none brings
+/// them closer.
 fn best_exchange(token_counts: &[usize], [full, other]: [&[usize]; 2], gap: usize) -> Option<Exchange> {
     let mut best: Option<Exchange> = None;
     for (gives, &given) in full.iter().enumerate() {
         let given = token_counts[given];
-        // The best partner is next to where one of the wanted length would lie.
+        // The best partner is next to the place for a pair of the wanted length.
         let at = place_of(token_counts, other, given.saturating_sub(gap / 2));
         let partners = at.saturating_sub(1)..other.len().min(at + 1);
         for takes in std::iter::once(None).chain(partners.map(Some)) {
@@ -291,7 +294,7 @@ fn best_exchange(token_counts: &[usize], [full, other]: [&[usize]; 2], gap: usiz
     best
 }
 
-/// Where a pair of so many tokens belongs in a bin, which has the longest first.
+/// The place for a pair of `tokens` tokens in a bin that is sorted longest first.
 fn place_of(token_counts: &[usize], bin: &[usize], tokens: usize) -> usize {
     bin.partition_point(|&position| token_counts[position] > tokens)
 }

@@ -14,15 +14,15 @@ pub(super) struct Sequence {
 
 impl Sequence {
     /// The whole rendering, rewarded at its last token that is not `skipped`. The answer ends where the rendering up to its
-    /// EOS does.
+    /// EOS ends.
     pub fn rewarded_at_end(to_eos: &[u32], whole: Vec<u32>, skipped: Option<u32>) -> Self {
         let reward = whole.iter().rposition(|token| Some(*token) != skipped).unwrap_or(0);
         let span = AnswerSpan { start: 0, end: common(to_eos, &whole), reward, second_reward: None };
         Self { tokens: whole, span }
     }
 
-    /// Rewarded at the EOS and at the end of the rendering. A template that writes no EOS ends one token before it. `None`
-    /// where neither token sequence continues the other.
+    /// Rewarded at the EOS and at the end of the rendering, which is one token before the EOS if the template writes none.
+    /// `None` if neither token sequence continues the other.
     pub fn rewarded_twice(to_eos: Vec<u32>, whole: Vec<u32>) -> Option<Self> {
         let (end, last) = (to_eos.len(), whole.len().checked_sub(1)?);
         let reward = end - 1;
@@ -35,7 +35,7 @@ impl Sequence {
         Some(Self { tokens, span: AnswerSpan { start: 0, end, reward, second_reward } })
     }
 
-    /// Takes the tokens `of_prompt` out, then all beyond `max_length`. What is rewarded behind the new end is rewarded at it.
+    /// Removes the tokens `of_prompt`, then all beyond `max_length`. A reward position beyond the new end moves to it.
     pub fn cut(&mut self, of_prompt: Range<usize>, max_length: usize) {
         let moved = of_prompt.len();
         self.tokens.drain(of_prompt);
@@ -53,7 +53,7 @@ impl Sequence {
     }
 }
 
-/// A pair's tokens and what was done to fit them. See [`TokenPair`] for the layout.
+/// A pair's tokens, and how they were cut. See [`TokenPair`] for the layout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OwnedPair {
     /// Prefix, chosen suffix and rejected suffix, one after the other.
@@ -64,7 +64,7 @@ pub struct OwnedPair {
     pub chosen: usize,
     /// Length of the rejected suffix, in tokens; 0 for a single row.
     pub rejected: usize,
-    /// Where the answers stand, after cutting; nothing for the second answer of a single row.
+    /// The positions of the answers, after cutting; the default for a single row's second answer.
     pub spans: [AnswerSpan; 2],
     /// Hash of the rendered prompt, before cutting.
     pub prompt_hash: u64,
@@ -77,7 +77,7 @@ pub struct OwnedPair {
 }
 
 impl OwnedPair {
-    /// Borrows it in the form that batches are made of.
+    /// Borrows it in the form that batches need.
     pub fn as_token_pair(&self, margin: f32, domain: usize) -> TokenPair<'_> {
         let (prefix, rest) = self.tokens.split_at(self.prefix);
         let (chosen, rejected) = rest.split_at(self.chosen);
@@ -90,8 +90,8 @@ impl OwnedPair {
 pub(super) fn joined(chosen: Sequence, rejected: Option<Sequence>) -> OwnedPair {
     let spans = [chosen.span, rejected.as_ref().map(|rejected| rejected.span).unwrap_or_default()];
     let (chosen, rejected) = (chosen.tokens, rejected.map(|rejected| rejected.tokens));
-    // Each suffix keeps at least one token, so that each sequence's last token is its own. A single row is parted where
-    // its answer starts.
+    // Each suffix keeps at least one token, so that each sequence's last token is its own. A single row is split where its
+    // answer starts.
     let prefix = match &rejected {
         Some(rejected) => common(&chosen, rejected).min(rejected.len().saturating_sub(1)),
         None => spans[0].start,

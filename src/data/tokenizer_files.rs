@@ -1,8 +1,8 @@
-//! A model folder's tokenizer: tokenizer.json, and the tokens that the folder's other files declare beside it.
+//! A model folder's tokenizer: tokenizer.json, and the tokens that the folder's other files declare.
 //!
 //! Tokens are added in the order and with the flags of Transformers 5.24 (`TokenizersBackend`), so that ids are those of its
-//! `AutoTokenizer`. Where that refuses a spelling that older versions wrote (a token as an object without `__type`), it is
-//! read here. Not here: what text is tokenised (`template/`), what a pair becomes (`tokenize/`).
+//! `AutoTokenizer`. A spelling of older versions that it refuses (a token as an object without `__type`) is read here. Not
+//! here: the texts that are tokenised (`template/`), the tokens of a pair (`tokenize/`).
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -16,9 +16,9 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Tokenizer};
 use xxhash_rust::xxh3::xxh3_128;
 
-/// The largest tokenizer.json that is read: several times that of a vocabulary of 262,144.
+/// Size limit of tokenizer.json, in bytes: several times the size with a vocabulary of 262,144.
 const MOST_BYTES: u64 = 256 << 20;
-/// The largest of the files beside it.
+/// Size limit of the files beside it, in bytes.
 const MOST_BYTES_BESIDE: u64 = 32 << 20;
 
 const CONFIG: &str = "tokenizer_config.json";
@@ -28,18 +28,18 @@ const ADDED: &str = "added_tokens.json";
 /// The special tokens with a name of their own in Transformers, in its order.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// A tokenizer as a folder has it.
+/// A folder's tokenizer.
 pub struct FolderTokenizer {
     /// With every token of the folder.
     pub tokenizer: Tokenizer,
-    /// Hash of all that it depends on.
+    /// Hash of everything that it depends on.
     pub fingerprint: u128,
 }
 
 /// Reads the tokenizer of a model's folder.
 ///
 /// # Errors
-/// A missing, broken or oversized file, or settings that make the ids of a text others each time.
+/// A missing, broken or oversized file, or settings that make tokenisation random.
 pub fn open(folder: &Path) -> Result<FolderTokenizer> {
     let path = folder.join("tokenizer.json");
     let bytes = files::read_within(&path, MOST_BYTES).map_err(|error| error.hint(how_to_make_one(folder)))?;
@@ -53,12 +53,12 @@ pub fn open(folder: &Path) -> Result<FolderTokenizer> {
         && let Some(dropout) = model.dropout.filter(|dropout| *dropout > 0.0)
     {
         return Err(Error::input(format!(
-            "{}: dropout = {dropout}: a text would have other ids each time",
+            "{}: dropout = {dropout} would give a text different ids each time",
             path.display()
         ))
         .hint("set `dropout` of its `model` to null"));
     }
-    // The file may carry limits of an earlier use; Transformers does not apply them either.
+    // The file may have settings of an earlier use; Transformers does not apply them, either.
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|error| Error::runtime(format!("{}: {error}", path.display())))?;
 
@@ -75,23 +75,23 @@ pub fn open(folder: &Path) -> Result<FolderTokenizer> {
     Ok(FolderTokenizer { tokenizer, fingerprint: xxh3_128(hashes.as_flattened()) })
 }
 
-/// Tokens of a text; with `add_special_tokens` those that the tokenizer puts around it too.
+/// Tokens of a text; with `add_special_tokens`, also those that the tokenizer puts around it.
 ///
 /// # Errors
-/// A text that the tokenizer cannot read, or at which its expressions take more steps than the regex engine allows.
+/// A text that the tokenizer cannot read, or on which its regular expressions take more steps than the engine allows.
 pub fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
     match contain(|| tokenizer.encode_fast(text, add_special_tokens)) {
         Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
         Ok(Err(error)) => Err(Error::input(format!("the tokenizer cannot read a text: {error}"))
             .hint("a tokenizer without an unknown token cannot read characters outside its alphabet")),
-        Err(panic) => Err(Error::input(format!("the tokenizer gives up at a text of {} bytes: {panic}", text.len())).hint(
-            "an expression in tokenizer.json backtracks without end on such a text: use the original model's file, or \
+        Err(panic) => Err(Error::input(format!("the tokenizer gives up on a text of {} bytes: {panic}", text.len())).hint(
+            "a regular expression in tokenizer.json backtracks too long on this text: use the original model's file, or \
              leave the row out",
         )),
     }
 }
 
-/// Tokens of a text as it stands, and the characters that each stands for.
+/// Tokens of a text alone, and the character range of each.
 ///
 /// # Errors
 /// As [`encode`].
@@ -101,7 +101,7 @@ pub fn encode_with_offsets(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32
             let offsets = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
             Ok((encoding.get_ids().to_vec(), offsets))
         }
-        // The same text's error, with its hint.
+        // `encode` has the error, with its hint.
         _ => encode(tokenizer, text, false).map(|tokens| {
             let nowhere = vec![0..0; tokens.len()];
             (tokens, nowhere)
@@ -115,20 +115,20 @@ fn how_to_make_one(folder: &Path) -> String {
         false => ("transformers", "its tokenizer's files"),
     };
     format!(
-        "where the folder has {has}, make it in Python (pip install {needs}): \
+        "if the folder has {has}, make it in Python (pip install {needs}): \
          AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR); else get it from where the model is from"
     )
 }
 
-/// What the files beside tokenizer.json say of tokens.
+/// The tokens that the files beside tokenizer.json declare.
 struct Declared {
     /// In the order in which they get their ids.
     to_add: Vec<AddedToken>,
-    /// By the ids that the files give them, which those they get may differ from.
+    /// By their ids in the files; the ids that they get may differ.
     ids: BTreeMap<u32, String>,
 }
 
-/// A token as a file has it: a text, or with its flags.
+/// A token in a file: a text, or an object with flags.
 #[derive(Debug, Clone, PartialEq)]
 enum Token {
     Text(String),
@@ -143,7 +143,7 @@ impl Token {
         }
     }
 
-    /// A text or an object; `special` is what an object without that key is.
+    /// Reads a text or an object; `special` is the default of that key.
     fn of(value: &Value, special: bool) -> Option<Self> {
         #[derive(Deserialize)]
         struct Flags {
@@ -176,7 +176,7 @@ impl Declared {
             return Err(Error::input(format!("{}: split_special_tokens = true is not supported", path.display()))
                 .hint("the template's EOS would be read letter by letter: take the key out"));
         }
-        // `additional_special_tokens` is the older name; it counts where the newer one is missing or empty.
+        // `additional_special_tokens` is the older name; it is used if the newer one is missing or empty.
         let is_empty = |value: Option<&Value>| match value {
             None | Some(Value::Null) => true,
             Some(Value::Array(list)) => list.is_empty(),
@@ -209,7 +209,7 @@ impl Declared {
             }
             by_id.extend(tokenizer.get_added_tokens_decoder());
         }
-        // Before the newer name, the older one may come from the map alone.
+        // special_tokens_map.json may have brought the older name.
         if !settings.contains_key("extra_special_tokens")
             && let Some(older) = settings.shift_remove("additional_special_tokens")
         {
@@ -221,7 +221,7 @@ impl Declared {
     }
 }
 
-/// Every token that the tokenizer has to get, first those with ids, then the named ones, then the rest.
+/// Every token to add to the tokenizer: first those with ids, then the named ones, then the rest.
 fn in_order(
     folder: &Path,
     settings: &Map<String, Value>,
@@ -231,7 +231,7 @@ fn in_order(
 ) -> Result<Vec<AddedToken>> {
     let flags: HashMap<&str, &AddedToken> = by_id.values().map(|token| (token.content.as_str(), token)).collect();
     let token = |name: &str, value: &Value| {
-        // What `__type` marks says itself whether it is special; what older versions wrote without it, is.
+        // An object with `__type` has a flag `special`; objects of older versions, without it, are special.
         Token::of(value, value.get("__type").is_none()).ok_or_else(|| {
             wrong(folder, CONFIG, &format!("{name} holds {value}"), "a token is a text, or an object with `content`")
         })
@@ -277,7 +277,7 @@ fn in_order(
     Ok(to_add.into_iter().map(flagged).collect())
 }
 
-/// The special tokens with a name of the model's own: plain texts under `*_token`, and an object's entries.
+/// The special tokens with names of the model's own: plain texts under `*_token`, and the entries of an object.
 fn take_specific(settings: &mut Map<String, Value>) -> Map<String, Value> {
     let is_one =
         |name: &String, value: &Value| name.ends_with("_token") && !NAMED.contains(&name.as_str()) && value.is_string();
@@ -297,7 +297,7 @@ fn take_object(settings: &mut Map<String, Value>, specific: &mut Map<String, Val
     }
 }
 
-/// special_tokens_map.json over tokenizer_config.json, where that lists no tokens with ids.
+/// Puts special_tokens_map.json over tokenizer_config.json, if the latter lists no tokens with ids.
 fn merge_map(settings: &mut Map<String, Value>, specific: &mut Map<String, Value>, map: Map<String, Value>) {
     for (name, value) in map {
         let value = match (name.as_str(), value) {
@@ -318,7 +318,7 @@ fn merge_map(settings: &mut Map<String, Value>, specific: &mut Map<String, Value
     take_object(settings, specific);
 }
 
-/// A token of special_tokens_map.json: an object there is special, whatever it says.
+/// A token of special_tokens_map.json: an object there is special, whatever its flag.
 fn special(mut value: Value) -> Value {
     if let Value::Object(token) = &mut value {
         token.insert("special".into(), Value::Bool(true));
@@ -334,7 +334,7 @@ fn list(settings: &Map<String, Value>) -> &[Value] {
 fn with_ids(folder: &Path, listed: &Value) -> Result<BTreeMap<u32, AddedToken>> {
     let expected = "expected added_tokens_decoder = {\"ID\": {\"content\": \"TOKEN\", ...}, ...}";
     let entries =
-        listed.as_object().ok_or_else(|| wrong(folder, CONFIG, "added_tokens_decoder is no object", expected))?;
+        listed.as_object().ok_or_else(|| wrong(folder, CONFIG, "added_tokens_decoder is not an object", expected))?;
     let mut by_id = BTreeMap::new();
     for (id, token) in entries {
         match (id.parse(), Token::of(token, false)) {
@@ -345,7 +345,7 @@ fn with_ids(folder: &Path, listed: &Value) -> Result<BTreeMap<u32, AddedToken>> 
     Ok(by_id)
 }
 
-/// The object in a file of the folder; empty where there is no such file.
+/// The object in a file of the folder; empty if there is no such file.
 fn object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
     let path = folder.join(name);
     if !path.exists() {
@@ -360,7 +360,7 @@ fn wrong(folder: &Path, name: &str, what: &str, hint: &str) -> Error {
     Error::input(format!("{}: {what}", folder.join(name).display())).hint(hint)
 }
 
-/// Ids follow from the order of adding, in Transformers too; files that count otherwise are worth a look.
+/// Warns if tokens get other ids than in the files: ids follow from the order of adding, in Transformers, too.
 fn warn_of_other_ids(folder: &Path, declared: &Declared, tokenizer: &Tokenizer) {
     let other = |(id, content): (&u32, &String)| {
         let is = tokenizer.token_to_id(content)?;
@@ -369,7 +369,7 @@ fn warn_of_other_ids(folder: &Path, declared: &Declared, tokenizer: &Tokenizer) 
     let others: Vec<String> = declared.ids.iter().filter_map(other).collect();
     if let Some(first) = others.first() {
         tracing::warn!(
-            "{}: {} added token(s) get another id than the files say, as in Transformers: {first}",
+            "{}: {} added token(s) get a different id from the one in the files, as in Transformers: {first}",
             folder.display(),
             others.len()
         );

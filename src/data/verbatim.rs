@@ -1,7 +1,7 @@
-//! Pairs for `haf-dist bench`: texts taken as they stand, without a chat template; those of different answers that are not
-//! too long.
+//! Pairs for `haf-dist bench`: plain texts without a chat template; pairs that are too long or have equal answers are left
+//! out.
 //!
-//! The rule and the tokens are those of `benches/peer.py`, so that both time the same work. Not here: sources of a run
+//! Selection and tokens are those of `benches/peer.py`, so that both time the same work. Not here: sources of a run
 //! (`formats/`).
 
 use crate::config::DEFAULT_MAX_ROW_BYTES;
@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
 
-/// What the last answer of an hh-rlhf transcript follows.
+/// The marker before the last answer of an hh-rlhf transcript.
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// The first `count` pairs of a file whose answers differ and that are no longer than the encoder's length, tokenised.
+/// The first `count` pairs of a file whose answers differ and that fit the encoder's `max_length`, tokenised.
 ///
-/// Rows are `{"prompt", "chosen", "rejected"}` with plain texts, or hh-rlhf's transcripts `{"chosen", "rejected"}`, of
-/// which those with one common prompt are taken.
+/// Rows are `{"prompt", "chosen", "rejected"}` with plain texts, or hh-rlhf's transcripts `{"chosen", "rejected"}`, which are
+/// taken if they have a common prompt.
 ///
 /// # Errors
 /// A file that cannot be read, a row of another shape, or too few pairs.
@@ -28,7 +28,7 @@ pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<L
         if kept.len() == count {
             return Ok(());
         }
-        let Some((prompt, chosen, rejected)) = texts(&row).ok_or_else(|| {
+        let Some(Texts { prompt, chosen, rejected }) = texts(&row).ok_or_else(|| {
             Error::input(format!("{place}: neither prompt, chosen, rejected nor two transcripts"))
                 .hint("expected three texts, or two hh-rlhf transcripts that hold \"\\n\\nAssistant:\"")
         })?
@@ -49,15 +49,22 @@ pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<L
     Ok(kept)
 }
 
-/// Prompt, chosen, rejected of a row; `Some(None)` for transcripts of different prompts, `None` for another shape.
+/// The texts of a pair.
+struct Texts<'r> {
+    prompt: &'r str,
+    chosen: &'r str,
+    rejected: &'r str,
+}
+
+/// The texts of a row; `Some(None)` for transcripts of different prompts, `None` for another shape.
 #[expect(clippy::option_option, reason = "no such row, and no common prompt, are two things")]
-fn texts(row: &Value) -> Option<Option<(&str, &str, &str)>> {
+fn texts(row: &Value) -> Option<Option<Texts<'_>>> {
     let text = |key| row.get(key).and_then(Value::as_str);
     let (chosen, rejected) = (text("chosen")?, text("rejected")?);
     if let Some(prompt) = text("prompt") {
-        return Some(Some((prompt, chosen, rejected)));
+        return Some(Some(Texts { prompt, chosen, rejected }));
     }
     let split = |text: &'_ str| text.rfind(ASSISTANT).map(|at| at + ASSISTANT.len());
     let ((prompt, chosen), (other, rejected)) = (chosen.split_at(split(chosen)?), rejected.split_at(split(rejected)?));
-    Some((prompt == other).then_some((prompt, chosen, rejected)))
+    Some((prompt == other).then_some(Texts { prompt, chosen, rejected }))
 }

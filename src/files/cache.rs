@@ -1,4 +1,4 @@
-//! The user's own cache folder, for commands without a config, and its bound.
+//! The user's own cache folder, for commands without a config, and its size limit.
 //!
 //! Not here: what is cached (`data/`), and a run's own `data.cache_dir`.
 
@@ -6,19 +6,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The most bytes that files in the user's cache take together; the oldest go first.
+/// Size limit of the user's cache, in bytes; the least recently used files are removed first.
 pub const MOST_BYTES: u64 = 10_000_000_000;
 
-/// `$XDG_CACHE_HOME/haf-dist`, else `~/.cache/haf-dist` (XDG Base Directory Specification), else a folder for temporary files.
+/// `$XDG_CACHE_HOME/haf-dist`, else `~/.cache/haf-dist` (XDG Base Directory Specification), else in the folder for temporary
+/// files.
 pub fn user_cache() -> PathBuf {
     let set = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    // The specification wants relative paths ignored.
+    // The specification says to ignore relative paths.
     let home = set.filter(|path| path.is_absolute()).or_else(|| Some(std::env::home_dir()?.join(".cache")));
     home.unwrap_or_else(std::env::temp_dir).join("haf-dist")
 }
 
-/// Removes the files of `folder` that were used longest ago until the rest has at most `most` bytes. What cannot be removed
-/// stays: a cache is no reason to fail. Other folders and links are left alone.
+/// Removes the least recently used files of `folder` until the rest has at most `most` bytes. A file that cannot be removed
+/// stays: a cache is no reason to fail. Subfolders and links are left alone.
 pub fn bound(folder: &Path, most: u64) {
     let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {

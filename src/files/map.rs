@@ -1,9 +1,9 @@
-//! Memory maps of files, and the end of a process under whose map a file was cut short. One of the few files with
-//! `unsafe`: the map, and the handler of SIGBUS.
+//! Memory maps of files, with an error message if a mapped file is truncated. One of the few files with `unsafe`: the map,
+//! and the handler of SIGBUS.
 //!
-//! Reading a mapped page that its file no longer has, or that its disk no longer gives, raises SIGBUS, which would end the
-//! process without a word. The handler finds the map that holds the address, writes the message that was made ready when the
-//! file was mapped, and exits with code 1: all of it allowed within a signal handler (signal-safety(7)).
+//! Reading a mapped page that is no longer in the file, or that the disk cannot read, raises SIGBUS, which would end the
+//! process without a message. The handler finds the map that contains the address, writes the message that was prepared when
+//! the file was mapped, and exits with code 1. All of this is allowed in a signal handler (signal-safety(7)).
 
 #![allow(unsafe_code)]
 
@@ -16,10 +16,10 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// Maps that the handler knows at a time. One more works as well, but for the message.
+/// Most maps that the handler knows at a time. Further maps work as well, but without the message.
 const KNOWN: usize = 512;
 
-/// A map, as the handler looks it up.
+/// A map as the handler knows it.
 struct Place {
     taken: AtomicBool,
     /// Address of its first byte; 0 while the rest is not set.
@@ -39,37 +39,37 @@ static PLACES: [Place; KNOWN] = [const {
     }
 }; KNOWN];
 
-/// What was done about SIGBUS before: Rust's own handler, which tells a full stack.
+/// The previous action for SIGBUS: Rust's own handler, which reports stack overflows.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// A read-only map: of a file, whose pages are read when they are touched, or of memory alone.
+/// A read-only map of a file, whose pages are read on first access, or of memory without a file.
 #[derive(Debug)]
 pub struct Map {
     map: Mmap,
-    /// Its number among the known ones; the message, which lives as long as that entry.
+    /// Its index in `PLACES`, and the message, which lives as long as that entry.
     known: Option<(usize, Box<[u8]>)>,
 }
 
-/// Maps a regular file for reading. If the file is cut short while the map lives, the process ends with a message that
+/// Maps a regular file for reading. If the file is truncated while the map lives, the process ends with a message that
 /// names it, and exit code 1.
 ///
 /// # Errors
-/// The file cannot be opened or mapped, or is no regular file.
+/// The file cannot be opened or mapped, or is not a regular file.
 pub fn map(path: &Path) -> io::Result<Map> {
     let file = open(path)?;
     // SAFETY: a map is sound while nobody rewrites the file in place. This crate replaces files by renaming
     // (`write_atomic`), which leaves the mapped inode alone; another program that edits a cache or a model's weights in
-    // place during a run is outside the contract. A file cut short ends the process: see `on_bus_error`.
+    // place during a run is outside the contract. A truncated file ends the process: see `on_bus_error`.
     let map = unsafe { Mmap::map(&file) }?;
-    listen();
-    let known = know(&map, path);
+    install_handler();
+    let known = register(&map, path);
     Ok(Map { map, known })
 }
 
 impl Map {
-    /// Lets the system take the memory of whole pages of `piece`, a part of this map, which was read and will not be needed
-    /// soon; they are read again when they are touched. A map of no file keeps its memory.
-    pub fn let_go_of(&self, piece: &[u8]) {
+    /// Releases the memory of the whole pages in `piece`, a part of this map that will not be needed soon; they are read again
+    /// on access. A map without a file keeps its memory.
+    pub fn release(&self, piece: &[u8]) {
         if self.known.is_none() {
             return;
         }
@@ -77,15 +77,15 @@ impl Map {
         let start = (piece.as_ptr().addr() - self.map.as_ptr().addr()).next_multiple_of(page);
         let end = (piece.as_ptr().addr() + piece.len() - self.map.as_ptr().addr()) / page * page;
         if start < end {
-            // SAFETY: the map is of a file and read-only, so that its pages come back as they were.
+            // SAFETY: the map is of a file and read-only, so its pages come back unchanged.
             let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
         }
     }
 
-    /// A copy of `bytes` that belongs to no file, aligned to a page.
+    /// A copy of `bytes` in memory without a file, aligned to a page.
     ///
     /// # Errors
-    /// No memory.
+    /// Out of memory.
     pub fn of_bytes(bytes: &[u8]) -> io::Result<Self> {
         let mut map = MmapMut::map_anon(bytes.len())?;
         map.copy_from_slice(bytes);
@@ -111,13 +111,13 @@ impl Drop for Map {
     }
 }
 
-/// Tells the handler of a map; None where all places are taken.
-fn know(map: &Mmap, path: &Path) -> Option<(usize, Box<[u8]>)> {
+/// Makes a map known to the handler; `None` if all places are taken.
+fn register(map: &Mmap, path: &Path) -> Option<(usize, Box<[u8]>)> {
     let free = |place: &Place| place.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     let number = PLACES.iter().position(free)?;
     let text = format!(
-        "error: {} was cut short while it was in use, or its disk can no longer be read\n  \
-         hint: put the file back as it was, or delete it if it is a cache's; then start again\n",
+        "error: {} was truncated while it was in use, or its disk can no longer be read\n  \
+         hint: restore the file, or delete it if it is a cache file; then start again\n",
         path.display()
     );
     let message = text.into_bytes().into_boxed_slice();
@@ -129,8 +129,8 @@ fn know(map: &Mmap, path: &Path) -> Option<(usize, Box<[u8]>)> {
     Some((number, message))
 }
 
-/// Puts the handler in place, once. Without it the process would end all the same, and say nothing.
-fn listen() {
+/// Installs the handler, once. Without it the process would end as well, but without a message.
+fn install_handler() {
     BEFORE.get_or_init(|| {
         // SAFETY: a zeroed `sigaction` is a valid one: the default action, no flags, no signals blocked. `on_bus_error` has
         // the signature that SA_SIGINFO asks for and calls nothing that a handler may not.
@@ -146,8 +146,8 @@ fn listen() {
 }
 
 extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the system hands a valid `info` over. The message lives while its entry has a start, and the entry while the
-    // map is read, which it is right now. Only write, _exit, sigaction and raise are called.
+    // SAFETY: the system passes a valid `info`. The message lives while its entry has a start, and the entry while the map is
+    // read, which is the case right now. Only write, _exit, sigaction and raise are called.
     unsafe {
         let address = (*info).si_addr().addr();
         for place in &PLACES {
@@ -159,7 +159,7 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _con
                 libc::_exit(1);
             }
         }
-        // None of ours: what was there before takes over, when the instruction is repeated.
+        // Not one of our maps: restore the previous action, which handles the signal when the instruction is repeated.
         if let Some(before) = BEFORE.get() {
             libc::sigaction(signal, before, std::ptr::null_mut());
         }

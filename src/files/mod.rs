@@ -1,7 +1,6 @@
-//! Files as a long run needs them: read where they are regular files, written whole or not at all, fingerprinted.
+//! File operations for long runs: only regular files are read, and files are written completely or not at all; fingerprints.
 //!
-//! Not here: what the bytes mean; memory maps (`files/map.rs`), what is under another name until it is whole
-//! (`files/unfinished.rs`).
+//! Not here: what the bytes mean; memory maps (`files/map.rs`); temporary names of incomplete files (`files/unfinished.rs`).
 
 mod cache;
 mod map;
@@ -21,7 +20,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Makes a folder, with its parents, clears it of what killed writers have left, and proves that files can be made in it.
+/// Creates a folder with its parents, removes the leftovers of killed writers, and checks that files can be created in it.
 ///
 /// # Errors
 /// An input error that names the folder and what was wrong.
@@ -32,17 +31,18 @@ pub fn make_writable_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder, with its parents, and returns when the disk knows them all.
+/// Creates a folder with its parents, and syncs them to disk.
 ///
 /// # Errors
-/// One of them cannot be made.
+/// One of them cannot be created.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
     let there = folder.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).count();
     std::fs::create_dir_all(folder)?;
     folder.ancestors().take(there).try_for_each(|made| File::open(folder_of(made))?.sync_all())
 }
 
-/// Opens a regular file to be read, or standard input where it was read before. std's `File::open` waits for a writer where a FIFO lies in a file's place.
+/// Opens a regular file for reading, or standard input if it was read before. (std's `File::open` would wait for the writer
+/// of a FIFO.)
 ///
 /// # Errors
 /// The path does not open, or names a folder, a FIFO, a socket or a device ([`io::ErrorKind::NotSeekable`]).
@@ -81,10 +81,10 @@ pub fn read_to_string(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Copies a regular file to a new one, and returns when the disk has it.
+/// Copies a regular file to a new one, and syncs it to disk.
 ///
 /// # Errors
-/// Names `source` where that does not open, else both; an existing `target` is not overwritten.
+/// Names `source` if that does not open, else both; an existing `target` is not overwritten.
 pub fn copy(source: &Path, target: &Path) -> Result<()> {
     let mut from = open(source).map_err(|error| file_error(source, "read", &error))?;
     let mut copy = || -> io::Result<()> {
@@ -95,7 +95,7 @@ pub fn copy(source: &Path, target: &Path) -> Result<()> {
     copy().map_err(|error| file_error(target, &format!("copy {} to", source.display()), &error))
 }
 
-/// Returns when the disk has a file's content, or a folder's entries.
+/// Syncs a file's content, or a folder's entries, to disk.
 ///
 /// # Errors
 /// Names the path.
@@ -103,21 +103,21 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, "flush", &error))
 }
 
-/// Writes a file so that its path holds either what it held before or all of `bytes`, even after a power cut:
+/// Writes a file so that its path has either its previous content or all of `bytes`, even after a power failure:
 /// a temporary file in the same folder, fsync, rename, fsync of the folder.
 ///
 /// Two processes may write the same path at once: the later one wins, and no reader sees a mixture.
 ///
 /// # Errors
-/// The folder or the disk does not take it; `path` is then as it was.
+/// The folder or the disk cannot be written; `path` is then unchanged.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |file| file.write_all(bytes))
 }
 
-/// As [`write_atomic`], with what `content` writes.
+/// As [`write_atomic`], with the bytes that `content` writes.
 ///
 /// # Errors
-/// As [`write_atomic`]; what `content` returns.
+/// As [`write_atomic`], and those of `content`.
 pub fn write_atomic_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut temporary = unfinished_file(path)?;
@@ -137,13 +137,13 @@ fn folder_of(path: &Path) -> &Path {
 /// The content of a regular file of at most `most` bytes.
 ///
 /// # Errors
-/// The file cannot be read, is no regular file, or is larger.
+/// The file cannot be read, is not a regular file, or is larger.
 pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
     let failed = |error: io::Error| file_error(path, "read", &error);
     let mut bytes = Vec::new();
     open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
     if bytes.len() as u64 > most {
-        return Err(Error::input(format!("{} has more than the {most} bytes that are read of it", path.display()))
+        return Err(Error::input(format!("{} is larger than the limit of {most} bytes", path.display()))
             .hint("is it the right file?"));
     }
     Ok(bytes)
@@ -175,23 +175,23 @@ pub fn fingerprint_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 
     hash.done()
 }
 
-/// [`fingerprint_parts`] of parts that come one by one, or piece by piece.
+/// [`fingerprint_parts`] for parts that are added one by one, or piece by piece.
 #[derive(Default)]
 pub struct Fingerprint(Xxh3);
 
 impl Fingerprint {
-    /// A whole part.
+    /// Adds a whole part.
     pub fn add(&mut self, part: &[u8]) {
         self.begin(part.len());
         self.more(part);
     }
 
-    /// The start of a part of so many bytes, which [`more`](Self::more) must be given.
+    /// Starts a part of `length` bytes, which must follow through [`more`](Self::more).
     pub fn begin(&mut self, length: usize) {
         self.0.update(&(length as u64).to_le_bytes());
     }
 
-    /// A piece of the part that was begun.
+    /// Adds a piece of the part that was started.
     pub fn more(&mut self, piece: &[u8]) {
         self.0.update(piece);
     }

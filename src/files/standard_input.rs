@@ -1,4 +1,4 @@
-//! Standard input in a file's place: read once, then opened as often as a file is.
+//! Standard input as a file: read once, then opened as often as needed.
 //!
 //! Not here: which rank reads it (`commands/hub.rs`).
 
@@ -11,19 +11,19 @@ use std::path::Path;
 use std::sync::OnceLock;
 use tempfile::NamedTempFile;
 
-/// The path under which [`open`](super::open) finds it, and which messages name.
+/// Its path for [`open`](super::open) and in messages.
 pub const STANDARD_INPUT: &str = "standard input";
 
-/// What a user writes for it.
+/// Its name on the command line and in a config.
 pub const DASH: &str = "-";
 
-/// What was read of it: a file without a name.
+/// Its content, in a file without a name.
 static KEPT: OnceLock<File> = OnceLock::new();
 
-/// Reads all of standard input. From then on, [`STANDARD_INPUT`] is a path of this process.
+/// Reads all of standard input. From then on, this process can open [`STANDARD_INPUT`].
 ///
 /// # Errors
-/// It was read before, or fails, or there is no room for it in the folder for temporary files.
+/// It was read before or cannot be read, or there is no room for it in the folder for temporary files.
 pub fn read_standard_input() -> Result<()> {
     let folder = std::env::temp_dir();
     let failed = |error: io::Error| file_error(&folder, "keep standard input in", &error);
@@ -32,10 +32,10 @@ pub fn read_standard_input() -> Result<()> {
     keep(file)
 }
 
-/// A copy of what [`read_standard_input`] has read, under a name, for other processes of this machine.
+/// A copy of what [`read_standard_input`] has read, in a file with a name, for other processes on this machine.
 ///
 /// # Errors
-/// As there.
+/// Standard input was not read, or there is no room for the copy.
 pub fn lend_standard_input() -> Result<NamedTempFile> {
     let folder = std::env::temp_dir();
     let lend = || -> io::Result<NamedTempFile> {
@@ -47,32 +47,33 @@ pub fn lend_standard_input() -> Result<NamedTempFile> {
     lend().map_err(|error| file_error(&folder, "keep standard input in", &error))
 }
 
-/// Takes what another process of this machine has read: [`lend_standard_input`].
+/// Takes a copy that another process on this machine has made with [`lend_standard_input`].
 ///
 /// # Errors
-/// It is not seen from here.
+/// The copy does not exist on this machine.
 pub fn borrow_standard_input(copy: &Path) -> Result<()> {
     let file = open(copy).map_err(|error| {
-        Error::input(format!("standard input was read on rank 0's machine, and is not seen from here: {error}"))
-            .hint("save it to a file that all machines see, and name that")
+        Error::input(format!("standard input was read on rank 0's machine and cannot be read from here: {error}"))
+            .hint("save it to a file that all machines can read, and name that file")
     })?;
     keep(file)
 }
 
 fn keep(mut file: File) -> Result<()> {
-    file.rewind().map_err(|error| Error::runtime(format!("standard input, as it was kept: {error}")))?;
-    KEPT.set(file).map_err(|_| Error::input("`-` stands for standard input, which can be read once").hint("name files"))
+    file.rewind().map_err(|error| Error::runtime(format!("cannot read the copy of standard input: {error}")))?;
+    let twice = "`-` stands for standard input, which can be read only once";
+    KEPT.set(file).map_err(|_| Error::input(twice).hint("name files instead"))
 }
 
-/// What is opened for a path that stands for standard input; `None` for any other.
+/// Opens a path that stands for standard input; `None` for any other.
 pub(super) fn opened(path: &Path) -> Option<io::Result<File>> {
     if path.as_os_str() == DASH {
         return Some(Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "`-` is standard input, which train, prepare, eval and score read, and nothing else; a file of that name is ./-",
+            "`-` is standard input, which only train, prepare, eval and score read; write ./- for a file of that name",
         )));
     }
-    // Opened anew: each reader has a position of its own.
+    // Opened anew, so that each reader has its own position.
     let kept = KEPT.get().filter(|_| path.as_os_str() == STANDARD_INPUT)?;
     Some(File::open(format!("/proc/self/fd/{}", kept.as_raw_fd())))
 }

@@ -1,5 +1,5 @@
-//! Files and folders under another name until they are whole: `.unfinished-` and six letters. A process that lives holds
-//! a lock on each of its own, so that what a killed one has left can be recognised, and cleared by the next that writes there.
+//! Files and folders with a temporary name, `.unfinished-` and six letters, until they are complete. A process holds a lock on
+//! each of its own, so that the next writer can recognise and remove the leftovers of killed ones.
 //!
 //! Not here: a run's own `step-N.partial` (`checkpoint/folder.rs`), which the lock on the run's folder guards.
 
@@ -16,13 +16,13 @@ const PREFIX: &str = ".unfinished-";
 /// Letters and digits after the prefix.
 const LETTERS: usize = 6;
 
-/// A temporary file in the folder of `path`, for a file that gets that name when it is whole. Dropping it removes it.
+/// A temporary file in the folder of `path`, for a file that gets that name when it is complete. Dropping it removes it.
 ///
 /// # Errors
-/// The folder is not there or takes no files.
+/// The folder does not exist or cannot be written.
 pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
     loop {
-        // tempfile's default mode is for secrets; these files are for everyone whom the umask lets in.
+        // tempfile's default mode is for secrets; these files are for everyone whom the umask permits.
         let file = builder().permissions(Permissions::from_mode(0o666)).tempfile_in(folder_of(path))?;
         if hold(file.as_file(), file.path())? {
             return Ok(file);
@@ -30,17 +30,17 @@ pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
     }
 }
 
-/// A folder that gets its name when it is whole. Dropping it removes it and what is in it.
+/// A folder that gets its name when it is complete. Dropping it removes it with its content.
 #[derive(Debug)]
 pub struct UnfinishedFolder {
     folder: TempDir,
     _lock: File,
 }
 
-/// A temporary folder beside `path`, for a folder that gets that name when it is whole.
+/// A temporary folder beside `path`, for a folder that gets that name when it is complete.
 ///
 /// # Errors
-/// The folder above is not there or takes no folders.
+/// The parent folder does not exist or cannot be written.
 pub fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
     loop {
         let folder = builder().permissions(Permissions::from_mode(0o777)).tempdir_in(folder_of(path))?;
@@ -52,15 +52,15 @@ pub fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
 }
 
 impl UnfinishedFolder {
-    /// Where it is until then.
+    /// Its temporary path.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Gives it its name, and returns when the disk knows it.
+    /// Renames it to `path`, and syncs it to disk.
     ///
     /// # Errors
-    /// A file or a folder with content is there, or the disk does not take it; the folder is then removed.
+    /// `path` is a file or a folder with content, or the disk cannot be written; the folder is then removed.
     pub fn persist(self, path: &Path) -> io::Result<()> {
         File::open(self.path())?.sync_all()?;
         fs::rename(self.path(), path)?;
@@ -75,7 +75,7 @@ fn builder() -> Builder<'static, 'static> {
     builder
 }
 
-/// Locks what was just made at `path`. False where another process, which took it for a left-over, has removed it or is
+/// Locks a file or folder just created at `path`. False if another process took it for a leftover and has removed it, or is
 /// about to.
 fn hold(file: &File, path: &Path) -> io::Result<bool> {
     match file.try_lock() {
@@ -88,8 +88,8 @@ fn hold(file: &File, path: &Path) -> io::Result<bool> {
     Ok(fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())))
 }
 
-/// Removes from `folder` what killed processes have left unfinished. What a living one writes stays, and so does what
-/// cannot be removed: nobody needs it gone.
+/// Removes the unfinished files and folders of killed processes from `folder`. Those of running processes stay, and so do
+/// those that cannot be removed: they do no harm.
 pub fn clear_unfinished(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, kind) = (entry.path(), entry.file_type());
@@ -97,14 +97,14 @@ pub fn clear_unfinished(folder: &Path) {
         if !is_unfinished(&entry.file_name()) || !(kind.is_file() || kind.is_dir()) {
             continue;
         }
-        // Locks of network file systems want a file that is open for writing; folders cannot be.
+        // Locks of network file systems need a file that is open for writing; folders cannot be.
         let Ok(file) = OpenOptions::new().read(true).write(kind.is_file()).open(&path) else { continue };
         if file.try_lock().is_err() {
             continue;
         }
         let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         if removed.is_ok() {
-            tracing::info!("removed {}, which a killed process has left", path.display());
+            tracing::info!("removed {}, which a killed process had left", path.display());
         }
     }
 }

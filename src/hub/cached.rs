@@ -1,4 +1,4 @@
-//! What the hub's cache holds of a repository: `refs/REVISION` names a commit, `snapshots/COMMIT` has its files.
+//! A repository in the hub's cache: `refs/REVISION` names a commit, `snapshots/COMMIT` has its files.
 //!
 //! Not here: filling it (`client.rs`).
 
@@ -8,12 +8,12 @@ use crate::files::write_atomic;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// The commit that a revision was when it was fetched, and the files that were; `None` where there is nothing of it.
+/// The commit that a revision named when it was fetched, and its cached files; `None` if there are none.
 pub(super) fn list(repository: &Path, revision: &str) -> Result<Option<(String, Vec<String>)>> {
     let reference = repository.join("refs").join(revision);
     let commit = match std::fs::read_to_string(&reference) {
         Ok(commit) => commit.trim().to_owned(),
-        // A commit names itself.
+        // The revision may be a commit itself.
         Err(error) if error.kind() == ErrorKind::NotFound => revision.to_owned(),
         Err(error) => return Err(file_error(&reference, "read", &error)),
     };
@@ -33,7 +33,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
         let entry = entry.map_err(|error| file_error(folder, "read", &error))?;
         let path = entry.path();
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        // Files are links into the blobs; one whose blob is gone is not there.
+        // Files are links to blobs; a link whose blob is gone does not count.
         if path.is_dir() {
             walk(&path, &format!("{name}/"), files)?;
         } else if path.exists() {
@@ -43,7 +43,7 @@ fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Writes down which commit a revision is, for when the hub is not asked.
+/// Records the commit of a revision, for later use without the hub.
 pub(super) fn note_revision(repository: &Path, snapshot: &Snapshot) -> Result<()> {
     let folder = repository.join("refs");
     std::fs::create_dir_all(&folder).map_err(|error| file_error(&folder, "create", &error))?;

@@ -1,15 +1,15 @@
-//! Which files of a repository a model or a split is made of, told by their names.
+//! Chooses the files of a repository that make up a model or a split, by their names.
 //!
-//! Not here: the lists that a data set's card may hold instead; a path can always name a file.
+//! Not here: the file lists of a data set's card, which are not read; a path can always name a file.
 
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 
-/// What an adapter's repository holds.
+/// The files of an adapter.
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// What is read of a model besides its weights, where it is there.
-const BESIDES: [&str; 12] = [
+/// The files of a model other than its weights. Those that exist are read.
+const OTHER_FILES: [&str; 12] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -25,14 +25,14 @@ const BESIDES: [&str; 12] = [
 ];
 const DATA: [&str; 7] = [".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".json.gz", ".json.zst"];
 
-/// A model's files: config, tokenizer, template, and weights in one file or in shards; or an adapter's, which has no
-/// config.json of its own, or one beside it.
+/// A model's files: config, tokenizer, template, and weights in one file or in shards; or an adapter's, with or without a
+/// config.json.
 ///
 /// # Errors
 /// No config.json, no safetensors, or a shard that is missing.
 pub(super) fn model_files(listed: &[String]) -> Result<Vec<String>> {
     if ADAPTER.iter().all(|needed| listed.iter().any(|file| file == needed)) {
-        let wanted = |file: &&String| BESIDES.contains(&file.as_str()) || ADAPTER.contains(&file.as_str());
+        let wanted = |file: &&String| OTHER_FILES.contains(&file.as_str()) || ADAPTER.contains(&file.as_str());
         return Ok(listed.iter().filter(wanted).cloned().collect());
     }
     if !listed.iter().any(|file| file == "config.json") {
@@ -44,18 +44,18 @@ pub(super) fn model_files(listed: &[String]) -> Result<Vec<String>> {
         return Err(needs("model.safetensors, whole or in shards"));
     }
     all_shards(&weights)?;
-    Ok(listed.iter().filter(|file| BESIDES.contains(&file.as_str()) || weights.contains(file)).cloned().collect())
+    Ok(listed.iter().filter(|file| OTHER_FILES.contains(&file.as_str()) || weights.contains(file)).cloned().collect())
 }
 
 /// The same without weights, and without the index of their shards.
 ///
 /// # Errors
 /// No config.json.
-pub(super) fn files_besides_weights(listed: &[String]) -> Result<Vec<String>> {
+pub(super) fn files_without_weights(listed: &[String]) -> Result<Vec<String>> {
     if !listed.iter().any(|file| file == "config.json") {
         return Err(needs("config.json"));
     }
-    let wanted = |file: &&String| BESIDES.contains(&file.as_str()) && !file.contains(".safetensors");
+    let wanted = |file: &&String| OTHER_FILES.contains(&file.as_str()) && !file.contains(".safetensors");
     Ok(listed.iter().filter(wanted).cloned().collect())
 }
 
@@ -109,37 +109,45 @@ fn split_of(file: &str) -> Option<String> {
         Some(folder) => Some(folder.strip_prefix("data/").unwrap_or(folder)),
         None => None,
     };
-    let name = shard(name).map_or(name, |(name, ..)| name);
+    let name = Shard::parse(name).map_or(name, |shard| shard.name);
     let numbered = name.bytes().all(|byte| byte.is_ascii_digit());
     match folder {
         Some(folder) if numbered => Some(folder.to_owned()),
         Some(folder) => Some(format!("{folder}/{name}")),
-        // Cards' own files, not data.
+        // Metadata, not data.
         None if matches!(name, "dataset_infos" | "dataset_info" | "state") => None,
         None => Some(name.to_owned()),
     }
 }
 
-/// `train-00000-of-00002-0123456789abcdef` -> (`train`, 0, 2)
-fn shard(name: &str) -> Option<(&str, usize, usize)> {
-    let (before, after) = name.split_once("-of-")?;
-    let (name, number) = before.rsplit_once('-')?;
-    let total = after.split('-').next()?;
-    let five = |digits: &str| if digits.len() == 5 { digits.parse().ok() } else { None };
-    Some((name, five(number)?, five(total)?))
+/// `train-00000-of-00002-0123456789abcdef`: name `train`, number 0, total 2.
+struct Shard<'n> {
+    name: &'n str,
+    number: usize,
+    total: usize,
 }
 
-/// Refuses a list of which a shard is missing, as a cache may have it that was filled in part.
+impl<'n> Shard<'n> {
+    fn parse(name: &'n str) -> Option<Self> {
+        let (before, after) = name.split_once("-of-")?;
+        let (name, number) = before.rsplit_once('-')?;
+        let total = after.split('-').next()?;
+        let five = |digits: &str| if digits.len() == 5 { digits.parse().ok() } else { None };
+        Some(Self { name, number: five(number)?, total: five(total)? })
+    }
+}
+
+/// Refuses a list that lacks a shard, as an incomplete cache may have it.
 fn all_shards(files: &[&String]) -> Result<()> {
     let stems = files.iter().filter_map(|file| file.rsplit('/').next()?.split('.').next());
-    let shards: Vec<_> = stems.filter_map(shard).collect();
-    let Some((_, _, total)) = shards.first() else { return Ok(()) };
-    let there: BTreeSet<usize> = shards.iter().map(|(_, number, _)| *number).collect();
+    let shards: Vec<_> = stems.filter_map(Shard::parse).collect();
+    let Some(&Shard { total, .. }) = shards.first() else { return Ok(()) };
+    let there: BTreeSet<usize> = shards.iter().map(|shard| shard.number).collect();
     // Weights count from 1 to the total, data from 0.
-    let first = usize::from(there.contains(total));
+    let first = usize::from(there.contains(&total));
     match (first..first + total).find(|number| !there.contains(number)) {
         None => Ok(()),
         Some(missing) => Err(Error::input(format!("shard {missing} of {total} is missing beside {}", files[0]))
-            .hint("a cache that was filled in part: fetch the rest with a network")),
+            .hint("the cache is incomplete: fetch the rest with a network")),
     }
 }

@@ -1,6 +1,6 @@
-//! Asks the hub, through the hub's own crate.
+//! Requests to the hub, through the hub's own crate.
 //!
-//! Not here: which files are wanted, and what to say when it fails (`mod.rs`).
+//! Not here: which files are needed, and the errors for the user (`mod.rs`).
 
 use super::{Hub, RepositoryKind, Snapshot, stays_inside};
 use crate::logging::{self, Unit};
@@ -9,11 +9,11 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-/// Why the hub gave nothing.
+/// Why a request failed.
 pub(super) enum Failure {
-    /// It answered with this HTTP status, 400 to 499.
+    /// The hub answered with this HTTP status, 400 to 499.
     Refused(u16),
-    /// It did not answer, or not as a hub does.
+    /// The hub did not answer, or not as expected.
     Unreachable(String),
 }
 
@@ -51,7 +51,7 @@ pub(super) fn download(hub: &Hub, snapshot: &Snapshot, file: &str) -> Result<(),
     guarded(|| repo(hub, *kind, repository, commit)?.download_with_progress(file, bar)).map(|_| ())
 }
 
-/// The crate asserts what it believes of a hub's answers.
+/// Contains panics: the crate asserts what it expects of a hub's answers.
 fn guarded<T>(ask: impl FnOnce() -> Result<T, ApiError>) -> Result<T, Failure> {
     contain(ask).map_err(Failure::Unreachable)?.map_err(Failure::from)
 }
@@ -78,7 +78,7 @@ struct Bar {
 
 impl Progress for Bar {
     fn init(&mut self, size: usize, _: &str) {
-        // The one before is taken away first.
+        // The previous bar is removed first.
         self.shown = None;
         self.shown = Some(logging::Progress::new(&self.name, Unit::Bytes, 0, size as u64));
     }

@@ -1,7 +1,7 @@
-//! Models and data sets on the Hugging Face hub: which files an `hf://` path means, and where they lie in the hub's cache.
+//! Models and data sets on the Hugging Face hub: which files an `hf://` path means, and where they are in the hub's cache.
 //!
-//! The cache is the one that Transformers and Datasets' downloader fill, so what they fetched is found. Not here: reading
-//! the files, and what the ranks of a job do in turn (`commands/hub.rs`).
+//! Transformers and the downloader of Datasets use the same cache, so files that they fetched are found. Not here: reading
+//! the files, and how the ranks of a job take turns (`commands/hub.rs`).
 
 mod cached;
 mod choose;
@@ -34,16 +34,16 @@ impl RepositoryKind {
     }
 }
 
-/// What an `hf://` path means at one commit: the same for every rank, wherever its cache is.
+/// The meaning of an `hf://` path at one commit: the same for every rank, wherever its cache is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// A model or a data set.
     pub kind: RepositoryKind,
     /// `owner/name`.
     pub repository: String,
-    /// The branch, tag or commit that was asked for.
+    /// The requested branch, tag or commit.
     pub revision: String,
-    /// The commit that it was.
+    /// The commit that it names.
     pub commit: String,
     /// The files that are needed, as paths in the repository.
     pub files: Vec<String>,
@@ -65,11 +65,11 @@ impl Hub {
         Self { cache: cache.into(), endpoint, token: None, offline: false }
     }
 
-    /// As the variables say that all of the hub's programs read: `HF_HUB_CACHE`, else `HF_HOME`/hub, else
+    /// From the environment variables of Hugging Face's own programs: `HF_HUB_CACHE`, else `HF_HOME`/hub, else
     /// ~/.cache/huggingface/hub; `HF_ENDPOINT`; `HF_TOKEN`, else the token beside the cache; `HF_HUB_OFFLINE`.
     ///
     /// # Errors
-    /// Nothing says where the cache is.
+    /// There is no home folder, and no variable names the cache.
     pub fn from_env() -> Result<Self> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let home =
@@ -91,16 +91,16 @@ impl Hub {
         &self.cache
     }
 
-    /// The same hub, of which only the cache is used.
+    /// The same hub, with only its cache in use.
     pub fn offline(self) -> Self {
         Self { offline: true, ..self }
     }
 
-    /// Finds out which files a path means. Asks the hub; where that cannot be reached, or is not to be asked, the cache.
+    /// Finds the files that a path means: asks the hub, or the cache if the hub cannot be reached or this one is offline.
     ///
     /// # Errors
-    /// No such repository or revision, no right to see it, no files of that split, no weights; without the hub: a
-    /// repository that is not in the cache, or not all of it.
+    /// No such repository or revision, no permission to see it, no files of that split, no weights; without the hub: a
+    /// repository that is not, or not completely, in the cache.
     pub fn look_up(&self, path: &HubPath, kind: RepositoryKind) -> Result<Snapshot> {
         let HubPath { repository, revision, part } = path;
         let (commit, listed) = self.list(path, kind)?;
@@ -113,7 +113,7 @@ impl Hub {
         Ok(Snapshot { kind, repository, revision, commit, files })
     }
 
-    /// The folder with a model's config.json, of which nothing else is fetched.
+    /// Fetches only a model's config.json, and returns its folder.
     ///
     /// # Errors
     /// As [`Hub::look_up`] and [`Hub::fetch`].
@@ -126,14 +126,14 @@ impl Hub {
         Ok(self.folder(&snapshot))
     }
 
-    /// The folder with all of a model but its weights: config, tokenizer and template.
+    /// Fetches a model without its weights (config, tokenizer and template), and returns its folder.
     ///
     /// # Errors
     /// As [`Hub::look_up`] and [`Hub::fetch`].
     pub fn without_weights(&self, path: &HubPath) -> Result<PathBuf> {
         let (commit, listed) = self.list(path, RepositoryKind::Model)?;
         let [repository, revision] = [&path.repository, &path.revision].map(String::clone);
-        let files = choose::files_besides_weights(&listed)
+        let files = choose::files_without_weights(&listed)
             .map_err(|error| error.at(format!("hf://{repository}@{revision}")))?;
         let snapshot = Snapshot { kind: RepositoryKind::Model, repository, revision, commit, files };
         self.fetch(&snapshot)?;
@@ -147,7 +147,7 @@ impl Hub {
         if self.offline {
             return cached()?.ok_or_else(|| {
                 Error::input(format!("{name} is not in the cache {}", self.cache.display()))
-                    .hint("HF_HUB_OFFLINE is set: fetch it once without, or name another HF_HUB_CACHE")
+                    .hint("HF_HUB_OFFLINE is set: unset it to fetch this once, or name another HF_HUB_CACHE")
             });
         }
         match client::list(self, kind, &path.repository, &path.revision) {
@@ -155,7 +155,7 @@ impl Hub {
             Err(Failure::Refused(status)) => Err(self.refused(&name, status)),
             Err(Failure::Unreachable(why)) => match cached()? {
                 Some(listed) => {
-                    warn!("{} cannot be reached ({why}): {name} is taken as it is in the cache", self.endpoint);
+                    warn!("{} cannot be reached ({why}): using {name} from the cache", self.endpoint);
                     Ok(listed)
                 }
                 None => Err(self.unreachable(&name, &why)),
@@ -163,10 +163,10 @@ impl Hub {
         }
     }
 
-    /// Fetches what is not in the cache yet, and returns where each file lies, in the snapshot's order.
+    /// Fetches the files that are not in the cache yet, and returns the path of each file, in the snapshot's order.
     ///
     /// # Errors
-    /// A hub that cannot be reached or refuses, or a cache that takes no files.
+    /// A hub that cannot be reached or refuses, or a cache that cannot be written.
     pub fn fetch(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>> {
         let folder = self.folder(snapshot);
         let mut fetched = false;
@@ -177,7 +177,7 @@ impl Hub {
             let name = format!("{file} of the {} {}", snapshot.kind.word(), snapshot.repository);
             if self.offline {
                 return Err(Error::input(format!("{name} is not in the cache {}", self.cache.display()))
-                    .hint("HF_HUB_OFFLINE is set: fetch it once without"));
+                    .hint("HF_HUB_OFFLINE is set: unset it to fetch this once"));
             }
             client::download(self, snapshot, file).map_err(|failure| match failure {
                 Failure::Refused(status) => self.refused(&name, status),
@@ -185,7 +185,7 @@ impl Hub {
             })?;
             if !folder.join(file).exists() {
                 return Err(Error::runtime(format!("{name} was fetched, but is not in {}", folder.display()))
-                    .hint("did the revision move just now? try again"));
+                    .hint("the revision may have changed just now: try again"));
             }
             fetched = true;
         }
@@ -195,7 +195,7 @@ impl Hub {
         Ok(snapshot.files.iter().map(|file| folder.join(file)).collect())
     }
 
-    /// The folder in the cache that a snapshot's files lie in.
+    /// The folder of a snapshot's files in the cache.
     pub fn folder(&self, snapshot: &Snapshot) -> PathBuf {
         self.repository_folder(snapshot.kind, &snapshot.repository).join("snapshots").join(&snapshot.commit)
     }
@@ -211,9 +211,8 @@ impl Hub {
     fn refused(&self, name: &str, status: u16) -> Error {
         let error = Error::input(format!("{} answers {status} for {name}", self.endpoint));
         match status {
-            401 | 403 => error.hint(
-                "is the name right? A gated or private one needs its terms accepted on its page, and HF_TOKEN set",
-            ),
+            401 | 403 => error
+                .hint("is the name right? If it is gated or private, accept its terms on its page and set HF_TOKEN"),
             404 => error.hint("is the name right, and is there such a revision?"),
             _ => error.hint("try again later, or set HF_HUB_OFFLINE=1 to use the cache alone"),
         }
@@ -228,11 +227,11 @@ impl Hub {
     }
 }
 
-/// What other programs call a model's folder: its name on the hub and the commit where it lies in a cache of the hub's
+/// A model folder's name for other programs: its name on the hub and its commit if it is in a cache of the hub
 /// (`models--OWNER--NAME/snapshots/COMMIT`), else its absolute path.
 ///
 /// # Errors
-/// A folder that is not there.
+/// The path cannot be made absolute.
 pub fn name_of(folder: &Path) -> Result<(String, Option<String>)> {
     let whole = std::path::absolute(folder).map_err(|error| file_error(folder, "find", &error))?;
     let mut steps = whole.iter().rev().map(|step| step.to_string_lossy());

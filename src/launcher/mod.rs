@@ -1,6 +1,6 @@
-//! Starting the engine: the program with libtorch and MPI that lies beside this one, once or as several ranks.
+//! Starts the engine, the program with libtorch and MPI that lies beside this one, once or as several ranks.
 //!
-//! Not here: what the engine does (`commands/`), and what one process answers by itself (`commands/mod.rs`).
+//! Not here: what the engine does (`commands/`), and the commands that need no engine (`commands/mod.rs`).
 
 pub mod child;
 pub mod libraries;
@@ -20,13 +20,13 @@ const ENGINE: &str = "haf-dist-engine";
 /// How the engine is to be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
-    /// So many ranks on this machine; none: this process is one, alone or of those that mpirun has started.
+    /// Number of ranks on this machine; `None`: this process is one rank, alone or among those that mpirun has started.
     pub ranks: Option<usize>,
     /// Whether the first signal asks the ranks to save what they have and end.
     pub saves: bool,
 }
 
-/// Becomes the engine, with the arguments of this process; or starts it as several ranks and waits for them.
+/// Replaces this process with the engine, with the same arguments; or starts the engine as several ranks and waits for them.
 ///
 /// # Errors
 /// No engine beside the launcher, no MPI for several ranks, ranks within ranks.
@@ -45,13 +45,13 @@ pub fn start_engine(start: Start) -> Result<ExitCode> {
             return ranks::run(&engine, &without_ranks(arguments), ranks, start.saves);
         }
     }
-    // Usage is shown by the name that was typed.
+    // Usage messages show the name that was typed.
     let mut command = Command::new(&engine);
     let failed = command.arg0(name).args(without_ranks(arguments)).envs(libraries::variables(&engine)?).exec();
     Err(Error::runtime(format!("cannot start {}: {failed}", engine.display())).hint("build or install haf-dist again"))
 }
 
-/// Where the engine is.
+/// The path of the engine.
 ///
 /// # Errors
 /// It is not beside this program.
@@ -61,11 +61,11 @@ pub fn engine() -> Result<PathBuf> {
     if engine.is_file() {
         return Ok(engine);
     }
-    Err(Error::runtime(format!("{ENGINE} is not beside haf-dist: {} is not there", engine.display()))
+    Err(Error::runtime(format!("{ENGINE} is not beside haf-dist: {} does not exist", engine.display()))
         .hint("the two are built and installed together, into one folder: build or install haf-dist again"))
 }
 
-/// The arguments but for `--ranks N`.
+/// The arguments without `--ranks N`.
 fn without_ranks(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut kept = Vec::new();
     let mut arguments = arguments.peekable();

@@ -1,4 +1,4 @@
-//! The MPI launcher of this machine: where `mpirun` is, whose it is, and what it must be told.
+//! The MPI launcher of this machine: the path of `mpirun`, its maker, and the options it needs.
 //!
 //! Not here: starting it (`ranks.rs`).
 
@@ -7,14 +7,14 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Whose MPI it is: their options differ, and an engine that was built with one does not run with another.
+/// The maker of an MPI. Their options differ, and an engine that was built with one MPI does not run with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
     /// Open MPI, which haf-dist is built and tested with.
     OpenMpi,
     /// MPICH and those built on it: Intel's, Cray's, MVAPICH.
     Mpich,
-    /// None of them.
+    /// Neither of them.
     Unknown,
 }
 
@@ -23,9 +23,9 @@ pub enum Maker {
 pub struct Mpirun {
     /// Its path.
     pub path: PathBuf,
-    /// Whose it is.
+    /// Its maker.
     pub maker: Maker,
-    /// The first line of what it says of its version.
+    /// The first line of its output for `--version`.
     pub version: String,
 }
 
@@ -33,8 +33,8 @@ pub struct Mpirun {
 ///
 /// # Errors
 /// There is none, or it does not start.
-pub fn find(engines: Option<PathBuf>) -> Result<Mpirun> {
-    let path = engines.or_else(|| on_path("mpirun")).or_else(|| on_path("mpiexec")).ok_or_else(|| {
+pub fn find(of_engine: Option<PathBuf>) -> Result<Mpirun> {
+    let path = of_engine.or_else(|| on_path("mpirun")).or_else(|| on_path("mpiexec")).ok_or_else(|| {
         Error::input("neither mpirun nor mpiexec is on the PATH").hint(
             "launch/setup.sh installs Open MPI; on a cluster load its module, e.g. module load openmpi; haf-dist doctor \
              shows what is found",
@@ -65,7 +65,7 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
 }
 
 impl Mpirun {
-    /// What it must be told to start `ranks` on this machine: as `set_mpirun_flags` in `launch/common.sh`.
+    /// The options that start `ranks` ranks on this machine: as `set_mpirun_flags` in `launch/common.sh`.
     ///
     /// # Errors
     /// An MPI whose options are not known.
@@ -73,9 +73,9 @@ impl Mpirun {
         let mut options = vec!["-n".to_owned(), ranks.to_string()];
         match self.maker {
             Maker::OpenMpi => {
-                // Bound to a core each, ranks' communication threads would share it with the computation.
+                // If a rank were bound to a core, its communication thread would share that core with the computation.
                 options.extend(["--bind-to", "none"].map(str::to_owned));
-                // Open MPI counts cores, not hardware threads, nor what this process may not use.
+                // Open MPI counts the cores that this process may use, and no hardware threads.
                 if cores().min(usable()) < ranks {
                     options.push("--oversubscribe".to_owned());
                 }
@@ -94,7 +94,7 @@ impl Mpirun {
         }
     }
 
-    /// Variables without which it does not start: Open MPI refuses root, the usual user of a container, unless told twice.
+    /// Variables without which it does not start: Open MPI refuses root, the usual user in a container, unless both are set.
     pub fn environment(&self) -> &'static [(&'static str, &'static str)] {
         match self.maker {
             Maker::OpenMpi if nix::unistd::geteuid().is_root() => {
@@ -110,7 +110,7 @@ fn usable() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Cores of this machine, hardware threads of one counted once.
+/// Cores of this machine; the hardware threads of a core count once.
 fn cores() -> usize {
     let siblings = |cpu: &Path| std::fs::read_to_string(cpu.join("topology/thread_siblings_list")).ok();
     let folders = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();

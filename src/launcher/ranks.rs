@@ -10,24 +10,24 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// Runs the engine as `ranks` ranks and gives mpirun's exit code.
+/// Runs the engine as `ranks` ranks and returns mpirun's exit code.
 ///
-/// The first of Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 becomes SIGUSR1 where the ranks save on it: mpirun would end them within a
-/// second of the others, before a checkpoint is whole. The second ends the job.
+/// The first of Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 is forwarded as SIGUSR1 if the ranks save on it: after any other signal,
+/// mpirun would end them within a second, before a checkpoint is complete. The second ends the job.
 ///
 /// # Errors
-/// No mpirun, or one that cannot be started or told what to do.
+/// No mpirun, or one that cannot be started or whose options are not known.
 pub fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bool) -> Result<ExitCode> {
-    let engines = libraries::mpirun(engine);
-    let mpirun = mpi::find(engines.clone())?;
+    let of_engine = libraries::mpirun(engine);
+    let mpirun = mpi::find(of_engine.clone())?;
     let mut command = Command::new(&mpirun.path);
-    if engines.is_some() {
-        // It would name another installation's folder.
+    if of_engine.is_some() {
+        // The variable would name another installation's folder.
         command.env_remove("OPAL_PREFIX");
     }
     command.args(mpirun.options(ranks)?).arg(engine).args(arguments);
     command.envs(mpirun.environment().iter().copied()).envs(libraries::variables(engine)?);
-    // mpirun writes to the terminal, the ranks to mpirun: they cannot see how wide it is.
+    // The ranks write to mpirun, not to the terminal, so they cannot see its width.
     command.envs(terminal::columns_of_both().map(|columns| (terminal::COLUMNS, columns.to_string())));
     let first = if saves { Signal::SIGUSR1 } else { Signal::SIGTERM };
     child::run(&mut command, first).map(ExitCode::from)

@@ -1,7 +1,7 @@
-//! Log lines and progress bars on stderr, which do not tear each other; and the trace that `--trace` asks for.
+//! Log lines and progress bars on stderr, without disturbing each other; and the trace of `--trace`.
 //!
-//! Not here: metrics, which are data and go to files; results, which go to stdout; how far work is (`progress.rs`); how a
-//! trace is written (`trace.rs`).
+//! Not here: metrics, which are data and go to files; results, which go to stdout; the progress of work (`progress.rs`); the
+//! form of a trace (`trace.rs`).
 
 mod pace;
 mod progress;
@@ -27,31 +27,31 @@ use tracing_subscriber::registry::{LookupSpan, Registry};
 /// All bars of the process: it alone draws on stderr, so log lines go through it.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
-/// How often bars are drawn at most.
+/// Bars are drawn at most this often.
 const REDRAWS_PER_SECOND: u8 = 20;
 
 /// What is shown on stderr, and how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Showing {
-    /// This process's number where it is one of several: each line then carries `rank=N`.
+    /// This process's rank if there are several: each line then has `rank=N`.
     pub rank: Option<usize>,
     /// Whether spans can go to a file: see [`trace_to`]. If not, a span costs one comparison.
     pub traced: bool,
-    /// How much is said.
+    /// How much is logged.
     pub detail: Detail,
     /// Whether lines are coloured.
     pub colour: Colour,
 }
 
-/// How much is said.
+/// How much is logged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Detail {
     /// Warnings and errors, no progress.
     Quiet,
-    /// What happens, on rank 0; warnings of the others.
+    /// Messages and progress on rank 0, warnings and errors on the others.
     #[default]
     Normal,
-    /// What helps to find a fault, of every rank.
+    /// Debug messages on every rank.
     Verbose,
 }
 
@@ -75,10 +75,10 @@ pub enum Colour {
 /// `RUST_LOG`, set another filter.
 ///
 /// # Errors
-/// A filter in the environment that cannot be read.
+/// An invalid filter in the environment.
 pub fn init(showing: Showing) -> Result<()> {
     let Showing { rank, traced, detail, colour } = showing;
-    let filter = filter((rank, detail), |name| std::env::var(name).ok())?;
+    let filter = filter(rank, detail, |name| std::env::var(name).ok())?;
     let shown = rank.unwrap_or(0) == 0 && detail != Detail::Quiet;
     let target = match terminal::Bars::of_stderr().filter(|_| shown) {
         Some(terminal) => ProgressDrawTarget::term_like_with_hz(Box::new(terminal), REDRAWS_PER_SECOND),
@@ -93,48 +93,48 @@ pub fn init(showing: Showing) -> Result<()> {
         Colour::Always => true,
         Colour::Never => false,
     };
-    // It fails only where a program that uses this library has its own subscriber, which then gets our events.
+    // It fails only if a program that uses this library has its own subscriber, which then gets our events.
     let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, colour, || AboveBars, traced));
     Ok(())
 }
 
-/// Where this rank's spans go when `--trace` names `file`: that file, or one with the rank in its name where there are
-/// several ranks (`trace.json`, `trace.rank-1.json`).
+/// This rank's trace file if `--trace` names `file`: that file, or one with the rank in its name if there are several ranks
+/// (`trace.json`, `trace.rank-1.json`).
 ///
 /// # Errors
-/// Something is there: nothing is overwritten.
+/// It exists already: nothing is overwritten.
 pub fn trace_path(file: &Path, rank: usize, world_size: usize) -> Result<PathBuf> {
     let path = trace::path_of(file, rank, world_size);
     if path.symlink_metadata().is_ok() {
-        return Err(Error::input(format!("cannot write the trace: {} is there already", path.display()))
+        return Err(Error::input(format!("cannot write the trace: {} exists already", path.display()))
             .hint("nothing is overwritten: name another file for --trace, or move this one away"));
     }
     Ok(path)
 }
 
-/// From now on every span that ends goes to a new file, made with the first of them, as an event of the process number
-/// `rank`. [`init`] must have been told.
+/// From now on, every span that ends is written to a new file as an event of process `rank`; the file is created with the
+/// first one. [`init`] must have been called with `traced`.
 ///
 /// # Errors
-/// The file cannot be made.
+/// The file cannot be created.
 pub fn trace_to(path: &Path, rank: usize) -> Result<()> {
     trace::open(path, rank)
 }
 
-/// Completes the trace, if there is one; warns if it could not be written whole. Call it before the process ends, however
-/// it does.
+/// Completes the trace, if there is one; warns if it could not be written completely. Call it before the process ends, also
+/// after an error.
 pub fn finish_trace() {
     if let Err(error) = trace::close() {
         warn!("{error}");
     }
 }
 
-/// Whether bars are visible: rank 0 and stderr is a terminal. Where they are not, plain lines should say how far it is.
+/// Whether bars are visible: on rank 0 if stderr is a terminal. If not, plain lines should report the progress.
 pub fn shows_progress() -> bool {
     BARS.get().is_some_and(|bars| !bars.is_hidden())
 }
 
-/// Runs `print`, which writes to the terminal, with the bars out of the way.
+/// Runs `print`, which writes to the terminal, with the bars hidden.
 pub fn above_progress<T>(print: impl FnOnce() -> T) -> T {
     match BARS.get() {
         Some(bars) => bars.suspend(print),
@@ -143,7 +143,7 @@ pub fn above_progress<T>(print: impl FnOnce() -> T) -> T {
 }
 
 /// The first filter set in the environment, else the rank's default.
-fn filter((rank, detail): (Option<usize>, Detail), variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter> {
+fn filter(rank: Option<usize>, detail: Detail, variable: impl Fn(&str) -> Option<String>) -> Result<EnvFilter> {
     for name in ["HAF_LOG", "RUST_LOG"] {
         if let Some(text) = variable(name).filter(|text| !text.trim().is_empty()) {
             return EnvFilter::try_new(&text).map_err(|error| {
@@ -171,7 +171,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let lines = tracing_subscriber::fmt::layer().with_ansi(colour).event_format(Line { rank }).with_writer(writer);
-    // Each layer has a filter of its own: HAF_LOG is for lines alone.
+    // Each layer has a filter of its own: HAF_LOG applies to log lines only.
     let mut layers = vec![lines.with_filter(filter).boxed()];
     if traced {
         layers.push(trace::layer::<Registry>().boxed());
@@ -179,7 +179,7 @@ where
     Registry::default().with(layers)
 }
 
-/// stderr, above the bars. A log line arrives in one piece, or not at all where stderr takes none.
+/// stderr, above the bars. A log line is written in one piece, or not at all if stderr cannot be written.
 struct AboveBars;
 
 impl Write for AboveBars {
@@ -193,7 +193,7 @@ impl Write for AboveBars {
     }
 }
 
-/// `16:04:05Z INFO  rank=0 what happened key=value`; below info also who says it.
+/// `16:04:05Z INFO  rank=0 message key=value`; below info also the module.
 struct Line {
     rank: Option<usize>,
 }
@@ -224,7 +224,7 @@ where
     }
 }
 
-/// The terminal's number of a level's colour.
+/// The ANSI code of a level's colour.
 fn colour(level: Level) -> u8 {
     match level {
         Level::ERROR => 31,
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
     use std::sync::{Arc, Mutex};
 
-    /// What is written, kept.
+    /// A writer that keeps what is written.
     #[derive(Debug, Clone, Default)]
     pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
 
@@ -265,7 +265,7 @@ mod tests {
         }
     }
 
-    /// What a process logs of one event at each level, the time cut off.
+    /// The lines that a process logs for one event at each level, without the time.
     fn lines(rank: Option<usize>, colour: bool, variables: &[(&str, &str)]) -> Vec<String> {
         lines_of(rank, colour, variables, false)
     }
@@ -275,7 +275,7 @@ mod tests {
         let writer = memory.clone();
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
         let subscriber =
-            subscriber(rank, filter((rank, Detail::Normal), variable).unwrap(), colour, move || writer.clone(), traced);
+            subscriber(rank, filter(rank, Detail::Normal, variable).unwrap(), colour, move || writer.clone(), traced);
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::trace_span!("not for the terminal").entered();
             tracing::debug!("detail");
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn an_unreadable_filter_is_named() {
-        let error = filter((None, Detail::Normal), |name| (name == "HAF_LOG").then(|| String::from("haf_dist=loud")))
+        let error = filter(None, Detail::Normal, |name| (name == "HAF_LOG").then(|| String::from("haf_dist=loud")))
             .unwrap_err();
         assert!(error.message.starts_with("HAF_LOG=haf_dist=loud: not a log filter"), "{error}");
         assert_eq!(error.exit_code(), 2);

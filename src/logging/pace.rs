@@ -1,25 +1,25 @@
-//! How long work still takes, from how long its units took: steady enough to read.
+//! Estimates the time left for some work from the time that its units took, steadily enough to read.
 //!
 //! Not here: showing it (`progress.rs`).
 
 use std::time::{Duration, Instant};
 
-/// The speed is a mean in which what was done earlier counts less: a third of it after this share of the time ...
+/// The rate is an exponentially weighted mean. Its time constant is this share of the time since the start ...
 const SHARE: f64 = 1.0;
 
-/// ... and at least this many seconds.
+/// ... but at least this many seconds.
 const LEAST: f64 = 120.0;
 
-/// The pace of work, and what is left of it.
+/// The rate of some work, and the time left.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
     started: Instant,
-    /// When units were last done, and how many there are since the start of all.
+    /// When units were last done, and how many in total by then.
     last: (Instant, u64),
-    /// Units and seconds, older ones counted less.
+    /// Units and seconds; older ones count less.
     units: f64,
     seconds: f64,
-    /// How often units were done.
+    /// How often [`at`](Self::at) was called with new units.
     changes: u64,
 }
 
@@ -29,13 +29,13 @@ impl Pace {
         Self { started: now, last: (now, done), units: 0.0, seconds: 0.0, changes: 0 }
     }
 
-    /// Now `done` units are done in all.
+    /// Records that `done` units are done in total.
     pub fn at(&mut self, now: Instant, done: u64) {
         if done <= self.last.1 {
             return;
         }
         let seconds = now.duration_since(self.last.0).as_secs_f64();
-        // The first units take the longest: memory is laid out, files are read. They count while there are no others.
+        // The first units take the longest: memory is allocated, files are read. They count only until there are others.
         if self.changes == 1 {
             (self.units, self.seconds) = (0.0, 0.0);
         }
@@ -47,12 +47,12 @@ impl Pace {
         self.last = (now, done);
     }
 
-    /// Units done in all, as far as it was said.
+    /// Units done in total, as last recorded.
     pub fn done(&self) -> u64 {
         self.last.1
     }
 
-    /// Units a second; `None` before the first.
+    /// Units per second; `None` before the first.
     pub fn rate(&self) -> Option<f64> {
         Some(self.units / self.seconds).filter(|rate| rate.is_finite() && *rate > 0.0)
     }
@@ -60,15 +60,15 @@ impl Pace {
     /// Time until `all` units are done; `None` before the first is.
     pub fn left(&self, now: Instant, all: u64) -> Option<Duration> {
         let rate = self.rate()?;
-        // Between two units the clock runs on, but not past the next.
+        // Between two units the time left shrinks, by the time of one unit at most.
         let begun = (now.duration_since(self.last.0).as_secs_f64() * rate).min(1.0);
         let left = (all.saturating_sub(self.last.1) as f64 - begun).max(0.0);
         Duration::try_from_secs_f64(left / rate).ok()
     }
 }
 
-/// "45 s", "12 min", "3 h 05 min", "2 d 4 h": as exact as an estimate is.
-pub(super) fn told(time: Duration) -> String {
+/// "45 s", "12 min", "3 h 05 min", "2 d 4 h": no more precise than an estimate.
+pub(super) fn in_words(time: Duration) -> String {
     let seconds = time.as_secs_f64().round() as u64;
     let minutes = (time.as_secs_f64() / 60.0).round() as u64;
     let hours = (time.as_secs_f64() / 3600.0).round() as u64;
@@ -84,7 +84,7 @@ pub(super) fn told(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    /// Seconds left after each of so many units that take so long.
+    /// Seconds left after each unit; `units` are their durations in seconds.
     fn lefts(units: &[f64]) -> Vec<f64> {
         let start = Instant::now();
         let (mut now, mut pace) = (start, Pace::new(start, 7));
@@ -145,9 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_two_figures() {
-        let told = |seconds| told(Duration::from_secs(seconds));
+    fn times_are_written_in_two_figures() {
+        let in_words = |seconds| in_words(Duration::from_secs(seconds));
         let expected = ["0 s", "99 s", "2 min", "99 min", "1 h 40 min", "3 h 05 min", "2 d 0 h", "10 d 10 h"];
-        assert_eq!([0, 99, 100, 5_940, 6_000, 11_100, 172_800, 900_000].map(told), expected);
+        assert_eq!([0, 99, 100, 5_940, 6_000, 11_100, 172_800, 900_000].map(in_words), expected);
     }
 }

@@ -1,8 +1,8 @@
-//! How far work is: a bar where this process shows one, else a plain line now and then, both with the time left.
+//! The progress of work: a bar if this process shows one, else a plain line now and then, both with the time left.
 //!
 //! Not here: the estimate (`pace.rs`).
 
-use super::pace::{Pace, told};
+use super::pace::{Pace, in_words};
 use super::{BARS, shows_progress};
 use indicatif::style::ProgressTracker;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -15,7 +15,7 @@ const PLAIN_EVERY: Duration = Duration::from_secs(30);
 /// Terminals of fewer columns get a short bar, so that speed and time left have room.
 const WIDE: u16 = 120;
 
-/// What is counted.
+/// The unit of the count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     /// Updates of a run.
@@ -28,7 +28,7 @@ pub enum Unit {
 
 /// The progress of one piece of work. On ranks other than 0 it shows nothing; their lines are filtered out.
 ///
-/// Dropped, its bar is taken away.
+/// Dropping it removes its bar.
 #[derive(Debug)]
 pub struct Progress {
     title: String,
@@ -36,15 +36,15 @@ pub struct Progress {
     bar: ProgressBar,
     pace: Pace,
     done: u64,
-    /// Number of units; `None` where nobody knows.
+    /// Number of units; `None` if it is not known.
     all: Option<u64>,
     /// When a plain line was last due.
     said: Instant,
 }
 
 impl Progress {
-    /// `all` units that are called `title`, of which `done` were done in an earlier run: they fill the bar but do not count as
-    /// speed.
+    /// Work called `title` of `all` units, of which `done` were done in an earlier run: these fill the bar, but do not count for
+    /// the speed.
     pub fn new(title: &str, unit: Unit, done: u64, all: impl Into<Option<u64>>) -> Self {
         let (all, now) = (all.into(), Instant::now());
         let pace = Pace::new(now, done);
@@ -54,18 +54,18 @@ impl Progress {
             Some(bars) => bars.add(bar),
             None => bar,
         };
-        // Seen from the start, not from the first unit on.
+        // Draw the bar now, not only after the first unit.
         bar.tick();
         Self { title: title.to_owned(), unit, bar, pace, done, all, said: now }
     }
 
-    /// So many units are done in all; `message` stands behind the bar.
+    /// Records that `done` units are done in total, and shows `message` after the bar.
     pub fn at_with(&mut self, done: u64, message: impl Into<String>) {
         self.bar.set_message(message.into());
         self.set(done, Instant::now());
     }
 
-    /// So many units are done in all; a plain line says so where it is time for one.
+    /// Records that `done` units are done in total, and logs a plain line if one is due.
     pub fn at(&mut self, done: u64) {
         let now = Instant::now();
         self.set(done, now);
@@ -74,7 +74,7 @@ impl Progress {
         }
     }
 
-    /// So many more units are done: see [`at`](Self::at).
+    /// Records `more` units, as [`at`](Self::at) does.
     pub fn add(&mut self, more: u64) {
         self.at(self.done + more);
     }
@@ -85,7 +85,8 @@ impl Progress {
         self.bar.set_position(done);
     }
 
-    /// Whether a plain line is due: no bar is shown, and the last was said a while ago.
+    /// Whether a plain line is due: no bar is shown, and the last line was a while ago. If so, the next one is not due for a
+    /// while.
     pub fn due(&mut self, now: Instant) -> bool {
         let due = !shows_progress() && now.duration_since(self.said) >= PLAIN_EVERY;
         if due {
@@ -103,13 +104,13 @@ impl Progress {
         })
     }
 
-    /// The time left in words; `None` before the first unit, at the end, and where it is not known how many there are.
+    /// The time left in words; `None` before the first unit, at the end, and if the number of units is not known.
     pub fn left(&self, now: Instant) -> Option<String> {
         let all = self.all.filter(|all| *all > self.done)?;
-        self.pace.left(now, all).map(told)
+        self.pace.left(now, all).map(in_words)
     }
 
-    /// Leaves the bar where it is.
+    /// Leaves the bar on the screen.
     pub fn keep(&self) {
         self.bar.abandon();
     }
@@ -139,7 +140,7 @@ impl Unit {
         }
     }
 
-    /// ", 12 pairs/s"; of steps nothing, as whoever counts them says it.
+    /// ", 12 pairs/s"; empty for steps, whose callers report their own speed.
     fn speed(self, pace: &Pace) -> String {
         match (self, pace.rate()) {
             (Self::Pairs, Some(rate)) if rate >= 10.0 => format!(", {rate:.0} pairs/s"),
@@ -150,7 +151,7 @@ impl Unit {
     }
 }
 
-/// A bar for a terminal of so many columns that is not shown anywhere yet.
+/// A bar for a terminal of `columns` columns, not shown yet.
 fn bar(pace: &Pace, (title, unit, all): (&str, Unit, Option<u64>), columns: u16) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(all, ProgressDrawTarget::hidden());
     let style = style(unit, all.is_some(), columns >= WIDE);
@@ -160,7 +161,7 @@ fn bar(pace: &Pace, (title, unit, all): (&str, Unit, Option<u64>), columns: u16)
     bar
 }
 
-/// Title, bar, count, then times and speed, and last what may be cut off.
+/// Title, bar, count, then times and speed, and last the message, which may be cut off.
 fn style(unit: Unit, known: bool, wide: bool) -> ProgressStyle {
     let length = if wide { 30 } else { 10 };
     let count = if unit == Unit::Bytes { ("{bytes}", "{total_bytes}") } else { ("{pos}", "{len}") };
@@ -192,7 +193,7 @@ impl ProgressTracker for Shown {
     fn write(&self, state: &ProgressState, to: &mut dyn fmt::Write) {
         let all = state.len().filter(|all| *all > state.pos());
         if let Some(left) = all.and_then(|all| self.pace.left(Instant::now(), all)) {
-            let _ = write!(to, ", {} left", told(left));
+            let _ = write!(to, ", {} left", in_words(left));
         }
         let _ = to.write_str(&self.unit.speed(&self.pace));
     }
@@ -239,7 +240,7 @@ mod tests {
         }
     }
 
-    /// The bar of a run in its middle on a terminal of so many columns.
+    /// The bar in the middle of a run on a terminal of `columns` columns.
     fn drawn(columns: u16) -> String {
         let start = Instant::now() - Duration::from_secs(3600);
         let mut pace = Pace::new(start, 0);

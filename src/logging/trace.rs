@@ -1,12 +1,12 @@
 //! Writes spans as a Chrome trace, for chrome://tracing and <https://ui.perfetto.dev>: the array form of JSON.
 //!
-//! Each span becomes one event with its begin and duration when it ends, so that a killed process leaves all that was
-//! over. The closing bracket is written at the end of the program; the format does without it. The clock counts
-//! microseconds from midnight (UTC) before the trace began, so that the ranks' files lie on one time line and beside the
-//! log. On a GPU a span shows when work was queued, not when it was done.
+//! When a span ends, it is written as one event with its start and duration, so that the trace of a killed process has all
+//! spans that had ended. The closing bracket is written at the end of the program; the format does not require it. The clock
+//! counts microseconds from the midnight (UTC) before the trace began, so that the ranks' files share a time line with each
+//! other and with the log. On a GPU a span shows when work was queued, not when it was done.
 //!
 //! Not here: log lines and which spans there are. Own code because `tracing-chrome` gives every process the number 1,
-//! panics where a file cannot be written, and may lose what it has buffered when a process is killed.
+//! panics if a file cannot be written, and may lose its buffer when a process is killed.
 
 use crate::error::{Result, file_error};
 use crate::files;
@@ -31,7 +31,7 @@ const FLUSH_EVERY: Duration = Duration::from_millis(200);
 /// The trace of this process; none before [`open`] and after [`close`].
 static TRACE: Mutex<Option<Trace>> = Mutex::new(None);
 
-/// Where the events go.
+/// The trace file, its process and its clock.
 struct Trace {
     path: PathBuf,
     /// None before the first span.
@@ -41,7 +41,7 @@ struct Trace {
     began: Instant,
     offset: Duration,
     flushed: Instant,
-    /// Threads that have their name in the file.
+    /// Threads whose names are in the file.
     named: Vec<u64>,
     failed: Option<io::Error>,
 }
@@ -57,8 +57,8 @@ pub(super) fn path_of(file: &Path, rank: usize, world_size: usize) -> PathBuf {
     }
 }
 
-/// Begins the trace of this process. The file is made with the first span, so that a refused run leaves none; that it can
-/// be made is proven here.
+/// Starts the trace of this process. The file is created with the first span, so that a refused run leaves none; here it is
+/// only checked that it can be.
 pub(super) fn open(path: &Path, process: usize) -> Result<()> {
     files::unfinished_file(path).map_err(|error| file_error(path, "create the trace", &error))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -84,7 +84,7 @@ fn lock() -> MutexGuard<'static, Option<Trace>> {
 }
 
 impl Trace {
-    /// Whole events only: the buffer passes each on in one piece.
+    /// Writes whole events only: the buffer passes each on in one piece.
     fn write(&mut self, text: &str) {
         if let (Some(to), None) = (&mut self.to, &self.failed) {
             self.failed = to.write_all(text.as_bytes()).err();
@@ -122,7 +122,7 @@ impl Trace {
         }
         let at = (self.offset + began.saturating_duration_since(self.began)).as_nanos();
         let took = (ended - began).as_nanos();
-        // Numbers by hand: a float would round them.
+        // Numbers are formatted by hand: a float would round them.
         let text = format!(
             ",\n{{\"name\":{},\"cat\":\"{}\",\"ph\":\"X\",\"pid\":{process},\"tid\":{thread},\"ts\":{}.{:03},\
              \"dur\":{}.{:03},\"args\":{}}}",
@@ -152,7 +152,7 @@ fn thread() -> u64 {
     MINE.get()
 }
 
-/// Takes this crate's spans, whatever the log shows, and no log events.
+/// A layer that takes this crate's spans, whatever the log's filter, and no log events.
 pub(super) fn layer<S: Subscriber + for<'s> LookupSpan<'s>>() -> impl Layer<S> {
     let ours = |metadata: &Metadata| metadata.is_span() && metadata.target().starts_with("haf_dist");
     Spans.with_filter(FilterFn::new(ours).with_max_level_hint(Level::TRACE))

@@ -1,7 +1,7 @@
-//! Tables as wide as the terminal: where a row is too long, its columns stand in two lines (or more), not wherever the
-//! terminal would break them.
+//! Fits tables to the terminal: a row that is too long is split between columns into two lines or more, not wherever the
+//! terminal would break it.
 //!
-//! Works on text: a table is printed here, and written whole to files, from the same lines. Not here: what is in a table.
+//! It works on text, so that the same lines are fitted here and written whole to files. Not here: the content of tables.
 
 use console::measure_text_width;
 use std::ops::Range;
@@ -12,7 +12,7 @@ const INDENT: usize = 2;
 /// Narrower terminals get whole lines: nothing could be read in them either way.
 const NARROWEST: usize = 24;
 
-/// A text whose tables (Markdown: lines between bars, a line of dashes below the header) are at most `width` columns wide.
+/// The text with its tables (Markdown: lines between bars, a line of dashes below the header) fitted to `width` columns.
 /// Other lines stay as they are, and so does a table that fits.
 pub fn fitted(text: &str, width: usize) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
@@ -42,9 +42,9 @@ struct Table {
 
 #[derive(Clone, Copy)]
 struct Column {
-    /// Of its widest text, in columns of the terminal.
+    /// Width of its widest text, in columns of the terminal.
     width: usize,
-    /// Texts are aligned to the right.
+    /// Whether texts are aligned to the right.
     right: bool,
 }
 
@@ -52,7 +52,7 @@ impl Table {
     fn parse(lines: &[&str]) -> Option<Self> {
         let dashes = |line: &&str| line.contains('-') && line.chars().all(|letter| "|-".contains(letter));
         let header = lines.iter().position(dashes)?;
-        // Where columns end is read off the dashes: a bar may stand in a cell.
+        // The dashes show where columns end; a cell may contain a bar.
         let widths: Vec<usize> = lines[header].trim_matches('|').split('|').map(str::len).collect();
         let rows = lines.iter().enumerate().filter(|(number, _)| *number != header);
         let lines = rows.map(|(_, line)| cells(line, &widths)).collect::<Option<Vec<_>>>()?;
@@ -64,7 +64,7 @@ impl Table {
         let columns: Vec<Column> = widths.iter().enumerate().map(column).collect();
         let text = |(cell, column): (&String, &Column)| match column.right {
             true => cell.trim().to_owned(),
-            // What is set in on purpose stays so.
+            // Indentation is kept.
             false => cell.strip_prefix(' ').unwrap_or(cell).trim_end().to_owned(),
         };
         let lines = lines.iter().map(|line| line.iter().zip(&columns).map(text).collect()).collect();
@@ -72,7 +72,7 @@ impl Table {
     }
 
     fn within(mut self, width: usize) -> Vec<String> {
-        // A column that has no room even in a line of its own is broken at its words.
+        // A column that is too wide for a line of its own is wrapped between words.
         let most = width - INDENT - 4;
         self.columns.iter_mut().for_each(|column| column.width = most.min(column.width));
         let narrow = Self { columns: self.narrowed(), header: self.header, lines: self.lines.clone() };
@@ -92,7 +92,7 @@ impl Table {
         fitted
     }
 
-    /// The columns as wide as their rows ask for: a longer header is broken at its words.
+    /// The columns as wide as their rows need: a longer header is wrapped between words.
     fn narrowed(&self) -> Vec<Column> {
         let column = |(number, column): (usize, &Column)| {
             let (header, rows) = self.lines.split_at(self.header);
@@ -104,7 +104,7 @@ impl Table {
         self.columns.iter().enumerate().map(column).collect()
     }
 
-    /// Which columns share a line: as few lines as `width` allows, and these as short as they can be.
+    /// The ranges of columns that share a line: as few lines as `width` allows, and each as short as possible.
     fn groups(&self, width: usize) -> Vec<Range<usize>> {
         let filled = |most: usize| {
             let (mut groups, mut start) = (Vec::new(), 0);
@@ -129,13 +129,13 @@ impl Table {
         1 + indent(columns) + cells
     }
 
-    /// Some columns of a line; several lines where a cell of them is broken.
+    /// The given columns of a row, in one line, or in several if a cell is wrapped.
     fn line(&self, texts: &[String], columns: &Range<usize>, widest: usize) -> Vec<String> {
-        let broken: Vec<Vec<String>> =
-            columns.clone().map(|column| broken(&texts[column], self.columns[column].width)).collect();
-        let deepest = broken.iter().map(Vec::len).max().unwrap_or(0);
+        let wrapped: Vec<Vec<String>> =
+            columns.clone().map(|column| wrap(&texts[column], self.columns[column].width)).collect();
+        let deepest = wrapped.iter().map(Vec::len).max().unwrap_or(0);
         let line = |depth: usize| {
-            let cells = broken.iter().zip(&self.columns[columns.clone()]).map(|(texts, column)| {
+            let cells = wrapped.iter().zip(&self.columns[columns.clone()]).map(|(texts, column)| {
                 let text = texts.get(depth).map_or("", String::as_str);
                 let space = " ".repeat(column.width.saturating_sub(measure_text_width(text)));
                 if column.right { format!(" {space}{text} ") } else { format!(" {text}{space} ") }
@@ -151,7 +151,7 @@ fn indent(columns: &Range<usize>) -> usize {
     if columns.start == 0 { 0 } else { INDENT }
 }
 
-/// The cells of a line whose columns have these widths; `None` where its bars stand elsewhere.
+/// The cells of a line whose columns have these widths; `None` if its bars are elsewhere.
 fn cells(line: &str, widths: &[usize]) -> Option<Vec<String>> {
     let mut letters = line.strip_prefix('|')?.chars().peekable();
     let cell = |width: &usize| {
@@ -161,7 +161,7 @@ fn cells(line: &str, widths: &[usize]) -> Option<Vec<String>> {
             cell.push(letter);
             taken = measure_text_width(&cell);
         }
-        // What joins the last letter and has no width of its own.
+        // Combining characters, which have no width of their own.
         while letters.peek().is_some_and(|letter| *letter != '|') {
             cell.push(letters.next()?);
         }
@@ -171,8 +171,8 @@ fn cells(line: &str, widths: &[usize]) -> Option<Vec<String>> {
     letters.next().is_none().then_some(cells)
 }
 
-/// A text in lines of at most `width` columns, broken at spaces where there are any.
-fn broken(text: &str, width: usize) -> Vec<String> {
+/// A text in lines of at most `width` columns, wrapped at spaces if there are any.
+fn wrap(text: &str, width: usize) -> Vec<String> {
     if measure_text_width(text) <= width {
         return vec![text.to_owned()];
     }
@@ -237,7 +237,7 @@ checkpoint  runs/first/step-56, which is a path that no terminal of eighty colum
         assert_eq!(fitted(CHECKS, 36), expected);
     }
 
-    /// A header is broken before a row is.
+    /// A header is wrapped before a row is.
     #[test]
     fn a_header_longer_than_its_figures_is_broken_first() {
         let table = "\

@@ -1,8 +1,7 @@
-//! What the program says: results on stdout, everything else on stderr. The only file that writes to either.
+//! The program's output: results on stdout, everything else on stderr. The only file that writes to either.
 //!
-//! The macros of the standard library panic where nobody can be written to; here a reader that has gone ends no work.
-//! Tables are made to fit a terminal; files and pipes get whole lines. Not here: what a log line looks like and what bars
-//! show (`logging/`).
+//! The macros of the standard library panic if a write fails; here a closed pipe does not end the work. Tables are fitted
+//! to a terminal; files and pipes get whole lines. Not here: the form of log lines and progress bars (`logging/`).
 
 mod fitted;
 mod table;
@@ -17,11 +16,10 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 
-/// Writes a result to stdout, as a line or lines with a newline behind.
+/// Writes a result to stdout, followed by a newline. Call it once the work that it reports is saved.
 ///
 /// # Errors
-/// stdout takes no more, such as a full disk. A reader that has seen enough (`| head`) is no error. Call it when what
-/// the result is of has been saved.
+/// stdout cannot be written, for example because a disk is full. A reader that stops early (`| head`) is not an error.
 pub fn out(text: impl Display) -> Result<()> {
     lines([text])
 }
@@ -40,13 +38,12 @@ pub fn lines(lines: impl IntoIterator<Item = impl Display>) -> Result<()> {
     })
 }
 
-/// The variable that says how wide tables may be, in files and pipes too; 0: whole lines.
+/// The environment variable with the width of tables, in files and pipes too; 0: whole lines.
 pub const COLUMNS: &str = "HAF_COLUMNS";
 
-/// Width that tables have to fit, in columns; `None` for whole lines: in a file or a pipe, and on a terminal that does not
-/// say how wide it is.
+/// Width that tables must fit, in columns; `None` for whole lines: in a file or a pipe, and on a terminal of unknown width.
 ///
-/// `HAF_COLUMNS` says it everywhere, COLUMNS on a terminal.
+/// `HAF_COLUMNS` sets it everywhere, COLUMNS on a terminal.
 fn columns(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
     let number = |name: &str| std::env::var(name).ok()?.trim().parse::<usize>().ok();
     fitting(number(COLUMNS), number("COLUMNS"), width(stream))
@@ -56,26 +53,26 @@ fn fitting(everywhere: Option<usize>, on_terminal: Option<usize>, terminal: Opti
     everywhere.or_else(|| terminal.map(|width| on_terminal.unwrap_or(width))).filter(|width| *width > 0)
 }
 
-/// Width of a terminal that somebody sees. Open MPI writes to files through terminals of no width.
+/// Width of a visible terminal. Open MPI writes to files through terminals of width 0.
 fn width(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
     let size = tcgetwinsize(stream).ok().filter(|_| stream.is_terminal())?;
     Some(usize::from(size.ws_col)).filter(|width| *width > 0)
 }
 
-/// Width that tables have to fit where stdout and stderr are both terminals.
+/// Width that tables must fit if stdout and stderr are both terminals.
 pub fn columns_of_both() -> Option<usize> {
     width(&io::stderr()).and(columns(&io::stdout()))
 }
 
-/// Whether stdout is a terminal that somebody sees, which takes colours.
+/// Whether stdout is a visible terminal, which can show colours.
 pub fn is_seen() -> bool {
     width(&io::stdout()).is_some()
 }
 
-/// Writes lines, each with a newline behind, and flushes.
+/// Writes lines, each followed by a newline, and flushes.
 ///
 /// # Errors
-/// What the writer meets.
+/// Those of the writer.
 pub fn write_lines(writer: &mut impl Write, lines: impl IntoIterator<Item = impl Display>) -> io::Result<()> {
     lines.into_iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
 }
@@ -84,35 +81,35 @@ fn written(outcome: io::Result<()>) -> Result<()> {
     match outcome {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::runtime(format!("cannot write to standard output: {error}"))
-                .hint("what was to be saved is saved; is the disk full that standard output goes to?"))
+                .hint("all files are saved; is the disk full to which standard output is written?"))
         }
         _ => Ok(()),
     }
 }
 
-/// Writes to stderr, with a newline behind. Nothing comes of a failure: there is nobody left to tell, and no work ends
-/// for want of a reader.
+/// Writes to stderr, followed by a newline. A failure is ignored: there is nobody to tell, and the work must not end because
+/// nobody reads.
 pub fn note(text: impl Display) {
     let mut text = text.to_string();
     if let Some(width) = columns(&io::stderr()) {
         text = fitted::fitted(&text, width);
     }
-    // In one piece, or the lines of several ranks mix.
+    // In one write, or the lines of several ranks mix.
     note_bytes(format!("{text}\n").as_bytes());
 }
 
-/// [`note`] for text that brings its newlines along.
+/// [`note`] for text that already has its newlines.
 pub fn note_bytes(bytes: &[u8]) {
     let _ = io::stderr().write_all(bytes);
 }
 
-/// The terminal that stderr is, where bars are drawn: drawing on one that has gone (a session that was closed) is not an
-/// error, which indicatif would panic over.
+/// The terminal behind stderr, on which bars are drawn. A failed write (after the session was closed) is not an error, since
+/// indicatif would panic on one.
 #[derive(Debug)]
 pub struct Bars(Term);
 
 impl Bars {
-    /// The terminal behind stderr; `None` where it is none that bars can be drawn on.
+    /// The terminal behind stderr; `None` if bars cannot be drawn on it.
     pub fn of_stderr() -> Option<Self> {
         let term = Term::buffered_stderr();
         // As indicatif decides for its own targets.
@@ -171,7 +168,7 @@ impl TermLike for Bars {
 mod tests {
     use super::*;
 
-    /// Promise: tables fit a terminal, and files and pipes get whole lines unless they are asked for.
+    /// Promise: tables fit a terminal, and files and pipes get whole lines unless a width is set for them.
     #[test]
     fn tables_fit_a_terminal_and_files_get_whole_lines() {
         assert_eq!(fitting(None, None, Some(80)), Some(80));

@@ -182,7 +182,8 @@ impl<'a> Trainer<'a> {
     fn share(&self) -> Share {
         Share {
             sampler: self.sampler.clone(),
-            place: (self.comm.rank(), self.comm.world_size()),
+            rank: self.comm.rank(),
+            world_size: self.comm.world_size(),
             tokens_per_micro_batch: self.config.train.tokens_per_micro_batch,
             packing: self.packing,
             device: self.engine.model.device,

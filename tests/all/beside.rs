@@ -89,7 +89,7 @@ fn a_system_prompt_earlier_turns_and_an_input_join_the_prompt_of_every_layout() 
     assert_eq!(only(same).prompt, turns(&[("system", "s"), ("user", "q")]));
     let mut other = own;
     other["system"] = json!("t");
-    assert!(refused(other).contains("`system` is another system prompt than the first message"));
+    assert!(refused(other).contains("`system` differs from the system prompt in the first message"));
 }
 
 #[test]
@@ -112,21 +112,21 @@ fn values_without_a_clear_meaning_are_refused_by_name() {
         (with("images", json!(["x.png"])), "`images` is not empty"),
         (with("videos", json!(["x.mp4"])), "`videos` is not empty"),
         (with("audios", json!("x.wav")), "`audios` is not empty"),
-        (with("context", json!("once upon a time")), "`context` stands beside the prompt"),
+        (with("context", json!("once upon a time")), "it is not clear where `context` belongs in the prompt"),
         (with("history", json!("before")), "`history` is a text that is not JSON"),
         (with("history", json!([["h"]])), "entry 1 of `history` is not two texts"),
         (with("system", json!({"s": 1})), "`system` is an object"),
         (with("tools", json!("f(x)")), "`tools` is a text that is not JSON"),
         (with("tools", json!("[{'name': 'f'}]")), "`tools` is a text that is not JSON"),
         (with("chat_template_kwargs", json!({"messages": []})), "`chat_template_kwargs` sets `messages`"),
-        (with("messages", talk(&["another", "a"])), "`messages` is another conversation than the prompt's"),
+        (with("messages", talk(&["another", "a"])), "`messages` does not match the prompt"),
         (
             json!({"messages": talk(&["q", "c"]), "chosen": "a", "rejected": "b"}),
             "`messages` ends with an answer that is not the chosen one",
         ),
         (
             json!({"prompt": talk(&["q"]), "input": "i", "chosen": "a", "rejected": "b"}),
-            "`input` stands beside a conversation",
+            "it is not clear where `input` belongs in the conversation",
         ),
     ] {
         let error = refused(row);
@@ -270,11 +270,11 @@ fn content_parts_of_text_are_joined_and_others_refused_by_name() {
     let pair = only(row(json!([part("q"), part(" r")])));
     assert_eq!((pair.prompt, pair.chosen.text()), (turns(&[("user", "q r")]), "a"));
     for (parts, told) in [
-        (json!([part("q"), {"type": "image_url", "image_url": {"url": "x"}}]), "is `image_url`, and only text is read"),
-        (json!([{"type": "text", "text": "q", "image": "x.png"}]), "is `image`, and only text is read"),
+        (json!([part("q"), {"type": "image_url", "image_url": {"url": "x"}}]), "is `image_url`, but only text is read"),
+        (json!([{"type": "text", "text": "q", "image": "x.png"}]), "is `image`, but only text is read"),
         (json!([{"type": "audio"}]), "is `audio`"),
-        (json!([{"type": "poem", "text": "q"}]), "content part 1 of message 1 of `prompt` is no text part"),
-        (json!([{"text": "q"}]), "is no text part"),
+        (json!([{"type": "poem", "text": "q"}]), "content part 1 of message 1 of `prompt` is not a text part"),
+        (json!([{"text": "q"}]), "is not a text part"),
     ] {
         let error = refused(row(parts));
         assert!(error.contains(told), "{error}");
@@ -300,7 +300,7 @@ fn message_lists_in_json_texts_are_turns_and_those_in_pythons_are_refused() {
         with("prompt", json!("[ {'content': 'q'}]")),
     ] {
         let error = refused(row);
-        assert!(error.contains("as Python prints it") && error.contains("json.dumps"), "{error}");
+        assert!(error.contains("in Python's notation") && error.contains("json.dumps"), "{error}");
     }
     assert_eq!(only(with("chosen", json!("[{'a': 1}]"))).chosen.text(), "[{'a': 1}]", "an answer in Python");
 }

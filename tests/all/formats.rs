@@ -255,7 +255,7 @@ fn a_row_of_the_wrong_shape_names_line_key_and_what_was_expected() {
         ),
         (
             json!({"prompt": [{"role": "user", "content": [1]}], "chosen": "a", "rejected": "b"}),
-            "part 1 of message 1 of `prompt` is no text",
+            "part 1 of message 1 of `prompt` is not a text part",
         ),
         (json!(["a"]), "expected an object, found a list"),
     ] {
@@ -264,7 +264,7 @@ fn a_row_of_the_wrong_shape_names_line_key_and_what_was_expected() {
     }
     let hh = json!({"chosen": HH_CHOSEN, "rejected": format!("{HH_CHOSEN}!")});
     let error = refused(Format::Auto, hh.clone(), json!({"chosen": "plain", "rejected": HH_CHOSEN}));
-    assert!(error.message.contains("`chosen` is no transcript"), "{error}");
+    assert!(error.message.contains("`chosen` is not a transcript"), "{error}");
     let good = safety(0, 0, [true, false]);
     for (key, value, expected) in [
         ("better_response_id", json!(2), "`better_response_id` is \"2\", expected \"0\", \"1\""),

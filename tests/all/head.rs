@@ -83,8 +83,8 @@ fn expected(kind: Kind, config: &LossConfig, form: Form, twice: bool) -> (f64, V
     for pair in batch(twice).pairs {
         let read = |answer: usize| {
             let targets = pair.answers[answer].targets.iter();
-            targets.fold(Tensor::from(-pair.reference[answer] as f32), |sum, &(row, token)| {
-                sum + log_probs.get(pair.response_rows[row as usize]).get(token)
+            targets.fold(Tensor::from(-pair.reference[answer] as f32), |sum, target| {
+                sum + log_probs.get(pair.response_rows[target.row as usize]).get(target.token)
             })
         };
         let rewards = |answer: usize| (hidden.get(pair.answers[answer].reward_row as i64) * reward).sum(Kind::Float);

@@ -186,7 +186,7 @@ fn a_cache_filled_in_part_is_not_taken_for_the_whole() {
     let hub = Hub::new(cache.path(), &server.endpoint);
     split(&hub, "/data/train-00001-of-00002.parquet").unwrap();
     let error = split(&hub.clone().offline(), "/train").unwrap_err();
-    told(&error, Kind::Input, "shard 0 of 2 is missing", "filled in part");
+    told(&error, Kind::Input, "shard 0 of 2 is missing", "incomplete");
     assert_eq!(split(&hub, "/train").unwrap(), ["first", "second"]);
     // A file that was lost since.
     let snapshot = hub.look_up(&path("hf://owner/name/test"), RepositoryKind::Dataset).unwrap();

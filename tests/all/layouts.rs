@@ -80,7 +80,7 @@ fn every_example_is_read_and_its_keys_tell_its_layout() {
     for layout in LAYOUTS {
         let named = Source { format: layout.format, ..Source::new("") };
         for source in [named, Source::new("")] {
-            if source.format == Format::Auto && layout.told_by.is_empty() {
+            if source.format == Format::Auto && layout.signs.is_empty() {
                 continue;
             }
             let taken = source_rows(&source, &example(layout)).unwrap();
@@ -131,7 +131,7 @@ fn turns_in_json_lists_are_one_conversation_and_parted_ones_are_dropped() {
         (row(json!(["q"]), json!(["a"]), json!(["b"]), [1, 0, 1]), "odd row: `winner_tie` and the other flags"),
         (
             row(json!(["q"]), json!(["a", "c"]), json!(["b"]), [1, 0, 0]),
-            "odd row: `response_a` has 2 turns, and the prompt 1",
+            "odd row: `response_a` has 2 turns, but the prompt has 1",
         ),
     ] {
         let taken = auto(&[good(), bad]).unwrap();

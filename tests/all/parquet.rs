@@ -127,7 +127,7 @@ fn a_row_over_the_bound_is_refused() {
     for (name, bound, row) in [("long", 50_000, 1), ("long", 2_000_000, 2), ("many", 50_000, 1), ("many", 2_000_000, 2)]
     {
         let error = read(name, bound).unwrap_err();
-        let expected = format!("{name}.parquet: row {row}: more than {bound} bytes a row");
+        let expected = format!("{name}.parquet: row {row}: a row has more than {bound} bytes");
         assert!(error.message.contains(&expected) && error.hint.is_some(), "{error}");
     }
     assert_eq!(read("long", 3_001_000).unwrap().pairs.len(), 2);
@@ -155,7 +155,7 @@ fn errors_name_file_and_row() {
         ("pairs-zstd", Format::Arena, "pairs-zstd.parquet: row 1: `conversation_a` is missing"),
         ("pairs-brotli", Format::Auto, "pairs-brotli.parquet: column `prompt` is compressed with brotli"),
         ("images", Format::Auto, "images.parquet: row 1: a row of no known layout: its keys are [\"image\"]"),
-        ("arena-image", Format::Auto, "arena-image.parquet: row 1: `image` is not empty, and only text is read"),
+        ("arena-image", Format::Auto, "arena-image.parquet: row 1: `image` is not empty, but only text is read"),
         ("odd-margin", Format::Auto, "odd-margin.parquet: row 2: `margin` is NaN, expected a finite number"),
         ("odd-half", Format::Auto, "odd-half.parquet: row 1: `margin` is Infinity, expected a finite number"),
         ("odd-chosen", Format::Auto, "odd-chosen.parquet: row 2: `chosen` is binary data, expected a string"),

@@ -223,7 +223,7 @@ fn a_wrong_value_names_line_key_and_what_was_expected() {
         (
             nectar(&[1.0, 2.0]),
             json!({"prompt": "q", "responses": ["x"], "ranks": [1, 2]}),
-            "there are 1 answers and 2 ranks or scores",
+            "there are 1 answers but 2 ranks or scores",
         ),
     ] {
         let taken = rows(&Source::new(""), &[good, bad]).unwrap();

@@ -15,9 +15,10 @@ fn split() -> Arc<Split> {
     Arc::new(Split { name: "train", data: steps::pairs(50), references: Vec::new() })
 }
 
-fn share(split: &Split, place: (usize, usize)) -> Share {
+fn share(split: &Split, (rank, world_size): (usize, usize)) -> Share {
     let sampler = Sampler::new(split.data.source_ranges(), &[1.0], PAIRS_PER_STEP, true, 3).unwrap();
-    Share { sampler, place, tokens_per_micro_batch: 40, packing: Packing::Shared, device: Device::Cpu }
+    let (packing, device) = (Packing::Shared, Device::Cpu);
+    Share { sampler, rank, world_size, tokens_per_micro_batch: 40, packing, device }
 }
 
 /// Step, whether it is the step's last, pairs and tokens of every micro-batch of these steps.

@@ -64,7 +64,7 @@ fn a_value_that_json_lacks_stops_only_its_readers() {
         ("margin", "NaN", "`margin` is NaN, expected a finite number"),
         ("margin", "Infinity", "`margin` is Infinity"),
         ("domain", r#""\ud83d\ud83e\udd80""#, "`domain` is a text with a lone surrogate"),
-        ("chosen", r#""c""#, "`chosen` is there twice, with different values"),
+        ("chosen", r#""c""#, "`chosen` is given twice, with different values"),
     ] {
         let error = refused(beside(key, value));
         assert!(error.message.contains("rows.jsonl:2: ") && error.message.contains(expected), "{error}");
@@ -90,7 +90,7 @@ fn no_template_gets_a_value_that_json_lacks() {
     };
     for (content, expected) in [
         (beside("tools", r#"[{"name": "f", "limit": Infinity}]"#), "in `tools` a value is Infinity"),
-        (beside("tools", r#""[{\"name\": \"f\", \"name\": \"g\"}]""#), "in `tools` a value is there twice"),
+        (beside("tools", r#""[{\"name\": \"f\", \"name\": \"g\"}]""#), "in `tools` a value is given twice"),
         (beside("documents", r#"[{"text": "\udd80"}]"#), "in `documents` a value is a text with a lone surrogate"),
         (beside("chat_template_kwargs", r#"{"a": [NaN]}"#), "in `chat_template_kwargs` a value is NaN"),
         (calls(r#"[{"function": {"name": "f", "arguments": {"x": -Infinity}}}]"#), "`tool_calls` a value is -Infinity"),
@@ -142,7 +142,7 @@ fn a_row_over_the_bound_is_refused_before_it_is_read() {
     let lines = format!("{PAIR}\n{long}\n");
     let array = format!("[{PAIR},\n{long}]");
     for (content, place) in
-        [(&lines, "rows.jsonl:2: a row of more"), (&array, "rows.jsonl:2: element 2: a row of more")]
+        [(&lines, "rows.jsonl:2: a row has more"), (&array, "rows.jsonl:2: element 2: a row has more")]
     {
         for packed in [content.clone().into_bytes(), gzip(content.as_bytes()), zst(content.as_bytes())] {
             let error = rows(&packed, 50_000).unwrap_err();
@@ -160,7 +160,7 @@ fn a_row_over_the_bound_is_refused_before_it_is_read() {
         (0..400_000_u32).map(|at| char::from(b'a' + (at.wrapping_mul(2_654_435_761) >> 24) as u8 % 26)).collect();
     let mut packed = gzip(format!("{PAIR}\n\"{noise}\"").as_bytes());
     packed.truncate(packed.len() - 20_000);
-    assert!(rows(&packed, 50_000).unwrap_err().message.contains("rows.jsonl:2: a row of more than"));
+    assert!(rows(&packed, 50_000).unwrap_err().message.contains("rows.jsonl:2: a row has more than"));
     assert!(rows(&packed, 500_000).unwrap_err().message.contains("damaged or cut short gzip data"));
     let mut packed = zst(format!("{PAIR}\n").as_bytes());
     packed.pop();
@@ -203,7 +203,7 @@ fn a_file_of_another_kind_is_named_with_what_to_do() {
         (b"%PDF-1.7\n".to_vec(), "a PDF document", "JSON Lines"),
         (b"prompt\tchosen\trejected\nq\ta\tb\n".to_vec(), "TSV", "delimiter='\\t'"),
         (b",\"prompt\",chosen\n0,q,a\n".to_vec(), "CSV", "csv.DictReader"),
-        (b"{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}\n".to_vec(), "Python's way of writing", "literal_eval"),
+        (b"{'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}\n".to_vec(), "in Python's notation", "literal_eval"),
         (b"{\n  \"prompt\": \"q\"\n}\n{\n".to_vec(), "JSON with objects over several lines", "jq -c . "),
         (format!("{{\"version\": 1, \"data\": [{PAIR}]}}\n").into_bytes(), "rows in the list \"data\"", "['data']"),
         (b"\0\x01\x02".to_vec(), "binary data", "JSON Lines"),

@@ -260,8 +260,8 @@ fn files_that_are_no_suite_are_refused_with_what_was_expected() {
     let eval = ["eval", "--checkpoint", "run/step-6", "--suite"];
     for (suite, says) in [
         (&["rewardbnch", "odd.jsonl"][..], &["--suite rewardbnch: no suite of that name", "rm-bench"][..]),
-        (&["rewardbench", "odd.jsonl", "judgebench"], &["--suite judgebench: no file is named"]),
-        (&["rewardbench", "a", "rewardbench", "b"], &["--suite rewardbench is there twice"]),
+        (&["rewardbench", "odd.jsonl", "judgebench"], &["--suite judgebench: no files are named"]),
+        (&["rewardbench", "a", "rewardbench", "b"], &["--suite rewardbench is given twice"]),
         (&["rewardbench", "odd.jsonl"], &["odd.jsonl:1", "`subset` is missing, expected a text"]),
         (&["rm-bench", "rm.jsonl", "./rm.jsonl"], &["rm-bench: ./rm.jsonl is named twice"]),
     ] {

@@ -300,7 +300,7 @@ proptest! {
     ) {
         let (format, rows) = laden(which, &extras);
         let mut rows: Vec<Value> = rows.iter().map(|row| shaped(row, shape)).collect();
-        let told = LAYOUTS.iter().any(|layout| layout.format == format && !layout.told_by.is_empty());
+        let told = LAYOUTS.iter().any(|layout| layout.format == format && !layout.signs.is_empty());
         let read_as = if named || !told { format } else { Format::Auto };
         // What is refused, or left out for a reason, is not silent.
         let Ok(before) = source_rows(&Source { format: read_as, ..Source::new("") }, &rows) else { return Ok(()) };

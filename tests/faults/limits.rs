@@ -304,7 +304,7 @@ fn a_cache_that_is_cut_short_under_a_run_is_named_and_the_run_resumes_to_the_sam
             fs::remove_file(workspace.log("cut", kind)).unwrap();
         }
         assert_eq!(code, 1, "{said}");
-        assert!(said.contains("pairs-") && said.contains("was cut short while it was in use"), "{said}");
+        assert!(said.contains("pairs-") && said.contains("was truncated while it was in use"), "{said}");
         fs::remove_dir_all(workspace.path("run")).unwrap();
         recovers(&workspace, ranks, "a cache that was cut short");
     }

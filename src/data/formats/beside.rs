@@ -1,10 +1,10 @@
-//! What may stand beside the pair in rows of any layout: a system prompt, earlier turns, an input, the conversation once
-//! more, tools, documents and arguments for the template. What has no clear meaning is refused by name.
+//! Keys beside the pair, which rows of any layout may have: a system prompt, earlier turns, an input, the conversation once
+//! more, tools, documents and arguments for the template. Keys without a clear meaning are refused by name.
 //!
 //! Not here: the pair itself (`interpret.rs`), its margin and domain (`reader.rs`).
 
-use super::turns::{Said, is_python};
-use crate::data::row::{Found, MEND, Row, says_something, without_odd};
+use super::turns::{Content, is_python};
+use crate::data::row::{Found, MEND, Row, has_content, without_odd};
 use crate::data::rows;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
@@ -16,18 +16,18 @@ const SYSTEM: [&str; 2] = ["system", "system_prompt"];
 const HISTORY: [&str; 1] = ["history"];
 /// A text on the line after the prompt.
 const INPUT: [&str; 1] = ["input"];
-/// The prompt, or the conversation, where nothing else has it; the same once more where something has.
+/// The prompt or the conversation, if no other key has it; else the same once more.
 const CONVERSATION: [&str; 3] = ["messages", "conversations", "conversation"];
 const TOOLS: &str = "tools";
 const DOCUMENTS: &str = "documents";
 const ARGUMENTS: &str = "chat_template_kwargs";
-/// Texts that change what the answers mean, whose place in the prompt nobody has said.
+/// Texts that change the meaning of the answers, but whose place in the prompt is unknown.
 const UNCLEAR: [&str; 2] = ["context", "rejected_tools"];
-/// What the model would have to see or hear.
+/// Inputs that the model would have to see or hear.
 const MEDIA: [&str; 9] =
     ["images", "videos", "audios", "image", "video", "audio", "rejected_images", "rejected_videos", "rejected_audios"];
 
-/// Variables that a template is given in any case: no row's arguments.
+/// Variables that every template gets, which a row's arguments may not set.
 const RESERVED: [&str; 7] =
     ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"];
 
@@ -37,32 +37,41 @@ pub fn keys() -> impl Iterator<Item = &'static str> {
     SYSTEM.into_iter().chain(HISTORY).chain(INPUT).chain(CONVERSATION).chain(rest)
 }
 
-/// What stands beside a row's pairs.
+/// The values beside a row's pairs.
 pub(super) struct Beside {
-    system: Option<(String, String)>,
+    system: Option<NamedText>,
     history: Vec<Message>,
-    input: Option<(String, String)>,
+    input: Option<NamedText>,
+    /// The key's name, and the turns.
     conversation: Option<(String, Vec<Message>)>,
-    /// What goes to the template.
+    /// Inputs of the template.
     pub(super) inputs: TemplateInputs,
 }
 
+/// A text with the name of its key, for messages.
+struct NamedText {
+    name: String,
+    text: String,
+}
+
 impl Row<'_> {
-    /// Reads what is beside the prompt and the answers, which must have been read already.
+    /// Reads the values beside the prompt and the answers, which must have been read already.
     pub(super) fn beside(&self) -> Result<Beside> {
         if let Some(found) = self.left(&MEDIA) {
-            return Err(Error::input(format!("{} is not empty, and only text is read", found.name)).hint(MEND));
+            return Err(Error::input(format!("{} is not empty, but only text is read", found.name)).hint(MEND));
         }
         if let Some(Found { name, path, .. }) = self.left(&UNCLEAR) {
-            return Err(Error::input(format!("{name} stands beside the prompt, and where it belongs is not clear"))
-                .hint(format!(
-                    "write it into the prompt, or say what it is: columns = {{ system = \"{path}\" }}, for example"
-                )));
+            return Err(Error::input(format!("it is not clear where {name} belongs in the prompt")).hint(format!(
+                "write it into the prompt, or map it to a key, for example columns = {{ system = \"{path}\" }}"
+            )));
         }
-        let text = |found: Found| found.text("a string").map(|text| (found.name.clone(), text.to_owned()));
-        let conversation = self.left(&CONVERSATION).map(|found| match self.said(&found)? {
-            Said::Turns(turns) => Ok((found.name, turns)),
-            Said::Text(_) => Err(found.wrong(found.value("")?, "a message list")),
+        let text = |found: Found| -> Result<NamedText> {
+            let text = found.text("a string")?.to_owned();
+            Ok(NamedText { name: found.name, text })
+        };
+        let conversation = self.left(&CONVERSATION).map(|found| match self.content(&found)? {
+            Content::Turns(turns) => Ok((found.name, turns)),
+            Content::Text(_) => Err(found.wrong(found.value("")?, "a message list")),
         });
         let tools = self.left(&[TOOLS]).map(|found| self.objects(&found)).transpose()?;
         let documents = self.left(&[DOCUMENTS]).map(|found| self.objects(&found)).transpose()?;
@@ -76,10 +85,10 @@ impl Row<'_> {
         })
     }
 
-    /// The first of these keys that says something and was not read as a part of the pair.
+    /// The first of these keys that has content and was not read as a part of the pair.
     fn left(&self, keys: &[&str]) -> Option<Found<'_>> {
         keys.iter().find_map(|key| {
-            let left = !self.is_read(key) && self.peek(key).is_some_and(says_something);
+            let left = !self.is_read(key) && self.peek(key).is_some_and(has_content);
             left.then(|| self.get(&[key])).flatten()
         })
     }
@@ -89,11 +98,10 @@ impl Row<'_> {
         let value = json(found, EXPECTED)?;
         let rounds = value.as_array().filter(|rounds| rounds.iter().all(Value::is_array));
         let Some(rounds) = rounds else {
-            return match self.said(&Found { values: vec![&value], path: found.path.clone(), name: found.name.clone() })
-            {
-                Ok(Said::Turns(turns)) => Ok(turns),
-                Ok(Said::Text(_)) => Err(found.wrong(&value, EXPECTED)),
-                Err(error) => Err(error),
+            let found = Found { values: vec![&value], path: found.path.clone(), name: found.name.clone() };
+            return match self.content(&found)? {
+                Content::Turns(turns) => Ok(turns),
+                Content::Text(_) => Err(found.wrong(&value, EXPECTED)),
             };
         };
         self.mark_whole(&found.path);
@@ -107,7 +115,7 @@ impl Row<'_> {
                 }
                 _ => {
                     let message = format!("entry {} of {} is not two texts", index + 1, found.name);
-                    return Err(Error::input(message).hint("expected what the user and what the assistant said"));
+                    return Err(Error::input(message).hint("expected the user's and the assistant's text"));
                 }
             }
         }
@@ -141,32 +149,32 @@ impl Row<'_> {
         let Value::Object(mut arguments) = value else { return Err(found.wrong(&value, EXPECTED)) };
         arguments.retain(|_, value| !value.is_null());
         match arguments.keys().find(|key| RESERVED.contains(&key.as_str())) {
-            Some(key) => Err(Error::input(format!("{} sets `{key}`, which is not a row's to set", found.name))
+            Some(key) => Err(Error::input(format!("{} sets `{key}`, which a row may not set", found.name))
                 .hint("tools and documents have keys of their own")),
             None => Ok(arguments),
         }
     }
 }
 
-/// The value, or what its text holds as JSON.
+/// The value; parsed, if it is a text that is JSON.
 fn json(found: &Found, expected: &str) -> Result<Value> {
     let value = found.value(expected)?;
     let Value::String(text) = value else { return Ok(value.clone()) };
     rows::of_text(text).map_err(|_| {
-        let hint = if is_python(text) { "it is as Python prints it: write it as JSON, with json.dumps" } else { MEND };
+        let hint = if is_python(text) { "it is in Python's notation: write it as JSON, with json.dumps" } else { MEND };
         Error::input(format!("{} is a text that is not JSON, expected {expected}", found.name)).hint(hint)
     })
 }
 
 impl Beside {
-    /// The key of a conversation that ends with an answer which is none of these: that answer is not used.
+    /// The key of a conversation that ends with an answer other than these: that answer is not used.
     pub(super) fn with_another_answer<'m>(&self, mut answers: impl Iterator<Item = &'m Message>) -> Option<&str> {
         let (name, turns) = self.conversation.as_ref()?;
         let last = turns.last().filter(|last| last.role == "assistant")?;
         (!answers.any(|answer| answer == last)).then(|| name.trim_matches('`'))
     }
 
-    /// The prompt where only the conversation beside the answers has it; `None` where nothing has.
+    /// The prompt from the conversation beside the answers; `None` without one.
     pub(super) fn prompt(&self, chosen: &Message) -> Result<Option<Prompt>> {
         let Some((name, turns)) = &self.conversation else { return Ok(None) };
         match turns.split_last() {
@@ -179,7 +187,7 @@ impl Beside {
         }
     }
 
-    /// The prompt with all that stands beside it.
+    /// The prompt with the system prompt, history and input that are beside it.
     pub(super) fn complete(&self, prompt: Prompt) -> Result<Prompt> {
         let bare = self.conversation.as_ref().map(|_| turns_of(&prompt));
         let prompt = self.with_input(prompt)?;
@@ -193,8 +201,8 @@ impl Beside {
                 _ => turns,
             };
             if [bare, turns_of(&prompt)].iter().all(|known| before != known && turns != known) {
-                return Err(Error::input(format!("{name} is another conversation than the prompt's"))
-                    .hint("leave one of the two out; a source's `columns` can say where the prompt stands"));
+                return Err(Error::input(format!("{name} does not match the prompt"))
+                    .hint("leave one of the two out; a source's `columns` can name the prompt's key"));
             }
         }
         Ok(prompt)
@@ -203,17 +211,17 @@ impl Beside {
     fn with_input(&self, prompt: Prompt) -> Result<Prompt> {
         match (&self.input, prompt) {
             (None, prompt) => Ok(prompt),
-            // Some sets have the prompt once more under this name.
-            (Some((_, input)), Prompt::Text(text)) if text.trim() == input.trim() => Ok(Prompt::Text(text)),
-            (Some((_, input)), Prompt::Messages(turns))
-                if turns.last().is_some_and(|last| last.text().trim() == input.trim()) =>
+            // Some data sets repeat the prompt under this name.
+            (Some(input), Prompt::Text(text)) if text.trim() == input.text.trim() => Ok(Prompt::Text(text)),
+            (Some(input), Prompt::Messages(turns))
+                if turns.last().is_some_and(|last| last.text().trim() == input.text.trim()) =>
             {
                 Ok(Prompt::Messages(turns))
             }
-            (Some((_, input)), Prompt::Text(text)) => Ok(Prompt::Text(format!("{text}\n{input}"))),
-            (Some((name, _)), Prompt::Messages(_)) => {
-                Err(Error::input(format!("{name} stands beside a conversation, and where it belongs is not clear"))
-                    .hint("write it into the turn that it belongs to"))
+            (Some(input), Prompt::Text(text)) => Ok(Prompt::Text(format!("{text}\n{}", input.text))),
+            (Some(input), Prompt::Messages(_)) => {
+                Err(Error::input(format!("it is not clear where {} belongs in the conversation", input.name))
+                    .hint("write it into the turn to which it belongs"))
             }
         }
     }
@@ -222,10 +230,10 @@ impl Beside {
         let mut turns = turns_of(&prompt);
         let start = turns.iter().take_while(|turn| turn.role == "system").count();
         turns.splice(start..start, self.history.iter().cloned());
-        if let Some((name, system)) = &self.system {
+        if let Some(NamedText { name, text: system }) = &self.system {
             match turns.first() {
                 Some(first) if first.role == "system" && first.text() != system => {
-                    return Err(Error::input(format!("{name} is another system prompt than the first message"))
+                    return Err(Error::input(format!("{name} differs from the system prompt in the first message"))
                         .hint("leave one of the two out"));
                 }
                 Some(first) if first.role == "system" => {}

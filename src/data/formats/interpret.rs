@@ -1,12 +1,12 @@
 //! Reads a row by its layout: the prompt, the answers, and the pairs they make.
 //!
-//! Not here: layouts (`layouts.rs`), which answer is better (`preference.rs`), how a value holds turns (`turns.rs`), what
-//! stands beside a pair (`beside.rs`).
+//! Not here: layouts (`layouts.rs`), which answer is better (`preference.rs`), the turns in a value (`turns.rs`), the keys
+//! beside a pair (`beside.rs`).
 
 use super::layout::{Layout, Written};
 use super::preference::Choice;
 use super::transcripts::{continued, is_open_transcript, prompt_of, transcript};
-use super::turns::Said;
+use super::turns::Content;
 use super::{DropReason, Verdict, beside};
 use crate::config::Ties;
 use crate::data::row::{Found, MEND, Row};
@@ -15,29 +15,29 @@ use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use serde_json::Value;
 
-/// Answers a list may have: 64 make 2,016 pairs. More is a damaged row, or no list of one prompt's answers.
+/// Most answers in a list: 64 make 2,016 pairs. With more, the row is damaged or has answers to several prompts.
 const LONGEST_LIST: usize = 64;
 
-/// What a row says of one pair.
+/// One pair of a row.
 pub(super) struct Sides {
     pub(super) prompt: Prompt,
     pub(super) inputs: TemplateInputs,
     pub(super) chosen: Message,
     pub(super) rejected: Message,
-    /// How much better the chosen answer is, where the layout says so.
+    /// How much better the chosen answer is, if the layout says so.
     pub(super) margin: Option<f64>,
     /// Neither answer is better.
     pub(super) tied: bool,
 }
 
-/// An answer and, where the row has it as a conversation, the turns before it.
+/// An answer and, if the row has it as a conversation, the turns before it.
 struct Answer {
     before: Option<Vec<Message>>,
     message: Message,
     name: String,
 }
 
-/// What the row has of a prompt.
+/// The prompt as the row has it.
 enum Asked {
     Nothing,
     Whole(Prompt),
@@ -47,10 +47,10 @@ enum Asked {
 
 impl Row<'_> {
     /// The pairs of a row: one, or those of a list, at most `limit` of them, spread evenly over all; 0: no limit. Ties are
-    /// among them where `ties` says so. What is not taken is a verdict too, so that it is counted.
+    /// included if `ties` says so. A pair that is left out is returned as its reason, so that it is counted.
     ///
     /// # Errors
-    /// A row that is not as the layout says.
+    /// A row that does not match the layout.
     pub(super) fn pairs(&self, layout: &Layout, limit: usize, ties: Ties) -> Result<Vec<Verdict<Sides>>> {
         let asked = self.asked(layout)?;
         let groups = match self.answers(layout, &asked)? {
@@ -99,7 +99,7 @@ impl Row<'_> {
             .collect()
     }
 
-    /// The one answer of a row that is only scored, as both sides.
+    /// The single answer of a row that is only scored, as both sides of a pair.
     ///
     /// # Errors
     /// As [`Row::pairs`].
@@ -134,14 +134,14 @@ impl Row<'_> {
         if layout.prompt_as == Written::JsonList {
             return Ok(Asked::Turns(json_list(&found)?));
         }
-        Ok(Asked::Whole(match self.said(&found)? {
-            Said::Text(text) if layout.prompt_as == Written::Transcript => prompt_of(&text),
-            Said::Text(text) => Prompt::Text(text),
-            Said::Turns(turns) => Prompt::Messages(turns),
+        Ok(Asked::Whole(match self.content(&found)? {
+            Content::Text(text) if layout.prompt_as == Written::Transcript => prompt_of(&text),
+            Content::Text(text) => Prompt::Text(text),
+            Content::Turns(turns) => Prompt::Messages(turns),
         }))
     }
 
-    /// The answers at each of the layout's places.
+    /// The answers at each of the layout's paths.
     fn answers(&self, layout: &Layout, asked: &Asked) -> Result<Verdict<Vec<Vec<Answer>>>> {
         let prompt = self.get(layout.prompt).filter(|_| layout.prompt_as == Written::Transcript);
         let prompt = prompt.and_then(|found| found.values.first().and_then(|value| value.as_str()));
@@ -173,10 +173,10 @@ impl Row<'_> {
         let answer = |before, message| Ok(Answer { before, message, name: found.name.clone() });
         if let (Written::JsonList, Asked::Turns(questions)) = (layout.answers_as, asked) {
             let mut texts = json_list(found)?;
-            let (said, last) = (texts.len(), texts.pop().unwrap_or_default());
-            if said != questions.len() || said == 0 {
+            let (count, last) = (texts.len(), texts.pop().unwrap_or_default());
+            if count != questions.len() || count == 0 {
                 return Err(Error::input(format!(
-                    "{} has {said} turns, and the prompt {}",
+                    "{} has {count} turns, but the prompt has {}",
                     found.name,
                     questions.len()
                 ))
@@ -189,18 +189,18 @@ impl Row<'_> {
                 .collect();
             return Ok(answer(Some(before), Message::answer(last)));
         }
-        match (self.said(found)?, layout.answers_as) {
-            (Said::Text(text), Written::Transcript) => {
+        match (self.content(found)?, layout.answers_as) {
+            (Content::Text(text), Written::Transcript) => {
                 Ok(transcript(&found.name, &text)?
                     .and_then(|(before, text)| answer(Some(before), Message::answer(text))))
             }
-            (Said::Text(text), _) => Ok(answer(None, Message::answer(text))),
-            (Said::Turns(mut turns), _) => match turns.pop() {
+            (Content::Text(text), _) => Ok(answer(None, Message::answer(text))),
+            (Content::Turns(mut turns), _) => match turns.pop() {
                 Some(last) if last.role == "assistant" => Ok(answer(Some(turns), last)),
                 Some(last) => {
                     let message =
                         format!("the last message of {} is the {}'s, expected the assistant's", found.name, last.role);
-                    Err(Error::input(message).hint("the last message is what is rewarded"))
+                    Err(Error::input(message).hint("the last message is the one that is rewarded"))
                 }
                 None => Err(Error::input(format!(
                     "{} is an empty message list, expected the assistant's message",
@@ -211,7 +211,7 @@ impl Row<'_> {
         }
     }
 
-    /// The prompt of two answers, with what stands beside it.
+    /// The prompt of two answers, completed by the keys beside it.
     fn common_prompt(
         &self,
         layout: &Layout,
@@ -240,7 +240,7 @@ impl Row<'_> {
                 return Err(Error::input(format!("{name} has messages before its last one that are not the prompt"))
                     .hint("expected the assistant's message alone, or the whole conversation with the prompt in it"));
             }
-            // An answer alone follows the user's last turn; after the assistant's calls it would be another prompt's.
+            // An answer alone follows the user's last turn; after the assistant's calls it would answer another prompt.
             (_, Some(before)) if alike || before.last().is_some_and(|last| last.role == "user") => {
                 Prompt::Messages(before.to_vec())
             }
@@ -260,7 +260,7 @@ impl Row<'_> {
     }
 }
 
-/// Whether a prompt is these turns and one of the answers.
+/// Whether a prompt is these turns followed by one of the answers.
 fn ends_with_one_of(prompt: &Prompt, before: &[Message], answers: [&Answer; 2]) -> bool {
     match beside::turns_of(prompt).split_last() {
         Some((last, rest)) => rest == before && answers.iter().any(|answer| answer.message == *last),
@@ -276,7 +276,7 @@ fn starts(before: &[Message], prompt: &Prompt) -> bool {
     }
 }
 
-/// Texts in a list, or in a JSON text of one; null is a turn that says nothing.
+/// Texts in a list, or in a JSON text of one; null is an empty turn.
 fn json_list(found: &Found) -> Result<Vec<String>> {
     const EXPECTED: &str = "a list of texts, or a JSON text of one";
     let value = found.value(EXPECTED)?;

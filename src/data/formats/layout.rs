@@ -1,4 +1,4 @@
-//! What a layout of rows can say: where prompt, answers, preference, margin, domain and ties stand, and how they are
+//! The description of a layout of rows: the paths of prompt, answers, preference, margin, domain and ties, and how they are
 //! written.
 //!
 //! Not here: the layouts (`layouts.rs`), and reading rows by them (`interpret.rs`).
@@ -8,20 +8,20 @@ use crate::config::Format;
 use crate::data::row::Row;
 use serde_json::Value;
 
-/// Paths of which the first that leads to a value counts; `row.rs` says what a path is.
+/// Alternative paths, of which the first that leads to a value is used; `row.rs` defines paths.
 pub type At = &'static [&'static str];
 
-/// One shape of rows. What may stand beside any pair (a system prompt, earlier turns, tools, a margin, ...) is in
+/// One layout of rows. The keys that may be beside any pair (a system prompt, earlier turns, tools, a margin, ...) are in
 /// `beside.rs`, once for all layouts.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     /// Its name in a config.
     pub format: Format,
-    /// Whose rows these are, and what there is to know.
+    /// A description for users: whose rows these are.
     pub about: &'static str,
-    /// What a row of it has; none: the layout must be named.
-    pub told_by: &'static [Sign],
-    /// The prompt; none: the answers are whole conversations.
+    /// The signs by which it is detected, all of which a row must have; empty: the layout must be named.
+    pub signs: &'static [Sign],
+    /// The prompt; empty: the answers are whole conversations.
     pub prompt: At,
     /// How a prompt that is a text is written.
     pub prompt_as: Written,
@@ -33,22 +33,22 @@ pub struct Layout {
     pub preference: Preference,
     /// Scores of the chosen and of the rejected answer, whose difference is the margin.
     pub margin: Option<[At; 2]>,
-    /// A flag that says whether the answers are as good.
+    /// A flag that says whether the answers are equally good.
     pub tie: At,
-    /// Name under which the pair is reported, where the row has no `domain`.
+    /// Name under which the pair is reported, if the row has no `domain`.
     pub domain: At,
     /// The rows of one prompt follow one another, with an answer each: they are read as one row, `rows[]` in paths.
     pub joins_rows: bool,
-    /// A row, or the rows of one prompt, one a line.
+    /// A row, or the rows of one prompt, one per line.
     pub example: &'static str,
 }
 
 impl Layout {
-    /// What is left out in a table.
+    /// The defaults for entries of the table.
     pub(super) const PLAIN: Self = Self {
         format: Format::Pairs,
         about: "",
-        told_by: &[],
+        signs: &[],
         prompt: &["prompt"],
         prompt_as: Written::Plainly,
         answers: &[],
@@ -62,12 +62,12 @@ impl Layout {
     };
 }
 
-/// What a row shows of its layout.
+/// A sign by which a row's layout is detected.
 #[derive(Debug, Clone, Copy)]
 pub enum Sign {
-    /// It has one of these keys.
+    /// The row has one of these keys.
     Has(At),
-    /// It has none of these.
+    /// The row has none of these keys.
     Lacks(At),
     /// The key's value is a list of texts.
     Texts(&'static str),
@@ -85,7 +85,7 @@ pub enum Written {
     Plainly,
     /// With its speakers' names: hh-rlhf, Nectar, HelpSteer2.
     Transcript,
-    /// A JSON list of one speaker's turns; the prompt's and an answer's are those of one conversation in turns.
+    /// A JSON list of one speaker's turns; the prompt's and the answer's turns alternate.
     JsonList,
 }
 
@@ -103,16 +103,16 @@ pub enum Preference {
     Safety(At, [At; 2]),
     /// A rank for each answer, the lower the better.
     Ranks(&'static [At]),
-    /// A score for each answer, the higher the better; the mean, where a path leads to several numbers.
+    /// A score for each answer, the higher the better; the mean, if a path leads to several numbers.
     Scores(&'static [At]),
     /// There is one answer.
     Alone,
 }
 
 impl Layout {
-    /// Whether a row shows all the signs.
+    /// Whether a row has all the signs.
     pub(super) fn fits(&self, row: &Row) -> bool {
-        !self.told_by.is_empty() && self.told_by.iter().all(|sign| sign.is_in(row))
+        !self.signs.is_empty() && self.signs.iter().all(|sign| sign.is_in(row))
     }
 
     /// Every path it names, in the order of the table.

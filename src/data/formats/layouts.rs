@@ -1,7 +1,7 @@
-//! The layouts: a dozen lines and an example each. The first layout whose keys a row has is taken.
+//! The layouts: a dozen lines and an example each. The first layout that fits a row is used.
 //!
-//! A new one: its entry here and its name in `config/source.rs`; every example is read in a test. Not here: what an entry
-//! can say (`layout.rs`). Examples are our own, in the shape of the sets they name.
+//! A new one: its entry here and its name in `config/source.rs`; every example is read in a test. Not here: the fields of an
+//! entry (`layout.rs`). Examples are our own, in the form of the data sets they name.
 
 use super::layout::{At, Layout, Preference, Sign, Written};
 use crate::config::Format;
@@ -11,7 +11,7 @@ use Sign::{Has, Lacks, OpenTranscript, Texts, Transcript};
 const CHOSEN: At = &["chosen"];
 const REJECTED: At = &["rejected"];
 const EITHER: Sign = Has(&["chosen", "rejected"]);
-/// How sets that compare two models name the winner.
+/// Names of the winner in data sets that compare two models.
 const A: At = &["model_a", "a", "A", "response_a", "A>B", "A>>B"];
 const B: At = &["model_b", "b", "B", "response_b", "B>A", "B>>A"];
 const TIE: At = &["tie", "tie (bothbad)", "both_bad", "both_good", "A=B"];
@@ -21,7 +21,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Helpful,
         about: "PKU-SafeRLHF, BeaverTails: the more helpful of two responses",
-        told_by: &[Has(&["response_0"]), Has(&["response_1"])],
+        signs: &[Has(&["response_0"]), Has(&["response_1"])],
         answers: &[&["response_0"], &["response_1"]],
         preference: Winner(&["better_response_id"], [&["0"], &["1"], &[]]),
         example: r#"{"prompt": "Name a tree.", "response_0": "Oak.", "response_1": "Granite.", "better_response_id": 0}"#,
@@ -38,7 +38,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Rewardbench2,
         about: "RewardBench 2, RM-Bench: lists of right and wrong answers; every right one with every wrong one",
-        told_by: &[Texts("chosen"), Texts("rejected")],
+        signs: &[Texts("chosen"), Texts("rejected")],
         answers: &[&["chosen[]"], &["rejected[]"]],
         domain: &["subset"],
         example: r#"{"prompt": "Name an even number.", "chosen": ["4"], "rejected": ["5", "7", "9"], "subset": "Math"}"#,
@@ -47,7 +47,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::LlamafactoryV1,
         about: "LLaMA-Factory v1: two conversations of content parts",
-        told_by: &[Has(&["chosen_messages"])],
+        signs: &[Has(&["chosen_messages"])],
         prompt: &[],
         answers: &[&["chosen_messages"], &["rejected_messages"]],
         example: r#"{"chosen_messages": [{"role": "user", "content": [{"type": "text", "value": "Name a bird."}]}, {"role": "assistant", "content": [{"type": "text", "value": "A wren."}]}], "rejected_messages": [{"role": "user", "content": [{"type": "text", "value": "Name a bird."}]}, {"role": "assistant", "content": [{"type": "text", "value": "A trout."}]}]}"#,
@@ -56,7 +56,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::MsSwift,
         about: "ms-swift: a conversation whose last answer is the chosen one, and the rejected one",
-        told_by: &[Has(&["messages"]), Has(&["rejected_response", "rejected_messages"])],
+        signs: &[Has(&["messages"]), Has(&["rejected_response", "rejected_messages"])],
         prompt: &[],
         answers: &[&["messages"], &["rejected_response", "rejected_messages"]],
         example: r#"{"messages": [{"role": "user", "content": "Name a bird."}, {"role": "assistant", "content": "A wren."}], "rejected_response": "A trout."}"#,
@@ -65,7 +65,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Hh,
         about: "hh-rlhf: two transcripts of one conversation",
-        told_by: &[Transcript("chosen"), Lacks(&["prompt"])],
+        signs: &[Transcript("chosen"), Lacks(&["prompt"])],
         prompt: &[],
         answers: &[CHOSEN, REJECTED],
         answers_as: Written::Transcript,
@@ -75,7 +75,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::RmStatic,
         about: "rm-static: a transcript that two answers continue",
-        told_by: &[OpenTranscript("prompt"), EITHER],
+        signs: &[OpenTranscript("prompt"), EITHER],
         prompt_as: Written::Transcript,
         answers: &[CHOSEN, REJECTED],
         example: r#"{"prompt": "\n\nHuman: Name a river.\n\nAssistant:", "chosen": " The Elbe.", "rejected": " Everest."}"#,
@@ -84,7 +84,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Sharegpt,
         about: "ShareGPT, LLaMA-Factory: turns with `from` and `value`",
-        told_by: &[Has(&["conversations", "conversation"]), EITHER, Lacks(&["prompt"])],
+        signs: &[Has(&["conversations", "conversation"]), EITHER, Lacks(&["prompt"])],
         prompt: &["conversations", "conversation"],
         answers: &[CHOSEN, REJECTED],
         example: r#"{"conversations": [{"from": "human", "value": "Name a colour."}], "chosen": {"from": "gpt", "value": "Green."}, "rejected": {"from": "gpt", "value": "Loud."}}"#,
@@ -93,7 +93,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Instruction,
         about: "LLaMA-Factory's ranking rows: instruction, perhaps input, system, history",
-        told_by: &[Has(&["instruction"]), EITHER, Lacks(&["prompt"])],
+        signs: &[Has(&["instruction"]), EITHER, Lacks(&["prompt"])],
         prompt: &["instruction"],
         answers: &[CHOSEN, REJECTED],
         example: r#"{"system": "Be brief.", "instruction": "Translate.", "input": "Hund", "chosen": "Dog", "rejected": "Hand"}"#,
@@ -102,7 +102,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Orca,
         about: "orca_dpo_pairs: a question, perhaps a system prompt; Argilla's distilabel sets, whose question is `input`",
-        told_by: &[Has(&["question", "input"]), EITHER, Lacks(&["prompt"])],
+        signs: &[Has(&["question", "input"]), EITHER, Lacks(&["prompt"])],
         prompt: &["question", "input"],
         answers: &[CHOSEN, REJECTED],
         example: r#"{"system": "Be brief.", "question": "What barks?", "chosen": "A dog.", "rejected": "A hand."}"#,
@@ -110,8 +110,8 @@ pub static LAYOUTS: &[Layout] = &[
     },
     Layout {
         format: Format::Pairs,
-        about: "a prompt and two answers: texts, message lists or single messages; the prompt may stand in the answers",
-        told_by: &[EITHER],
+        about: "a prompt and two answers: texts, message lists or single messages; the prompt may be in the answers",
+        signs: &[EITHER],
         prompt: &["prompt", "context"],
         answers: &[CHOSEN, REJECTED],
         example: r#"{"prompt": "Name a fish.", "chosen": "Trout.", "rejected": "Wren.", "margin": 1.5, "domain": "animals"}"#,
@@ -131,8 +131,8 @@ pub static LAYOUTS: &[Layout] = &[
     },
     Layout {
         format: Format::Outputs,
-        about: "LLaMA-Factory's older ranking rows: a list of outputs, the best first; all pairs of it",
-        told_by: &[Has(&["instruction"]), Texts("output")],
+        about: "LLaMA-Factory's older ranking rows: a list of outputs, the best first; all pairs of them",
+        signs: &[Has(&["instruction"]), Texts("output")],
         prompt: &["instruction"],
         answers: &[&["output[]"]],
         preference: Ranks(&[]),
@@ -141,8 +141,8 @@ pub static LAYOUTS: &[Layout] = &[
     },
     Layout {
         format: Format::Arena,
-        about: "Chatbot Arena, MT-Bench: two conversations and the winner; ties and talks that parted are dropped",
-        told_by: &[Has(&["conversation_a"]), Has(&["conversation_b"])],
+        about: "Chatbot Arena, MT-Bench: two conversations and the winner; ties and different prompts are dropped",
+        signs: &[Has(&["conversation_a"]), Has(&["conversation_b"])],
         prompt: &[],
         answers: &[&["conversation_a"], &["conversation_b"]],
         preference: Winner(&["winner"], [A, B, TIE]),
@@ -152,7 +152,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Arena55k,
         about: "Arena's 55,000 rows (Kaggle): turns as JSON lists in texts, and a flag for each outcome",
-        told_by: &[Has(&["response_a"]), Has(&["winner_model_a"])],
+        signs: &[Has(&["response_a"]), Has(&["winner_model_a"])],
         prompt_as: Written::JsonList,
         answers: &[&["response_a"], &["response_b"]],
         answers_as: Written::JsonList,
@@ -164,7 +164,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Rated,
         about: "two responses with a score each; SHP and WebGPT with `columns`",
-        told_by: &[Has(&["response_a", "response_A"]), Has(&["score_a", "score_A"])],
+        signs: &[Has(&["response_a", "response_A"]), Has(&["score_a", "score_A"])],
         prompt: &["prompt", "question"],
         answers: &[&["response_a", "response_A"], &["response_b", "response_B"]],
         preference: Scores(&[&["score_a", "score_A"], &["score_b", "score_B"]]),
@@ -174,7 +174,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Compared,
         about: "JudgeBench and the like: two responses and the winner's name",
-        told_by: &[Has(&["response_a", "response_A"]), Has(&["winner", "label"])],
+        signs: &[Has(&["response_a", "response_A"]), Has(&["winner", "label"])],
         prompt: &["prompt", "question"],
         answers: &[&["response_a", "response_A"], &["response_b", "response_B"]],
         preference: Winner(&["winner", "label"], [A, B, TIE]),
@@ -184,7 +184,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Alpaca,
         about: "Alpaca human preferences; LLMBar and PandaLM with `columns`; the better output's number, 0 and 1.5 are ties",
-        told_by: &[Has(&["output_1"]), Has(&["output_2"])],
+        signs: &[Has(&["output_1"]), Has(&["output_2"])],
         prompt: &["instruction"],
         answers: &[&["output_1"], &["output_2"]],
         preference: Winner(&["preference"], [&["1"], &["2"], &["0", "1.5"]]),
@@ -194,7 +194,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Helpsteer,
         about: "HelpSteer2 and 3: a preference from -3 (the first) to 3 (the second); its size is the margin",
-        told_by: &[Has(&["preference_strength", "overall_preference"])],
+        signs: &[Has(&["preference_strength", "overall_preference"])],
         prompt: &["context", "prompt"],
         prompt_as: Written::Transcript,
         answers: &[&["response_1", "response1"], &["response_2", "response2"]],
@@ -205,7 +205,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::NemoRl,
         about: "NeMo-RL: completions with ranks, 0 the best; all pairs of them",
-        told_by: &[Has(&["context", "prompt"]), Has(&["completions.0.completion"])],
+        signs: &[Has(&["context", "prompt"]), Has(&["completions.0.completion"])],
         prompt: &["context", "prompt"],
         answers: &[&["completions[].completion"]],
         preference: Ranks(&[&["completions[].rank"]]),
@@ -215,7 +215,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Ultrafeedback,
         about: "UltraFeedback as it was published: the mean of its ratings decides; all pairs of the completions",
-        told_by: &[Has(&["instruction"]), Has(&["completions.0.response"])],
+        signs: &[Has(&["instruction"]), Has(&["completions.0.response"])],
         prompt: &["instruction"],
         answers: &[&["completions[].response"]],
         preference: Scores(&[&["completions[].annotations[].Rating"]]),
@@ -225,7 +225,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::UnifiedFeedback,
         about: "Unified-Feedback: two conversations with a rating each",
-        told_by: &[Has(&["conv_A"]), Has(&["conv_B"])],
+        signs: &[Has(&["conv_A"]), Has(&["conv_B"])],
         prompt: &[],
         answers: &[&["conv_A"], &["conv_B"]],
         preference: Scores(&[&["conv_A_rating"], &["conv_B_rating"]]),
@@ -235,7 +235,7 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Ranked,
         about: "Nectar: up to 64 answers with ranks, 1 the best; all pairs of them",
-        told_by: &[Has(&["answers.0.rank", "ranks"])],
+        signs: &[Has(&["answers.0.rank", "ranks"])],
         prompt_as: Written::Transcript,
         answers: &[&["answers[].answer", "responses[]"]],
         preference: Ranks(&[&["answers[].rank", "ranks[]"]]),
@@ -245,8 +245,8 @@ pub static LAYOUTS: &[Layout] = &[
     Layout {
         format: Format::Helpsteer2Attributes,
         about: "HelpSteer2's attributes: rows of one prompt that follow one another; `helpfulness` decides, or the attribute \
-                that `columns` put in its place",
-        told_by: &[Has(&["response"]), Has(&["helpfulness"])],
+                to which `columns` map it",
+        signs: &[Has(&["response"]), Has(&["helpfulness"])],
         prompt_as: Written::Transcript,
         answers: &[&["rows[].response"]],
         preference: Scores(&[&["rows[].helpfulness"]]),
@@ -261,8 +261,8 @@ pub static LAYOUTS: &[Layout] = &[
 pub(super) static ALONE: &[Layout] = &[
     Layout {
         about: "a prompt and an answer",
-        told_by: &[Has(&["answer", "response", "completion"])],
-        // As the pair that the answer comes from would be read.
+        signs: &[Has(&["answer", "response", "completion"])],
+        // As in the pair from which the answer may come.
         prompt_as: Written::Transcript,
         answers: &[&["answer", "response", "completion"]],
         preference: Alone,
@@ -270,7 +270,7 @@ pub(super) static ALONE: &[Layout] = &[
     },
     Layout {
         about: "a conversation that ends with the answer",
-        told_by: &[Has(&["messages", "conversations", "conversation"])],
+        signs: &[Has(&["messages", "conversations", "conversation"])],
         prompt: &[],
         answers: &[&["messages", "conversations", "conversation"]],
         preference: Alone,
@@ -278,7 +278,7 @@ pub(super) static ALONE: &[Layout] = &[
     },
 ];
 
-/// The layouts of a format by name; `pairs` where rows tell.
+/// The layout of a format; `None` for `auto`.
 pub(super) fn named(format: Format) -> Option<&'static Layout> {
     LAYOUTS.iter().find(|layout| layout.format == format)
 }

@@ -1,4 +1,4 @@
-//! A source's rows become [`Pair`]s: a table says where each layout has its parts, one interpreter reads them all.
+//! Turns a source's rows into [`Pair`]s: a table gives the paths of each layout's parts, and one interpreter reads them all.
 //!
 //! Not here: files (`rows/`), paths into a row (`row.rs`), and how a pair becomes text (`template/`) and tokens
 //! (`tokenize/`). A new layout is an entry in `layouts.rs` and a name in `config/source.rs`.
@@ -25,22 +25,22 @@ use crate::error::Error;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a source held.
+/// The pairs of a source, and counts of its rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SourceRows {
     /// The pairs taken, in the file's order; each has a domain.
     pub pairs: Vec<Pair>,
-    /// Pairs read, taken or not: one a row, or all that a list makes. `pairs` and `dropped` add up to it.
+    /// Pairs read, taken or not: one per row, or all that a list makes. `pairs` and `dropped` add up to it.
     pub read: usize,
     /// Pairs not taken, and why.
     pub dropped: BTreeMap<DropReason, usize>,
     /// Rows that made a pair.
     pub rows: usize,
-    /// Path of a key that holds something and was not used -> in how many of these rows.
+    /// Path of a key with content that was not used -> number of these rows that have it.
     pub unused: BTreeMap<String, usize>,
     /// The error of the first odd row that would have been taken.
     pub first_odd: Option<Error>,
-    /// The layout that the source names, or that its rows showed.
+    /// The layout that the source names, or that was detected.
     pub format: Option<Format>,
 }
 
@@ -75,7 +75,7 @@ pub enum DropReason {
     OutsideRows,
     /// Over `max_length` tokens, with `truncation = "drop"`.
     TooLong,
-    /// The row is not as its layout says: what is wrong with it.
+    /// The row does not match its layout: what is wrong with it.
     Odd(String),
 }
 

@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 use std::cmp::Ordering;
 
-/// Places of the chosen and the rejected answer among all.
+/// Indices of the chosen and the rejected answer among all answers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Choice {
     pub(super) chosen: usize,
     pub(super) rejected: usize,
-    /// Where the layout gives one.
+    /// `None` if the layout gives none.
     pub(super) margin: Option<f64>,
     /// Neither is better.
     pub(super) tied: bool,
@@ -35,10 +35,10 @@ fn first_wins(wins: bool, margin: Option<f64>) -> Choice {
 }
 
 impl Row<'_> {
-    /// The pairs of answers, of which the layout's places hold `sizes`; ties too.
+    /// The pairs of answers, ties included; `sizes` are the numbers of answers at the layout's paths.
     ///
     /// # Errors
-    /// A value that is missing or says nothing of the answers.
+    /// A label that is missing or invalid.
     pub(super) fn choices(&self, layout: &Layout, sizes: &[usize]) -> Result<Vec<Verdict<Choice>>> {
         let count: usize = sizes.iter().sum();
         let tie = match self.get(layout.tie) {
@@ -101,7 +101,7 @@ impl Row<'_> {
         Ok(if pairs.is_empty() { vec![Err(DropReason::FewerThanTwoAnswers)] } else { pairs })
     }
 
-    /// Below 0 the first answer is the better one, by so much.
+    /// A preference with a sign: below 0 the first answer is better.
     fn strength(&self, at: At, most: f64) -> Result<Choice> {
         let expected = format!("a whole number from -{most} to {most}");
         let found = self.get(at).ok_or_else(|| self.missing(at, &expected))?;
@@ -119,7 +119,7 @@ impl Row<'_> {
         Ok(score(places[0])? - score(places[1])?)
     }
 
-    /// A number for each answer; the mean, where there are several.
+    /// A number for each answer; the mean, if there are several.
     fn numbers(&self, places: &[At], count: usize) -> Result<Vec<f64>> {
         const EXPECTED: &str = "a finite number";
         let mut numbers = Vec::with_capacity(count);
@@ -129,7 +129,7 @@ impl Row<'_> {
                     numbers.push(found.number(EXPECTED)?);
                     continue;
                 }
-                // Raters leave some out, as "N/A".
+                // Some ratings may be missing, as "N/A".
                 let rated: Vec<f64> = found.values.iter().filter_map(|value| as_number(value)).collect();
                 if rated.is_empty() {
                     return Err(Error::input(format!("{} has no number", found.name)).hint(MEND));
@@ -140,7 +140,7 @@ impl Row<'_> {
         match numbers.len() == count {
             true => Ok(numbers),
             false => {
-                Err(Error::input(format!("there are {count} answers and {} ranks or scores", numbers.len())).hint(MEND))
+                Err(Error::input(format!("there are {count} answers but {} ranks or scores", numbers.len())).hint(MEND))
             }
         }
     }
@@ -164,7 +164,7 @@ fn ordered(numbers: &[f64]) -> Vec<Verdict<Choice>> {
     choices
 }
 
-/// A text, a number or a truth value, as a text: 1.0 is "1".
+/// A text, a number or a boolean, as a text: 1.0 is "1".
 fn scalar(found: &Found, expected: &str) -> Result<String> {
     let value = found.value(expected)?;
     match value {

@@ -1,4 +1,4 @@
-//! Reads files of rows: tells their layout, joins rows of one prompt, and counts what is left out and why.
+//! Reads files of rows: detects their layout, joins rows of one prompt, and counts what is left out and why.
 //!
 //! Not here: one row's pairs (`interpret.rs`), files that are only scored (`scorable.rs`).
 
@@ -6,7 +6,7 @@ use super::interpret::Sides;
 use super::layout::Layout;
 use super::layouts::{ALONE, LAYOUTS, named};
 use super::{DropReason, SourceRows, Verdict, beside, suggest};
-use crate::config::{Format, RowRange, Source, TOTAL};
+use crate::config::{RowRange, Source, TOTAL};
 use crate::data::row::{Columns, MEND, Row};
 use crate::data::rows::Place;
 use crate::data::{Message, Pair, Prompt, rows};
@@ -16,23 +16,23 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 
-/// Rows of no known layout after which a file is refused; fewer, before the first one that shows its layout, are odd.
+/// A file is refused after so many rows without a known layout; fewer, before the layout is detected, are odd rows.
 const MOST_UNKNOWN: usize = 1000;
-/// Kinds of odd rows that are counted apart, so that a damaged file does not make a report of its own length.
+/// Most kinds of odd rows that are counted separately, so that a damaged file does not fill the report.
 const MOST_KINDS: usize = 12;
-/// Unused keys that are counted apart, for files whose keys are data.
+/// Most unused keys that are counted separately, for files whose keys are data.
 const MOST_KEYS: usize = 100;
 /// Longest reason in a report, in characters.
 const LONGEST_REASON: usize = 90;
 
-/// What became of a pair: taken, left out for a reason, or never made since its row is odd.
+/// The outcome for a pair: taken, left out for a reason, or not made because its row is odd.
 enum Outcome {
     Taken(Box<Pair>),
     Left(DropReason),
     Odd { place: String, error: Error },
 }
 
-/// One row on its way: where it stands, for messages and as a number, and its place among all rows.
+/// The position of a row: its place for messages, its number in the file, and its index among all rows.
 struct Standing {
     place: String,
     number: usize,
@@ -52,15 +52,16 @@ pub fn read(source: &Source) -> Result<SourceRows> {
     Ok(SourceRows { pairs, ..read })
 }
 
-/// Hands all pairs of a source to `take`, in the file's order, and returns the rest of what it held.
+/// Passes all pairs of a source to `take`, in the file's order, and returns everything else about it.
 ///
-/// With [`Format::Auto`] the first row that shows a layout decides for the whole file. `null` counts as an absent key. A row
-/// that is not as its layout says is odd: it is left out and counted, and the first one's error is kept.
+/// With [`Format::Auto`](crate::config::Format::Auto) the first row that fits a layout decides for the whole file. `null`
+/// counts as an absent key. A row that does not match its layout is odd: it is left out and counted, and the first one's
+/// error is kept.
 ///
 /// # Errors
 /// A missing, empty or damaged file, or broken JSON; a file of no known layout, or of odd rows only; `columns` that no
-/// layout or no row has. Each names the file, and the line (or the array's element, or the Parquet file's row). What `take`
-/// returns.
+/// layout or no row has. Each names the file, and the line (or the array's element, or the Parquet file's row). An error of
+/// `take`.
 pub fn stream(source: &Source, take: &mut dyn FnMut(Pair) -> Result<()>) -> Result<SourceRows> {
     check_columns(&source.columns)?;
     let mut reader = Reader::of(source, wanted(source)?, take);
@@ -68,7 +69,7 @@ pub fn stream(source: &Source, take: &mut dyn FnMut(Pair) -> Result<()>) -> Resu
     reader.finish()
 }
 
-/// The rows that are taken. Where a share of the file is asked for, they are counted first.
+/// The rows to take. If the range is in percent, all rows are counted first.
 fn wanted(source: &Source) -> Result<Range<usize>> {
     let mut rows = usize::MAX;
     if source.rows.needs_total() {
@@ -81,7 +82,7 @@ fn wanted(source: &Source) -> Result<Range<usize>> {
     Ok(source.rows.of(rows))
 }
 
-/// About the first `most` pairs of a source, for a look at them; what is odd is left out without a word.
+/// The first pairs of a source, at most `most`, for inspection; odd rows are skipped without a message.
 ///
 /// # Errors
 /// As [`stream`], as far as the file was read.
@@ -100,17 +101,17 @@ pub fn first(source: &Source, most: usize) -> Result<Vec<Pair>> {
 
 struct Reader<'s> {
     source: &'s Source,
-    /// `None` until a row has shown it.
+    /// `None` until it is detected.
     layout: Option<&'static Layout>,
     wanted: Range<usize>,
     take: &'s mut dyn FnMut(Pair) -> Result<()>,
     /// Pairs taken.
     pairs: usize,
-    /// What is known of the file so far, without the pairs.
+    /// The counts so far, without the pairs.
     read: SourceRows,
-    /// Kinds of odd rows that are counted apart.
+    /// Kinds of odd rows that are counted separately.
     kinds: BTreeSet<String>,
-    /// For pairs of rows that name no domain.
+    /// The domain of pairs whose row names none.
     domain: String,
     /// Rows of one prompt that are still to be joined.
     waiting: Vec<(Standing, Row<'s>)>,
@@ -123,7 +124,7 @@ impl<'s> Reader<'s> {
     fn of(source: &'s Source, wanted: Range<usize>, take: &'s mut dyn FnMut(Pair) -> Result<()>) -> Self {
         Self {
             source,
-            layout: named(source.format).filter(|_| source.format != Format::Auto),
+            layout: named(source.format),
             wanted,
             take,
             pairs: 0,
@@ -144,7 +145,7 @@ impl<'s> Reader<'s> {
             Err(error) => return self.odd(&standing, error),
         };
         self.columns_left.retain(|key| row.peek(key).is_none());
-        self.layout = self.layout.or_else(|| told(&row));
+        self.layout = self.layout.or_else(|| detect(&row));
         match self.layout {
             None => {
                 let error = unknown(&row);
@@ -189,7 +190,7 @@ impl<'s> Reader<'s> {
             };
             self.count(standing.index, outcome)?;
         }
-        // Of a row that is left out early not all was read.
+        // A row that is left out early was not read completely.
         if !whole {
             return Ok(());
         }
@@ -220,8 +221,8 @@ impl<'s> Reader<'s> {
             Outcome::Odd { place, error } => {
                 let kind = kind_of(&error);
                 self.read.first_odd.get_or_insert_with(|| error.at(place));
-                let told_apart = self.kinds.contains(&kind) || self.kinds.len() < MOST_KINDS;
-                let kind = if told_apart { kind } else { String::from("others") };
+                let separate = self.kinds.contains(&kind) || self.kinds.len() < MOST_KINDS;
+                let kind = if separate { kind } else { String::from("others") };
                 self.kinds.insert(kind.clone());
                 DropReason::Odd(kind)
             }
@@ -246,7 +247,7 @@ impl<'s> Reader<'s> {
     }
 }
 
-/// What an odd row is counted as: what is wrong with it, cut to a line of a report.
+/// The kind of an odd row: its error's message, cut to a line of the report.
 fn kind_of(error: &Error) -> String {
     match error.message.char_indices().nth(LONGEST_REASON) {
         Some((end, _)) => format!("{}...", &error.message[..end]),
@@ -254,8 +255,8 @@ fn kind_of(error: &Error) -> String {
     }
 }
 
-/// The layout that a row shows. What its keys cannot show (`safer`, `scored`) is only taken when it is named.
-pub(super) fn told(row: &Row) -> Option<&'static Layout> {
+/// The layout that fits a row. Layouts that keys do not reveal (`safer`, `scored`) must be named.
+pub(super) fn detect(row: &Row) -> Option<&'static Layout> {
     LAYOUTS.iter().find(|layout| layout.fits(row))
 }
 
@@ -264,7 +265,7 @@ pub(super) fn unknown(row: &Row) -> Error {
     let hint = "`haf-dist formats` lists the known ones";
     Error::input(format!("a row of no known layout: its keys are {keys:?}")).hint(match suggest::columns(row) {
         Some(columns) => format!("{hint}; other keys are mapped in the source (or with --column), perhaps {columns}"),
-        None => format!("{hint}; a source's `columns` (or --column) say where other rows have their keys"),
+        None => format!("{hint}; a source's `columns` (or --column) map the keys of other rows"),
     })
 }
 
@@ -281,7 +282,7 @@ pub(super) fn check_columns(columns: &Columns) -> Result<()> {
         Some(key) => {
             let known: Vec<&str> = known.into_iter().collect();
             Err(Error::input(format!("`columns`: no format has a key `{key}`"))
-                .hint(format!("on the left stands the key of a format: one of {}", known.join(", "))))
+                .hint(format!("the left side is a key of a format: one of {}", known.join(", "))))
         }
         None => Ok(()),
     }
@@ -290,24 +291,24 @@ pub(super) fn check_columns(columns: &Columns) -> Result<()> {
 pub(super) fn no_row_has(path: &Path, key: &str, columns: &Columns) -> Error {
     let column = columns.get(key).map_or("", String::as_str);
     let path = path.display();
-    Error::input(format!("{path}: no row has `{column}`, where `columns` say that `{key}` stands"))
-        .hint("on the right stands a path of the rows: keys joined by dots")
+    Error::input(format!("{path}: no row has `{column}`, to which `columns` map `{key}`"))
+        .hint("the right side is a path in the rows: keys joined by dots")
 }
 
-/// Whether two rows ask the same: the prompt and all that may stand beside a pair are alike.
+/// Whether two rows have the same prompt, including the keys beside a pair.
 fn one_question(layout: &Layout, one: &Row, other: &Row) -> bool {
     let mut keys = layout.prompt.iter().copied().chain(beside::keys());
     keys.all(|key| one.peek(key) == other.peek(key))
 }
 
-/// Pairs that teach nothing are left out, and those that the source does not want.
+/// Leaves out pairs that teach nothing, and those that the source excludes.
 fn usable(pair: Pair, source: &Source) -> Verdict<Pair> {
     if source.single_turn && !is_single_turn(&pair.prompt) {
         return Err(DropReason::SeveralTurns);
     }
     let Some(rejected) = &pair.rejected else { return Ok(pair) };
-    let says_nothing = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
-    if says_nothing(&pair.chosen) || says_nothing(rejected) {
+    let is_empty = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
+    if is_empty(&pair.chosen) || is_empty(rejected) {
         return Err(DropReason::EmptyAnswer);
     }
     if pair.chosen == *rejected {
@@ -316,7 +317,7 @@ fn usable(pair: Pair, source: &Source) -> Verdict<Pair> {
     Ok(pair)
 }
 
-/// One user's message, and system messages besides.
+/// Whether a prompt is one user's message, apart from system messages.
 fn is_single_turn(prompt: &Prompt) -> bool {
     match prompt {
         Prompt::Text(_) => true,
@@ -327,7 +328,7 @@ fn is_single_turn(prompt: &Prompt) -> bool {
     }
 }
 
-/// A file's name without what says how it is written: `hh.jsonl.gz` is `hh`; whole where that would be the total's name.
+/// A file's name without the endings of its type: `hh` for `hh.jsonl.gz`; the whole name if that would be the total's.
 fn stem(path: &Path) -> String {
     let whole = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut name = whole.clone();

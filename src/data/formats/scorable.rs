@@ -3,25 +3,25 @@
 //! Not here: files that are trained or evaluated on (`reader.rs`).
 
 use super::layouts::ALONE;
-use super::reader::{check_columns, no_row_has, told, unknown};
+use super::reader::{check_columns, detect, no_row_has, unknown};
 use crate::config::{Source, Ties};
 use crate::data::row::{MEND, Row};
 use crate::data::{Pair, rows};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a file holds to be scored.
+/// The rows of a file to be scored.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Scorable {
     /// A pair, or a single answer, for every row.
     pub pairs: Vec<Pair>,
-    /// Path of a key that holds something and was not used -> in how many rows.
+    /// Path of a key with content that was not used -> number of rows that have it.
     pub unused: BTreeMap<String, usize>,
 }
 
 /// Reads all rows of a file that is only scored: pairs of any layout, `prompt` with one `answer` (or `response`, or
-/// `completion`), or `messages` that end with the answer. No row is left out, so that scores and rows can be laid side by
-/// side. Rows may have different layouts. Of the source its path, columns and bound count.
+/// `completion`), or `messages` that end with the answer. No row is left out, so that each row has its scores. Rows may
+/// have different layouts. Only the source's path, columns and bound are used.
 ///
 /// # Errors
 /// As [`stream`](super::stream), at the first odd row; also a pair whose answers do not belong to one prompt, a tie, and a list of more than
@@ -54,7 +54,7 @@ pub fn read_for_scoring(source: &Source) -> Result<Scorable> {
 fn to_score(row: &Row, line: usize) -> Result<Pair> {
     let refuse = |reason| Error::input(format!("this row cannot be scored: {reason}")).hint(MEND);
     // Rows that are joined to pairs are single answers here.
-    let Some(layout) = told(row).filter(|layout| !layout.joins_rows) else {
+    let Some(layout) = detect(row).filter(|layout| !layout.joins_rows) else {
         let layout = ALONE.iter().find(|layout| layout.fits(row)).ok_or_else(|| unknown(row))?;
         let sides = row.alone(layout)?.map_err(refuse)?;
         return Ok(Pair { rejected: None, ..row.pair(layout, sides, 1.0, line)? });

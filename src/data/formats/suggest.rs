@@ -1,6 +1,6 @@
-//! A mapping to try for a row that no layout knows, guessed from the names of its keys.
+//! Suggests a mapping for a row of no known layout, guessed from the names of its keys.
 //!
-//! Not here: taking one; a wrong guess must cost no more than a look.
+//! Not here: using it. The user decides, so that a wrong guess does no harm.
 
 use crate::data::row::Row;
 use crate::data::rows::odd;
@@ -13,14 +13,14 @@ const BETTER: [&str; 10] =
     ["chosen", "best", "better", "preferred", "accepted", "winner", "good", "positive", "pos", "win"];
 const WORSE: [&str; 10] =
     ["rejected", "worst", "worse", "dispreferred", "declined", "loser", "bad", "negative", "neg", "lose"];
-/// The chosen answer beside a rejected one, where nothing else names it.
+/// The chosen answer beside a rejected one, if nothing else names it.
 const ANSWER: [&str; 5] = ["response", "answer", "completion", "output", "reply"];
 /// Endings of two keys that belong together.
 const ENDS: [[&str; 2]; 5] = [["_a", "_b"], ["_A", "_B"], ["_0", "_1"], ["_1", "_2"], ["1", "2"]];
 const LABEL: [&str; 8] = ["winner", "label", "labels", "preference", "preferred", "choice", "verdict", "annotator"];
 
 impl Row<'_> {
-    /// The error of a prompt or an answer that is not there, with a mapping to try.
+    /// The error for a missing prompt or answer, with a suggested mapping.
     pub(super) fn lacking(&self, paths: &[&str]) -> Error {
         let error = self.missing(paths, "a string or a message list");
         match (&error.hint, columns(self)) {
@@ -33,7 +33,7 @@ impl Row<'_> {
     }
 }
 
-/// `columns = { ... }` for a source; `None` where the keys say nothing.
+/// `columns = { ... }` for a source; `None` if the keys give no clue.
 pub(super) fn columns(row: &Row) -> Option<String> {
     let mut keys = Vec::new();
     collect(&row.object, "", &mut keys);
@@ -72,7 +72,7 @@ pub(super) fn columns(row: &Row) -> Option<String> {
     Some(quoted(&mapping))
 }
 
-/// Keys with a value, objects' keys behind a dot, and whether the value is one or more texts.
+/// Keys with a value (those of nested objects after a dot), and whether the value is a text or a list.
 fn collect(object: &Map<String, Value>, before: &str, keys: &mut Vec<(String, bool)>) {
     for (key, value) in object {
         let path = format!("{before}{key}");
@@ -87,7 +87,7 @@ fn collect(object: &Map<String, Value>, before: &str, keys: &mut Vec<(String, bo
     }
 }
 
-/// Whether a key has a word among its own; the empty word is in every key.
+/// Whether a word is one of a key's words; the empty word is in every key.
 fn has_word(key: &str, word: &str) -> bool {
     let words = key.split(|c: char| !c.is_alphanumeric());
     word.is_empty() || words.map(str::to_lowercase).any(|part| part == word)

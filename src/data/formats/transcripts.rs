@@ -10,18 +10,18 @@ use crate::error::{Error, Result};
 const HUMAN: &str = "\n\nHuman:";
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// Splits a transcript at its last assistant's turn: what comes before, and the answer. A marker inside a text cannot be
-/// told from a turn; where it makes the two prompts differ, or a human's turn the last one, the pair is dropped rather
+/// Splits a transcript at its last assistant's turn: the turns before, and the answer. A marker inside a text cannot be
+/// distinguished from a turn; if it makes the two prompts differ, or a human's turn the last one, the pair is dropped rather
 /// than misread.
 ///
 /// # Errors
-/// A text that no speaker starts; `name` is what the error calls it.
+/// A text that does not start with a speaker; the error calls it `name`.
 pub(super) fn transcript(name: &str, text: &str) -> Result<Verdict<(Vec<Message>, String)>> {
     if !is_transcript(text) {
         return Err(Error::input(format!(
-            "{name} is no transcript: expected \"\\n\\nHuman: ...\\n\\nAssistant: ...\""
+            "{name} is not a transcript: expected \"\\n\\nHuman: ...\\n\\nAssistant: ...\""
         ))
-        .hint("rows with a prompt of their own are format = \"pairs\""));
+        .hint("rows with a separate prompt are format = \"pairs\""));
     }
     let text = whole(text);
     Ok(match text.rsplit_once(ASSISTANT) {
@@ -55,8 +55,8 @@ pub(super) fn prompt_of(text: &str) -> Prompt {
     }
 }
 
-/// What an answer adds to its prompt, a transcript that it continues: all of it, or what comes after the prompt where it is
-/// written once more. `None` for a transcript of another conversation.
+/// An answer without its prompt, a transcript that it continues, if it repeats that. `None` for a transcript of another
+/// conversation.
 pub(super) fn continued<'a>(prompt: &str, answer: &'a str) -> Option<&'a str> {
     match answer.trim_start().strip_prefix(prompt.trim()) {
         Some(rest) => Some(without_space(rest)),
@@ -77,7 +77,7 @@ fn whole(text: &str) -> String {
     if starts { format!("\n\n{text}") } else { text.to_owned() }
 }
 
-/// Cuts what comes before the last answer into its turns, texts kept as they are but for the space after the marker.
+/// Splits the text before the last answer into its turns; texts are kept, except for the space after the marker.
 fn turns(transcript: &str) -> Vec<Message> {
     let next = |text: &str| match (text.find(HUMAN), text.find(ASSISTANT)) {
         (Some(human), assistant) if assistant.is_none_or(|assistant| human < assistant) => Some((human, HUMAN, "user")),

@@ -1,16 +1,16 @@
-//! Values that hold turns of a conversation: texts, messages in the two notations in use, rounds of two texts, content parts,
-//! and message lists written as JSON into a text.
+//! Reads values with turns of a conversation: texts, messages in the two notations in use, rounds of two texts, content parts,
+//! and message lists that are JSON within a text.
 //!
 //! Not here: conversations with speakers' names in one text (`transcripts.rs`).
 
 use crate::data::Message;
-use crate::data::row::{Found, MEND, Row, kind, says_something, without_odd, wrong};
+use crate::data::row::{Found, MEND, Row, has_content, kind, without_odd, wrong};
 use crate::data::rows;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
-/// Keys of a message that chat templates read beside role and content: they go to the template as they are, a tool
-/// call's `arguments` as a JSON text or an object included, as in Transformers and TRL.
+/// Keys of a message that chat templates read apart from role and content. They are passed to the template unchanged, also a
+/// tool call's `arguments` as a JSON text or an object, as in Transformers and TRL.
 const FOR_TEMPLATES: [&str; 10] = [
     "tool_calls",
     "tool_call_id",
@@ -24,7 +24,7 @@ const FOR_TEMPLATES: [&str; 10] = [
     "end_turn",
 ];
 
-/// Speakers as ShareGPT's `from` has them, and what templates call them.
+/// (Speaker in ShareGPT's `from`, the templates' name for it.)
 const SPEAKERS: [(&str, &str); 14] = [
     ("human", "user"),
     ("user", "user"),
@@ -42,17 +42,17 @@ const SPEAKERS: [(&str, &str); 14] = [
     ("tool_call", CALLS),
 ];
 
-/// No role: the content is a JSON text of the assistant's tool calls.
+/// Not a role: the content is a JSON text of the assistant's tool calls.
 const CALLS: &str = "calls";
 
 /// Types of content parts that are text.
 const TEXT_PARTS: [&str; 3] = ["text", "input_text", "output_text"];
 
-/// What a content part may hold that is not text.
+/// Content parts that are not text.
 const MEDIA: [&str; 9] =
     ["image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file"];
 
-/// Keys of a round of a conversation, as Capybara has them.
+/// Keys of a round of a conversation, as in Capybara.
 const ROUND_INPUT: &str = "input";
 const ROUND_OUTPUT: &str = "output";
 
@@ -60,60 +60,60 @@ const TURNS: &str = "a string, a message list or a message";
 const A_MESSAGE: &str =
     "a message is {\"role\": \"user\", \"content\": \"...\"} or {\"from\": \"human\", \"value\": \"...\"}";
 
-/// What a value holds.
-pub(super) enum Said {
+/// The content of a value.
+pub(super) enum Content {
     Text(String),
     Turns(Vec<Message>),
 }
 
 impl Row<'_> {
     /// A text, or turns however they are written.
-    pub(super) fn said(&self, found: &Found) -> Result<Said> {
-        self.said_by(&found.name, &found.path, found.value(TURNS)?)
+    pub(super) fn content(&self, found: &Found) -> Result<Content> {
+        self.content_of(&found.name, &found.path, found.value(TURNS)?)
     }
 
-    fn said_by(&self, name: &str, path: &str, value: &Value) -> Result<Said> {
+    fn content_of(&self, name: &str, path: &str, value: &Value) -> Result<Content> {
         match value {
             Value::String(text) => match turns_in_json(text) {
                 Some(turns) => {
-                    let said = self.said_by(name, path, &turns)?;
+                    let content = self.content_of(name, path, &turns)?;
                     self.leave_in_text(path, &turns);
-                    Ok(said)
+                    Ok(content)
                 }
-                None if is_python(text) => Err(Error::input(format!("{name} is a list as Python prints it"))
+                None if is_python(text) => Err(Error::input(format!("{name} is a list in Python's notation"))
                     .hint("write it as JSON: json.dumps(ast.literal_eval(text)) in Python, or keep the column a list")),
-                None => Ok(Said::Text(text.clone())),
+                None => Ok(Content::Text(text.clone())),
             },
             Value::Array(list) if !list.is_empty() && list.iter().all(is_part) => {
-                self.parts(name, path, list).map(Said::Text)
+                self.parts(name, path, list).map(Content::Text)
             }
             Value::Array(list) if !list.is_empty() && list.iter().all(|entry| round(entry).is_some()) => {
                 self.mark(&format!("{path}.{ROUND_INPUT}"));
                 self.mark(&format!("{path}.{ROUND_OUTPUT}"));
                 let turns = |[input, output]: [&str; 2]| [Message::new("user", input), Message::answer(output)];
-                Ok(Said::Turns(list.iter().filter_map(round).flat_map(turns).collect()))
+                Ok(Content::Turns(list.iter().filter_map(round).flat_map(turns).collect()))
             }
             Value::Array(list) => {
                 let mut turns = Vec::with_capacity(list.len());
                 for (index, message) in list.iter().enumerate() {
                     let name = format!("message {} of {name}", index + 1);
                     let (message, calls) = self.message(&name, path, message)?;
-                    // Calls that are written one by one are one turn.
+                    // Calls in consecutive messages are one turn.
                     match turns.last_mut() {
                         Some((last, true)) if calls => join_calls(last, message),
                         _ => turns.push((message, calls)),
                     }
                 }
-                Ok(Said::Turns(turns.into_iter().map(|(message, _)| message).collect()))
+                Ok(Content::Turns(turns.into_iter().map(|(message, _)| message).collect()))
             }
             Value::Object(object) if is_message(object) => {
-                self.message(name, path, value).map(|(message, _)| Said::Turns(vec![message]))
+                self.message(name, path, value).map(|(message, _)| Content::Turns(vec![message]))
             }
             other => Err(wrong(name, other, TURNS)),
         }
     }
 
-    /// A message, and whether it is calls that a text holds.
+    /// A message, and whether its content was a JSON text of tool calls.
     fn message(&self, name: &str, path: &str, value: &Value) -> Result<(Message, bool)> {
         let Value::Object(object) = value else { return Err(wrong(name, value, "a message").hint(A_MESSAGE)) };
         let from = !present(object, "role") && present(object, "from");
@@ -131,7 +131,7 @@ impl Row<'_> {
 
         let mut message = Message { role: role.to_owned(), content: None, more: Map::new() };
         for key in FOR_TEMPLATES {
-            if let Some(value) = object.get(key).filter(|value| says_something(value)) {
+            if let Some(value) = object.get(key).filter(|value| has_content(value)) {
                 self.mark_whole(&format!("{path}.{key}"));
                 let parsed = value.as_str().filter(|_| key == "tool_calls").map(|text| calls(name, text));
                 let value = parsed.unwrap_or_else(|| Ok(value.clone()))?;
@@ -156,7 +156,8 @@ impl Row<'_> {
         Ok((message, called))
     }
 
-    /// What a template calls a speaker. Roles are the template's own words already, apart from two that none knows.
+    /// The templates' name for a speaker. A `role` is already that, apart from `function_call` and `tool_...`, which no template
+    /// knows.
     fn role<'r>(&self, name: &str, role: &'r str, from: bool) -> Result<&'r str> {
         let known = SPEAKERS.iter().find(|(speaker, _)| *speaker == role).map(|(_, role)| *role);
         match known {
@@ -170,21 +171,21 @@ impl Row<'_> {
         }
     }
 
-    /// The text of content parts, one behind the other as templates that know parts write them.
+    /// The text of content parts, joined as templates that know parts write them.
     fn parts(&self, name: &str, path: &str, parts: &[Value]) -> Result<String> {
         let mut whole = String::new();
         for (index, part) in parts.iter().enumerate() {
             let name = format!("content part {} of {name}", index + 1);
             let kind_of = part.get("type").and_then(Value::as_str).unwrap_or_default();
-            let media = MEDIA.iter().find(|key| kind_of == **key || part.get(**key).is_some_and(says_something));
+            let media = MEDIA.iter().find(|key| kind_of == **key || part.get(**key).is_some_and(has_content));
             if let Some(media) = media {
-                return Err(Error::input(format!("{name} is `{media}`, and only text is read")).hint(MEND));
+                return Err(Error::input(format!("{name} is `{media}`, but only text is read")).hint(MEND));
             }
             let key = if part.get("text").is_some_and(|text| !text.is_null()) { "text" } else { "value" };
             match part.get(key).and_then(Value::as_str) {
                 Some(text) if TEXT_PARTS.contains(&kind_of) => whole.push_str(text),
                 _ => {
-                    return Err(Error::input(format!("{name} is no text part"))
+                    return Err(Error::input(format!("{name} is not a text part"))
                         .hint("a text part is {\"type\": \"text\", \"text\": \"...\"}; other parts are not read"));
                 }
             }
@@ -207,14 +208,14 @@ fn is_part(value: &Value) -> bool {
     value.as_object().is_some_and(|part| present(part, "type") && !is_message(part))
 }
 
-/// What the user and the assistant say in an entry of Capybara's conversations.
+/// The user's and the assistant's text in an entry of Capybara's conversations.
 fn round(value: &Value) -> Option<[&str; 2]> {
     let object = value.as_object().filter(|object| !is_message(object))?;
     let text = |key: &str| object.get(key).and_then(Value::as_str);
     text(ROUND_INPUT).zip(text(ROUND_OUTPUT)).map(<[&str; 2]>::from)
 }
 
-/// Tool calls that are a JSON text: a list of them, one, or the function alone, `{"name", "arguments"}`.
+/// Tool calls from a JSON text: a list of them, one, or the function alone, `{"name", "arguments"}`.
 fn calls(name: &str, text: &str) -> Result<Value> {
     let wrapped = |call: Value| match call.get("function").is_none() && call.get("name").is_some() {
         true => json!({"type": "function", "function": call}),
@@ -235,7 +236,7 @@ fn join_calls(turn: &mut Message, next: Message) {
     }
 }
 
-/// The turns that a text holds as JSON: a message or a list of messages, of roles that there are. Other JSON is a text.
+/// The turns in a text that is JSON: a message or a list of messages, with known roles. Other JSON is a text.
 fn turns_in_json(text: &str) -> Option<Value> {
     let text = text.trim();
     let bracketed = (text.starts_with('[') && text.ends_with(']')) || (text.starts_with('{') && text.ends_with('}'));
@@ -256,7 +257,7 @@ fn turns_in_json(text: &str) -> Option<Value> {
     turns.then_some(value)
 }
 
-/// Whether a text is a list of messages, or one, as Python prints it.
+/// Whether a text is a list of messages, or one, in Python's notation.
 pub(super) fn is_python(text: &str) -> bool {
     let start: String = text.chars().filter(|c| !c.is_whitespace()).take(12).collect();
     let inner = start.strip_prefix('[').unwrap_or(&start);

@@ -1,14 +1,14 @@
-//! The JSON of one row, and what writers of JSON put into it that JSON does not have.
+//! Parses the JSON of one row, including tokens of some writers that are not JSON.
 //!
-//! NaN, infinities and texts with half a character, which Python writes and other parsers refuse, become values of `odd.rs`, as
-//! does a key that is there twice. Not here: where a row starts and ends (`mod.rs`).
+//! NaN, infinities and texts with a lone surrogate, which Python writes and other parsers refuse, become values of `odd.rs`, as
+//! does a duplicate key. Not here: where a row starts and ends (`mod.rs`).
 
 use crate::data::rows::odd;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// What is wrong with a row, and where in its text.
+/// A syntax error, and its place in the row's text.
 pub(super) struct Broken {
     /// From 1.
     pub(super) line: usize,
@@ -32,16 +32,16 @@ pub(super) fn parse(text: &[u8]) -> Result<Value, Broken> {
             what: format!("byte 0x{:02x} is not UTF-8", bad[0]),
         });
     }
-    let error = match without_strangers(text, blank).map(|text| serde_json::from_slice::<Row>(&text)) {
+    let error = match replace_non_json(text, blank).map(|text| serde_json::from_slice::<Row>(&text)) {
         None => error,
-        // What is wrong besides, in its place: a blank is as long as what it stands for.
-        Some(Err(besides)) => besides,
-        Some(Ok(_)) => match without_strangers(text, as_odd).map(|text| serde_json::from_slice::<Row>(&text)) {
+        // Another error, at its right place: a blank is as long as the token that it replaces.
+        Some(Err(other)) => other,
+        Some(Ok(_)) => match replace_non_json(text, as_odd).map(|text| serde_json::from_slice::<Row>(&text)) {
             Some(Ok(row)) => return Ok(row.0),
             _ => error,
         },
     };
-    // The parser adds its own "at line 1".
+    // Without the parser's own "at line 1 ...".
     let what = error.to_string();
     let what = match what.split(" at line ").next().unwrap_or(&what) {
         what if what.contains("surrogate") || what.contains("hex escape") => {
@@ -56,22 +56,22 @@ pub(super) fn newlines(text: &[u8]) -> usize {
     text.iter().filter(|byte| **byte == b'\n').count()
 }
 
-/// The value of `odd.rs` for what JSON does not have.
+/// The value of `odd.rs` for a token that is not JSON.
 fn as_odd(kind: &'static str, _: usize) -> Vec<u8> {
     odd::value(kind).to_string().into_bytes()
 }
 
-/// A number of the same length.
+/// A number of the given length.
 fn blank(_: &'static str, length: usize) -> Vec<u8> {
     format!("{:>length$}", 0).into_bytes()
 }
 
-/// The text with something in place of what JSON does not have; `None` if there is nothing of that.
-fn without_strangers(text: &[u8], instead: fn(&'static str, usize) -> Vec<u8>) -> Option<Vec<u8>> {
+/// The text with every token that is not JSON replaced; `None` if there is none.
+fn replace_non_json(text: &[u8], replacement: fn(&'static str, usize) -> Vec<u8>) -> Option<Vec<u8>> {
     let words = [odd::NAN, odd::INFINITY, odd::MINUS_INFINITY];
     let (mut changed, mut rest, mut replaced) = (false, text, Vec::with_capacity(text.len()));
     while let Some(first) = rest.first() {
-        let (length, stranger) = match first {
+        let (length, odd) = match first {
             b'"' => {
                 let length = text_length(rest);
                 // A key stays as it is: nothing could read it.
@@ -88,11 +88,11 @@ fn without_strangers(text: &[u8], instead: fn(&'static str, usize) -> Vec<u8>) -
             }
         };
         let (token, after) = rest.split_at(length);
-        match stranger {
-            Some(kind) => replaced.extend(instead(kind, length)),
+        match odd {
+            Some(kind) => replaced.extend(replacement(kind, length)),
             None => replaced.extend(token),
         }
-        (changed, rest) = (changed || stranger.is_some(), after);
+        (changed, rest) = (changed || odd.is_some(), after);
     }
     changed.then_some(replaced)
 }
@@ -132,7 +132,7 @@ fn has_lone_surrogate(text: &[u8]) -> bool {
     false
 }
 
-/// A [`Value`] in which no key hides another of the same name.
+/// A [`Value`] in which a duplicate key does not go unnoticed.
 struct Row(Value);
 
 impl<'de> Deserialize<'de> for Row {
@@ -195,7 +195,7 @@ impl<'de> Visitor<'de> for Values {
     }
 }
 
-/// Adds an entry; a key that is there already with another value becomes odd.
+/// Adds an entry; a key that already has another value becomes odd.
 pub(in crate::data) fn insert(object: &mut Map<String, Value>, key: String, value: Value) {
     match object.get_mut(&key) {
         Some(other) if *other != value => *other = odd::value(odd::TWICE),
@@ -262,7 +262,7 @@ mod tests {
     }
 
     proptest! {
-        /// What JSON has is read as serde_json reads it, beside a stranger too.
+        /// JSON is read as serde_json reads it, also next to a token that is not JSON.
         #[test]
         fn json_is_read_as_json(value in values()) {
             prop_assert_eq!(parsed(&value.to_string()), value.clone());

@@ -1,5 +1,5 @@
-//! The rows of a JSON Lines file or of a JSON array (plain, gzipped or compressed with zstd), or of a Parquet file, one after
-//! the other, each within a bound of bytes.
+//! Reads the rows of a JSON Lines file or a JSON array (plain, gzip or zstd), or of a Parquet file, one after the other, each
+//! within a bound of bytes.
 //!
 //! Not here: the JSON of one row (`json.rs`), files of other kinds (`other.rs`), and what a row means (`formats/`).
 
@@ -25,27 +25,27 @@ use std::path::Path;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
-const HINT: &str = "expected one JSON object a line or one JSON array of objects, as it is or compressed with gzip or zstd, or a \
-                    Parquet file";
+const HINT: &str =
+    "expected one JSON object per line or one JSON array of objects (plain, gzip or zstd), or a Parquet file";
 
-/// What to do about a row over the bound.
+/// Hint for a row over the bound.
 pub(super) const LONG_HINT: &str = "leave the row out, or raise data.max_row_bytes";
 
-/// Bytes at a file's start that show its kind.
+/// Bytes at a file's start from which its type is detected.
 const HEAD: u64 = 4096;
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Hands every row of `path` to `take`, in order; the first error ends it. A row takes `max_row_bytes` bytes at most, as JSON or
+/// Passes every row of `path` to `take`, in order, up to the first error. A row has at most `max_row_bytes` bytes, as JSON or
 /// in a Parquet file's columns.
 ///
-/// The content shows what the file is: the magic numbers of gzip, zstd and Parquet, an array by its first byte that is
-/// no space. A byte order mark, blank lines and CRLF are tolerated. A value that JSON does not have, such as NaN, stands in the
-/// row as [`odd`] says.
+/// The file type is detected from the content: gzip, zstd and Parquet by their magic numbers, an array by its first byte that
+/// is not white space. A byte order mark, blank lines and CRLF are tolerated. A value that JSON cannot hold, such as NaN, is
+/// in the row as an object of [`odd`].
 ///
 /// # Errors
-/// A file of another kind, without rows, or damaged; a row over the bound; broken JSON; what `take` returns.
+/// A file of another type, without rows, or damaged; a row over the bound; broken JSON; an error of `take`.
 pub(super) fn for_each(
     path: &Path,
     max_row_bytes: usize,
@@ -64,11 +64,11 @@ pub(super) fn for_each(
     }
 }
 
-/// Hands every row of `path` to `take` as an object, in order, for files that hold no preferences. The first error ends it and
-/// gets the row's place. What JSON does not have, such as NaN, is an object in the row, never a text or a number.
+/// Passes every row of `path` to `take` as an object, in order, up to the first error, which gets the row's place. For files
+/// without preferences. A value that JSON cannot hold, such as NaN, is an object in the row, never a text or a number.
 ///
 /// # Errors
-/// A file of another kind, without rows, or damaged; a row over the bound or that is no object; what `take` returns.
+/// A file of another type, without rows, or damaged; a row over the bound or that is not an object; an error of `take`.
 pub fn objects(
     path: &Path,
     max_row_bytes: usize,
@@ -77,21 +77,21 @@ pub fn objects(
     for_each(path, max_row_bytes, |place, row| {
         let taken = match row {
             Value::Object(object) if odd::kind(&object).is_none() => take(object),
-            _ => Err(Error::input("this row is no object").hint(HINT)),
+            _ => Err(Error::input("this row is not an object").hint(HINT)),
         };
         taken.map_err(|error| error.at(place))
     })
 }
 
-/// The value that a text of a row holds as JSON.
+/// The value of a row's text that is JSON.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The syntax error.
 pub(in crate::data) fn of_text(text: &str) -> std::result::Result<Value, String> {
     json::parse(text.as_bytes()).map_err(|broken| broken.what)
 }
 
-/// A file opened for what it holds.
+/// An open file, by its type.
 enum Content<'p> {
     Text(Text<'p>),
     Parquet(File),
@@ -115,7 +115,7 @@ fn open(path: &Path, max_row_bytes: usize) -> Result<Content<'_>> {
     };
     let mut head = Vec::new();
     (&mut reader).take(HEAD).read_to_end(&mut head).map_err(|error| broken_read(path, packed, &error))?;
-    if let Some(other) = Other::told(&head) {
+    if let Some(other) = Other::detect(&head) {
         return Err(other.refuse(path, packed));
     }
     let mark = if head.starts_with(&BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
@@ -124,10 +124,10 @@ fn open(path: &Path, max_row_bytes: usize) -> Result<Content<'_>> {
     Ok(Content::Text(Text { path, packed, reader, bound: max_row_bytes, at: Position { line: 1, column: 1 } }))
 }
 
-/// A file that opened but does not read: damaged archives are the user's to mend, the rest is the machine's.
+/// The error for a file that opened but cannot be read: an input error for a damaged archive, else the system's.
 fn broken_read(path: &Path, packed: Option<&str>, error: &io::Error) -> Error {
     match packed {
-        // What comes from the system has a number, what comes from the decoder has none.
+        // Errors of the system have a number, errors of the decoder have none.
         Some(packed) if error.raw_os_error().is_none() => {
             Error::input(format!("{}: damaged or cut short {packed} data: {error}", path.display()))
                 .hint("fetch it again")
@@ -136,7 +136,7 @@ fn broken_read(path: &Path, packed: Option<&str>, error: &io::Error) -> Error {
     }
 }
 
-/// Where the next byte stands, both from 1.
+/// The position of the next byte, both from 1.
 #[derive(Clone, Copy)]
 struct Position {
     line: usize,
@@ -189,7 +189,7 @@ impl Text<'_> {
             let value = match json::parse(row.trim_ascii_end()) {
                 Ok(value) => value,
                 Err(broken) => {
-                    let other = if rows == 0 { self.told_by_first(&row) } else { None };
+                    let other = if rows == 0 { self.detect_from_first(&row) } else { None };
                     return Err(other.map_or_else(|| self.broken(start, "", &broken), |other| self.refuse(other)));
                 }
             };
@@ -241,7 +241,7 @@ impl Text<'_> {
         self.at.column += bytes;
     }
 
-    /// Reads on to what is no space, and returns it without taking it; `None` at the end of the file.
+    /// Skips white space and returns the next byte without taking it; `None` at the end of the file.
     fn skip_blank(&mut self) -> Result<Option<u8>> {
         loop {
             let chunk = self.reader.fill_buf().map_err(|error| broken_read(self.path, self.packed, &error))?;
@@ -280,7 +280,7 @@ impl Text<'_> {
 
     fn too_long(&self, line: usize, element: &str) -> Error {
         let (path, bound) = (self.path.display(), self.bound);
-        Error::input(format!("{path}:{line}:{element} a row of more than {bound} bytes")).hint(LONG_HINT)
+        Error::input(format!("{path}:{line}:{element} a row has more than {bound} bytes")).hint(LONG_HINT)
     }
 
     fn broken(&self, start: Position, element: &str, broken: &json::Broken) -> Error {
@@ -293,10 +293,10 @@ impl Text<'_> {
         Error::input(format!("{path}:{line}:{element} broken JSON in column {column}: {what}")).hint(HINT)
     }
 
-    /// What a file is whose first line is broken JSON.
-    fn told_by_first(&mut self, first: &[u8]) -> Option<Other> {
+    /// Detects another file type if the first line is broken JSON.
+    fn detect_from_first(&mut self, first: &[u8]) -> Option<Other> {
         let mut text = first.to_vec();
-        // Damaged data behind the first line are not what is wrong here.
+        // Damaged data after the first line are not the problem here.
         let _ = (&mut self.reader).take(HEAD).read_to_end(&mut text);
         Other::of_text(&text, first.len())
     }
@@ -306,7 +306,7 @@ impl Text<'_> {
     }
 }
 
-/// Where an array's element ends: before a comma or bracket that is neither in a text nor in brackets of the element's own.
+/// Finds the end of an array's element: a comma or bracket that is neither in a text nor in the element's own brackets.
 #[derive(Default)]
 struct Nesting {
     depth: usize,

@@ -1,8 +1,8 @@
-//! Values that files have and JSON has not: NaN, half a character, bytes, dates.
+//! Odd values, which files contain and JSON cannot hold: NaN, lone surrogates, bytes, dates.
 //!
-//! Such a value does no harm in a key that nobody reads, and must not be taken for a text or a number in one that is read. It
-//! stands in the row as an object that no key expects, so that whoever reads it refuses it, and `kind` says what it is.
-//! Not here: reading files.
+//! Such a value does no harm in a key that is not read, and must not be taken for a text or a number in one that is. In the
+//! row it is an object that no key expects, so that reading it is an error, and `kind` says what it is. Not here: reading
+//! files.
 
 use serde_json::{Map, Number, Value};
 
@@ -13,11 +13,11 @@ pub(in crate::data) const LONE_SURROGATE: &str = "a text with a lone surrogate (
 pub(in crate::data) const NOT_UTF8: &str = "a text that is not UTF-8";
 pub(in crate::data) const BINARY: &str = "binary data";
 pub(in crate::data) const DATE: &str = "a date or a time";
-pub(in crate::data) const TWICE: &str = "there twice, with different values";
+pub(in crate::data) const TWICE: &str = "given twice, with different values";
 
 const KINDS: [&str; 8] = [NAN, INFINITY, MINUS_INFINITY, LONE_SURROGATE, NOT_UTF8, BINARY, DATE, TWICE];
 
-/// The one key of the object.
+/// The only key of such an object.
 pub(super) const KEY: &str = "\0";
 
 /// A value of one of the kinds above.
@@ -31,7 +31,7 @@ pub(in crate::data) fn kind(object: &Map<String, Value>) -> Option<&'static str>
     KINDS.into_iter().find(|kind| *kind == said)
 }
 
-/// The first such value in another, or the value itself.
+/// The kind of the first such value in `value`, or of `value` itself.
 pub(in crate::data) fn within(value: &Value) -> Option<&'static str> {
     match value {
         Value::Object(object) => kind(object).or_else(|| object.values().find_map(within)),
@@ -40,7 +40,7 @@ pub(in crate::data) fn within(value: &Value) -> Option<&'static str> {
     }
 }
 
-/// A number, if JSON has it.
+/// A number, as an odd value if JSON cannot hold it.
 pub(in crate::data) fn number(number: f64) -> Value {
     Number::from_f64(number).map(Value::Number).unwrap_or_else(|| {
         value(match number {

@@ -1,4 +1,4 @@
-//! Files that hold no rows as they are: what they are, told by their first bytes, and the command that makes rows of them.
+//! Files of other types: detects the type from the first bytes, and suggests a command that converts the file.
 //!
 //! No JSON Lines, JSON array or Parquet file may be taken for one of these. Not here: files that are read (`mod.rs`).
 
@@ -7,9 +7,9 @@ use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-/// A file of another kind.
+/// A file of another type.
 pub(in crate::data) struct Other {
-    /// After "is": "CSV", "a PDF document".
+    /// What it is, as in "is CSV", "is a PDF document".
     what: Cow<'static, str>,
     way: Way,
 }
@@ -17,9 +17,9 @@ pub(in crate::data) struct Other {
 /// What to do about it.
 #[derive(Clone)]
 enum Way {
-    /// A shell's command that reads IN and writes OUT, and the ending of OUT; none: that of IN goes.
+    /// A shell command that reads IN and writes OUT, and the ending of OUT; empty: IN without its last ending.
     Shell(&'static str, &'static str),
-    /// Python's code that reads `sys.argv[1]` and prints, or writes `sys.argv[2]`; the ending of what is written.
+    /// Python code that reads `sys.argv[1]` and prints, or writes `sys.argv[2]`; and the ending of the output.
     Python(Cow<'static, str>, &'static str),
     Say(&'static str),
 }
@@ -54,9 +54,9 @@ const MAGIC: [(&[u8], &str, Way); 24] = [
     (b"\xff\xfe\0\0", "UTF-32", Way::Shell("iconv -f UTF-32 -t UTF-8 IN > OUT", "utf8.jsonl")),
     (b"\xff\xfe", "UTF-16", UTF16),
     (b"\xfe\xff", "UTF-16", UTF16),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file that it stands for",
+    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself",
         Way::Shell("git -C FOLDER lfs pull --include NAME", "")),
-    (b"%PDF-", "a PDF document", Way::Say("it holds no pairs that can be told apart: write them as JSON Lines")),
+    (b"%PDF-", "a PDF document", Way::Say("pairs cannot be read from it: write them as JSON Lines")),
     (b"GGUF", "a GGUF file", WEIGHTS),
     (b"SQLite format 3\0", "an SQLite database", ELSEWHERE),
     (b"\x89HDF", "an HDF5 file", ELSEWHERE),
@@ -75,7 +75,7 @@ const WRAPPED: &str = "import json, sys; [print(json.dumps(row)) for row in json
 const PICKLE: &str =
     "import sys, pandas; pandas.read_pickle(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True)";
 
-/// Keys under which files have the list of their rows.
+/// Keys of a file's list of rows.
 const LISTS: [&str; 12] = [
     "data",
     "rows",
@@ -91,7 +91,7 @@ const LISTS: [&str; 12] = [
     "dev",
 ];
 
-/// Parts of the keys that rows have.
+/// Parts of the keys of rows.
 const OF_ROWS: [&str; 10] = [
     "prompt",
     "chosen",
@@ -110,8 +110,8 @@ impl Other {
         Self { what: what.into(), way }
     }
 
-    /// Tells a file by its first bytes, after unpacking; `None` for what may be rows of JSON.
-    pub(super) fn told(head: &[u8]) -> Option<Self> {
+    /// Detects a file's type from its first bytes, after unpacking; `None` if they may be rows of JSON.
+    pub(super) fn detect(head: &[u8]) -> Option<Self> {
         if let Some((_, what, way)) = MAGIC.iter().find(|(start, ..)| head.starts_with(start)) {
             return Some(Self::new(*what, way.clone()));
         }
@@ -121,7 +121,7 @@ impl Other {
             [first, 0, second, 0, ..] if text(first) && text(second) => iconv("iconv -f UTF-16LE -t UTF-8 IN > OUT"),
             [0, first, 0, second, ..] if text(first) && text(second) => iconv("iconv -f UTF-16BE -t UTF-8 IN > OUT"),
             [0x80, 2..=5, ..] => {
-                let what = "a Python pickle (loading it runs what its author wrote: only from somebody you trust)";
+                let what = "a Python pickle (loading it runs its author's code: only if you trust the author)";
                 Some(Self::new(what, python(PICKLE, "jsonl")))
             }
             [_, _, _, _, _, 0, 0, 0, b'{', ..] => Some(Self::new("a safetensors file", WEIGHTS)),
@@ -138,8 +138,8 @@ impl Other {
             |word: &str| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
         match text.first() {
             Some(b'<') if starts("<!doctype html") || starts("<html") => {
-                let advice = "a server sent it in place of the file: fetch the file itself, from the hub with /resolve/ where a \
-                              page's address has /blob/";
+                let advice = "a server sent it instead of the file: fetch the file itself; on the hub its address has \
+                              /resolve/, not /blob/";
                 Some(Self::new("an HTML page", Way::Say(advice)))
             }
             Some(b'<') => Some(Self::new("XML or other markup", ELSEWHERE)),
@@ -147,16 +147,16 @@ impl Other {
         }
     }
 
-    /// Tells a text that starts with a line of `first` bytes that is broken JSON.
+    /// Detects the type of a text whose first line, of `first` bytes, is broken JSON.
     pub(super) fn of_text(text: &[u8], first: usize) -> Option<Self> {
         let line = std::str::from_utf8(&text[..first]).ok()?.trim();
         if line.starts_with("{'") {
-            return Some(Self::new("Python's way of writing, not JSON", python(REPR, "jsonl")));
+            return Some(Self::new("in Python's notation, not JSON", python(REPR, "jsonl")));
         }
         if line.starts_with('{') {
-            let goes_on = line.ends_with(['{', '[', ',']) && !text[first..].trim_ascii().is_empty();
+            let continues = line.ends_with(['{', '[', ',']) && !text[first..].trim_ascii().is_empty();
             let spread = || Self::new("JSON with objects over several lines", Way::Shell("jq -c . IN > OUT", "jsonl"));
-            return goes_on.then(|| Self::wrapped(text).unwrap_or_else(spread));
+            return continues.then(|| Self::wrapped(text).unwrap_or_else(spread));
         }
         let name = |field: &str| {
             let field = field.trim().trim_matches('"');
@@ -173,14 +173,14 @@ impl Other {
         Some(Self::new(*what, Way::Python(CSV.replace("DELIMITER", delimiter).into(), "jsonl")))
     }
 
-    /// Tells a file whose only row is an object that has the rows in a list.
+    /// Detects a file whose only row is an object with the rows in a list.
     pub(super) fn of_only_row(row: &Value, text: &[u8]) -> Option<Self> {
         let is_row =
             |object: &Map<String, Value>| object.keys().any(|key| OF_ROWS.iter().any(|part| key.contains(part)));
         Self::wrapped(text).filter(|_| row.as_object().is_some_and(|object| !is_row(object)))
     }
 
-    /// Tells the start of an object that has the rows in a list, under a key that says so.
+    /// Detects the start of an object with the rows in a list, under one of the keys in [`LISTS`].
     pub(super) fn wrapped(start: &[u8]) -> Option<Self> {
         let key = first_list(start)?;
         let key = LISTS.into_iter().find(|list| list.as_bytes() == key)?;
@@ -188,7 +188,7 @@ impl Other {
         Some(Self::new(what, Way::Python(WRAPPED.replace("KEY", key).into(), "jsonl")))
     }
 
-    /// The error of a file that is this. `packed`: what it was found in.
+    /// The error for a file of this type; `packed` names the compression around it.
     pub(super) fn refuse(self, path: &Path, packed: Option<&str>) -> Error {
         let within = packed.map(|packed| format!(", compressed with {packed}")).unwrap_or_default();
         let message =
@@ -208,16 +208,16 @@ impl Other {
     }
 }
 
-/// A command that runs Python's code, which has no double quotes.
+/// A command that runs Python code, which must not contain double quotes.
 pub(in crate::data) fn of_python(code: &str) -> String {
     format!("python3 -c \"{code}\" {}", if code.contains("argv[2]") { "IN OUT" } else { "IN > OUT" })
 }
 
-/// The command with the file's names in it, as a shell takes them. See [`written`] for what it writes.
+/// The command with the files' names, quoted for a shell. [`written`] names its output.
 pub(in crate::data) fn command(run: &str, path: &Path, ending: &str) -> String {
     let name = path.file_name().map(Path::new).unwrap_or(path);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Only words of their own: code may hold these letters.
+    // Whole words only: code may contain these letters.
     let word = |word: &str| match word {
         "IN" => quoted(path),
         "OUT" => quoted(&written(path, ending)),
@@ -228,7 +228,7 @@ pub(in crate::data) fn command(run: &str, path: &Path, ending: &str) -> String {
     run.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// `a.jsonl` for `a.jsonl.xz` without an ending, `a.parquet` for `a.arrow` with one; never the path itself.
+/// The output's path: `a.jsonl` for `a.jsonl.xz` without an ending, `a.parquet` for `a.arrow` with one; never `path` itself.
 fn written(path: &Path, ending: &str) -> PathBuf {
     let written = path.with_extension(ending);
     match written == path {

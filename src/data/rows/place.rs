@@ -1,4 +1,4 @@
-//! Where a row stands, for messages.
+//! The place of a row, for messages.
 //!
 //! Not here: reading rows.
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fmt;
 use std::path::Path;
 
-/// Where a row stands.
+/// The place of a row.
 pub(in crate::data) struct Place<'a> {
     path: &'a Path,
     /// Line, element of the array, or row of a Parquet file, from 1.
@@ -15,14 +15,14 @@ pub(in crate::data) struct Place<'a> {
     unit: Unit,
 }
 
-/// What a file's rows are counted in.
+/// The unit in which a file's rows are counted.
 enum Unit {
     Line,
     Element,
     Row,
 }
 
-/// What is done with each row.
+/// A callback for each row.
 pub(in crate::data) type Take<'t> = dyn FnMut(&Place, Value) -> Result<()> + 't;
 
 impl<'a> Place<'a> {

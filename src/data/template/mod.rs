@@ -15,10 +15,10 @@ use std::path::Path;
 
 /// The file that keeps the original of a chat template that an export has changed.
 pub const ORIGINAL: &str = "additional_chat_templates/original.jinja";
-/// How a template begins that an export has ended at the EOS.
+/// The first line of a template that an export has changed to end at the EOS.
 pub const MARK: &str =
     "{#- haf-dist: ends at the EOS of a final assistant turn; as it was: the template `original` -#}";
-/// How one begins of which an export has only stopped the clock.
+/// The first line of a template in which an export has only fixed the date.
 pub const CLOCK_MARK: &str = "{#- haf-dist: the date is that of the training; as it was: the template `original` #}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
@@ -37,7 +37,7 @@ pub struct Template {
 /// A compiled chat template.
 struct Chat {
     program: Program,
-    /// As its file has it.
+    /// Its text, as in the file.
     text: String,
     special_tokens: SpecialTokens,
     /// What follows the answer at the end of a conversation.
@@ -71,7 +71,7 @@ impl Template {
         &self.special_tokens
     }
 
-    /// Everything that the rendered text depends on besides the pair.
+    /// Everything that the rendered text depends on, apart from the pair.
     pub fn source(&self) -> String {
         let chat = self.chat_source();
         format!("{:?} {:?} {:?}", self.kind, self.special_tokens, chat)
@@ -102,7 +102,7 @@ impl Template {
         self.chat.as_ref().map_or("", |chat| &chat.tail)
     }
 
-    /// Whether a chat template has a word in it; plain ones refuse what they cannot write.
+    /// Whether a chat template contains a word; true for plain templates, which refuse inputs that they cannot write.
     pub fn names(&self, word: &str) -> bool {
         self.chat.as_ref().is_none_or(|chat| chat.text.contains(word))
     }
@@ -114,9 +114,9 @@ impl Template {
 
     /// The prompt's text, up to where the answer starts.
     ///
-    /// A chat template makes one user's message of a plain text, and ends with its generation prompt. The space after
-    /// `Output:` and `Assistant:` belongs to the answer: vocabularies hold " word" as one token. `plain` joins the
-    /// contents of a message list as they are.
+    /// For a chat template, a plain text is one user's message, and the text ends with its generation prompt. The space after
+    /// `Output:` and `Assistant:` belongs to the answer, as vocabularies have " word" as one token. `plain` joins the contents
+    /// of a message list unchanged.
     ///
     /// # Errors
     /// The chat template refuses the conversation, or a plain one does not know a role.
@@ -138,8 +138,10 @@ impl Template {
                 (TemplateKind::Hh, "system") | (TemplateKind::Plain | TemplateKind::Chat, _) => ("", ""),
                 (TemplateKind::Instruct | TemplateKind::Hh, _) => {
                     let known = "user, assistant and system";
-                    return Err(Error::input(format!("a message has the role {role:?}, the template knows {known}"))
-                        .hint("a chat template or template = \"plain\" may take it"));
+                    return Err(Error::input(format!(
+                        "a message has the role {role:?}, but the template knows {known}"
+                    ))
+                    .hint("a chat template or template = \"plain\" may accept it"));
                 }
             };
             text.extend([before, message.text(), after]);
@@ -152,8 +154,8 @@ impl Template {
         Ok(text)
     }
 
-    /// The whole conversation's text: the prompt, the answer and the rest of its turn. For a chat template that is what
-    /// it writes of the finished conversation, whether or not that starts with [`Template::render_prompt`]'s text.
+    /// The whole conversation's text: the prompt, the answer and the rest of its turn. For a chat template this is its
+    /// rendering of the finished conversation, whether or not that starts with [`Template::render_prompt`]'s text.
     ///
     /// # Errors
     /// As [`Template::render_prompt`].
@@ -171,7 +173,7 @@ impl Template {
 
 impl Chat {
     fn open(model_dir: &Path, config: &Value, special_tokens: &SpecialTokens) -> Result<Self> {
-        let (path, text) = chat_template(model_dir, config)?;
+        let SourceFile { path, text } = chat_template(model_dir, config)?;
         Self::of_text(text, &path, special_tokens)
     }
 
@@ -187,7 +189,7 @@ impl Chat {
         let probe = chat.render(&probe, &TemplateInputs::default(), false).map_err(|error| error.at(path))?;
         let tail = probe.rsplit_once(SENTINEL).map(|(_, tail)| tail.to_owned());
         chat.tail = tail.ok_or_else(|| {
-            Error::input(format!("{path}: the chat template does not write the assistant's last message as it is"))
+            Error::input(format!("{path}: the chat template does not write the assistant's last message unchanged"))
                 .hint(format!("mend it, {OTHER_TEMPLATES}"))
         })?;
         Ok(chat)
@@ -199,14 +201,14 @@ impl Chat {
             Error::input(format!("the chat template cannot render this conversation: {fault}")).hint(
                 match fault.bound {
                     true => "no known template needs that much: look at the template, it may be broken or hostile",
-                    false => "are its roles the ones the template knows, in the order it wants?",
+                    false => "are its roles those that the template knows, in the order that it expects?",
                 },
             )
         })
     }
 }
 
-/// What a chat template is given, under the names of Transformers' `apply_chat_template`.
+/// A chat template's variables, under the names of Transformers' `apply_chat_template`.
 pub fn variables(
     messages: &[Message],
     inputs: &TemplateInputs,
@@ -214,7 +216,7 @@ pub fn variables(
     add_generation_prompt: bool,
 ) -> Map<String, Value> {
     let TemplateInputs { tools, documents, arguments } = inputs;
-    // A row's arguments come before the special tokens of the same name, and after what is always given.
+    // A row's arguments win over special tokens of the same name; the variables that are always given win over both.
     let mut variables: Map<String, Value> =
         special_tokens.iter().map(|(key, token)| (key.clone(), json!(token))).collect();
     variables.extend(arguments.clone());
@@ -248,7 +250,7 @@ fn as_passed(message: &Message) -> Value {
     Value::Object(passed)
 }
 
-/// Refuses what only a chat template can write.
+/// Refuses inputs that only a chat template can write.
 fn plain_enough(inputs: &TemplateInputs, messages: &[Message]) -> Result<()> {
     let named = |name: &str| format!("`{name}`");
     let key = messages.iter().find_map(|message| message.more.keys().next()).map(|key| named(key));
@@ -270,7 +272,7 @@ fn messages(prompt: &Prompt) -> Vec<Message> {
     }
 }
 
-/// A JSON file's value; null where there is no such file.
+/// A JSON file's value; null if there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
     match files::read(path) {
         Ok(bytes) => serde_json::from_slice(&bytes)
@@ -285,35 +287,41 @@ pub fn is_changed(source: &str) -> bool {
     source.starts_with(MARK) || source.starts_with(CLOCK_MARK)
 }
 
-/// The chat template's text and the file that holds it.
-fn chat_template(model_dir: &Path, config: &Value) -> Result<(String, String)> {
+/// A chat template's text, and the file that contains it.
+struct SourceFile {
+    path: String,
+    text: String,
+}
+
+/// Finds the chat template in a model's folder.
+fn chat_template(model_dir: &Path, config: &Value) -> Result<SourceFile> {
     let path = model_dir.join("chat_template.jinja");
     match files::read_to_string(&path) {
-        // What an export has changed is read as it was: that is what the model was trained with.
-        Ok(source) if is_changed(&source) && model_dir.join(ORIGINAL).is_file() => {
+        // If an export has changed the template, the original is read: the model was trained with that.
+        Ok(text) if is_changed(&text) && model_dir.join(ORIGINAL).is_file() => {
             let path = model_dir.join(ORIGINAL);
-            let source = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
-            return Ok((path.display().to_string(), source));
+            let text = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+            return Ok(SourceFile { path: path.display().to_string(), text });
         }
-        Ok(source) => return Ok((path.display().to_string(), source)),
+        Ok(text) => return Ok(SourceFile { path: path.display().to_string(), text }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error(&path, "read", &error)),
     }
     let path = model_dir.join("tokenizer_config.json").display().to_string();
-    let source = match &config["chat_template"] {
+    let text = match &config["chat_template"] {
         Value::Array(named) => named
             .iter()
             .find(|template| template["name"] == "default")
             .and_then(|template| template["template"].as_str()),
         template => template.as_str(),
     };
-    match source {
-        Some(source) => Ok((path, source.to_owned())),
+    match text {
+        Some(text) => Ok(SourceFile { path, text: text.to_owned() }),
         None => Err(Error::input(format!(
             "{} has no chat template: neither chat_template.jinja nor a (default) `chat_template` in \
              tokenizer_config.json",
             model_dir.display()
         ))
-        .hint("a base model has none: name the template \"instruct\", \"hh\" or \"plain\" instead of \"chat\"")),
+        .hint("a base model has none: use template = \"instruct\", \"hh\" or \"plain\" instead of \"chat\"")),
     }
 }

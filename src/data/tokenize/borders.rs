@@ -72,7 +72,7 @@ pub(super) fn shared<'t>(marks: &Marks, texts: &[&'t str]) -> &'t str {
     while !first.is_char_boundary(alike) {
         alike -= 1;
     }
-    // The added token itself need not be common: it belongs to the part behind the cut.
+    // The added token itself need not be common: it belongs to the part after the cut.
     let in_all = |at: &usize| texts.iter().all(|text| marks.start(&text[*at..]));
     marks.last_in(first, alike).filter(in_all).map_or("", |at| &first[..at])
 }

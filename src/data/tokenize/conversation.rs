@@ -1,4 +1,4 @@
-//! One conversation as text and as tokens, the way training reads it: for those that check or write what others read.
+//! One conversation as text and as tokens, as training reads it: for exports and checks.
 //!
 //! Not here: pairs, and cutting to length (`mod.rs`).
 
@@ -11,7 +11,7 @@ use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 
 impl Encoder {
-    /// What decides, beside tokenizer and template, what tokens a pair becomes.
+    /// The settings that determine a pair's tokens, together with tokenizer and template.
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
@@ -26,14 +26,14 @@ impl Encoder {
         &self.eos_text
     }
 
-    /// A rendered conversation up to the EOS of its last turn, which is added where the template wrote none.
+    /// A rendered conversation up to the EOS of its last turn, which is added if the template wrote none.
     pub fn to_eos(&self, rendered: &str) -> String {
         let text = self.up_to_eos(rendered);
         if text.ends_with(&self.eos_text[..]) { text.to_owned() } else { format!("{text}{}", self.eos_text) }
     }
 
     /// The text and the tokens of a conversation that ends with an answer, as [`encode`](Self::encode) reads it, up to the
-    /// token that is rewarded; nothing is cut to length. A BOS that the tokenizer adds is part of the text.
+    /// token that is rewarded; it is not cut to length. A BOS that the tokenizer adds is part of the text.
     ///
     /// # Errors
     /// No messages, or a conversation that template or tokenizer cannot take.

@@ -1,11 +1,12 @@
-//! A pair becomes tokens: prompt, answer and the turn's EOS, cut to length, with the length of their common prefix.
+//! Turns a pair into tokens: prompt, answer and the turn's EOS, cut to length, with the length of their common prefix.
 //!
-//! Not here: what text is tokenised (`template.rs`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
+//! Not here: the text that is tokenised (`template/`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).
 
 mod borders;
 mod conversation;
 mod offsets;
+mod unread;
 
 use crate::config::{RewardAt, TemplateKind, Truncation};
 use crate::data::formats::DropReason;
@@ -16,12 +17,13 @@ use crate::data::{AnswerSpan, Message, Pair, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
 use crate::panics::contain;
 use borders::{Marks, Start};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 pub use crate::data::rules::{Rules, TurnEnd};
+pub use unread::Unread;
 
 /// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
 const VERSION: u32 = 3;
@@ -29,10 +31,10 @@ const VERSION: u32 = 3;
 /// Turns pairs into tokens. Shared by threads.
 ///
 /// A sequence is the rendered conversation, tokenised as one text, so that its ids are those of Transformers'
-/// `apply_chat_template`: up to the EOS of the answer's turn, or to the end of the rendering where the reward is read there
-/// too. The answer starts at the first token in which it differs from the rendered prompt alone: a token that holds the
-/// prompt's last characters and the answer's first is the answer's. It ends with its EOS, wherever the reward is read. A chat
-/// template writes its own BOS; to a plain one the BOS is added that the tokenizer would add. Special tokens inside a text
+/// `apply_chat_template`: up to the EOS of the answer's turn, or to the end of the rendering if the reward is read there,
+/// too. The answer starts at the first token in which it differs from the rendered prompt alone: a token with the prompt's
+/// last characters and the answer's first belongs to the answer. It ends with its EOS, wherever the reward is read. A chat
+/// template writes its own BOS; for a plain one, the BOS that the tokenizer would add is added. Special tokens inside a text
 /// are special tokens, as in Transformers.
 pub struct Encoder {
     tokenizer: Tokenizer,
@@ -41,13 +43,13 @@ pub struct Encoder {
     template: Template,
     rules: Rules,
     special: HashSet<u32>,
-    /// Texts of the special tokens, where a text without them has none; see `borders.rs`.
+    /// Texts of the special tokens, if a text without any of them has no special token; see `borders.rs`.
     special_texts: Option<Marks>,
     borders: Marks,
     bos: Option<u32>,
     eos: u32,
     eos_text: String,
-    /// How many bytes of the template's tail stand after the EOS.
+    /// Number of bytes of the template's tail after the EOS.
     after_eos: usize,
     fingerprint: u128,
 }
@@ -59,17 +61,6 @@ pub enum Encoded {
     Kept(OwnedPair),
     /// The pair is not used.
     Dropped(DropReason),
-}
-
-/// What rows have for a chat template that never names it -> the last row that has it, and how many have.
-#[derive(Debug, Default)]
-pub struct Unread(BTreeMap<String, (usize, usize)>);
-
-impl Unread {
-    /// In how many rows each was.
-    pub fn rows(self) -> impl Iterator<Item = (String, usize)> {
-        self.0.into_iter().map(|(key, (_, rows))| (key, rows))
-    }
 }
 
 impl Encoder {
@@ -131,17 +122,7 @@ impl Encoder {
         self.encode_pair(pair).map_err(|error| error.at(format_args!("line {}", pair.line)))
     }
 
-    /// Counts what a pair's row has for a chat template and this one never names. Pairs of a row follow one another.
-    pub fn count_unread(&self, pair: &Pair, unread: &mut Unread) {
-        for key in pair.for_template().filter(|key| !self.template.names(key)) {
-            // A row of several pairs counts once.
-            let (last, rows) = unread.0.entry(format!("{key} (not in the chat template)")).or_default();
-            *rows += usize::from(*last != pair.line || *rows == 0);
-            *last = pair.line;
-        }
-    }
-
-    /// Hash of everything that decides what tokens a pair becomes, besides the pair.
+    /// Hash of everything that determines a pair's tokens, apart from the pair.
     pub fn fingerprint(&self) -> u128 {
         self.fingerprint
     }
@@ -163,7 +144,7 @@ impl Encoder {
         TurnEnd { eos: self.eos_text.clone(), after: after.to_owned(), written: before.ends_with(&self.eos_text[..]) }
     }
 
-    /// The text of the BOS that a plain template has in front; empty where there is none.
+    /// The text of the BOS in front of a plain template; empty if there is none.
     ///
     /// # Errors
     /// As [`Encoder::decode`].
@@ -171,7 +152,7 @@ impl Encoder {
         self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
-    /// Whether a program that tokenises a rendered conversation as any other text gets a second BOS in front of the template's own.
+    /// Whether a program that tokenises a rendered conversation like any other text puts a second BOS before the template's own.
     ///
     /// # Errors
     /// The tokenizer or the template fails.
@@ -199,11 +180,11 @@ impl Encoder {
     fn encode_pair(&self, pair: &Pair) -> Result<Encoded> {
         let prompt_text = self.template.render_prompt(&pair.prompt, &pair.inputs)?;
 
-        // An answer that brings its EOS along must not get two.
+        // An answer that already has its EOS must not get two.
         let answers: Vec<Message> =
             [Some(&pair.chosen), pair.rejected.as_ref()].into_iter().flatten().map(|it| self.without_eos(it)).collect();
-        let says_nothing = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
-        if answers.len() == 2 && answers.iter().any(says_nothing) {
+        let is_empty = |answer: &Message| answer.text().trim().is_empty() && answer.more.is_empty();
+        if answers.len() == 2 && answers.iter().any(is_empty) {
             return Ok(Encoded::Dropped(DropReason::EmptyAnswer));
         }
         let mut special_in_text: usize = match &pair.prompt {
@@ -221,7 +202,7 @@ impl Encoder {
             sequence.span.start = common(&prompt, &sequence.tokens).min(sequence.span.end);
             answers.push(sequence);
         }
-        // What both sequences have of the prompt.
+        // The part of the prompt that both sequences have.
         let prompt_length = answers.iter().map(|answer| answer.span.start).min().unwrap_or(0);
         if prompt_length == 0 {
             return Ok(Encoded::Dropped(DropReason::EmptyPrompt));
@@ -233,7 +214,7 @@ impl Encoder {
         if over > 0 && truncation == Truncation::Drop {
             return Ok(Encoded::Dropped(DropReason::TooLong));
         }
-        // As much of the prompt as needed and as allowed; the BOS stays in front.
+        // As much of the prompt as needed and as allowed is cut; the BOS stays in front.
         let cut = over.min(prompt_length.saturating_sub(max_prompt_length));
         let kept_front = usize::from(prompt.first().copied() == self.bos && self.bos.is_some());
         let answer_cut = longest - cut > max_length;
@@ -249,8 +230,8 @@ impl Encoder {
         Ok(Encoded::Kept(OwnedPair { prompt_hash, prompt_cut: cut > 0, answer_cut, special_in_text, ..pair }))
     }
 
-    /// Turns three texts, tokenised one by one, into a pair: no template, no BOS, an EOS behind each answer. For programs
-    /// that are timed on the same tokens; a text across the border of two of them would have other tokens in training.
+    /// Turns three texts, tokenised one by one, into a pair: no template, no BOS, an EOS after each answer. For programs
+    /// that are timed on the same tokens; in training, a token may extend across the border of two texts.
     ///
     /// # Errors
     /// As [`Encoder::encode`].
@@ -274,7 +255,7 @@ impl Encoder {
         if to_eos.last() != Some(&self.eos) {
             to_eos.push(self.eos);
         }
-        // A plain template is a text that the EOS ends.
+        // A plain template's text ends with the EOS.
         if self.rules.reward_at == RewardAt::Eos || self.rules.template != TemplateKind::Chat {
             return Ok(Sequence { span: AnswerSpan::to_end(0, to_eos.len()), tokens: to_eos });
         }
@@ -282,15 +263,15 @@ impl Encoder {
         match self.rules.reward_at {
             RewardAt::Both => Sequence::rewarded_twice(to_eos, whole).ok_or_else(|| {
                 Error::input(
-                    "the template's rendering of this conversation is not its text up to the EOS and more after it",
+                    "the template's rendering of this conversation does not start with the tokens up to the EOS",
                 )
-                .hint("data.reward_at = \"both\" reads the reward in both places; use \"eos\" or \"end\"")
+                .hint("data.reward_at = \"both\" needs that; use \"eos\" or \"end\"")
             }),
             _ => Ok(Sequence::rewarded_at_end(&to_eos, whole, self.rules.skipped_at_end)),
         }
     }
 
-    /// A rendered conversation up to the EOS of its last turn; all of it where the template wrote none.
+    /// A rendered conversation up to the EOS of its last turn; all of it if the template wrote none.
     fn up_to_eos<'t>(&self, text: &'t str) -> &'t str {
         if text.ends_with(self.template.tail()) {
             return &text[..text.len() - self.after_eos];
@@ -301,8 +282,8 @@ impl Encoder {
         }
     }
 
-    /// Tokens of a rendered text, behind a BOS where a plain template leaves that to the tokenizer; of its start, if that is
-    /// what it starts with, they are known.
+    /// Tokens of a rendered text, after a BOS if a plain template leaves that to the tokenizer. If the text begins with `start`,
+    /// the tokens of that part are known.
     fn ids_after_bos(&self, text: &str, start: &Start) -> Result<Vec<u32>> {
         let mut tokens = match text.strip_prefix(start.text).filter(|_| !start.text.is_empty()) {
             Some(rest) => [&start.tokens[..], &self.ids(rest)?].concat(),
@@ -314,7 +295,7 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// Tokens of a text as it stands: nothing is added, special tokens in it are special tokens.
+    /// Tokens of a text alone: nothing is added, special tokens in it are special tokens.
     ///
     /// # Errors
     /// The tokenizer cannot take the text, or a token has no row of the embedding.
@@ -329,7 +310,7 @@ impl Encoder {
         Message { content, ..answer.clone() }
     }
 
-    /// Special tokens that a text is read as holding. Where the tokenizer gives up, [`Encoder::ids`] has the error.
+    /// Number of special tokens in a text. If the tokenizer fails, [`Encoder::ids`] has the error.
     fn special_in(&self, text: &str) -> usize {
         if self.special_texts.as_ref().is_some_and(|texts| !texts.are_in(text)) {
             return 0;
@@ -353,11 +334,11 @@ fn check_rows(tokens: &[u32], tokenizer: &Tokenizer, vocab_size: usize) -> Resul
 }
 
 /// The first special token in what the template writes after an answer, else the tokenizer's EOS: its text, its id,
-/// and how many bytes of the tail stand after it.
+/// and the number of bytes of the tail after it.
 fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenizer) -> Result<(String, u32, usize)> {
     let tail = template.tail();
     let found = special.iter().filter_map(|(text, id)| Some((tail.find(&text[..])?, text, *id)));
-    // Of two that start at one place the longer one is the token.
+    // Of two that start at the same place, the longer one is the token.
     let first = found.min_by_key(|(start, text, _)| (*start, usize::MAX - text.len()));
     if let Some((start, text, id)) = first {
         return Ok((text.clone(), id, tail.len() - start - text.len()));
@@ -369,7 +350,7 @@ fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenize
         .hint("add \"eos_token\": \"...\" to tokenizer_config.json"));
     };
     match tokenizer.token_to_id(text) {
-        // What a template without special tokens writes after an answer is dropped whole.
+        // If the template writes no special token after an answer, all that it writes there is dropped.
         Some(id) => Ok((text.clone(), id, tail.len())),
         None => Err(Error::input(format!(
             "the `eos_token` {text:?} of tokenizer_config.json is not a token of the tokenizer"
@@ -378,7 +359,7 @@ fn turn_end(template: &Template, special: &[(String, u32)], tokenizer: &Tokenize
     }
 }
 
-/// The BOS: for a chat template the `bos_token` it opens a conversation with, for a plain one what the tokenizer adds.
+/// The BOS: for a chat template the `bos_token` with which it opens a conversation, for a plain one what the tokenizer adds.
 fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u32>> {
     if template.writes_bos() {
         let probe = ids(tokenizer, &template.render_prompt(&Prompt::Text("Hi.".into()), &TemplateInputs::default())?)?;
@@ -391,7 +372,7 @@ fn opening_token(template: &Template, tokenizer: &Tokenizer) -> Result<Option<u3
     Ok(with.first().copied().filter(|_| added))
 }
 
-/// Tokens of a text as it stands.
+/// Tokens of a text alone.
 fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     tokenizer_files::encode(tokenizer, text, false)
 }

@@ -1,4 +1,4 @@
-//! Where an answer's tokens stand in its text, in characters.
+//! The character ranges of an answer's tokens in its text.
 //!
 //! Not here: the tokens themselves (`mod.rs`).
 
@@ -10,9 +10,9 @@ use crate::error::Result;
 use std::ops::Range;
 
 impl Encoder {
-    /// The characters of `answer`, one of the pair's, that each of its tokens stands for: of its tokens as
-    /// [`encode`](Self::encode) has them before anything is cut, from the first to the EOS. A token that begins in the prompt, or
-    /// that ends behind the answer as its EOS does, is cut to the answer.
+    /// The character range in `answer`, one of the pair's, of each of its tokens. These are the tokens of
+    /// [`encode`](Self::encode) before cutting, from the first to the EOS. The range of a token that begins in the prompt, or
+    /// ends after the answer as the EOS does, is cut to the answer.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -34,18 +34,18 @@ impl Encoder {
             tokens.push(self.eos);
             offsets.push(end..end);
         }
-        // Where the answer stands in the rendering: at its first place behind what the rendered prompt has too.
+        // The answer's place in the rendering: the first one after the part that the rendered prompt has, too.
         let same = asked.char_indices().zip(text.chars()).take_while(|((_, one), other)| one == other);
         let border = same.last().map_or(0, |((place, letter), _)| place + letter.len_utf8());
-        let said = answer.text();
-        let (start, skipped) = match (text[border..].find(said), text[border..].find(said.trim())) {
+        let content = answer.text();
+        let (start, skipped) = match (text[border..].find(content), text[border..].find(content.trim())) {
             (Some(place), _) => (border + place, 0),
-            // A template may take the white space around it away.
-            (None, Some(place)) => (border + place, said.len() - said.trim_start().len()),
+            // A template may strip the white space around it.
+            (None, Some(place)) => (border + place, content.len() - content.trim_start().len()),
             (None, None) => (border, 0),
         };
         let start = text[..start].chars().count();
-        let (skipped, length) = (said[..skipped].chars().count(), said.chars().count());
+        let (skipped, length) = (content[..skipped].chars().count(), content.chars().count());
         let within = |place: usize| (place.saturating_sub(start) + skipped).min(length);
         let first = common(&self.ids_after_bos(&asked, &Start::default())?, &tokens);
         Ok(offsets.into_iter().skip(first.max(1)).map(|range| within(range.start)..within(range.end)).collect())

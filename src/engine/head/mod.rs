@@ -308,7 +308,7 @@ fn places(pairs: &[PackedPair]) -> Vec<Place> {
     let (mut places, mut rows) = (Vec::new(), 0);
     for pair in pairs {
         let targets = pair.answers.iter().flat_map(|answer| &answer.targets);
-        places.extend(targets.map(|&(row, token)| Place { row: rows + row as usize, token: token as usize }));
+        places.extend(targets.map(|target| Place { row: rows + target.row as usize, token: target.token as usize }));
         rows += pair.response_rows.len();
     }
     places

@@ -140,7 +140,7 @@ fn compare_ends_with_what_a_run_ends_with_and_refuses_what_is_its_own() {
     let workspace = Workspace::new();
     for (options, expected) in [
         (&["--set", "data.seed=3"][..], "the comparison sets data.seed itself"),
-        (&["--learning-rates", "1e-3,fast"], "fast is no learning rate"),
+        (&["--learning-rates", "1e-3,fast"], "fast is not a learning rate"),
         (&["--learning-rates", "1e-3,2."], "train.learning_rate"),
         (&["--set", "data.test=[]"], "names no test pairs"),
         (&["--learning-rates", "1e-3", "--set", "data.dev=[]"], "names no dev pairs"),

@@ -105,11 +105,11 @@ fn a_trace_that_is_there_is_refused_also_when_it_is_another_ranks() {
     let workspace = Workspace::new();
     workspace.write("trace.json", "mine");
     workspace.write("both.rank-1.json", "mine");
-    let says = ["trace.json", "is there already"];
+    let says = ["trace.json", "exists already"];
     let case = |arguments| Case { name: "existing trace", arguments, says: &says };
     check(&workspace, &[1], &case(with_config(&[], &["--trace=trace.json"])));
     check(&workspace, &[1], &case(with_config(&["prepare"], &["--trace=trace.json"])));
-    let says = ["both.rank-1.json", "is there already"];
+    let says = ["both.rank-1.json", "exists already"];
     let arguments = with_config(&[], &["--trace=both.json"]);
     check(&workspace, &[2], &Case { name: "existing trace of rank 1", arguments, says: &says });
     let arguments = with_config(&[], &["--trace=missing/trace.json"]);

@@ -1,7 +1,7 @@
 //! The rows of a Parquet file as JSON objects, nested lists of structs (messages) included.
 //!
 //! The library's row reader is used rather than its Arrow reader: rows become JSON objects in any case, and it needs half the
-//! crates. Not here: a row's values (`values.rs`), the bound on what a page unpacks to (`pages.rs`), and what a row means
+//! crates. Not here: a row's values (`values.rs`), the bound on a page's size (`pages.rs`), and what a row means
 //! (`data/formats/`).
 
 mod pages;
@@ -21,35 +21,35 @@ use std::path::Path;
 use std::sync::Arc;
 use values::Fault;
 
-/// What a Parquet file starts and ends with.
+/// The bytes with which a Parquet file starts and ends.
 pub(super) const MAGIC: [u8; 4] = *b"PAR1";
 
-/// Writes a file anew, as it is read here.
+/// Rewrites a file in a form that can be read here.
 const REWRITE: &str = "import sys, pyarrow.parquet as pq; pq.write_table(pq.read_table(sys.argv[1]), sys.argv[2], \
                        compression='zstd')";
 
 type Found<T> = std::result::Result<T, Fault>;
 
-/// Hands every row to `take`, in order; the first error ends it. Returns how many there were.
+/// Passes every row to `take`, in order, up to the first error. Returns the number of rows.
 ///
-/// Numbers (decimals and halves too), truth values and texts (also in columns of bytes that say nothing of texts) are as JSON
-/// would have them. What JSON does not have (NaN, dates, other bytes) is odd: see `rows/odd.rs`.
+/// Numbers (decimals and halves included), booleans and texts (also in columns of bytes without a text type) become JSON.
+/// Values that JSON cannot hold (NaN, dates, other bytes) become odd: see `rows/odd.rs`.
 ///
 /// # Errors
-/// A damaged file, columns compressed in a way that is not read, a row over the bound, or what `take` returns.
+/// A damaged file, an unsupported compression, a row over the bound, or an error of `take`.
 pub(super) fn for_each(path: &Path, file: File, max_row_bytes: usize, take: &mut Take) -> Result<usize> {
     let fail = |row: Option<usize>, fault: Fault| {
         let place = row.map(|row| format!(" row {row}:")).unwrap_or_default();
         let at = format!("{}:{place}", path.display());
         match fault {
-            Fault::TooLarge => Error::input(format!("{at} more than {max_row_bytes} bytes a row")).hint(LONG_HINT),
+            Fault::TooLarge => Error::input(format!("{at} a row has more than {max_row_bytes} bytes")).hint(LONG_HINT),
             Fault::Broken(what) => Error::input(format!("{at} damaged or unsupported Parquet data: {what}"))
-                .hint(format!("fetch it again, or write it anew: {}", command(&of_python(REWRITE), path, "parquet"))),
+                .hint(format!("fetch it again, or rewrite it: {}", command(&of_python(REWRITE), path, "parquet"))),
         }
     };
     if !has_sane_schema(&file).map_err(|error| fail(None, error.into()))? {
         return Err(Error::input(format!("{}: more than {ELEMENTS} columns", path.display()))
-            .hint("write those that make pairs to a file of their own"));
+            .hint("write the columns that make pairs to a file of their own"));
     }
     let file = Arc::new(file);
     let reader = guarded(|| Ok(SerializedFileReader::new(file.try_clone()?)?)).map_err(|fault| fail(None, fault))?;
@@ -83,7 +83,7 @@ fn guarded<T>(read: impl FnOnce() -> Found<T>) -> Found<T> {
     contain(read).unwrap_or_else(|panic| Err(Fault::Broken(panic)))
 }
 
-/// Refuses a file with a column that is compressed in a way that is not read, before any of it is.
+/// Refuses a file with an unsupported compression before any row is read.
 fn refuse_codecs(path: &Path, metadata: &ParquetMetaData) -> Result<()> {
     let read = |codec: Compression| {
         use Compression::{GZIP, LZ4, LZ4_RAW, SNAPPY, UNCOMPRESSED, ZSTD};
@@ -97,7 +97,7 @@ fn refuse_codecs(path: &Path, metadata: &ParquetMetaData) -> Result<()> {
             let codec = codec.split('(').next().unwrap_or_default();
             let column = chunk.column_path().string();
             Err(Error::input(format!(
-                "{}: column `{column}` is compressed with {codec}; snappy, gzip, zstd and lz4 are read",
+                "{}: column `{column}` is compressed with {codec}; expected snappy, gzip, zstd or lz4",
                 path.display()
             ))
             .hint(format!("convert it: {}", command(&of_python(REWRITE), path, "parquet"))))

@@ -1,8 +1,8 @@
-//! The columns of a row group, read page by page, no page larger than the group's rows may be together; and no schema deeper
+//! Reads the columns of a row group page by page. No page may be larger than the group's rows together, and no schema deeper
 //! than the stack.
 //!
-//! A page is unpacked whole, and its header says to how much: a few bytes may say two gigabytes. The header is looked at before
-//! the library unpacks the page, and the footer before the library reads the schema. Not here: rows and values.
+//! The library unpacks a page at once, to the size in its header: a few bytes may announce two gigabytes. So the header is
+//! checked before the library unpacks the page, and the footer before the library reads the schema. Not here: rows and values.
 
 use bytes::Bytes;
 use parquet::bloom_filter::Sbbf;
@@ -18,18 +18,20 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-/// Bytes that any value counts for, so that lists of nothing are bounded too.
+/// Bytes that are charged for any value, so that lists of empty values are bounded, too.
 pub(super) const VALUE_BYTES: usize = 16;
 
-/// Bytes of a page that is never too large, and of one that always is.
+/// The bound on a page's bytes is at least this ...
 const SMALL: usize = 1 << 20;
+/// ... and at most this.
 const LARGE: usize = 1 << 30;
 
-/// Values of a page that are never too many, and that always are.
+/// The bound on a page's values is at least this ...
 const FEW: usize = 1 << 16;
+/// ... and at most this.
 const MANY: usize = 1 << 26;
 
-/// Most elements of a schema.
+/// Largest number of elements in a schema.
 pub(super) const ELEMENTS: usize = 1000;
 
 /// A page that unpacks to more than the rows may have.
@@ -48,7 +50,7 @@ impl std::error::Error for TooLarge {}
 pub(super) struct Columns<'m> {
     file: Arc<File>,
     group: &'m RowGroupMetaData,
-    /// Most bytes of the group's rows together.
+    /// Most bytes that the group's rows may have together.
     bytes: usize,
 }
 
@@ -70,7 +72,7 @@ impl RowGroupReader for Columns<'_> {
 
     fn get_column_page_reader(&self, index: usize) -> Result<Box<dyn PageReader>> {
         let column = self.group.column(index);
-        // All values of a row are read at once: of a column without lists that is one.
+        // A row's values are read at once; in a column without lists that is one value.
         let lists = column.column_descr().max_rep_level() > 0;
         let values = if lists { (self.bytes / VALUE_BYTES).clamp(FEW, MANY) } else { usize::MAX };
         let pages = Pages { file: self.file.clone(), bytes: self.bytes.clamp(SMALL, LARGE), values };
@@ -103,14 +105,14 @@ impl Length for Pages {
 impl ChunkReader for Pages {
     type T = BufReader<File>;
 
-    /// What the library reads this way of a column are headers of pages.
+    /// The library reads only page headers this way.
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let mut reader = self.file.get_read(start)?;
         let header = reader.fill_buf()?;
         if !header.is_empty() {
-            let (bytes, values) =
-                size(header).ok_or_else(|| ParquetError::General("a page header without sizes".to_owned()))?;
-            if bytes > self.bytes || values > self.values {
+            let size =
+                PageSize::of(header).ok_or_else(|| ParquetError::General("a page header without sizes".to_owned()))?;
+            if size.bytes > self.bytes || size.values > self.values {
                 return Err(ParquetError::External(Box::new(TooLarge)));
             }
         }
@@ -122,29 +124,37 @@ impl ChunkReader for Pages {
     }
 }
 
-/// Bytes that a page unpacks to, and its values, from the start of its header (struct PageHeader of parquet.thrift, fields in
-/// their order, as all writers have them).
-fn size(header: &[u8]) -> Option<(usize, usize)> {
-    let mut header = Compact(header);
-    // 1: type, 2: uncompressed_page_size, 3: compressed_page_size.
-    let mut sizes = [0; 3];
-    for size in &mut sizes {
+/// The size of an unpacked page.
+struct PageSize {
+    bytes: usize,
+    values: usize,
+}
+
+impl PageSize {
+    /// From the start of the page's header (struct PageHeader of parquet.thrift, fields in their order, as all writers have
+    /// them).
+    fn of(header: &[u8]) -> Option<Self> {
+        let mut header = Compact(header);
+        // 1: type, 2: uncompressed_page_size, 3: compressed_page_size.
+        let mut numbers = [0; 3];
+        for number in &mut numbers {
+            header.field(I32)?;
+            *number = header.number()?;
+        }
+        // 4: crc, which may be absent and negative; then a struct by the type of the page, num_values first.
+        if header.0.first() == Some(&(1 << 4 | I32)) {
+            let length = header.0[1..].iter().position(|byte| byte & 128 == 0)?;
+            header.0 = header.0.get(length + 2..)?;
+        }
+        let [kind, bytes, _] = numbers;
+        // Index pages have no values.
+        if kind == 1 {
+            return Some(Self { bytes, values: 0 });
+        }
+        (header.byte()? & 15 == STRUCT).then_some(())?;
         header.field(I32)?;
-        *size = header.number()?;
+        Some(Self { bytes, values: header.number()? })
     }
-    // 4: crc, which may be absent and negative; then a struct by the type of the page, num_values first.
-    if header.0.first() == Some(&(1 << 4 | I32)) {
-        let length = header.0[1..].iter().position(|byte| byte & 128 == 0)?;
-        header.0 = header.0.get(length + 2..)?;
-    }
-    let [kind, bytes, _] = sizes;
-    // Index pages have no values.
-    if kind == 1 {
-        return Some((bytes, 0));
-    }
-    (header.byte()? & 15 == STRUCT).then_some(())?;
-    header.field(I32)?;
-    Some((bytes, header.number()?))
 }
 
 /// Elements of a file's schema, columns and groups, from the start of its footer (struct FileMetaData).
@@ -160,7 +170,7 @@ fn schema_elements(footer: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether a file's schema has no more than [`ELEMENTS`]: the library reads a nested one with a frame of the stack a level.
+/// Whether a file's schema has no more than [`ELEMENTS`]: the library reads a nested schema by recursion.
 ///
 /// # Errors
 /// A file that ends early, or cannot be read.
@@ -192,7 +202,7 @@ impl Compact<'_> {
         Some(*first)
     }
 
-    /// The head of the next field: the one after the last, of this type.
+    /// Reads the head of the next field, which must be the one after the last and of this type.
     fn field(&mut self, kind: u8) -> Option<()> {
         (self.byte()? == 1 << 4 | kind).then_some(())
     }

@@ -1,7 +1,7 @@
-//! Rows of a Parquet file put together from their columns (Dremel's assembly), as JSON values.
+//! Assembles the rows of a Parquet file from their columns (Dremel's assembly), as JSON values.
 //!
-//! The library's tree of columns is walked here rather than by the library: what a row takes is bounded, and what JSON does not
-//! have is odd (`rows/odd.rs`) instead of a number or a text that means something else. Not here: files and pages.
+//! The library's tree of columns is walked here rather than by the library, so that a row's size is bounded, and values that
+//! JSON cannot hold are odd (`rows/odd.rs`) instead of misleading numbers or texts. Not here: files and pages.
 
 use crate::data::rows::parquet::Found;
 use crate::data::rows::parquet::pages::VALUE_BYTES;
@@ -12,9 +12,9 @@ use parquet::record::reader::Reader;
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
-/// Why there is no row.
+/// Why a row cannot be read.
 pub(super) enum Fault {
-    /// It takes more than it may.
+    /// It is over the bound.
     TooLarge,
     /// The data are damaged, or not supported.
     Broken(String),
@@ -55,11 +55,12 @@ fn group(columns: &mut [Reader], left: &mut usize) -> Found<Value> {
 
 fn value(reader: &mut Reader, left: &mut usize) -> Found<Value> {
     take(left, VALUE_BYTES)?;
+    // A group's columns are checked one by one.
+    if !matches!(reader, Reader::GroupReader(..)) && !has_next(reader) {
+        return Err(ends_early());
+    }
     match reader {
         Reader::PrimitiveReader(column, values) => {
-            if !values.has_next() {
-                return Err(ends_early());
-            }
             let value = match (values.is_null(), held(column)) {
                 (true, _) => Value::Null,
                 (false, Held::Odd(kind)) => odd::value(kind),
@@ -70,22 +71,13 @@ fn value(reader: &mut Reader, left: &mut usize) -> Found<Value> {
             values.read_next()?;
             Ok(value)
         }
-        Reader::OptionReader(level, inner) => {
-            if !has_next(inner) {
-                return Err(ends_early());
-            }
-            if definition(inner) > *level {
-                value(inner, left)
-            } else {
-                advance(inner)?;
-                Ok(Value::Null)
-            }
+        Reader::OptionReader(level, inner) if definition(inner) > *level => value(inner, left),
+        Reader::OptionReader(_, inner) => {
+            advance(inner)?;
+            Ok(Value::Null)
         }
         Reader::GroupReader(_, _, columns) => group(columns, left),
         Reader::RepeatedReader(_, level, repeated, elements) => {
-            if !has_next(elements) {
-                return Err(ends_early());
-            }
             let mut list = Vec::new();
             while definition(elements) > *level {
                 list.push(value(elements, left)?);
@@ -97,9 +89,6 @@ fn value(reader: &mut Reader, left: &mut usize) -> Found<Value> {
             Ok(list.into())
         }
         Reader::KeyValueReader(_, level, repeated, keys, values) => {
-            if !has_next(keys) {
-                return Err(ends_early());
-            }
             let mut object = Map::new();
             while definition(keys) > *level {
                 let key = match value(keys, left)? {
@@ -118,12 +107,12 @@ fn value(reader: &mut Reader, left: &mut usize) -> Found<Value> {
     }
 }
 
-/// What a column holds.
+/// The kind of a column's values.
 enum Held {
     Text,
-    /// What JSON does not have, of this kind.
+    /// Values that JSON cannot hold, of this kind.
     Odd(&'static str),
-    /// Numbers, truth values, and bytes that may be a text.
+    /// Numbers, booleans, and bytes that may be a text.
     Other,
 }
 
@@ -185,7 +174,7 @@ fn json(field: Field) -> Value {
         | Field::TimeMicros(_)
         | Field::TimestampMillis(_)
         | Field::TimestampMicros(_) => odd::value(odd::DATE),
-        // A column's own values are none of these.
+        // A single column has no values of these types.
         Field::Group(_) | Field::ListInternal(_) | Field::MapInternal(_) => odd::value(odd::BINARY),
     }
 }

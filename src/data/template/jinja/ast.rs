@@ -1,4 +1,4 @@
-//! What a template is once it is read: statements and expressions.
+//! The syntax tree of a template: statements and expressions.
 //!
 //! Not here: how text becomes these (`parser.rs`, `expressions.rs`) and what they do (`run/`, `eval.rs`).
 
@@ -37,14 +37,14 @@ pub enum Kind {
 pub struct For {
     pub target: Target,
     pub over: Expr,
-    /// Items for which this is false are passed over, and not counted.
+    /// Items for which this is false are skipped, and not counted.
     pub only: Option<Expr>,
     pub recursive: bool,
     pub body: Vec<Statement>,
     pub otherwise: Vec<Statement>,
 }
 
-/// What is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub enum Target {
     Name(Arc<str>),
@@ -58,8 +58,14 @@ pub struct Macro {
     pub name: Arc<str>,
     pub parameters: Vec<(Arc<str>, Option<Expr>)>,
     pub body: Vec<Statement>,
-    /// Whether the body reads `varargs` or `kwargs`; else more arguments than parameters are a fault.
-    pub takes_more: (bool, bool),
+    pub takes_more: TakesMore,
+}
+
+/// Whether a macro's body reads further arguments; else more arguments than parameters are a fault.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TakesMore {
+    pub varargs: bool,
+    pub kwargs: bool,
 }
 
 /// Arguments of a call.
@@ -117,6 +123,6 @@ pub enum Expr {
     Compare(Box<Expr>, Vec<(Comparison, Expr)>),
     All(Vec<Expr>),
     Any(Vec<Expr>),
-    /// Condition, value, and the value otherwise (undefined where there is none).
+    /// Condition, value, and the value otherwise (undefined if there is none).
     If(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
 }

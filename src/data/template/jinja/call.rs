@@ -1,6 +1,6 @@
-//! Arguments of a call, once they have values.
+//! The values of a call's arguments.
 //!
-//! Not here: what is called; filters, tests, methods, functions and macros each have their file.
+//! Not here: the filters, tests, methods, functions and macros that are called; each have their file.
 
 use super::value::Value;
 use super::{Fault, Outcome};
@@ -16,7 +16,7 @@ impl Given {
     /// The arguments of these parameters, given by position or by name.
     pub fn named<const N: usize>(&self, parameters: [&str; N]) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() > N {
-            return Err(Fault::new(format!("{} arguments where at most {N} are taken", self.positional.len())));
+            return Err(Fault::new(format!("{} arguments are given, at most {N} are taken", self.positional.len())));
         }
         let mut values: [Option<Value>; N] = std::array::from_fn(|at| self.positional.get(at).cloned());
         for (name, value) in &self.named {
@@ -30,7 +30,7 @@ impl Given {
         Ok(values)
     }
 
-    /// The arguments of parameters without names, of which the first `needed` must be there.
+    /// The arguments of parameters without names; the first `needed` must be given.
     pub fn plain<const N: usize>(&self, needed: usize) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() < needed {
             return Err(Fault::new(format!("{needed} arguments are needed, {} are given", self.positional.len())));
@@ -43,7 +43,7 @@ impl Given {
         self.plain::<0>(0).map(|_| ())
     }
 
-    /// Without the first positional argument, and that one.
+    /// The first positional argument, and the other arguments.
     pub fn split_first(mut self) -> Outcome<(Value, Self)> {
         if self.positional.is_empty() {
             return Err(Fault::new("an argument is missing"));

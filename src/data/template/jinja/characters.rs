@@ -1,4 +1,4 @@
-//! What Python knows of characters: their cases and kinds.
+//! Python's classes of characters, and their upper and lower case.
 //!
 //! Not here: methods that take arguments; those are `strings.rs`.
 
@@ -65,7 +65,7 @@ fn titled(c: char) -> String {
     }
 }
 
-/// What the methods `isalpha` and their like say of a text.
+/// The result of `isalpha` or a similar method of a text.
 pub fn is(text: &str, name: &str) -> bool {
     let all = |test: fn(char) -> bool| !text.is_empty() && text.chars().all(test);
     match name {

@@ -1,9 +1,9 @@
-//! `strftime_now`: a clock that stands still.
+//! `strftime_now`, which always returns the same time.
 //!
 //! A run resumed, cached or scored on another day must see the same tokens. The day is the one that Llama 3's templates
-//! fall back to where there is no clock: Friday, 26 July 2024, midnight, without a time zone. It matters for templates
-//! that write today's date: those of Llama 3.1, 3.2 and 4, gpt-oss, SmolLM3, Command R7B, Granite, Mistral Small and
-//! their kin. Other programs' clocks go on: an exported template brings these times along (`checkpoint/chat_template/`).
+//! use if there is no clock: Friday, 26 July 2024, midnight, without a time zone. It matters for templates that write
+//! today's date, such as those of Llama 3.1, 3.2 and 4, gpt-oss, SmolLM3, Command R7B, Granite and Mistral Small. Other
+//! programs use the real date, so an exported template contains these times (`checkpoint/chat_template/`).
 //!
 //! Not here: the template's other functions; those are `globals.rs`.
 
@@ -35,7 +35,7 @@ pub fn strftime(format: &str) -> String {
     text + rest
 }
 
-/// A code's text without padding, and how it is padded: with what and how far.
+/// A code's text without padding, and the padding: its character and the width.
 fn field(letter: char) -> Option<(&'static str, (char, usize))> {
     let word = |text| (text, (' ', 0));
     Some(match letter {

@@ -1,6 +1,6 @@
 //! The filter `tojson` as Transformers has it: Python's `json.dumps`, which escapes nothing for HTML.
 //!
-//! Not here: JSON that is read; values come from `serde_json`.
+//! Not here: reading JSON; values come from `serde_json`.
 
 use super::call::Given;
 use super::meter::Meter;
@@ -62,7 +62,7 @@ impl Style {
                 let mut entries: Vec<&(Value, Value)> = dict.entries.iter().collect();
                 meter.items(entries.len())?;
                 if self.sort {
-                    // Python sorts keys before it makes texts of them; keys of several types have no order there.
+                    // Python sorts keys before it converts them to texts; keys of several types have no order there.
                     let names: Option<Vec<&str>> = entries.iter().map(|(key, _)| key.as_text()).collect();
                     names.ok_or_else(|| Fault::new("tojson: sort_keys needs keys that are texts"))?;
                     entries.sort_by(|(one, _), (other, _)| one.as_text().cmp(&other.as_text()));
@@ -94,14 +94,14 @@ impl Style {
                     Value::Float(value) if value.is_infinite() && *value > 0.0 => "Infinity".into(),
                     Value::Float(value) if value.is_infinite() => "-Infinity".into(),
                     Value::Float(value) => print::float(*value),
-                    other => return Err(Fault::new(format!("tojson: a {} is no JSON", other.type_name()))),
+                    other => return Err(Fault::new(format!("tojson: JSON has no {}", other.type_name()))),
                 });
                 Ok(())
             }
         }
     }
 
-    /// What stands before an item: a separator, and a line of its own where there is an indent.
+    /// Writes the text before an item: a separator, and a line break if there is an indent.
     fn item(&self, at: usize, level: usize, into: &mut String, meter: &mut Meter) -> Outcome<()> {
         let between = if at == 0 { "" } else { &self.between };
         meter.bytes(between.len() + self.after_key.len() + 1)?;

@@ -1,6 +1,6 @@
-//! What an expression is worth.
+//! Evaluates expressions.
 //!
-//! Not here: statements (`run/`), and what operators, methods, filters and tests do.
+//! Not here: statements (`run/`), and the operators, methods, filters and tests themselves.
 
 use super::ast::{Arguments, Comparison, Expr};
 use super::call::Given;
@@ -112,7 +112,7 @@ impl Run {
         Value::new_text(text, &mut self.meter)
     }
 
-    /// Values in turn, up to the first whose truth is `stop`.
+    /// Evaluates terms up to the first whose truth is `stop`, and returns the last value.
     fn eval_until(&mut self, terms: &[Expr], stop: bool) -> Outcome<Value> {
         let mut value = Value::undefined();
         for term in terms {
@@ -183,7 +183,7 @@ impl Run {
         }
     }
 
-    /// The variable of a name: the innermost scope's, else the template's, else what it was given, else a function.
+    /// The variable of a name: the innermost scope's, else the template's, else an input, else a function.
     pub fn lookup(&self, name: &Arc<str>) -> Value {
         let mut scopes = self.scopes.iter().rev().chain([&self.module]);
         let found = scopes.find_map(|scope| scope.get(name)).or_else(|| self.variables.get(&**name));

@@ -161,8 +161,8 @@ impl Parser {
                 "false" | "False" => Expr::Constant(Value::Bool(false)),
                 "none" | "None" => Expr::Constant(Value::None),
                 _ => {
-                    self.takes_more.0 |= name == "varargs";
-                    self.takes_more.1 |= name == "kwargs";
+                    self.takes_more.varargs |= name == "varargs";
+                    self.takes_more.kwargs |= name == "kwargs";
                     Expr::Name(name.into())
                 }
             },
@@ -215,7 +215,7 @@ impl Parser {
         })
     }
 
-    /// Attributes, items, calls, and (`with_filters`) filters and tests behind a value.
+    /// Attributes, items, calls, and (`with_filters`) filters and tests after a value.
     fn postfix(&mut self, mut value: Expr, with_filters: bool) -> Outcome<Expr> {
         let mut filtered = false;
         loop {
@@ -334,7 +334,7 @@ impl Parser {
     }
 }
 
-/// The only one of these, or what several make.
+/// The only term, or an expression of several.
 fn one_or(mut terms: Vec<Expr>, several: fn(Vec<Expr>) -> Expr) -> Expr {
     match terms.pop() {
         Some(only) if terms.is_empty() => only,

@@ -53,7 +53,7 @@ impl Spec {
     }
 
     fn number(&self, value: &Value, meter: &mut Meter) -> Outcome<String> {
-        // Digits behind the point are made before they are padded.
+        // The digits after the point are computed before they are padded.
         meter.bytes(self.precision.unwrap_or(0))?;
         let precision = self.precision.unwrap_or(6);
         let digits = match (self.kind, value.as_int(), value.as_float()) {
@@ -183,7 +183,7 @@ pub fn percent(format: &str, values: &Value, meter: &mut Meter) -> Outcome<Value
     Value::new_text(text + rest, meter)
 }
 
-/// Flags, width, precision and kind of a field behind its `%`, and the rest.
+/// Flags, width, precision and kind of a field after its `%`, and the rest of the text.
 fn percent_spec(mut rest: &str) -> Outcome<(Spec, &str)> {
     let mut spec = Spec { align: Some('>'), ..Spec::new() };
     while let Some(flag) = rest.chars().next().filter(|c| "#0- +".contains(*c)) {
@@ -283,7 +283,7 @@ pub fn braces(format: &str, given: &Given, meter: &mut Meter) -> Outcome<Value> 
     Value::new_text(text + rest, meter)
 }
 
-/// The value of a field: `0`, `name`, nothing (the next one), each with `[key]` behind it.
+/// The value of a field: `0`, `name` or nothing (the next value), each with any number of `[key]` after it.
 fn lookup(field: &str, automatic: &mut usize, given: &Given, meter: &mut Meter) -> Outcome<Value> {
     let (name, mut keys) = field.split_at(field.find(['[', '.']).unwrap_or(field.len()));
     let missing = || Fault::new(format!("a format string asks for `{name}`, which is not given"));

@@ -1,6 +1,6 @@
 //! Jinja's filters on single values and texts: `value|name(given)`.
 //!
-//! Not here: filters that go through items; those are `lists.rs`.
+//! Not here: filters on lists; those are in `lists.rs`.
 
 use super::call::{Given, needed_text, whole};
 use super::run::Run;
@@ -8,7 +8,7 @@ use super::value::Value;
 use super::{Fault, Outcome, characters, dump, fields, print, strings};
 use std::sync::Arc;
 
-/// All filters there are.
+/// All filters.
 pub const NAMES: [&str; 46] = [
     "abs",
     "attr",
@@ -103,7 +103,7 @@ impl Run {
             "attr" => {
                 let [name] = given.named(["name"])?;
                 let name = needed_text(name.as_ref())?;
-                // Attributes alone: a dict's keys are none.
+                // Only attributes: a dict's keys are not attributes.
                 if matches!(value, Value::Dict(_)) {
                     return Ok(Value::Undefined(Some(name)));
                 }

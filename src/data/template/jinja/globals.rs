@@ -9,10 +9,10 @@ use super::{Fault, Outcome, clock, print};
 use std::collections::BTreeMap;
 
 const NAMES: [&str; 7] = ["cycler", "dict", "joiner", "namespace", "raise_exception", "range", "strftime_now"];
-/// What Jinja's sandbox allows a range to hold.
+/// The longest range that Jinja's sandbox allows.
 const LONGEST_RANGE: usize = 100_000;
 
-/// The function of a name.
+/// The function with this name.
 pub fn function(name: &str) -> Option<Value> {
     NAMES.into_iter().find(|known| *known == name).map(Value::Function)
 }
@@ -69,7 +69,7 @@ impl Run {
         }
     }
 
-    /// The first time nothing, then the separator.
+    /// Empty the first time, then the separator.
     pub fn join_next(&mut self, number: usize, given: &Given) -> Outcome<Value> {
         given.none()?;
         let Some((separator, used)) = self.joiners.get_mut(number) else { return Ok(Value::text("")) };

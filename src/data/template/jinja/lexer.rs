@@ -42,7 +42,7 @@ struct Lexer<'a> {
     at: usize,
     line: usize,
     tokens: Vec<Token>,
-    /// Whether what was read last ended a line.
+    /// Whether the last text that was read ended a line.
     at_line_start: bool,
 }
 
@@ -111,7 +111,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Text before a tag, less what the tag strips: all whitespace with `-`, else a block's own indentation.
+    /// Text before a tag, without the part that the tag strips: all whitespace with `-`, else a block's own indentation.
     fn text(&mut self, text: &str, sign: &str, is_block: bool) {
         let kept = match sign {
             "-" => text.trim_end_matches(is_space),
@@ -130,7 +130,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Passes a tag's closing (`%}` or `#}`), and what it strips; false where the text does not go on with one.
+    /// Consumes a tag's closing (`%}` or `#}`) and the whitespace that it strips; false if the text does not continue with one.
     fn closing(&mut self, closing: &str, trims_line: bool) -> bool {
         let rest = self.rest();
         if let Some(after) = rest.strip_prefix('-').and_then(|rest| rest.strip_prefix(closing)) {
@@ -160,7 +160,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// How long the rest of a tag `raw` or `endraw` is up to its closing, if the text goes on with one.
+    /// Length of the rest of a tag `raw` or `endraw` up to its closing, if the text continues with one.
     fn raw_tag(&self, name: &str) -> Option<usize> {
         let rest = self.rest();
         let after = rest.trim_start_matches(is_space).strip_prefix(name)?.trim_start_matches(is_space);
@@ -272,7 +272,7 @@ impl<'a> Lexer<'a> {
         } else {
             i128::from_str_radix(if radix == 10 { &text } else { &text[2..] }, radix).ok().map(Kind::Integer)
         };
-        let Some(kind) = kind else { return self.fault(format!("`{text}` is no number that can be used")) };
+        let Some(kind) = kind else { return self.fault(format!("`{text}` is not a number that can be used")) };
         self.push(kind);
         self.advance(length);
         Ok(())

@@ -1,12 +1,27 @@
-//! Jinja's filters that go through items: sorting, picking, grouping and joining.
+//! Jinja's filters on lists: sorting, picking, grouping and joining.
 //!
-//! Not here: filters on single values; those are `filters.rs`.
+//! Not here: filters on single values; those are in `filters.rs`.
 
 use super::call::{Given, needed_text, whole};
 use super::run::Run;
 use super::value::{Value, equal, order};
 use super::{Fault, Outcome, characters, operators, print};
 use std::cmp::Ordering;
+
+/// An item, and the key by which it is compared.
+struct Keyed {
+    key: Value,
+    item: Value,
+}
+
+/// A group of `groupby`.
+struct Group {
+    /// The key by which items are compared.
+    key: Value,
+    /// The key to show: that of the first item.
+    shown: Value,
+    items: Vec<Value>,
+}
 
 fn is_true(value: Option<Value>) -> bool {
     value.is_some_and(|value| value.is_true())
@@ -60,7 +75,7 @@ impl Run {
                 let [reverse, case, attribute] = given.named(["reverse", "case_sensitive", "attribute"])?;
                 let items = self.items(value)?;
                 let keyed = self.keyed(items, attribute.as_ref(), is_true(case))?;
-                let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|(_, item)| item).collect();
+                let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|keyed| keyed.item).collect();
                 Value::list(items, &mut self.meter)
             }
             "unique" => self.unique(value, &given),
@@ -83,38 +98,38 @@ impl Run {
         Ok(sum)
     }
 
-    /// The first item that all others compare with as the `wanted` order says.
+    /// The smallest item for `Less`, the largest for `Greater`; the first one of equal items.
     fn extreme(&mut self, value: &Value, wanted: Ordering, given: &Given) -> Outcome<Value> {
         let [case, attribute] = given.named(["case_sensitive", "attribute"])?;
         let case = is_true(case);
-        let mut best: Option<(Value, Value)> = None;
+        let mut best: Option<Keyed> = None;
         for item in self.items(value)? {
             let key = self.of(&item, attribute.as_ref())?;
             let key = self.folded(key, case)?;
             let better = match &best {
-                Some((known, _)) => order(&key, known, &mut self.meter)? == Some(wanted),
+                Some(known) => order(&key, &known.key, &mut self.meter)? == Some(wanted),
                 None => true,
             };
             if better {
-                best = Some((key, item));
+                best = Some(Keyed { key, item });
             }
         }
-        Ok(best.map_or_else(Value::undefined, |(_, item)| item))
+        Ok(best.map_or_else(Value::undefined, |best| best.item))
     }
 
     fn unique(&mut self, value: &Value, given: &Given) -> Outcome<Value> {
         let [case, attribute] = given.named(["case_sensitive", "attribute"])?;
         let items = self.items(value)?;
-        let mut kept: Vec<(Value, Value)> = Vec::new();
-        'items: for (key, item) in self.keyed(items, attribute.as_ref(), is_true(case))? {
-            for (known, _) in &kept {
-                if equal(known, &key, &mut self.meter)? {
+        let mut kept: Vec<Keyed> = Vec::new();
+        'items: for keyed in self.keyed(items, attribute.as_ref(), is_true(case))? {
+            for known in &kept {
+                if equal(&known.key, &keyed.key, &mut self.meter)? {
                     continue 'items;
                 }
             }
-            kept.push((key, item));
+            kept.push(keyed);
         }
-        self.generator(kept.into_iter().map(|(_, item)| item).collect())
+        self.generator(kept.into_iter().map(|kept| kept.item).collect())
     }
 
     fn dict_sort(&mut self, value: &Value, given: &Given) -> Outcome<Value> {
@@ -131,7 +146,7 @@ impl Run {
         let view = self.call_method(value, "items", &Given::default())?;
         let items = self.items(&view)?;
         let keyed = self.keyed(items, Some(&at), is_true(case))?;
-        let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|(_, item)| item).collect();
+        let items = self.sorted(keyed, is_true(reverse))?.into_iter().map(|keyed| keyed.item).collect();
         Value::list(items, &mut self.meter)
     }
 
@@ -143,7 +158,7 @@ impl Run {
         }
     }
 
-    /// What is compared: lower case, unless case counts.
+    /// The key to compare: in lower case, unless case counts.
     fn folded(&mut self, key: Value, case: bool) -> Outcome<Value> {
         match key {
             Value::Text(text) if !case => Value::new_text(characters::cased(&text, "lower"), &mut self.meter),
@@ -151,8 +166,8 @@ impl Run {
         }
     }
 
-    /// Items with what they are compared by. An attribute may be several, with commas between them.
-    fn keyed(&mut self, items: Vec<Value>, attribute: Option<&Value>, case: bool) -> Outcome<Vec<(Value, Value)>> {
+    /// Items with their keys. An attribute may be several, with commas between them.
+    fn keyed(&mut self, items: Vec<Value>, attribute: Option<&Value>, case: bool) -> Outcome<Vec<Keyed>> {
         let several: Option<Vec<Value>> = match attribute {
             Some(Value::Text(names)) if names.contains(',') => Some(names.split(',').map(Value::text).collect()),
             _ => None,
@@ -173,14 +188,14 @@ impl Run {
                     self.folded(key, case)?
                 }
             };
-            keyed.push((key, item));
+            keyed.push(Keyed { key, item });
         }
         Ok(keyed)
     }
 
-    /// Sorted by key, equal ones in their order. Merged by hand: values that have no order, as `nan`, may not end a
-    /// library's sort with a panic.
-    fn sorted(&mut self, mut keyed: Vec<(Value, Value)>, reverse: bool) -> Outcome<Vec<(Value, Value)>> {
+    /// Sorted by key, equal ones in their order. A merge sort by hand: values without an order, such as `nan`, could make a
+    /// library's sort panic.
+    fn sorted(&mut self, mut keyed: Vec<Keyed>, reverse: bool) -> Outcome<Vec<Keyed>> {
         if keyed.len() < 2 {
             return Ok(keyed);
         }
@@ -191,8 +206,8 @@ impl Run {
         let (mut lower, mut upper) = (lower.into_iter().peekable(), upper.into_iter().peekable());
         let wanted = if reverse { Ordering::Greater } else { Ordering::Less };
         let mut merged = Vec::with_capacity(lower.len() + upper.len());
-        while let (Some((one, _)), Some((other, _))) = (lower.peek(), upper.peek()) {
-            let upper_first = order(other, one, &mut self.meter)? == Some(wanted);
+        while let (Some(one), Some(other)) = (lower.peek(), upper.peek()) {
+            let upper_first = order(&other.key, &one.key, &mut self.meter)? == Some(wanted);
             merged.extend(if upper_first { upper.next() } else { lower.next() });
         }
         merged.extend(lower);
@@ -224,24 +239,26 @@ impl Run {
         let mut keyed = Vec::new();
         for item in self.items(value)? {
             let key = self.of(&item, attribute.as_ref())?;
-            keyed.push((if key.is_undefined() { default.clone().unwrap_or(key) } else { key }, item));
+            let key = if key.is_undefined() { default.clone().unwrap_or(key) } else { key };
+            keyed.push(Keyed { key, item });
         }
+        // Sorted by the folded key; the item is a pair with the key to show.
         let mut folded = Vec::with_capacity(keyed.len());
-        for (key, item) in keyed {
-            let shown = self.folded(key.clone(), case)?;
-            let pair = Value::tuple(vec![key, item], &mut self.meter)?;
-            folded.push((shown, pair));
+        for Keyed { key: shown, item } in keyed {
+            let key = self.folded(shown.clone(), case)?;
+            let item = Value::tuple(vec![shown, item], &mut self.meter)?;
+            folded.push(Keyed { key, item });
         }
-        let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
-        for (key, pair) in self.sorted(folded, false)? {
+        let mut groups: Vec<Group> = Vec::new();
+        for Keyed { key, item: pair } in self.sorted(folded, false)? {
             let [shown, item] = &self.items(&pair)?[..] else { continue };
             match groups.last_mut() {
-                Some((known, _, items)) if equal(known, &key, &mut self.meter)? => items.push(item.clone()),
-                _ => groups.push((key, shown.clone(), vec![item.clone()])),
+                Some(group) if equal(&group.key, &key, &mut self.meter)? => group.items.push(item.clone()),
+                _ => groups.push(Group { key, shown: shown.clone(), items: vec![item.clone()] }),
             }
         }
         let mut values = Vec::new();
-        for (_, shown, items) in groups {
+        for Group { shown, items, .. } in groups {
             let items = Value::list(items, &mut self.meter)?;
             values.push(Value::group(shown, items, &mut self.meter)?);
         }

@@ -1,6 +1,6 @@
 //! The bounds of a rendering: how much it may compute, allocate and nest.
 //!
-//! Not here: what is charged; that is where it happens.
+//! Not here: what is charged; the code that computes or allocates does that.
 
 use super::{Fault, Outcome};
 
@@ -18,7 +18,7 @@ pub const VALUE_DEPTH: u16 = 200;
 /// Memory of a list's item.
 pub const SLOT: usize = size_of::<super::Value>();
 
-/// What is left to a rendering.
+/// The steps, bytes and levels that are left for a rendering.
 #[derive(Debug)]
 pub struct Meter {
     steps: usize,

@@ -1,6 +1,6 @@
-//! What values have behind a dot: methods of lists, tuples and dicts, and the attributes of loops and their like.
+//! Attributes and items of values: methods of lists, tuples and dicts, and attributes of loops and similar objects.
 //!
-//! What would change a value is missing, as in Transformers' sandbox.
+//! Methods that would change a value are missing, as in Transformers' sandbox.
 //!
 //! Not here: methods of texts; those are `strings.rs`.
 
@@ -18,7 +18,7 @@ const OF_LOOPS: [&str; 2] = ["changed", "cycle"];
 const OF_FLOATS: [&str; 1] = ["is_integer"];
 
 impl Run {
-    /// A value's method of a name.
+    /// A value's method with this name.
     fn method(&mut self, value: &Value, name: &str) -> Outcome<Option<Value>> {
         let names: &[&'static str] = match value {
             Value::Text(_) => &strings::NAMES,

@@ -7,7 +7,7 @@
 //!
 //! Left out, and refused by name: `include`, `import`, `extends`, `autoescape`, and the filters that make web pages.
 //!
-//! Not here: where a template comes from and what it is given; that is the module above.
+//! Not here: where a template comes from and its variables; those are in the parent module.
 
 mod ast;
 mod call;
@@ -38,9 +38,9 @@ use value::Value;
 /// Why a template cannot be read or rendered.
 #[derive(Debug)]
 pub struct Fault {
-    /// What happened, or the template's own words where it raised.
+    /// What happened, or the template's own message if it raised.
     pub message: String,
-    /// The template's line, from 1; 0 where none is known.
+    /// The template's line, from 1; 0 if none is known.
     pub line: usize,
     /// Whether a bound in time, memory or depth ended the rendering.
     pub bound: bool,
@@ -88,8 +88,8 @@ impl Program {
         Ok(Self { body: parser::Parser::new(lexer::tokens(source)?).template()? })
     }
 
-    /// What `strftime_now` returns here for each text of a template that may be its format; nothing where the template does
-    /// not ask for the time, or has a macro of that name.
+    /// What `strftime_now` returns here for each string of a template that may be its format; empty if the template does not
+    /// call it, or has a macro of that name.
     ///
     /// # Errors
     /// The template is no Jinja.
@@ -106,10 +106,10 @@ impl Program {
         Ok(timed.map(|(time, format)| (format, time)).collect())
     }
 
-    /// The text that the template writes, given its variables. Within a second and about a gigabyte, whatever it does.
+    /// The text that the template writes, given its variables. It takes at most a second and about a gigabyte.
     ///
     /// # Errors
-    /// The template raises, uses a value as it cannot be used, or reaches a bound.
+    /// The template raises, misuses a value, or reaches a bound.
     pub fn render(&self, variables: &serde_json::Map<String, serde_json::Value>) -> Outcome<String> {
         let variables = variables.iter().map(|(name, value)| (name.clone(), Value::from(value)));
         let variables: BTreeMap<String, Value> = variables.collect();

@@ -2,14 +2,14 @@
 //!
 //! Not here: expressions; those are `expressions.rs`.
 
-use super::ast::{Arguments, Expr, For, Kind, Macro, Statement, Target};
+use super::ast::{Arguments, Expr, For, Kind, Macro, Statement, TakesMore, Target};
 use super::lexer::{Kind as TokenKind, Token};
 use super::{Fault, Outcome};
 use std::sync::Arc;
 
-/// Statements, brackets and terms within each other.
+/// Most statements, brackets and terms within each other.
 const DEPTH: usize = 200;
-/// Operators, calls and attributes in one tag. Each may be a level of the tree, which is dropped level by level.
+/// Most operators, calls and attributes in one tag. Each may be a level of the tree, which is dropped level by level.
 const LONGEST_TAG: usize = 2000;
 
 /// A macro's parameters with their defaults.
@@ -20,15 +20,15 @@ pub struct Parser {
     tokens: Vec<Token>,
     at: usize,
     depth: usize,
-    /// Operators read in the tag at hand.
+    /// Operators read in the current tag.
     operators: usize,
-    /// Whether `varargs` and `kwargs` were read in the macro at hand.
-    pub takes_more: (bool, bool),
+    /// The further arguments that the current macro reads.
+    pub takes_more: TakesMore,
 }
 
 impl Parser {
     pub fn new(tokens: Vec<Token>) -> Self {
-        Self { tokens, at: 0, depth: 0, operators: 0, takes_more: (false, false) }
+        Self { tokens, at: 0, depth: 0, operators: 0, takes_more: TakesMore::default() }
     }
 
     /// The token that comes next; the last one is `End` and stays.
@@ -88,7 +88,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Passes an operator if it comes next.
+    /// Consumes an operator if it comes next.
     pub fn skip(&mut self, operator: &str) -> bool {
         let found = matches!(self.peek(), TokenKind::Operator(found) if *found == operator);
         self.at += usize::from(found);
@@ -103,7 +103,7 @@ impl Parser {
         matches!(self.peek(), TokenKind::Name(found) if found == name)
     }
 
-    /// Passes a keyword if it comes next.
+    /// Consumes a keyword if it comes next.
     pub fn skip_name(&mut self, name: &str) -> bool {
         let found = self.is_name(name);
         self.at += usize::from(found);
@@ -135,7 +135,8 @@ impl Parser {
         Ok(body)
     }
 
-    /// Statements up to a tag of one of these names, which is passed up to its name; the template's end for none.
+    /// Statements up to a tag with one of these names, which is consumed up to its name; without names, up to the template's
+    /// end.
     fn body(&mut self, ends: &[&str]) -> Outcome<(Vec<Statement>, Arc<str>)> {
         self.enter()?;
         let mut body = Vec::new();
@@ -277,7 +278,7 @@ impl Parser {
         Ok(Kind::With(values, self.block("endwith")?))
     }
 
-    /// What is assigned to: a name, a namespace's attribute, or (`tuple`) several of these.
+    /// The target of an assignment: a name, a namespace's attribute, or (`tuple`) several of these.
     fn target(&mut self, tuple: bool) -> Outcome<Target> {
         self.enter()?;
         let mut targets = Vec::new();

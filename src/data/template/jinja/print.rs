@@ -103,7 +103,7 @@ pub fn float(value: f64) -> String {
     format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
-/// A text in Python's quotes: double ones where it holds single ones only.
+/// A text in Python's quotes: double ones if it has single ones only.
 fn quoted(text: &str, into: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     into.push(quote);
@@ -130,10 +130,10 @@ pub fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return matches!(c, ' '..='~');
     }
-    // Behind a letter, as a character that combines is escaped where it comes first.
-    let mut behind = [0; 5];
-    behind[0] = b'a';
-    let length = 1 + c.encode_utf8(&mut behind[1..]).len();
-    let text = std::str::from_utf8(&behind[..length]).unwrap_or_default();
+    // After a letter, since a combining character is escaped at the start of a text.
+    let mut bytes = [0; 5];
+    bytes[0] = b'a';
+    let length = 1 + c.encode_utf8(&mut bytes[1..]).len();
+    let text = std::str::from_utf8(&bytes[..length]).unwrap_or_default();
     text.escape_debug().count() == 2
 }

@@ -1,4 +1,4 @@
-//! What has items: how they are iterated, counted, taken by index and cut.
+//! Values with items: iteration, length, index and slices.
 //!
 //! Not here: methods (`methods.rs`) and filters (`filters.rs`).
 
@@ -36,7 +36,7 @@ impl Run {
         Ok(items)
     }
 
-    /// The next item of a value: a generator's first one, which it then has no more.
+    /// The first item of a value; a generator then no longer has it.
     pub fn first(&mut self, value: &Value) -> Outcome<Option<Value>> {
         if let Value::Iterator(number) = value {
             let left = self.iterators.get_mut(*number).filter(|left| !left.is_empty());
@@ -48,7 +48,7 @@ impl Run {
 
     /// A generator of these items.
     pub fn generator(&mut self, items: Vec<Value>) -> Outcome<Value> {
-        // Charged as a list is, whose depth is bounded too.
+        // Charged like a list, whose depth is bounded, too.
         Value::sequence(items.clone(), &mut self.meter)?;
         self.iterators.push(items);
         Ok(Value::Iterator(self.iterators.len() - 1))
@@ -118,9 +118,9 @@ impl Run {
         }
         if !matches!(value, Value::Text(_) | Value::List(_) | Value::Tuple(_) | Value::Range(_)) {
             return if value.is_undefined() {
-                Err(Fault::new("an undefined value cannot be cut"))
+                Err(Fault::new("an undefined value cannot be sliced"))
             } else {
-                // As Jinja: what cannot be cut gives nothing.
+                // As in Jinja: a slice of any other value is undefined.
                 Ok(Value::undefined())
             };
         }

@@ -1,6 +1,6 @@
 //! Python's methods of `str`.
 //!
-//! Not here: what characters are (`characters.rs`), methods of lists and dicts (`methods.rs`), format strings (`fields.rs`).
+//! Not here: classes of characters (`characters.rs`), methods of lists and dicts (`methods.rs`), format strings (`fields.rs`).
 
 use super::call::{Given, needed_text, whole};
 use super::characters::{cased, is, is_line_end, is_space};
@@ -166,7 +166,7 @@ fn without_tabs(text: &str, given: &Given, meter: &mut Meter) -> Outcome<String>
     Ok(new)
 }
 
-/// How many characters are missing to a width, charged.
+/// Number of characters that are missing to a width, charged to the meter.
 fn missing(text: &str, width: Option<&Value>, meter: &mut Meter) -> Outcome<usize> {
     let width = usize::try_from(whole(width, 0)?.max(0)).unwrap_or(usize::MAX);
     let missing = width.saturating_sub(text.chars().count());
@@ -196,7 +196,7 @@ fn index_of(text: &str, byte: usize) -> usize {
     text[..byte].chars().count()
 }
 
-/// The part of a text that `start` and `end` name in characters, and where it starts; none where they cross.
+/// The part of a text from `start` to `end`, in characters, and where it starts; `None` if they cross.
 fn window<'a>(text: &'a str, start: Option<&Value>, end: Option<&Value>) -> Outcome<Option<(&'a str, usize)>> {
     let bound = |value: Option<&Value>, default: i128| match value {
         None | Some(Value::None) => Ok(default),

@@ -1,4 +1,4 @@
-//! The values of a template, which are Python's: how they come from JSON, when they are true, equal and in order.
+//! The values of a template, which behave like Python's: conversion from JSON, truth, equality and order.
 //!
 //! Not here: how they are printed (`print.rs`), operators (`operators.rs`), methods (`methods.rs`, `strings.rs`).
 
@@ -7,10 +7,10 @@ use super::{Fault, Outcome};
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-/// A value. What can change or hold itself lies in the rendering and is named by its number here.
+/// A value. Those that can change or contain themselves are stored in the rendering, and have only their number here.
 #[derive(Debug, Clone)]
 pub enum Value {
-    /// Nothing of this name; prints as nothing, has no attributes.
+    /// An undefined name, if there is one; prints as nothing, has no attributes.
     Undefined(Option<Arc<str>>),
     None,
     Bool(bool),
@@ -19,17 +19,17 @@ pub enum Value {
     Text(Arc<str>),
     List(Arc<Sequence>),
     Tuple(Arc<Sequence>),
-    /// What `keys`, `values` and `items` give: the name, and what there is to see.
+    /// The result of `keys`, `values` or `items`: the method's name, and the items.
     View(&'static str, Arc<Sequence>),
     Dict(Arc<Dict>),
     Range(Range),
-    /// A generator: its items can be had once.
+    /// A generator: its items can be read only once.
     Iterator(usize),
     Namespace(usize),
     Cycler(usize),
     Joiner(usize),
     Macro(usize),
-    /// The variable `loop` of a loop that runs.
+    /// The variable `loop` of a running loop.
     Loop(usize),
     Function(&'static str),
     Method(Arc<(Value, &'static str)>),
@@ -93,14 +93,14 @@ impl From<&serde_json::Value> for Value {
 }
 
 impl From<Vec<Value>> for Value {
-    /// A list of input, which no bound holds for.
+    /// A list from the input, to which no bound applies.
     fn from(items: Vec<Value>) -> Self {
         let depth = depth(&items).saturating_add(1);
         Self::List(Arc::new(Sequence { items, depth, is_group: false }))
     }
 }
 
-/// How deep these nest.
+/// The nesting depth of these values.
 fn depth<'a>(items: impl IntoIterator<Item = &'a Value>) -> u16 {
     items.into_iter().map(Value::depth).max().unwrap_or_default()
 }
@@ -118,7 +118,7 @@ impl Value {
         Self::Text(text.into())
     }
 
-    /// A dict of input, which no bound holds for.
+    /// A dict from the input, to which no bound applies.
     pub fn object<'a>(entries: impl IntoIterator<Item = (&'a str, Value)>) -> Self {
         let entries: Vec<_> = entries.into_iter().map(|(key, value)| (Self::text(key), value)).collect();
         let depth = depth(entries.iter().map(|(_, value)| value)).saturating_add(1);
@@ -156,7 +156,7 @@ impl Value {
         Ok(Self::Tuple(Arc::new(Sequence { items, depth, is_group: true })))
     }
 
-    /// A dict of these entries, of which a later one replaces an earlier one's value.
+    /// A dict of these entries; a later one replaces the value of an earlier one.
     pub fn dict(given: Vec<(Value, Value)>, meter: &mut Meter) -> Outcome<Self> {
         let mut dict = Dict { entries: Vec::new(), depth: 0 };
         meter.items(given.len().saturating_mul(2))?;
@@ -175,7 +175,7 @@ impl Value {
         Ok(Self::Dict(Arc::new(dict)))
     }
 
-    /// A text, charged.
+    /// A text, charged to the meter.
     pub fn new_text(text: String, meter: &mut Meter) -> Outcome<Self> {
         meter.bytes(text.len())?;
         Ok(Self::Text(text.into()))
@@ -203,7 +203,7 @@ impl Value {
         }
     }
 
-    /// What Python calls its type.
+    /// Python's name of its type.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "undefined value",
@@ -258,7 +258,7 @@ impl Value {
 }
 
 impl Dict {
-    /// Where a key stands.
+    /// The index of a key.
     pub fn position(&self, key: &Value, meter: &mut Meter) -> Outcome<Option<usize>> {
         for (at, (known, _)) in self.entries.iter().enumerate() {
             if equal(known, key, meter)? {
@@ -332,7 +332,7 @@ pub fn equal(one: &Value, other: &Value, meter: &mut Meter) -> Outcome<bool> {
     })
 }
 
-/// Python's order; `None` where one of two numbers is not a number.
+/// Python's order; `None` if one of two numbers is NaN.
 ///
 /// # Errors
 /// The two have no order.

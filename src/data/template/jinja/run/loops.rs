@@ -1,6 +1,6 @@
-//! Loops, and what the variable `loop` knows.
+//! Loops, and the variable `loop`.
 //!
-//! Not here: what a body does; that is `mod.rs`.
+//! Not here: the statements of a body; those are in `mod.rs`.
 
 use super::{Flow, Run, Scope};
 use crate::data::template::jinja::ast::For;
@@ -15,7 +15,7 @@ pub struct Loop {
     items: Vec<Value>,
     at: usize,
     depth: usize,
-    /// What `changed` was asked last.
+    /// The arguments of the last `changed`.
     last: Option<Vec<Value>>,
     running: bool,
 }
@@ -39,7 +39,7 @@ impl Run {
             self.scoped(Scope::new(), &source.otherwise)?;
             return Ok(());
         }
-        // What a loop may be asked for later is kept as long as the rendering.
+        // A loop's state is kept until the rendering ends: it may be used later.
         self.meter.items(8)?;
         let number = self.loops.len();
         let count = items.len();
@@ -79,7 +79,7 @@ impl Run {
     pub fn loop_attribute(&mut self, number: usize, name: &str) -> Outcome<Option<Value>> {
         let Some(this) = self.loops.get(number) else { return Ok(None) };
         if !this.running {
-            return Err(Fault::new("`loop` is asked for after its loop has ended"));
+            return Err(Fault::new("`loop` is used after its loop has ended"));
         }
         let int = |number: usize| Some(Value::Int(i128::try_from(number).unwrap_or_default()));
         let (at, count) = (this.at, this.items.len());

@@ -1,6 +1,6 @@
 //! Macros and call blocks.
 //!
-//! Not here: what a body does; that is `mod.rs`.
+//! Not here: the statements of a body; those are in `mod.rs`.
 
 use super::{Run, Scope};
 use crate::data::template::jinja::ast::{Expr, Macro};
@@ -37,7 +37,7 @@ impl Run {
         self.write(&text)
     }
 
-    /// What a macro writes.
+    /// The text that a macro writes.
     pub fn call_macro(&mut self, number: usize, given: Given) -> Outcome<Value> {
         let Some(defined) = self.macros.get(number) else { return Ok(Value::undefined()) };
         let source = defined.source.clone();
@@ -76,16 +76,16 @@ impl Run {
             scope.insert(Arc::from("caller"), named.remove(at).1);
         }
         let more: Vec<Value> = positional.collect();
-        if !more.is_empty() && !source.takes_more.0 {
+        if !more.is_empty() && !source.takes_more.varargs {
             return Err(Fault::new(format!("{} takes {} arguments at most", source.name, source.parameters.len())));
         }
-        if let Some((name, _)) = named.first().filter(|_| !source.takes_more.1) {
+        if let Some((name, _)) = named.first().filter(|_| !source.takes_more.kwargs) {
             return Err(Fault::new(format!("{} has no argument `{name}`", source.name)));
         }
-        if source.takes_more.0 {
+        if source.takes_more.varargs {
             scope.insert(Arc::from("varargs"), Value::tuple(more, &mut self.meter)?);
         }
-        if source.takes_more.1 {
+        if source.takes_more.kwargs {
             let named = named.into_iter().map(|(name, value)| (Value::Text(name), value)).collect();
             scope.insert(Arc::from("kwargs"), Value::dict(named, &mut self.meter)?);
         }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub type Scope = BTreeMap<Arc<str>, Value>;
 
-/// What a statement does to the loop around it.
+/// The effect of a statement on the loop around it.
 #[derive(PartialEq, Eq)]
 pub enum Flow {
     Next,
@@ -24,21 +24,21 @@ pub enum Flow {
     Continue,
 }
 
-/// A rendering under way. What can change lies here by number; values name it.
+/// The state of a rendering. Values that can change are stored here, and a [`Value`] has their number.
 pub struct Run {
     pub meter: Meter,
     pub out: String,
-    /// What the template was given.
+    /// The template's inputs.
     pub variables: BTreeMap<String, Value>,
-    /// What the template has set outside of every scope.
+    /// Variables that the template has set outside of every scope.
     pub module: Scope,
     /// Scopes within each other, the innermost last.
     pub scopes: Vec<Scope>,
     pub iterators: Vec<Vec<Value>>,
     pub namespaces: Vec<Scope>,
-    /// Items and which comes next.
+    /// Items, and the index of the next one.
     pub cyclers: Vec<(Vec<Value>, usize)>,
-    /// The separator and whether it was asked for before.
+    /// The separator, and whether the joiner was called before.
     pub joiners: Vec<(Value, bool)>,
     pub macros: Vec<Defined>,
     pub loops: Vec<Loop>,
@@ -136,7 +136,7 @@ impl Run {
     }
 
     fn with(&mut self, values: &[(Target, Expr)], body: &[Statement]) -> Outcome<Flow> {
-        // All of them before any has its name.
+        // All values are computed before any has its name.
         let values = values.iter().map(|(target, value)| Ok((target, self.eval(value)?)));
         let values = values.collect::<Outcome<Vec<_>>>()?;
         self.scopes.push(Scope::new());
@@ -161,7 +161,7 @@ impl Run {
         Ok(flow)
     }
 
-    /// What a body writes in a scope of its own.
+    /// The text that a body writes in a scope of its own.
     pub fn captured(&mut self, scope: Scope, body: &[Statement]) -> Outcome<Value> {
         let outer = std::mem::take(&mut self.out);
         self.scoped(scope, body)?;
