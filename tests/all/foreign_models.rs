@@ -210,7 +210,10 @@ fn two_tensors_of_one_name_and_adapters_that_are_not_merged_are_refused() {
     for name in ["self_attn.q_proj.lora_A.default.weight", "self_attn.q_proj.base_layer.weight"] {
         let name = format!("base_model.model.model.layers.0.{name}");
         let error = Folder::of("llama-tied").with(&name, single(1.0)).refused();
-        assert!(error.message.contains("an unmerged adapter") && error.hint.unwrap().contains("merge_and_unload"), "{name}");
+        assert!(
+            error.message.contains("an unmerged adapter") && error.hint.unwrap().contains("merge_and_unload"),
+            "{name}"
+        );
     }
 }
 
