@@ -235,7 +235,7 @@ fn a_target_is_a_projection_of_every_block_and_a_base_is_an_adapters() {
         assert!(error.message.contains(target) && error.hint.unwrap().contains("gate_proj"), "{target}");
     }
     let error = Origin::of(&folder("llama-tied"), Some(&folder("llama-untied"))).unwrap_err();
-    assert!(error.exit_code() == 2 && error.message.contains("is no adapter"), "{error}");
+    assert!(error.exit_code() == 2 && error.message.contains("is not an adapter"), "{error}");
 }
 
 #[test]
@@ -351,10 +351,10 @@ fn what_does_not_fit_is_refused_with_what_there_is() {
     assert!(told.contains("\"qkv_proj\"") && told.contains(&ALL.join(", ")), "{told}");
     for (lora, part) in [
         (None, "there is no [lora]"),
-        (Some(settings(8, 16.0, false, &MLP)), "not what the adapter"),
-        (Some(settings(4, 8.0, false, &MLP)), "not what the adapter"),
-        (Some(settings(4, 16.0, true, &MLP)), "not what the adapter"),
-        (Some(settings(4, 16.0, false, &ALL)), "not what the adapter"),
+        (Some(settings(8, 16.0, false, &MLP)), "differs from the settings"),
+        (Some(settings(4, 8.0, false, &MLP)), "differs from the settings"),
+        (Some(settings(4, 16.0, true, &MLP)), "differs from the settings"),
+        (Some(settings(4, 16.0, false, &ALL)), "differs from the settings"),
     ] {
         let told = load("lora-mlp", lora.as_ref());
         assert!(told.contains(part) && told.contains("rank = 4, alpha = 16"), "{told}");
