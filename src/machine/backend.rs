@@ -31,7 +31,11 @@ pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Re
 
 /// For ranks on GPUs: a single one reduces nothing, but may ask for NCCL to see whether it works.
 fn needs_nccl(config: &ParallelConfig, world_size: usize) -> bool {
-    config.backend == Backend::Nccl || (config.backend == Backend::Auto && world_size > 1)
+    match config.backend {
+        Backend::Auto => world_size > 1,
+        Backend::Mpi => false,
+        Backend::Nccl => true,
+    }
 }
 
 fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: bool) -> Result<()> {
