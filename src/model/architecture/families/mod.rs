@@ -1,7 +1,7 @@
 //! What makes each model family what it is: a function a family, which says how it differs from Llama.
 //!
 //! Keys and defaults are those of the family's configuration class in Transformers. Not here: what a difference means
-//! (`architecture.rs`), and how it is computed (`decoder.rs`).
+//! (`architecture/mod.rs`), and how it is computed (`decoder.rs`).
 
 mod experts;
 mod neighbours;
