@@ -49,7 +49,7 @@ pub enum Objective {
 
 /// How likely the better answer is to be chosen, given how much better it is. All are symmetric and scaled so that the density
 /// at 0 is 1/4, as for the logistic.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Prior {
     /// sigmoid(z): the usual Bradley-Terry and dpo.
@@ -64,7 +64,7 @@ pub enum Prior {
 }
 
 /// The policy loss.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyLoss {
     /// -log sigmoid(beta * margin).
@@ -98,6 +98,10 @@ impl LossConfig {
 
     /// Whether the policy loss compares with the starting model, so that its log-probs are computed before training.
     pub fn needs_reference(&self) -> bool {
-        self.needs_policy() && matches!(self.policy, PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo)
+        let compares = match self.policy {
+            PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo => true,
+            PolicyLoss::Simpo | PolicyLoss::Sft => false,
+        };
+        compares && self.needs_policy()
     }
 }

@@ -326,15 +326,30 @@ fn cache_path(cache_dir: &Path, key: u128) -> PathBuf {
 fn key(sources: &[Source], encoder: u128) -> Result<u128> {
     let mut parts = vec![VERSION.as_bytes().to_vec(), encoder.to_le_bytes().to_vec()];
     for source in sources {
-        let content = fingerprint_file(&source.path)?;
-        parts.push(content.to_le_bytes().to_vec());
-        let Source { format, rows, single_turn, margin_scale, pairs_per_prompt, columns, ties, .. } = source;
+        // All keys, so that the compiler asks of a new one whether the content depends on it.
+        let Source {
+            path,
+            format,
+            rows,
+            single_turn,
+            margin_scale,
+            pairs_per_prompt,
+            domain,
+            columns,
+            ties,
+            // The sampler's.
+            weight: _,
+            // Which rows are an error.
+            max_row_bytes: _,
+            strict: _,
+        } = source;
+        parts.push(fingerprint_file(path)?.to_le_bytes().to_vec());
         parts.push(
             format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?} {ties:?}")
                 .into_bytes(),
         );
         // Without a domain, the file's name is used.
-        parts.push(source.domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
+        parts.push(domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }
     Ok(fingerprint_parts(parts.iter().map(Vec::as_slice)))
 }

@@ -107,15 +107,15 @@ fn log_cosh(a: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum;
 
     fn with(prior: Prior, prior_degrees: f64) -> LossConfig {
         LossConfig { prior, prior_degrees, ..LossConfig::default() }
     }
 
     fn all() -> Vec<LossConfig> {
-        let degrees = [1.0, 1.5, 4.0, 30.0, 1000.0];
-        let others = [Prior::Logistic, Prior::Normal, Prior::Laplace].map(|prior| with(prior, 4.0));
-        others.into_iter().chain(degrees.map(|degrees| with(Prior::Student, degrees))).collect()
+        let priors = Prior::value_variants().iter().map(|prior| with(*prior, 4.0));
+        priors.chain([1.0, 1.5, 30.0, 1000.0].map(|degrees| with(Prior::Student, degrees))).collect()
     }
 
     #[test]

@@ -139,6 +139,7 @@ pub fn policy_slopes(config: &LossConfig, inputs: &PolicyInputs, ties: Option<&T
 mod tests {
     use super::*;
     use crate::loss::{self, AnswerLogProb};
+    use clap::ValueEnum;
 
     const STEP: f64 = 1e-6;
     const PLACES: [[f64; 2]; 4] = [[0.3, -0.7], [-2.0, 1.5], [8.0, 8.5], [-20.0, -35.0]];
@@ -190,8 +191,8 @@ mod tests {
 
     #[test]
     fn every_derivative_equals_a_finite_difference() {
-        let priors = [(Prior::Logistic, 4.0), (Prior::Normal, 4.0), (Prior::Laplace, 4.0), (Prior::Student, 1.0)];
-        let priors = priors.into_iter().chain([(Prior::Student, 4.0), (Prior::Student, 200.0)]);
+        let priors = Prior::value_variants().iter().map(|prior| (*prior, 4.0));
+        let priors = priors.chain([(Prior::Student, 1.0), (Prior::Student, 200.0)]);
         for ((prior, prior_degrees), (label_smoothing, centering)) in
             priors.flat_map(|prior| [(prior, (0.0, 0.0)), (prior, (0.1, 0.01))])
         {
@@ -204,7 +205,7 @@ mod tests {
                 let preference = if TIES[pair] { tied } else { loss(chosen, rejected) };
                 preference + loss::centering(chosen, rejected, centering)
             });
-            for policy in [PolicyLoss::Dpo, PolicyLoss::Hinge, PolicyLoss::Ipo, PolicyLoss::Simpo, PolicyLoss::Sft] {
+            for &policy in PolicyLoss::value_variants() {
                 let config = LossConfig { policy, simpo_gamma: 0.5, ..config.clone() };
                 let tokens = matrix(TOKENS.map(|tokens| tokens.map(|count| count as f64)));
                 let inputs = PolicyInputs { log_probs: matrix(PLACES), references: matrix(REFERENCES), tokens };
@@ -225,18 +226,19 @@ mod tests {
     #[test]
     fn slopes_of_every_prior_start_at_one_half_and_are_stable_to_ten_thousand() {
         let places = [-1e4, -5e3, -300.0, -1.0, 0.0, 1.0, 300.0, 1e4];
-        for (prior, prior_degrees) in
-            [(Prior::Normal, 4.0), (Prior::Laplace, 4.0), (Prior::Student, 1.0), (Prior::Student, 1000.0)]
-        {
+        let priors = Prior::value_variants().iter().map(|prior| (*prior, 4.0));
+        for (prior, prior_degrees) in priors.chain([(Prior::Student, 1.0), (Prior::Student, 1000.0)]) {
             let config = LossConfig { prior, prior_degrees, ..LossConfig::default() };
             let slopes: Vec<f64> = cost_slope(&config, &Tensor::from_slice(&places)).try_into().unwrap();
             assert!(slopes.iter().all(|slope| slope.is_finite() && *slope <= 0.0), "{prior:?}: {slopes:?}");
             assert!((slopes[4] + 0.5).abs() < 1e-14, "{prior:?}: {}", slopes[4]);
-            // In the tails: the normal's is linear, Laplace's constant, Student's (n + 1) / |z| without the one.
+            // In the tails: the logistic and Laplace's are constant, the normal's linear, Student's (n + 1) / |z| without the
+            // one.
             let expected = match prior {
+                Prior::Logistic => -1.0,
                 Prior::Normal => -1e4 * std::f64::consts::PI / 8.0,
                 Prior::Laplace => -0.5,
-                _ => -prior_degrees / 1e4,
+                Prior::Student => -prior_degrees / 1e4,
             };
             let near = (slopes[0] / expected - 1.0).abs();
             assert!(near < 1e-2, "{prior:?} {prior_degrees}: {} is not {expected}", slopes[0]);

@@ -31,7 +31,11 @@ pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Re
 
 /// For ranks on GPUs. A single rank reduces nothing, but its config may ask for NCCL to test it.
 fn needs_nccl(config: &ParallelConfig, world_size: usize) -> bool {
-    config.backend == Backend::Nccl || (config.backend == Backend::Auto && world_size > 1)
+    match config.backend {
+        Backend::Auto => world_size > 1,
+        Backend::Mpi => false,
+        Backend::Nccl => true,
+    }
 }
 
 fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: bool) -> Result<()> {

@@ -187,6 +187,38 @@ fn every_path_that_is_named_is_there() {
     assert_eq!(named(text), ["src/lib.rs", "launch/setup.sh", "configs/x.toml"].map(String::from).into());
 }
 
+/// The paths that a tree of files names: two spaces a level, maybe several on a line, and behind two spaces what they are.
+fn tree(text: &str) -> BTreeSet<String> {
+    let (mut found, mut above) = (BTreeSet::new(), Vec::<String>::new());
+    for line in text.lines() {
+        let names = line.trim_start();
+        above.truncate((line.len() - names.len()) / 2);
+        for name in names.split("  ").next().unwrap_or_default().split([',', ' ']).filter(|name| !name.is_empty()) {
+            let path = above.concat() + name;
+            found.insert(path.trim_end_matches('/').to_string());
+        }
+        above.push(names.split(' ').next().unwrap_or_default().to_string());
+    }
+    found
+}
+
+#[test]
+fn the_source_tree_is_what_is_there() {
+    let page = &pages(false)["docs/internals.md"];
+    let (_, text) = page.split_once("## The source tree").unwrap();
+    let named = tree(text.split("```").nth(1).unwrap().trim_start_matches("text\n"));
+    let gone: Vec<_> = named.iter().filter(|path| !root().join(path).exists()).collect();
+    assert!(gone.is_empty(), "docs/internals.md names {gone:?}, which are not there");
+    for entry in fs::read_dir(root().join("src")).unwrap() {
+        let path = Path::new("src").join(entry.unwrap().file_name());
+        let is_named = named.iter().any(|named| Path::new(named).starts_with(&path));
+        assert!(is_named, "the tree of docs/internals.md does not have {}", path.display());
+    }
+    // Control: a name is one below what it stands under.
+    let found = tree("a/\n  b.rs, c/  two\n  d/  one\n    e.rs\nf/ g.rs\n");
+    assert_eq!(found, ["a", "a/b.rs", "a/c", "a/d", "a/d/e.rs", "f", "g.rs"].map(String::from).into());
+}
+
 /// A line of reference.toml.
 enum Line<'a> {
     /// A table's name, and whether it stands there as a comment.

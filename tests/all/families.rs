@@ -4,49 +4,18 @@
 //!
 //! Not here: what the models compute (`golden.rs`).
 
-use haf_dist::model::architecture::{Architecture, FAMILIES, RopeScaling};
+use crate::golden::CASES;
+use haf_dist::model::architecture::{Architecture, FAMILIES, Family, RopeScaling};
 use haf_dist::model::declared::Rows;
 use haf_dist::model::decoder::Part;
 use haf_dist::model::segment::Use;
 use haf_dist::model::weights::{LoadOptions, Model};
 use haf_dist::safetensors_io::{Entry, Mapped, write};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
-
-const CASES: [&str; 29] = [
-    "llama-tied",
-    "llama-untied",
-    "mistral",
-    "mistral-some-windows",
-    "qwen2",
-    "qwen3",
-    "qwen3-moe",
-    "qwen3-moe-mixed",
-    "mixtral",
-    "olmoe",
-    "phi",
-    "phi-normed",
-    "phi3",
-    "gemma2",
-    "gemma3",
-    "olmo2",
-    "olmo3",
-    "ministral3",
-    "llama-yarn",
-    "llama-dynamic",
-    "phi3-longrope",
-    "granite",
-    "exaone4",
-    "glm",
-    "glm4",
-    "cohere2",
-    "smollm3",
-    "gpt-neox-odd",
-    "gpt-neox-parallel",
-];
 
 fn folder(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case)
@@ -97,6 +66,24 @@ pub fn values(model: &Model) -> BTreeMap<String, Tensor> {
         }
     }
     all
+}
+
+#[test]
+fn every_folder_beside_make_golden_is_a_case_and_every_family_has_one() {
+    let entries = fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap().path());
+    let whole = entries.filter(|path| path.join("model.safetensors").exists());
+    let made: BTreeSet<String> = whole.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(made, CASES.map(String::from).into(), "CASES of golden.rs are what make_golden.py makes");
+    let cases = CASES.map(|case| config(case)["model_type"].as_str().unwrap().to_owned());
+    let others = [
+        ("ministral", "mistral-some-windows: Transformers reads either model_type as the other"),
+        ("gemma3", "text_parts.rs: the text part is gemma3_text"),
+        ("mistral3", "text_parts.rs: the text part is ministral3 or mistral"),
+    ];
+    for Family { model_type, .. } in FAMILIES {
+        let known = cases.iter().any(|case| case == model_type) || others.iter().any(|(other, _)| *other == model_type);
+        assert!(known, "{model_type} has no case in tests/golden/make_golden.py and CASES of golden.rs");
+    }
 }
 
 #[test]
@@ -166,20 +153,7 @@ fn heads_that_are_there_are_kept_and_a_missing_reward_head_is_zero() {
         let mut held = tensors(case);
         let model = load(&folder(case), true).unwrap();
         let tied = model.architecture.tied;
-        let embedded = [
-            "llama-tied",
-            "qwen2",
-            "gemma2",
-            "gemma3",
-            "smollm3",
-            "phi-normed",
-            "llama-dynamic",
-            "phi3-longrope",
-            "granite",
-            "glm",
-            "cohere2",
-        ];
-        assert_eq!(tied, embedded.contains(&case));
+        assert_eq!(config(case)["tie_word_embeddings"], tied, "{case}");
         assert_eq!(model.segment(Part::LanguageModelHead).is_none(), tied, "{case}");
         assert!(!model.had_reward_head && values(&model)["score.weight"].abs().max().double_value(&[]) == 0.0);
 

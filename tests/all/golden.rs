@@ -31,7 +31,7 @@ fn place() -> (Device, Kind, [f64; 2]) {
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),
     }
 }
-const CASES: [&str; 31] = [
+pub const CASES: [&str; 31] = [
     "llama-tied",
     "llama-untied",
     "llama-linear",

@@ -3,6 +3,7 @@
 //!
 //! Not here: what the compiler and clippy check (the lints in Cargo.toml: panics, printing, `unsafe` without a reason).
 
+use haf_dist::ops::checked::Operation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -331,7 +332,7 @@ fn methods(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_operation_can_be_replaced_by_its_formula() {
+fn every_operation_is_compared_and_can_be_replaced_by_its_formula() {
     let text = |file: &str| std::fs::read_to_string(root().join(file)).unwrap();
     let (operations, checked) = (text("src/ops/mod.rs"), text("src/ops/checked/mod.rs"));
     let operations = operations.split("pub trait Ops").nth(1).unwrap().split("\n}\n").next().unwrap();
@@ -340,6 +341,16 @@ fn every_operation_can_be_replaced_by_its_formula() {
     assert!(operations.contains("rms_norm") && operations.len() > 20, "{operations:?}");
     // One that is missing would be the formula on every device, in silence.
     assert_eq!(operations.difference(&forwarded).collect::<Vec<_>>(), Vec::<&&str>::new());
+    // Attention's three methods are replaced together.
+    let together = |name: &str| ["plan_attention", "attention_backward"].contains(&name);
+    let replaced: BTreeSet<&str> = Operation::ALL.iter().map(|operation| operation.name()).collect();
+    let alone: BTreeSet<&str> = operations.iter().copied().filter(|name| !together(name)).collect();
+    assert_eq!(alone, replaced, "Operation::ALL has one entry a method");
+    let compared =
+        ["conformance", "attention", "experts", "update"].map(|file| text(&format!("tests/all/ops/{file}.rs")));
+    let is_called = |name: &&&str| compared.iter().any(|text| text.contains(&format!("ops.{name}(")));
+    let forgotten: Vec<_> = operations.iter().filter(|name| !is_called(name)).collect();
+    assert!(forgotten.is_empty(), "tests/all/ops/ compares {forgotten:?} with nothing");
 }
 
 #[test]

@@ -85,7 +85,8 @@ fn every_example_is_read_and_its_keys_tell_its_layout() {
             }
             let taken = source_rows(&source, &example(layout)).unwrap();
             assert_eq!(taken.dropped, BTreeMap::new(), "{layout:?}");
-            let (_, expected) = expected.iter().find(|(format, _)| *format == layout.format).unwrap();
+            let expected = expected.iter().find(|(format, _)| *format == layout.format);
+            let (_, expected) = expected.expect("every layout has a line above, of what its example says");
             assert_eq!(texts(&taken.pairs[0]), *expected, "{layout:?}");
             let unused: Vec<&str> = taken.unused.keys().map(String::as_str).collect();
             let attributes = layout.format == Format::Helpsteer2Attributes;

@@ -22,6 +22,7 @@ mod beside;
 mod best_of;
 mod calibration;
 mod checkpoint;
+mod choices;
 mod cli;
 mod communicator;
 mod comparison;

@@ -5,6 +5,7 @@
 //! in that folder.
 
 use crate::tiny::{Workspace, parse_lines, tokenizer, with_config};
+use clap::ValueEnum;
 use haf_dist::evaluate::suites::report::{Cutting, lines};
 use haf_dist::evaluate::suites::{Item, Suite};
 use serde::Deserialize;
@@ -12,13 +13,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
-
-const SUITES: [(Suite, &str); 4] = [
-    (Suite::Rewardbench, "rewardbench"),
-    (Suite::Rewardbench2, "rewardbench2"),
-    (Suite::RmBench, "rm_bench"),
-    (Suite::Judgebench, "judgebench"),
-];
 
 const NOTHING_CUT: Cutting = Cutting { limit: 2048, cut: 0, beyond: 0 };
 
@@ -33,7 +27,13 @@ struct Fixture {
 
 fn fixtures(file: &str) -> Vec<Fixture> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suites").join(file).with_extension("json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    let text = std::fs::read_to_string(&path);
+    serde_json::from_str(&text.unwrap_or_else(|error| panic!("{}: {error}", path.display()))).unwrap()
+}
+
+/// Every suite with the name of its fixtures.
+fn suites() -> impl Iterator<Item = (Suite, String)> {
+    Suite::value_variants().iter().map(|suite| (*suite, suite.name().replace('-', "_")))
 }
 
 fn items(suite: Suite, rows: &[Value]) -> Vec<Item> {
@@ -49,8 +49,8 @@ fn figures(suite: Suite, items: &[Item], scores: &[Vec<f64>]) -> BTreeMap<String
 
 #[test]
 fn figures_are_the_authors_own() {
-    for (suite, file) in SUITES {
-        for Fixture { name, rows, scores, expected } in fixtures(file) {
+    for (suite, file) in suites() {
+        for Fixture { name, rows, scores, expected } in fixtures(&file) {
             let scores: Vec<Vec<f64>> =
                 scores.iter().map(|row| row.iter().map(|score| score.unwrap_or(f64::NAN)).collect()).collect();
             let items = items(suite, &rows);
@@ -71,8 +71,8 @@ fn figures_are_the_authors_own() {
 
 #[test]
 fn intervals_hold_the_figure_and_baselines_are_the_figures_of_lengths() {
-    for (suite, file) in SUITES {
-        let Fixture { rows, scores, .. } = fixtures(file).swap_remove(0);
+    for (suite, file) in suites() {
+        let Fixture { rows, scores, .. } = fixtures(&file).swap_remove(0);
         let scores: Vec<Vec<f64>> =
             scores.iter().map(|row| row.iter().map(|score| score.unwrap_or(f64::NAN)).collect()).collect();
         let items = items(suite, &rows);

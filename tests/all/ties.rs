@@ -2,8 +2,8 @@
 //! and test it is always dropped.
 
 use crate::tiny::Workspace;
-use haf_dist::config::LossConfig;
-use haf_dist::config::{Source, Ties};
+use clap::ValueEnum;
+use haf_dist::config::{LossConfig, PolicyLoss, Source, Ties};
 use haf_dist::data::formats::{DropReason, read};
 use haf_dist::engine::head::{Objective, PairScores};
 use serde_json::json;
@@ -34,8 +34,7 @@ fn ties_of_every_kind_are_dropped_and_counted_or_taken_without_a_margin() {
 
 #[test]
 fn a_ties_losses_are_the_means_of_both_orders_for_every_policy_loss() {
-    use haf_dist::config::PolicyLoss::{Dpo, Hinge, Ipo, Sft, Simpo};
-    for policy in [Dpo, Hinge, Ipo, Simpo, Sft] {
+    for &policy in PolicyLoss::value_variants() {
         let config = LossConfig { policy, ..LossConfig::default() };
         let objective = Objective { config: &config, reward_weight: 1.0, alpha: 1.0, log_probs: true };
         let scores =

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::packing::{AttentionRules, Group, HeadCounts};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tch::{Device, Kind, Tensor};
 
 /// The unit of replacement: a method of [`Ops`], or several that read each other's results.
@@ -119,22 +119,25 @@ impl Operation {
         }
     }
 
-    fn bit(self) -> u32 {
-        1 << self as u32
+    fn bit(self) -> u64 {
+        1 << self as u64
     }
 }
+
+// As many as `Checked` has bits for.
+const _: () = assert!(Operation::ALL.len() <= 64);
 
 /// The operations of a device, each either the device's own or the formula.
 pub struct Checked {
     own: &'static dyn Ops,
     /// One bit for each [`Operation`] that is replaced.
-    replaced: AtomicU32,
+    replaced: AtomicU64,
 }
 
 impl Checked {
     /// A device's operations, none of them replaced.
     pub const fn over(own: &'static dyn Ops) -> Self {
-        Self { own, replaced: AtomicU32::new(0) }
+        Self { own, replaced: AtomicU64::new(0) }
     }
 
     /// The device's own operations, replaced or not.
