@@ -45,7 +45,7 @@ impl Error {
     }
 
     /// A run that a signal stopped.
-    pub fn stopped(message: impl Into<String>) -> Self {
+    pub(crate) fn stopped(message: impl Into<String>) -> Self {
         Self { kind: Kind::Stopped, message: message.into(), hint: None }
     }
 
@@ -56,7 +56,7 @@ impl Error {
     }
 
     /// One error for several `reasons`, each with its own hint; a single reason is returned as it is.
-    pub fn all(summary: impl fmt::Display, hint: impl Into<String>, mut reasons: Vec<Self>) -> Self {
+    pub(crate) fn all(summary: impl fmt::Display, hint: impl Into<String>, mut reasons: Vec<Self>) -> Self {
         if reasons.len() == 1 {
             return reasons.remove(0);
         }
@@ -104,7 +104,7 @@ impl From<tch::TchError> for Error {
 impl Error {
     /// The error for a message that libtorch threw. Out of memory gets a hint, and so does an operation without a deterministic
     /// implementation.
-    pub fn of_libtorch(text: &str) -> Self {
+    pub(crate) fn of_libtorch(text: &str) -> Self {
         match memory::lack_in(text) {
             Some(lack) => Self::runtime(format!("out of memory: {lack}")).hint(memory::hint()),
             // libtorch appends its call stack.
@@ -127,12 +127,12 @@ impl Error {
 ///
 /// # Errors
 /// Those of `call`, and libtorch's.
-pub fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
     panics::contain_libtorch(call).unwrap_or_else(|thrown| Err(Error::of_libtorch(&thrown)))
 }
 
 /// The hint for a path that does not exist: the absolute path that was tried.
-pub fn looked_for(path: &Path) -> String {
+pub(crate) fn looked_for(path: &Path) -> String {
     match std::path::absolute(path) {
         Ok(whole) if path.is_relative() => format!("looked for {}: is the path right?", whole.display()),
         _ => "is the path right?".to_owned(),
@@ -141,7 +141,7 @@ pub fn looked_for(path: &Path) -> String {
 
 /// Turns a failed file operation into an error that names the file: an input error if the path or the file is wrong, else a
 /// runtime error.
-pub fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+pub(crate) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     use io::ErrorKind::*;
     let message = format!("cannot {doing} {}: {error}", path.display());
     let hint = match error.kind() {

@@ -17,12 +17,12 @@ const TRAINING: &str = "lower train.tokens_per_micro_batch, set train.activation
 static ADVICE: OnceLock<&str> = OnceLock::new();
 
 /// Says what the user of this process's command can do about it; to be called once. Without it the advice is for training.
-pub fn advise(hint: &'static str) {
+pub(crate) fn advise(hint: &'static str) {
     let _ = ADVICE.set(hint);
 }
 
 /// What to do about it.
-pub fn hint() -> &'static str {
+pub(crate) fn hint() -> &'static str {
     ADVICE.get().copied().unwrap_or(TRAINING)
 }
 
@@ -53,7 +53,7 @@ pub fn keep_reserve(last: fn()) {
 }
 
 /// Gives the reserve back and does what [`keep_reserve`] was told: for an end that drops nothing.
-pub fn finish() {
+pub(crate) fn finish() {
     let reserve = RESERVED.swap(null_mut(), Ordering::AcqRel);
     if !reserve.is_null() {
         // SAFETY: it was mapped with this length, and nobody else has taken it.
@@ -131,7 +131,7 @@ fn say(bytes: usize) {
 }
 
 /// Whether a panic's message tells that libtorch got no memory, on the CPU or on a GPU; if so, in which words.
-pub fn lack_in(panic: &str) -> Option<&str> {
+pub(crate) fn lack_in(panic: &str) -> Option<&str> {
     let signs = ["can't allocate memory", "out of memory", "std::bad_alloc"];
     let start = signs.iter().filter_map(|sign| panic.find(sign)).min()?;
     // Torch's words go on with its own call stack.

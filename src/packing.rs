@@ -31,7 +31,7 @@ pub enum AlikeLengths {
 
 impl AlikeLengths {
     /// The shortest length that is rotated like this one.
-    pub fn first_like(self, length: usize) -> usize {
+    pub(crate) fn first_like(self, length: usize) -> usize {
         match self {
             Self::UpTo(limit) | Self::OnEitherSideOf(limit) if length <= limit => 0,
             Self::UpTo(_) => length,
@@ -40,7 +40,7 @@ impl AlikeLengths {
     }
 
     /// A rule by which lengths are alike only if both rules say so; it may separate more lengths than needed.
-    pub fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         let (Self::UpTo(one) | Self::OnEitherSideOf(one), Self::UpTo(two) | Self::OnEitherSideOf(two)) = (self, other);
         if self == other { self } else { Self::UpTo(one.min(two)) }
     }

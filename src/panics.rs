@@ -33,7 +33,7 @@ pub fn becomes_an_error(message: &str) -> bool {
 ///
 /// # Errors
 /// The panic's message.
-pub fn contain<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn contain<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     let outer = CONTAINED.replace(Contained::Everything);
     let result = catch_unwind(AssertUnwindSafe(call));
     CONTAINED.set(outer);
@@ -45,7 +45,7 @@ pub fn contain<T>(call: impl FnOnce() -> T) -> Result<T, String> {
 ///
 /// # Errors
 /// The message of libtorch's bindings.
-pub fn contain_libtorch<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn contain_libtorch<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     // Within a call in which every panic is contained, so is every panic here.
     let outer = CONTAINED.get();
     CONTAINED.set(if outer == Contained::Everything { outer } else { Contained::Libtorch });

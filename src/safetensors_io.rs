@@ -104,7 +104,7 @@ pub fn write_model(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
 ///
 /// # Errors
 /// As [`write()`].
-pub fn write_model_entries(path: &Path, tensors: &[Entry]) -> Result<()> {
+pub(crate) fn write_model_entries(path: &Path, tensors: &[Entry]) -> Result<()> {
     write(path, tensors, &BTreeMap::from([("format".into(), "pt".into())]))
 }
 
@@ -156,7 +156,7 @@ impl Mapped {
     }
 
     /// The file's path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -193,7 +193,7 @@ impl Mapped {
     ///
     /// # Errors
     /// [`Error::input`] if the file has no such tensor.
-    pub fn kind_name(&self, name: &str) -> Result<String> {
+    pub(crate) fn kind_name(&self, name: &str) -> Result<String> {
         self.info(name).map(|info| info.dtype.to_string())
     }
 
@@ -201,7 +201,7 @@ impl Mapped {
     ///
     /// # Errors
     /// [`Error::input`] if the file has no such tensor.
-    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+    pub(crate) fn bytes(&self, name: &str) -> Result<&[u8]> {
         let (start, end) = self.info(name)?.data_offsets;
         // `open` has checked the ranges; a second look costs nothing and cannot panic.
         let data = self.memory.get(self.data_start + start..self.data_start + end);
@@ -228,7 +228,7 @@ impl Mapped {
     ///
     /// # Errors
     /// As [`Self::kind`], or rows that the tensor does not have.
-    pub fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
+    pub(crate) fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let (data, shape, kind) = (self.bytes(name)?, self.shape(name)?, self.kind(name)?);
         let columns = shape.last().copied().unwrap_or(1);
         let row = columns as usize * kind.elt_size_in_bytes();

@@ -19,10 +19,10 @@ const Z_80: f64 = 0.841_621_233_572_914_4;
 const FEWEST: f64 = 7.906;
 
 /// Bootstrap resamples behind every interval that is reported.
-pub const RESAMPLES: usize = 2000;
+pub(crate) const RESAMPLES: usize = 2000;
 
 /// Seed of those resamples.
-pub const SEED: u64 = 0;
+pub(crate) const SEED: u64 = 0;
 
 /// A 95% confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,14 +35,14 @@ pub struct Interval {
 
 impl Interval {
     /// From its ends, if there are both.
-    pub fn between(low: Option<f64>, high: Option<f64>) -> Option<Self> {
+    pub(crate) fn between(low: Option<f64>, high: Option<f64>) -> Option<Self> {
         low.zip(high).map(|(low, high)| Self { low, high })
     }
 
     /// This interval for a proportion, joined with [`wilson`]'s for `n` trials if it is no wider than `smooth`: a bootstrap over
     /// equal outcomes cannot tell how rare another one is. `smooth` is how far the figure varies for other reasons than its
     /// outcomes; a proportion outside 0..=1 counts as the nearer end.
-    pub fn or_wilson(self, proportion: f64, n: usize, smooth: f64) -> Self {
+    pub(crate) fn or_wilson(self, proportion: f64, n: usize, smooth: f64) -> Self {
         if self.high - self.low > smooth + 1e-12 * proportion.abs() {
             return self;
         }
@@ -55,9 +55,9 @@ impl Interval {
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
     /// Their mean.
-    pub mean: f32,
+    pub(crate) mean: f32,
     /// Their sample standard deviation, at least 1e-8: programs divide by it.
-    pub std: f32,
+    pub(crate) std: f32,
 }
 
 impl Spread {
@@ -120,7 +120,7 @@ pub fn clustered_bootstrap(values: &[f64], clusters: &[u64], resamples: usize, s
 ///
 /// # Panics
 /// If `values` and `clusters` differ in length.
-pub fn interval_of_differences(values: &[f64], clusters: &[u64]) -> Option<Interval> {
+pub(crate) fn interval_of_differences(values: &[f64], clusters: &[u64]) -> Option<Interval> {
     let shares: Vec<f64> = values.iter().map(|value| (value + 1.0) / 2.0).collect();
     let interval = clustered_bootstrap(&shares, clusters, RESAMPLES, SEED)?;
     Some(Interval { low: 2.0 * interval.low - 1.0, high: 2.0 * interval.high - 1.0 })
@@ -142,7 +142,7 @@ fn resampled_mean(clusters: &[Cluster], random: &mut ChaCha8Rng) -> f64 {
 /// Clusters are numbered from 0, stratum by stratum; `strata` has the strata's sizes, which a resample keeps. `statistics` gets
 /// the clusters drawn and returns the same number of statistics each time. `None` for a statistic that is not finite in some
 /// resample; an empty list for no resamples.
-pub fn stratified_bootstrap(
+pub(crate) fn stratified_bootstrap(
     strata: &[usize],
     resamples: usize,
     seed: u64,
@@ -202,7 +202,7 @@ pub fn wilson(proportion: f64, n: usize) -> Interval {
 /// sum is computed by convolution, without random numbers. If every difference is -1, 0 or 1 and a cluster is one pair, it
 /// is McNemar's exact test. Clusters with sum 0 do not matter; if there are no others, the result is 1. Time grows with the
 /// number of clusters times the sum of their absolute values.
-pub fn sign_flip(sums: &[i64]) -> f64 {
+pub(crate) fn sign_flip(sums: &[i64]) -> f64 {
     let sizes: Vec<usize> = sums.iter().map(|sum| sum.unsigned_abs() as usize).filter(|&size| size > 0).collect();
     let total: usize = sizes.iter().sum();
     let seen = sums.iter().sum::<i64>().unsigned_abs() as usize;
@@ -230,7 +230,7 @@ pub fn sign_flip(sums: &[i64]) -> f64 {
 ///
 /// # Panics
 /// If `values` and `clusters` differ in length.
-pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
+pub(crate) fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
     assert_eq!(values.len(), clusters.len(), "a cluster a value");
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let mut by_name: BTreeMap<u64, Cluster> = BTreeMap::new();
@@ -250,7 +250,7 @@ pub fn detectable(values: &[f64], clusters: &[u64]) -> Option<f64> {
 
 /// p-values adjusted for multiple tests, in the same order: the probability of rejecting any true null hypothesis at a level
 /// stays below that level (Holm 1979, "A simple sequentially rejective multiple test procedure").
-pub fn holm(p_values: &[f64]) -> Vec<f64> {
+pub(crate) fn holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&one, &other| p_values[one].total_cmp(&p_values[other]));
     let mut adjusted = vec![0.0; p_values.len()];
@@ -263,7 +263,7 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
 }
 
 /// Standard deviation of a sample (n - 1 in the denominator); `None` for fewer than two values.
-pub fn standard_deviation(values: &[f64]) -> Option<f64> {
+pub(crate) fn standard_deviation(values: &[f64]) -> Option<f64> {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();

@@ -44,13 +44,13 @@ unsafe impl Number for half::bf16 {
 }
 
 /// Number of elements.
-pub fn count(tensor: &Tensor) -> usize {
+pub(crate) fn count(tensor: &Tensor) -> usize {
     tensor.size().iter().product::<i64>() as usize
 }
 
 /// Copies values to a tensor on a device. For a GPU the copy goes through pinned memory and is queued behind earlier work: the
 /// host does not wait for it, and libtorch keeps the pinned memory until it is done.
-pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor {
+pub(crate) fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor {
     let values = Tensor::from_slice(values);
     match device {
         Device::Cpu => values,
@@ -64,7 +64,7 @@ pub fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> Tensor 
 ///
 /// # Errors
 /// A failed device.
-pub fn queue_to_host(values: &Tensor) -> Result<Tensor> {
+pub(crate) fn queue_to_host(values: &Tensor) -> Result<Tensor> {
     Ok(values.f_to_device_(Device::Cpu, values.kind(), true, false)?)
 }
 
@@ -200,13 +200,13 @@ pub fn bytes(tensor: &Tensor) -> Result<Slice<'_, u8>> {
 ///
 /// # Errors
 /// As [`slice_mut`].
-pub fn bytes_mut(tensor: &Tensor) -> Result<SliceMut<'_, u8>> {
+pub(crate) fn bytes_mut(tensor: &Tensor) -> Result<SliceMut<'_, u8>> {
     lend(tensor, None, true).map(SliceMut)
 }
 
 /// Values that look random and are the same in every run, whatever other tests do to libtorch's generator.
 #[cfg(test)]
-pub fn waves(shape: &[i64], phase: f64) -> Tensor {
+pub(crate) fn waves(shape: &[i64], phase: f64) -> Tensor {
     let length = shape.iter().product::<i64>();
     let index = Tensor::arange(length, (Kind::Double, Device::Cpu));
     ((&index * 12.9898 + phase).sin() * 43.758).sin().to_kind(Kind::Float).view(shape)

@@ -14,15 +14,15 @@ use std::path::Path;
 /// The adapters of a checkpoint.
 pub struct AdapterOf<'a> {
     /// Their rank, and the projections they are on.
-    pub lora: &'a Lora,
+    pub(crate) lora: &'a Lora,
     /// The model that they adapt.
-    pub architecture: &'a Architecture,
+    pub(crate) architecture: &'a Architecture,
     /// The base's folder, or its name and commit on the hub.
-    pub base: (&'a str, Option<&'a str>),
+    pub(crate) base: (&'a str, Option<&'a str>),
 }
 
 /// Writes adapter_config.json, the adapters' weights with the head, and the tokenizer's files into `folder`.
-pub fn write(folder: &Path, snapshot: &Snapshot, of: &AdapterOf) -> Result<()> {
+pub(crate) fn write(folder: &Path, snapshot: &Snapshot, of: &AdapterOf) -> Result<()> {
     let Lora { rank, alpha, use_rslora, .. } = *of.lora;
     let targets = of.lora.targets(of.architecture);
     let written = Written { base: of.base, rank, alpha, use_rslora, targets: &targets };

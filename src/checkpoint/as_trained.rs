@@ -11,31 +11,31 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Its name, in a model's folder.
-pub const AS_TRAINED: &str = "haf_dist.json";
+pub(crate) const AS_TRAINED: &str = "haf_dist.json";
 
 /// The settings to score a folder's model with, unless the command line sets others; the keys are those of the config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AsTrained {
     /// `data.template`
-    pub template: TemplateKind,
+    pub(crate) template: TemplateKind,
     /// `data.max_length`, in tokens.
-    pub max_length: usize,
+    pub(crate) max_length: usize,
     /// `data.max_prompt_length`, in tokens.
-    pub max_prompt_length: usize,
+    pub(crate) max_prompt_length: usize,
     /// `data.truncation`
-    pub truncation: Truncation,
+    pub(crate) truncation: Truncation,
     /// `data.reward_at`; files of versions that read the reward only at the EOS do not have it.
     #[serde(default)]
-    pub reward_at: RewardAt,
+    pub(crate) reward_at: RewardAt,
     /// `model.dtype`
-    pub dtype: Dtype,
+    pub(crate) dtype: Dtype,
     /// How the folder's chat template relates to the training; files of earlier versions do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chat_template: Option<Rendering>,
+    pub(crate) chat_template: Option<Rendering>,
     /// Fitted on the run's dev pairs at this checkpoint; runs without dev pairs do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fitted: Option<Fitted>,
+    pub(crate) fitted: Option<Fitted>,
 }
 
 impl AsTrained {
@@ -95,12 +95,12 @@ impl AsTrained {
     ///
     /// # Errors
     /// A failed write.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         write_text(&folder.join(AS_TRAINED), &to_json(self)?)
     }
 
     /// Overrides the settings of a config.
-    pub fn apply(self, config: &mut Config) {
+    pub(crate) fn apply(self, config: &mut Config) {
         let Self { template, max_length, max_prompt_length, truncation, reward_at, dtype, chat_template: _, fitted: _ } =
             self;
         let data = &mut config.data;

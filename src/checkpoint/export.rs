@@ -16,7 +16,7 @@ use std::path::Path;
 use tch::Kind;
 
 /// Files that are copied along with a model, if present.
-pub const COMPANIONS: [&str; 11] = [
+pub(crate) const COMPANIONS: [&str; 11] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -50,23 +50,23 @@ const LANGUAGE_MODEL_HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
 const CAUSAL_CARD: &str = include_str!("causal_card.md");
 
 /// The Hugging Face part of a whole model, without its weights.
-pub struct Export<'a> {
+pub(crate) struct Export<'a> {
     /// The folder that config.json comes from.
-    pub model_dir: &'a Path,
+    pub(crate) model_dir: &'a Path,
     /// The folder that the tokenizer's files come from.
-    pub tokenizer_dir: &'a Path,
+    pub(crate) tokenizer_dir: &'a Path,
     /// Name of the Transformers class.
-    pub architecture: &'a str,
+    pub(crate) architecture: &'a str,
     /// A token that occurs in no sequence and is not an end of sequence; see [`choose_pad_token`].
-    pub pad_token_id: u32,
+    pub(crate) pad_token_id: u32,
     /// Kind of the weights: f32, bf16 or f16.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Whether a language-model head of its own is among the weights, whatever the source's config.json says.
-    pub untied: bool,
+    pub(crate) untied: bool,
     /// Bias of the reward head, which `score.weight` alone lacks.
-    pub reward_bias: f64,
+    pub(crate) reward_bias: f64,
     /// Rewards on the dev pairs, if the model was evaluated on them.
-    pub dev_rewards: Option<Spread>,
+    pub(crate) dev_rewards: Option<Spread>,
 }
 
 impl Snapshot<'_> {
@@ -87,7 +87,7 @@ impl Export<'_> {
     ///
     /// # Errors
     /// A source that cannot be read, a pad token that ends sequences, weights of another kind, or a failed write.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         write_text(&folder.join("config.json"), &to_json(&self.config()?)?)?;
         if self.architecture.ends_with(CAUSAL) {
             write_text(&folder.join("README.md"), CAUSAL_CARD)?;
@@ -158,7 +158,7 @@ fn name_the_reward(config: &mut Map<String, Value>) {
 ///
 /// # Errors
 /// A config.json that is not a JSON object, or a failed write.
-pub fn complete_config(folder: &Path) -> Result<()> {
+pub(crate) fn complete_config(folder: &Path) -> Result<()> {
     let path = folder.join("config.json");
     if !path.is_file() {
         return Ok(());

@@ -14,16 +14,16 @@ const DIGITS: usize = 8;
 #[serde(deny_unknown_fields)]
 pub struct Fitted {
     /// Number of dev pairs.
-    pub pairs: usize,
+    pub(crate) pairs: usize,
     /// The T for which sigmoid(margin / T) fits best, for the reward head; absent if no T fits, or the head is not trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_temperature: Option<f64>,
+    pub(crate) reward_temperature: Option<f64>,
     /// The same for the implicit reward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub implicit_temperature: Option<f64>,
+    pub(crate) implicit_temperature: Option<f64>,
     /// The heads' weighted sum; absent unless there are both.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub combined: Option<Weights>,
+    pub(crate) combined: Option<Weights>,
     /// The lower 32 bits of the hash of each dev prompt, as hex digits, one after the other, ascending.
     prompts: String,
 }
@@ -41,7 +41,7 @@ pub struct Weights {
 
 impl Weights {
     /// The heads' weighted sum.
-    pub fn combine(self, reward: f64, implicit: f64) -> f64 {
+    pub(crate) fn combine(self, reward: f64, implicit: f64) -> f64 {
         self.reward * reward + self.implicit * implicit
     }
 }
@@ -74,7 +74,7 @@ pub struct FittedOn(BTreeSet<u32>);
 
 impl FittedOn {
     /// Whether a prompt with this hash is one of them.
-    pub fn has(&self, prompt_hash: u64) -> bool {
+    pub(crate) fn has(&self, prompt_hash: u64) -> bool {
         self.0.contains(&(prompt_hash as u32))
     }
 }

@@ -22,12 +22,12 @@ const LOCK: &str = ".lock";
 const MODEL_FILES: [&str; 3] = ["config.json", "model.safetensors", "adapter_config.json"];
 
 /// Path of the checkpoint of `step`.
-pub fn step_path(run: &Path, step: usize) -> PathBuf {
+pub(crate) fn step_path(run: &Path, step: usize) -> PathBuf {
     run.join(format!("step-{step}"))
 }
 
 /// Its path while it is written or removed.
-pub fn partial_path(run: &Path, step: usize) -> PathBuf {
+pub(crate) fn partial_path(run: &Path, step: usize) -> PathBuf {
     run.join(format!("step-{step}.partial"))
 }
 
@@ -73,7 +73,7 @@ fn classify(name: &str, path: PathBuf) -> Option<Entry> {
 /// # Errors
 /// [`Error::input`] for a folder that holds a run (`metrics.jsonl` or `step-*`) without `resume`, for `resume` if
 /// there is none, or for a path that is not a folder.
-pub fn check_run(dir: &Path, resume: bool) -> Result<()> {
+pub(crate) fn check_run(dir: &Path, resume: bool) -> Result<()> {
     let place = dir.display();
     // For a folder that does not exist yet, the nearest existing one above it.
     if let Some(file) = dir.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
@@ -141,7 +141,7 @@ fn claim(dir: &Path) -> Result<Claim> {
 ///
 /// # Errors
 /// A failed read or write.
-pub fn keep_model_files(run: &Path, model_dir: &Path) -> Result<UnfinishedFolder> {
+pub(crate) fn keep_model_files(run: &Path, model_dir: &Path) -> Result<UnfinishedFolder> {
     let kept =
         files::unfinished_folder(&run.join("model")).map_err(|error| file_error(run, "make a folder in", &error))?;
     for name in COMPANIONS.iter().chain(&["config.json"]) {
@@ -168,7 +168,7 @@ fn sign_of_a_run(dir: &Path) -> Result<Option<String>> {
 }
 
 /// Removes the remains of killed saves and removals.
-pub fn remove_partial(run: &Path) -> Result<()> {
+pub(crate) fn remove_partial(run: &Path) -> Result<()> {
     for path in entries(run)?.1 {
         tracing::info!("removing {}, left by an interrupted save", path.display());
         fs::remove_dir_all(&path).map_err(|error| file_error(&path, "remove", &error))?;
@@ -181,7 +181,7 @@ pub fn remove_partial(run: &Path) -> Result<()> {
 ///
 /// # Errors
 /// A folder that cannot be listed.
-pub fn of_run(folder: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn of_run(folder: &Path) -> Result<Option<PathBuf>> {
     if !folder.is_dir() || folder.join("config.json").exists() || PeftConfig::is_in(folder) {
         return Ok(None);
     }
@@ -277,7 +277,7 @@ pub fn retain(run: &Path, keep: usize, best: Option<usize>) -> Result<Vec<usize>
 ///
 /// # Errors
 /// A failed rename.
-pub fn link_best(run: &Path, best: Option<usize>) -> Result<()> {
+pub(crate) fn link_best(run: &Path, best: Option<usize>) -> Result<()> {
     let (link, partial) = (run.join(BEST), run.join(format!("{BEST}.partial")));
     let Some(step) = best.filter(|&step| step_path(run, step).is_dir()) else { return Ok(()) };
     if fs::symlink_metadata(&link).is_ok_and(|there| !there.is_symlink()) {

@@ -34,7 +34,7 @@ struct Entry {
 type Manifest = BTreeMap<String, Entry>;
 
 /// Lists all files in `checkpoint`, including those in its folders.
-pub fn write(checkpoint: &Path) -> Result<()> {
+pub(crate) fn write(checkpoint: &Path) -> Result<()> {
     let mut manifest = Manifest::new();
     list(checkpoint, "", &mut manifest)?;
     write_text(&checkpoint.join(FILE), &to_json(&manifest)?)
@@ -57,7 +57,7 @@ fn list(folder: &Path, prefix: &str, manifest: &mut Manifest) -> Result<()> {
 ///
 /// # Errors
 /// Says which file is missing or changed.
-pub fn check(checkpoint: &Path) -> Result<()> {
+pub(crate) fn check(checkpoint: &Path) -> Result<()> {
     let manifest: Manifest = read_json(&checkpoint.join(FILE))?;
     // All sizes first: that is quick, and finds the damage of a full disk or an interrupted copy.
     manifest.iter().try_for_each(|(name, expected)| check_size(&checkpoint.join(name), expected))?;
@@ -75,7 +75,7 @@ pub enum Changed {
 
 impl Changed {
     /// From the flag `--allow-changed`.
-    pub fn allowed_if(flag: bool) -> Self {
+    pub(crate) fn allowed_if(flag: bool) -> Self {
         if flag { Self::Allowed } else { Self::Refused }
     }
 

@@ -20,19 +20,19 @@ mod folder;
 mod manifest;
 mod self_test;
 
-pub use adapter::AdapterOf;
+pub(crate) use adapter::AdapterOf;
 pub use as_trained::AsTrained;
-pub use chat_template::{ChatTemplates, Rendering, as_others_read, write as write_chat_template};
-pub use export::{
-    Export, choose_pad_token, complete_config, copy_named_templates, end_tokens, pad_token, special_tokens,
-};
-pub use fitted::{Fitted, FittedOn, Weights};
-pub use folder::{
-    Claim, check_disk, check_run, expected_bytes, keep_model_files, link_best, newest, of_run, retain, set_aside,
-    start_run, step_path,
-};
+pub(crate) use chat_template::write as write_chat_template;
+pub use chat_template::{ChatTemplates, Rendering, as_others_read};
+pub(crate) use export::{Export, complete_config};
+pub use export::{choose_pad_token, copy_named_templates, end_tokens, pad_token, special_tokens};
+pub(crate) use fitted::FittedOn;
+pub use fitted::{Fitted, Weights};
+pub use folder::{check_disk, expected_bytes, newest, retain, set_aside, start_run};
+pub(crate) use folder::{check_run, keep_model_files, link_best, of_run, step_path};
 pub use manifest::{Changed, FileCheck};
-pub use self_test::{Case, LeftOut, Planned, SELF_TEST, SelfTest, Tolerance, data_of};
+pub(crate) use self_test::{Case, LeftOut, SELF_TEST, data_of};
+pub use self_test::{Planned, SelfTest};
 
 use crate::config::Config;
 use crate::error::{Error, Result, file_error};
@@ -44,13 +44,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folder inside a checkpoint that only this program reads.
-pub const TRAINER: &str = "trainer";
+pub(crate) const TRAINER: &str = "trainer";
 /// The exported weights, inside a checkpoint of a whole model.
 pub const MODEL: &str = "model.safetensors";
 /// The f32 masters, inside a checkpoint.
-pub const MASTERS: &str = "trainer/masters.safetensors";
+pub(crate) const MASTERS: &str = "trainer/masters.safetensors";
 /// AdamW's moments, inside a checkpoint: `exp_avg.NAME` and `exp_avg_sq.NAME`.
-pub const MOMENTS: &str = "trainer/moments.safetensors";
+pub(crate) const MOMENTS: &str = "trainer/moments.safetensors";
 /// The [`TrainState`], inside a checkpoint.
 pub const STATE: &str = "trainer/state.json";
 /// The resolved configuration, inside a checkpoint.
@@ -92,7 +92,7 @@ pub struct MetricsMark {
 
 impl TrainState {
     /// Hash of all fields.
-    pub fn fingerprint(&self) -> u128 {
+    pub(crate) fn fingerprint(&self) -> u128 {
         files::fingerprint_parts([format!("{self:?}").as_bytes()])
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Its name, in a model's folder.
-pub const SELF_TEST: &str = "self-test.json";
+pub(crate) const SELF_TEST: &str = "self-test.json";
 
 /// Version of the file's layout; other versions are refused.
 const FORMAT: u32 = 1;
@@ -35,54 +35,54 @@ pub struct SelfTest {
     /// Version of haf-dist that wrote it.
     haf_dist: String,
     /// `data.reward_at` of the training: which token of a rendering is the last one in [`Case::tokens`].
-    pub reward_at: RewardAt,
+    pub(crate) reward_at: RewardAt,
     /// Precision in which the rewards were computed: `f32`, `bf16` or `f16`.
-    pub precision: String,
+    pub(crate) precision: String,
     /// Largest allowed difference from a reward in this file, by the precision of the other program.
-    pub tolerance: Tolerance,
+    pub(crate) tolerance: Tolerance,
     /// Rewards on the run's dev pairs, chosen and rejected; `None` if these were not evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dev_rewards: Option<Spread>,
+    pub(crate) dev_rewards: Option<Spread>,
     /// The conversations.
-    pub conversations: Vec<Case>,
+    pub(crate) conversations: Vec<Case>,
     /// Conversations that the model's template or length refuses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<LeftOut>,
+    pub(crate) left_out: Vec<LeftOut>,
 }
 
 /// Differences in units of reward.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Tolerance {
+pub(crate) struct Tolerance {
     /// In f32.
-    pub f32: f64,
+    pub(crate) f32: f64,
     /// In bf16 or f16.
-    pub bf16: f64,
+    pub(crate) bf16: f64,
 }
 
 /// One conversation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Case {
+pub(crate) struct Case {
     /// The case it tests.
-    pub name: String,
+    pub(crate) name: String,
     /// The turns; the last one is the answer.
-    pub messages: Vec<Message>,
+    pub(crate) messages: Vec<Message>,
     /// Their text, up to the token at which the reward is read.
-    pub text: String,
+    pub(crate) text: String,
     /// The text's tokens.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// The reward at the last token.
     #[serde(default)]
-    pub reward: f32,
+    pub(crate) reward: f32,
 }
 
 /// A conversation that was left out, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
+pub(crate) struct LeftOut {
     /// The case it would have tested.
-    pub name: String,
+    pub(crate) name: String,
     /// Why it is refused.
-    pub why: String,
+    pub(crate) why: String,
 }
 
 /// The conversations of a model, before they have rewards.
@@ -117,7 +117,7 @@ impl Planned {
     ///
     /// # Errors
     /// No memory.
-    pub fn data(&self) -> Result<Option<PreparedData>> {
+    pub(crate) fn data(&self) -> Result<Option<PreparedData>> {
         data_of(self.cases.iter().map(|case| &case.tokens[..]))
     }
 
@@ -166,7 +166,7 @@ impl SelfTest {
     ///
     /// # Errors
     /// A failed write.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         write_text(&folder.join(SELF_TEST), &to_json(self)?)
     }
 }
@@ -175,7 +175,7 @@ impl SelfTest {
 ///
 /// # Errors
 /// No memory.
-pub fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<Option<PreparedData>> {
+pub(crate) fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<Option<PreparedData>> {
     let single = |tokens: &[u32]| {
         // The reward does not depend on where the prompt ends; both parts need a token.
         let prefix = tokens.len().saturating_sub(1);

@@ -19,16 +19,16 @@ const OWN_KEYS: [&str; 2] = ["data.seed", "output.dir"];
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparing {
     /// Finished runs, or runs to be trained first.
-    pub runs: Compared,
+    pub(crate) runs: Compared,
     /// Whether outcomes may have changed since they were written.
-    pub allow_changed: bool,
+    pub(crate) allow_changed: bool,
     /// JSON lines instead of tables.
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// Finished runs, or runs to be trained first.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Compared {
+pub(crate) enum Compared {
     /// Folders of finished runs.
     Finished(Vec<PathBuf>),
     /// Runs to be trained first.
@@ -37,34 +37,34 @@ pub enum Compared {
 
 /// Runs of one config that differ in a few settings.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Training {
+pub(crate) struct Training {
     /// The config file.
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// `table.key=value` overrides of every run.
-    pub set: Vec<String>,
+    pub(crate) set: Vec<String>,
     /// The settings that differ.
-    pub variants: Vec<VariantSettings>,
+    pub(crate) variants: Vec<VariantSettings>,
     /// Learning rates to choose from, as typed; empty: the config's.
-    pub learning_rates: Vec<String>,
+    pub(crate) learning_rates: Vec<String>,
     /// Seeds are 1 to this.
-    pub seeds: usize,
+    pub(crate) seeds: usize,
     /// Folder for the runs and the tables.
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Ranks per run.
-    pub ranks: usize,
+    pub(crate) ranks: usize,
     /// Whether to delete a run's checkpoint once the run is finished.
-    pub drop_checkpoints: bool,
+    pub(crate) drop_checkpoints: bool,
     /// Whether to print the commands only.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 /// The settings of one variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VariantSettings {
+pub(crate) struct VariantSettings {
     /// Its name in folder names: the values, joined.
-    pub name: String,
+    pub(crate) name: String,
     /// `table.key=value` overrides.
-    pub set: Vec<String>,
+    pub(crate) set: Vec<String>,
 }
 
 /// The arguments as typed.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 pub struct Planning {
     /// The config, if any
     #[command(flatten)]
-    pub run: RunConfig,
+    pub(crate) run: RunConfig,
 
     /// Plan for this model instead of the config's: a folder with config.json, or hf://owner/name
     #[arg(long, value_name = "FOLDER", conflicts_with = "shape", help_heading = "Model")]
@@ -27,40 +27,40 @@ pub struct Planning {
 
     /// Ranks, one per GPU
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
-    pub gpus: usize,
+    pub(crate) gpus: usize,
 
     /// Tokens of a micro-batch, instead of train.tokens_per_micro_batch
     #[arg(long, value_name = "TOKENS", value_parser = positive)]
-    pub tokens: Option<usize>,
+    pub(crate) tokens: Option<usize>,
 
     /// The GPU: h100, h200, a100, a100-40, l40s or rtx4090; cpu: ranks that share this computer
     #[arg(long, value_name = "NAME", default_value = "h100", help_heading = "Hardware")]
-    pub gpu: String,
+    pub(crate) gpu: String,
 
     /// Assumed share of the peak matrix-product rate that a step reaches [default: by GPU]
     #[arg(long, value_name = "SHARE", value_parser = share, help_heading = "Hardware")]
-    pub mfu: Option<f64>,
+    pub(crate) mfu: Option<f64>,
 
     /// Peak matrix-product rate of a rank in TFLOP/s [default: the data sheet's]
     #[arg(long, value_name = "TFLOPS", value_parser = above_zero, help_heading = "Hardware")]
-    pub flops: Option<f64>,
+    pub(crate) flops: Option<f64>,
 
     /// Bandwidth between nodes per GPU, one direction, in GB/s [default: by GPU]
     #[arg(long, value_name = "GB/S", value_parser = above_zero, help_heading = "Hardware")]
-    pub network: Option<f64>,
+    pub(crate) network: Option<f64>,
 
     /// Tokens of a pair: common prefix, chosen rest, rejected rest [default: those of the data]
     #[arg(long, value_name = "P,A,B", value_parser = pair_tokens, help_heading = "Data")]
-    pub pair_tokens: Option<PairTokens>,
+    pub(crate) pair_tokens: Option<PairTokens>,
 
     /// Print one JSON object instead of tables [default: tables]
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// A model that is named instead of a config's.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Model<'p> {
+pub(crate) enum Model<'p> {
     /// A folder with config.json, or an `hf://` path.
     Folder(&'p Path),
     /// One of `plan::shapes`.
@@ -69,7 +69,7 @@ pub enum Model<'p> {
 
 impl Planning {
     /// The model that is named instead of the config's.
-    pub fn model(&self) -> Option<Model<'_>> {
+    pub(crate) fn model(&self) -> Option<Model<'_>> {
         let folder = self.model.as_deref().map(Model::Folder);
         folder.or_else(|| self.shape.as_deref().map(Model::Shape))
     }
@@ -80,41 +80,41 @@ impl Planning {
 pub struct Bench {
     /// A model folder
     #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
+    pub(crate) model: PathBuf,
 
     /// JSONL or JSONL.gz with prompt, chosen, rejected as texts, or hh-rlhf transcripts
     #[arg(long, value_name = "FILE")]
-    pub pairs: PathBuf,
+    pub(crate) pairs: PathBuf,
 
     /// The loss to minimise
     #[arg(long, value_enum, default_value_t = Objective::Hybrid)]
-    pub objective: Objective,
+    pub(crate) objective: Objective,
 
     /// Pairs to time, after a warm-up with one global batch of 16 pairs per rank
     #[arg(long, value_name = "PAIRS", value_parser = positive, default_value_t = 32)]
-    pub count: usize,
+    pub(crate) count: usize,
 
     /// Longest sequence, in tokens; pairs with a longer one are left out
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 512)]
-    pub max_length: usize,
+    pub(crate) max_length: usize,
 
     /// Precision of the computation
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    pub dtype: Dtype,
+    pub(crate) dtype: Dtype,
 
     /// Threads per rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
+    pub(crate) threads: usize,
 
     /// Size of a micro-batch in tokens
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 2048)]
-    pub tokens_per_micro_batch: usize,
+    pub(crate) tokens_per_micro_batch: usize,
 
     /// Compute the common prefix twice, to measure the gain from sharing it
     #[arg(long)]
-    pub unshared: bool,
+    pub(crate) unshared: bool,
 
     /// Print one JSON line instead of a table
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }

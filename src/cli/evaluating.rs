@@ -66,25 +66,25 @@ pub(super) struct TypedEvaluating {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluating {
     /// The model to evaluate; its `data` is empty except for scored answers.
-    pub scoring: Scoring,
+    pub(crate) scoring: Scoring,
     /// Files of pairs; empty with suites or scored answers.
-    pub data: Vec<PathBuf>,
+    pub(crate) data: Vec<PathBuf>,
     /// Benchmarks, each with its files.
-    pub suites: Vec<(Suite, Vec<PathBuf>)>,
+    pub(crate) suites: Vec<(Suite, Vec<PathBuf>)>,
     /// Another checkpoint to compare with on the same suites.
-    pub against: Option<PathBuf>,
+    pub(crate) against: Option<PathBuf>,
     /// Training files to search for the suites' prompts; empty: the run's own.
-    pub train_data: Vec<PathBuf>,
+    pub(crate) train_data: Vec<PathBuf>,
     /// Prompts with scored answers, instead of pairs.
-    pub best_of: Option<PathBuf>,
+    pub(crate) best_of: Option<PathBuf>,
     /// Whether pairs are computed again with chosen and rejected exchanged.
-    pub check_swap: bool,
+    pub(crate) check_swap: bool,
     /// How many of each head's worst mistakes, and of the heads' strongest disagreements, to show.
-    pub worst: usize,
+    pub(crate) worst: usize,
     /// Layout of the rows.
-    pub format: Format,
+    pub(crate) format: Format,
     /// JSON lines instead of a table.
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 impl TryFrom<TypedEvaluating> for Evaluating {

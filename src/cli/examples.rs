@@ -1,7 +1,7 @@
 //! Texts below the options in each command's `--help`.
 
 /// Below the options of `haf-dist`.
-pub const TRAINING: &str = "\
+pub(crate) const TRAINING: &str = "\
 Examples:
   haf-dist init --model models/my-model --train my.jsonl  write a config to begin with
   mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
@@ -27,13 +27,13 @@ Exit codes:
   2  the command line, the config or another input is wrong";
 
 /// Below the options of `haf-dist train`.
-pub const TRAIN: &str = "\
+pub(crate) const TRAIN: &str = "\
 Examples:
   haf-dist train safety.toml train.steps=100
   haf-dist train safety.toml --ranks 4 --resume";
 
 /// Below the options of `haf-dist init`.
-pub const INIT: &str = "\
+pub(crate) const INIT: &str = "\
 Examples:
   haf-dist init --model models/SmolLM2-135M-Instruct --train train.jsonl --dev dev.jsonl --out safety.toml
   haf-dist init --from trl_reward.yaml --processes 8        TRL's YAML config, on 8 processes
@@ -43,7 +43,7 @@ Examples:
 Reads the headers of the weights, and all rows of data files up to 256 MB. A comment at each key gives the reason for its value.";
 
 /// Below the options of `haf-dist check`.
-pub const CHECK: &str = "\
+pub(crate) const CHECK: &str = "\
 Examples:
   haf-dist check safety.toml --ranks 8
   haf-dist check safety.toml data.max_length=2048 --json
@@ -51,51 +51,51 @@ Examples:
 Exit code 2 if a line is not OK. Reads the first rows of the data and the headers of the weights.";
 
 /// Below the options of `haf-dist completions`.
-pub const COMPLETIONS: &str = "\
+pub(crate) const COMPLETIONS: &str = "\
 Examples:
   haf-dist completions bash > ~/.local/share/bash-completion/completions/haf-dist
   haf-dist completions zsh > ~/.zfunc/_haf-dist          with ~/.zfunc in fpath
   haf-dist completions fish > ~/.config/fish/completions/haf-dist.fish";
 
 /// Below the options of `haf-dist eval`.
-pub const EVAL: &str = "\
+pub(crate) const EVAL: &str = "\
 Examples:
   haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
   mpirun -n 2 haf-dist eval --checkpoint models/some-reward-model --data hh.jsonl.gz --template chat --json
   haf-dist eval --checkpoint runs/safety/step-100 --suite rewardbench2 rb2.jsonl --suite rm-bench total_dataset.json";
 
 /// Below the options of `haf-dist score`.
-pub const SCORE: &str = "\
+pub(crate) const SCORE: &str = "\
 Examples:
   haf-dist score --checkpoint runs/safety/step-100 --data answers.jsonl > scores.jsonl
   haf-dist score --checkpoint runs/safety/step-100 --data pairs.jsonl --output scores.jsonl";
 
 /// Below the options of `haf-dist bench`.
-pub const BENCH: &str = "\
+pub(crate) const BENCH: &str = "\
 Examples:
   haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --threads 1
   haf-dist bench --model models/SmolLM2-135M-Instruct --pairs hh.jsonl.gz --objective reward --count 96 --json";
 
 /// Below the options of `haf-dist prepare`.
-pub const PREPARE: &str = "\
+pub(crate) const PREPARE: &str = "\
 Examples:
   haf-dist prepare --config safety.toml
   mpirun -n 8 haf-dist prepare --config safety.toml --set data.cache_dir=/scratch/cache";
 
 /// Below the options of `haf-dist export`.
-pub const EXPORT: &str = "\
+pub(crate) const EXPORT: &str = "\
 Examples:
   haf-dist export runs/safety/step-100 models/safety                the checkpoint without trainer/
   haf-dist export --merge runs/lora/step-100 models/lora-merged     base + adapter as one model, reward head kept";
 
 /// Below the options of `haf-dist verify`.
-pub const VERIFY: &str = "\
+pub(crate) const VERIFY: &str = "\
 Examples:
   haf-dist verify models/safety                      a table; exit code 1 if something differs
   haf-dist verify models/safety --python verify.py   then: python verify.py models/safety";
 
 /// Below the options of `haf-dist plan`.
-pub const PLAN: &str = "\
+pub(crate) const PLAN: &str = "\
 Examples:
   haf-dist plan safety.toml --gpus 16                                  will it fit, how long will it take
   haf-dist plan --shape 8b --gpus 8 --gpu h100                         without any file
@@ -106,7 +106,7 @@ Examples:
 Reads only the model's config.json. Prints its assumptions with the figures. Exit code 1 if it does not fit.";
 
 /// Below the options of `haf-dist models`.
-pub const MODELS: &str = "\
+pub(crate) const MODELS: &str = "\
 Examples:
   haf-dist models                                     the families, and what each covers
   haf-dist models models/SmolLM2-135M-Instruct        exit code 2 and every reason if it would not load
@@ -114,7 +114,7 @@ Examples:
 Reads a folder's config.json, tokenizer files and safetensors headers only, so it takes seconds even for large models.";
 
 /// Below the options of `haf-dist compare`.
-pub const COMPARE: &str = "\
+pub(crate) const COMPARE: &str = "\
 Examples:
   haf-dist compare runs/a runs/b
   haf-dist compare --train configs/compare.toml

@@ -13,10 +13,10 @@ mod run_config;
 mod values;
 mod verifying;
 
-pub use comparing::{Compared, Comparing, Training, VariantSettings};
-pub use costs::{Bench, Model, Planning};
-pub use evaluating::Evaluating;
-pub use initialising::Initialising;
+pub(crate) use comparing::{Compared, Comparing, Training, VariantSettings};
+pub(crate) use costs::{Bench, Model, Planning};
+pub(crate) use evaluating::Evaluating;
+pub(crate) use initialising::Initialising;
 
 use crate::config::{Dtype, Format, RewardAt, TemplateKind};
 use crate::logging::{Colour, Detail, Showing};
@@ -24,13 +24,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use comparing::TypedComparing;
 use evaluating::TypedEvaluating;
-pub use request::{Alone, Checking, Command, Output, Request};
-pub use run_config::RunConfig;
+pub(crate) use request::{Alone, Checking, Output};
+pub use request::{Command, Request};
+pub(crate) use run_config::RunConfig;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use values::{column, positive};
-pub use verifying::Verifying;
+pub(crate) use verifying::Verifying;
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
@@ -116,7 +117,7 @@ impl Arguments {
 }
 
 /// The version, and the commit, sources, libtorch and MPI of this build.
-pub const LONG_VERSION: &str = concat!(
+pub(crate) const LONG_VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     "\ncommit   ",
     env!("HAF_DIST_COMMIT"),
@@ -255,25 +256,25 @@ enum TypedCommand {
 pub struct Exporting {
     /// Merge the checkpoint's adapter into its base: a whole model
     #[arg(long)]
-    pub merge: bool,
+    pub(crate) merge: bool,
 
     /// The base of an adapter [default: as its adapter_config.json says]
     #[arg(long, value_name = "DIR", requires = "merge")]
-    pub base: Option<PathBuf>,
+    pub(crate) base: Option<PathBuf>,
 
     /// Accept a checkpoint although its files have changed since it was written [default: refuse it]
     #[arg(long)]
-    pub allow_changed: bool,
+    pub(crate) allow_changed: bool,
 
     /// Print one JSON object: the folder and its files [default: the folder]
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// A step-N folder of a run, or a LoRA folder as PEFT writes it
-    pub checkpoint: PathBuf,
+    pub(crate) checkpoint: PathBuf,
 
     /// The folder to create
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
 }
 
 /// Options that `eval` and `score` share. `None` stands for the value with which the checkpoint was trained, or the config's
@@ -283,57 +284,57 @@ pub struct Scoring {
     /// A checkpoint of a run, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
     /// hf://owner/name
     #[arg(long, value_name = "DIR")]
-    pub checkpoint: PathBuf,
+    pub(crate) checkpoint: PathBuf,
 
     /// The base of a checkpoint that is an adapter [default: as its adapter_config.json says]
     #[arg(long, value_name = "DIR")]
-    pub base: Option<PathBuf>,
+    pub(crate) base: Option<PathBuf>,
 
     /// Accept a checkpoint although its files have changed since it was written [default: refuse it]
     #[arg(long)]
-    pub allow_changed: bool,
+    pub(crate) allow_changed: bool,
 
     /// The rows to score; each command decides whether they are required.
     #[arg(skip)]
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
 
     /// The rows' name for a key of the format, e.g. prompt=question or chosen=answers.best; may be repeated
     #[arg(long, value_name = "KEY=PATH", value_parser = column, help_heading = "Data")]
-    pub column: Vec<(String, String)>,
+    pub(crate) column: Vec<(String, String)>,
 
     /// How a prompt and an answer become text [default: as trained, else chat]
     #[arg(long, value_enum, help_heading = "Data")]
-    pub template: Option<TemplateKind>,
+    pub(crate) template: Option<TemplateKind>,
 
     /// Token at which the reward is read [default: as trained, else end, where Transformers reads it]
     #[arg(long, value_enum, help_heading = "Data")]
-    pub reward_at: Option<RewardAt>,
+    pub(crate) reward_at: Option<RewardAt>,
 
     /// Longest sequence, in tokens; longer ones are cut and reported [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
-    pub max_length: Option<usize>,
+    pub(crate) max_length: Option<usize>,
 
     /// A prompt is not cut below this many tokens; then the answer is cut [default: as trained, or three quarters of the
     /// longest sequence]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
-    pub max_prompt_length: Option<usize>,
+    pub(crate) max_prompt_length: Option<usize>,
 
     /// Precision of the computation [default: as trained, else auto: bf16 where the processor or GPU computes in it]
     #[arg(long, value_enum, help_heading = "Computation")]
-    pub dtype: Option<Dtype>,
+    pub(crate) dtype: Option<Dtype>,
 
     /// Size of a micro-batch in tokens; lower it if memory runs out
     #[arg(long, value_name = "TOKENS", value_parser = positive, default_value_t = 4096, help_heading = "Computation")]
-    pub tokens_per_micro_batch: usize,
+    pub(crate) tokens_per_micro_batch: usize,
 
     /// Threads per rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
-    pub threads: usize,
+    pub(crate) threads: usize,
 }
 
 impl Scoring {
     /// The rows' names for keys of the format.
-    pub fn columns(&self) -> BTreeMap<String, String> {
+    pub(crate) fn columns(&self) -> BTreeMap<String, String> {
         self.column.iter().cloned().collect()
     }
 }
@@ -344,7 +345,7 @@ fn command_names() -> Vec<String> {
 }
 
 /// The completion script of `shell` for this command line.
-pub fn completions(shell: Shell) -> Vec<u8> {
+pub(crate) fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "haf-dist", &mut script);
     script

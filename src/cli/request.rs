@@ -59,11 +59,11 @@ pub enum Alone {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checking {
     /// The config.
-    pub run: RunConfig,
+    pub(crate) run: RunConfig,
     /// One JSON list instead of lines.
-    pub json: bool,
+    pub(crate) json: bool,
     /// Number of ranks that the run would have.
-    pub ranks: usize,
+    pub(crate) ranks: usize,
 }
 
 /// Commands for all ranks, which compare the serialised command before they start it.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// A run's config file, and keys that replace the file's.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize)]
-pub struct RunConfig {
+pub(crate) struct RunConfig {
     /// The run, as a TOML file
     #[arg(value_name = "CONFIG")]
     first: Option<String>,
@@ -29,7 +29,7 @@ pub struct RunConfig {
 
 impl RunConfig {
     /// Whether a config was named.
-    pub fn is_given(&self) -> bool {
+    pub(crate) fn is_given(&self) -> bool {
         self.config.is_some() || self.first.as_ref().is_some_and(|word| !word.contains('='))
     }
 
@@ -37,7 +37,7 @@ impl RunConfig {
     ///
     /// # Errors
     /// Nothing to do; a mistyped command; as [`resolve`](Self::resolve).
-    pub fn of_training(self) -> Result<(PathBuf, Vec<String>)> {
+    pub(crate) fn of_training(self) -> Result<(PathBuf, Vec<String>)> {
         if !self.is_given() {
             return Err(nothing());
         }
@@ -56,7 +56,7 @@ impl RunConfig {
     ///
     /// # Errors
     /// A word that is not KEY=VALUE.
-    pub fn overrides(&self) -> Result<Vec<String>> {
+    pub(crate) fn overrides(&self) -> Result<Vec<String>> {
         let config = Some(PathBuf::new());
         Self { config, ..self.clone() }.resolve().map(|(_, set)| set)
     }
@@ -65,7 +65,7 @@ impl RunConfig {
     ///
     /// # Errors
     /// No file, or two; a word that is not KEY=VALUE.
-    pub fn resolve(self) -> Result<(PathBuf, Vec<String>)> {
+    pub(crate) fn resolve(self) -> Result<(PathBuf, Vec<String>)> {
         let Self { first, mut rest, config, mut set } = self;
         let config = match (config, first) {
             (Some(config), first) => {

@@ -3,7 +3,7 @@
 use crate::plan::workload::PairTokens;
 
 /// A whole number, 1 or more.
-pub fn positive(text: &str) -> std::result::Result<usize, String> {
+pub(crate) fn positive(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(0) => Err(String::from("expected 1 or more")),
         Ok(number) => Ok(number),
@@ -12,7 +12,7 @@ pub fn positive(text: &str) -> std::result::Result<usize, String> {
 }
 
 /// A finite number above 0.
-pub fn above_zero(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn above_zero(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() => Ok(number),
         _ => Err(String::from("expected a number above 0")),
@@ -20,7 +20,7 @@ pub fn above_zero(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// A share: above 0, at most 1.
-pub fn share(text: &str) -> std::result::Result<f64, String> {
+pub(crate) fn share(text: &str) -> std::result::Result<f64, String> {
     above_zero(text)
         .ok()
         .filter(|share| *share <= 1.0)
@@ -28,7 +28,7 @@ pub fn share(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// `P,A,B`: tokens of the common prefix, the chosen answer and the rejected answer.
-pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
+pub(crate) fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
     let numbers: Vec<usize> = text.split(',').filter_map(|part| part.trim().parse().ok()).collect();
     match numbers.as_slice() {
         &[prefix, chosen, rejected] if text.split(',').count() == 3 && chosen > 0 && rejected > 0 => {
@@ -39,7 +39,7 @@ pub fn pair_tokens(text: &str) -> std::result::Result<PairTokens, String> {
 }
 
 /// `KEY=PATH`: a key of a format, and the rows' path for it.
-pub fn column(text: &str) -> std::result::Result<(String, String), String> {
+pub(crate) fn column(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=').map(|(key, path)| (key.trim(), path.trim())) {
         Some((key, path)) if !key.is_empty() && !path.is_empty() => Ok((key.to_owned(), path.to_owned())),
         _ => Err(String::from("expected KEY=PATH, such as prompt=question")),

@@ -10,32 +10,32 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize, Args)]
 pub struct Verifying {
     /// A checkpoint of a run or an export, with its self-test.json; or hf://owner/name
-    pub checkpoint: PathBuf,
+    pub(crate) checkpoint: PathBuf,
 
     /// The base of an adapter [default: as its adapter_config.json says]
     #[arg(long, value_name = "DIR")]
-    pub base: Option<PathBuf>,
+    pub(crate) base: Option<PathBuf>,
 
     /// Write a script that checks it in Transformers, and do nothing else [default: check it here]
     #[arg(long, value_name = "FILE")]
-    pub python: Option<PathBuf>,
+    pub(crate) python: Option<PathBuf>,
 
     /// Print JSON, one line per conversation [default: a table]
     #[arg(long, conflicts_with = "python")]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Precision of the computation [default: as trained]
     #[arg(long, value_enum, help_heading = "Computation")]
-    pub dtype: Option<Dtype>,
+    pub(crate) dtype: Option<Dtype>,
 
     /// Threads per rank; 0: this node's cores divided by its ranks
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Computation")]
-    pub threads: usize,
+    pub(crate) threads: usize,
 }
 
 impl Verifying {
     /// The model, opened as `score` would open it.
-    pub fn scoring(&self) -> Scoring {
+    pub(crate) fn scoring(&self) -> Scoring {
         Scoring {
             checkpoint: self.checkpoint.clone(),
             base: self.base.clone(),

@@ -26,10 +26,10 @@ use std::sync::Arc;
 use tch::Tensor;
 use watch::Watch;
 
-pub use abort::abort;
-pub use progress::AtWork;
-pub use same::{Fact, leaves};
-pub use thread::{CommThread, Pending, install_panic_hook};
+pub(crate) use abort::abort;
+pub(crate) use same::{Fact, leaves};
+pub(crate) use thread::Pending;
+pub use thread::{CommThread, install_panic_hook};
 
 /// This rank's place on its node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

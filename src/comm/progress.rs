@@ -13,13 +13,13 @@ const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Doing {
     /// Collectives it has begun so far. All ranks begin the same ones in the same order.
-    pub begun: u64,
+    pub(crate) begun: u64,
     /// Whether the last one is still under way.
-    pub inside: bool,
+    pub(crate) inside: bool,
     /// What the last one is for: the same text on every rank.
-    pub purpose: String,
+    pub(crate) purpose: String,
     /// Long work that others are expected to wait for; empty if there is none.
-    pub work: String,
+    pub(crate) work: String,
 }
 
 /// Shared by the threads of a rank. A collective takes two uncontended locks.

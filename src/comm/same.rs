@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tch::Tensor;
 
 /// A name, as a user knows it, and a value, as a user writes it.
-pub type Fact = (String, String);
+pub(crate) type Fact = (String, String);
 
 /// Most differences shown.
 const SHOWN: usize = 6;
@@ -100,7 +100,7 @@ fn abbreviated(value: &str) -> String {
 }
 
 /// Every value of a JSON tree, named by its path below `name`: `name.table.key`.
-pub fn leaves(name: &str, value: &Value) -> Vec<Fact> {
+pub(crate) fn leaves(name: &str, value: &Value) -> Vec<Fact> {
     let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
     match value {
         Value::Object(keys) if !keys.is_empty() => {

@@ -35,7 +35,7 @@ const A_WHILE: Duration = Duration::from_micros(200);
 const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Where the others find a region: process, file descriptor, device and inode.
-pub type Address = [u64; 4];
+pub(crate) type Address = [u64; 4];
 
 /// Starts each region. Its words are zero in a new region.
 #[repr(C, align(64))]
@@ -48,12 +48,12 @@ struct Header {
 }
 
 /// A process's own memory, which lasts as long as it or any mapping of it.
-pub struct Region {
+pub(crate) struct Region {
     file: File,
 }
 
 /// The regions of all ranks of the node, mapped by one of them.
-pub struct Team {
+pub(crate) struct Team {
     rank: usize,
     /// In rank order. Never unmapped, because tensors over the memory may live anywhere.
     maps: &'static [MmapRaw],
@@ -83,7 +83,7 @@ fn too_large() -> Error {
 
 impl Region {
     /// Zeroed memory for buffers of these lengths. Memory is taken when it is touched.
-    pub fn new(lengths: &[usize]) -> Result<Self> {
+    pub(crate) fn new(lengths: &[usize]) -> Result<Self> {
         let (_, size) = layout(lengths)?;
         let file = memfd_create("haf-dist", MFdFlags::MFD_CLOEXEC).map_err(|error| refused(error.into()))?;
         let file = File::from(file);
@@ -92,7 +92,7 @@ impl Region {
     }
 
     /// Where the other ranks find it.
-    pub fn address(&self) -> Result<Address> {
+    pub(crate) fn address(&self) -> Result<Address> {
         let is = self.file.metadata().map_err(refused)?;
         Ok([u64::from(std::process::id()), self.file.as_raw_fd() as u64, is.dev(), is.ino()])
     }
@@ -118,14 +118,14 @@ fn map(address: &Address, size: usize) -> Result<MmapRaw> {
 impl Team {
     /// Maps every rank's region of buffers of these lengths. `addresses` are in rank order; every region must exist
     /// until all ranks have mapped it.
-    pub fn join(rank: usize, addresses: &[Address], lengths: &[usize]) -> Result<Self> {
+    pub(crate) fn join(rank: usize, addresses: &[Address], lengths: &[usize]) -> Result<Self> {
         let (buffers, size) = layout(lengths)?;
         let maps = addresses.iter().map(|address| map(address, size)).collect::<Result<Vec<_>>>()?;
         Ok(Self { rank, maps: maps.leak(), buffers, meetings: 0 })
     }
 
     /// This rank's buffers as flat tensors.
-    pub fn tensors(&self) -> Result<Vec<Tensor>> {
+    pub(crate) fn tensors(&self) -> Result<Vec<Tensor>> {
         let tensor = |buffer: &Range<usize>| {
             let data = self.maps[self.rank].as_mut_ptr().wrapping_add(buffer.start * size_of::<f32>());
             // SAFETY: the layout has that many floats there, zeroed by the kernel, and the map lasts for ever.
@@ -135,7 +135,7 @@ impl Team {
     }
 
     /// Where `values` lies in this rank's region, in floats; none if it lies elsewhere.
-    pub fn find(&self, values: &[f32]) -> Option<Range<usize>> {
+    pub(crate) fn find(&self, values: &[f32]) -> Option<Range<usize>> {
         let map = &self.maps[self.rank];
         let offset = (values.as_ptr() as usize).checked_sub(map.as_mut_ptr() as usize)?;
         let start = offset / size_of::<f32>();
@@ -148,7 +148,12 @@ impl Team {
     ///
     /// # Errors
     /// Ranks that sum different parts; all of them notice.
-    pub fn sum(&mut self, part: Range<usize>, across: Option<impl FnOnce(&mut [f32])>, idle: impl Fn()) -> Result<()> {
+    pub(crate) fn sum(
+        &mut self,
+        part: Range<usize>,
+        across: Option<impl FnOnce(&mut [f32])>,
+        idle: impl Fn(),
+    ) -> Result<()> {
         self.begin(&part, &idle)?;
         let slices = self.rows(slice_of(self.rank, self.maps.len(), &part)).into_iter();
         // SAFETY: `part` lies within the maps, which are distinct memory and as long as each other (`find`, `map`).
@@ -180,7 +185,7 @@ impl Team {
     ///
     /// # Errors
     /// As [`sum`](Self::sum).
-    pub fn sum_share(&mut self, part: Range<usize>, idle: impl Fn()) -> Result<()> {
+    pub(crate) fn sum_share(&mut self, part: Range<usize>, idle: impl Fn()) -> Result<()> {
         self.begin(&part, &idle)?;
         let share = part.len() / self.maps.len();
         let start = part.start + self.rank * share;

@@ -229,7 +229,7 @@ impl CommThread {
     }
 
     /// The stream of the computation that collectives are ordered with, if there is one.
-    pub fn computation(&self) -> Option<Arc<Stream>> {
+    pub(crate) fn computation(&self) -> Option<Arc<Stream>> {
         self.computation.get().cloned()
     }
 
@@ -266,7 +266,7 @@ impl CommThread {
 
     /// As [`all_reduce`](Self::all_reduce) for several buffers, together if the backend can; messages call them
     /// `purpose`.
-    pub fn all_reduce_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
+    pub(crate) fn all_reduce_together(&self, purpose: String, buffers: Vec<Tensor>) -> Pending<Vec<Tensor>> {
         self.in_place(purpose, buffers, |communicator, buffers| {
             let _span = tracing::trace_span!("all-reduce", bytes = bytes_of(&*buffers)).entered();
             communicator.all_reduce_together(buffers)
@@ -341,7 +341,7 @@ impl CommThread {
 
     /// The same for tensors on a device; none if ranks cannot share its memory.
     #[track_caller]
-    pub fn shared_buffers_on(&self, device: Device, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
+    pub(crate) fn shared_buffers_on(&self, device: Device, lengths: &[usize]) -> Result<Option<Vec<Tensor>>> {
         if device == Device::Cpu { self.shared_buffers(lengths) } else { Ok(None) }
     }
 

@@ -40,7 +40,7 @@ const TOKENIZER: [&str; 7] = [
 ///
 /// # Errors
 /// An input error, the same on every rank: what differs, and where.
-pub fn command(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
+pub(crate) fn command(command: &Command, traced: bool, comm: &CommThread) -> Result<()> {
     if comm.world_size() == 1 {
         return Ok(());
     }
@@ -71,7 +71,7 @@ fn typed(command: &Command) -> (String, Vec<Fact>) {
 ///
 /// # Errors
 /// As [`command`].
-pub fn config(config: &Config, comm: &CommThread) -> Result<()> {
+pub(crate) fn config(config: &Config, comm: &CommThread) -> Result<()> {
     if comm.world_size() == 1 {
         return Ok(());
     }
@@ -82,7 +82,7 @@ pub fn config(config: &Config, comm: &CommThread) -> Result<()> {
 ///
 /// # Errors
 /// As [`command`]; a file that cannot be read.
-pub fn model(origin: &Origin, comm: &CommThread) -> Result<()> {
+pub(crate) fn model(origin: &Origin, comm: &CommThread) -> Result<()> {
     if comm.world_size() == 1 {
         return Ok(());
     }
@@ -124,7 +124,7 @@ fn json(path: &Path) -> Result<Vec<Fact>> {
 ///
 /// # Errors
 /// As [`command`].
-pub fn data(split: &str, data: &PreparedData, comm: &CommThread) -> Result<()> {
+pub(crate) fn data(split: &str, data: &PreparedData, comm: &CommThread) -> Result<()> {
     if comm.world_size() == 1 {
         return Ok(());
     }

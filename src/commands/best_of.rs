@@ -21,7 +21,7 @@ use tracing::warn;
 ///
 /// # Errors
 /// A folder without a reward model, or rows that are not prompts with scored answers.
-pub fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread) -> Result<()> {
     let opened = open(scoring, comm)?;
     let machine = opened.machine(comm)?;
     let work = comm.at_work(format!("reading {}", file.display()));

@@ -26,7 +26,7 @@ const CHECKPOINT_BYTES: u64 = 14;
 ///
 /// # Errors
 /// A config that cannot be read; any finding that is not OK, after all are printed.
-pub fn run(checking: &Checking) -> Result<()> {
+pub(crate) fn run(checking: &Checking) -> Result<()> {
     let (path, set) = checking.run.clone().resolve()?;
     let config = Config::load(&path, &set)?;
     let mut found = vec![Finding::ok("config", format!("{}: every key and value", path.display()))];

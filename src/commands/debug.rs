@@ -43,7 +43,7 @@ struct Check {
 ///
 /// # Errors
 /// Bad input as in a real run; a failed check.
-pub fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(config: &Config, changed: Changed, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let origin = setup::origin(config)?;
     let check = setup::check_files(&origin, changed)?;

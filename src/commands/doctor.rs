@@ -21,7 +21,7 @@ const DISK: u64 = 5 << 30;
 ///
 /// # Errors
 /// Anything missing or wrong, after all is printed.
-pub fn run(json: bool) -> Result<()> {
+pub(crate) fn run(json: bool) -> Result<()> {
     let libraries = launcher::engine().map(|engine| linked(&engine));
     let findings: Vec<Finding> = [program(), engine(&libraries)]
         .into_iter()

@@ -33,7 +33,7 @@ type Text = [String; 3];
 ///
 /// # Errors
 /// A folder without a reward model, or bad data; a swap check that fails.
-pub fn run(
+pub(crate) fn run(
     evaluating: &Evaluating,
     scoring: &Scoring,
     files: &[(PathBuf, Option<String>)],

@@ -28,7 +28,7 @@ use tracing::warn;
 /// # Errors
 /// A folder that is not a checkpoint, nothing to merge, an `OUT` that exists, or a failed read or write; everything written
 /// so far is removed.
-pub fn run(exporting: &Exporting) -> Result<()> {
+pub(crate) fn run(exporting: &Exporting) -> Result<()> {
     let Exporting { merge, checkpoint: source, out, base, allow_changed, json } = exporting;
     if fs::symlink_metadata(out).is_ok() {
         return Err(Error::input(format!("{} exists already", out.display()))

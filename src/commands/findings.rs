@@ -9,7 +9,7 @@ use serde::Serialize;
 /// The state of a thing that was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub(crate) enum State {
     /// In order.
     #[serde(rename = "OK")]
     Ok,
@@ -21,12 +21,12 @@ pub enum State {
 
 /// A thing that was checked, and its state.
 #[derive(Debug, PartialEq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     what: String,
     /// Its state.
-    pub state: State,
+    pub(crate) state: State,
     /// Details.
-    pub found: String,
+    pub(crate) found: String,
     /// What to do about a fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     hint: Option<String>,
@@ -34,22 +34,22 @@ pub struct Finding {
 
 impl Finding {
     /// A thing in order.
-    pub fn ok(what: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(what: impl Into<String>, found: impl Into<String>) -> Self {
         Self { what: what.into(), state: State::Ok, found: found.into(), hint: None }
     }
 
     /// A thing that does not exist.
-    pub fn missing(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn missing(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { what: what.into(), state: State::Missing, found: found.into(), hint: Some(hint.into()) }
     }
 
     /// A thing with a fault.
-    pub fn wrong(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn wrong(what: impl Into<String>, found: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { what: what.into(), state: State::Wrong, found: found.into(), hint: Some(hint.into()) }
     }
 
     /// A thing with an error.
-    pub fn error(what: impl Into<String>, error: Error) -> Self {
+    pub(crate) fn error(what: impl Into<String>, error: Error) -> Self {
         Self { what: what.into(), state: State::Wrong, found: error.message, hint: error.hint }
     }
 
@@ -70,7 +70,7 @@ impl Finding {
 ///
 /// # Errors
 /// After that, `faulty` of the number of findings that are not OK, if there are any; a failed write to stdout.
-pub fn print(findings: &[Finding], json: bool, faulty: impl FnOnce(usize) -> Error) -> Result<()> {
+pub(crate) fn print(findings: &[Finding], json: bool, faulty: impl FnOnce(usize) -> Error) -> Result<()> {
     if json {
         terminal::out(serde_json::to_string(findings).unwrap_or_default())?;
     } else {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 ///
 /// # Errors
 /// A name that has no layout of its own.
-pub fn run(format: Option<Format>, json: bool) -> Result<()> {
+pub(crate) fn run(format: Option<Format>, json: bool) -> Result<()> {
     if json {
         let chosen = LAYOUTS.iter().filter(|layout| format.is_none_or(|format| layout.format == format));
         return terminal::lines(chosen.map(as_json));

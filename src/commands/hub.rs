@@ -24,7 +24,7 @@ use tracing::info;
 /// # Errors
 /// A path that does not exist on the hub, or a hub that cannot be reached for files that are not in the cache; the error names
 /// the key.
-pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
+pub(crate) fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
     config.model.path = model(&config.model.path, "model.path", comm)?;
     if let Some(lora) = &mut config.lora {
         lora.base = base(&config.model.path, lora.base.as_deref(), "lora.base", comm)?;
@@ -49,7 +49,7 @@ pub fn fetch_all(mut config: Config, comm: &CommThread) -> Result<Config> {
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, Vec<PathBuf>)> {
+pub(crate) fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, Vec<PathBuf>)> {
     let checkpoint = checkpoint(&scoring.checkpoint, "--checkpoint", comm)?;
     let base = base(&checkpoint, scoring.base.as_deref(), "--base", comm)?;
     let files = dataset(&scoring.data, "--data", comm)?;
@@ -62,7 +62,7 @@ pub fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Scoring, V
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(PathBuf, Option<String>)>> {
+pub(crate) fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(PathBuf, Option<String>)>> {
     let mut files = Vec::new();
     for path in data {
         let named = if path.as_os_str() == files::DASH { Path::new(files::STANDARD_INPUT) } else { path };
@@ -76,7 +76,7 @@ pub fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(PathBuf, 
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_evaluating(evaluating: &Evaluating, comm: &CommThread) -> Result<Evaluating> {
+pub(crate) fn fetch_evaluating(evaluating: &Evaluating, comm: &CommThread) -> Result<Evaluating> {
     let (scoring, _) = fetch_scoring(&evaluating.scoring, comm)?;
     let suites = fetch_suites(&evaluating.suites, comm)?;
     let against = evaluating.against.as_deref().map(|path| checkpoint(path, "--against", comm)).transpose()?;
@@ -102,7 +102,7 @@ fn fetch_suites(suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<V
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Exporting> {
+pub(crate) fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Exporting> {
     let checkpoint = checkpoint(&exporting.checkpoint, "CHECKPOINT", comm)?;
     let base = base(&checkpoint, exporting.base.as_deref(), "--base", comm)?;
     Ok(Exporting { checkpoint, base, ..exporting.clone() })
@@ -112,7 +112,7 @@ pub fn fetch_exporting(exporting: &Exporting, comm: &CommThread) -> Result<Expor
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verifying> {
+pub(crate) fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verifying> {
     let checkpoint = checkpoint(&verifying.checkpoint, "CHECKPOINT", comm)?;
     let base = base(&checkpoint, verifying.base.as_deref(), "--base", comm)?;
     Ok(Verifying { checkpoint, base, ..verifying.clone() })
@@ -122,7 +122,7 @@ pub fn fetch_verifying(verifying: &Verifying, comm: &CommThread) -> Result<Verif
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_model_alone(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn fetch_model_alone(folder: &Path) -> Result<PathBuf> {
     let Some(path) = parsed(folder)? else { return Ok(folder.to_path_buf()) };
     let hub = Hub::from_env()?;
     let snapshot = hub.look_up(&path, RepositoryKind::Model)?;
@@ -134,7 +134,7 @@ pub fn fetch_model_alone(folder: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
     match parsed(folder)? {
         Some(path) => Hub::from_env()?.config_of(&path),
         None => Ok(folder.to_path_buf()),
@@ -145,7 +145,7 @@ pub fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`fetch_all`], and a path that is not on the hub.
-pub fn fetch_without_weights_alone(path: &Path) -> Result<PathBuf> {
+pub(crate) fn fetch_without_weights_alone(path: &Path) -> Result<PathBuf> {
     let on_hub = parsed(path)?;
     let on_hub = on_hub.ok_or_else(|| Error::input(format!("{} is not on the hub", path.display())))?;
     Hub::from_env()?.without_weights(&on_hub)
@@ -155,7 +155,7 @@ pub fn fetch_without_weights_alone(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// A path that does not exist, or a split that is not complete in the cache.
-pub fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
     let on_hub = parsed(path)?;
     let on_hub = on_hub.ok_or_else(|| Error::input(format!("{} is not on the hub", path.display())))?;
     let hub = Hub::from_env()?.offline();
@@ -163,7 +163,7 @@ pub fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether a path is an `hf://` path, valid or not.
-pub fn is_on_hub(path: &Path) -> bool {
+pub(crate) fn is_on_hub(path: &Path) -> bool {
     HubPath::parse(path).is_some()
 }
 
@@ -193,7 +193,7 @@ fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`fetch_all`].
-pub fn base_of(folder: &Path, comm: &CommThread) -> Result<Option<PathBuf>> {
+pub(crate) fn base_of(folder: &Path, comm: &CommThread) -> Result<Option<PathBuf>> {
     base(folder, None, "--against", comm)
 }
 

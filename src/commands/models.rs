@@ -34,7 +34,7 @@ type Row = (&'static str, Value, String);
 ///
 /// # Errors
 /// A folder that would not load: one error with every reason, after what could be read.
-pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
+pub(crate) fn run(folder: Option<&Path>, json: bool) -> Result<()> {
     let Some(folder) = folder else {
         if json {
             let line = |family: &Family| json!({"model_type": family.model_type, "covers": family.covers});
@@ -66,7 +66,7 @@ pub fn run(folder: Option<&Path>, json: bool) -> Result<()> {
 }
 
 /// Why a folder would not load; None if it would.
-pub fn refused(folder: &Path) -> Option<Error> {
+pub(crate) fn refused(folder: &Path) -> Option<Error> {
     let reasons = look(folder).reasons;
     (!reasons.is_empty()).then(|| refusal(folder, reasons))
 }

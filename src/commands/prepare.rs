@@ -19,7 +19,7 @@ use serde_json::json;
 ///
 /// # Errors
 /// Bad data, a bad model, or a cache that cannot be written.
-pub fn run(config: &Config, changed: Changed, json: bool, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(config: &Config, changed: Changed, json: bool, comm: &CommThread) -> Result<()> {
     let machine = Machine::pick(config.model.dtype, config.parallel.threads, comm)?;
     let origin = comm.agree(setup::origin(config))?;
     let check = comm.agree(setup::check_files(&origin, changed))?;

@@ -50,18 +50,18 @@ struct FileRows {
 
 /// Fields to add to each line.
 #[derive(Debug, Clone, Copy)]
-pub struct Added {
+pub(crate) struct Added {
     /// The two heads' weighted sum.
-    pub combined: bool,
+    pub(crate) combined: bool,
     /// Each token's contribution to the implicit reward.
-    pub tokens: bool,
+    pub(crate) tokens: bool,
 }
 
 /// Runs the command on every rank.
 ///
 /// # Errors
 /// A folder without a reward model, bad data, or an output file that exists.
-pub fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommThread) -> Result<()> {
     // First, so that nothing is computed for a file that cannot be written.
     let reserved = comm.agree(if comm.rank() == 0 { reserve(output) } else { Ok(None) })?;
     let opened = open(scoring, comm)?;

@@ -31,16 +31,16 @@ use tracing::warn;
 const MINIMAL: &str = "model.path = 'unused'\ndata.train = [{ path = 'unused' }]\noutput.dir = 'unused'\n";
 
 /// A folder to score with, before its weights are loaded.
-pub struct Opened {
+pub(crate) struct Opened {
     /// The run's config if the folder is a checkpoint of haf-dist, else the folder's own settings and defaults; `model.path`
     /// is the starting model.
-    pub config: Config,
+    pub(crate) config: Config,
     /// Makes tokens as the model expects them.
-    pub encoder: Encoder,
+    pub(crate) encoder: Encoder,
     /// The state of the run that wrote the checkpoint; at step 0 for other folders.
-    pub state: TrainState,
+    pub(crate) state: TrainState,
     /// Values fitted on the run's dev pairs, if the folder has them.
-    pub fitted: Option<Fitted>,
+    pub(crate) fitted: Option<Fitted>,
     /// Whether texts are rendered with another template than the run's, so that dev prompts have other hashes.
     other_template: bool,
     origin: Origin,
@@ -63,18 +63,18 @@ enum Start {
 }
 
 /// A loaded model, and the heads to report.
-pub struct Scored<'a> {
+pub(crate) struct Scored<'a> {
     /// The model.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// The heads to report.
-    pub reported: Reported<'a>,
+    pub(crate) reported: Reported<'a>,
 }
 
 /// Reads everything except the weights, the same on every rank. All ranks must call it.
 ///
 /// # Errors
 /// A folder without a model of a known family, or lengths that exclude each other; ranks that differ.
-pub fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
+pub(crate) fn open(scoring: &Scoring, comm: &CommThread) -> Result<Opened> {
     let opened = comm.agree(read(scoring))?;
     alike::config(&opened.config, comm)?;
     alike::model(&opened.origin, comm)?;
@@ -137,7 +137,7 @@ impl Opened {
     ///
     /// # Errors
     /// A starting model that cannot be read, or a lost rank.
-    pub fn references(
+    pub(crate) fn references(
         &self,
         data: &PreparedData,
         machine: &Machine,
@@ -159,7 +159,7 @@ impl Opened {
     ///
     /// # Errors
     /// As [`references`](Self::references).
-    pub fn token_references(
+    pub(crate) fn token_references(
         &self,
         data: &PreparedData,
         machine: &Machine,
@@ -214,7 +214,7 @@ impl Opened {
     ///
     /// # Errors
     /// A folder without a reward head, or damaged weights.
-    pub fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
+    pub(crate) fn model(&self, with_policy: bool, machine: &Machine, comm: &CommThread) -> Result<Scored<'_>> {
         let engine = load(&self.origin, false, (machine, self.config.parallel.kernels), comm)?;
         setup::finish_check(self.check.take(), comm)?;
         if !comm.all_true(engine.model.had_reward_head)? {
@@ -243,7 +243,7 @@ impl Opened {
     ///
     /// # Errors
     /// Lengths that exclude each other.
-    pub fn cutting_to(&self, max_length: usize, max_prompt_length: Option<usize>) -> Result<Encoder> {
+    pub(crate) fn cutting_to(&self, max_length: usize, max_prompt_length: Option<usize>) -> Result<Encoder> {
         let prompt = max_prompt_length.unwrap_or(max_length * 3 / 4);
         Config::check_lengths([("--max-length", max_length), ("--max-prompt-length", prompt)])?;
         let (max_prompt_length, truncation) = (prompt, Truncation::Cut);
@@ -252,13 +252,13 @@ impl Opened {
     }
 
     /// The dev prompts that temperatures and weights were fitted on; `None` if they cannot be recognised.
-    pub fn fitted_on(&self) -> Option<FittedOn> {
+    pub(crate) fn fitted_on(&self) -> Option<FittedOn> {
         (!self.other_template).then(|| self.fitted.as_ref().map(Fitted::prompts).unwrap_or_default())
     }
 
     /// Warns how many of `prompts` (hashes, one for each of the `rows`) are prompts that something was fitted on, or that this is
     /// not known.
-    pub fn warn_of_dev_prompts(&self, rows: &str, prompts: &[u64]) {
+    pub(crate) fn warn_of_dev_prompts(&self, rows: &str, prompts: &[u64]) {
         if self.fitted.is_none() {
             return;
         }
@@ -274,13 +274,13 @@ impl Opened {
     }
 
     /// Files that the run was trained on; empty for a folder without a run.
-    pub fn train_files(&self) -> Vec<PathBuf> {
+    pub(crate) fn train_files(&self) -> Vec<PathBuf> {
         let sources = self.config.data.train.iter().filter(|_| self.trained_here);
         sources.map(|source| source.path.clone()).collect()
     }
 
     /// The folder of the tokenizer's files.
-    pub fn tokenizer(&self) -> &Path {
+    pub(crate) fn tokenizer(&self) -> &Path {
         self.origin.tokenizer()
     }
 
@@ -301,7 +301,7 @@ impl Opened {
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn is_activated(&self) -> Result<bool> {
+    pub(crate) fn is_activated(&self) -> Result<bool> {
         match &self.origin.adapter {
             Some(_) => Ok(false),
             None => config_json(&self.origin.base).map(|config| config["problem_type"] != "regression"),
@@ -312,7 +312,7 @@ impl Opened {
     ///
     /// # Errors
     /// Too many threads, or a lost rank.
-    pub fn machine(&self, comm: &CommThread) -> Result<Machine> {
+    pub(crate) fn machine(&self, comm: &CommThread) -> Result<Machine> {
         Machine::pick(self.config.model.dtype, self.config.parallel.threads, comm)
     }
 }

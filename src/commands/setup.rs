@@ -28,18 +28,18 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 /// The tokenised splits of a run.
-pub struct Splits {
+pub(crate) struct Splits {
     /// Training pairs.
-    pub train: PreparedData,
+    pub(crate) train: PreparedData,
     /// Pairs that pick the best checkpoint.
-    pub dev: Option<PreparedData>,
+    pub(crate) dev: Option<PreparedData>,
     /// Pairs for the closing evaluation.
-    pub test: Option<PreparedData>,
+    pub(crate) test: Option<PreparedData>,
 }
 
 impl Splits {
     /// The splits that exist.
-    pub fn all(&self) -> impl Iterator<Item = &PreparedData> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &PreparedData> {
         [Some(&self.train), self.dev.as_ref(), self.test.as_ref()].into_iter().flatten()
     }
 }
@@ -48,7 +48,7 @@ impl Splits {
 ///
 /// # Errors
 /// An adapter whose base does not exist.
-pub fn origin(config: &Config) -> Result<Origin> {
+pub(crate) fn origin(config: &Config) -> Result<Origin> {
     Origin::of(&config.model.path, config.lora.as_ref().and_then(|lora| lora.base.as_deref()))
 }
 
@@ -56,7 +56,7 @@ pub fn origin(config: &Config) -> Result<Origin> {
 ///
 /// # Errors
 /// Files that have changed since they were written.
-pub fn check_files(origin: &Origin, changed: Changed) -> Result<Option<FileCheck>> {
+pub(crate) fn check_files(origin: &Origin, changed: Changed) -> Result<Option<FileCheck>> {
     (launch::rank() == 0).then(|| FileCheck::begin(origin.folders(), changed)).transpose()
 }
 
@@ -64,7 +64,7 @@ pub fn check_files(origin: &Origin, changed: Changed) -> Result<Option<FileCheck
 ///
 /// # Errors
 /// As [`check_files`], or a lost rank.
-pub fn finish_check(check: Option<FileCheck>, comm: &CommThread) -> Result<()> {
+pub(crate) fn finish_check(check: Option<FileCheck>, comm: &CommThread) -> Result<()> {
     let _work = comm.at_work("checking the model's files");
     comm.agree(check.map_or(Ok(()), FileCheck::finish))
 }
@@ -73,7 +73,7 @@ pub fn finish_check(check: Option<FileCheck>, comm: &CommThread) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::input`] if it has none.
-pub fn balanced(config: &Config, architecture: &Architecture) -> Result<()> {
+pub(crate) fn balanced(config: &Config, architecture: &Architecture) -> Result<()> {
     let routed = architecture.blocks.iter().any(|block| block.mlp.experts.is_some());
     if config.loss.router_balance > 0.0 && !routed {
         return Err(Error::input("loss.router_balance is above 0, but this model has no experts").hint("set it to 0"));
@@ -82,7 +82,7 @@ pub fn balanced(config: &Config, architecture: &Architecture) -> Result<()> {
 }
 
 /// The encoder for a config, with the tokenizer in `model`.
-pub fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Result<Encoder> {
+pub(crate) fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Result<Encoder> {
     let data = &config.data;
     if data.max_length > architecture.max_positions {
         warn!(
@@ -94,7 +94,7 @@ pub fn encoder(config: &Config, model: &Path, architecture: &Architecture) -> Re
 }
 
 /// Tokenises every split, or maps it from the cache, and prints the data report on rank 0.
-pub fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<Splits> {
+pub(crate) fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<Splits> {
     let data = &config.data;
     let splits = Splits {
         train: prepared(&data.train, "train", config, encoder, comm)?,
@@ -124,7 +124,7 @@ fn optional(
 
 /// Tokenises a split, or maps it from the cache: rank 0 first; the others find its file, or make their own if they do not share
 /// its disk.
-pub fn prepared(
+pub(crate) fn prepared(
     sources: &[Source],
     split: &str,
     config: &Config,
@@ -144,7 +144,7 @@ pub fn prepared(
 ///
 /// # Errors
 /// Models of different sizes or, if state is sharded, with different values; or a lost rank.
-pub fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
+pub(crate) fn share_weights(model: &mut Model, comm: &CommThread) -> Result<()> {
     let _work = comm.at_work("distributing the weights");
     if let Some(hash) = model.shares_read {
         alike::read("the model's weights", hash, comm)?;
@@ -180,17 +180,17 @@ fn with_references(
 }
 
 /// The splits of a run with their reference log-probs.
-pub struct CompleteSplits {
+pub(crate) struct CompleteSplits {
     /// Training pairs.
-    pub train: Split,
+    pub(crate) train: Split,
     /// Pairs that pick the best checkpoint.
-    pub dev: Option<Split>,
+    pub(crate) dev: Option<Split>,
     /// Pairs for the closing evaluation.
-    pub test: Option<Split>,
+    pub(crate) test: Option<Split>,
 }
 
 /// [`with_references`] for every split of a run: all dev and test pairs, and the training pairs that the run will use.
-pub fn all_references(
+pub(crate) fn all_references(
     splits: Splits,
     sampler: &mut Sampler,
     config: &Config,
@@ -210,22 +210,22 @@ pub fn all_references(
 }
 
 /// The sampler of global batches from the training pairs.
-pub fn sampler(config: &Config, train: &PreparedData) -> Result<Sampler> {
+pub(crate) fn sampler(config: &Config, train: &PreparedData) -> Result<Sampler> {
     let weights: Vec<f64> = config.data.train.iter().map(|source| source.weight).collect();
     let data = &config.data;
     Sampler::new(train.source_ranges(), &weights, config.train.pairs_per_step, data.shuffle, data.seed)
 }
 
 /// Hashes of the files that a run starts from.
-pub struct ModelKeys {
+pub(crate) struct ModelKeys {
     /// The base's weights and config.json, on which the reference log-probs depend.
-    pub base: u128,
+    pub(crate) base: u128,
     /// The same with the adapter's files, if there is one, from which training starts.
-    pub start: u128,
+    pub(crate) start: u128,
 }
 
 /// The hashes of a model, read by rank 0; the same on every rank.
-pub fn model_keys(origin: &Origin, comm: &CommThread) -> Result<ModelKeys> {
+pub(crate) fn model_keys(origin: &Origin, comm: &CommThread) -> Result<ModelKeys> {
     let _work = comm.at_work("hashing the model's files");
     let mut paths = comm.agree(if comm.rank() == 0 { weight_paths(&origin.base) } else { Ok(Vec::new()) })?;
     paths.push(origin.base.join("config.json"));
@@ -250,6 +250,11 @@ fn key(paths: &[PathBuf], comm: &CommThread) -> Result<u128> {
 }
 
 /// The cache file of a data set under a starting model: keyed by both, and by the precision.
-pub fn reference_cache(model_key: u128, data: &PreparedData, config: &Config, machine: &Machine) -> ReferenceCache {
+pub(crate) fn reference_cache(
+    model_key: u128,
+    data: &PreparedData,
+    config: &Config,
+    machine: &Machine,
+) -> ReferenceCache {
     ReferenceCache::new(&config.data.cache_dir, data.key(), model_key, machine.dtype_name())
 }

@@ -3,7 +3,7 @@
 //! Not here: starting processes (`launcher/`), which needs no shell.
 
 /// The word, in single quotes if a shell would not read it as it is.
-pub fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -51,7 +51,7 @@ struct Place {
 ///
 /// # Errors
 /// A folder without a reward model, files that do not belong to the suites, or training data that cannot be read.
-pub fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(evaluating: &Evaluating, comm: &CommThread) -> Result<()> {
     let (scoring, json) = (&evaluating.scoring, evaluating.json);
     let Evaluated { suites, heads, opened } = evaluated(scoring, &evaluating.suites, comm)?;
     let against = match &evaluating.against {

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 /// # Errors
 /// Anything wrong with the config, the files or the machine, before anything is written; lost ranks and failed writes
 /// later.
-pub fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
     let machine = machine(config, comm)?;
     let origin = comm.agree(setup::origin(config))?;
@@ -318,7 +318,7 @@ fn run_facts(trainer: &Trainer) -> Result<RunFacts> {
 }
 
 /// The rows without the one of an only domain, which would repeat the total.
-pub fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
+pub(crate) fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
     if rows.len() == 2 { rows[..1].to_vec() } else { rows.to_vec() }
 }
 

@@ -100,7 +100,7 @@ struct Outcome<'a> {
 ///
 /// # Errors
 /// A folder without a self-test or without a model; [`Error::runtime`], exit code 1, if a conversation differs.
-pub fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
     if let Some(path) = &verifying.python {
         return comm.agree(if comm.rank() == 0 { write_script(&verifying.checkpoint, path) } else { Ok(()) });
     }

@@ -24,7 +24,7 @@ impl Config {
 }
 
 /// The default domain of a source: `pairs` for `data/pairs.jsonl.gz` or `.zst`, and `name` for `hf://owner/name/split`.
-pub fn domain_of(path: &std::path::Path) -> Option<String> {
+pub(crate) fn domain_of(path: &std::path::Path) -> Option<String> {
     if let Some(Ok(on_hub)) = HubPath::parse(path) {
         return Some(on_hub.name().to_string());
     }

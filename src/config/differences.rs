@@ -7,23 +7,23 @@ use std::fmt;
 use toml::Value;
 
 /// Keys that may differ between ranks, and why. Every other key is compared, including new ones.
-pub const MAY_DIFFER: [(&str, &str); 2] = [
+pub(crate) const MAY_DIFFER: [(&str, &str); 2] = [
     ("data.cache_dir", "a node may keep its cache on its own disk; the content is compared"),
     ("parallel.threads", "nodes may have different processors; a rank's share of a sum is the same up to rounding"),
 ];
 
 /// A key with different values in two configs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// The key with its table, and its index in a list: `data.train.0.weight`.
-    pub key: String,
+    pub(crate) key: String,
     then: Option<Value>,
     now: Option<Value>,
 }
 
 impl Difference {
     /// The first config's value, as TOML writes it.
-    pub fn then(&self) -> String {
+    pub(crate) fn then(&self) -> String {
         text(self.then.as_ref())
     }
 }
@@ -44,7 +44,7 @@ impl Config {
     ///
     /// # Errors
     /// A value that TOML cannot hold; a loaded config has none.
-    pub fn differences(&self, now: &Self) -> Result<Vec<Difference>> {
+    pub(crate) fn differences(&self, now: &Self) -> Result<Vec<Difference>> {
         let (then, mut now) = (self.leaves()?, now.leaves()?);
         let mut found = BTreeMap::new();
         for (key, value) in then {
@@ -61,7 +61,7 @@ impl Config {
     ///
     /// # Errors
     /// As [`differences`](Self::differences).
-    pub fn in_common(&self) -> Result<Vec<(String, String)>> {
+    pub(crate) fn in_common(&self) -> Result<Vec<(String, String)>> {
         let compared = |key: &str| MAY_DIFFER.iter().all(|(excluded, _)| *excluded != key);
         let leaves = self.leaves()?.into_iter().filter(|(key, _)| compared(key));
         Ok(leaves.map(|(key, value)| (key, value.to_string())).collect())
@@ -90,7 +90,7 @@ impl Config {
 }
 
 /// Several differences on one line.
-pub fn listed(differences: &[Difference]) -> String {
+pub(crate) fn listed(differences: &[Difference]) -> String {
     differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 

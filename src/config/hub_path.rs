@@ -10,11 +10,11 @@ const SCHEME: &str = "hf://";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubPath {
     /// `owner/name`.
-    pub repository: String,
+    pub(crate) repository: String,
     /// A branch, a tag or a commit; `main` if none is named.
-    pub revision: String,
+    pub(crate) revision: String,
     /// What follows the name: a file, `split` or `config/split`.
-    pub part: Option<String>,
+    pub(crate) part: Option<String>,
 }
 
 impl HubPath {
@@ -49,7 +49,7 @@ impl HubPath {
     }
 
     /// The repository's name without its owner.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.repository.split_once('/').map_or(&self.repository, |(_, name)| name)
     }
 }

@@ -19,14 +19,14 @@ mod source;
 mod validate;
 mod words;
 
-pub use defaults::domain_of;
-pub use differences::{Difference, listed};
+pub(crate) use defaults::domain_of;
+pub(crate) use differences::{Difference, listed};
 pub use hub_path::HubPath;
 pub use keys::known_keys;
 pub use loss::{LossConfig, Objective, PolicyLoss, Prior};
-pub use rows::RowRange;
+pub(crate) use rows::RowRange;
 pub use source::{Format, Source};
-pub use words::key_meant;
+pub(crate) use words::key_meant;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ use std::path::PathBuf;
 pub const TOTAL: &str = "all";
 
 /// Default of `data.max_row_bytes`: 16 MiB, some four million tokens.
-pub const DEFAULT_MAX_ROW_BYTES: usize = 1 << 24;
+pub(crate) const DEFAULT_MAX_ROW_BYTES: usize = 1 << 24;
 
 /// The hint for a wrong key or value if there is no better one.
 const SEE_REFERENCE: &str = "configs/reference.toml shows every key with its default";
@@ -62,10 +62,10 @@ pub struct Config {
     pub parallel: ParallelConfig,
     /// Evaluation during the run.
     #[serde(default)]
-    pub eval: EvalConfig,
+    pub(crate) eval: EvalConfig,
     /// Saving during the run.
     #[serde(default)]
-    pub checkpoint: CheckpointConfig,
+    pub(crate) checkpoint: CheckpointConfig,
     /// Where the run is written.
     pub output: OutputConfig,
 }
@@ -78,13 +78,13 @@ pub struct ModelConfig {
     pub path: PathBuf,
     /// Precision of the computation; masters and moments are always f32.
     #[serde(default)]
-    pub dtype: Dtype,
+    pub(crate) dtype: Dtype,
 }
 
 /// Precision of the computation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Dtype {
+pub(crate) enum Dtype {
     /// bf16 where the processor or GPU computes in it, else f32.
     #[default]
     Auto,
@@ -127,17 +127,17 @@ pub struct DataConfig {
     pub truncation: Truncation,
     /// Token of a sequence at which the reward is read.
     #[serde(default)]
-    pub reward_at: RewardAt,
+    pub(crate) reward_at: RewardAt,
     /// Longest row of a source, in bytes. A longer one, as in a hostile archive or a file without line breaks, ends the run
     /// before it takes more memory.
     #[serde(default = "defaults::max_row_bytes")]
-    pub max_row_bytes: usize,
+    pub(crate) max_row_bytes: usize,
     /// Stop at the first row that does not match its format; otherwise such rows are left out and counted.
     #[serde(default)]
-    pub strict: bool,
+    pub(crate) strict: bool,
     /// Treatment of training pairs in which neither answer is better; such dev and test pairs are dropped.
     #[serde(default)]
-    pub ties: Ties,
+    pub(crate) ties: Ties,
     /// Where tokens and reference log-probs are kept between runs.
     #[serde(default = "defaults::cache_dir")]
     pub cache_dir: PathBuf,
@@ -210,28 +210,28 @@ pub struct TrainConfig {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Peak learning rate of the reward head; 0: the same.
-    pub head_learning_rate: f64,
+    pub(crate) head_learning_rate: f64,
     /// Learning-rate schedule after the warm-up.
-    pub schedule: Schedule,
+    pub(crate) schedule: Schedule,
     /// Updates over which the learning rate rises from zero.
     pub warmup_steps: usize,
     /// AdamW's decoupled decay, on matrices only.
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
     /// AdamW's decay rate of the first moment.
-    pub adam_beta1: f64,
+    pub(crate) adam_beta1: f64,
     /// AdamW's decay rate of the second moment.
-    pub adam_beta2: f64,
+    pub(crate) adam_beta2: f64,
     /// AdamW's epsilon.
     pub adam_epsilon: f64,
     /// Largest global gradient norm; 0: no clipping.
-    pub clip_norm: f64,
+    pub(crate) clip_norm: f64,
     /// Recompute each block in the backward pass instead of keeping what it computed.
     pub activation_checkpointing: bool,
     /// Compare the ranks' weights and metrics, bit for bit, every so many steps; 0: only when a checkpoint is saved.
-    pub check_every: usize,
+    pub(crate) check_every: usize,
     /// Compare the gradients of the two losses, on the same 16 pairs, every so many steps; 0: never. It does not change the
     /// result.
-    pub conflict_every: usize,
+    pub(crate) conflict_every: usize,
 }
 
 /// `[lora]`: only adapters at the named projections of every block, and the reward head, are trained.
@@ -260,7 +260,7 @@ pub struct LoraConfig {
 /// Learning-rate schedule after the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Schedule {
+pub(crate) enum Schedule {
     /// Down to zero in a straight line.
     #[default]
     Linear,
@@ -275,18 +275,18 @@ pub enum Schedule {
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelConfig {
     /// The library that sums gradients over ranks.
-    pub backend: Backend,
+    pub(crate) backend: Backend,
     /// Precision in which gradients are summed over ranks.
-    pub reduce_dtype: ReduceDtype,
+    pub(crate) reduce_dtype: ReduceDtype,
     /// Whether each rank keeps f32 masters and moments only of its share (ZeRO stage 1, arXiv 1910.02054).
     pub shard_optimizer: bool,
     /// The operations to compute with: the device's own, or the plain formulas.
-    pub kernels: Kernels,
+    pub(crate) kernels: Kernels,
     /// Whether GPUs always compute a step in the same order, so that it gives the same bits.
-    pub deterministic: bool,
+    pub(crate) deterministic: bool,
     /// Seconds that ranks wait for one another without progress before the job ends. Announced work, such as saving, does
     /// not count.
-    pub timeout_seconds: usize,
+    pub(crate) timeout_seconds: usize,
     /// Threads per rank; 0: this node's cores divided by its ranks.
     pub threads: usize,
 }
@@ -294,7 +294,7 @@ pub struct ParallelConfig {
 /// The library that sums gradients over ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Backend {
+pub(crate) enum Backend {
     /// NCCL between GPUs, MPI between CPUs.
     #[default]
     Auto,
@@ -307,7 +307,7 @@ pub enum Backend {
 /// The operations to compute with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kernels {
+pub(crate) enum Kernels {
     /// The device's own operations; on a GPU each is compared with its formula first, and replaced by that if it is wrong.
     #[default]
     Auto,
@@ -318,7 +318,7 @@ pub enum Kernels {
 /// Precision in which gradients are summed over ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ReduceDtype {
+pub(crate) enum ReduceDtype {
     /// 32-bit floats.
     #[default]
     F32,
@@ -329,20 +329,20 @@ pub enum ReduceDtype {
 /// `[eval]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct EvalConfig {
+pub(crate) struct EvalConfig {
     /// Evaluate on the dev pairs every so many steps, after the last, and with each checkpoint, because it decides which
     /// checkpoint is the best; 0: only at checkpoints and after the last.
-    pub every: usize,
+    pub(crate) every: usize,
 }
 
 /// `[checkpoint]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct CheckpointConfig {
+pub(crate) struct CheckpointConfig {
     /// Save every so many steps, and after the last; 0: only after the last.
-    pub every: usize,
+    pub(crate) every: usize,
     /// Number of newest checkpoints to keep; the best one is always kept, too.
-    pub keep: usize,
+    pub(crate) keep: usize,
 }
 
 /// `[output]`

@@ -26,7 +26,7 @@ enum Edge {
 
 impl RowRange {
     /// Whether it depends on the number of rows in the file.
-    pub fn needs_total(self) -> bool {
+    pub(crate) fn needs_total(self) -> bool {
         [self.from, self.to].iter().any(|edge| matches!(edge, Some(Edge::Percent(_))))
     }
 

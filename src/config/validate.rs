@@ -51,7 +51,7 @@ impl Config {
     ///
     /// # Errors
     /// A value out of its range, or no room for an answer.
-    pub fn check_lengths(named: [(&str, usize); 2]) -> Result<(), Error> {
+    pub(crate) fn check_lengths(named: [(&str, usize); 2]) -> Result<(), Error> {
         lengths(named).map_err(Error::from)
     }
 
@@ -59,7 +59,7 @@ impl Config {
     ///
     /// # Errors
     /// A value out of its range.
-    pub fn check_threads(name: &str, count: usize) -> Result<(), Error> {
+    pub(crate) fn check_threads(name: &str, count: usize) -> Result<(), Error> {
         threads(name, count).map_err(Error::from)
     }
 }

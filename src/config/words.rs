@@ -154,7 +154,7 @@ pub(super) fn ours(path: &[String]) -> Vec<String> {
 }
 
 /// Our key for a typed one: `train.learning_rate` for `train.lr`.
-pub fn key_meant(typed: &str) -> String {
+pub(crate) fn key_meant(typed: &str) -> String {
     ours(&typed.split('.').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).join(".")
 }
 

@@ -29,7 +29,7 @@ impl Packing {
     }
 
     /// Whether a pair's prefix is in the row only once.
-    pub fn shares(self, pair: &TokenPair) -> bool {
+    pub(crate) fn shares(self, pair: &TokenPair) -> bool {
         match self {
             Self::Shared => true,
             Self::Separate => false,
@@ -72,9 +72,9 @@ pub struct PackedPair {
     /// Rows whose hidden states predict answer tokens, each once, ascending.
     pub response_rows: Vec<i64>,
     /// Required difference of the rewards.
-    pub margin: f64,
+    pub(crate) margin: f64,
     /// Neither answer is better: the losses are the means over both orders.
-    pub tied: bool,
+    pub(crate) tied: bool,
     /// Log-probs of the chosen and the rejected answer under the starting model; zeros without a reference.
     pub reference: [f64; 2],
 }
@@ -104,7 +104,7 @@ pub struct ReadRows {
     /// The batch's rows that are read `[N]`, i64, each once, ascending.
     pub rows: Tensor,
     /// The batch's pairs; their row numbers are indices into `rows`.
-    pub pairs: Vec<PackedPair>,
+    pub(crate) pairs: Vec<PackedPair>,
 }
 
 /// One pair to pack: the caller's number, its tokens and its reference log-probs.

@@ -42,12 +42,12 @@ pub(super) struct Builder {
     domains: Vec<String>,
     domain_numbers: BTreeMap<String, u32>,
     /// One entry per source: pushed when the source is done.
-    pub reports: Vec<SourceReport>,
+    pub(crate) reports: Vec<SourceReport>,
 }
 
 impl Builder {
     /// With columns in temporary files in `folder`, or in memory without one.
-    pub fn new(folder: Option<&Path>) -> Result<Self> {
+    pub(crate) fn new(folder: Option<&Path>) -> Result<Self> {
         let mut builder = Self {
             tokens: Growing::new(folder)?,
             offsets: Growing::new(folder)?,
@@ -69,7 +69,7 @@ impl Builder {
     }
 
     /// Adds a pair and counts it.
-    pub fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
+    pub(crate) fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
         let LabelledPair { pair, margin, tied, domain } = labelled;
         let (all, sum) = (pair.tokens.len(), pair.prefix + pair.chosen + pair.rejected);
         if all != sum || pair.chosen == 0 || !spans_fit(pair) {
@@ -97,7 +97,7 @@ impl Builder {
     }
 
     /// All columns, for a file or for memory.
-    pub fn contents(self) -> Result<Contents> {
+    pub(crate) fn contents(self) -> Result<Contents> {
         let tensors: BTreeMap<&str, Tensor> = BTreeMap::from([
             ("tokens", self.tokens.done()?),
             ("offsets", self.offsets.done()?),

@@ -57,7 +57,7 @@ pub(super) struct Growing<T> {
 
 impl<T: Number> Growing<T> {
     /// An empty column: in a temporary file in `folder`, or in memory without one.
-    pub fn new(folder: Option<&Path>) -> Result<Self> {
+    pub(crate) fn new(folder: Option<&Path>) -> Result<Self> {
         let unfinished = |folder: &Path| {
             let path = folder.join("column");
             files::unfinished_file(&path).map_err(|error| file_error(folder, "write into", &error))
@@ -67,12 +67,12 @@ impl<T: Number> Growing<T> {
     }
 
     /// Numbers so far.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 
     /// Adds numbers at the end.
-    pub fn push(&mut self, values: &[T]) -> Result<()> {
+    pub(crate) fn push(&mut self, values: &[T]) -> Result<()> {
         self.bytes.extend_from_slice(values.as_bytes());
         self.length += values.len();
         if self.file.is_some() && self.bytes.len() >= PIECE { self.write() } else { Ok(()) }
@@ -86,7 +86,7 @@ impl<T: Number> Growing<T> {
     }
 
     /// The complete column.
-    pub fn done(mut self) -> Result<Tensor> {
+    pub(crate) fn done(mut self) -> Result<Tensor> {
         self.write()?;
         let bytes = match self.file {
             Some(file) => Bytes::File(file),
@@ -112,7 +112,7 @@ enum Bytes {
 
 impl Tensor {
     /// A tensor in memory.
-    pub fn of<T: Number>(values: &[T]) -> Self {
+    pub(crate) fn of<T: Number>(values: &[T]) -> Self {
         Self { dtype: T::DTYPE, length: values.len(), bytes: Bytes::Memory(values.as_bytes().to_vec()) }
     }
 
@@ -132,14 +132,14 @@ impl Tensor {
 /// The content of a cache file.
 pub(super) struct Contents {
     /// Name -> tensor.
-    pub tensors: BTreeMap<&'static str, Tensor>,
+    pub(crate) tensors: BTreeMap<&'static str, Tensor>,
     /// Name -> text.
-    pub texts: BTreeMap<String, String>,
+    pub(crate) texts: BTreeMap<String, String>,
 }
 
 impl Contents {
     /// Hash of all names, tensors and texts.
-    pub fn fingerprint(&self) -> io::Result<u128> {
+    pub(crate) fn fingerprint(&self) -> io::Result<u128> {
         let mut hash = Fingerprint::default();
         for (name, tensor) in &self.tensors {
             hash.add(name.as_bytes());
@@ -158,12 +158,12 @@ impl Contents {
     }
 
     /// Writes a file with this version and key, completely or not at all.
-    pub fn save(self, path: &Path, version: &str, key: u128) -> Result<()> {
+    pub(crate) fn save(self, path: &Path, version: &str, key: u128) -> Result<()> {
         files::write_atomic_with(path, |file| self.write(&mut BufWriter::with_capacity(PIECE, file), version, key))
     }
 
     /// The bytes of such a file.
-    pub fn pack(self, version: &str, key: u128) -> Result<Vec<u8>> {
+    pub(crate) fn pack(self, version: &str, key: u128) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let failed = |error| Error::runtime(format!("cannot write a cache in memory: {error}"));
         self.write(&mut bytes, version, key).map_err(failed)?;
@@ -209,7 +209,7 @@ pub(super) struct Container {
 impl Container {
     /// Opens and checks a file: `Ok(None)` if there is none, `Err(why)` if it is stale, cut or damaged.
     /// Reads it once from end to end, for the checksum.
-    pub fn open(path: &Path, version: &str, key: u128) -> std::result::Result<Option<Self>, String> {
+    pub(crate) fn open(path: &Path, version: &str, key: u128) -> std::result::Result<Option<Self>, String> {
         match files::map(path) {
             Ok(map) => Self::check(map, version, key).map(Some),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -218,7 +218,7 @@ impl Container {
     }
 
     /// Packed bytes as a container without a file.
-    pub fn in_memory(packed: &[u8], version: &str, key: u128) -> Result<Self> {
+    pub(crate) fn in_memory(packed: &[u8], version: &str, key: u128) -> Result<Self> {
         // A map is page-aligned, which a Vec<u8> is not.
         let map = Map::of_bytes(packed)
             .map_err(|error| Error::runtime(format!("cannot get {} bytes of memory: {error}", packed.len())))?;
@@ -246,12 +246,12 @@ impl Container {
     }
 
     /// A text of the metadata.
-    pub fn text(&self, name: &str) -> std::result::Result<&str, String> {
+    pub(crate) fn text(&self, name: &str) -> std::result::Result<&str, String> {
         self.texts.get(name).map(String::as_str).ok_or_else(|| format!("it has no {name:?} in its metadata"))
     }
 
     /// Hash of all names and tensors, without the texts: another file with the same content may name other sources.
-    pub fn content(&self) -> u128 {
+    pub(crate) fn content(&self) -> u128 {
         let tensors = SafeTensors::deserialize(&self.map).map(|tensors| tensors.tensors()).unwrap_or_default();
         let tensors: BTreeMap<&str, &[u8]> =
             tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.data())).collect();
@@ -259,7 +259,7 @@ impl Container {
     }
 
     /// Finds a tensor and checks its type and alignment.
-    pub fn column<T: Number>(&self, name: &str) -> std::result::Result<Column<T>, String> {
+    pub(crate) fn column<T: Number>(&self, name: &str) -> std::result::Result<Column<T>, String> {
         let tensors = SafeTensors::deserialize(&self.map).map_err(|error| error.to_string())?;
         let tensor = tensors.tensor(name).map_err(|_| format!("it has no tensor {name:?}"))?;
         if tensor.dtype() != T::DTYPE || <[T]>::ref_from_bytes(tensor.data()).is_err() {
@@ -270,12 +270,12 @@ impl Container {
     }
 
     /// Releases the memory of elements that will not be needed soon.
-    pub fn release<T: Number>(&self, column: &Column<T>, elements: Range<usize>) {
+    pub(crate) fn release<T: Number>(&self, column: &Column<T>, elements: Range<usize>) {
         self.map.release(self.values(column)[elements].as_bytes());
     }
 
     /// A tensor's elements, flat.
-    pub fn values<T: Number>(&self, column: &Column<T>) -> &[T] {
+    pub(crate) fn values<T: Number>(&self, column: &Column<T>) -> &[T] {
         // `column` checked the cast, so the default is never used.
         <[T]>::ref_from_bytes(&self.map[column.bytes.clone()]).unwrap_or_default()
     }

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 const MANY_CUT: f64 = 0.1;
 
 /// A sentence for each warning. `others` are the dev and test splits, by name.
-pub fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<String> {
+pub(crate) fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> Vec<String> {
     let all = [("train", train)].into_iter().chain(others.iter().copied());
     let cut = all.filter_map(|(name, data)| {
         let counts = || data.report().sources.iter().map(|source| &source.counts);

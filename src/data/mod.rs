@@ -3,7 +3,7 @@
 pub mod batch;
 mod builder;
 mod container;
-pub mod doubts;
+pub(crate) mod doubts;
 pub mod formats;
 mod parallel;
 pub mod prefetch;
@@ -21,7 +21,7 @@ pub mod tokenize;
 pub mod tokenizer_files;
 pub mod verbatim;
 
-pub use rows::objects;
+pub(crate) use rows::objects;
 
 use serde_json::{Map, Value};
 

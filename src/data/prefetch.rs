@@ -25,7 +25,7 @@ pub struct MicroBatch {
     /// Whether it is this rank's last of the step.
     pub last: bool,
     /// Pairs of the step's global batch, on all ranks together.
-    pub global_pairs: usize,
+    pub(crate) global_pairs: usize,
     /// Its pairs. A rank that a step leaves without pairs gets one batch without pairs.
     pub batch: PackedBatch,
 }
@@ -99,7 +99,7 @@ impl Drop for Prefetch {
 
 impl Share {
     /// This rank's micro-batches of a step, from 0, packed one after the other.
-    pub fn of_step<'a>(&'a mut self, split: &'a Split, step: usize) -> impl Iterator<Item = MicroBatch> + 'a {
+    pub(crate) fn of_step<'a>(&'a mut self, split: &'a Split, step: usize) -> impl Iterator<Item = MicroBatch> + 'a {
         let pairs = self.sampler.global_batch(step);
         let tokens: Vec<usize> = pairs.iter().map(|&pair| split.tokens(pair, self.packing)).collect();
         let mut shares = sampler::share_out(&tokens, self.world_size, self.tokens_per_micro_batch);

@@ -102,7 +102,7 @@ impl PreparedData {
     ///
     /// # Errors
     /// A source that cannot be read.
-    pub fn open_if_made(sources: &[Source], encoder: &Encoder, cache_dir: &Path) -> Result<Option<Self>> {
+    pub(crate) fn open_if_made(sources: &[Source], encoder: &Encoder, cache_dir: &Path) -> Result<Option<Self>> {
         let key = key(sources, encoder.fingerprint())?;
         Ok(Self::open(&cache_path(cache_dir, key), key).unwrap_or(None))
     }
@@ -128,7 +128,7 @@ impl PreparedData {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn exchanged(&self) -> Result<Self> {
+    pub(crate) fn exchanged(&self) -> Result<Self> {
         let exchange = |index: usize| {
             let pair = self.pair(index);
             let owned = OwnedPair {
@@ -231,7 +231,7 @@ impl PreparedData {
     }
 
     /// Hash of each pair's prompt.
-    pub fn prompt_hashes(&self) -> &[u64] {
+    pub(crate) fn prompt_hashes(&self) -> &[u64] {
         self.container.values(&self.columns.prompt_hash)
     }
 

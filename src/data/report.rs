@@ -18,19 +18,19 @@ pub struct Counts {
     /// Pairs that can be trained on.
     pub kept: usize,
     /// Reason -> pairs left out for it.
-    pub dropped: BTreeMap<String, usize>,
+    pub(crate) dropped: BTreeMap<String, usize>,
     /// Rows that made a pair.
     #[serde(default)]
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Path of a key with content that was not used -> number of these rows that have it.
     #[serde(default)]
-    pub unused: BTreeMap<String, usize>,
+    pub(crate) unused: BTreeMap<String, usize>,
     /// The error and place of the first odd row.
     #[serde(default)]
-    pub first_odd: Option<String>,
+    pub(crate) first_odd: Option<String>,
     /// Pairs left out because their row is odd.
     #[serde(default)]
-    pub odd: usize,
+    pub(crate) odd: usize,
     /// Pairs whose prompt lost its start.
     pub prompts_cut: usize,
     /// Pairs with an answer that lost its end, and with it its EOS.
@@ -38,23 +38,23 @@ pub struct Counts {
     /// Special tokens that were found in the texts of prompts and answers.
     pub special_in_text: usize,
     /// Tokens of the common prefixes, P.
-    pub prefix_tokens: usize,
+    pub(crate) prefix_tokens: usize,
     /// Tokens of the chosen sequences after the prefix, A.
-    pub chosen_tokens: usize,
+    pub(crate) chosen_tokens: usize,
     /// Tokens of the rejected sequences after the prefix, B.
-    pub rejected_tokens: usize,
+    pub(crate) rejected_tokens: usize,
     /// Tokens of all sequences without sharing: 2P + A + B (P + A for a single answer).
-    pub unshared_tokens: usize,
+    pub(crate) unshared_tokens: usize,
     /// Tokens of the longest sequence.
     pub longest: usize,
     /// Pairs kept in which neither answer is better.
-    pub half: usize,
+    pub(crate) half: usize,
     /// Pairs whose chosen answer has more tokens.
-    pub chosen_longer: usize,
+    pub(crate) chosen_longer: usize,
     /// Pairs whose rejected answer has more tokens.
-    pub rejected_longer: usize,
+    pub(crate) rejected_longer: usize,
     /// Domain -> pairs kept.
-    pub domains: BTreeMap<String, usize>,
+    pub(crate) domains: BTreeMap<String, usize>,
 }
 
 /// The answer that a guess by length alone should prefer.
@@ -68,7 +68,7 @@ pub enum Longer {
 
 impl Counts {
     /// Counts a pair that is kept.
-    pub fn keep(&mut self, pair: &OwnedPair, tied: bool, domain: &str) {
+    pub(crate) fn keep(&mut self, pair: &OwnedPair, tied: bool, domain: &str) {
         let single = pair.rejected == 0;
         self.kept += 1;
         self.prompts_cut += usize::from(pair.prompt_cut);
@@ -91,7 +91,7 @@ impl Counts {
     }
 
     /// Counts pairs that are left out.
-    pub fn drop(&mut self, reason: impl ToString, pairs: usize) {
+    pub(crate) fn drop(&mut self, reason: impl ToString, pairs: usize) {
         *self.dropped.entry(reason.to_string()).or_default() += pairs;
     }
 
@@ -148,11 +148,11 @@ impl Counts {
 /// One file's counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SourceReport {
+pub(crate) struct SourceReport {
     /// The file's name, without its folder.
-    pub name: String,
+    pub(crate) name: String,
     /// Its counts.
-    pub counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 /// The counts of one split: its sources, in their order.
@@ -160,9 +160,9 @@ pub struct SourceReport {
 #[serde(deny_unknown_fields)]
 pub struct DataReport {
     /// `train`, `dev`, `test`, or another name.
-    pub split: String,
+    pub(crate) split: String,
     /// One entry per source.
-    pub sources: Vec<SourceReport>,
+    pub(crate) sources: Vec<SourceReport>,
 }
 
 impl DataReport {
@@ -175,14 +175,14 @@ impl DataReport {
     }
 
     /// The error of the first odd row, for `data.strict`.
-    pub fn first_odd(&self) -> Option<Error> {
+    pub(crate) fn first_odd(&self) -> Option<Error> {
         let odd = |source: &SourceReport| source.counts.first_odd.clone();
         let hint = "mend the row or leave it out; with data.strict = false it is left out and counted";
         self.sources.iter().find_map(odd).map(|what| Error::input(what).hint(hint))
     }
 
     /// One table: a column for the split, and one per source if there are several; below it the notes.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         render(&[self])
     }
 }
@@ -264,7 +264,7 @@ impl SourceReport {
 }
 
 /// "keys not used: source, model (all rows); note (3 of 40 rows)"; `None` if every key is used.
-pub fn unused_keys(unused: &BTreeMap<String, usize>, rows: usize) -> Option<String> {
+pub(crate) fn unused_keys(unused: &BTreeMap<String, usize>, rows: usize) -> Option<String> {
     let mut by_count: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     unused.iter().for_each(|(key, count)| by_count.entry(*count).or_default().push(key));
     let part = |(count, keys): (&usize, &Vec<&str>)| {

@@ -36,14 +36,3 @@ impl From<&DataConfig> for Rules {
         Self { reward_at: data.reward_at, ..rules }
     }
 }
-
-/// How the turn of an answer ends in a rendering.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TurnEnd {
-    /// The text of the EOS.
-    pub eos: String,
-    /// What the template writes after the EOS; after the answer if it writes no EOS.
-    pub after: String,
-    /// Whether the template writes the EOS.
-    pub written: bool,
-}

@@ -8,14 +8,14 @@ use std::ops::Range;
 /// Tokens of a prompt with one answer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Sequence {
-    pub tokens: Vec<u32>,
-    pub span: AnswerSpan,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) span: AnswerSpan,
 }
 
 impl Sequence {
     /// The whole rendering, rewarded at its last token that is not `skipped`. The answer ends where the rendering up to its
     /// EOS ends.
-    pub fn rewarded_at_end(to_eos: &[u32], whole: Vec<u32>, skipped: Option<u32>) -> Self {
+    pub(crate) fn rewarded_at_end(to_eos: &[u32], whole: Vec<u32>, skipped: Option<u32>) -> Self {
         let reward = whole.iter().rposition(|token| Some(*token) != skipped).unwrap_or(0);
         let span = AnswerSpan { start: 0, end: common(to_eos, &whole), reward, second_reward: None };
         Self { tokens: whole, span }
@@ -23,7 +23,7 @@ impl Sequence {
 
     /// Rewarded at the EOS and at the end of the rendering, which is one token before the EOS if the template writes none.
     /// `None` if neither token sequence continues the other.
-    pub fn rewarded_twice(to_eos: Vec<u32>, whole: Vec<u32>) -> Option<Self> {
+    pub(crate) fn rewarded_twice(to_eos: Vec<u32>, whole: Vec<u32>) -> Option<Self> {
         let (end, last) = (to_eos.len(), whole.len().checked_sub(1)?);
         let reward = end - 1;
         let tokens = match (whole.starts_with(&to_eos), to_eos.starts_with(&whole)) {
@@ -36,7 +36,7 @@ impl Sequence {
     }
 
     /// Removes the tokens `of_prompt`, then all beyond `max_length`. A reward position beyond the new end moves to it.
-    pub fn cut(&mut self, of_prompt: Range<usize>, max_length: usize) {
+    pub(crate) fn cut(&mut self, of_prompt: Range<usize>, max_length: usize) {
         let moved = of_prompt.len();
         self.tokens.drain(of_prompt);
         self.tokens.truncate(max_length);

@@ -16,12 +16,12 @@ pub struct Split {
 
 impl Split {
     /// Rows that a pair takes in a batch.
-    pub fn tokens(&self, pair: usize, packing: Packing) -> usize {
+    pub(crate) fn tokens(&self, pair: usize, packing: Packing) -> usize {
         packing.rows(&self.data.pair(pair))
     }
 
     /// Packs the pairs of the given numbers, with their references.
-    pub fn pack(&self, pairs: &[usize], packing: Packing, device: Device) -> PackedBatch {
+    pub(crate) fn pack(&self, pairs: &[usize], packing: Packing, device: Device) -> PackedBatch {
         let items = pairs.iter().map(|&index| PairToPack {
             index,
             pair: self.data.pair(index),

@@ -95,7 +95,7 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, add_special_tokens: bool) -> Re
 ///
 /// # Errors
 /// As [`encode`].
-pub fn encode_with_offsets(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+pub(crate) fn encode_with_offsets(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
     match contain(|| tokenizer.encode_char_offsets(text, false)) {
         Ok(Ok(encoding)) => {
             let offsets = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();

@@ -41,7 +41,7 @@ pub trait GradientSink {
 }
 
 /// The whole weights of a model in memory.
-pub struct Whole<'a>(pub &'a [Segment]);
+pub(crate) struct Whole<'a>(pub(crate) &'a [Segment]);
 
 impl WeightSource for Whole<'_> {
     fn lend(&mut self, segment: usize) -> Result<Weights> {
@@ -96,7 +96,7 @@ impl Buckets {
     }
 
     /// Zeroes all sums.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         for place in &mut self.0 {
             if let Place::In(bucket) = place {
                 bucket.clear();

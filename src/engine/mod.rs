@@ -13,7 +13,8 @@ pub mod head;
 mod lending;
 mod pass;
 
-pub use lending::{Buckets, GradientSink, WeightSource, Whole};
+pub(crate) use lending::Whole;
+pub use lending::{Buckets, GradientSink, WeightSource};
 
 use crate::data::batch::PackedBatch;
 use crate::engine::head::{Losses, Objective, PairScores};
@@ -61,7 +62,7 @@ impl Engine {
     }
 
     /// Makes room for micro-batches of this many tokens; a longer one makes more.
-    pub fn reserve(&mut self, tokens: usize) {
+    pub(crate) fn reserve(&mut self, tokens: usize) {
         self.workspace.reserve(tokens);
     }
 
@@ -77,7 +78,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::score`].
-    pub fn token_log_probs(&mut self, batch: &PackedBatch) -> Result<Vec<Vec<Vec<f64>>>> {
+    pub(crate) fn token_log_probs(&mut self, batch: &PackedBatch) -> Result<Vec<Vec<Vec<f64>>>> {
         self.run(|pass| pass.token_log_probs(batch), None)
     }
 

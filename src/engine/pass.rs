@@ -23,15 +23,15 @@ use tch::Tensor;
 use tracing::trace_span;
 
 /// What one pass works with.
-pub struct Pass<'a> {
-    pub model: &'a Model,
-    pub order: &'a Order,
+pub(crate) struct Pass<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) order: &'a Order,
     /// What the forward pass keeps for the backward pass.
-    pub keep: Keep,
+    pub(crate) keep: Keep,
     /// Whether adapters take part, if the model has them.
-    pub adapters: bool,
-    pub workspace: &'a mut Workspace,
-    pub source: &'a mut dyn WeightSource,
+    pub(crate) adapters: bool,
+    pub(crate) workspace: &'a mut Workspace,
+    pub(crate) source: &'a mut dyn WeightSource,
 }
 
 /// The weights of a block and its adapters, while they are lent.
@@ -48,7 +48,7 @@ struct HeadWeights {
 
 impl Pass<'_> {
     /// See [`super::Engine::score`].
-    pub fn score(mut self, batch: &PackedBatch, log_probs: bool) -> Result<Vec<PairScores>> {
+    pub(crate) fn score(mut self, batch: &PackedBatch, log_probs: bool) -> Result<Vec<PairScores>> {
         if batch.pairs.is_empty() {
             return Ok(Vec::new());
         }
@@ -61,7 +61,7 @@ impl Pass<'_> {
     }
 
     /// See [`super::Engine::token_log_probs`].
-    pub fn token_log_probs(mut self, batch: &PackedBatch) -> Result<Vec<Vec<Vec<f64>>>> {
+    pub(crate) fn token_log_probs(mut self, batch: &PackedBatch) -> Result<Vec<Vec<Vec<f64>>>> {
         if batch.pairs.is_empty() {
             return Ok(Vec::new());
         }
@@ -74,12 +74,12 @@ impl Pass<'_> {
     }
 
     /// Final hidden states at some rows `[N]` of a batch, [N, D].
-    pub fn hidden(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Tensor> {
+    pub(crate) fn hidden(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Tensor> {
         self.final_hidden(batch, rows)
     }
 
     /// The experts of each token if the heads read these rows `[N]`: of these rows alone, [N, K], in the last block.
-    pub fn experts(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Vec<Tensor>> {
+    pub(crate) fn experts(mut self, batch: &PackedBatch, rows: &Tensor) -> Result<Vec<Tensor>> {
         let mut views = self.views(batch, Keep::Nothing);
         let _ = self.forward(batch, rows, &mut views, &self.context(batch)?)?;
         Ok(views.states.into_iter().filter_map(|state| Some(state.routes?.chosen.experts)).collect())
@@ -94,7 +94,7 @@ impl Pass<'_> {
     }
 
     /// See [`super::Engine::forward_backward`].
-    pub fn forward_backward<'o>(
+    pub(crate) fn forward_backward<'o>(
         mut self,
         batch: &PackedBatch,
         objective: &Objective<'o>,

@@ -27,28 +27,28 @@ const LARGEST: f64 = 1e100;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
     /// The prompt.
-    pub prompt: Prompt,
+    pub(crate) prompt: Prompt,
     /// The answers, two or more.
-    pub responses: Vec<String>,
+    pub(crate) responses: Vec<String>,
     /// Their gold rewards.
-    pub gold: Vec<f64>,
+    pub(crate) gold: Vec<f64>,
 }
 
 /// Expected gold reward of the best of k by one head, as printed in JSON.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct BestOf {
+pub(crate) struct BestOf {
     /// k.
-    pub best_of: usize,
+    pub(crate) best_of: usize,
     /// The head that picks; `gold` for the reference reward itself, an upper bound.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Number of prompts.
-    pub prompts: usize,
+    pub(crate) prompts: usize,
     /// Expected gold reward, mean over prompts.
-    pub gold: f64,
+    pub(crate) gold: f64,
     /// Lower end of its 95% interval over prompts.
-    pub low: Option<f64>,
+    pub(crate) low: Option<f64>,
     /// Upper end.
-    pub high: Option<f64>,
+    pub(crate) high: Option<f64>,
 }
 
 /// The rows of a file: `prompt` (a text, or messages), `responses` (texts), `scores` (as many numbers).
@@ -130,7 +130,7 @@ pub fn expected(rewards: &[f64], gold: &[f64], most: usize) -> Vec<f64> {
 
 /// The curves of some heads, for k up to the smallest number of answers of any prompt. `rows` and the heads' rewards are in the
 /// same order: answer after answer, prompt after prompt. `prompts` has the hash of each row's prompt.
-pub fn curves(rows: &[Scored], heads: &[Head], prompts: &[u64]) -> Vec<BestOf> {
+pub(crate) fn curves(rows: &[Scored], heads: &[Head], prompts: &[u64]) -> Vec<BestOf> {
     let most = rows.iter().map(|row| row.responses.len()).min().unwrap_or(0);
     let gold: Vec<f64> = rows.iter().flat_map(|row| row.gold.iter().copied()).collect();
     let of_heads = heads.iter().map(|head| (head.name, head.rewards.iter().map(|rewards| rewards[0]).collect()));
@@ -161,7 +161,7 @@ pub fn curves(rows: &[Scored], heads: &[Head], prompts: &[u64]) -> Vec<BestOf> {
 }
 
 /// A plain table with a row for each k and a column for each head.
-pub fn curves_table(curves: &[BestOf]) -> String {
+pub(crate) fn curves_table(curves: &[BestOf]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for curve in curves {
         if !names.contains(&curve.scored_by) {

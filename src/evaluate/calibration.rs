@@ -12,7 +12,7 @@ const BINS: usize = 10;
 const LEAST: usize = 10;
 
 /// The log loss of a coin.
-pub const CHANCE: f64 = std::f64::consts::LN_2;
+pub(crate) const CHANCE: f64 = std::f64::consts::LN_2;
 
 /// Pairs of similar confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -22,7 +22,7 @@ pub struct Bin {
     /// Mean of sigmoid(|margin|): the probability that the model gives to its choice.
     pub confidence: f64,
     /// Share of them that it ranks correctly; a tie counts as one half.
-    pub accuracy: f64,
+    pub(crate) accuracy: f64,
 }
 
 /// The calibration of some margins.

@@ -27,9 +27,9 @@ pub struct Answered {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Doubts {
     /// Name of the split, as in the metrics.
-    pub doubts: String,
+    pub(crate) doubts: String,
     /// The head.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Number of pairs.
     pub pairs: usize,
     /// Pairs whose two answers have the same reward: half a hit each.
@@ -100,7 +100,7 @@ pub fn auroc(scores: &[f64], is_true: &[Option<bool>]) -> Option<f64> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Disagreement {
     /// Name of the split, as in the metrics.
-    pub disagreement: String,
+    pub(crate) disagreement: String,
     /// Pairs that they rank differently.
     pub pairs: usize,
     /// All pairs.
@@ -110,7 +110,7 @@ pub struct Disagreement {
     /// Accuracy of the reward head where they agree.
     pub accuracy_where_agreed: Option<f64>,
     /// AUROC of the implicit margin in the direction opposite to the reward head's, as a sign that the reward head is wrong.
-    pub auroc: Option<f64>,
+    pub(crate) auroc: Option<f64>,
 }
 
 impl Disagreement {
@@ -156,7 +156,7 @@ pub struct Mistake {
     /// Its rank among the head's mistakes, from 1: the most negative margin is the worst.
     pub mistake: usize,
     /// The head whose margin it is.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Chosen minus rejected.
     pub margin: f64,
     /// The pair.
@@ -218,7 +218,7 @@ fn both(heads: &[Head]) -> Option<[Vec<f64>; 2]> {
 }
 
 /// Plain tables: accuracy without the least sure pairs, where the heads disagree, each head's worst mistakes.
-pub fn tables(
+pub(crate) fn tables(
     doubts: &[Doubts],
     disagreement: Option<&Disagreement>,
     disagreed: &[Disagreed],

@@ -17,7 +17,7 @@ const STEPS: usize = 100;
 const ENOUGH: f64 = 1e-12;
 
 /// Fits on the outcomes of dev pairs; `None` without pairs.
-pub fn fit(outcomes: &[PairOutcome]) -> Option<Fitted> {
+pub(crate) fn fit(outcomes: &[PairOutcome]) -> Option<Fitted> {
     if outcomes.is_empty() {
         return None;
     }

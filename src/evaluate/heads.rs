@@ -22,13 +22,13 @@ pub struct Head {
 
 impl Head {
     /// Each pair's reward, chosen minus rejected.
-    pub fn margins(&self) -> Vec<f64> {
+    pub(crate) fn margins(&self) -> Vec<f64> {
         self.rewards.iter().map(|[chosen, rejected]| chosen - rejected).collect()
     }
 }
 
 /// The implicit rewards of one pair's answers.
-pub fn implicit(scores: &PairScores, reference: Option<&[f32; 2]>, reported: Reported) -> [f64; 2] {
+pub(crate) fn implicit(scores: &PairScores, reference: Option<&[f32; 2]>, reported: Reported) -> [f64; 2] {
     [0, 1].map(|answer| {
         let PairScores { log_probs, tokens, .. } = scores;
         let reference = reference.map_or(0.0, |row| f64::from(row[answer]));
@@ -37,7 +37,7 @@ pub fn implicit(scores: &PairScores, reference: Option<&[f32; 2]>, reported: Rep
 }
 
 /// The reported heads. `references` has one entry per pair, or is empty if the loss needs none.
-pub fn heads(scores: &[PairScores], references: &[[f32; 2]], reported: Reported) -> Vec<Head> {
+pub(crate) fn heads(scores: &[PairScores], references: &[[f32; 2]], reported: Reported) -> Vec<Head> {
     let rewards: Vec<[f64; 2]> = scores.iter().map(|scores| scores.rewards).collect();
     let mut heads = Vec::new();
     if reported.policy {
@@ -62,9 +62,9 @@ pub fn heads(scores: &[PairScores], references: &[[f32; 2]], reported: Reported)
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SideBySide {
     /// Name of the split, as in the metrics.
-    pub heads: String,
+    pub(crate) heads: String,
     /// The head.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Number of those pairs.
     pub pairs: usize,
     /// Pairs left out because the weights were fitted on their prompts; `None` if those prompts are not known, so that none is
@@ -73,11 +73,11 @@ pub struct SideBySide {
     /// Share of pairs ranked correctly; a tie counts as one half.
     pub accuracy: f64,
     /// Lower end of its 95% interval, which draws whole prompts.
-    pub accuracy_low: Option<f64>,
+    pub(crate) accuracy_low: Option<f64>,
     /// Upper end.
-    pub accuracy_high: Option<f64>,
+    pub(crate) accuracy_high: Option<f64>,
     /// Mean of -log sigmoid(margin).
-    pub log_loss: Option<f64>,
+    pub(crate) log_loss: Option<f64>,
 }
 
 /// The heads on the pairs whose `prompts` (hashes) the weights were not fitted on, or on all pairs if that is not known; empty
@@ -109,7 +109,7 @@ pub fn side_by_side(split: &str, heads: &[Head], prompts: &[u64], fitted_on: Opt
 }
 
 /// A plain table of them.
-pub fn side_by_side_table(rows: &[SideBySide]) -> String {
+pub(crate) fn side_by_side_table(rows: &[SideBySide]) -> String {
     let row = |row: &SideBySide| {
         vec![
             row.scored_by.to_owned(),

@@ -14,8 +14,8 @@ pub mod report;
 pub mod scoring;
 pub mod suites;
 pub mod swap;
-pub mod tokens;
-pub mod verdict;
+pub(crate) mod tokens;
+pub(crate) mod verdict;
 
 use crate::checkpoint::{Fitted, Weights};
 use crate::config::{LossConfig, Objective as Trained};
@@ -32,20 +32,20 @@ use report::{FEATURES, Report, Rewarded};
 
 /// Which of the two heads an evaluation reports, and how.
 #[derive(Debug, Clone, Copy)]
-pub struct Reported<'a> {
+pub(crate) struct Reported<'a> {
     /// The losses' constants.
-    pub loss: &'a LossConfig,
+    pub(crate) loss: &'a LossConfig,
     /// Whether the reward head is reported.
-    pub reward: bool,
+    pub(crate) reward: bool,
     /// Whether the policy is reported. That needs log-probs, and a reference if the loss has one.
-    pub policy: bool,
+    pub(crate) policy: bool,
     /// Weights of the heads' sum, if a checkpoint has them.
-    pub weights: Option<Weights>,
+    pub(crate) weights: Option<Weights>,
 }
 
 impl<'a> Reported<'a> {
     /// The heads that a run with this loss table reports.
-    pub fn of_run(loss: &'a LossConfig) -> Self {
+    pub(crate) fn of_run(loss: &'a LossConfig) -> Self {
         Self { loss, reward: loss.objective != Trained::Policy, policy: loss.needs_policy(), weights: None }
     }
 }
@@ -53,7 +53,7 @@ impl<'a> Reported<'a> {
 /// Metrics of scored pairs, in total and then per domain, in the order of the data's domain names.
 ///
 /// `scores` has one entry per pair in the data's order; so has `references`, which is empty if the loss needs none.
-pub fn metrics(
+pub(crate) fn metrics(
     split: &str,
     step: usize,
     data: &PreparedData,
@@ -74,7 +74,7 @@ pub fn metrics(
 }
 
 /// The result of each scored pair, in the data's order; the arguments are those of [`metrics`].
-pub fn outcomes(
+pub(crate) fn outcomes(
     data: &PreparedData,
     scores: &[PairScores],
     references: &[[f32; 2]],
@@ -95,7 +95,7 @@ pub fn outcomes(
 
 /// Each head's calibration and dependence on length and markdown. `marks` has the markdown marks of each pair's answers,
 /// `fitted` the checkpoint's values fitted on its dev pairs.
-pub fn reports(
+pub(crate) fn reports(
     split: &str,
     data: &PreparedData,
     heads: &[Head],

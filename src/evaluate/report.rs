@@ -24,27 +24,27 @@ pub struct Rewarded {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// Name of the split, as in the metrics.
-    pub report: String,
+    pub(crate) report: String,
     /// The pairs' domain; `all` for all of them.
-    pub domain: String,
+    pub(crate) domain: String,
     /// The head: `reward` or `implicit`.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Number of pairs.
-    pub pairs: usize,
+    pub(crate) pairs: usize,
     /// How margins are calibrated.
-    pub calibration: Option<Calibration>,
+    pub(crate) calibration: Option<Calibration>,
     /// How far rewards follow length.
-    pub length: Option<LengthReport>,
+    pub(crate) length: Option<LengthReport>,
     /// How far rewards follow markdown: all its features together, then each.
     pub markdown: Vec<Marked>,
     /// The temperature fitted on the run's dev pairs.
     pub dev_temperature: Option<f64>,
     /// How these pairs' margins are calibrated when divided by it.
-    pub at_dev_temperature: Option<Calibration>,
+    pub(crate) at_dev_temperature: Option<Calibration>,
 }
 
 /// Features of markdown that are counted.
-pub const FEATURES: [&str; 4] = ["headings", "entries", "fences", "bold"];
+pub(crate) const FEATURES: [&str; 4] = ["headings", "entries", "fences", "bold"];
 
 /// How far rewards follow a feature of markdown: as for `length`, with 1 + the number of an answer's marks in place of its
 /// length.
@@ -116,7 +116,7 @@ pub fn reports(
 }
 
 /// Plain tables: calibration, the reliability of all pairs, length, markdown.
-pub fn tables(reports: &[Report]) -> String {
+pub(crate) fn tables(reports: &[Report]) -> String {
     format!(
         "calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
          {CHANCE:.4}; for margins as they are, and divided by the temperature fitted on the run's dev pairs; the last column is \

@@ -28,7 +28,7 @@ pub struct ToScore<'d> {
 }
 
 /// Progress of scoring, over all ranks.
-pub struct Progress<'a> {
+pub(crate) struct Progress<'a> {
     title: &'a str,
     shown: logging::Progress,
     done: usize,
@@ -37,7 +37,7 @@ pub struct Progress<'a> {
 
 impl<'a> Progress<'a> {
     /// For `pairs` pairs over all ranks, titled `title`.
-    pub fn new(title: &'a str, pairs: usize) -> Self {
+    pub(crate) fn new(title: &'a str, pairs: usize) -> Self {
         Self { title, shown: logging::Progress::new(title, Unit::Pairs, 0, pairs as u64), done: 0, pairs }
     }
 
@@ -63,7 +63,7 @@ pub fn score_pairs(engine: &mut Engine, to_score: ToScore, comm: &CommThread, ti
 ///
 /// # Errors
 /// As [`score_pairs`].
-pub fn score_part(
+pub(crate) fn score_part(
     engine: &mut Engine,
     to_score: ToScore,
     comm: &CommThread,
@@ -77,7 +77,12 @@ pub fn score_part(
 ///
 /// # Errors
 /// As [`score_pairs`].
-pub fn score_apart(engine: &mut Engine, to_score: ToScore, comm: &CommThread, title: &str) -> Result<Vec<PairScores>> {
+pub(crate) fn score_apart(
+    engine: &mut Engine,
+    to_score: ToScore,
+    comm: &CommThread,
+    title: &str,
+) -> Result<Vec<PairScores>> {
     let mut progress = Progress::new(title, to_score.pairs.len());
     finite(packed_scores(engine, to_score, Packing::Separate, comm, &mut progress)?, title)
 }
@@ -90,7 +95,7 @@ fn finite(scores: Vec<PairScores>, title: &str) -> Result<Vec<PairScores>> {
 }
 
 /// Whether the rewards and the log-probs of a pair are finite numbers.
-pub fn is_finite(scores: &PairScores) -> bool {
+pub(crate) fn is_finite(scores: &PairScores) -> bool {
     scores.rewards.iter().chain(&scores.log_probs).all(|number| number.is_finite())
 }
 
@@ -98,7 +103,7 @@ pub fn is_finite(scores: &PairScores) -> bool {
 ///
 /// # Errors
 /// A lost rank, or log-probs of a model without a language-model head.
-pub fn any_scores(
+pub(crate) fn any_scores(
     engine: &mut Engine,
     to_score: ToScore,
     comm: &CommThread,

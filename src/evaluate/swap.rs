@@ -24,11 +24,11 @@ const DEVIATIONS: f64 = 4.0;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Swap {
     /// Name of the split, as in the metrics.
-    pub swap: String,
+    pub(crate) swap: String,
     /// The head.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Number of pairs.
-    pub pairs: usize,
+    pub(crate) pairs: usize,
     /// Share ranked correctly; a tie counts as one half.
     pub accuracy: f64,
     /// The same with sides exchanged.
@@ -36,7 +36,7 @@ pub struct Swap {
     /// Largest |margin + margin with sides exchanged|, which would be 0 without rounding.
     pub rounding: f64,
     /// The largest difference, in an answer's reward or a margin, that the precision explains.
-    pub bound: f64,
+    pub(crate) bound: f64,
     /// Pairs whose first answer has the higher reward in both orders. Rounding alone gives about as many of them as of the next.
     pub always_first: usize,
     /// Pairs whose second answer has the higher reward in both orders.
@@ -126,7 +126,7 @@ pub fn judge(swaps: &[Swap]) -> Result<()> {
 }
 
 /// A plain table, and the pairs that rounding decides.
-pub fn text(swaps: &[Swap]) -> String {
+pub(crate) fn text(swaps: &[Swap]) -> String {
     let row = |swap: &Swap| {
         vec![
             swap.scored_by.to_owned(),

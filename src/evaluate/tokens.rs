@@ -13,13 +13,13 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 
 /// Log-probs of the tokens of a pair's two answers; empty for the second answer of a row that has one.
-pub type TokenLogProbs = [Vec<f64>; 2];
+pub(crate) type TokenLogProbs = [Vec<f64>; 2];
 
 /// Log-probs of every answer's tokens, pair by pair in the data's order, on every rank. All ranks must call it.
 ///
 /// # Errors
 /// A lost rank, a model without a language-model head, or log-probs that are not finite.
-pub fn token_log_probs(
+pub(crate) fn token_log_probs(
     engine: &mut Engine,
     data: &PreparedData,
     comm: &CommThread,
@@ -81,7 +81,7 @@ fn predicted(data: &PreparedData, pair: usize) -> [usize; 2] {
 
 /// Contribution of each token to the answer's implicit reward: beta (log pi - log pi_ref), simpo's share of the mean, or the
 /// log-prob. `reference` has as many entries as `policy`, or none if the loss needs none.
-pub fn credits(reported: Reported, policy: &[f64], reference: &[f64]) -> Vec<f64> {
+pub(crate) fn credits(reported: Reported, policy: &[f64], reference: &[f64]) -> Vec<f64> {
     let scale = match reported.loss.policy {
         PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo => reported.loss.beta,
         PolicyLoss::Simpo => reported.loss.beta / policy.len().max(1) as f64,

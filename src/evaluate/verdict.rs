@@ -10,7 +10,7 @@ const RISES: usize = 3;
 
 /// How well the reward head ranks an evaluation's pairs, or the policy if no reward head is trained; `None` if neither is, or if
 /// a score is not finite.
-pub fn verdict(row: &EvaluationMetrics) -> Option<String> {
+pub(crate) fn verdict(row: &EvaluationMetrics) -> Option<String> {
     let reward = row.accuracy.zip(Interval::between(row.accuracy_low, row.accuracy_high));
     let policy = row.policy_accuracy.zip(Interval::between(row.policy_accuracy_low, row.policy_accuracy_high));
     let (head, (accuracy, interval)) = match reward {
@@ -48,7 +48,7 @@ pub fn verdict(row: &EvaluationMetrics) -> Option<String> {
 }
 
 /// A warning if a run has overfitted: its dev loss rose in each of its last evaluations. It names the step with the lowest loss.
-pub fn overfitted(dev: &[DevPoint]) -> Option<String> {
+pub(crate) fn overfitted(dev: &[DevPoint]) -> Option<String> {
     let losses: Vec<f64> = dev.iter().rev().take(RISES + 1).rev().map(|point| point.loss).collect::<Option<_>>()?;
     if losses.len() <= RISES || losses.windows(2).any(|pair| pair[1] <= pair[0]) {
         return None;

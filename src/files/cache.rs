@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Size limit of the user's cache, in bytes; the least recently used files are removed first.
-pub const MOST_BYTES: u64 = 10_000_000_000;
+pub(crate) const MOST_BYTES: u64 = 10_000_000_000;
 
 /// `$XDG_CACHE_HOME/haf-dist`, else `~/.cache/haf-dist` (XDG Base Directory Specification), else in the folder for temporary
 /// files.
-pub fn user_cache() -> PathBuf {
+pub(crate) fn user_cache() -> PathBuf {
     let set = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     // The specification says to ignore relative paths.
     let home = set.filter(|path| path.is_absolute()).or_else(|| Some(std::env::home_dir()?.join(".cache")));
@@ -20,7 +20,7 @@ pub fn user_cache() -> PathBuf {
 
 /// Removes the least recently used files of `folder` until the rest has at most `most` bytes. A file that cannot be removed
 /// stays: a cache is no reason to fail. Subfolders and links are left alone.
-pub fn bound(folder: &Path, most: u64) {
+pub(crate) fn bound(folder: &Path, most: u64) {
     let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let Ok(metadata) = entry.metadata() else { continue };

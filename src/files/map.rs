@@ -44,7 +44,7 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// A read-only map of a file, whose pages are read on first access, or of memory without a file.
 #[derive(Debug)]
-pub struct Map {
+pub(crate) struct Map {
     map: Mmap,
     /// Its index in `PLACES`, and the message, which lives as long as that entry.
     known: Option<(usize, Box<[u8]>)>,
@@ -55,7 +55,7 @@ pub struct Map {
 ///
 /// # Errors
 /// The file cannot be opened or mapped, or is not a regular file.
-pub fn map(path: &Path) -> io::Result<Map> {
+pub(crate) fn map(path: &Path) -> io::Result<Map> {
     let file = open(path)?;
     // SAFETY: a map is sound while nobody rewrites the file in place. This crate replaces files by renaming
     // (`write_atomic`), which leaves the mapped inode alone; another program that edits a cache or a model's weights in
@@ -69,7 +69,7 @@ pub fn map(path: &Path) -> io::Result<Map> {
 impl Map {
     /// Releases the memory of the whole pages in `piece`, a part of this map that will not be needed soon; they are read again
     /// on access. A map without a file keeps its memory.
-    pub fn release(&self, piece: &[u8]) {
+    pub(crate) fn release(&self, piece: &[u8]) {
         if self.known.is_none() {
             return;
         }
@@ -86,7 +86,7 @@ impl Map {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn of_bytes(bytes: &[u8]) -> io::Result<Self> {
+    pub(crate) fn of_bytes(bytes: &[u8]) -> io::Result<Self> {
         let mut map = MmapMut::map_anon(bytes.len())?;
         map.copy_from_slice(bytes);
         Ok(Self { map: map.make_read_only()?, known: None })

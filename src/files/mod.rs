@@ -7,10 +7,13 @@ mod map;
 mod standard_input;
 mod unfinished;
 
-pub use cache::{MOST_BYTES, bound, user_cache};
-pub use map::{Map, map};
-pub use standard_input::{DASH, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input};
-pub use unfinished::{UnfinishedFolder, clear_unfinished, remove_own_unfinished, unfinished_file, unfinished_folder};
+pub(crate) use cache::{MOST_BYTES, bound, user_cache};
+pub(crate) use map::{Map, map};
+pub(crate) use standard_input::{
+    DASH, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
+};
+pub use unfinished::remove_own_unfinished;
+pub(crate) use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};
 
 use crate::error::{Error, Result, file_error};
 use nix::libc::{EISDIR, O_NONBLOCK};
@@ -24,7 +27,7 @@ use xxhash_rust::xxh3::Xxh3;
 ///
 /// # Errors
 /// An input error that names the folder and what was wrong.
-pub fn make_writable_folder(folder: &Path) -> Result<()> {
+pub(crate) fn make_writable_folder(folder: &Path) -> Result<()> {
     let made = make_folder(folder).and_then(|()| tempfile::tempfile_in(folder));
     made.map_err(|error| Error::input(format!("cannot write into the folder {}: {error}", folder.display())))?;
     clear_unfinished(folder);
@@ -35,7 +38,7 @@ pub fn make_writable_folder(folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// One of them cannot be created.
-pub fn make_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
     let there = folder.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).count();
     std::fs::create_dir_all(folder)?;
     folder.ancestors().take(there).try_for_each(|made| File::open(folder_of(made))?.sync_all())
@@ -46,7 +49,7 @@ pub fn make_folder(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The path does not open, or names a folder, a FIFO, a socket or a device ([`io::ErrorKind::NotSeekable`]).
-pub fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     if let Some(opened) = standard_input::opened(path) {
         return opened;
     }
@@ -75,7 +78,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`read()`], or bytes that are not UTF-8.
-pub fn read_to_string(path: &Path) -> io::Result<String> {
+pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;
     Ok(text)
@@ -85,7 +88,7 @@ pub fn read_to_string(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// Names `source` if that does not open, else both; an existing `target` is not overwritten.
-pub fn copy(source: &Path, target: &Path) -> Result<()> {
+pub(crate) fn copy(source: &Path, target: &Path) -> Result<()> {
     let mut from = open(source).map_err(|error| file_error(source, "read", &error))?;
     let mut copy = || -> io::Result<()> {
         let mut to = File::create_new(target)?;
@@ -99,7 +102,7 @@ pub fn copy(source: &Path, target: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Names the path.
-pub fn sync(path: &Path) -> Result<()> {
+pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| file_error(path, "flush", &error))
 }
 
@@ -110,7 +113,7 @@ pub fn sync(path: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The folder or the disk cannot be written; `path` is then unchanged.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomic_with(path, |file| file.write_all(bytes))
 }
 
@@ -118,7 +121,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// As [`write_atomic`], and those of `content`.
-pub fn write_atomic_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+pub(crate) fn write_atomic_with(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut temporary = unfinished_file(path)?;
         content(temporary.as_file_mut())?;
@@ -138,7 +141,7 @@ fn folder_of(path: &Path) -> &Path {
 ///
 /// # Errors
 /// The file cannot be read, is not a regular file, or is larger.
-pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
     let failed = |error: io::Error| file_error(path, "read", &error);
     let mut bytes = Vec::new();
     open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
@@ -153,7 +156,7 @@ pub fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn fingerprint_file(path: &Path) -> Result<u128> {
+pub(crate) fn fingerprint_file(path: &Path) -> Result<u128> {
     let hash = || -> io::Result<u128> {
         let mut file = open(path)?;
         let mut hasher = Xxh3::new();
@@ -177,27 +180,27 @@ pub fn fingerprint_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 
 
 /// [`fingerprint_parts`] for parts that are added one by one, or piece by piece.
 #[derive(Default)]
-pub struct Fingerprint(Xxh3);
+pub(crate) struct Fingerprint(Xxh3);
 
 impl Fingerprint {
     /// Adds a whole part.
-    pub fn add(&mut self, part: &[u8]) {
+    pub(crate) fn add(&mut self, part: &[u8]) {
         self.begin(part.len());
         self.more(part);
     }
 
     /// Starts a part of `length` bytes, which must follow through [`more`](Self::more).
-    pub fn begin(&mut self, length: usize) {
+    pub(crate) fn begin(&mut self, length: usize) {
         self.0.update(&(length as u64).to_le_bytes());
     }
 
     /// Adds a piece of the part that was started.
-    pub fn more(&mut self, piece: &[u8]) {
+    pub(crate) fn more(&mut self, piece: &[u8]) {
         self.0.update(piece);
     }
 
     /// The hash of all parts.
-    pub fn done(self) -> u128 {
+    pub(crate) fn done(self) -> u128 {
         self.0.digest128()
     }
 }

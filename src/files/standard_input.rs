@@ -12,10 +12,10 @@ use std::sync::OnceLock;
 use tempfile::NamedTempFile;
 
 /// Its path for [`open`](super::open) and in messages.
-pub const STANDARD_INPUT: &str = "standard input";
+pub(crate) const STANDARD_INPUT: &str = "standard input";
 
 /// Its name on the command line and in a config.
-pub const DASH: &str = "-";
+pub(crate) const DASH: &str = "-";
 
 /// Its content, in a file without a name.
 static KEPT: OnceLock<File> = OnceLock::new();
@@ -24,7 +24,7 @@ static KEPT: OnceLock<File> = OnceLock::new();
 ///
 /// # Errors
 /// It was read before or cannot be read, or there is no room for it in the folder for temporary files.
-pub fn read_standard_input() -> Result<()> {
+pub(crate) fn read_standard_input() -> Result<()> {
     let folder = std::env::temp_dir();
     let failed = |error: io::Error| file_error(&folder, "keep standard input in", &error);
     let mut file = tempfile::tempfile().map_err(failed)?;
@@ -36,7 +36,7 @@ pub fn read_standard_input() -> Result<()> {
 ///
 /// # Errors
 /// Standard input was not read, or there is no room for the copy.
-pub fn lend_standard_input() -> Result<NamedTempFile> {
+pub(crate) fn lend_standard_input() -> Result<NamedTempFile> {
     let folder = std::env::temp_dir();
     let lend = || -> io::Result<NamedTempFile> {
         let mut copy = NamedTempFile::new()?;
@@ -51,7 +51,7 @@ pub fn lend_standard_input() -> Result<NamedTempFile> {
 ///
 /// # Errors
 /// The copy does not exist on this machine.
-pub fn borrow_standard_input(copy: &Path) -> Result<()> {
+pub(crate) fn borrow_standard_input(copy: &Path) -> Result<()> {
     let file = open(copy).map_err(|error| {
         Error::input(format!("standard input was read on rank 0's machine and cannot be read from here: {error}"))
             .hint("save it to a file that all machines can read, and name that file")

@@ -20,7 +20,7 @@ const LETTERS: usize = 6;
 ///
 /// # Errors
 /// The folder does not exist or cannot be written.
-pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
+pub(crate) fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
     loop {
         // tempfile's default mode is for secrets; these files are for everyone whom the umask permits.
         let file = builder().permissions(Permissions::from_mode(0o666)).tempfile_in(folder_of(path))?;
@@ -32,7 +32,7 @@ pub fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
 
 /// A folder that gets its name when it is complete. Dropping it removes it with its content.
 #[derive(Debug)]
-pub struct UnfinishedFolder {
+pub(crate) struct UnfinishedFolder {
     folder: TempDir,
     _lock: File,
 }
@@ -41,7 +41,7 @@ pub struct UnfinishedFolder {
 ///
 /// # Errors
 /// The parent folder does not exist or cannot be written.
-pub fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
+pub(crate) fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
     loop {
         let folder = builder().permissions(Permissions::from_mode(0o777)).tempdir_in(folder_of(path))?;
         let lock = File::open(folder.path())?;
@@ -53,7 +53,7 @@ pub fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
 
 impl UnfinishedFolder {
     /// Its temporary path.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 
@@ -61,7 +61,7 @@ impl UnfinishedFolder {
     ///
     /// # Errors
     /// `path` is a file or a folder with content, or the disk cannot be written; the folder is then removed.
-    pub fn persist(self, path: &Path) -> io::Result<()> {
+    pub(crate) fn persist(self, path: &Path) -> io::Result<()> {
         File::open(self.path())?.sync_all()?;
         fs::rename(self.path(), path)?;
         let _ = self.folder.keep();
@@ -90,7 +90,7 @@ fn hold(file: &File, path: &Path) -> io::Result<bool> {
 
 /// Removes the unfinished files and folders of killed processes from `folder`. Those of running processes stay, and so do
 /// those that cannot be removed: they do no harm.
-pub fn clear_unfinished(folder: &Path) {
+pub(crate) fn clear_unfinished(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let (path, kind) = (entry.path(), entry.file_type());
         let Ok(kind) = kind else { continue };

@@ -38,11 +38,11 @@ impl RepositoryKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// A model or a data set.
-    pub kind: RepositoryKind,
+    pub(crate) kind: RepositoryKind,
     /// `owner/name`.
-    pub repository: String,
+    pub(crate) repository: String,
     /// The requested branch, tag or commit.
-    pub revision: String,
+    pub(crate) revision: String,
     /// The commit that it names.
     pub commit: String,
     /// The files that are needed, as paths in the repository.
@@ -70,7 +70,7 @@ impl Hub {
     ///
     /// # Errors
     /// There is no home folder, and no variable names the cache.
-    pub fn from_env() -> Result<Self> {
+    pub(crate) fn from_env() -> Result<Self> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let home =
             || set("HF_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));
@@ -87,7 +87,7 @@ impl Hub {
     }
 
     /// The folder of its cache.
-    pub fn cache(&self) -> &Path {
+    pub(crate) fn cache(&self) -> &Path {
         &self.cache
     }
 
@@ -117,7 +117,7 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Hub::look_up`] and [`Hub::fetch`].
-    pub fn config_of(&self, path: &HubPath) -> Result<PathBuf> {
+    pub(crate) fn config_of(&self, path: &HubPath) -> Result<PathBuf> {
         let (commit, _) = self.list(path, RepositoryKind::Model)?;
         let [repository, revision] = [&path.repository, &path.revision].map(String::clone);
         let files = vec!["config.json".to_owned()];
@@ -130,7 +130,7 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Hub::look_up`] and [`Hub::fetch`].
-    pub fn without_weights(&self, path: &HubPath) -> Result<PathBuf> {
+    pub(crate) fn without_weights(&self, path: &HubPath) -> Result<PathBuf> {
         let (commit, listed) = self.list(path, RepositoryKind::Model)?;
         let [repository, revision] = [&path.repository, &path.revision].map(String::clone);
         let files = choose::files_without_weights(&listed)

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 ///
 /// # Errors
 /// A program that cannot be started, or signals that cannot be listened for.
-pub fn run(command: &mut Command, first: Signal) -> Result<u8> {
+pub(crate) fn run(command: &mut Command, first: Signal) -> Result<u8> {
     // In a process group of its own, so that the terminal's Ctrl-C reaches this process alone. Such a group may not read from
     // the terminal.
     command.process_group(0);

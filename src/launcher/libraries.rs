@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Folders that the dynamic linker searches before those that are written into a program.
-pub const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
+pub(crate) const SEARCH_PATH: &str = "LD_LIBRARY_PATH";
 
 /// The signal for which UCX installs a handler when it is loaded; 0: none. Its default is SIGHUP, which undoes nohup. Open
 /// MPI's wheel contains UCX, as do many clusters' installations.
@@ -34,7 +34,7 @@ const MPI: &str = "libmpi.so.40";
 ///
 /// # Errors
 /// As [`search_path`].
-pub fn variables(engine: &Path) -> Result<Vec<(&'static str, OsString)>> {
+pub(crate) fn variables(engine: &Path) -> Result<Vec<(&'static str, OsString)>> {
     let path = search_path(engine, std::env::var_os(SEARCH_PATH))?.map(|path| (SEARCH_PATH, path));
     let defaults = defaults(|name| std::env::var_os(name).is_some());
     Ok(path.into_iter().chain(defaults.map(|(name, value)| (name, value.into()))).collect())
@@ -51,7 +51,7 @@ fn defaults(is_set: impl Fn(&str) -> bool) -> impl Iterator<Item = (&'static str
 ///
 /// # Errors
 /// The engine came in a wheel, and its environment has no PyTorch, or one of another version than the engine was built with.
-pub fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<OsString>> {
+pub(crate) fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<OsString>> {
     let Some(environment) = Environment::of(engine) else { return Ok(None) };
     // Before the current folders: the environment's mpirun does not work with another MPI's library.
     let mut folders = vec![environment.libtorch(BUILT_WITH)?];
@@ -64,7 +64,7 @@ pub fn search_path(engine: &Path, current: Option<OsString>) -> Result<Option<Os
 
 /// The mpirun that belongs to an engine at this path: that of its Python environment, if there is one; for an engine that was
 /// built on this machine, the one that `launch/setup.sh` installed, whose library the engine is linked to.
-pub fn mpirun(engine: &Path) -> Option<PathBuf> {
+pub(crate) fn mpirun(engine: &Path) -> Option<PathBuf> {
     mpirun_of(engine, Path::new(SETUP_MPI))
 }
 

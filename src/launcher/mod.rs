@@ -2,9 +2,9 @@
 //!
 //! Not here: what the engine does (`commands/`), and the commands that need no engine (`commands/mod.rs`).
 
-pub mod child;
-pub mod libraries;
-pub mod mpi;
+pub(crate) mod child;
+pub(crate) mod libraries;
+pub(crate) mod mpi;
 mod ranks;
 
 use crate::comm::launch;
@@ -55,7 +55,7 @@ pub fn start_engine(start: Start) -> Result<ExitCode> {
 ///
 /// # Errors
 /// It is not beside this program.
-pub fn engine() -> Result<PathBuf> {
+pub(crate) fn engine() -> Result<PathBuf> {
     let here = std::env::current_exe().map_err(|error| Error::runtime(format!("cannot find this program: {error}")))?;
     let engine = here.with_file_name(ENGINE);
     if engine.is_file() {

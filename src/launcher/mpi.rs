@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// The maker of an MPI. Their options differ, and an engine that was built with one MPI does not run with another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Maker {
+pub(crate) enum Maker {
     /// Open MPI, which haf-dist is built and tested with.
     OpenMpi,
     /// MPICH and those built on it: Intel's, Cray's, MVAPICH.
@@ -20,20 +20,20 @@ pub enum Maker {
 
 /// An `mpirun`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mpirun {
+pub(crate) struct Mpirun {
     /// Its path.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Its maker.
-    pub maker: Maker,
+    pub(crate) maker: Maker,
     /// The first line of its output for `--version`.
-    pub version: String,
+    pub(crate) version: String,
 }
 
 /// The `mpirun` that belongs to the engine, if there is one, else the first `mpirun` or `mpiexec` on the PATH.
 ///
 /// # Errors
 /// There is none, or it does not start.
-pub fn find(of_engine: Option<PathBuf>) -> Result<Mpirun> {
+pub(crate) fn find(of_engine: Option<PathBuf>) -> Result<Mpirun> {
     let path = of_engine.or_else(|| on_path("mpirun")).or_else(|| on_path("mpiexec")).ok_or_else(|| {
         Error::input("neither mpirun nor mpiexec is on the PATH").hint(
             "launch/setup.sh installs Open MPI; on a cluster load its module, e.g. module load openmpi; haf-dist doctor \
@@ -59,7 +59,7 @@ fn maker(version: &str) -> Maker {
 }
 
 /// A program of this name on the PATH.
-pub fn on_path(name: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH")?;
     std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
@@ -69,7 +69,7 @@ impl Mpirun {
     ///
     /// # Errors
     /// An MPI whose options are not known.
-    pub fn options(&self, ranks: usize) -> Result<Vec<String>> {
+    pub(crate) fn options(&self, ranks: usize) -> Result<Vec<String>> {
         let mut options = vec!["-n".to_owned(), ranks.to_string()];
         match self.maker {
             Maker::OpenMpi => {
@@ -95,7 +95,7 @@ impl Mpirun {
     }
 
     /// Variables without which it does not start: Open MPI refuses root, the usual user in a container, unless both are set.
-    pub fn environment(&self) -> &'static [(&'static str, &'static str)] {
+    pub(crate) fn environment(&self) -> &'static [(&'static str, &'static str)] {
         match self.maker {
             Maker::OpenMpi if nix::unistd::geteuid().is_root() => {
                 &[("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]

@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 ///
 /// # Errors
 /// No mpirun, or one that cannot be started or whose options are not known.
-pub fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bool) -> Result<ExitCode> {
+pub(crate) fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bool) -> Result<ExitCode> {
     let of_engine = libraries::mpirun(engine);
     let mpirun = mpi::find(of_engine.clone())?;
     let mut command = Command::new(&mpirun.path);

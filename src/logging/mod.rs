@@ -7,7 +7,7 @@ mod pace;
 mod progress;
 mod trace;
 
-pub use progress::{Progress, Unit};
+pub(crate) use progress::{Progress, Unit};
 
 use crate::error::{Error, Result};
 use crate::terminal;
@@ -130,12 +130,12 @@ pub fn finish_trace() {
 }
 
 /// Whether bars are visible: on rank 0 if stderr is a terminal. If not, plain lines should report the progress.
-pub fn shows_progress() -> bool {
+pub(crate) fn shows_progress() -> bool {
     BARS.get().is_some_and(|bars| !bars.is_hidden())
 }
 
 /// Runs `print`, which writes to the terminal, with the bars hidden.
-pub fn above_progress<T>(print: impl FnOnce() -> T) -> T {
+pub(crate) fn above_progress<T>(print: impl FnOnce() -> T) -> T {
     match BARS.get() {
         Some(bars) => bars.suspend(print),
         None => print(),
@@ -245,13 +245,13 @@ mod tests {
     pub(super) struct Memory(Arc<Mutex<Vec<u8>>>);
 
     impl Memory {
-        pub fn add(&self, bytes: &[u8]) -> io::Result<()> {
+        pub(crate) fn add(&self, bytes: &[u8]) -> io::Result<()> {
             self.0.lock().unwrap().write_all(bytes)
         }
-        pub fn clear(&self) {
+        pub(crate) fn clear(&self) {
             self.0.lock().unwrap().clear();
         }
-        pub fn text(&self) -> String {
+        pub(crate) fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
     }

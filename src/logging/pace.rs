@@ -25,12 +25,12 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Work that starts `now`, with `done` units done earlier.
-    pub fn new(now: Instant, done: u64) -> Self {
+    pub(crate) fn new(now: Instant, done: u64) -> Self {
         Self { started: now, last: (now, done), units: 0.0, seconds: 0.0, changes: 0 }
     }
 
     /// Records that `done` units are done in total.
-    pub fn at(&mut self, now: Instant, done: u64) {
+    pub(crate) fn at(&mut self, now: Instant, done: u64) {
         if done <= self.last.1 {
             return;
         }
@@ -48,17 +48,17 @@ impl Pace {
     }
 
     /// Units done in total, as last recorded.
-    pub fn done(&self) -> u64 {
+    pub(crate) fn done(&self) -> u64 {
         self.last.1
     }
 
     /// Units per second; `None` before the first.
-    pub fn rate(&self) -> Option<f64> {
+    pub(crate) fn rate(&self) -> Option<f64> {
         Some(self.units / self.seconds).filter(|rate| rate.is_finite() && *rate > 0.0)
     }
 
     /// Time until `all` units are done; `None` before the first is.
-    pub fn left(&self, now: Instant, all: u64) -> Option<Duration> {
+    pub(crate) fn left(&self, now: Instant, all: u64) -> Option<Duration> {
         let rate = self.rate()?;
         // Between two units the time left shrinks, by the time of one unit at most.
         let begun = (now.duration_since(self.last.0).as_secs_f64() * rate).min(1.0);

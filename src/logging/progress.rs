@@ -17,7 +17,7 @@ const WIDE: u16 = 120;
 
 /// The unit of the count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unit {
+pub(crate) enum Unit {
     /// Updates of a run.
     Steps,
     /// Pairs.
@@ -30,7 +30,7 @@ pub enum Unit {
 ///
 /// Dropping it removes its bar.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     title: String,
     unit: Unit,
     bar: ProgressBar,
@@ -45,7 +45,7 @@ pub struct Progress {
 impl Progress {
     /// Work called `title` of `all` units, of which `done` were done in an earlier run: these fill the bar, but do not count for
     /// the speed.
-    pub fn new(title: &str, unit: Unit, done: u64, all: impl Into<Option<u64>>) -> Self {
+    pub(crate) fn new(title: &str, unit: Unit, done: u64, all: impl Into<Option<u64>>) -> Self {
         let (all, now) = (all.into(), Instant::now());
         let pace = Pace::new(now, done);
         let columns = console::Term::stderr().size_checked().map_or(u16::MAX, |(_, columns)| columns);
@@ -60,13 +60,13 @@ impl Progress {
     }
 
     /// Records that `done` units are done in total, and shows `message` after the bar.
-    pub fn at_with(&mut self, done: u64, message: impl Into<String>) {
+    pub(crate) fn at_with(&mut self, done: u64, message: impl Into<String>) {
         self.bar.set_message(message.into());
         self.set(done, Instant::now());
     }
 
     /// Records that `done` units are done in total, and logs a plain line if one is due.
-    pub fn at(&mut self, done: u64) {
+    pub(crate) fn at(&mut self, done: u64) {
         let now = Instant::now();
         self.set(done, now);
         if let Some(line) = self.plain_line(now) {
@@ -75,7 +75,7 @@ impl Progress {
     }
 
     /// Records `more` units, as [`at`](Self::at) does.
-    pub fn add(&mut self, more: u64) {
+    pub(crate) fn add(&mut self, more: u64) {
         self.at(self.done + more);
     }
 
@@ -87,7 +87,7 @@ impl Progress {
 
     /// Whether a plain line is due: no bar is shown, and the last line was a while ago. If so, the next one is not due for a
     /// while.
-    pub fn due(&mut self, now: Instant) -> bool {
+    pub(crate) fn due(&mut self, now: Instant) -> bool {
         let due = !shows_progress() && now.duration_since(self.said) >= PLAIN_EVERY;
         if due {
             self.said = now;
@@ -105,13 +105,13 @@ impl Progress {
     }
 
     /// The time left in words; `None` before the first unit, at the end, and if the number of units is not known.
-    pub fn left(&self, now: Instant) -> Option<String> {
+    pub(crate) fn left(&self, now: Instant) -> Option<String> {
         let all = self.all.filter(|all| *all > self.done)?;
         self.pace.left(now, all).map(in_words)
     }
 
     /// Leaves the bar on the screen.
-    pub fn keep(&self) {
+    pub(crate) fn keep(&self) {
         self.bar.abandon();
     }
 }

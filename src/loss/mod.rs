@@ -5,19 +5,19 @@
 //! Distributions other than the logistic are in `prior.rs`.
 
 mod prior;
-pub mod tensors;
+pub(crate) mod tensors;
 
 use crate::config::{LossConfig, PolicyLoss};
 
 /// The input of a policy loss for one answer.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct AnswerLogProb {
+pub(crate) struct AnswerLogProb {
     /// Sum of its tokens' log-probs under the trained model.
-    pub policy: f64,
+    pub(crate) policy: f64,
     /// The same under the starting model; 0 for losses without a reference.
-    pub reference: f64,
+    pub(crate) reference: f64,
     /// Its number of tokens.
-    pub tokens: usize,
+    pub(crate) tokens: usize,
 }
 
 /// The cost of a preference z under label noise s: (1 - s) * -log F(z) + s * -log F(-z), with F the prior's.
@@ -27,18 +27,18 @@ fn preference(config: &LossConfig, z: f64) -> f64 {
 }
 
 /// Bradley-Terry on rewards: -log F(chosen - rejected - margin), smoothed; F is the logistic function, or the prior's.
-pub fn bradley_terry(config: &LossConfig, chosen: f64, rejected: f64, margin: f64) -> f64 {
+pub(crate) fn bradley_terry(config: &LossConfig, chosen: f64, rejected: f64, margin: f64) -> f64 {
     preference(config, chosen - rejected - margin)
 }
 
 /// weight * (chosen + rejected)^2: keeps rewards around zero.
-pub fn centering(chosen: f64, rejected: f64, weight: f64) -> f64 {
+pub(crate) fn centering(chosen: f64, rejected: f64, weight: f64) -> f64 {
     let sum = chosen + rejected;
     weight * sum * sum
 }
 
 /// The policy loss.
-pub fn policy(config: &LossConfig, chosen: AnswerLogProb, rejected: AnswerLogProb) -> f64 {
+pub(crate) fn policy(config: &LossConfig, chosen: AnswerLogProb, rejected: AnswerLogProb) -> f64 {
     let margin = implicit_margin(config, chosen, rejected);
     match config.policy {
         PolicyLoss::Dpo => preference(config, margin),
@@ -53,12 +53,12 @@ pub fn policy(config: &LossConfig, chosen: AnswerLogProb, rejected: AnswerLogPro
 ///
 /// beta * (policy - reference) log-probs for the losses with a reference; beta * average log-prob for simpo; the summed
 /// log-prob for sft.
-pub fn implicit_margin(config: &LossConfig, chosen: AnswerLogProb, rejected: AnswerLogProb) -> f64 {
+pub(crate) fn implicit_margin(config: &LossConfig, chosen: AnswerLogProb, rejected: AnswerLogProb) -> f64 {
     implicit_reward(config, chosen) - implicit_reward(config, rejected)
 }
 
 /// The policy's implicit reward of one answer; see [`implicit_margin`].
-pub fn implicit_reward(config: &LossConfig, answer: AnswerLogProb) -> f64 {
+pub(crate) fn implicit_reward(config: &LossConfig, answer: AnswerLogProb) -> f64 {
     match config.policy {
         PolicyLoss::Dpo | PolicyLoss::Hinge | PolicyLoss::Ipo => config.beta * (answer.policy - answer.reference),
         PolicyLoss::Simpo => config.beta * answer.policy / answer.tokens.max(1) as f64,
@@ -67,7 +67,7 @@ pub fn implicit_reward(config: &LossConfig, answer: AnswerLogProb) -> f64 {
 }
 
 /// 1 if the margin is positive, 1/2 if it is zero: a tie is half a hit.
-pub fn hit(margin: f64) -> f64 {
+pub(crate) fn hit(margin: f64) -> f64 {
     match margin.partial_cmp(&0.0) {
         Some(std::cmp::Ordering::Greater) => 1.0,
         Some(std::cmp::Ordering::Equal) => 0.5,

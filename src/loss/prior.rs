@@ -25,8 +25,8 @@ pub(super) const CUTOFF: f64 = 40.0;
 
 /// A point of a quadrature rule.
 pub(super) struct Node {
-    pub at: f64,
-    pub weight: f64,
+    pub(crate) at: f64,
+    pub(crate) weight: f64,
 }
 
 /// The Gauss-Legendre rule on 0..1.

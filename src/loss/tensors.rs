@@ -85,7 +85,7 @@ fn both_if(ties: Option<&Tensor>, differences: &Tensor, slope: impl Fn(&Tensor) 
 
 /// Derivatives [B, 2] of Bradley-Terry plus centering with respect to rewards [B, 2]; margins `[B]`. Pairs whose `ties`
 /// `[B]`, bool, is true have the mean loss of both orders.
-pub fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor, ties: Option<&Tensor>) -> Tensor {
+pub(crate) fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor, ties: Option<&Tensor>) -> Tensor {
     let (chosen, rejected) = (rewards.select(1, 0), rewards.select(1, 1));
     let slope = both_if(ties, &(&chosen - &rejected), |difference| smoothed_slope(config, &(difference - margins)));
     let centering = (chosen + rejected) * (2.0 * config.centering);
@@ -93,17 +93,17 @@ pub fn reward_slopes(config: &LossConfig, rewards: &Tensor, margins: &Tensor, ti
 }
 
 /// The inputs of a policy loss for both answers of each pair, [B, 2] each.
-pub struct PolicyInputs {
+pub(crate) struct PolicyInputs {
     /// Summed log-probs under the trained model.
-    pub log_probs: Tensor,
+    pub(crate) log_probs: Tensor,
     /// The same under the starting model.
-    pub references: Tensor,
+    pub(crate) references: Tensor,
     /// Numbers of tokens.
-    pub tokens: Tensor,
+    pub(crate) tokens: Tensor,
 }
 
 /// Derivatives [B, 2] of the policy loss with respect to the summed log-probs; `ties` as in [`reward_slopes`].
-pub fn policy_slopes(config: &LossConfig, inputs: &PolicyInputs, ties: Option<&Tensor>) -> Tensor {
+pub(crate) fn policy_slopes(config: &LossConfig, inputs: &PolicyInputs, ties: Option<&Tensor>) -> Tensor {
     let PolicyInputs { log_probs, references, tokens } = inputs;
     let beta = config.beta;
     let tokens = tokens.clamp_min(1.0);

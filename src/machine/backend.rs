@@ -13,7 +13,7 @@ use tracing::info;
 ///
 /// # Errors
 /// An input error, the same on every rank, if the requested backend cannot work here; a failure of NCCL.
-pub fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Result<()> {
+pub(crate) fn connect(config: &ParallelConfig, device: Device, comm: &CommThread) -> Result<()> {
     let on_gpu = matches!(device, Device::Cuda(_));
     let all_on_gpus = comm.all_true(on_gpu)?;
     comm.agree(check(config, comm.world_size(), on_gpu, all_on_gpus))?;
@@ -63,7 +63,7 @@ fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: 
 }
 
 /// The kind in which gradients are summed.
-pub fn sum_kind(config: &ParallelConfig) -> Kind {
+pub(crate) fn sum_kind(config: &ParallelConfig) -> Kind {
     match config.reduce_dtype {
         ReduceDtype::F32 => Kind::Float,
         ReduceDtype::Bf16 => Kind::BFloat16,

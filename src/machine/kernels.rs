@@ -19,7 +19,12 @@ use tracing::{debug, info, warn};
 ///
 /// # Errors
 /// A formula that fails on this device, or a lost rank.
-pub fn settle(kernels: Kernels, architecture: &Architecture, machine: &Machine, comm: &CommThread) -> Result<()> {
+pub(crate) fn settle(
+    kernels: Kernels,
+    architecture: &Architecture,
+    machine: &Machine,
+    comm: &CommThread,
+) -> Result<()> {
     let Some(checked) = ops::checked(machine.device) else { return Ok(()) };
     match (kernels, machine.device) {
         (Kernels::Plain, _) => {

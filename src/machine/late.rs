@@ -31,7 +31,7 @@ impl Queue {
 
     /// How many steps may be unread while the next one is queued: 0 if results are there at once. The same on every rank, since
     /// either all compute on GPUs or none does.
-    pub fn ahead(&self) -> usize {
+    pub(crate) fn ahead(&self) -> usize {
         usize::from(self.0.is_some())
     }
 

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::process::Command;
 
 /// The driver's GPUs, a line each with name, memory and driver version; None if nvidia-smi is missing or finds none.
-pub fn gpus() -> Option<Vec<String>> {
+pub(crate) fn gpus() -> Option<Vec<String>> {
     let text = nvidia_smi(&["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])?;
     let cards: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     (!cards.is_empty()).then_some(cards)
 }
 
 /// Pairs of GPUs that NVLink connects.
-pub fn nvlinks() -> usize {
+pub(crate) fn nvlinks() -> usize {
     nvlinks_in(&nvidia_smi(&["topo", "-m"]).unwrap_or_default())
 }
 
@@ -31,7 +31,7 @@ fn nvidia_smi(arguments: &[&str]) -> Option<String> {
 }
 
 /// Bytes that this user may still write to the file system of a folder; None if the system does not say.
-pub fn free_bytes(folder: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     let system = statvfs(folder).ok()?;
     Some(system.blocks_available() * system.fragment_size())
 }

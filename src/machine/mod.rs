@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code)]
 
-pub mod backend;
+pub(crate) mod backend;
 pub mod crash;
 pub mod cuda;
 pub mod kernels;
 pub mod late;
-pub mod look;
+pub(crate) mod look;
 
 use crate::comm::{CommThread, Local, nccl};
 use crate::config::Dtype;
@@ -19,13 +19,13 @@ use tracing::warn;
 
 /// Where and how a rank computes.
 #[derive(Debug, Clone, Copy)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// The rank's GPU, or the CPU.
-    pub device: Device,
+    pub(crate) device: Device,
     /// Kind that the model computes in.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Threads that the rank computes with.
-    pub threads: usize,
+    pub(crate) threads: usize,
 }
 
 /// Waits until a device has done all its queued work.
@@ -37,7 +37,7 @@ pub fn wait_for(device: Device) {
 
 impl Machine {
     /// Whether the rank computes on the CPU.
-    pub fn is_cpu(&self) -> bool {
+    pub(crate) fn is_cpu(&self) -> bool {
         self.device == Device::Cpu
     }
 
@@ -48,7 +48,7 @@ impl Machine {
     ///
     /// # Errors
     /// Too many threads, or a lost rank.
-    pub fn pick(dtype: Dtype, threads: usize, comm: &CommThread) -> Result<Self> {
+    pub(crate) fn pick(dtype: Dtype, threads: usize, comm: &CommThread) -> Result<Self> {
         let Local { rank: local_rank, size: local_size } = comm.local();
         let device = match usize::try_from(Cuda::device_count()) {
             Ok(0) | Err(_) => Device::Cpu,
@@ -94,7 +94,7 @@ impl Machine {
     }
 
     /// The precision as users write it.
-    pub fn dtype_name(&self) -> &'static str {
+    pub(crate) fn dtype_name(&self) -> &'static str {
         if self.kind == Kind::BFloat16 { "bf16" } else { "f32" }
     }
 }
@@ -113,7 +113,7 @@ fn default_threads(local_size: usize, comm: &CommThread) -> Result<(usize, bool)
 }
 
 /// How many threads can compute at the same time in this process.
-pub fn usable_cores() -> usize {
+pub(crate) fn usable_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -126,14 +126,14 @@ fn cores() -> Vec<u8> {
 
 /// Whether this processor computes in bf16.
 #[cfg(target_arch = "x86_64")]
-pub fn processor_has_bf16() -> bool {
+pub(crate) fn processor_has_bf16() -> bool {
     // amx-bf16 machines have avx512bf16 too.
     std::arch::is_x86_feature_detected!("avx512bf16")
 }
 
 /// Whether this processor computes in bf16.
 #[cfg(not(target_arch = "x86_64"))]
-pub fn processor_has_bf16() -> bool {
+pub(crate) fn processor_has_bf16() -> bool {
     false
 }
 

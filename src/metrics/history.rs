@@ -9,20 +9,20 @@ use std::path::Path;
 
 /// One evaluation of all dev pairs.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DevPoint {
+pub(crate) struct DevPoint {
     /// Updates done before it.
-    pub step: u64,
+    pub(crate) step: u64,
     /// Accuracy of the head that the objective ranks by; None if a score was not finite.
-    pub accuracy: Option<f64>,
+    pub(crate) accuracy: Option<f64>,
     /// That head's loss; None if it was not finite.
-    pub loss: Option<f64>,
+    pub(crate) loss: Option<f64>,
 }
 
 /// A run's evaluations of all dev pairs, ordered by step.
 ///
 /// # Errors
 /// A file that cannot be read. Lines that are not evaluations are skipped.
-pub fn dev_history(run: &Path, objective: Objective) -> Result<Vec<DevPoint>> {
+pub(crate) fn dev_history(run: &Path, objective: Objective) -> Result<Vec<DevPoint>> {
     let path = run.join(METRICS);
     let text = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
     let (accuracy, loss) = match objective {

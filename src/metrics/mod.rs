@@ -9,10 +9,12 @@ mod pairs;
 mod router;
 
 pub use crate::config::TOTAL;
-pub use history::{DevPoint, dev_history};
-pub use jsonl::{Jsonl, METRICS};
-pub use pairs::{PairOutcome, RunFacts, TEST_PAIRS, read_pairs, write_pairs};
-pub use router::RouterMetrics;
+pub(crate) use history::{DevPoint, dev_history};
+pub use jsonl::Jsonl;
+pub(crate) use jsonl::METRICS;
+pub(crate) use pairs::TEST_PAIRS;
+pub use pairs::{PairOutcome, RunFacts, read_pairs, write_pairs};
+pub(crate) use router::RouterMetrics;
 
 use crate::checkpoint::{Fitted, MetricsMark};
 use crate::error::Result;
@@ -102,36 +104,36 @@ pub struct EvaluationMetrics {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Conflict {
     /// Number of pairs whose gradients are compared, the same every time.
-    pub conflict: usize,
+    pub(crate) conflict: usize,
     /// Updates done before it.
-    pub step: usize,
+    pub(crate) step: usize,
     /// Cosine between the gradient of the weighted reward loss and that of the weighted policy loss, over all trained
     /// parameters: below 0 each loss undoes the other's progress. Null if one of the gradients is 0.
-    pub cosine: Option<f64>,
+    pub(crate) cosine: Option<f64>,
     /// The same over the parts that both losses reach. The policy loss has no gradient in the reward head, which draws `cosine`
     /// towards 0.
-    pub shared_cosine: Option<f64>,
+    pub(crate) shared_cosine: Option<f64>,
     /// Norm of the weighted reward loss's gradient, averaged over the pairs.
-    pub reward_norm: f64,
+    pub(crate) reward_norm: f64,
     /// Norm of the weighted policy loss's gradient, averaged over the pairs.
-    pub policy_norm: f64,
+    pub(crate) policy_norm: f64,
     /// The same for each part of the model.
-    pub parts: Vec<PartConflict>,
+    pub(crate) parts: Vec<PartConflict>,
     /// Time that the comparison took, in seconds.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
 }
 
 /// [`Conflict`] in one part of the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PartConflict {
+pub(crate) struct PartConflict {
     /// `embedding`, `block 1` and so on, `norm`, `language-model head`, `reward head`.
-    pub part: String,
+    pub(crate) part: String,
     /// See [`Conflict::cosine`].
-    pub cosine: Option<f64>,
+    pub(crate) cosine: Option<f64>,
     /// See [`Conflict::reward_norm`].
-    pub reward_norm: f64,
+    pub(crate) reward_norm: f64,
     /// See [`Conflict::policy_norm`].
-    pub policy_norm: f64,
+    pub(crate) policy_norm: f64,
 }
 
 /// Receives a run's numbers.
@@ -190,7 +192,7 @@ impl Sink for Vec<Box<dyn Sink>> {
 
 /// A progress bar if this process shows one, else a plain line every half minute and for the first and last step. An
 /// evaluation is a log line above the bar.
-pub struct Terminal {
+pub(crate) struct Terminal {
     last_step: usize,
     progress: Progress,
     has_printed: bool,
@@ -198,7 +200,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// For a run up to `last_step` that has done `done` steps already.
-    pub fn new(done: usize, last_step: usize) -> Self {
+    pub(crate) fn new(done: usize, last_step: usize) -> Self {
         Self {
             last_step,
             progress: Progress::new("train", Unit::Steps, done as u64, last_step as u64),
@@ -312,19 +314,19 @@ pub fn evaluation_table(rows: &[EvaluationMetrics]) -> String {
 }
 
 /// A plain table; the first `left` columns are left-aligned, the others, which are numbers, right-aligned.
-pub fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], left: usize, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new(header.to_vec()).right(left..header.len());
     rows.into_iter().for_each(|row| table.row(row));
     table.to_string()
 }
 
 /// A number as written in tables; `-` for none.
-pub fn number(value: Option<f64>) -> String {
+pub(crate) fn number(value: Option<f64>) -> String {
     value.map_or("-".into(), |value| format!("{value:.4}"))
 }
 
 /// A number with its interval, if there is one.
-pub fn with_interval(value: Option<f64>, interval: Option<Interval>) -> String {
+pub(crate) fn with_interval(value: Option<f64>, interval: Option<Interval>) -> String {
     let interval = interval.map(|Interval { low, high }| format!(" ({low:.3} to {high:.3})")).unwrap_or_default();
     number(value) + &interval
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The file, inside a run's folder.
-pub const TEST_PAIRS: &str = "test-pairs.jsonl";
+pub(crate) const TEST_PAIRS: &str = "test-pairs.jsonl";
 
 /// The text before the hash.
 const HASH: &str = "{\"xxh3\":\"";

@@ -15,17 +15,17 @@ pub struct RouterMetrics {
     /// The same for the expert with the fewest tokens; the smallest of all blocks.
     pub load_min: f64,
     /// Entropy of the experts' shares of tokens, divided by that of even shares; mean of all blocks.
-    pub entropy: f64,
+    pub(crate) entropy: f64,
     /// Number of experts, in all blocks, that got no token.
-    pub idle: usize,
+    pub(crate) idle: usize,
     /// Those experts: (block, expert).
     #[serde(skip)]
-    pub idle_experts: Vec<(usize, usize)>,
+    pub(crate) idle_experts: Vec<(usize, usize)>,
 }
 
 impl RouterMetrics {
     /// From the tokens of each expert, block after block in the order of `numbers`; all blocks have equally many experts.
-    pub fn of(load: &[f64], numbers: &[usize], balance: Option<f64>) -> Self {
+    pub(crate) fn of(load: &[f64], numbers: &[usize], balance: Option<f64>) -> Self {
         let experts = (load.len() / numbers.len().max(1)).max(1);
         let blocks = load.chunks(experts);
         let (mut most, mut least, mut entropies) = (0.0f64, f64::INFINITY, Vec::new());

@@ -20,7 +20,7 @@ use tch::{Kind, Tensor};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The adapter's weights, in its folder.
-pub const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A model's folder, or an adapter's with that of its base.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,19 +61,19 @@ impl Origin {
     }
 
     /// The folders that the model is read from.
-    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn folders(&self) -> impl Iterator<Item = &Path> {
         [Some(self.base.as_path()), self.adapter.as_deref()].into_iter().flatten()
     }
 
     /// The folder of the tokenizer's files: the adapter's if they are there, else the base's.
-    pub fn tokenizer(&self) -> &Path {
+    pub(crate) fn tokenizer(&self) -> &Path {
         let own = self.adapter.as_deref().filter(|folder| folder.join("tokenizer.json").is_file());
         own.unwrap_or(&self.base)
     }
 }
 
 /// The folder that an adapter's config names, relative to the adapter or to the working directory.
-pub fn local_base(folder: &Path, config: &PeftConfig) -> Option<PathBuf> {
+pub(crate) fn local_base(folder: &Path, config: &PeftConfig) -> Option<PathBuf> {
     let named = Path::new(config.base_model_name_or_path.as_deref()?);
     let candidates = [folder.join(named), named.to_path_buf()];
     candidates.into_iter().find(|path| path.join("config.json").is_file())

@@ -18,7 +18,7 @@ use crate::tensor::on_device;
 use tch::{Device, Kind, Tensor};
 
 /// Which sequences the rows of a micro-batch belong to, and the weight of the loss.
-pub struct Balance {
+pub(crate) struct Balance {
     /// `[T]` i64, the part of each row.
     parts: Tensor,
     /// [S, Q] f32, 1 where a part belongs to a sequence.
@@ -41,7 +41,7 @@ pub struct Routing {
 
 impl Balance {
     /// For packed groups in a model with experts in `blocks` blocks. `coefficient` is the weight of a pair's loss.
-    pub fn new(groups: &[Group], blocks: usize, coefficient: f64, device: Device) -> Self {
+    pub(crate) fn new(groups: &[Group], blocks: usize, coefficient: f64, device: Device) -> Self {
         let (mut parts, mut sequences) = (Vec::new(), Vec::new());
         let mut count = 0;
         for group in groups {
@@ -70,7 +70,7 @@ impl Balance {
     }
 
     /// Whether there is a loss: then every row goes through every block.
-    pub fn has_loss(&self) -> bool {
+    pub(crate) fn has_loss(&self) -> bool {
         self.weight > 0.0
     }
 
@@ -78,7 +78,7 @@ impl Balance {
     ///
     /// # Errors
     /// A device out of memory.
-    pub fn of(&self, shares: &Tensor, chosen: &Chosen) -> Result<(Routing, Option<Tensor>)> {
+    pub(crate) fn of(&self, shares: &Tensor, chosen: &Chosen) -> Result<(Routing, Option<Tensor>)> {
         let by_part = |values: &Tensor| -> Result<Tensor> {
             let sums = Tensor::f_zeros([self.members.size()[1], values.size()[1]], (Kind::Float, values.device()))?;
             add_rows(&sums, &self.parts, values)?;

@@ -15,9 +15,9 @@ pub struct Context {
     /// Which rows see which, under each of the model's rules.
     attention: Vec<(AttentionRules, AttentionPlan)>,
     /// The model's rotations, by position.
-    pub rotations: Vec<Turned>,
+    pub(crate) rotations: Vec<Turned>,
     /// The load and loss of experts, in training of a model that has them.
-    pub balance: Option<Balance>,
+    pub(crate) balance: Option<Balance>,
 }
 
 impl Context {
@@ -43,14 +43,20 @@ impl Context {
     }
 
     /// The same in training, with the weight of the loss that balances experts.
-    pub fn training(self, architecture: &Architecture, groups: &[Group], coefficient: f64, device: Device) -> Self {
+    pub(crate) fn training(
+        self,
+        architecture: &Architecture,
+        groups: &[Group],
+        coefficient: f64,
+        device: Device,
+    ) -> Self {
         let routed = architecture.blocks.iter().filter(|block| block.mlp.experts.is_some()).count();
         let balance = (routed > 0).then(|| Balance::new(groups, routed, coefficient, device));
         Self { balance, ..self }
     }
 
     /// Whether every row goes through every block to its end.
-    pub fn routes_all(&self) -> bool {
+    pub(crate) fn routes_all(&self) -> bool {
         self.balance.as_ref().is_some_and(Balance::has_loss)
     }
 
@@ -58,7 +64,7 @@ impl Context {
     ///
     /// # Errors
     /// Rules that no block of the model has.
-    pub fn attention(&self, rules: &AttentionRules) -> Result<&AttentionPlan> {
+    pub(crate) fn attention(&self, rules: &AttentionRules) -> Result<&AttentionPlan> {
         let plan = self.attention.iter().find(|(known, _)| known == rules);
         plan.map(|(_, plan)| plan).ok_or_else(|| Error::runtime("a block has no attention plan"))
     }

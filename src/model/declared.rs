@@ -10,7 +10,7 @@ pub struct Declared {
     /// Its shape.
     pub shape: Vec<i64>,
     /// The order of its rows.
-    pub rows: Rows,
+    pub(crate) rows: Rows,
 }
 
 impl Declared {
@@ -39,7 +39,7 @@ pub enum Rows {
 
 impl Rows {
     /// Values from a file, as they are in memory.
-    pub fn to_memory(self, values: &Tensor) -> Tensor {
+    pub(crate) fn to_memory(self, values: &Tensor) -> Tensor {
         match self {
             Self::AsInMemory => values.shallow_clone(),
             Self::HeadByHead(heads) => swapped(values, [heads, 3]),

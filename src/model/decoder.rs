@@ -54,13 +54,13 @@ impl<'a> Block<'a> {
     }
 
     /// The same block with adapters; its own parameters are then frozen.
-    pub fn with_adapter(self, adapter: Option<Adapter<'a>>) -> Self {
+    pub(crate) fn with_adapter(self, adapter: Option<Adapter<'a>>) -> Self {
         Self { linear: Linear { weights: self.weights, adapter }, ..self }
     }
 
     /// The same block if only these rows `[N]` of its output are read, each once; none: all. Attention needs every row of
     /// the input; what follows it is computed only for the rows that are read, in the first N rows of the buffers.
-    pub fn with_rows(self, rows: Option<&'a Tensor>) -> Self {
+    pub(crate) fn with_rows(self, rows: Option<&'a Tensor>) -> Self {
         Self { rows, ..self }
     }
 

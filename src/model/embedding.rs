@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 ///
 /// # Errors
 /// A device out of memory.
-pub fn embed(architecture: &Architecture, weights: &Weights, tokens: &Tensor, output: &Tensor) -> Result<()> {
+pub(crate) fn embed(architecture: &Architecture, weights: &Weights, tokens: &Tensor, output: &Tensor) -> Result<()> {
     let mut output = weights.view(0).f_index_select_out(output, 0, tokens)?;
     if let Some(scale) = embedding_scale(architecture, output.kind()) {
         let _ = output.f_mul_scalar_(scale)?;
@@ -26,7 +26,7 @@ pub fn embed(architecture: &Architecture, weights: &Weights, tokens: &Tensor, ou
 ///
 /// # Errors
 /// As [`embed`].
-pub fn embed_backward(
+pub(crate) fn embed_backward(
     architecture: &Architecture,
     bucket: &mut Bucket,
     tokens: &Tensor,

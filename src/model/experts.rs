@@ -18,7 +18,7 @@ use crate::ops::Scratch;
 use tch::{Kind, Tensor};
 
 /// The experts of one block.
-pub struct ExpertMlp<'a> {
+pub(crate) struct ExpertMlp<'a> {
     mlp: Mlp,
     experts: Experts,
     weights: &'a Weights,
@@ -28,7 +28,7 @@ pub struct ExpertMlp<'a> {
 
 impl<'a> ExpertMlp<'a> {
     /// Those of a block, if it has any.
-    pub fn of(mlp: Mlp, weights: &'a Weights, places: &'a Places) -> Option<Self> {
+    pub(crate) fn of(mlp: Mlp, weights: &'a Weights, places: &'a Places) -> Option<Self> {
         Some(Self { mlp, experts: mlp.experts?, weights, places, router: places.router? })
     }
 
@@ -36,7 +36,7 @@ impl<'a> ExpertMlp<'a> {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates, or a device out of memory.
-    pub fn forward(&self, x: &Tensor, at: &Buffers, output: &Tensor) -> Result<Routes> {
+    pub(crate) fn forward(&self, x: &Tensor, at: &Buffers, output: &Tensor) -> Result<Routes> {
         let ops = self.weights.ops;
         let routes = Routes::of(self.choose(x, at)?, self.experts.count)?;
         let [routed, inner, activated] = [Slot::Routed, Slot::Inner, Slot::Activated].map(|slot| rows_of(&at[slot]));
@@ -52,7 +52,7 @@ impl<'a> ExpertMlp<'a> {
     ///
     /// # Errors
     /// As [`ExpertMlp::forward`].
-    pub fn choose(&self, x: &Tensor, at: &Buffers) -> Result<Chosen> {
+    pub(crate) fn choose(&self, x: &Tensor, at: &Buffers) -> Result<Chosen> {
         self.weights.ops.route(x, self.weights.view(self.router), &at[Slot::Shares])?;
         Chosen::of(&at[Slot::Shares], self.experts)
     }
@@ -63,7 +63,7 @@ impl<'a> ExpertMlp<'a> {
     ///
     /// # Errors
     /// As [`ExpertMlp::forward`].
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         [x, gradient, output]: [&Tensor; 3],
         (routes, balance): (&Routes, Option<&Balance>),

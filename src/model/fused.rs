@@ -8,15 +8,15 @@ use crate::error::{Error, Result};
 use std::ops::Range;
 
 /// One matrix of such a tensor.
-pub struct Part {
+pub(crate) struct Part {
     /// Its usual name, by the architecture.
-    pub name: String,
+    pub(crate) name: String,
     /// Its rows, with all matrices of the tensor one below the other.
-    pub rows: Range<usize>,
+    pub(crate) rows: Range<usize>,
 }
 
 /// Whether a tensor, by its usual name, holds matrices of experts.
-pub fn is_fused(architecture: &Architecture, name: &str) -> bool {
+pub(crate) fn is_fused(architecture: &Architecture, name: &str) -> bool {
     place(architecture, name).is_some()
 }
 
@@ -24,7 +24,7 @@ pub fn is_fused(architecture: &Architecture, name: &str) -> bool {
 ///
 /// # Errors
 /// A shape other than the one by config.json.
-pub fn parts(architecture: &Architecture, name: &str, shape: &[i64]) -> Result<Option<Vec<Part>>> {
+pub(crate) fn parts(architecture: &Architecture, name: &str, shape: &[i64]) -> Result<Option<Vec<Part>>> {
     let Some((block, is_up)) = place(architecture, name) else { return Ok(None) };
     let (mlp, names, width) = (architecture.blocks[block].mlp, architecture.names, architecture.width);
     let count = mlp.experts.map_or(0, |experts| experts.count);

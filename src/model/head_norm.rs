@@ -14,19 +14,19 @@ use std::ops::Range;
 use tch::Tensor;
 
 /// The norm of some heads.
-pub struct HeadNorm<'a> {
+pub(crate) struct HeadNorm<'a> {
     /// Which of a row's N heads.
-    pub heads: Range<usize>,
+    pub(crate) heads: Range<usize>,
     /// Its parameters are `[E]`, or [n E] if all heads are normed together.
-    pub norm: Norm<'a>,
+    pub(crate) norm: Norm<'a>,
 }
 
 /// What it keeps for the backward pass.
-pub struct HeadsKept<'a> {
+pub(crate) struct HeadsKept<'a> {
     /// [T, n, E], the heads before the norm.
-    pub before: &'a Tensor,
+    pub(crate) before: &'a Tensor,
     /// Those of [T n] rows, or of T if all heads are normed together.
-    pub statistics: Statistics,
+    pub(crate) statistics: Statistics,
 }
 
 impl HeadNorm<'_> {
@@ -34,7 +34,7 @@ impl HeadNorm<'_> {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates.
-    pub fn forward(&self, rows: &Tensor, kept: &HeadsKept) -> Result<()> {
+    pub(crate) fn forward(&self, rows: &Tensor, kept: &HeadsKept) -> Result<()> {
         let mut place = narrow(rows, self.heads.clone());
         kept.before.shallow_clone().copy_(&place);
         let normed = kept.before.empty_like();
@@ -48,7 +48,7 @@ impl HeadNorm<'_> {
     ///
     /// # Errors
     /// As [`HeadNorm::forward`].
-    pub fn backward(&self, gradient_rows: &Tensor, kept: &HeadsKept, bucket: Option<&mut Bucket>) -> Result<()> {
+    pub(crate) fn backward(&self, gradient_rows: &Tensor, kept: &HeadsKept, bucket: Option<&mut Bucket>) -> Result<()> {
         let mut place = narrow(gradient_rows, self.heads.clone());
         let (gradient, input_gradient) = (kept.before.empty_like(), kept.before.empty_like());
         gradient.shallow_clone().copy_(&place);

@@ -10,7 +10,7 @@ use super::declared::{Declared, Rows};
 use std::ops::Range;
 
 /// Name of the reward head, in every family.
-pub const REWARD_HEAD: &str = "score.weight";
+pub(crate) const REWARD_HEAD: &str = "score.weight";
 
 /// The part of a model that a segment holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Part {
 
 /// For a folder that lacks the language-model head, as a reward model's may: the architecture and its parts except adapters,
 /// without that head, or without the bias of a tied one.
-pub fn without_head(architecture: &Architecture) -> (Architecture, Vec<Part>) {
+pub(crate) fn without_head(architecture: &Architecture) -> (Architecture, Vec<Part>) {
     let head_bias = architecture.head_bias && !architecture.tied;
     let architecture = Architecture { head_bias, ..architecture.clone() };
     let mut parts = Part::all(&architecture);
@@ -86,43 +86,43 @@ pub fn without_head(architecture: &Architecture) -> (Architecture, Vec<Part>) {
 
 /// Parameters of a linear map, or of several adjacent ones that are computed as one product.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Projection {
+pub(crate) struct Projection {
     /// Places of the matrices.
-    pub weights: Range<usize>,
+    pub(crate) weights: Range<usize>,
     /// Places of their biases.
-    pub biases: Option<Range<usize>>,
+    pub(crate) biases: Option<Range<usize>>,
 }
 
 /// Where a block's parameters lie in its segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// The norm before attention, if there is one.
-    pub input_norm: Option<usize>,
+    pub(crate) input_norm: Option<usize>,
     /// Queries, keys and values.
-    pub query_key_value: Projection,
+    pub(crate) query_key_value: Projection,
     /// Attention's output.
-    pub attention_output: Projection,
+    pub(crate) attention_output: Projection,
     /// The norms of queries and of keys.
-    pub query_key_norms: Option<[usize; 2]>,
+    pub(crate) query_key_norms: Option<[usize; 2]>,
     /// The norm after attention.
-    pub post_attention_norm: Option<usize>,
+    pub(crate) post_attention_norm: Option<usize>,
     /// The norm before the MLP: `input_norm` if it is shared.
-    pub mlp_norm: Option<usize>,
+    pub(crate) mlp_norm: Option<usize>,
     /// The router, if there are experts.
-    pub router: Option<usize>,
+    pub(crate) router: Option<usize>,
     /// Gate and up, or up alone; expert after expert.
-    pub up: Projection,
+    pub(crate) up: Projection,
     /// The MLP's output; expert after expert.
-    pub down: Projection,
+    pub(crate) down: Projection,
     /// The norm after the MLP.
-    pub post_mlp_norm: Option<usize>,
+    pub(crate) post_mlp_norm: Option<usize>,
     /// Number of parameters.
     count: usize,
 }
 
 impl Places {
     /// Matrices and norms in the order of the forward pass, then all biases of linear maps.
-    pub fn of(architecture: &Architecture, block: usize) -> Self {
+    pub(crate) fn of(architecture: &Architecture, block: usize) -> Self {
         let block = &architecture.blocks[block];
         let BlockDescription { norms, mlp, biases, .. } = block;
         let mut count = 0;

@@ -20,11 +20,11 @@ pub struct BlockSums<'a> {
 }
 
 /// A block's weights and its adapters.
-pub struct Linear<'a> {
+pub(crate) struct Linear<'a> {
     /// The block's parameters.
-    pub weights: &'a Weights,
+    pub(crate) weights: &'a Weights,
     /// Its adapters; with them its own parameters are frozen.
-    pub adapter: Option<Adapter<'a>>,
+    pub(crate) adapter: Option<Adapter<'a>>,
 }
 
 impl Linear<'_> {
@@ -32,7 +32,7 @@ impl Linear<'_> {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates, or a device out of memory.
-    pub fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
+    pub(crate) fn project(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
         let weight = self.weights.stacked(projection.weights.clone()).tr();
         let _ = match &projection.biases {
             Some(biases) => self.weights.stacked(biases.clone()).f_addmm_out(output, x, &weight)?,
@@ -48,7 +48,7 @@ impl Linear<'_> {
     ///
     /// # Errors
     /// As [`Linear::project`].
-    pub fn input_gradient(
+    pub(crate) fn input_gradient(
         &self,
         gradient: &Tensor,
         projection: &Projection,
@@ -66,7 +66,7 @@ impl Linear<'_> {
     ///
     /// # Errors
     /// As [`Linear::project`].
-    pub fn project_backward(
+    pub(crate) fn project_backward(
         &self,
         projection: &Projection,
         [gradient, x]: [&Tensor; 2],

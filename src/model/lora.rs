@@ -23,11 +23,11 @@ const ALL_LINEAR: &str = "all-linear";
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lora {
     /// Rows of A, columns of B.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// The scale, times the rank or its root.
     pub alpha: f64,
     /// Whether the scale is alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732), not alpha / rank.
-    pub use_rslora: bool,
+    pub(crate) use_rslora: bool,
     /// Places of the adapted weights among a block's parameters, ascending.
     places: Vec<usize>,
 }
@@ -84,7 +84,7 @@ impl Lora {
     }
 
     /// The factor of B (A x).
-    pub fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         let rank = self.rank as f64;
         self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
@@ -95,7 +95,7 @@ impl Lora {
     }
 
     /// The adapted modules of a block under their whole names, `model.layers.0.mlp.up_proj`.
-    pub fn modules(&self, architecture: &Architecture, block: usize) -> Vec<String> {
+    pub(crate) fn modules(&self, architecture: &Architecture, block: usize) -> Vec<String> {
         self.adapted(architecture, block).into_iter().map(|(_, module, _)| module).collect()
     }
 
@@ -120,12 +120,12 @@ impl Lora {
 }
 
 /// The name of the A of a module.
-pub fn name_of_a(module: &str) -> String {
+pub(crate) fn name_of_a(module: &str) -> String {
     format!("{module}.lora_A.weight")
 }
 
 /// The name of the B of a module.
-pub fn name_of_b(module: &str) -> String {
+pub(crate) fn name_of_b(module: &str) -> String {
     format!("{module}.lora_B.weight")
 }
 
@@ -156,7 +156,7 @@ pub fn projections(architecture: &Architecture, block: usize) -> Vec<(usize, Str
 }
 
 /// The last names of all projections that may have an adapter, each once: PEFT's "all-linear".
-pub fn all_targets(architecture: &Architecture) -> Vec<String> {
+pub(crate) fn all_targets(architecture: &Architecture) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for (_, module, _) in projections(architecture, 0) {
         let name = last_name(&module).to_owned();
@@ -168,7 +168,7 @@ pub fn all_targets(architecture: &Architecture) -> Vec<String> {
 }
 
 /// The adapters of one block, for one pass over it.
-pub struct Adapter<'a> {
+pub(crate) struct Adapter<'a> {
     lora: &'a Lora,
     /// The block's own parameters.
     base: &'a Weights,
@@ -194,7 +194,7 @@ impl AdapterGroup {
 
 impl<'a> Adapter<'a> {
     /// The adapters in `weights` of the block in `base`.
-    pub fn new(lora: &'a Lora, base: &'a Weights, weights: &'a Weights) -> Self {
+    pub(crate) fn new(lora: &'a Lora, base: &'a Weights, weights: &'a Weights) -> Self {
         Self { lora, base, weights }
     }
 
@@ -202,7 +202,7 @@ impl<'a> Adapter<'a> {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates, or a device out of memory.
-    pub fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
+    pub(crate) fn add(&self, x: &Tensor, projection: &Projection, output: &Tensor) -> Result<()> {
         let Some(group) = self.group(&projection.weights) else { return Ok(()) };
         let inner = self.inner(x, &group)?;
         for (index, (adapter, columns)) in group.each(output).enumerate() {
@@ -216,7 +216,7 @@ impl<'a> Adapter<'a> {
     ///
     /// # Errors
     /// As [`Adapter::add`].
-    pub fn add_input_gradient(
+    pub(crate) fn add_input_gradient(
         &self,
         gradient: &Tensor,
         projection: &Projection,
@@ -234,7 +234,7 @@ impl<'a> Adapter<'a> {
     ///
     /// # Errors
     /// As [`Adapter::add`].
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         projection: &Projection,
         [gradient, inner_gradient, x]: [&Tensor; 3],

@@ -15,13 +15,13 @@ const PREFIXES: [&str; 5] = ["module.", "base_model.model.", "pretrained_model."
 const INFIXES: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
 /// Names of reward heads: of Transformers (and this program), OpenRLHF, TRL and LLaMA-Factory, and others.
-pub const HEADS: [&str; 5] = ["score", "value_head", "v_head", "reward_head", "classifier"];
+pub(crate) const HEADS: [&str; 5] = ["score", "value_head", "v_head", "reward_head", "classifier"];
 
 /// TRL's and LLaMA-Factory's head is a module with a dropout before its one linear map.
 const INNER: &str = "summary.";
 
 /// The architecture's name for a tensor, or the tensor's own name if it is not the model's.
-pub fn usual(architecture: &Architecture, name: &str) -> String {
+pub(crate) fn usual(architecture: &Architecture, name: &str) -> String {
     let mut name = name.to_string();
     for infix in INFIXES {
         name = name.replace(infix, "");
@@ -81,17 +81,17 @@ fn head_of<'n>(name: &'n str, named: Option<&'n str>) -> Option<&'n str> {
 }
 
 /// Whether a tensor, by its usual name, belongs to a reward head.
-pub fn is_of_a_head(name: &str, named: Option<&str>) -> bool {
+pub(crate) fn is_of_a_head(name: &str, named: Option<&str>) -> bool {
     head_of(name, named).is_some()
 }
 
 /// Where a reward head is: the usual names of its tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeadNames {
+pub(crate) struct HeadNames {
     /// [1, D]
-    pub weight: String,
+    pub(crate) weight: String,
     /// `[1]`, or a single number.
-    pub bias: Option<String>,
+    pub(crate) bias: Option<String>,
 }
 
 impl HeadNames {
@@ -99,7 +99,7 @@ impl HeadNames {
     ///
     /// # Errors
     /// Several heads, one that is no single linear map, or one with a shape other than [1, D]; with the tensors found.
-    pub fn find(tensors: &BTreeMap<String, Vec<i64>>, named: Option<&str>, width: i64) -> Result<Option<Self>> {
+    pub(crate) fn find(tensors: &BTreeMap<String, Vec<i64>>, named: Option<&str>, width: i64) -> Result<Option<Self>> {
         let mut heads: BTreeMap<&str, Vec<(&String, &Vec<i64>)>> = BTreeMap::new();
         for (name, shape) in tensors {
             if let Some(head) = head_of(name, named) {
@@ -142,7 +142,7 @@ impl HeadNames {
     }
 
     /// Whether it has the name that this program and Transformers use.
-    pub fn is_usual(&self) -> bool {
+    pub(crate) fn is_usual(&self) -> bool {
         self.weight == REWARD_HEAD
     }
 }

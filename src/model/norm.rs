@@ -11,22 +11,22 @@ use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients, NormWeight}
 use tch::{Device, Kind, Tensor};
 
 /// A norm's statistics of its rows, for the backward pass.
-pub struct Statistics {
+pub(crate) struct Statistics {
     /// `[T]` f32, factors of the (centred) rows.
-    pub scale: Tensor,
+    pub(crate) scale: Tensor,
     /// `[T]` f32, means of the rows; of a layer norm only.
-    pub mean: Option<Tensor>,
+    pub(crate) mean: Option<Tensor>,
 }
 
 impl Statistics {
     /// Uninitialised statistics of this many rows.
-    pub fn new(kind: NormKind, rows: i64, device: Device) -> Self {
+    pub(crate) fn new(kind: NormKind, rows: i64, device: Device) -> Self {
         let new = || Tensor::empty([rows], (Kind::Float, device));
         Self { scale: new(), mean: kind.is_centred().then(new) }
     }
 
     /// The same numbers, flat: [T, n] -> [T n].
-    pub fn flat(self) -> Self {
+    pub(crate) fn flat(self) -> Self {
         Self { scale: self.scale.view([-1]), mean: self.mean.map(|mean| mean.view([-1])) }
     }
 
@@ -36,20 +36,20 @@ impl Statistics {
 }
 
 /// A norm whose parameters lie among the weights of a segment.
-pub struct Norm<'a> {
+pub(crate) struct Norm<'a> {
     /// Its kind.
-    pub kind: NormKind,
+    pub(crate) kind: NormKind,
     /// Keeps the scale finite.
-    pub epsilon: f64,
+    pub(crate) epsilon: f64,
     /// The weights that hold its parameters.
-    pub weights: &'a Weights,
+    pub(crate) weights: &'a Weights,
     /// The place of its first parameter.
-    pub place: usize,
+    pub(crate) place: usize,
 }
 
 impl<'a> Norm<'a> {
     /// The norm whose parameters lie at `place` of a segment's weights.
-    pub fn of(architecture: &Architecture, weights: &'a Weights, place: usize) -> Self {
+    pub(crate) fn of(architecture: &Architecture, weights: &'a Weights, place: usize) -> Self {
         Self { kind: architecture.norm, epsilon: architecture.norm_epsilon, weights, place }
     }
 
@@ -57,7 +57,7 @@ impl<'a> Norm<'a> {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates; the same below.
-    pub fn forward(&self, x: &Tensor, output: &Tensor, statistics: &Statistics) -> Result<()> {
+    pub(crate) fn forward(&self, x: &Tensor, output: &Tensor, statistics: &Statistics) -> Result<()> {
         let ops = self.weights.ops;
         match &statistics.mean {
             Some(mean) => ops.layer_norm(x, self.affine(), self.epsilon, output, statistics.of_layer(mean)),
@@ -66,7 +66,7 @@ impl<'a> Norm<'a> {
     }
 
     /// `sum` = x + change, then [`Norm::forward`] of it.
-    pub fn add_forward(
+    pub(crate) fn add_forward(
         &self,
         (x, change): (&Tensor, &Tensor),
         sum: &Tensor,
@@ -82,7 +82,7 @@ impl<'a> Norm<'a> {
     }
 
     /// The output of [`Norm::forward`] again: cheaper to recompute than to keep.
-    pub fn apply(&self, x: &Tensor, statistics: &Statistics, output: &Tensor) -> Result<()> {
+    pub(crate) fn apply(&self, x: &Tensor, statistics: &Statistics, output: &Tensor) -> Result<()> {
         let ops = self.weights.ops;
         match &statistics.mean {
             Some(mean) => ops.apply_layer_norm(x, self.affine(), statistics.of_layer(mean), output),
@@ -92,7 +92,7 @@ impl<'a> Norm<'a> {
 
     /// From the gradient of [`Norm::forward`]'s output [T, D] to that of x; the gradients of the parameters go to the
     /// `bucket`.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         gradients: NormGradients,
         x: &Tensor,
@@ -112,7 +112,7 @@ impl<'a> Norm<'a> {
     }
 
     /// Columns of the rows that it norms.
-    pub fn width(&self) -> i64 {
+    pub(crate) fn width(&self) -> i64 {
         self.weights.view(self.place).size()[0]
     }
 

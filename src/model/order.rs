@@ -22,7 +22,7 @@ pub struct BlockSegments {
 }
 
 /// Segments whose buckets are reduced together, group after group.
-pub type Reductions = Arc<[Vec<usize>]>;
+pub(crate) type Reductions = Arc<[Vec<usize>]>;
 
 /// Numbers of a model's segments, by their parts. Forward: embedding, blocks, norm, heads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,15 +32,15 @@ pub struct Order {
     /// The blocks, first to last.
     pub blocks: Vec<BlockSegments>,
     /// The final norm.
-    pub norm: usize,
+    pub(crate) norm: usize,
     /// An untied language-model head, if the model has one.
-    pub language_model_head: Option<usize>,
+    pub(crate) language_model_head: Option<usize>,
     /// The reward head.
-    pub reward_head: usize,
+    pub(crate) reward_head: usize,
     /// All of them in the order in which the backward pass completes their buckets.
     pub completions: Vec<usize>,
     /// Those that are trained, in the groups whose buckets are reduced together, in the order of these collectives.
-    pub reductions: Reductions,
+    pub(crate) reductions: Reductions,
     /// Whether the vocabulary product is by the token embedding.
     tied: bool,
 }
@@ -50,7 +50,7 @@ impl Order {
     ///
     /// # Errors
     /// A part that every model has is missing.
-    pub fn of(parts: &[Part], tied: bool, trained: impl Fn(usize) -> Option<usize>) -> Result<Self> {
+    pub(crate) fn of(parts: &[Part], tied: bool, trained: impl Fn(usize) -> Option<usize>) -> Result<Self> {
         let find = |part: Part| parts.iter().position(|other| *other == part);
         let place = |part: Part| find(part).ok_or_else(|| Error::runtime(format!("the model has no {part:?}")));
         let layers = parts.iter().filter(|part| matches!(part, Part::Block(_))).count();
@@ -77,7 +77,7 @@ impl Order {
 
 /// Numbers of these parts in the order in which the backward pass completes their buckets: from the heads to the embedding,
 /// which also completes a tied vocabulary matrix.
-pub fn completions(parts: &[Part]) -> Vec<usize> {
+pub(crate) fn completions(parts: &[Part]) -> Vec<usize> {
     let key = |part: &Part| match *part {
         Part::RewardHead => (0, Reverse(0), 0),
         Part::LanguageModelHead => (1, Reverse(0), 0),

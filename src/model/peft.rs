@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// The file that makes a folder an adapter.
-pub const CONFIG: &str = "adapter_config.json";
+pub(crate) const CONFIG: &str = "adapter_config.json";
 
 /// PEFT's prefix of the names of the base's modules.
 pub const PREFIX: &str = "base_model.model.";
@@ -50,23 +50,23 @@ const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// The keys of the file that are used here.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct PeftConfig {
+pub(crate) struct PeftConfig {
     peft_type: Option<String>,
     task_type: Option<String>,
     /// The base: a folder, or a name on the hub.
-    pub base_model_name_or_path: Option<String>,
+    pub(crate) base_model_name_or_path: Option<String>,
     /// The revision of a base on the hub.
-    pub revision: Option<String>,
+    pub(crate) revision: Option<String>,
     /// Rank.
-    pub r: usize,
+    pub(crate) r: usize,
     /// The scale, times the rank or its root.
-    pub lora_alpha: f64,
+    pub(crate) lora_alpha: f64,
     /// Whether the scale is alpha / sqrt(rank).
     #[serde(default)]
-    pub use_rslora: bool,
+    pub(crate) use_rslora: bool,
     /// Share of an adapter's input that was dropped out in its training.
     #[serde(default)]
-    pub lora_dropout: f64,
+    pub(crate) lora_dropout: f64,
     modules_to_save: Option<Vec<String>>,
     #[serde(default)]
     init_lora_weights: Value,
@@ -74,7 +74,7 @@ pub struct PeftConfig {
 
 impl PeftConfig {
     /// Whether a folder is an adapter.
-    pub fn is_in(folder: &Path) -> bool {
+    pub(crate) fn is_in(folder: &Path) -> bool {
         folder.join(CONFIG).is_file()
     }
 
@@ -82,19 +82,19 @@ impl PeftConfig {
     ///
     /// # Errors
     /// A missing or broken file, or one that asks for an unknown feature; the key is named.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub(crate) fn open(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
         let text = files::read_within(&path, MOST_BYTES)?;
         Self::parse(&text).map_err(|error| error.at(path.display()))
     }
 
     /// Whether a reward head was trained with the adapter, and is saved with it.
-    pub fn saves_a_head(&self) -> bool {
+    pub(crate) fn saves_a_head(&self) -> bool {
         self.modules_to_save.iter().flatten().next().is_some()
     }
 
     /// Whether it was made for a model with a head.
-    pub fn is_of_a_classifier(&self) -> bool {
+    pub(crate) fn is_of_a_classifier(&self) -> bool {
         self.task_type.as_deref() == Some("SEQ_CLS")
     }
 
@@ -149,22 +149,22 @@ fn is_neutral(value: &Value) -> bool {
 }
 
 /// What the file says about an adapter.
-pub struct Written<'a> {
+pub(crate) struct Written<'a> {
     /// The base, and its revision if it has a name on the hub.
-    pub base: (&'a str, Option<&'a str>),
+    pub(crate) base: (&'a str, Option<&'a str>),
     /// Rank.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// The scale, times the rank or its root.
-    pub alpha: f64,
+    pub(crate) alpha: f64,
     /// Whether the scale is alpha / sqrt(rank).
-    pub use_rslora: bool,
+    pub(crate) use_rslora: bool,
     /// Last names of the adapted modules.
-    pub targets: &'a [String],
+    pub(crate) targets: &'a [String],
 }
 
 impl Written<'_> {
     /// The file's content, with the keys that PEFT needs and those that turn other features off.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         // PEFT writes a whole number as one.
         let alpha = if self.alpha.fract() == 0.0 { json!(self.alpha as i64) } else { json!(self.alpha) };
         json!({

@@ -36,7 +36,7 @@ const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 ///
 /// # Errors
 /// [`Error::input`] that names these signs.
-pub fn refuse(folder: &Path, config: &Value, files: &[Mapped], is_weight: impl Fn(&str) -> bool) -> Result<()> {
+pub(crate) fn refuse(folder: &Path, config: &Value, files: &[Mapped], is_weight: impl Fn(&str) -> bool) -> Result<()> {
     let mut signs = Vec::new();
     for key in KEYS {
         let value = config.get(key).filter(|value| !value.is_null());

@@ -14,7 +14,7 @@ use std::f64::consts::PI;
 use tch::{Device, Kind, Tensor};
 
 /// Angles per position in a sequence of `length` tokens: R / 2 frequencies in radians, f32 like Transformers.
-pub fn frequencies(rotation: &Rotation, length: usize) -> Vec<f32> {
+pub(crate) fn frequencies(rotation: &Rotation, length: usize) -> Vec<f32> {
     let Rotation { rope, width, period, .. } = rotation;
     let count = width / 2;
     let of_base = |base: f64| (0..count).map(move |index| base.powf(-((2 * index) as f64) / *period as f64));
@@ -73,7 +73,7 @@ fn magnitude(rotation: &Rotation) -> f64 {
 ///
 /// # Errors
 /// Sequences of one group that are not rotated alike: they cannot share a prefix.
-pub fn angles(rotation: &Rotation, groups: &[Group], positions: &Tensor, device: Device) -> Result<Angles> {
+pub(crate) fn angles(rotation: &Rotation, groups: &[Group], positions: &Tensor, device: Device) -> Result<Angles> {
     let positions = positions.to_kind(Kind::Float).unsqueeze(-1);
     let angles = match rotation.rope.scaling.alike() {
         None => positions * on_device(&frequencies(rotation, 0), device).unsqueeze(0),
@@ -105,7 +105,7 @@ pub fn angles(rotation: &Rotation, groups: &[Group], positions: &Tensor, device:
 }
 
 /// A rotation of one batch.
-pub struct Turned {
+pub(crate) struct Turned {
     angles: Angles,
     /// Factors of the rotated queries, [T, 1, 1] in the kind of the computation.
     query_scale: Option<Tensor>,
@@ -116,7 +116,7 @@ impl Turned {
     ///
     /// # Errors
     /// As [`angles`].
-    pub fn new(
+    pub(crate) fn new(
         rotation: &Rotation,
         groups: &[Group],
         positions: &Tensor,
@@ -134,7 +134,7 @@ impl Turned {
     ///
     /// # Errors
     /// As [`Ops::rotate`].
-    pub fn rotate(&self, ops: &dyn Ops, rows: &Tensor, heads: HeadCounts, direction: Direction) -> Result<()> {
+    pub(crate) fn rotate(&self, ops: &dyn Ops, rows: &Tensor, heads: HeadCounts, direction: Direction) -> Result<()> {
         // Scaling and rotating a head commute.
         if let Some(scale) = &self.query_scale {
             let _ = rows.narrow(1, 0, heads.query as i64).f_mul_(scale)?;

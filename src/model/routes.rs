@@ -9,25 +9,25 @@ use crate::error::{Error, Result};
 use tch::{Device, Kind, Tensor};
 
 /// Which experts each token goes through.
-pub struct Chosen {
+pub(crate) struct Chosen {
     /// [T, K] i64, the experts of each token, that of the largest share first.
-    pub experts: Tensor,
+    pub(crate) experts: Tensor,
     /// [T, K] f32, the factors of their results.
-    pub weights: Tensor,
+    pub(crate) weights: Tensor,
     /// The smallest difference between the last chosen share and the next one, one f32; infinite if all are chosen.
-    pub gap: Tensor,
+    pub(crate) gap: Tensor,
 }
 
 /// Which rows go through which experts.
-pub struct Routes {
+pub(crate) struct Routes {
     /// The choice that the rows follow from.
-    pub chosen: Chosen,
+    pub(crate) chosen: Chosen,
     /// `[A]` i64: for each row, in the order of experts, its place among the T K choices.
     order: Tensor,
     /// [T, K] i64, the inverse: the row of each choice.
-    pub rows: Tensor,
+    pub(crate) rows: Tensor,
     /// Rows of each expert.
-    pub counts: Vec<i64>,
+    pub(crate) counts: Vec<i64>,
 }
 
 impl Chosen {
@@ -35,7 +35,7 @@ impl Chosen {
     ///
     /// # Errors
     /// A device out of memory.
-    pub fn of(shares: &Tensor, Experts { count, top_k, normalised }: Experts) -> Result<Self> {
+    pub(crate) fn of(shares: &Tensor, Experts { count, top_k, normalised }: Experts) -> Result<Self> {
         let (sorted, experts) = shares.f_sort_stable(true, -1, true)?;
         let gap = match top_k < count {
             true => (sorted.select(1, top_k as i64 - 1) - sorted.select(1, top_k as i64)).f_min()?,
@@ -55,7 +55,7 @@ impl Routes {
     ///
     /// # Errors
     /// As [`Chosen::of`].
-    pub fn of(chosen: Chosen, count: usize) -> Result<Self> {
+    pub(crate) fn of(chosen: Chosen, count: usize) -> Result<Self> {
         let flat = chosen.experts.view([-1]);
         let (_, order) = flat.f_sort_stable(true, 0, false)?;
         let numbers = Tensor::f_arange(order.size()[0], (Kind::Int64, order.device()))?;
@@ -65,12 +65,12 @@ impl Routes {
     }
 
     /// `[A]` i64, the token of each row.
-    pub fn tokens(&self) -> Tensor {
+    pub(crate) fn tokens(&self) -> Tensor {
         self.order.floor_divide_scalar(self.chosen.experts.size()[1])
     }
 
     /// [A, 1] f32, the factor of each row's result.
-    pub fn row_weights(&self) -> Tensor {
+    pub(crate) fn row_weights(&self) -> Tensor {
         self.chosen.weights.view([-1]).index_select(0, &self.order).unsqueeze(-1)
     }
 
@@ -78,7 +78,7 @@ impl Routes {
     ///
     /// # Errors
     /// As [`Routes::of`].
-    pub fn gathered(&self, values: &Tensor, weighted: bool) -> Result<Tensor> {
+    pub(crate) fn gathered(&self, values: &Tensor, weighted: bool) -> Result<Tensor> {
         let [tokens, each] = self.rows.size()[..] else { return Err(Error::runtime("routes are no matrix")) };
         let mut sum = Tensor::f_zeros([tokens, values.size()[1]], (Kind::Float, values.device()))?;
         for number in 0..each {

@@ -27,13 +27,13 @@ const INDEX: &str = "model.safetensors.index.json";
 const VALUE_HEAD: &str = "value_head.safetensors";
 
 /// Key of config.json that names the module of the reward head: OpenRLHF's.
-pub const HEAD_NAME: &str = "value_head_prefix";
+pub(crate) const HEAD_NAME: &str = "value_head_prefix";
 
 /// Key of config.json for a number that is added to every reward: the bias of a merged model's head, unknown to servers.
-pub const REWARD_BIAS: &str = "reward_bias";
+pub(crate) const REWARD_BIAS: &str = "reward_bias";
 
 /// The files of a folder, and the tensors in them.
-pub struct WeightFiles {
+pub(crate) struct WeightFiles {
     files: Vec<Mapped>,
     /// By its usual name.
     place: BTreeMap<String, Place>,
@@ -60,7 +60,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// A missing, cut or damaged file, quantised weights, two tensors of one name, or a reward head that cannot be read.
-    pub fn of_model(folder: &Path, architecture: &Architecture) -> Result<Self> {
+    pub(crate) fn of_model(folder: &Path, architecture: &Architecture) -> Result<Self> {
         let config = config(folder)?;
         let parts = Part::all(architecture).into_iter();
         let needed: BTreeSet<String> =
@@ -83,7 +83,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// As [`Self::of_model`].
-    pub fn of_adapter(folder: &Path, weights: &str, base: &Path, architecture: &Architecture) -> Result<Self> {
+    pub(crate) fn of_adapter(folder: &Path, weights: &str, base: &Path, architecture: &Architecture) -> Result<Self> {
         let paths: Vec<PathBuf> = [Some(folder.join(weights)), value_head(folder)?].into_iter().flatten().collect();
         let files = mapped(&paths)?;
         quantised::refuse(folder, &Value::Null, &files, |name| name.contains(".lora_"))?;
@@ -140,24 +140,24 @@ impl WeightFiles {
     }
 
     /// Whether there is a tensor of this usual name.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.place.contains_key(name)
     }
 
     /// Whether there is a language-model head: its matrix, or for a tied one its bias, if it has one.
-    pub fn has_language_model_head(&self, architecture: &Architecture) -> bool {
+    pub(crate) fn has_language_model_head(&self, architecture: &Architecture) -> bool {
         let Architecture { tied, head_bias, names, .. } = architecture;
         let needed = if *tied { "bias" } else { "weight" };
         (*tied && !head_bias) || self.has(&format!("{}.{needed}", names.head[0]))
     }
 
     /// All usual names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.place.keys().map(String::as_str)
     }
 
     /// Whether a tensor is the reward head or its bias.
-    pub fn is_head(&self, name: &str) -> bool {
+    pub(crate) fn is_head(&self, name: &str) -> bool {
         let head = self.head.as_ref();
         head.is_some_and(|head| head.weight == name || head.bias.as_deref() == Some(name))
     }
@@ -166,7 +166,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// No such tensor.
-    pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
+    pub(crate) fn shape(&self, name: &str) -> Result<Vec<i64>> {
         self.find(name)?.shape(&self.files)
     }
 
@@ -188,7 +188,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// A head of a kind that cannot be read, or one that is not finite.
-    pub fn reward_head(&self) -> Result<Option<(Tensor, f64)>> {
+    pub(crate) fn reward_head(&self) -> Result<Option<(Tensor, f64)>> {
         let Some(HeadNames { weight, bias }) = &self.head else { return Ok(None) };
         let place = self.find(weight)?;
         let (value, raw) = (place.read(&self.files)?, &place.raw);
@@ -204,7 +204,7 @@ impl WeightFiles {
     }
 
     /// Each file's path, and the usual names of its tensors that go into a merged model: all but reward heads and constants.
-    pub fn shards(&self) -> impl Iterator<Item = (&Path, Vec<&str>)> {
+    pub(crate) fn shards(&self) -> impl Iterator<Item = (&Path, Vec<&str>)> {
         self.files.iter().enumerate().map(|(number, file)| {
             let mine = self.place.iter().filter(move |(_, place)| place.file == number);
             let names = mine.map(|(name, _)| name.as_str());
@@ -218,7 +218,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// Tensors that are missing or have another shape, or one that looks like a reward head but has an unknown name.
-    pub fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
+    pub(crate) fn check(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<()> {
         let problems = self.problems(folder, architecture, parts)?;
         if let Some(first) = problems.into_iter().next() {
             return Err(first);
@@ -242,7 +242,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// A header that cannot be read.
-    pub fn problems(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<Vec<Error>> {
+    pub(crate) fn problems(&self, folder: &Path, architecture: &Architecture, parts: &[Part]) -> Result<Vec<Error>> {
         let needed = needed(architecture, parts);
         let (there, missing): (Vec<&Declared>, Vec<_>) = needed.iter().partition(|declared| self.has(&declared.name));
         let mut problems = Vec::new();
@@ -298,7 +298,7 @@ impl WeightFiles {
     }
 
     /// The usual names of tensors that no part is read from.
-    pub fn unused(&self, architecture: &Architecture, parts: &[Part]) -> Vec<&str> {
+    pub(crate) fn unused(&self, architecture: &Architecture, parts: &[Part]) -> Vec<&str> {
         let needed = needed(architecture, parts);
         let known: BTreeSet<_> = needed.iter().map(|declared| declared.name.as_str()).collect();
         // Some files hold a copy of the embedding for a tied head.
@@ -366,7 +366,7 @@ pub fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// A head in a pickle.
-pub fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
     let path = folder.join(VALUE_HEAD);
     if path.exists() {
         return Ok(Some(path));

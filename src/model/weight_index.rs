@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 64 << 20;
 const HINT: &str = "expected {\"weight_map\": {\"TENSOR\": \"FILE\", ...}}: get or write the file again";
 
 /// The shards that an index names, each once.
-pub fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let wrong = |what: String| Error::input(format!("{}: {what}", index.display())).hint(HINT);
     #[derive(serde::Deserialize)]
     struct Index {

@@ -88,7 +88,7 @@ impl Model {
     }
 
     /// Takes over the reward head [1, D] of a folder and its bias, if there is one.
-    pub fn bring_head(&mut self, head: Option<(Tensor, f64)>, purpose: Use) {
+    pub(crate) fn bring_head(&mut self, head: Option<(Tensor, f64)>, purpose: Use) {
         let (Some((index, _)), Some((weight, bias))) = (self.segment(Part::RewardHead), head) else { return };
         self.segments[index].set(0, &weight);
         (self.had_reward_head, self.reward_bias) = (true, bias);
@@ -102,7 +102,7 @@ impl Model {
     }
 
     /// The operations of the device that it is on: chosen once, when its segments are made.
-    pub fn ops(&self) -> &'static dyn Ops {
+    pub(crate) fn ops(&self) -> &'static dyn Ops {
         self.segments.first().map_or_else(|| ops::of(self.device), |first| first.weights.ops)
     }
 

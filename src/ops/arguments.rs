@@ -29,7 +29,7 @@ pub enum Direction {
 
 impl Direction {
     /// The sign of the sines.
-    pub fn sign(self) -> f32 {
+    pub(crate) fn sign(self) -> f32 {
         if self == Self::Forward { 1.0 } else { -1.0 }
     }
 }
@@ -227,12 +227,12 @@ pub struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     /// All columns.
-    pub fn all(rows: &'a Tensor) -> Self {
+    pub(crate) fn all(rows: &'a Tensor) -> Self {
         Self { rows, first: 0, count: rows.size()[1] }
     }
 
     /// As a tensor [T, C] over the same memory.
-    pub fn view(&self) -> Tensor {
+    pub(crate) fn view(&self) -> Tensor {
         self.rows.narrow(1, self.first, self.count)
     }
 }

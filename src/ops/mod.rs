@@ -8,7 +8,7 @@
 //! adapter, V vocabulary, H query heads, G key/value heads, E head width. Values are f32 or bf16, statistics and sums f32.
 //! Outputs are written to the caller's buffers, which overlap no input.
 
-pub mod arguments;
+pub(crate) mod arguments;
 pub mod checked;
 pub mod cpu;
 pub mod cuda;
@@ -22,7 +22,7 @@ pub use arguments::{
     LayerStatistics, Logits, MlpKind, NormGradients, NormWeight, Place, Places, Verdict,
 };
 pub use checked::Checked;
-pub use scatter::add_rows;
+pub(crate) use scatter::add_rows;
 pub use scratch::Scratch;
 
 use crate::error::Result;

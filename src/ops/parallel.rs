@@ -28,7 +28,7 @@ pub fn threads() -> usize {
 }
 
 /// Calls `work` on every item, in no particular order; returns when all are done.
-pub fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I) + Send + Sync) {
+pub(crate) fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I) + Send + Sync) {
     match POOL.get() {
         Some(pool) => {
             let items: Vec<I> = items.collect();
@@ -39,7 +39,7 @@ pub fn for_each<I: Send>(items: impl Iterator<Item = I> + Send, work: impl Fn(I)
 }
 
 /// The results of `work` for all items, in their order.
-pub fn map<I: Send, O: Send>(items: Vec<I>, work: impl Fn(I) -> O + Send + Sync) -> Vec<O> {
+pub(crate) fn map<I: Send, O: Send>(items: Vec<I>, work: impl Fn(I) -> O + Send + Sync) -> Vec<O> {
     match POOL.get() {
         Some(pool) => pool.install(|| items.into_par_iter().map(work).collect()),
         None => items.into_iter().map(work).collect(),

@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 ///
 /// # Errors
 /// A device out of memory.
-pub fn add_rows(sum: &Tensor, places: &Tensor, rows: &Tensor) -> Result<()> {
+pub(crate) fn add_rows(sum: &Tensor, places: &Tensor, rows: &Tensor) -> Result<()> {
     match sum.device() {
         Device::Cuda(_) => sorted(sum, places, rows),
         _ => {

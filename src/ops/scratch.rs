@@ -8,12 +8,19 @@ pub struct Scratch(Option<Tensor>);
 
 impl Scratch {
     /// An uninitialised matrix [rows, columns], in the memory of the one before.
-    pub fn matrix(&mut self, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
+    pub(crate) fn matrix(&mut self, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
         self.matrix_of_at_most(rows, rows, columns, kind, device)
     }
 
     /// As [`Scratch::matrix`], with memory for `most` rows.
-    pub fn matrix_of_at_most(&mut self, most: i64, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
+    pub(crate) fn matrix_of_at_most(
+        &mut self,
+        most: i64,
+        rows: i64,
+        columns: i64,
+        kind: Kind,
+        device: Device,
+    ) -> Tensor {
         let Self(buffer) = self;
         let fits = |buffer: &&mut Tensor| buffer.size()[0] >= rows * columns && buffer.kind() == kind;
         let buffer = match buffer.as_mut().filter(fits) {

@@ -7,7 +7,7 @@ use super::hardware::{BANDWIDTH_SHARE, Hardware, RESERVE};
 use super::time::launches;
 
 /// One sentence per assumption, for `ranks` ranks.
-pub fn assumptions(job: &Job, hardware: &Hardware, ranks: usize) -> Vec<String> {
+pub(crate) fn assumptions(job: &Job, hardware: &Hardware, ranks: usize) -> Vec<String> {
     let device = if hardware.cpu { "rank" } else { "GPU" };
     let mut sentences = vec![
         format!(

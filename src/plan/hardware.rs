@@ -9,10 +9,10 @@ use serde::Serialize;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Share of a link's or a memory's bandwidth that large transfers are assumed to reach.
-pub const BANDWIDTH_SHARE: f64 = 0.8;
+pub(crate) const BANDWIDTH_SHARE: f64 = 0.8;
 
 /// Share of a GPU's memory left free for fragmentation and the driver.
-pub const RESERVE: f64 = 0.05;
+pub(crate) const RESERVE: f64 = 0.05;
 
 /// One rank's device and its links to others. All figures are one direction, per GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -139,7 +139,7 @@ const SHEETS: &[Sheet] = &[
 ];
 
 /// Name of the computer the command runs on.
-pub const CPU: &str = "cpu";
+pub(crate) const CPU: &str = "cpu";
 
 /// Rate of matrix products of one CPU thread in FLOP/s, bf16 and f32: measured with libtorch on one core of the machine that
 /// docs/internals.md's figures are from (AMD EPYC, family 25 model 17, with AVX512-BF16). `--flops` sets another.
@@ -200,7 +200,7 @@ pub fn names() -> Vec<&'static str> {
 
 impl Hardware {
     /// Rate that a step is assumed to reach, FLOP/s.
-    pub fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.peak * self.attainable
     }
 
@@ -224,7 +224,7 @@ impl Hardware {
     }
 
     /// Seconds to move `bytes` through the memory.
-    pub fn stream(&self, bytes: f64) -> f64 {
+    pub(crate) fn stream(&self, bytes: f64) -> f64 {
         bytes / (self.memory_bandwidth * BANDWIDTH_SHARE)
     }
 }

@@ -17,7 +17,7 @@ use tch::Kind;
 ///
 /// # Errors
 /// An unknown name; a system without Linux's /proc.
-pub fn named(name: &str, ranks: usize, config: &Config) -> Result<(Hardware, Kind)> {
+pub(crate) fn named(name: &str, ranks: usize, config: &Config) -> Result<(Hardware, Kind)> {
     if name != hardware::CPU {
         let kind = kind_on_gpu(config);
         return Ok((hardware::gpu(name, kind == Kind::BFloat16)?, kind));
@@ -32,23 +32,23 @@ pub fn named(name: &str, ranks: usize, config: &Config) -> Result<(Hardware, Kin
 
 /// The device that a benchmark runs on, if its memory can be compared with the plan's: None on a GPU. Its memory size is left at
 /// 0, since whether the job fits is not asked here.
-pub fn running(machine: &Machine, ranks: usize) -> Option<Hardware> {
+pub(crate) fn running(machine: &Machine, ranks: usize) -> Option<Hardware> {
     machine.is_cpu().then(|| hardware::cpu(ranks, machine.threads, 0.0, machine.kind == Kind::BFloat16))
 }
 
 /// The memory that a rank needs and may fill on a device, in bytes.
-pub struct Room {
+pub(crate) struct Room {
     /// Needed at the worst moment, by a full micro-batch or a pair of two longest sequences.
-    pub needed: f64,
+    pub(crate) needed: f64,
     /// A rank may fill this much.
-    pub usable: f64,
+    pub(crate) usable: f64,
     /// A GPU's name, or "this computer".
     device: String,
 }
 
 impl Room {
     /// `a rank needs 1.2 GB and may fill 7.6 GB of this computer`.
-    pub fn described(&self) -> String {
+    pub(crate) fn described(&self) -> String {
         let Self { needed, usable, device } = self;
         format!("a rank needs {:.1} GB and may fill {:.1} GB of {device}", needed / 1e9, usable / 1e9)
     }
@@ -58,7 +58,7 @@ impl Room {
 ///
 /// # Errors
 /// An adapter on a projection that the model does not have; a system without Linux's /proc.
-pub fn on_processor(config: &Config, architecture: &Architecture, ranks: usize) -> Result<Room> {
+pub(crate) fn on_processor(config: &Config, architecture: &Architecture, ranks: usize) -> Result<Room> {
     let kind = kind_on_processor(config);
     let job = Job::new(config, architecture.clone(), kind)?;
     let hardware = hardware::cpu(ranks, 1, memory_of_this_computer()?, kind == Kind::BFloat16);
@@ -70,7 +70,7 @@ pub fn on_processor(config: &Config, architecture: &Architecture, ranks: usize) 
 ///
 /// # Errors
 /// An adapter on a projection that the model does not have.
-pub fn on_first_device(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
+pub(crate) fn on_first_device(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
     let Some(cards) = look::gpus() else {
         // Built for its errors alone: the `ok()` below would hide them.
         Job::new(config, architecture.clone(), kind_on_processor(config))?;

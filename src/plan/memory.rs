@@ -48,20 +48,20 @@ pub struct Memory {
     /// Logits, the heads' hidden states and the gradient product of the vocabulary matrix.
     pub head_workspace: usize,
     /// Temporary results of the update, on a GPU.
-    pub update_workspace: usize,
+    pub(crate) update_workspace: usize,
     /// One tensor while it is loaded, on a CPU; on a GPU it is in the host's memory.
-    pub loading: usize,
+    pub(crate) loading: usize,
     /// Collected for saving: on a GPU a part of one tensor's state, on a CPU that and the whole tensor.
-    pub saving: usize,
+    pub(crate) saving: usize,
     /// Allocator slack, on a GPU.
-    pub slack: usize,
+    pub(crate) slack: usize,
     /// The process without a model, including libraries' caches.
-    pub base: usize,
+    pub(crate) base: usize,
 }
 
 impl Memory {
     /// [`Memory::of`] on that hardware.
-    pub fn on(hardware: &Hardware, job: &Job, largest: &Shape, ranks: usize) -> Self {
+    pub(crate) fn on(hardware: &Hardware, job: &Job, largest: &Shape, ranks: usize) -> Self {
         Self::of(job, largest, hardware.cpu, ranks)
     }
 

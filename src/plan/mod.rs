@@ -4,13 +4,13 @@
 //! are named values in `hardware.rs`, `memory.rs` or `time.rs`. Not here: reading files and printing
 //! (`commands/plan/`).
 
-pub mod assumptions;
+pub(crate) mod assumptions;
 pub mod hardware;
-pub mod here;
+pub(crate) mod here;
 pub mod memory;
 pub mod scaling;
 pub mod shapes;
-pub mod stages;
+pub(crate) mod stages;
 pub mod time;
 pub mod workload;
 
@@ -50,16 +50,16 @@ pub struct Bucket {
     /// Its number of parameters.
     pub elements: usize,
     /// Elements of its largest parameter.
-    pub largest_parameter: usize,
+    pub(crate) largest_parameter: usize,
     /// The kind that it is computed in.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Whether it has a gradient, a master and moments.
-    pub trains: bool,
+    pub(crate) trains: bool,
 }
 
 impl Bucket {
     /// Elements of its buffers on one of `ranks` ranks, each of which keeps a share of the state if it is `sharded`.
-    pub fn sizes(&self, sharded: bool, ranks: usize) -> Sizes {
+    pub(crate) fn sizes(&self, sharded: bool, ranks: usize) -> Sizes {
         let purpose = if self.trains { Use::training(sharded, 0, ranks) } else { Use::Evaluate };
         Sizes::of(self.elements, self.kind, purpose)
     }
@@ -70,7 +70,7 @@ impl Job {
     ///
     /// # Errors
     /// An adapter on a projection that the model does not have.
-    pub fn new(config: &Config, architecture: Architecture, kind: Kind) -> Result<Self> {
+    pub(crate) fn new(config: &Config, architecture: Architecture, kind: Kind) -> Result<Self> {
         Ok(Self {
             lora: config.lora.as_ref().map(|lora| Lora::new(lora, &architecture)).transpose()?,
             architecture,
@@ -113,7 +113,7 @@ impl Job {
     }
 
     /// Bytes per number in the compute kind.
-    pub fn compute_bytes(&self) -> usize {
+    pub(crate) fn compute_bytes(&self) -> usize {
         self.kind.elt_size_in_bytes()
     }
 
@@ -128,7 +128,7 @@ impl Job {
     }
 
     /// Parameters that are trained.
-    pub fn trained(&self) -> usize {
+    pub(crate) fn trained(&self) -> usize {
         self.buckets().iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).sum()
     }
 }

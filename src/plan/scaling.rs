@@ -7,7 +7,7 @@ use super::workload::{PairTokens, batches, shares};
 use serde::Serialize;
 
 /// The largest number of ranks predicted.
-pub const MOST_RANKS: usize = 1024;
+pub(crate) const MOST_RANKS: usize = 1024;
 
 /// Global batches that a row averages.
 const BATCHES: usize = 16;
@@ -20,11 +20,11 @@ pub struct Row {
     /// Pairs of a global batch.
     pub pairs_per_step: usize,
     /// Seconds of a step.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// The parts of those seconds; means over a few global batches.
-    pub time: StepTime,
+    pub(crate) time: StepTime,
     /// Pairs a second, all ranks together.
-    pub pairs_per_s: f64,
+    pub(crate) pairs_per_s: f64,
     /// Pairs per second and rank, as a share of those with one rank alone.
     pub efficiency: f64,
 }
@@ -42,7 +42,7 @@ pub struct Inputs<'a> {
 
 impl Inputs<'_> {
     /// Means over a few global batches, for the rank that finishes last. Efficiency is left at 1.
-    pub fn step(&self, ranks: usize, pairs_per_step: usize) -> Row {
+    pub(crate) fn step(&self, ranks: usize, pairs_per_step: usize) -> Row {
         let counted = Counted::new(self.job);
         let mut mean = StepTime::default();
         let mut seconds = 0.0;

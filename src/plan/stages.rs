@@ -15,24 +15,24 @@ const MOST: usize = 1 << 18;
 
 /// One way to run the job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Stage {
+pub(crate) struct Stage {
     /// `parallel.shard_optimizer`.
-    pub sharded: bool,
+    pub(crate) sharded: bool,
     /// `train.activation_checkpointing`.
-    pub checkpointing: bool,
+    pub(crate) checkpointing: bool,
     /// Bytes of a rank while the model is loaded.
-    pub at_start: usize,
+    pub(crate) at_start: usize,
     /// Bytes of a rank in a step.
-    pub in_a_step: usize,
+    pub(crate) in_a_step: usize,
     /// Whether both are at most what a rank may fill.
-    pub fits: bool,
+    pub(crate) fits: bool,
     /// Tokens of the largest micro-batch of such pairs that fits, in steps of 256; 0: none fits.
-    pub largest_micro_batch: usize,
+    pub(crate) largest_micro_batch: usize,
 }
 
 impl Stage {
     /// Settings that differ from those of `job`.
-    pub fn changes(&self, job: &Job) -> Vec<&'static str> {
+    pub(crate) fn changes(&self, job: &Job) -> Vec<&'static str> {
         let mut changes = Vec::new();
         for (now, then, on, off) in [
             (job.sharded, self.sharded, "parallel.shard_optimizer=true", "parallel.shard_optimizer=false"),
@@ -52,7 +52,7 @@ impl Stage {
 }
 
 /// The four ways, from the fastest to the one that needs least memory.
-pub fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> Vec<Stage> {
+pub(crate) fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> Vec<Stage> {
     let ways = [(false, false), (true, false), (false, true), (true, true)];
     ways.into_iter()
         .map(|(sharded, checkpointing)| {

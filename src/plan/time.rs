@@ -29,7 +29,7 @@ const SMALL_REDUCTIONS: f64 = 2.0;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct StepTime {
     /// Forward and backward of all micro-batches.
-    pub compute: f64,
+    pub(crate) compute: f64,
     /// Reducing all buckets; with sharded state also gathering the new values.
     pub communication: f64,
     /// Of `communication`, the part that overlaps with the backward pass or the update.
@@ -39,9 +39,9 @@ pub struct StepTime {
     /// The optimiser's update.
     pub update: f64,
     /// Small messages.
-    pub control: f64,
+    pub(crate) control: f64,
     /// FLOPs for this rank's pairs, without recomputation.
-    pub useful_flops: f64,
+    pub(crate) useful_flops: f64,
 }
 
 impl StepTime {
@@ -161,7 +161,7 @@ impl Flops {
 
 /// Kernels that a block starts on a GPU for `pairs` pairs, forward and backward: counted for Llama (`ops/cuda/launches.rs`)
 /// and assumed for all families.
-pub fn launches(job: &Job, pairs: f64) -> [f64; 2] {
+pub(crate) fn launches(job: &Job, pairs: f64) -> [f64; 2] {
     let mut blocks = job.architecture.blocks.iter();
     match blocks.all(|block| cuda::takes(&Libtorch, job.kind, block.heads, &block.rules)) {
         true => BLOCK.map(|kernels| kernels as f64),

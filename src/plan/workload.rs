@@ -46,7 +46,7 @@ impl PairTokens {
 
 /// An upper bound of all micro-batches: the budget full of pairs without a common prefix, or one pair of the longest
 /// sequences.
-pub fn longest(config: &Config) -> Shape {
+pub(crate) fn longest(config: &Config) -> Shape {
     let pair = PairTokens { prefix: 0, chosen: config.data.max_length, rejected: config.data.max_length, apart: false };
     let one = sum([pair]);
     one.or_larger(one.of_tokens(config.train.tokens_per_micro_batch))
@@ -70,11 +70,11 @@ pub struct Shape {
     /// Pairs of a query and a key visible to it.
     pub visible: usize,
     /// Elements of the attention masks of the second suffixes.
-    pub mask: usize,
+    pub(crate) mask: usize,
     /// A + B of the pair with the longest answers.
-    pub longest_answers: usize,
+    pub(crate) longest_answers: usize,
     /// Tokens of the longest sequence.
-    pub longest_sequence: usize,
+    pub(crate) longest_sequence: usize,
 }
 
 impl Add for Shape {
@@ -101,7 +101,7 @@ impl AddAssign for Shape {
 
 impl Shape {
     /// A micro-batch of `tokens` tokens with pairs like these.
-    pub fn of_tokens(self, tokens: usize) -> Self {
+    pub(crate) fn of_tokens(self, tokens: usize) -> Self {
         let scaled = |count: usize| (count as u128 * tokens as u128).div_ceil(self.tokens.max(1) as u128) as usize;
         Self {
             pairs: scaled(self.pairs),
@@ -115,7 +115,7 @@ impl Shape {
     }
 
     /// The larger of the two in every count.
-    pub fn or_larger(self, other: Self) -> Self {
+    pub(crate) fn or_larger(self, other: Self) -> Self {
         Self {
             pairs: self.pairs.max(other.pairs),
             tokens: self.tokens.max(other.tokens),
@@ -129,7 +129,7 @@ impl Shape {
 }
 
 /// Every rank's micro-batches of one global batch.
-pub fn shares(batch: &[PairTokens], ranks: usize, tokens_per_micro_batch: usize) -> Vec<Vec<Shape>> {
+pub(crate) fn shares(batch: &[PairTokens], ranks: usize, tokens_per_micro_batch: usize) -> Vec<Vec<Shape>> {
     let tokens: Vec<usize> = batch.iter().map(|pair| pair.total()).collect();
     let micro_batch = |places: Vec<usize>| sum(places.into_iter().map(|place| batch[place]));
     let shares = sampler::share_out(&tokens, ranks, tokens_per_micro_batch);
@@ -148,7 +148,7 @@ pub fn largest(batches: &[Vec<PairTokens>], ranks: usize, tokens_per_micro_batch
 }
 
 /// `count` global batches of `size` pairs, taken from `order` again and again. Empty if there are no pairs.
-pub fn batches(order: &[PairTokens], size: usize, count: usize) -> Vec<Vec<PairTokens>> {
+pub(crate) fn batches(order: &[PairTokens], size: usize, count: usize) -> Vec<Vec<PairTokens>> {
     if order.is_empty() {
         return Vec::new();
     }

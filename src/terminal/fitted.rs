@@ -14,7 +14,7 @@ const NARROWEST: usize = 24;
 
 /// The text with its tables (Markdown: lines between bars, a line of dashes below the header) fitted to `width` columns.
 /// Other lines stay as they are, and so does a table that fits.
-pub fn fitted(text: &str, width: usize) -> String {
+pub(crate) fn fitted(text: &str, width: usize) -> String {
     let lines: Vec<&str> = text.split('\n').collect();
     let mut fitted: Vec<String> = Vec::with_capacity(lines.len());
     for block in lines.chunk_by(|one, other| is_row(one) == is_row(other)) {

@@ -6,7 +6,7 @@
 mod fitted;
 mod table;
 
-pub use table::Table;
+pub(crate) use table::Table;
 
 use crate::error::{Error, Result};
 use console::Term;
@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 ///
 /// # Errors
 /// stdout cannot be written, for example because a disk is full. A reader that stops early (`| head`) is not an error.
-pub fn out(text: impl Display) -> Result<()> {
+pub(crate) fn out(text: impl Display) -> Result<()> {
     lines([text])
 }
 
@@ -28,7 +28,7 @@ pub fn out(text: impl Display) -> Result<()> {
 ///
 /// # Errors
 /// As [`out`].
-pub fn lines(lines: impl IntoIterator<Item = impl Display>) -> Result<()> {
+pub(crate) fn lines(lines: impl IntoIterator<Item = impl Display>) -> Result<()> {
     let stdout = io::stdout();
     let width = columns(&stdout);
     let mut writer = BufWriter::new(stdout.lock());
@@ -39,7 +39,7 @@ pub fn lines(lines: impl IntoIterator<Item = impl Display>) -> Result<()> {
 }
 
 /// The environment variable with the width of tables, in files and pipes too; 0: whole lines.
-pub const COLUMNS: &str = "HAF_COLUMNS";
+pub(crate) const COLUMNS: &str = "HAF_COLUMNS";
 
 /// Width that tables must fit, in columns; `None` for whole lines: in a file or a pipe, and on a terminal of unknown width.
 ///
@@ -60,12 +60,12 @@ fn width(stream: &(impl AsFd + IsTerminal)) -> Option<usize> {
 }
 
 /// Width that tables must fit if stdout and stderr are both terminals.
-pub fn columns_of_both() -> Option<usize> {
+pub(crate) fn columns_of_both() -> Option<usize> {
     width(&io::stderr()).and(columns(&io::stdout()))
 }
 
 /// Whether stdout is a visible terminal, which can show colours.
-pub fn is_seen() -> bool {
+pub(crate) fn is_seen() -> bool {
     width(&io::stdout()).is_some()
 }
 
@@ -73,7 +73,7 @@ pub fn is_seen() -> bool {
 ///
 /// # Errors
 /// Those of the writer.
-pub fn write_lines(writer: &mut impl Write, lines: impl IntoIterator<Item = impl Display>) -> io::Result<()> {
+pub(crate) fn write_lines(writer: &mut impl Write, lines: impl IntoIterator<Item = impl Display>) -> io::Result<()> {
     lines.into_iter().try_for_each(|line| writeln!(writer, "{line}")).and_then(|()| writer.flush())
 }
 
@@ -89,7 +89,7 @@ fn written(outcome: io::Result<()>) -> Result<()> {
 
 /// Writes to stderr, followed by a newline. A failure is ignored: there is nobody to tell, and the work must not end because
 /// nobody reads.
-pub fn note(text: impl Display) {
+pub(crate) fn note(text: impl Display) {
     let mut text = text.to_string();
     if let Some(width) = columns(&io::stderr()) {
         text = fitted::fitted(&text, width);
@@ -99,18 +99,18 @@ pub fn note(text: impl Display) {
 }
 
 /// [`note`] for text that already has its newlines.
-pub fn note_bytes(bytes: &[u8]) {
+pub(crate) fn note_bytes(bytes: &[u8]) {
     let _ = io::stderr().write_all(bytes);
 }
 
 /// The terminal behind stderr, on which bars are drawn. A failed write (after the session was closed) is not an error, since
 /// indicatif would panic on one.
 #[derive(Debug)]
-pub struct Bars(Term);
+pub(crate) struct Bars(Term);
 
 impl Bars {
     /// The terminal behind stderr; `None` if bars cannot be drawn on it.
-    pub fn of_stderr() -> Option<Self> {
+    pub(crate) fn of_stderr() -> Option<Self> {
         let term = Term::buffered_stderr();
         // As indicatif decides for its own targets.
         (term.is_term() && !console::is_dumb()).then_some(Self(term))

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// A table whose columns are aligned to the left unless [`right`](Self::right) says otherwise. A cell may have several lines.
 #[derive(Debug, Clone)]
-pub struct Table {
+pub(crate) struct Table {
     /// The header, then the rows.
     rows: Vec<Vec<String>>,
     right: Vec<usize>,
@@ -15,23 +15,23 @@ pub struct Table {
 
 impl Table {
     /// A table with this header and no rows.
-    pub fn new<T: Into<String>>(header: impl IntoIterator<Item = T>) -> Self {
+    pub(crate) fn new<T: Into<String>>(header: impl IntoIterator<Item = T>) -> Self {
         Self { rows: vec![header.into_iter().map(Into::into).collect()], right: Vec::new() }
     }
 
     /// The same with these columns aligned to the right, as numbers are.
-    pub fn right(mut self, columns: impl IntoIterator<Item = usize>) -> Self {
+    pub(crate) fn right(mut self, columns: impl IntoIterator<Item = usize>) -> Self {
         self.right.extend(columns);
         self
     }
 
     /// Adds a row; cells that it lacks are empty.
-    pub fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) {
+    pub(crate) fn row<T: Into<String>>(&mut self, cells: impl IntoIterator<Item = T>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
     /// Number of columns.
-    pub fn columns(&self) -> usize {
+    pub(crate) fn columns(&self) -> usize {
         self.rows.iter().map(Vec::len).max().unwrap_or(0)
     }
 }

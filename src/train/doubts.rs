@@ -26,7 +26,7 @@ const WINDOW: usize = 8;
 const RISE: f64 = 2.0;
 
 /// Settings that are probably mistakes in a run on `pairs` training pairs.
-pub fn doubts(config: &Config, pairs: usize) -> Vec<String> {
+pub(crate) fn doubts(config: &Config, pairs: usize) -> Vec<String> {
     let train = &config.train;
     let mut doubts = Vec::new();
     if train.pairs_per_step > pairs {
@@ -74,13 +74,13 @@ struct Course {
 
 impl LossWatch {
     /// For a run with this many steps left.
-    pub fn new(steps: usize) -> Self {
+    pub(crate) fn new(steps: usize) -> Self {
         let watched = ["reward loss", "policy loss"].map(|name| (name, Course::default()));
         Self { window: WINDOW.min(steps / 2).max(1), watched, idle: BTreeMap::new(), warned_of_idle: false }
     }
 
     /// Adds a step and returns its warnings: one in all about each loss, and one about experts without tokens.
-    pub fn add(&mut self, metrics: &StepMetrics) -> Vec<String> {
+    pub(crate) fn add(&mut self, metrics: &StepMetrics) -> Vec<String> {
         let mut doubts: Vec<String> = self.dead_experts(metrics).into_iter().collect();
         let losses = [metrics.reward_loss, metrics.policy_loss];
         for ((name, course), loss) in self.watched.iter_mut().zip(losses) {

@@ -12,8 +12,9 @@ pub mod signals;
 mod step;
 
 pub use crate::data::split::Split;
-pub use doubts::doubts;
-pub use saving::{Saving, check_replicas, check_resumable};
+pub(crate) use doubts::doubts;
+pub use saving::check_replicas;
+pub(crate) use saving::{Saving, check_resumable};
 
 use crate::checkpoint::TrainState;
 use crate::comm::CommThread;
@@ -51,31 +52,31 @@ struct Seen {
 /// A run under way. All ranks hold one and call the same methods.
 pub struct Trainer<'a> {
     /// The run.
-    pub config: &'a Config,
+    pub(crate) config: &'a Config,
     /// The other ranks.
-    pub comm: &'a CommThread,
+    pub(crate) comm: &'a CommThread,
     /// The model, with masters and moments.
     pub engine: Engine,
     /// The gradient sums of the step under way.
-    pub buckets: Buckets,
+    pub(crate) buckets: Buckets,
     /// What updates the model.
-    pub optimizer: AdamW,
+    pub(crate) optimizer: AdamW,
     /// Which pairs make a global batch.
     pub sampler: Sampler,
     /// The training pairs.
     pub train: Arc<Split>,
     /// The pairs that pick the best checkpoint.
-    pub dev: Option<Split>,
+    pub(crate) dev: Option<Split>,
     /// Where metrics go; empty on ranks other than 0.
-    pub sinks: Vec<Box<dyn Sink>>,
+    pub(crate) sinks: Vec<Box<dyn Sink>>,
     /// Where checkpoints go; without it none are written.
-    pub saving: Option<Saving>,
+    pub(crate) saving: Option<Saving>,
     /// How pairs are packed: shared, except to measure what sharing gains.
-    pub packing: Packing,
+    pub(crate) packing: Packing,
     /// The run's position.
     pub state: TrainState,
     /// Set when this rank is asked to stop: then all ranks stop after the current step, with a checkpoint.
-    pub stop: Arc<AtomicBool>,
+    pub(crate) stop: Arc<AtomicBool>,
     /// Whether any rank had been asked to stop when a step was last read; the same on every rank.
     asked_to_stop: bool,
     /// The device's queue of work.
@@ -134,7 +135,7 @@ impl<'a> Trainer<'a> {
     ///
     /// # Errors
     /// A lost rank, a failed write, gradients that stay non-finite, or a signal that asked to stop.
-    pub fn run(&mut self) -> Result<()> {
+    pub(crate) fn run(&mut self) -> Result<()> {
         let total = total_steps(self.config, &self.sampler);
         let mut seen = Seen { watch: LossWatch::new(total.saturating_sub(self.state.step)), skipped_in_a_row: 0 };
         while self.state.step < total {
@@ -202,19 +203,12 @@ impl<'a> Trainer<'a> {
         Ok(total)
     }
 
-    /// Metrics of a split with the current weights: the total first, then each domain. They go to the sinks.
+    /// Metrics of a split with the current weights: the total first, then each domain, which go to the sinks; and the result of each
+    /// pair.
     ///
     /// # Errors
     /// A lost rank or a failed write.
-    pub fn evaluate(&mut self, split: &Split) -> Result<Vec<EvaluationMetrics>> {
-        self.evaluate_pairs(split).map(|(rows, _)| rows)
-    }
-
-    /// [`evaluate`](Self::evaluate), and the result of each pair.
-    ///
-    /// # Errors
-    /// A lost rank or a failed write.
-    pub fn evaluate_pairs(&mut self, split: &Split) -> Result<(Vec<EvaluationMetrics>, Vec<PairOutcome>)> {
+    pub(crate) fn evaluate_pairs(&mut self, split: &Split) -> Result<(Vec<EvaluationMetrics>, Vec<PairOutcome>)> {
         let _span = trace_span!("evaluate", split = split.name).entered();
         let reported = Reported::of_run(&self.config.loss);
         let budget = self.config.train.tokens_per_micro_batch;
@@ -238,7 +232,7 @@ fn likely_tokens(config: &Config, data: &PreparedData, ranks: usize) -> usize {
 }
 
 /// Hash of everything that the order of the training pairs depends on.
-pub fn data_key(config: &Config, train: &PreparedData) -> String {
+pub(crate) fn data_key(config: &Config, train: &PreparedData) -> String {
     let data = &config.data;
     let weights: Vec<f64> = data.train.iter().map(|source| source.weight).collect();
     let batch = config.train.pairs_per_step;
@@ -254,13 +248,13 @@ pub fn checkpoints_at_once(config: &Config, total: usize) -> usize {
 }
 
 /// Updates of a whole run.
-pub fn total_steps(config: &Config, sampler: &Sampler) -> usize {
+pub(crate) fn total_steps(config: &Config, sampler: &Sampler) -> usize {
     let train = &config.train;
     train.steps.unwrap_or_else(|| train.epochs.unwrap_or(1) * sampler.steps_per_epoch())
 }
 
 /// Which losses count in the step after `done` updates.
-pub fn objective_of_step(config: &Config, done: usize) -> Objective<'_> {
+pub(crate) fn objective_of_step(config: &Config, done: usize) -> Objective<'_> {
     let loss = &config.loss;
     let (mut reward_weight, mut alpha) = (loss.effective_reward_weight(), loss.effective_alpha());
     if let Some(phase) = done.checked_div(loss.alternate_every) {

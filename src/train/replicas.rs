@@ -9,7 +9,7 @@ use crate::tensor;
 use tch::Tensor;
 
 /// Hashes of values that must be the same on every rank.
-pub struct Hashes {
+pub(crate) struct Hashes {
     /// After how many updates they were taken.
     step: usize,
     /// The names of the hashed values.
@@ -24,7 +24,7 @@ impl Hashes {
     ///
     /// # Errors
     /// A failure of libtorch.
-    pub fn of_weights(engine: &Engine, step: usize) -> Result<Self> {
+    pub(crate) fn of_weights(engine: &Engine, step: usize) -> Result<Self> {
         let (mut names, mut hashes) = (Vec::new(), Vec::new());
         for (number, (segment, part)) in engine.model.segments.iter().zip(&engine.model.parts).enumerate() {
             let Some(state) = &segment.state else { continue };
@@ -39,7 +39,7 @@ impl Hashes {
     ///
     /// # Errors
     /// A failed device.
-    pub fn on_host(mut self) -> Result<Self> {
+    pub(crate) fn on_host(mut self) -> Result<Self> {
         for hash in &mut self.hashes {
             *hash = tensor::queue_to_host(hash)?;
         }
@@ -47,7 +47,7 @@ impl Hashes {
     }
 
     /// Adds these metrics of the step.
-    pub fn and_metrics(mut self, metrics: &[(&str, f64)]) -> Self {
+    pub(crate) fn and_metrics(mut self, metrics: &[(&str, f64)]) -> Self {
         for (name, value) in metrics {
             self.names.push(format!("the step's {name}"));
             self.hashes.push(Tensor::from(value.to_bits() as i64));
@@ -59,7 +59,7 @@ impl Hashes {
     ///
     /// # Errors
     /// Replicas that differ, with the first difference and the ranks that differ from rank 0; or a lost rank.
-    pub fn compare(self, comm: &CommThread) -> Result<()> {
+    pub(crate) fn compare(self, comm: &CommThread) -> Result<()> {
         let own: Vec<i64> = self.hashes.iter().map(|hash| hash.int64_value(&[])).collect();
         let mut all = Tensor::from_slice(&own.repeat(comm.world_size()));
         comm.all_gather_blocking(&mut all)?;

@@ -25,32 +25,32 @@ use tracing::{debug, trace_span, warn};
 /// A step that is queued.
 pub(super) struct Report<'a> {
     /// Its number, from 1.
-    pub number: usize,
+    pub(crate) number: usize,
     /// Losses and tokens of each micro-batch of this rank.
-    pub losses: Vec<(Losses<'a>, usize)>,
-    pub objective: Objective<'a>,
+    pub(crate) losses: Vec<(Losses<'a>, usize)>,
+    pub(crate) objective: Objective<'a>,
     /// Pairs of the global batch.
-    pub pairs: f64,
+    pub(crate) pairs: f64,
     /// Learning rate of everything but the reward head.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// See [`Decided`](crate::update::optim::Decided).
-    pub outcome: Tensor,
+    pub(crate) outcome: Tensor,
     /// Hashes of the weights after the step, if they are to be compared.
-    pub hashes: Option<Hashes>,
-    pub times: Times,
+    pub(crate) hashes: Option<Hashes>,
+    pub(crate) times: Times,
     /// The tensors above are on the host; their values are valid once the device has reached this mark.
-    pub mark: Mark,
+    pub(crate) mark: Mark,
 }
 
 /// Times at which the host reached the stages of the step.
 pub(super) struct Times {
-    pub started: Instant,
+    pub(crate) started: Instant,
     /// The passes were computed (on a GPU: queued).
-    pub computed: Instant,
+    pub(crate) computed: Instant,
     /// All buckets were reduced.
-    pub reduced: Instant,
+    pub(crate) reduced: Instant,
     /// The update was made.
-    pub queued: Instant,
+    pub(crate) queued: Instant,
 }
 
 /// Sums over the pairs of the global batch.

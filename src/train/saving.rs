@@ -24,19 +24,19 @@ use tracing::{info, trace_span, warn};
 use xxhash_rust::xxh3::Xxh3;
 
 /// What rank 0 needs to write checkpoints.
-pub struct Saving {
+pub(crate) struct Saving {
     /// The run's folder.
-    pub run: PathBuf,
+    pub(crate) run: PathBuf,
     /// The model that the run starts from.
-    pub origin: Origin,
+    pub(crate) origin: Origin,
     /// Its config.json and tokenizer files as they were at the start; on rank 0.
-    pub model_files: Option<UnfinishedFolder>,
+    pub(crate) model_files: Option<UnfinishedFolder>,
     /// A token that occurs in no sequence.
-    pub pad_token: u32,
+    pub(crate) pad_token: u32,
     /// The chat templates to save.
-    pub templates: ChatTemplates,
+    pub(crate) templates: ChatTemplates,
     /// Conversations by which a saved model can be checked.
-    pub self_test: Planned,
+    pub(crate) self_test: Planned,
 }
 
 impl Trainer<'_> {
@@ -174,7 +174,7 @@ impl Trainer<'_> {
     ///
     /// # Errors
     /// Damaged files, or a checkpoint of another model, loss or data.
-    pub fn resume(&mut self, folder: &Path) -> Result<u128> {
+    pub(crate) fn resume(&mut self, folder: &Path) -> Result<u128> {
         let mut hash = Xxh3::new();
         let mut hashed = |name: &str, value: Tensor| -> Result<Tensor> {
             hash.update(format!("{name} {:?}", value.size()).as_bytes());
@@ -217,7 +217,7 @@ impl Trainer<'_> {
 /// # Errors
 /// A folder that is no checkpoint of this program, or one of other training pairs, another order of them, another model
 /// or another loss.
-pub fn check_resumable(
+pub(crate) fn check_resumable(
     folder: &Path,
     config: &Config,
     data_key: &str,

@@ -31,7 +31,7 @@ pub fn let_oversized_writes_fail() -> Result<()> {
 
 /// While this lives, signals ask to stop. Before and after, they end the process as usual.
 #[derive(Debug)]
-pub struct Listening {
+pub(crate) struct Listening {
     asked: Arc<AtomicBool>,
     pipes: Vec<SigId>,
     /// Ends when its pipe has no writers left.
@@ -44,7 +44,7 @@ impl Listening {
     ///
     /// # Errors
     /// The system refuses a handler or a thread.
-    pub fn start(asked: Arc<AtomicBool>) -> Result<Self> {
+    pub(crate) fn start(asked: Arc<AtomicBool>) -> Result<Self> {
         let (answers, asks) = UnixStream::pair().map_err(|error| Error::runtime(format!("no pipe: {error}")))?;
         // Before the handlers: an error here leaves none behind.
         let answering = std::thread::Builder::new()
@@ -87,7 +87,7 @@ fn answer(mut asks: UnixStream) {
 }
 
 /// Whether the process was started to ignore a signal: Linux lists it in /proc.
-pub fn ignored(signal: i32) -> bool {
+pub(crate) fn ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

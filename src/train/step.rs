@@ -35,9 +35,9 @@ struct Computed<'o> {
 /// Learning rates of one step.
 pub(super) struct Rates {
     /// Of everything but the reward head.
-    pub rate: f64,
+    pub(crate) rate: f64,
     /// Of the reward head.
-    pub head: f64,
+    pub(crate) head: f64,
 }
 
 impl Rates {

@@ -66,7 +66,7 @@ impl<'a> Reducer<'a> {
 
     /// The same; if `scatters`, a rank gets only the sums of its own share of each bucket, and the other shares are
     /// undefined afterwards.
-    pub fn scattering(self, scatters: bool) -> Self {
+    pub(crate) fn scattering(self, scatters: bool) -> Self {
         Self { scatters, ..self }
     }
 

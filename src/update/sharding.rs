@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 /// Logs how much memory sharding saves a rank, if the state is sharded.
-pub fn report(model: &Model, ranks: usize) {
+pub(crate) fn report(model: &Model, ranks: usize) {
     if is_sharded(model) {
         let whole: usize = model.segments.iter().filter(|segment| segment.trains()).map(unsharded_bytes).sum();
         info!(
@@ -41,24 +41,24 @@ fn bytes_of_an_element(segment: &Segment) -> usize {
 }
 
 /// Whether this rank holds masters of shares only.
-pub fn is_sharded(model: &Model) -> bool {
+pub(crate) fn is_sharded(model: &Model) -> bool {
     model.segments.iter().any(Segment::is_share)
 }
 
 /// The all-gathers of one update: new compute values of every share to every rank, while later segments are updated.
-pub struct Gathers<'a> {
+pub(crate) struct Gathers<'a> {
     comm: &'a CommThread,
     pending: Vec<Pending<Vec<Tensor>>>,
 }
 
 impl<'a> Gathers<'a> {
     /// Nothing under way yet.
-    pub fn new(comm: &'a CommThread) -> Self {
+    pub(crate) fn new(comm: &'a CommThread) -> Self {
         Self { comm, pending: Vec::new() }
     }
 
     /// Starts the all-gather of a segment whose own share was just updated; nothing if the segment is not sharded.
-    pub fn updated(&mut self, number: usize, segment: &Segment) {
+    pub(crate) fn updated(&mut self, number: usize, segment: &Segment) {
         if segment.is_share() {
             let purpose = format!("the values of bucket {number}");
             self.pending.push(self.comm.all_gather_together(purpose, vec![segment.weights.flat.shallow_clone()]));
@@ -69,7 +69,7 @@ impl<'a> Gathers<'a> {
     ///
     /// # Errors
     /// A lost rank or network.
-    pub fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         self.pending.into_iter().try_for_each(|pending| pending.wait().map(drop))
     }
 }

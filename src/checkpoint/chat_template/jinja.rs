@@ -13,22 +13,22 @@ const SIGN: &str = "<<haf-dist:generation>>";
 
 /// How an answer's turn ends.
 #[derive(Debug, Clone, Copy)]
-pub struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     /// Text of the token at which the reward is read.
-    pub eos: &'a str,
+    pub(crate) eos: &'a str,
     /// Text that the original template writes after a final answer.
-    pub tail: &'a str,
+    pub(crate) tail: &'a str,
 }
 
 impl Turn<'_> {
     /// The part of the tail after the EOS: all of it if the template writes no EOS.
-    pub fn after_eos(&self) -> &str {
+    pub(crate) fn after_eos(&self) -> &str {
         self.tail.split_once(self.eos).map_or(self.tail, |(_, after)| after)
     }
 }
 
 /// Results of `strftime_now` in training, by format.
-pub type Times = BTreeMap<String, String>;
+pub(crate) type Times = BTreeMap<String, String>;
 
 /// A macro that replaces `strftime_now` and returns the times of the training; empty for no times. A format that the template
 /// did not use in training is an error rather than today's date.
@@ -47,7 +47,7 @@ fn clock(times: &Times) -> String {
 }
 
 /// The original template with the clock of the training, otherwise unchanged.
-pub fn with_clock(original: &str, times: &Times) -> String {
+pub(crate) fn with_clock(original: &str, times: &Times) -> String {
     // Jinja drops the line break after the last tag.
     format!("{CLOCK_MARK}\n{}{original}", clock(times))
 }
@@ -63,7 +63,7 @@ fn has_generation_tags(source: &str) -> bool {
 /// The original renders into a variable, which is printed as it is or cut: the known text after the EOS, or white space
 /// after an EOS, is removed; a missing EOS is added. Transformers counts `{% generation %}` tokens from where they are
 /// printed, so these tags become signs inside the variable, and tags again when it is printed piece by piece.
-pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
+pub(crate) fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
     // Jinja removes one line break at a template's end.
     let body = original.strip_suffix('\n').map_or(original, |body| body.strip_suffix('\r').unwrap_or(body));
     // And white space between a line's start and a tag, unless the tag has a plus.
@@ -114,7 +114,7 @@ pub fn ending_at_eos(original: &str, times: &Times, turn: Turn) -> String {
 
 /// A chat template that renders messages as a plain template does in training, with the BOS that the tokenizer adds in training
 /// and the EOS after a final answer. `None` for [`TemplateKind::Chat`].
-pub fn plain(kind: TemplateKind, bos: &str, eos: &str) -> Option<String> {
+pub(crate) fn plain(kind: TemplateKind, bos: &str, eos: &str) -> Option<String> {
     // Before and after the turns of user, assistant and system; the prompt for an answer.
     let (user, assistant, system, prompt) = match kind {
         TemplateKind::Instruct => (("Instruct: ", "\n"), ("Output: ", "\n"), ("", "\n"), "Output:"),

@@ -197,7 +197,7 @@ impl ChatTemplates {
 ///
 /// # Errors
 /// A tokenizer or template in `source` that cannot be read, or a failed write.
-pub fn write(folder: &Path, source: &Path, as_trained: &AsTrained) -> Result<Option<Rendering>> {
+pub(crate) fn write(folder: &Path, source: &Path, as_trained: &AsTrained) -> Result<Option<Rendering>> {
     if !source.join("tokenizer.json").is_file() {
         return Ok(None);
     }

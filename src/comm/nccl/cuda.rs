@@ -64,11 +64,11 @@ fn failed(doing: &str, error: result::DriverError) -> Error {
 
 /// A GPU of this node and its primary context, the one that libtorch computes in. The context is held until the
 /// process ends.
-pub struct Gpu {
+pub(crate) struct Gpu {
     /// Unique among the GPUs of all nodes.
-    pub uuid: [u8; 16],
+    pub(crate) uuid: [u8; 16],
     /// The driver's name for it.
-    pub name: String,
+    pub(crate) name: String,
     context: sys::CUcontext,
 }
 
@@ -82,7 +82,7 @@ impl Gpu {
     ///
     /// # Errors
     /// No driver, no such GPU, or a GPU that cannot be used.
-    pub fn open(index: usize) -> Result<Self> {
+    pub(crate) fn open(index: usize) -> Result<Self> {
         probe()?;
         result::init().map_err(|error| failed("start the driver", error).hint("does `nvidia-smi` work here?"))?;
         let count = result::device::get_count().map_err(|error| failed("count the GPUs", error))?;
@@ -102,7 +102,7 @@ impl Gpu {
     }
 
     /// Makes it the calling thread's GPU, for CUDA's driver and runtime.
-    pub fn bind(&self) -> Result<()> {
+    pub(crate) fn bind(&self) -> Result<()> {
         // SAFETY: the context was retained and is never released.
         unsafe { result::ctx::set_current(self.context) }.map_err(|error| failed("bind the GPU to a thread", error))
     }
@@ -124,7 +124,7 @@ impl Event {
     ///
     /// # Errors
     /// Some work on the GPU has failed, not necessarily this stream's.
-    pub fn reached(&self) -> Result<bool> {
+    pub(crate) fn reached(&self) -> Result<bool> {
         // SAFETY: the event is alive.
         match unsafe { result::event::query(self.0.0) } {
             Ok(()) => Ok(true),
@@ -137,7 +137,7 @@ impl Event {
     ///
     /// # Errors
     /// As [`Event::reached`].
-    pub fn wait(&self) -> Result<()> {
+    pub(crate) fn wait(&self) -> Result<()> {
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(self.0.0) }.map_err(|error| failed("work on the GPU", error))
     }
@@ -163,7 +163,7 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     /// The stream that libtorch computes on: the legacy null stream.
-    pub fn of_computation(gpu: Arc<Gpu>) -> Self {
+    pub(crate) fn of_computation(gpu: Arc<Gpu>) -> Self {
         Self { gpu, raw: result::stream::null() }
     }
 
@@ -179,7 +179,7 @@ impl Stream {
     ///
     /// # Errors
     /// A failed GPU.
-    pub fn record(&self) -> Result<Event> {
+    pub(crate) fn record(&self) -> Result<Event> {
         self.gpu.bind()?;
         let raw = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
             .map_err(|error| failed("make an event", error))?;
@@ -193,7 +193,7 @@ impl Stream {
     ///
     /// # Errors
     /// A failed GPU.
-    pub fn wait(&self, event: &Event) -> Result<()> {
+    pub(crate) fn wait(&self, event: &Event) -> Result<()> {
         self.gpu.bind()?;
         // SAFETY: event and stream are alive; the driver keeps what a queued wait needs.
         unsafe { result::stream::wait_event(self.raw, event.0.0, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }

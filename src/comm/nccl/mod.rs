@@ -15,7 +15,7 @@ mod cuda;
 mod group;
 mod watch;
 
-pub use cuda::{Event, Gpu, Stream};
+pub(crate) use cuda::{Event, Gpu, Stream};
 
 use super::{CommThread, Communicator, Local, check_root, share_of};
 use crate::error::{Error, Result};
@@ -42,7 +42,7 @@ pub struct Settings {
 ///
 /// # Errors
 /// No driver, or no such GPU.
-pub fn use_gpu(index: usize) -> Result<()> {
+pub(crate) fn use_gpu(index: usize) -> Result<()> {
     Gpu::open(index).map(drop)
 }
 

@@ -21,9 +21,9 @@ const DESYNC: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     /// Its last report; none if it has never reported.
-    pub doing: Option<Doing>,
+    pub(crate) doing: Option<Doing>,
     /// Time since that report.
-    pub silent: Duration,
+    pub(crate) silent: Duration,
 }
 
 /// What the watchdog is to do.
@@ -59,7 +59,7 @@ impl Seen {
 
 impl Judge {
     /// Judges ranks by their numbers and states, `passed` after the last call.
-    pub fn judge(&mut self, ranks: &[(usize, &Seen)], passed: Duration, limit: Duration) -> Verdict {
+    pub(crate) fn judge(&mut self, ranks: &[(usize, &Seen)], passed: Duration, limit: Duration) -> Verdict {
         let places: Vec<_> = ranks.iter().map(|(_, seen)| (seen.doing().begun, seen.doing().inside)).collect();
         if places != self.places {
             *self = Self { places, ..Self::default() };
@@ -104,7 +104,13 @@ impl Judge {
     }
 
     /// The same for a rank that knows only rank 0 and itself. Until rank 0 is silent, it judges all ranks.
-    pub fn judge_rank_0(&mut self, rank_0: &Seen, own: (usize, &Seen), passed: Duration, limit: Duration) -> Verdict {
+    pub(crate) fn judge_rank_0(
+        &mut self,
+        rank_0: &Seen,
+        own: (usize, &Seen),
+        passed: Duration,
+        limit: Duration,
+    ) -> Verdict {
         let verdict = self.judge(&[(0, rank_0), own], passed, limit);
         if rank_0.silent < silence(limit) {
             // Once rank 0 is silent, only the time of its silence counts.

@@ -41,7 +41,7 @@ pub(super) const INVITATION: usize = 2048;
 
 impl Invitation {
     /// Listens for the ranks of this node, or of any node. Without addresses if the system refuses.
-    pub fn new(one_node: bool) -> (Self, Option<TcpListener>) {
+    pub(crate) fn new(one_node: bool) -> (Self, Option<TcpListener>) {
         let at = |address: IpAddr| TcpListener::bind(SocketAddr::new(address, 0)).ok();
         let listener = match one_node {
             true => at(Ipv4Addr::LOCALHOST.into()).or_else(|| at(Ipv6Addr::LOCALHOST.into())),
@@ -58,7 +58,7 @@ impl Invitation {
     }
 
     /// As bytes, for MPI.
-    pub fn pack(&self) -> [u8; INVITATION] {
+    pub(crate) fn pack(&self) -> [u8; INVITATION] {
         let mut bytes = [0; INVITATION];
         bytes[..16].copy_from_slice(&self.secret);
         let mut end = 16;
@@ -71,7 +71,7 @@ impl Invitation {
     }
 
     /// The invitation in these bytes.
-    pub fn unpack(bytes: &[u8; INVITATION]) -> Self {
+    pub(crate) fn unpack(bytes: &[u8; INVITATION]) -> Self {
         let mut secret = [0; 16];
         secret.copy_from_slice(&bytes[..16]);
         let text = String::from_utf8_lossy(&bytes[16..]);
@@ -190,12 +190,12 @@ pub(super) struct Server {
 
 impl Server {
     /// Answers the ranks that connect with this invitation.
-    pub fn new(invitation: &Invitation, listener: Option<TcpListener>, world_size: usize) -> Self {
+    pub(crate) fn new(invitation: &Invitation, listener: Option<TcpListener>, world_size: usize) -> Self {
         Self { secret: invitation.secret, listener, world_size, peers: Vec::new() }
     }
 
     /// Passes on the reports that have arrived, and answers each with what rank 0 is doing.
-    pub fn poll(&mut self, own: &Doing, mut heard: impl FnMut(usize, Doing)) {
+    pub(crate) fn poll(&mut self, own: &Doing, mut heard: impl FnMut(usize, Doing)) {
         while self.peers.len() < self.world_size + STRANGERS
             && let Some(Ok((stream, _))) = self.listener.as_ref().map(TcpListener::accept)
         {
@@ -225,12 +225,12 @@ pub(super) struct Client {
 
 impl Client {
     /// Connects to rank 0 when first polled.
-    pub fn new(rank: usize, invitation: Invitation) -> Self {
+    pub(crate) fn new(rank: usize, invitation: Invitation) -> Self {
         Self { rank, invitation, peer: None, tried: None }
     }
 
     /// Tells rank 0 what this rank is doing. Returns rank 0's last answer since the last call.
-    pub fn poll(&mut self, own: &Doing) -> Option<Doing> {
+    pub(crate) fn poll(&mut self, own: &Doing) -> Option<Doing> {
         if self.peer.is_none() && self.tried.is_none_or(|tried| tried.elapsed() >= AGAIN) {
             let connect = |address| TcpStream::connect_timeout(address, PATIENCE).ok().and_then(Peer::new);
             self.peer = self.invitation.addresses.iter().find_map(connect);
@@ -246,7 +246,7 @@ impl Client {
     }
 
     /// The addresses at which rank 0 was tried.
-    pub fn addresses(&self) -> String {
+    pub(crate) fn addresses(&self) -> String {
         self.invitation.addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
     }
 }

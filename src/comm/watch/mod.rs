@@ -40,7 +40,7 @@ enum End {
 
 impl Line {
     /// Rank 0 invites the others: `broadcast` gives every rank its bytes.
-    pub fn open(rank: usize, world_size: usize, one_node: bool, broadcast: impl FnOnce(&mut [u8])) -> Self {
+    pub(crate) fn open(rank: usize, world_size: usize, one_node: bool, broadcast: impl FnOnce(&mut [u8])) -> Self {
         if rank == 0 {
             let (invitation, listener) = Invitation::new(one_node);
             broadcast(&mut invitation.pack());

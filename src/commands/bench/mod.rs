@@ -93,7 +93,7 @@ struct Work {
 ///
 /// # Errors
 /// A folder without a model, or a file with too few pairs.
-pub fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
     alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
     let config = config(bench, comm.world_size())?;
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;

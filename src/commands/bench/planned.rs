@@ -17,16 +17,16 @@ use crate::plan::workload::{self, PairTokens};
 /// Predictions for one rank of a benchmark on CPUs.
 pub struct Planned {
     /// Peak memory of the rank's process, in 10^9 bytes.
-    pub peak_gb: f64,
+    pub(crate) peak_gb: f64,
     /// Pairs per second, all ranks together, after the first global batch.
-    pub pairs_per_s: f64,
+    pub(crate) pairs_per_s: f64,
 }
 
 /// Predictions for all pairs of `data`, one global batch after the other; None if `plan` does not know the device.
 ///
 /// # Errors
 /// None for a benchmark's config.
-pub fn planned(
+pub(crate) fn planned(
     config: &Config,
     architecture: &Architecture,
     machine: &Machine,

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// A folder without a finished run, outcomes that have changed since they were written, runs that are not comparable; a failed
 /// training.
-pub fn run(comparing: &Comparing) -> Result<()> {
+pub(crate) fn run(comparing: &Comparing) -> Result<()> {
     let changed = Changed::allowed_if(comparing.allow_changed);
     match &comparing.runs {
         Compared::Finished(runs) if runs.len() < 2 => {

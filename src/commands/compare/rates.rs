@@ -11,29 +11,29 @@ use std::path::Path;
 
 /// The result of a run with one of the rates on the dev pairs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Tried {
+pub(crate) struct Tried {
     /// The variant's name.
-    pub variant: String,
+    pub(crate) variant: String,
     /// The rate, as typed.
-    pub learning_rate: String,
+    pub(crate) learning_rate: String,
     /// Accuracy of the head that the objective trains for ranking.
-    pub dev_accuracy: f64,
+    pub(crate) dev_accuracy: f64,
     /// That head's loss.
-    pub dev_loss: f64,
+    pub(crate) dev_loss: f64,
     /// Whether the variant is trained with it.
-    pub chosen: bool,
+    pub(crate) chosen: bool,
 }
 
 /// A run's result on the dev pairs.
-pub struct DevResult {
+pub(crate) struct DevResult {
     /// Accuracy of the head that the objective trains for ranking.
-    pub accuracy: f64,
+    pub(crate) accuracy: f64,
     /// That head's loss.
-    pub loss: f64,
+    pub(crate) loss: f64,
 }
 
 /// Marks the best rate of each variant: the highest accuracy, then the lowest loss.
-pub fn choose(tried: &mut [Tried]) {
+pub(crate) fn choose(tried: &mut [Tried]) {
     let better = |a: &Tried, b: &Tried| {
         a.dev_accuracy > b.dev_accuracy || (a.dev_accuracy == b.dev_accuracy && a.dev_loss < b.dev_loss)
     };
@@ -50,7 +50,7 @@ pub fn choose(tried: &mut [Tried]) {
 ///
 /// # Errors
 /// A run without dev pairs.
-pub fn last_dev(run: &Path, objective: Objective) -> Result<DevResult> {
+pub(crate) fn last_dev(run: &Path, objective: Objective) -> Result<DevResult> {
     let last = dev_history(run, objective)?.pop().ok_or_else(|| {
         Error::input(format!("{} has no evaluation of dev pairs", run.display()))
             .hint("learning rates are chosen on dev pairs: name some ([data] dev) in the config")
@@ -60,7 +60,7 @@ pub fn last_dev(run: &Path, objective: Objective) -> Result<DevResult> {
 }
 
 /// The rates that were tried, as a table with a title.
-pub fn markdown(tried: &[Tried]) -> String {
+pub(crate) fn markdown(tried: &[Tried]) -> String {
     let row = |row: &Tried| {
         let (accuracy, loss) = (number(Some(row.dev_accuracy)), number(Some(row.dev_loss)));
         let chosen = if row.chosen { "chosen" } else { "" };

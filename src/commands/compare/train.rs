@@ -39,7 +39,7 @@ struct Run<'a> {
 /// # Errors
 /// A config that cannot be read or has no test pairs; a folder with another comparison; a run that failed or was interrupted; the
 /// errors of [`compare`].
-pub fn run(training: &Training, changed: Changed, json: bool) -> Result<()> {
+pub(crate) fn run(training: &Training, changed: Changed, json: bool) -> Result<()> {
     let objectives = objectives(training)?;
     if training.dry_run {
         return print_commands(training);

@@ -21,7 +21,7 @@ struct Steps {
 }
 
 /// Translates all of these; `pairs` is the number of training pairs, if it is known.
-pub fn translate(from: &mut Translation, draft: &mut Draft, pairs: Option<usize>) {
+pub(crate) fn translate(from: &mut Translation, draft: &mut Draft, pairs: Option<usize>) {
     let batch = batch(from, draft);
     let steps = length(from, draft, pairs, batch);
     learning_rate(from, draft);

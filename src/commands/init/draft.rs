@@ -15,7 +15,7 @@ const LONGEST_QUOTE: usize = 90;
 
 /// A draft of a config.
 #[derive(Debug, Default)]
-pub struct Draft {
+pub(crate) struct Draft {
     /// Lines at the top of the file.
     heading: Vec<String>,
     entries: Vec<Entry>,
@@ -34,17 +34,17 @@ struct Entry {
 
 impl Draft {
     /// Adds a line at the top of the file.
-    pub fn say(&mut self, line: impl Into<String>) {
+    pub(crate) fn say(&mut self, line: impl Into<String>) {
         self.heading.push(line.into());
     }
 
     /// Sets a key such as `train.steps`, and replaces an earlier value.
-    pub fn set(&mut self, key: &str, value: impl Into<Value>, why: impl Into<String>) {
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>, why: impl Into<String>) {
         self.set_with(key, value, vec![why.into()]);
     }
 
     /// The same with several reasons.
-    pub fn set_with(&mut self, key: &str, value: impl Into<Value>, why: Vec<String>) {
+    pub(crate) fn set_with(&mut self, key: &str, value: impl Into<Value>, why: Vec<String>) {
         let (table, key) = key.split_once('.').unwrap_or(("", key));
         let Some(table) = TABLES.iter().find(|known| **known == table) else { return };
         self.entries.retain(|entry| (entry.table, &entry.key[..]) != (*table, key));
@@ -52,18 +52,18 @@ impl Draft {
     }
 
     /// The value of a key that was set.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         let (table, key) = key.split_once('.')?;
         self.entries.iter().find(|entry| entry.table == table && entry.key == key).map(|entry| &entry.value)
     }
 
     /// Lists a setting that was not taken over.
-    pub fn leave(&mut self, line: impl Into<String>) {
+    pub(crate) fn leave(&mut self, line: impl Into<String>) {
         self.left.push(line.into());
     }
 
     /// Adds one more reason to a key that was set.
-    pub fn add_reason(&mut self, key: &str, why: impl Into<String>) {
+    pub(crate) fn add_reason(&mut self, key: &str, why: impl Into<String>) {
         let (table, key) = key.split_once('.').unwrap_or(("", key));
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.table == table && entry.key == key) {
             entry.why.push(why.into());
@@ -71,7 +71,7 @@ impl Draft {
     }
 
     /// The file's text; `from` is the file with the settings that were not taken over.
-    pub fn render(&self, from: Option<&str>) -> String {
+    pub(crate) fn render(&self, from: Option<&str>) -> String {
         let mut text = String::new();
         self.heading.iter().for_each(|line| comment(&mut text, line));
         for table in TABLES {
@@ -133,7 +133,7 @@ fn harmless(text: &str) -> String {
 }
 
 /// A piece of foreign text in one line, cut to a short length.
-pub fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(LONGEST_QUOTE) {
         Some((end, _)) => format!("{}...", &line[..end]),

@@ -41,7 +41,7 @@ const OTHER_KEYS: [(&str, &str); 5] = [
 
 /// The program that a config is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Program {
+pub(crate) enum Program {
     /// TRL.
     Trl,
     /// Transformers, with only its own arguments.
@@ -52,7 +52,7 @@ pub enum Program {
 
 /// The kind of model that it trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trains {
+pub(crate) enum Trains {
     /// A reward model.
     Reward,
     /// A policy, with a preference loss.
@@ -61,17 +61,17 @@ pub enum Trains {
 
 /// Another program's config.
 #[derive(Debug)]
-pub struct Foreign {
+pub(crate) struct Foreign {
     /// The file's name.
-    pub file: String,
+    pub(crate) file: String,
     /// The program it is for.
-    pub program: Program,
+    pub(crate) program: Program,
     /// What it trains.
-    pub trains: Trains,
+    pub(crate) trains: Trains,
     /// The evidence for that, as a clause.
-    pub evidence: String,
+    pub(crate) evidence: String,
     /// Its names and values.
-    pub content: Content,
+    pub(crate) content: Content,
 }
 
 /// Reads a file.

@@ -27,26 +27,26 @@ const MOST_BYTES: u64 = 256 << 20;
 const ENDLESS: usize = 1 << 24;
 
 /// A model.
-pub struct ModelFacts {
+pub(crate) struct ModelFacts {
     /// Its architecture; None for a model on the hub that could not be read.
-    pub architecture: Option<Architecture>,
+    pub(crate) architecture: Option<Architecture>,
     /// The folder of its tokenizer, if that is on this machine.
-    pub tokenizer: Option<PathBuf>,
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Whether it has a chat template; assumed for a model on the hub that could not be read.
-    pub chat: bool,
+    pub(crate) chat: bool,
     /// Whether it has a language-model head, which a policy loss needs.
-    pub language_model_head: bool,
+    pub(crate) language_model_head: bool,
     /// The adapter's config and projections, if the folder is an adapter.
-    pub adapter: Option<(PeftConfig, Vec<String>)>,
+    pub(crate) adapter: Option<(PeftConfig, Vec<String>)>,
     /// A sentence about each of these facts.
-    pub about: Vec<String>,
+    pub(crate) about: Vec<String>,
 }
 
 /// Looks at a model.
 ///
 /// # Errors
 /// A folder that would not load.
-pub fn model(path: &Path) -> Result<ModelFacts> {
+pub(crate) fn model(path: &Path) -> Result<ModelFacts> {
     if hub::is_on_hub(path) {
         return Ok(on_hub(path));
     }
@@ -137,22 +137,22 @@ fn adapted(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// A file of pairs.
-pub struct DataFacts {
+pub(crate) struct DataFacts {
     /// Number of usable pairs; None if not all were read.
-    pub pairs: Option<usize>,
+    pub(crate) pairs: Option<usize>,
     /// The layout of its rows.
-    pub format: Option<Format>,
+    pub(crate) format: Option<Format>,
     /// The first pairs.
-    pub first: Vec<Pair>,
+    pub(crate) first: Vec<Pair>,
     /// A sentence about each of these facts.
-    pub about: Vec<String>,
+    pub(crate) about: Vec<String>,
 }
 
 /// Looks at a source: at all of its rows unless the file is large.
 ///
 /// # Errors
 /// A missing, broken or empty file, or one of no known layout.
-pub fn data(source: &Source) -> Result<DataFacts> {
+pub(crate) fn data(source: &Source) -> Result<DataFacts> {
     if hub::is_on_hub(&source.path) {
         return cached(source);
     }
@@ -255,7 +255,7 @@ impl Counted {
 ///
 /// # Errors
 /// A broken tokenizer or template, or a text that it cannot take.
-pub fn lengths(model: &ModelFacts, template: TemplateKind, data: &[DataFacts]) -> Result<Vec<usize>> {
+pub(crate) fn lengths(model: &ModelFacts, template: TemplateKind, data: &[DataFacts]) -> Result<Vec<usize>> {
     let (Some(folder), Some(architecture)) = (&model.tokenizer, &model.architecture) else { return Ok(Vec::new()) };
     let rules = Rules::new(template, ENDLESS, ENDLESS / 2, Truncation::Cut);
     let encoder = Encoder::open(folder, rules, architecture.vocabulary)?;

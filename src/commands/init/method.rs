@@ -13,7 +13,7 @@ use crate::model::lora;
 ///
 /// # Errors
 /// A policy loss for a model without a language-model head; adapters on unknown projections.
-pub fn translate(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Result<()> {
+pub(crate) fn translate(from: &mut Translation, draft: &mut Draft, model: &ModelFacts) -> Result<()> {
     if from.trains == Trains::Policy && !model.language_model_head {
         return Err(Error::input(format!("{} trains a policy, but the model has no language-model head", from.file))
             .hint("name a causal language model with --model"));

@@ -34,7 +34,7 @@ use translate::Translation;
 ///
 /// # Errors
 /// No model or no data, or such that would not load; a foreign file that cannot be read; an output file that exists.
-pub fn run(asked: &Initialising) -> Result<()> {
+pub(crate) fn run(asked: &Initialising) -> Result<()> {
     let to_stdout = asked.out.as_os_str() == "-";
     if !to_stdout && std::fs::symlink_metadata(&asked.out).is_ok() {
         return Err(Error::input(format!("{} exists already and is not overwritten", asked.out.display()))

@@ -23,7 +23,7 @@ const MAY_BE_CUT: f64 = 0.01;
 const LOOKS: usize = 10;
 
 /// Chooses the template for texts.
-pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> TemplateKind {
+pub(crate) fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> TemplateKind {
     let transcripts = data.iter().any(|data| matches!(data.format, Some(Format::Hh | Format::RmStatic)));
     let (kind, why) = match (model.chat, transcripts) {
         (true, _) if model.tokenizer.is_none() => {
@@ -43,7 +43,7 @@ pub fn template(draft: &mut Draft, model: &ModelFacts, data: &[DataFacts]) -> Te
 }
 
 /// Chooses data.max_length so that few pairs are cut.
-pub fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
+pub(crate) fn max_length(draft: &mut Draft, model: &ModelFacts, lengths: &[usize]) {
     let limit = model.architecture.as_ref().map_or(usize::MAX, |architecture| architecture.max_positions);
     if let Some(chosen) = draft.get("data.max_length").and_then(Value::as_integer) {
         let chosen = usize::try_from(chosen).unwrap_or(0);
@@ -85,7 +85,7 @@ fn cut(lengths: &[usize], length: usize) -> Option<String> {
 }
 
 /// Chooses the length of the run, evaluations and checkpoints, unless they are set already.
-pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
+pub(crate) fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
     let batch = draft.get("train.pairs_per_step").and_then(Value::as_integer).unwrap_or(16).max(1) as usize;
     let set = |draft: &Draft, key: &str| draft.get(key).and_then(Value::as_integer).map(|value| value.max(0) as usize);
     let epochs = set(draft, "train.epochs").unwrap_or(1);
@@ -124,7 +124,7 @@ pub fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
 }
 
 /// Notes what "auto" means on this machine, unless the precision is set.
-pub fn precision(draft: &mut Draft) {
+pub(crate) fn precision(draft: &mut Draft) {
     if draft.get("model.dtype").is_none() {
         let here = match look::gpus().is_some() || machine::processor_has_bf16() {
             true => "bf16, in which this machine computes",
@@ -135,7 +135,7 @@ pub fn precision(draft: &mut Draft) {
 }
 
 /// Chooses the objective: both losses, unless this model allows only the reward loss.
-pub fn objective(draft: &mut Draft, model: &ModelFacts) {
+pub(crate) fn objective(draft: &mut Draft, model: &ModelFacts) {
     if !model.language_model_head {
         let why = "The reward loss alone: the model has no language-model head for a policy loss.";
         draft.set("loss.objective", "reward", why);
@@ -143,7 +143,7 @@ pub fn objective(draft: &mut Draft, model: &ModelFacts) {
 }
 
 /// Sets the adapter's settings if the model's folder is an adapter.
-pub fn adapter(draft: &mut Draft, model: &ModelFacts) {
+pub(crate) fn adapter(draft: &mut Draft, model: &ModelFacts) {
     let Some((adapter, targets)) = &model.adapter else { return };
     for key in ["lora.rank", "lora.alpha", "lora.targets", "lora.use_rslora"] {
         if let Some(value) = draft.get(key) {
@@ -162,7 +162,7 @@ pub fn adapter(draft: &mut Draft, model: &ModelFacts) {
 ///
 /// # Errors
 /// A draft that is not a valid config.
-pub fn memory(
+pub(crate) fn memory(
     draft: &mut Draft,
     model: &ModelFacts,
     translated: bool,

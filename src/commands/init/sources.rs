@@ -21,25 +21,25 @@ const NAME_DATA: &str = "name the files of pairs with --train FILE (and --dev FI
 
 /// A source, and why it was chosen.
 #[derive(Debug)]
-pub struct Chosen {
+pub(crate) struct Chosen {
     /// Its path and rows; everything else is default.
-    pub source: Source,
+    pub(crate) source: Source,
     /// The place in the file that names it.
-    pub why: String,
+    pub(crate) why: String,
 }
 
 /// The sources of a config.
 #[derive(Debug, Default)]
-pub struct Splits {
+pub(crate) struct Splits {
     /// Training pairs.
-    pub train: Vec<Chosen>,
+    pub(crate) train: Vec<Chosen>,
     /// Pairs that pick the best checkpoint.
-    pub dev: Vec<Chosen>,
+    pub(crate) dev: Vec<Chosen>,
 }
 
 impl Translation {
     /// The model.
-    pub fn model(&mut self) -> Option<Given<PathBuf>> {
+    pub(crate) fn model(&mut self) -> Option<Given<PathBuf>> {
         let mut given = self.text("model_name_or_path").or_else(|| self.text("model"))?;
         let mut path = place(&given.value);
         if let Some(revision) = self.text("model_revision") {
@@ -58,7 +58,7 @@ impl Translation {
     ///
     /// # Errors
     /// A data set that cannot be found, or a part of one that a config cannot name.
-    pub fn splits(&mut self, train: bool, dev: bool) -> Result<Splits> {
+    pub(crate) fn splits(&mut self, train: bool, dev: bool) -> Result<Splits> {
         const OF_DEV: [&str; 4] = ["dataset_test_split", "eval_dataset", "val_size", "test_split_size"];
         const OF_TRAIN: [&str; 8] = [
             "dataset_name",

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// The kind of a token.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Kind<'t> {
+pub(crate) enum Kind<'t> {
     /// A name or a keyword.
     Name(&'t str),
     /// A number as written.
@@ -19,18 +19,18 @@ pub enum Kind<'t> {
 
 /// A token, its line from 1, and its range of bytes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Token<'t> {
-    pub kind: Kind<'t>,
-    pub line: usize,
-    pub start: usize,
-    pub end: usize,
+pub(crate) struct Token<'t> {
+    pub(crate) kind: Kind<'t>,
+    pub(crate) line: usize,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 /// Splits a script into tokens, in one pass.
 ///
 /// # Errors
 /// A string that is not closed.
-pub fn tokens(text: &str) -> Result<Vec<Token<'_>>> {
+pub(crate) fn tokens(text: &str) -> Result<Vec<Token<'_>>> {
     let mut lexer = Lexer { text, at: 0, line: 1 };
     let mut tokens = Vec::new();
     while let Some(letter) = lexer.peek() {

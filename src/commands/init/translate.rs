@@ -12,17 +12,17 @@ use super::yaml;
 use serde_json::Value;
 
 /// Another program's config while it is translated.
-pub struct Translation {
+pub(crate) struct Translation {
     /// The file's name.
-    pub file: String,
+    pub(crate) file: String,
     /// The program it is for.
-    pub program: Program,
+    pub(crate) program: Program,
     /// What it trains.
-    pub trains: Trains,
+    pub(crate) trains: Trains,
     /// Number of processes that ran it.
-    pub processes: usize,
+    pub(crate) processes: usize,
     /// Names of the calls in a script.
-    pub calls: Vec<String>,
+    pub(crate) calls: Vec<String>,
     items: Vec<Item>,
     /// Names whose values could not be read.
     unread: Vec<String>,
@@ -31,18 +31,18 @@ pub struct Translation {
 }
 
 /// A value, and its place in the file.
-pub struct Given<T> {
+pub(crate) struct Given<T> {
     /// The value.
-    pub value: T,
+    pub(crate) value: T,
     /// `line 3: learning_rate = 1e-5`.
-    pub place: String,
+    pub(crate) place: String,
     /// The line.
-    pub line: usize,
+    pub(crate) line: usize,
 }
 
 impl Translation {
     /// Starts with everything that was read.
-    pub fn new(foreign: Foreign, processes: usize) -> Self {
+    pub(crate) fn new(foreign: Foreign, processes: usize) -> Self {
         let Foreign { file, program, trains, content, .. } = foreign;
         let left = content
             .unread
@@ -54,7 +54,7 @@ impl Translation {
     }
 
     /// The name of the program.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self.program {
             Program::Trl => "TRL",
             Program::Transformers => "Transformers",
@@ -63,12 +63,12 @@ impl Translation {
     }
 
     /// Whether the file has a name with a value that could not be read.
-    pub fn is_unread(&self, name: &str) -> bool {
+    pub(crate) fn is_unread(&self, name: &str) -> bool {
         self.unread.iter().any(|unread| unread == name)
     }
 
     /// The reason for taking that program's default for a name.
-    pub fn default_of(&self, name: &str) -> String {
+    pub(crate) fn default_of(&self, name: &str) -> String {
         match self.is_unread(name) {
             true => {
                 format!("{name} in {} is not readable, see the end: this is the default of {}.", self.file, self.name())
@@ -78,17 +78,17 @@ impl Translation {
     }
 
     /// Lists a setting that is not taken over, and why.
-    pub fn leave(&mut self, item: &Item, why: &str) {
+    pub(crate) fn leave(&mut self, item: &Item, why: &str) {
         self.left.push((item.line, format!("{}: {why}", item.place())));
     }
 
     /// The same for a value that was read already.
-    pub fn leave_given<T>(&mut self, given: &Given<T>, why: &str) {
+    pub(crate) fn leave_given<T>(&mut self, given: &Given<T>, why: &str) {
         self.left.push((given.line, format!("{}: {why}", given.place)));
     }
 
     /// The same for all values of names.
-    pub fn leave_all(&mut self, names: &[&str], why: &str) {
+    pub(crate) fn leave_all(&mut self, names: &[&str], why: &str) {
         for name in names {
             while self.items.iter().any(|item| item.name == *name) {
                 self.take(name).iter().for_each(|item| self.leave(item, why));
@@ -97,27 +97,27 @@ impl Translation {
     }
 
     /// Lists a note that belongs to no line.
-    pub fn leave_note(&mut self, note: impl Into<String>) {
+    pub(crate) fn leave_note(&mut self, note: impl Into<String>) {
         self.left.push((usize::MAX, note.into()));
     }
 
     /// Whether the file has a name with a value.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.items.iter().any(|item| item.name == name && !item.value.is_null())
     }
 
     /// A text, without marking it as used.
-    pub fn peek_text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn peek_text(&self, name: &str) -> Option<&str> {
         self.items.iter().find(|item| item.name == name)?.value.as_str()
     }
 
     /// Whether the file has a name with the value null.
-    pub fn is_null(&self, name: &str) -> bool {
+    pub(crate) fn is_null(&self, name: &str) -> bool {
         self.items.iter().any(|item| item.name == name && item.value.is_null())
     }
 
     /// Takes a name's item and so marks it as used; null is no value.
-    pub fn take(&mut self, name: &str) -> Option<Item> {
+    pub(crate) fn take(&mut self, name: &str) -> Option<Item> {
         let at = self.items.iter().position(|item| item.name == name)?;
         let item = self.items.remove(at);
         if item.value.is_null() {
@@ -139,12 +139,12 @@ impl Translation {
     }
 
     /// A number, also one written as a text.
-    pub fn number(&mut self, name: &str) -> Option<Given<f64>> {
+    pub(crate) fn number(&mut self, name: &str) -> Option<Given<f64>> {
         self.typed(name, "a number", as_number)
     }
 
     /// A whole number, 0 or more.
-    pub fn whole(&mut self, name: &str) -> Option<Given<usize>> {
+    pub(crate) fn whole(&mut self, name: &str) -> Option<Given<usize>> {
         self.typed(name, "a whole number, 0 or more", |value| {
             as_number(value)
                 .filter(|number| number.fract() == 0.0 && (0.0..1e15).contains(number))
@@ -162,17 +162,17 @@ impl Translation {
     }
 
     /// True or false.
-    pub fn truth(&mut self, name: &str) -> Option<Given<bool>> {
+    pub(crate) fn truth(&mut self, name: &str) -> Option<Given<bool>> {
         self.typed(name, "true or false", Value::as_bool)
     }
 
     /// A text.
-    pub fn text(&mut self, name: &str) -> Option<Given<String>> {
+    pub(crate) fn text(&mut self, name: &str) -> Option<Given<String>> {
         self.typed(name, "a text", |value| value.as_str().map(str::to_owned))
     }
 
     /// Texts: a list of them, or one with commas.
-    pub fn texts(&mut self, name: &str) -> Option<Given<Vec<String>>> {
+    pub(crate) fn texts(&mut self, name: &str) -> Option<Given<Vec<String>>> {
         self.typed(name, "a list of texts", |value| match value {
             Value::String(text) => {
                 Some(text.split(',').map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect())
@@ -183,7 +183,7 @@ impl Translation {
     }
 
     /// Takes over keys with the same meaning, and lists the rest.
-    pub fn finish(mut self, draft: &mut Draft) {
+    pub(crate) fn finish(mut self, draft: &mut Draft) {
         for (word, key, is) in SAME {
             match is {
                 Is::Number => self.same(draft, key, |all| all.number(word)),
@@ -225,7 +225,7 @@ fn is_value(value: &Value, expected: &str) -> bool {
 }
 
 /// A finite number, also one written as a text, which those programs accept.
-pub fn as_number(value: &Value) -> Option<f64> {
+pub(crate) fn as_number(value: &Value) -> Option<f64> {
     match value {
         Value::String(text) => yaml::number(text.trim())?.as_f64(),
         other => other.as_f64(),

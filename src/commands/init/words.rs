@@ -5,7 +5,7 @@
 
 /// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Is {
+pub(crate) enum Is {
     /// A number.
     Number,
     /// A whole number, 1 or more.
@@ -15,7 +15,7 @@ pub enum Is {
 }
 
 /// Keys, and the keys here with the same meaning.
-pub const SAME: &[(&str, &str, Is)] = &[
+pub(crate) const SAME: &[(&str, &str, Is)] = &[
     ("learning_rate", "train.learning_rate", Is::Number),
     ("weight_decay", "train.weight_decay", Is::Number),
     ("adam_beta1", "train.adam_beta1", Is::Number),
@@ -28,7 +28,7 @@ pub const SAME: &[(&str, &str, Is)] = &[
 ];
 
 /// Keys that need no counterpart if they have this value, since haf-dist always behaves that way.
-pub const SO_HERE: &[(&str, &str, &str)] = &[
+pub(crate) const SO_HERE: &[(&str, &str, &str)] = &[
     ("disable_dropout", "true", "there is no dropout here"),
     ("lora_dropout", "0", "there is no dropout here"),
     ("bias", "\"none\"", "adapters have no biases here"),
@@ -62,7 +62,7 @@ const OTHER_STAGE: &str = "belongs to another stage";
 const BEST: &str = "the checkpoint that is best on the dev pairs is always kept";
 
 /// Keys without a counterpart, and why.
-pub const NOTHING: &[(&str, &str)] = &[
+pub(crate) const NOTHING: &[(&str, &str)] = &[
     ("log_level", "HAF_LOG sets what is logged"),
     ("plot_loss", LOGS),
     ("disable_tqdm", "the bar is drawn only on terminals"),
@@ -287,7 +287,7 @@ pub const FAMILIES: &[(&str, &str)] = &[
 ];
 
 /// The reason for every other key.
-pub const UNKNOWN: &str = "not a key that is known here: check whether it matters";
+pub(crate) const UNKNOWN: &str = "not a key that is known here: check whether it matters";
 
 #[cfg(test)]
 mod tests {

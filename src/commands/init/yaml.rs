@@ -128,7 +128,7 @@ fn plain(text: &str) -> Value {
 }
 
 /// A finite number, `1_000` and `1e-5` too.
-pub fn number(text: &str) -> Option<Value> {
+pub(crate) fn number(text: &str) -> Option<Value> {
     let starts =
         text.trim_start_matches(['-', '+']).starts_with(|letter: char| letter.is_ascii_digit() || letter == '.');
     if !starts || text.starts_with('_') {

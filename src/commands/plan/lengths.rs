@@ -19,22 +19,22 @@ use crate::train::total_steps;
 const LOOKED_AT: usize = 256;
 
 /// The lengths of a run's pairs.
-pub struct Lengths {
+pub(crate) struct Lengths {
     /// Pairs in training order, repeated as often as needed.
-    pub order: Vec<PairTokens>,
+    pub(crate) order: Vec<PairTokens>,
     /// The largest micro-batch of any rank.
-    pub largest: Shape,
+    pub(crate) largest: Shape,
     /// Steps of the run, if known.
-    pub steps: Option<usize>,
+    pub(crate) steps: Option<usize>,
     /// The origin of the lengths, in words.
-    pub source: String,
+    pub(crate) source: String,
 }
 
 /// Lengths given on the command line, else those of the data if it and the tokenizer exist, else a guess.
 ///
 /// # Errors
 /// Broken data.
-pub fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Lengths> {
+pub(crate) fn lengths(planning: &Planning, subject: &Subject, job: &Job) -> Result<Lengths> {
     let (config, ranks) = (&subject.config, planning.gpus);
     if let Some(pair) = planning.pair_tokens {
         return Ok(assumed(&[pair], format!("every pair has {} (--pair-tokens)", words(pair)), config, ranks));

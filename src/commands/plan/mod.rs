@@ -24,7 +24,7 @@ use tch::Kind;
 
 /// All predictions.
 #[derive(Debug, Serialize)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Number of ranks.
     ranks: usize,
     /// Their devices.
@@ -70,7 +70,7 @@ pub struct Plan {
 /// # Errors
 /// A bad config, an unknown GPU, more ranks than pairs in a global batch, broken data; a job that does not fit, after the plan is
 /// printed.
-pub fn run(planning: &Planning) -> Result<()> {
+pub(crate) fn run(planning: &Planning) -> Result<()> {
     let plan = plan(planning)?;
     terminal::out(match planning.json {
         true => serde_json::to_string(&plan).unwrap_or_default(),

@@ -12,13 +12,13 @@ use crate::plan::shapes;
 use std::path::{Path, PathBuf};
 
 /// The subject of a plan.
-pub struct Subject {
+pub(crate) struct Subject {
     /// The config, or one with defaults.
-    pub config: Config,
+    pub(crate) config: Config,
     /// The model.
-    pub architecture: Architecture,
+    pub(crate) architecture: Architecture,
     /// The folder with the tokenizer, if there is a config and so data.
-    pub tokenizer: Option<PathBuf>,
+    pub(crate) tokenizer: Option<PathBuf>,
 }
 
 /// The config for a plan without one; never used for training.
@@ -29,7 +29,7 @@ const NO_CONFIG: &str = "[model]\npath = \"model\"\n[data]\ntrain = [{ path = \"
 ///
 /// # Errors
 /// A bad config or config.json, a shape that is not known, a hub that cannot be reached.
-pub fn subject(planning: &Planning) -> Result<Subject> {
+pub(crate) fn subject(planning: &Planning) -> Result<Subject> {
     if !planning.run.is_given() && planning.model().is_none() {
         return Err(Error::input("nothing to plan for: expected a config, --model or --shape")
             .hint("haf-dist plan my.toml --gpus 8, or haf-dist plan --shape 8b --gpus 8"));

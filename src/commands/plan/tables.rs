@@ -6,7 +6,7 @@ use crate::plan::scaling::Row;
 use crate::terminal::Table;
 
 /// The whole text.
-pub fn render(plan: &Plan) -> String {
+pub(crate) fn render(plan: &Plan) -> String {
     let [parameters, trained] = plan.parameters.map(|count| count as f64 / 1e6);
     let title = format!(
         "{} x {}, {} compute, {parameters:.1} M parameters ({trained:.1} M trained)",
@@ -60,7 +60,7 @@ fn memory(plan: &Plan) -> String {
 }
 
 /// Bytes that a rank needs with the job's config.
-pub fn needed(plan: &Plan) -> usize {
+pub(crate) fn needed(plan: &Plan) -> usize {
     if plan.sharded { plan.memory_total_if_sharded } else { plan.memory_total }
 }
 

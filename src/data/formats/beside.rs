@@ -32,7 +32,7 @@ const RESERVED: [&str; 7] =
     ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"];
 
 /// Every key that is read beside a pair, for `columns`.
-pub fn keys() -> impl Iterator<Item = &'static str> {
+pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
     let rest = [TOOLS, DOCUMENTS, ARGUMENTS, "margin", "domain"];
     SYSTEM.into_iter().chain(HISTORY).chain(INPUT).chain(CONVERSATION).chain(rest)
 }

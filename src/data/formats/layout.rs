@@ -9,7 +9,7 @@ use crate::data::row::Row;
 use serde_json::Value;
 
 /// Alternative paths, of which the first that leads to a value is used; `row.rs` defines paths.
-pub type At = &'static [&'static str];
+pub(crate) type At = &'static [&'static str];
 
 /// One layout of rows. The keys that may be beside any pair (a system prompt, earlier turns, tools, a margin, ...) are in
 /// `beside.rs`, once for all layouts.
@@ -18,27 +18,27 @@ pub struct Layout {
     /// Its name in a config.
     pub format: Format,
     /// A description for users: whose rows these are.
-    pub about: &'static str,
+    pub(crate) about: &'static str,
     /// The signs by which it is detected, all of which a row must have; empty: the layout must be named.
     pub signs: &'static [Sign],
     /// The prompt; empty: the answers are whole conversations.
     pub prompt: At,
     /// How a prompt that is a text is written.
-    pub prompt_as: Written,
+    pub(crate) prompt_as: Written,
     /// The answers, in the order in which `preference` counts them. A path with `[]` gives several.
-    pub answers: &'static [At],
+    pub(crate) answers: &'static [At],
     /// How an answer that is a text is written.
-    pub answers_as: Written,
+    pub(crate) answers_as: Written,
     /// Which answer is better.
-    pub preference: Preference,
+    pub(crate) preference: Preference,
     /// Scores of the chosen and of the rejected answer, whose difference is the margin.
-    pub margin: Option<[At; 2]>,
+    pub(crate) margin: Option<[At; 2]>,
     /// A flag that says whether the answers are equally good.
-    pub tie: At,
+    pub(crate) tie: At,
     /// Name under which the pair is reported, if the row has no `domain`.
-    pub domain: At,
+    pub(crate) domain: At,
     /// The rows of one prompt follow one another, with an answer each: they are read as one row, `rows[]` in paths.
-    pub joins_rows: bool,
+    pub(crate) joins_rows: bool,
     /// A row, or the rows of one prompt, one per line.
     pub example: &'static str,
 }
@@ -80,7 +80,7 @@ pub enum Sign {
 /// How a text is written. Every layout also reads message lists, single messages, content parts, and message lists as JSON
 /// within a text, each recognised by its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Written {
+pub(crate) enum Written {
     /// As it is.
     Plainly,
     /// With its speakers' names: hh-rlhf, Nectar, HelpSteer2.
@@ -91,7 +91,7 @@ pub enum Written {
 
 /// Which answer is better.
 #[derive(Debug, Clone, Copy)]
-pub enum Preference {
+pub(crate) enum Preference {
     /// The first of `answers` are the chosen ones, the second the rejected ones: every chosen with every rejected one.
     Sides,
     /// A value that names the winner: the first answer's names, the second's, and those of a tie.
@@ -116,7 +116,7 @@ impl Layout {
     }
 
     /// Every path it names, in the order of the table.
-    pub fn paths(&self) -> Vec<&'static str> {
+    pub(crate) fn paths(&self) -> Vec<&'static str> {
         let labels: Vec<At> = match self.preference {
             Preference::Sides | Preference::Alone => vec![],
             Preference::Winner(at, _) | Preference::Strength(at, _) => vec![at],

@@ -14,9 +14,10 @@ mod suggest;
 mod transcripts;
 mod turns;
 
-pub use beside::keys as keys_beside;
+pub(crate) use beside::keys as keys_beside;
 pub use layouts::LAYOUTS;
-pub use reader::{first, read, stream};
+pub use reader::read;
+pub(crate) use reader::{first, stream};
 pub use scorable::{Scorable, read_for_scoring};
 
 use crate::config::Format;
@@ -41,7 +42,7 @@ pub struct SourceRows {
     /// The error of the first odd row that would have been taken.
     pub first_odd: Option<Error>,
     /// The layout that the source names, or that was detected.
-    pub format: Option<Format>,
+    pub(crate) format: Option<Format>,
 }
 
 /// Why a pair is not used.

@@ -62,7 +62,7 @@ pub fn read(source: &Source) -> Result<SourceRows> {
 /// A missing, empty or damaged file, or broken JSON; a file of no known layout, or of odd rows only; `columns` that no
 /// layout or no row has. Each names the file, and the line (or the array's element, or the Parquet file's row). An error of
 /// `take`.
-pub fn stream(source: &Source, take: &mut dyn FnMut(Pair) -> Result<()>) -> Result<SourceRows> {
+pub(crate) fn stream(source: &Source, take: &mut dyn FnMut(Pair) -> Result<()>) -> Result<SourceRows> {
     check_columns(&source.columns)?;
     let mut reader = Reader::of(source, wanted(source)?, take);
     rows::for_each(&source.path, source.max_row_bytes, |place, row| reader.row(place, row))?;
@@ -86,7 +86,7 @@ fn wanted(source: &Source) -> Result<Range<usize>> {
 ///
 /// # Errors
 /// As [`stream`], as far as the file was read.
-pub fn first(source: &Source, most: usize) -> Result<Vec<Pair>> {
+pub(crate) fn first(source: &Source, most: usize) -> Result<Vec<Pair>> {
     let whole = Source { rows: RowRange::default(), strict: false, ..source.clone() };
     let mut pairs = Vec::new();
     let read = stream(&whole, &mut |pair| {

@@ -69,7 +69,7 @@ pub(super) fn for_each(
 ///
 /// # Errors
 /// A file of another type, without rows, or damaged; a row over the bound or that is not an object; an error of `take`.
-pub fn objects(
+pub(crate) fn objects(
     path: &Path,
     max_row_bytes: usize,
     mut take: impl FnMut(Map<String, Value>) -> Result<()>,

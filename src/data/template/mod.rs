@@ -14,12 +14,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The file that keeps the original of a chat template that an export has changed.
-pub const ORIGINAL: &str = "additional_chat_templates/original.jinja";
+pub(crate) const ORIGINAL: &str = "additional_chat_templates/original.jinja";
 /// The first line of a template that an export has changed to end at the EOS.
-pub const MARK: &str =
+pub(crate) const MARK: &str =
     "{#- haf-dist: ends at the EOS of a final assistant turn; as it was: the template `original` -#}";
 /// The first line of a template in which an export has only fixed the date.
-pub const CLOCK_MARK: &str = "{#- haf-dist: the date is that of the training; as it was: the template `original` #}";
+pub(crate) const CLOCK_MARK: &str =
+    "{#- haf-dist: the date is that of the training; as it was: the template `original` #}";
 /// An answer that no template knows and that trimming leaves alone.
 const SENTINEL: &str = "haf-dist-probe-8d1f";
 const OTHER_TEMPLATES: &str = "or use template = \"instruct\", \"hh\" or \"plain\"";
@@ -72,13 +73,13 @@ impl Template {
     }
 
     /// Everything that the rendered text depends on, apart from the pair.
-    pub fn source(&self) -> String {
+    pub(crate) fn source(&self) -> String {
         let chat = self.chat_source();
         format!("{:?} {:?} {:?}", self.kind, self.special_tokens, chat)
     }
 
     /// The chat template's text.
-    pub fn chat_source(&self) -> Option<&str> {
+    pub(crate) fn chat_source(&self) -> Option<&str> {
         self.chat.as_ref().map(|chat| &chat.text[..])
     }
 
@@ -86,13 +87,13 @@ impl Template {
     ///
     /// # Errors
     /// A broken chat template.
-    pub fn with_source(&self, text: &str) -> Result<Self> {
+    pub(crate) fn with_source(&self, text: &str) -> Result<Self> {
         let chat = Chat::of_text(text.to_owned(), "the chat template", &self.special_tokens)?;
         Ok(Self { kind: TemplateKind::Chat, special_tokens: self.special_tokens.clone(), chat: Some(chat) })
     }
 
     /// What the chat template's `strftime_now` returns, by format; see [`Program::times`].
-    pub fn times(&self) -> BTreeMap<String, String> {
+    pub(crate) fn times(&self) -> BTreeMap<String, String> {
         // A template that was read before has no faults.
         self.chat_source().and_then(|source| Program::times(source).ok()).unwrap_or_default()
     }
@@ -103,12 +104,12 @@ impl Template {
     }
 
     /// Whether a chat template contains a word; true for plain templates, which refuse inputs that they cannot write.
-    pub fn names(&self, word: &str) -> bool {
+    pub(crate) fn names(&self, word: &str) -> bool {
         self.chat.as_ref().is_none_or(|chat| chat.text.contains(word))
     }
 
     /// Whether the template writes the BOS token itself; the tokenizer must then not add another.
-    pub fn writes_bos(&self) -> bool {
+    pub(crate) fn writes_bos(&self) -> bool {
         self.chat.is_some()
     }
 
@@ -283,7 +284,7 @@ fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// Whether a template's text is one that an export has changed.
-pub fn is_changed(source: &str) -> bool {
+pub(crate) fn is_changed(source: &str) -> bool {
     source.starts_with(MARK) || source.starts_with(CLOCK_MARK)
 }
 

@@ -28,7 +28,7 @@ impl Marks {
     }
 
     /// Whether one of them is in `text`.
-    pub fn are_in(&self, text: &str) -> bool {
+    pub(crate) fn are_in(&self, text: &str) -> bool {
         text.match_indices(&self.firsts[..]).any(|(at, _)| self.start(&text[at..]))
     }
 
@@ -80,8 +80,8 @@ pub(super) fn shared<'t>(marks: &Marks, texts: &[&'t str]) -> &'t str {
 /// A common start of texts and its tokens.
 #[derive(Default)]
 pub(super) struct Start<'t> {
-    pub text: &'t str,
-    pub tokens: Vec<u32>,
+    pub(crate) text: &'t str,
+    pub(crate) tokens: Vec<u32>,
 }
 
 impl Encoder {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 impl Encoder {
     /// The settings that determine a pair's tokens, together with tokenizer and template.
-    pub fn rules(&self) -> &Rules {
+    pub(crate) fn rules(&self) -> &Rules {
         &self.rules
     }
 
@@ -22,12 +22,12 @@ impl Encoder {
     }
 
     /// The text of the token that ends an answer's turn.
-    pub fn eos_text(&self) -> &str {
+    pub(crate) fn eos_text(&self) -> &str {
         &self.eos_text
     }
 
     /// A rendered conversation up to the EOS of its last turn, which is added if the template wrote none.
-    pub fn to_eos(&self, rendered: &str) -> String {
+    pub(crate) fn to_eos(&self, rendered: &str) -> String {
         let text = self.up_to_eos(rendered);
         if text.ends_with(&self.eos_text[..]) { text.to_owned() } else { format!("{text}{}", self.eos_text) }
     }

@@ -22,8 +22,8 @@ use std::path::Path;
 use tokenizers::{OffsetReferential, OffsetType, Tokenizer};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-pub use crate::data::rules::{Rules, TurnEnd};
-pub use unread::Unread;
+pub use crate::data::rules::Rules;
+pub(crate) use unread::Unread;
 
 /// Part of the fingerprint: raise it when the rules below change what tokens a pair becomes.
 const VERSION: u32 = 3;
@@ -137,18 +137,11 @@ impl Encoder {
             .map_err(|error| Error::runtime(format!("the tokenizer cannot decode: {error}")))
     }
 
-    /// How an answer's turn ends.
-    pub fn turn_end(&self) -> TurnEnd {
-        let tail = self.template.tail();
-        let (before, after) = tail.split_at(tail.len() - self.after_eos);
-        TurnEnd { eos: self.eos_text.clone(), after: after.to_owned(), written: before.ends_with(&self.eos_text[..]) }
-    }
-
     /// The text of the BOS in front of a plain template; empty if there is none.
     ///
     /// # Errors
     /// As [`Encoder::decode`].
-    pub fn bos_text(&self) -> Result<String> {
+    pub(crate) fn bos_text(&self) -> Result<String> {
         self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
@@ -156,7 +149,7 @@ impl Encoder {
     ///
     /// # Errors
     /// The tokenizer or the template fails.
-    pub fn doubles_bos(&self) -> Result<bool> {
+    pub(crate) fn doubles_bos(&self) -> Result<bool> {
         let text = self.template.render_prompt(&Prompt::Text("Hi.".into()), &TemplateInputs::default())?;
         let tokens = tokenizer_files::encode(&self.tokenizer, &text, true)?;
         Ok(self.bos.is_some_and(|bos| tokens.starts_with(&[bos, bos])))
@@ -235,7 +228,7 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`Encoder::encode`].
-    pub fn encode_apart(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<Encoded> {
+    pub(crate) fn encode_apart(&self, prompt: &str, chosen: &str, rejected: &str) -> Result<Encoded> {
         let prompt_hash = xxh3_64(prompt.as_bytes());
         let prompt = self.ids(prompt)?;
         let answer = |text: &str| -> Result<Sequence> {

@@ -16,7 +16,7 @@ impl Encoder {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    pub fn answer_offsets(&self, pair: &Pair, answer: &Message) -> Result<Vec<Range<usize>>> {
+    pub(crate) fn answer_offsets(&self, pair: &Pair, answer: &Message) -> Result<Vec<Range<usize>>> {
         let answer = self.without_eos(answer);
         let asked = self.template.render_prompt(&pair.prompt, &pair.inputs)?;
         let rendered = self.template.render(&pair.prompt, &pair.inputs, &answer)?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// Inputs of rows for a chat template that never names them, with the rows that have them.
 #[derive(Debug, Default)]
-pub struct Unread(BTreeMap<String, RowsWith>);
+pub(crate) struct Unread(BTreeMap<String, RowsWith>);
 
 /// The rows with an unread input.
 #[derive(Debug, Default)]
@@ -19,14 +19,14 @@ struct RowsWith {
 
 impl Unread {
     /// Each input with its number of rows.
-    pub fn rows(self) -> impl Iterator<Item = (String, usize)> {
+    pub(crate) fn rows(self) -> impl Iterator<Item = (String, usize)> {
         self.0.into_iter().map(|(key, rows)| (key, rows.count))
     }
 }
 
 impl Encoder {
     /// Counts the inputs in a pair's row that this chat template never names. Pairs of a row follow one another.
-    pub fn count_unread(&self, pair: &Pair, unread: &mut Unread) {
+    pub(crate) fn count_unread(&self, pair: &Pair, unread: &mut Unread) {
         for key in pair.for_template().filter(|key| !self.template.names(key)) {
             // A row of several pairs counts once.
             let rows = unread.0.entry(format!("{key} (not in the chat template)")).or_default();

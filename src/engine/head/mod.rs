@@ -21,12 +21,12 @@ use crate::loss::{self, AnswerLogProb};
 use crate::model::segment::{Bucket, Weights};
 use crate::ops::{Logits, Place, Places, Scratch, add_rows};
 use crate::tensor::on_device;
-pub use scores::Losses;
+pub(crate) use scores::Losses;
 use scores::Scores;
 use tch::{Device, Kind, Tensor};
 
 /// Response rows after which a chunk of pairs is closed. Enough rows to make the vocabulary product efficient.
-pub const ROWS_AT_ONCE: usize = 1024;
+pub(crate) const ROWS_AT_ONCE: usize = 1024;
 
 /// Index of the logits' bias among the parameters of the vocabulary's segment, if it has one.
 const BIAS: usize = 1;
@@ -56,9 +56,9 @@ pub struct PairLosses {
     /// The policy loss, if it is computed.
     pub policy_loss: Option<f64>,
     /// Chosen minus rejected implicit reward, if the policy loss is computed.
-    pub implicit_margin: Option<f64>,
+    pub(crate) implicit_margin: Option<f64>,
     /// Neither answer is better: there is no right order.
-    pub tied: bool,
+    pub(crate) tied: bool,
 }
 
 /// What is minimised in one step.
@@ -150,7 +150,7 @@ impl<'a> Heads<'a> {
     ///
     /// # Errors
     /// Log-probs requested from a model without a language-model head.
-    pub fn scores(&mut self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
+    pub(crate) fn scores(&mut self, hidden: &Tensor, pairs: &[PackedPair], log_probs: bool) -> Result<Vec<PairScores>> {
         let at = on_device(&reward_rows(pairs, |answer| answer.reward_row), hidden.device());
         let rewards = self.rewards(&reward_hidden(hidden, &at));
         let mut scores = Scores { rewards, second_rewards: None, log_probs: Vec::new() };
@@ -170,7 +170,7 @@ impl<'a> Heads<'a> {
     ///
     /// # Errors
     /// As [`Heads::scores`].
-    pub fn token_log_probs(&mut self, hidden: &Tensor, pairs: &[PackedPair]) -> Result<Vec<Vec<Vec<f64>>>> {
+    pub(crate) fn token_log_probs(&mut self, hidden: &Tensor, pairs: &[PackedPair]) -> Result<Vec<Vec<Vec<f64>>>> {
         let vocabulary = self.vocabulary()?;
         let mut all = Vec::with_capacity(pairs.len());
         for chunk in chunks(pairs) {

@@ -20,7 +20,7 @@ pub struct Losses<'o> {
 
 impl<'o> Losses<'o> {
     /// The losses of no pairs.
-    pub fn none(objective: Objective<'o>) -> Self {
+    pub(crate) fn none(objective: Objective<'o>) -> Self {
         Self { scores: Scores::default(), pairs: Vec::new(), objective, routing: Vec::new() }
     }
 
@@ -28,7 +28,7 @@ impl<'o> Losses<'o> {
     ///
     /// # Errors
     /// The device has failed.
-    pub fn on_host(mut self) -> Result<Self> {
+    pub(crate) fn on_host(mut self) -> Result<Self> {
         if self.pairs.is_empty() {
             return Ok(self);
         }
@@ -58,11 +58,11 @@ impl<'o> Losses<'o> {
 #[derive(Default)]
 pub(super) struct Scores {
     /// Rewards `[A]` f64; a tensor without elements if there are no pairs.
-    pub rewards: Tensor,
+    pub(crate) rewards: Tensor,
     /// Rewards at the answers' second positions `[A]` f64, if they are trained there too.
-    pub second_rewards: Option<Tensor>,
+    pub(crate) second_rewards: Option<Tensor>,
     /// Summed log-probs f64, if requested: a tensor for each chunk of pairs, together `[A]`.
-    pub log_probs: Vec<Tensor>,
+    pub(crate) log_probs: Vec<Tensor>,
 }
 
 impl Scores {

@@ -71,7 +71,7 @@ pub struct Accuracy {
     /// Its 95% interval over the test prompts, for these runs.
     pub interval: Option<Interval>,
     /// Standard deviation over the runs.
-    pub deviation: Option<f64>,
+    pub(crate) deviation: Option<f64>,
 }
 
 /// How much more often one ranker than another puts the chosen answer first, on the same pairs.
@@ -97,7 +97,7 @@ pub struct Difference {
     /// ([`detectable`]); None if that is above 1, the largest possible difference.
     pub detectable: Option<f64>,
     /// Whether both have the same mean over the seeds for every pair.
-    pub alike: bool,
+    pub(crate) alike: bool,
 }
 
 /// The result of comparing runs.

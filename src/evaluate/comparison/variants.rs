@@ -10,13 +10,13 @@ use std::path::PathBuf;
 #[derive(Debug, Clone)]
 pub(super) struct Variant {
     /// The objective; if several variants have it, also the settings in which those differ.
-    pub name: String,
+    pub(crate) name: String,
     /// The loss that was minimised.
-    pub objective: Objective,
+    pub(crate) objective: Objective,
     /// Every setting that is not the same in all variants.
-    pub settings: BTreeMap<String, String>,
+    pub(crate) settings: BTreeMap<String, String>,
     /// Indices of its runs in the list of all.
-    pub runs: Vec<usize>,
+    pub(crate) runs: Vec<usize>,
 }
 
 /// The variants among `runs`: hybrid before reward before policy, otherwise in the order of `runs`.

@@ -30,7 +30,7 @@ pub struct Contamination {
     #[serde(skip)]
     pub suite: Suite,
     /// The files of training data.
-    pub files: Vec<String>,
+    pub(crate) files: Vec<String>,
     /// The suite's distinct prompts.
     pub prompts: usize,
     /// Prompts that occur whole.
@@ -40,7 +40,7 @@ pub struct Contamination {
     /// Prompts with fewer words, which can only occur whole.
     pub short: usize,
     /// Rows of training data read.
-    pub rows: usize,
+    pub(crate) rows: usize,
 }
 
 /// The prompts to look for, and which of them were seen.
@@ -170,7 +170,7 @@ fn for_each_run(text: &str, mut take: impl FnMut(u128)) {
 }
 
 /// A plain table.
-pub fn contamination_table(found: &[Contamination]) -> String {
+pub(crate) fn contamination_table(found: &[Contamination]) -> String {
     let share = |count: usize, of: usize| format!("{count} ({:.1}%)", 100.0 * count as f64 / of.max(1) as f64);
     let row = |found: &Contamination| {
         vec![

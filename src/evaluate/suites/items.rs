@@ -10,22 +10,22 @@ use serde_json::{Map, Value};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     /// The subset that it is counted in.
-    pub subset: String,
+    pub(crate) subset: String,
     /// The user's turn.
     pub prompt: String,
     /// The answers to score, right ones first.
     pub answers: Vec<String>,
     /// How many of them are right.
-    pub correct: usize,
+    pub(crate) correct: usize,
     /// The same for items that are not independent: the prompt, or the number of a prompt with ties.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// How the item counts in the suite's figures.
-    pub role: Role,
+    pub(crate) role: Role,
 }
 
 /// How an item counts in a suite's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// By its scores alone.
     Plain,
     /// Two equal scores count as right: a tie in JudgeBench is a decision for B.

@@ -42,13 +42,13 @@ pub struct Figure {
     /// The subset, the section, or `all`.
     pub name: String,
     /// Number of items in it.
-    pub items: usize,
+    pub(crate) items: usize,
     /// Its value: at most 1, or 1.01 for Ties; NaN where the authors' own code gives NaN.
     pub score: f64,
 }
 
 /// The name of a suite's total.
-pub const ALL: &str = "all";
+pub(crate) const ALL: &str = "all";
 
 impl Suite {
     /// Its name on the command line.
@@ -63,7 +63,7 @@ impl Suite {
 
     /// The length, in tokens, that the leaderboards' scripts cut to by default: `run_rm.py`, `run_v2.py`. The command of the
     /// package rewardbench has 512, but cuts only with --force_truncation.
-    pub fn max_length(self) -> Option<usize> {
+    pub(crate) fn max_length(self) -> Option<usize> {
         match self {
             Self::Rewardbench | Self::Rewardbench2 | Self::RmBench => Some(2048),
             Self::Judgebench => None,
@@ -72,7 +72,7 @@ impl Suite {
 
     /// Whether the authors' code keeps the second BOS that some tokenizers put in front of a rendered conversation. Rewardbench
     /// 0.1.4 masks one of the two out (`pipeline.py`).
-    pub fn keeps_second_bos(self) -> bool {
+    pub(crate) fn keeps_second_bos(self) -> bool {
         matches!(self, Self::RmBench | Self::Judgebench)
     }
 

@@ -15,17 +15,17 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Paired {
     /// The suite.
-    pub paired: Suite,
+    pub(crate) paired: Suite,
     /// The head, the same for both.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// Number of items.
-    pub items: usize,
+    pub(crate) items: usize,
     /// Number of prompts.
     pub prompts: usize,
     /// Mean outcome of the first checkpoint.
-    pub ours: f64,
+    pub(crate) ours: f64,
     /// Mean outcome of the second checkpoint.
-    pub theirs: f64,
+    pub(crate) theirs: f64,
     /// The first minus the second.
     pub difference: f64,
     /// Lower end of its 95% interval, which draws prompts.
@@ -79,7 +79,7 @@ pub fn adjust(rows: &mut [Paired]) {
 }
 
 /// A plain table.
-pub fn paired_table(rows: &[Paired]) -> String {
+pub(crate) fn paired_table(rows: &[Paired]) -> String {
     let row = |row: &Paired| {
         let interval = row.low.zip(row.high).map(|(low, high)| format!(" ({low:+.3} to {high:+.3})"));
         vec![

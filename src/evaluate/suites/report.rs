@@ -14,13 +14,13 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
     /// The suite.
-    pub suite: Suite,
+    pub(crate) suite: Suite,
     /// The head: `reward` or `implicit`.
-    pub scored_by: &'static str,
+    pub(crate) scored_by: &'static str,
     /// The subset, the section, or `all`.
     pub subset: String,
     /// Number of items.
-    pub items: usize,
+    pub(crate) items: usize,
     /// The figure, as the suite's authors define it.
     pub score: f64,
     /// Lower end of its 95% interval.
@@ -34,10 +34,10 @@ pub struct Line {
     /// The mean figure for random scores.
     pub chance: f64,
     /// The figure without cutting, if something was cut; answers beyond the model's own limit are still cut to that.
-    pub uncut: Option<f64>,
+    pub(crate) uncut: Option<f64>,
     /// Cut answers in the whole suite.
     #[serde(flatten)]
-    pub cutting: Cutting,
+    pub(crate) cutting: Cutting,
 }
 
 /// How a suite's answers were cut.
@@ -132,7 +132,7 @@ pub(super) fn prompt_of(item: &Item) -> (bool, &str) {
 }
 
 /// A plain table of a suite's lines.
-pub fn table(lines: &[Line]) -> String {
+pub(crate) fn table(lines: &[Line]) -> String {
     let was_cut = lines.iter().any(|line| line.uncut.is_some());
     let mut header = vec!["subset", "items", "score (95%)", "longest", "shortest", "chance"];
     header.extend(was_cut.then_some("without cutting"));

@@ -41,12 +41,12 @@ pub(super) const LLAMA: Names = Names {
 /// Defaults of missing keys in which families differ.
 pub(super) struct Defaults {
     /// Key and value heads; none: as many as query heads.
-    pub kv_heads: Option<usize>,
+    pub(crate) kv_heads: Option<usize>,
     /// None: the width of the hidden states divided by the number of query heads.
-    pub head_width: Option<usize>,
-    pub positions: usize,
-    pub epsilon: f64,
-    pub tied: bool,
+    pub(crate) head_width: Option<usize>,
+    pub(crate) positions: usize,
+    pub(crate) epsilon: f64,
+    pub(crate) tied: bool,
 }
 
 pub(super) const DEFAULTS: Defaults =

@@ -12,9 +12,9 @@ pub struct Mlp {
     /// Its function, and whether it gates: activation(gate) * up, rather than activation(up).
     pub kind: MlpKind,
     /// Whether gate and up lie in one matrix in files.
-    pub stacked: bool,
+    pub(crate) stacked: bool,
     /// Whether its linear maps have biases.
-    pub biases: bool,
+    pub(crate) biases: bool,
     /// Its experts, if a router chooses among several.
     pub experts: Option<Experts>,
 }
@@ -33,22 +33,22 @@ pub struct Experts {
 
 impl Mlp {
     /// Columns before its activation: 2 F with a gate, else F.
-    pub fn inner_width(&self) -> usize {
+    pub(crate) fn inner_width(&self) -> usize {
         if self.kind.gated { 2 * self.width } else { self.width }
     }
 
     /// Rows of a token within it: one, or one for each expert that the token goes through.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.experts.map_or(1, |experts| experts.top_k)
     }
 
     /// Number of matrices in each of its products: one, or one an expert.
-    pub fn products(&self) -> usize {
+    pub(crate) fn products(&self) -> usize {
         self.experts.map_or(1, |experts| experts.count)
     }
 
     /// Share of its weights that a token is multiplied with.
-    pub fn active_share(&self) -> f64 {
+    pub(crate) fn active_share(&self) -> f64 {
         self.experts.map_or(1.0, |experts| experts.top_k as f64 / experts.count as f64)
     }
 }

@@ -13,9 +13,11 @@ mod rope;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
-pub use families::{FAMILIES, Family, text_config};
+pub(crate) use families::Family;
+pub use families::{FAMILIES, text_config};
 use keys::{Keys, not_computed};
-pub use mlp::{Experts, Mlp};
+pub use mlp::Experts;
+pub(crate) use mlp::Mlp;
 use std::path::Path;
 
 /// Well-known families that this program cannot compute, and why.
@@ -75,12 +77,12 @@ pub enum NormKind {
 
 impl NormKind {
     /// Names of its parameters, each `[D]`, in the order of the segment.
-    pub fn parameters(self) -> &'static [&'static str] {
+    pub(crate) fn parameters(self) -> &'static [&'static str] {
         if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
     }
 
     /// Whether rows are centred on their mean.
-    pub fn is_centred(self) -> bool {
+    pub(crate) fn is_centred(self) -> bool {
         matches!(self, Self::Layer | Self::LayerWithoutBias)
     }
 }
@@ -95,15 +97,15 @@ pub struct BlockDescription {
     /// Which of [`Architecture::rotations`] rotates queries and keys; none if the block has no rotation.
     pub rotation: Option<usize>,
     /// How queries and keys are normed before rotation.
-    pub query_key_norm: Option<QueryKeyNorm>,
+    pub(crate) query_key_norm: Option<QueryKeyNorm>,
     /// Which of attention's linear maps have biases.
-    pub biases: AttentionBiases,
+    pub(crate) biases: AttentionBiases,
     /// How a file orders the rows of queries, keys and values.
-    pub stored: StoredHeads,
+    pub(crate) stored: StoredHeads,
     /// The MLP.
     pub mlp: Mlp,
     /// Which norms there are.
-    pub norms: BlockNorms,
+    pub(crate) norms: BlockNorms,
     /// How its two halves join.
     pub residual: Residual,
     /// Factor of each half's result before it is added.
@@ -112,7 +114,7 @@ pub struct BlockDescription {
 
 /// How queries and keys are normed, by the model's kind of norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueryKeyNorm {
+pub(crate) enum QueryKeyNorm {
     /// Each head for itself, with one weight `[E]` (and bias) for all heads.
     PerHead,
     /// All heads of a row together, with a weight [H E] or [G E].
@@ -121,7 +123,7 @@ pub enum QueryKeyNorm {
 
 /// How a file orders the rows of queries, keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredHeads {
+pub(crate) enum StoredHeads {
     /// Three matrices.
     Apart,
     /// One matrix: all queries, then all keys, then all values.
@@ -132,29 +134,29 @@ pub enum StoredHeads {
 
 /// Which of attention's linear maps have biases.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AttentionBiases {
+pub(crate) struct AttentionBiases {
     /// Queries, keys and values.
-    pub query_key_value: bool,
+    pub(crate) query_key_value: bool,
     /// Attention's output.
-    pub output: bool,
+    pub(crate) output: bool,
 }
 
 /// Which norms of hidden states a block has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockNorms {
+pub(crate) struct BlockNorms {
     /// Before attention.
-    pub before_attention: bool,
+    pub(crate) before_attention: bool,
     /// After attention, on its result.
-    pub after_attention: bool,
+    pub(crate) after_attention: bool,
     /// Before the MLP.
-    pub before_mlp: BeforeMlp,
+    pub(crate) before_mlp: BeforeMlp,
     /// After the MLP, on its result.
-    pub after_mlp: bool,
+    pub(crate) after_mlp: bool,
 }
 
 /// The norm before the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BeforeMlp {
+pub(crate) enum BeforeMlp {
     /// A norm of its own.
     Own,
     /// The norm before attention, whose output both read.
@@ -178,45 +180,45 @@ pub enum Residual {
 pub struct Names {
     /// The Transformers class that reads the exported reward model; one that ends in `ForCausalLM` reads it without
     /// `score.weight`.
-    pub reward_model: &'static str,
+    pub(crate) reward_model: &'static str,
     /// The embedding.
-    pub embedding: &'static str,
+    pub(crate) embedding: &'static str,
     /// Prefix of a block's number. The names from here to `norm` follow the number.
-    pub block: &'static str,
+    pub(crate) block: &'static str,
     /// The norm before attention.
-    pub input_norm: &'static str,
+    pub(crate) input_norm: &'static str,
     /// Queries, keys and values, if they are three matrices.
-    pub query_key_value: [&'static str; 3],
+    pub(crate) query_key_value: [&'static str; 3],
     /// The same if they are one matrix.
-    pub stacked_query_key_value: &'static str,
+    pub(crate) stacked_query_key_value: &'static str,
     /// Norms of queries and of keys.
-    pub query_key_norms: [&'static str; 2],
+    pub(crate) query_key_norms: [&'static str; 2],
     /// Attention's output.
-    pub attention_output: &'static str,
+    pub(crate) attention_output: &'static str,
     /// The norm after attention.
-    pub post_attention_norm: &'static str,
+    pub(crate) post_attention_norm: &'static str,
     /// The norm before the MLP.
-    pub mlp_norm: &'static str,
+    pub(crate) mlp_norm: &'static str,
     /// The router of experts.
-    pub router: &'static str,
+    pub(crate) router: &'static str,
     /// Prefix of an expert's number.
-    pub experts: &'static str,
+    pub(crate) experts: &'static str,
     /// What follows the number: an expert's gate, up and down.
-    pub expert_matrices: [&'static str; 3],
+    pub(crate) expert_matrices: [&'static str; 3],
     /// The MLP's gate.
-    pub gate: &'static str,
+    pub(crate) gate: &'static str,
     /// The MLP's other factor, or its only one.
-    pub up: &'static str,
+    pub(crate) up: &'static str,
     /// Gate and up if they are one matrix.
-    pub stacked_gate_up: &'static str,
+    pub(crate) stacked_gate_up: &'static str,
     /// The MLP's output.
-    pub down: &'static str,
+    pub(crate) down: &'static str,
     /// The norm after the MLP.
-    pub post_mlp_norm: &'static str,
+    pub(crate) post_mlp_norm: &'static str,
     /// The final norm.
-    pub norm: &'static str,
+    pub(crate) norm: &'static str,
     /// The names that files have for the language-model head, if it is not the embedding; the first is written.
-    pub head: &'static [&'static str],
+    pub(crate) head: &'static [&'static str],
 }
 
 /// A rotary position embedding of the first columns of each head.
@@ -230,7 +232,7 @@ pub struct Rotation {
     pub period: usize,
     /// Whether files turn neighbouring columns of a head together (0 with 1, 2 with 3), not those of two halves. In memory the
     /// rows of queries and keys are sorted so that halves turn, which changes no score: both are sorted alike.
-    pub neighbours: bool,
+    pub(crate) neighbours: bool,
     /// How rotated queries grow with their position, if they do.
     pub query_growth: Option<QueryGrowth>,
 }
@@ -311,7 +313,7 @@ pub enum RopeScaling {
 
 impl RopeScaling {
     /// Which sequence lengths have the same frequencies; none: all.
-    pub fn alike(&self) -> Option<AlikeLengths> {
+    pub(crate) fn alike(&self) -> Option<AlikeLengths> {
         match self {
             Self::Dynamic { original, .. } => Some(AlikeLengths::UpTo(*original)),
             Self::Long { original, .. } => Some(AlikeLengths::OnEitherSideOf(*original)),

@@ -7,32 +7,32 @@ use super::{QueryGrowth, Rope, RopeScaling, Rotation};
 use crate::error::Error;
 
 /// The keys that determine the width of a head.
-pub const HEAD_WIDTH: [&str; 3] = ["hidden_size", "num_attention_heads", "head_dim"];
+pub(crate) const HEAD_WIDTH: [&str; 3] = ["hidden_size", "num_attention_heads", "head_dim"];
 
 /// The set of rotary keys in Transformers 4, and in Transformers 5.
 const OLD: &str = "rope_scaling";
 const NEW: &str = "rope_parameters";
 
 /// The names of a family's rotary keys outside `rope_parameters`, and their defaults.
-pub struct RopeKeys {
+pub(crate) struct RopeKeys {
     /// The key of the base of the frequencies, and its default.
-    pub theta: (&'static str, f64),
+    pub(crate) theta: (&'static str, f64),
     /// The share of a head that is rotated; none in families that rotate whole heads.
-    pub share: Option<(&'static str, f64)>,
+    pub(crate) share: Option<(&'static str, f64)>,
     /// The same as `theta` for blocks with a window, in families where these have their own rotation; if there is no key for
     /// it outside `rope_parameters`, the default counts.
-    pub theta_of_windows: Option<(Option<&'static str>, f64)>,
+    pub(crate) theta_of_windows: Option<(Option<&'static str>, f64)>,
     /// Default of the context length, in tokens.
-    pub positions: usize,
+    pub(crate) positions: usize,
     /// Whether it has Phi-3's names and defaults for LongRoPE.
-    pub is_phi3: bool,
+    pub(crate) is_phi3: bool,
     /// Whether queries may grow with their position.
-    pub query_growth: bool,
+    pub(crate) query_growth: bool,
 }
 
 impl RopeKeys {
     /// Whole heads, under the usual key.
-    pub const WHOLE_HEADS: Self = Self {
+    pub(crate) const WHOLE_HEADS: Self = Self {
         theta: ("rope_theta", 10_000.0),
         share: None,
         theta_of_windows: None,

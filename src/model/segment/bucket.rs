@@ -18,7 +18,7 @@ pub struct Bucket {
 
 impl Bucket {
     /// A zeroed bucket of `elements`, or of the parameters' elements if they are more.
-    pub fn zeros(parameters: Parameters, elements: usize, device: Device) -> Self {
+    pub(crate) fn zeros(parameters: Parameters, elements: usize, device: Device) -> Self {
         let flat = Tensor::zeros([elements.max(parameters.elements()) as i64], (Kind::Float, device));
         Self::over(parameters, flat)
     }
@@ -40,12 +40,12 @@ impl Bucket {
     }
 
     /// The same, to add to.
-    pub fn sums(&mut self) -> &mut [Tensor] {
+    pub(crate) fn sums(&mut self) -> &mut [Tensor] {
         &mut self.views
     }
 
     /// The sums of parameters that lie one after the other, to add to; see [`Parameters::stack`].
-    pub fn stacked(&mut self, places: Range<usize>) -> Tensor {
+    pub(crate) fn stacked(&mut self, places: Range<usize>) -> Tensor {
         self.parameters.stack(&self.flat, places)
     }
 
@@ -53,7 +53,7 @@ impl Bucket {
     ///
     /// # Errors
     /// A buffer that is not what this crate allocates, or a device out of memory.
-    pub fn add_product(
+    pub(crate) fn add_product(
         &mut self,
         ops: &dyn Ops,
         places: Range<usize>,
@@ -64,12 +64,12 @@ impl Bucket {
     }
 
     /// Zeroes the sums.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         let _ = self.flat.zero_();
     }
 
     /// Whether every sum is a finite number.
-    pub fn is_finite(&self) -> bool {
+    pub(crate) fn is_finite(&self) -> bool {
         self.flat.isfinite().all().int64_value(&[]) == 1
     }
 }

@@ -11,9 +11,10 @@ mod state;
 mod weights;
 
 pub use bucket::Bucket;
-pub use parameters::{Parameter, Parameters};
-pub use sizes::{Share, Sizes, share_length};
-pub use state::{OptimizerState, OwnedPart};
+pub(crate) use parameters::Parameter;
+pub use parameters::Parameters;
+pub(crate) use sizes::{Share, Sizes};
+pub(crate) use state::{OptimizerState, OwnedPart};
 pub use weights::Weights;
 
 use super::declared::Declared;
@@ -45,7 +46,7 @@ impl Use {
     }
 
     /// Whether there is an optimiser's state.
-    pub fn trains(self) -> bool {
+    pub(crate) fn trains(self) -> bool {
         self != Self::Evaluate
     }
 
@@ -76,7 +77,7 @@ impl Segment {
     }
 
     /// Whether this rank holds masters of a share only.
-    pub fn is_share(&self) -> bool {
+    pub(crate) fn is_share(&self) -> bool {
         self.state.as_ref().is_some_and(OptimizerState::is_share)
     }
 
@@ -110,7 +111,7 @@ impl Segment {
     }
 
     /// Copies the masters to the weights after an update, in the range that this rank owns.
-    pub fn refresh_weights(&mut self) {
+    pub(crate) fn refresh_weights(&mut self) {
         if let Some(state) = &self.state
             && self.weights.flat.kind() != Kind::Float
         {

@@ -13,9 +13,9 @@ pub struct Parameter {
     /// Its shape.
     pub shape: Vec<i64>,
     /// Where it starts in the flat buffers, in elements.
-    pub offset: usize,
+    pub(crate) offset: usize,
     /// Its number of elements.
-    pub length: usize,
+    pub(crate) length: usize,
     /// The order of its rows in files: masters, moments and exports are read and written through it.
     pub rows: Rows,
 }
@@ -52,18 +52,18 @@ impl Parameters {
     }
 
     /// Elements of all of them.
-    pub fn elements(&self) -> usize {
+    pub(crate) fn elements(&self) -> usize {
         self.last().map_or(0, |last| last.offset + last.length)
     }
 
     /// Each parameter's part of a flat buffer, in its shape.
-    pub fn views(&self, flat: &Tensor) -> Vec<Tensor> {
+    pub(crate) fn views(&self, flat: &Tensor) -> Vec<Tensor> {
         self.iter().map(|parameter| parameter.view(flat)).collect()
     }
 
     /// Matrices or vectors of a flat buffer that lie one after the other, as one: matrices [out, in] stacked to
     /// [sum of outs, in].
-    pub fn stack(&self, flat: &Tensor, places: Range<usize>) -> Tensor {
+    pub(crate) fn stack(&self, flat: &Tensor, places: Range<usize>) -> Tensor {
         let parameters = &self[places];
         let length: usize = parameters.iter().map(|parameter| parameter.length).sum();
         let mut shape = parameters[0].shape.clone();

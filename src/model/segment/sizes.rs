@@ -11,20 +11,20 @@ const SHARE_STEP: usize = 16;
 
 /// Elements of a segment's buffers on one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     /// Values in the compute kind: all of them on every rank, padded with zeros to equal shares.
-    pub weights: usize,
+    pub(crate) weights: usize,
     /// f32 gradient sums; 0 if nothing is trained.
-    pub bucket: usize,
+    pub(crate) bucket: usize,
     /// f32 masters with memory of their own; 0 if the weights are f32 themselves.
-    pub masters: usize,
+    pub(crate) masters: usize,
     /// Each of AdamW's two moments.
-    pub moment: usize,
+    pub(crate) moment: usize,
 }
 
 impl Sizes {
     /// Of a segment of this many elements, computed in `kind`.
-    pub fn of(elements: usize, kind: Kind, purpose: Use) -> Self {
+    pub(crate) fn of(elements: usize, kind: Kind, purpose: Use) -> Self {
         let (weights, owned) = match purpose {
             Use::TrainShare(Share { ranks, .. }) => {
                 let share = share_length(elements, ranks);
@@ -45,19 +45,19 @@ pub struct Share {
     /// Its rank.
     pub rank: usize,
     /// Number of ranks, which hold one share each; 2 or more.
-    pub ranks: usize,
+    pub(crate) ranks: usize,
 }
 
 impl Share {
     /// Where it lies in a flat buffer that is as long as all shares together.
-    pub fn range(self, flat: usize) -> Range<usize> {
+    pub(crate) fn range(self, flat: usize) -> Range<usize> {
         let length = flat / self.ranks;
         self.rank * length..(self.rank + 1) * length
     }
 }
 
 /// Elements of one of `ranks` equal shares of a segment of `elements`; the last ones may reach beyond it.
-pub fn share_length(elements: usize, ranks: usize) -> usize {
+pub(crate) fn share_length(elements: usize, ranks: usize) -> usize {
     elements.div_ceil(ranks).next_multiple_of(SHARE_STEP)
 }
 

@@ -13,23 +13,23 @@ pub struct OptimizerState {
     pub moments: Option<[Tensor; 2]>,
     /// What this rank holds, and updates: all elements, or one share of equal shares, the last of which may reach beyond
     /// the last parameter.
-    pub owned: Range<usize>,
+    pub(crate) owned: Range<usize>,
     /// Number of shares, one a rank; 1 if every rank holds all.
     shares: usize,
 }
 
 /// The elements of a parameter that one rank holds.
-pub struct OwnedPart {
+pub(crate) struct OwnedPart {
     /// Where they lie in the rank's range, counted from its start.
-    pub in_owned: Range<usize>,
+    pub(crate) in_owned: Range<usize>,
     /// Where they lie in the parameter.
-    pub in_parameter: Range<usize>,
+    pub(crate) in_parameter: Range<usize>,
 }
 
 impl OptimizerState {
     /// Zero masters for all of the flat `weights`, or for a share of them; if the weights are f32, a view of them. Without
     /// moments.
-    pub fn of(weights: &Tensor, share: Option<Share>) -> Self {
+    pub(crate) fn of(weights: &Tensor, share: Option<Share>) -> Self {
         let owned = share.map_or(0..weights.numel(), |share| share.range(weights.numel()));
         let master = match weights.kind() {
             Kind::Float => narrowed(weights, &owned),
@@ -50,23 +50,23 @@ impl OptimizerState {
     }
 
     /// The range `owned` of a whole flat buffer.
-    pub fn owned_of(&self, flat: &Tensor) -> Tensor {
+    pub(crate) fn owned_of(&self, flat: &Tensor) -> Tensor {
         narrowed(flat, &self.owned)
     }
 
     /// The elements of the parameter at `index` that this rank updates.
-    pub fn owned_part(&self, parameters: &Parameters, index: usize) -> OwnedPart {
+    pub(crate) fn owned_part(&self, parameters: &Parameters, index: usize) -> OwnedPart {
         part_in(&self.owned, &parameters[index])
     }
 
     /// [`Self::owned_part`] of another rank, if each holds a share.
-    pub fn part_of(&self, rank: usize, parameters: &Parameters, index: usize) -> OwnedPart {
+    pub(crate) fn part_of(&self, rank: usize, parameters: &Parameters, index: usize) -> OwnedPart {
         let length = self.owned.len();
         part_in(&(rank * length..(rank + 1) * length), &parameters[index])
     }
 
     /// Writes this rank's part of the parameter at `index` into `flat`, f32 values of the range `owned`.
-    pub fn write_owned(&self, flat: &Tensor, parameters: &Parameters, index: usize, value: &Tensor) {
+    pub(crate) fn write_owned(&self, flat: &Tensor, parameters: &Parameters, index: usize, value: &Tensor) {
         let OwnedPart { in_owned, in_parameter } = self.owned_part(parameters, index);
         narrowed(flat, &in_owned).copy_(&narrowed(&value.contiguous().view(-1), &in_parameter));
     }

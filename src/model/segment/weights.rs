@@ -39,7 +39,7 @@ impl Weights {
     }
 
     /// See [`Parameters::stack`].
-    pub fn stacked(&self, places: Range<usize>) -> Tensor {
+    pub(crate) fn stacked(&self, places: Range<usize>) -> Tensor {
         self.parameters.stack(&self.flat, places)
     }
 }

@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 pub use table::Slot;
 
 /// Buffers grow to a multiple of this many rows.
-pub const ROWS: usize = 128;
+pub(crate) const ROWS: usize = 128;
 
 /// A tensor for each slot; undefined if the block has no such buffer.
 pub struct Buffers(Vec<Tensor>);
@@ -35,7 +35,7 @@ impl Index<Slot> for Buffers {
 
 impl Buffers {
     /// The statistics of a norm.
-    pub fn statistics(&self, scale: Slot, mean: Slot) -> Statistics {
+    pub(crate) fn statistics(&self, scale: Slot, mean: Slot) -> Statistics {
         let mean = Some(&self[mean]).filter(|mean| mean.defined());
         Statistics { scale: self[scale].shallow_clone(), mean: mean.map(Tensor::shallow_clone) }
     }
@@ -81,7 +81,7 @@ impl Buffers {
 
     /// The buffers of a block that computes these rows `[N]` alone after attention: copies of these rows if they are read
     /// after it, otherwise the first N rows of the same buffers.
-    pub fn of_rows(&self, rows: &Tensor) -> Self {
+    pub(crate) fn of_rows(&self, rows: &Tensor) -> Self {
         let count = rows.size()[0];
         self.map(|buffer, tensor| match buffer.read_after_attention {
             true => tensor.index_select(0, rows),
@@ -96,7 +96,7 @@ impl Buffers {
 }
 
 /// Moves the first N rows of a gradient to the rows `[N]` that they belong to; the others become zero.
-pub fn spread(gradient: &Tensor, rows: &Tensor) {
+pub(crate) fn spread(gradient: &Tensor, rows: &Tensor) {
     let read = gradient.narrow(0, 0, rows.size()[0]).copy();
     let _ = gradient.shallow_clone().zero_().index_copy_(0, rows, &read);
 }
@@ -113,7 +113,7 @@ pub struct Workspace {
     kept: Vec<Buffers>,
     shared: Option<Buffers>,
     /// For a chunk's logits.
-    pub logits: Scratch,
+    pub(crate) logits: Scratch,
     /// For products before they are added to a bucket.
     pub scratch: Scratch,
 }
@@ -154,9 +154,9 @@ pub struct BlockState {
     /// Log-sum-exps of each attention call, for the backward pass.
     pub log_sums: Vec<Tensor>,
     /// Which rows went through which experts, if there are any.
-    pub routes: Option<Routes>,
+    pub(crate) routes: Option<Routes>,
     /// The routing of all rows, in training if the block then computes only some of them.
-    pub routing: Option<Routing>,
+    pub(crate) routing: Option<Routing>,
 }
 
 /// The views of one micro-batch.
@@ -175,11 +175,11 @@ pub struct Bytes {
     /// Of buffers that are kept for the backward pass.
     pub kept: usize,
     /// Of buffers that blocks share.
-    pub shared: usize,
+    pub(crate) shared: usize,
 }
 
 /// Bytes of the workspace for micro-batches of this many tokens; a number in the compute kind has `compute_bytes`.
-pub fn bytes(architecture: &Architecture, tokens: usize, keep: Keep, compute_bytes: usize) -> Bytes {
+pub(crate) fn bytes(architecture: &Architecture, tokens: usize, keep: Keep, compute_bytes: usize) -> Bytes {
     let of = |lasts: Lasts, blocks: Range<usize>| {
         let rows = BUFFERS.iter().filter(|buffer| buffer.lasts == lasts).filter_map(|buffer| {
             let numbers: usize = longest(buffer, architecture, blocks.clone())?.iter().product();
@@ -201,12 +201,12 @@ fn kept_by(number: usize, layers: usize) -> Range<usize> {
 impl Workspace {
     /// From the next micro-batch on, makes buffers for at least this many tokens. Buffers that grew with every longer
     /// micro-batch would fragment memory; on CPUs pages that no micro-batch reaches take no memory.
-    pub fn reserve(&mut self, tokens: usize) {
+    pub(crate) fn reserve(&mut self, tokens: usize) {
         self.reserved = self.reserved.max(tokens);
     }
 
     /// The tokens of [`Workspace::reserve`].
-    pub fn reserved(&self) -> usize {
+    pub(crate) fn reserved(&self) -> usize {
         self.reserved
     }
 

@@ -92,14 +92,14 @@ pub(super) enum Lasts {
 
 /// A line of the table.
 pub(super) struct Buffer {
-    pub slot: Slot,
-    pub lasts: Lasts,
+    pub(crate) slot: Slot,
+    pub(crate) lasts: Lasts,
     /// Whether it is f32 whatever the model computes in.
-    pub wide: bool,
+    pub(crate) wide: bool,
     /// Whether a block that computes only some rows after attention reads these rows of the buffer then.
-    pub read_after_attention: bool,
+    pub(crate) read_after_attention: bool,
     /// The shape of a row; none if the block has no such buffer.
-    pub row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>,
+    pub(crate) row: fn(&Architecture, &BlockDescription) -> Option<Vec<usize>>,
 }
 
 /// A buffer in the compute kind.

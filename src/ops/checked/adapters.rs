@@ -12,12 +12,12 @@ use tch::Tensor;
 /// Rank of the adapter in a trial.
 const RANK: usize = 16;
 
-pub fn low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
     let [rows, factor, _] = of_adapter(widths);
     Prepared::new(bytes(&[&rows, &factor]), move |ops| Ok(vec![ops.low_rank(projected(&rows), &factor)?]))
 }
 
-pub fn add_low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn add_low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
     let [rows, factor, inner] = of_adapter(widths);
     Prepared::new(bytes(&[&rows, &rows, &factor, &inner]), move |ops| {
         ops.add_low_rank(&inner, &factor, projected(&rows))?;
@@ -26,7 +26,7 @@ pub fn add_low_rank(widths: &Widths, _: &BlockWidths) -> Prepared {
 }
 
 /// The sum is transposed, as that of the second factor is.
-pub fn add_low_rank_gradient(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn add_low_rank_gradient(widths: &Widths, _: &BlockWidths) -> Prepared {
     let [rows, factor, inner] = of_adapter(widths);
     let sum = factor.tr().contiguous();
     Prepared::new(bytes(&[&rows, &inner, &sum, &sum]), move |ops| {

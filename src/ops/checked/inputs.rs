@@ -13,19 +13,19 @@ const ROWS: usize = 136;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Widths {
     /// f32 or bf16.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// The device.
     pub device: Device,
     /// T.
     pub rows: usize,
     /// D.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Whether norms add 1 to their weights.
-    pub plus_one: bool,
+    pub(crate) plus_one: bool,
     /// V.
-    pub vocabulary: usize,
+    pub(crate) vocabulary: usize,
     /// Cap of the logits.
-    pub soft_cap: Option<f64>,
+    pub(crate) soft_cap: Option<f64>,
     /// Its blocks; equal ones only once.
     pub blocks: Vec<BlockWidths>,
 }

@@ -9,7 +9,7 @@ mod prepared;
 mod trials;
 
 pub use inputs::{BlockWidths, Widths};
-pub use trials::{Fault, Timing, faults, timings};
+pub use trials::{faults, timings};
 
 use super::{
     AdamWStep, Affine, AffineSums, Angles, AttentionPlan, Columns, Direction, LayerStatistics, Logits, MlpKind,
@@ -147,7 +147,7 @@ impl Checked {
 
     /// Replaces these by the formulas from now on. Call it before a model is placed on the device: one implementation cannot read
     /// what the other has made.
-    pub fn replace(&self, operations: &[Operation]) {
+    pub(crate) fn replace(&self, operations: &[Operation]) {
         let bits = operations.iter().fold(0, |bits, operation| bits | operation.bit());
         self.replaced.fetch_or(bits, Ordering::Relaxed);
     }

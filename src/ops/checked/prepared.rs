@@ -25,9 +25,9 @@ const LOGIT_ROWS: usize = 16;
 type Call = Box<dyn FnMut(&dyn Ops) -> Result<Vec<Tensor>>>;
 
 /// A call of one operation.
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// Bytes of its inputs and outputs.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
     call: Call,
 }
 
@@ -37,7 +37,7 @@ impl Prepared {
     }
 
     /// Calls it and returns its outputs. Sums and tensors that it changes in place differ by the next call.
-    pub fn run(&mut self, ops: &dyn Ops) -> Result<Vec<Tensor>> {
+    pub(crate) fn run(&mut self, ops: &dyn Ops) -> Result<Vec<Tensor>> {
         (self.call)(ops)
     }
 }
@@ -51,7 +51,7 @@ pub(super) fn same(tensors: &[&Tensor]) -> Vec<Tensor> {
     tensors.iter().map(|tensor| tensor.shallow_clone()).collect()
 }
 
-pub fn rotate(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn rotate(widths: &Widths, block: &BlockWidths) -> Prepared {
     let heads = block.heads;
     let rows = widths.waves(&[widths.rows, heads.query + 2 * heads.key, heads.width], 1.0);
     let angles = widths.angles(block.rotated);
@@ -86,7 +86,7 @@ impl Norm {
     }
 }
 
-pub fn rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     let norm = Norm::of(widths);
     Prepared::new(bytes(&[&norm.x, &norm.output]), move |ops| {
         ops.rms_norm(&norm.x, norm.weight(), EPSILON, &norm.output, &norm.scale)?;
@@ -94,7 +94,7 @@ pub fn rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn add_rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn add_rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     let (norm, sum) = (Norm::of(widths), widths.empty(&[widths.rows, widths.width]));
     Prepared::new(bytes(&[&norm.x, &norm.change, &sum, &norm.output]), move |ops| {
         ops.add_rms_norm((&norm.x, &norm.change), norm.weight(), EPSILON, &sum, &norm.output, &norm.scale)?;
@@ -102,7 +102,7 @@ pub fn add_rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn apply_rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn apply_rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     let norm = Norm::of(widths);
     Prepared::new(bytes(&[&norm.x, &norm.output]), move |ops| {
         ops.apply_rms_norm(&norm.x, norm.weight(), &norm.scale, &norm.output)?;
@@ -110,7 +110,7 @@ pub fn apply_rms_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn rms_norm_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn rms_norm_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
     let (norm, sum) = (Norm::of(widths), widths.f32_waves(&[widths.width], 5.0));
     Prepared::new(bytes(&[&norm.x, &norm.change, &norm.gradient, &norm.output]), move |ops| {
         let gradients = NormGradients { output: &norm.gradient, residual: Some(&norm.change), input: &norm.output };
@@ -127,7 +127,7 @@ fn statistics(x: &Tensor) -> [Tensor; 2] {
     [mean.squeeze_dim(-1), (variance + EPSILON).rsqrt()]
 }
 
-pub fn layer_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn layer_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     let (norm, bias) = (Norm::of(widths), widths.waves(&[widths.width], 5.0));
     let [mean, scale] = statistics(&norm.x);
     Prepared::new(bytes(&[&norm.x, &norm.output]), move |ops| {
@@ -137,7 +137,7 @@ pub fn layer_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn apply_layer_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn apply_layer_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     let norm = Norm::of(widths);
     let [mean, scale] = statistics(&norm.x);
     Prepared::new(bytes(&[&norm.x, &norm.output]), move |ops| {
@@ -147,7 +147,7 @@ pub fn apply_layer_norm(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn layer_norm_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn layer_norm_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
     let norm = Norm::of(widths);
     let [mean, scale] = statistics(&norm.x);
     let [weight, bias] = [5.0, 6.0].map(|phase| widths.f32_waves(&[widths.width], phase));
@@ -160,7 +160,7 @@ pub fn layer_norm_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn add(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn add(widths: &Widths, _: &BlockWidths) -> Prepared {
     let norm = Norm::of(widths);
     Prepared::new(bytes(&[&norm.x, &norm.change, &norm.output]), move |ops| {
         ops.add(&norm.x, &norm.change, &norm.output)?;
@@ -168,7 +168,7 @@ pub fn add(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn activate(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn activate(widths: &Widths, block: &BlockWidths) -> Prepared {
     let mlp = block.mlp;
     let columns = if mlp.gated { 2 * block.inner } else { block.inner };
     let inner = widths.waves(&[widths.rows, columns], 1.0) * 3.0;
@@ -179,7 +179,7 @@ pub fn activate(widths: &Widths, block: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn activate_backward(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn activate_backward(widths: &Widths, block: &BlockWidths) -> Prepared {
     let mlp = block.mlp;
     let columns = if mlp.gated { 2 * block.inner } else { block.inner };
     let inner = widths.waves(&[widths.rows, columns], 1.0) * 3.0;
@@ -191,7 +191,7 @@ pub fn activate_backward(widths: &Widths, block: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn route(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn route(widths: &Widths, block: &BlockWidths) -> Prepared {
     let x = widths.waves(&[widths.rows, widths.width], 1.0);
     let weight = widths.waves(&[block.experts, widths.width], 2.0);
     let shares = widths.empty_of(&[widths.rows, block.experts], Kind::Float);
@@ -226,7 +226,7 @@ fn grouped(widths: &Widths, block: &BlockWidths) -> Grouped {
     Grouped { x, gradient, weights, counts }
 }
 
-pub fn grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     let Grouped { x, gradient, weights, counts } = grouped(widths, block);
     let output = gradient.empty_like();
     Prepared::new(bytes(&[&x, &weights, &output]), move |ops| {
@@ -235,7 +235,7 @@ pub fn grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn grouped_input_gradient(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn grouped_input_gradient(widths: &Widths, block: &BlockWidths) -> Prepared {
     let Grouped { x, gradient, weights, counts } = grouped(widths, block);
     let x_gradient = x.empty_like();
     Prepared::new(bytes(&[&gradient, &weights, &x_gradient]), move |ops| {
@@ -244,7 +244,7 @@ pub fn grouped_input_gradient(widths: &Widths, block: &BlockWidths) -> Prepared 
     })
 }
 
-pub fn add_grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn add_grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     let Grouped { x, gradient, weights, counts } = grouped(widths, block);
     let sums = weights.zeros_like().to_kind(Kind::Float);
     let mut scratch = Scratch::default();
@@ -255,7 +255,7 @@ pub fn add_grouped_product(widths: &Widths, block: &BlockWidths) -> Prepared {
 }
 
 /// Forward and backward together.
-pub fn attention(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn attention(widths: &Widths, block: &BlockWidths) -> Prepared {
     let heads = block.heads;
     let rows = widths.waves(&[widths.rows, heads.query + 2 * heads.key, heads.width], 1.0) * 2.0;
     let gradient = widths.waves(&[widths.rows, heads.query, heads.width], 2.0);
@@ -279,12 +279,12 @@ fn logits(widths: &Widths) -> Result<(Logits, Places)> {
     Ok((Logits { values, sums, soft_cap: widths.soft_cap }, places))
 }
 
-pub fn log_sum_exp(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn log_sum_exp(widths: &Widths, _: &BlockWidths) -> Prepared {
     let (values, cap) = (widths.waves(&[LOGIT_ROWS, widths.vocabulary], 1.0) * 4.0, widths.soft_cap);
     Prepared::new(bytes(&[&values]), move |ops| Ok(vec![ops.log_sum_exp(&values, cap)?]))
 }
 
-pub fn log_probs(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn log_probs(widths: &Widths, _: &BlockWidths) -> Prepared {
     let made = logits(widths);
     Prepared::new(bytes(&[]), move |ops| {
         let (logits, places) = made.as_ref().map_err(Clone::clone)?;
@@ -292,7 +292,7 @@ pub fn log_probs(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn log_probs_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn log_probs_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
     let made = logits(widths);
     let slopes = widths.f32_waves(&[LOGIT_ROWS + 4], 2.0);
     let shape = widths.empty(&[LOGIT_ROWS, widths.vocabulary]);
@@ -304,7 +304,7 @@ pub fn log_probs_backward(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn add_column_sums(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn add_column_sums(widths: &Widths, _: &BlockWidths) -> Prepared {
     let (rows, sum) = (widths.waves(&[widths.rows, widths.width], 1.0), widths.f32_waves(&[widths.width], 2.0));
     Prepared::new(bytes(&[&rows]), move |ops| {
         ops.add_column_sums(&rows, &sum)?;
@@ -313,7 +313,7 @@ pub fn add_column_sums(widths: &Widths, _: &BlockWidths) -> Prepared {
 }
 
 /// For the weight of attention's output.
-pub fn add_product(widths: &Widths, block: &BlockWidths) -> Prepared {
+pub(crate) fn add_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     let columns = block.heads.query * block.heads.width;
     let left = widths.waves(&[widths.rows, widths.width], 1.0);
     let right = widths.waves(&[widths.rows, columns], 2.0);
@@ -325,7 +325,7 @@ pub fn add_product(widths: &Widths, block: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn adamw(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn adamw(widths: &Widths, _: &BlockWidths) -> Prepared {
     let length = widths.rows * widths.width;
     let [gradient, master, first, second] = [1.0, 2.0, 3.0, 4.0].map(|phase| widths.f32_waves(&[length], phase));
     let moments = [first, second.square()];
@@ -364,7 +364,7 @@ pub fn adamw(widths: &Widths, _: &BlockWidths) -> Prepared {
 }
 
 /// Two devices may hash differently. Each must give equal hashes for equal bits, and another for one changed bit.
-pub fn hash(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn hash(widths: &Widths, _: &BlockWidths) -> Prepared {
     let values = widths.waves(&[widths.rows * widths.width], 1.0);
     let other = values.copy();
     let _ = other.narrow(0, 7, 1).neg_();
@@ -376,7 +376,7 @@ pub fn hash(widths: &Widths, _: &BlockWidths) -> Prepared {
     })
 }
 
-pub fn sum_of_squares(widths: &Widths, _: &BlockWidths) -> Prepared {
+pub(crate) fn sum_of_squares(widths: &Widths, _: &BlockWidths) -> Prepared {
     let tensors = [1.0, 2.0].map(|phase| widths.f32_waves(&[widths.rows * widths.width], phase));
     Prepared::new(bytes(&[&tensors[0], &tensors[1]]), move |ops| Ok(vec![ops.sum_of_squares(&tensors)?]))
 }

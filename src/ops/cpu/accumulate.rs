@@ -11,7 +11,7 @@ const PIECE: usize = 1 << 16;
 const COLUMNS: usize = 1 << 12;
 
 /// `sums` += `values`.
-pub fn add<E: Element>(values: &[E], sums: &mut [f32]) {
+pub(crate) fn add<E: Element>(values: &[E], sums: &mut [f32]) {
     parallel::for_each(values.chunks(PIECE).zip(sums.chunks_mut(PIECE)), |(values, sums)| add_piece(values, sums));
 }
 

@@ -10,7 +10,7 @@ use half::bf16;
 use multiversion::multiversion;
 
 /// Elements a thread takes at a time.
-pub const PIECE: usize = 1 << 16;
+pub(crate) const PIECE: usize = 1 << 16;
 
 /// One thread's part of a parameter: gradient, moments, master and compute copy, all of the same length.
 struct Piece<'a> {
@@ -32,7 +32,7 @@ struct Numbers {
 }
 
 /// See [`Ops::adamw`](crate::ops::Ops::adamw).
-pub fn step(step: &AdamWStep) -> Result<()> {
+pub(crate) fn step(step: &AdamWStep) -> Result<()> {
     let Verdict { scales, made } = step.verdict;
     if *bytes(made)? == [0] {
         return Ok(());

@@ -18,11 +18,11 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Rows of a tile, and words of a row.
-pub const TILE: usize = 16;
+pub(crate) const TILE: usize = 16;
 
 /// Whether the processor has tiles and 512-bit vectors, and the kernel lets this process use the tiles (Linux,
 /// Documentation/arch/x86/xstate.rst).
-pub fn available() -> bool {
+pub(crate) fn available() -> bool {
     const REQUEST_PERMISSION: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
@@ -42,15 +42,15 @@ pub fn available() -> bool {
 
 /// Tiles in memory: one or two along C (along its rows, or its columns), and any number along K.
 #[derive(Clone, Copy)]
-pub struct Strided<'a> {
+pub(crate) struct Strided<'a> {
     /// The words.
-    pub words: &'a [u32],
+    pub(crate) words: &'a [u32],
     /// Words from a row of a tile to the next.
-    pub row: usize,
+    pub(crate) row: usize,
     /// Words from a tile to the next along K.
-    pub step: usize,
+    pub(crate) step: usize,
     /// Words from a tile to the next along C.
-    pub next: usize,
+    pub(crate) next: usize,
 }
 
 impl Strided<'_> {
@@ -72,11 +72,11 @@ struct Shapes {
 
 /// This thread's eight tiles, configured in full size while it lives. Have only one at a time, and call nothing of libtorch
 /// meanwhile, which configures tiles itself.
-pub struct Tiles(PhantomData<*const ()>);
+pub(crate) struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
     /// Panics if [`available`] is false.
-    pub fn configure() -> Self {
+    pub(crate) fn configure() -> Self {
         assert!(available(), "the processor has no matrix tiles");
         let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         shapes.row_bytes[..8].fill(64);
@@ -88,7 +88,7 @@ impl Tiles {
 
     /// C [16 R, 16 N], in rows of `stride`, (+)= left right over `depth` tiles of each; R and N are 1 or 2.
     #[inline]
-    pub fn multiply<const R: usize, const N: usize>(
+    pub(crate) fn multiply<const R: usize, const N: usize>(
         &self,
         depth: usize,
         left: Strided,
@@ -151,7 +151,7 @@ impl Tiles {
     }
 
     /// Writes the columns of 16 rows of 16 words, `row` words apart, one after the other.
-    pub fn transpose_tile(&self, words: &[u32], row: usize, columns: &mut [u32]) {
+    pub(crate) fn transpose_tile(&self, words: &[u32], row: usize, columns: &mut [u32]) {
         assert!(words.len() >= (TILE - 1) * row + TILE && columns.len() >= TILE * TILE, "a tile ends early");
         // SAFETY: rows and columns lie inside, and a processor with configured tiles has the vectors.
         unsafe { transpose_tile(words.as_ptr(), row, columns.as_mut_ptr()) };
@@ -196,7 +196,7 @@ unsafe fn store<const T: usize>(to: *mut f32, row: usize) {
 /// The processor has AVX512F.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+pub(crate) unsafe fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
     let zero = _mm512_setzero_si512();
     let (mut twos, mut fours, mut columns) = ([zero; 16], [zero; 16], [zero; 16]);
     for at in (0..16).step_by(2) {

@@ -7,7 +7,7 @@ use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// A curve x sigmoid(bend(x)).
-pub trait Curve: Copy + Send + Sync {
+pub(crate) trait Curve: Copy + Send + Sync {
     /// The argument of the sigmoid.
     fn bend(self, x: f32) -> f32;
     /// The derivative of [`Curve::bend`].
@@ -16,7 +16,7 @@ pub trait Curve: Copy + Send + Sync {
 
 /// x sigmoid(x).
 #[derive(Clone, Copy)]
-pub struct Silu;
+pub(crate) struct Silu;
 
 impl Curve for Silu {
     #[inline(always)]
@@ -32,7 +32,7 @@ impl Curve for Silu {
 
 /// x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x sigmoid(2 u).
 #[derive(Clone, Copy)]
-pub struct GeluTanh;
+pub(crate) struct GeluTanh;
 
 impl GeluTanh {
     /// 2 sqrt(2 / pi).
@@ -53,13 +53,13 @@ impl Curve for GeluTanh {
 }
 
 /// `output` = curve(gate) * up.
-pub fn forward<E: Element>(curve: impl Curve, gate_up: &[E], width: usize, output: &mut [E]) {
+pub(crate) fn forward<E: Element>(curve: impl Curve, gate_up: &[E], width: usize, output: &mut [E]) {
     let rows = gate_up.chunks(2 * ROWS * width).zip(output.chunks_mut(ROWS * width));
     parallel::for_each(rows, |(gate_up, output)| forward_rows(curve, gate_up, width, output));
 }
 
 /// From the gradient of [`forward`]'s output: the output again, and the gradient of gate and up side by side.
-pub fn backward<E: Element>(
+pub(crate) fn backward<E: Element>(
     curve: impl Curve,
     gate_up: &[E],
     gradient: &[E],

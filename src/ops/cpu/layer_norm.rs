@@ -7,7 +7,7 @@ use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// `output` = (x - mean) * scale * weight + bias row by row, and each row's mean and scale.
-pub fn forward<E: Element>(
+pub(crate) fn forward<E: Element>(
     x: &[E],
     (weight, bias): (&[E], &[E]),
     epsilon: f32,
@@ -25,7 +25,7 @@ pub fn forward<E: Element>(
 }
 
 /// The output of [`forward`] again, from the means and scales that it gave.
-pub fn apply<E: Element>(x: &[E], parameters: (&[E], &[E]), (mean, scale): (&[f32], &[f32]), output: &mut [E]) {
+pub(crate) fn apply<E: Element>(x: &[E], parameters: (&[E], &[E]), (mean, scale): (&[f32], &[f32]), output: &mut [E]) {
     let size = ROWS * parameters.0.len();
     let statistics = mean.chunks(ROWS).zip(scale.chunks(ROWS));
     let rows = x.chunks(size).zip(output.chunks_mut(size)).zip(statistics);
@@ -34,7 +34,7 @@ pub fn apply<E: Element>(x: &[E], parameters: (&[E], &[E]), (mean, scale): (&[f3
 
 /// From the gradient of [`forward`]'s output: `input_gradient` = residual + gradient of x (`residual` is the gradient
 /// that reaches x around the norm), and the gradients of weight and bias added to the two sums.
-pub fn backward<E: Element>(
+pub(crate) fn backward<E: Element>(
     (gradient, residual): (&[E], Option<&[E]>),
     x: &[E],
     weight: &[E],

@@ -15,17 +15,17 @@ const COLUMNS: usize = 2 * LANES;
 
 /// Which columns of rows are added to.
 #[derive(Clone, Copy)]
-pub struct Span {
+pub(crate) struct Span {
     /// Numbers from a row to the next.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// The first column.
-    pub first: usize,
+    pub(crate) first: usize,
     /// Number of columns, C.
-    pub count: usize,
+    pub(crate) count: usize,
 }
 
 /// The columns [T, C] of rows += inner [T, R] factor [R, C], each rounded once.
-pub fn add<E: Element>(inner: &[f32], factor: &[f32], rows: &mut [E], span: Span) {
+pub(crate) fn add<E: Element>(inner: &[f32], factor: &[f32], rows: &mut [E], span: Span) {
     let rank = factor.len() / span.count;
     let parts = rows.chunks_mut(ROWS * span.stride).zip(inner.chunks(ROWS * rank));
     parallel::for_each(parts, |(rows, inner)| add_rows(inner, factor, rows, span));

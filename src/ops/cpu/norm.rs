@@ -8,23 +8,23 @@ use multiversion::multiversion;
 
 /// Factors of normed rows.
 #[derive(Clone, Copy)]
-pub struct Weight<'a, E> {
+pub(crate) struct Weight<'a, E> {
     /// One number a column.
-    pub values: &'a [E],
+    pub(crate) values: &'a [E],
     /// Whether the factor is 1 + the number (Gemma's form, which rounds once, after the product) or the number itself
     /// (everyone else's, which rounds before it too).
-    pub plus_one: bool,
+    pub(crate) plus_one: bool,
 }
 
 /// `output` = x / rms(x) * weight row by row, and each row's scale.
-pub fn forward<E: Element>(x: &[E], weight: Weight<E>, epsilon: f32, output: &mut [E], scale: &mut [f32]) {
+pub(crate) fn forward<E: Element>(x: &[E], weight: Weight<E>, epsilon: f32, output: &mut [E], scale: &mut [f32]) {
     let size = ROWS * weight.values.len();
     let rows = x.chunks(size).zip(output.chunks_mut(size)).zip(scale.chunks_mut(ROWS));
     parallel::for_each(rows, |((x, output), scale)| forward_block(x, weight, epsilon, output, scale));
 }
 
 /// `sum` = x + change, then [`forward`] of it.
-pub fn add_forward<E: Element>(
+pub(crate) fn add_forward<E: Element>(
     (x, change): (&[E], &[E]),
     weight: Weight<E>,
     epsilon: f32,
@@ -49,14 +49,14 @@ fn forward_block<E: Element>(x: &[E], weight: Weight<E>, epsilon: f32, output: &
 }
 
 /// `sum` = x + change.
-pub fn add<E: Element>(x: &[E], change: &[E], sum: &mut [E]) {
+pub(crate) fn add<E: Element>(x: &[E], change: &[E], sum: &mut [E]) {
     const SIZE: usize = 1 << 15;
     let pieces = x.chunks(SIZE).zip(change.chunks(SIZE)).zip(sum.chunks_mut(SIZE));
     parallel::for_each(pieces, |((x, change), sum)| add_rows(x, change, sum));
 }
 
 /// The output of [`forward`] again, from the scales that it gave.
-pub fn apply<E: Element>(x: &[E], weight: Weight<E>, scale: &[f32], output: &mut [E]) {
+pub(crate) fn apply<E: Element>(x: &[E], weight: Weight<E>, scale: &[f32], output: &mut [E]) {
     let size = ROWS * weight.values.len();
     let rows = x.chunks(size).zip(output.chunks_mut(size)).zip(scale.chunks(ROWS));
     parallel::for_each(rows, |((x, output), scale)| match weight.plus_one {
@@ -67,7 +67,7 @@ pub fn apply<E: Element>(x: &[E], weight: Weight<E>, scale: &[f32], output: &mut
 
 /// From the gradient of [`forward`]'s output: `input_gradient` = residual + gradient of x (`residual` is the gradient
 /// that reaches x around the norm), and the gradient of the weight added to `weight_gradient`.
-pub fn backward<E: Element>(
+pub(crate) fn backward<E: Element>(
     (gradient, residual): (&[E], &[E]),
     x: &[E],
     weight: Weight<E>,

@@ -8,7 +8,7 @@ use crate::ops::parallel;
 use multiversion::multiversion;
 
 /// Rotates; with `sign` -1 backward, which is the gradient.
-pub fn rotate<E: Element>(
+pub(crate) fn rotate<E: Element>(
     rows: &mut [E],
     stride: usize,
     (heads, width): (usize, usize),

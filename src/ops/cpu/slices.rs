@@ -26,14 +26,19 @@ fn sum_or_unused(sum: Option<&Tensor>, like: &Tensor) -> Tensor {
 }
 
 /// See [`Ops`](crate::ops::Ops) for this and what follows.
-pub fn rotate<E: Element + Number>(rows: &Tensor, heads: usize, angles: &Angles, direction: Direction) -> Result<()> {
+pub(crate) fn rotate<E: Element + Number>(
+    rows: &Tensor,
+    heads: usize,
+    angles: &Angles,
+    direction: Direction,
+) -> Result<()> {
     let (stride, width) = ((rows.size()[1] * rows.size()[2]) as usize, rows.size()[2] as usize);
     let (cosine, sine) = (&slice(&angles.cosine)?, &slice(&angles.sine)?);
     rope::rotate(&mut slice_mut::<E>(rows)?, stride, (heads, width), cosine, sine, direction.sign());
     Ok(())
 }
 
-pub fn rms_norm<E: Element + Number>(
+pub(crate) fn rms_norm<E: Element + Number>(
     x: &Tensor,
     weight: NormWeight,
     epsilon: f64,
@@ -50,7 +55,7 @@ pub fn rms_norm<E: Element + Number>(
     Ok(())
 }
 
-pub fn add_rms_norm<E: Element + Number>(
+pub(crate) fn add_rms_norm<E: Element + Number>(
     (x, change): (&Tensor, &Tensor),
     weight: NormWeight,
     epsilon: f64,
@@ -69,7 +74,7 @@ pub fn add_rms_norm<E: Element + Number>(
     Ok(())
 }
 
-pub fn apply_rms_norm<E: Element + Number>(
+pub(crate) fn apply_rms_norm<E: Element + Number>(
     x: &Tensor,
     weight: NormWeight,
     scale: &Tensor,
@@ -79,7 +84,7 @@ pub fn apply_rms_norm<E: Element + Number>(
     Ok(())
 }
 
-pub fn rms_norm_backward<E: Element + Number>(
+pub(crate) fn rms_norm_backward<E: Element + Number>(
     gradients: NormGradients,
     x: &Tensor,
     weight: NormWeight,
@@ -100,7 +105,7 @@ pub fn rms_norm_backward<E: Element + Number>(
     Ok(())
 }
 
-pub fn layer_norm<E: Element + Number>(
+pub(crate) fn layer_norm<E: Element + Number>(
     x: &Tensor,
     Affine { weight, bias }: Affine,
     epsilon: f64,
@@ -119,7 +124,7 @@ pub fn layer_norm<E: Element + Number>(
     Ok(())
 }
 
-pub fn apply_layer_norm<E: Element + Number>(
+pub(crate) fn apply_layer_norm<E: Element + Number>(
     x: &Tensor,
     Affine { weight, bias }: Affine,
     LayerStatistics { mean, scale }: LayerStatistics,
@@ -135,7 +140,7 @@ pub fn apply_layer_norm<E: Element + Number>(
     Ok(())
 }
 
-pub fn layer_norm_backward<E: Element + Number>(
+pub(crate) fn layer_norm_backward<E: Element + Number>(
     gradients: NormGradients,
     x: &Tensor,
     weight: &Tensor,
@@ -156,18 +161,18 @@ pub fn layer_norm_backward<E: Element + Number>(
     Ok(())
 }
 
-pub fn add<E: Element + Number>(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
+pub(crate) fn add<E: Element + Number>(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
     norm::add(&slice::<E>(x)?, &slice(change)?, &mut slice_mut(sum)?);
     Ok(())
 }
 
-pub fn activate<E: Element + Number>(curve: impl Curve, inner: &Tensor, output: &Tensor) -> Result<()> {
+pub(crate) fn activate<E: Element + Number>(curve: impl Curve, inner: &Tensor, output: &Tensor) -> Result<()> {
     let width = output.size()[1] as usize;
     gated::forward(curve, &slice::<E>(inner)?, width, &mut slice_mut(output)?);
     Ok(())
 }
 
-pub fn activate_backward<E: Element + Number>(
+pub(crate) fn activate_backward<E: Element + Number>(
     curve: impl Curve,
     inner: &Tensor,
     gradient: &Tensor,
@@ -186,7 +191,11 @@ pub fn activate_backward<E: Element + Number>(
     Ok(())
 }
 
-pub fn attention<E: Packed + Number>(plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Result<Vec<Tensor>> {
+pub(crate) fn attention<E: Packed + Number>(
+    plan: &AttentionPlan,
+    rows: &Tensor,
+    output: &Tensor,
+) -> Result<Vec<Tensor>> {
     let sums = Tensor::empty([rows.size()[0], plan.heads.query as i64], (Kind::Float, Device::Cpu));
     attention::forward(
         &plan.groups,
@@ -199,7 +208,7 @@ pub fn attention<E: Packed + Number>(plan: &AttentionPlan, rows: &Tensor, output
     Ok(vec![sums])
 }
 
-pub fn attention_backward<E: Packed + Number>(
+pub(crate) fn attention_backward<E: Packed + Number>(
     plan: &AttentionPlan,
     gradient: &Tensor,
     rows: &Tensor,
@@ -221,7 +230,7 @@ pub fn attention_backward<E: Packed + Number>(
     Ok(())
 }
 
-pub fn log_sum_exp<E: Element + Number>(logits: &Tensor, soft_cap: Option<f64>) -> Result<Tensor> {
+pub(crate) fn log_sum_exp<E: Element + Number>(logits: &Tensor, soft_cap: Option<f64>) -> Result<Tensor> {
     let (rows, width) = (logits.size()[0], logits.size()[1] as usize);
     let sums = Tensor::empty([rows], (Kind::Float, Device::Cpu));
     let soft_cap = soft_cap.map(|cap| cap as f32);
@@ -229,12 +238,12 @@ pub fn log_sum_exp<E: Element + Number>(logits: &Tensor, soft_cap: Option<f64>) 
     Ok(sums)
 }
 
-pub fn log_probs<E: Element + Number>(logits: &Logits, at: &Places) -> Result<Tensor> {
+pub(crate) fn log_probs<E: Element + Number>(logits: &Logits, at: &Places) -> Result<Tensor> {
     let read: Vec<f32> = read::<E>(logits, at)?.into_iter().map(|read| read.log_prob).collect();
     Ok(Tensor::from_slice(&read))
 }
 
-pub fn log_probs_backward<E: Element + Number>(logits: Logits, at: &Places, slopes: &Tensor) -> Result<Tensor> {
+pub(crate) fn log_probs_backward<E: Element + Number>(logits: Logits, at: &Places, slopes: &Tensor) -> Result<Tensor> {
     let (read, slopes) = (read::<E>(&logits, at)?, slice::<f32>(slopes)?);
     let mut row_slopes = vec![0f32; logits.values.size()[0] as usize];
     for (read, slope) in read.iter().zip(&*slopes) {
@@ -257,12 +266,12 @@ pub fn log_probs_backward<E: Element + Number>(logits: Logits, at: &Places, slop
     Ok(values)
 }
 
-pub fn add_column_sums<E: Element + Number>(rows: &Tensor, sum: &Tensor) -> Result<()> {
+pub(crate) fn add_column_sums<E: Element + Number>(rows: &Tensor, sum: &Tensor) -> Result<()> {
     accumulate::add_rows(&slice::<E>(rows)?, &mut slice_mut(sum)?);
     Ok(())
 }
 
-pub fn add_low_rank<E: Element + Number>(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
+pub(crate) fn add_low_rank<E: Element + Number>(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
     let [inner, factor] = [inner, factor].map(Tensor::contiguous);
     let [stride, first, count] = [columns.rows.size()[1], columns.first, columns.count].map(|number| number as usize);
     let span = Span { stride, first, count };

@@ -57,7 +57,7 @@ pub fn read<E: Element>(logit: E, soft_cap: Option<f32>) -> (f32, f32) {
 }
 
 /// log(sum(exp(row))) of each row.
-pub fn log_sum_exp<E: Element>(logits: &[E], width: usize, soft_cap: Option<f32>, sums: &mut [f32]) {
+pub(crate) fn log_sum_exp<E: Element>(logits: &[E], width: usize, soft_cap: Option<f32>, sums: &mut [f32]) {
     let rows = logits.chunks(width).zip(sums);
     match soft_cap {
         None => parallel::for_each(rows, |(row, sum)| *sum = log_sum_exp_of(row, Plain)),
@@ -66,7 +66,7 @@ pub fn log_sum_exp<E: Element>(logits: &[E], width: usize, soft_cap: Option<f32>
 }
 
 /// Each row of logits becomes -slope * softmax(row), given its log-sum-exp; with a cap times its derivative.
-pub fn negative_softmax<E: Element>(
+pub(crate) fn negative_softmax<E: Element>(
     logits: &mut [E],
     width: usize,
     soft_cap: Option<f32>,

@@ -4,7 +4,7 @@ use super::adamw::PIECE;
 use crate::ops::parallel;
 
 /// Sum of the squares of all values.
-pub fn sum(values: &[f32]) -> f64 {
+pub(crate) fn sum(values: &[f32]) -> f64 {
     parallel::map(values.chunks(PIECE).collect(), square_sum).iter().sum()
 }
 

@@ -51,7 +51,7 @@ mod x86 {
     }
 
     /// [`super::add_product`] on a processor with tiles.
-    pub fn add_product(left: &[bf16], right: &[bf16], (m, n): (usize, usize), sums: &mut [f32]) {
+    pub(crate) fn add_product(left: &[bf16], right: &[bf16], (m, n): (usize, usize), sums: &mut [f32]) {
         if m == 0 || n == 0 {
             return;
         }

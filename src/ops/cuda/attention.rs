@@ -12,7 +12,7 @@ use crate::packing::HeadCounts;
 use tch::Tensor;
 
 /// See [`Ops::attention`](crate::ops::Ops::attention).
-pub fn forward(
+pub(crate) fn forward(
     library: &impl Library,
     (heads, plan): (HeadCounts, &VarlenPlan),
     rows: &Tensor,
@@ -23,7 +23,7 @@ pub fn forward(
 }
 
 /// See [`Ops::attention_backward`](crate::ops::Ops::attention_backward).
-pub fn backward(
+pub(crate) fn backward(
     library: &impl Library,
     (heads, plan): (HeadCounts, &VarlenPlan),
     gradient: &Tensor,

@@ -21,7 +21,7 @@ fn takes(factor: &Tensor) -> bool {
 
 /// Writes each row of x [A, N] times its expert's matrix of `matrices` [X, N, M] to `output` [A, M]. The matrices may be a
 /// transposed view. Returns false and does nothing if the grouped product does not take these tensors.
-pub fn product(x: &Tensor, matrices: &Tensor, counts: &[i64], output: &Tensor) -> Result<bool> {
+pub(crate) fn product(x: &Tensor, matrices: &Tensor, counts: &[i64], output: &Tensor) -> Result<bool> {
     let stored = if matrices.is_contiguous() { matrices.shallow_clone() } else { matrices.transpose(1, 2) };
     if ![x, &stored, output].into_iter().all(takes) || x.size()[0] == 0 {
         return Ok(false);

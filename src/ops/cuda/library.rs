@@ -52,7 +52,7 @@ pub trait Library: Sync {
 }
 
 /// libtorch's own calls, on CUDA devices.
-pub struct Libtorch;
+pub(crate) struct Libtorch;
 
 impl Libtorch {
     /// Flash attention's window to the left and right of a query's own key. A causal call with a window counts as a local one.

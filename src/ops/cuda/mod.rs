@@ -12,9 +12,10 @@ mod library;
 mod plain;
 mod plan;
 
-pub use library::{Library, Libtorch, VarlenCall};
+pub(crate) use library::Libtorch;
+pub use library::{Library, VarlenCall};
 pub use plain::Plain;
-pub use plan::{VarlenPlan, takes};
+pub(crate) use plan::{VarlenPlan, takes};
 
 use super::{AttentionPlan, Ops, Scratch, Tensors};
 use crate::error::Result;

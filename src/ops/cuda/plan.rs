@@ -20,7 +20,7 @@ const LANES: usize = 8;
 
 /// Whether attention of this kind, with these heads and rules, goes to the library. The plain formulas compute the rest: capped
 /// scores, heads wider than 256 or of unaligned width, other kinds, and a scale that is not positive.
-pub fn takes(library: &impl Library, kind: Kind, heads: HeadCounts, rules: &AttentionRules) -> bool {
+pub(crate) fn takes(library: &impl Library, kind: Kind, heads: HeadCounts, rules: &AttentionRules) -> bool {
     let AttentionRules { scale, window: _, soft_cap } = rules;
     library.attends(kind)
         && soft_cap.is_none()
@@ -30,24 +30,24 @@ pub fn takes(library: &impl Library, kind: Kind, heads: HeadCounts, rules: &Atte
 }
 
 /// The plan of a micro-batch.
-pub struct VarlenPlan {
+pub(crate) struct VarlenPlan {
     /// T.
-    pub rows: i64,
+    pub(crate) rows: i64,
     /// The call.
-    pub call: VarlenCall,
+    pub(crate) call: VarlenCall,
     /// How keys are gathered; none if they stay in packed order.
-    pub gathered: Option<Gathered>,
+    pub(crate) gathered: Option<Gathered>,
 }
 
 /// The gathered keys; indices are i64 on the device.
-pub struct Gathered {
+pub(crate) struct Gathered {
     /// `[K]`: the packed row of each gathered one.
-    pub keys: Tensor,
+    pub(crate) keys: Tensor,
     /// `[T]`: the first place of each packed row among the gathered ones.
-    pub first: Tensor,
+    pub(crate) first: Tensor,
     /// Further copies of rows, and their places: one entry for the second suffixes, one for the third, and so on. A row is at
     /// most once in each entry, so gradients are added in a fixed order.
-    pub again: Vec<[Tensor; 2]>,
+    pub(crate) again: Vec<[Tensor; 2]>,
 }
 
 /// The numbers of a plan.
@@ -105,7 +105,7 @@ impl Numbers {
 
 impl VarlenPlan {
     /// None if the groups are not consecutive from the first row on, or if i32 cannot count the rows.
-    pub fn of(groups: &[Group], rules: &AttentionRules, device: Device) -> Option<Self> {
+    pub(crate) fn of(groups: &[Group], rules: &AttentionRules, device: Device) -> Option<Self> {
         let numbers = Numbers::of(groups)?;
         let [longest_query, longest_key] = numbers.longest.map(|length| length as i64);
         // Two copies to the device, cut into parts there.

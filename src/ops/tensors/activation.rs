@@ -43,7 +43,7 @@ fn gradient_out(activation: Activation, x: &Tensor, gradient: &Tensor, output: &
 }
 
 /// See [`Ops::activate`](crate::ops::Ops::activate).
-pub fn forward(kind: MlpKind, inner: &Tensor, output: &Tensor) -> Result<()> {
+pub(crate) fn forward(kind: MlpKind, inner: &Tensor, output: &Tensor) -> Result<()> {
     if !kind.gated {
         return value_out(kind.activation, inner, output);
     }
@@ -53,7 +53,7 @@ pub fn forward(kind: MlpKind, inner: &Tensor, output: &Tensor) -> Result<()> {
 }
 
 /// See [`Ops::activate_backward`](crate::ops::Ops::activate_backward).
-pub fn backward(
+pub(crate) fn backward(
     kind: MlpKind,
     inner: &Tensor,
     gradient: &Tensor,

@@ -4,7 +4,7 @@ use crate::ops::{AdamWStep, Verdict};
 
 /// See [`Ops::adamw`](crate::ops::Ops::adamw). A verdict against the update makes every factor 1 and every summand a zero of the
 /// sign that changes no value: nothing branches, and values keep their bits.
-pub fn step(step: &AdamWStep) {
+pub(crate) fn step(step: &AdamWStep) {
     let (c, Verdict { scales, made }) = (step.constants, step.verdict);
     let [scale, first_correction, second_correction] = [0, 1, 2].map(|place| scales.narrow(0, place, 1));
     let or_one = |factor: f32| (scale.full_like(f64::from(factor))).where_scalarother(made, 1.0);

@@ -13,13 +13,13 @@ use crate::packing::{AttentionRules, Group};
 use tch::{Device, Kind, Tensor};
 
 /// See [`Ops::attention`](crate::ops::Ops::attention): one tensor of log-sum-exps a call.
-pub fn forward(plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Vec<Tensor> {
+pub(crate) fn forward(plan: &AttentionPlan, rows: &Tensor, output: &Tensor) -> Vec<Tensor> {
     let [query, key, value] = split(plan, rows);
     plan.calls.iter().map(|call| call.forward([&query, &key, &value], output)).collect()
 }
 
 /// See [`Ops::attention_backward`](crate::ops::Ops::attention_backward).
-pub fn backward(
+pub(crate) fn backward(
     plan: &AttentionPlan,
     gradient: &Tensor,
     rows: &Tensor,
@@ -42,7 +42,7 @@ fn split(plan: &AttentionPlan, rows: &Tensor) -> [Tensor; 3] {
 }
 
 /// Query rows, and the keys that some of them see.
-pub struct Call {
+pub(crate) struct Call {
     /// First query row, and number of rows.
     query: (i64, i64),
     /// First row, and number of rows, of a prefix whose keys come before the queries' own; none in a plainly causal call.
@@ -53,7 +53,7 @@ pub struct Call {
 }
 
 /// Calls for the given groups; masks are made in the compute kind.
-pub fn of_groups(groups: &[Group], rules: AttentionRules, kind: Kind, device: Device) -> Vec<Call> {
+pub(crate) fn of_groups(groups: &[Group], rules: AttentionRules, kind: Kind, device: Device) -> Vec<Call> {
     let mut calls = Vec::new();
     for group in groups {
         let (start, shared) = (group.start as i64, group.prefix as i64);
@@ -87,7 +87,7 @@ fn mask(queries: i64, prefix: i64, window: Option<usize>, kind: Kind, device: De
 
 impl Call {
     /// Writes the outputs of the query rows; returns their log-sum-exps if the formulas are written out.
-    pub fn forward(&self, [query, key, value]: [&Tensor; 3], output: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, [query, key, value]: [&Tensor; 3], output: &Tensor) -> Tensor {
         if self.rules.soft_cap.is_none() {
             let attended =
                 self.fused(&[self.queries(query), self.keys(key), self.keys(value)].map(|it| heads_first(&it)));
@@ -105,7 +105,7 @@ impl Call {
     }
 
     /// Gradients of [`Call::forward`], written to (queries) or added to (keys, values) the sums.
-    pub fn backward(
+    pub(crate) fn backward(
         &self,
         gradient: &Tensor,
         [query, key, value]: [&Tensor; 3],

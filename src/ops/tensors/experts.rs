@@ -7,14 +7,14 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 /// See [`Ops::route`](crate::ops::Ops::route).
-pub fn route(x: &Tensor, weight: &Tensor, shares: &Tensor) -> Result<()> {
+pub(crate) fn route(x: &Tensor, weight: &Tensor, shares: &Tensor) -> Result<()> {
     let logits = x.f_to_kind(Kind::Float)?.f_mm(&weight.f_to_kind(Kind::Float)?.tr())?;
     shares.shallow_clone().copy_(&logits.f_softmax(-1, Kind::Float)?);
     Ok(())
 }
 
 /// Calls `work` with each expert that has rows, and the range of these.
-pub fn each(counts: &[i64], mut work: impl FnMut(i64, Range<i64>) -> Result<()>) -> Result<()> {
+pub(crate) fn each(counts: &[i64], mut work: impl FnMut(i64, Range<i64>) -> Result<()>) -> Result<()> {
     let mut start = 0;
     for (expert, count) in counts.iter().enumerate() {
         if *count > 0 {
@@ -26,7 +26,7 @@ pub fn each(counts: &[i64], mut work: impl FnMut(i64, Range<i64>) -> Result<()>)
 }
 
 /// See [`Ops::grouped_product`](crate::ops::Ops::grouped_product).
-pub fn product(x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) -> Result<()> {
+pub(crate) fn product(x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) -> Result<()> {
     each(counts, |expert, rows| {
         let part = |of: &Tensor| of.narrow(0, rows.start, rows.end - rows.start);
         let _ = part(x).f_mm_out(&part(output), &weights.get(expert).tr())?;
@@ -35,7 +35,7 @@ pub fn product(x: &Tensor, weights: &Tensor, counts: &[i64], output: &Tensor) ->
 }
 
 /// See [`Ops::grouped_input_gradient`](crate::ops::Ops::grouped_input_gradient).
-pub fn input_gradient(gradient: &Tensor, weights: &Tensor, counts: &[i64], x_gradient: &Tensor) -> Result<()> {
+pub(crate) fn input_gradient(gradient: &Tensor, weights: &Tensor, counts: &[i64], x_gradient: &Tensor) -> Result<()> {
     each(counts, |expert, rows| {
         let part = |of: &Tensor| of.narrow(0, rows.start, rows.end - rows.start);
         let _ = part(gradient).f_mm_out(&part(x_gradient), &weights.get(expert))?;

@@ -9,7 +9,7 @@ const CHUNK: i64 = 1 << 24;
 
 /// A hash of a tensor's bits, on its device: the sum of its words, each times an odd number of its own, modulo 2^64. A
 /// change of any one bit changes it, the order of the sum does not.
-pub fn hash(values: &Tensor) -> Result<Tensor> {
+pub(crate) fn hash(values: &Tensor) -> Result<Tensor> {
     let words = match values.kind() {
         Kind::Float => values.f_view_dtype(Kind::Int)?,
         Kind::BFloat16 | Kind::Half => values.f_view_dtype(Kind::Int16)?,

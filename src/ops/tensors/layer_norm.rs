@@ -5,7 +5,13 @@ use crate::ops::{Affine, AffineSums, LayerStatistics, NormGradients};
 use tch::{Kind, Tensor};
 
 /// See [`Ops::layer_norm`](crate::ops::Ops::layer_norm).
-pub fn forward(x: &Tensor, affine: Affine, epsilon: f64, output: &Tensor, statistics: LayerStatistics) -> Result<()> {
+pub(crate) fn forward(
+    x: &Tensor,
+    affine: Affine,
+    epsilon: f64,
+    output: &Tensor,
+    statistics: LayerStatistics,
+) -> Result<()> {
     let wide = x.to_kind(Kind::Float);
     let means = wide.mean_dim(-1, true, Kind::Float);
     let variance = (wide - &means).square().mean_dim(-1, false, Kind::Float);
@@ -15,7 +21,7 @@ pub fn forward(x: &Tensor, affine: Affine, epsilon: f64, output: &Tensor, statis
 }
 
 /// See [`Ops::apply_layer_norm`](crate::ops::Ops::apply_layer_norm).
-pub fn apply(x: &Tensor, affine: Affine, statistics: LayerStatistics, output: &Tensor) -> Result<()> {
+pub(crate) fn apply(x: &Tensor, affine: Affine, statistics: LayerStatistics, output: &Tensor) -> Result<()> {
     let scaled = normalised(x, statistics) * affine.weight.to_kind(Kind::Float);
     let shifted = match affine.bias {
         Some(bias) => scaled + bias.to_kind(Kind::Float),
@@ -26,7 +32,7 @@ pub fn apply(x: &Tensor, affine: Affine, statistics: LayerStatistics, output: &T
 }
 
 /// See [`Ops::layer_norm_backward`](crate::ops::Ops::layer_norm_backward).
-pub fn backward(
+pub(crate) fn backward(
     gradients: NormGradients,
     x: &Tensor,
     weight: &Tensor,

@@ -19,18 +19,18 @@ fn cap_slopes(capped: &Tensor, soft_cap: Option<f64>) -> Option<Tensor> {
 }
 
 /// See [`Ops::log_sum_exp`](crate::ops::Ops::log_sum_exp).
-pub fn log_sum_exp(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
+pub(crate) fn log_sum_exp(logits: &Tensor, soft_cap: Option<f64>) -> Tensor {
     capped(logits, soft_cap).logsumexp([-1], false)
 }
 
 /// See [`Ops::log_probs`](crate::ops::Ops::log_probs).
-pub fn log_probs(logits: &Logits, at: &Places) -> Tensor {
+pub(crate) fn log_probs(logits: &Logits, at: &Places) -> Tensor {
     let values = logits.values.index(&[Some(&at.rows), Some(&at.tokens)]);
     capped(&values, logits.soft_cap) - logits.sums.index_select(0, &at.rows)
 }
 
 /// See [`Ops::log_probs_backward`](crate::ops::Ops::log_probs_backward).
-pub fn backward(logits: &Logits, Places { rows, tokens }: &Places, slopes: &Tensor) -> Result<Tensor> {
+pub(crate) fn backward(logits: &Logits, Places { rows, tokens }: &Places, slopes: &Tensor) -> Result<Tensor> {
     let values = capped(&logits.values, logits.soft_cap);
     let cap_slopes = cap_slopes(&values, logits.soft_cap);
     let row_slopes = logits.sums.zeros_like();

@@ -5,12 +5,12 @@ use crate::error::Result;
 use tch::Tensor;
 
 /// Columns times the rows of `factor`.
-pub fn product(columns: Columns, factor: &Tensor) -> Result<Tensor> {
+pub(crate) fn product(columns: Columns, factor: &Tensor) -> Result<Tensor> {
     Ok(columns.view().f_to_kind(factor.kind())?.f_mm(&factor.tr())?)
 }
 
 /// Columns += inner factor.
-pub fn add(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
+pub(crate) fn add(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
     let mut sum = columns.view();
     let _ = match sum.kind() == inner.kind() {
         true => sum.f_addmm_(inner, factor)?,
@@ -21,7 +21,7 @@ pub fn add(inner: &Tensor, factor: &Tensor, columns: Columns) -> Result<()> {
 }
 
 /// `sum` += inner^T columns.
-pub fn add_gradient(inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
+pub(crate) fn add_gradient(inner: &Tensor, columns: Columns, sum: &Tensor) -> Result<()> {
     let columns = columns.view().f_to_kind(inner.kind())?;
     let _ = sum.shallow_clone().f_addmm_(&inner.tr(), &columns)?;
     Ok(())

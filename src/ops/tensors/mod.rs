@@ -1,33 +1,33 @@
 //! The plain formulas as tensor operations: valid on every device, and the oracle for faster implementations.
 
-pub mod activation;
-pub mod adamw;
-pub mod attention;
-pub mod experts;
-pub mod hash;
-pub mod layer_norm;
-pub mod log_softmax;
-pub mod low_rank;
-pub mod rms_norm;
-pub mod rope;
+pub(crate) mod activation;
+pub(crate) mod adamw;
+pub(crate) mod attention;
+pub(crate) mod experts;
+pub(crate) mod hash;
+pub(crate) mod layer_norm;
+pub(crate) mod log_softmax;
+pub(crate) mod low_rank;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
 
 use super::Scratch;
 use crate::error::Result;
 use tch::{Device, Kind, Tensor};
 
 /// `sum` = x + change.
-pub fn add(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
+pub(crate) fn add(x: &Tensor, change: &Tensor, sum: &Tensor) -> Result<()> {
     let _ = x.f_add_out(sum, change)?;
     Ok(())
 }
 
 /// Adds column sums of rows to `sum`.
-pub fn add_column_sums(rows: &Tensor, sum: &Tensor) {
+pub(crate) fn add_column_sums(rows: &Tensor, sum: &Tensor) {
     let _ = sum.shallow_clone().g_add_(&rows.sum_dim_intlist(0, false, Kind::Float));
 }
 
 /// Adds left^T right to `sum` f32. A bf16 product is rounded once before it is added.
-pub fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) {
+pub(crate) fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Scratch) {
     if left.kind() == Kind::Float {
         let _ = sum.shallow_clone().addmm_(&left.tr(), right);
         return;
@@ -38,7 +38,7 @@ pub fn add_product(left: &Tensor, right: &Tensor, sum: &Tensor, scratch: &mut Sc
 }
 
 /// Sum of all squares `[1]`.
-pub fn sum_of_squares(tensors: &[Tensor]) -> Result<Tensor> {
+pub(crate) fn sum_of_squares(tensors: &[Tensor]) -> Result<Tensor> {
     if tensors.is_empty() {
         return Ok(Tensor::f_zeros([1], (Kind::Double, Device::Cpu))?);
     }

@@ -11,14 +11,14 @@ fn factor(weight: NormWeight) -> Tensor {
 }
 
 /// See [`Ops::rms_norm`](crate::ops::Ops::rms_norm).
-pub fn forward(x: &Tensor, weight: NormWeight, epsilon: f64, output: &Tensor, scale: &Tensor) -> Result<()> {
+pub(crate) fn forward(x: &Tensor, weight: NormWeight, epsilon: f64, output: &Tensor, scale: &Tensor) -> Result<()> {
     let squares = x.to_kind(Kind::Float).square().mean_dim(-1, false, Kind::Float);
     scale.shallow_clone().copy_(&(squares + epsilon).rsqrt());
     apply(x, weight, scale, output)
 }
 
 /// See [`Ops::apply_rms_norm`](crate::ops::Ops::apply_rms_norm).
-pub fn apply(x: &Tensor, weight: NormWeight, scale: &Tensor, output: &Tensor) -> Result<()> {
+pub(crate) fn apply(x: &Tensor, weight: NormWeight, scale: &Tensor, output: &Tensor) -> Result<()> {
     let normed = x.to_kind(Kind::Float) * scale.unsqueeze(-1);
     if weight.plus_one {
         output.shallow_clone().copy_(&(normed * factor(weight)));
@@ -29,7 +29,7 @@ pub fn apply(x: &Tensor, weight: NormWeight, scale: &Tensor, output: &Tensor) ->
 }
 
 /// See [`Ops::rms_norm_backward`](crate::ops::Ops::rms_norm_backward).
-pub fn backward(
+pub(crate) fn backward(
     gradients: NormGradients,
     x: &Tensor,
     weight: NormWeight,

@@ -4,7 +4,7 @@ use crate::ops::{Angles, Direction};
 use tch::{Kind, Tensor};
 
 /// See [`Ops::rotate`](crate::ops::Ops::rotate).
-pub fn rotate(rows: &Tensor, heads: usize, angles: &Angles, direction: Direction) {
+pub(crate) fn rotate(rows: &Tensor, heads: usize, angles: &Angles, direction: Direction) {
     let half = angles.cosine.size()[1];
     let mut halves = rows.narrow(1, 0, heads as i64).narrow(2, 0, 2 * half).chunk(2, -1);
     let (one, two) = (halves[0].to_kind(Kind::Float), halves[1].to_kind(Kind::Float));

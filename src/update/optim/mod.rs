@@ -16,8 +16,8 @@ use crate::ops::{AdamWConstants, AdamWPart, AdamWStep, Verdict};
 use tch::Kind;
 
 pub use norm::gradient_squares;
-pub use schedule::schedule;
-pub use verdict::{Clipping, Decided, Judge};
+pub(crate) use schedule::schedule;
+pub(crate) use verdict::{Clipping, Decided, Judge};
 
 /// AdamW with the config's constants. Its moments are stored with the segments' masters ([`OptimizerState`]).
 #[derive(Clone, Copy)]
@@ -84,7 +84,7 @@ impl AdamW {
     }
 
     /// 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t) for the update with number t, from 1.
-    pub fn corrections(&self, number: usize) -> [f32; 2] {
+    pub(crate) fn corrections(&self, number: usize) -> [f32; 2] {
         let correction = |beta: f64| 1.0 / (1.0 - beta.powf(number as f64));
         [correction(self.beta1) as f32, correction(self.beta2).sqrt() as f32]
     }

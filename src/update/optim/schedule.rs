@@ -6,7 +6,7 @@ use crate::config::Schedule;
 ///
 /// Warm-up rises in a straight line and reaches the peak at update `warmup`; then `linear` and `cosine` fall to zero over
 /// the rest of `total` updates.
-pub fn schedule(kind: Schedule, done: usize, warmup: usize, total: usize) -> f64 {
+pub(crate) fn schedule(kind: Schedule, done: usize, warmup: usize, total: usize) -> f64 {
     if done < warmup {
         return (done + 1) as f64 / warmup as f64;
     }

@@ -10,28 +10,28 @@ use crate::tensor::on_device;
 use tch::{Device, Kind, Tensor};
 
 /// One step's numbers that the host knows.
-pub struct Clipping<'a> {
+pub(crate) struct Clipping<'a> {
     /// Pairs of the global batch. Gradients are sums over them.
-    pub pairs: f64,
+    pub(crate) pairs: f64,
     /// Norm above which the mean gradient is clipped; 0: never.
-    pub clip_norm: f64,
+    pub(crate) clip_norm: f64,
     /// Whether this rank holds only its shares of the gradients.
-    pub sharded: bool,
+    pub(crate) sharded: bool,
     /// AdamW's two bias corrections for each possible number of skipped updates that the host has not read yet: none, one, and so
     /// on up to the number of unread steps.
-    pub corrections: &'a [[f32; 2]],
+    pub(crate) corrections: &'a [[f32; 2]],
 }
 
 /// The decision.
-pub struct Decided {
+pub(crate) struct Decided {
     /// For the update.
-    pub verdict: Verdict,
+    pub(crate) verdict: Verdict,
     /// For the host: `[2]` f64, the norm of the mean gradient, the same bits on every rank, and 1 if the update is made.
-    pub outcome: Tensor,
+    pub(crate) outcome: Tensor,
 }
 
 /// Decides about each step, and counts skipped updates on the device.
-pub struct Judge {
+pub(crate) struct Judge {
     device: Device,
     /// `[1]` i64: skipped updates that the host has not read yet.
     unread_skips: Tensor,
@@ -39,7 +39,7 @@ pub struct Judge {
 
 impl Judge {
     /// For a model on `device`; no skipped update is unread.
-    pub fn new(device: Device) -> Self {
+    pub(crate) fn new(device: Device) -> Self {
         Self { device, unread_skips: Tensor::zeros([1], (Kind::Int64, device)) }
     }
 
@@ -47,7 +47,7 @@ impl Judge {
     ///
     /// # Errors
     /// A failed device.
-    pub fn skip_was_read(&mut self) -> Result<()> {
+    pub(crate) fn skip_was_read(&mut self) -> Result<()> {
         let _ = self.unread_skips.f_sub_scalar_(1)?;
         Ok(())
     }
@@ -57,7 +57,7 @@ impl Judge {
     ///
     /// # Errors
     /// A lost rank, or a failed device.
-    pub fn decide(&mut self, squares: &Tensor, clipping: &Clipping, comm: &CommThread) -> Result<Decided> {
+    pub(crate) fn decide(&mut self, squares: &Tensor, clipping: &Clipping, comm: &CommThread) -> Result<Decided> {
         let Clipping { pairs, clip_norm, sharded, corrections } = *clipping;
         let bad = squares.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Double)?;
         let votes = comm.all_reduce_together("the gradient norm".into(), vec![Tensor::f_cat(&[squares, &bad], 0)?]);

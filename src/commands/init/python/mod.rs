@@ -25,7 +25,7 @@ const CALLS: [&str; 10] = [
 ];
 
 /// Calls of TRL that set up another kind of training.
-pub const OTHER_TRAININGS: [&str; 10] = [
+pub(crate) const OTHER_TRAININGS: [&str; 10] = [
     "SFTConfig",
     "SFTTrainer",
     "GRPOConfig",

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 /// A statement and the line where it starts.
 #[derive(Debug)]
-pub struct Statement {
-    pub line: usize,
-    pub kind: Kind,
+pub(crate) struct Statement {
+    pub(crate) line: usize,
+    pub(crate) kind: Kind,
 }
 
 #[derive(Debug)]
-pub enum Kind {
+pub(crate) enum Kind {
     Text(Arc<str>),
     Print(Expr),
     /// Conditions in order, each with its body; a body without one comes last.
@@ -34,19 +34,19 @@ pub enum Kind {
 }
 
 #[derive(Debug)]
-pub struct For {
-    pub target: Target,
-    pub over: Expr,
+pub(crate) struct For {
+    pub(crate) target: Target,
+    pub(crate) over: Expr,
     /// Items for which this is false are skipped, and not counted.
-    pub only: Option<Expr>,
-    pub recursive: bool,
-    pub body: Vec<Statement>,
-    pub otherwise: Vec<Statement>,
+    pub(crate) only: Option<Expr>,
+    pub(crate) recursive: bool,
+    pub(crate) body: Vec<Statement>,
+    pub(crate) otherwise: Vec<Statement>,
 }
 
 /// The target of an assignment.
 #[derive(Debug)]
-pub enum Target {
+pub(crate) enum Target {
     Name(Arc<str>),
     /// An attribute of a namespace.
     Attribute(Arc<str>, Arc<str>),
@@ -54,32 +54,32 @@ pub enum Target {
 }
 
 #[derive(Debug)]
-pub struct Macro {
-    pub name: Arc<str>,
-    pub parameters: Vec<(Arc<str>, Option<Expr>)>,
-    pub body: Vec<Statement>,
-    pub takes_more: TakesMore,
+pub(crate) struct Macro {
+    pub(crate) name: Arc<str>,
+    pub(crate) parameters: Vec<(Arc<str>, Option<Expr>)>,
+    pub(crate) body: Vec<Statement>,
+    pub(crate) takes_more: TakesMore,
 }
 
 /// Whether a macro's body reads further arguments; else more arguments than parameters are a fault.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TakesMore {
-    pub varargs: bool,
-    pub kwargs: bool,
+pub(crate) struct TakesMore {
+    pub(crate) varargs: bool,
+    pub(crate) kwargs: bool,
 }
 
 /// Arguments of a call.
 #[derive(Debug, Default)]
-pub struct Arguments {
-    pub positional: Vec<Expr>,
-    pub named: Vec<(Arc<str>, Expr)>,
+pub(crate) struct Arguments {
+    pub(crate) positional: Vec<Expr>,
+    pub(crate) named: Vec<(Arc<str>, Expr)>,
     /// `*list` and `**dict`.
-    pub more: Option<Box<Expr>>,
-    pub more_named: Option<Box<Expr>>,
+    pub(crate) more: Option<Box<Expr>>,
+    pub(crate) more_named: Option<Box<Expr>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operator {
+pub(crate) enum Operator {
     Add,
     Subtract,
     Multiply,
@@ -90,7 +90,7 @@ pub enum Operator {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Comparison {
+pub(crate) enum Comparison {
     Equal,
     Unequal,
     Less,
@@ -102,7 +102,7 @@ pub enum Comparison {
 }
 
 #[derive(Debug)]
-pub enum Expr {
+pub(crate) enum Expr {
     Constant(Value),
     Name(Arc<str>),
     List(Vec<Expr>),

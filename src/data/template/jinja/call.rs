@@ -7,14 +7,14 @@ use super::{Fault, Outcome};
 use std::sync::Arc;
 
 #[derive(Debug, Default)]
-pub struct Given {
-    pub positional: Vec<Value>,
-    pub named: Vec<(Arc<str>, Value)>,
+pub(crate) struct Given {
+    pub(crate) positional: Vec<Value>,
+    pub(crate) named: Vec<(Arc<str>, Value)>,
 }
 
 impl Given {
     /// The arguments of these parameters, given by position or by name.
-    pub fn named<const N: usize>(&self, parameters: [&str; N]) -> Outcome<[Option<Value>; N]> {
+    pub(crate) fn named<const N: usize>(&self, parameters: [&str; N]) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() > N {
             return Err(Fault::new(format!("{} arguments are given, at most {N} are taken", self.positional.len())));
         }
@@ -31,7 +31,7 @@ impl Given {
     }
 
     /// The arguments of parameters without names; the first `needed` must be given.
-    pub fn plain<const N: usize>(&self, needed: usize) -> Outcome<[Option<Value>; N]> {
+    pub(crate) fn plain<const N: usize>(&self, needed: usize) -> Outcome<[Option<Value>; N]> {
         if self.positional.len() < needed {
             return Err(Fault::new(format!("{needed} arguments are needed, {} are given", self.positional.len())));
         }
@@ -39,12 +39,12 @@ impl Given {
     }
 
     /// No arguments.
-    pub fn none(&self) -> Outcome<()> {
+    pub(crate) fn none(&self) -> Outcome<()> {
         self.plain::<0>(0).map(|_| ())
     }
 
     /// The first positional argument, and the other arguments.
-    pub fn split_first(mut self) -> Outcome<(Value, Self)> {
+    pub(crate) fn split_first(mut self) -> Outcome<(Value, Self)> {
         if self.positional.is_empty() {
             return Err(Fault::new("an argument is missing"));
         }
@@ -54,7 +54,7 @@ impl Given {
 }
 
 /// A whole number given, or the default.
-pub fn whole(value: Option<&Value>, default: i128) -> Outcome<i128> {
+pub(crate) fn whole(value: Option<&Value>, default: i128) -> Outcome<i128> {
     match value {
         None => Ok(default),
         Some(value) => match value.as_int() {
@@ -65,7 +65,7 @@ pub fn whole(value: Option<&Value>, default: i128) -> Outcome<i128> {
 }
 
 /// A text given.
-pub fn needed_text(value: Option<&Value>) -> Outcome<Arc<str>> {
+pub(crate) fn needed_text(value: Option<&Value>) -> Outcome<Arc<str>> {
     match value {
         Some(Value::Text(text)) => Ok(text.clone()),
         Some(other) => Err(Fault::new(format!("a text is needed, not a {}", other.type_name()))),

@@ -3,17 +3,17 @@
 //! Not here: methods that take arguments; those are `strings.rs`.
 
 /// Python's `str.isspace` for one character: Unicode's whitespace and four separators of ASCII.
-pub fn is_space(c: char) -> bool {
+pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
 }
 
 /// Whether a character ends a line for `splitlines`.
-pub fn is_line_end(c: char) -> bool {
+pub(crate) fn is_line_end(c: char) -> bool {
     matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
 /// A text in another case: `upper`, `lower`, `capitalize`, `swapcase` or `title`.
-pub fn cased(text: &str, how: &str) -> String {
+pub(crate) fn cased(text: &str, how: &str) -> String {
     match how {
         "upper" => text.to_uppercase(),
         "lower" => text.to_lowercase(),
@@ -66,7 +66,7 @@ fn titled(c: char) -> String {
 }
 
 /// The result of `isalpha` or a similar method of a text.
-pub fn is(text: &str, name: &str) -> bool {
+pub(crate) fn is(text: &str, name: &str) -> bool {
     let all = |test: fn(char) -> bool| !text.is_empty() && text.chars().all(test);
     match name {
         "isascii" => text.is_ascii(),

@@ -8,7 +8,7 @@
 //! Not here: the template's other functions; those are `globals.rs`.
 
 /// What C's `strftime` writes at that moment, with glibc's flags and widths; an unknown code stays as it is.
-pub fn strftime(format: &str) -> String {
+pub(crate) fn strftime(format: &str) -> String {
     let mut text = String::new();
     let mut rest = format;
     while let Some(at) = rest.find('%') {

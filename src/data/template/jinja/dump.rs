@@ -17,7 +17,7 @@ struct Style {
 }
 
 /// `tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub fn to_json(value: &Value, given: &Given, meter: &mut Meter) -> Outcome<Value> {
+pub(crate) fn to_json(value: &Value, given: &Given, meter: &mut Meter) -> Outcome<Value> {
     let [ascii, indent, separators, sort] = given.named(["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match indent {
         None | Some(Value::None) => None,

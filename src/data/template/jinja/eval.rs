@@ -15,7 +15,7 @@ const SCOPES_A_STEP: usize = 4;
 
 impl Run {
     /// The value of an expression.
-    pub fn eval(&mut self, expression: &Expr) -> Outcome<Value> {
+    pub(crate) fn eval(&mut self, expression: &Expr) -> Outcome<Value> {
         self.meter.enter()?;
         let value = self.eval_within(expression)?;
         self.meter.leave();
@@ -136,7 +136,7 @@ impl Run {
         Ok(Value::Bool(true))
     }
 
-    pub fn compare(&mut self, comparison: Comparison, left: &Value, right: &Value) -> Outcome<bool> {
+    pub(crate) fn compare(&mut self, comparison: Comparison, left: &Value, right: &Value) -> Outcome<bool> {
         let holds: fn(Ordering) -> bool = match comparison {
             Comparison::Equal => return equal(left, right, &mut self.meter),
             Comparison::Unequal => return Ok(!equal(left, right, &mut self.meter)?),
@@ -151,7 +151,7 @@ impl Run {
     }
 
     /// Arguments with their values.
-    pub fn arguments(&mut self, arguments: &Arguments) -> Outcome<Given> {
+    pub(crate) fn arguments(&mut self, arguments: &Arguments) -> Outcome<Given> {
         let mut given = Given { positional: self.eval_all(&arguments.positional)?, named: Vec::new() };
         for (name, value) in &arguments.named {
             given.named.push((name.clone(), self.eval(value)?));
@@ -171,7 +171,7 @@ impl Run {
     }
 
     /// `callee(given)`.
-    pub fn call(&mut self, callee: &Value, given: Given) -> Outcome<Value> {
+    pub(crate) fn call(&mut self, callee: &Value, given: Given) -> Outcome<Value> {
         match callee {
             Value::Function(name) => self.call_function(name, given),
             Value::Method(method) => self.call_method(&method.0, method.1, &given),
@@ -184,7 +184,7 @@ impl Run {
     }
 
     /// The variable of a name: the innermost scope's, else the template's, else an input, else a function.
-    pub fn lookup(&self, name: &Arc<str>) -> Value {
+    pub(crate) fn lookup(&self, name: &Arc<str>) -> Value {
         let mut scopes = self.scopes.iter().rev().chain([&self.module]);
         let found = scopes.find_map(|scope| scope.get(name)).or_else(|| self.variables.get(&**name));
         let found = found.cloned().or_else(|| super::globals::function(name));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 impl Parser {
     /// Expressions with commas between them are a tuple. `conditional` allows `a if b`; a name among `ends` ends it.
-    pub fn tuple(&mut self, conditional: bool, ends: &[&str]) -> Outcome<Expr> {
+    pub(crate) fn tuple(&mut self, conditional: bool, ends: &[&str]) -> Outcome<Expr> {
         let mut items = Vec::new();
         let mut is_tuple = false;
         loop {
@@ -34,7 +34,7 @@ impl Parser {
     }
 
     /// One expression.
-    pub fn expression(&mut self) -> Outcome<Expr> {
+    pub(crate) fn expression(&mut self) -> Outcome<Expr> {
         self.enter()?;
         let mut value = self.any()?;
         while self.skip_name("if") {
@@ -266,7 +266,7 @@ impl Parser {
     }
 
     /// A filter after its `|`.
-    pub fn filter(&mut self) -> Outcome<(Arc<str>, Arguments)> {
+    pub(crate) fn filter(&mut self) -> Outcome<(Arc<str>, Arguments)> {
         let name = self.dotted_name()?;
         let arguments = if self.skip("(") { self.arguments()? } else { Arguments::default() };
         Ok((name, arguments))

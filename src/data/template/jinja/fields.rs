@@ -140,7 +140,7 @@ fn leading_number(text: &str) -> Outcome<(Option<usize>, &str)> {
 }
 
 /// `format % values`.
-pub fn percent(format: &str, values: &Value, meter: &mut Meter) -> Outcome<Value> {
+pub(crate) fn percent(format: &str, values: &Value, meter: &mut Meter) -> Outcome<Value> {
     let single = [values.clone()];
     let (list, mut used) = match values {
         Value::Tuple(sequence) => (&sequence.items[..], 0),
@@ -249,7 +249,7 @@ fn percent_field(mut spec: Spec, value: &Value, meter: &mut Meter) -> Outcome<St
 }
 
 /// `format.format(values)`.
-pub fn braces(format: &str, given: &Given, meter: &mut Meter) -> Outcome<Value> {
+pub(crate) fn braces(format: &str, given: &Given, meter: &mut Meter) -> Outcome<Value> {
     let mut text = String::new();
     let mut rest = format;
     let mut automatic = 0;
@@ -360,7 +360,7 @@ fn formatted(value: &Value, spec: &str, meter: &mut Meter) -> Outcome<String> {
 }
 
 /// The values of `format|format(...)`: a tuple, or a dict of those given by name.
-pub fn given_values(given: &Given, meter: &mut Meter) -> Outcome<Value> {
+pub(crate) fn given_values(given: &Given, meter: &mut Meter) -> Outcome<Value> {
     if given.named.is_empty() {
         return Value::tuple(given.positional.clone(), meter);
     }

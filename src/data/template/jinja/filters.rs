@@ -9,7 +9,7 @@ use super::{Fault, Outcome, characters, dump, fields, print, strings};
 use std::sync::Arc;
 
 /// All filters.
-pub const NAMES: [&str; 46] = [
+pub(crate) const NAMES: [&str; 46] = [
     "abs",
     "attr",
     "batch",
@@ -90,7 +90,7 @@ fn escaped(text: &str) -> String {
 
 impl Run {
     /// `value|name(given)`.
-    pub fn filter(&mut self, value: &Value, name: &str, given: Given) -> Outcome<Value> {
+    pub(crate) fn filter(&mut self, value: &Value, name: &str, given: Given) -> Outcome<Value> {
         match name {
             "abs" => {
                 given.none()?;

@@ -13,12 +13,12 @@ const NAMES: [&str; 7] = ["cycler", "dict", "joiner", "namespace", "raise_except
 const LONGEST_RANGE: usize = 100_000;
 
 /// The function with this name.
-pub fn function(name: &str) -> Option<Value> {
+pub(crate) fn function(name: &str) -> Option<Value> {
     NAMES.into_iter().find(|known| *known == name).map(Value::Function)
 }
 
 impl Run {
-    pub fn call_function(&mut self, name: &str, given: Given) -> Outcome<Value> {
+    pub(crate) fn call_function(&mut self, name: &str, given: Given) -> Outcome<Value> {
         match name {
             "range" => range(&given),
             "dict" => {
@@ -70,7 +70,7 @@ impl Run {
     }
 
     /// Empty the first time, then the separator.
-    pub fn join_next(&mut self, number: usize, given: &Given) -> Outcome<Value> {
+    pub(crate) fn join_next(&mut self, number: usize, given: &Given) -> Outcome<Value> {
         given.none()?;
         let Some((separator, used)) = self.joiners.get_mut(number) else { return Ok(Value::text("")) };
         Ok(if std::mem::replace(used, true) { separator.clone() } else { Value::text("") })

@@ -9,7 +9,7 @@ use super::{Fault, Outcome};
 const LONGEST: usize = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Text outside of tags.
     Text(String),
     BlockStart,
@@ -25,9 +25,9 @@ pub enum Kind {
 }
 
 #[derive(Debug, Clone)]
-pub struct Token {
-    pub kind: Kind,
-    pub line: usize,
+pub(crate) struct Token {
+    pub(crate) kind: Kind,
+    pub(crate) line: usize,
 }
 
 /// Longer ones first.
@@ -47,7 +47,7 @@ struct Lexer<'a> {
 }
 
 /// The tokens of a template, the last of them `End`.
-pub fn tokens(source: &str) -> Outcome<Vec<Token>> {
+pub(crate) fn tokens(source: &str) -> Outcome<Vec<Token>> {
     if source.len() > LONGEST {
         let limit = LONGEST >> 20;
         return Err(Fault::bound(format!("the template is too long: {} bytes, more than {limit} MiB", source.len())));

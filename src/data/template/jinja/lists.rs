@@ -28,7 +28,7 @@ fn is_true(value: Option<Value>) -> bool {
 }
 
 impl Run {
-    pub fn list_filter(&mut self, value: &Value, name: &str, given: Given) -> Outcome<Value> {
+    pub(crate) fn list_filter(&mut self, value: &Value, name: &str, given: Given) -> Outcome<Value> {
         match name {
             "list" => {
                 given.none()?;

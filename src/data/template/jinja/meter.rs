@@ -14,25 +14,25 @@ const BYTES_A_STEP: usize = 64;
 /// Calls, loops and expressions within each other. At most 2 kB of stack each, measured.
 const DEPTH: usize = 400;
 /// Lists and dicts within each other.
-pub const VALUE_DEPTH: u16 = 200;
+pub(crate) const VALUE_DEPTH: u16 = 200;
 /// Memory of a list's item.
-pub const SLOT: usize = size_of::<super::Value>();
+pub(crate) const SLOT: usize = size_of::<super::Value>();
 
 /// The steps, bytes and levels that are left for a rendering.
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     steps: usize,
     bytes: usize,
     depth: usize,
 }
 
 impl Meter {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { steps: STEPS, bytes: BYTES, depth: 0 }
     }
 
     /// Charges steps.
-    pub fn steps(&mut self, count: usize) -> Outcome<()> {
+    pub(crate) fn steps(&mut self, count: usize) -> Outcome<()> {
         let left = self.steps.checked_sub(count);
         self.steps = left.ok_or_else(|| {
             self.steps = 0;
@@ -47,7 +47,7 @@ impl Meter {
     }
 
     /// Charges memory, before it is allocated.
-    pub fn bytes(&mut self, count: usize) -> Outcome<()> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Outcome<()> {
         let left = self.bytes.checked_sub(count);
         self.bytes = left.ok_or_else(|| {
             self.bytes = 0;
@@ -58,13 +58,13 @@ impl Meter {
     }
 
     /// Charges a list of `count` items.
-    pub fn items(&mut self, count: usize) -> Outcome<()> {
+    pub(crate) fn items(&mut self, count: usize) -> Outcome<()> {
         self.bytes(count.saturating_mul(SLOT))?;
         self.steps(count)
     }
 
     /// Goes a level deeper; [`Meter::leave`] comes back.
-    pub fn enter(&mut self) -> Outcome<()> {
+    pub(crate) fn enter(&mut self) -> Outcome<()> {
         self.depth += 1;
         if self.depth > DEPTH {
             return Err(Fault::bound(format!("the template nests too deep: more than {DEPTH} calls and expressions")));
@@ -72,7 +72,7 @@ impl Meter {
         self.steps(1)
     }
 
-    pub fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.depth -= 1;
     }
 }

@@ -37,7 +37,7 @@ impl Run {
     }
 
     /// `value.name`.
-    pub fn attribute(&mut self, value: &Value, name: &Arc<str>) -> Outcome<Value> {
+    pub(crate) fn attribute(&mut self, value: &Value, name: &Arc<str>) -> Outcome<Value> {
         if let Value::Undefined(of) = value {
             let of =
                 of.as_ref().map_or_else(|| "an undefined value".to_owned(), |of| format!("`{of}` is undefined and"));
@@ -68,7 +68,7 @@ impl Run {
     }
 
     /// `value[key]`.
-    pub fn item(&mut self, value: &Value, key: &Value) -> Outcome<Value> {
+    pub(crate) fn item(&mut self, value: &Value, key: &Value) -> Outcome<Value> {
         if let Value::Undefined(of) = value {
             let of = of.as_deref().unwrap_or("value");
             return Err(Fault::new(format!("`{of}` is undefined and has no items")));
@@ -93,7 +93,7 @@ impl Run {
         }
     }
 
-    pub fn call_method(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<Value> {
+    pub(crate) fn call_method(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<Value> {
         match value {
             Value::Text(text) => strings::call(self, text, name, given),
             Value::Dict(dict) => self.dict_method(value, dict, name, given),
@@ -166,7 +166,7 @@ impl Run {
     }
 
     /// An attribute by a filter's path: `a.b.0`.
-    pub fn path(&mut self, value: &Value, path: &Value) -> Outcome<Value> {
+    pub(crate) fn path(&mut self, value: &Value, path: &Value) -> Outcome<Value> {
         let mut value = value.clone();
         match path {
             Value::Text(path) => {
@@ -184,7 +184,7 @@ impl Run {
     }
 
     /// The text of an argument, or a default.
-    pub fn text_or(&mut self, value: Option<&Value>, default: &str) -> Outcome<Arc<str>> {
+    pub(crate) fn text_or(&mut self, value: Option<&Value>, default: &str) -> Outcome<Arc<str>> {
         match value {
             None => Ok(default.into()),
             value => needed_text(value),

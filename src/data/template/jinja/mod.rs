@@ -39,7 +39,7 @@ use value::Value;
 #[derive(Debug)]
 pub struct Fault {
     /// What happened, or the template's own message if it raised.
-    pub message: String,
+    pub(crate) message: String,
     /// The template's line, from 1; 0 if none is known.
     pub line: usize,
     /// Whether a bound in time, memory or depth ended the rendering.
@@ -93,7 +93,7 @@ impl Program {
     ///
     /// # Errors
     /// The template is no Jinja.
-    pub fn times(source: &str) -> Outcome<BTreeMap<String, String>> {
+    pub(crate) fn times(source: &str) -> Outcome<BTreeMap<String, String>> {
         let tokens = lexer::tokens(source)?;
         let is = |token: &lexer::Token, word: &str| matches!(&token.kind, lexer::Kind::Name(name) if name == word);
         let own = tokens.windows(2).any(|pair| is(&pair[0], "macro") && is(&pair[1], "strftime_now"));

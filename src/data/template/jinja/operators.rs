@@ -7,7 +7,7 @@ use super::meter::Meter;
 use super::value::Value;
 use super::{Fault, Outcome, fields};
 
-pub fn binary(operator: Operator, left: &Value, right: &Value, meter: &mut Meter) -> Outcome<Value> {
+pub(crate) fn binary(operator: Operator, left: &Value, right: &Value, meter: &mut Meter) -> Outcome<Value> {
     match (operator, left, right) {
         (Operator::Modulo, Value::Text(format), _) => return fields::percent(format, right, meter),
         (Operator::Add, Value::Text(one), Value::Text(other)) => {
@@ -117,7 +117,7 @@ fn float(operator: Operator, one: f64, other: f64) -> Outcome<Value> {
 }
 
 /// `-value`, or `+value`.
-pub fn signed(value: &Value, negative: bool) -> Outcome<Value> {
+pub(crate) fn signed(value: &Value, negative: bool) -> Outcome<Value> {
     match (value.as_int(), value.as_float()) {
         (Some(number), _) if !negative => Ok(Value::Int(number)),
         (Some(number), _) => number.checked_neg().map(Value::Int).ok_or_else(|| Fault::new("the number is too large")),

@@ -16,27 +16,27 @@ const LONGEST_TAG: usize = 2000;
 type Parameters = Vec<(Arc<str>, Option<Expr>)>;
 
 /// Reads tokens, one ahead.
-pub struct Parser {
+pub(crate) struct Parser {
     tokens: Vec<Token>,
     at: usize,
     depth: usize,
     /// Operators read in the current tag.
     operators: usize,
     /// The further arguments that the current macro reads.
-    pub takes_more: TakesMore,
+    pub(crate) takes_more: TakesMore,
 }
 
 impl Parser {
-    pub fn new(tokens: Vec<Token>) -> Self {
+    pub(crate) fn new(tokens: Vec<Token>) -> Self {
         Self { tokens, at: 0, depth: 0, operators: 0, takes_more: TakesMore::default() }
     }
 
     /// The token that comes next; the last one is `End` and stays.
-    pub fn peek(&self) -> &TokenKind {
+    pub(crate) fn peek(&self) -> &TokenKind {
         self.tokens.get(self.at).map_or(&TokenKind::End, |token| &token.kind)
     }
 
-    pub fn peek_second(&self) -> &TokenKind {
+    pub(crate) fn peek_second(&self) -> &TokenKind {
         self.tokens.get(self.at + 1).map_or(&TokenKind::End, |token| &token.kind)
     }
 
@@ -44,17 +44,17 @@ impl Parser {
         self.tokens.get(self.at).or(self.tokens.last()).map_or(0, |token| token.line)
     }
 
-    pub fn next(&mut self) -> TokenKind {
+    pub(crate) fn next(&mut self) -> TokenKind {
         let kind = self.peek().clone();
         self.at += 1;
         kind
     }
 
-    pub fn fault<T>(&self, message: impl Into<String>) -> Outcome<T> {
+    pub(crate) fn fault<T>(&self, message: impl Into<String>) -> Outcome<T> {
         Err(Fault::new(message).at(self.line()))
     }
 
-    pub fn unexpected<T>(&self, expected: &str) -> Outcome<T> {
+    pub(crate) fn unexpected<T>(&self, expected: &str) -> Outcome<T> {
         let found = match self.peek() {
             TokenKind::Text(_) | TokenKind::BlockStart | TokenKind::PrintStart => "more text".to_owned(),
             TokenKind::BlockEnd => "`%}`".to_owned(),
@@ -67,7 +67,7 @@ impl Parser {
         self.fault(format!("expected {expected}, found {found}"))
     }
 
-    pub fn enter(&mut self) -> Outcome<()> {
+    pub(crate) fn enter(&mut self) -> Outcome<()> {
         self.depth += 1;
         if self.depth > DEPTH {
             return Err(Fault::bound(format!("the template nests more than {DEPTH} deep")).at(self.line()));
@@ -75,12 +75,12 @@ impl Parser {
         Ok(())
     }
 
-    pub fn leave(&mut self) {
+    pub(crate) fn leave(&mut self) {
         self.depth -= 1;
     }
 
     /// Counts an operator.
-    pub fn count(&mut self) -> Outcome<()> {
+    pub(crate) fn count(&mut self) -> Outcome<()> {
         self.operators += 1;
         if self.operators > LONGEST_TAG {
             return Err(Fault::bound(format!("more than {LONGEST_TAG} operators in one tag")).at(self.line()));
@@ -89,28 +89,28 @@ impl Parser {
     }
 
     /// Consumes an operator if it comes next.
-    pub fn skip(&mut self, operator: &str) -> bool {
+    pub(crate) fn skip(&mut self, operator: &str) -> bool {
         let found = matches!(self.peek(), TokenKind::Operator(found) if *found == operator);
         self.at += usize::from(found);
         found
     }
 
-    pub fn needed(&mut self, operator: &str) -> Outcome<()> {
+    pub(crate) fn needed(&mut self, operator: &str) -> Outcome<()> {
         if self.skip(operator) { Ok(()) } else { self.unexpected(&format!("`{operator}`")) }
     }
 
-    pub fn is_name(&self, name: &str) -> bool {
+    pub(crate) fn is_name(&self, name: &str) -> bool {
         matches!(self.peek(), TokenKind::Name(found) if found == name)
     }
 
     /// Consumes a keyword if it comes next.
-    pub fn skip_name(&mut self, name: &str) -> bool {
+    pub(crate) fn skip_name(&mut self, name: &str) -> bool {
         let found = self.is_name(name);
         self.at += usize::from(found);
         found
     }
 
-    pub fn name(&mut self) -> Outcome<Arc<str>> {
+    pub(crate) fn name(&mut self) -> Outcome<Arc<str>> {
         match self.peek() {
             TokenKind::Name(name) => {
                 let name = Arc::from(name.as_str());
@@ -130,7 +130,7 @@ impl Parser {
     }
 
     /// A whole template.
-    pub fn template(&mut self) -> Outcome<Vec<Statement>> {
+    pub(crate) fn template(&mut self) -> Outcome<Vec<Statement>> {
         let (body, _) = self.body(&[])?;
         Ok(body)
     }

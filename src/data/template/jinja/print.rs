@@ -7,7 +7,7 @@ use super::value::{Sequence, Value};
 use super::{Fault, Outcome};
 
 /// `str(value)`.
-pub fn text(value: &Value, meter: &mut Meter) -> Outcome<String> {
+pub(crate) fn text(value: &Value, meter: &mut Meter) -> Outcome<String> {
     let mut text = String::new();
     match value {
         Value::Undefined(_) => {}
@@ -21,7 +21,7 @@ pub fn text(value: &Value, meter: &mut Meter) -> Outcome<String> {
 }
 
 /// `repr(value)`.
-pub fn shown(value: &Value, meter: &mut Meter) -> Outcome<String> {
+pub(crate) fn shown(value: &Value, meter: &mut Meter) -> Outcome<String> {
     let mut text = String::new();
     write(value, &mut text, meter)?;
     Ok(text)
@@ -85,7 +85,7 @@ fn items(
 }
 
 /// Python's shortest digits that give the number back; an exponent below 1e-4 and from 1e16 on.
-pub fn float(value: f64) -> String {
+pub(crate) fn float(value: f64) -> String {
     if value.is_nan() {
         return "nan".into();
     }
@@ -126,7 +126,7 @@ fn quoted(text: &str, into: &mut String) {
 }
 
 /// Whether Python prints a character as it is. Rust's `escape_debug` of a text goes by the same Unicode categories.
-pub fn is_printable(c: char) -> bool {
+pub(crate) fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return matches!(c, ' '..='~');
     }

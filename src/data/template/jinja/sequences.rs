@@ -8,7 +8,7 @@ use super::{Fault, Outcome};
 
 impl Run {
     /// The items of a value, one after the other; a generator has none left after that.
-    pub fn items(&mut self, value: &Value) -> Outcome<Vec<Value>> {
+    pub(crate) fn items(&mut self, value: &Value) -> Outcome<Vec<Value>> {
         let items = match value {
             Value::Undefined(_) => Vec::new(),
             Value::Text(text) => {
@@ -37,7 +37,7 @@ impl Run {
     }
 
     /// The first item of a value; a generator then no longer has it.
-    pub fn first(&mut self, value: &Value) -> Outcome<Option<Value>> {
+    pub(crate) fn first(&mut self, value: &Value) -> Outcome<Option<Value>> {
         if let Value::Iterator(number) = value {
             let left = self.iterators.get_mut(*number).filter(|left| !left.is_empty());
             self.meter.steps(left.as_ref().map_or(0, |left| left.len()))?;
@@ -47,7 +47,7 @@ impl Run {
     }
 
     /// A generator of these items.
-    pub fn generator(&mut self, items: Vec<Value>) -> Outcome<Value> {
+    pub(crate) fn generator(&mut self, items: Vec<Value>) -> Outcome<Value> {
         // Charged like a list, whose depth is bounded, too.
         Value::sequence(items.clone(), &mut self.meter)?;
         self.iterators.push(items);
@@ -55,7 +55,7 @@ impl Run {
     }
 
     /// Python's `len`.
-    pub fn length(&mut self, value: &Value) -> Outcome<usize> {
+    pub(crate) fn length(&mut self, value: &Value) -> Outcome<usize> {
         Ok(match value {
             Value::Undefined(_) => 0,
             Value::Text(text) => {
@@ -70,7 +70,7 @@ impl Run {
     }
 
     /// Python's `in`.
-    pub fn contains(&mut self, container: &Value, item: &Value) -> Outcome<bool> {
+    pub(crate) fn contains(&mut self, container: &Value, item: &Value) -> Outcome<bool> {
         match (container, item) {
             (Value::Text(text), Value::Text(part)) => {
                 self.meter.read(text)?;
@@ -90,7 +90,7 @@ impl Run {
     }
 
     /// The item at an index, counted from the end where negative.
-    pub fn at_index(&mut self, value: &Value, index: i128) -> Outcome<Option<Value>> {
+    pub(crate) fn at_index(&mut self, value: &Value, index: i128) -> Outcome<Option<Value>> {
         let length = self.length(value)?;
         let at = if index < 0 { index + i128::try_from(length).unwrap_or_default() } else { index };
         let Some(at) = usize::try_from(at).ok().filter(|at| *at < length) else { return Ok(None) };
@@ -103,7 +103,7 @@ impl Run {
     }
 
     /// `value[start:stop:step]`.
-    pub fn slice(&mut self, value: &Value, parts: [Option<Value>; 3]) -> Outcome<Value> {
+    pub(crate) fn slice(&mut self, value: &Value, parts: [Option<Value>; 3]) -> Outcome<Value> {
         let mut bounds = [None; 3];
         for (bound, part) in bounds.iter_mut().zip(&parts) {
             *bound = match part {

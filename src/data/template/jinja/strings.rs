@@ -10,7 +10,7 @@ use super::value::Value;
 use super::{Fault, Outcome, fields};
 
 /// The methods that a text has.
-pub const NAMES: [&str; 42] = [
+pub(crate) const NAMES: [&str; 42] = [
     "capitalize",
     "center",
     "count",
@@ -56,7 +56,7 @@ pub const NAMES: [&str; 42] = [
 ];
 
 /// `text.name(given)`.
-pub fn call(run: &mut Run, text: &str, name: &str, given: &Given) -> Outcome<Value> {
+pub(crate) fn call(run: &mut Run, text: &str, name: &str, given: &Given) -> Outcome<Value> {
     run.meter.read(text)?;
     match name {
         "join" => {
@@ -175,14 +175,14 @@ fn missing(text: &str, width: Option<&Value>, meter: &mut Meter) -> Outcome<usiz
 }
 
 /// Without whitespace, or the characters of a set, at its ends.
-pub fn stripped<'a>(text: &'a str, set: Option<&str>, start: bool, end: bool) -> &'a str {
+pub(crate) fn stripped<'a>(text: &'a str, set: Option<&str>, start: bool, end: bool) -> &'a str {
     let strip = |c: char| set.map_or_else(|| is_space(c), |set| set.contains(c));
     let text = if start { text.trim_start_matches(strip) } else { text };
     if end { text.trim_end_matches(strip) } else { text }
 }
 
 /// `text.replace(old, new, count)`; all where `count` is negative.
-pub fn replaced(text: &str, old: &str, new: &str, count: i128, meter: &mut Meter) -> Outcome<Value> {
+pub(crate) fn replaced(text: &str, old: &str, new: &str, count: i128, meter: &mut Meter) -> Outcome<Value> {
     meter.read(text)?;
     let matches = if old.is_empty() { text.chars().count() + 1 } else { text.matches(old).count() };
     let count = usize::try_from(count).map_or(matches, |count| count.min(matches));

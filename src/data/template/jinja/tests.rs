@@ -65,7 +65,7 @@ fn comparison(name: &str) -> Option<Comparison> {
 
 impl Run {
     /// `value is name(given)`.
-    pub fn test(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<bool> {
+    pub(crate) fn test(&mut self, value: &Value, name: &str, given: &Given) -> Outcome<bool> {
         let comparison = comparison(name);
         if comparison.is_some() || matches!(name, "divisibleby" | "sameas") {
             let [other] = given.plain(1)?;

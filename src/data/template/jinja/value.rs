@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// A value. Those that can change or contain themselves are stored in the rendering, and have only their number here.
 #[derive(Debug, Clone)]
-pub enum Value {
+pub(crate) enum Value {
     /// An undefined name, if there is one; prints as nothing, has no attributes.
     Undefined(Option<Arc<str>>),
     None,
@@ -37,29 +37,29 @@ pub enum Value {
 
 /// Items of a list or tuple.
 #[derive(Debug)]
-pub struct Sequence {
-    pub items: Vec<Value>,
+pub(crate) struct Sequence {
+    pub(crate) items: Vec<Value>,
     depth: u16,
     /// A group of `groupby`, whose two items have names too.
-    pub is_group: bool,
+    pub(crate) is_group: bool,
 }
 
 /// Entries in order of insertion, looked up one by one: a template's dicts are short.
 #[derive(Debug)]
-pub struct Dict {
-    pub entries: Vec<(Value, Value)>,
+pub(crate) struct Dict {
+    pub(crate) entries: Vec<(Value, Value)>,
     depth: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
-    pub start: i128,
-    pub stop: i128,
-    pub step: i128,
+pub(crate) struct Range {
+    pub(crate) start: i128,
+    pub(crate) stop: i128,
+    pub(crate) step: i128,
 }
 
 impl Range {
-    pub fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         let (from, to) = if self.step > 0 { (self.start, self.stop) } else { (self.stop, self.start) };
         if from >= to {
             return 0;
@@ -68,7 +68,7 @@ impl Range {
         usize::try_from(last.saturating_add(1)).unwrap_or(usize::MAX)
     }
 
-    pub fn get(self, index: usize) -> Option<Value> {
+    pub(crate) fn get(self, index: usize) -> Option<Value> {
         let within = index < self.len();
         let far = self.step.saturating_mul(i128::try_from(index).unwrap_or_default());
         within.then(|| Value::Int(self.start.saturating_add(far)))
@@ -114,12 +114,12 @@ fn deeper(depth: u16) -> Outcome<u16> {
 }
 
 impl Value {
-    pub fn text(text: &str) -> Self {
+    pub(crate) fn text(text: &str) -> Self {
         Self::Text(text.into())
     }
 
     /// A dict from the input, to which no bound applies.
-    pub fn object<'a>(entries: impl IntoIterator<Item = (&'a str, Value)>) -> Self {
+    pub(crate) fn object<'a>(entries: impl IntoIterator<Item = (&'a str, Value)>) -> Self {
         let entries: Vec<_> = entries.into_iter().map(|(key, value)| (Self::text(key), value)).collect();
         let depth = depth(entries.iter().map(|(_, value)| value)).saturating_add(1);
         Self::Dict(Arc::new(Dict { entries, depth }))
@@ -134,22 +134,22 @@ impl Value {
         }
     }
 
-    pub fn sequence(items: Vec<Value>, meter: &mut Meter) -> Outcome<Arc<Sequence>> {
+    pub(crate) fn sequence(items: Vec<Value>, meter: &mut Meter) -> Outcome<Arc<Sequence>> {
         meter.items(items.len())?;
         let depth = deeper(depth(&items))?;
         Ok(Arc::new(Sequence { items, depth, is_group: false }))
     }
 
-    pub fn list(items: Vec<Value>, meter: &mut Meter) -> Outcome<Self> {
+    pub(crate) fn list(items: Vec<Value>, meter: &mut Meter) -> Outcome<Self> {
         Self::sequence(items, meter).map(Self::List)
     }
 
-    pub fn tuple(items: Vec<Value>, meter: &mut Meter) -> Outcome<Self> {
+    pub(crate) fn tuple(items: Vec<Value>, meter: &mut Meter) -> Outcome<Self> {
         Self::sequence(items, meter).map(Self::Tuple)
     }
 
     /// The tuple `(grouper, list)` of `groupby`.
-    pub fn group(grouper: Value, list: Value, meter: &mut Meter) -> Outcome<Self> {
+    pub(crate) fn group(grouper: Value, list: Value, meter: &mut Meter) -> Outcome<Self> {
         let items = vec![grouper, list];
         meter.items(items.len())?;
         let depth = deeper(depth(&items))?;
@@ -157,7 +157,7 @@ impl Value {
     }
 
     /// A dict of these entries; a later one replaces the value of an earlier one.
-    pub fn dict(given: Vec<(Value, Value)>, meter: &mut Meter) -> Outcome<Self> {
+    pub(crate) fn dict(given: Vec<(Value, Value)>, meter: &mut Meter) -> Outcome<Self> {
         let mut dict = Dict { entries: Vec::new(), depth: 0 };
         meter.items(given.len().saturating_mul(2))?;
         for (key, value) in given {
@@ -176,20 +176,20 @@ impl Value {
     }
 
     /// A text, charged to the meter.
-    pub fn new_text(text: String, meter: &mut Meter) -> Outcome<Self> {
+    pub(crate) fn new_text(text: String, meter: &mut Meter) -> Outcome<Self> {
         meter.bytes(text.len())?;
         Ok(Self::Text(text.into()))
     }
 
-    pub fn undefined() -> Self {
+    pub(crate) fn undefined() -> Self {
         Self::Undefined(None)
     }
 
-    pub fn is_undefined(&self) -> bool {
+    pub(crate) fn is_undefined(&self) -> bool {
         matches!(self, Self::Undefined(_))
     }
 
-    pub fn is_true(&self) -> bool {
+    pub(crate) fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
             Self::Bool(value) => *value,
@@ -204,7 +204,7 @@ impl Value {
     }
 
     /// Python's name of its type.
-    pub fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "undefined value",
             Self::None => "none",
@@ -225,7 +225,7 @@ impl Value {
     }
 
     /// A bool or whole number as a number.
-    pub fn as_int(&self) -> Option<i128> {
+    pub(crate) fn as_int(&self) -> Option<i128> {
         match self {
             Self::Bool(value) => Some(i128::from(*value)),
             Self::Int(value) => Some(*value),
@@ -235,21 +235,21 @@ impl Value {
 
     /// Any number.
     #[allow(clippy::cast_precision_loss)]
-    pub fn as_float(&self) -> Option<f64> {
+    pub(crate) fn as_float(&self) -> Option<f64> {
         match self {
             Self::Float(value) => Some(*value),
             _ => self.as_int().map(|value| value as f64),
         }
     }
 
-    pub fn as_text(&self) -> Option<&str> {
+    pub(crate) fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
         }
     }
 
-    pub fn is_callable(&self) -> bool {
+    pub(crate) fn is_callable(&self) -> bool {
         matches!(
             self,
             Self::Macro(_) | Self::Function(_) | Self::Method(_) | Self::Joiner(_) | Self::Loop(_) | Self::Undefined(_)
@@ -259,7 +259,7 @@ impl Value {
 
 impl Dict {
     /// The index of a key.
-    pub fn position(&self, key: &Value, meter: &mut Meter) -> Outcome<Option<usize>> {
+    pub(crate) fn position(&self, key: &Value, meter: &mut Meter) -> Outcome<Option<usize>> {
         for (at, (known, _)) in self.entries.iter().enumerate() {
             if equal(known, key, meter)? {
                 return Ok(Some(at));
@@ -268,11 +268,11 @@ impl Dict {
         Ok(None)
     }
 
-    pub fn get(&self, key: &Value, meter: &mut Meter) -> Outcome<Option<Value>> {
+    pub(crate) fn get(&self, key: &Value, meter: &mut Meter) -> Outcome<Option<Value>> {
         Ok(self.position(key, meter)?.map(|at| self.entries[at].1.clone()))
     }
 
-    pub fn get_name(&self, name: &str, meter: &mut Meter) -> Outcome<Option<Value>> {
+    pub(crate) fn get_name(&self, name: &str, meter: &mut Meter) -> Outcome<Option<Value>> {
         meter.steps(self.entries.len())?;
         let found = self.entries.iter().find(|(key, _)| key.as_text() == Some(name));
         Ok(found.map(|(_, value)| value.clone()))
@@ -280,7 +280,7 @@ impl Dict {
 }
 
 /// Python's `==`.
-pub fn equal(one: &Value, other: &Value, meter: &mut Meter) -> Outcome<bool> {
+pub(crate) fn equal(one: &Value, other: &Value, meter: &mut Meter) -> Outcome<bool> {
     meter.steps(1)?;
     Ok(match (one, other) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
@@ -336,7 +336,7 @@ pub fn equal(one: &Value, other: &Value, meter: &mut Meter) -> Outcome<bool> {
 ///
 /// # Errors
 /// The two have no order.
-pub fn order(one: &Value, other: &Value, meter: &mut Meter) -> Outcome<Option<Ordering>> {
+pub(crate) fn order(one: &Value, other: &Value, meter: &mut Meter) -> Outcome<Option<Ordering>> {
     meter.steps(1)?;
     match (one, other) {
         (Value::Text(one), Value::Text(other)) => {

@@ -12,30 +12,30 @@ use crate::packing::{AttentionRules, Group, HeadCounts};
 use multiversion::multiversion;
 
 /// Query rows that are computed together; whole words of either type.
-pub const BLOCK: usize = 32;
+pub(crate) const BLOCK: usize = 32;
 
 /// A head's rows of one span, packed for the products.
-pub struct Side<W> {
+pub(crate) struct Side<W> {
     /// [E / words, columns]: contraction along E.
-    pub across: Vec<W>,
-    pub columns: usize,
+    pub(crate) across: Vec<W>,
+    pub(crate) columns: usize,
     /// [rows / words, E padded]: contraction along rows.
-    pub along: Vec<W>,
+    pub(crate) along: Vec<W>,
 }
 
 /// A block of query rows and the columns of scores it sees: prefix columns, in whole words, then the span's own. What a
 /// window hides from every row is left out of both, in whole registers.
 #[derive(Clone, Copy)]
-pub struct Block {
-    pub rows: usize,
+pub(crate) struct Block {
+    pub(crate) rows: usize,
     /// The first prefix row that is used.
-    pub prefix_from: usize,
+    pub(crate) prefix_from: usize,
     /// Number of prefix rows that are used.
-    pub prefix: usize,
+    pub(crate) prefix: usize,
     /// The first own column: prefix columns are padded to a whole word.
-    pub own_at: usize,
+    pub(crate) own_at: usize,
     /// The first of the span's own rows that is used.
-    pub own_from: usize,
+    pub(crate) own_from: usize,
     span: Span,
     /// The span's own rows before the block.
     first: usize,
@@ -44,7 +44,7 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(span: Span, first: usize, window: Option<usize>, per_word: usize) -> Self {
+    pub(crate) fn new(span: Span, first: usize, window: Option<usize>, per_word: usize) -> Self {
         let rows = BLOCK.min(span.length - first);
         let mut block =
             Self { rows, prefix_from: 0, prefix: span.prefix, own_at: 0, own_from: 0, span, first, window, per_word };
@@ -65,12 +65,12 @@ impl Block {
     }
 
     /// Own columns that some row of the block sees.
-    pub fn own(self) -> usize {
+    pub(crate) fn own(self) -> usize {
         self.first + self.rows - self.own_from
     }
 
     /// All columns, in whole words.
-    pub fn columns(self) -> usize {
+    pub(crate) fn columns(self) -> usize {
         (self.own_at + self.own()).next_multiple_of(self.per_word)
     }
 
@@ -88,7 +88,7 @@ impl Block {
     }
 
     /// `result` [rows, E padded] = words [rows, columns] times (prefix rows, then own rows).
-    pub fn combine<E: Packed>(
+    pub(crate) fn combine<E: Packed>(
         self,
         words: Left<E::Word>,
         (prefix, own): (&Side<E::Word>, &Side<E::Word>),
@@ -111,7 +111,7 @@ impl Block {
     }
 
     /// Adds pairs^T [columns, rows] times `along` [rows, E padded] to the sums of the prefix's rows and of the own rows.
-    pub fn add_to<E: Packed>(
+    pub(crate) fn add_to<E: Packed>(
         self,
         (pairs, stride): (&[E::Word], usize),
         along: &[E::Word],
@@ -141,7 +141,7 @@ impl Block {
 }
 
 impl<W: Copy + Default> Side<W> {
-    pub fn new<E: Packed<Word = W>>(span: Span, rows: &[E], stride: usize, heads: HeadCounts) -> Self {
+    pub(crate) fn new<E: Packed<Word = W>>(span: Span, rows: &[E], stride: usize, heads: HeadCounts) -> Self {
         let columns = span.length.next_multiple_of(COLUMNS);
         let words = heads.width / E::PER_WORD;
         let mut across = vec![W::default(); words * columns];
@@ -153,23 +153,23 @@ impl<W: Copy + Default> Side<W> {
 }
 
 /// The largest scaled score of each row of a block, and the sum of its exponentials.
-pub struct RowStatistics {
-    pub maxima: [f32; BLOCK],
-    pub sums: [f32; BLOCK],
+pub(crate) struct RowStatistics {
+    pub(crate) maxima: [f32; BLOCK],
+    pub(crate) sums: [f32; BLOCK],
 }
 
 /// The buffers of a task.
-pub struct Work<E: Packed> {
+pub(crate) struct Work<E: Packed> {
     /// Columns of `scores` and `probabilities`.
-    pub stride: usize,
-    pub scores: Vec<f32>,
-    pub probabilities: Vec<f32>,
+    pub(crate) stride: usize,
+    pub(crate) scores: Vec<f32>,
+    pub(crate) probabilities: Vec<f32>,
     /// Rows of queries, or of the output's gradient.
-    pub left: Vec<E::Word>,
-    pub words: Vec<E::Word>,
-    pub pairs: Vec<E::Word>,
-    pub along: Vec<E::Word>,
-    pub result: Vec<f32>,
+    pub(crate) left: Vec<E::Word>,
+    pub(crate) words: Vec<E::Word>,
+    pub(crate) pairs: Vec<E::Word>,
+    pub(crate) along: Vec<E::Word>,
+    pub(crate) result: Vec<f32>,
     scale: f32,
     soft_cap: Option<f32>,
     /// Derivatives of the cap; empty without one.
@@ -177,7 +177,7 @@ pub struct Work<E: Packed> {
 }
 
 impl<E: Packed> Work<E> {
-    pub fn new(group: &Group, heads: HeadCounts, rules: AttentionRules) -> Self {
+    pub(crate) fn new(group: &Group, heads: HeadCounts, rules: AttentionRules) -> Self {
         // The longest run of columns, room for a padded prefix, and for whole registers.
         let stride = (group.rows() + 2 * COLUMNS).next_multiple_of(COLUMNS);
         Self {
@@ -196,7 +196,12 @@ impl<E: Packed> Work<E> {
     }
 
     /// `scores` = left times the keys (or values) that the block sees, unscaled and unmasked.
-    pub fn products(&mut self, block: Block, (prefix, own): (&Side<E::Word>, &Side<E::Word>), heads: HeadCounts) {
+    pub(crate) fn products(
+        &mut self,
+        block: Block,
+        (prefix, own): (&Side<E::Word>, &Side<E::Word>),
+        heads: HeadCounts,
+    ) {
         let words = heads.width / E::PER_WORD;
         let left = Left { words: &self.left, row: words, step: 1 };
         if block.prefix > 0 {
@@ -216,7 +221,7 @@ impl<E: Packed> Work<E> {
     }
 
     /// Scores -> exp(scaled score - the row's largest), as words.
-    pub fn softmax(&mut self, block: Block) -> RowStatistics {
+    pub(crate) fn softmax(&mut self, block: Block) -> RowStatistics {
         let (mut maxima, mut sums) = ([0f32; BLOCK], [0f32; BLOCK]);
         for row in 0..block.rows {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
@@ -232,7 +237,7 @@ impl<E: Packed> Work<E> {
     }
 
     /// Scores -> probabilities, in place, given each row's log-sum-exp; 0 for what a row does not see.
-    pub fn probabilities(&mut self, block: Block, log_sums: &[f32]) {
+    pub(crate) fn probabilities(&mut self, block: Block, log_sums: &[f32]) {
         for (row, log_sum) in log_sums.iter().enumerate() {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
             let scale = self.soft_cap.map_or(self.scale, |cap| {
@@ -245,7 +250,7 @@ impl<E: Packed> Work<E> {
     }
 
     /// `scores` -> probability * (score - along) * scale, in place; with a cap times its derivative.
-    pub fn score_gradients(&mut self, block: Block, along: &[f32]) {
+    pub(crate) fn score_gradients(&mut self, block: Block, along: &[f32]) {
         for (row, along) in along.iter().enumerate() {
             let scores = &mut self.scores[row * self.stride..][..block.columns()];
             let probabilities = &self.probabilities[row * self.stride..][..block.columns()];
@@ -259,7 +264,13 @@ impl<E: Packed> Work<E> {
 
 /// Dot products of the rows [first, first + count) of two matrices.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn dots<E: Element>(left: &[E], right: &[E], stride: usize, place: (usize, usize), width: usize) -> Vec<f32> {
+pub(crate) fn dots<E: Element>(
+    left: &[E],
+    right: &[E],
+    stride: usize,
+    place: (usize, usize),
+    width: usize,
+) -> Vec<f32> {
     let (first, count) = place;
     let dot = |row: usize| {
         let mut lanes = [0f32; 8];
@@ -276,7 +287,13 @@ pub fn dots<E: Element>(left: &[E], right: &[E], stride: usize, place: (usize, u
 
 /// Rows of numbers -> rows of words.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn pack_rows<E: Packed>(rows: &[E], stride: usize, place: (usize, usize), width: usize, words: &mut Vec<E::Word>) {
+pub(crate) fn pack_rows<E: Packed>(
+    rows: &[E],
+    stride: usize,
+    place: (usize, usize),
+    width: usize,
+    words: &mut Vec<E::Word>,
+) {
     let length = width / E::PER_WORD;
     words.resize(place.1 * length, E::Word::default());
     for (row, words) in (place.0..).zip(words.chunks_mut(length)) {
@@ -286,7 +303,7 @@ pub fn pack_rows<E: Packed>(rows: &[E], stride: usize, place: (usize, usize), wi
 
 /// Rows of numbers -> words [words of a row, columns], a column for each row.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn transpose<E: Packed>(rows: &[E], stride: usize, span: Span, length: usize, across: &mut [E::Word]) {
+pub(crate) fn transpose<E: Packed>(rows: &[E], stride: usize, span: Span, length: usize, across: &mut [E::Word]) {
     let columns = span.length.next_multiple_of(COLUMNS);
     // A register of columns at a time, so that each write is one.
     let mut packed = vec![E::Word::default(); COLUMNS * length];
@@ -306,7 +323,7 @@ pub fn transpose<E: Packed>(rows: &[E], stride: usize, span: Span, length: usize
 
 /// Rows of numbers -> words of neighbouring rows, [rows / words, padded]; an odd last row is paired with zeros.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn pack_along<E: Packed>(
+pub(crate) fn pack_along<E: Packed>(
     rows: &[E],
     stride: usize,
     (first, count): (usize, usize),
@@ -331,7 +348,7 @@ pub fn pack_along<E: Packed>(
 
 /// The block's rows of f32 -> rows of words along the columns.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn pack_words<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
+pub(crate) fn pack_words<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
     for row in 0..block.rows {
         let values = values[row * stride..][..block.columns()].chunks_exact(E::PER_WORD);
         let words = &mut words[row * (stride / E::PER_WORD)..];
@@ -341,7 +358,7 @@ pub fn pack_words<E: Packed>(values: &[f32], stride: usize, block: Block, words:
 
 /// The block's rows of f32 -> words of neighbouring rows, [rows / words, stride].
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn pair_rows<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
+pub(crate) fn pair_rows<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
     for row in (0..block.rows).step_by(E::PER_WORD) {
         let one = &values[row * stride..][..block.columns()];
         let words = &mut words[row / E::PER_WORD * stride..];

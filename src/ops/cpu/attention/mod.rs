@@ -75,7 +75,7 @@ fn tasks(groups: &[Group], heads: HeadCounts) -> Vec<Task<'_>> {
 }
 
 /// `rows` [T, H + 2 G, E] -> `output` [T, H, E] and each row's log-sum-exp, `log_sums` [T, H].
-pub fn forward<E: Packed>(
+pub(crate) fn forward<E: Packed>(
     groups: &[Group],
     heads: HeadCounts,
     rules: AttentionRules,
@@ -97,7 +97,7 @@ pub fn forward<E: Packed>(
 }
 
 /// Gradients of [`forward`]: `gradient` of the output [T, H, E] -> `rows_gradient` [T, H + 2 G, E].
-pub fn backward<E: Packed>(
+pub(crate) fn backward<E: Packed>(
     groups: &[Group],
     heads: HeadCounts,
     rules: AttentionRules,

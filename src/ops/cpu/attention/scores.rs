@@ -8,7 +8,7 @@ use multiversion::multiversion;
 
 /// x -> cap * tanh(x * scale / cap).
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn soft_cap(row: &mut [f32], scale: f32, cap: f32) {
+pub(crate) fn soft_cap(row: &mut [f32], scale: f32, cap: f32) {
     for value in row {
         *value = cap * tanh(*value * scale / cap);
     }
@@ -16,7 +16,7 @@ pub fn soft_cap(row: &mut [f32], scale: f32, cap: f32) {
 
 /// [`soft_cap`], and its derivative with respect to x * scale.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn soft_cap_and_slopes(row: &mut [f32], slopes: &mut [f32], scale: f32, cap: f32) {
+pub(crate) fn soft_cap_and_slopes(row: &mut [f32], slopes: &mut [f32], scale: f32, cap: f32) {
     for (value, slope) in row.iter_mut().zip(slopes) {
         let part = tanh(*value * scale / cap);
         (*value, *slope) = (cap * part, 1.0 - part * part);
@@ -25,7 +25,7 @@ pub fn soft_cap_and_slopes(row: &mut [f32], slopes: &mut [f32], scale: f32, cap:
 
 /// gradient -> gradient * slope.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn times_slopes(gradients: &mut [f32], slopes: &[f32]) {
+pub(crate) fn times_slopes(gradients: &mut [f32], slopes: &[f32]) {
     for (gradient, slope) in gradients.iter_mut().zip(slopes) {
         // A hidden score has no gradient, whatever its slope.
         *gradient = if *gradient == 0.0 { 0.0 } else { *gradient * slope };
@@ -34,7 +34,7 @@ pub fn times_slopes(gradients: &mut [f32], slopes: &[f32]) {
 
 /// score -> probability * (score - along) * scale.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn score_gradients(scores: &mut [f32], probabilities: &[f32], along: f32, scale: f32) {
+pub(crate) fn score_gradients(scores: &mut [f32], probabilities: &[f32], along: f32, scale: f32) {
     for (score, probability) in scores.iter_mut().zip(probabilities) {
         // A hidden score has probability 0 and no meaning.
         *score = if *probability == 0.0 { 0.0 } else { probability * (*score - along) * scale };
@@ -43,7 +43,7 @@ pub fn score_gradients(scores: &mut [f32], probabilities: &[f32], along: f32, sc
 
 /// x -> exp(x * scale - largest); returns the scaled largest and the sum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn exponentials(row: &mut [f32], scale: f32) -> (f32, f32) {
+pub(crate) fn exponentials(row: &mut [f32], scale: f32) -> (f32, f32) {
     let largest = row.iter().fold(f32::NEG_INFINITY, |most, &value| if value > most { value } else { most }) * scale;
     for value in row.iter_mut() {
         *value = exp(*value * scale - largest);
@@ -59,7 +59,7 @@ pub fn exponentials(row: &mut [f32], scale: f32) -> (f32, f32) {
 
 /// x -> exp(x * scale - less).
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
-pub fn exponentials_less(row: &mut [f32], scale: f32, less: f32) {
+pub(crate) fn exponentials_less(row: &mut [f32], scale: f32, less: f32) {
     for value in row {
         *value = exp(*value * scale - less);
     }

@@ -14,7 +14,7 @@ mod whole;
 use half::bf16;
 
 /// n is a multiple of this: one 512-bit register of f32.
-pub const COLUMNS: usize = 16;
+pub(crate) const COLUMNS: usize = 16;
 
 /// Rows and words of a matrix tile.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -24,7 +24,7 @@ const TILE: usize = super::amx::TILE;
 const ROWS: usize = 4;
 
 /// A number type with its words.
-pub trait Packed: super::Element {
+pub(crate) trait Packed: super::Element {
     /// An operand of one multiply-add, of A or B.
     type Word: Copy + Default + Send + Sync;
     /// Numbers a word.
@@ -38,17 +38,17 @@ pub trait Packed: super::Element {
 }
 
 /// m rows, n columns, k words.
-pub type Size = (usize, usize, usize);
+pub(crate) type Size = (usize, usize, usize);
 
 /// A: words, and the distance between its rows and between its words along k.
 #[derive(Clone, Copy)]
-pub struct Left<'a, W> {
+pub(crate) struct Left<'a, W> {
     /// The words.
-    pub words: &'a [W],
+    pub(crate) words: &'a [W],
     /// Words from a row to the next.
-    pub row: usize,
+    pub(crate) row: usize,
     /// Words from one to the next along k.
-    pub step: usize,
+    pub(crate) step: usize,
 }
 
 impl Packed for f32 {
@@ -228,7 +228,7 @@ mod x86 {
     /// # Safety
     /// The processor has AVX512F and AVX512-BF16, and `super::check` holds.
     #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn multiply(
+    pub(crate) unsafe fn multiply(
         (m, n, k): Size,
         a: Left<u32>,
         b: (&[u32], usize),

@@ -10,7 +10,13 @@ use crate::ops::cpu::amx::{Strided, Tiles};
 struct Transposed([u32; 2 * TILE * TILE]);
 
 /// Computes the whole tiles of the product.
-pub fn multiply((m, n, k): Size, a: Left<u32>, b: (&[u32], usize), (c, c_row): (&mut [f32], usize), add: bool) -> Done {
+pub(crate) fn multiply(
+    (m, n, k): Size,
+    a: Left<u32>,
+    b: (&[u32], usize),
+    (c, c_row): (&mut [f32], usize),
+    add: bool,
+) -> Done {
     let tiles = Tiles::configure();
     let (rows, depth) = (m / TILE, k / TILE);
     let mut transposed = Transposed([0; 2 * TILE * TILE]);

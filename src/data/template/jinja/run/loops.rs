@@ -10,7 +10,7 @@ use crate::data::template::jinja::{Fault, Outcome};
 use std::sync::Arc;
 
 /// A loop that runs, or has run.
-pub struct Loop {
+pub(crate) struct Loop {
     source: Arc<For>,
     items: Vec<Value>,
     at: usize,
@@ -21,7 +21,7 @@ pub struct Loop {
 }
 
 impl Run {
-    pub fn run_loop(&mut self, source: &Arc<For>, over: &Value, depth: usize) -> Outcome<()> {
+    pub(crate) fn run_loop(&mut self, source: &Arc<For>, over: &Value, depth: usize) -> Outcome<()> {
         let mut items = self.items(over)?;
         if let Some(only) = &source.only {
             let mut kept = Vec::new();
@@ -62,7 +62,7 @@ impl Run {
     }
 
     /// `loop(over)` in a recursive loop: its text.
-    pub fn call_loop(&mut self, number: usize, given: &Given) -> Outcome<Value> {
+    pub(crate) fn call_loop(&mut self, number: usize, given: &Given) -> Outcome<Value> {
         let [over] = given.plain(1)?;
         let (source, depth) = match self.loops.get(number) {
             Some(this) if this.source.recursive => (this.source.clone(), this.depth + 1),
@@ -76,7 +76,7 @@ impl Run {
         Value::new_text(text, &mut self.meter)
     }
 
-    pub fn loop_attribute(&mut self, number: usize, name: &str) -> Outcome<Option<Value>> {
+    pub(crate) fn loop_attribute(&mut self, number: usize, name: &str) -> Outcome<Option<Value>> {
         let Some(this) = self.loops.get(number) else { return Ok(None) };
         if !this.running {
             return Err(Fault::new("`loop` is used after its loop has ended"));
@@ -99,7 +99,7 @@ impl Run {
         })
     }
 
-    pub fn loop_method(&mut self, number: usize, name: &str, given: &Given) -> Outcome<Value> {
+    pub(crate) fn loop_method(&mut self, number: usize, name: &str, given: &Given) -> Outcome<Value> {
         let Some(this) = self.loops.get(number) else { return Ok(Value::None) };
         if !given.named.is_empty() {
             return Err(Fault::new(format!("{name} takes no names")));

@@ -11,20 +11,20 @@ use crate::data::template::jinja::{Fault, Outcome};
 use std::sync::Arc;
 
 /// A macro, and the scopes where it was defined.
-pub struct Defined {
+pub(crate) struct Defined {
     source: Arc<Macro>,
     scopes: Vec<Scope>,
 }
 
 impl Run {
-    pub fn define(&mut self, source: &Arc<Macro>) -> Outcome<Value> {
+    pub(crate) fn define(&mut self, source: &Arc<Macro>) -> Outcome<Value> {
         let names: usize = self.scopes.iter().map(Scope::len).sum();
         self.meter.items(names * 2 + self.scopes.len() + 4)?;
         self.macros.push(Defined { source: source.clone(), scopes: self.scopes.clone() });
         Ok(Value::Macro(self.macros.len() - 1))
     }
 
-    pub fn call_block(&mut self, source: &Arc<Macro>, call: &Expr) -> Outcome<()> {
+    pub(crate) fn call_block(&mut self, source: &Arc<Macro>, call: &Expr) -> Outcome<()> {
         let Expr::Call(callee, arguments) = call else {
             return Err(Fault::new("`{% call %}` needs a call"));
         };
@@ -38,7 +38,7 @@ impl Run {
     }
 
     /// The text that a macro writes.
-    pub fn call_macro(&mut self, number: usize, given: Given) -> Outcome<Value> {
+    pub(crate) fn call_macro(&mut self, number: usize, given: Given) -> Outcome<Value> {
         let Some(defined) = self.macros.get(number) else { return Ok(Value::undefined()) };
         let source = defined.source.clone();
         let names: usize = defined.scopes.iter().map(Scope::len).sum();
@@ -92,7 +92,7 @@ impl Run {
         Ok(scope)
     }
 
-    pub fn macro_attribute(&mut self, number: usize, name: &str) -> Outcome<Option<Value>> {
+    pub(crate) fn macro_attribute(&mut self, number: usize, name: &str) -> Outcome<Option<Value>> {
         let Some(source) = self.macros.get(number).map(|defined| defined.source.clone()) else { return Ok(None) };
         Ok(match name {
             "name" => Some(Value::Text(source.name.clone())),

@@ -14,38 +14,38 @@ use macros::Defined;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub type Scope = BTreeMap<Arc<str>, Value>;
+pub(crate) type Scope = BTreeMap<Arc<str>, Value>;
 
 /// The effect of a statement on the loop around it.
 #[derive(PartialEq, Eq)]
-pub enum Flow {
+pub(crate) enum Flow {
     Next,
     Break,
     Continue,
 }
 
 /// The state of a rendering. Values that can change are stored here, and a [`Value`] has their number.
-pub struct Run {
-    pub meter: Meter,
-    pub out: String,
+pub(crate) struct Run {
+    pub(crate) meter: Meter,
+    pub(crate) out: String,
     /// The template's inputs.
-    pub variables: BTreeMap<String, Value>,
+    pub(crate) variables: BTreeMap<String, Value>,
     /// Variables that the template has set outside of every scope.
-    pub module: Scope,
+    pub(crate) module: Scope,
     /// Scopes within each other, the innermost last.
-    pub scopes: Vec<Scope>,
-    pub iterators: Vec<Vec<Value>>,
-    pub namespaces: Vec<Scope>,
+    pub(crate) scopes: Vec<Scope>,
+    pub(crate) iterators: Vec<Vec<Value>>,
+    pub(crate) namespaces: Vec<Scope>,
     /// Items, and the index of the next one.
-    pub cyclers: Vec<(Vec<Value>, usize)>,
+    pub(crate) cyclers: Vec<(Vec<Value>, usize)>,
     /// The separator, and whether the joiner was called before.
-    pub joiners: Vec<(Value, bool)>,
-    pub macros: Vec<Defined>,
-    pub loops: Vec<Loop>,
+    pub(crate) joiners: Vec<(Value, bool)>,
+    pub(crate) macros: Vec<Defined>,
+    pub(crate) loops: Vec<Loop>,
 }
 
 impl Run {
-    pub fn new(variables: BTreeMap<String, Value>) -> Self {
+    pub(crate) fn new(variables: BTreeMap<String, Value>) -> Self {
         Self {
             meter: Meter::new(),
             out: String::new(),
@@ -62,12 +62,12 @@ impl Run {
     }
 
     /// The text that a template writes.
-    pub fn template(mut self, body: &[Statement]) -> Outcome<String> {
+    pub(crate) fn template(mut self, body: &[Statement]) -> Outcome<String> {
         self.body(body)?;
         Ok(self.out)
     }
 
-    pub fn body(&mut self, body: &[Statement]) -> Outcome<Flow> {
+    pub(crate) fn body(&mut self, body: &[Statement]) -> Outcome<Flow> {
         for statement in body {
             self.meter.enter().map_err(|fault| fault.at(statement.line))?;
             let flow = self.statement(&statement.kind).map_err(|fault| fault.at(statement.line))?;
@@ -148,13 +148,13 @@ impl Run {
         Ok(flow)
     }
 
-    pub fn write(&mut self, text: &str) -> Outcome<()> {
+    pub(crate) fn write(&mut self, text: &str) -> Outcome<()> {
         self.meter.bytes(text.len())?;
         self.out.push_str(text);
         Ok(())
     }
 
-    pub fn scoped(&mut self, scope: Scope, body: &[Statement]) -> Outcome<Flow> {
+    pub(crate) fn scoped(&mut self, scope: Scope, body: &[Statement]) -> Outcome<Flow> {
         self.scopes.push(scope);
         let flow = self.body(body)?;
         self.scopes.pop();
@@ -162,7 +162,7 @@ impl Run {
     }
 
     /// The text that a body writes in a scope of its own.
-    pub fn captured(&mut self, scope: Scope, body: &[Statement]) -> Outcome<Value> {
+    pub(crate) fn captured(&mut self, scope: Scope, body: &[Statement]) -> Outcome<Value> {
         let outer = std::mem::take(&mut self.out);
         self.scoped(scope, body)?;
         let text = std::mem::replace(&mut self.out, outer);
@@ -177,11 +177,11 @@ impl Run {
         Ok(value)
     }
 
-    pub fn set(&mut self, name: Arc<str>, value: Value) {
+    pub(crate) fn set(&mut self, name: Arc<str>, value: Value) {
         self.scopes.last_mut().unwrap_or(&mut self.module).insert(name, value);
     }
 
-    pub fn assign(&mut self, target: &Target, value: Value) -> Outcome<()> {
+    pub(crate) fn assign(&mut self, target: &Target, value: Value) -> Outcome<()> {
         match target {
             Target::Name(name) => self.set(name.clone(), value),
             Target::Attribute(name, attribute) => {
