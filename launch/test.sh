@@ -56,7 +56,7 @@ else
 fi
 # One profile for all: a second one would compile the C++ bindings of libtorch a second time.
 check cargo clippy --release --all-targets -- -D warnings
-check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+check env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items
 # Tests of signals start from their defaults, which a background job or nohup has not.
 check env --default-signal=HUP --default-signal=INT cargo test --release
 # The system's may be too old; the set-up has found one that is not.

@@ -1,5 +1,8 @@
 //! haf-dist: distributed data-parallel training of reward models with the HaF-RM hybrid loss (arXiv 2407.04185).
 
+// `pub` is for what programs, tests and benches name. With `pub(crate)` for the rest the compiler finds dead code.
+#![deny(unreachable_pub)]
+
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;

@@ -345,7 +345,7 @@ impl CommThread {
         if device == Device::Cpu { self.shared_buffers(lengths) } else { Ok(None) }
     }
 
-    /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`abort`](super::abort::abort).
+    /// Ends the whole job at once, from any thread and whatever the communication thread is doing; see [`abort`].
     pub fn abort(&self, code: i32) -> ! {
         abort(code)
     }
@@ -366,7 +366,7 @@ fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
 }
 
 /// Makes a panic on any thread end the whole job within a second, with exit code 101: it prints one message with the
-/// rank and calls [`abort`](super::abort::abort). Without it the other ranks would wait for ever. Call it first in a program; it is
+/// rank and calls [`abort`]. Without it the other ranks would wait for ever. Call it first in a program; it is
 /// not for tests with several ranks in one process. Panics that are caught end the job too, except within
 /// [`panics::contain`]. A panic for lack of memory is reported as an error, with exit code 1.
 pub fn install_panic_hook() {

@@ -138,7 +138,7 @@ pub(crate) fn data(split: &str, data: &PreparedData, comm: &CommThread) -> Resul
 ///
 /// # Errors
 /// As [`command`].
-pub fn read(what: &str, hash: u128, comm: &CommThread) -> Result<()> {
+pub(crate) fn read(what: &str, hash: u128, comm: &CommThread) -> Result<()> {
     comm.same(&[(format!("the hash of {what}"), hex(hash))])
 }
 

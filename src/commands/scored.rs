@@ -289,7 +289,7 @@ impl Opened {
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub fn pad_token(&self) -> Result<Option<u32>> {
+    pub(crate) fn pad_token(&self) -> Result<Option<u32>> {
         match &self.origin.adapter {
             Some(_) => checkpoint::pad_token(self.origin.tokenizer()),
             None => padding(&self.origin.base),

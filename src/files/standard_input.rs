@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use tempfile::NamedTempFile;
 
-/// Its path for [`open`](super::open) and in messages.
+/// Its path for [`open`] and in messages.
 pub(crate) const STANDARD_INPUT: &str = "standard input";
 
 /// Its name on the command line and in a config.

@@ -174,7 +174,7 @@ impl WeightFiles {
     ///
     /// # Errors
     /// No such tensor, or one of a kind that cannot be read.
-    pub fn read(&self, name: &str) -> Result<Tensor> {
+    pub(crate) fn read(&self, name: &str) -> Result<Tensor> {
         self.find(name)?.read(&self.files)
     }
 

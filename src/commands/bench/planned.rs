@@ -15,7 +15,7 @@ use crate::plan::scaling::Inputs;
 use crate::plan::workload::{self, PairTokens};
 
 /// Predictions for one rank of a benchmark on CPUs.
-pub struct Planned {
+pub(crate) struct Planned {
     /// Peak memory of the rank's process, in 10^9 bytes.
     pub(crate) peak_gb: f64,
     /// Pairs per second, all ranks together, after the first global batch.

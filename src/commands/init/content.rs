@@ -10,7 +10,7 @@ pub(crate) const DEEPEST: usize = 64;
 
 /// A name with a value.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Item {
+pub(crate) struct Item {
     /// As in a config file of TRL: `lora_r`, also for `LoraConfig(r=...)`.
     pub(crate) name: String,
     /// Its value.

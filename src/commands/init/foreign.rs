@@ -78,7 +78,7 @@ pub(crate) struct Foreign {
 ///
 /// # Errors
 /// A missing, large or broken file, one that sets up no training, or another kind of training.
-pub fn read(path: &Path) -> Result<Foreign> {
+pub(crate) fn read(path: &Path) -> Result<Foreign> {
     let bytes = files::read_within(path, MOST_BYTES)?;
     let shown = path.display();
     let text = String::from_utf8(bytes).map_err(|_| {

@@ -246,7 +246,7 @@ pub(crate) const NOTHING: &[(&str, &str)] = &[
 ];
 
 /// Prefixes of further such keys.
-pub const FAMILIES: &[(&str, &str)] = &[
+pub(crate) const FAMILIES: &[(&str, &str)] = &[
     ("hub_", HUB),
     ("trackio_", TRACKERS),
     ("wandb", TRACKERS),

@@ -14,7 +14,7 @@ type Events<'t> = Parser<'t, saphyr_parser::StrInput<'t>>;
 ///
 /// # Errors
 /// Broken YAML, or YAML that is not a config: several documents, no mapping, deep nesting.
-pub fn read(text: &str) -> Result<Content> {
+pub(crate) fn read(text: &str) -> Result<Content> {
     // The parser may panic on hostile text.
     contain(|| Reader { events: Parser::new_from_str(text), content: Content::default() }.read())
         .unwrap_or_else(|panic| Err(Error::input(format!("not YAML that can be read: {panic}"))))

@@ -331,7 +331,7 @@ fn chunks(pairs: &[PackedPair]) -> Vec<std::ops::Range<usize>> {
     chunks
 }
 
-/// Response rows of some pairs, one after the other [R].
+/// Response rows of some pairs, one after the other `[R]`.
 fn rows(pairs: &[PackedPair], hidden: &Tensor) -> Tensor {
     let rows: Vec<i64> = pairs.iter().flat_map(|pair| pair.response_rows.iter().copied()).collect();
     on_device(&rows, hidden.device())

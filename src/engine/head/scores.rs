@@ -67,7 +67,7 @@ pub(super) struct Scores {
 
 impl Scores {
     /// The scores of each pair; waits for the device.
-    pub fn read(&self, pairs: &[PackedPair]) -> Result<Vec<PairScores>> {
+    pub(crate) fn read(&self, pairs: &[PackedPair]) -> Result<Vec<PairScores>> {
         if pairs.is_empty() {
             return Ok(Vec::new());
         }

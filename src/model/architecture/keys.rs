@@ -64,7 +64,7 @@ impl Keys {
     }
 
     /// Takes the faults of the keys read so far, in order.
-    pub fn faults(&self) -> Vec<Error> {
+    pub(crate) fn faults(&self) -> Vec<Error> {
         self.faults.take().into_iter().map(|fault| fault.error).collect()
     }
 

@@ -13,7 +13,7 @@ mod rope;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::packing::{AlikeLengths, AttentionRules, HeadCounts};
-pub(crate) use families::Family;
+pub use families::Family;
 pub use families::{FAMILIES, text_config};
 use keys::{Keys, not_computed};
 pub use mlp::Experts;

@@ -42,7 +42,7 @@ impl RopeKeys {
     };
 
     /// The rotations for heads of this width: one, or one for blocks without and one for blocks with a window.
-    pub fn read(&self, keys: &Keys, head_width: usize) -> Vec<Rotation> {
+    pub(crate) fn read(&self, keys: &Keys, head_width: usize) -> Vec<Rotation> {
         // An empty object says nothing, as in Transformers.
         let old = keys.object(OLD).filter(|old| !old.is_empty());
         let new = keys.object(NEW);

@@ -51,7 +51,7 @@ impl Reading for Capped {
 }
 
 /// The argument of the softmax for a stored `logit`, and its derivative.
-pub fn read<E: Element>(logit: E, soft_cap: Option<f32>) -> (f32, f32) {
+pub(crate) fn read<E: Element>(logit: E, soft_cap: Option<f32>) -> (f32, f32) {
     let value = soft_cap.map_or(logit.wide(), |cap| Capped(cap).value(logit.wide()));
     (value, soft_cap.map_or(1.0, |cap| Capped(cap).slope(value)))
 }

@@ -44,7 +44,7 @@ const NOT_LITERAL: &str = "not a literal: scripts are not run";
 ///
 /// # Errors
 /// A string, or a bracket of such a call, that is not closed; or deep nesting.
-pub fn read(text: &str) -> Result<Content> {
+pub(crate) fn read(text: &str) -> Result<Content> {
     let tokens = tokens(text)?;
     let mut content = Content::default();
     for (at, token) in tokens.iter().enumerate() {

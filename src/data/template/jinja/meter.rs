@@ -42,7 +42,7 @@ impl Meter {
     }
 
     /// Charges the reading of a text.
-    pub fn read(&mut self, text: &str) -> Outcome<()> {
+    pub(crate) fn read(&mut self, text: &str) -> Outcome<()> {
         self.steps(text.len() / BYTES_A_STEP + 1)
     }
 
