@@ -146,8 +146,10 @@ clang_make() {
 
 # write_env: what building and running need to know of .deps/, for every shell: launch/common.sh reads it.
 write_env() {
+    local mpi=${MPI_FOUND:-$MPI/bin}
     {
         say "# Written by launch/setup.sh. For cargo and mpirun in a shell of your own: . .deps/env.sh"
+        say "# Open MPI of $mpi: $("$mpi/mpirun" --version 2>&1 | head -n 1)"
         if [[ -z $MPI_FOUND ]]; then
             say "case :\$PATH: in *:$(quoted "$MPI/bin"):*) ;; *) export PATH=$(quoted "$MPI/bin"):\$PATH ;; esac"
             # They would name another installation's folder, or another compiler.
@@ -161,6 +163,8 @@ write_env() {
             say "export BINDGEN_EXTRA_CLANG_ARGS=$(quoted "-isystem $("${CC:-cc}" -print-file-name=include)")"
         fi
     } >"$WORK/env.sh"
-    # Its date makes build.rs look for the MPI library anew.
-    cmp -s "$WORK/env.sh" "$DEPS/env.sh" || mv "$WORK/env.sh" "$DEPS/env.sh"
+    ! cmp -s "$WORK/env.sh" "$DEPS/env.sh" || return 0
+    # Its date makes build.rs look for the MPI library anew. The crate that reads mpi.h has no such sign, so cargo forgets it.
+    mv "$WORK/env.sh" "$DEPS/env.sh"
+    rm -rf "${CARGO_TARGET_DIR:-$ROOT/target}"/release/.fingerprint/mpi-sys-*
 }

@@ -79,6 +79,19 @@ class Scripts(unittest.TestCase):
             self.assertIn(says, run.stderr)
             self.assertIn("--own-mpi", run.stderr)
 
+    def test_another_open_mpi_has_its_header_read_anew_by_the_next_build(self) -> None:
+        known = self.root / "target/release/.fingerprint/mpi-sys-1/lib"
+        script = "source launch/common.sh; source launch/machine.sh; WORK=$ROOT; MPI_FOUND=$1; write_env"
+        known.parent.mkdir(parents=True)
+        (self.root / ".deps").mkdir()
+        for mpirun, forgotten in (("4.1.4", True), ("4.1.4", False), ("5.0.11", True)):
+            known.parent.mkdir(exist_ok=True)
+            known.touch()
+            environment = {**os.environ, "STUB_MPIRUN": f"mpirun (Open MPI) {mpirun}"}
+            environment.pop("CARGO_TARGET_DIR", None)
+            subprocess.run(["bash", "-euc", script, "bash", self.bin], cwd=self.root, env=environment, check=True)
+            self.assertEqual(known.exists(), not forgotten, mpirun)
+
     # What stands in for the programs that launch/gpu-check.sh calls on a machine with two GPUs. mpirun answers for the tests by
     # their names.
     STAND_INS = {
