@@ -8,12 +8,10 @@ use crate::config::Source;
 use crate::data::builder::Builder;
 use crate::data::container::{Column, Container, hex, warn_unusable};
 use crate::data::formats::{self, DropReason};
-use crate::data::parallel::encode_all;
 use crate::data::reference_cache::CACHE_DIR_HINT;
 use crate::data::report::{Counts, DataReport, SourceReport};
-use crate::data::sequence::OwnedPair;
 use crate::data::tokenize::{Encoded, Encoder, Unread};
-use crate::data::{AnswerSpan, Pair, TokenPair};
+use crate::data::{AnswerSpan, Pair, TokenPair, parallel::encode_all, sequence::OwnedPair};
 use crate::error::{Error, Result};
 use crate::files::{self, fingerprint_file, fingerprint_parts};
 use std::ops::Range;
@@ -337,17 +335,14 @@ fn key(sources: &[Source], encoder: u128) -> Result<u128> {
             domain,
             columns,
             ties,
-            // The sampler's.
+            // The sampler's, and which rows are an error.
             weight: _,
-            // Which rows are an error.
             max_row_bytes: _,
             strict: _,
         } = source;
         parts.push(fingerprint_file(path)?.to_le_bytes().to_vec());
-        parts.push(
-            format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?} {ties:?}")
-                .into_bytes(),
-        );
+        let keys = format!("{format:?} {rows} {single_turn} {margin_scale} {pairs_per_prompt} {columns:?} {ties:?}");
+        parts.push(keys.into_bytes());
         // Without a domain, the file's name is used.
         parts.push(domain.clone().unwrap_or_else(|| file_name(source)).into_bytes());
     }

@@ -206,7 +206,7 @@ fn every_difference_comes_with_the_smallest_that_these_pairs_could_have_shown() 
     assert!((row.detectable.unwrap() - expected).abs() < 1e-6, "{:?} {expected}", row.detectable);
     let text = comparison.markdown();
     assert!(text.contains("no difference is shown. One of 11.1 points or more could be found"), "{text}");
-    assert!(text.contains("There is one seed"), "{text}");
+    assert!(text.contains("There is only one seed"), "{text}");
 }
 
 /// Promise: models are said to rank all pairs alike only where they do.

@@ -122,7 +122,7 @@ fn exchanged_sides_turn_accuracy_round_and_measure_rounding() {
     let biased = of(&[1.0, 1.0], &[0.5, 1.0]);
     assert!(!biased.passed && biased.under_rounding == 2);
     let error = judge(&[found, biased]).unwrap_err();
-    assert!(error.exit_code() == 1 && error.message.contains("which answer stands first"), "{error}");
+    assert!(error.exit_code() == 1 && error.message.contains("which answer comes first"), "{error}");
     let shifted = Head { name: "reward", rewards: vec![[1.25, 2.25]] };
     assert!(!Swap::of("eval", &head("reward", &[1.0]), &shifted, 1e-2).passed);
     // By less than the bound, but always by the order. Rounding falls on either side.

@@ -291,7 +291,7 @@ fn an_index_names_whole_files_of_its_own_folder_each_tensor_once() {
     assert_eq!(paths(map("link.safetensors")).unwrap(), [folder.path("link.safetensors")]);
     // No file without end is read.
     fs::File::create(&index).unwrap().set_len(1 << 40).unwrap();
-    assert!(weight_paths(folder.place.path()).unwrap_err().message.contains("more than"));
+    assert!(weight_paths(folder.place.path()).unwrap_err().message.contains("larger than the limit"));
 }
 
 /// An adapter of the golden ones, to be changed, beside its base.

@@ -51,7 +51,7 @@ fn a_run_that_died_before_its_test_writes_the_same_outcomes_once_resumed() {
 fn runs_that_cannot_be_compared_are_one_error_with_a_hint() {
     let workspace = Workspace::trained(1);
     for (runs, expected) in [
-        (&["run"][..], "one run alone"),
+        (&["run"][..], "only one run"),
         (&["run", "run"], "a second run of hybrid with data.seed = 0"),
         (&["run", "model"], "cannot read model/test-pairs.jsonl"),
     ] {
@@ -121,7 +121,11 @@ fn compare_trains_missing_runs_chooses_rates_on_dev_and_continues_where_it_stopp
     // Again: nothing is trained, and the tables get other names.
     let again = workspace.run(1, &command).succeeded();
     assert_eq!(again.stdout, outcome.stdout);
-    assert!(again.stderr.contains("4 runs, 4 of them finished") && !again.stderr.contains("[run "), "{}", again.stderr);
+    assert!(
+        again.stderr.contains("4 runs in study, 4 of them finished") && !again.stderr.contains("[run "),
+        "{}",
+        again.stderr
+    );
     assert!(workspace.path("study/comparison-2.md").is_file());
     // Other settings in the same folder would be compared with these.
     let other = workspace.run(1, &[&command[..], &["--set", "train.warmup_steps=1"]].concat());

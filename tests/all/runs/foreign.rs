@@ -67,7 +67,7 @@ fn a_head_beside_the_model_is_scored_with_its_bias_and_trained_on_without() {
     let start = ["model.path='run/step-6'", "output.dir=more", "train.steps=1", "train.learning_rate=1e-9"];
     let outcome = workspace.train(1, &start).succeeded();
     assert!(outcome.stderr.contains("has a bias, 0.625, which is left out"), "{}", outcome.stderr);
-    assert!(outcome.stderr.contains("brings a reward head"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("has a reward head: training continues from it"), "{}", outcome.stderr);
     assert_shifted(&rewards(&workspace, "more/step-1").0, &plain, 0.0);
     // Another head is another start: its file counts.
     let head = workspace.path("run/step-6/value_head.safetensors");

@@ -109,7 +109,7 @@ fn a_run_can_start_from_an_adapter_and_still_compares_with_the_base() {
     let workspace = trained(1);
     let start = ["model.path='run/step-6'", "output.dir=more", "train.steps=2", "train.learning_rate=1e-9"];
     let outcome = workspace.train(1, &with_lora(&start)).succeeded();
-    assert!(outcome.stderr.contains("brings a reward head"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("has a reward head: training continues from it"), "{}", outcome.stderr);
     // The policy is not its own reference any more: neither loss is ln 2.
     let first = &workspace.steps("more")[0];
     let policy = first["policy_loss"].as_f64().unwrap();
@@ -170,8 +170,8 @@ fn export_copies_what_others_read_and_overwrites_nothing() {
     for (arguments, told) in [
         (&["export", "run/step-6", "out"][..], "out exists already"),
         (&["export", "--merge", "run/step-6", "new"], "nothing to merge"),
-        (&["export", "data", "new"], "no checkpoint"),
-        (&["export", "run/step-6/trainer", "new"], "no checkpoint"),
+        (&["export", "data", "new"], "not a checkpoint"),
+        (&["export", "run/step-6/trainer", "new"], "not a checkpoint"),
     ] {
         let refused = workspace.run(1, arguments);
         assert_eq!((refused.code, refused.errors().len()), (2, 1), "{}", refused.stderr);
