@@ -370,3 +370,19 @@ fn the_configuration_page_is_what_the_reference_says() {
 fn the_command_line_page_is_what_the_program_says() {
     compare("docs/command-line.md", &command_page());
 }
+
+/// With `--exact` a name that no test has would run nothing, and pass.
+#[test]
+fn the_tests_that_gpu_check_names_exist() {
+    let script = fs::read_to_string(root().join("launch/gpu-check.sh")).unwrap();
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "_:".contains(letter);
+    let names: BTreeSet<(&str, &str)> =
+        script.split(|letter| !is_part(letter)).filter_map(|word| word.split_once("::")).collect();
+    assert!(names.len() > 6, "{names:?}");
+    for (module, name) in names {
+        let file = root().join("tests/all").join(module);
+        let text = fs::read_to_string(file.with_extension("rs")).or_else(|_| fs::read_to_string(file.join("mod.rs")));
+        // A name may go on with a variable of the script.
+        assert!(text.unwrap().contains(&format!("fn {name}")), "launch/gpu-check.sh names {module}::{name}");
+    }
+}
