@@ -52,6 +52,17 @@ pub fn keep_reserve(last: fn()) {
     let _ = LAST.set(last);
 }
 
+/// Waits for the process's end if it is ending for want of memory: what another thread meets then is no error of its own.
+pub(crate) fn wait_if_ending() {
+    // SAFETY: the call has no precondition.
+    let own = unsafe { libc::gettid() };
+    let ending = ENDING.load(Ordering::Acquire);
+    if ending != 0 && ending != own {
+        // SAFETY: the call has no precondition.
+        unsafe { libc::sleep(PATIENCE) };
+    }
+}
+
 /// Gives the reserve back and does what [`keep_reserve`] was told: for an end that drops nothing.
 pub(crate) fn finish() {
     let reserve = RESERVED.swap(null_mut(), Ordering::AcqRel);

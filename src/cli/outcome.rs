@@ -4,7 +4,7 @@
 
 use crate::comm::launch;
 use crate::error::{Error, Kind};
-use crate::{logging, terminal};
+use crate::{logging, memory, terminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub fn explain(error: &clap::Error) -> ExitCode {
 /// Prints an error once and returns its exit code. Rank 0 prints at once. The others wait; by then the job has ended, unless
 /// the error was theirs alone.
 pub fn report(error: &Error) -> ExitCode {
+    memory::wait_if_ending();
     // A run that ends because it was asked to has not failed.
     let word = if error.kind == Kind::Stopped { "" } else { "error: " };
     match launch::rank() {

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::memory;
 use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ pub(super) fn set_job_end(call: Option<fn(i32)>) {
 /// one is inside a collective. Under THREAD_MULTIPLE it calls MPI_Abort. If MPI may not be called from here, or does not
 /// answer within half a second, the process exits without finalising MPI, and the launcher then ends the others.
 pub(crate) fn abort(code: i32) -> ! {
+    memory::wait_if_ending();
     static FIRST: AtomicBool = AtomicBool::new(true);
     let _ = std::io::stdout().flush();
     let job_end = *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

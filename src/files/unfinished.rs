@@ -9,9 +9,13 @@ use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 const PREFIX: &str = ".unfinished-";
+
+/// How often a removal is tried while other threads run on.
+const REMOVALS: usize = 100;
 
 /// Letters and digits after the prefix.
 const LETTERS: usize = 6;
@@ -114,8 +118,14 @@ pub fn remove_own_unfinished() {
     for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
         let Ok(path) = fs::read_link(entry.path()) else { continue };
         if path.file_name().is_some_and(is_unfinished) {
-            // Nothing can be done about what stays: the next that writes there clears it.
-            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            // Other threads may still write into it. What stays in the end is cleared by the next that writes there.
+            for _ in 0..REMOVALS {
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                if removed.is_ok() || fs::symlink_metadata(&path).is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 }
