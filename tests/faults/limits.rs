@@ -140,6 +140,14 @@ fn with_addresses(workspace: &Workspace, arguments: &[&str], kilobytes: usize) -
     finish(workspace, under(&format!("ulimit -v {kilobytes}"), &workspace.command(1, arguments), workspace), None)
 }
 
+fn clear_unfinished(workspace: &Workspace) {
+    for entry in fs::read_dir(workspace.path("")).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".unfinished-") {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+}
+
 /// Every path to libtorch's memory apart from a run's: loading, scoring, reference log-probs, merging and whole steps.
 #[test]
 fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what_to_do() {
@@ -164,7 +172,15 @@ fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what
     for (hint, arguments) in commands {
         let works = |kilobytes| {
             let ended = with_addresses(&workspace, &arguments, kilobytes);
-            nothing_is_left(&workspace, &format!("{arguments:?} with {kilobytes} KB of addresses: {}", ended.printed));
+            // A library that ends the process leaves what there is to the next command.
+            if ended_by_a_library(&ended) {
+                clear_unfinished(&workspace);
+            } else {
+                nothing_is_left(
+                    &workspace,
+                    &format!("{arguments:?} with {kilobytes} KB of addresses: {}", ended.printed),
+                );
+            }
             for made in ["exported", "fresh"] {
                 let _ = fs::remove_dir_all(workspace.path(made));
             }
@@ -176,7 +192,7 @@ fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what
             let middle = (little + enough) / 2;
             if works(middle).code == 0 { enough = middle } else { little = middle }
         }
-        let (mut random, mut refused) = (random(arguments[0]), 0);
+        let (mut random, mut refused, mut own) = (random(arguments[0]), 0, 0);
         for number in 0..wanted().map_or(100, |count| 4 * count) {
             let kilobytes = enough - random.random_range(0..if number % 2 == 0 { 5_000 } else { 100_000 });
             let ended = works(kilobytes);
@@ -187,11 +203,17 @@ fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what
             ended.failed_well(&what);
             if ["out of memory", "want of memory"].iter().any(|words| ended.printed.contains(words)) {
                 refused += 1;
-                assert!(ended.code == 1 && ended.printed.contains(hint), "{what}: {}", ended.printed);
+                own += usize::from(ended.printed.contains(hint));
+                assert!(
+                    ended.code == 1 && ended.printed.contains("give the job more memory"),
+                    "{what}: {}",
+                    ended.printed
+                );
             }
         }
         println!("{}: {refused} refused below {enough} KB", arguments[0]);
-        assert!(refused > 0, "{arguments:?}: no limit was felt");
+        // Before the command is known, the hint is that of training.
+        assert!(own > 0, "{arguments:?}: no limit was felt, or none with the command's own hint");
     }
 }
 
