@@ -8,6 +8,7 @@ pub mod cli;
 pub mod comm;
 pub mod commands;
 pub mod config;
+pub mod crash;
 pub mod data;
 pub mod engine;
 pub mod error;

@@ -6,30 +6,20 @@
 
 use nix::libc;
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::ptr::null_mut;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
-
-/// What a run of training can do about it.
-const TRAINING: &str = "lower train.tokens_per_micro_batch, set train.activation_checkpointing = true, or give the job more \
-                        memory; `haf-dist plan` tells what a run needs";
+use std::sync::atomic::{AtomicI32, Ordering};
 
 static ADVICE: OnceLock<&str> = OnceLock::new();
 
-/// Says what the user of this process's command can do about it; to be called once. Without it the advice is for training.
+/// Says what the user of this process's command can do about it; to be called once, as soon as the command is known.
 pub(crate) fn advise(hint: &'static str) {
     let _ = ADVICE.set(hint);
 }
 
 /// What to do about it.
 pub(crate) fn hint() -> &'static str {
-    ADVICE.get().copied().unwrap_or(TRAINING)
+    ADVICE.get().copied().unwrap_or("give the job more memory")
 }
-
-/// Addresses that are kept back for the end, untouched: more than the smallest piece that glibc takes from the kernel, 1 MB.
-const RESERVE: usize = 4 << 20;
-
-static RESERVED: AtomicPtr<libc::c_void> = AtomicPtr::new(null_mut());
 
 /// What is still to be done at the end.
 static LAST: OnceLock<fn()> = OnceLock::new();
@@ -37,42 +27,53 @@ static LAST: OnceLock<fn()> = OnceLock::new();
 /// The thread that ends the process, by the kernel's number.
 static ENDING: AtomicI32 = AtomicI32::new(0);
 
-/// How long other threads that get no memory wait for the one that ends the process, in seconds.
+/// How long other threads wait for the one that ends the process, in seconds.
 const PATIENCE: u32 = 5;
 
-/// Keeps some memory back, with which `last` is called before the process ends for want of memory. To be called once. `last`
-/// may wait for no lock.
-pub fn keep_reserve(last: fn()) {
-    // SAFETY: a new mapping where the kernel has room for one.
-    let reserve =
-        unsafe { libc::mmap(null_mut(), RESERVE, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
-    if reserve != libc::MAP_FAILED {
-        RESERVED.store(reserve, Ordering::Release);
-    }
+/// Has `last` called before the process ends for want of memory. To be called once. `last` may neither allocate nor wait for
+/// a lock.
+pub fn before_end(last: fn()) {
     let _ = LAST.set(last);
 }
 
 /// Waits for the process's end if it is ending for want of memory: what another thread meets then is no error of its own.
 pub(crate) fn wait_if_ending() {
-    // SAFETY: the call has no precondition.
-    let own = unsafe { libc::gettid() };
     let ending = ENDING.load(Ordering::Acquire);
-    if ending != 0 && ending != own {
+    if ending != 0 && ending != own_thread() {
         // SAFETY: the call has no precondition.
         unsafe { libc::sleep(PATIENCE) };
     }
 }
 
-/// Gives the reserve back and does what [`keep_reserve`] was told: for an end that drops nothing.
-pub(crate) fn finish() {
-    let reserve = RESERVED.swap(null_mut(), Ordering::AcqRel);
-    if !reserve.is_null() {
-        // SAFETY: it was mapped with this length, and nobody else has taken it.
-        unsafe { libc::munmap(reserve, RESERVE) };
+/// Makes this thread the one that ends the process for want of memory. False if it already is; where another one is, this
+/// thread waits for that end.
+pub(crate) fn take_end() -> bool {
+    let own = own_thread();
+    match ENDING.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => true,
+        Err(ending) if ending == own => false,
+        Err(_) => {
+            wait_if_ending();
+            exit()
+        }
     }
+}
+
+/// Does what [`before_end`] was told: for an end that drops nothing.
+pub(crate) fn finish() {
     if let Some(last) = LAST.get() {
         last();
     }
+}
+
+fn own_thread() -> i32 {
+    // SAFETY: the call has no precondition.
+    unsafe { libc::gettid() }
+}
+
+fn exit() -> ! {
+    // SAFETY: the call has no precondition.
+    unsafe { libc::_exit(1) }
 }
 
 /// The system's allocator; where it has nothing to give, the process ends. Under a launcher the other ranks end with it.
@@ -109,20 +110,11 @@ fn given(block: *mut u8, bytes: usize) -> *mut u8 {
 /// Says it, does what is still to be done, and ends the process. Allocates nothing itself.
 #[cold]
 fn end(bytes: usize) -> ! {
-    // SAFETY: the call has no precondition.
-    let own = unsafe { libc::gettid() };
-    match ENDING.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {
-        Ok(_) => {
-            say(bytes);
-            finish();
-        }
-        // The reserve was not enough.
-        Err(ending) if ending == own => {}
-        // SAFETY: the call has no precondition.
-        Err(_) => _ = unsafe { libc::sleep(PATIENCE) },
+    if take_end() {
+        say(bytes);
+        finish();
     }
-    // SAFETY: `_exit` has no precondition.
-    unsafe { libc::_exit(1) }
+    exit()
 }
 
 fn say(bytes: usize) {

@@ -5,7 +5,7 @@ use haf_dist::cli::{Arguments, Command, Request, outcome};
 use haf_dist::comm::{self, CommThread, launch, solo::Solo};
 use haf_dist::error::{Error, Result};
 use haf_dist::train::signals;
-use haf_dist::{commands, files, logging, machine, memory};
+use haf_dist::{commands, crash, files, logging, machine, memory};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -15,8 +15,8 @@ static ALLOCATOR: memory::Allocator = memory::Allocator;
 
 fn main() -> ExitCode {
     machine::keep_freed_memory();
-    memory::keep_reserve(files::remove_own_unfinished);
-    machine::crash::announce();
+    memory::before_end(files::remove_own_unfinished);
+    crash::announce();
     comm::install_panic_hook();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -54,6 +54,7 @@ fn start(arguments: Arguments) -> Result<(Command, CommThread)> {
             );
         }
     };
+    commands::advise_on_memory(&command);
     let alone = matches!(command, Command::Train { debug: true, .. });
     if alone && launch::launch().is_some_and(|launch| launch.size != Some(1)) {
         return Err(Error::input("--debug is for one process, and an MPI launcher started several")

@@ -371,16 +371,19 @@ fn bytes_of<'t>(buffers: impl IntoIterator<Item = &'t Tensor>) -> usize {
 /// [`panics::contain`]. A panic for lack of memory is reported as an error, with exit code 1.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
+        memory::wait_if_ending();
         let message = panic.to_string();
         if panics::becomes_an_error(&message) {
             return;
         }
         if let Some(lack) = memory::lack_in(&message) {
-            let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
-            terminal::note_bytes(
-                format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::hint()).as_bytes(),
-            );
-            memory::finish();
+            if memory::take_end() {
+                let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
+                terminal::note_bytes(
+                    format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::hint()).as_bytes(),
+                );
+                memory::finish();
+            }
             abort(1);
         }
         let thread = std::thread::current();

@@ -62,27 +62,27 @@ pub fn alone(asked: &Alone) -> Result<()> {
     }
 }
 
+/// Sets the hint that a lack of memory gets from now on: what the user of this command can do about it.
+pub fn advise_on_memory(command: &Command) {
+    memory::advise(match command {
+        Command::Train { .. } | Command::Prepare { .. } => {
+            "lower train.tokens_per_micro_batch, set train.activation_checkpointing = true, or give the job more memory; \
+             `haf-dist plan` tells what a run needs"
+        }
+        Command::Eval(_) | Command::Score { .. } | Command::Bench(_) => {
+            "lower --tokens-per-micro-batch, or give the job more memory"
+        }
+        Command::Export(_) | Command::Verify(_) => "give the job more memory: the model must fit",
+    });
+}
+
 /// Runs a command on every rank.
 ///
 /// # Errors
 /// Those of the command, including what libtorch throws on this thread. An error on only some ranks leaves the others waiting:
 /// the caller must end the job.
 pub fn run(command: &Command, comm: &CommThread) -> Result<()> {
-    if let Some(hint) = hint_without_memory(command) {
-        memory::advise(hint);
-    }
     libtorch(|| dispatch(command, comm))
-}
-
-/// The hint for lack of memory, for commands that do not depend on `train` keys.
-fn hint_without_memory(command: &Command) -> Option<&'static str> {
-    match command {
-        Command::Train { .. } | Command::Prepare { .. } => None,
-        Command::Eval(_) | Command::Score { .. } | Command::Bench(_) => {
-            Some("lower --tokens-per-micro-batch, or give the job more memory")
-        }
-        Command::Export(_) | Command::Verify(_) => Some("give the job more memory: the model must fit"),
-    }
 }
 
 fn dispatch(command: &Command, comm: &CommThread) -> Result<()> {

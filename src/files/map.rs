@@ -8,12 +8,13 @@
 #![allow(unsafe_code)]
 
 use super::open;
+use crate::crash::FaultHandler;
+use crate::memory;
 use memmap2::{Mmap, MmapMut, UncheckedAdvice};
 use nix::libc;
 use std::io;
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 /// Most maps that the handler knows at a time. Further maps work as well, but without the message.
@@ -39,8 +40,8 @@ static PLACES: [Place; KNOWN] = [const {
     }
 }; KNOWN];
 
-/// The previous action for SIGBUS: Rust's own handler, which reports stack overflows.
-static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+/// Without it the process would end as well, but without a message.
+static TRUNCATION: FaultHandler = FaultHandler::new(libc::SIGBUS, on_bus_error);
 
 /// A read-only map of a file, whose pages are read on first access, or of memory without a file.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ pub(crate) fn map(path: &Path) -> io::Result<Map> {
     // (`write_atomic`), which leaves the mapped inode alone; another program that edits a cache or a model's weights in
     // place during a run is outside the contract. A truncated file ends the process: see `on_bus_error`.
     let map = unsafe { Mmap::map(&file) }?;
-    install_handler();
+    TRUNCATION.install();
     let known = register(&map, path);
     Ok(Map { map, known })
 }
@@ -129,25 +130,9 @@ fn register(map: &Mmap, path: &Path) -> Option<(usize, Box<[u8]>)> {
     Some((number, message))
 }
 
-/// Installs the handler, once. Without it the process would end as well, but without a message.
-fn install_handler() {
-    BEFORE.get_or_init(|| {
-        // SAFETY: a zeroed `sigaction` is a valid one: the default action, no flags, no signals blocked. `on_bus_error` has
-        // the signature that SA_SIGINFO asks for and calls nothing that a handler may not.
-        unsafe {
-            let (mut action, mut before): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
-            let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_bus_error;
-            action.sa_sigaction = handler as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            libc::sigaction(libc::SIGBUS, &action, &mut before);
-            before
-        }
-    });
-}
-
-extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the system passes a valid `info`. The message lives while its entry has a start, and the entry while the map is
-    // read, which is the case right now. Only write, _exit, sigaction and raise are called.
+    // read, which is the case right now. Nothing is called that a handler may not.
     unsafe {
         let address = (*info).si_addr().addr();
         for place in &PLACES {
@@ -156,16 +141,12 @@ extern "C" fn on_bus_error(signal: libc::c_int, info: *mut libc::siginfo_t, _con
             if start != 0 && within {
                 let message = place.message.load(Ordering::Relaxed);
                 libc::write(2, message.cast(), place.message_length.load(Ordering::Relaxed));
+                memory::finish();
                 libc::_exit(1);
             }
         }
-        // Not one of our maps: restore the previous action, which handles the signal when the instruction is repeated.
-        if let Some(before) = BEFORE.get() {
-            libc::sigaction(signal, before, std::ptr::null_mut());
-        }
-        if (*info).si_code <= 0 {
-            libc::raise(signal); // Sent by a process: no instruction is repeated.
-        }
+        // Not one of our maps.
+        TRUNCATION.hand_on(info);
     }
 }
 

@@ -4,9 +4,13 @@
 //! Not here: a run's own `step-N.partial` (`checkpoint/folder.rs`), which the lock on the run's folder guards.
 
 use super::folder_of;
-use std::ffi::OsStr;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, openat, readlinkat_raw, statat, unlinkat};
+use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +20,15 @@ const PREFIX: &str = ".unfinished-";
 
 /// How often a removal is tried while other threads run on.
 const REMOVALS: usize = 100;
+
+/// Bytes of the space for a folder's entries, on the stack; the kernel's longest entry has 280.
+const ENTRIES: usize = 2048;
+
+/// A link for each open file of this process, by its number.
+const OPEN_FILES: &CStr = c"/proc/self/fd";
+
+/// Bytes of the longest path that is looked at: the kernel's limit.
+const LONGEST_PATH: usize = 4096;
 
 /// Letters and digits after the prefix.
 const LETTERS: usize = 6;
@@ -114,20 +127,55 @@ pub(crate) fn clear_unfinished(folder: &Path) {
 }
 
 /// Removes what this process has not finished, for an end that drops nothing. Each is held open until it is whole.
+///
+/// Neither allocates nor takes a lock: it is called where there is no memory, and from signal handlers.
 pub fn remove_own_unfinished() {
-    for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
-        let Ok(path) = fs::read_link(entry.path()) else { continue };
-        if path.file_name().is_some_and(is_unfinished) {
-            // Other threads may still write into it. What stays in the end is cleared by the next that writes there.
-            for _ in 0..REMOVALS {
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                if removed.is_ok() || fs::symlink_metadata(&path).is_err() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+    let Ok(descriptors) = open_folder(CWD, OPEN_FILES) else { return };
+    let mut space = [MaybeUninit::uninit(); ENTRIES];
+    let mut entries = RawDir::new(&descriptors, &mut space);
+    while let Some(Ok(entry)) = entries.next() {
+        remove_if_unfinished(&descriptors, entry.file_name());
+    }
+}
+
+/// Removes the open file or folder that has the number `descriptor` in `descriptors`, the folder [`OPEN_FILES`], if its name
+/// says that it is unfinished.
+fn remove_if_unfinished(descriptors: impl AsFd, descriptor: &CStr) {
+    let mut path = [0; LONGEST_PATH];
+    // One byte stays for the 0 at the end.
+    let Ok(length) = readlinkat_raw(descriptors, descriptor, &mut path[..LONGEST_PATH - 1]) else { return };
+    let name = path[..length].rsplit(|byte| *byte == b'/').next();
+    let Ok(path) = CStr::from_bytes_until_nul(&path) else { return };
+    if !name.is_some_and(|name| is_unfinished(OsStr::from_bytes(name))) {
+        return;
+    }
+    // Other threads may still write into it. What stays in the end is cleared by the next that writes there.
+    for _ in 0..REMOVALS {
+        if remove(CWD, path) || statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).is_err() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Removes a file, or a folder with its content. False if something of it stays.
+fn remove(parent: impl AsFd, name: &CStr) -> bool {
+    if unlinkat(&parent, name, AtFlags::empty()).is_ok() {
+        return true;
+    }
+    let Ok(folder) = open_folder(&parent, name) else { return false };
+    let mut space = [MaybeUninit::uninit(); ENTRIES];
+    let mut entries = RawDir::new(&folder, &mut space);
+    while let Some(Ok(entry)) = entries.next() {
+        if ![c".", c".."].contains(&entry.file_name()) {
+            remove(&folder, entry.file_name());
         }
     }
+    unlinkat(&parent, name, AtFlags::REMOVEDIR).is_ok()
+}
+
+fn open_folder(parent: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn is_unfinished(name: &OsStr) -> bool {
@@ -138,6 +186,8 @@ fn is_unfinished(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::CString;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn what_the_dead_have_left_is_cleared_and_nothing_else() {
@@ -159,5 +209,27 @@ mod tests {
         assert!(path.join("b").is_dir());
         drop(file);
         assert_eq!(fs::read_dir(path).unwrap().count(), 5);
+    }
+
+    #[test]
+    fn an_end_without_drops_removes_files_and_folders_with_all_that_is_in_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let (file, made) = (unfinished_file(&path.join("a")).unwrap(), unfinished_folder(&path.join("b")).unwrap());
+        fs::create_dir_all(made.path().join("deep/below")).unwrap();
+        // More entries than one read of the folder gives.
+        for number in 0..200 {
+            fs::write(made.path().join(format!("deep/below/{number:0>100}")), "content").unwrap();
+        }
+        let elsewhere = path.join("kept");
+        fs::write(&elsewhere, "somebody's").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, made.path().join("link")).unwrap();
+        let open = File::open(&elsewhere).unwrap();
+        let descriptors = open_folder(CWD, OPEN_FILES).unwrap();
+        for file in [file.as_file(), &made._lock, &open] {
+            remove_if_unfinished(&descriptors, &CString::new(file.as_raw_fd().to_string()).unwrap());
+        }
+        assert!(!file.path().exists() && !made.path().exists());
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "somebody's");
     }
 }

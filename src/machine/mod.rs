@@ -3,7 +3,6 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod backend;
-pub mod crash;
 pub mod cuda;
 pub mod kernels;
 pub mod late;

@@ -212,7 +212,7 @@ fn a_command_that_gets_little_memory_works_or_ends_with_one_error_that_says_what
             }
         }
         println!("{}: {refused} refused below {enough} KB", arguments[0]);
-        // Before the command is known, the hint is that of training.
+        // Until the command is known, the hint names none of its keys.
         assert!(own > 0, "{arguments:?}: no limit was felt, or none with the command's own hint");
     }
 }
