@@ -61,7 +61,7 @@ pub(crate) fn fetch_scoring(scoring: &Scoring, comm: &CommThread) -> Result<(Sco
 /// ranks must call it.
 ///
 /// # Errors
-/// As [`fetch_all`].
+/// As [`fetch_all`]; a file that is named twice.
 pub(crate) fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(PathBuf, Option<String>)>> {
     let mut files = Vec::new();
     for path in data {
@@ -69,6 +69,7 @@ pub(crate) fn fetch_pairs(data: &[PathBuf], comm: &CommThread) -> Result<Vec<(Pa
         let domain = domain_of(named).filter(|_| data.len() > 1);
         files.extend(dataset(path, "--data", comm)?.into_iter().map(|file| (file, domain.clone())));
     }
+    comm.agree(files::each_once(files.iter().map(|(path, _)| path.as_path()), "--data"))?;
     Ok(files)
 }
 

@@ -17,11 +17,28 @@ pub(crate) use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file,
 
 use crate::error::{Error, Result, file_error};
 use nix::libc::{EISDIR, O_NONBLOCK};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
+
+/// Checks that no file is named twice, by whatever paths. `role` begins the message.
+///
+/// # Errors
+/// An input error that names the file.
+pub(crate) fn each_once<'p>(paths: impl IntoIterator<Item = &'p Path>, role: &str) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for path in paths {
+        // A file that does not exist is an error when it is read.
+        if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
+            return Err(Error::input(format!("{role}: {} is named twice", path.display()))
+                .hint("its rows would count twice: name each file once"));
+        }
+    }
+    Ok(())
+}
 
 /// Creates a folder with its parents, removes the leftovers of killed writers, and checks that files can be created in it.
 ///

@@ -62,6 +62,8 @@ pub(super) struct LossWatch {
     /// For how many steps in a row each expert took no token: by block and number.
     idle: BTreeMap<(usize, usize), usize>,
     warned_of_idle: bool,
+    /// False under LoRA, which freezes routers.
+    routers_learn: bool,
 }
 
 /// The course of one loss.
@@ -74,9 +76,14 @@ struct Course {
 
 impl LossWatch {
     /// For a run with this many steps left.
-    pub(crate) fn new(steps: usize) -> Self {
-        let watched = ["reward loss", "policy loss"].map(|name| (name, Course::default()));
-        Self { window: WINDOW.min(steps / 2).max(1), watched, idle: BTreeMap::new(), warned_of_idle: false }
+    pub(crate) fn new(steps: usize, routers_learn: bool) -> Self {
+        Self {
+            window: WINDOW.min(steps / 2).max(1),
+            watched: ["reward loss", "policy loss"].map(|name| (name, Course::default())),
+            idle: BTreeMap::new(),
+            warned_of_idle: false,
+            routers_learn,
+        }
     }
 
     /// Adds a step and returns its warnings: one in all about each loss, and one about experts without tokens.
@@ -114,9 +121,14 @@ impl LossWatch {
         let ((block, expert), _) = dead.first().filter(|_| !self.warned_of_idle)?;
         self.warned_of_idle = true;
         let experts = if dead.len() == 1 { "expert" } else { "experts" };
+        let advice = if self.routers_learn {
+            "they do not learn; loss.router_balance (1e-4, say) spreads tokens"
+        } else {
+            "LoRA freezes the routers, so this is how the base model routes these pairs"
+        };
         Some(format!(
-            "step {}: {} {experts} took no token for {DEAD_AFTER} steps, for example expert {expert} of block {block}: they \
-             do not learn; loss.router_balance (1e-4, say) spreads tokens",
+            "step {}: {} {experts} took no token for {DEAD_AFTER} steps, for example expert {expert} of block {block}: \
+             {advice}",
             metrics.step,
             dead.len()
         ))
@@ -245,7 +257,7 @@ mod tests {
 
     #[test]
     fn experts_without_a_token_for_fifty_steps_in_a_row_are_warned_of_once() {
-        let mut watch = LossWatch::new(1000);
+        let mut watch = LossWatch::new(1000, true);
         let mut warnings = |steps: RangeInclusive<usize>, idle: usize| -> Vec<String> {
             steps.flat_map(|number| watch.add(&routed(number, idle))).collect()
         };
@@ -259,23 +271,27 @@ mod tests {
         assert!(found.len() == 1 && found[0].starts_with(begin), "{found:?}");
         assert_eq!(warnings(101..=400, 2), Vec::<String>::new());
 
-        let mut both = LossWatch::new(1000);
+        let mut both = LossWatch::new(1000, true);
         let found: Vec<String> = (1..=50).flat_map(|number| both.add(&routed(number, 2))).collect();
         assert!(found.len() == 1 && found[0].starts_with("step 50: 2 experts"), "{found:?}");
+        // Nothing is advised that would change nothing.
+        let mut frozen = LossWatch::new(1000, false);
+        let found: Vec<String> = (1..=50).flat_map(|number| frozen.add(&routed(number, 2))).collect();
+        assert!(found.len() == 1 && !found[0].contains("router_balance"), "{found:?}");
         // Models without experts have none that idle.
-        let mut none = LossWatch::new(1000);
+        let mut none = LossWatch::new(1000, true);
         assert!((1..=200).all(|number| none.add(&step(number, 0.7, None)).is_empty()));
     }
 
     #[test]
     fn a_loss_over_twice_its_first_value_is_warned_of_once_and_one_bad_batch_is_not() {
-        let mut watch = LossWatch::new(100);
+        let mut watch = LossWatch::new(100, true);
         assert!(
             (1..20).all(|number| watch.add(&step(number, if number == 9 { 3.0 } else { 0.7 }, Some(0.7))).is_empty())
         );
         let found: Vec<String> = (20..60).flat_map(|number| watch.add(&step(number, 2.0, Some(0.7)))).collect();
         assert!(found.len() == 1 && found[0].contains("reward loss has risen"), "{found:?}");
-        let mut short = LossWatch::new(2);
+        let mut short = LossWatch::new(2, true);
         assert!(short.add(&step(1, 0.7, None)).is_empty() && short.add(&step(2, 1.5, None)).len() == 1);
     }
 }

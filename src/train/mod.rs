@@ -137,7 +137,9 @@ impl<'a> Trainer<'a> {
     /// A lost rank, a failed write, gradients that stay non-finite, or a signal that asked to stop.
     pub(crate) fn run(&mut self) -> Result<()> {
         let total = total_steps(self.config, &self.sampler);
-        let mut seen = Seen { watch: LossWatch::new(total.saturating_sub(self.state.step)), skipped_in_a_row: 0 };
+        let steps_left = total.saturating_sub(self.state.step);
+        let watch = LossWatch::new(steps_left, self.config.lora.is_none());
+        let mut seen = Seen { watch, skipped_in_a_row: 0 };
         while self.state.step < total {
             self.queue_step(total)?;
             let saves = due(self.state.step, self.config.checkpoint.every, total);

@@ -17,9 +17,10 @@ pub use items::Item;
 
 use crate::data;
 use crate::error::{Error, Result};
+use crate::files;
 use items::Row;
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A benchmark.
@@ -87,13 +88,9 @@ impl Suite {
             Self::RmBench => rm_bench::item,
             Self::Judgebench => judgebench::item,
         };
-        let (mut items, mut seen) = (Vec::new(), BTreeSet::new());
+        files::each_once(files.iter().map(AsRef::as_ref), self.name())?;
+        let mut items = Vec::new();
         for file in files {
-            let path = file.as_ref().canonicalize().unwrap_or_else(|_| file.as_ref().to_path_buf());
-            if !seen.insert(path) {
-                let message = format!("{}: {} is named twice", self.name(), file.as_ref().display());
-                return Err(Error::input(message).hint("its items would count twice: name each file once"));
-            }
             data::objects(file.as_ref(), max_row_bytes, |row| {
                 items.push(item(&Row::new(self, row))?);
                 Ok(())

@@ -202,6 +202,22 @@ fn options_meet_the_rules_of_the_keys_that_they_replace() {
 }
 
 #[test]
+fn a_file_is_evaluated_once() {
+    let workspace = Workspace::trained(1);
+    let eval = |more: &[&'static str]| [&["eval", "--checkpoint", "run/step-6"], more].concat();
+    for (arguments, says) in [
+        (eval(&["--data", "test.jsonl", "--data", "dev.jsonl", "--data", "model/../test.jsonl"]), "--data: "),
+        (eval(&["--suite", "rewardbench", "test.jsonl", "./test.jsonl"]), "rewardbench: "),
+    ] {
+        check(
+            &workspace,
+            &[1, 2],
+            &Case { name: "one file twice", arguments, says: &[says, "test.jsonl is named twice"] },
+        );
+    }
+}
+
+#[test]
 fn a_runs_folder_stands_for_its_best_checkpoint() {
     let workspace = Workspace::trained(1);
     let state: Value = serde_json::from_slice(&workspace.read("run/step-6/trainer/state.json")).unwrap();
