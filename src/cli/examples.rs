@@ -17,7 +17,7 @@ Every key of the config file is in configs/reference.toml, with its default.
 Environment:
   HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
   HAF_COLUMNS        how wide tables may be; 0: whole lines [default: the terminal; in files 0]
-  HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE
+  HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT
                      where hf:// paths are fetched from and cached, as in Hugging Face's own programs
   NO_COLOR           no colours
 

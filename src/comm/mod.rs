@@ -27,7 +27,7 @@ use tch::Tensor;
 use watch::Watch;
 
 pub(crate) use abort::abort;
-pub(crate) use same::{Fact, leaves};
+pub(crate) use same::{Fact, leaves, leaves_within};
 pub(crate) use thread::Pending;
 pub use thread::{CommThread, install_panic_hook};
 

@@ -99,6 +99,24 @@ fn abbreviated(value: &str) -> String {
     }
 }
 
+/// [`leaves`], unless their names have more than `most` bytes together: each repeats all keys above it.
+pub(crate) fn leaves_within(name: &str, value: &Value, most: usize) -> Option<Vec<Fact>> {
+    (bytes_of_names(name.len(), value) <= most).then(|| leaves(name, value))
+}
+
+/// At least the bytes of the names that [`leaves`] gives, below a name with `above` bytes.
+fn bytes_of_names(above: usize, value: &Value) -> usize {
+    let longest_index = 20;
+    let below: &mut dyn Iterator<Item = (usize, &Value)> = match value {
+        Value::Object(keys) if !keys.is_empty() => &mut keys.iter().map(|(key, value)| (key.len(), value)),
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            &mut items.iter().map(|value| (longest_index, value))
+        }
+        _ => return above,
+    };
+    below.fold(0, |sum, (own, value)| sum.saturating_add(bytes_of_names(above + 1 + own, value)))
+}
+
 /// Every value of a JSON tree, named by its path below `name`: `name.table.key`.
 pub(crate) fn leaves(name: &str, value: &Value) -> Vec<Fact> {
     let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
@@ -134,6 +152,16 @@ mod tests {
             "loss.beta is 0.1 on ranks 0, 2 and 3 and 0.5 on rank 1; \
              train.steps is 5 on ranks 0 and 2 and not set on ranks 1 and 3"
         );
+    }
+
+    #[test]
+    fn a_small_file_does_not_become_names_of_gigabytes() {
+        let tree = json!({"k".repeat(1000): vec![json!({"a": 1}); 100], "b": [1, 2]});
+        let names: usize = leaves("config.json:", &tree).iter().map(|(name, _)| name.len()).sum();
+        assert!(names > 100_000 && bytes_of_names("config.json:".len(), &tree) >= names);
+        assert_eq!(leaves_within("config.json:", &tree, 1 << 20).unwrap().len(), 101);
+        let wide = json!({"k".repeat(1_000_000): vec![json!({"a": 1}); 100_000]});
+        assert!(leaves_within("config.json:", &wide, 1 << 20).is_none());
     }
 
     #[test]

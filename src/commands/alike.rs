@@ -4,15 +4,15 @@
 //! Not here: weights, since every rank gets rank 0's (`setup.rs`); the comparison itself (`comm/same.rs`).
 
 use crate::cli::Command;
-use crate::comm::{CommThread, Fact, leaves};
+use crate::comm::{CommThread, Fact, leaves, leaves_within};
 use crate::config::Config;
 use crate::data::prepared::PreparedData;
-use crate::error::{Result, file_error};
+use crate::error::Result;
 use crate::files::{self, fingerprint_parts};
 use crate::model::adapter::Origin;
+use crate::model::architecture;
 use crate::model::peft;
 use serde_json::Value;
-use std::io::ErrorKind;
 use std::path::Path;
 
 /// The program's version, and a hash of the sources it was built from.
@@ -24,6 +24,9 @@ const OF_A_RANK: [(&str, &str); 3] = [
     ("set", "its keys are compared once they are read"),
     ("threads", "nodes may have different processors"),
 ];
+
+/// Bytes of the names of a JSON file's keys, each with its whole path; beyond it the file's hash is compared.
+const MOST_NAMES: usize = 1 << 20;
 
 /// Files in a model's folder that tokenisation depends on.
 const TOKENIZER: [&str; 7] = [
@@ -103,20 +106,18 @@ fn of_model(origin: &Origin) -> Result<Vec<Fact>> {
     Ok(facts)
 }
 
-/// The keys of a JSON file, or the hash of one that is not JSON: its reader reports that.
+/// The keys of a JSON file, or its hash: of one that is not JSON, which its reader reports, and of one whose keys would take far
+/// more memory than itself.
 fn json(path: &Path) -> Result<Vec<Fact>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = match files::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![(name.into(), "absent".into())]),
-        Err(error) => return Err(file_error(path, "read", &error)),
-    };
-    Ok(match serde_json::from_slice(&bytes) {
-        Ok(tree) => leaves(&format!("{name}:"), &tree)
-            .into_iter()
-            .map(|(key, value)| (key.replacen(":.", ": ", 1), value))
-            .collect(),
-        Err(_) => vec![(name.into(), hex(fingerprint_parts([&bytes[..]])))],
+    if !path.exists() {
+        return Ok(vec![(name.into(), "absent".into())]);
+    }
+    let bytes = files::read_within(path, architecture::MOST_BYTES)?;
+    let tree = serde_json::from_slice(&bytes).ok();
+    Ok(match tree.and_then(|tree| leaves_within(&format!("{name}:"), &tree, MOST_NAMES)) {
+        Some(leaves) => leaves.into_iter().map(|(key, value)| (key.replacen(":.", ": ", 1), value)).collect(),
+        None => vec![(name.into(), hex(fingerprint_parts([&bytes[..]])))],
     })
 }
 

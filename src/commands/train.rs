@@ -51,7 +51,10 @@ pub(crate) fn run(config: &Config, resume: bool, changed: Changed, comm: &CommTh
     let run_keys = RunKeys { data: train::data_key(config, &splits.train), model: format!("{:032x}", keys.start) };
     let first = comm.rank() == 0;
     // A resumed run claims its folder before it reads it.
-    let start = || checkpoint::start_run(run, resume);
+    let start = || {
+        let _work = comm.at_work(format!("clearing {} of interrupted saves", run.display()));
+        checkpoint::start_run(run, resume)
+    };
     let claim = comm.agree((first && resume).then(start).transpose())?;
     let checkpoint = if resume { newest(config, &run_keys, total, comm)? } else { None };
     if let Some((_, state)) = checkpoint.as_ref().filter(|(_, state)| state.step == total) {
@@ -216,7 +219,9 @@ fn report_finished(config: &Config, state: &TrainState) -> Result<()> {
 /// updates.
 fn newest(config: &Config, keys: &RunKeys, total: usize, comm: &CommThread) -> Result<Option<(PathBuf, TrainState)>> {
     let run = &config.output.dir;
+    let work = comm.at_work(format!("checking the checkpoints of {}", run.display()));
     let newest = comm.agree(if comm.rank() == 0 { checkpoint::newest(run) } else { Ok(None) })?;
+    drop(work);
     let name = newest.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let name = comm.broadcast_bytes(Some(name.into_bytes()))?;
     if name.is_empty() {

@@ -13,9 +13,13 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use tracing::{info, trace_span};
 
-/// Micro-batches of each rank in a part. A restarted pass begins at a part, so that it packs the rest as the interrupted one
-/// would have, and gives the same bits. Parts are long because ranks wait for one another at their ends.
+/// Most micro-batches of each rank in a part. A restarted pass begins at a part, so that it packs the rest as the interrupted
+/// one would have, and gives the same bits. Parts are long because ranks wait for one another at their ends.
 const PART: usize = 16;
+
+/// Floating-point operations of each rank in a part, beyond its first micro-batch: about a minute of a fast CPU, after which
+/// results are due to be stored. Not measured, or a restarted pass would cut other parts.
+const OPERATIONS: usize = 18_000_000_000_000;
 
 /// Time after which results in memory are stored.
 const STORE_EVERY: Duration = Duration::from_secs(60);
@@ -50,7 +54,8 @@ pub fn log_probs(
     let tokens: Vec<usize> = missing.iter().map(|&pair| data.tokens(pair)).collect();
     let mut progress = Progress::new("reference", missing.len());
     let mut stored = Instant::now();
-    for part in parts(&tokens, PART * tokens_per_micro_batch * comm.world_size()) {
+    let micro_batches = micro_batches(engine.model.parameter_count(), tokens_per_micro_batch);
+    for part in parts(&tokens, micro_batches * tokens_per_micro_batch * comm.world_size()) {
         let pairs = &missing[part.clone()];
         let scored = engine.without_adapters(|base| {
             let to_score = ToScore { data, pairs, tokens_per_micro_batch, log_probs: true };
@@ -81,6 +86,11 @@ fn from_rank_0(found: Option<Vec<[f32; 2]>>, comm: &CommThread) -> Result<Vec<[f
     Ok(bytes.chunks_exact(8).map(read).collect())
 }
 
+/// Micro-batches of each rank in a part: a forward pass takes two operations a parameter and token.
+fn micro_batches(parameters: usize, tokens: usize) -> usize {
+    (OPERATIONS / parameters.saturating_mul(2 * tokens).max(1)).clamp(1, PART)
+}
+
 /// Cuts a list of lengths into parts that each sum up to at least `enough`, except the last. Cutting the rest of a list after
 /// some parts gives the other parts.
 fn parts(lengths: &[usize], enough: usize) -> Vec<Range<usize>> {
@@ -98,6 +108,13 @@ fn parts(lengths: &[usize], enough: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_shorter_where_micro_batches_take_longer() {
+        let sizes = [1000, 135_000_000, 1_000_000_000, 8_000_000_000];
+        assert_eq!(sizes.map(|parameters| micro_batches(parameters, 4096)), [16, 16, 2, 1]);
+        assert_eq!(micro_batches(8_000_000_000, 1 << 40), 1);
+    }
 
     #[test]
     fn parts_cover_the_list_and_its_rest_is_cut_alike() {

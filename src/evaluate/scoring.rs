@@ -14,6 +14,10 @@ use crate::logging::{self, Unit};
 /// Numbers that are gathered for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
 
+/// Micro-batches after which ranks meet. Without meetings, a rank that is a little slower would be late by hours at the end of
+/// a long evaluation, and taken for one that stalls.
+const TOGETHER: usize = 32;
+
 /// Pairs to score, and how.
 #[derive(Clone, Copy)]
 pub struct ToScore<'d> {
@@ -121,11 +125,17 @@ fn packed_scores(
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let tokens: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
-    let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
-    let my_tokens: Vec<usize> = mine.iter().map(|&index| tokens[index]).collect();
+    let shares = sampler::deal(&tokens, comm.world_size());
+    let batched = |share: &Vec<usize>| {
+        let tokens: Vec<usize> = share.iter().map(|&place| tokens[place]).collect();
+        sampler::micro_batches(&tokens, tokens_per_micro_batch)
+    };
+    let most = shares.iter().map(|share| batched(share).len()).max().unwrap_or(0);
+    let mine = &shares[comm.rank()];
+    let micro_batches = batched(mine);
     engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
-    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
+    let mut score = |members: &Vec<usize>| -> Result<()> {
         let items = members.iter().map(|&member| mine[member]).map(|place| PairToPack {
             index: place,
             pair: data.pair(pairs[place]),
@@ -140,8 +150,11 @@ fn packed_scores(
         }
         progress.add(members.len(), comm.world_size());
         Ok(())
-    });
-    comm.agree(scored)?;
+    };
+    let mut left = micro_batches.iter();
+    for _ in 0..most.div_ceil(TOGETHER) {
+        comm.agree(left.by_ref().take(TOGETHER).try_for_each(&mut score))?;
+    }
     comm.sum_f64(&mut numbers)?;
     let bias = engine.model.reward_bias;
     let read = |(&index, row): (&usize, &[f64])| PairScores {

@@ -8,6 +8,9 @@ use crate::panics::contain;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 
 /// Why a request failed.
 pub(super) enum Failure {
@@ -35,7 +38,8 @@ pub(super) fn list(
     repository: &str,
     revision: &str,
 ) -> Result<(String, Vec<String>), Failure> {
-    let info = guarded(|| repo(hub, kind, repository, revision)?.info())?;
+    let repo = repo(hub, kind, repository, revision)?;
+    let info = guarded(hub, Arc::default(), move || repo.info())?;
     let files: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
     let strange = |name: &&String| !stays_inside(name);
     match files.iter().find(strange).or(Some(&info.sha).filter(|sha| !sha.chars().all(|c| c.is_ascii_alphanumeric()))) {
@@ -47,13 +51,37 @@ pub(super) fn list(
 /// Puts a file of a snapshot into the cache.
 pub(super) fn download(hub: &Hub, snapshot: &Snapshot, file: &str) -> Result<(), Failure> {
     let Snapshot { kind, repository, commit, .. } = snapshot;
-    let bar = Bar { name: file.to_owned(), shown: None };
-    guarded(|| repo(hub, *kind, repository, commit)?.download_with_progress(file, bar)).map(|_| ())
+    let bar = Bar { name: file.to_owned(), shown: None, received: Arc::default() };
+    let (repo, file) = (repo(hub, *kind, repository, commit)?, file.to_owned());
+    guarded(hub, bar.received.clone(), move || repo.download_with_progress(&file, bar)).map(|_| ())
 }
 
-/// Contains panics: the crate asserts what it expects of a hub's answers.
-fn guarded<T>(ask: impl FnOnce() -> Result<T, ApiError>) -> Result<T, Failure> {
-    contain(ask).map_err(Failure::Unreachable)?.map_err(Failure::from)
+/// Sends a request from a thread of its own, and gives up on it when `received`, the count of bytes, has not grown for the hub's
+/// patience: the crate itself would wait for ever. Contains panics: the crate asserts what it expects of a hub's answers.
+fn guarded<T: Send + 'static>(
+    hub: &Hub,
+    received: Arc<AtomicU64>,
+    ask: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, Failure> {
+    let (send, answer) = channel();
+    let thread = std::thread::Builder::new().name("hub".into());
+    let started = thread.spawn(move || drop(send.send(contain(ask))));
+    started.map_err(|error| Failure::Unreachable(format!("cannot start a thread for the request: {error}")))?;
+    let mut before = received.load(Ordering::Relaxed);
+    loop {
+        match answer.recv_timeout(hub.patience) {
+            Ok(answer) => return answer.map_err(Failure::Unreachable)?.map_err(Failure::from),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::Unreachable("the request ended without an answer".into()));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = received.load(Ordering::Relaxed);
+        if now == before {
+            return Err(Failure::Unreachable(format!("it has sent nothing for {:?}", hub.patience)));
+        }
+        before = now;
+    }
 }
 
 fn repo(hub: &Hub, kind: RepositoryKind, repository: &str, revision: &str) -> Result<ApiRepo, ApiError> {
@@ -74,6 +102,7 @@ fn repo(hub: &Hub, kind: RepositoryKind, repository: &str, revision: &str) -> Re
 struct Bar {
     name: String,
     shown: Option<logging::Progress>,
+    received: Arc<AtomicU64>,
 }
 
 impl Progress for Bar {
@@ -84,6 +113,7 @@ impl Progress for Bar {
     }
 
     fn update(&mut self, size: usize) {
+        self.received.fetch_add(size as u64, Ordering::Relaxed);
         if let Some(shown) = &mut self.shown {
             shown.add(size as u64);
         }

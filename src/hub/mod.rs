@@ -12,9 +12,13 @@ use crate::error::{Error, Result, file_error};
 use client::Failure;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tracing::warn;
 
 const ENDPOINT: &str = "https://huggingface.co";
+
+/// How long a hub may send nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A model or a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,20 +60,22 @@ pub struct Hub {
     endpoint: String,
     token: Option<String>,
     offline: bool,
+    patience: Duration,
 }
 
 impl Hub {
     /// A hub at `endpoint` with its cache in the folder `cache`; no token.
     pub fn new(cache: impl Into<PathBuf>, endpoint: &str) -> Self {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        Self { cache: cache.into(), endpoint, token: None, offline: false }
+        Self { cache: cache.into(), endpoint, token: None, offline: false, patience: PATIENCE }
     }
 
     /// From the environment variables of Hugging Face's own programs: `HF_HUB_CACHE`, else `HF_HOME`/hub, else
-    /// ~/.cache/huggingface/hub; `HF_ENDPOINT`; `HF_TOKEN`, else the token beside the cache; `HF_HUB_OFFLINE`.
+    /// ~/.cache/huggingface/hub; `HF_ENDPOINT`; `HF_TOKEN`, else the token beside the cache; `HF_HUB_OFFLINE`;
+    /// `HF_HUB_DOWNLOAD_TIMEOUT`, the seconds that a hub may send nothing, else 60.
     ///
     /// # Errors
-    /// There is no home folder, and no variable names the cache.
+    /// There is no home folder, and no variable names the cache; seconds that are no number.
     pub(crate) fn from_env() -> Result<Self> {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let home =
@@ -83,12 +89,23 @@ impl Hub {
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|value| matches!(&value.to_ascii_uppercase()[..], "1" | "ON" | "YES" | "TRUE"));
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
-        Ok(Self { token, offline, ..Self::new(cache, &endpoint) })
+        let hub = Self { token, offline, ..Self::new(cache, &endpoint) };
+        let Some(seconds) = set("HF_HUB_DOWNLOAD_TIMEOUT") else { return Ok(hub) };
+        match seconds.parse() {
+            Ok(seconds @ 1..) => Ok(hub.with_patience(Duration::from_secs(seconds))),
+            _ => Err(Error::input(format!("HF_HUB_DOWNLOAD_TIMEOUT is {seconds:?}; expected seconds, 1 or more"))
+                .hint("unset it for the default of 60")),
+        }
     }
 
     /// The folder of its cache.
     pub(crate) fn cache(&self) -> &Path {
         &self.cache
+    }
+
+    /// The same hub, which may send nothing for so long.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// The same hub, with only its cache in use.
@@ -220,8 +237,8 @@ impl Hub {
 
     fn unreachable(&self, name: &str, why: &str) -> Error {
         Error::runtime(format!("cannot fetch {name} from {}: {why}", self.endpoint)).hint(format!(
-            "is there a network? HF_ENDPOINT names another hub; without one, copy the files here and name their path, \
-             or fill the cache {}",
+            "is there a network? HF_ENDPOINT names another hub, HF_HUB_DOWNLOAD_TIMEOUT=N lets it be \
+             silent for N seconds; without one, copy the files here and name their path, or fill the cache {}",
             self.cache.display()
         ))
     }

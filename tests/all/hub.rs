@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -211,6 +212,31 @@ fn files_missing_from_the_hub_or_the_cache_are_reported_with_advice() {
         "cannot fetch the model owner/name at main from http://127.0.0.1",
         "is there a network?",
     );
+}
+
+/// One that answers as far as `answers` goes and then keeps the connection open.
+fn silent(answers: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut open: Vec<TcpStream> = Vec::new();
+        for stream in listener.incoming() {
+            open.push(stream.unwrap());
+            open.last_mut().unwrap().write_all(answers.as_bytes()).unwrap();
+        }
+    });
+    endpoint
+}
+
+#[test]
+fn a_hub_that_falls_silent_is_given_up() {
+    for answers in ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"sha\":"] {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub::new(cache.path(), &silent(answers)).with_patience(Duration::from_millis(300));
+        let started = Instant::now();
+        told(&model(&hub).unwrap_err(), Kind::Runtime, "it has sent nothing for 300ms", "HF_HUB_DOWNLOAD_TIMEOUT");
+        assert!(started.elapsed() < Duration::from_secs(10));
+    }
 }
 
 #[test]
