@@ -3,7 +3,7 @@
 //! Not here: the commands themselves (`commands/plan/`, `commands/bench/`).
 
 use super::run_config::RunConfig;
-use super::values::{above_zero, pair_tokens, positive, share};
+use super::values::{above_zero, pair_tokens, positive, ranks, share};
 use crate::config::{Dtype, Objective};
 use crate::plan::workload::PairTokens;
 use clap::Args;
@@ -26,7 +26,7 @@ pub struct Planning {
     shape: Option<String>,
 
     /// Ranks, one per GPU
-    #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = ranks, default_value_t = 1)]
     pub(crate) gpus: usize,
 
     /// Tokens of a micro-batch, instead of train.tokens_per_micro_batch

@@ -232,6 +232,9 @@ enum TypedCommand {
     Check {
         #[command(flatten)]
         run: RunConfig,
+        /// Check a run that continues from its newest complete checkpoint
+        #[arg(long)]
+        resume: bool,
         /// Print one JSON list instead of lines [default: lines]
         #[arg(long)]
         json: bool,

@@ -60,6 +60,8 @@ pub enum Alone {
 pub struct Checking {
     /// The config.
     pub(crate) run: RunConfig,
+    /// Whether the run would continue from its newest checkpoint.
+    pub(crate) resume: bool,
     /// One JSON list instead of lines.
     pub(crate) json: bool,
     /// Number of ranks that the run would have.
@@ -139,8 +141,9 @@ impl TryFrom<Arguments> for Request {
             TypedCommand::Plan(planning) => Self::Alone(Alone::Plan(planning)),
             TypedCommand::Models { folder, json } => Self::Alone(Alone::Models { folder, json }),
             TypedCommand::Formats { format, json } => Self::Alone(Alone::Formats { format, json }),
-            TypedCommand::Check { run, json } => {
-                Self::Alone(Alone::Check(Checking { run, json, ranks: ranks.unwrap_or(1) }))
+            TypedCommand::Check { run, resume: continues, json } => {
+                let resume = resume || continues;
+                Self::Alone(Alone::Check(Checking { run, resume, json, ranks: ranks.unwrap_or(1) }))
             }
             TypedCommand::Init(asked) => Self::Alone(Alone::Init(asked)),
             TypedCommand::Doctor { json } => Self::Alone(Alone::Doctor { json }),

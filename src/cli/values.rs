@@ -11,6 +11,17 @@ pub(crate) fn positive(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
+/// The most ranks that a plan is made for.
+const MOST_RANKS: usize = 16_384;
+
+/// A number of ranks to plan for.
+pub(crate) fn ranks(text: &str) -> std::result::Result<usize, String> {
+    match positive(text)? {
+        number if number > MOST_RANKS => Err(format!("expected at most {MOST_RANKS}")),
+        number => Ok(number),
+    }
+}
+
 /// A finite number above 0.
 pub(crate) fn above_zero(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {

@@ -10,10 +10,12 @@ use crate::config::{Config, Source};
 use crate::data::formats;
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::error::{Error, Result};
-use crate::machine::{self, look};
+use crate::files;
+use crate::machine::{self, backend, look};
 use crate::model::architecture::Architecture;
 use crate::plan::Job;
 use crate::plan::here::{self, Room};
+use crate::train;
 use std::path::Path;
 
 /// Number of pairs of each file that are rendered and tokenised.
@@ -31,14 +33,19 @@ pub(crate) fn run(checking: &Checking) -> Result<()> {
     let config = Config::load(&path, &set)?;
     let mut found = vec![Finding::ok("config", format!("{}: every key and value", path.display()))];
     found.extend(ranks(&config, checking.ranks));
-    found.push(output(&config));
+    let on_gpu = look::gpus().is_some();
+    if let Err(error) = backend::check(&config.parallel, checking.ranks, on_gpu, on_gpu) {
+        found.push(Finding::error("backend", error));
+    }
+    found.push(output(&config, checking.resume));
+    found.extend(unwritable("cache", &config.data.cache_dir));
     let encoder = model(&config, &mut found);
     for (split, sources) in [("train", &config.data.train), ("dev", &config.data.dev), ("test", &config.data.test)] {
         found.extend(sources.iter().map(|source| data(split, source, encoder.as_ref())));
     }
     found.extend(memory_and_disk(&config, checking.ranks));
     findings::print(&found, checking.json, |faults| {
-        Error::input(format!("{faults} of {} lines are not OK", found.len())).hint("the lines say what to do")
+        Error::input(format!("{faults} of {} checks failed", found.len())).hint("see the hints above")
     })
 }
 
@@ -49,21 +56,38 @@ fn ranks(config: &Config, ranks: usize) -> Option<Finding> {
     Some(if ranks > pairs {
         let found = format!("{ranks} ranks share train.pairs_per_step = {pairs}: some ranks would never get a pair");
         Finding::wrong("ranks", found, format!("start at most {pairs}, or raise train.pairs_per_step"))
-    } else if wanted > usable {
-        let found =
-            format!("{ranks} ranks of {threads} threads on {usable} usable cores: they would wait for one another");
-        Finding::wrong("ranks", found, "start fewer, or lower parallel.threads")
     } else {
-        Finding::ok("ranks", format!("{ranks}; {} pairs a rank and step", pairs.div_ceil(ranks)))
+        let (word, each) = (if ranks == 1 { "rank" } else { "ranks" }, pairs.div_ceil(ranks));
+        let slow = if wanted > usable {
+            format!("; slow: {wanted} threads share {usable} usable cores, so they wait for one another")
+        } else {
+            String::new()
+        };
+        Finding::ok("ranks", format!("{ranks} {word}, {each} pairs each per step{slow}"))
     })
 }
 
-fn output(config: &Config) -> Finding {
+fn output(config: &Config, resume: bool) -> Finding {
     let folder = &config.output.dir;
-    match checkpoint::check_run(folder, false) {
-        Ok(()) => Finding::ok("output", format!("{} holds no run yet", folder.display())),
+    let found = if resume { "holds a run to continue" } else { "holds no run yet" };
+    match checkpoint::check_run(folder, resume) {
+        Ok(()) => unwritable("output", folder)
+            .unwrap_or_else(|| Finding::ok("output", format!("{} {found}", folder.display()))),
         Err(error) => Finding::error("output", error),
     }
+}
+
+/// A finding if files cannot be made in the folder, or if it cannot be made itself. Leaves nothing behind.
+fn unwritable(what: &str, folder: &Path) -> Option<Finding> {
+    let error = tempfile::tempfile_in(existing(folder)).err()?;
+    let found = format!("cannot write into the folder {}: {error}", folder.display());
+    Some(Finding::wrong(what, found, "name another folder, or allow writing there"))
+}
+
+/// The folder, or the nearest one above it that exists.
+fn existing(folder: &Path) -> &Path {
+    let above = folder.ancestors().find(|folder| folder.exists());
+    above.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Checks the model's folder, its adapter and its tokenizer; returns the encoder for the data.
@@ -96,15 +120,23 @@ fn model(config: &Config, found: &mut Vec<Finding>) -> Option<Encoder> {
 
 /// Renders and tokenises the first pairs of a file.
 fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
+    if source.path.as_os_str() == files::DASH {
+        return Finding::ok(split, "-: standard input, which is read at the start");
+    }
     if hub::is_on_hub(&source.path) {
-        return Finding::ok(split, format!("{}: on the hub, fetched at the start", source.path.display()));
+        let text = format!(
+            "{}: on the hub or in its cache; what is not cached is fetched at the start",
+            source.path.display()
+        );
+        let looked_up = hub::look_up_alone(&source.path);
+        return looked_up.map_or_else(|error| Finding::error(split, error), |()| Finding::ok(split, text));
     }
     let looked = || -> Result<String> {
         let pairs = formats::first(source, LOOKED_AT)?;
         let Some(encoder) = encoder else {
             return Ok(format!("{}: {} pairs read, none tokenised", source.path.display(), pairs.len()));
         };
-        let (mut kept, mut cut, mut longest) = (0, 0, 0);
+        let (mut kept, mut cut, mut ends, mut longest) = (0, 0, 0, 0);
         let mut reasons = Vec::new();
         for pair in pairs.iter().take(LOOKED_AT) {
             match encoder.encode(pair).map_err(|error| error.at(source.path.display()))? {
@@ -112,6 +144,7 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
                 Encoded::Kept(pair) => {
                     kept += 1;
                     cut += usize::from(pair.prompt_cut || pair.answer_cut);
+                    ends += usize::from(pair.answer_cut);
                     longest = longest.max(pair.prefix + pair.chosen.max(pair.rejected));
                 }
             }
@@ -122,8 +155,12 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
                 .hint("check the source's format, and data.max_length and data.truncation"));
         }
         let dropped = reasons.first().map(|why| format!(", {} left out ({why})", reasons.len())).unwrap_or_default();
-        let cut = if cut > 0 { format!(", {cut} cut to data.max_length") } else { String::new() };
-        Ok(format!("{}: of the first rows {kept} pairs, up to {longest} tokens{dropped}{cut}", source.path.display()))
+        let cut = match (cut, ends) {
+            (0, _) => String::new(),
+            (cut, 0) => format!(", {cut} cut to data.max_length"),
+            (cut, ends) => format!(", {cut} cut to data.max_length ({ends} of them lose the end of an answer)"),
+        };
+        Ok(format!("{}: the first {kept} pairs are fine, up to {longest} tokens{dropped}{cut}", source.path.display()))
     };
     looked().map_or_else(|error| Finding::error(split, error), |text| Finding::ok(split, text))
 }
@@ -134,28 +171,27 @@ fn memory_and_disk(config: &Config, ranks: usize) -> Vec<Finding> {
     let folder = origin.and_then(|base| hub::fetch_config_alone(&base));
     let Ok(architecture) = folder.and_then(|folder| Architecture::open(&folder)) else { return Vec::new() };
     let mut found = Vec::new();
-    if look::gpus().is_none() {
-        let Room { needed, usable, .. } = match here::on_processor(config, &architecture, ranks) {
-            Ok(room) => room,
-            Err(error) => return vec![Finding::error("memory", error)],
-        };
-        let text = format!("a rank needs {:.1} GB at most and may fill {:.1} GB", needed / 1e9, usable / 1e9);
-        found.push(match needed <= usable {
-            true => Finding::ok("memory", text),
-            false => Finding::wrong("memory", text, "haf-dist plan CONFIG --gpu cpu shows what would fit"),
-        });
+    match here::on_first_device(config, &architecture, ranks) {
+        Err(error) => return vec![Finding::error("memory", error)],
+        Ok(None) => {}
+        Ok(Some(Room { needed, usable, device })) => {
+            let text =
+                format!("a rank needs {:.1} GB at most and may fill {:.1} GB of {device}", needed / 1e9, usable / 1e9);
+            found.push(match needed <= usable {
+                true => Finding::ok("memory", text),
+                false => Finding::wrong("memory", text, "haf-dist plan CONFIG shows what would fit (--gpu cpu: here)"),
+            });
+        }
     }
     let Ok(job) = Job::new(config, architecture, tch::Kind::Float) else { return found };
-    let checkpoints = (config.checkpoint.keep as u64 + 2) * CHECKPOINT_BYTES * job.trained() as u64;
-    let folder = config.output.dir.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    if let Some(free) = look::free_bytes(folder) {
-        let text = format!(
-            "{:.1} GB free, {} checkpoints take up to {:.1} GB",
-            free as f64 / 1e9,
-            config.checkpoint.keep + 2,
-            checkpoints as f64 / 1e9
-        );
-        found.push(match checkpoints <= free {
+    // Without train.steps, as many as may be kept.
+    let checkpoints = train::checkpoints_at_once(config, config.train.steps.unwrap_or(usize::MAX));
+    let bytes = CHECKPOINT_BYTES * (checkpoints * job.trained()) as u64;
+    if let Some(free) = look::free_bytes(existing(&config.output.dir)) {
+        let plural = if checkpoints == 1 { "checkpoint takes" } else { "checkpoints take" };
+        let (free_gb, gb) = (free as f64 / 1e9, bytes as f64 / 1e9);
+        let text = format!("{free_gb:.1} GB free, {checkpoints} {plural} up to {gb:.1} GB");
+        found.push(match bytes <= free {
             true => Finding::ok("disk", text),
             false => Finding::wrong("disk", text, "set output.dir to a larger disk, or lower checkpoint.keep"),
         });

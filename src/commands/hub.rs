@@ -142,6 +142,17 @@ pub(crate) fn fetch_config_alone(folder: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Checks that a split on the hub exists, there or in the cache; fetches nothing.
+///
+/// # Errors
+/// As [`fetch_all`].
+pub(crate) fn look_up_alone(path: &Path) -> Result<()> {
+    match parsed(path)? {
+        Some(split) => Hub::from_env()?.look_up(&split, RepositoryKind::Dataset).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
 /// A local folder with all files of a model on the hub except its weights.
 ///
 /// # Errors

@@ -15,6 +15,11 @@ pub(super) struct Complaint {
 
 type Check = std::result::Result<(), Complaint>;
 
+/// Far beyond any use; numbers without a bound would overflow sums of bytes.
+const MOST_PAIRS_PER_STEP: usize = 1 << 20;
+/// The same, of a sequence and of a micro-batch.
+const MOST_TOKENS: usize = 1 << 24;
+
 impl From<Complaint> for Error {
     fn from(complaint: Complaint) -> Self {
         Error::input(format!("`{}` {}", complaint.key, complaint.message)).hint(complaint.hint)
@@ -33,6 +38,7 @@ impl Config {
         path("output.dir", &self.output.dir)?;
         self.parallel.check()?;
         at_least("checkpoint.keep", self.checkpoint.keep, 1)?;
+        at_most("checkpoint.keep", self.checkpoint.keep, 10_000)?;
         self.data.check()?;
         self.loss.check()?;
         self.train.check()?;
@@ -175,7 +181,9 @@ impl TrainConfig {
         at_least("train.epochs", self.epochs.unwrap_or(1), 1)?;
         at_least("train.steps", self.steps.unwrap_or(1), 1)?;
         at_least("train.pairs_per_step", self.pairs_per_step, 1)?;
+        at_most("train.pairs_per_step", self.pairs_per_step, MOST_PAIRS_PER_STEP)?;
         at_least("train.tokens_per_micro_batch", self.tokens_per_micro_batch, 1)?;
+        at_most("train.tokens_per_micro_batch", self.tokens_per_micro_batch, MOST_TOKENS)?;
         number("train.learning_rate", self.learning_rate, self.learning_rate > 0.0, "above 0")?;
         number("train.head_learning_rate", self.head_learning_rate, self.head_learning_rate >= 0.0, "0 or above")?;
         number("train.weight_decay", self.weight_decay, self.weight_decay >= 0.0, "0 or above")?;
@@ -226,6 +234,7 @@ impl ParallelConfig {
 /// Checks the longest sequence and the longest prompt, named as in the config file or on the command line.
 fn lengths([(length_key, length), (prompt_key, prompt)]: [(&str, usize); 2]) -> Check {
     at_least(length_key, length, 8)?;
+    at_most(length_key, length, MOST_TOKENS)?;
     at_least(prompt_key, prompt, 1)?;
     if prompt >= length {
         let message = format!("= {prompt} leaves no room for an answer; expected less than {length_key} = {length}");

@@ -10,7 +10,7 @@ mod unfinished;
 pub(crate) use cache::{MOST_BYTES, bound, user_cache};
 pub(crate) use map::{Map, map};
 pub(crate) use standard_input::{
-    DASH, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
+    DASH, LENT_INPUT, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
 };
 pub use unfinished::remove_own_unfinished;
 pub(crate) use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};

@@ -17,19 +17,40 @@ pub(crate) const STANDARD_INPUT: &str = "standard input";
 /// Its name on the command line and in a config.
 pub(crate) const DASH: &str = "-";
 
+/// The environment variable with the path under which rank 0 opens the standard input of the process that started mpirun.
+pub(crate) const LENT_INPUT: &str = "HAF_DIST_STANDARD_INPUT";
+
 /// Its content, in a file without a name.
 static KEPT: OnceLock<File> = OnceLock::new();
 
 /// Reads all of standard input. From then on, this process can open [`STANDARD_INPUT`].
 ///
 /// # Errors
-/// It was read before or cannot be read, or there is no room for it in the folder for temporary files.
+/// It was read before or cannot be read, mpirun would pass it on with mistakes, or there is no room for it in the folder for
+/// temporary files.
 pub(crate) fn read_standard_input() -> Result<()> {
     let folder = std::env::temp_dir();
     let failed = |error: io::Error| file_error(&folder, "keep standard input in", &error);
+    let mut source: Box<dyn io::Read> = match std::env::var_os(LENT_INPUT) {
+        Some(lent) => Box::new(File::open(&lent).map_err(|error| file_error(Path::new(&lent), "read", &error))?),
+        None => {
+            arrives_whole(|name| std::env::var_os(name).is_some())?;
+            Box::new(io::stdin().lock())
+        }
+    };
     let mut file = tempfile::tempfile().map_err(failed)?;
-    io::copy(&mut io::stdin().lock(), &mut file).and_then(|_| file.flush()).map_err(failed)?;
+    io::copy(&mut source, &mut file).and_then(|_| file.flush()).map_err(failed)?;
     keep(file)
+}
+
+/// Open MPI 5.0's mpirun never passes the end of its standard input on, and repeats pieces of a long one
+/// (github.com/openpmix/prrte/issues/2579).
+fn arrives_whole(is_set: impl Fn(&str) -> bool) -> Result<()> {
+    if is_set("PRTE_LAUNCHED") {
+        return Err(Error::input("Open MPI 5's mpirun does not pass standard input on whole")
+            .hint("leave mpirun out: haf-dist ... --ranks N; or save the rows to a file and name it"));
+    }
+    Ok(())
 }
 
 /// A copy of what [`read_standard_input`] has read, in a file with a name, for other processes on this machine.
@@ -76,4 +97,17 @@ pub(super) fn opened(path: &Path) -> Option<io::Result<File>> {
     // Opened anew, so that each reader has its own position.
     let kept = KEPT.get().filter(|_| path.as_os_str() == STANDARD_INPUT)?;
     Some(File::open(format!("/proc/self/fd/{}", kept.as_raw_fd())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_input_is_refused_from_an_mpirun_that_garbles_it() {
+        let error = arrives_whole(|name| name == "PRTE_LAUNCHED").unwrap_err();
+        assert!(error.hint.is_some_and(|hint| hint.contains("--ranks N")));
+        // Open MPI 4's.
+        assert!(arrives_whole(|name| name == "OMPI_COMM_WORLD_RANK").is_ok());
+    }
 }

@@ -4,11 +4,12 @@
 
 use super::{child, libraries, mpi};
 use crate::error::Result;
-use crate::terminal;
+use crate::{files, terminal};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
+use std::io::{IsTerminal, stdin};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 /// Runs the engine as `ranks` ranks and returns mpirun's exit code.
 ///
@@ -29,6 +30,10 @@ pub(crate) fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bo
     command.envs(mpirun.environment().iter().copied()).envs(libraries::variables(engine)?);
     // The ranks write to mpirun, not to the terminal, so they cannot see its width.
     command.envs(terminal::columns_of_both().map(|columns| (terminal::COLUMNS, columns.to_string())));
+    if !stdin().is_terminal() {
+        // Rank 0 opens this process's standard input itself: Open MPI 5 passes it on with mistakes and without its end.
+        command.env(files::LENT_INPUT, format!("/proc/{}/fd/0", std::process::id())).stdin(Stdio::null());
+    }
     let first = if saves { Signal::SIGUSR1 } else { Signal::SIGTERM };
     child::run(&mut command, first).map(ExitCode::from)
 }

@@ -38,7 +38,11 @@ fn needs_nccl(config: &ParallelConfig, world_size: usize) -> bool {
     }
 }
 
-fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: bool) -> Result<()> {
+/// Checks that the backend that the config asks for can work on these devices.
+///
+/// # Errors
+/// An input error if it cannot.
+pub(crate) fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, all_on_gpus: bool) -> Result<()> {
     if on_gpu != all_on_gpus {
         return Err(Error::input("this rank sees a GPU, but some other rank sees none")
             .hint("let every node show its GPUs, or hide all of them with CUDA_VISIBLE_DEVICES="));

@@ -38,7 +38,7 @@ pub(crate) fn assumptions(job: &Job, hardware: &Hardware, ranks: usize) -> Vec<S
         ));
     }
     if !hardware.cpu && ranks > 1 {
-        sentences.push("several ranks on GPUs reduce gradients through NCCL, if this build has it".into());
+        sentences.push("several ranks on GPUs reduce gradients through NCCL, if libnccl is found".into());
     }
     sentences
 }

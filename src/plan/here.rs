@@ -43,7 +43,7 @@ pub(crate) struct Room {
     /// A rank may fill this much.
     pub(crate) usable: f64,
     /// A GPU's name, or "this computer".
-    device: String,
+    pub(crate) device: String,
 }
 
 impl Room {
@@ -66,18 +66,18 @@ pub(crate) fn on_processor(config: &Config, architecture: &Architecture, ranks: 
     Ok(Room { needed, usable: hardware.usable_memory(), device: "this computer".to_owned() })
 }
 
-/// The same for one rank, on the first GPU if there is one; None if the machine does not say how much memory it has.
+/// The same on the first GPU if there is one, a rank each; None if the machine does not say how much memory it has.
 ///
 /// # Errors
 /// An adapter on a projection that the model does not have.
-pub(crate) fn on_first_device(config: &Config, architecture: &Architecture) -> Result<Option<Room>> {
+pub(crate) fn on_first_device(config: &Config, architecture: &Architecture, ranks: usize) -> Result<Option<Room>> {
     let Some(cards) = look::gpus() else {
         // Built for its errors alone: the `ok()` below would hide them.
         Job::new(config, architecture.clone(), kind_on_processor(config))?;
-        return Ok(on_processor(config, architecture, 1).ok());
+        return Ok(on_processor(config, architecture, ranks).ok());
     };
     let job = Job::new(config, architecture.clone(), kind_on_gpu(config))?;
-    let needed = Memory::of(&job, &workload::longest(config), false, 1).total() as f64;
+    let needed = Memory::of(&job, &workload::longest(config), false, ranks).total() as f64;
     // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
     let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
     let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());

@@ -5,12 +5,16 @@ use super::hardware::Hardware;
 use super::time::{Counted, StepTime};
 use super::workload::{PairTokens, batches, shares};
 use serde::Serialize;
+use std::collections::HashSet;
 
 /// The largest number of ranks predicted.
 pub(crate) const MOST_RANKS: usize = 1024;
 
-/// Global batches that a row averages.
+/// Global batches that a row averages, at most: as many as have [`PAIRS`] together, but one.
 const BATCHES: usize = 16;
+
+/// Pairs that a row looks at. Of weak scaling, rows with larger global batches are left out.
+const PAIRS: usize = 1 << 17;
 
 /// One number of ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -46,13 +50,15 @@ impl Inputs<'_> {
         let counted = Counted::new(self.job);
         let mut mean = StepTime::default();
         let mut seconds = 0.0;
-        for batch in batches(self.order, pairs_per_step, BATCHES) {
-            let ranks_times = shares(&batch, ranks, self.job.tokens_per_micro_batch);
-            let times = ranks_times.iter().map(|share| StepTime::of(&counted, self.hardware, ranks, share));
+        let count = (PAIRS / pairs_per_step).clamp(1, BATCHES);
+        for batch in batches(self.order, pairs_per_step, count) {
+            // Many ranks of assumed data have equal shares.
+            let shares: HashSet<_> = shares(&batch, ranks, self.job.tokens_per_micro_batch).into_iter().collect();
+            let times = shares.iter().map(|share| StepTime::of(&counted, self.hardware, ranks, share));
             let Some(slowest) = times.max_by(|left, right| left.seconds().total_cmp(&right.seconds())) else {
                 continue;
             };
-            let part = |total: &mut f64, value: f64| *total += value / BATCHES as f64;
+            let part = |total: &mut f64, value: f64| *total += value / count as f64;
             part(&mut seconds, slowest.seconds());
             part(&mut mean.compute, slowest.compute);
             part(&mut mean.communication, slowest.communication);
@@ -68,7 +74,7 @@ impl Inputs<'_> {
 
     /// `pairs_per_rank` pairs for each of 1, 2, 4 ... ranks.
     pub fn weak(&self, pairs_per_rank: usize) -> Vec<Row> {
-        self.rows(MOST_RANKS, |ranks| ranks * pairs_per_rank)
+        self.rows(MOST_RANKS.min(PAIRS / pairs_per_rank).max(1), |ranks| ranks * pairs_per_rank)
     }
 
     /// The same global batch for 1, 2, 4 ... ranks, as long as each has a pair.

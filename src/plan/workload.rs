@@ -59,7 +59,7 @@ pub fn lengths(pair: &TokenPair, packing: Packing) -> PairTokens {
 }
 
 /// The counts of a micro-batch that its cost depends on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Shape {
     /// Pairs.
     pub pairs: usize,

@@ -248,9 +248,9 @@ impl Outcome {
         self
     }
 
-    /// Lines of stderr that start with `error:`.
+    /// Lines of stderr that start with `error:`, or with a space that Open MPI 5 leaves before it.
     pub fn errors(&self) -> Vec<&str> {
-        self.stderr.lines().filter(|line| line.starts_with("error:")).collect()
+        self.stderr.lines().map(str::trim_start).filter(|line| line.starts_with("error:")).collect()
     }
 }
 

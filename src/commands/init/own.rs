@@ -169,7 +169,7 @@ pub(crate) fn memory(
     config: impl Fn(&Draft) -> Result<Config>,
 ) -> Result<()> {
     let Some(architecture) = &model.architecture else { return Ok(()) };
-    let room = |draft: &Draft| here::on_first_device(&config(draft)?, architecture);
+    let room = |draft: &Draft| here::on_first_device(&config(draft)?, architecture, 1);
     // Without a known amount of memory there is nothing to compare.
     let Some(whole) = room(draft)? else { return Ok(()) };
     if whole.needed <= whole.usable {

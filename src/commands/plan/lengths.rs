@@ -18,6 +18,9 @@ use crate::train::total_steps;
 /// Pairs of each training file that are read if the data is not tokenised yet.
 const LOOKED_AT: usize = 256;
 
+/// Pairs of a run's steps that are looked through for the largest micro-batch.
+const LOOKED_THROUGH: usize = 1 << 20;
+
 /// The lengths of a run's pairs.
 pub(crate) struct Lengths {
     /// Pairs in training order, repeated as often as needed.
@@ -71,15 +74,17 @@ fn of_data(ranks: usize, config: &Config, data: &PreparedData, job: &Job) -> Res
     let steps = total_steps(config, &sampler);
     let packing = Packing::shared(job.architecture.alike());
     let lengths = |pair: usize| workload::lengths(&data.pair(pair), packing);
+    let looked = steps.min((LOOKED_THROUGH / config.train.pairs_per_step).max(1));
     let batches: Vec<Vec<PairTokens>> =
-        (0..steps).map(|step| sampler.global_batch(step).into_iter().map(lengths).collect()).collect();
+        (0..looked).map(|step| sampler.global_batch(step).into_iter().map(lengths).collect()).collect();
     let order: Vec<PairTokens> = batches.iter().flatten().copied().take(sampler.pairs_per_epoch()).collect();
     Ok(Lengths {
         largest: largest(&batches, ranks, job.tokens_per_micro_batch),
         steps: Some(steps),
         source: format!(
-            "lengths of the data's pairs, {:.0} tokens on average; the largest micro-batch of the run",
-            mean(&order)
+            "lengths of the data's pairs, {:.0} tokens on average; the largest micro-batch of {}",
+            mean(&order),
+            if looked == steps { "the run".to_owned() } else { format!("the first {looked} of {steps} steps") }
         ),
         order,
     })

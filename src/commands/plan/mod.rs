@@ -14,7 +14,7 @@ use crate::plan::hardware::Hardware;
 use crate::plan::here;
 use crate::plan::memory::Memory;
 use crate::plan::scaling::{Inputs, Row};
-use crate::plan::stages::{Stage, stages};
+use crate::plan::stages::{Stage, more_ranks, stages};
 use crate::plan::workload::Shape;
 use crate::terminal;
 use lengths::lengths;
@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     stages: Vec<Stage>,
     /// The first of them that fits, as keys to set; None if the config fits, or if none does.
     nearest: Option<Vec<&'static str>>,
+    /// If none does: the smallest number of ranks, doubled again and again, on which the leanest of them fits.
+    more_ranks: Option<usize>,
     /// A step with the config's global batch on these ranks.
     step: Row,
     /// Steps of the run, if the data or the config determines them.
@@ -79,27 +81,36 @@ pub(crate) fn run(planning: &Planning) -> Result<()> {
     if plan.fits {
         return Ok(());
     }
+    let (moment, bytes) = worst_moment(if plan.sharded { &plan.memory_if_sharded } else { &plan.memory });
     let error = Error::runtime(format!(
-        "the job does not fit: a rank needs {:.2} GB and may fill {:.2} GB",
-        tables::needed(&plan) as f64 / 1e9,
+        "the job does not fit: a rank needs {:.2} GB {moment} and may fill {:.2} GB",
+        bytes as f64 / 1e9,
         plan.memory_usable / 1e9
     ));
-    Err(error.hint(match (&plan.nearest, plan.stages.last()) {
+    Err(error.hint(match (&plan.nearest, plan.more_ranks) {
         (Some(keys), _) if keys.is_empty() => "lower train.tokens_per_micro_batch".to_owned(),
         (Some(keys), _) => format!("it fits with --set {}", keys.join(" --set ")),
-        (None, Some(leanest)) => {
-            let (moment, bytes) = match leanest.at_start > leanest.in_a_step {
-                true => ("when the model is loaded", leanest.at_start),
-                false => ("in a step", leanest.in_a_step),
-            };
+        (None, Some(ranks)) => {
+            format!("it fits on {ranks} of them, with parallel.shard_optimizer and train.activation_checkpointing")
+        }
+        (None, None) => {
+            // Without a micro-batch that fits, shorter sequences do not help either.
+            let shorter = plan.stages.iter().any(|stage| stage.largest_micro_batch > 0);
+            let shorter = if shorter { "shorter sequences (data.max_length), " } else { "" };
             format!(
-                "with parallel.shard_optimizer and train.activation_checkpointing it still needs {:.2} GB {moment}: take shorter \
-                 sequences (data.max_length), an adapter ([lora]), or GPUs with more memory",
-                bytes as f64 / 1e9
+                "parallel.shard_optimizer and train.activation_checkpointing are not enough: take {shorter}an adapter ([lora]), or \
+                 GPUs with more memory"
             )
         }
-        (None, None) => "take GPUs with more memory".to_owned(),
     }))
+}
+
+/// When a rank needs most memory, in words, and how much.
+fn worst_moment(memory: &Memory) -> (&'static str, usize) {
+    match memory.at_start() > memory.in_a_step() {
+        true => ("when the model is loaded", memory.at_start()),
+        false => ("in a step", memory.in_a_step()),
+    }
 }
 
 fn plan(planning: &Planning) -> Result<Plan> {
@@ -140,6 +151,11 @@ fn plan(planning: &Planning) -> Result<Plan> {
         memory_usable: hardware.usable_memory(),
         fits,
         nearest: stages.iter().find(|stage| !fits && stage.fits).map(|stage| stage.changes(&job)),
+        more_ranks: stages
+            .iter()
+            .all(|stage| !stage.fits)
+            .then(|| more_ranks(&job, &lengths.largest, &hardware, ranks))
+            .flatten(),
         stages,
         step: inputs.step(ranks, pairs),
         steps: lengths.steps.filter(|_| planning.run.is_given()),

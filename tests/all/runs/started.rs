@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// What the dynamic linker loads for a program.
 fn libraries(program: &str) -> String {
@@ -135,6 +136,11 @@ fn check_names_what_would_stop_a_run_and_writes_nothing() {
         (&["model.path=none"], "model"),
         (&["output.dir=plain.jsonl"], "output"),
         (&["lora.targets=[\"w\"]", "lora.rank=2"], "lora"),
+        (&["parallel.backend=nccl"], "backend"),
+        (&["data.cache_dir=/proc/x"], "cache"),
+        (&["output.dir=/proc/x"], "output"),
+        (&["data.train=hf://owner/none/train"], "train"),
+        (&["--resume"], "output"),
     ] {
         let outcome = checked(&workspace, set);
         assert_eq!(outcome.code, 2, "{set:?}: {}", outcome.stdout);
@@ -142,6 +148,40 @@ fn check_names_what_would_stop_a_run_and_writes_nothing() {
         assert!(wrong.iter().any(|line| line[8..].starts_with(what)), "{set:?}: {}", outcome.stdout);
     }
     assert_eq!(workspace.content(), before);
+    // More threads than cores are slow, and start.
+    let many = checked(&workspace, &["--ranks", "2", "parallel.threads=1000"]).succeeded();
+    assert!(many.stdout.contains("slow: 2000 threads share"), "{}", many.stdout);
+    let trained = Workspace::trained(1);
+    assert_eq!(checked(&trained, &[]).code, 2);
+    checked(&trained, &["--resume"]).succeeded();
+}
+
+#[test]
+fn a_plan_of_many_ranks_or_pairs_is_quick_or_refused() {
+    let workspace = Workspace::new();
+    let plan = |more: &[&'static str]| workspace.run(1, &[&["plan", "--shape", "8b"], more].concat());
+    for (more, says) in
+        [(&["--gpus", "16384"][..], "16384"), (&["--gpus", "8", "--set", "train.pairs_per_step=1048576"], "pairs")]
+    {
+        let outcome = plan(more);
+        assert!(outcome.code < 2 && outcome.stdout.contains(says), "{more:?}: {}{}", outcome.stdout, outcome.stderr);
+        assert!(outcome.took < Duration::from_secs(20), "{more:?}: {:?}", outcome.took);
+    }
+    for (more, says) in [
+        (&["--gpus", "9999999999999"][..], "expected at most 16384"),
+        (&["--set", "train.pairs_per_step=1048577"], "expected at most 1048576"),
+    ] {
+        let outcome = plan(more);
+        assert!(outcome.code == 2 && outcome.stderr.contains(says), "{more:?}: {}", outcome.stderr);
+    }
+    // What does not fit says when, and where it would.
+    let few = plan(&["--gpus", "2"]);
+    assert!(
+        few.stderr.contains("GB when the model is loaded") || few.stderr.contains("GB in a step"),
+        "{}",
+        few.stderr
+    );
+    assert!(few.stderr.contains("it fits on 4 of them"), "{}", few.stderr);
 }
 
 #[test]
