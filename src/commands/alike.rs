@@ -10,6 +10,7 @@ use crate::data::prepared::PreparedData;
 use crate::error::{Result, file_error};
 use crate::files::{self, fingerprint_parts};
 use crate::model::adapter::Origin;
+use crate::model::architecture::MOST_BYTES;
 use crate::model::peft;
 use serde_json::Value;
 use std::io::ErrorKind;
@@ -106,7 +107,7 @@ fn of_model(origin: &Origin) -> Result<Vec<Fact>> {
 /// The keys of a JSON file, or the hash of one that is not JSON: its reader reports that.
 fn json(path: &Path) -> Result<Vec<Fact>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = match files::read(path) {
+    let bytes = match files::read_at_most(path, MOST_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![(name.into(), "absent".into())]),
         Err(error) => return Err(file_error(path, "read", &error)),

@@ -27,7 +27,7 @@ const NOT_COMPUTED: [(&[&str], &str); 1] = [(
 )];
 
 /// The largest config.json that is read.
-const MOST_BYTES: u64 = 16 << 20;
+pub(crate) const MOST_BYTES: u64 = 16 << 20;
 
 /// A model's description: sizes, its blocks one by one, and a separate table of names. Nothing is deduced from names.
 #[derive(Debug, Clone, PartialEq)]
