@@ -151,6 +151,8 @@ pub(crate) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
         AlreadyExists => "nothing is overwritten: name another path, or move the existing one away",
         PermissionDenied | ReadOnlyFilesystem => "change its permissions, or name another path",
         InvalidData => "is it the right file, and is it complete?",
+        // The system's own means the limit of a process.
+        FileTooLarge if error.raw_os_error().is_none() => "is it the right file?",
         NotSeekable => "a regular file was expected: write its content to one, and name that",
         StorageFull | QuotaExceeded => return Error::runtime(message).hint("make room, or write to another disk"),
         _ => {

@@ -13,6 +13,9 @@ use std::path::Path;
 /// Its name, in a model's folder.
 pub(crate) const AS_TRAINED: &str = "haf_dist.json";
 
+/// The largest: with 8 digits for each dev prompt, it has room for 8 million of them.
+const MOST_BYTES: u64 = 64 << 20;
+
 /// The settings to score a folder's model with, unless the command line sets others; the keys are those of the config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,7 +68,7 @@ impl AsTrained {
         }
         let hint = "haf-dist writes it with the model: restore it, or remove it and say how the model was \
                     trained with --template, --max-length and --max-prompt-length";
-        let read: Self = read_json(&path).map_err(|error| error.hint(hint))?;
+        let read: Self = read_json(&path, MOST_BYTES).map_err(|error| error.hint(hint))?;
         let wrong = |error: Error| Error::input(format!("{}: {}", path.display(), error.message)).hint(hint);
         Config::check_lengths([("max_length", read.max_length), ("max_prompt_length", read.max_prompt_length)])
             .map_err(wrong)?;

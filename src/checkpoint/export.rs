@@ -3,15 +3,15 @@
 //! Transformers reads the reward at the rightmost token that is not `pad_token_id`, whatever the attention mask says.
 //! So the exported pad token is one that occurs in no sequence, and the tokenizer pads with it too.
 
-use super::chat_template::NAMED;
+use super::chat_template::copy_named_templates;
 use super::{Snapshot, read_json, to_json, write_text};
-use crate::error::{Error, Result, file_error};
-use crate::files::{self, sync};
-use crate::model::architecture::text_config;
+use crate::data::tokenizer_files::{self, MOST_BYTES_BESIDE};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::architecture::{self, text_config};
 use crate::model::weight_files::{HEAD_NAME, REWARD_BIAS};
 use crate::statistics::Spread;
 use serde_json::{Map, Value, json};
-use std::fs;
 use std::path::Path;
 use tch::Kind;
 
@@ -99,7 +99,7 @@ impl Export<'_> {
     fn config(&self) -> Result<Map<String, Value>> {
         let path = self.model_dir.join("config.json");
         // Of a model that also reads images, only the text part was trained, and only it is exported.
-        let mut config = text_config(read_json(&path)?);
+        let mut config = text_config(read_json(&path, architecture::MOST_BYTES)?);
         let pad = self.pad_token_id;
         if ends(&config).contains(&pad) {
             return Err(Error::runtime(format!("pad token {pad} is an end of sequence of {}", path.display())));
@@ -163,30 +163,10 @@ pub(crate) fn complete_config(folder: &Path) -> Result<()> {
     if !path.is_file() {
         return Ok(());
     }
-    let before: Map<String, Value> = read_json(&path)?;
+    let before: Map<String, Value> = read_json(&path, architecture::MOST_BYTES)?;
     let mut config = before.clone();
     name_the_reward(&mut config);
     if config == before { Ok(()) } else { write_text(&path, &to_json(&config)?) }
-}
-
-/// Copies the named chat templates, without the default one, from `source` into `folder`.
-///
-/// # Errors
-/// As `write_companions`.
-pub fn copy_named_templates(source: &Path, folder: &Path) -> Result<()> {
-    let (source, target) = (source.join(NAMED), folder.join(NAMED));
-    if !source.is_dir() {
-        return Ok(());
-    }
-    fs::create_dir_all(&target).map_err(|error| file_error(&target, "create", &error))?;
-    let failed = |error: std::io::Error| file_error(&source, "list", &error);
-    for entry in fs::read_dir(&source).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
-            files::copy(&path, &target.join(name))?;
-        }
-    }
-    sync(&target)
 }
 
 /// Copies the tokenizer's files from `source` into `folder`; those that name the pad token get the given one.
@@ -208,12 +188,12 @@ pub(super) fn write_companions(folder: &Path, source: &Path, pad_token_id: u32) 
         }
         match &pad_token {
             Some(token) if NAME_THE_PAD_TOKEN.contains(&name) => {
-                let mut content: Map<String, Value> = read_json(&source)?;
+                let mut content: Map<String, Value> = read_json(&source, MOST_BYTES_BESIDE)?;
                 content.insert("pad_token".into(), json!(token));
                 write_text(&target, &to_json(&content)?)?;
             }
             _ => {
-                files::copy(&source, &target)?;
+                files::copy_within(&source, &target, tokenizer_files::MOST_BYTES)?;
             }
         }
     }
@@ -229,7 +209,7 @@ pub fn pad_token(folder: &Path) -> Result<Option<u32>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let config: Value = read_json(&path)?;
+    let config: Value = read_json(&path, MOST_BYTES_BESIDE)?;
     // A string, or an added token's object.
     let named = [&config["pad_token"], &config["pad_token"]["content"]].into_iter().find_map(Value::as_str);
     match named {
@@ -243,7 +223,7 @@ pub fn pad_token(folder: &Path) -> Result<Option<u32>> {
 /// # Errors
 /// A config.json that cannot be read.
 pub fn end_tokens(model_dir: &Path) -> Result<Vec<u32>> {
-    read_json(&model_dir.join("config.json")).map(|config| ends(&config))
+    read_json(&model_dir.join("config.json"), architecture::MOST_BYTES).map(|config| ends(&config))
 }
 
 fn ends(config: &Map<String, Value>) -> Vec<u32> {
@@ -261,7 +241,7 @@ fn token_text(model_dir: &Path, id: u32) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let tokenizer: Value = read_json(&path)?;
+    let tokenizer: Value = read_json(&path, tokenizer_files::MOST_BYTES)?;
     let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
     if let Some(token) = added.into_iter().find(|token| token["id"].as_u64() == Some(id.into())) {
         return Ok(token["content"].as_str().map(String::from));
@@ -286,7 +266,7 @@ pub fn special_tokens(folder: &Path) -> Result<Vec<u32>> {
     if !path.is_file() {
         return Ok(Vec::new());
     }
-    let tokenizer: Value = read_json(&path)?;
+    let tokenizer: Value = read_json(&path, tokenizer_files::MOST_BYTES)?;
     let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
     let special = added.filter(|token| token["special"].as_bool() == Some(true));
     Ok(special.filter_map(|token| u32::try_from(token["id"].as_u64()?).ok()).collect())
@@ -298,7 +278,7 @@ fn token_id(model_dir: &Path, text: &str) -> Result<Option<u32>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let tokenizer: Value = read_json(&path)?;
+    let tokenizer: Value = read_json(&path, tokenizer_files::MOST_BYTES)?;
     let mut added = tokenizer["added_tokens"].as_array().into_iter().flatten();
     let id = match added.find(|token| token["content"].as_str() == Some(text)) {
         Some(token) => token["id"].as_u64(),

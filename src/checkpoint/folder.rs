@@ -1,7 +1,9 @@
 //! The run's folder: starting a run in it, finding and deleting its checkpoints, and whether the disk has room for them.
 
-use super::export::{COMPANIONS, copy_named_templates};
+use super::chat_template::copy_named_templates;
+use super::export::COMPANIONS;
 use super::{STATE, load_state, manifest};
+use crate::data::tokenizer_files;
 use crate::error::{Error, Result, file_error};
 use crate::files::{self, UnfinishedFolder};
 use crate::model::adapter::WEIGHTS;
@@ -147,7 +149,7 @@ pub(crate) fn keep_model_files(run: &Path, model_dir: &Path) -> Result<Unfinishe
     for name in COMPANIONS.iter().chain(&["config.json"]) {
         let source = model_dir.join(name);
         if source.is_file() {
-            files::copy(&source, &kept.path().join(name))?;
+            files::copy_within(&source, &kept.path().join(name), tokenizer_files::MOST_BYTES)?;
         }
     }
     copy_named_templates(model_dir, kept.path())?;
@@ -194,6 +196,14 @@ pub(crate) fn of_run(folder: &Path) -> Result<Option<PathBuf>> {
         let best = best.map(|best| step_path(folder, best.step));
         best.filter(|path| path.is_dir()).unwrap_or(newest)
     }))
+}
+
+/// Whether a checkpoint lies where its run wrote it: in the folder `dir`, its config's [output] dir, which shows that a run of
+/// this program was here. One that was copied or downloaded alone does not.
+pub(crate) fn is_of_run(checkpoint: &Path, dir: &Path) -> bool {
+    // Also through the link to the best.
+    let (Ok(checkpoint), Ok(dir)) = (checkpoint.canonicalize(), dir.canonicalize()) else { return false };
+    checkpoint.parent() == Some(&dir) && dir.join(LOCK).is_file()
 }
 
 /// The newest whole checkpoint of a run; `None` if there is none.

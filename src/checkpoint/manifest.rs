@@ -6,6 +6,7 @@
 use super::{STATE, TRAINER, read_json, to_json, write_text};
 use crate::error::{Error, Result, file_error};
 use crate::files;
+use crate::model::weight_index::is_inside;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,9 @@ use std::thread::JoinHandle;
 use xxhash_rust::xxh3::Xxh3;
 
 const FILE: &str = "trainer/files.json";
+
+/// The largest; a file takes a hundred bytes of it.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// Files in `trainer/` that say how a model was trained; the others serve only `--resume`, and may be missing.
 const READ_WITH_THE_MODEL: [&str; 2] = [STATE, super::CONFIG];
@@ -53,12 +57,23 @@ fn list(folder: &Path, prefix: &str, manifest: &mut Manifest) -> Result<()> {
     Ok(())
 }
 
+/// Reads the list, which may be somebody else's: it names files of the checkpoint only.
+fn read(checkpoint: &Path) -> Result<Manifest> {
+    let path = checkpoint.join(FILE);
+    let manifest: Manifest = read_json(&path, MOST_BYTES)?;
+    match manifest.keys().find(|name| !is_inside(name)) {
+        Some(name) => Err(Error::input(format!("{}: {name:?} is not a file of this folder", path.display()))
+            .hint("get the folder again, or name another")),
+        None => Ok(manifest),
+    }
+}
+
 /// Checks that every file is as it was written. Files added since do not matter.
 ///
 /// # Errors
 /// Says which file is missing or changed.
 pub(crate) fn check(checkpoint: &Path) -> Result<()> {
-    let manifest: Manifest = read_json(&checkpoint.join(FILE))?;
+    let manifest = read(checkpoint)?;
     // All sizes first: that is quick, and finds the damage of a full disk or an interrupted copy.
     manifest.iter().try_for_each(|(name, expected)| check_size(&checkpoint.join(name), expected))?;
     manifest.iter().try_for_each(|(name, expected)| check_hash(&checkpoint.join(name), expected))
@@ -139,7 +154,7 @@ impl FileCheck {
 
 /// Checks everything in the checkpoint `folder` that is quick to check; returns its weights, which are not.
 fn listed(folder: &Path, changed: Changed) -> Result<Vec<(PathBuf, Entry)>> {
-    let manifest: Manifest = match read_json(&folder.join(FILE)) {
+    let manifest = match read(folder) {
         Ok(manifest) => manifest,
         Err(error) => return changed.judge(Err(error)).map(|()| Vec::new()),
     };

@@ -23,13 +23,13 @@ mod self_test;
 pub(crate) use adapter::AdapterOf;
 pub use as_trained::AsTrained;
 pub(crate) use chat_template::write as write_chat_template;
-pub use chat_template::{ChatTemplates, Rendering, as_others_read};
+pub use chat_template::{ChatTemplates, Rendering, as_others_read, copy_named_templates};
 pub(crate) use export::{Export, complete_config};
-pub use export::{choose_pad_token, copy_named_templates, end_tokens, pad_token, special_tokens};
+pub use export::{choose_pad_token, end_tokens, pad_token, special_tokens};
 pub(crate) use fitted::FittedOn;
 pub use fitted::{Fitted, Weights};
 pub use folder::{check_disk, expected_bytes, newest, retain, set_aside, start_run};
-pub(crate) use folder::{check_run, keep_model_files, link_best, of_run, step_path};
+pub(crate) use folder::{check_run, is_of_run, keep_model_files, link_best, of_run, step_path};
 pub use manifest::{Changed, FileCheck};
 pub(crate) use self_test::{Case, LeftOut, SELF_TEST, data_of};
 pub use self_test::{Planned, SelfTest};
@@ -58,6 +58,9 @@ pub const CONFIG: &str = "trainer/config.toml";
 
 /// Version of the layout of `trainer/`; other versions are refused.
 const FORMAT: u32 = 1;
+
+/// The largest state.json; it has a few hundred bytes.
+const MOST_STATE: u64 = 1 << 20;
 
 /// A run's state without its tensors. The position in the data follows from `step` alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -227,9 +230,9 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     sync(path)
 }
 
-/// Reads JSON, with an error that names the file.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = files::read(path).map_err(|error| file_error(path, "read", &error))?;
+/// Reads JSON of at most `most` bytes, with an error that names the file.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path, most: u64) -> Result<T> {
+    let text = files::read_within(path, most)?;
     serde_json::from_slice(&text).map_err(|error| {
         Error::input(format!("{}: {error}", path.display())).hint("get the folder again, or name another")
     })
@@ -241,7 +244,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 /// [`Error::input`] for a folder that this program did not write, or that another version of it wrote.
 pub fn load_state(dir: &Path) -> Result<TrainState> {
     let path = dir.join(STATE);
-    let file: StateFile = read_json(&path)?;
+    let file: StateFile = read_json(&path, MOST_STATE)?;
     if file.format != FORMAT {
         return Err(Error::input(format!("{}: format {} (this program reads {FORMAT})", path.display(), file.format))
             .hint("use the version of haf-dist that wrote it"));

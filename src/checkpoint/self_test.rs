@@ -20,6 +20,9 @@ pub(crate) const SELF_TEST: &str = "self-test.json";
 /// Version of the file's layout; other versions are refused.
 const FORMAT: u32 = 1;
 
+/// The largest: room for ten conversations of 100,000 tokens, and more.
+const MOST_BYTES: u64 = 64 << 20;
+
 /// How far two implementations may differ in f32, as a share of the largest reward; 2e-6 was measured.
 const FINE: f64 = 1e-4;
 /// The same in bf16 or f16; 3e-2 was measured.
@@ -150,7 +153,8 @@ impl SelfTest {
         if !path.is_file() {
             return Ok(None);
         }
-        let read: Self = read_json(&path).map_err(|error| error.hint("haf-dist writes it with a checkpoint"))?;
+        let read: Self =
+            read_json(&path, MOST_BYTES).map_err(|error| error.hint("haf-dist writes it with a checkpoint"))?;
         if read.format != FORMAT {
             let message = format!("{}: format {} (this program reads {FORMAT})", path.display(), read.format);
             return Err(Error::input(message).hint("use the version of haf-dist that wrote it"));

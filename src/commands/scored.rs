@@ -10,7 +10,7 @@ use crate::config::{Config, Kernels, Objective, RewardAt, Truncation};
 use crate::data::prepared::PreparedData;
 use crate::data::tokenize::{Encoder, Rules};
 use crate::engine::Engine;
-use crate::error::{Error, Result, file_error};
+use crate::error::{Error, Result};
 use crate::evaluate::Reported;
 use crate::evaluate::reference;
 use crate::evaluate::tokens::{TokenLogProbs, token_log_probs};
@@ -20,8 +20,8 @@ use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
 use crate::model::layout::Part;
 use crate::model::segment::Use;
+use crate::model::weight_files;
 use crate::model::weights::LoadOptions;
-use serde_json::Value;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -97,8 +97,10 @@ fn read(scoring: &Scoring) -> Result<Opened> {
     } else {
         (config_of_a_folder(&folder, as_trained)?, TrainState::default())
     };
-    // The run's own cache if it exists, else the user's: a run's relative path would create one in the current folder.
-    if !trained_here || !config.data.cache_dir.is_dir() {
+    // The run's own cache if it exists and the folder is still the run's, else the user's: a folder from elsewhere names no
+    // place to write to, and a run's relative path would create one in the current folder.
+    let own = trained_here && checkpoint::is_of_run(&folder, &config.output.dir);
+    if !own || !config.data.cache_dir.is_dir() {
         config.data.cache_dir = files::user_cache();
         if launch::rank() == 0 {
             files::bound(&config.data.cache_dir, files::MOST_BYTES);
@@ -304,7 +306,7 @@ impl Opened {
     pub(crate) fn is_activated(&self) -> Result<bool> {
         match &self.origin.adapter {
             Some(_) => Ok(false),
-            None => config_json(&self.origin.base).map(|config| config["problem_type"] != "regression"),
+            None => weight_files::config(&self.origin.base).map(|config| config["problem_type"] != "regression"),
         }
     }
 
@@ -355,12 +357,5 @@ fn config_of_a_folder(folder: &Path, as_trained: Option<AsTrained>) -> Result<Co
 
 /// The `pad_token_id` in a folder's config.json: Transformers reads the reward at the rightmost other token.
 fn padding(folder: &Path) -> Result<Option<u32>> {
-    config_json(folder).map(|config| config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
-}
-
-fn config_json(folder: &Path) -> Result<Value> {
-    let path = folder.join("config.json");
-    let text = files::read(&path).map_err(|error| file_error(&path, "read", &error))?;
-    serde_json::from_slice(&text)
-        .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("fetch it again"))
+    weight_files::config(folder).map(|config| config["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()))
 }

@@ -11,6 +11,9 @@ use std::path::Path;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
+/// The largest config file: a checkpoint has one too, which may be somebody else's.
+const MOST_BYTES: u64 = 4 << 20;
+
 impl Config {
     /// Reads a config file, applies `--set table.key=value` overrides, fills in the defaults and checks everything.
     ///
@@ -18,7 +21,7 @@ impl Config {
     /// A missing or unreadable file; text that is not TOML; an unknown or ill-typed key; a value out of its range;
     /// options that exclude each other. Each names the file and line (or the override), the key and what was expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let bytes = files::read(path).map_err(|error| {
+        let bytes = files::read_at_most(path, MOST_BYTES).map_err(|error| {
             Error::input(format!("cannot read the config file {}: {error}", path.display()))
                 .hint("configs/reference.toml shows every key and can be copied")
         })?;

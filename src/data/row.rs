@@ -39,6 +39,9 @@ pub(super) struct Found<'r> {
     pub(super) name: String,
 }
 
+/// The values at a path, made one by one: a list may be as long as a row is large.
+pub(super) type Entries<'r> = Box<dyn ExactSizeIterator<Item = Found<'r>> + 'r>;
+
 impl<'r> Found<'r> {
     /// The one value.
     ///
@@ -128,13 +131,14 @@ impl<'a> Row<'a> {
     ///
     /// # Errors
     /// The path expects a list where the row has something else.
-    pub(super) fn all(&self, paths: &[&str]) -> Result<Option<Vec<Found<'_>>>> {
+    pub(super) fn all(&self, paths: &[&str]) -> Result<Option<Entries<'_>>> {
         let start = |path: &&&str| match path.split("[]").next() {
             Some(ROWS) => !self.joined.is_empty(),
             start => self.peek(start.unwrap_or_default()).is_some(),
         };
+        let alone = |found| Box::new(std::iter::once(found)) as Entries;
         let Some(path) = paths.iter().find(start) else { return Ok(None) };
-        let Some((list, rest)) = path.split_once("[]") else { return Ok(self.get(&[path]).map(|found| vec![found])) };
+        let Some((list, rest)) = path.split_once("[]") else { return Ok(self.get(&[path]).map(alone)) };
         let rest = rest.trim_start_matches('.');
         let (elements, rest, path) = if list == ROWS {
             let path = self.resolve(rest);
@@ -150,12 +154,12 @@ impl<'a> Row<'a> {
             (elements, rest.to_owned(), format!("{list}{dot}{}", rest.replace("[]", ".*")))
         };
         self.mark(&path);
-        let entry = |(index, element)| Found {
+        let entry = move |(index, element)| Found {
             values: gather(element, &rest),
             path: path.clone(),
             name: format!("entry {} of `{path}`", index + 1),
         };
-        Ok(Some(elements.iter().enumerate().map(entry).collect()))
+        Ok(Some(Box::new(elements.iter().enumerate().map(entry))))
     }
 
     /// The error for a layout's path that does not exist.

@@ -17,9 +17,9 @@ use tokenizers::{AddedToken, Tokenizer};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Size limit of tokenizer.json, in bytes: several times the size with a vocabulary of 262,144.
-const MOST_BYTES: u64 = 256 << 20;
+pub(crate) const MOST_BYTES: u64 = 256 << 20;
 /// Size limit of the files beside it, in bytes.
-const MOST_BYTES_BESIDE: u64 = 32 << 20;
+pub(crate) const MOST_BYTES_BESIDE: u64 = 32 << 20;
 
 const CONFIG: &str = "tokenizer_config.json";
 const MAP: &str = "special_tokens_map.json";

@@ -91,6 +91,27 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// The content of a regular file of at most `most` bytes.
+///
+/// # Errors
+/// As [`read()`], or a larger file ([`io::ErrorKind::FileTooLarge`]).
+pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let (file, mut content) = (open_within(path, most)?, Vec::new());
+    // It may be growing.
+    file.take(most + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > most { Err(too_large(most)) } else { Ok(content) }
+}
+
+/// [`open`], unless the file is larger: then nothing of it is read.
+fn open_within(path: &Path, most: u64) -> io::Result<File> {
+    let file = open(path)?;
+    if file.metadata()?.len() > most { Err(too_large(most)) } else { Ok(file) }
+}
+
+fn too_large(most: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is larger than the limit of {most} bytes"))
+}
+
 /// The text of a regular file.
 ///
 /// # Errors
@@ -106,7 +127,15 @@ pub(crate) fn read_to_string(path: &Path) -> io::Result<String> {
 /// # Errors
 /// Names `source` if that does not open, else both; an existing `target` is not overwritten.
 pub(crate) fn copy(source: &Path, target: &Path) -> Result<()> {
-    let mut from = open(source).map_err(|error| file_error(source, "read", &error))?;
+    copy_within(source, target, u64::MAX)
+}
+
+/// As [`copy`], for a file of at most `most` bytes.
+///
+/// # Errors
+/// As [`copy`], or a larger file, of which nothing is copied.
+pub(crate) fn copy_within(source: &Path, target: &Path, most: u64) -> Result<()> {
+    let mut from = open_within(source, most).map_err(|error| file_error(source, "read", &error))?;
     let mut copy = || -> io::Result<()> {
         let mut to = File::create_new(target)?;
         io::copy(&mut from, &mut to)?;
@@ -154,19 +183,12 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The content of a regular file of at most `most` bytes.
+/// As [`read_at_most`], with an error that names the file.
 ///
 /// # Errors
 /// The file cannot be read, is not a regular file, or is larger.
 pub(crate) fn read_within(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let failed = |error: io::Error| file_error(path, "read", &error);
-    let mut bytes = Vec::new();
-    open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(failed)?;
-    if bytes.len() as u64 > most {
-        return Err(Error::input(format!("{} is larger than the limit of {most} bytes", path.display()))
-            .hint("is it the right file?"));
-    }
-    Ok(bytes)
+    read_at_most(path, most).map_err(|error| file_error(path, "read", &error))
 }
 
 /// The xxh3-128 hash of a file's content, in one streaming pass.
@@ -262,6 +284,9 @@ mod tests {
         assert_eq!(std::fs::read(&target).unwrap(), b"content");
         let there = copy(&source, &target).unwrap_err();
         assert!(there.message.contains("target") && there.exit_code() == 2, "{there}");
+        let large = copy_within(&source, &folder.path().join("other"), 6).unwrap_err();
+        assert!(large.message.contains("source") && large.message.contains("larger than the limit of 6"), "{large}");
+        assert!(!folder.path().join("other").exists(), "nothing of it is copied");
         let full = copy(&source, Path::new("/dev/full/x")).unwrap_err();
         assert!(full.message.contains("to /dev/full/x"), "{full}");
     }

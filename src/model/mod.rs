@@ -22,6 +22,6 @@ pub(crate) mod rope;
 pub(crate) mod routes;
 pub mod segment;
 pub mod weight_files;
-mod weight_index;
+pub(crate) mod weight_index;
 pub mod weights;
 pub mod workspace;

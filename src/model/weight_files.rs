@@ -2,7 +2,7 @@
 //!
 //! Not here: the names of tensors in them (`names.rs`), the model made of them (`weights.rs`, `adapter.rs`).
 
-use super::architecture::Architecture;
+use super::architecture::{Architecture, MOST_BYTES};
 use super::declared::Declared;
 use super::fused;
 use super::layout::{Part, REWARD_HEAD};
@@ -17,9 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
-
-/// The largest config.json.
-const MOST_BYTES: u64 = 64 << 20;
 
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -380,7 +377,10 @@ pub(crate) fn value_head(folder: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// The keys of config.json; [`Architecture`] says which of them describe the model.
-fn config(folder: &Path) -> Result<Value> {
+///
+/// # Errors
+/// A file that cannot be read, or is no JSON.
+pub(crate) fn config(folder: &Path) -> Result<Value> {
     let path = folder.join("config.json");
     serde_json::from_slice(&files::read_within(&path, MOST_BYTES)?)
         .map_err(|error| Error::input(format!("{}: {error}", path.display())).hint("get it again"))

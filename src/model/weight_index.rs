@@ -31,10 +31,6 @@ pub(crate) fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     if names.is_empty() {
         return Err(wrong("weight_map is empty".into()));
     }
-    let is_inside = |name: &str| {
-        let mut parts = Path::new(name).components().peekable();
-        parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
-    };
     if let Some(outside) = names.iter().find(|name| !is_inside(name)) {
         return Err(wrong(format!("{outside:?} is not a file of this folder")));
     }
@@ -47,6 +43,12 @@ pub(crate) fn shards_of(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
             .hint("get the whole folder again"));
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Whether a name in a folder's file names something in that folder.
+pub(crate) fn is_inside(name: &str) -> bool {
+    let mut parts = Path::new(name).components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The first names, and how many more there are.

@@ -188,6 +188,13 @@ fn a_ranked_list_makes_all_its_pairs_or_an_even_pick_of_them() {
     assert_eq!(told(plain).chosen.text(), "y");
     let error = rows(&source(0), &[nectar(&[1.0; 65])]).unwrap_err();
     assert!(error.message.contains("65 answers, expected at most 64"), "{error}");
+    // They are counted before any is read.
+    let mut answers = vec![json!("x"); 70];
+    answers[0] = json!({"no": "answer"});
+    let outputs = json!({"instruction": "q", "output": answers});
+    let source = Source { format: Format::Outputs, ..source(0) };
+    let error = rows(&source, &[outputs]).unwrap_err();
+    assert!(error.message.contains("70 answers, expected at most 64"), "{error}");
 }
 
 #[test]

@@ -282,11 +282,15 @@ fn a_fifo_in_place_of_a_file_is_one_error_that_names_it() {
         "model/model.safetensors",
         "model/tokenizer.json",
         "model/tokenizer_config.json",
+        "model/chat_template.jinja",
+        "model/additional_chat_templates/tool.jinja",
         "plain.jsonl",
         "dev.jsonl",
     ] {
         let workspace = Workspace::new();
-        fs::remove_file(workspace.path(file)).unwrap();
+        fs::create_dir(workspace.path("model/additional_chat_templates")).unwrap();
+        workspace.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}");
+        let _ = fs::remove_file(workspace.path(file));
         assert!(Command::new("mkfifo").arg(workspace.path(file)).status().unwrap().success());
         let ended = train(&workspace, 1, &[], None);
         ended.failed_well(file);

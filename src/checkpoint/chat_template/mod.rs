@@ -10,22 +10,27 @@ mod jinja;
 
 use super::{AsTrained, read_json, sync, to_json, write_text};
 use crate::config::{RewardAt, TemplateKind};
-use crate::data::template::{ORIGINAL, Template, is_changed};
+use crate::data::template::jinja::LONGEST;
+use crate::data::template::{ORIGINAL, Template, is_changed, text_of};
 use crate::data::tokenize::{Encoder, Rules};
+use crate::data::tokenizer_files::MOST_BYTES_BESIDE;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result, file_error};
+use crate::files;
 use jinja::Turn;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tracing::warn;
 
 const FILE: &str = "chat_template.jinja";
 const CONFIG: &str = "tokenizer_config.json";
 /// The folder in which Transformers looks for named templates.
-pub(super) const NAMED: &str = "additional_chat_templates";
+const NAMED: &str = "additional_chat_templates";
+/// Most named templates of a model; known ones have two or three.
+const MOST_NAMED: usize = 100;
 /// Name of a changed template's original in that folder; [`ORIGINAL`] is its file.
 const ORIGINAL_NAME: &str = "original";
 
@@ -178,7 +183,7 @@ impl ChatTemplates {
         if !path.is_file() {
             return Ok(());
         }
-        let mut config: Map<String, Value> = read_json(path)?;
+        let mut config: Map<String, Value> = read_json(path, MOST_BYTES_BESIDE)?;
         let Some(templates) = config.get_mut("chat_template") else { return Ok(()) };
         let one = |name: &str, text: &str| json!({ "name": name, "template": text });
         *templates = match templates {
@@ -223,25 +228,22 @@ pub fn as_others_read(folder: &Path) -> Result<Template> {
 /// The default chat template of a folder and its named ones, as Transformers finds them: only template files if there is a
 /// default one, else tokenizer_config.json.
 fn read(folder: &Path) -> Result<(Option<String>, BTreeMap<String, String>)> {
-    let text = |path: &Path| fs::read_to_string(path).map_err(|error| file_error(path, "read", &error));
-    let (file, others, config) = (folder.join(FILE), folder.join(NAMED), folder.join(CONFIG));
+    let text = |path: &Path| text_of(path).map_err(|error| file_error(path, "read", &error));
+    let (file, config) = (folder.join(FILE), folder.join(CONFIG));
     let mut named = BTreeMap::new();
     if file.is_file() {
-        let failed = |error: std::io::Error| file_error(&others, "list", &error);
-        let entries = if others.is_dir() { Some(fs::read_dir(&others).map_err(failed)?) } else { None };
-        for entry in entries.into_iter().flatten() {
-            let path = entry.map_err(failed)?.path();
-            if let (Some(true), Some(name)) = (path.extension().map(|kind| kind == "jinja"), path.file_stem()) {
-                named.insert(name.to_string_lossy().into_owned(), text(&path)?);
-            }
+        for path in named_files(folder)? {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            named.insert(name, text(&path)?);
         }
         return Ok((Some(text(&file)?), named));
     }
-    let config: Value = if config.is_file() { read_json(&config)? } else { Value::Null };
+    let config: Value = if config.is_file() { read_json(&config, MOST_BYTES_BESIDE)? } else { Value::Null };
     let templates = match &config["chat_template"] {
         Value::Array(templates) => templates,
         template => return Ok((template.as_str().map(str::to_owned), named)),
     };
+    not_too_many(templates.len(), &folder.join(CONFIG))?;
     let mut default = None;
     for template in templates {
         match (template["name"].as_str(), template["template"].as_str()) {
@@ -251,6 +253,49 @@ fn read(folder: &Path) -> Result<(Option<String>, BTreeMap<String, String>)> {
         }
     }
     Ok((default, named))
+}
+
+/// The files of a folder's named templates.
+fn named_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let others = folder.join(NAMED);
+    if !others.is_dir() {
+        return Ok(Vec::new());
+    }
+    let failed = |error: std::io::Error| file_error(&others, "list", &error);
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(&others).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|kind| kind == "jinja") {
+            paths.push(path);
+        }
+        not_too_many(paths.len(), &others)?;
+    }
+    Ok(paths)
+}
+
+/// Refuses more named templates than any model has: each is rendered.
+fn not_too_many(count: usize, place: &Path) -> Result<()> {
+    if count <= MOST_NAMED {
+        return Ok(());
+    }
+    let message = format!("{} has more than {MOST_NAMED} chat templates", place.display());
+    Err(Error::input(message).hint("remove those that are not needed"))
+}
+
+/// Copies the named chat templates, without the default one, from `source` into `folder`.
+///
+/// # Errors
+/// A source that cannot be read, or is no template; a failed write.
+pub fn copy_named_templates(source: &Path, folder: &Path) -> Result<()> {
+    let (paths, target) = (named_files(source)?, folder.join(NAMED));
+    if paths.is_empty() {
+        return Ok(());
+    }
+    fs::create_dir_all(&target).map_err(|error| file_error(&target, "create", &error))?;
+    for path in paths {
+        files::copy_within(&path, &target.join(path.file_name().unwrap_or_default()), LONGEST as u64)?;
+    }
+    sync(&target)
 }
 
 /// Whether a template's name can be a file's.

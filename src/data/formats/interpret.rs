@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use serde_json::Value;
 
 /// Most answers in a list: 64 make 2,016 pairs. With more, the row is damaged or has answers to several prompts.
-const LONGEST_LIST: usize = 64;
+pub(super) const LONGEST_LIST: usize = 64;
 
 /// One pair of a row.
 pub(super) struct Sides {
@@ -59,10 +59,6 @@ impl Row<'_> {
         };
         let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
         let answers: Vec<Answer> = groups.into_iter().flatten().collect();
-        if answers.len() > LONGEST_LIST {
-            let message = format!("the row has {} answers, expected at most {LONGEST_LIST}", answers.len());
-            return Err(Error::input(message).hint("a row holds the answers to one prompt; cut the list"));
-        }
         let mut choices = self.choices(layout, &sizes)?;
         if ties == Ties::Drop {
             let drop = |choice: Choice| if choice.tied { Err(DropReason::Tie) } else { Ok(choice) };
@@ -146,9 +142,15 @@ impl Row<'_> {
         let prompt = self.get(layout.prompt).filter(|_| layout.prompt_as == Written::Transcript);
         let prompt = prompt.and_then(|found| found.values.first().and_then(|value| value.as_str()));
         let open = prompt.filter(|prompt| is_open_transcript(prompt));
-        let mut groups = Vec::with_capacity(layout.answers.len());
-        for paths in layout.answers {
-            let found = self.all(paths)?.ok_or_else(|| self.lacking(paths))?;
+        let list = |paths| self.all(paths)?.ok_or_else(|| self.lacking(paths));
+        let lists: Vec<_> = layout.answers.iter().copied().map(list).collect::<Result<_>>()?;
+        // Before any is read: a list may be as long as a row is large.
+        let count = lists.iter().map(|list| list.len()).sum();
+        if count > LONGEST_LIST {
+            return Err(too_many(count));
+        }
+        let mut groups = Vec::with_capacity(lists.len());
+        for found in lists {
             let mut group = Vec::with_capacity(found.len());
             for found in found {
                 match self.answer(layout, asked, &found)? {
@@ -258,6 +260,12 @@ impl Row<'_> {
             _ => beside.complete(prompt).map(Ok),
         }
     }
+}
+
+/// The error for a row with more than [`LONGEST_LIST`] answers.
+pub(super) fn too_many(answers: usize) -> Error {
+    Error::input(format!("the row has {answers} answers, expected at most {LONGEST_LIST}"))
+        .hint("a row holds the answers to one prompt; cut the list")
 }
 
 /// Whether a prompt is these turns followed by one of the answers.

@@ -2,7 +2,7 @@
 //!
 //! Not here: one row's pairs (`interpret.rs`), files that are only scored (`scorable.rs`).
 
-use super::interpret::Sides;
+use super::interpret::{LONGEST_LIST, Sides, too_many};
 use super::layout::Layout;
 use super::layouts::{ALONE, LAYOUTS, named};
 use super::{DropReason, SourceRows, Verdict, beside, suggest};
@@ -115,6 +115,8 @@ struct Reader<'s> {
     domain: String,
     /// Rows of one prompt that are still to be joined.
     waiting: Vec<(Standing, Row<'s>)>,
+    /// Further rows of that prompt, which are only counted: with so many, none makes a pair.
+    beyond: usize,
     rows: usize,
     /// Keys of `columns` whose path no row has had yet.
     columns_left: BTreeSet<String>,
@@ -132,6 +134,7 @@ impl<'s> Reader<'s> {
             kinds: BTreeSet::new(),
             domain: source.domain.clone().unwrap_or_else(|| stem(&source.path)),
             waiting: Vec::new(),
+            beyond: 0,
             rows: 0,
             columns_left: source.columns.keys().cloned().collect(),
         }
@@ -158,7 +161,10 @@ impl<'s> Reader<'s> {
                 if self.waiting.first().is_some_and(|(_, first)| !one_question(layout, first, &row)) {
                     self.join(layout)?;
                 }
-                self.waiting.push((standing, row));
+                match self.waiting.len() < LONGEST_LIST {
+                    true => self.waiting.push((standing, row)),
+                    false => self.beyond += 1,
+                }
                 Ok(())
             }
             Some(layout) => self.read(layout, &standing, &row),
@@ -169,6 +175,10 @@ impl<'s> Reader<'s> {
     fn join(&mut self, layout: &Layout) -> Result<()> {
         let mut waiting = std::mem::take(&mut self.waiting).into_iter();
         let Some((standing, first)) = waiting.next() else { return Ok(()) };
+        let beyond = std::mem::take(&mut self.beyond);
+        if beyond > 0 {
+            return self.odd(&standing, too_many(LONGEST_LIST + beyond));
+        }
         let row = first.join(waiting.map(|(_, row)| row.object));
         self.read(layout, &standing, &row)
     }
@@ -365,5 +375,26 @@ impl Row<'_> {
         }
         let Sides { prompt, inputs, chosen, rejected, tied, .. } = sides;
         Ok(Pair { prompt, inputs, chosen, rejected: Some(rejected), margin, tied, domain, line })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_one_prompt_beyond_the_most_are_counted_and_not_kept() {
+        let (source, mut take) = (Source::new("rows.jsonl"), |_| Ok(()));
+        let mut reader = Reader::of(&source, 0..usize::MAX, &mut take);
+        let rows = (0..LONGEST_LIST + 1000).map(|number| ("p", number)).chain([("q", 1), ("q", 2)]);
+        for (line, (prompt, score)) in rows.enumerate() {
+            let row = serde_json::json!({"prompt": prompt, "response": format!("{line}"), "helpfulness": score});
+            reader.row(&Place::line(&source.path, line + 1), row).unwrap();
+            assert!(reader.waiting.len() <= LONGEST_LIST);
+        }
+        let read = reader.finish().unwrap();
+        let odd = "the row has 1064 answers, expected at most 64";
+        assert_eq!((read.rows, read.dropped), (1, [(DropReason::Odd(odd.into()), 1)].into()));
+        assert_eq!(read.first_odd.unwrap().message, format!("rows.jsonl:1: {odd}"));
     }
 }

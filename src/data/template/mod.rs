@@ -5,12 +5,14 @@
 pub mod jinja;
 
 use crate::config::TemplateKind;
+use crate::data::tokenizer_files::MOST_BYTES_BESIDE;
 use crate::data::{Message, Prompt, TemplateInputs};
 use crate::error::{Error, Result, file_error};
 use crate::files;
-use jinja::Program;
+use jinja::{LONGEST, Program};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 /// The file that keeps the original of a chat template that an export has changed.
@@ -275,10 +277,10 @@ fn messages(prompt: &Prompt) -> Vec<Message> {
 
 /// A JSON file's value; null if there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
-    match files::read(path) {
+    match files::read_at_most(path, MOST_BYTES_BESIDE) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .map_err(|error| Error::input(format!("{}: broken JSON: {error}", path.display())).hint("fetch it again")),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Value::Null),
         Err(error) => Err(file_error(path, "read", &error)),
     }
 }
@@ -294,18 +296,27 @@ struct SourceFile {
     text: String,
 }
 
+/// The text of a template's file.
+///
+/// # Errors
+/// No regular file, a file that is longer than any template that is read, or bytes that are not UTF-8.
+pub(crate) fn text_of(path: &Path) -> io::Result<String> {
+    let bytes = files::read_at_most(path, LONGEST as u64)?;
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
 /// Finds the chat template in a model's folder.
 fn chat_template(model_dir: &Path, config: &Value) -> Result<SourceFile> {
     let path = model_dir.join("chat_template.jinja");
-    match files::read_to_string(&path) {
+    match text_of(&path) {
         // If an export has changed the template, the original is read: the model was trained with that.
         Ok(text) if is_changed(&text) && model_dir.join(ORIGINAL).is_file() => {
             let path = model_dir.join(ORIGINAL);
-            let text = files::read_to_string(&path).map_err(|error| file_error(&path, "read", &error))?;
+            let text = text_of(&path).map_err(|error| file_error(&path, "read", &error))?;
             return Ok(SourceFile { path: path.display().to_string(), text });
         }
         Ok(text) => return Ok(SourceFile { path: path.display().to_string(), text }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(file_error(&path, "read", &error)),
     }
     let path = model_dir.join("tokenizer_config.json").display().to_string();

@@ -8,6 +8,7 @@ mod caches;
 mod changed;
 mod comparing;
 mod debugging;
+mod elsewhere;
 pub mod experts;
 mod export;
 mod fitting;

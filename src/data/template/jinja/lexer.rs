@@ -6,7 +6,7 @@ use super::characters::is_space;
 use super::{Fault, Outcome};
 
 /// The longest template that is read, in bytes; the longest known has 40 kB.
-const LONGEST: usize = 1 << 20;
+pub(crate) const LONGEST: usize = 1 << 20;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Kind {

@@ -32,6 +32,7 @@ mod strings;
 mod tests;
 mod value;
 
+pub(crate) use lexer::LONGEST;
 use std::collections::BTreeMap;
 use value::Value;
 
