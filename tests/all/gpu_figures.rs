@@ -3,6 +3,7 @@
 //!
 //! Not here: checks of NCCL and of numbers (`gpu.rs`).
 
+use crate::device::gpu;
 use crate::steps;
 use haf_dist::comm::{CommThread, solo::Solo};
 use haf_dist::data::AnswerSpan;
@@ -27,7 +28,6 @@ use std::process::Command;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-const GPU: Device = Device::Cuda(0);
 /// Calls that are timed together.
 const REPEATS: usize = 20;
 /// Steps that are not timed, and steps that are.
@@ -83,7 +83,7 @@ fn operations(widths: &Widths, copied: usize) -> Vec<String> {
 fn each_operation_agrees_and_its_rate() {
     let mut architecture = shapes::architecture("llama-3.1-8b").unwrap();
     architecture.blocks.truncate(1);
-    let mut widths = kernels::widths(&architecture, Kind::BFloat16, GPU);
+    let mut widths = kernels::widths(&architecture, Kind::BFloat16, gpu(0));
     widths.rows = 4096;
     let wrong = operations(&widths, 1 << 28);
     assert!(wrong.is_empty(), "wrong: {}", wrong.join(", "));
@@ -93,13 +93,14 @@ fn each_operation_agrees_and_its_rate() {
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn the_check_at_the_start_takes_under_two_seconds() {
-    let widths = kernels::widths(&shapes::architecture("llama-3.1-8b").unwrap(), Kind::BFloat16, GPU);
+    let gpu = gpu(0);
+    let widths = kernels::widths(&shapes::architecture("llama-3.1-8b").unwrap(), Kind::BFloat16, gpu);
     // Whatever libtorch loads once is no part of the check.
-    let _ = Tensor::ones([8, 8], (Kind::BFloat16, GPU)).mm(&Tensor::ones([8, 8], (Kind::BFloat16, GPU)));
-    wait_for(GPU);
+    let _ = Tensor::ones([8, 8], (Kind::BFloat16, gpu)).mm(&Tensor::ones([8, 8], (Kind::BFloat16, gpu)));
+    wait_for(gpu);
     let started = Instant::now();
-    let found = faults(ops::checked(GPU).unwrap().own(), &widths).unwrap();
-    wait_for(GPU);
+    let found = faults(ops::checked(gpu).unwrap().own(), &widths).unwrap();
+    wait_for(gpu);
     let took = started.elapsed().as_secs_f64();
     println!("start check: {took:.2} s, {} operations replaced", found.len());
     assert!(took < 2.0 && found.is_empty(), "{took:.2} s, {found:?}");
@@ -227,14 +228,16 @@ fn steps_of(
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn steps_at_the_shape_of_a_1b_model() {
-    let taken = steps_of("llama-3.2-1b", shapes::architecture("llama-3.2-1b").unwrap(), 8, 4096, (Kind::BFloat16, GPU));
+    let taken =
+        steps_of("llama-3.2-1b", shapes::architecture("llama-3.2-1b").unwrap(), 8, 4096, (Kind::BFloat16, gpu(0)));
     assert!(taken.is_none_or(|taken| taken < 1.1), "{taken:?} of the planned memory");
 }
 
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn steps_at_the_shape_of_an_8b_model() {
-    let taken = steps_of("llama-3.1-8b", shapes::architecture("llama-3.1-8b").unwrap(), 4, 4096, (Kind::BFloat16, GPU));
+    let taken =
+        steps_of("llama-3.1-8b", shapes::architecture("llama-3.1-8b").unwrap(), 4, 4096, (Kind::BFloat16, gpu(0)));
     assert!(taken.is_none_or(|taken| taken < 1.1), "{taken:?} of the planned memory");
 }
 

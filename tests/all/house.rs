@@ -329,6 +329,16 @@ fn implementations_are_chosen_in_one_place() {
     assert_eq!(device_forks("if hardware.cpu { \"rank\" } else { \"GPU\" }"), [".cpu"]);
 }
 
+/// A test that names a GPU itself would find none: it must load libtorch's part for GPUs first.
+#[test]
+fn tests_get_their_gpus_from_one_place() {
+    let names_one = |text: &str| text.contains("Device::Cuda(") || text.contains("cuda_if_available");
+    let files = files("tests");
+    let naming: Vec<&str> = files.iter().filter(|(_, text)| names_one(text)).map(|(file, _)| file.as_str()).collect();
+    assert_eq!(naming, ["all/device.rs", "all/house.rs"], "take it from `device::gpu`");
+    assert!(files["all/device.rs"].contains("cuda::load()"));
+}
+
 /// Methods of a trait or of an implementation that stands alone in its file.
 fn methods(text: &str) -> BTreeSet<&str> {
     text.lines().filter_map(|line| line.strip_prefix("    fn ")?.split('(').next()).collect()

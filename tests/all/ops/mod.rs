@@ -9,6 +9,7 @@ mod launches;
 mod update;
 mod varlen;
 
+use crate::device::gpu;
 use haf_dist::ops::cpu::Cpu;
 use haf_dist::ops::cuda::{Cuda, Plain};
 use haf_dist::ops::{Ops, Scratch, Tensors};
@@ -40,7 +41,7 @@ fn the_operations_of_a_gpu_conform_where_its_own_calls_are_written_out() {
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn the_operations_of_a_gpu_conform() {
-    conforms(haf_dist::ops::of(Device::Cuda(0)), Device::Cuda(0));
+    conforms(haf_dist::ops::of(gpu(0)), gpu(0));
 }
 
 #[test]
