@@ -66,6 +66,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("use hf_hub::", &["hub/client.rs"]),
     ("cudarc::", &["comm/nccl/"]),
     ("libloading::", &["comm/nccl/", "machine/cuda.rs"]),
+    // libtorch warns of what tch passes; `internal_pin_memory` does the same.
+    (".pin_memory(", &[]),
 ];
 
 /// Where a file may ask which device it is on: where operations are chosen, memory is laid out or shared, or what a device needs
