@@ -58,7 +58,7 @@ const UNSAFE: &[&str] = &[
     "machine/mod.rs",
 ];
 
-/// How a crate is named, and the only files or folders that may.
+/// How a crate or a call is named, and the only files or folders that may.
 const DOORS: &[(&str, &[&str])] = &[
     ("use mpi::", &["comm/mpi.rs"]),
     ("use tokenizers::", &["data/tokenize"]),

@@ -23,9 +23,9 @@ pub const KERNELS: [(&str, usize); 11] = [
     ("activate", 2),
     ("activate_backward", 5),
     ("attention", 1 + FLASH[0]),
-    ("attention_backward", 8 + FLASH[1]),
+    ("attention_backward", 7 + FLASH[1]),
     ("add_product", PRODUCT),
 ];
 
 /// Kernels of the block, forward and backward, for any number of pairs.
-pub const BLOCK: [usize; 2] = [41, 77];
+pub const BLOCK: [usize; 2] = [41, 76];
