@@ -56,7 +56,7 @@ const FIXED: [(&str, &str); 3] =
 ///
 /// # Errors
 /// A libtorch without these settings.
-pub(crate) fn set_deterministic(on: bool) -> Result<String> {
+pub fn set_deterministic(on: bool) -> Result<String> {
     if on {
         for (name, value) in FIXED {
             if std::env::var_os(name).is_none() {

@@ -17,6 +17,13 @@ pub fn load() {
     LazyLock::force(&LOADED);
 }
 
+/// The GPU with this number among the visible ones, with libtorch set as a run sets it unless its config says otherwise.
+pub fn gpu_of_a_run(index: usize) -> Device {
+    load();
+    cuda::set_deterministic(true).unwrap_or_else(|error| panic!("{error}"));
+    gpu(index)
+}
+
 /// The GPU with this number among the visible ones.
 pub fn gpu(index: usize) -> Device {
     load();

@@ -1,7 +1,7 @@
 //! Tests that need GPUs; launch/gpu-check.sh runs them one by one and reads their output. All are ignored elsewhere. Those that
 //! say so run under mpirun, one rank a GPU; a single rank is enough for them.
 
-use crate::device::{gpu, load};
+use crate::device::{gpu, gpu_of_a_run, load};
 #[allow(dead_code)]
 use crate::steps;
 use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl, solo::Solo};
@@ -23,7 +23,7 @@ fn joined() -> (CommThread, Device) {
     install_panic_hook();
     let comm = CommThread::start(connect).expect("MPI starts");
     let index = comm.local().rank;
-    let device = gpu(index);
+    let device = gpu_of_a_run(index);
     let settings = nccl::Settings { device, gpu: index, timeout: Duration::from_secs(60) };
     let version = nccl::join(&comm, settings).unwrap_or_else(|error| panic!("{error}"));
     if comm.rank() == 0 {

@@ -3,13 +3,15 @@
 //!
 //! Not here: checks of NCCL and of numbers (`gpu.rs`).
 
-use crate::device::gpu;
+use crate::device::gpu_of_a_run as gpu;
 use crate::steps;
 use haf_dist::comm::{CommThread, solo::Solo};
 use haf_dist::data::AnswerSpan;
+use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
 use haf_dist::data::sequence::OwnedPair;
+use haf_dist::engine::head::Objective;
 use haf_dist::engine::{Buckets, Engine};
 use haf_dist::machine::{kernels, wait_for};
 use haf_dist::model::architecture::Architecture;
@@ -18,6 +20,7 @@ use haf_dist::model::segment::{Segment, Use};
 use haf_dist::model::weights::Model;
 use haf_dist::ops;
 use haf_dist::ops::checked::{Widths, faults, timings};
+use haf_dist::ops::cuda::launches::BLOCK;
 use haf_dist::plan::memory::Memory;
 use haf_dist::plan::time::useful_flops;
 use haf_dist::plan::workload::{PairTokens, Shape, sum};
@@ -241,6 +244,39 @@ fn steps_at_the_shape_of_an_8b_model() {
     assert!(taken.is_none_or(|taken| taken < 1.1), "{taken:?} of the planned memory");
 }
 
+/// A pass of one block and a pass of two, each between kernels that no pass starts: in a trace, a block's are the difference.
+fn passes_apart_by_a_block(architecture: &Architecture, tokens: usize, (kind, device): (Kind, Device)) {
+    let config = steps::config("llama-tied", &[]);
+    let objective = Objective { config: &config.loss, reward_weight: 1.0, alpha: 0.0, log_probs: false };
+    let data = pairs(1, tokens, architecture.vocabulary);
+    let item = PairToPack { index: 0, pair: data.pair(0), reference: [0.0; 2] };
+    let batch = PackedBatch::new([item], Packing::Shared, device);
+    let mut engines = [1, 2].map(|count| {
+        let blocks = vec![architecture.blocks[0].clone(); count];
+        let model = random(Architecture { blocks, ..architecture.clone() }, kind, device);
+        (Buckets::of(&model).unwrap(), Engine::new(model, false).unwrap())
+    });
+    let mark = Tensor::ones([4, 4], (kind, device));
+    // Once for what libtorch loads and allocates the first time.
+    for marked in [false, true] {
+        for (buckets, engine) in &mut engines {
+            let _ = marked.then(|| mark.triu(0));
+            let losses = engine.forward_backward(&batch, &objective, buckets).unwrap().read().unwrap();
+            assert_eq!(losses.len(), 1);
+        }
+    }
+    let _ = mark.triu(0);
+    wait_for(device);
+    println!("a block is {} kernels in the table", BLOCK.iter().sum::<usize>());
+}
+
+/// Under nsys.
+#[test]
+#[ignore = "needs a GPU: launch/gpu-check.sh"]
+fn the_kernels_of_a_block() {
+    passes_apart_by_a_block(&shapes::architecture("llama-3.2-1b").unwrap(), 2048, (Kind::BFloat16, gpu(0)));
+}
+
 /// What a GPU will be asked for, in small.
 #[test]
 fn the_figures_can_be_printed_on_a_cpu() {
@@ -248,5 +284,6 @@ fn the_figures_can_be_printed_on_a_cpu() {
     let architecture = Architecture::open(&folder).unwrap();
     let widths = kernels::widths(&architecture, Kind::Float, Device::Cpu);
     assert_eq!(operations(&widths, 1 << 20), Vec::<String>::new());
+    passes_apart_by_a_block(&architecture, 64, (Kind::Float, Device::Cpu));
     assert_eq!(steps_of("llama-untied", architecture, 1, 256, (Kind::Float, Device::Cpu)), None);
 }
