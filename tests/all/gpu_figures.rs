@@ -153,9 +153,12 @@ fn pairs(count: usize, tokens: usize, vocabulary: usize) -> PreparedData {
     PreparedData::from_pairs((0..count).map(pair).collect()).unwrap()
 }
 
-/// Bytes of the first GPU's memory that are taken, its name, and the data sheet's FLOP/s where it is known.
+/// Bytes of the first visible GPU's memory that are taken, its name, and the data sheet's FLOP/s where it is known.
 fn card() -> Option<(f64, String, Option<f64>)> {
-    let query = ["--query-gpu=memory.used,name", "--format=csv,noheader,nounits", "-i", "0"];
+    // A number or a UUID; nvidia-smi takes both.
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    let first = visible.split(',').next().filter(|first| !first.is_empty()).unwrap_or("0");
+    let query = ["--query-gpu=memory.used,name", "--format=csv,noheader,nounits", "-i", first];
     let output = Command::new("nvidia-smi").args(query).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let (used, name) = text.split_once(", ")?;
@@ -175,8 +178,11 @@ fn steps_of(
 ) -> Option<f64> {
     let (kind, device) = place;
     architecture.blocks.truncate(blocks);
-    let product = product_rate(device, kind, if device == Device::Cpu { 256 } else { 8192 });
+    // What the process takes without a model is there from the first kernel on: neither counted here nor planned below.
+    let _ = Tensor::ones([1], (kind, device));
+    wait_for(device);
     let before = if device == Device::Cpu { None } else { card() };
+    let product = product_rate(device, kind, if device == Device::Cpu { 256 } else { 8192 });
     let each = tokens / 8;
     let length = each / 4;
     let pair = PairTokens { prefix: each - 2 * length, chosen: length, rejected: length, apart: false };
@@ -188,9 +194,13 @@ fn steps_of(
         checkpointing: false,
         tokens_per_micro_batch: tokens,
         sharded: false,
+        deterministic: true,
         lora: None,
     };
-    let (flops, planned) = (useful_flops(&job, &shape), Memory::of(&job, &shape, device == Device::Cpu, 1).total());
+    let gpu = (device != Device::Cpu)
+        .then(|| hardware::multiprocessors(before.as_ref().map_or("", |(_, name, _)| name.as_str())));
+    let memory = Memory::of(&job, &shape, gpu, 1);
+    let (flops, planned) = (useful_flops(&job, &shape), memory.total() - memory.base);
     let config = steps::config("llama-tied", &[&format!("train.tokens_per_micro_batch={tokens}")]);
     let comm = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
     let model = random(architecture, kind, device);
