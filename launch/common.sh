@@ -103,6 +103,17 @@ quoted() {
     printf '%s\n' "${line% }"
 }
 
+# visible_gpus: fills the array VISIBLE with an entry for each GPU that programs started from here see.
+# shellcheck disable=SC2034 # the scripts read it
+visible_gpus() {
+    VISIBLE=()
+    if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        mapfile -t VISIBLE < <({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep '^GPU' || true)
+    elif [[ $CUDA_VISIBLE_DEVICES != -1 ]]; then
+        IFS=, read -ra VISIBLE <<<"$CUDA_VISIBLE_DEVICES"
+    fi
+}
+
 # need_cargo: puts cargo on the PATH and checks that it is new enough for Cargo.toml.
 need_cargo() {
     local wanted found get

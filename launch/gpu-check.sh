@@ -16,7 +16,7 @@ MFU and their memory beside what `haf-dist plan` says; where the time of a step 
 
 One PASS, FAIL or SKIP line a check, figures below it, and all of it again at the end to paste into an issue. Needs a GPU of
 48 GB for the larger shape, 3 GB of disk and about twenty minutes, half of them for building the tests. Changes nothing but
-target/ and a temporary folder.
+target/ and a temporary folder. CUDA_VISIBLE_DEVICES chooses among the GPUs.
 
 Environment: PYTHON: a Python with torch for CUDA, transformers, trl and datasets (benches/peers.txt) for the last checks
 [default: python3]; without one they are skipped.
@@ -27,7 +27,10 @@ only_help "$@"
 
 cd "$ROOT"
 need_cargo
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target} OMP_NUM_THREADS=1
+# CUDA numbers GPUs as nvidia-smi does.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$ROOT/target} OMP_NUM_THREADS=1 CUDA_DEVICE_ORDER=PCI_BUS_ID
+# The tests are started without haf-dist, which sets this.
+[[ -n ${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-} ]] || export PYTORCH_ALLOC_CONF=expandable_segments:True
 LIBRARY=$(readlink -f "${LIBTORCH:-$DEPS/libtorch}/lib/libtorch_cpu.so") || true
 [[ -e ${LIBRARY%/*}/libtorch_cuda.so ]] || fail "there is no libtorch_cuda.so beside ${LIBRARY:-libtorch}" "launch/setup.sh --cuda"
 WORK=$(mktemp -d)
@@ -93,11 +96,38 @@ links() {
     nvidia-smi topo -m
 }
 
+# on_gpu PATTERN: whether the check so far has printed that it computes on a GPU.
+on_gpu() {
+    grep -qE "$1" "$WORK/log" || {
+        echo "it did not compute on a GPU: nothing above says $1"
+        return 1
+    }
+}
+
+# Kernels of a block: two passes, the second with a block more, stand between kernels that no pass starts (triu).
+block_kernels() {
+    nsys profile --trace=cuda --force-overwrite=true --output="$WORK/block" \
+        "$PROGRAM" gpu_figures::the_kernels_of_a_block --exact --ignored --nocapture &&
+        nsys stats --quiet --report=cuda_gpu_trace --format=csv "$WORK/block.nsys-rep" >"$WORK/block.csv" &&
+        awk '
+            /triu_tril/ { marks++; next }
+            /\[CUDA mem/ { next }
+            /^[0-9]/ { kernels[marks]++ }
+            END {
+                if (marks != 3) {
+                    printf "the trace has %d of 3 marks\n", marks
+                    exit 1
+                }
+                printf "a block is %d kernels in the trace\n", kernels[2] - kernels[1]
+            }' "$WORK/block.csv"
+}
+
 # A few steps of the quickstart's model on one GPU, traced.
 throughput() {
     "$HAF_DIST" --config configs/quickstart.toml --trace "$WORK/trace.json" --set output.dir="$WORK/run" \
         --set data.cache_dir="$WORK/cache" --set train.steps=30 --set train.pairs_per_step=128 \
-        --set train.tokens_per_micro_batch=16384 --set 'data.dev=[]' --set 'data.test=[]'
+        --set train.tokens_per_micro_batch=16384 --set 'data.dev=[]' --set 'data.test=[]' &&
+        on_gpu 'on Cuda\('
 }
 
 # breakdown TRACE: milliseconds a step of each span of the thread that steps, the longest first: what the host computed or
@@ -131,7 +161,7 @@ peer() {
 }
 ours() {
     "$HAF_DIST" bench --model "$SMALL" --pairs "$SOCIALIQA" --objective "$1" --count 256 --dtype bf16 \
-        --tokens-per-micro-batch 16384 --json
+        --tokens-per-micro-batch 16384 --json && on_gpu '"device":"Cuda\('
 }
 peers_are_there() {
     "$PYTHON" -c 'import datasets, torch, transformers, trl; assert torch.cuda.is_available(), "torch sees no GPU"'
@@ -149,8 +179,10 @@ fi
 summary+=("haf-dist $(git describe --always --dirty 2>/dev/null || echo unknown), $(date -u +%F)")
 check "the driver answers" nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 note "$(found ,)"
-gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep -c '^GPU' || true)
-((gpus > 0)) || fail "no GPU is visible" "nvidia-smi must list one; in a container: start it with --gpus all"
+visible_gpus
+gpus=${#VISIBLE[@]}
+((gpus > 0)) || fail "no GPU is visible" "nvidia-smi must list one; in a container: start it with --gpus all" \
+    "CUDA_VISIBLE_DEVICES, where it is set, names those to check"
 
 build() {
     cargo build --release && cargo test --release --test all --no-run
@@ -184,6 +216,12 @@ note "$(found 'differ by')"
 check "a large bf16 matrix product" gpu_test 1 gpu::the_rate_of_a_matrix_product
 note "$(found 'matrix product:')"
 rate=$(sed -n 's/.*matrix product: \([0-9.]*\).*/\1/p' "$WORK/log")
+if have nsys; then
+    check "a trace of a block's kernels" block_kernels
+    note "$(found 'a block is')"
+else
+    skip "a trace of a block's kernels" "nsys is not installed"
+fi
 for shape in a_1b an_8b; do
     check "steps at the shape of ${shape/_/ } model, memory within 110% of the plan" \
         gpu_test 1 "gpu_figures::steps_at_the_shape_of_${shape}_model"

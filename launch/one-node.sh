@@ -25,16 +25,13 @@ END
 help_or_arguments "$@"
 
 have nvidia-smi || fail "nvidia-smi is not there: is NVIDIA's driver installed?" "in a container: start it with --gpus all"
-if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-    IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
-else
-    mapfile -t gpus < <(nvidia-smi --list-gpus)
-fi
-((${#gpus[@]} > 0)) || fail "nvidia-smi lists no GPU" "in a container: start it with --gpus all"
+visible_gpus
+((${#VISIBLE[@]} > 0)) || fail "no GPU is visible" "nvidia-smi must list one; in a container: start it with --gpus all" \
+    "CUDA_VISIBLE_DEVICES, where it is set, names those to use"
 if ((EUID == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
-command=(mpirun -n "${#gpus[@]}" --oversubscribe --bind-to none
+command=(mpirun -n "${#VISIBLE[@]}" --oversubscribe --bind-to none
     "${CARGO_TARGET_DIR:-$ROOT/target}/release/haf-dist" "$@")
 say "$(quoted "${command[@]}")"
 run_job "${command[@]}"

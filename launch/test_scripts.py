@@ -42,7 +42,7 @@ class Scripts(unittest.TestCase):
     def run_script(self, name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """The script with these arguments; no terminal, so that nothing can be asked."""
         path = f"{self.bin}:{os.environ['PATH']}"
-        kept = {name: value for name, value in os.environ.items() if name != "MPICC"}
+        kept = {name: value for name, value in os.environ.items() if name not in ("MPICC", "CUDA_VISIBLE_DEVICES")}
         return subprocess.run([self.root / "launch" / name, *arguments], capture_output=True, text=True, check=False,
                               stdin=subprocess.DEVNULL, env={**kept, "PATH": path, **environment}, timeout=60)
 
@@ -122,12 +122,24 @@ case "$*" in
 esac
 """,
         "haf-dist": """#!/bin/sh
-if [ "$1" = bench ]; then echo '{"pairs_per_s":300.0}'; exit 0; fi
+if [ "$1" = bench ]; then echo "{\\"device\\":\\"$STUB_DEVICE\\",\\"pairs_per_s\\":300.0}"; exit 0; fi
 for argument; do case $argument in output.dir=*) run=${argument#output.dir=} ;; *trace.json) trace=$argument ;; esac; done
 mkdir -p "$run"
 for step in 1 2 3 4; do echo '{"step":1,"tokens_per_s":50000.0}'; done >"$run/metrics.jsonl"
 printf '[\\n{"name":"wait for reductions","ph":"X","tid":1,"ts":1.0,"dur":500.000,"args":{}},\\n' >"$trace"
 printf '{"name":"step","ph":"X","tid":1,"ts":1.0,"dur":2000.000,"args":{}}\\n]\\n' >>"$trace"
+echo "135.0 M parameters, bf16 compute, 1 rank(s) of 1 thread(s) on $STUB_DEVICE"
+""",
+        "nsys": """#!/bin/sh
+case "$1" in
+profile) echo "a block is 118 kernels in the table" ;;
+*)
+    echo "Start (ns),Duration (ns),Name"
+    for name in gemm triu_tril_kernel gemm triu_tril_kernel gemm "[CUDA memcpy HtoD]" flash add triu_tril_kernel; do
+        echo "1000,200,$name"
+    done
+    ;;
+esac
 """,
         "python": """#!/bin/sh
 case "$*" in
@@ -137,8 +149,8 @@ esac
 """,
     }
 
-    def gpu_check(self, **environment: str) -> subprocess.CompletedProcess:
-        """launch/gpu-check.sh among its stand-ins."""
+    def gpu_check(self, without: str = "", **environment: str) -> subprocess.CompletedProcess:
+        """launch/gpu-check.sh among its stand-ins, but for one."""
         (self.root / "Cargo.toml").write_text('rust-version = "1.96"\n', encoding="utf-8")
         (self.root / "configs").mkdir(exist_ok=True)
         release, library = self.root / "target/release", self.root / "libtorch/lib"
@@ -150,8 +162,10 @@ esac
             place = (release if name == "haf-dist" else self.bin) / name
             place.write_text(text, encoding="utf-8")
             place.chmod(0o755)
+        if without:
+            (self.bin / without).unlink()
         return self.run_script("gpu-check.sh", LIBTORCH=str(library.parent), CARGO_TARGET_DIR=str(release.parent),
-                               PYTHON=str(self.bin / "python"), **{"STUB_FAILS": "nothing", **environment})
+                               PYTHON=str(self.bin / "python"), **{"STUB_FAILS": "nothing", "STUB_DEVICE": "Cuda(0)", **environment})
 
     def test_the_page_of_a_gpu_has_a_line_and_figures_for_each_check(self) -> None:
         run = self.gpu_check(STUB_PEERS="yes")
@@ -160,18 +174,38 @@ esac
         for says in ("PASS  the driver answers", "PASS  links between GPUs", "NV18", "bus   200.00 GiB/s",
                      "operations and attention equal automatic differentiation", "50% of a copy", "start check: 0.40 s",
                      "largest relative difference", "differ by 1e-7", "MFU 35.4%", "MFU 5.8% of that product",
+                     "a block is 118 kernels in the table", "a block is 2 kernels in the trace",
                      "0.500 ms a step: wait for reductions", "300.0 pairs/s, trl-dpo 100.0: 3.00 times"):
             self.assertIn(says, page)
         self.assertNotIn("FAIL", page)
 
     def test_a_failed_check_of_a_gpu_is_shown_and_the_others_go_on(self) -> None:
-        run = self.gpu_check(STUB_FAILS="an_8b")
+        run = self.gpu_check(without="nsys", STUB_FAILS="an_8b")
         self.assertEqual(run.returncode, 1)
         self.assertIn("FAIL  steps at the shape of an 8b model", run.stdout)
         self.assertIn("it is broken", run.stdout)
         self.assertIn("PASS  30 steps of the quickstart's model", run.stdout)
+        self.assertIn("SKIP  a trace of a block's kernels: nsys is not installed", run.stdout)
         self.assertIn("SKIP  peers of benches/peer.py on this GPU: ", run.stdout)
         self.assertIn("1 check(s) failed", run.stdout)
+
+    def test_a_program_that_computes_on_the_processor_fails_its_checks(self) -> None:
+        run = self.gpu_check(STUB_DEVICE="Cpu", STUB_PEERS="yes")
+        self.assertEqual(run.returncode, 1)
+        for says in ("FAIL  30 steps of the quickstart's model", "FAIL  haf-dist bench, objective reward",
+                     "it did not compute on a GPU"):
+            self.assertIn(says, run.stdout)
+
+    def test_gpus_that_are_hidden_are_not_counted(self) -> None:
+        run = self.gpu_check(CUDA_VISIBLE_DEVICES="1")
+        self.assertEqual((run.returncode, run.stderr), (0, ""), run.stdout)
+        self.assertIn("PASS  NCCL sums ones over 1 GPU(s)", run.stdout)
+        self.assertIn("PASS  1 rank(s) over NCCL", run.stdout)
+        self.assertNotIn("links between GPUs", run.stdout)
+        for hidden in ("", "-1"):
+            run = self.gpu_check(CUDA_VISIBLE_DEVICES=hidden)
+            self.assertEqual(run.returncode, 1)
+            self.assertIn("error: no GPU is visible", run.stderr)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ pub(crate) fn on_device<T: tch::kind::Element>(values: &[T], device: Device) -> 
     let values = Tensor::from_slice(values);
     match device {
         Device::Cpu => values,
-        Device::Cuda(_) => values.pin_memory(device).to_device_(device, T::KIND, true, false),
+        // `pin_memory` warns on every call that it is given a device, which tch cannot leave out.
+        Device::Cuda(_) => values.internal_pin_memory(device).to_device_(device, T::KIND, true, false),
         _ => values.to_device(device),
     }
 }

@@ -30,6 +30,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// A job in which something fails or gets stuck.
 const FAILURE_LIMIT: Duration = Duration::from_secs(20);
 
+/// The arguments of a rank.
+const RANK: [&str; 4] = ["rank", "--exact", "--ignored", "--nocapture"];
+
 /// The folder with the shim under the two names that the loader looks for. Built once.
 static SHIM: LazyLock<PathBuf> = LazyLock::new(|| {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nccl_shim");
@@ -60,11 +63,6 @@ fn run(ranks: usize, part: &str, wrong: &str) -> Ended {
 }
 
 fn run_with(ranks: usize, part: &str, wrong: &str, libraries: Option<&Path>) -> Ended {
-    // One job at a time: jobs that share the cores would be late for reasons of their own.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = tempfile::tempdir().unwrap();
-    let out = std::fs::File::create(folder.path().join("printed")).unwrap();
     // Where waits are looked for, the shim must come before libtorch, in the ranks alone.
     let program = std::env::current_exe().unwrap();
     let mut command = match part.starts_with("queued") {
@@ -75,14 +73,23 @@ fn run_with(ranks: usize, part: &str, wrong: &str, libraries: Option<&Path>) -> 
             command
         }
     };
+    command.args(RANK);
+    run_command(command, part, wrong, libraries)
+}
+
+fn run_command(mut command: Command, part: &str, wrong: &str, libraries: Option<&Path>) -> Ended {
+    let folder = tempfile::tempdir().unwrap();
+    let out = std::fs::File::create(folder.path().join("printed")).unwrap();
     command
-        .args(["rank", "--exact", "--ignored", "--nocapture"])
         .env(part::PART, part)
         .env("NCCL_SHIM", wrong)
         .env("NCCL_SHIM_LOG", folder.path().join("record"))
         .stdin(Stdio::null())
         .stderr(out.try_clone().unwrap())
         .stdout(out);
+    // One job at a time: jobs that share the cores would be late for reasons of their own.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(libraries) = libraries {
         let before = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
         command.env("LD_LIBRARY_PATH", format!("{}:{before}", libraries.display()));
@@ -236,5 +243,32 @@ fn setups_that_nccl_cannot_use_are_refused_once_with_a_hint() {
     // Where the real library is installed, it is found.
     if cudarc::get_lib_name_candidates("nccl").iter().all(|name| !part::can_load(name)) {
         refused(run_with(2, "joining", "", None), &["libnccl.so is not found", "libnccl.so.2"]);
+    }
+}
+
+/// As pip installs it: the wheel of haf-dist beside NCCL's, whose only file is libnccl.so.2. The engine is a rank of this program.
+#[test]
+fn the_engine_of_a_wheel_loads_nccls_own_package() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let [bin, driver, packages] =
+        ["bin", "driver", "lib/python3.12/site-packages"].map(|name| folder.path().join(name));
+    let package = packages.join("nvidia/nccl/lib");
+    for made in [&bin, &driver, &package, &packages.join("torch"), &packages.join("haf_dist-0.1.0.dist-info")] {
+        std::fs::create_dir_all(made).unwrap();
+    }
+    std::fs::copy(SHIM.join("libnccl.so"), package.join("libnccl.so.2")).unwrap();
+    symlink(package.join("libnccl.so.2"), driver.join("libcuda.so")).unwrap();
+    symlink(env!("HAF_DIST_LIBTORCH"), packages.join("torch/lib")).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_haf-dist"), bin.join("haf-dist")).unwrap();
+    let rank = format!("#!/bin/sh\nexec {} {}\n", std::env::current_exe().unwrap().display(), RANK.join(" "));
+    std::fs::write(bin.join("haf-dist-engine"), rank).unwrap();
+    std::fs::set_permissions(bin.join("haf-dist-engine"), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = job::mpirun(1, &bin.join("haf-dist"));
+    command.args(["bench", "--model", "unread", "--pairs", "unread"]);
+    run_command(command, "suite", "", Some(&driver)).expect(0, &["conforms as 0 of 1"]);
+    // The control: the folder of the package is not enough.
+    if cudarc::get_lib_name_candidates("nccl").iter().all(|name| !part::can_load(name)) {
+        run_with(1, "joining", "", Some(&package)).expect(2, &["libnccl.so is not found"]);
     }
 }

@@ -5,6 +5,7 @@
 
 use super::findings::{self, Finding};
 use crate::cli;
+use crate::comm::nccl;
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::launcher::{self, libraries, mpi};
@@ -22,7 +23,7 @@ const DISK: u64 = 5 << 30;
 /// # Errors
 /// Anything missing or wrong, after all is printed.
 pub(crate) fn run(json: bool) -> Result<()> {
-    let libraries = launcher::engine().map(|engine| linked(&engine));
+    let libraries = launcher::engine().map(|engine| linked(&engine, &[]));
     let findings: Vec<Finding> = [program(), engine(&libraries)]
         .into_iter()
         .chain(libraries.as_deref().map(of_libraries).unwrap_or_default())
@@ -67,10 +68,16 @@ struct Library {
     path: Option<PathBuf>,
 }
 
-/// The libraries that the dynamic linker would load for a program, as listed by `ldd`.
-fn linked(program: &Path) -> Vec<Library> {
+/// The libraries that the dynamic linker would load for a program, as listed by `ldd`; before them those of `names` that the
+/// program itself would find if it loaded them.
+fn linked(program: &Path, names: &[String]) -> Vec<Library> {
     let variables = libraries::variables(program).unwrap_or_default();
-    let output = Command::new(program).envs(variables).env("LD_TRACE_LOADED_OBJECTS", "1").output();
+    let mut command = Command::new(program);
+    command.envs(variables).env("LD_TRACE_LOADED_OBJECTS", "1");
+    if !names.is_empty() {
+        command.env("LD_PRELOAD", names.join(":"));
+    }
+    let output = command.output();
     output.map(|output| listed(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
 }
 
@@ -219,25 +226,22 @@ fn gpus(libraries: &[Library]) -> Vec<Finding> {
             "launch/setup.sh --cuda lays out one for GPUs",
         ),
     });
-    let beside = [folder.join("libnccl.so.2"), folder.join("../../nvidia/nccl/lib/libnccl.so.2")];
-    let by_path = std::env::var_os("LD_LIBRARY_PATH").map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
-    let by_path = by_path.unwrap_or_default().into_iter().map(|folder| folder.join("libnccl.so.2"));
-    found_gpus.push(
-        match beside
-            .into_iter()
-            .chain(by_path)
-            .chain([PathBuf::from("/usr/lib/x86_64-linux-gnu/libnccl.so.2")])
-            .find(|path| path.exists())
-        {
-            Some(path) => Finding::ok("NCCL", path.display().to_string()),
-            None => Finding::missing(
-                "NCCL",
-                "libnccl.so.2 is not found",
-                "launch/setup.sh --cuda brings it; else set LD_LIBRARY_PATH to its folder",
-            ),
-        },
-    );
+    found_gpus.extend(launcher::engine().map(|engine| of_nccl(&engine)));
     found_gpus
+}
+
+/// What an engine at this path would load as NCCL.
+fn of_nccl(engine: &Path) -> Finding {
+    match found(&linked(engine, &nccl::names()), "libnccl.so") {
+        Some(path) => {
+            Finding::ok("NCCL", std::fs::canonicalize(path).unwrap_or_else(|_| path.into()).display().to_string())
+        }
+        None => Finding::missing(
+            "NCCL",
+            "libnccl.so is not found",
+            "launch/setup.sh --cuda brings it; else set LD_LIBRARY_PATH to a folder with a link of that name to libnccl.so.2",
+        ),
+    }
 }
 
 fn shared_memory() -> Finding {
@@ -297,6 +301,28 @@ fn gigabytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a library that every program has in place of NCCL.
+    #[test]
+    fn nccl_is_what_the_engine_itself_would_load() {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let any =
+            maps.lines().find_map(|line| line.find('/').map(|at| &line[at..]).filter(|path| path.contains("libm.so")));
+        let folder = tempfile::tempdir().unwrap();
+        let packages = folder.path().join("lib/python3.12/site-packages");
+        for made in ["haf_dist-0.1.0.dist-info", "torch/lib", "nvidia/nccl/lib"] {
+            std::fs::create_dir_all(packages.join(made)).unwrap();
+        }
+        std::fs::write(packages.join("torch/lib/libtorch_cpu.so"), "").unwrap();
+        std::fs::create_dir_all(folder.path().join("bin")).unwrap();
+        let engine = folder.path().join("bin/haf-dist-engine");
+        std::os::unix::fs::symlink("/bin/true", &engine).unwrap();
+        let finding = of_nccl(&engine);
+        assert_eq!(finding.state, findings::State::Missing, "{}", finding.found);
+        let library = packages.join("nvidia/nccl/lib/libnccl.so.2");
+        std::fs::copy(any.unwrap(), &library).unwrap();
+        assert_eq!(of_nccl(&engine).found, std::fs::canonicalize(&library).unwrap().display().to_string());
+    }
 
     #[test]
     fn the_linkers_list_is_read() {

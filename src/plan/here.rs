@@ -77,7 +77,8 @@ pub(crate) fn on_first_device(config: &Config, architecture: &Architecture, rank
         return Ok(on_processor(config, architecture, ranks).ok());
     };
     let job = Job::new(config, architecture.clone(), kind_on_gpu(config))?;
-    let needed = Memory::of(&job, &workload::longest(config), false, ranks).total() as f64;
+    let multiprocessors = hardware::multiprocessors(cards.first().map_or("", String::as_str));
+    let needed = Memory::of(&job, &workload::longest(config), Some(multiprocessors), ranks).total() as f64;
     // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
     let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
     let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());

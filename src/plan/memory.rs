@@ -56,17 +56,19 @@ pub struct Memory {
     /// Allocator slack, on a GPU.
     pub(crate) slack: usize,
     /// The process without a model, including libraries' caches.
-    pub(crate) base: usize,
+    pub base: usize,
 }
 
 impl Memory {
     /// [`Memory::of`] on that hardware.
     pub(crate) fn on(hardware: &Hardware, job: &Job, largest: &Shape, ranks: usize) -> Self {
-        Self::of(job, largest, hardware.cpu, ranks)
+        Self::of(job, largest, (!hardware.cpu).then_some(hardware.multiprocessors), ranks)
     }
 
-    /// Memory of one of the `ranks` of a job whose micro-batches are at most `largest`.
-    pub fn of(job: &Job, largest: &Shape, cpu: bool, ranks: usize) -> Self {
+    /// Memory of one of the `ranks` of a job whose micro-batches are at most `largest`, on a GPU with so many multiprocessors or
+    /// on a CPU.
+    pub fn of(job: &Job, largest: &Shape, gpu: Option<usize>, ranks: usize) -> Self {
+        let cpu = gpu.is_none();
         // Buffers are made for the budget; on a CPU pages that no micro-batch reaches take no memory. Large pages (2 MB,
         // if the system has them) cover more than the rows in use: measured peaks lie 1% to 7% above.
         let budget = if cpu { 0 } else { job.tokens_per_micro_batch };
@@ -81,7 +83,7 @@ impl Memory {
             masters: sum(&|(_, sizes)| F32 * sizes.masters),
             moments: sum(&|(_, sizes)| 2 * F32 * sizes.moment),
             activations: workspace(job, largest.tokens).kept,
-            block_workspace: block_workspace(job, largest, cpu),
+            block_workspace: block_workspace(job, largest, gpu),
             head_workspace: head_workspace(job, largest, cpu),
             update_workspace: if cpu { 0 } else { update_workspace(&sizes) },
             loading: if cpu {
@@ -129,9 +131,9 @@ pub fn workspace(job: &Job, tokens: usize) -> workspace::Bytes {
 
 /// Buffers that blocks share, every block's log-sum-exps, the rotation's angles, the experts' routes, and the largest temporary
 /// results of a block.
-fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
+fn block_workspace(job: &Job, shape: &Shape, gpu: Option<usize>) -> usize {
     let a = &job.architecture;
-    let temporary = a.blocks.iter().map(|block| temporary(job, shape, cpu, block)).max().unwrap_or(0);
+    let temporary = a.blocks.iter().map(|block| temporary(job, shape, gpu, block)).max().unwrap_or(0);
     let angles: usize = a.rotations.iter().map(|rotation| rotation.width).sum();
     let log_sums = a.blocks.iter().map(|block| block.heads.query).sum::<usize>();
     // `model::routes` per token and expert: three numbers of eight bytes and one of four.
@@ -141,14 +143,16 @@ fn block_workspace(job: &Job, shape: &Shape, cpu: bool) -> usize {
 
 /// The largest temporary results of a block: attention's before they are laid out, those of an activation without a loop of its
 /// own, of normed heads, or of experts.
-fn temporary(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> usize {
+fn temporary(job: &Job, shape: &Shape, gpu: Option<usize>, block: &BlockDescription) -> usize {
     let (c, tokens) = (job.compute_bytes(), shape.tokens);
     let BlockDescription { heads, rules, mlp, query_key_norm, .. } = block;
     let (query, key) = (heads.query * heads.width, heads.key * heads.width);
-    let attention = if cpu {
+    let attention = if let Some(multiprocessors) = gpu
+        && cuda::takes(&Libtorch, job.kind, *heads, rules)
+    {
+        flash(c, shape, *heads, if job.deterministic { multiprocessors } else { 1 })
+    } else if gpu.is_none() {
         c * tokens * (query + 2 * key)
-    } else if cuda::takes(&Libtorch, job.kind, *heads, rules) {
-        flash(c, shape, *heads)
     } else {
         // Without a fused kernel: a sequence's scores five times in f32, and its keys and values for every head. An
         // upper bound, since libtorch picks the kernel.
@@ -163,15 +167,28 @@ fn temporary(job: &Job, shape: &Shape, cpu: bool, block: &BlockDescription) -> u
     attention.max(activation).max(head_norms).max(experts)
 }
 
-/// Needs of flash attention's backward pass: gathered keys and values (at most twice their rows), their gradients, those
-/// gradients once more for every query head, and the queries' gradient in the compute kind and in f32 with room for a block of
-/// rows per run.
-fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts) -> usize {
+/// Needs of flash attention's backward pass: gathered keys and values (at most twice their rows), their gradients and the
+/// queries'. Beside them, one after the other: gradients of keys and values for every query head with the parts of the queries'
+/// gradient ([`parts`]), and what shared rows' gradients are summed in.
+fn flash(c: usize, shape: &Shape, HeadCounts { query, key, width }: HeadCounts, multiprocessors: usize) -> usize {
+    let (rows, gathered) = (shape.tokens, 2 * shape.tokens);
+    let lasting = c * width * (4 * gathered * key + rows * query);
+    let expanded = if query == key { 0 } else { c * width * 2 * gathered * query };
+    // As many rows again as are shared.
+    let summed = c * width * 2 * key * (gathered + rows);
+    lasting + (expanded + parts(shape, query, width, multiprocessors)).max(summed)
+}
+
+/// The queries' gradient in f32, with room for a block of rows per run. In a fixed order the key blocks' parts of it are summed in
+/// as many copies as it takes to keep all multiprocessors busy: most where a micro-batch has few pairs.
+fn parts(shape: &Shape, heads: usize, width: usize, multiprocessors: usize) -> usize {
     const BLOCK: usize = 128;
-    let (rows, gathered, runs) = (shape.tokens, 2 * shape.tokens, 2 * shape.pairs);
-    let expanded = if query == key { 0 } else { query };
-    let compute = c * width * (2 * gathered * (2 * key + expanded) + rows * query);
-    compute + 4 * (rows + BLOCK * runs) * query * width.next_multiple_of(32)
+    let width = width.next_multiple_of(if width > 128 { 64 } else { 32 });
+    let of_pairs = |pairs: usize| {
+        let (runs, rows) = (2 * pairs, shape.tokens.min(2 * shape.longest_sequence * pairs));
+        multiprocessors.div_ceil(runs * heads) * (rows + BLOCK * runs)
+    };
+    F32 * heads * width * (1..=shape.pairs).map(of_pairs).max().unwrap_or(0)
 }
 
 /// Needs of `head::Heads::forward_backward`: the final norm's output and the gradient of the hidden states, in f32 and in the
@@ -208,4 +225,26 @@ fn saving(sizes: &[(&Bucket, Sizes)], cpu: bool) -> usize {
         F32 * if cpu { part + bucket.largest_parameter } else { part }
     });
     bytes.max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_order_takes_copies_of_the_queries_gradient_where_a_micro_batch_has_few_runs() {
+        let shape = Shape { pairs: 1, tokens: 1000, longest_sequence: 800, ..Shape::default() };
+        let one = 4 * 8 * 64 * (1000 + 2 * 128);
+        // 132 multiprocessors, and 16 runs of a head: nine copies.
+        assert_eq!([1, 132].map(|count| parts(&shape, 8, 64, count)), [one, 9 * one]);
+        // Where more pairs fit, there may still be one that fills the budget nearly alone.
+        let more = Shape { pairs: 40, ..shape };
+        assert_eq!(parts(&more, 8, 64, 132), 9 * one);
+        assert_eq!(parts(&more, 8, 64, 1), 4 * 8 * 64 * (1000 + 80 * 128));
+        // Short sequences alone have no such micro-batch: 20 pairs in 40 runs.
+        let short = Shape { longest_sequence: 25, ..more };
+        assert_eq!(parts(&short, 8, 64, 132), 4 * 8 * 64 * (1000 + 80 * 128));
+        // Wide heads are rounded up to 64 numbers, others to 32.
+        assert_eq!([80, 160, 256].map(|width| parts(&shape, 8, width, 1) / (4 * 8 * 1256)), [96, 192, 256]);
+    }
 }

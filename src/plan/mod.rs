@@ -38,6 +38,8 @@ pub struct Job {
     pub tokens_per_micro_batch: usize,
     /// Whether each rank keeps masters and moments for its share only.
     pub sharded: bool,
+    /// Whether a GPU computes in one order every time.
+    pub deterministic: bool,
     /// The adapters that are trained in place of the weights.
     pub lora: Option<Lora>,
 }
@@ -79,6 +81,7 @@ impl Job {
             checkpointing: config.train.activation_checkpointing,
             tokens_per_micro_batch: config.train.tokens_per_micro_batch,
             sharded: config.parallel.shard_optimizer,
+            deterministic: config.parallel.deterministic,
         })
     }
 

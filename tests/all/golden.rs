@@ -3,6 +3,7 @@
 //! The golden files are made by tests/golden/make_golden.py. Each case is also run with separate packing, one pair at a
 //! time and with activation checkpointing, which must all give the golden numbers.
 
+use crate::device::gpu;
 use haf_dist::config::LossConfig;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::{AnswerSpan, TokenPair};
@@ -24,8 +25,8 @@ const PLACE: &str = "HAF_DIST_TEST_GOLDEN";
 /// which bf16 keeps fewer digits where they nearly cancel (a key's bias).
 fn place() -> (Device, Kind, [f64; 2]) {
     match std::env::var(PLACE).as_deref() {
-        Ok("cuda f32") => (Device::Cuda(0), Kind::Float, [1e-4; 2]),
-        Ok("cuda bf16") => (Device::Cuda(0), Kind::BFloat16, [5e-2, 3e-1]),
+        Ok("cuda f32") => (gpu(0), Kind::Float, [1e-4; 2]),
+        Ok("cuda bf16") => (gpu(0), Kind::BFloat16, [5e-2, 3e-1]),
         Ok("cpu bf16") => (Device::Cpu, Kind::BFloat16, [5e-2, 3e-1]),
         Ok(other) => panic!("{PLACE} = {other:?}"),
         Err(_) => (Device::Cpu, Kind::Float, [1e-5; 2]),

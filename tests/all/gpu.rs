@@ -1,12 +1,14 @@
 //! Tests that need GPUs; launch/gpu-check.sh runs them one by one and reads their output. All are ignored elsewhere. Those that
 //! say so run under mpirun, one rank a GPU; a single rank is enough for them.
 
+use crate::device::{gpu, gpu_of_a_run, load};
 #[allow(dead_code)]
 use crate::steps;
 use haf_dist::comm::{CommThread, connect, install_panic_hook, nccl, solo::Solo};
 use haf_dist::config::Config;
+use haf_dist::machine::wait_for;
 use std::time::{Duration, Instant};
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Steps of the trajectories that are compared.
 const STEPS: usize = 5;
@@ -17,22 +19,17 @@ const WIDTH: i64 = 8192;
 
 /// All ranks, joined by NCCL, and this one's GPU.
 fn joined() -> (CommThread, Device) {
+    load();
     install_panic_hook();
     let comm = CommThread::start(connect).expect("MPI starts");
-    let gpu = comm.local().rank;
-    let device = Device::Cuda(gpu);
-    let settings = nccl::Settings { device, gpu, timeout: Duration::from_secs(60) };
+    let index = comm.local().rank;
+    let device = gpu_of_a_run(index);
+    let settings = nccl::Settings { device, gpu: index, timeout: Duration::from_secs(60) };
     let version = nccl::join(&comm, settings).unwrap_or_else(|error| panic!("{error}"));
     if comm.rank() == 0 {
         println!("NCCL {version}, {} rank(s)", comm.world_size());
     }
     (comm, device)
-}
-
-fn wait_for(device: Device) {
-    if let Device::Cuda(index) = device {
-        Cuda::synchronize(index as i64);
-    }
 }
 
 /// Under mpirun. Sums ones, and prints the rate a size as nccl-tests define it: bytes a second, and times 2(n-1)/n.
@@ -98,7 +95,7 @@ fn the_trajectory_is_the_same_over_nccl_alone_and_on_the_cpu() {
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn the_rate_of_a_matrix_product() {
-    let device = Device::Cuda(0);
+    let device = gpu(0);
     let matrix = || Tensor::ones([WIDTH, WIDTH], (Kind::BFloat16, device));
     let (left, right) = (matrix(), matrix());
     let product = left.matmul(&right);

@@ -3,12 +3,15 @@
 //!
 //! Not here: checks of NCCL and of numbers (`gpu.rs`).
 
+use crate::device::gpu_of_a_run as gpu;
 use crate::steps;
 use haf_dist::comm::{CommThread, solo::Solo};
 use haf_dist::data::AnswerSpan;
+use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
 use haf_dist::data::prepared::{LabelledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
 use haf_dist::data::sequence::OwnedPair;
+use haf_dist::engine::head::Objective;
 use haf_dist::engine::{Buckets, Engine};
 use haf_dist::machine::{kernels, wait_for};
 use haf_dist::model::architecture::Architecture;
@@ -17,6 +20,7 @@ use haf_dist::model::segment::{Segment, Use};
 use haf_dist::model::weights::Model;
 use haf_dist::ops;
 use haf_dist::ops::checked::{Widths, faults, timings};
+use haf_dist::ops::cuda::launches::BLOCK;
 use haf_dist::plan::memory::Memory;
 use haf_dist::plan::time::useful_flops;
 use haf_dist::plan::workload::{PairTokens, Shape, sum};
@@ -27,7 +31,6 @@ use std::process::Command;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-const GPU: Device = Device::Cuda(0);
 /// Calls that are timed together.
 const REPEATS: usize = 20;
 /// Steps that are not timed, and steps that are.
@@ -83,7 +86,7 @@ fn operations(widths: &Widths, copied: usize) -> Vec<String> {
 fn each_operation_agrees_and_its_rate() {
     let mut architecture = shapes::architecture("llama-3.1-8b").unwrap();
     architecture.blocks.truncate(1);
-    let mut widths = kernels::widths(&architecture, Kind::BFloat16, GPU);
+    let mut widths = kernels::widths(&architecture, Kind::BFloat16, gpu(0));
     widths.rows = 4096;
     let wrong = operations(&widths, 1 << 28);
     assert!(wrong.is_empty(), "wrong: {}", wrong.join(", "));
@@ -93,13 +96,14 @@ fn each_operation_agrees_and_its_rate() {
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn the_check_at_the_start_takes_under_two_seconds() {
-    let widths = kernels::widths(&shapes::architecture("llama-3.1-8b").unwrap(), Kind::BFloat16, GPU);
+    let gpu = gpu(0);
+    let widths = kernels::widths(&shapes::architecture("llama-3.1-8b").unwrap(), Kind::BFloat16, gpu);
     // Whatever libtorch loads once is no part of the check.
-    let _ = Tensor::ones([8, 8], (Kind::BFloat16, GPU)).mm(&Tensor::ones([8, 8], (Kind::BFloat16, GPU)));
-    wait_for(GPU);
+    let _ = Tensor::ones([8, 8], (Kind::BFloat16, gpu)).mm(&Tensor::ones([8, 8], (Kind::BFloat16, gpu)));
+    wait_for(gpu);
     let started = Instant::now();
-    let found = faults(ops::checked(GPU).unwrap().own(), &widths).unwrap();
-    wait_for(GPU);
+    let found = faults(ops::checked(gpu).unwrap().own(), &widths).unwrap();
+    wait_for(gpu);
     let took = started.elapsed().as_secs_f64();
     println!("start check: {took:.2} s, {} operations replaced", found.len());
     assert!(took < 2.0 && found.is_empty(), "{took:.2} s, {found:?}");
@@ -149,9 +153,12 @@ fn pairs(count: usize, tokens: usize, vocabulary: usize) -> PreparedData {
     PreparedData::from_pairs((0..count).map(pair).collect()).unwrap()
 }
 
-/// Bytes of the first GPU's memory that are taken, its name, and the data sheet's FLOP/s where it is known.
+/// Bytes of the first visible GPU's memory that are taken, its name, and the data sheet's FLOP/s where it is known.
 fn card() -> Option<(f64, String, Option<f64>)> {
-    let query = ["--query-gpu=memory.used,name", "--format=csv,noheader,nounits", "-i", "0"];
+    // A number or a UUID; nvidia-smi takes both.
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    let first = visible.split(',').next().filter(|first| !first.is_empty()).unwrap_or("0");
+    let query = ["--query-gpu=memory.used,name", "--format=csv,noheader,nounits", "-i", first];
     let output = Command::new("nvidia-smi").args(query).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     let (used, name) = text.split_once(", ")?;
@@ -171,8 +178,11 @@ fn steps_of(
 ) -> Option<f64> {
     let (kind, device) = place;
     architecture.blocks.truncate(blocks);
-    let product = product_rate(device, kind, if device == Device::Cpu { 256 } else { 8192 });
+    // What the process takes without a model is there from the first kernel on: neither counted here nor planned below.
+    let _ = Tensor::ones([1], (kind, device));
+    wait_for(device);
     let before = if device == Device::Cpu { None } else { card() };
+    let product = product_rate(device, kind, if device == Device::Cpu { 256 } else { 8192 });
     let each = tokens / 8;
     let length = each / 4;
     let pair = PairTokens { prefix: each - 2 * length, chosen: length, rejected: length, apart: false };
@@ -184,9 +194,13 @@ fn steps_of(
         checkpointing: false,
         tokens_per_micro_batch: tokens,
         sharded: false,
+        deterministic: true,
         lora: None,
     };
-    let (flops, planned) = (useful_flops(&job, &shape), Memory::of(&job, &shape, device == Device::Cpu, 1).total());
+    let gpu = (device != Device::Cpu)
+        .then(|| hardware::multiprocessors(before.as_ref().map_or("", |(_, name, _)| name.as_str())));
+    let memory = Memory::of(&job, &shape, gpu, 1);
+    let (flops, planned) = (useful_flops(&job, &shape), memory.total() - memory.base);
     let config = steps::config("llama-tied", &[&format!("train.tokens_per_micro_batch={tokens}")]);
     let comm = CommThread::start(|| Ok(Box::new(Solo))).unwrap();
     let model = random(architecture, kind, device);
@@ -227,15 +241,50 @@ fn steps_of(
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn steps_at_the_shape_of_a_1b_model() {
-    let taken = steps_of("llama-3.2-1b", shapes::architecture("llama-3.2-1b").unwrap(), 8, 4096, (Kind::BFloat16, GPU));
+    let taken =
+        steps_of("llama-3.2-1b", shapes::architecture("llama-3.2-1b").unwrap(), 8, 4096, (Kind::BFloat16, gpu(0)));
     assert!(taken.is_none_or(|taken| taken < 1.1), "{taken:?} of the planned memory");
 }
 
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn steps_at_the_shape_of_an_8b_model() {
-    let taken = steps_of("llama-3.1-8b", shapes::architecture("llama-3.1-8b").unwrap(), 4, 4096, (Kind::BFloat16, GPU));
+    let taken =
+        steps_of("llama-3.1-8b", shapes::architecture("llama-3.1-8b").unwrap(), 4, 4096, (Kind::BFloat16, gpu(0)));
     assert!(taken.is_none_or(|taken| taken < 1.1), "{taken:?} of the planned memory");
+}
+
+/// A pass of one block and a pass of two, each between kernels that no pass starts: in a trace, a block's are the difference.
+fn passes_apart_by_a_block(architecture: &Architecture, tokens: usize, (kind, device): (Kind, Device)) {
+    let config = steps::config("llama-tied", &[]);
+    let objective = Objective { config: &config.loss, reward_weight: 1.0, alpha: 0.0, log_probs: false };
+    let data = pairs(1, tokens, architecture.vocabulary);
+    let item = PairToPack { index: 0, pair: data.pair(0), reference: [0.0; 2] };
+    let batch = PackedBatch::new([item], Packing::Shared, device);
+    let mut engines = [1, 2].map(|count| {
+        let blocks = vec![architecture.blocks[0].clone(); count];
+        let model = random(Architecture { blocks, ..architecture.clone() }, kind, device);
+        (Buckets::of(&model).unwrap(), Engine::new(model, false).unwrap())
+    });
+    let mark = Tensor::ones([4, 4], (kind, device));
+    // Once for what libtorch loads and allocates the first time.
+    for marked in [false, true] {
+        for (buckets, engine) in &mut engines {
+            let _ = marked.then(|| mark.triu(0));
+            let losses = engine.forward_backward(&batch, &objective, buckets).unwrap().read().unwrap();
+            assert_eq!(losses.len(), 1);
+        }
+    }
+    let _ = mark.triu(0);
+    wait_for(device);
+    println!("a block is {} kernels in the table", BLOCK.iter().sum::<usize>());
+}
+
+/// Under nsys.
+#[test]
+#[ignore = "needs a GPU: launch/gpu-check.sh"]
+fn the_kernels_of_a_block() {
+    passes_apart_by_a_block(&shapes::architecture("llama-3.2-1b").unwrap(), 2048, (Kind::BFloat16, gpu(0)));
 }
 
 /// What a GPU will be asked for, in small.
@@ -245,5 +294,6 @@ fn the_figures_can_be_printed_on_a_cpu() {
     let architecture = Architecture::open(&folder).unwrap();
     let widths = kernels::widths(&architecture, Kind::Float, Device::Cpu);
     assert_eq!(operations(&widths, 1 << 20), Vec::<String>::new());
+    passes_apart_by_a_block(&architecture, 64, (Kind::Float, Device::Cpu));
     assert_eq!(steps_of("llama-untied", architecture, 1, 256, (Kind::Float, Device::Cpu)), None);
 }

@@ -58,7 +58,7 @@ const UNSAFE: &[&str] = &[
     "machine/mod.rs",
 ];
 
-/// How a crate is named, and the only files or folders that may.
+/// How a crate or a call is named, and the only files or folders that may.
 const DOORS: &[(&str, &[&str])] = &[
     ("use mpi::", &["comm/mpi.rs"]),
     ("use tokenizers::", &["data/tokenize"]),
@@ -66,6 +66,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("use hf_hub::", &["hub/client.rs"]),
     ("cudarc::", &["comm/nccl/"]),
     ("libloading::", &["comm/nccl/", "machine/cuda.rs"]),
+    // libtorch warns of what tch passes; `internal_pin_memory` does the same.
+    (".pin_memory(", &[]),
 ];
 
 /// Where a file may ask which device it is on: where operations are chosen, memory is laid out or shared, or what a device needs
@@ -327,6 +329,16 @@ fn implementations_are_chosen_in_one_place() {
     assert_eq!(device_forks("if x.device() == Device::Cpu {"), ["== Device::Cpu"]);
     assert_eq!(device_forks("let on_cpu = planning.gpu == hardware::CPU;"), ["on_cpu", ".gpu ==", "hardware::CPU"]);
     assert_eq!(device_forks("if hardware.cpu { \"rank\" } else { \"GPU\" }"), [".cpu"]);
+}
+
+/// A test that names a GPU itself would find none: it must load libtorch's part for GPUs first.
+#[test]
+fn tests_get_their_gpus_from_one_place() {
+    let names_one = |text: &str| text.contains("Device::Cuda(") || text.contains("cuda_if_available");
+    let files = files("tests");
+    let naming: Vec<&str> = files.iter().filter(|(_, text)| names_one(text)).map(|(file, _)| file.as_str()).collect();
+    assert_eq!(naming, ["all/device.rs", "all/house.rs"], "take it from `device::gpu`");
+    assert!(files["all/device.rs"].contains("cuda::load()"));
 }
 
 /// Methods of a trait or of an implementation that stands alone in its file.

@@ -30,6 +30,7 @@ mod config;
 mod conflict;
 mod credits;
 mod damaged;
+mod device;
 mod docs;
 mod doubt;
 mod equivalence;

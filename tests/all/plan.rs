@@ -55,7 +55,16 @@ fn folder(case: &str) -> PathBuf {
 
 fn job(case: &str, kind: Kind, policy: bool) -> Job {
     let architecture = Architecture::open(&folder(case)).unwrap();
-    Job { architecture, kind, policy, checkpointing: false, tokens_per_micro_batch: 20, sharded: false, lora: None }
+    Job {
+        architecture,
+        kind,
+        policy,
+        checkpointing: false,
+        tokens_per_micro_batch: 20,
+        sharded: false,
+        deterministic: true,
+        lora: None,
+    }
 }
 
 fn model(case: &str, kind: Kind, log_probs: bool) -> Model {
@@ -93,7 +102,7 @@ fn parameters_and_their_bytes_are_those_of_a_loaded_model() {
             let of_all = |some: &dyn Fn(&haf_dist::model::segment::Segment) -> usize| -> usize {
                 model.segments.iter().map(some).sum()
             };
-            let memory = Memory::of(&job, &sum(PAIRS), true, 1);
+            let memory = Memory::of(&job, &sum(PAIRS), None, 1);
             assert_eq!(memory.weights, of_all(&|segment| bytes(&segment.weights.flat)), "{case} {kind:?}");
             assert_eq!(memory.gradients, of_all(&|segment| segment.bucket().map_or(0, |bucket| bytes(bucket.flat()))));
             // A master that shares the compute buffer's memory is no memory of its own.
@@ -181,7 +190,7 @@ fn a_rank_that_holds_a_share_has_its_buffers_from_the_table_of_the_plan() {
         ("qwen3-moe", Kind::Float, true),
     ] {
         let job = Job { sharded: true, ..job(case, kind, policy) };
-        let memory = Memory::of(&job, &sum(PAIRS), true, RANKS);
+        let memory = Memory::of(&job, &sum(PAIRS), None, RANKS);
         for rank in 0..RANKS {
             let purpose = Use::training(true, rank, RANKS);
             let options = LoadOptions { kind, device: Device::Cpu, purpose, log_probs: policy };
@@ -207,7 +216,7 @@ fn a_rank_that_holds_a_share_has_its_buffers_from_the_table_of_the_plan() {
 fn sharding_divides_masters_and_moments_alone() {
     let whole = job("llama-tied", Kind::BFloat16, true);
     let sharded = Job { sharded: true, ..whole.clone() };
-    let of = |job: &Job, ranks| Memory::of(job, &sum(PAIRS), true, ranks);
+    let of = |job: &Job, ranks| Memory::of(job, &sum(PAIRS), None, ranks);
     assert_eq!(of(&whole, 1), of(&whole, 4));
     assert_eq!(of(&whole, 1), of(&sharded, 1), "one rank has nothing to share");
     let (whole, sharded) = (of(&whole, 4), of(&sharded, 4));
@@ -228,8 +237,17 @@ fn eight_billion_parameters_fit_on_eight_gpus_of_80_gb() {
         let architecture = shapes::architecture("8b").unwrap();
         let tokens_per_micro_batch = 4096;
         let kind = Kind::BFloat16;
-        let job = Job { architecture, kind, policy: true, checkpointing, tokens_per_micro_batch, sharded, lora: None };
-        Memory::of(&job, &sum(pairs), false, 8)
+        let job = Job {
+            architecture,
+            kind,
+            policy: true,
+            checkpointing,
+            tokens_per_micro_batch,
+            sharded,
+            deterministic: true,
+            lora: None,
+        };
+        Memory::of(&job, &sum(pairs), Some(132), 8)
     };
     let lean = memory(true, true);
     assert!((lean.total() as f64) < hardware.usable_memory(), "{} bytes", lean.total());

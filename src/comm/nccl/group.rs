@@ -27,7 +27,8 @@ const FUNCTIONS: &[&str] = &[
 ];
 
 const HOW_TO_FIND: &str = "NCCL is loaded as libnccl.so, but its packages may have only libnccl.so.2: make a link \
-     libnccl.so in the same folder, and add the folder to LD_LIBRARY_PATH (launch/setup.sh --cuda does so)";
+     libnccl.so in the same folder, and add the folder to LD_LIBRARY_PATH (launch/setup.sh --cuda does so; so does haf-dist \
+     in a Python environment that it may write to)";
 
 /// Bytes of a unique id.
 pub(super) const ID_BYTES: usize = 128;

@@ -37,6 +37,11 @@ pub struct Settings {
     pub timeout: Duration,
 }
 
+/// The file names by which NCCL is looked for, in this order.
+pub(crate) fn names() -> Vec<String> {
+    cudarc::get_lib_name_candidates("nccl")
+}
+
 /// Makes a GPU the calling thread's from now on. Call it before the first tensor is made: then no memory is taken on
 /// another GPU.
 ///

@@ -52,6 +52,8 @@ struct Report {
     ranks: usize,
     threads: usize,
     dtype: &'static str,
+    /// Of the first rank.
+    device: String,
     shared_prefix: bool,
     tokens_per_micro_batch: usize,
     pairs_per_s: f64,
@@ -170,6 +172,7 @@ fn report(bench: &Bench, setting: &Setting, Timed { losses, seconds }: Timed, co
         ranks: comm.world_size(),
         threads: machine.threads,
         dtype: machine.dtype_name(),
+        device: format!("{:?}", machine.device),
         shared_prefix: !bench.unshared,
         tokens_per_micro_batch: bench.tokens_per_micro_batch,
         pairs_per_s: bench.count as f64 / seconds,
@@ -366,7 +369,10 @@ fn print(report: &Report, json: bool) -> Result<()> {
     let mut table = terminal::Table::new(["objective", &report.objective]);
     let giga = |value: f64| format!("{:.1} GFLOP/s", value / 1e9);
     for (name, value) in [
-        ("ranks x threads, dtype", format!("{} x {}, {}", report.ranks, report.threads, report.dtype)),
+        (
+            "ranks x threads, dtype",
+            format!("{} x {}, {} on {}", report.ranks, report.threads, report.dtype, report.device),
+        ),
         ("pairs per second", format!("{:.3}", report.pairs_per_s)),
         ("tokens per second", format!("{:.0}", report.tokens_per_s)),
         ("useful work", giga(report.useful_flops_per_s)),

@@ -3,13 +3,14 @@
 //! A trial does not know whether the device has an operation of its own; if not, the formula is compared with itself.
 //! Not here: the inputs (`prepared.rs`), and the replacement of a wrong operation (`mod.rs`).
 
-use super::super::{Ops, Tensors};
+use super::super::{Ops, Tensors, add_rows};
 use super::inputs::{BlockWidths, Widths};
 use super::prepared::{self, Prepared};
 use super::{Operation, adapters};
-use crate::error::{Result, libtorch};
+use crate::error::{Error, Result, libtorch};
+use crate::tensor::on_device;
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Calls that are timed together, after an untimed one.
 const REPEATS: usize = 10;
@@ -90,6 +91,7 @@ const TRIALS: [(Operation, Rounding, Applies, Prepare); 27] = [
 /// A formula that fails: nothing can be computed on this device then.
 pub fn faults(own: &dyn Ops, widths: &Widths) -> Result<Vec<Fault>> {
     let _guard = tch::no_grad_guard();
+    libtorch(|| check_sums(widths, add_rows))?;
     let mut faults: Vec<Fault> = Vec::new();
     for (operation, rounding, applies, prepare) in TRIALS {
         for (number, block) in widths.blocks.iter().enumerate() {
@@ -109,6 +111,24 @@ pub fn faults(own: &dyn Ops, widths: &Widths) -> Result<Vec<Fault>> {
         }
     }
     Ok(faults)
+}
+
+/// Compares sums of rows by place (`scatter.rs`) with the processor's. The formulas use them too, so nothing could replace them.
+fn check_sums(widths: &Widths, add: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
+    // Several rows go to one place, and none to some.
+    let places: Vec<i64> = (0..widths.rows as i64).map(|row| row * row % 61).collect();
+    for of_a_row in [vec![widths.width], Vec::new()] {
+        let shape = |count: usize| [&[count], of_a_row.as_slice()].concat();
+        let (rows, sum) = (widths.f32_waves(&shape(widths.rows), 1.0), widths.f32_waves(&shape(61), 2.0));
+        let [host_rows, mut expected] = [&rows, &sum].map(|values| values.to_device(Device::Cpu).copy());
+        let _ = expected.f_index_add_(0, &Tensor::from_slice(&places), &host_rows)?;
+        add(&sum, &on_device(&places, widths.device), &rows)?;
+        if let Some(why) = difference(&[sum.to_device(Device::Cpu)], &[expected], Rounding::F32, widths.kind)? {
+            let text = format!("the sum of rows by place is wrong on {:?}: {why}", widths.device);
+            return Err(Error::runtime(text).hint("please report it with the output of launch/gpu-check.sh"));
+        }
+    }
+    Ok(())
 }
 
 /// How long each operation takes on the first block's widths; `wait` waits for the device.
@@ -181,4 +201,20 @@ fn difference(found: &[Tensor], expected: &[Tensor], rounding: Rounding, kind: K
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_added_up_wrongly_are_seen_whatever_the_formulas_use() {
+        let widths = Widths::new(48, 301, Kind::BFloat16, Device::Cpu);
+        check_sums(&widths, add_rows).unwrap();
+        let lost = check_sums(&widths, |sum, places, rows| {
+            // Of rows that race for a place, one is lost.
+            add_rows(sum, &places.narrow(0, 1, places.size()[0] - 1), &rows.narrow(0, 1, rows.size()[0] - 1))
+        });
+        assert!(lost.unwrap_err().message.contains("sum of rows by place is wrong on Cpu"));
+    }
 }

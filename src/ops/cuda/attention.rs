@@ -1,9 +1,9 @@
 //! Attention of a packed micro-batch: one library call forward, one backward.
 //!
 //! Where a prefix has several suffixes, its keys and values are gathered once for each. Their gradients come back once for each
-//! suffix too, and are added in the order of the suffixes.
+//! suffix too, and are added in the order of the suffixes: by gathers alone, since a deterministic scatter sorts its places.
 //!
-//! Legend: T rows, K gathered rows, H query heads, G key/value heads, E head width.
+//! Legend: T rows, K gathered rows, S rows that are gathered more than once, H query heads, G key/value heads, E head width.
 
 use super::library::Library;
 use super::plan::VarlenPlan;
@@ -36,10 +36,10 @@ pub(crate) fn backward(
         return Err(Error::runtime("attention's backward pass needs the log-sum-exps of its forward pass"));
     };
     let gradients = library.attention_backward(&plan.call, gradient, [&query, &key, &value], output, log_sums)?;
-    let [mut queries, keys, values] = split(heads, rows_gradient);
-    queries.f_copy_(&gradients[0])?;
-    add_up(plan, &gradients[1], keys)?;
-    add_up(plan, &gradients[2], values)
+    let [queries, keys, values] = &gradients;
+    let (own, groups) = (heads.query as i64, heads.key as i64);
+    rows_gradient.narrow(1, 0, own).f_copy_(queries)?;
+    add_up(plan, [keys, values], &rows_gradient.narrow(1, own, 2 * groups))
 }
 
 /// Views of rows [T, H + 2 G, E]: queries [T, H, E], keys and values [T, G, E].
@@ -61,15 +61,25 @@ fn gathered(heads: HeadCounts, plan: &VarlenPlan, rows: &Tensor) -> Result<[Tens
     Ok([query, both.narrow(1, 0, groups), both.narrow(1, groups, groups)])
 }
 
-/// Gradients of gathered rows [K, G, E] -> those of the rows, `sum` [T, G, E].
-fn add_up(plan: &VarlenPlan, gradient: &Tensor, mut sum: Tensor) -> Result<()> {
+/// Gradients of gathered keys and values [K, G, E] -> those of the rows, `sums` [T, 2 G, E].
+fn add_up(plan: &VarlenPlan, gradients: [&Tensor; 2], sums: &Tensor) -> Result<()> {
     let Some(gathered) = &plan.gathered else {
-        sum.f_copy_(gradient)?;
+        let _ = Tensor::f_cat_out(sums, &gradients, 1)?;
         return Ok(());
     };
-    let _ = gradient.f_index_select_out(&sum, 0, &gathered.first)?;
-    for [rows, places] in &gathered.again {
-        let _ = sum.f_index_add_(0, rows, &gradient.f_index_select(0, places)?)?;
+    let [first, further @ ..] = gathered.copies.as_slice() else {
+        return Err(Error::runtime("attention gathered its keys, but none of them is there twice"));
+    };
+    // [K + S, 2 G, E]: what came back, then the sum of each shared row.
+    let (gathered_rows, shared_rows) = (gathered.keys.size()[0], first.size()[0]);
+    let shape = [gathered_rows + shared_rows, sums.size()[1], sums.size()[2]];
+    let all = Tensor::f_empty(shape, (sums.kind(), sums.device()))?;
+    let (back, shared) = (all.narrow(0, 0, gathered_rows), all.narrow(0, gathered_rows, shared_rows));
+    let _ = Tensor::f_cat_out(&back, &gradients, 1)?;
+    let _ = back.f_index_select_out(&shared, 0, first)?;
+    for places in further {
+        let _ = shared.narrow(0, 0, places.size()[0]).f_add_(&back.f_index_select(0, places)?)?;
     }
+    let _ = all.f_index_select_out(sums, 0, &gathered.of_row)?;
     Ok(())
 }

@@ -6,11 +6,12 @@
 //!
 //! Not here: the calls (`attention.rs`).
 //!
-//! Legend: T rows of the micro-batch, K gathered rows.
+//! Legend: T rows of the micro-batch, K gathered rows, S shared ones: rows of prefixes with two suffixes or more.
 
 use super::library::{Library, VarlenCall};
 use crate::packing::{AttentionRules, Group, HeadCounts};
 use crate::tensor::on_device;
+use std::cmp::Reverse;
 use tch::{Device, Kind, Tensor};
 
 /// Largest head width of flash attention, forward and backward.
@@ -43,11 +44,11 @@ pub(crate) struct VarlenPlan {
 pub(crate) struct Gathered {
     /// `[K]`: the packed row of each gathered one.
     pub(crate) keys: Tensor,
-    /// `[T]`: the first place of each packed row among the gathered ones.
-    pub(crate) first: Tensor,
-    /// Further copies of rows, and their places: one entry for the second suffixes, one for the third, and so on. A row is at
-    /// most once in each entry, so gradients are added in a fixed order.
-    pub(crate) again: Vec<[Tensor; 2]>,
+    /// Where the shared rows are among the gathered ones: `[S]` for the first suffixes, then an entry for the second ones, and so
+    /// on. Rows with the most suffixes come first in each, so an entry has the first of those in the entry before.
+    pub(crate) copies: Vec<Tensor>,
+    /// `[T]`: the place of each packed row in the gathered ones followed by the shared ones.
+    pub(crate) of_row: Tensor,
 }
 
 /// The numbers of a plan.
@@ -57,8 +58,8 @@ struct Numbers {
     bounds: [Vec<i32>; 2],
     longest: [usize; 2],
     keys: Vec<i64>,
-    first: Vec<i64>,
-    again: Vec<[Vec<i64>; 2]>,
+    copies: Vec<Vec<i64>>,
+    of_row: Vec<i64>,
 }
 
 impl Numbers {
@@ -66,17 +67,17 @@ impl Numbers {
     fn of(groups: &[Group]) -> Option<Self> {
         let mut it = Self { bounds: [vec![0], vec![0]], ..Self::default() };
         for group in groups {
-            if group.start != it.first.len() {
+            if group.start != it.of_row.len() {
                 return None;
             }
             let mut row = group.start;
             for (number, &suffix) in group.suffixes.iter().enumerate() {
                 let before = it.keys.len();
                 if number > 0 {
-                    it.add_again(number - 1, group);
+                    it.keys.extend((group.start..group.start + group.prefix).map(|row| row as i64));
                 }
                 let own = row..row + suffix + if number == 0 { group.prefix } else { 0 };
-                it.first.extend((it.keys.len()..it.keys.len() + own.len()).map(|place| place as i64));
+                it.of_row.extend((it.keys.len()..it.keys.len() + own.len()).map(|place| place as i64));
                 it.keys.extend(own.clone().map(|row| row as i64));
                 for (longest, length) in it.longest.iter_mut().zip([own.len(), it.keys.len() - before]) {
                     *longest = length.max(*longest);
@@ -87,19 +88,32 @@ impl Numbers {
                 row = own.end;
             }
         }
+        it.share(groups);
         (!it.keys.is_empty()).then_some(it)
     }
 
-    /// Copies the prefix's keys before those of a further suffix.
-    fn add_again(&mut self, round: usize, group: &Group) {
-        if self.again.len() <= round {
-            self.again.resize_with(round + 1, Default::default);
+    /// Lists the copies of shared rows, and points their rows to the sums.
+    fn share(&mut self, groups: &[Group]) {
+        let mut runs = 0;
+        let mut shared = Vec::new();
+        for group in groups {
+            if group.suffixes.len() > 1 && group.prefix > 0 {
+                shared.push((runs, group));
+            }
+            runs += group.suffixes.len();
         }
-        let [rows, places] = &mut self.again[round];
-        let prefix = (group.start..group.start + group.prefix).map(|row| row as i64);
-        rows.extend(prefix.clone());
-        places.extend((self.keys.len()..self.keys.len() + group.prefix).map(|place| place as i64));
-        self.keys.extend(prefix);
+        shared.sort_by_key(|(_, group)| Reverse(group.suffixes.len()));
+        self.copies.resize(shared.first().map_or(0, |(_, group)| group.suffixes.len()), Vec::new());
+        let mut sum = self.keys.len() as i64;
+        for (run, group) in shared {
+            for (copies, start) in self.copies.iter_mut().zip(&self.bounds[1][run..run + group.suffixes.len()]) {
+                copies.extend((0..group.prefix as i64).map(|row| i64::from(*start) + row));
+            }
+            for place in &mut self.of_row[group.start..group.start + group.prefix] {
+                *place = sum;
+                sum += 1;
+            }
+        }
     }
 }
 
@@ -120,25 +134,25 @@ impl VarlenPlan {
             scale: rules.scale,
             before: window.filter(|window| *window < longest_key).map(|window| window - 1),
         };
-        let rows = numbers.first.len() as i64;
-        let gathered = (numbers.keys.len() > numbers.first.len()).then(|| Gathered::of(numbers, device));
+        let rows = numbers.of_row.len() as i64;
+        let gathered = (numbers.keys.len() > numbers.of_row.len()).then(|| Gathered::of(numbers, device));
         Some(Self { rows, call, gathered })
     }
 }
 
 impl Gathered {
-    fn of(Numbers { keys, first, again, .. }: Numbers, device: Device) -> Self {
-        let mut numbers = [keys.as_slice(), &first].concat();
-        numbers.extend(again.iter().flatten().flatten());
+    fn of(Numbers { keys, copies, of_row, .. }: Numbers, device: Device) -> Self {
+        let mut numbers = [keys.as_slice(), &of_row].concat();
+        numbers.extend(copies.iter().flatten());
         let (all, mut start) = (on_device(&numbers, device), 0);
         let mut part = |of: &[i64]| {
             let part = all.narrow(0, start, of.len() as i64);
             start += of.len() as i64;
             part
         };
-        let (keys, first) = (part(&keys), part(&first));
-        let again = again.iter().map(|[rows, places]| [part(rows), part(places)]).collect();
-        Self { keys, first, again }
+        let (keys, of_row) = (part(&keys), part(&of_row));
+        let copies = copies.iter().map(|places| part(places)).collect();
+        Self { keys, copies, of_row }
     }
 }
 
@@ -160,11 +174,12 @@ mod tests {
         assert_eq!(numbers.bounds, [vec![0, 3, 5, 7, 9, 10, 12], vec![0, 3, 7, 9, 11, 13, 16]]);
         assert_eq!(numbers.longest, [3, 4]);
         assert_eq!(numbers.keys, [0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 8, 7, 9, 7, 10, 11]);
-        assert_eq!(numbers.first, [0, 1, 2, 5, 6, 7, 8, 9, 10, 12, 14, 15]);
-        assert_eq!(numbers.again, [[vec![0, 1, 7], vec![3, 4, 11]], [vec![7], vec![13]]]);
-        // Every gathered key is the first place of a row, or is listed once among the further copies.
-        let again = numbers.again.iter().flat_map(|[_, places]| places);
-        let mut places: Vec<i64> = numbers.first.iter().chain(again).copied().collect();
+        // Rows of the prompt with three answers come first, as they are in every entry.
+        assert_eq!(numbers.copies, [vec![9, 0, 1], vec![11, 3, 4], vec![13]]);
+        assert_eq!(numbers.of_row, [17, 18, 2, 5, 6, 7, 8, 16, 10, 12, 14, 15]);
+        // Every gathered key is the only one of its row, or is listed once among the copies.
+        let alone = numbers.of_row.iter().filter(|place| **place < 16);
+        let mut places: Vec<i64> = alone.chain(numbers.copies.iter().flatten()).copied().collect();
         places.sort_unstable();
         assert_eq!(places, (0..16).collect::<Vec<i64>>());
     }

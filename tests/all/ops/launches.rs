@@ -22,9 +22,10 @@ use std::sync::Mutex;
 use tch::{CModule, Device, Kind, Tensor};
 
 /// libtorch's calls that start a kernel each.
-const KERNEL: [&str; 15] = [
+const KERNEL: [&str; 16] = [
     "add",
     "add_",
+    "cat",
     "copy_",
     "index_add_",
     "index_select",
@@ -41,9 +42,10 @@ const KERNEL: [&str; 15] = [
 ];
 
 /// Those that start none, and those that stand for a library's call.
-const NONE: [&str; 12] = [
+const NONE: [&str; 13] = [
     "chunk",
     "device",
+    "empty",
     "empty_like",
     "narrow",
     "squeeze",
