@@ -5,7 +5,7 @@
 use super::overrides::{self, Override};
 use super::words::{self, Renamed};
 use super::{Config, HubPath, SEE_REFERENCE, defaults, keys};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, file_error};
 use crate::files;
 use std::path::Path;
 use toml::Value;
@@ -19,8 +19,9 @@ impl Config {
     /// options that exclude each other. Each names the file and line (or the override), the key and what was expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let bytes = files::read(path).map_err(|error| {
-            Error::input(format!("cannot read the config file {}: {error}", path.display()))
-                .hint("configs/reference.toml shows every key and can be copied")
+            let failed = file_error(path, "read the config file", &error);
+            let hint = failed.hint.as_deref().map_or_else(String::new, |hint| format!("{hint} "));
+            failed.hint(hint + "`haf-dist init` writes a config")
         })?;
         let name = path.display().to_string();
         let text = String::from_utf8(bytes).map_err(|error| {

@@ -47,7 +47,7 @@ fn refusal(arguments: &[&str]) -> String {
     let Outcome { code, stdout, stderr } = run(arguments);
     assert_eq!(code, Some(2), "{stderr}");
     assert_eq!(stdout, "", "errors go to stderr");
-    stderr
+    stderr.replace(env!("CARGO_MANIFEST_DIR"), "/FOLDER")
 }
 
 fn help(arguments: &[&str]) -> String {

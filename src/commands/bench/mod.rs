@@ -19,7 +19,7 @@ use crate::data::sampler::Sampler;
 use crate::data::tokenize::{Encoder, Rules};
 use crate::data::verbatim;
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_folder};
 use crate::evaluate::reference;
 use crate::machine::{self, Machine, backend, kernels, wait_for};
 use crate::model::adapter::Origin;
@@ -94,6 +94,7 @@ struct Work {
 /// # Errors
 /// A folder without a model, or a file with too few pairs.
 pub(crate) fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
+    comm.agree(expect_folder(&bench.model).map_err(|error| error.at("--model")))?;
     alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
     let config = config(bench, comm.world_size())?;
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;

@@ -50,6 +50,7 @@ pub(crate) fn model(path: &Path) -> Result<ModelFacts> {
     if hub::is_on_hub(path) {
         return Ok(on_hub(path));
     }
+    hub::expect_model(path)?;
     let origin = Origin::of(path, None)?;
     if let Some(error) = models::refused(&origin.base) {
         return Err(error);

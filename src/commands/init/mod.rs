@@ -40,6 +40,15 @@ pub(crate) fn run(asked: &Initialising) -> Result<()> {
         return Err(Error::input(format!("{} exists already and is not overwritten", asked.out.display()))
             .hint("name another file with --out, or - for standard output"));
     }
+    // Before the data is read, which may take long.
+    if let Some(folder) = asked.out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        return Err(Error::input(format!(
+            "--out {}: the folder {} does not exist",
+            asked.out.display(),
+            folder.display()
+        ))
+        .hint("create it first, or name another file"));
+    }
     let text = written(asked)?;
     if to_stdout {
         return terminal::out(text.trim_end());
