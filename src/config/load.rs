@@ -53,13 +53,12 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self> {
         let tree = keys::tree();
-        let overrides: Vec<Override> =
-            overrides.iter().map(|set| Override::parse(set, &tree)).collect::<Result<_>>()?;
         let mut value = toml::from_str(text).map(Value::Table).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(text.as_bytes(), span.start));
             Error::input(format!("{name}:{line}: not TOML: {}", error.message()))
                 .hint("a line is a [table] or `key = value`, text in quotes; configs/reference.toml is an example")
         })?;
+        let overrides = overrides.iter().map(|set| Override::parse(set, &tree, &value)).collect::<Result<Vec<_>>>()?;
         let mut document = Document { name, text, overrides: &overrides, renamed: Vec::new() };
         document.renamed = words::translate(&mut value).map_err(|refusal| {
             Error::input(refusal.message).at(document.place_in_file(&refusal.path)).hint(refusal.hint)

@@ -13,6 +13,7 @@ mod hub_path;
 mod keys;
 mod load;
 mod loss;
+pub(crate) mod others;
 mod overrides;
 mod rows;
 mod source;
@@ -89,8 +90,10 @@ pub(crate) enum Dtype {
     #[default]
     Auto,
     /// bfloat16.
+    #[value(alias = "bfloat16")]
     Bf16,
     /// float32.
+    #[value(aliases = ["float32", "fp32"])]
     F32,
 }
 

@@ -203,7 +203,7 @@ fn a_wrong_set_is_refused_with_the_reason() {
         ("loss.alpha=-1", "--set loss.alpha=-1: `loss.alpha` = -1; expected a finite number 0 or above"),
         ("data.train=[{", "the value is not TOML"),
         ("loss={ alhpa = 1 }", "--set loss={ alhpa = 1 }: unknown key `loss.alhpa`"),
-        ("=1", "unknown table or key"),
+        ("=1", "a setting has the form KEY=VALUE"),
     ] {
         let told = refusal(MINIMAL, &[set]);
         assert!(told.contains(message), "--set {set}\nexpected {message:?} in:\n{told}");

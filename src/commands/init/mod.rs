@@ -13,7 +13,6 @@ mod python;
 mod sources;
 mod tokens;
 mod translate;
-mod words;
 mod yaml;
 
 use crate::cli::Initialising;
