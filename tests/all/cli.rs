@@ -125,6 +125,12 @@ fn a_wrong_config_is_reported_once_with_a_hint() {
     insta::assert_snapshot!("prepare_mistyped_key", refusal(&[&["prepare"], &safety[..], &["data.sed=1"]].concat()));
 }
 
+/// Promise: users of the wheel have the reference too.
+#[test]
+fn the_reference_is_in_the_program() {
+    assert_eq!(help(&["init", "--reference"]), include_str!("../../configs/reference.toml"));
+}
+
 #[test]
 fn only_rank_0_prints_what_every_rank_would() {
     for arguments in [&["--help"][..], &["--version"]] {

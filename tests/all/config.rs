@@ -239,7 +239,7 @@ fn a_wrong_file_is_refused_with_line_key_and_nearest_key() {
         ),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[]", "a.toml:4: `data.train` is empty"),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[{}]", "a.toml:4: `data.train.0.path` is missing"),
-        ("[output]", "[zzzzzzzz]\n[output]", "hint: configs/reference.toml shows every key with its default"),
+        ("[output]", "[zzzzzzzz]\n[output]", "hint: `haf-dist init --reference` shows every key with its default"),
         ("path = \"model\"\n", "", "a.toml:1: `model.path` is missing; it has no default"),
         ("[model]\npath = \"model\"\n", "", "a.toml: `model` is missing"),
         ("dir =", "dir", "a.toml:6: not TOML"),
