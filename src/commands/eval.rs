@@ -130,7 +130,7 @@ fn print(
         terminal::out(format_args!("\n{}", swap::text(swaps)))?;
     }
     match rows.first().and_then(verdict) {
-        Some(sentence) => terminal::out(format_args!("\n{sentence}")),
+        Some(verdict) => terminal::out(format_args!("\n{}", verdict.sentence)),
         None => Ok(()),
     }
 }

@@ -55,8 +55,9 @@ impl Config {
         let tree = keys::tree();
         let mut value = toml::from_str(text).map(Value::Table).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(text.as_bytes(), span.start));
-            Error::input(format!("{name}:{line}: not TOML: {}", error.message()))
-                .hint("a line is a [table] or `key = value`, text in quotes; `haf-dist init --reference` prints an example")
+            Error::input(format!("{name}:{line}: not TOML: {}", error.message())).hint(
+                "a line is a [table] or `key = value`, text in quotes; `haf-dist init --reference` prints an example",
+            )
         })?;
         let overrides = overrides.iter().map(|set| Override::parse(set, &tree, &value)).collect::<Result<Vec<_>>>()?;
         let mut document = Document { name, text, overrides: &overrides, renamed: Vec::new() };
