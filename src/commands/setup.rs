@@ -114,7 +114,9 @@ pub(crate) fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> R
 /// Prints the data report on stderr, unless only warnings are to be shown.
 pub(crate) fn show_report(reports: &[&DataReport]) {
     if tracing::enabled!(tracing::Level::INFO) {
-        logging::above_progress(|| terminal::note(report::render(reports)));
+        const CAPTION: &str =
+            "The data: pairs and tokens that were read, kept and cut; a common prefix is counted once";
+        logging::above_progress(|| terminal::note(format_args!("{CAPTION}\n{}", report::render(reports))));
     }
 }
 

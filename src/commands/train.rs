@@ -7,6 +7,7 @@ use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Planned, TrainS
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
+use crate::data::report;
 use crate::data::tokenize::Encoder;
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
@@ -167,24 +168,32 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
     let model = comm.agree(adapter::load(origin, options, config.lora.as_ref()))?;
     drop(work);
     info!(
-        "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
+        "{}: {} parameters, {}, {} with {} on {}",
         config.model.path.display(),
-        model.parameter_count() as f64 / 1e6,
+        many(model.parameter_count()),
         machine.dtype_name(),
-        comm.world_size(),
-        machine.threads,
-        machine.device
+        report::counted(comm.world_size(), "rank"),
+        report::counted(machine.threads, "thread"),
+        machine.place()
     );
     if let Some(lora) = &model.lora {
         let trained: usize = model.segments.iter().filter(|segment| segment.trains()).map(Segment::length).sum();
-        let (targets, trained) = (lora.targets(&model.architecture).join(", "), trained as f64 / 1e6);
-        info!("LoRA of rank {} on {targets}: {trained:.2} M parameters are trained, the rest is frozen", lora.rank);
+        let (targets, trained) = (lora.targets(&model.architecture).join(", "), many(trained));
+        info!("LoRA of rank {} on {targets}: {trained} parameters are trained, the rest is frozen", lora.rank);
     }
     match model.had_reward_head {
         true => info!("the model has a reward head: training continues from it"),
         false => info!("the model has no reward head: it starts at zero"),
     }
     Engine::new(model, config.train.activation_checkpointing)
+}
+
+/// A count of parameters: whole, or in millions.
+fn many(parameters: usize) -> String {
+    match parameters {
+        0..1_000_000 => report::grouped(parameters),
+        _ => format!("{:.1} M", parameters as f64 / 1e6),
+    }
 }
 
 /// Checks that the disk has room for the run's checkpoints.

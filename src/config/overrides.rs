@@ -103,8 +103,15 @@ fn put(node: &mut Value, path: &[String], set: &Override) -> Result<()> {
             let count = rows.len();
             match rows.get_mut(index) {
                 Some(row) => put(row, rest, set),
-                None => Err(Error::input(format!("--set {}: there are {count} entries, numbered from 0", set.text))
-                    .hint(format!("number {count} would add one"))),
+                None => {
+                    let has = match count {
+                        0 => "is empty".to_owned(),
+                        1 => "has 1 entry (number 0)".to_owned(),
+                        _ => format!("has {count} entries (numbers 0 to {})", count - 1),
+                    };
+                    Err(Error::input(format!("--set {}: the list {has}", set.text))
+                        .hint(format!("use number {count} to add another")))
+                }
             }
         }
         // The file has a value of the wrong type here; `Config::parse` reports it with its line.

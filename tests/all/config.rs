@@ -196,7 +196,7 @@ fn a_wrong_set_is_refused_with_the_reason() {
         ("alpha=1", "hint: did you mean `loss.alpha`?"),
         ("data.train.3.pth=x", "hint: did you mean `data.train.3.path`?"),
         ("data.train.path=x", "expected a number from 0 after `data.train`"),
-        ("data.train.3.path=x", "--set data.train.3.path=x: there are 1 entries, numbered from 0"),
+        ("data.train.3.path=x", "--set data.train.3.path=x: the list has 1 entry (number 0)"),
         ("loss.alpha", "there is no `=`; expected table.key=value"),
         ("loss.alpha=", "there is nothing after the `=`"),
         ("loss.alpha=much", "--set loss.alpha=much: `loss.alpha`: invalid type: string \"much\"; expected a number"),

@@ -377,5 +377,5 @@ fn print(report: &Report, json: bool) -> Result<()> {
     ] {
         table.row([name.to_string(), value]);
     }
-    terminal::out(table)
+    terminal::out(format_args!("Whole training steps, timed on {} pairs\n{table}", report.pairs))
 }
