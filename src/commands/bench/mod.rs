@@ -377,5 +377,9 @@ fn print(report: &Report, json: bool) -> Result<()> {
     ] {
         table.row([name.to_string(), value]);
     }
+    if let (Some(peak), Some(rate)) = (report.planned_peak_gb, report.planned_pairs_per_s) {
+        table.row(["planned peak memory".to_string(), format!("{peak:.2} GB a rank")]);
+        table.row(["planned pairs per second".to_string(), format!("{rate:.3}")]);
+    }
     terminal::out(format_args!("Whole training steps, timed on {} pairs\n{table}", report.pairs))
 }
