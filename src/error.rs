@@ -132,11 +132,33 @@ pub(crate) fn libtorch<T>(call: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 /// The hint for a path that does not exist: the absolute path that was tried.
-pub(crate) fn looked_for(path: &Path) -> String {
+fn looked_for(path: &Path) -> String {
     match std::path::absolute(path) {
         Ok(whole) if path.is_relative() => format!("looked for {}: is the path right?", whole.display()),
         _ => "is the path right?".to_owned(),
     }
+}
+
+/// Checks that a folder is there, before something in it is missed.
+///
+/// # Errors
+/// An input error with the absolute path that was tried.
+pub(crate) fn expect_folder(folder: &Path) -> Result<()> {
+    match std::fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Error::input(format!("{} is a file; expected a folder", folder.display()))
+            .hint("name the folder that it is in")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Error::input(format!("there is no folder {}", folder.display())).hint(looked_for(folder)))
+        }
+        Err(error) => Err(file_error(folder, "open", &error)),
+    }
+}
+
+/// The hint for a file that cannot be written because its folder does not exist.
+fn no_folder_for(path: &Path) -> Option<String> {
+    let folder = std::path::absolute(path).ok()?.parent()?.to_path_buf();
+    (!folder.exists()).then(|| format!("the folder {} does not exist: create it first", folder.display()))
 }
 
 /// Turns a failed file operation into an error that names the file: an input error if the path or the file is wrong, else a
@@ -145,6 +167,10 @@ pub(crate) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     use io::ErrorKind::*;
     let message = format!("cannot {doing} {}: {error}", path.display());
     let hint = match error.kind() {
+        NotFound if doing.starts_with("write") || doing.starts_with("create") => {
+            let hint = no_folder_for(path).unwrap_or_else(|| looked_for(path));
+            return Error::input(message).hint(hint);
+        }
         NotFound | InvalidFilename | InvalidInput => return Error::input(message).hint(looked_for(path)),
         NotADirectory => "a part of the path is a file, where a folder was expected",
         IsADirectory => "a file was expected: name the file in it",
@@ -209,6 +235,14 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{error}");
             assert!(error.hint.is_some() && error.message.contains(&path.display().to_string()), "{error}");
         }
+        let below = folder.path().join("none/new");
+        let nowhere = file_error(&below, "write", &std::fs::write(&below, "").unwrap_err()).to_string();
+        assert!(nowhere.contains(&format!("{} does not exist", folder.path().join("none").display())), "{nowhere}");
+        assert_eq!(expect_folder(folder.path()), Ok(()));
+        assert!(expect_folder(&binary).unwrap_err().message.contains("is a file; expected a folder"));
+        let relative = expect_folder(Path::new("no/such")).unwrap_err().to_string();
+        let whole = std::path::absolute("no/such").unwrap();
+        assert!(relative.contains(&format!("looked for {}", whole.display())), "{relative}");
         let there = std::fs::File::create_new(&binary).unwrap_err();
         assert_eq!(file_error(&binary, "create", &there).exit_code(), 2);
         let full = file_error(&binary, "write", &io::ErrorKind::StorageFull.into());

@@ -12,7 +12,7 @@ Examples:
   mpirun -n 8 haf-dist --config safety.toml --resume      continue after an interruption
   haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
 
-Every key of the config file is in configs/reference.toml, with its default.
+haf-dist init --reference prints every key of the config file with its default.
 
 Environment:
   HAF_LOG, RUST_LOG  what is logged, e.g. debug or haf_dist=trace [default: info on rank 0, else warn]
@@ -39,6 +39,7 @@ Examples:
   haf-dist init --from trl_reward.yaml --processes 8        TRL's YAML config, on 8 processes
   haf-dist init --from train_rm.py --train train.jsonl      the literal arguments of a script; it is not run
   haf-dist init --from llama3_rm.yaml --out -               LLaMA-Factory's, to standard output
+  haf-dist init --reference                                 every key with its default
 
 Reads the headers of the weights, and all rows of data files up to 256 MB. A comment at each key gives the reason for its value.";
 

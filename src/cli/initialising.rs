@@ -31,6 +31,10 @@ pub struct Initialising {
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
 
+    /// Print a config with every key, its default and what it does, and do nothing else
+    #[arg(long, exclusive = true)]
+    pub(crate) reference: bool,
+
     /// Number of the other program's processes, by which its batch size is multiplied
     #[arg(long, value_name = "N", value_parser = positive, default_value_t = 1, requires = "from")]
     pub(crate) processes: usize,

@@ -75,7 +75,7 @@ impl RunConfig {
             (None, Some(first)) => PathBuf::from(first),
             (None, None) => {
                 return Err(Error::input("no config: expected the path of a TOML file")
-                    .hint("haf-dist init writes one; configs/reference.toml shows every key"));
+                    .hint("haf-dist init writes one; haf-dist init --reference shows every key"));
             }
         };
         if let Some(word) = rest.iter().find(|word| !word.contains('=')) {

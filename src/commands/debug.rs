@@ -11,6 +11,7 @@ use crate::data::AnswerSpan;
 use crate::data::batch::Packing;
 use crate::data::formats;
 use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::report::counted;
 use crate::data::sampler::{self, Sampler};
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::engine::{Buckets, Engine};
@@ -62,8 +63,8 @@ pub(crate) fn run(config: &Config, changed: Changed, comm: &CommThread) -> Resul
     let model = adapter::load(&origin, options, config.lora.as_ref())?;
     setup::finish_check(check, comm)?;
     let mut engine = Engine::new(model, config.train.activation_checkpointing)?;
-    let (device, threads) = (machine.device, machine.threads);
-    terminal::out(format_args!("{} compute on {device:?}, {threads} thread(s)\n", machine.dtype_name()))?;
+    let threads = counted(machine.threads, "thread");
+    terminal::out(format_args!("{} on {}, {threads}\n", machine.dtype_name(), machine.place()))?;
     let budget = config.train.tokens_per_micro_batch;
     let references = match config.loss.needs_reference() {
         true => {

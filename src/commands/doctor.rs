@@ -32,8 +32,7 @@ pub(crate) fn run(json: bool) -> Result<()> {
         .chain([shared_memory(), disk(), hub_cache()])
         .collect();
     findings::print(&findings, json, |faults| {
-        Error::runtime(format!("{faults} of {} lines are not OK", findings.len()))
-            .hint("the lines say what to do; send them along with a bug report")
+        Error::runtime(format!("{faults} of {} checks failed", findings.len())).hint("see the hints above")
     })
 }
 

@@ -19,7 +19,6 @@ use crate::evaluate::scoring::{ToScore, score_apart, score_pairs};
 use crate::evaluate::swap::{self, Swap};
 use crate::evaluate::verdict::verdict;
 use crate::evaluate::{self, Reported};
-use crate::logging;
 use crate::metrics::{EvaluationMetrics, evaluation_table};
 use crate::terminal;
 use serde::Serialize;
@@ -49,7 +48,7 @@ pub(crate) fn run(
     let sources: Vec<Source> = files.iter().map(source).collect();
     let data = setup::prepared(&sources, "eval", &opened.config, &opened.encoder, comm)?;
     if comm.rank() == 0 {
-        logging::above_progress(|| terminal::note(data.report().render()));
+        setup::show_report(&[data.report()]);
     }
     let references = opened.references(&data, &machine, comm)?;
     let Scored { mut engine, reported } = opened.model(references.is_some(), &machine, comm)?;
@@ -130,7 +129,7 @@ fn print(
         terminal::out(format_args!("\n{}", swap::text(swaps)))?;
     }
     match rows.first().and_then(verdict) {
-        Some(sentence) => terminal::out(format_args!("\n{sentence}")),
+        Some(verdict) => terminal::out(format_args!("\n{}", verdict.sentence)),
         None => Ok(()),
     }
 }

@@ -7,7 +7,7 @@ use crate::checkpoint;
 use crate::cli::{Evaluating, Exporting, Scoring, Verifying};
 use crate::comm::CommThread;
 use crate::config::{Config, HubPath, RowRange, Source, domain_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_folder};
 use crate::evaluate::suites::Suite;
 use crate::files;
 use crate::hub::{Hub, RepositoryKind, Snapshot};
@@ -174,6 +174,23 @@ pub(crate) fn cached_split(path: &Path) -> Result<Vec<PathBuf>> {
     hub.fetch(&hub.look_up(&on_hub, RepositoryKind::Dataset)?)
 }
 
+/// Checks that a model's folder is there, and asks whether the hub's was meant.
+///
+/// # Errors
+/// An input error with the absolute path that was tried.
+pub(crate) fn expect_model(folder: &Path) -> Result<()> {
+    expect_folder(folder).map_err(|error| {
+        let path = format!("hf://{}", folder.display());
+        match (HubPath::parse(Path::new(&path)), &error.hint) {
+            (Some(Ok(HubPath { part: None, .. })), Some(hint)) if !folder.exists() => {
+                let hint = format!("{hint} For a model on the hub write {path}");
+                error.hint(hint)
+            }
+            _ => error,
+        }
+    })
+}
+
 /// Whether a path is an `hf://` path, valid or not.
 pub(crate) fn is_on_hub(path: &Path) -> bool {
     HubPath::parse(path).is_some()
@@ -198,7 +215,10 @@ fn checkpoint(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
 
 fn model(path: &Path, key: &str, comm: &CommThread) -> Result<PathBuf> {
     let fetched = fetched(path, RepositoryKind::Model, comm).map_err(|error| error.at(key))?;
-    Ok(fetched.map_or_else(|| path.to_path_buf(), |(folder, _)| folder))
+    match fetched {
+        Some((folder, _)) => Ok(folder),
+        None => comm.agree(expect_model(path).map_err(|error| error.at(key))).map(|()| path.to_path_buf()),
+    }
 }
 
 /// Local folder of the base of a second checkpoint, if that is an adapter whose base is on the hub. All ranks must call it.

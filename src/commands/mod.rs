@@ -51,6 +51,7 @@ pub fn alone(asked: &Alone) -> Result<()> {
         Alone::Plan(planning) => plan::run(planning),
         Alone::Models { folder, json } => {
             let folder = folder.as_deref().map(hub::fetch_model_alone).transpose()?;
+            folder.as_deref().map_or(Ok(()), hub::expect_model)?;
             models::run(folder.as_deref(), *json)
         }
         Alone::Formats { format, json } => formats::run(*format, *json),

@@ -7,7 +7,7 @@ use crate::config::{Config, Source};
 use crate::data::doubts::doubts;
 use crate::data::prepared::PreparedData;
 use crate::data::reference_cache::ReferenceCache;
-use crate::data::report;
+use crate::data::report::{self, DataReport};
 use crate::data::sampler::Sampler;
 use crate::data::tokenize::Encoder;
 use crate::engine::Engine;
@@ -103,13 +103,21 @@ pub(crate) fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> R
     };
     if comm.rank() == 0 {
         let _work = comm.at_work("looking for doubts about the data");
-        let reports: Vec<_> = splits.all().map(PreparedData::report).collect();
-        logging::above_progress(|| terminal::note(report::render(&reports)));
+        show_report(&splits.all().map(PreparedData::report).collect::<Vec<_>>());
         let others = [("dev", &splits.dev), ("test", &splits.test)];
         let others: Vec<_> = others.into_iter().filter_map(|(name, data)| Some((name, data.as_ref()?))).collect();
         doubts(&splits.train, &others).iter().for_each(|doubt| warn!("{doubt}"));
     }
     Ok(splits)
+}
+
+/// Prints the data report on stderr, unless only warnings are to be shown.
+pub(crate) fn show_report(reports: &[&DataReport]) {
+    if tracing::enabled!(tracing::Level::INFO) {
+        const CAPTION: &str =
+            "The data: pairs and tokens that were read, kept and cut; a common prefix is counted once";
+        logging::above_progress(|| terminal::note(format_args!("{CAPTION}\n{}", report::render(reports))));
+    }
 }
 
 fn optional(

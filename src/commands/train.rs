@@ -2,10 +2,12 @@
 
 use super::alike;
 use super::setup::{self, CompleteSplits, Splits};
+use super::shell;
 use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Planned, TrainState};
 use crate::comm::CommThread;
 use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
+use crate::data::report;
 use crate::data::tokenize::Encoder;
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
@@ -166,24 +168,32 @@ fn load(config: &Config, origin: &Origin, machine: &Machine, comm: &CommThread) 
     let model = comm.agree(adapter::load(origin, options, config.lora.as_ref()))?;
     drop(work);
     info!(
-        "{}: {:.1} M parameters, {} compute, {} rank(s) of {} thread(s) on {:?}",
+        "{}: {} parameters, {}, {} with {} on {}",
         config.model.path.display(),
-        model.parameter_count() as f64 / 1e6,
+        many(model.parameter_count()),
         machine.dtype_name(),
-        comm.world_size(),
-        machine.threads,
-        machine.device
+        report::counted(comm.world_size(), "rank"),
+        report::counted(machine.threads, "thread"),
+        machine.place()
     );
     if let Some(lora) = &model.lora {
         let trained: usize = model.segments.iter().filter(|segment| segment.trains()).map(Segment::length).sum();
-        let (targets, trained) = (lora.targets(&model.architecture).join(", "), trained as f64 / 1e6);
-        info!("LoRA of rank {} on {targets}: {trained:.2} M parameters are trained, the rest is frozen", lora.rank);
+        let (targets, trained) = (lora.targets(&model.architecture).join(", "), many(trained));
+        info!("LoRA of rank {} on {targets}: {trained} parameters are trained, the rest is frozen", lora.rank);
     }
     match model.had_reward_head {
         true => info!("the model has a reward head: training continues from it"),
         false => info!("the model has no reward head: it starts at zero"),
     }
     Engine::new(model, config.train.activation_checkpointing)
+}
+
+/// A count of parameters: whole, or in millions.
+fn many(parameters: usize) -> String {
+    match parameters {
+        0..1_000_000 => report::grouped(parameters),
+        _ => format!("{:.1} M", parameters as f64 / 1e6),
+    }
 }
 
 /// Checks that the disk has room for the run's checkpoints.
@@ -343,7 +353,11 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Re
         lines.push(evaluation_table(&concise(rows)));
     }
     let history = metrics::dev_history(run, config.loss.objective)?;
-    lines.extend(rows.first().and_then(verdict));
+    let verdict = rows.first().or(trainer.last_dev.as_ref()).and_then(verdict);
+    lines.extend(verdict.iter().map(|verdict| verdict.sentence.clone()));
+    if verdict.is_some() && rows.is_empty() {
+        lines.push("There are no test pairs (data.test), so this is of the dev pairs.".to_owned());
+    }
     lines.extend(overfitted(&history));
     lines.push(String::new());
     lines.push(format!("checkpoint  {}", checkpoint(trainer.state.step)));
@@ -351,13 +365,21 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Re
         lines.push(format!("best on dev {} (accuracy {:.4})", checkpoint(best.step), best.accuracy));
     }
     lines.push(format!("metrics     {}", run.join(metrics::METRICS).display()));
-    let place = run.display();
-    lines.push(match (rows.is_empty(), trainer.engine.model.lora.is_some()) {
-        (true, _) => {
-            format!("next        haf-dist eval --checkpoint {place} --data PAIRS, with pairs it was not trained on")
-        }
-        (false, true) => format!("next        haf-dist export --merge {place} FOLDER, for other programs"),
-        (false, false) => format!("next        haf-dist export {place} FOLDER, for other programs"),
-    });
+    lines.push(format!("next        {}", next(config, verdict.map(|verdict| verdict.good), !rows.is_empty())));
     logging::above_progress(|| terminal::lines(lines))
+}
+
+/// The command to continue with after a run; `good`: whether it is shown to be better than chance, if that is known.
+fn next(config: &Config, good: Option<bool>, tested: bool) -> String {
+    let place = shell::quoted(&config.output.dir.to_string_lossy());
+    let seen = config.data.test.first().or(config.data.dev.first());
+    match (good, seen) {
+        (Some(false), Some(pairs)) => format!(
+            "haf-dist eval --checkpoint {place} --data {} --worst 20, to see which pairs it ranks wrongly",
+            shell::quoted(&pairs.path.to_string_lossy())
+        ),
+        _ if !tested => format!("haf-dist eval --checkpoint {place} --data PAIRS, with pairs it was not trained on"),
+        _ if config.lora.is_some() => format!("haf-dist export --merge {place} FOLDER, for other programs"),
+        _ => format!("haf-dist export {place} FOLDER, for other programs"),
+    }
 }

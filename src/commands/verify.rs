@@ -133,7 +133,10 @@ pub(crate) fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
         .collect();
     comm.agree(match comm.rank() {
         0 if verifying.json => terminal::lines(outcomes.iter().map(line)),
-        0 => terminal::out(table(&outcomes, &self_test.left_out)),
+        0 => terminal::out(format_args!(
+            "Conversations saved with the model: what this folder makes of them now\n{}",
+            table(&outcomes, &self_test.left_out)
+        )),
         _ => Ok(()),
     })?;
     verdict(&outcomes.iter().map(|outcome| outcome.difference).collect::<Vec<_>>())

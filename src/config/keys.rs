@@ -121,10 +121,10 @@ fn list<'k>(keys: impl Iterator<Item = &'k String>) -> String {
 
 /// The hint for an unknown key.
 pub(super) fn unknown_key_hint(path: &[String], tree: &Value) -> String {
-    match nearest_key(path, tree) {
-        Some(nearest) => format!("did you mean `{nearest}`?"),
-        None => SEE_REFERENCE.to_string(),
-    }
+    let near = || nearest_key(path, tree).map(|nearest| format!("did you mean `{nearest}`?"));
+    let word = path.last().map_or("", String::as_str);
+    let hint = words::answer(word).or_else(near).or_else(|| others::answer_by_beginning(word));
+    hint.unwrap_or_else(|| SEE_REFERENCE.to_string())
 }
 
 /// The known key or table that `path` was probably meant to be. A key of the same name in another table wins over one
@@ -151,16 +151,22 @@ fn nearest_key(path: &[String], tree: &Value) -> Option<String> {
         let name = nearest(bare, names.iter().map(|(name, _)| name.as_str()))?;
         return names.into_iter().find(|(known, _)| *known == name).map(|(_, key)| key);
     }
-    nearest(&typed, keys.iter().map(String::as_str))
+    within(&typed, keys.iter().map(String::as_str), name.chars().count() / 3)
 }
 
-/// The word most similar to `typed`, if any is similar enough.
+/// The word nearest to `typed`, if at most a third of its letters differ.
 pub(super) fn nearest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> Option<String> {
-    words
-        .map(|word| (likeness(typed, word), word))
-        .filter(|(likeness, _)| *likeness > 0.5)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, word)| word.to_string())
+    within(typed, words, typed.chars().count() / 3)
+}
+
+/// The word nearest to `typed`, if at most `most` letters differ.
+fn within<'w>(typed: &str, words: impl Iterator<Item = &'w str>, most: usize) -> Option<String> {
+    let typed = typed.to_lowercase();
+    let distances = words.map(|word| (strsim::damerau_levenshtein(&typed, word), word));
+    distances
+        .filter(|(distance, _)| *distance <= most)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, word)| word.into())
 }
 
 /// Similarity, from 0 (nothing in common) to 1 (equal).

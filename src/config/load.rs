@@ -5,7 +5,7 @@
 use super::overrides::{self, Override};
 use super::words::{self, Renamed};
 use super::{Config, HubPath, SEE_REFERENCE, defaults, keys};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, file_error};
 use crate::files;
 use std::path::Path;
 use toml::Value;
@@ -22,8 +22,9 @@ impl Config {
     /// options that exclude each other. Each names the file and line (or the override), the key and what was expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let bytes = files::read_at_most(path, MOST_BYTES).map_err(|error| {
-            Error::input(format!("cannot read the config file {}: {error}", path.display()))
-                .hint("configs/reference.toml shows every key and can be copied")
+            let failed = file_error(path, "read the config file", &error);
+            let hint = failed.hint.as_deref().map_or_else(String::new, |hint| format!("{hint} "));
+            failed.hint(hint + "`haf-dist init` writes a config")
         })?;
         let name = path.display().to_string();
         let text = String::from_utf8(bytes).map_err(|error| {
@@ -55,13 +56,13 @@ impl Config {
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, overrides: &[String]) -> Result<Self> {
         let tree = keys::tree();
-        let overrides: Vec<Override> =
-            overrides.iter().map(|set| Override::parse(set, &tree)).collect::<Result<_>>()?;
         let mut value = toml::from_str(text).map(Value::Table).map_err(|error| {
             let line = error.span().map_or(1, |span| line_at(text.as_bytes(), span.start));
-            Error::input(format!("{name}:{line}: not TOML: {}", error.message()))
-                .hint("a line is a [table] or `key = value`, text in quotes; configs/reference.toml is an example")
+            Error::input(format!("{name}:{line}: not TOML: {}", error.message())).hint(
+                "a line is a [table] or `key = value`, text in quotes; `haf-dist init --reference` prints an example",
+            )
         })?;
+        let overrides = overrides.iter().map(|set| Override::parse(set, &tree, &value)).collect::<Result<Vec<_>>>()?;
         let mut document = Document { name, text, overrides: &overrides, renamed: Vec::new() };
         document.renamed = words::translate(&mut value).map_err(|refusal| {
             Error::input(refusal.message).at(document.place_in_file(&refusal.path)).hint(refusal.hint)

@@ -42,8 +42,10 @@ pub enum Objective {
     #[default]
     Hybrid,
     /// Bradley-Terry alone: no policy forward, no reference.
+    #[value(alias = "rm")]
     Reward,
     /// The policy loss alone.
+    #[value(alias = "dpo")]
     Policy,
 }
 

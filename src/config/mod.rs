@@ -13,6 +13,7 @@ mod hub_path;
 mod keys;
 mod load;
 mod loss;
+pub(crate) mod others;
 mod overrides;
 mod rows;
 mod source;
@@ -38,7 +39,7 @@ pub const TOTAL: &str = "all";
 pub(crate) const DEFAULT_MAX_ROW_BYTES: usize = 1 << 24;
 
 /// The hint for a wrong key or value if there is no better one.
-const SEE_REFERENCE: &str = "configs/reference.toml shows every key with its default";
+const SEE_REFERENCE: &str = "`haf-dist init --reference` shows every key with its default";
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -89,8 +90,10 @@ pub(crate) enum Dtype {
     #[default]
     Auto,
     /// bfloat16.
+    #[value(alias = "bfloat16")]
     Bf16,
     /// float32.
+    #[value(aliases = ["float32", "fp32"])]
     F32,
 }
 

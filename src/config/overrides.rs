@@ -20,14 +20,23 @@ pub(super) struct Override {
 impl Override {
     /// Parses `table.key=value`. For a key that takes text, the value is used as typed (or between TOML quotes); for other
     /// keys it is TOML, and a bare word is a string.
-    pub(super) fn parse(text: &str, tree: &Value) -> Result<Self> {
+    pub(super) fn parse(text: &str, tree: &Value, file: &Value) -> Result<Self> {
         let wrong = |message: String| Error::input(format!("--set {text}: {message}"));
         let Some((key, value)) = text.split_once('=') else {
             return Err(wrong("there is no `=`; expected table.key=value".into()).hint(EXAMPLE));
         };
         let (key, value) = (key.trim(), value.trim());
         let typed: Vec<String> = key.split('.').map(|name| name.trim().to_string()).collect();
-        if let Some(hint) = typed.last().and_then(|key| words::hint_for_refused(key, None)) {
+        if key.is_empty() {
+            return Err(wrong("there is no key; a setting has the form KEY=VALUE".into()).hint(EXAMPLE));
+        }
+        // Beside what the file sets in that table.
+        let beside = |key: &String| {
+            let mut table = file.get(&typed[0]).and_then(Value::as_table).cloned().unwrap_or_default();
+            value.parse().ok().and_then(|value| table.insert(key.clone(), value));
+            words::hint_for_refused(key, Some(&table))
+        };
+        if let Some(hint) = typed.last().and_then(beside) {
             return Err(wrong(format!("`{key}` is a key of other trainers")).hint(hint));
         }
         let path = words::ours(&typed);
@@ -94,8 +103,15 @@ fn put(node: &mut Value, path: &[String], set: &Override) -> Result<()> {
             let count = rows.len();
             match rows.get_mut(index) {
                 Some(row) => put(row, rest, set),
-                None => Err(Error::input(format!("--set {}: there are {count} entries, numbered from 0", set.text))
-                    .hint(format!("number {count} would add one"))),
+                None => {
+                    let has = match count {
+                        0 => "is empty".to_owned(),
+                        1 => "has 1 entry (number 0)".to_owned(),
+                        _ => format!("has {count} entries (numbers 0 to {})", count - 1),
+                    };
+                    Err(Error::input(format!("--set {}: the list {has}", set.text))
+                        .hint(format!("use number {count} to add another")))
+                }
             }
         }
         // The file has a value of the wrong type here; `Config::parse` reports it with its line.

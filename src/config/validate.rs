@@ -253,7 +253,8 @@ fn refuse(key: &str, message: &str, hint: &str) -> Check {
 
 /// A value out of its range.
 fn out_of_range(key: &str, value: impl std::fmt::Display, expected: &str) -> Check {
-    refuse(key, &format!("= {value}; expected {expected}"), SEE_REFERENCE)
+    let hint = if key.starts_with("--") { "the command's --help describes its options" } else { SEE_REFERENCE };
+    refuse(key, &format!("= {value}; expected {expected}"), hint)
 }
 
 fn at_least(key: &str, value: usize, least: usize) -> Check {

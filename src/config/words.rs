@@ -3,6 +3,7 @@
 //!
 //! Not here: whole files of those trainers (`haf-dist init --from`), and mistyped keys (`keys.rs`).
 
+use super::others;
 use toml::{Table, Value};
 
 /// (Their key, our key of the same meaning.)
@@ -153,6 +154,13 @@ pub(super) fn ours(path: &[String]) -> Vec<String> {
     }
 }
 
+/// What to write instead of a key that is unknown where it stands, by its last name.
+pub(super) fn answer(word: &str) -> Option<String> {
+    let is = |(theirs, _): &&(&str, &str)| theirs.rsplit('.').next() == Some(word);
+    let same = KEYS.iter().find(is).map(|(_, ours)| format!("the key is `{ours}`, which means the same"));
+    same.or_else(|| others::answer(word))
+}
+
 /// Our key for a typed one: `train.learning_rate` for `train.lr`.
 pub(crate) fn key_meant(typed: &str) -> String {
     ours(&typed.split('.').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).join(".")
@@ -173,12 +181,18 @@ pub(super) fn hint_for_refused(key: &str, table: Option<&Table>) -> Option<Strin
              train.tokens_per_micro_batch bounds the memory"
         ));
     }
-    if key == "warmup_ratio"
-        && let (Some(ratio), Some(steps)) =
-            (table.and_then(|table| table.get(key)).and_then(Value::as_float), number("steps").or(number("max_steps")))
-    {
-        let warmup = (ratio * steps as f64).ceil();
-        return Some(format!("train.warmup_steps counts updates: {ratio} x {steps} steps = {warmup}"));
+    let ratio = table.and_then(|table| table.get(key)).and_then(Value::as_float);
+    if let ("warmup_ratio", Some(ratio)) = (key, ratio) {
+        if let Some(steps) = number("steps").or(number("max_steps")) {
+            let warmup = (ratio * steps as f64).ceil();
+            return Some(format!("train.warmup_steps counts updates: {ratio} x {steps} steps = {warmup}"));
+        }
+        let epochs = table.and_then(|table| table.get("epochs").or(table.get("num_train_epochs")));
+        let epochs = epochs.map_or("1 epoch".to_owned(), |epochs| format!("{epochs} epochs"));
+        return Some(format!(
+            "train.warmup_steps counts updates: {ratio} x the updates of the run, which has {epochs} of training pairs / \
+             train.pairs_per_step updates each"
+        ));
     }
     REFUSED_KEYS.iter().find(|(theirs, _)| *theirs == key).map(|(_, hint)| (*hint).to_owned())
 }
@@ -271,6 +285,43 @@ mod tests {
         assert_eq!(list.data.train.iter().map(|source| source.weight).collect::<Vec<_>>(), [1.0, 2.0]);
     }
 
+    /// Promise: whatever table it stands in, a word of other trainers is answered, with a key that exists or a reason.
+    #[test]
+    fn words_in_other_tables_are_answered() {
+        for (word, says) in [
+            ("lr", "`train.learning_rate`"),
+            ("batch_size", "`train.pairs_per_step`"),
+            ("num_train_epochs", "`train.epochs`"),
+            ("model_name_or_path", "`model.path`"),
+            ("center_rewards_coefficient", "`loss.centering`"),
+            ("val_size", "rows = "),
+            ("eval_steps", "`eval.every`"),
+            ("save_steps", "`checkpoint.every`"),
+            ("logging_steps", "metrics.jsonl"),
+            ("max_steps", "`train.steps`"),
+            ("seed", "data.seed"),
+            ("optim", "AdamW"),
+            ("report_to", "no tracker"),
+            ("deepspeed", "parallel.shard_optimizer"),
+            ("zero_stage", "parallel.shard_optimizer"),
+            ("lr_scheduler_type", "`train.schedule`"),
+            ("dataset_name", "data.train"),
+            ("bias", "no biases"),
+            ("type", "AdamW"),
+            ("adam_epsilon", "`train.adam_epsilon`"),
+            ("hub_model_id", "haf-dist export"),
+        ] {
+            for key in [word.to_owned(), format!("parallel.{word}")] {
+                let error = Config::parse("a.toml", OURS, &[format!("{key}=1")]).unwrap_err();
+                assert!(error.hint.as_ref().is_some_and(|hint| hint.contains(says)), "{key}: {error}");
+            }
+        }
+        let hint = |set: &str| Config::parse("a.toml", OURS, &[set.to_owned()]).unwrap_err().hint.unwrap();
+        assert_eq!(hint("train.stepz=1"), "did you mean `train.steps`?");
+        assert!(!hint("train.sharpness=1").contains("did you mean"), "too far from any key");
+        assert!(hint("=5").contains("loss.alpha=0.5"));
+    }
+
     #[test]
     fn words_that_mean_something_else_are_answered_where_they_stand() {
         let refused = |text: &str, set: &[&str]| {
@@ -280,6 +331,10 @@ mod tests {
         let batch = "[train]\nper_device_train_batch_size = 4\ngradient_accumulation_steps = 2\n";
         let answer = refused(batch, &[]);
         assert!(answer.starts_with("a.toml:") && answer.contains("here 4 x 2 x ranks"), "{answer}");
+        let by_epochs = refused("[train]\nepochs = 2\nwarmup_ratio = 0.1\n", &[]);
+        assert!(by_epochs.contains("0.1 x the updates of the run, which has 2 epochs"), "{by_epochs}");
+        let on_the_line = refused("[train]\nsteps = 41\n", &["train.warmup_ratio=0.1"]);
+        assert!(on_the_line.contains("0.1 x 41 steps = 5"), "{on_the_line}");
         assert!(refused("[train]\nsteps = 41\nwarmup_ratio = 0.1\n", &[]).contains("0.1 x 41 steps = 5"));
         assert!(refused("", &["train.warmup_ratio=0.1"]).contains("--set train.warmup_ratio=0.1"));
         assert!(refused("[model2]\nx = 1\n", &[]).contains("unknown table"), "other unknown names stay unknown");

@@ -276,8 +276,13 @@ pub(crate) fn unused_keys(unused: &BTreeMap<String, usize>, rows: usize) -> Opti
     (!parts.is_empty()).then(|| format!("keys not used: {}", parts.join("; ")))
 }
 
+/// `1 rank`, `2 ranks`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// 1234567 -> 1,234,567
-fn grouped(number: usize) -> String {
+pub(crate) fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {

@@ -231,7 +231,7 @@ pub(crate) fn tables(
         names.into_iter().chain(doubts.answered.iter().map(|answered| number(Some(answered.accuracy)))).collect()
     };
     let mut text = format!(
-        "accuracy of the surest pairs; AUROC of a small margin as a sign of error\n{}",
+        "Accuracy on the pairs with the largest margins, and how well a small margin predicts a mistake (AUROC)\n{}",
         table(&header, 1, doubts.iter().map(row))
     );
     if let Some(found) = disagreement {

@@ -118,11 +118,11 @@ pub fn reports(
 /// Plain tables: calibration, the reliability of all pairs, length, markdown.
 pub(crate) fn tables(reports: &[Report]) -> String {
     format!(
-        "calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
+        "Calibration of sigmoid(margin), whatever loss.prior the model was trained with; chance: Brier 0.2500, log loss \
          {CHANCE:.4}; for margins as they are, and divided by the temperature fitted on the run's dev pairs; the last column is \
-         the temperature that fits these pairs\n{}\n\nreliability, in bins of equal mass\n{}\n\nlength, in tokens: accuracies, \
-         and that of always taking the longer answer\n{}\n\nmarkdown, as length, in 1 + marks (headings, list entries, code \
-         fences, bold)\n{}",
+         the temperature that fits these pairs\n{}\n\nReliability: pairs sorted into equal groups by confidence\n{}\n\nLength, in tokens: accuracies, \
+         and that of always taking the longer answer\n{}\n\nMarkdown: does the reward follow the number of formatting \
+         marks (headings, list entries, code fences, bold)?\n{}",
         calibration(reports),
         reliability(reports),
         length(reports),

@@ -8,9 +8,18 @@ use crate::statistics::Interval;
 /// Rises of the dev loss, one after the other, that count as overfitting.
 const RISES: usize = 3;
 
+/// The answer of an evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Verdict {
+    /// In words.
+    pub(crate) sentence: String,
+    /// Whether the model is shown to be better than chance.
+    pub(crate) good: bool,
+}
+
 /// How well the reward head ranks an evaluation's pairs, or the policy if no reward head is trained; `None` if neither is, or if
 /// a score is not finite.
-pub(crate) fn verdict(row: &EvaluationMetrics) -> Option<String> {
+pub(crate) fn verdict(row: &EvaluationMetrics) -> Option<Verdict> {
     let reward = row.accuracy.zip(Interval::between(row.accuracy_low, row.accuracy_high));
     let policy = row.policy_accuracy.zip(Interval::between(row.policy_accuracy_low, row.policy_accuracy_high));
     let (head, (accuracy, interval)) = match reward {
@@ -32,19 +41,25 @@ pub(crate) fn verdict(row: &EvaluationMetrics) -> Option<String> {
         if row.longer_accuracy >= 0.5 { "longer" } else { "shorter" },
         percent(by_length)
     );
-    Some(match () {
+    let below_length = row.over_length.is_some_and(|difference| difference.high < 0.0);
+    let sentence = match () {
         () if interval.high < 0.5 => {
             format!(
                 "{ranked}: worse than chance. Are chosen and rejected answers swapped in the training or the {} data?",
                 row.eval
             )
         }
-        () if interval.low <= 0.5 => format!("{ranked}: it is not shown to be better than chance."),
+        () if interval.low <= 0.5 => {
+            let better = if below_length { format!("; {guess} is clearly better") } else { String::new() };
+            format!("{ranked}: no better than chance, as far as these pairs show{better}.")
+        }
         () if row.over_length.is_some_and(|difference| difference.low > 0.0) => {
             format!("{ranked}: better than chance and better than {guess}.")
         }
+        () if below_length => format!("{ranked}: better than chance, but worse than {guess}."),
         () => format!("{ranked}: better than chance, but not shown to be better than {guess}."),
-    })
+    };
+    Some(Verdict { sentence, good: interval.low > 0.5 })
 }
 
 /// A warning if a run has overfitted: its dev loss rose in each of its last evaluations. It names the step with the lowest loss.
@@ -98,7 +113,7 @@ mod tests {
     /// Promise: a sentence claims no more than the interval shows.
     #[test]
     fn the_sentence_follows_the_interval() {
-        let says = |accuracy, low, high, longer| verdict(&row(accuracy, low, high, longer)).unwrap();
+        let says = |accuracy, low, high, longer| verdict(&row(accuracy, low, high, longer)).unwrap().sentence;
         assert!(
             says(0.7, 0.65, 0.75, 0.6)
                 .ends_with("better than chance and better than always taking the longer answer (60.0%).")
@@ -108,7 +123,20 @@ mod tests {
         assert!(close.ends_with("but not shown to be better than always taking the longer answer (64.5%)."), "{close}");
         let but = says(0.7, 0.65, 0.75, 0.3);
         assert!(but.ends_with("but not shown to be better than always taking the shorter answer (70.0%)."), "{but}");
-        assert!(says(0.53, 0.5, 0.56, 0.5).ends_with("not shown to be better than chance."));
+        assert!(says(0.53, 0.5, 0.56, 0.5).ends_with("no better than chance, as far as these pairs show."));
+        let below = |accuracy, low| EvaluationMetrics {
+            over_length: Some(Interval { low: -0.3, high: -0.1 }),
+            ..row(accuracy, low, 0.62, 0.8)
+        };
+        let worse = verdict(&below(0.53, 0.5)).unwrap();
+        assert!(
+            worse.sentence.ends_with("show; always taking the longer answer (80.0%) is clearly better."),
+            "{worse:?}"
+        );
+        let worse = verdict(&below(0.6, 0.55)).unwrap();
+        assert!(worse.sentence.ends_with("but worse than always taking the longer answer (80.0%)."), "{worse:?}");
+        let good = |low| verdict(&row(0.6, low, 0.9, 0.5)).unwrap().good;
+        assert!(good(0.51) && !good(0.5));
         assert!(says(0.4, 0.35, 0.45, 0.5).contains("swapped"));
         assert!(
             says(0.7, 0.65, 0.75, 0.6)
@@ -121,7 +149,7 @@ mod tests {
             policy_accuracy_high: Some(0.85),
             ..row(0.0, 0.0, 0.0, 0.5)
         };
-        assert!(verdict(&policy).unwrap().starts_with("The policy ranks 80.0%"));
+        assert!(verdict(&policy).unwrap().sentence.starts_with("The policy ranks 80.0%"));
         assert_eq!(verdict(&EvaluationMetrics { policy_accuracy: None, ..policy }), None, "nothing finite");
     }
 

@@ -49,7 +49,7 @@ pub(crate) fn check(config: &ParallelConfig, world_size: usize, on_gpu: bool, al
     }
     if config.backend == Backend::Nccl && !on_gpu {
         return Err(Error::input("parallel.backend = \"nccl\", but this program sees no GPU").hint(
-            "`nvidia-smi` lists them; only a build by launch/setup.sh --cuda computes on them; on CPUs set \
+            "`nvidia-smi` lists them; they need libtorch's CUDA part (launch/setup.sh --cuda); on CPUs set \
              parallel.backend = \"mpi\"",
         ));
     }

@@ -92,6 +92,14 @@ impl Machine {
         Ok(Self { device, kind, threads })
     }
 
+    /// Where the rank computes, in words.
+    pub(crate) fn place(&self) -> String {
+        match self.device {
+            Device::Cuda(index) => format!("GPU {index}"),
+            _ => "the CPU".to_owned(),
+        }
+    }
+
     /// The precision as users write it.
     pub(crate) fn dtype_name(&self) -> &'static str {
         if self.kind == Kind::BFloat16 { "bf16" } else { "f32" }

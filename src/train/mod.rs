@@ -67,6 +67,8 @@ pub struct Trainer<'a> {
     pub train: Arc<Split>,
     /// The pairs that pick the best checkpoint.
     pub(crate) dev: Option<Split>,
+    /// The last evaluation of all dev pairs.
+    pub(crate) last_dev: Option<EvaluationMetrics>,
     /// Where metrics go; empty on ranks other than 0.
     pub(crate) sinks: Vec<Box<dyn Sink>>,
     /// Where checkpoints go; without it none are written.
@@ -120,6 +122,7 @@ impl<'a> Trainer<'a> {
             sampler,
             train: Arc::new(train),
             dev,
+            last_dev: None,
             sinks: Vec::new(),
             saving: None,
             state: TrainState { world_size: comm.world_size(), threads, data_key, ..TrainState::default() },
@@ -202,6 +205,7 @@ impl<'a> Trainer<'a> {
         let fitted = evaluate::fitting::fit(&outcomes);
         let total = rows.into_iter().next().map(|total| EvaluationMetrics { fitted, ..total });
         total.iter().for_each(|total| self.doubt_ties(total));
+        self.last_dev = total.clone();
         Ok(total)
     }
 

@@ -47,7 +47,7 @@ fn refusal(arguments: &[&str]) -> String {
     let Outcome { code, stdout, stderr } = run(arguments);
     assert_eq!(code, Some(2), "{stderr}");
     assert_eq!(stdout, "", "errors go to stderr");
-    stderr
+    stderr.replace(env!("CARGO_MANIFEST_DIR"), "/FOLDER")
 }
 
 fn help(arguments: &[&str]) -> String {
@@ -123,6 +123,12 @@ fn a_wrong_config_is_reported_once_with_a_hint() {
     insta::assert_snapshot!("mistyped_key", refusal(&[&safety[..], &["loss.alhpa=1"]].concat()));
     insta::assert_snapshot!("out_of_range", refusal(&[&safety[..], &["train.learning_rate=-1"]].concat()));
     insta::assert_snapshot!("prepare_mistyped_key", refusal(&[&["prepare"], &safety[..], &["data.sed=1"]].concat()));
+}
+
+/// Promise: users of the wheel have the reference too.
+#[test]
+fn the_reference_is_in_the_program() {
+    assert_eq!(help(&["init", "--reference"]), include_str!("../../configs/reference.toml"));
 }
 
 #[test]

@@ -118,7 +118,9 @@ fn runs_that_are_no_pair_are_refused_by_name() {
     assert!(refusal(&|run| run.facts.data_key = "other".into()).contains("other training pairs than hybrid-1"));
     assert!(refusal(&|run| run.facts.model_key = "other".into()).contains("another starting model"));
     let hybrid_again = |run: &mut ComparedRun| run.facts.config.loss.objective = Objective::Hybrid;
-    assert!(refusal(&hybrid_again).contains("a second run of hybrid with data.seed = 1"));
+    let three = [hybrid.clone(), run("hybrid", 2, "++", "+-"), run("hybrid", 1, "+-", "")];
+    let error = Comparison::of(&three).unwrap_err();
+    assert!(error.message.contains("a second run of hybrid with data.seed = 1"), "{error}");
     let shorter = |run: &mut ComparedRun| {
         hybrid_again(run);
         (run.facts.config.data.seed, run.facts.step) = (2, 3);
@@ -166,6 +168,21 @@ fn any_two_runs_on_the_same_test_pairs_are_compared_and_named_by_their_differenc
     assert!(row.by_seed.is_empty() && row.deviation.is_none(), "no seed is common: {row:?}");
     // Half hits over two runs of the two prompts: 2 + 0 and 4 + 3 - 2 * 0; all signs alike is one of two ways of four.
     assert_eq!(row.p, 0.5);
+}
+
+/// Promise: a table says which run is which, and two runs are compared even where only their seeds differ.
+#[test]
+fn single_runs_are_called_by_their_folders() {
+    let named = |run: ComparedRun, name: &str| with(run, name, |_| ());
+    let of = |runs: [ComparedRun; 2]| Comparison::of(&runs).unwrap().markdown();
+    let seeds = of([named(run("reward", 1, "++++", ""), "runs/a"), named(run("reward", 2, "++--", ""), "runs/b")]);
+    assert!(seeds.contains("| a       |    1 |") && seeds.contains("| b       |    2 |"), "{seeds}");
+    assert!(seeds.contains("- a against b: ") && seeds.contains("There is one run of each"), "{seeds}");
+    assert!(!seeds.contains("standard deviations"), "{seeds}");
+    let same = of([named(run("reward", 0, "++++", ""), "x/a"), named(run("reward", 0, "++--", ""), "y/a")]);
+    assert!(same.contains("x/a against y/a") && same.contains(" seed 0; "), "{same}");
+    let both = of([named(run("hybrid", 1, "++++", ""), "runs/a"), named(run("policy", 1, "", "++--"), "runs/b")]);
+    assert!(both.contains("- a, reward head against b: "), "{both}");
 }
 
 #[test]

@@ -196,14 +196,14 @@ fn a_wrong_set_is_refused_with_the_reason() {
         ("alpha=1", "hint: did you mean `loss.alpha`?"),
         ("data.train.3.pth=x", "hint: did you mean `data.train.3.path`?"),
         ("data.train.path=x", "expected a number from 0 after `data.train`"),
-        ("data.train.3.path=x", "--set data.train.3.path=x: there are 1 entries, numbered from 0"),
+        ("data.train.3.path=x", "--set data.train.3.path=x: the list has 1 entry (number 0)"),
         ("loss.alpha", "there is no `=`; expected table.key=value"),
         ("loss.alpha=", "there is nothing after the `=`"),
         ("loss.alpha=much", "--set loss.alpha=much: `loss.alpha`: invalid type: string \"much\"; expected a number"),
         ("loss.alpha=-1", "--set loss.alpha=-1: `loss.alpha` = -1; expected a finite number 0 or above"),
         ("data.train=[{", "the value is not TOML"),
         ("loss={ alhpa = 1 }", "--set loss={ alhpa = 1 }: unknown key `loss.alhpa`"),
-        ("=1", "unknown table or key"),
+        ("=1", "a setting has the form KEY=VALUE"),
     ] {
         let told = refusal(MINIMAL, &[set]);
         assert!(told.contains(message), "--set {set}\nexpected {message:?} in:\n{told}");
@@ -239,7 +239,7 @@ fn a_wrong_file_is_refused_with_line_key_and_nearest_key() {
         ),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[]", "a.toml:4: `data.train` is empty"),
         ("[{ path = \"data/pairs.jsonl.gz\" }]", "[{}]", "a.toml:4: `data.train.0.path` is missing"),
-        ("[output]", "[zzzzzzzz]\n[output]", "hint: configs/reference.toml shows every key with its default"),
+        ("[output]", "[zzzzzzzz]\n[output]", "hint: `haf-dist init --reference` shows every key with its default"),
         ("path = \"model\"\n", "", "a.toml:1: `model.path` is missing; it has no default"),
         ("[model]\npath = \"model\"\n", "", "a.toml: `model` is missing"),
         ("dir =", "dir", "a.toml:6: not TOML"),

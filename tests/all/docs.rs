@@ -282,7 +282,8 @@ fn write_keys(page: &mut String, keys: &mut Vec<&str>, comments: &mut Vec<&str>)
 fn config_page(reference: &str) -> String {
     let mut page = String::from(
         "# Configuration\n\n\
-         This page is made from [configs/reference.toml](../configs/reference.toml), which you can copy.\n\n",
+         This page is made from [configs/reference.toml](../configs/reference.toml), \
+         which `haf-dist init --reference` prints.\n\n",
     );
     // The comments that wait for what they are about, and the keys and comments that wait to be written.
     let (mut waiting, mut keys, mut comments) = (Vec::new(), Vec::new(), Vec::new());

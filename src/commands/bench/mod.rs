@@ -19,7 +19,7 @@ use crate::data::sampler::Sampler;
 use crate::data::tokenize::{Encoder, Rules};
 use crate::data::verbatim;
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_folder};
 use crate::evaluate::reference;
 use crate::machine::{self, Machine, backend, kernels, wait_for};
 use crate::model::adapter::Origin;
@@ -96,6 +96,7 @@ struct Work {
 /// # Errors
 /// A folder without a model, or a file with too few pairs.
 pub(crate) fn run(bench: &Bench, comm: &CommThread) -> Result<()> {
+    comm.agree(expect_folder(&bench.model).map_err(|error| error.at("--model")))?;
     alike::model(&Origin { base: bench.model.clone(), adapter: None }, comm)?;
     let config = config(bench, comm.world_size())?;
     let machine = Machine::pick(bench.dtype, bench.threads, comm)?;
@@ -382,5 +383,9 @@ fn print(report: &Report, json: bool) -> Result<()> {
     ] {
         table.row([name.to_string(), value]);
     }
-    terminal::out(table)
+    if let (Some(peak), Some(rate)) = (report.planned_peak_gb, report.planned_pairs_per_s) {
+        table.row(["planned peak memory".to_string(), format!("{peak:.2} GB a rank")]);
+        table.row(["planned pairs per second".to_string(), format!("{rate:.3}")]);
+    }
+    terminal::out(format_args!("Whole training steps, timed on {} pairs\n{table}", report.pairs))
 }

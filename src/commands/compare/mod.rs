@@ -5,7 +5,7 @@ mod train;
 
 use crate::checkpoint::Changed;
 use crate::cli::{Compared, Comparing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, expect_folder};
 use crate::evaluate::comparison::{ComparedRun, Comparison};
 use crate::metrics::read_pairs;
 use crate::terminal;
@@ -39,6 +39,7 @@ fn compare(runs: &[PathBuf], changed: Changed) -> Result<Comparison> {
 }
 
 fn open(run: &Path, changed: Changed) -> Result<ComparedRun> {
+    expect_folder(run)?;
     let (facts, outcomes) = read_pairs(run, changed)?;
     Ok(ComparedRun { name: run.display().to_string(), facts, outcomes })
 }

@@ -50,6 +50,7 @@ pub(crate) fn model(path: &Path) -> Result<ModelFacts> {
     if hub::is_on_hub(path) {
         return Ok(on_hub(path));
     }
+    hub::expect_model(path)?;
     let origin = Origin::of(path, None)?;
     if let Some(error) = models::refused(&origin.base) {
         return Err(error);
@@ -132,7 +133,7 @@ fn adapted(folder: &Path) -> Result<Vec<String>> {
     let names = names.map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
     names.ok_or_else(|| {
         Error::input(format!("{}: target_modules is not a list of names", path.display()))
-            .hint("write the config by hand: configs/reference.toml shows [lora]")
+            .hint("write the config by hand: haf-dist init --reference shows [lora]")
     })
 }
 

@@ -13,7 +13,6 @@ mod python;
 mod sources;
 mod tokens;
 mod translate;
-mod words;
 mod yaml;
 
 use crate::cli::Initialising;
@@ -30,15 +29,30 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 use translate::Translation;
 
+/// A config with every key and its default.
+const REFERENCE: &str = include_str!("../../../configs/reference.toml");
+
 /// Writes the config.
 ///
 /// # Errors
 /// No model or no data, or such that would not load; a foreign file that cannot be read; an output file that exists.
 pub(crate) fn run(asked: &Initialising) -> Result<()> {
+    if asked.reference {
+        return terminal::out(REFERENCE.trim_end());
+    }
     let to_stdout = asked.out.as_os_str() == "-";
     if !to_stdout && std::fs::symlink_metadata(&asked.out).is_ok() {
         return Err(Error::input(format!("{} exists already and is not overwritten", asked.out.display()))
             .hint("name another file with --out, or - for standard output"));
+    }
+    // Before the data is read, which may take long.
+    if let Some(folder) = asked.out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        return Err(Error::input(format!(
+            "--out {}: the folder {} does not exist",
+            asked.out.display(),
+            folder.display()
+        ))
+        .hint("create it first, or name another file"));
     }
     let text = written(asked)?;
     if to_stdout {
@@ -67,7 +81,7 @@ fn in_toml(path: &Path) -> Result<String> {
 fn written(asked: &Initialising) -> Result<String> {
     let foreign = asked.from.as_deref().map(foreign::read).transpose()?;
     let mut draft = Draft::default();
-    draft.say("Written by `haf-dist init`. configs/reference.toml shows every key with its default.");
+    draft.say("Written by `haf-dist init`. `haf-dist init --reference` shows every key with its default.");
     if let Some(foreign) = &foreign {
         let trains = match foreign.trains {
             foreign::Trains::Reward => "a reward model",

@@ -7,8 +7,8 @@
 use super::content::Item;
 use super::draft::{Draft, quoted};
 use super::foreign::{Foreign, Program, Trains};
-use super::words::{FAMILIES, Is, NOTHING, SAME, SO_HERE, UNKNOWN};
 use super::yaml;
+use crate::config::others::{FAMILIES, Is, NOTHING, SAME, SO_HERE, UNKNOWN};
 use serde_json::Value;
 
 /// Another program's config while it is translated.

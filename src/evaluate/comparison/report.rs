@@ -19,20 +19,25 @@ decided by a fair coin (Fisher and Pitman's randomisation test; with one seed an
 test). Holm's p is adjusted for the number of rows. A difference as large as in the last column would be found, with p below \
 0.05 before Holm's adjustment, by four of five sets of test pairs like these.";
 
-/// The note about seeds, for several seeds and for one.
-const SEEDS: [&str; 2] = [
+/// The notes about seeds: where there are standard deviations, where there is one seed, where there is one run of each.
+const SEEDS: [&str; 3] = [
     "The standard deviations show the effect of the seed, which draws other training pairs in another order.",
     "There is only one seed: these figures do not show how much another seed would change.",
+    "There is one run of each: these figures do not show how much another seed would change.",
 ];
 
 impl Ranker {
     /// Its name in the tables.
     fn label(&self) -> String {
+        let named_by = |objective: &str| self.variant.split(',').next() == Some(objective);
         match (self.objective, self.ranked_by) {
             (Objective::Hybrid, RankedBy::Reward) => format!("{}, reward head", self.variant),
             (Objective::Hybrid, RankedBy::Policy) => format!("{}, policy", self.variant),
             (Objective::Hybrid, RankedBy::Combined) => format!("{}, combined", self.variant),
-            (Objective::Reward | Objective::Policy, _) => format!("{} only", self.variant),
+            // A variant that is named by its objective; else by its folder.
+            (Objective::Reward, _) if named_by("reward") => format!("{} only", self.variant),
+            (Objective::Policy, _) if named_by("policy") => format!("{} only", self.variant),
+            (Objective::Reward | Objective::Policy, _) => self.variant.clone(),
         }
     }
 }
@@ -42,8 +47,9 @@ impl Comparison {
     pub fn markdown(&self) -> String {
         let seeds: Vec<String> = self.seeds.iter().map(u64::to_string).collect();
         let mut text = format!(
-            "{}seeds {}; {} test pairs of {} prompts, after the last step.\n\n",
+            "{}{} {}; {} test pairs of {} prompts, after the last step.\n\n",
             self.in_common(),
+            if seeds.len() == 1 { "seed" } else { "seeds" },
             seeds.join(", "),
             self.pairs,
             self.prompts,
@@ -63,7 +69,13 @@ impl Comparison {
             text.extend(self.differences.iter().map(|row| format!("- {}\n", in_words(row))));
             text.push('\n');
         }
-        text + NOTES + " " + SEEDS[usize::from(self.seeds.len() == 1)] + "\n"
+        let spread = self.accuracies.iter().any(|row| row.deviation.is_some());
+        let seeds = match (spread, self.seeds.len()) {
+            (true, _) => SEEDS[0],
+            (false, 1) => SEEDS[1],
+            (false, _) => SEEDS[2],
+        };
+        text + NOTES + " " + seeds + "\n"
     }
 
     /// The model and the length of the runs, if all have the same.

@@ -4,12 +4,13 @@ use super::ComparedRun;
 use crate::config::{Config, DataConfig, Objective, ParallelConfig};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Runs with the same settings and different seeds.
 #[derive(Debug, Clone)]
 pub(super) struct Variant {
-    /// The objective; if several variants have it, also the settings in which those differ.
+    /// The folder, if every variant has one run; else the objective, and if several variants have it, the settings in which those
+    /// differ.
     pub(crate) name: String,
     /// The loss that was minimised.
     pub(crate) objective: Objective,
@@ -22,10 +23,12 @@ pub(super) struct Variant {
 /// The variants among `runs`: hybrid before reward before policy, otherwise in the order of `runs`.
 pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Variant>> {
     check(first, runs)?;
+    // Two runs that differ in nothing else are compared by their seeds.
+    let apart = runs.len() == 2 && runs[0].name != runs[1].name;
     let mut groups: Vec<(Config, Vec<usize>)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         let config = comparable(&run.facts.config);
-        match groups.iter_mut().find(|(of_group, _)| *of_group == config) {
+        match groups.iter_mut().find(|(of_group, _)| !apart && *of_group == config) {
             Some((_, members)) => members.push(index),
             None => groups.push((config, vec![index])),
         }
@@ -36,16 +39,27 @@ pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Varian
         Objective::Policy => 2,
     });
     let configs: Vec<&Config> = groups.iter().map(|(config, _)| config).collect();
+    let one_each = groups.len() > 1 && groups.iter().all(|(_, members)| members.len() == 1);
     let mut variants = Vec::with_capacity(groups.len());
     for (config, members) in &groups {
         let objective = config.loss.objective;
         let alike: Vec<&Config> = configs.iter().filter(|other| other.loss.objective == objective).copied().collect();
         let words = settings(config, &alike)?.into_iter().map(|(key, value)| format!(", {key}={value}"));
-        let name = format!("{objective:?}").to_lowercase() + &words.collect::<String>();
+        let name = match members[..] {
+            [run] if one_each => folder_name(&runs[run], runs),
+            _ => format!("{objective:?}").to_lowercase() + &words.collect::<String>(),
+        };
         check_seeds(&name, members, runs)?;
         variants.push(Variant { name, objective, settings: settings(config, &configs)?, runs: members.clone() });
     }
     Ok(variants)
+}
+
+/// The last part of a run's path, or all of it if another run's ends alike.
+fn folder_name(run: &ComparedRun, runs: &[ComparedRun]) -> String {
+    let last = |run: &ComparedRun| Path::new(&run.name).file_name().map(|name| name.to_string_lossy().into_owned());
+    let alone = runs.iter().filter(|other| last(other) == last(run)).count() == 1;
+    last(run).filter(|_| alone).unwrap_or_else(|| run.name.clone())
 }
 
 /// The settings of `config` that differ in any of `configs`.

@@ -26,7 +26,7 @@ fn keys_that_are_unknown_or_of_the_wrong_type_are_named_with_file_and_line() {
     let missing = Case {
         name: "missing config",
         arguments: vec!["--config", "none.toml"],
-        says: &["none.toml", "reference.toml"],
+        says: &["none.toml", "looked for /", "haf-dist init"],
     };
     check(&workspace, &[1, 2], &missing);
     check(&workspace, &[1, 2], &case("unknown override", &["loss.alfa=1"], &["--set loss.alfa=1", "loss.alpha"]));

@@ -20,7 +20,12 @@ fn edit_config(workspace: &Workspace, key: &str, value: Value) {
 #[test]
 fn paths_that_lead_nowhere_are_named() {
     let workspace = Workspace::new();
-    refuse(&workspace, "missing model", &["model.path=nowhere"], &["nowhere/config.json"]);
+    refuse(
+        &workspace,
+        "missing model",
+        &["model.path=nowhere"],
+        &["model.path: there is no folder nowhere", "looked for /"],
+    );
     refuse(&workspace, "missing data", &["data.train.1.path=nowhere.jsonl"], &["nowhere.jsonl"]);
     refuse(&workspace, "a folder as data", &["data.dev.0.path=model"], &["cannot read model"]);
     refuse(&workspace, "missing test data", &["data.test.0.path=nowhere.jsonl"], &["nowhere.jsonl"]);
@@ -124,7 +129,7 @@ fn a_folder_that_is_no_reward_model_is_neither_evaluated_nor_scored() {
             missing.extend(["--output", "new.jsonl"]);
         }
         check(&workspace, &[1, 2], &Case { name: "no head", arguments: headless, says: &["no reward head"] });
-        let says = ["nowhere/config.json"];
+        let says = ["--checkpoint: there is no folder nowhere", "looked for /"];
         check(&workspace, &[1, 2], &Case { name: "no checkpoint", arguments: missing, says: &says });
     }
     let mut existing = arguments("score", "model");
@@ -133,6 +138,28 @@ fn a_folder_that_is_no_reward_model_is_neither_evaluated_nor_scored() {
     check(&workspace, &[1, 2], &Case { name: "existing output", arguments: existing, says: &says });
     let mut below = arguments("score", "model");
     below.extend(["--output", "nowhere/new.jsonl"]);
-    let says = ["nowhere"];
+    let says = ["nowhere does not exist"];
     check(&workspace, &[1], &Case { name: "output nowhere", arguments: below, says: &says });
+}
+
+/// Promise: a folder that is missing is named as such, with the path that was tried, and not by what it would have to hold.
+#[test]
+fn a_missing_folder_is_named_before_anything_in_it() {
+    let workspace = Workspace::new();
+    let missing = "there is no folder runs/nope\n  hint: looked for /";
+    for (arguments, says, on_hub) in [
+        (&["verify", "runs/nope"][..], missing, true),
+        (&["export", "runs/nope", "out"], missing, true),
+        (&["models", "runs/nope"], missing, true),
+        (&["init", "--model", "runs/nope", "--train", "plain.jsonl", "--out", "new.toml"], missing, true),
+        (&["bench", "--model", "runs/nope", "--pairs", "plain.jsonl"], missing, false),
+        (&["compare", "run.toml", "runs/nope"], "run.toml is a file; expected a folder", false),
+    ] {
+        let outcome = workspace.run(1, arguments);
+        assert!(outcome.code == 2 && outcome.stderr.contains(says), "{arguments:?}: {}", outcome.stderr);
+        assert_eq!(outcome.stderr.contains("write hf://runs/nope"), on_hub, "{arguments:?}: {}", outcome.stderr);
+    }
+    let init = ["init", "--model", "model", "--train", "plain.jsonl", "--out", "sub/new.toml"];
+    let outcome = workspace.run(1, &init);
+    assert!(outcome.code == 2 && outcome.stderr.contains("the folder sub does not exist"), "{}", outcome.stderr);
 }

@@ -23,6 +23,19 @@ fn bench(workspace: &Workspace, ranks: usize, more: &[&str]) -> Value {
     lines.remove(0)
 }
 
+/// Promise: the table shows what was planned beside what was measured. Other trainers' words for a loss and a precision are known.
+#[test]
+fn the_table_has_the_plan_too() {
+    let workspace = Workspace::new();
+    write_pairs(&workspace, 32);
+    let words = ["--dtype", "float32", "--objective", "dpo", "--count", "16", "--threads", "1"];
+    let outcome =
+        workspace.run(1, &[&["bench", "--model", "model", "--pairs", "pairs.jsonl"], &words[..]].concat()).succeeded();
+    for says in ["Whole training steps", "1 x 1, f32", "| planned peak memory ", "| planned pairs per second "] {
+        assert!(outcome.stdout.contains(says), "{says}: {}", outcome.stdout);
+    }
+}
+
 #[test]
 fn a_line_of_json_has_the_figures_of_the_pairs_asked_for() {
     let workspace = Workspace::new();

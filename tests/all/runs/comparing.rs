@@ -53,6 +53,7 @@ fn runs_that_cannot_be_compared_are_one_error_with_a_hint() {
     for (runs, expected) in [
         (&["run"][..], "only one run"),
         (&["run", "run"], "a second run of hybrid with data.seed = 0"),
+        (&["run", "nope"], "there is no folder nope"),
         (&["run", "model"], "cannot read model/test-pairs.jsonl"),
     ] {
         let outcome = workspace.run(1, &[&["compare"], runs].concat());

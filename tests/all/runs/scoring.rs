@@ -184,7 +184,7 @@ fn a_head_that_was_never_trained_is_warned_of() {
 fn options_meet_the_rules_of_the_keys_that_they_replace() {
     let workspace = Workspace::trained(1);
     for (options, says) in [
-        (&["--max-length", "4"][..], "`--max-length` = 4; expected 8 or more"),
+        (&["--max-length", "4"][..], "`--max-length` = 4; expected 8 or more\n  hint: the command's --help"),
         (
             &["--max-length", "12", "--max-prompt-length", "12"],
             "`--max-prompt-length` = 12 leaves no room for an answer; expected less than --max-length = 12",

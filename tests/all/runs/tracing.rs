@@ -113,7 +113,11 @@ fn a_trace_that_is_there_is_refused_also_when_it_is_another_ranks() {
     let arguments = with_config(&[], &["--trace=both.json"]);
     check(&workspace, &[2], &Case { name: "existing trace of rank 1", arguments, says: &says });
     let arguments = with_config(&[], &["--trace=missing/trace.json"]);
-    check(&workspace, &[1, 2], &Case { name: "no such folder", arguments, says: &["missing/trace", "the path right"] });
+    check(
+        &workspace,
+        &[1, 2],
+        &Case { name: "no such folder", arguments, says: &["missing/trace", "missing does not exist"] },
+    );
 }
 
 #[test]

@@ -160,3 +160,22 @@ fn alternating_starts_with_the_policy_and_gives_the_idle_loss_no_weight() {
     let head_moved = |step: usize| workspace.steps("run")[step - 1]["margin"].as_f64().unwrap() != 0.0;
     assert!(!head_moved(3) && head_moved(4), "the zero head learns nothing before its first turn");
 }
+
+/// Promise: `-q` leaves everything out but warnings, and the last answer ends a run without test pairs too.
+#[test]
+fn quiet_runs_print_no_tables_on_stderr_and_end_with_an_answer() {
+    let workspace = Workspace::new();
+    let run = workspace.train(1, &["-q", "train.steps=1", "data.test=[]"]).succeeded();
+    let eval = ["eval", "--checkpoint", "run", "--data", "test.jsonl", "--threads", "1"];
+    let quiet = workspace.run(1, &[&eval[..], &["-q"]].concat()).succeeded();
+    for outcome in [&run, &quiet] {
+        assert!(!outcome.stderr.contains("pairs kept"), "{}", outcome.stderr);
+    }
+    let control = workspace.run(1, &eval).succeeded();
+    assert!(control.stderr.contains("pairs kept"), "{}", control.stderr);
+    assert!(run.stdout.contains(" dev pairs correctly") && run.stdout.contains("no test pairs"), "{}", run.stdout);
+    let loud = workspace.train(1, &["train.steps=1", "output.dir=loud"]).succeeded();
+    assert!(loud.stderr.contains(" parameters, ") && loud.stderr.contains(", 1 rank with "), "{}", loud.stderr);
+    // Few pairs and one step show nothing, so the next step is to look at mistakes.
+    assert!(run.stdout.contains("--data dev.jsonl --worst 20"), "{}", run.stdout);
+}

@@ -1,7 +1,8 @@
 //! Keys of TRL, PEFT, Transformers and LLaMA-Factory: those with the same meaning as a key here, and those without a
 //! counterpart, each with a reason.
 //!
-//! Not here: keys that must be converted (`course.rs`, `method.rs`, `sources.rs`).
+//! Also words that stand for something here that has another form. Not here: keys that `haf-dist init --from` must convert
+//! (`commands/init/`), and names that a config may use as they are (`words.rs`).
 
 /// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,11 +290,59 @@ pub(crate) const FAMILIES: &[(&str, &str)] = &[
 /// The reason for every other key.
 pub(crate) const UNKNOWN: &str = "not a key that is known here: check whether it matters";
 
+/// (A word, what to write instead): for whoever writes a config by hand.
+const INSTEAD: &[(&str, &str)] = &[
+    (
+        "val_size",
+        "name rows of the file: data.dev = [{ path = \"pairs.jsonl\", rows = \":5%\" }], and rows = \"5%:\" in data.train",
+    ),
+    (
+        "test_split_size",
+        "name rows of the file: data.dev = [{ path = \"pairs.jsonl\", rows = \":5%\" }], and rows = \"5%:\" in data.train",
+    ),
+    ("dataset", "name files in data.train: train = [{ path = \"pairs.jsonl\" }]; a path may be hf://owner/name"),
+    ("dataset_name", "name files in data.train: train = [{ path = \"pairs.jsonl\" }]; a path may be hf://owner/name"),
+    ("data_path", "name files in data.train: train = [{ path = \"pairs.jsonl\" }]; a path may be hf://owner/name"),
+    ("train_file", "name files in data.train: train = [{ path = \"pairs.jsonl\" }]; a path may be hf://owner/name"),
+    ("eval_dataset", "name files in data.dev, which pick the best checkpoint, or in data.test"),
+    ("max_seq_length", "data.max_length: tokens of the longest sequence"),
+    ("eval_strategy", "eval.every counts updates; 0: only at checkpoints and after the last"),
+    ("save_strategy", "checkpoint.every counts updates; 0: only after the last"),
+    ("logging_steps", "there is no such setting: every step's figures go into metrics.jsonl"),
+    ("seed", "data.seed is the seed of every shuffle, lora.seed that of the adapters"),
+    ("bias", "there is no such setting: adapters have no biases, and a model's own are trained"),
+    ("type", "the optimizer is AdamW; train.schedule names the schedule, a source's `format` its layout"),
+    ("task_type", "there is no such setting: a reward head is always trained"),
+    ("zero_stage", "parallel.shard_optimizer = true is ZeRO stage 1; weights are whole on every rank"),
+    ("num_processes", "mpirun -n N, or haf-dist --ranks N, sets the number of ranks"),
+    ("nproc_per_node", "mpirun -n N, or haf-dist --ranks N, sets the number of ranks"),
+    ("training", "the table is [train]"),
+    ("optimizer", "AdamW is the optimizer: its settings are in [train], e.g. train.learning_rate"),
+    ("scheduler", "train.schedule: \"linear\", \"cosine\" or \"constant\""),
+    ("peft", "the table is [lora]"),
+    ("dev", "the list of files is data.dev"),
+    ("test", "the list of files is data.test"),
+];
+
+/// What to write instead of a word, or why there is no such setting.
+pub(super) fn answer(word: &str) -> Option<String> {
+    let found = |table: &[(&str, &'static str)]| table.iter().find(|(name, _)| *name == word).map(|(_, why)| *why);
+    let same = || SAME.iter().find(|(name, ..)| *name == word).map(|(_, key, _)| format!("the key is `{key}`"));
+    let instead = found(INSTEAD).map(str::to_owned).or_else(same);
+    instead.or_else(|| found(NOTHING).map(|why| format!("there is no such setting: {why}")))
+}
+
+/// As [`answer`], by the beginnings of further words.
+pub(super) fn answer_by_beginning(word: &str) -> Option<String> {
+    let family = FAMILIES.iter().find(|(start, _)| word.starts_with(start));
+    family.map(|(_, why)| format!("there is no such setting: {why}"))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::known_keys;
     use super::*;
-    use crate::config::known_keys;
     use std::collections::BTreeSet;
 
     #[test]
