@@ -167,6 +167,12 @@ fn card() -> Option<(f64, String, Option<f64>)> {
     Some((used.parse::<f64>().ok()? * (1u64 << 20) as f64, name.to_owned(), peak))
 }
 
+/// Full training with all losses.
+fn job(architecture: Architecture, kind: Kind, tokens_per_micro_batch: usize) -> Job {
+    let (policy, checkpointing, sharded, deterministic, lora) = (true, false, false, true, None);
+    Job { architecture, kind, policy, checkpointing, tokens_per_micro_batch, sharded, deterministic, lora }
+}
+
 /// Steps of one micro-batch of so many tokens through a few blocks of a shape: their rate, and memory beside the plan's.
 /// Returns how many times the planned memory was taken, where that is known.
 fn steps_of(
@@ -187,18 +193,8 @@ fn steps_of(
     let length = each / 4;
     let pair = PairTokens { prefix: each - 2 * length, chosen: length, rejected: length, apart: false };
     let shape: Shape = sum([pair; 8]);
-    let job = Job {
-        architecture: architecture.clone(),
-        kind,
-        policy: true,
-        checkpointing: false,
-        tokens_per_micro_batch: tokens,
-        sharded: false,
-        deterministic: true,
-        lora: None,
-    };
-    let gpu = (device != Device::Cpu)
-        .then(|| hardware::multiprocessors(before.as_ref().map_or("", |(_, name, _)| name.as_str())));
+    let job = job(architecture.clone(), kind, tokens);
+    let gpu = before.as_ref().map(|(_, name, _)| hardware::multiprocessors(name));
     let memory = Memory::of(&job, &shape, gpu, 1);
     let (flops, planned) = (useful_flops(&job, &shape), memory.total() - memory.base);
     let config = steps::config("llama-tied", &[&format!("train.tokens_per_micro_batch={tokens}")]);
