@@ -50,7 +50,10 @@ pub fn log_probs(
     let started = Instant::now();
     let kept = needed.len() - missing.len();
     let and_kept = if kept > 0 { format!("; {kept} are in the cache") } else { String::new() };
-    info!("reference log-probs of {split}: computing {} pairs with the starting model{and_kept}", missing.len());
+    // Single answers stand alone, without a rejected one.
+    let single = missing.iter().all(|&pair| data.pair(pair).rejected.is_empty());
+    let what = if single { "answers" } else { "pairs" };
+    info!("reference log-probs of {split}: computing {} {what} with the starting model{and_kept}", missing.len());
     let tokens: Vec<usize> = missing.iter().map(|&pair| data.tokens(pair)).collect();
     let mut progress = Progress::new("reference", missing.len());
     let mut stored = Instant::now();

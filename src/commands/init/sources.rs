@@ -70,6 +70,11 @@ impl Translation {
             "dataset_dir",
             "max_samples",
         ];
+        if train && !dev {
+            let rows =
+                "--train names the data: --dev names held-out pairs, or a source's `rows` = \":5%\" a share of it";
+            self.leave_all(&["val_size", "test_split_size"], rows);
+        }
         if train || dev {
             self.leave_all(&OF_DEV, if dev { "--dev names these pairs" } else { "--train names the data" });
         }

@@ -47,6 +47,7 @@ const NOT_LITERAL: &str = "not a literal: scripts are not run";
 pub(crate) fn read(text: &str) -> Result<Content> {
     let tokens = tokens(text)?;
     let mut content = Content::default();
+    let read_elsewhere: Vec<&str> = (0..tokens.len()).filter_map(|at| assigned(&tokens, at)).collect();
     for (at, token) in tokens.iter().enumerate() {
         let Kind::Name(name) = token.kind else { continue };
         if OTHER_TRAININGS.contains(&name) && tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Sign('(')) {
@@ -57,7 +58,7 @@ pub(crate) fn read(text: &str) -> Result<Content> {
         }
         let arguments = arguments(&tokens, at + 1)?;
         content.calls.push(name.to_owned());
-        Call { text, name, line: token.line }.read(&arguments, &mut content);
+        Call { text, name, line: token.line, read_elsewhere: &read_elsewhere }.read(&arguments, &mut content);
     }
     Ok(content)
 }
@@ -75,6 +76,17 @@ fn is_call(tokens: &[Token], at: usize) -> bool {
     }
     *name != "from_pretrained"
         || matches!((before(1), before(2)), (Some(Kind::Sign('.')), Some(Kind::Name(of))) if of.contains("Model"))
+}
+
+/// The variable that gets the result of a call that begins here: `config` of `config = RewardConfig(...)`.
+fn assigned<'t>(tokens: &[Token<'t>], at: usize) -> Option<&'t str> {
+    let before = |back: usize| at.checked_sub(back).and_then(|at| tokens.get(at)).map(|token| &token.kind);
+    // A method follows the name of its class.
+    let back = if before(1) == Some(&Kind::Sign('.')) { 3 } else { 1 };
+    match (is_call(tokens, at), before(back), before(back + 1)) {
+        (true, Some(Kind::Sign('=')), Some(Kind::Name(name))) => Some(name),
+        _ => None,
+    }
 }
 
 /// The arguments of a call whose bracket opens at `open`, each as its tokens.
@@ -109,6 +121,8 @@ struct Call<'t> {
     text: &'t str,
     name: &'t str,
     line: usize,
+    /// Variables that hold the results of calls, which are read on their own.
+    read_elsewhere: &'t [&'t str],
 }
 
 impl Call<'_> {
@@ -123,8 +137,10 @@ impl Call<'_> {
                 value => (None, *value),
             };
             let line = argument.first().map_or(self.line, |token| token.line);
-            // A nested call of `CALLS` is read on its own.
-            if (0..value.len()).any(|at| is_call(value, at)) {
+            // A nested call of `CALLS` is read on its own, and so is one whose result has a name.
+            let elsewhere =
+                matches!(value, [Token { kind: Kind::Name(name), .. }] if self.read_elsewhere.contains(name));
+            if elsewhere || (0..value.len()).any(|at| is_call(value, at)) {
                 continue;
             }
             let name = name.map(str::to_owned).or_else(|| {

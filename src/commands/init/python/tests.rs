@@ -112,14 +112,18 @@ fn calls_are_found_wherever_they_stand_and_nowhere_else() {
         ]
     );
     let unread: Vec<_> = content.unread.iter().map(|unread| (unread.line, &unread.text[..])).collect();
-    assert_eq!(
-        unread,
-        [
-            (9, "RewardTrainer(model=model)"),
-            (13, "RewardConfig(per_device_train_batch_size=BATCH)"),
-            (14, "RewardConfig(**extra)"),
-        ]
-    );
+    assert_eq!(unread, [(13, "RewardConfig(per_device_train_batch_size=BATCH)"), (14, "RewardConfig(**extra)"),]);
+}
+
+/// Promise: what is taken over is not listed as left out.
+#[test]
+fn a_call_whose_result_has_a_name_is_read_once() {
+    let script = "cfg = RewardConfig(learning_rate=1e-5)\ndata = load_dataset('org/pairs')\n\
+                  RewardTrainer(args=cfg, train_dataset=data, eval_dataset=other, model=net)\n";
+    let content = read(script).unwrap();
+    assert_eq!(content.items.len(), 2);
+    let unread: Vec<_> = content.unread.iter().map(|unread| &unread.text[..]).collect();
+    assert_eq!(unread, ["RewardTrainer(eval_dataset=other)", "RewardTrainer(model=net)"]);
 }
 
 #[test]
