@@ -58,6 +58,8 @@ pub const CONFIG: &str = "trainer/config.toml";
 
 /// Version of the layout of `trainer/`; other versions are refused.
 const FORMAT: u32 = 1;
+/// The largest JSON of a model's folder that is read; hashes of eight million dev prompts are the most.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// A run's state without its tensors. The position in the data follows from `step` alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -229,7 +231,7 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
 
 /// Reads JSON, with an error that names the file.
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = files::read(path).map_err(|error| file_error(path, "read", &error))?;
+    let text = files::read_within(path, MOST_BYTES)?;
     serde_json::from_slice(&text).map_err(|error| {
         Error::input(format!("{}: {error}", path.display())).hint("get the folder again, or name another")
     })
