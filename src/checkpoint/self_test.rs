@@ -166,8 +166,8 @@ impl SelfTest {
         }
     }
 
-    /// Checks that the model in `folder` can take the conversations: their number, their lengths, the ids of their tokens. The file
-    /// may come from somebody else. `max_length` is that of the training, and the model has `vocabulary` tokens.
+    /// Checks that the model in `folder` can take the conversations: their number, their lengths, the ids of their tokens. The
+    /// file may come from somebody else. `max_length` is that of the training, and the model has `vocabulary` tokens.
     ///
     /// # Errors
     /// [`Error::input`] for what no run writes.

@@ -100,7 +100,8 @@ struct Outcome<'a> {
 /// Runs the command; all ranks must call it.
 ///
 /// # Errors
-/// A folder without a self-test that its model can take, or without a model; ranks that differ; [`Error::runtime`], exit code 1, if a conversation differs.
+/// A folder without a self-test that its model can take, or without a model; ranks that differ; [`Error::runtime`], exit
+/// code 1, if a conversation differs.
 pub(crate) fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
     if let Some(path) = &verifying.python {
         return comm.agree(if comm.rank() == 0 { write_script(&verifying.checkpoint, path) } else { Ok(()) });
