@@ -58,7 +58,6 @@ pub const CONFIG: &str = "trainer/config.toml";
 
 /// Version of the layout of `trainer/`; other versions are refused.
 const FORMAT: u32 = 1;
-
 /// The largest state.json; it has a few hundred bytes.
 const MOST_STATE: u64 = 1 << 20;
 

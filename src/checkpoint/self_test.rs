@@ -22,6 +22,8 @@ const FORMAT: u32 = 1;
 
 /// The largest: room for ten conversations of 100,000 tokens, and more.
 const MOST_BYTES: u64 = 64 << 20;
+/// The longest conversation, whatever length the training allows: the ten have some hundred tokens, and a template adds its own.
+const LONGEST: usize = 8192;
 
 /// How far two implementations may differ in f32, as a share of the largest reward; 2e-6 was measured.
 const FINE: f64 = 1e-4;
@@ -101,12 +103,13 @@ impl Planned {
     /// left out by name.
     pub fn of(encoder: &Encoder) -> Self {
         let rules = encoder.rules();
+        let longest = rules.max_length.min(LONGEST);
         let (mut cases, mut left_out) = (Vec::new(), Vec::new());
         for (name, messages) in conversations() {
             let read = encoder.conversation(&messages).map_err(|error| error.message);
-            let fits = read.and_then(|(text, tokens)| match tokens.len() <= rules.max_length {
+            let fits = read.and_then(|(text, tokens)| match tokens.len() <= longest {
                 true => Ok((text, tokens)),
-                false => Err(format!("{} tokens, max_length is {}", tokens.len(), rules.max_length)),
+                false => Err(format!("{} tokens, at most {longest} are allowed", tokens.len())),
             });
             match fits {
                 Ok((text, tokens)) => cases.push(Case { name: name.into(), messages, text, tokens, reward: 0.0 }),
@@ -164,6 +167,31 @@ impl SelfTest {
                 .hint("restore the file that haf-dist wrote")),
             None => Ok(Some(read)),
         }
+    }
+
+    /// Checks that the model in `folder` can take the conversations: their number, their lengths, the ids of their tokens. The
+    /// file may come from somebody else. `max_length` is that of the training, and the model has `vocabulary` tokens.
+    ///
+    /// # Errors
+    /// [`Error::input`] for what no run writes.
+    pub fn check(&self, folder: &Path, max_length: usize, vocabulary: usize) -> Result<()> {
+        let wrong = |what: String| {
+            let hint = "restore the file that haf-dist wrote, and the files beside it";
+            Err(Error::input(format!("{}: {what}", folder.join(SELF_TEST).display())).hint(hint))
+        };
+        let (most, longest) = (conversations().len(), max_length.min(LONGEST));
+        if self.conversations.len() > most {
+            return wrong(format!("{} conversations, expected at most {most}", self.conversations.len()));
+        }
+        for Case { name, tokens, .. } in &self.conversations {
+            if tokens.len() > longest {
+                return wrong(format!("{name:?} has {} tokens, expected at most {longest}", tokens.len()));
+            }
+            if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+                return wrong(format!("{name:?} has the token {token}, but the model has {vocabulary} tokens"));
+            }
+        }
+        Ok(())
     }
 
     /// Writes it into the folder of a model.
@@ -290,6 +318,25 @@ mod tests {
             std::fs::write(&path, text.replace(from, to)).unwrap();
             let error = SelfTest::read(folder.path()).unwrap_err();
             assert!(error.message.contains(says) && error.exit_code() == 2, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_no_run_writes_is_refused_with_the_files_name() {
+        let of = |cases: Vec<Case>| Planned { cases, ..planned() }.rewarded(&[0.0; 20], "f32", None);
+        let case = |tokens: Vec<u32>| Case { tokens, ..planned().cases[0].clone() };
+        let check = |cases, max_length| of(cases).check(Path::new("folder"), max_length, 97);
+        check(vec![case(vec![0, 96]); 10], 2).unwrap();
+        check(vec![case(vec![1; LONGEST])], 1 << 20).unwrap();
+        for (cases, max_length, says) in [
+            (vec![case(vec![1]); 11], 2, "11 conversations, expected at most 10"),
+            (vec![case(vec![1]), case(vec![1; 3])], 2, "\"one\" has 3 tokens, expected at most 2"),
+            (vec![case(vec![1; LONGEST + 1])], 1 << 20, "tokens, expected at most 8192"),
+            (vec![case(vec![1, 97])], 2, "\"one\" has the token 97, but the model has 97 tokens"),
+        ] {
+            let error = check(cases, max_length).unwrap_err();
+            assert!(error.message.starts_with("folder/self-test.json: ") && error.message.contains(says), "{error}");
+            assert!(error.exit_code() == 2 && error.hint.is_some(), "{error}");
         }
     }
 }

@@ -33,8 +33,8 @@ pub(crate) fn run(checking: &Checking) -> Result<()> {
     let config = Config::load(&path, &set)?;
     let mut found = vec![Finding::ok("config", format!("{}: every key and value", path.display()))];
     found.extend(ranks(&config, checking.ranks));
-    let on_gpu = look::gpus().is_some();
-    if let Err(error) = backend::check(&config.parallel, checking.ranks, on_gpu, on_gpu) {
+    let gpus = look::gpus().is_some();
+    if let Err(error) = backend::check(&config.parallel, checking.ranks, gpus, gpus) {
         found.push(Finding::error("backend", error));
     }
     found.push(output(&config, checking.resume));

@@ -53,17 +53,13 @@ pub(crate) fn run(exporting: &Exporting) -> Result<()> {
     // Written under another name until it is complete. Leftovers of killed exports are removed.
     let above = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     files::make_folder(above).map_err(|error| file_error(above, "create", &error))?;
-    files::clear_unfinished(above);
+    files::clear_unfinished_beside(out);
     let unfinished = files::unfinished_folder(out).map_err(|error| file_error(out, "create", &error))?;
-    match merge {
-        true => write_merged(&origin, unfinished.path())?,
-        false => copy(source, unfinished.path())?,
-    }
-    if let Some(as_trained) = AsTrained::of_checkpoint(source)? {
-        let chat_template = checkpoint::write_chat_template(unfinished.path(), unfinished.path(), &as_trained)?;
-        AsTrained { chat_template, ..as_trained }.write(unfinished.path())?;
-        checkpoint::complete_config(unfinished.path())?;
-    }
+    fill(unfinished.path(), source, &origin, *merge).map_err(|error| {
+        // The user knows the folder by the name that it will have.
+        let (temporary, named) = (unfinished.path().display().to_string(), out.display().to_string());
+        Error { message: error.message.replace(&temporary, &named), ..error }
+    })?;
     check.finish()?;
     unfinished.persist(out).map_err(|error| file_error(out, "rename the finished folder to", &error))?;
     match json {
@@ -75,6 +71,20 @@ pub(crate) fn run(exporting: &Exporting) -> Result<()> {
         })),
         false => terminal::out(out.display()),
     }
+}
+
+/// Writes everything into the folder `out`.
+fn fill(out: &Path, source: &Path, origin: &Origin, merge: bool) -> Result<()> {
+    match merge {
+        true => write_merged(origin, out)?,
+        false => copy(source, out)?,
+    }
+    if let Some(as_trained) = AsTrained::of_checkpoint(source)? {
+        let chat_template = checkpoint::write_chat_template(out, out, &as_trained)?;
+        AsTrained { chat_template, ..as_trained }.write(out)?;
+        checkpoint::complete_config(out)?;
+    }
+    Ok(())
 }
 
 /// Names of a folder's files, sorted.

@@ -204,12 +204,14 @@ fn weights(reported: &Reported) -> Result<Weights> {
     }
 }
 
-/// An unnamed file in the output's folder, which gets its name when it is complete: a command that fails leaves nothing.
+/// A file with a temporary name in the output's folder, which gets its own when it is complete: a command that fails leaves
+/// nothing, and what a killed one leaves goes with the next that writes there.
 fn reserve(output: &Output) -> Result<Option<NamedTempFile>> {
     let Output::File(path) = output else { return Ok(None) };
     if path.symlink_metadata().is_ok() {
         return Err(exists(path));
     }
+    files::clear_unfinished_beside(path);
     files::unfinished_file(path).map(Some).map_err(|error| file_error(path, "create", &error))
 }
 

@@ -45,7 +45,7 @@ pub(crate) struct Opened {
     other_template: bool,
     origin: Origin,
     /// Rows of the model's embedding.
-    vocabulary: usize,
+    pub(crate) vocabulary: usize,
     /// Whether the folder is a checkpoint of haf-dist.
     trained_here: bool,
     /// The check of the model's files, until the weights have been read.

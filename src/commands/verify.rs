@@ -4,8 +4,9 @@
 //! The reward is read as Transformers reads it: from the text that the folder's chat template renders, at the rightmost
 //! token that is not the pad token. Not here: the conversations (`checkpoint/self_test.rs`).
 
-use super::scored::{Scored, open};
-use crate::checkpoint::{self, Case, LeftOut, SELF_TEST, SelfTest};
+use super::alike;
+use super::scored::{Opened, Scored, open};
+use crate::checkpoint::{self, AsTrained, Case, LeftOut, SELF_TEST, SelfTest};
 use crate::cli::Verifying;
 use crate::comm::CommThread;
 use crate::data::template::Template;
@@ -99,13 +100,18 @@ struct Outcome<'a> {
 /// Runs the command; all ranks must call it.
 ///
 /// # Errors
-/// A folder without a self-test or without a model; [`Error::runtime`], exit code 1, if a conversation differs.
+/// A folder without a self-test that its model can take, or without a model; ranks that differ; [`Error::runtime`], exit
+/// code 1, if a conversation differs.
 pub(crate) fn run(verifying: &Verifying, comm: &CommThread) -> Result<()> {
     if let Some(path) = &verifying.python {
         return comm.agree(if comm.rank() == 0 { write_script(&verifying.checkpoint, path) } else { Ok(()) });
     }
     let self_test = comm.agree(read(&verifying.checkpoint))?;
+    // With the saved rewards, which the tokens alone do not show.
+    let hash = comm.agree(files::fingerprint_file(&verifying.checkpoint.join(SELF_TEST)))?;
+    alike::read(SELF_TEST, hash, comm)?;
     let opened = open(&verifying.scoring(), comm)?;
+    comm.agree(check(&self_test, &verifying.checkpoint, &opened))?;
     let machine = opened.machine(comm)?;
     let pad = comm.agree(opened.pad_token())?;
     let template = comm.agree(checkpoint::as_others_read(opened.tokenizer()))?;
@@ -147,6 +153,13 @@ fn read(folder: &Path) -> Result<SelfTest> {
         Error::input(format!("{} has no {SELF_TEST}", folder.display()))
             .hint("checkpoints of this version of haf-dist and their exports have one")
     })
+}
+
+/// Without a run's settings the model's own limit is the longest length.
+fn check(self_test: &SelfTest, folder: &Path, opened: &Opened) -> Result<()> {
+    let as_trained = AsTrained::of_checkpoint(folder)?;
+    let max_length = as_trained.map_or(opened.config.data.max_length, |as_trained| as_trained.max_length);
+    self_test.check(folder, max_length, opened.vocabulary)
 }
 
 fn reading(case: &Case, template: &Template, encoder: &Encoder, pad: Option<u32>) -> Reading {
@@ -236,6 +249,7 @@ fn write_script(folder: &Path, path: &Path) -> Result<()> {
         return Err(Error::input(format!("{} exists already", path.display()))
             .hint("nothing is overwritten: name another file, or move it away"));
     }
+    files::clear_unfinished_beside(path);
     files::write_atomic(path, SCRIPT.as_bytes())?;
     terminal::out(format_args!("python {} {}", path.display(), folder.display()))
 }

@@ -13,7 +13,9 @@ pub(crate) use standard_input::{
     DASH, LENT_INPUT, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
 };
 pub use unfinished::remove_own_unfinished;
-pub(crate) use unfinished::{UnfinishedFolder, clear_unfinished, unfinished_file, unfinished_folder};
+pub(crate) use unfinished::{
+    UnfinishedFolder, clear_unfinished, clear_unfinished_beside, unfinished_file, unfinished_folder,
+};
 
 use crate::error::{Error, Result, file_error};
 use nix::libc::{EISDIR, O_NONBLOCK};

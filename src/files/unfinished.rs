@@ -105,6 +105,11 @@ fn hold(file: &File, path: &Path) -> io::Result<bool> {
     Ok(fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())))
 }
 
+/// [`clear_unfinished`] for the folder of `path`, for commands that write there without having made the folder ready.
+pub(crate) fn clear_unfinished_beside(path: &Path) {
+    clear_unfinished(folder_of(path));
+}
+
 /// Removes the unfinished files and folders of killed processes from `folder`. Those of running processes stay, and so do
 /// those that cannot be removed: they do no harm.
 pub(crate) fn clear_unfinished(folder: &Path) {

@@ -60,6 +60,7 @@ pub(super) fn path_of(file: &Path, rank: usize, world_size: usize) -> PathBuf {
 /// Starts the trace of this process. The file is created with the first span, so that a refused run leaves none; here it is
 /// only checked that it can be.
 pub(super) fn open(path: &Path, process: usize) -> Result<()> {
+    files::clear_unfinished_beside(path);
     files::unfinished_file(path).map_err(|error| file_error(path, "create the trace", &error))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let began = Instant::now();

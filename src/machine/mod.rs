@@ -71,18 +71,8 @@ impl Machine {
             }
         };
         let usable = usable_cores();
-        if threads > usable {
-            warn!(
-                "parallel.threads = {threads} is more than the {usable} cores this process may use: threads will wait for one another"
-            );
-        }
         let (shared, bound) = default_threads(local_size, comm)?;
-        if bound && usable == 1 && comm.rank() == 0 {
-            warn!(
-                "each rank is bound to one core, which its computation shares with its communication: steps take longer; \
-                 start with mpirun --bind-to none"
-            );
-        }
+        scarcity(threads, usable, bound, comm.rank()).iter().for_each(|scarce| warn!("{scarce}"));
         let threads = if threads > 0 { threads } else { shared };
         let count = i32::try_from(threads).map_err(|_| {
             Error::input(format!("{threads} threads a rank are too many")).hint("0 shares this node's cores out")
@@ -104,6 +94,24 @@ impl Machine {
     pub(crate) fn dtype_name(&self) -> &'static str {
         if self.kind == Kind::BFloat16 { "bf16" } else { "f32" }
     }
+}
+
+/// Warnings where there are more threads than cores. `bound`: ranks have cores of their own; this one may use `usable`.
+fn scarcity(threads: usize, usable: usize, bound: bool, rank: usize) -> Vec<String> {
+    let mut found = Vec::new();
+    if threads > usable {
+        found.push(format!(
+            "parallel.threads = {threads} is more than the {usable} cores this process may use: threads will wait for one another"
+        ));
+    }
+    // The launcher binds all alike: one rank says it.
+    if bound && usable == 1 && rank == 0 {
+        found.push(String::from(
+            "each rank is bound to one core, which its computation shares with its communication: steps take longer; \
+             start with mpirun --bind-to none",
+        ));
+    }
+    found
 }
 
 /// Cores for each rank of this node. A launcher that binds ranks gives each its own cores, so their sets differ; if
@@ -194,4 +202,20 @@ fn address_space_is_free() -> bool {
     let unlimited = |resource| getrlimit(resource).is_ok_and(|(soft, _)| soft == RLIM_INFINITY);
     let accounting = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
     matches!(accounting.trim(), "0" | "1") && unlimited(Resource::RLIMIT_AS) && unlimited(Resource::RLIMIT_DATA)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_threads_than_cores_are_warned_of() {
+        let found = |threads, usable, bound, rank| scarcity(threads, usable, bound, rank).join("\n");
+        for (threads, usable, bound) in [(0, 2, true), (2, 2, true), (0, 1, false), (1, 1, false)] {
+            assert_eq!(found(threads, usable, bound, 0), "", "{threads} {usable} {bound}");
+        }
+        assert!(found(3, 2, false, 1).starts_with("parallel.threads = 3 is more than the 2 cores"));
+        assert!(found(0, 1, true, 0).contains("bound to one core") && found(0, 1, true, 1).is_empty());
+        assert_eq!(scarcity(2, 1, true, 0).len(), 2);
+    }
 }

@@ -262,8 +262,15 @@ fn of_experts_with_equal_logits_the_first_are_chosen() {
             };
             let none = first_blocks(&|router| router.zeros_like());
             assert!(none.iter().all(|chosen| *chosen == Vec::from_iter(0..top_k)), "{case} {kind:?}: {none:?}");
-            // The last expert's logit is always the first one's.
-            let same = first_blocks(&|router| Tensor::cat(&[router.narrow(0, 0, last), router.narrow(0, 0, 1)], 0));
+            // The last expert's logit is always the first one's: one input each, since sums may round otherwise for each expert.
+            let same = first_blocks(&|router| {
+                let one_input_each = router.zeros_like();
+                for expert in 0..last {
+                    let _ = one_input_each.get(expert).get(expert).fill_(1.0);
+                }
+                let _ = one_input_each.get(last).get(0).fill_(1.0);
+                one_input_each
+            });
             let place = |chosen: &[i64], expert| chosen.iter().position(|one| *one == expert);
             let later = |chosen: &Vec<i64>| match (place(chosen, 0), place(chosen, last)) {
                 (first, Some(last)) => first.is_some_and(|first| first < last),

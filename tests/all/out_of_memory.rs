@@ -3,10 +3,13 @@
 //! Tested with operations that fail as a GPU's do. Real limits of memory: tests/faults/limits.rs.
 
 use crate::steps;
+use haf_dist::cli::Command;
 use haf_dist::comm::CommThread;
 use haf_dist::comm::solo::Solo;
+use haf_dist::commands::advise_on_memory;
 use haf_dist::error::Result;
 use haf_dist::ops::{NormWeight, Ops, Scratch, Tensors};
+use std::path::PathBuf;
 use tch::{Device, Kind, TchError, Tensor};
 
 /// As libtorch reports it, with the start of its call stack.
@@ -53,6 +56,8 @@ fn step_with(ops: &'static dyn Ops) -> Result<()> {
 
 #[test]
 fn a_lack_of_memory_in_a_step_is_an_error_that_says_what_to_do() {
+    let (config, set) = (PathBuf::from("run.toml"), Vec::new());
+    advise_on_memory(&Command::Train { config, set, resume: false, debug: false, allow_changed: false });
     for (ops, words) in
         [(&Fails as &'static dyn Ops, "Tried to allocate 2.00 GiB"), (&AsksForTooMuch, "you tried to allocate")]
     {

@@ -2,7 +2,7 @@
 
 use crate::bounds::{Verdict, fuzz, judged};
 use crate::mutate::{Form, Seed};
-use crate::tiny::{Workspace, tokenizer};
+use crate::tiny::{VOCABULARY, Workspace, tokenizer};
 use haf_dist::checkpoint::{
     AsTrained, Changed, FileCheck, SelfTest, end_tokens, load_state, pad_token, special_tokens,
 };
@@ -224,7 +224,10 @@ fn checkpoints() {
                 judged(checked),
                 judged(load_state(&step)),
                 judged(AsTrained::of_checkpoint(&step)),
-                judged(SelfTest::read(&step)),
+                judged(SelfTest::read(&step).and_then(|test| match test {
+                    Some(test) => test.check(&step, usize::MAX, VOCABULARY),
+                    None => Ok(()),
+                })),
                 judged(read_pairs(&run, Changed::Allowed)),
                 judged(end_tokens(&step)),
                 judged(pad_token(&step)),

@@ -1,9 +1,13 @@
-//! Texts: configs, rows in every layout and packing, Parquet, chat templates.
+//! Texts: configs, those of other trainers, rows in every layout and packing, Parquet, chat templates.
 
 use crate::bounds::{Verdict, fuzz, judged};
 use crate::mutate::{Form, Seed};
+use crate::tiny::Workspace;
+use clap::Parser;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use haf_dist::cli::{Arguments, Request};
+use haf_dist::commands;
 use haf_dist::config::{Config, Format, Source};
 use haf_dist::data::formats::layout::Layout;
 use haf_dist::data::formats::{LAYOUTS, read, read_for_scoring};
@@ -71,6 +75,111 @@ fn configs() {
             },
             error => judged(error),
         },
+    });
+}
+
+/// A config of TRL's.
+const YAML: &str = "\
+model_name_or_path: model
+datasets:
+  - path: json
+    data_files: plain.jsonl
+output_dir: 'runs/trl'  # comment
+learning_rate: 1.0e-5
+per_device_train_batch_size: 2
+warmup_ratio: 0.25
+bf16: true
+use_peft: true
+lora_r: 4
+lora_target_modules: [q_proj, v_proj]
+center_rewards_coefficient: 0.01
+";
+
+/// A config of LLaMA-Factory's.
+const FACTORY: &str = "\
+stage: dpo
+model_name_or_path: model
+dataset: mine
+cutoff_len: 60
+pref_loss: sigmoid
+pref_beta: 0.2
+num_train_epochs: 2.0
+";
+
+const PYTHON: &str = "\
+from trl import RewardConfig, RewardTrainer
+SIZE = 2 * 3
+args = RewardConfig(
+    output_dir='runs/script', learning_rate=2e-5, max_steps=3,
+    per_device_train_batch_size=SIZE, max_length=MAX,  # a name
+    gradient_checkpointing=False,
+)
+data = load_dataset('json', data_files=\"plain.jsonl\", split='train')
+trainer = RewardTrainer('model', args=args, train_dataset=data)
+";
+
+#[test]
+fn configs_of_other_trainers() {
+    const WORDS: &[&str] = &[
+        "\n",
+        "    ",
+        "\t",
+        ": ",
+        "- ",
+        "&a ",
+        "*a",
+        "<<: ",
+        "|\n",
+        ">-\n",
+        "---\n",
+        "{",
+        "}",
+        "[[[[",
+        "'",
+        "\"\"\"",
+        "(",
+        ")",
+        "**",
+        "f'{x}'",
+        "r'",
+        "\\",
+        "\\u0000",
+        "lambda: ",
+        "10 ** 99",
+        "1 / 0",
+        "-",
+        "1e999",
+        "beta: -1\n",
+        "num_train_epochs: 1e300\n",
+        "max_steps=-1,",
+        "stage: rm\n",
+        "loss_type: ipo\n",
+    ];
+    let workspace = Workspace::new();
+    let files = [("trl.yaml", YAML), ("factory.yaml", FACTORY), ("script.py", PYTHON)];
+    let paths = files.map(|(name, _)| workspace.path(name));
+    let seeds = files.map(|(_, text)| Seed::new(Form::Text, text).with(WORDS));
+    // Its folder does not exist: what is to be written into it is whole, and the standard output stays empty.
+    let out = workspace.path("none/run.toml");
+    fuzz("init", 300, &seeds, |number, input| {
+        fs::write(&paths[number], input).unwrap();
+        // Models and data of its own could be on the hub.
+        let named = |option: &str, path: &Path| [option.to_owned(), path.display().to_string()];
+        let arguments = [
+            named("--from", &paths[number]),
+            named("--model", &workspace.path("model")),
+            named("--train", &workspace.path("plain.jsonl")),
+            named("--dev", &workspace.path("dev.jsonl")),
+            named("--out", &out),
+        ];
+        let arguments = ["haf-dist".to_owned(), "init".to_owned()].into_iter().chain(arguments.concat());
+        let Ok(Request::Alone(init)) = Request::try_from(Arguments::try_parse_from(arguments).unwrap()) else {
+            panic!("init runs alone");
+        };
+        match commands::alone(&init) {
+            Err(error) if error.message.contains("none/run.toml") => Verdict::Taken,
+            other => judged(other),
+        }
     });
 }
 

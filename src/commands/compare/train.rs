@@ -79,6 +79,7 @@ pub(crate) fn run(training: &Training, changed: Changed, json: bool) -> Result<(
     let text =
         if tried.is_empty() { String::new() } else { rates::markdown(&tried) } + comparison.markdown().trim_end();
     let written = Outputs::free(&training.out);
+    files::clear_unfinished_beside(&written.tables);
     files::write_atomic(&written.json_lines, (lines.join("\n") + "\n").as_bytes())?;
     files::write_atomic(&written.tables, format!("{text}\n").as_bytes())?;
     if json {

@@ -95,9 +95,13 @@ pub(crate) fn read(path: &Path) -> Result<Foreign> {
                 .hint("--from reads configs of TRL and LLaMA-Factory, and scripts that use TRL"));
         }
     };
-    let content = content.map_err(|error| error.at(format_args!("{shown}")))?;
+    let named = |error: Error| {
+        let hint = error.hint.clone().unwrap_or_else(|| "is it the config or the script of a training?".to_owned());
+        error.at(format_args!("{shown}")).hint(hint)
+    };
+    let content = content.map_err(named)?;
     let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    kind(content, file).map_err(|error| error.at(format_args!("{shown}")))
+    kind(content, file).map_err(named)
 }
 
 /// Finds out which program a config is for and what it trains.

@@ -119,8 +119,10 @@ fn compare_trains_missing_runs_chooses_rates_on_dev_and_continues_where_it_stopp
     assert_eq!(of_kind(&lines, "accuracy").iter().filter(has_combined).count(), 1);
     assert!(!workspace.path("study/hybrid-rate-1e-3-seed-1/step-4").exists(), "checkpoints were to be dropped");
 
-    // Again: nothing is trained, and the tables get other names.
+    // Again: nothing is trained, and the tables get other names. What a killed comparison left is removed.
+    workspace.write("study/.unfinished-abc123", "left");
     let again = workspace.run(1, &command).succeeded();
+    assert!(!workspace.path("study/.unfinished-abc123").exists());
     assert_eq!(again.stdout, outcome.stdout);
     assert!(
         again.stderr.contains("4 runs in study, 4 of them finished") && !again.stderr.contains("[run "),

@@ -238,3 +238,21 @@ fn a_runs_folder_stands_for_its_best_checkpoint() {
     let outcome = workspace.run(1, &["eval", "--checkpoint", "empty", "--data", "test.jsonl"]);
     assert_eq!(outcome.code, 2, "{}", outcome.stderr);
 }
+
+#[test]
+fn what_a_killed_command_left_goes_with_the_next_that_writes_there() {
+    let workspace = Workspace::trained(1);
+    for (number, arguments) in [
+        arguments("score", "run/step-6", &["--output", "scores.jsonl"]),
+        arguments("score", "run/step-6", &["--trace", "trace.json"]),
+        vec!["verify", "run/step-6", "--python", "verify.py"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let left = format!(".unfinished-abc12{number}");
+        workspace.write(&left, "of a killed process");
+        workspace.run(1, arguments).succeeded();
+        assert!(!workspace.path(&left).exists(), "{arguments:?}");
+    }
+}

@@ -4,6 +4,7 @@ use crate::runs::refused::{Case, check};
 use crate::tiny::{Outcome, Workspace, parse_lines};
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 
 /// The workspace's template with another token behind each turn's EOS, as ChatML has a line break there.
 const TEMPLATE: &str = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '</s><|spare|>' }}{% endfor %}\
@@ -160,4 +161,46 @@ fn the_script_is_written_once_and_a_folder_without_a_self_test_is_refused() {
     fs::remove_file(workspace.path("run/step-1/self-test.json")).unwrap();
     let says = ["run/step-1 has no self-test.json"];
     check(&workspace, &[1, 2], &Case { name: "gone", arguments: vec!["verify", "run/step-1"], says: &says });
+}
+
+#[test]
+fn a_self_test_that_no_run_writes_is_refused_and_so_are_two_that_differ() {
+    let workspace = workspace();
+    workspace.train(1, &["train.steps=1"]).succeeded();
+    let other = Workspace::new();
+    workspace.run(1, &["export", "run/step-1", "exported"]).succeeded();
+    for folder in ["run/step-1", "exported"] {
+        let file = format!("{folder}/self-test.json");
+        let whole = json(&workspace, &file);
+        for (tokens, says) in [
+            (json!([4_000_000_000_u32, 2]), "has the token 4000000000, but the model has 97 tokens"),
+            (json!(vec![3; 200_000]), "has 200000 tokens, expected at most 28"),
+        ] {
+            let mut content = whole.clone();
+            content["conversations"][0]["tokens"] = tokens;
+            workspace.write(&file, &content.to_string());
+            let says = [&file[..], says];
+            check(&workspace, &[1, 2], &Case { name: folder, arguments: vec!["verify", folder], says: &says });
+        }
+        workspace.write(&file, &whole.to_string());
+    }
+    // The second rank's has another reward.
+    copy_folder(&workspace.path("exported"), &other.path("exported"));
+    let mut content = json(&other, "exported/self-test.json");
+    content["conversations"][0]["reward"] = json!(9.5);
+    other.write("exported/self-test.json", &content.to_string());
+    let verify = ["verify", "exported"];
+    let outcome = workspace.finish(workspace.unlike(&verify, &other, &verify));
+    assert_eq!((outcome.code, outcome.errors().len()), (2, 1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("ranks differ: the hash of self-test.json is"), "{}", outcome.stderr);
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
 }
