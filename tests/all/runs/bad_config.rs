@@ -29,7 +29,7 @@ fn keys_that_are_unknown_or_of_the_wrong_type_are_named_with_file_and_line() {
         says: &["none.toml", "looked for /", "haf-dist init"],
     };
     check(&workspace, &[1, 2], &missing);
-    check(&workspace, &[1, 2], &case("unknown override", &["loss.alfa=1"], &["--set loss.alfa=1", "loss.alpha"]));
+    check(&workspace, &[1, 2], &case("unknown override", &["loss.alpa=1"], &["--set loss.alpa=1", "`loss.alpha`?"]));
 }
 
 #[test]

@@ -165,7 +165,7 @@ fn alternating_starts_with_the_policy_and_gives_the_idle_loss_no_weight() {
 #[test]
 fn quiet_runs_print_no_tables_on_stderr_and_end_with_an_answer() {
     let workspace = Workspace::new();
-    let run = workspace.train(1, &["-q", "train.steps=1", "data.test=[]"]).succeeded();
+    let run = workspace.train(1, &["--quiet", "train.steps=1", "data.test=[]"]).succeeded();
     let eval = ["eval", "--checkpoint", "run", "--data", "test.jsonl", "--threads", "1"];
     let quiet = workspace.run(1, &[&eval[..], &["-q"]].concat()).succeeded();
     for outcome in [&run, &quiet] {
