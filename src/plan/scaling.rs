@@ -14,7 +14,7 @@ pub(crate) const MOST_RANKS: usize = 1024;
 const BATCHES: usize = 16;
 
 /// Pairs that a row looks at. Of weak scaling, rows with larger global batches are left out.
-const PAIRS: usize = 1 << 17;
+const PAIRS: usize = 1 << 14;
 
 /// One number of ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

@@ -22,6 +22,9 @@ use serde::Serialize;
 use subject::subject;
 use tch::Kind;
 
+/// The largest global batch that is dealt out pair by pair in about a second.
+const MOST_PAIRS: usize = 1 << 16;
+
 /// All predictions.
 #[derive(Debug, Serialize)]
 pub(crate) struct Plan {
@@ -125,6 +128,12 @@ fn plan(planning: &Planning) -> Result<Plan> {
             "--gpus {ranks} share train.pairs_per_step = {pairs}: some ranks would never get a pair"
         ))
         .hint("plan for fewer ranks, or add --set train.pairs_per_step=N (the global batch)"));
+    }
+    if pairs > MOST_PAIRS {
+        return Err(Error::input(format!(
+            "train.pairs_per_step = {pairs}; a plan looks at up to {MOST_PAIRS} pairs a step"
+        ))
+        .hint("plan for fewer pairs: memory does not depend on them, and time grows in proportion"));
     }
     let (mut hardware, kind) = here::named(&planning.gpu, ranks, config)?;
     hardware.attainable = planning.mfu.unwrap_or(hardware.attainable);

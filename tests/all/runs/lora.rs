@@ -170,7 +170,7 @@ fn export_copies_what_others_read_and_overwrites_nothing() {
     for (arguments, told) in [
         (&["export", "run/step-6", "out"][..], "out exists already"),
         (&["export", "--merge", "run/step-6", "new"], "nothing to merge"),
-        (&["export", "data", "new"], "not a checkpoint"),
+        (&["export", "data", "new"], "there is no folder data"),
         (&["export", "run/step-6/trainer", "new"], "not a checkpoint"),
     ] {
         let refused = workspace.run(1, arguments);

@@ -161,7 +161,7 @@ fn a_plan_of_many_ranks_or_pairs_is_quick_or_refused() {
     let workspace = Workspace::new();
     let plan = |more: &[&'static str]| workspace.run(1, &[&["plan", "--shape", "8b"], more].concat());
     for (more, says) in
-        [(&["--gpus", "16384"][..], "16384"), (&["--gpus", "8", "--set", "train.pairs_per_step=1048576"], "pairs")]
+        [(&["--gpus", "16384"][..], "16384"), (&["--gpus", "8", "--set", "train.pairs_per_step=65536"], "pairs")]
     {
         let outcome = plan(more);
         assert!(outcome.code < 2 && outcome.stdout.contains(says), "{more:?}: {}{}", outcome.stdout, outcome.stderr);
@@ -170,6 +170,7 @@ fn a_plan_of_many_ranks_or_pairs_is_quick_or_refused() {
     for (more, says) in [
         (&["--gpus", "9999999999999"][..], "expected at most 16384"),
         (&["--set", "train.pairs_per_step=1048577"], "expected at most 1048576"),
+        (&["--set", "train.pairs_per_step=65537"], "a plan looks at up to 65536 pairs a step"),
     ] {
         let outcome = plan(more);
         assert!(outcome.code == 2 && outcome.stderr.contains(says), "{more:?}: {}", outcome.stderr);
