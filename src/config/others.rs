@@ -309,6 +309,7 @@ const INSTEAD: &[(&str, &str)] = &[
     ("eval_strategy", "eval.every counts updates; 0: only at checkpoints and after the last"),
     ("save_strategy", "checkpoint.every counts updates; 0: only after the last"),
     ("logging_steps", "there is no such setting: every step's figures go into metrics.jsonl"),
+    ("cache_dir", "data.cache_dir holds tokens and reference log-probs; HF_HUB_CACHE is the folder of hf:// paths"),
     ("seed", "data.seed is the seed of every shuffle, lora.seed that of the adapters"),
     ("bias", "there is no such setting: adapters have no biases, and a model's own are trained"),
     ("type", "the optimizer is AdamW; train.schedule names the schedule, a source's `format` its layout"),
