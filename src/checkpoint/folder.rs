@@ -198,7 +198,7 @@ pub(crate) fn of_run(folder: &Path) -> Result<Option<PathBuf>> {
     }))
 }
 
-/// Whether a checkpoint lies where its run wrote it: in the folder `dir`, its config's [output] dir, which shows that a run of
+/// Whether a checkpoint lies where its run wrote it: in the folder `dir`, its config's `output.dir`, which shows that a run of
 /// this program was here. One that was copied or downloaded alone does not.
 pub(crate) fn is_of_run(checkpoint: &Path, dir: &Path) -> bool {
     // Also through the link to the best.
