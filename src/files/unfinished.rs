@@ -9,10 +9,11 @@ use std::ffi::{CStr, OsStr};
 use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
@@ -21,8 +22,20 @@ const PREFIX: &str = ".unfinished-";
 /// How often a removal is tried while other threads run on.
 const REMOVALS: usize = 100;
 
-/// Bytes of the space for a folder's entries, on the stack; the kernel's longest entry has 280.
-const ENTRIES: usize = 2048;
+/// Folders that may lie within one another, the list of open files included; what lies deeper stays.
+const DEEPEST: usize = 6;
+
+/// The space that a removal needs, made beforehand: a signal handler's stack has room for a few kilobytes alone.
+struct Space {
+    path: [u8; LONGEST_PATH],
+    entries: [Entries; DEEPEST],
+}
+
+/// Space for some entries of a folder; the kernel's longest has 280 bytes.
+type Entries = [MaybeUninit<u8>; 1024];
+
+static SPACE: Mutex<Space> =
+    Mutex::new(Space { path: [0; LONGEST_PATH], entries: [[MaybeUninit::uninit(); 1024]; DEEPEST] });
 
 /// A link for each open file of this process, by its number.
 const OPEN_FILES: &CStr = c"/proc/self/fd";
@@ -133,30 +146,37 @@ pub(crate) fn clear_unfinished(folder: &Path) {
 
 /// Removes what this process has not finished, for an end that drops nothing. Each is held open until it is whole.
 ///
-/// Neither allocates nor takes a lock: it is called where there is no memory, and from signal handlers.
+/// Neither allocates nor waits for a lock: it is called where there is no memory, and from signal handlers.
 pub fn remove_own_unfinished() {
+    // Another thread is at it.
+    let Ok(mut space) = SPACE.try_lock() else { return };
+    let Space { path, entries: [entries, below @ ..] } = &mut *space;
     let Ok(descriptors) = open_folder(CWD, OPEN_FILES) else { return };
-    let mut space = [MaybeUninit::uninit(); ENTRIES];
-    let mut entries = RawDir::new(&descriptors, &mut space);
+    let mut entries = RawDir::new(&descriptors, entries);
     while let Some(Ok(entry)) = entries.next() {
-        remove_if_unfinished(&descriptors, entry.file_name());
+        remove_if_unfinished(&descriptors, entry.file_name(), path, below);
     }
 }
 
 /// Removes the open file or folder that has the number `descriptor` in `descriptors`, the folder [`OPEN_FILES`], if its name
 /// says that it is unfinished.
-fn remove_if_unfinished(descriptors: impl AsFd, descriptor: &CStr) {
-    let mut path = [0; LONGEST_PATH];
+fn remove_if_unfinished(
+    descriptors: impl AsFd,
+    descriptor: &CStr,
+    path: &mut [u8; LONGEST_PATH],
+    entries: &mut [Entries],
+) {
     // One byte stays for the 0 at the end.
     let Ok(length) = readlinkat_raw(descriptors, descriptor, &mut path[..LONGEST_PATH - 1]) else { return };
+    path[length] = 0;
     let name = path[..length].rsplit(|byte| *byte == b'/').next();
-    let Ok(path) = CStr::from_bytes_until_nul(&path) else { return };
+    let Ok(path) = CStr::from_bytes_until_nul(&path[..]) else { return };
     if !name.is_some_and(|name| is_unfinished(OsStr::from_bytes(name))) {
         return;
     }
     // Other threads may still write into it. What stays in the end is cleared by the next that writes there.
     for _ in 0..REMOVALS {
-        if remove(CWD, path) || statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).is_err() {
+        if remove(CWD, path, entries) || statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).is_err() {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -164,19 +184,18 @@ fn remove_if_unfinished(descriptors: impl AsFd, descriptor: &CStr) {
 }
 
 /// Removes a file, or a folder with its content. False if something of it stays.
-fn remove(parent: impl AsFd, name: &CStr) -> bool {
-    if unlinkat(&parent, name, AtFlags::empty()).is_ok() {
+fn remove(parent: BorrowedFd, name: &CStr, entries: &mut [Entries]) -> bool {
+    if unlinkat(parent, name, AtFlags::empty()).is_ok() {
         return true;
     }
-    let Ok(folder) = open_folder(&parent, name) else { return false };
-    let mut space = [MaybeUninit::uninit(); ENTRIES];
-    let mut entries = RawDir::new(&folder, &mut space);
+    let (Ok(folder), Some((own, below))) = (open_folder(parent, name), entries.split_first_mut()) else { return false };
+    let mut entries = RawDir::new(&folder, own);
     while let Some(Ok(entry)) = entries.next() {
         if ![c".", c".."].contains(&entry.file_name()) {
-            remove(&folder, entry.file_name());
+            remove(folder.as_fd(), entry.file_name(), below);
         }
     }
-    unlinkat(&parent, name, AtFlags::REMOVEDIR).is_ok()
+    unlinkat(parent, name, AtFlags::REMOVEDIR).is_ok()
 }
 
 fn open_folder(parent: impl AsFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
@@ -232,7 +251,9 @@ mod tests {
         let open = File::open(&elsewhere).unwrap();
         let descriptors = open_folder(CWD, OPEN_FILES).unwrap();
         for file in [file.as_file(), &made._lock, &open] {
-            remove_if_unfinished(&descriptors, &CString::new(file.as_raw_fd().to_string()).unwrap());
+            let number = CString::new(file.as_raw_fd().to_string()).unwrap();
+            let (mut path, mut entries) = ([1; LONGEST_PATH], [[MaybeUninit::uninit(); 1024]; DEEPEST - 1]);
+            remove_if_unfinished(&descriptors, &number, &mut path, &mut entries);
         }
         assert!(!file.path().exists() && !made.path().exists());
         assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "somebody's");
