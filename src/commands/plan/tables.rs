@@ -60,7 +60,7 @@ fn memory(plan: &Plan) -> String {
 }
 
 /// Bytes that a rank needs with the job's config.
-pub(crate) fn needed(plan: &Plan) -> usize {
+fn needed(plan: &Plan) -> usize {
     if plan.sharded { plan.memory_total_if_sharded } else { plan.memory_total }
 }
 
