@@ -116,7 +116,7 @@ const ALL: &[Case] = &[
         "stop at work",
         2,
         End::Code(1),
-        "rank 1 has been silent for",
+        "its process is stopped, or the network is cut",
     ),
     case("a_late_rank_ends_the_job", "late", 2, End::Code(1), "for 2 s: rank 1 is running but has not reached it"),
     case("announced_work_may_take_longer", "at work", 2, End::Code(0), "rank 0 has waited"),

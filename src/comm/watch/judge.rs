@@ -133,12 +133,10 @@ fn silence(limit: Duration) -> Duration {
 
 /// The known reason why a rank is late.
 fn why(rank: usize, seen: &Seen, silent: bool) -> String {
+    let cause = "its process is stopped, or the network is cut";
     match &seen.doing {
-        None => format!("rank {rank} has never reported"),
-        Some(_) if silent => {
-            let seconds = seen.silent.as_secs();
-            format!("rank {rank} has been silent for {seconds} s: its process is stopped, or the network is cut")
-        }
+        None => format!("rank {rank} has never reported: {cause}"),
+        Some(_) if silent => format!("rank {rank} has been silent for {} s: {cause}", seen.silent.as_secs()),
         Some(Doing { inside: true, purpose, .. }) => format!("rank {rank} is itself waiting, at {purpose}"),
         Some(_) => format!("rank {rank} is running but has not reached it"),
     }
@@ -202,7 +200,9 @@ mod tests {
         stopped.doing = Some(Doing { begun: 4, inside: false, work: "saving".into(), ..Doing::default() });
         assert!(matches!(&verdicts(&[at(5, true, "x"), stopped])[1], (100, Verdict::Stalled(_))));
         let found = verdicts(&[at(5, true, "x"), Seen::default()]);
-        assert!(matches!(&found[1].1, Verdict::Stalled(text) if text.ends_with("rank 1 has never reported")));
+        assert!(
+            matches!(&found[1].1, Verdict::Stalled(text) if text.contains("rank 1 has never reported: its process"))
+        );
     }
 
     #[test]
