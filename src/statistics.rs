@@ -190,15 +190,15 @@ pub fn wilson(proportion: f64, n: usize) -> Interval {
     }
     let n = n as f64;
     let z2 = Z_95 * Z_95;
-    let centre = (proportion + z2 / (2.0 * n)) / (1.0 + z2 / n);
+    let center = (proportion + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z_95 / (1.0 + z2 / n) * (proportion * (1.0 - proportion) / n + z2 / (4.0 * n * n)).sqrt();
-    Interval { low: (centre - half).max(0.0), high: (centre + half).min(1.0) }
+    Interval { low: (center - half).max(0.0), high: (center + half).min(1.0) }
 }
 
 /// Two-sided p-value of the paired differences `sums`, one number a cluster: how often a sum at least as far from zero
 /// comes out when every cluster's sign is decided by a fair coin.
 ///
-/// This is the randomisation test of Fisher (1935) and Pitman (1937), over all 2^n signs at once: the distribution of the
+/// This is the randomization test of Fisher (1935) and Pitman (1937), over all 2^n signs at once: the distribution of the
 /// sum is computed by convolution, without random numbers. If every difference is -1, 0 or 1 and a cluster is one pair, it
 /// is McNemar's exact test. Clusters with sum 0 do not matter; if there are no others, the result is 1. Time grows with the
 /// number of clusters times the sum of their absolute values.

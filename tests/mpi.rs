@@ -215,7 +215,7 @@ fn child(part: &str) -> ExitCode {
             if rank == 0 {
                 println!("{error}");
             }
-            drop(comm); // All ranks finalise MPI in good order.
+            drop(comm); // All ranks finalize MPI in good order.
             return ExitCode::from(error.exit_code() as u8);
         }
         (_, _) => comm.all_reduce_blocking(&mut buffer).expect("never returns"),

@@ -33,14 +33,14 @@ pub fn bench(criterion: &mut Criterion) {
     let update = Update { learning_rate: 1e-5, head_learning_rate: 1e-5, verdict };
     for (kind, name) in KINDS {
         let mut model = model(kind);
-        let optimiser = AdamW::new(&TrainConfig::default(), &mut model).unwrap();
+        let optimizer = AdamW::new(&TrainConfig::default(), &mut model).unwrap();
         let gradients = Buckets::of(&model).unwrap();
         for (segment, bucket) in gradients.iter() {
             bucket.flat().shallow_clone().copy_(&model.segments[segment].weights.flat);
         }
         group.throughput(Throughput::Elements(model.parameter_count() as u64));
         group.bench_function(format!("step/{name}"), |bencher| {
-            bencher.iter(|| optimiser.step(&mut model, &gradients, &update, |_, _| ()).expect("buffers of this crate"));
+            bencher.iter(|| optimizer.step(&mut model, &gradients, &update, |_, _| ()).expect("buffers of this crate"));
         });
         // Gradient sums are f32 in both kinds.
         if kind == Kind::Float {

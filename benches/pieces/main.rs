@@ -11,7 +11,7 @@ mod block;
 mod fixtures;
 mod head;
 mod packing;
-mod tokenising;
+mod tokenizing;
 
 use criterion::Criterion;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn main() {
         .measurement_time(Duration::from_secs(4))
         .configure_from_args();
     packing::bench(&mut criterion);
-    tokenising::bench(&mut criterion);
+    tokenizing::bench(&mut criterion);
     attention::bench(&mut criterion);
     block::bench(&mut criterion);
     head::bench(&mut criterion);

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     outcome::report(&error);
-                    // Other ranks may be waiting for this one: finalising MPI would wait for them in turn.
+                    // Other ranks may be waiting for this one: finalizing MPI would wait for them in turn.
                     comm.abort(error.exit_code())
                 }
             }

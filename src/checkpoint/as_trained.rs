@@ -1,4 +1,4 @@
-//! `haf_dist.json` in a model's folder: how the run tokenised its texts, so that the model alone, without `trainer/`, scores
+//! `haf_dist.json` in a model's folder: how the run tokenized its texts, so that the model alone, without `trainer/`, scores
 //! as in the run; and the values fitted on the dev pairs.
 //!
 //! Not here: the run's whole configuration (`trainer/config.toml`).

@@ -107,7 +107,7 @@ impl Export<'_> {
         let dtype = self.dtype()?;
         config.insert("architectures".into(), json!([self.architecture]));
         name_the_reward(&mut config);
-        // OpenRLHF normalises by these; those of the starting model no longer hold.
+        // OpenRLHF normalizes by these; those of the starting model no longer hold.
         for key in ["mean", "std"] {
             config.shift_remove(key);
         }

@@ -5,7 +5,7 @@
 
 use super::{read_json, to_json, write_text};
 use crate::config::RewardAt;
-use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::prepared::{LabeledPair, PreparedData};
 use crate::data::sequence::OwnedPair;
 use crate::data::tokenize::Encoder;
 use crate::data::{AnswerSpan, Message};
@@ -222,7 +222,7 @@ pub(crate) fn data_of<'t>(sequences: impl Iterator<Item = &'t [u32]>) -> Result<
             answer_cut: false,
             special_in_text: 0,
         };
-        LabelledPair { pair, margin: 0.0, tied: false, domain: "self-test".to_owned() }
+        LabeledPair { pair, margin: 0.0, tied: false, domain: "self-test".to_owned() }
     };
     let rows: Vec<_> = sequences.map(single).collect();
     if rows.is_empty() { Ok(None) } else { PreparedData::from_pairs(rows).map(Some) }

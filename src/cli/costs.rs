@@ -86,7 +86,7 @@ pub struct Bench {
     #[arg(long, value_name = "FILE")]
     pub(crate) pairs: PathBuf,
 
-    /// The loss to minimise
+    /// The loss to minimize
     #[arg(long, value_enum, default_value_t = Objective::Hybrid)]
     pub(crate) objective: Objective,
 

@@ -19,7 +19,7 @@ Environment:
   HAF_COLUMNS        how wide tables may be; 0: whole lines [default: the terminal; in files 0]
   HF_HUB_CACHE, HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_DOWNLOAD_TIMEOUT
                      where hf:// paths are fetched from and cached, as in Hugging Face's own programs
-  NO_COLOR           no colours
+  NO_COLOR           no colors
 
 Exit codes:
   0  done

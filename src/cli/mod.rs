@@ -6,7 +6,7 @@ mod comparing;
 mod costs;
 mod evaluating;
 mod examples;
-mod initialising;
+mod initializing;
 pub mod outcome;
 mod request;
 mod run_config;
@@ -16,10 +16,10 @@ mod verifying;
 pub(crate) use comparing::{Compared, Comparing, Training, VariantSettings};
 pub(crate) use costs::{Bench, Model, Planning};
 pub(crate) use evaluating::Evaluating;
-pub(crate) use initialising::Initialising;
+pub(crate) use initializing::Initializing;
 
 use crate::config::{Dtype, Format, RewardAt, TemplateKind};
-use crate::logging::{Colour, Detail, Showing};
+use crate::logging::{Color, Detail, Showing};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use comparing::TypedComparing;
@@ -89,9 +89,9 @@ pub struct Arguments {
     #[arg(long, short, global = true, help_heading = "Messages")]
     verbose: bool,
 
-    /// Colour messages: on a terminal, always, or never
+    /// Color messages: on a terminal, always, or never
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, help_heading = "Messages")]
-    color: Colour,
+    color: Color,
 }
 
 impl Arguments {
@@ -107,7 +107,7 @@ impl Arguments {
             (_, true) => Detail::Verbose,
             _ => Detail::Normal,
         };
-        Showing { rank, traced: self.trace.is_some(), detail, colour: self.color }
+        Showing { rank, traced: self.trace.is_some(), detail, color: self.color }
     }
 
     /// Number of ranks to start on this machine, for any command.
@@ -136,7 +136,7 @@ pub(crate) const LONG_VERSION: &str = concat!(
 enum TypedCommand {
     /// Write a commented config for a model and data, or from TRL's or LLaMA-Factory's config
     #[command(after_help = examples::INIT)]
-    Init(Initialising),
+    Init(Initializing),
     /// Train, as `--config` without a command does
     #[command(after_help = examples::TRAIN)]
     Train {
@@ -187,7 +187,7 @@ enum TypedCommand {
         #[command(flatten)]
         bench: Bench,
     },
-    /// Tokenise and compute reference log-probs ahead of training, without creating a run folder
+    /// Tokenize and compute reference log-probs ahead of training, without creating a run folder
     #[command(after_help = examples::PREPARE)]
     Prepare {
         #[command(flatten)]

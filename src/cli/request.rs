@@ -3,7 +3,7 @@
 //! Not here: what may be typed (`mod.rs`), and doing it (`commands/`).
 
 use super::{
-    Arguments, Bench, Comparing, Evaluating, Exporting, Initialising, Planning, RunConfig, Scoring, TypedCommand,
+    Arguments, Bench, Comparing, Evaluating, Exporting, Initializing, Planning, RunConfig, Scoring, TypedCommand,
     Verifying,
 };
 use crate::config::Format;
@@ -41,7 +41,7 @@ pub enum Alone {
         json: bool,
     },
     /// Write a config.
-    Init(Initialising),
+    Init(Initializing),
     /// Check whether a run would start.
     Check(Checking),
     /// Show what this machine has and lacks.
@@ -68,7 +68,7 @@ pub struct Checking {
     pub(crate) ranks: usize,
 }
 
-/// Commands for all ranks, which compare the serialised command before they start it.
+/// Commands for all ranks, which compare the serialized command before they start it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Command {

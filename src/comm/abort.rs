@@ -23,7 +23,7 @@ pub(super) fn set_job_end(call: Option<fn(i32)>) {
 
 /// Ends this process at once with `code`, and the whole MPI job with it. Any thread may call it, even while another
 /// one is inside a collective. Under THREAD_MULTIPLE it calls MPI_Abort. If MPI may not be called from here, or does not
-/// answer within half a second, the process exits without finalising MPI, and the launcher then ends the others.
+/// answer within half a second, the process exits without finalizing MPI, and the launcher then ends the others.
 pub(crate) fn abort(code: i32) -> ! {
     memory::wait_if_ending();
     static FIRST: AtomicBool = AtomicBool::new(true);

@@ -1,4 +1,4 @@
-//! Who started this process: reads the environment variables of MPI launchers. Never initialises MPI.
+//! Who started this process: reads the environment variables of MPI launchers. Never initializes MPI.
 
 /// What an MPI launcher told this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub fn under_mpirun() -> bool {
     launch().is_some()
 }
 
-/// This process's rank according to its launcher, 0 without one: for messages written before MPI is initialised or after
+/// This process's rank according to its launcher, 0 without one: for messages written before MPI is initialized or after
 /// it has ended.
 pub fn rank() -> usize {
     launch().map_or(0, |launch| launch.rank)

@@ -112,7 +112,7 @@ pub trait Communicator {
     }
 }
 
-/// The CPU backend for this process: MPI if an MPI launcher started it, else [`solo::Solo`], which neither initialises
+/// The CPU backend for this process: MPI if an MPI launcher started it, else [`solo::Solo`], which neither initializes
 /// MPI nor needs a launcher. Meant for [`CommThread::start`].
 pub fn connect() -> Result<Box<dyn Communicator>> {
     if launch::under_mpirun() { Ok(Box::new(mpi::Mpi::start()?)) } else { Ok(Box::new(solo::Solo)) }

@@ -44,7 +44,7 @@ const NAP: Duration = Duration::from_micros(50);
 /// Bytes of a collective's description in the error for ranks at different collectives.
 const DESCRIPTION: usize = 256;
 
-/// MPI's world. Dropping it waits until all ranks do so, and finalises MPI; the process cannot start it again.
+/// MPI's world. Dropping it waits until all ranks do so, and finalizes MPI; the process cannot start it again.
 pub struct Mpi {
     rank: usize,
     world_size: usize,
@@ -56,7 +56,7 @@ pub struct Mpi {
     purpose: String,
     /// Until the watchdog takes it; none in a world of one rank.
     line: Option<Line>,
-    // Declared last: its drop finalises MPI.
+    // Declared last: its drop finalizes MPI.
     _universe: Universe,
 }
 
@@ -92,7 +92,7 @@ impl Sharing {
 }
 
 impl Mpi {
-    /// Initialises MPI. All ranks must call it. Errors if MPI was initialised before, if it refuses threads, or if its
+    /// Initializes MPI. All ranks must call it. Errors if MPI was initialized before, if it refuses threads, or if its
     /// world is not the one that the launcher started (mpirun of another MPI library).
     pub fn start() -> Result<Self> {
         Self::with(Threading::Multiple, None)
@@ -110,7 +110,7 @@ impl Mpi {
 
     fn with(asked: Threading, node_size: Option<i32>) -> Result<Self> {
         let (universe, granted) = initialize_with_threading(asked)
-            .ok_or_else(|| Error::runtime("MPI has already been initialised in this process"))?;
+            .ok_or_else(|| Error::runtime("MPI has already been initialized in this process"))?;
         // This thread makes all calls but `abort`, which alone needs `Multiple`.
         if granted < Threading::Funneled {
             return Err(Error::runtime("the MPI library does not allow threads").hint("use an MPI built with threads"));
@@ -197,7 +197,7 @@ impl Mpi {
         })
     }
 
-    /// The result of a step towards shared memory if it succeeded on all ranks. If not, the lowest rank that failed warns.
+    /// The result of a step toward shared memory if it succeeded on all ranks. If not, the lowest rank that failed warns.
     fn on_all_ranks<T>(&self, outcome: Result<T>) -> Option<T> {
         let mine = if outcome.is_ok() { self.world_size as u64 } else { self.rank as u64 };
         let mut lowest = mine;

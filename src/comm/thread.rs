@@ -69,7 +69,7 @@ type Job = Box<dyn FnOnce(&mut Worker) + Send>;
 /// Within a process collectives run in the order of the calls, so call them from one thread. After a failure every later
 /// call returns that error.
 ///
-/// Dropping it runs what is queued, ends the thread and finalises MPI, which waits until every rank does the same.
+/// Dropping it runs what is queued, ends the thread and finalizes MPI, which waits until every rank does the same.
 /// A rank that must stop while others continue calls [`abort`](Self::abort) instead.
 pub struct CommThread {
     rank: usize,

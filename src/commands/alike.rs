@@ -28,7 +28,7 @@ const OF_A_RANK: [(&str, &str); 3] = [
 /// Bytes of the names of a JSON file's keys, each with its whole path; beyond it the file's hash is compared.
 const MOST_NAMES: usize = 1 << 20;
 
-/// Files in a model's folder that tokenisation depends on.
+/// Files in a model's folder that tokenization depends on.
 const TOKENIZER: [&str; 7] = [
     "tokenizer.json",
     "tokenizer_config.json",

@@ -6,7 +6,7 @@ use super::alike;
 use super::scored::{Scored, open};
 use crate::cli::Scoring;
 use crate::comm::CommThread;
-use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::prepared::{LabeledPair, PreparedData};
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::data::{Message, Pair, TemplateInputs};
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ pub(crate) fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread)
         let encoder = &opened.encoder;
         row.responses.iter().map(move |response| encode(encoder, (file, number + 1), row, response))
     });
-    let sequences: Vec<LabelledPair> = comm.agree(encoded.collect())?;
+    let sequences: Vec<LabeledPair> = comm.agree(encoded.collect())?;
     let cut = sequences.iter().filter(|one| one.pair.prompt_cut || one.pair.answer_cut).count();
     let data = comm.agree(PreparedData::from_pairs(sequences))?;
     alike::data("best of", &data, comm)?;
@@ -77,7 +77,7 @@ fn encode(
     (file, line): (&Path, usize),
     row: &best_of::Scored,
     response: &str,
-) -> Result<LabelledPair> {
+) -> Result<LabeledPair> {
     let pair = Pair {
         prompt: row.prompt.clone(),
         inputs: TemplateInputs::default(),
@@ -93,6 +93,6 @@ fn encode(
             Err(Error::input(format!("{}: row {line}: an answer cannot be scored: {reason}", file.display()))
                 .hint("correct the row or leave it out: without the answer the result would differ"))
         }
-        Encoded::Kept(pair) => Ok(LabelledPair { pair, margin: 0.0, tied: false, domain: "best of".to_owned() }),
+        Encoded::Kept(pair) => Ok(LabeledPair { pair, margin: 0.0, tied: false, domain: "best of".to_owned() }),
     }
 }

@@ -18,7 +18,7 @@ use crate::plan::here::{self, Room};
 use crate::train;
 use std::path::Path;
 
-/// Number of pairs of each file that are rendered and tokenised.
+/// Number of pairs of each file that are rendered and tokenized.
 const LOOKED_AT: usize = 10;
 
 /// Bytes in a checkpoint for each trained parameter: the weights in bf16, masters and two moments in f32.
@@ -118,7 +118,7 @@ fn model(config: &Config, found: &mut Vec<Finding>) -> Option<Encoder> {
     }
 }
 
-/// Renders and tokenises the first pairs of a file.
+/// Renders and tokenizes the first pairs of a file.
 fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
     if source.path.as_os_str() == files::DASH {
         return Finding::ok(split, "-: standard input, which is read at the start");
@@ -134,7 +134,7 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
     let looked = || -> Result<String> {
         let pairs = formats::first(source, LOOKED_AT)?;
         let Some(encoder) = encoder else {
-            return Ok(format!("{}: {} pairs read, none tokenised", source.path.display(), pairs.len()));
+            return Ok(format!("{}: {} pairs read, none tokenized", source.path.display(), pairs.len()));
         };
         let (mut kept, mut cut, mut ends, mut longest) = (0, 0, 0, 0);
         let mut reasons = Vec::new();

@@ -10,7 +10,7 @@ use crate::config::{Config, Source};
 use crate::data::AnswerSpan;
 use crate::data::batch::Packing;
 use crate::data::formats;
-use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::prepared::{LabeledPair, PreparedData};
 use crate::data::report::counted;
 use crate::data::sampler::{self, Sampler};
 use crate::data::tokenize::{Encoded, Encoder};
@@ -87,7 +87,7 @@ pub(crate) fn run(config: &Config, changed: Changed, comm: &CommThread) -> Resul
     report(&checks)
 }
 
-/// The first pairs of each source, tokenised in memory.
+/// The first pairs of each source, tokenized in memory.
 fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
     let mut kept = Vec::new();
     for source in sources {
@@ -99,7 +99,7 @@ fn few_pairs(sources: &[Source], encoder: &Encoder) -> Result<PreparedData> {
             if let Encoded::Kept(tokens) = encoder.encode(&pair).map_err(|error| error.at(source.path.display()))? {
                 let domain =
                     pair.domain.clone().or_else(|| source.domain.clone()).unwrap_or_else(|| "debug".to_string());
-                kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), tied: pair.tied, domain });
+                kept.push(LabeledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), tied: pair.tied, domain });
                 of_source += 1;
             }
         }

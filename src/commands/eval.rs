@@ -114,7 +114,7 @@ fn print(
         let left_out = match compared.first().map_or(Some(data.len()), |row| row.left_out) {
             Some(pairs) => format!("{pairs} pairs with a dev prompt are left out here"),
             None => {
-                "dev prompts are not recognised with another --template, so some may be among these pairs".to_owned()
+                "dev prompts are not recognized with another --template, so some may be among these pairs".to_owned()
             }
         };
         let text = if compared.is_empty() { "no other pair is left".to_owned() } else { side_by_side_table(&compared) };

@@ -1,4 +1,4 @@
-//! `haf-dist prepare`: tokenises the data and fills the caches that training would fill; creates no run folder.
+//! `haf-dist prepare`: tokenizes the data and fills the caches that training would fill; creates no run folder.
 
 use super::{alike, setup};
 use crate::checkpoint::Changed;

@@ -14,7 +14,7 @@ use crate::comm::CommThread;
 use crate::config::Source;
 use crate::data::Pair;
 use crate::data::formats;
-use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::prepared::{LabeledPair, PreparedData};
 use crate::data::report::unused_keys;
 use crate::data::tokenize::{Encoded, Encoder, Unread};
 use crate::engine::head::PairScores;
@@ -45,7 +45,7 @@ struct FileRows {
     /// One for each of `pairs`.
     rows: Vec<Row>,
     /// The pairs to score.
-    kept: Vec<LabelledPair>,
+    kept: Vec<LabeledPair>,
 }
 
 /// Fields to add to each line.
@@ -90,7 +90,7 @@ pub(crate) fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommT
     })
 }
 
-/// Reads and tokenises the file. All ranks must call it.
+/// Reads and tokenizes the file. All ranks must call it.
 fn read(scoring: &Scoring, opened: &Opened, comm: &CommThread) -> Result<FileRows> {
     let _work = comm.at_work(format!("reading {}", scoring.data.display()));
     let max_row_bytes = opened.config.data.max_row_bytes;
@@ -232,7 +232,7 @@ fn save(file: NamedTempFile, lines: &[Value], path: &Path) -> Result<()> {
     }
 }
 
-fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(Vec<Row>, Vec<LabelledPair>)> {
+fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(Vec<Row>, Vec<LabeledPair>)> {
     let (mut rows, mut kept) = (Vec::with_capacity(pairs.len()), Vec::new());
     for pair in pairs {
         rows.push(match encode(pair)? {
@@ -245,7 +245,7 @@ fn encode(pairs: &[Pair], encode: impl Fn(&Pair) -> Result<Encoded>) -> Result<(
                     (false, false) => None,
                 };
                 let domain = pair.domain.clone().unwrap_or_else(|| "score".to_string());
-                kept.push(LabelledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), tied: false, domain });
+                kept.push(LabeledPair { pair: tokens, margin: pair.margin.unwrap_or(0.0), tied: false, domain });
                 Row::Scored { place: kept.len() - 1, pair: pair.rejected.is_some(), cut }
             }
         });

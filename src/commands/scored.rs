@@ -253,7 +253,7 @@ impl Opened {
         Encoder::open(self.origin.tokenizer(), rules, self.vocabulary)
     }
 
-    /// The dev prompts that temperatures and weights were fitted on; `None` if they cannot be recognised.
+    /// The dev prompts that temperatures and weights were fitted on; `None` if they cannot be recognized.
     pub(crate) fn fitted_on(&self) -> Option<FittedOn> {
         (!self.other_template).then(|| self.fitted.as_ref().map(Fitted::prompts).unwrap_or_default())
     }
@@ -266,7 +266,7 @@ impl Opened {
         }
         let fitted = "on which `combined` and the dev temperatures were fitted";
         let Some(fitted_on) = self.fitted_on() else {
-            warn!("{rows}: with another --template than the run's, its dev prompts, {fitted}, are not recognised");
+            warn!("{rows}: with another --template than the run's, its dev prompts, {fitted}, are not recognized");
             return;
         };
         let known = prompts.iter().filter(|&&prompt| fitted_on.has(prompt)).count();

@@ -1,4 +1,4 @@
-//! Preparations that several commands share: tokenised data, rank 0's weights on every rank, reference log-probs.
+//! Preparations that several commands share: tokenized data, rank 0's weights on every rank, reference log-probs.
 
 use super::alike;
 use crate::checkpoint::{Changed, FileCheck};
@@ -27,7 +27,7 @@ use crate::train::{Split, total_steps};
 use std::path::{Path, PathBuf};
 use tracing::warn;
 
-/// The tokenised splits of a run.
+/// The tokenized splits of a run.
 pub(crate) struct Splits {
     /// Training pairs.
     pub(crate) train: PreparedData,
@@ -93,7 +93,7 @@ pub(crate) fn encoder(config: &Config, model: &Path, architecture: &Architecture
     Encoder::open(model, data.into(), architecture.vocabulary)
 }
 
-/// Tokenises every split, or maps it from the cache, and prints the data report on rank 0.
+/// Tokenizes every split, or maps it from the cache, and prints the data report on rank 0.
 pub(crate) fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> Result<Splits> {
     let data = &config.data;
     let splits = Splits {
@@ -130,7 +130,7 @@ fn optional(
     if sources.is_empty() { Ok(None) } else { prepared(sources, split, config, encoder, comm).map(Some) }
 }
 
-/// Tokenises a split, or maps it from the cache: rank 0 first; the others find its file, or make their own if they do not share
+/// Tokenizes a split, or maps it from the cache: rank 0 first; the others find its file, or make their own if they do not share
 /// its disk.
 pub(crate) fn prepared(
     sources: &[Source],
@@ -139,7 +139,7 @@ pub(crate) fn prepared(
     encoder: &Encoder,
     comm: &CommThread,
 ) -> Result<PreparedData> {
-    let _work = comm.at_work(format!("tokenising the {split} pairs"));
+    let _work = comm.at_work(format!("tokenizing the {split} pairs"));
     let open = || PreparedData::open_or_make(sources, encoder, &config.data.cache_dir, split);
     let of_rank_0 = comm.agree(if comm.rank() == 0 { open().map(Some) } else { Ok(None) })?;
     let data = comm.agree(of_rank_0.map_or_else(open, Ok))?;

@@ -7,7 +7,7 @@ use super::scored::{Opened, Scored, open};
 use super::{alike, hub};
 use crate::cli::{Evaluating, Scoring};
 use crate::comm::CommThread;
-use crate::data::prepared::{LabelledPair, PreparedData};
+use crate::data::prepared::{LabeledPair, PreparedData};
 use crate::data::tokenize::{Encoded, Encoder, Rules};
 use crate::data::{Message, Pair, Prompt, TemplateInputs};
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
-/// A suite's items and tokenised sequences.
+/// A suite's items and tokenized sequences.
 struct Read {
     suite: Suite,
     files: Vec<PathBuf>,
@@ -148,7 +148,7 @@ struct Evaluated {
     opened: Opened,
 }
 
-/// Reads the suites, tokenises them with the model's tokenizer, and scores them. All ranks must call it.
+/// Reads the suites, tokenizes them with the model's tokenizer, and scores them. All ranks must call it.
 fn evaluated(scoring: &Scoring, suites: &[(Suite, Vec<PathBuf>)], comm: &CommThread) -> Result<Evaluated> {
     // With the model's own limit; a suite's may be lower.
     let opened = open(&Scoring { max_length: None, max_prompt_length: None, ..scoring.clone() }, comm)?;
@@ -291,7 +291,7 @@ fn read(
     files: &[PathBuf],
     scoring: &Scoring,
     opened: &Opened,
-    sequences: &mut Vec<LabelledPair>,
+    sequences: &mut Vec<LabeledPair>,
 ) -> Result<Read> {
     let items = suite.read(files, opened.config.data.max_row_bytes)?;
     let Rules { max_length: model_limit, max_prompt_length, .. } = *opened.encoder.rules();
@@ -331,7 +331,7 @@ fn read(
     Ok(Read { suite, files: files.to_vec(), items, places, prompts, limit, model_limit, beyond })
 }
 
-fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<LabelledPair> {
+fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<LabeledPair> {
     let pair = Pair {
         prompt: Prompt::Text(item.prompt.clone()),
         inputs: TemplateInputs::default(),
@@ -349,6 +349,6 @@ fn encode(suite: Suite, encoder: &Encoder, item: &Item, answer: &str) -> Result<
     };
     match encoder.encode(&pair).map_err(|error| error.at(format!("{} {shown:?}", suite.name())))? {
         Encoded::Dropped(reason) => Err(refuse(reason.to_string())),
-        Encoded::Kept(pair) => Ok(LabelledPair { pair, margin: 0.0, tied: false, domain: suite.name().to_owned() }),
+        Encoded::Kept(pair) => Ok(LabeledPair { pair, margin: 0.0, tied: false, domain: suite.name().to_owned() }),
     }
 }

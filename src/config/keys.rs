@@ -1,6 +1,6 @@
 //! The tree of keys a config file may hold, and the known key nearest to a mistyped one.
 //!
-//! The tree is read off a serialised [`Config`], so that it cannot drift from the structs. Not here: ranges.
+//! The tree is read off a serialized [`Config`], so that it cannot drift from the structs. Not here: ranges.
 
 use super::*;
 use toml::Value;

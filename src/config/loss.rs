@@ -1,4 +1,4 @@
-//! `[loss]`: what is minimised.
+//! `[loss]`: what is minimized.
 //!
 //! Not here: the formulas (`loss/`), defaults and ranges.
 

@@ -49,10 +49,10 @@ pub struct Config {
     pub model: ModelConfig,
     /// Pairs to train on and to evaluate on.
     pub data: DataConfig,
-    /// What is minimised.
+    /// What is minimized.
     #[serde(default)]
     pub loss: LossConfig,
-    /// How it is minimised.
+    /// How it is minimized.
     #[serde(default)]
     pub train: TrainConfig,
     /// Low-rank adapters beside frozen weights; absent: every weight is trained.

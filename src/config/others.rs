@@ -34,8 +34,8 @@ pub(crate) const SO_HERE: &[(&str, &str, &str)] = &[
     ("lora_dropout", "0", "there is no dropout here"),
     ("bias", "\"none\"", "adapters have no biases here"),
     ("use_dora", "false", "there is only plain LoRA here"),
-    ("load_in_4bit", "false", "weights are not quantised here"),
-    ("load_in_8bit", "false", "weights are not quantised here"),
+    ("load_in_4bit", "false", "weights are not quantized here"),
+    ("load_in_8bit", "false", "weights are not quantized here"),
     ("fp16", "false", "there is no fp16 here"),
     ("streaming", "true", "files are always read as a stream"),
     ("overwrite_output_dir", "false", "a run's folder is never overwritten"),
@@ -57,7 +57,7 @@ const DDP: &str = "gradients are reduced by [parallel]'s backend";
 const KERNELS: &str = "the program has kernels of its own";
 const COMMAND: &str = "set on the command line: haf-dist train, with --resume to continue";
 const LORA_ONLY: &str = "there is only plain LoRA here";
-const QUANTISED: &str = "there is no quantisation here, of trained or frozen weights";
+const QUANTIZED: &str = "there is no quantization here, of trained or frozen weights";
 const ADAMW: &str = "AdamW is the optimizer here";
 const OTHER_STAGE: &str = "belongs to another stage";
 const BEST: &str = "the checkpoint that is best on the dev pairs is always kept";
@@ -72,8 +72,8 @@ pub(crate) const NOTHING: &[(&str, &str)] = &[
     ("project", TRACKERS),
     ("push_to_hub", HUB),
     ("dataloader_drop_last", "the last batch of an epoch is trained on, however small"),
-    ("dataset_num_proc", "as many threads as there are cores tokenise"),
-    ("preprocessing_num_workers", "as many threads as there are cores tokenise"),
+    ("dataset_num_proc", "as many threads as there are cores tokenize"),
+    ("preprocessing_num_workers", "as many threads as there are cores tokenize"),
     ("overwrite_cache", "a cache is found by a hash of its content"),
     ("remove_unused_columns", "keys that are not used are listed in the data report"),
     ("deepspeed", SHARDS),
@@ -124,13 +124,13 @@ pub(crate) const NOTHING: &[(&str, &str)] = &[
     ("alpha_pattern", LORA_ONLY),
     ("loraplus_lr_ratio", LORA_ONLY),
     ("additional_target", "only the reward head is trained along with adapters"),
-    ("load_in_4bit", QUANTISED),
-    ("load_in_8bit", QUANTISED),
-    ("quantization_bit", QUANTISED),
-    ("quantization_config", QUANTISED),
-    ("bnb_4bit_quant_type", QUANTISED),
-    ("bnb_4bit_quant_storage", QUANTISED),
-    ("use_bnb_nested_quant", QUANTISED),
+    ("load_in_4bit", QUANTIZED),
+    ("load_in_8bit", QUANTIZED),
+    ("quantization_bit", QUANTIZED),
+    ("quantization_config", QUANTIZED),
+    ("bnb_4bit_quant_type", QUANTIZED),
+    ("bnb_4bit_quant_storage", QUANTIZED),
+    ("use_bnb_nested_quant", QUANTIZED),
     ("neftune_noise_alpha", "embeddings get no noise here"),
     ("label_smoothing_factor", "it smooths a loss on tokens; loss.label_smoothing smooths that on pairs"),
     ("router_aux_loss_coef", "another loss than loss.router_balance, whose weights are not comparable"),
@@ -217,7 +217,7 @@ pub(crate) const NOTHING: &[(&str, &str)] = &[
     ("ignore_pad_token_for_loss", "sequences are always packed without padding"),
     ("neat_packing", "sequences are always packed, and never see one another"),
     ("buffer_size", "pairs are drawn by a seeded shuffle of all of them"),
-    ("preprocessing_batch_size", "as many threads as there are cores tokenise"),
+    ("preprocessing_batch_size", "as many threads as there are cores tokenize"),
     ("data_shared_file_system", "rank 0 fills data.cache_dir; ranks that do not see it fill their own"),
     ("tool_format", "the chat template writes a row's tools"),
     ("default_system", "put a system message into the rows"),
@@ -241,7 +241,7 @@ pub(crate) const NOTHING: &[(&str, &str)] = &[
     ("upcast_lmhead_output", "log-probs are summed in f32"),
     ("use_reentrant_gc", "there is one kind of recomputation here"),
     ("train_from_scratch", "training starts from the weights in model.path"),
-    ("double_quantization", QUANTISED),
+    ("double_quantization", QUANTIZED),
     ("ref_model_adapters", "the reference is the model that training starts from"),
     ("pref_bco_weight", "loss.policy is one loss"),
 ];
@@ -260,7 +260,7 @@ pub(crate) const FAMILIES: &[(&str, &str)] = &[
     ("liger_", KERNELS),
     ("fsdp", SHARDS),
     ("torch_compile", KERNELS),
-    ("quantization_", QUANTISED),
+    ("quantization_", QUANTIZED),
     ("pissa_", "A starts with Kaiming's uniform distribution, B at zero"),
     ("oft_", LORA_ONLY),
     ("freeze_", "every weight is trained, or adapters are"),

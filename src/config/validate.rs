@@ -161,7 +161,7 @@ impl LossConfig {
         }
         if self.effective_alpha() == 0.0 && self.effective_reward_weight() == 0.0 {
             let key = if policy_on { "loss.alpha" } else { "loss.reward_weight" };
-            return refuse(key, "leaves nothing to minimise: every loss has weight 0", "give one a weight above 0");
+            return refuse(key, "leaves nothing to minimize: every loss has weight 0", "give one a weight above 0");
         }
         if self.alternate_every > 0 {
             let hint = "set it to 0, or loss.objective to \"hybrid\" with both weights above 0";

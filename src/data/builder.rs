@@ -1,4 +1,4 @@
-//! Collects tokenised pairs into the columns of a prepared file: in memory, or in temporary files.
+//! Collects tokenized pairs into the columns of a prepared file: in memory, or in temporary files.
 //!
 //! Not here: reading them back (`prepared.rs`).
 
@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A tokenised pair with its label and domain.
+/// A tokenized pair with its label and domain.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LabelledPair {
+pub struct LabeledPair {
     /// Its tokens.
     pub pair: OwnedPair,
     /// How much better the chosen answer is, in units of reward; 0 if the source does not say.
@@ -69,8 +69,8 @@ impl Builder {
     }
 
     /// Adds a pair and counts it.
-    pub(crate) fn push(&mut self, source: usize, labelled: &LabelledPair, counts: &mut Counts) -> Result<()> {
-        let LabelledPair { pair, margin, tied, domain } = labelled;
+    pub(crate) fn push(&mut self, source: usize, labeled: &LabeledPair, counts: &mut Counts) -> Result<()> {
+        let LabeledPair { pair, margin, tied, domain } = labeled;
         let (all, sum) = (pair.tokens.len(), pair.prefix + pair.chosen + pair.rejected);
         if all != sum || pair.chosen == 0 || !spans_fit(pair) {
             return Err(Error::runtime(format!("a pair of {all} tokens whose parts do not add up")));

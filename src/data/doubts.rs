@@ -41,12 +41,12 @@ pub(crate) fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> 
 mod tests {
     use super::*;
     use crate::data::AnswerSpan;
-    use crate::data::prepared::LabelledPair;
+    use crate::data::prepared::LabeledPair;
     use crate::data::sequence::OwnedPair;
 
     /// Pairs given by their prompt's hash and whether an answer was cut.
     fn data(pairs: &[(u64, bool)]) -> PreparedData {
-        let pair = |&(prompt_hash, answer_cut): &(u64, bool)| LabelledPair {
+        let pair = |&(prompt_hash, answer_cut): &(u64, bool)| LabeledPair {
             pair: OwnedPair {
                 prefix: 1,
                 chosen: 1,

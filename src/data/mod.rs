@@ -141,7 +141,7 @@ impl Pair {
     }
 }
 
-/// One tokenised pair: the token prefix common to both sequences and the two suffixes. Borrowed from a mapped file.
+/// One tokenized pair: the token prefix common to both sequences and the two suffixes. Borrowed from a mapped file.
 ///
 /// The chosen sequence is `prefix ++ chosen`, the rejected one `prefix ++ rejected`; each suffix holds at least one
 /// token (a single row's `rejected` is empty).

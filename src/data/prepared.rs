@@ -1,4 +1,4 @@
-//! Tokenised pairs: made once from the sources, kept in a cache file, and memory-mapped from then on.
+//! Tokenized pairs: made once from the sources, kept in a cache file, and memory-mapped from then on.
 //!
 //! The file is safetensors: `tokens` (N tokens of all pairs, `prefix ++ chosen ++ rejected` each), `offsets` (B + 1
 //! starts), and per pair `prefix`, `chosen`, `rejected`, eight `spans`, `margin`, `tied`, `domain`, `prompt_hash`, `source`.
@@ -17,7 +17,7 @@ use crate::files::{self, fingerprint_file, fingerprint_parts};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use crate::data::builder::LabelledPair;
+pub use crate::data::builder::LabeledPair;
 
 /// Changes whenever the content or the layout of the file changes.
 const VERSION: &str = "haf-dist pairs 6";
@@ -28,7 +28,7 @@ const SPAN_NUMBERS: usize = 8;
 /// Pairs that are checked at a time.
 const PAIRS_AT_A_TIME: usize = 1 << 14;
 
-/// B tokenised pairs, in the order of their sources.
+/// B tokenized pairs, in the order of their sources.
 #[derive(Debug)]
 pub struct PreparedData {
     container: Container,
@@ -56,7 +56,7 @@ struct Columns {
 }
 
 impl PreparedData {
-    /// Maps the cache file of these sources, or tokenises them on all threads and writes it.
+    /// Maps the cache file of these sources, or tokenizes them on all threads and writes it.
     ///
     /// A stale, cut or damaged file is named in a warning and made again. Several processes may do this at once.
     /// `split_name` (`train`, `dev`, `test`) is for messages and the report.
@@ -96,7 +96,7 @@ impl PreparedData {
         }
     }
 
-    /// The pairs of these sources, if they have been tokenised already.
+    /// The pairs of these sources, if they have been tokenized already.
     ///
     /// # Errors
     /// A source that cannot be read.
@@ -105,11 +105,11 @@ impl PreparedData {
         Ok(Self::open(&cache_path(cache_dir, key), key).unwrap_or(None))
     }
 
-    /// Pairs that are already tokenised, as one source, in memory only. Their key is a hash of the content.
+    /// Pairs that are already tokenized, as one source, in memory only. Their key is a hash of the content.
     ///
     /// # Errors
     /// A pair whose lengths do not add up; out of memory.
-    pub fn from_pairs(pairs: Vec<LabelledPair>) -> Result<Self> {
+    pub fn from_pairs(pairs: Vec<LabeledPair>) -> Result<Self> {
         let mut builder = Builder::new(None)?;
         let mut counts = Counts { read: pairs.len(), ..Counts::default() };
         for pair in pairs {
@@ -141,7 +141,7 @@ impl PreparedData {
                 special_in_text: 0,
             };
             let domain = self.domains[pair.domain].clone();
-            LabelledPair { pair: owned, margin: -pair.margin, tied: pair.tied, domain }
+            LabeledPair { pair: owned, margin: -pair.margin, tied: pair.tied, domain }
         };
         Self::from_pairs((0..self.len()).map(exchange).collect())
     }
@@ -353,14 +353,14 @@ fn file_name(source: &Source) -> String {
     source.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Reads and tokenises all sources, a few pairs at a time; the columns grow in files of `cache_dir`.
+/// Reads and tokenizes all sources, a few pairs at a time; the columns grow in files of `cache_dir`.
 fn make(sources: &[Source], encoder: &Encoder, cache_dir: &Path, split_name: &str) -> Result<Builder> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut builder = Builder::new(Some(cache_dir))?;
     for (number, source) in sources.iter().enumerate() {
         let mut counts = Counts::default();
         let mut unread = Unread::default();
-        let label = format!("tokenising {split_name}");
+        let label = format!("tokenizing {split_name}");
         let read = |take: &mut dyn FnMut(Pair) -> Result<()>| formats::stream(source, take);
         let encode = |pair: &Pair| encoder.encode(pair).map_err(|error| error.at(source.path.display()));
         let rows = encode_all(threads, &label, read, encode, |row, encoded| {
@@ -369,7 +369,7 @@ fn make(sources: &[Source], encoder: &Encoder, cache_dir: &Path, split_name: &st
                 Encoded::Dropped(reason) => counts.drop(reason, 1),
                 Encoded::Kept(pair) => {
                     let (margin, domain) = (row.margin.unwrap_or(0.0), row.domain.unwrap_or_default());
-                    builder.push(number, &LabelledPair { pair, margin, tied: row.tied, domain }, &mut counts)?;
+                    builder.push(number, &LabeledPair { pair, margin, tied: row.tied, domain }, &mut counts)?;
                 }
             }
             Ok(())

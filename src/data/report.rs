@@ -1,6 +1,6 @@
 //! The data report before training: counts per source, and one table of them.
 //!
-//! Not here: reading, tokenising or dropping (`formats/`, `tokenize/`, `prepared.rs`).
+//! Not here: reading, tokenizing or dropping (`formats/`, `tokenize/`, `prepared.rs`).
 
 use crate::data::sequence::OwnedPair;
 use crate::error::Error;

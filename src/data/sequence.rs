@@ -1,4 +1,4 @@
-//! One tokenised conversation: where its answer ends and is rewarded, how it is cut, and two of them as a pair.
+//! One tokenized conversation: where its answer ends and is rewarded, how it is cut, and two of them as a pair.
 //!
 //! Not here: texts and tokenizer (`tokenize/`).
 

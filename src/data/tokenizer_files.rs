@@ -2,7 +2,7 @@
 //!
 //! Tokens are added in the order and with the flags of Transformers 5.24 (`TokenizersBackend`), so that ids are those of its
 //! `AutoTokenizer`. A spelling of older versions that it refuses (a token as an object without `__type`) is read here. Not
-//! here: the texts that are tokenised (`template/`), the tokens of a pair (`tokenize/`).
+//! here: the texts that are tokenized (`template/`), the tokens of a pair (`tokenize/`).
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -39,7 +39,7 @@ pub struct FolderTokenizer {
 /// Reads the tokenizer of a model's folder.
 ///
 /// # Errors
-/// A missing, broken or oversized file, or settings that make tokenisation random.
+/// A missing, broken or oversized file, or settings that make tokenization random.
 pub fn open(folder: &Path) -> Result<FolderTokenizer> {
     let path = folder.join("tokenizer.json");
     let bytes = files::read_within(&path, MOST_BYTES).map_err(|error| error.hint(how_to_make_one(folder)))?;

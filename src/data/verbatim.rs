@@ -5,7 +5,7 @@
 //! (`formats/`).
 
 use crate::config::DEFAULT_MAX_ROW_BYTES;
-use crate::data::builder::LabelledPair;
+use crate::data::builder::LabeledPair;
 use crate::data::rows;
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::error::{Error, Result};
@@ -15,14 +15,14 @@ use std::path::Path;
 /// The marker before the last answer of an hh-rlhf transcript.
 const ASSISTANT: &str = "\n\nAssistant:";
 
-/// The first `count` pairs of a file whose answers differ and that fit the encoder's `max_length`, tokenised.
+/// The first `count` pairs of a file whose answers differ and that fit the encoder's `max_length`, tokenized.
 ///
 /// Rows are `{"prompt", "chosen", "rejected"}` with plain texts, or hh-rlhf's transcripts `{"chosen", "rejected"}`, which are
 /// taken if they have a common prompt.
 ///
 /// # Errors
 /// A file that cannot be read, a row of another shape, or too few pairs.
-pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<LabelledPair>> {
+pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<LabeledPair>> {
     let mut kept = Vec::with_capacity(count);
     rows::for_each(path, DEFAULT_MAX_ROW_BYTES, |place, row| {
         if kept.len() == count {
@@ -38,7 +38,7 @@ pub fn first_pairs(path: &Path, encoder: &Encoder, count: usize) -> Result<Vec<L
         if chosen != rejected
             && let Encoded::Kept(pair) = encoder.encode_apart(prompt, chosen, rejected).map_err(|e| e.at(place))?
         {
-            kept.push(LabelledPair { pair, margin: 0.0, tied: false, domain: String::from("bench") });
+            kept.push(LabeledPair { pair, margin: 0.0, tied: false, domain: String::from("bench") });
         }
         Ok(())
     })?;

@@ -35,7 +35,7 @@ pub struct Calibration {
     pub brier: f64,
     /// Mean of -log sigmoid(margin); [`CHANCE`] for a coin.
     pub log_loss: f64,
-    /// The T that minimises the mean of -log sigmoid(margin / T) on these same pairs; above 1 if the model is overconfident (Guo
+    /// The T that minimizes the mean of -log sigmoid(margin / T) on these same pairs; above 1 if the model is overconfident (Guo
     /// et al. 2017). `None` if no T does: no margin is below 0, or their mean is not above 0.
     pub temperature: Option<f64>,
     /// The reliability table, least confident first.
@@ -100,7 +100,7 @@ fn bins(sorted: &[f64]) -> Vec<Bin> {
     bins
 }
 
-/// The T that minimises the mean of -log sigmoid(margin / T), by bisection: the loss is convex in 1 / T. `None` as in
+/// The T that minimizes the mean of -log sigmoid(margin / T), by bisection: the loss is convex in 1 / T. `None` as in
 /// [`Calibration::temperature`].
 pub fn temperature(margins: &[f64]) -> Option<f64> {
     let largest = margins.iter().fold(0.0, |largest: f64, margin| largest.max(margin.abs()));

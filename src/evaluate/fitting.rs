@@ -1,6 +1,6 @@
 //! Fits each head's temperature and the weights of their sum on the dev pairs, at a checkpoint.
 //!
-//! The weights a, b maximise the sum over pairs of log sigmoid(a dr + b di), with dr and di the pair's margins by the reward
+//! The weights a, b maximize the sum over pairs of log sigmoid(a dr + b di), with dr and di the pair's margins by the reward
 //! head and by the implicit reward: a logistic regression without intercept, since the two sides of a pair may be exchanged.
 //! With margins scaled to a root mean square of 1, a and b have the penalty (a^2 + b^2) / 2, a normal prior of deviation 1. It
 //! weighs about as much as one pair; without it few or easy pairs would have no finite fit.

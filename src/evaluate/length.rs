@@ -84,8 +84,8 @@ fn correlation(points: &[(f64, f64)]) -> Option<f64> {
         return None;
     }
     let count = points.len() as f64;
-    let centre = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
-    let (x0, y0) = (centre(|point| point.0), centre(|point| point.1));
+    let center = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x0, y0) = (center(|point| point.0), center(|point| point.1));
     let sum = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|(x, y)| of(x - x0, y - y0)).sum::<f64>();
     let product = sum(&|x, _| x * x).sqrt() * sum(&|_, y| y * y).sqrt();
     (product > 0.0).then(|| sum(&|x, y| x * y) / product).filter(|value| value.is_finite())

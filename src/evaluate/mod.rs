@@ -62,12 +62,12 @@ pub(crate) fn metrics(
     reported: Reported,
 ) -> Vec<EvaluationMetrics> {
     let pairs = evaluated(data, scores, references, reported);
-    let summarise = |domain: &str, pairs: &[&Evaluated]| summary(split, step, domain, pairs, reported);
-    let mut rows = vec![summarise(TOTAL, &pairs.iter().collect::<Vec<_>>())];
+    let summarize = |domain: &str, pairs: &[&Evaluated]| summary(split, step, domain, pairs, reported);
+    let mut rows = vec![summarize(TOTAL, &pairs.iter().collect::<Vec<_>>())];
     for (index, domain) in data.domains().iter().enumerate() {
         let of_domain: Vec<_> = pairs.iter().filter(|pair| pair.domain == index).collect();
         if !of_domain.is_empty() {
-            rows.push(summarise(domain, &of_domain));
+            rows.push(summarize(domain, &of_domain));
         }
     }
     rows

@@ -1,5 +1,5 @@
 //! Files and folders with a temporary name, `.unfinished-` and six letters, until they are complete. A process holds a lock on
-//! each of its own, so that the next writer can recognise and remove the leftovers of killed ones.
+//! each of its own, so that the next writer can recognize and remove the leftovers of killed ones.
 //!
 //! Not here: a run's own `step-N.partial` (`checkpoint/folder.rs`), which the lock on the run's folder guards.
 

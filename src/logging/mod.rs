@@ -39,8 +39,8 @@ pub struct Showing {
     pub traced: bool,
     /// How much is logged.
     pub detail: Detail,
-    /// Whether lines are coloured.
-    pub colour: Colour,
+    /// Whether lines are colored.
+    pub color: Color,
 }
 
 /// How much is logged.
@@ -55,10 +55,10 @@ pub enum Detail {
     Verbose,
 }
 
-/// Whether lines are coloured.
+/// Whether lines are colored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "lowercase")]
-pub enum Colour {
+pub enum Color {
     /// On a terminal, unless NO_COLOR is set.
     #[default]
     Auto,
@@ -77,7 +77,7 @@ pub enum Colour {
 /// # Errors
 /// An invalid filter in the environment.
 pub fn init(showing: Showing) -> Result<()> {
-    let Showing { rank, traced, detail, colour } = showing;
+    let Showing { rank, traced, detail, color } = showing;
     let filter = filter(rank, detail, |name| std::env::var(name).ok())?;
     let shown = rank.unwrap_or(0) == 0 && detail != Detail::Quiet;
     let target = match terminal::Bars::of_stderr().filter(|_| shown) {
@@ -88,13 +88,13 @@ pub fn init(showing: Showing) -> Result<()> {
         return Ok(());
     }
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colour = match colour {
-        Colour::Auto => io::stderr().is_terminal() && !plain,
-        Colour::Always => true,
-        Colour::Never => false,
+    let color = match color {
+        Color::Auto => io::stderr().is_terminal() && !plain,
+        Color::Always => true,
+        Color::Never => false,
     };
     // It fails only if a program that uses this library has its own subscriber, which then gets our events.
-    let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, colour, || AboveBars, traced));
+    let _ = tracing::subscriber::set_global_default(subscriber(rank, filter, color, || AboveBars, traced));
     Ok(())
 }
 
@@ -163,14 +163,14 @@ fn filter(rank: Option<usize>, detail: Detail, variable: impl Fn(&str) -> Option
 fn subscriber<W>(
     rank: Option<usize>,
     filter: EnvFilter,
-    colour: bool,
+    color: bool,
     writer: W,
     traced: bool,
 ) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt::layer().with_ansi(colour).event_format(Line { rank }).with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(color).event_format(Line { rank }).with_writer(writer);
     // Each layer has a filter of its own: HAF_LOG applies to log lines only.
     let mut layers = vec![lines.with_filter(filter).boxed()];
     if traced {
@@ -209,7 +209,7 @@ where
         let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
         write!(to, "{hour:02}:{minute:02}:{second:02}Z ")?;
         if to.has_ansi_escapes() {
-            write!(to, "\x1b[{}m{level:<5}\x1b[0m ", colour(level))?;
+            write!(to, "\x1b[{}m{level:<5}\x1b[0m ", color(level))?;
         } else {
             write!(to, "{level:<5} ")?;
         }
@@ -224,8 +224,8 @@ where
     }
 }
 
-/// The ANSI code of a level's colour.
-fn colour(level: Level) -> u8 {
+/// The ANSI code of a level's color.
+fn color(level: Level) -> u8 {
     match level {
         Level::ERROR => 31,
         Level::WARN => 33,
@@ -266,16 +266,16 @@ mod tests {
     }
 
     /// The lines that a process logs for one event at each level, without the time.
-    fn lines(rank: Option<usize>, colour: bool, variables: &[(&str, &str)]) -> Vec<String> {
-        lines_of(rank, colour, variables, false)
+    fn lines(rank: Option<usize>, color: bool, variables: &[(&str, &str)]) -> Vec<String> {
+        lines_of(rank, color, variables, false)
     }
 
-    fn lines_of(rank: Option<usize>, colour: bool, variables: &[(&str, &str)], traced: bool) -> Vec<String> {
+    fn lines_of(rank: Option<usize>, color: bool, variables: &[(&str, &str)], traced: bool) -> Vec<String> {
         let memory = Memory::default();
         let writer = memory.clone();
         let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.to_string());
         let subscriber =
-            subscriber(rank, filter(rank, Detail::Normal, variable).unwrap(), colour, move || writer.clone(), traced);
+            subscriber(rank, filter(rank, Detail::Normal, variable).unwrap(), color, move || writer.clone(), traced);
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::trace_span!("not for the terminal").entered();
             tracing::debug!("detail");
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_only_where_asked_for() {
+    fn color_only_where_asked_for() {
         assert!(lines(None, true, &[])[0].contains('\x1b'));
         assert!(!lines(None, false, &[]).concat().contains('\x1b'));
     }

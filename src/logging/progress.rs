@@ -285,10 +285,10 @@ mod tests {
         let line = progress.plain_line(start + Duration::from_secs(30)).unwrap();
         assert_eq!(line, "score: 3 of 100 pairs, 0.50 pairs/s, 3 min left");
         assert_eq!(progress.plain_line(start + Duration::from_secs(31)), None);
-        let mut counting = Progress::new("tokenising", Unit::Pairs, 0, None);
+        let mut counting = Progress::new("tokenizing", Unit::Pairs, 0, None);
         let start = counting.said;
         counting.set(3000, start + Duration::from_secs(2));
         let line = counting.plain_line(start + Duration::from_secs(40)).unwrap();
-        assert_eq!(line, "tokenising: 3000 pairs, 1500 pairs/s");
+        assert_eq!(line, "tokenizing: 3000 pairs, 1500 pairs/s");
     }
 }

@@ -75,7 +75,7 @@ fn usable(count: usize, loaded: bool, shown: Option<&str>, driver: Option<&str>)
 }
 
 fn open(path: &Path) -> Result<()> {
-    // SAFETY: its initialisers only register kernels with libtorch, which is loaded already. It is never unloaded.
+    // SAFETY: its initializers only register kernels with libtorch, which is loaded already. It is never unloaded.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     let library = library.map_err(|error| {
         Error::runtime(format!("{} does not load: {error}", path.display()))

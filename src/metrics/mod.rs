@@ -111,7 +111,7 @@ pub struct Conflict {
     /// parameters: below 0 each loss undoes the other's progress. Null if one of the gradients is 0.
     pub(crate) cosine: Option<f64>,
     /// The same over the parts that both losses reach. The policy loss has no gradient in the reward head, which draws `cosine`
-    /// towards 0.
+    /// toward 0.
     pub(crate) shared_cosine: Option<f64>,
     /// Norm of the weighted reward loss's gradient, averaged over the pairs.
     pub(crate) reward_norm: f64,

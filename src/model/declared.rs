@@ -27,9 +27,9 @@ pub enum Rows {
     AsInMemory,
     /// Query, key and value of each head together [H, 3, E], for this number of heads; in memory [3, H, E].
     HeadByHead(i64),
-    /// Heads of `width` rows, of which the first `turned` are pairs of neighbours [H, R / 2, 2] that turn together; in memory
+    /// Heads of `width` rows, of which the first `turned` are pairs of neighbors [H, R / 2, 2] that turn together; in memory
     /// two halves [H, 2, R / 2].
-    Neighbours {
+    Neighbors {
         /// E, width of a head.
         width: i64,
         /// R, columns that are rotated.
@@ -43,7 +43,7 @@ impl Rows {
         match self {
             Self::AsInMemory => values.shallow_clone(),
             Self::HeadByHead(heads) => swapped(values, [heads, 3]),
-            Self::Neighbours { width, turned } => turned_swapped(values, width, [turned / 2, 2]),
+            Self::Neighbors { width, turned } => turned_swapped(values, width, [turned / 2, 2]),
         }
     }
 
@@ -52,7 +52,7 @@ impl Rows {
         match self {
             Self::AsInMemory => values.shallow_clone(),
             Self::HeadByHead(heads) => swapped(values, [3, heads]),
-            Self::Neighbours { width, turned } => turned_swapped(values, width, [2, turned / 2]),
+            Self::Neighbors { width, turned } => turned_swapped(values, width, [2, turned / 2]),
         }
     }
 }

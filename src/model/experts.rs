@@ -111,7 +111,7 @@ impl<'a> ExpertMlp<'a> {
         shares: &Tensor,
     ) -> Result<Tensor> {
         let Chosen { experts, weights, .. } = &routes.chosen;
-        let of_chosen = if self.experts.normalised {
+        let of_chosen = if self.experts.normalized {
             let common = (weight_gradient * weights).sum_dim_intlist(-1, true, Kind::Float);
             let sum = shares.f_gather(-1, experts, false)?.sum_dim_intlist(-1, true, Kind::Float);
             (weight_gradient - common) / sum

@@ -93,7 +93,7 @@ mod tests {
         let leaves: Vec<Tensor> = leaves.map(leaf).collect();
         let part = narrow(&leaves[0], heads.clone());
         let mut matrix = part.reshape([-1, own[0].size()[0]]);
-        if kind.is_centred() {
+        if kind.is_centered() {
             matrix = &matrix - matrix.mean_dim(-1, true, Kind::Double);
         }
         let scale = (matrix.square().mean_dim(-1, true, Kind::Double) + EPSILON).sqrt();

@@ -247,8 +247,8 @@ fn query_key_value(architecture: &Architecture, index: usize) -> Vec<Matrix> {
     let width = heads.width as i64;
     let [query, key] = [heads.query, heads.key].map(|heads| heads as i64 * width);
     let rotation = rotation.map(|rotation| &architecture.rotations[rotation]);
-    let turned = match rotation.filter(|rotation| rotation.neighbours) {
-        Some(rotation) => Rows::Neighbours { width, turned: rotation.width as i64 },
+    let turned = match rotation.filter(|rotation| rotation.neighbors) {
+        Some(rotation) => Rows::Neighbors { width, turned: rotation.width as i64 },
         None => Rows::AsInMemory,
     };
     let stacked =

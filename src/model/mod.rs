@@ -17,7 +17,7 @@ pub(crate) mod names;
 pub(crate) mod norm;
 pub mod order;
 pub mod peft;
-mod quantised;
+mod quantized;
 pub(crate) mod rope;
 pub(crate) mod routes;
 pub mod segment;

@@ -12,17 +12,17 @@ use tch::{Device, Kind, Tensor};
 
 /// A norm's statistics of its rows, for the backward pass.
 pub(crate) struct Statistics {
-    /// `[T]` f32, factors of the (centred) rows.
+    /// `[T]` f32, factors of the (centered) rows.
     pub(crate) scale: Tensor,
     /// `[T]` f32, means of the rows; of a layer norm only.
     pub(crate) mean: Option<Tensor>,
 }
 
 impl Statistics {
-    /// Uninitialised statistics of this many rows.
+    /// Uninitialized statistics of this many rows.
     pub(crate) fn new(kind: NormKind, rows: i64, device: Device) -> Self {
         let new = || Tensor::empty([rows], (Kind::Float, device));
-        Self { scale: new(), mean: kind.is_centred().then(new) }
+        Self { scale: new(), mean: kind.is_centered().then(new) }
     }
 
     /// The same numbers, flat: [T, n] -> [T n].

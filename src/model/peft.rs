@@ -45,7 +45,7 @@ const KNOWN: &[&str] = &[
     "runtime_config",
 ];
 
-/// Initialisations of an adapter that do not change the base.
+/// Initializations of an adapter that do not change the base.
 const PLAIN_STARTS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 
 /// The keys of the file that are used here.

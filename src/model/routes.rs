@@ -35,7 +35,7 @@ impl Chosen {
     ///
     /// # Errors
     /// A device out of memory.
-    pub(crate) fn of(shares: &Tensor, Experts { count, top_k, normalised }: Experts) -> Result<Self> {
+    pub(crate) fn of(shares: &Tensor, Experts { count, top_k, normalized }: Experts) -> Result<Self> {
         let (sorted, experts) = shares.f_sort_stable(true, -1, true)?;
         let gap = match top_k < count {
             true => (sorted.select(1, top_k as i64 - 1) - sorted.select(1, top_k as i64)).f_min()?,
@@ -43,7 +43,7 @@ impl Chosen {
         };
         let first = |of: Tensor| of.narrow(1, 0, top_k as i64).contiguous();
         let (mut weights, experts) = (first(sorted), first(experts));
-        if normalised {
+        if normalized {
             weights /= weights.sum_dim_intlist(-1, true, Kind::Float);
         }
         Ok(Self { experts, weights, gap })
@@ -98,7 +98,7 @@ mod tests {
 
     fn chosen(shares: &[&[f32]], top_k: usize) -> Vec<Vec<i64>> {
         let (count, shares) = (shares[0].len(), Tensor::from_slice2(shares));
-        Vec::try_from(Chosen::of(&shares, Experts { count, top_k, normalised: true }).unwrap().experts).unwrap()
+        Vec::try_from(Chosen::of(&shares, Experts { count, top_k, normalized: true }).unwrap().experts).unwrap()
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
     fn the_gap_is_that_of_the_token_nearest_to_another_choice() {
         let gap = |top_k| {
             let shares = Tensor::from_slice2(&[[0.5f32, 0.125, 0.375], [0.25, 0.5, 0.25]]);
-            Chosen::of(&shares, Experts { count: 3, top_k, normalised: false }).unwrap().gap.double_value(&[])
+            Chosen::of(&shares, Experts { count: 3, top_k, normalized: false }).unwrap().gap.double_value(&[])
         };
         assert_eq!((gap(1), gap(2), gap(3)), (0.125, 0.0, f64::INFINITY));
     }

@@ -7,7 +7,7 @@ use super::declared::Declared;
 use super::fused;
 use super::layout::{Part, REWARD_HEAD};
 use super::names::{self, HeadNames};
-use super::quantised;
+use super::quantized;
 use super::weight_index::{abbreviated, shards_of};
 use crate::error::{Error, Result};
 use crate::files;
@@ -56,14 +56,14 @@ impl WeightFiles {
     /// Those of a whole model.
     ///
     /// # Errors
-    /// A missing, cut or damaged file, quantised weights, two tensors of one name, or a reward head that cannot be read.
+    /// A missing, cut or damaged file, quantized weights, two tensors of one name, or a reward head that cannot be read.
     pub(crate) fn of_model(folder: &Path, architecture: &Architecture) -> Result<Self> {
         let config = config(folder)?;
         let parts = Part::all(architecture).into_iter();
         let needed: BTreeSet<String> =
             parts.flat_map(|part| part.parameters(architecture)).map(|declared| declared.name).collect();
         let files = mapped(&weight_paths(folder)?)?;
-        quantised::refuse(folder, &config, &files, |name| {
+        quantized::refuse(folder, &config, &files, |name| {
             let usual = names::usual(architecture, name);
             needed.contains(&usual) || fused::is_fused(architecture, &usual)
         })?;
@@ -83,7 +83,7 @@ impl WeightFiles {
     pub(crate) fn of_adapter(folder: &Path, weights: &str, base: &Path, architecture: &Architecture) -> Result<Self> {
         let paths: Vec<PathBuf> = [Some(folder.join(weights)), value_head(folder)?].into_iter().flatten().collect();
         let files = mapped(&paths)?;
-        quantised::refuse(folder, &Value::Null, &files, |name| name.contains(".lora_"))?;
+        quantized::refuse(folder, &Value::Null, &files, |name| name.contains(".lora_"))?;
         Self::of(folder, files, architecture, named_head(&config(base)?))
     }
 

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 pub struct Scratch(Option<Tensor>);
 
 impl Scratch {
-    /// An uninitialised matrix [rows, columns], in the memory of the one before.
+    /// An uninitialized matrix [rows, columns], in the memory of the one before.
     pub(crate) fn matrix(&mut self, rows: i64, columns: i64, kind: Kind, device: Device) -> Tensor {
         self.matrix_of_at_most(rows, rows, columns, kind, device)
     }

@@ -30,7 +30,7 @@ const GPU_SLACK: f64 = 0.05;
 /// Bytes of an f32.
 const F32: usize = 4;
 
-/// Bytes of a rank, by part. Sizes of weights and optimiser state come from the table that allocation reads ([`Sizes`]).
+/// Bytes of a rank, by part. Sizes of weights and optimizer state come from the table that allocation reads ([`Sizes`]).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Memory {
     /// Parameters in the compute kind.

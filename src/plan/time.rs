@@ -36,7 +36,7 @@ pub struct StepTime {
     pub hidden: f64,
     /// Of `communication`, the part that the step waits for.
     pub exposed: f64,
-    /// The optimiser's update.
+    /// The optimizer's update.
     pub update: f64,
     /// Small messages.
     pub(crate) control: f64,

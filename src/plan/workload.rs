@@ -8,7 +8,7 @@ use crate::data::{TokenPair, sampler};
 use serde::Serialize;
 use std::ops::{Add, AddAssign};
 
-/// Lengths of one tokenised pair.
+/// Lengths of one tokenized pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PairTokens {
     /// P: tokens common to both sequences, computed once unless `apart`.

@@ -64,7 +64,7 @@ pub(crate) fn columns_of_both() -> Option<usize> {
     width(&io::stderr()).and(columns(&io::stdout()))
 }
 
-/// Whether stdout is a visible terminal, which can show colours.
+/// Whether stdout is a visible terminal, which can show colors.
 pub(crate) fn is_seen() -> bool {
     width(&io::stdout()).is_some()
 }

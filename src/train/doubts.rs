@@ -142,7 +142,7 @@ impl Trainer<'_> {
         let trained = loss.effective_reward_weight() > 0.0 && self.state.step > loss.alternate_every;
         if self.comm.rank() == 0 && trained && dev.accuracy == Some(0.5) && dev.margin == Some(0.0) {
             warn!(
-                "after step {} the reward head gives both answers of every dev pair the same reward: it has learnt nothing \
+                "after step {} the reward head gives both answers of every dev pair the same reward: it has learned nothing \
                  useful; are the learning rates right, and do the answers reach the model (data.max_length)?",
                 self.state.step
             );

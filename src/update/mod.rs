@@ -1,4 +1,4 @@
-//! From summed gradients to new weights: the reduction of buckets, the sharing of optimiser state, AdamW and its schedule.
+//! From summed gradients to new weights: the reduction of buckets, the sharing of optimizer state, AdamW and its schedule.
 
 pub mod optim;
 pub mod reducer;

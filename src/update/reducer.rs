@@ -1,5 +1,5 @@
 //! Starts the reduction of gradient buckets as soon as they are complete, grouped by the step plan, and waits for all of
-//! them at the step's end. Also places the buckets in the memory where reduction is fastest. With sharded optimiser state
+//! them at the step's end. Also places the buckets in the memory where reduction is fastest. With sharded optimizer state
 //! (`sharding.rs`) a rank gets only the sums of its share.
 //!
 //! A bucket is moved in by `complete` and moved back by `finish`, so that nobody else adds to it in between.

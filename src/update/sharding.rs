@@ -1,4 +1,4 @@
-//! Sharded optimiser state, ZeRO stage 1 (Rajbhandari et al., arXiv 1910.02054): each rank keeps masters and moments of
+//! Sharded optimizer state, ZeRO stage 1 (Rajbhandari et al., arXiv 1910.02054): each rank keeps masters and moments of
 //! one share of every segment, and updates that share alone.
 //!
 //! A step is then: reduce-scatter of the gradients (`reducer.rs`), update of the rank's own share (`optim/`), all-gather of
@@ -18,14 +18,14 @@ pub(crate) fn report(model: &Model, ranks: usize) {
     if is_sharded(model) {
         let whole: usize = model.segments.iter().filter(|segment| segment.trains()).map(unsharded_bytes).sum();
         info!(
-            "optimiser state is sharded over {ranks} ranks: {:.1} MB a rank instead of {:.1} MB",
+            "optimizer state is sharded over {ranks} ranks: {:.1} MB a rank instead of {:.1} MB",
             state_bytes(model) as f64 / 1e6,
             whole as f64 / 1e6
         );
     }
 }
 
-/// Bytes of this rank's optimiser state.
+/// Bytes of this rank's optimizer state.
 pub fn state_bytes(model: &Model) -> usize {
     let bytes = |segment: &Segment| segment.state.as_ref().map(|own| own.owned.len() * bytes_of_an_element(segment));
     model.segments.iter().filter_map(bytes).sum()
@@ -74,7 +74,7 @@ impl<'a> Gathers<'a> {
     }
 }
 
-/// Optimiser state of which every rank holds a share, collected on rank 0 one parameter at a time, so that no more than one
+/// Optimizer state of which every rank holds a share, collected on rank 0 one parameter at a time, so that no more than one
 /// is ever whole. State that is not sharded needs no message.
 ///
 /// Rank 0 asks for parameters ([`Shares::whole`]) in any order and ends with [`Shares::done`]; meanwhile the other ranks

@@ -18,7 +18,7 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz<>|/."
 
 
 def lower():
-    """A token a letter, texts made small first, so that it matters which added tokens are normalised."""
+    """A token a letter, texts made small first, so that it matters which added tokens are normalized."""
     texts = ["<unk>", "<s>", "</s>", *LETTERS]
     tokenizer = Tokenizer(models.WordLevel({text: id for id, text in enumerate(texts)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -69,7 +69,7 @@ C, M, A = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 CASES = {
     "nothing": {C: {}},
     "decoder": {C: {"added_tokens_decoder": {"next": flags("<X>", special=True)}}},
-    "decoder, not normalised by default": {C: {"added_tokens_decoder": {"next": {"content": "<X>"}}}},
+    "decoder, not normalized by default": {C: {"added_tokens_decoder": {"next": {"content": "<X>"}}}},
     "decoder with a gap": {C: {"added_tokens_decoder": {"next+7": flags("<X>"), "next+2": flags("<Y>", special=True)}}},
     "decoder, order of its ids": {C: {"added_tokens_decoder": {"next+1": flags("<B>"), "next": flags("<A>")}}},
     "decoder, ids as texts of unequal length": {C: {"added_tokens_decoder": {"1000": flags("<A>"), "999": flags("<B>")}}},

@@ -9,7 +9,7 @@ use crate::steps;
 use haf_dist::comm::{CommThread, threads};
 use haf_dist::config::{self, LoraConfig, LossConfig};
 use haf_dist::data::batch::Packing;
-use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::prepared::{LabeledPair, PreparedData};
 use haf_dist::data::sequence;
 use haf_dist::engine::head::Objective;
 use haf_dist::engine::{Buckets, Engine};
@@ -235,7 +235,7 @@ fn with_adapters_every_token_of_the_last_block_counts_as_where_all_go_through_it
 }
 
 /// A pair as a data set holds it.
-fn labelled(pair: &OwnedPair) -> LabelledPair {
+fn labeled(pair: &OwnedPair) -> LabeledPair {
     let pair = sequence::OwnedPair {
         tokens: [&pair.prefix[..], &pair.chosen, &pair.rejected].concat(),
         prefix: pair.prefix.len(),
@@ -247,7 +247,7 @@ fn labelled(pair: &OwnedPair) -> LabelledPair {
         answer_cut: false,
         special_in_text: 0,
     };
-    LabelledPair { pair, margin: 0.0, tied: false, domain: "golden".into() }
+    LabeledPair { pair, margin: 0.0, tied: false, domain: "golden".into() }
 }
 
 /// What a run logs of its first step, over the pairs of a golden file.
@@ -258,7 +258,7 @@ fn logged(case: &str, lines: &[&str], ranks: usize) -> StepMetrics {
     let rank = |seat: threads::Seat| {
         let comm = CommThread::start(move || Ok(seat.communicator())).unwrap();
         let engine = steps::engine(&config);
-        let data = PreparedData::from_pairs(golden.pairs().iter().map(labelled).collect()).unwrap();
+        let data = PreparedData::from_pairs(golden.pairs().iter().map(labeled).collect()).unwrap();
         let buckets = Buckets::of(&engine.model).unwrap();
         steps::trainer_over(&config, &comm, (engine, buckets), data).step(1).unwrap().0
     };

@@ -234,8 +234,8 @@ fn differences_that_cancel_are_not_called_alike() {
     };
     assert!(says("+++-", "+++-").contains("rank every test pair the same"));
     // The first prompt's pairs upwards, the second's downwards: the mean is 0 and p is 1.
-    let cancelled = says("++--", "--++");
-    assert!(cancelled.contains("too few to find any") && !cancelled.contains("alike"), "{cancelled}");
+    let canceled = says("++--", "--++");
+    assert!(canceled.contains("too few to find any") && !canceled.contains("alike"), "{canceled}");
 }
 
 #[test]

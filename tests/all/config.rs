@@ -336,7 +336,7 @@ fn options_that_exclude_each_other_are_refused() {
         (&["loss.prior_degrees=3"], "`loss.prior_degrees` belongs to loss.prior = \"student\""),
         (&["loss.prior=student", "loss.prior_degrees=0.5"], "`loss.prior_degrees` = 0.5; expected"),
         (&["loss.centering=0.1", "loss.objective=policy"], "`loss.centering` applies to rewards"),
-        (&["loss.alpha=0", "loss.reward_weight=0"], "`loss.alpha` leaves nothing to minimise"),
+        (&["loss.alpha=0", "loss.reward_weight=0"], "`loss.alpha` leaves nothing to minimize"),
         (&["loss.objective=reward", "loss.reward_weight=0"], "`loss.reward_weight` leaves nothing"),
         (&["train.steps=5", "train.warmup_steps=6"], "`train.warmup_steps` = 6 is longer"),
     ];

@@ -314,7 +314,7 @@ fn config_page(reference: &str) -> String {
     page.trim_end().to_string() + "\n"
 }
 
-/// What `haf-dist ARGUMENTS --help` prints where it is not a terminal: 100 columns, no colours.
+/// What `haf-dist ARGUMENTS --help` prints where it is not a terminal: 100 columns, no colors.
 fn help(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_haf-dist"));
     let output =

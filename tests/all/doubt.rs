@@ -17,7 +17,7 @@ fn head(name: &'static str, margins: &[f64]) -> Head {
 }
 
 #[test]
-fn weights_are_where_the_penalised_likelihood_is_flat_and_prefer_the_head_that_knows() {
+fn weights_are_where_the_penalized_likelihood_is_flat_and_prefer_the_head_that_knows() {
     let reward: Vec<f64> = (0..40).map(|pair| f64::from(pair * 7 % 40 - 11) / 10.0).collect();
     let implicit: Vec<f64> = (0..40).map(|pair| f64::from(pair * 11 % 40 - 16) / 2.0).collect();
     let found = weights(&reward, &implicit).unwrap();
@@ -147,7 +147,7 @@ fn markdown_marks_are_counted() {
         ("plain - text * with # signs 1. 2", [0; 4]),
         ("# Title\n\n- one\n* two\n  + three\n10. four\n**bold** and **more**", [1, 4, 0, 2]),
         ("```\ncode\n```", [0, 0, 2, 0]),
-        ("#hashtag\n1.5 litres\n**open", [0; 4]),
+        ("#hashtag\n1.5 liters\n**open", [0; 4]),
     ] {
         assert_eq!(marks(text), count, "{text:?}");
     }
@@ -237,11 +237,11 @@ fn eval_reports_it_for_the_rewards_that_score_writes_and_the_sum_is_in_the_check
         "{}",
         told.stderr
     );
-    // A prompt's name is a hash of its rendering: with another template none is recognised, and none said to be left out.
+    // A prompt's name is a hash of its rendering: with another template none is recognized, and none said to be left out.
     let plain = [&dev[..], &["--template", "plain"]].concat();
     let told = workspace.run(1, &plain).succeeded();
     assert!(
-        told.stderr.contains("are not recognised") && told.stdout.contains("are not recognised"),
+        told.stderr.contains("are not recognized") && told.stdout.contains("are not recognized"),
         "{}",
         told.stderr
     );

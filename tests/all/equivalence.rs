@@ -91,7 +91,7 @@ fn one_two_and_three_ranks_train_the_same() {
 }
 
 #[test]
-fn sharded_optimiser_state_trains_the_same_in_a_share_of_the_memory() {
+fn sharded_optimizer_state_trains_the_same_in_a_share_of_the_memory() {
     // In bf16 masters are compared rounded, as every rank holds them: a few are a step apart where sums round otherwise.
     let lora = ["lora.rank=3", "lora.alpha=6.0", "lora.targets=['q_proj', 'down_proj']"];
     for (case, kind, lines, bound) in [

@@ -122,11 +122,11 @@ fn rows_that_files_keep_head_by_head_are_sorted_in_memory() {
 }
 
 #[test]
-fn rows_whose_columns_turn_with_their_neighbours_are_sorted_in_memory() {
+fn rows_whose_columns_turn_with_their_neighbors_are_sorted_in_memory() {
     let model = load(&folder("glm4"), true).unwrap();
     let (_, block) = model.segment(Part::Block(0)).unwrap();
     // Heads of six rows, of which four turn: 0 with 1 and 2 with 3 in the file, 0 with 2 and 1 with 3 in memory.
-    let rows = Rows::Neighbours { width: 6, turned: 4 };
+    let rows = Rows::Neighbors { width: 6, turned: 4 };
     let order = Tensor::from_slice(&[0i64, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]);
     for (name, sorted) in
         [("q_proj.weight", true), ("k_proj.bias", true), ("v_proj.weight", false), ("v_proj.bias", false)]

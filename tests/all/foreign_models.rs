@@ -1,5 +1,5 @@
 //! Promise: a model's folder that another program wrote is read correctly, whatever the names of its tensors and its reward head,
-//! or refused with the reason; quantised numbers are never read as weights, and no head is silently zero.
+//! or refused with the reason; quantized numbers are never read as weights, and no head is silently zero.
 //!
 //! Not here: families and kinds of numbers (families.rs), adapters that fit (lora.rs), damaged bytes (damaged.rs).
 
@@ -218,7 +218,7 @@ fn two_tensors_of_one_name_and_adapters_that_are_not_merged_are_refused() {
 }
 
 #[test]
-fn quantised_weights_are_refused_with_the_signs_of_it() {
+fn quantized_weights_are_refused_with_the_signs_of_it() {
     const PROJECTION: &str = "model.layers.0.mlp.up_proj";
     let weight = format!("{PROJECTION}.weight");
     let codes = |kind: Kind| Tensor::ones([4], (kind, Device::Cpu));
@@ -232,7 +232,7 @@ fn quantised_weights_are_refused_with_the_signs_of_it() {
     ] {
         let name = format!("{PROJECTION}.{last}");
         let error = Folder::of("llama-tied").with(&name, codes(Kind::Uint8)).refused();
-        let said = error.message.contains("quantised") && error.message.contains(&name) && error.message.contains(says);
+        let said = error.message.contains("quantized") && error.message.contains(&name) && error.message.contains(says);
         assert!(said, "{error}");
     }
     // The codes alone, under the weight's name and in its shape.
@@ -241,7 +241,7 @@ fn quantised_weights_are_refused_with_the_signs_of_it() {
         let plain = folder.tensors[&weight].shallow_clone();
         folder.tensors.insert(weight.clone(), (plain * 100.0).to_kind(kind));
         let error = folder.refused();
-        assert!(error.message.contains(&format!("{weight} is ")) && error.message.contains("quantised"), "{error}");
+        assert!(error.message.contains(&format!("{weight} is ")) && error.message.contains("quantized"), "{error}");
     }
     // The config alone, of whatever method.
     for said in [json!({"quant_method": "method-of-tomorrow"}), json!({"load_in_8bit": true})] {
@@ -360,14 +360,14 @@ fn an_adapter_brings_the_head_that_it_promises_under_any_name() {
 }
 
 #[test]
-fn an_adapter_with_quantised_or_repeated_tensors_is_refused() {
+fn an_adapter_with_quantized_or_repeated_tensors_is_refused() {
     let (_place, origin) = adapted(|tensors, _| {
         for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains("lora_A")) {
             assert!(name.ends_with("weight"));
             *tensor = tensor.to_kind(Kind::Int8);
         }
     });
-    assert!(load_adapter(&origin).err().unwrap().message.contains("quantised"));
+    assert!(load_adapter(&origin).err().unwrap().message.contains("quantized"));
     let (_place, origin) = adapted(|tensors, _| {
         let head = tensors[SCORE].shallow_clone();
         tensors.insert("score.weight".into(), head);

@@ -111,7 +111,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     };
     for case in ["qwen3-moe", "qwen3-moe-mixed", "mixtral", "olmoe"] {
         notice(case, "its number of experts a token", &experts(|experts| experts.top_k += 1));
-        notice(case, "its way to weigh experts", &experts(|experts| experts.normalised = !experts.normalised));
+        notice(case, "its way to weigh experts", &experts(|experts| experts.normalized = !experts.normalized));
     }
     notice("granite", "scaled embeddings", &|model| model.embedding_scale = None);
     notice("granite", "scaled logits", &|model| model.logit_scale = None);
@@ -122,7 +122,7 @@ fn control_a_model_without_one_of_its_specialities_is_noticed() {
     notice("cohere2", "a block without rotation", &|model| model.blocks[1].rotation = Some(0));
     notice("cohere2", "scaled logits", &|model| model.logit_scale = None);
     notice("cohere2", "its residual", &residual(Residual::Sequential));
-    notice("cohere2", "centred norms", &|model| model.norm = NormKind::RootMeanSquare);
+    notice("cohere2", "centered norms", &|model| model.norm = NormKind::RootMeanSquare);
     for case in ["glm", "glm4"] {
         notice(case, "partial rotation", &|model| {
             (model.rotations[0].width, model.rotations[0].period) = (2, 2);
@@ -261,7 +261,7 @@ fn control_columns_that_turn_with_others_are_noticed() {
         for segment in &mut engine.model.segments {
             for index in 0..segment.parameters().len() {
                 let rows = segment.parameters()[index].rows;
-                if matches!(rows, Rows::Neighbours { .. }) {
+                if matches!(rows, Rows::Neighbors { .. }) {
                     // In the file's order the halves of a head turn together.
                     let as_in_the_file = rows.to_file(&segment.value(index));
                     segment.set(index, &as_in_the_file);

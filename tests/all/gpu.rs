@@ -79,7 +79,7 @@ fn the_trajectory_is_the_same_over_nccl_alone_and_on_the_cpu() {
     let together = trajectory(&config, &comm, device);
     let sharded = trajectory(&steps::config("llama-tied", &["parallel.shard_optimizer=true"]), &comm, device);
     let far = together.iter().zip(&sharded).map(|(left, right)| (left - right).abs() / right.abs()).fold(0.0, f64::max);
-    assert!(far < TOLERANCE, "rank {}: sharded optimiser state differs by {far:.1e}", comm.rank());
+    assert!(far < TOLERANCE, "rank {}: sharded optimizer state differs by {far:.1e}", comm.rank());
     for (place, reference) in [("its GPU", device), ("its CPU", Device::Cpu)] {
         let reference = trajectory(&config, &alone, reference);
         let differences = together.iter().zip(&reference).map(|(left, right)| (left - right).abs() / right.abs());
@@ -91,7 +91,7 @@ fn the_trajectory_is_the_same_over_nccl_alone_and_on_the_cpu() {
     }
 }
 
-/// Prints the rate of a large bf16 matrix product: what model FLOP utilisation is measured against.
+/// Prints the rate of a large bf16 matrix product: what model FLOP utilization is measured against.
 #[test]
 #[ignore = "needs a GPU: launch/gpu-check.sh"]
 fn the_rate_of_a_matrix_product() {

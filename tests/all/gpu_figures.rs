@@ -8,7 +8,7 @@ use crate::steps;
 use haf_dist::comm::{CommThread, solo::Solo};
 use haf_dist::data::AnswerSpan;
 use haf_dist::data::batch::{PackedBatch, Packing, PairToPack};
-use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::prepared::{LabeledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
 use haf_dist::data::sequence::OwnedPair;
 use haf_dist::engine::head::Objective;
@@ -134,7 +134,7 @@ fn random(architecture: Architecture, kind: Kind, device: Device) -> Model {
 fn pairs(count: usize, tokens: usize, vocabulary: usize) -> PreparedData {
     let answer = tokens / 4;
     let prefix = tokens - 2 * answer;
-    let pair = |index: usize| LabelledPair {
+    let pair = |index: usize| LabeledPair {
         pair: OwnedPair {
             tokens: (0..tokens).map(|at| ((index * 7919 + at * 104_729) % (vocabulary - 3) + 3) as u32).collect(),
             prefix,

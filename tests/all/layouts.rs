@@ -59,7 +59,7 @@ fn every_example_is_read_and_its_keys_tell_its_layout() {
         (Format::MsSwift, ("Name a bird.", "A wren.", "A trout.")),
         (Format::Hh, ("Name a river.", "The Elbe.", "Everest.")),
         (Format::RmStatic, ("Name a river.", "The Elbe.", "Everest.")),
-        (Format::Sharegpt, ("Name a colour.", "Green.", "Loud.")),
+        (Format::Sharegpt, ("Name a color.", "Green.", "Loud.")),
         (Format::Instruction, ("Translate.\nHund", "Dog", "Hand")),
         (Format::Orca, ("What barks?", "A dog.", "A hand.")),
         (Format::Pairs, ("Name a fish.", "Trout.", "Wren.")),

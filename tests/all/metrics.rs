@@ -181,7 +181,7 @@ fn every_sink_of_a_list_gets_every_number() {
 }
 
 #[test]
-fn the_closing_table_reads_without_colour() {
+fn the_closing_table_reads_without_color() {
     let mut total = evaluation(100, TOTAL);
     total.policy_accuracy = Some(0.5);
     (total.policy_accuracy_low, total.policy_accuracy_high) = (Some(0.4562), Some(0.5438));

@@ -2,7 +2,7 @@
 
 use haf_dist::config::{Format, Source, TemplateKind, Truncation};
 use haf_dist::data::AnswerSpan;
-use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::prepared::{LabeledPair, PreparedData};
 use haf_dist::data::sequence::OwnedPair;
 use haf_dist::data::tokenize::{Encoded, Encoder, Rules};
 use haf_dist::data::{Pair, formats, report};
@@ -85,9 +85,9 @@ fn content(data: &PreparedData) -> Vec<String> {
 }
 
 /// What the encoder makes of a source, without any file.
-fn encoded(source: &Source, encoder: &Encoder) -> Vec<LabelledPair> {
+fn encoded(source: &Source, encoder: &Encoder) -> Vec<LabeledPair> {
     let keep = |row: Pair| match encoder.encode(&row).unwrap() {
-        Encoded::Kept(pair) => Some(LabelledPair {
+        Encoded::Kept(pair) => Some(LabeledPair {
             pair,
             margin: row.margin.unwrap_or(0.0),
             tied: false,
@@ -105,7 +105,7 @@ fn prepared_pairs_are_the_encoders_pairs_and_the_second_time_come_from_the_file(
     let made = place.prepare(&sources).unwrap();
     let file = std::fs::metadata(place.cache_file()).unwrap().ino();
 
-    let direct: Vec<LabelledPair> = sources.iter().flat_map(|source| encoded(source, &place.encoder(12))).collect();
+    let direct: Vec<LabeledPair> = sources.iter().flat_map(|source| encoded(source, &place.encoder(12))).collect();
     assert_eq!(content(&made), content(&PreparedData::from_pairs(direct).unwrap()));
     assert_eq!(made.source_ranges(), [0..4, 4..5]);
     assert_eq!(made.domains(), ["first", "special", "second"]);
@@ -236,7 +236,7 @@ fn a_missing_source_no_source_and_a_cache_folder_that_takes_no_files_are_input_e
 }
 
 /// Lengths count; the tokens are all 7.
-fn labelled(prefix: usize, chosen: usize, rejected: usize, domain: &str) -> LabelledPair {
+fn labeled(prefix: usize, chosen: usize, rejected: usize, domain: &str) -> LabeledPair {
     let pair = OwnedPair {
         tokens: vec![7; prefix + chosen + rejected],
         prefix,
@@ -248,27 +248,27 @@ fn labelled(prefix: usize, chosen: usize, rejected: usize, domain: &str) -> Labe
         answer_cut: chosen > 6,
         special_in_text: 2,
     };
-    LabelledPair { pair, margin: 0.0, tied: false, domain: domain.to_owned() }
+    LabeledPair { pair, margin: 0.0, tied: false, domain: domain.to_owned() }
 }
 
 #[test]
 fn pairs_in_memory_know_their_content() {
-    let data = PreparedData::from_pairs(vec![labelled(4, 1, 0, "single"), labelled(0, 2, 3, "pair")]).unwrap();
+    let data = PreparedData::from_pairs(vec![labeled(4, 1, 0, "single"), labeled(0, 2, 3, "pair")]).unwrap();
     assert_eq!((data.len(), data.tokens(0), data.tokens(1)), (2, 5, 5));
     assert!(data.pair(0).rejected.is_empty());
-    let key = |prefix| PreparedData::from_pairs(vec![labelled(prefix, 1, 1, "x")]).unwrap().key();
+    let key = |prefix| PreparedData::from_pairs(vec![labeled(prefix, 1, 1, "x")]).unwrap().key();
     assert_eq!(key(4), key(4));
     assert_ne!(key(4), key(5));
 
     assert!(PreparedData::from_pairs(Vec::new()).unwrap().is_empty());
-    let mut wrong = labelled(4, 1, 1, "x");
+    let mut wrong = labeled(4, 1, 1, "x");
     wrong.pair.prefix = 3;
     assert!(PreparedData::from_pairs(vec![wrong]).is_err());
 }
 
 #[test]
 fn the_report_counts_tokens_sharing_and_the_length_guess() {
-    let rows = vec![labelled(10, 2, 3, "x"), labelled(10, 2, 4, "x"), labelled(10, 7, 3, "y"), labelled(10, 5, 5, "y")];
+    let rows = vec![labeled(10, 2, 3, "x"), labeled(10, 2, 4, "x"), labeled(10, 7, 3, "y"), labeled(10, 5, 5, "y")];
     let counts = PreparedData::from_pairs(rows).unwrap().report().total();
     assert_eq!((counts.read, counts.kept, counts.prompts_cut, counts.answers_cut), (4, 4, 1, 1));
     assert_eq!((counts.tokens(), counts.longest, counts.special_in_text), (71, 17, 8));
@@ -277,7 +277,7 @@ fn the_report_counts_tokens_sharing_and_the_length_guess() {
     assert_eq!(counts.length_guess(), (0.625, report::Longer::Loses));
 
     // Nothing is shared, and nothing can be guessed, where there is one answer.
-    let single = PreparedData::from_pairs(vec![labelled(10, 2, 0, "x")]).unwrap().report().total();
+    let single = PreparedData::from_pairs(vec![labeled(10, 2, 0, "x")]).unwrap().report().total();
     assert_eq!((single.saved_by_prefix(), single.length_guess().0), (0.0, 0.5));
 }
 

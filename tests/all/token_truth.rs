@@ -110,9 +110,9 @@ fn ids_of_other_tokenizers_are_those_of_apply_chat_template() {
     }
 }
 
-/// Control: prompt and answer tokenised apart, as it once was, give other ids.
+/// Control: prompt and answer tokenized apart, as it once was, give other ids.
 #[test]
-fn tokenising_prompt_and_answer_apart_would_be_noticed() {
+fn tokenizing_prompt_and_answer_apart_would_be_noticed() {
     let folder = root().join("tests/token_truth/llama2");
     let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     let ids = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();

@@ -283,7 +283,7 @@ fn a_generation_prompt_unlike_the_finished_turn_still_gives_answer_and_tail() {
     let folder = folder(Some(&thinking));
     let template = Template::open(TemplateKind::Chat, folder.path()).unwrap();
     assert_eq!(template.tail(), "<|im_end|>\n");
-    // The finished conversation is what Transformers tokenises; the answer starts where the two part.
+    // The finished conversation is what Transformers tokenizes; the answer starts where the two part.
     assert!(prompt_text(&template, "q").ends_with("assistant\n<think>"));
     assert!(rendered(&wide(&thinking), &pair("q", "a", "b"))[0].ends_with("assistant\n|a<|im_end|>"));
 }

@@ -130,7 +130,7 @@ fn a_hostile_template_ends_with_an_error_in_bounded_time_and_memory() {
         let error = outcome.expect_err(name).to_string();
         println!("{name}: {took:?}, {} MiB so far: {error}", peak_mib());
         assert!(!error.is_empty() && error.len() < 300, "{name}: {error}");
-        // A second where it is optimised.
+        // A second where it is optimized.
         assert!(took < Duration::from_secs(3), "{name} took {took:?}");
     }
     assert!(peak_mib() < 1024, "{} MiB", peak_mib());

@@ -13,13 +13,13 @@ pub type Case = fn(&CommThread, Device);
 pub const CASES: &[(&str, Case)] = &[
     ("broadcast_from_every_root", broadcast_from_every_root),
     ("all_reduce_sums_with_the_same_bits_everywhere", all_reduce_sums_with_the_same_bits_everywhere),
-    ("all_reduce_of_a_view_leaves_its_neighbours_alone", all_reduce_of_a_view_leaves_its_neighbours_alone),
+    ("all_reduce_of_a_view_leaves_its_neighbors_alone", all_reduce_of_a_view_leaves_its_neighbors_alone),
     ("reduce_scatter_gives_each_rank_its_share", reduce_scatter_gives_each_rank_its_share),
     ("reduce_scatter_in_shared_buffers", reduce_scatter_in_shared_buffers),
     ("all_gather_keeps_rank_order", all_gather_keeps_rank_order),
     ("many_all_reduces_may_be_in_flight", many_all_reduces_may_be_in_flight),
     ("shared_buffers_hold_the_sum_in_rank_order", shared_buffers_hold_the_sum_in_rank_order),
-    ("parts_of_shared_buffers_leave_their_neighbours_alone", parts_of_shared_buffers_leave_their_neighbours_alone),
+    ("parts_of_shared_buffers_leave_their_neighbors_alone", parts_of_shared_buffers_leave_their_neighbors_alone),
     ("barrier_waits_for_the_last", barrier_waits_for_the_last),
     ("host_values_are_shared", host_values_are_shared),
     ("agree_returns_one_error_everywhere", agree_returns_one_error_everywhere),
@@ -121,7 +121,7 @@ fn all_reduce_sums_with_the_same_bits_everywhere(comm: &CommThread, device: Devi
     }
 }
 
-fn all_reduce_of_a_view_leaves_its_neighbours_alone(comm: &CommThread, device: Device) {
+fn all_reduce_of_a_view_leaves_its_neighbors_alone(comm: &CommThread, device: Device) {
     let flat = own(comm, Kind::Float, device, 3000);
     let reduced = comm.all_reduce(flat.narrow(0, 1000, 1000)).wait().unwrap();
     assert_sum(comm, &reduced, 1000);
@@ -238,7 +238,7 @@ fn shared_buffers_hold_the_sum_in_rank_order(comm: &CommThread, device: Device) 
     }
 }
 
-fn parts_of_shared_buffers_leave_their_neighbours_alone(comm: &CommThread, device: Device) {
+fn parts_of_shared_buffers_leave_their_neighbors_alone(comm: &CommThread, device: Device) {
     let Some(buffers) = comm.shared_buffers(&[100, 3000]).unwrap() else { return };
     let flat = &buffers[1];
     let before = own(comm, Kind::Float, device, 3000);

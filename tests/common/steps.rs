@@ -3,7 +3,7 @@
 use haf_dist::comm::CommThread;
 use haf_dist::config::Config;
 use haf_dist::data::AnswerSpan;
-use haf_dist::data::prepared::{LabelledPair, PreparedData};
+use haf_dist::data::prepared::{LabeledPair, PreparedData};
 use haf_dist::data::sampler::Sampler;
 use haf_dist::data::sequence::OwnedPair;
 use haf_dist::engine::{Buckets, Engine};
@@ -54,7 +54,7 @@ pub fn pairs(vocabulary: u32) -> PreparedData {
             answer_cut: false,
             special_in_text: 0,
         };
-        LabelledPair { pair, margin: 0.1 * next(4) as f32, tied: false, domain: "test".into() }
+        LabeledPair { pair, margin: 0.1 * next(4) as f32, tied: false, domain: "test".into() }
     };
     PreparedData::from_pairs((0..PAIRS).map(make).collect()).unwrap()
 }
@@ -83,7 +83,7 @@ pub fn trainer<'a>(config: &'a Config, comm: &'a CommThread, engine: Engine) -> 
     trainer_with(config, comm, (engine, buckets))
 }
 
-/// The same with these buckets; optimiser state stays as it is.
+/// The same with these buckets; optimizer state stays as it is.
 pub fn trainer_with<'a>(config: &'a Config, comm: &'a CommThread, (engine, buckets): (Engine, Buckets)) -> Trainer<'a> {
     let data = pairs(engine.model.architecture.vocabulary as u32);
     trainer_over(config, comm, (engine, buckets), data)

@@ -227,7 +227,7 @@ fn of_json(bytes: &[u8], random: &mut ChaCha8Rng) -> Option<Vec<u8>> {
     for _ in 0..times(random) {
         of_value(&mut root, &mut raw, random);
     }
-    Some(spelt(&root, &raw).into_bytes())
+    Some(spelled(&root, &raw).into_bytes())
 }
 
 fn of_lines(bytes: &[u8], random: &mut ChaCha8Rng) -> Option<Vec<u8>> {
@@ -255,7 +255,7 @@ fn placeholder(number: usize) -> String {
 }
 
 /// The JSON's text, with the odd values in their places: not all of them are JSON.
-fn spelt(root: &Value, raw: &[String]) -> String {
+fn spelled(root: &Value, raw: &[String]) -> String {
     let mut text = root.to_string();
     for (number, odd) in raw.iter().enumerate() {
         text = text.replace(&format!("\"{}\"", placeholder(number)), odd);

@@ -25,7 +25,7 @@ from transformers.utils import logging
 def counted(folder: Path) -> int:
     """Parameters of the causal model in Transformers; a tied matrix counts once."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    # Its weights are not quantised here, and the numbers of a quantised layer are others.
+    # Its weights are not quantized here, and the numbers of a quantized layer are others.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):

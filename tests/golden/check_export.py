@@ -77,7 +77,7 @@ def conversations(row: dict) -> dict[str, tuple[list[dict], str]]:
     return {side: (row[side][:-1], text(row[side])) for side in ("chosen", "rejected")}
 
 
-def tokenise(tokenizer, prompt: list[dict], answer: str) -> tuple[list[int], list[int]]:
+def tokenize(tokenizer, prompt: list[dict], answer: str) -> tuple[list[int], list[int]]:
     """The conversation as one text, then parted where the prompt alone would differ. The answer ends with its turn's
     EOS; what the template adds after that is dropped."""
     before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
@@ -96,7 +96,7 @@ def gather(tokenizer, rows: list[dict], scores: list[dict], max_length: int) -> 
     """Sequences, our rewards and log-probs of them, whether each is of a pair; and how many rows are too long."""
     sequences, rewards, logps, in_pairs, skipped = [], [], [], [], 0
     for row, score in zip(rows, scores, strict=True):
-        sides = {side: tokenise(tokenizer, *conversation) for side, conversation in conversations(row).items()}
+        sides = {side: tokenize(tokenizer, *conversation) for side, conversation in conversations(row).items()}
         if max(len(prompt) + len(answer) for prompt, answer in sides.values()) > max_length:
             skipped += 1
             continue

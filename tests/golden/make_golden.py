@@ -367,7 +367,7 @@ CASES = {
     "glm4": {
         "family": "glm4",
         "seed": 1,
-        # Four of six columns of a head are rotated, neighbours together.
+        # Four of six columns of a head are rotated, neighbors together.
         "config": SMALL
         | {"num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": False, "pad_token_id": None}
         | {"rope_parameters": DEFAULT_ROPE | {"partial_rotary_factor": 2 / 3}},
@@ -572,7 +572,7 @@ def read_pairs(model, score: torch.Tensor, pairs: list[dict]) -> dict:
 
 
 def smoothed(z: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """-log sigmoid(z), where a share `smoothing` of the pairs is taken to be labelled the wrong way round."""
+    """-log sigmoid(z), where a share `smoothing` of the pairs is taken to be labeled the wrong way round."""
     return -(1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
 
 

@@ -27,7 +27,7 @@ pub const STEPS: usize = 5;
 
 /// Whether the loader finds the library.
 pub fn can_load(name: &str) -> bool {
-    // SAFETY: opening one of NCCL's or CUDA's libraries runs their initialisers only.
+    // SAFETY: opening one of NCCL's or CUDA's libraries runs their initializers only.
     unsafe { libloading::Library::new(name) }.is_ok()
 }
 
@@ -49,7 +49,7 @@ pub fn play(part: &str) {
             if rank == 0 {
                 eprintln!("error: {error}");
             }
-            drop(comm); // All ranks agree, and finalise MPI in good order.
+            drop(comm); // All ranks agree, and finalize MPI in good order.
             std::process::exit(error.exit_code());
         }
         "suite" => {
@@ -86,7 +86,7 @@ fn bucket(number: usize, rank: usize) -> Tensor {
     ((places * 7 + (rank * 13 + number * 5) as i64).remainder(61)).to_kind(Kind::Float)
 }
 
-/// The sums of all buckets, read at once as the optimiser does. A swap mixes two buckets up on rank 1.
+/// The sums of all buckets, read at once as the optimizer does. A swap mixes two buckets up on rank 1.
 fn reduce(comm: &CommThread, kind: Kind, swap: bool) -> Result<Vec<Tensor>> {
     let of_one = |number: usize| {
         let parameters = Parameters::new(vec![Declared::new("weight", &[BUCKETS[number]])]);
@@ -136,7 +136,7 @@ fn train(config: &Config, comm: &CommThread) -> (Vec<f64>, Vec<Tensor>) {
     (scalars, trainer.engine.model.named_values().into_iter().map(|(_, master)| master.copy()).collect())
 }
 
-/// With optimiser state sharded or not.
+/// With optimizer state sharded or not.
 fn train_twice(comm: &CommThread, shards: &[bool]) {
     let config = |shard: &bool| steps::config("llama-tied", &[&format!("parallel.shard_optimizer={shard}")]);
     let configs: Vec<Config> = shards.iter().map(config).collect();

@@ -35,7 +35,7 @@ const FUNCTIONS: &[&str] = &[
 /// # Errors
 /// An input error: the library is missing or too old.
 pub(super) fn probe_library(name: &str, functions: &[&str], hint: &str) -> Result<()> {
-    // SAFETY: opening these libraries runs their initialisers, as using them does anyway.
+    // SAFETY: opening these libraries runs their initializers, as using them does anyway.
     let open = |file: &str| unsafe { libloading::Library::new(file) };
     let Some(library) = cudarc::get_lib_name_candidates(name).iter().find_map(|file| open(file).ok()) else {
         return Err(Error::input(format!("lib{name}.so is not found")).hint(hint));

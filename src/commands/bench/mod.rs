@@ -1,7 +1,7 @@
 //! `haf-dist bench`: pairs per second and memory of whole training steps, as `benches/peer.py` measures its peers.
 //!
-//! Loading, tokenising, reference log-probs and a first step are not timed; every other step is, to the end of the
-//! optimiser's update (packing runs ahead on a thread of its own).
+//! Loading, tokenizing, reference log-probs and a first step are not timed; every other step is, to the end of the
+//! optimizer's update (packing runs ahead on a thread of its own).
 //! Under mpirun each rank adds 16 pairs to a step. Not here: benchmarks of parts (`benches/`).
 //!
 //! Legend: P tokens of a pair's common prefix, A and B further tokens of its two sequences, D width, V vocabulary, N parameters

@@ -17,7 +17,7 @@ use crate::model::weight_files::WeightFiles;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 
-/// Number of pairs of each file that are tokenised.
+/// Number of pairs of each file that are tokenized.
 const LOOKED_AT: usize = 512;
 
 /// Of files with more bytes, only the first pairs are read.

@@ -15,7 +15,7 @@ mod tokens;
 mod translate;
 mod yaml;
 
-use crate::cli::Initialising;
+use crate::cli::Initializing;
 use crate::commands::shell;
 use crate::config::{Config, RowRange, Source};
 use crate::error::{Error, Result, file_error};
@@ -36,7 +36,7 @@ const REFERENCE: &str = include_str!("../../../configs/reference.toml");
 ///
 /// # Errors
 /// No model or no data, or such that would not load; a foreign file that cannot be read; an output file that exists.
-pub(crate) fn run(asked: &Initialising) -> Result<()> {
+pub(crate) fn run(asked: &Initializing) -> Result<()> {
     if asked.reference {
         return terminal::out(REFERENCE.trim_end());
     }
@@ -78,7 +78,7 @@ fn in_toml(path: &Path) -> Result<String> {
 }
 
 /// The text of the config.
-fn written(asked: &Initialising) -> Result<String> {
+fn written(asked: &Initializing) -> Result<String> {
     let foreign = asked.from.as_deref().map(foreign::read).transpose()?;
     let mut draft = Draft::default();
     draft.say("Written by `haf-dist init`. `haf-dist init --reference` shows every key with its default.");
@@ -114,7 +114,7 @@ fn rest(
     model: &ModelFacts,
     train: &[DataFacts],
     has_dev: bool,
-    asked: &Initialising,
+    asked: &Initializing,
 ) -> Result<String> {
     let pairs = train.iter().map(|data| data.pairs).sum::<Option<usize>>();
     let template = own::template(draft, model, train);
@@ -149,7 +149,7 @@ fn rest(
 }
 
 /// The model's path, and why it is this one.
-fn model_path(asked: &Initialising, from: Option<&mut Translation>) -> Result<(PathBuf, Option<String>)> {
+fn model_path(asked: &Initializing, from: Option<&mut Translation>) -> Result<(PathBuf, Option<String>)> {
     let file = asked.from.as_deref().map(|file| format!("{} names no model", file.display()));
     let given = from.and_then(|from| {
         let given = from.model()?;
@@ -169,7 +169,7 @@ fn model_path(asked: &Initialising, from: Option<&mut Translation>) -> Result<(P
     }
 }
 
-fn splits(asked: &Initialising, from: Option<&mut Translation>) -> Result<Splits> {
+fn splits(asked: &Initializing, from: Option<&mut Translation>) -> Result<Splits> {
     let all = |files: &[PathBuf]| files.iter().map(|path| named(path)).collect();
     let mut splits = match from {
         Some(from) => from.splits(!asked.train.is_empty(), !asked.dev.is_empty())?,
@@ -219,7 +219,7 @@ fn add_sources(draft: &mut Draft, key: &str, sources: &[Chosen]) -> Result<Vec<D
 }
 
 /// The run's folder.
-fn output(draft: &mut Draft, asked: &Initialising, from: Option<&mut Translation>, model: &Path) -> Result<()> {
+fn output(draft: &mut Draft, asked: &Initializing, from: Option<&mut Translation>, model: &Path) -> Result<()> {
     let given = from.and_then(|from| {
         let given = from.text("output_dir")?;
         match &asked.output_dir {

@@ -15,7 +15,7 @@ use crate::plan::Job;
 use crate::plan::workload::{self, PairTokens, Shape, largest, sum};
 use crate::train::total_steps;
 
-/// Pairs of each training file that are read if the data is not tokenised yet.
+/// Pairs of each training file that are read if the data is not tokenized yet.
 const LOOKED_AT: usize = 256;
 
 /// Pairs of a run's steps that are looked through for the largest micro-batch.

@@ -78,7 +78,7 @@ pub enum Sign {
 }
 
 /// How a text is written. Every layout also reads message lists, single messages, content parts, and message lists as JSON
-/// within a text, each recognised by its form.
+/// within a text, each recognized by its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Written {
     /// As it is.

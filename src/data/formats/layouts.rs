@@ -87,7 +87,7 @@ pub static LAYOUTS: &[Layout] = &[
         signs: &[Has(&["conversations", "conversation"]), EITHER, Lacks(&["prompt"])],
         prompt: &["conversations", "conversation"],
         answers: &[CHOSEN, REJECTED],
-        example: r#"{"conversations": [{"from": "human", "value": "Name a colour."}], "chosen": {"from": "gpt", "value": "Green."}, "rejected": {"from": "gpt", "value": "Loud."}}"#,
+        example: r#"{"conversations": [{"from": "human", "value": "Name a color."}], "chosen": {"from": "gpt", "value": "Green."}, "rejected": {"from": "gpt", "value": "Loud."}}"#,
         ..Layout::PLAIN
     },
     Layout {

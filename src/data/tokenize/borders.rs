@@ -1,8 +1,8 @@
 //! Finds places where a text can be cut so that the tokens of its parts are the tokens of the whole. A common start of several
-//! texts is then tokenised only once.
+//! texts is then tokenized only once.
 //!
-//! A tokenizer first takes out added tokens, then tokenises each piece between them. So a text can be cut before an added token if
-//! the token is looked for in the text itself (not in a normalised one), takes no space to its left, and cannot start inside
+//! A tokenizer first takes out added tokens, then tokenizes each piece between them. So a text can be cut before an added token if
+//! the token is looked for in the text itself (not in a normalized one), takes no space to its left, and cannot start inside
 //! another added token. Not here: what the texts are (`mod.rs`).
 
 use super::Encoder;
@@ -57,7 +57,7 @@ pub(super) fn borders(tokenizer: &Tokenizer) -> Marks {
 }
 
 /// The texts of the added tokens with these ids; `None` if the tokenizer may find one in a text that does not literally contain it,
-/// because it looks in the normalised text.
+/// because it looks in the normalized text.
 pub(super) fn written(tokenizer: &Tokenizer, ids: &HashSet<u32>) -> Option<Marks> {
     let added = tokenizer.get_added_tokens_decoder();
     let special = || added.iter().filter(|(id, _)| ids.contains(id)).map(|(_, token)| token);

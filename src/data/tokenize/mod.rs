@@ -1,6 +1,6 @@
 //! Turns a pair into tokens: prompt, answer and the turn's EOS, cut to length, with the length of their common prefix.
 //!
-//! Not here: the text that is tokenised (`template/`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
+//! Not here: the text that is tokenized (`template/`), where an answer is rewarded (`sequence.rs`), and where tokens are kept
 //! (`prepared.rs`).
 
 mod borders;
@@ -30,7 +30,7 @@ const VERSION: u32 = 3;
 
 /// Turns pairs into tokens. Shared by threads.
 ///
-/// A sequence is the rendered conversation, tokenised as one text, so that its ids are those of Transformers'
+/// A sequence is the rendered conversation, tokenized as one text, so that its ids are those of Transformers'
 /// `apply_chat_template`: up to the EOS of the answer's turn, or to the end of the rendering if the reward is read there,
 /// too. The answer starts at the first token in which it differs from the rendered prompt alone: a token with the prompt's
 /// last characters and the answer's first belongs to the answer. It ends with its EOS, wherever the reward is read. A chat
@@ -145,7 +145,7 @@ impl Encoder {
         self.bos.map_or(Ok(String::new()), |bos| self.decode(&[bos]))
     }
 
-    /// Whether a program that tokenises a rendered conversation like any other text puts a second BOS before the template's own.
+    /// Whether a program that tokenizes a rendered conversation like any other text puts a second BOS before the template's own.
     ///
     /// # Errors
     /// The tokenizer or the template fails.
@@ -223,7 +223,7 @@ impl Encoder {
         Ok(Encoded::Kept(OwnedPair { prompt_hash, prompt_cut: cut > 0, answer_cut, special_in_text, ..pair }))
     }
 
-    /// Turns three texts, tokenised one by one, into a pair: no template, no BOS, an EOS after each answer. For programs
+    /// Turns three texts, tokenized one by one, into a pair: no template, no BOS, an EOS after each answer. For programs
     /// that are timed on the same tokens; in training, a token may extend across the border of two texts.
     ///
     /// # Errors

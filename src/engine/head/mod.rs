@@ -61,7 +61,7 @@ pub struct PairLosses {
     pub(crate) tied: bool,
 }
 
-/// What is minimised in one step.
+/// What is minimized in one step.
 #[derive(Debug, Clone, Copy)]
 pub struct Objective<'a> {
     /// Forms and constants of the losses.

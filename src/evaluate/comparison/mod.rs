@@ -53,7 +53,7 @@ pub enum RankedBy {
 pub struct Ranker {
     /// The variant's name.
     pub variant: String,
-    /// The loss that was minimised.
+    /// The loss that was minimized.
     pub objective: Objective,
     /// The head that ranks.
     pub ranked_by: RankedBy,

@@ -15,7 +15,7 @@ Accuracy is how often the chosen answer comes first; a tie counts one half. The 
 policy by its implicit rewards, both combined by the weighted sum fitted on the dev pairs. Intervals and p-values reflect \
 the choice of test prompts, for these runs: 95% intervals come from 2,000 bootstrap samples of whole prompts. p is \
 two-sided and exact: every prompt's differences are added up, over its pairs and over all seeds, and each sum's sign is \
-decided by a fair coin (Fisher and Pitman's randomisation test; with one seed and one pair per prompt it is McNemar's exact \
+decided by a fair coin (Fisher and Pitman's randomization test; with one seed and one pair per prompt it is McNemar's exact \
 test). Holm's p is adjusted for the number of rows. A difference as large as in the last column would be found, with p below \
 0.05 before Holm's adjustment, by four of five sets of test pairs like these.";
 

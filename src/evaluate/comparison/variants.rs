@@ -12,7 +12,7 @@ pub(super) struct Variant {
     /// The folder, if every variant has one run; else the objective, and if several variants have it, the settings in which those
     /// differ.
     pub(crate) name: String,
-    /// The loss that was minimised.
+    /// The loss that was minimized.
     pub(crate) objective: Objective,
     /// Every setting that is not the same in all variants.
     pub(crate) settings: BTreeMap<String, String>,

@@ -28,7 +28,7 @@ pub struct Experts {
     /// K: number of experts that each token goes through.
     pub top_k: usize,
     /// Whether the K shares are divided by their sum.
-    pub normalised: bool,
+    pub normalized: bool,
 }
 
 impl Mlp {

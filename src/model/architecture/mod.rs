@@ -81,8 +81,8 @@ impl NormKind {
         if self == Self::Layer { &["weight", "bias"] } else { &["weight"] }
     }
 
-    /// Whether rows are centred on their mean.
-    pub(crate) fn is_centred(self) -> bool {
+    /// Whether rows are centered on their mean.
+    pub(crate) fn is_centered(self) -> bool {
         matches!(self, Self::Layer | Self::LayerWithoutBias)
     }
 }
@@ -230,9 +230,9 @@ pub struct Rotation {
     pub width: usize,
     /// Divisor of the exponents: `width`, or one less if a file asks for an odd number of columns.
     pub period: usize,
-    /// Whether files turn neighbouring columns of a head together (0 with 1, 2 with 3), not those of two halves. In memory the
+    /// Whether files turn neighboring columns of a head together (0 with 1, 2 with 3), not those of two halves. In memory the
     /// rows of queries and keys are sorted so that halves turn, which changes no score: both are sorted alike.
-    pub(crate) neighbours: bool,
+    pub(crate) neighbors: bool,
     /// How rotated queries grow with their position, if they do.
     pub query_growth: Option<QueryGrowth>,
 }

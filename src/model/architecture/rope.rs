@@ -90,7 +90,7 @@ impl RopeKeys {
             Some(inner) => (self.scaling(inner, keys, width / 2), self.query_growth(inner, keys)),
             None => (RopeScaling::None, None),
         };
-        Rotation { rope: Rope { theta, scaling }, width, period, neighbours: false, query_growth }
+        Rotation { rope: Rope { theta, scaling }, width, period, neighbors: false, query_growth }
     }
 
     fn query_growth(&self, keys: &Keys, outer: &Keys) -> Option<QueryGrowth> {

@@ -1,6 +1,6 @@
 //! A segment: the parameters of one stage of the model (embedding, a block, ...), and where their values live.
 //!
-//! [`Weights`] are what forward and backward read, in the compute kind; [`OptimizerState`] is what the optimiser updates,
+//! [`Weights`] are what forward and backward read, in the compute kind; [`OptimizerState`] is what the optimizer updates,
 //! in f32; a [`Bucket`] holds the gradient sums of a step, and belongs to whoever reduces them. All three are flat buffers
 //! with one layout, [`Parameters`]; named tensors are views into them.
 
@@ -20,11 +20,11 @@ pub use weights::Weights;
 use super::declared::Declared;
 use tch::{Device, Kind, Tensor};
 
-/// The weights of one stage, with the optimiser's state if it is trained.
+/// The weights of one stage, with the optimizer's state if it is trained.
 pub struct Segment {
     /// What forward and backward read.
     pub weights: Weights,
-    /// What the optimiser updates; none if the stage is not trained.
+    /// What the optimizer updates; none if the stage is not trained.
     pub state: Option<OptimizerState>,
 }
 
@@ -45,7 +45,7 @@ impl Use {
         if sharded && ranks > 1 { Self::TrainShare(Share { rank, ranks }) } else { Self::Train }
     }
 
-    /// Whether there is an optimiser's state.
+    /// Whether there is an optimizer's state.
     pub(crate) fn trains(self) -> bool {
         self != Self::Evaluate
     }

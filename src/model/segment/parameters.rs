@@ -27,7 +27,7 @@ impl Parameter {
     }
 }
 
-/// The parameters of a segment, one after the other: the layout of its weights, its bucket and its optimiser state.
+/// The parameters of a segment, one after the other: the layout of its weights, its bucket and its optimizer state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters(Arc<[Parameter]>);
 

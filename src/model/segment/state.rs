@@ -1,4 +1,4 @@
-//! The optimiser's state of a segment: f32 masters and AdamW's moments, of all of it or of one rank's share.
+//! The optimizer's state of a segment: f32 masters and AdamW's moments, of all of it or of one rank's share.
 
 use super::parameters::{Parameter, Parameters};
 use super::sizes::Share;

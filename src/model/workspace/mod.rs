@@ -40,7 +40,7 @@ impl Buffers {
         Statistics { scale: self[scale].shallow_clone(), mean: mean.map(Tensor::shallow_clone) }
     }
 
-    /// Uninitialised buffers that last so long, for any of these blocks.
+    /// Uninitialized buffers that last so long, for any of these blocks.
     fn new(a: &Architecture, blocks: Range<usize>, lasts: Lasts, rows: usize, (kind, device): (Kind, Device)) -> Self {
         let buffer = |buffer: &Buffer| match longest(buffer, a, blocks.clone()).filter(|_| buffer.lasts == lasts) {
             Some(row) => {

@@ -185,12 +185,12 @@ fn scales(norm: QueryKeyNorm, heads: usize) -> usize {
 }
 
 fn head_means(architecture: &Architecture, block: &BlockDescription, heads: usize) -> Option<Vec<usize>> {
-    let norm = block.query_key_norm.filter(|_| architecture.norm.is_centred())?;
+    let norm = block.query_key_norm.filter(|_| architecture.norm.is_centered())?;
     Some(vec![scales(norm, heads)])
 }
 
 fn mean(architecture: &Architecture, is_there: bool) -> Option<Vec<usize>> {
-    (is_there && architecture.norm.is_centred()).then(Vec::new)
+    (is_there && architecture.norm.is_centered()).then(Vec::new)
 }
 
 /// The longest row of a buffer among these blocks; none if none of them has the buffer.

@@ -73,12 +73,12 @@ impl Widths {
         ((index * 12.9898 + phase).sin() * 43.758).sin().to_kind(Kind::Float).view(shape.as_slice())
     }
 
-    /// Uninitialised, in the compute kind.
+    /// Uninitialized, in the compute kind.
     pub(super) fn empty(&self, shape: &[usize]) -> Tensor {
         self.empty_of(shape, self.kind)
     }
 
-    /// Uninitialised.
+    /// Uninitialized.
     pub(super) fn empty_of(&self, shape: &[usize], kind: Kind) -> Tensor {
         let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
         Tensor::empty(shape.as_slice(), (kind, self.device))

@@ -1,6 +1,6 @@
 //! Matrix tiles (AMX-BF16): eight registers of 16 rows of 16 words, and products of two of them added to a third.
 //!
-//! A word is two bf16 that are neighbours along K. C [16, 16] f32 += A [16 rows, 16 words] times B [16 words, 16 columns]
+//! A word is two bf16 that are neighbors along K. C [16, 16] f32 += A [16 rows, 16 words] times B [16 words, 16 columns]
 //! takes one instruction (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18). Not here:
 //! the products that are made of them (`weight_gradient.rs`, `tile/`).
 //!

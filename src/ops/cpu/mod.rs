@@ -59,7 +59,7 @@ impl Element for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
-    // `bf16::from_f32` branches on NaN, which keeps a loop from being vectorised.
+    // `bf16::from_f32` branches on NaN, which keeps a loop from being vectorized.
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         let bits = value.to_bits();

@@ -8,7 +8,7 @@ pub(crate) fn sum(values: &[f32]) -> f64 {
     parallel::map(values.chunks(PIECE).collect(), square_sum).iter().sum()
 }
 
-/// Sum of squares in f64, in eight lanes so that the loop vectorises.
+/// Sum of squares in f64, in eight lanes so that the loop vectorizes.
 fn square_sum(values: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
     let chunks = values.chunks_exact(8);

@@ -165,7 +165,7 @@ mod x86 {
         }
     }
 
-    /// Two neighbouring rows as words: columns 0 to 3, 8 to 11, ... and 4 to 7, 12 to 15, ...
+    /// Two neighboring rows as words: columns 0 to 3, 8 to 11, ... and 4 to 7, 12 to 15, ...
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pair(rows: *const bf16, stride: usize, count: usize, mask: __mmask32, row: usize) -> [__m512i; 2] {

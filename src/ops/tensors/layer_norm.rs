@@ -22,7 +22,7 @@ pub(crate) fn forward(
 
 /// See [`Ops::apply_layer_norm`](crate::ops::Ops::apply_layer_norm).
 pub(crate) fn apply(x: &Tensor, affine: Affine, statistics: LayerStatistics, output: &Tensor) -> Result<()> {
-    let scaled = normalised(x, statistics) * affine.weight.to_kind(Kind::Float);
+    let scaled = normalized(x, statistics) * affine.weight.to_kind(Kind::Float);
     let shifted = match affine.bias {
         Some(bias) => scaled + bias.to_kind(Kind::Float),
         None => scaled,
@@ -39,7 +39,7 @@ pub(crate) fn backward(
     statistics: LayerStatistics,
     sums: AffineSums,
 ) -> Result<()> {
-    let normed = normalised(x, statistics);
+    let normed = normalized(x, statistics);
     let wide = gradients.output.to_kind(Kind::Float);
     let add = |sum: Option<&Tensor>, part: &dyn Fn() -> Tensor| -> Result<()> {
         if let Some(sum) = sum {
@@ -62,6 +62,6 @@ pub(crate) fn backward(
 }
 
 /// (x - mean) * scale [T, D], f32.
-fn normalised(x: &Tensor, statistics: LayerStatistics) -> Tensor {
+fn normalized(x: &Tensor, statistics: LayerStatistics) -> Tensor {
     (x.to_kind(Kind::Float) - statistics.mean.unsqueeze(-1)) * statistics.scale.unsqueeze(-1)
 }

@@ -37,14 +37,14 @@ pub(crate) fn backward(
     weight_sum: Option<&Tensor>,
 ) -> Result<()> {
     let scale = scale.unsqueeze(-1);
-    let normalised = x.to_kind(Kind::Float) * &scale;
+    let normalized = x.to_kind(Kind::Float) * &scale;
     let wide = gradients.output.to_kind(Kind::Float);
     if let Some(sum) = weight_sum {
-        let _ = sum.shallow_clone().f_add_(&(&wide * &normalised).sum_dim_intlist(0, false, Kind::Float))?;
+        let _ = sum.shallow_clone().f_add_(&(&wide * &normalized).sum_dim_intlist(0, false, Kind::Float))?;
     }
     let upstream = wide * factor(weight);
-    let projection = (&upstream * &normalised).mean_dim(-1, true, Kind::Float);
-    let own = (upstream - normalised * projection) * scale;
+    let projection = (&upstream * &normalized).mean_dim(-1, true, Kind::Float);
+    let own = (upstream - normalized * projection) * scale;
     let all = match gradients.residual {
         Some(residual) => own + residual.to_kind(Kind::Float),
         None => own,

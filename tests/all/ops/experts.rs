@@ -52,7 +52,7 @@ fn products(ops: &dyn Ops, device: Device, (kind, bound): (Kind, f64), (inputs, 
     ops.grouped_input_gradient(&gradient, &weights, &COUNTS, &input_gradient).unwrap();
     ops.add_grouped_product([&gradient, &x], &COUNTS, &sums, &mut Scratch::default()).unwrap();
     let found = [output, input_gradient, sums - 1.0];
-    // Control: a row that goes to its neighbour's expert.
+    // Control: a row that goes to its neighbor's expert.
     let (wanted, other) = (expected(&COUNTS), expected(&[0, 2, 36, 66]));
     for (name, ((found, wanted), other)) in
         ["output", "input's gradient", "weights' gradient"].iter().zip(found.iter().zip(&wanted).zip(&other))

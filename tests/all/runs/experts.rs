@@ -44,7 +44,7 @@ fn ranks_and_sharded_state_train_experts_alike() {
         let workspace = workspace(case);
         workspace.train(1, &[BALANCED]).succeeded();
         let alone = workspace.losses("run");
-        assert!((alone[5] / alone[0] - 1.0).abs() > 1e-3, "{case}: nothing is learnt: {alone:?}");
+        assert!((alone[5] / alone[0] - 1.0).abs() > 1e-3, "{case}: nothing is learned: {alone:?}");
         let router = &workspace.steps("run")[0]["router"];
         assert!(router.is_object(), "{case}: {router}");
         workspace.train(2, &[BALANCED, "output.dir=two"]).succeeded();

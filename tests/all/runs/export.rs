@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 
 const EOS: u32 = 2;
 
-/// All pairs of the run, tokenised by the exported tokenizer.
+/// All pairs of the run, tokenized by the exported tokenizer.
 fn pairs(workspace: &Workspace, checkpoint: &str) -> Vec<OwnedPair> {
     let config = Config::load(&workspace.path(checkpoint).join("trainer/config.toml"), &[]).unwrap();
     let data = &config.data;

@@ -95,7 +95,7 @@ fn sharded_state_is_saved_whole_and_resumes_with_any_number_of_ranks() {
     let whole = Workspace::trained(2);
     let sharded = Workspace::new();
     let outcome = sharded.train(2, &[shard]).succeeded();
-    assert!(outcome.stderr.contains("optimiser state is sharded over 2 ranks"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("optimizer state is sharded over 2 ranks"), "{}", outcome.stderr);
     for (ranks, settings) in [(1, &[][..]), (2, &[shard]), (3, &[shard]), (2, &[])] {
         let resumed = Workspace::new();
         resumed.train(2, &[shard]).succeeded();

@@ -202,7 +202,7 @@ fn a_plan_needs_no_file_of_the_model_and_says_which_setting_fits() {
     assert!(small.stdout.contains("largest micro-batch"), "{}", small.stdout);
     let model = Path::new("model").to_str().unwrap();
     workspace.run(1, &["plan", "--model", model, "--gpus", "2", "--tokens", "512"]).succeeded();
-    // Of data that is not tokenised yet the first pairs are looked at, and nothing is written.
+    // Of data that is not tokenized yet the first pairs are looked at, and nothing is written.
     let before = workspace.content();
     let first = workspace.run(1, &["plan", "run.toml", "--gpus", "2"]).succeeded();
     assert!(first.stdout.contains("lengths of the first"), "{}", first.stdout);

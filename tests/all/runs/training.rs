@@ -97,7 +97,7 @@ fn one_two_and_three_ranks_train_the_same_also_when_a_batch_has_fewer_pairs_than
     let workspace = Workspace::new();
     let alone = losses(&workspace, "alone", 1, &[]);
     let moved = alone.iter().map(|loss| (loss - alone[0]).abs()).fold(0.0, f64::max);
-    assert!(moved > 1e-2, "nothing is learnt: {alone:?}");
+    assert!(moved > 1e-2, "nothing is learned: {alone:?}");
     for ranks in [2, 3] {
         let run = format!("of-{ranks}");
         assert_close(&run, &losses(&workspace, &run, ranks, &[]), &alone);

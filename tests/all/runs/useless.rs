@@ -27,7 +27,7 @@ fn probable_mistakes_are_warned_of() {
         ),
         (&["train.head_learning_rate=5.0", "loss.objective=reward"], "fast", "the reward loss has risen from"),
         // A head of zeros that never moves.
-        (&["train.learning_rate=1e-60"], "ties", "the same reward: it has learnt nothing"),
+        (&["train.learning_rate=1e-60"], "ties", "the same reward: it has learned nothing"),
         (&[], "models", "models holds a model (config.json)"),
     ] {
         let found = warnings(set, dir);

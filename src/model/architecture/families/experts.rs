@@ -71,7 +71,7 @@ pub(super) fn olmoe(keys: &Keys) -> Architecture {
 }
 
 /// The number of experts, under either key, and how many of them each token goes through.
-fn experts(keys: &Keys, top_k: usize, normalised: bool) -> Experts {
+fn experts(keys: &Keys, top_k: usize, normalized: bool) -> Experts {
     const NAMES: [&str; 2] = ["num_local_experts", "num_experts"];
     const TOP_K: &str = "num_experts_per_tok";
     let named = NAMES.into_iter().find(|name| keys.has(name)).unwrap_or(NAMES[1]);
@@ -82,5 +82,5 @@ fn experts(keys: &Keys, top_k: usize, normalised: bool) -> Experts {
     } else if top_k > count && keys.are_right(&[named]) {
         keys.unfit(TOP_K, format!("{TOP_K} = {top_k}, but {named} = {count}"));
     }
-    Experts { count, top_k, normalised }
+    Experts { count, top_k, normalized }
 }

@@ -4,7 +4,7 @@
 //! (`architecture/mod.rs`), and how it is computed (`decoder.rs`).
 
 mod experts;
-mod neighbours;
+mod neighbors;
 mod parts;
 
 use crate::error::Error;
@@ -19,7 +19,7 @@ use crate::model::architecture::{
 use crate::ops::Activation;
 use crate::packing::AttentionRules;
 use experts::{mixtral, olmoe, qwen3_moe};
-use neighbours::{cohere2, glm, glm4};
+use neighbors::{cohere2, glm, glm4};
 pub use parts::text_config;
 use parts::{gemma3, mistral3};
 
@@ -287,7 +287,7 @@ fn exaone4(keys: &Keys) -> Architecture {
     })
 }
 
-/// Granite 3 (IBM, 2024): Llama with four multipliers, those of maximal update parametrisation (arXiv 2203.03466).
+/// Granite 3 (IBM, 2024): Llama with four multipliers, those of maximal update parametrization (arXiv 2203.03466).
 /// Transformers has no class for its reward models.
 fn granite(keys: &Keys) -> Architecture {
     let names = Names { reward_model: "GraniteForCausalLM", ..LLAMA };

@@ -321,7 +321,7 @@ pub(crate) fn transpose<E: Packed>(rows: &[E], stride: usize, span: Span, length
     }
 }
 
-/// Rows of numbers -> words of neighbouring rows, [rows / words, padded]; an odd last row is paired with zeros.
+/// Rows of numbers -> words of neighboring rows, [rows / words, padded]; an odd last row is paired with zeros.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn pack_along<E: Packed>(
     rows: &[E],
@@ -356,7 +356,7 @@ pub(crate) fn pack_words<E: Packed>(values: &[f32], stride: usize, block: Block,
     }
 }
 
-/// The block's rows of f32 -> words of neighbouring rows, [rows / words, stride].
+/// The block's rows of f32 -> words of neighboring rows, [rows / words, stride].
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 pub(crate) fn pair_rows<E: Packed>(values: &[f32], stride: usize, block: Block, words: &mut [E::Word]) {
     for row in (0..block.rows).step_by(E::PER_WORD) {

@@ -29,9 +29,9 @@ pub(crate) trait Packed: super::Element {
     type Word: Copy + Default + Send + Sync;
     /// Numbers a word.
     const PER_WORD: usize;
-    /// A word of one number (f32), or of two neighbours along k (bf16), rounded from f32.
+    /// A word of one number (f32), or of two neighbors along k (bf16), rounded from f32.
     fn word(first: f32, second: f32) -> Self::Word;
-    /// Neighbouring numbers of a row -> its words.
+    /// Neighboring numbers of a row -> its words.
     fn pack(numbers: &[Self], words: &mut [Self::Word]);
     /// C (+)= A B; `add` keeps what C holds. Panics if a slice is too short.
     fn multiply(size: Size, a: Left<Self::Word>, b: (&[Self::Word], usize), c: (&mut [f32], usize), add: bool);
@@ -168,7 +168,7 @@ impl MultiplyAdd for u32 {
     }
 }
 
-/// The product in plain Rust, for the compiler to vectorise.
+/// The product in plain Rust, for the compiler to vectorize.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl+avx512dq+avx2+fma", "x86_64+avx2+fma"))]
 fn portable<W: MultiplyAdd>((m, n, k): Size, a: Left<W>, b: (&[W], usize), (c, c_row): (&mut [f32], usize), add: bool) {
     let mut row = 0;

@@ -1,4 +1,4 @@
-//! Families whose rotation turns neighbouring columns of a head together, as in RoFormer (arXiv 2104.09864).
+//! Families whose rotation turns neighboring columns of a head together, as in RoFormer (arXiv 2104.09864).
 //!
 //! Not here: those that turn two halves (`mod.rs`).
 
@@ -35,7 +35,7 @@ fn of_glm(keys: &Keys, names: Names) -> Architecture {
     let defaults = Defaults { kv_heads, head_width, positions: 131_072, epsilon: 1.5625e-7, ..DEFAULTS };
     let model = common(keys, names, rope, &defaults);
     let biased = keys.flag_or("attention_bias", true);
-    turning_neighbours(each_block(model, |block| {
+    turning_neighbors(each_block(model, |block| {
         (block.biases.query_key_value, block.mlp.stacked) = (biased, true);
     }))
 }
@@ -56,7 +56,7 @@ pub(super) fn cohere2(keys: &Keys) -> Architecture {
         block.residual = Residual::Parallel;
         block.rotation = block.rules.window.map(|_| 0);
     });
-    turning_neighbours(Architecture {
+    turning_neighbors(Architecture {
         norm: NormKind::LayerWithoutBias,
         norm_epsilon: keys.number_or("layer_norm_eps", 1e-5),
         logit_scale: Some(keys.number_or("logit_scale", 0.0625)),
@@ -64,7 +64,7 @@ pub(super) fn cohere2(keys: &Keys) -> Architecture {
     })
 }
 
-fn turning_neighbours(mut model: Architecture) -> Architecture {
-    model.rotations.iter_mut().for_each(|rotation| rotation.neighbours = true);
+fn turning_neighbors(mut model: Architecture) -> Architecture {
+    model.rotations.iter_mut().for_each(|rotation| rotation.neighbors = true);
     model
 }

@@ -1,6 +1,6 @@
-//! Quantised weights are recognised by their config or their tensors, and refused: their numbers are codes, not values.
+//! Quantized weights are recognized by their config or their tensors, and refused: their numbers are codes, not values.
 //!
-//! Not here: dequantising them, which the library that made them does.
+//! Not here: dequantizing them, which the library that made them does.
 
 use crate::error::{Error, Result};
 use crate::safetensors_io::Mapped;
@@ -10,7 +10,7 @@ use std::path::Path;
 /// Kinds of numbers that are plain values, by their names in the container.
 const PLAIN: [&str; 4] = ["F32", "F16", "BF16", "F64"];
 
-/// Last parts of the names of tensors that only quantised weights have, and which libraries write them.
+/// Last parts of the names of tensors that only quantized weights have, and which libraries write them.
 const MARKS: [(&str, &str); 14] = [
     ("qweight", "GPTQ or AWQ"),
     ("qzeros", "GPTQ or AWQ"),
@@ -28,10 +28,10 @@ const MARKS: [(&str, &str); 14] = [
     ("weight_zero_point", "compressed-tensors"),
 ];
 
-/// Keys of config.json that say that weights are quantised.
+/// Keys of config.json that say that weights are quantized.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
-/// Refuses a folder whose `config` or tensors say that its weights are quantised. `is_weight` says of a tensor's name in the
+/// Refuses a folder whose `config` or tensors say that its weights are quantized. `is_weight` says of a tensor's name in the
 /// file whether the model computes with it.
 ///
 /// # Errors
@@ -62,7 +62,7 @@ pub(crate) fn refuse(folder: &Path, config: &Value, files: &[Mapped], is_weight:
     if signs.is_empty() {
         return Ok(());
     }
-    Err(Error::input(format!("{}: its weights are quantised: {}", folder.display(), signs.join("; "))).hint(
+    Err(Error::input(format!("{}: its weights are quantized: {}", folder.display(), signs.join("; "))).hint(
         "use the model that it was made from; or load it in Transformers, and save model.dequantize(), without \
          quantization_config; plain f32, f16 or bf16 weights are read",
     ))

@@ -26,9 +26,9 @@ fn open() -> Result<(Encoder, Vec<Pair>)> {
 pub fn bench(criterion: &mut Criterion) {
     let (encoder, pairs) = match open() {
         Ok(opened) => opened,
-        Err(error) => return println!("tokenising: skipped, run launch/setup.sh to have it: {error}"),
+        Err(error) => return println!("tokenizing: skipped, run launch/setup.sh to have it: {error}"),
     };
-    let mut group = criterion.benchmark_group("tokenising");
+    let mut group = criterion.benchmark_group("tokenizing");
     group.throughput(Throughput::Elements(pairs.len() as u64));
     group.bench_function("pairs", |bencher| {
         bencher.iter(|| {

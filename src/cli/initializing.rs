@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// Arguments of `init`.
 #[derive(Debug, Clone, PartialEq, Args)]
-pub struct Initialising {
+pub struct Initializing {
     /// The model to start from: a folder, or hf://owner/name
     #[arg(long, value_name = "FOLDER")]
     pub(crate) model: Option<PathBuf>,
