@@ -10,9 +10,11 @@ use haf_dist::machine::late::Queue;
 use haf_dist::model::declared::Declared;
 use haf_dist::model::order::reductions;
 use haf_dist::model::segment::{Bucket, Parameters};
+use haf_dist::ops::cuda::{Cuda, Library, Plain, VarlenCall};
 use haf_dist::ops::{Ops, Tensors};
 use haf_dist::update::reducer::Reducer;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
@@ -161,6 +163,39 @@ fn compare(over_nccl: &(Vec<f64>, Vec<Tensor>), over_mpi: &(Vec<f64>, Vec<Tensor
     assert!(far <= bound, "the trajectories differ by {far:.1e}");
 }
 
+/// The calls of a GPU that CPUs do not have: tensors of the right kind and size, of which no value is read.
+struct Unread;
+
+/// How often the attention of [`Unread`] was called.
+static ATTENDED: AtomicUsize = AtomicUsize::new(0);
+
+impl Library for Unread {
+    fn attends(&self, kind: Kind) -> bool {
+        kind == Kind::BFloat16
+    }
+
+    fn attention(&self, _: &VarlenCall, [query, _, _]: [&Tensor; 3], output: &Tensor) -> Result<Tensor> {
+        ATTENDED.fetch_add(1, Ordering::Relaxed);
+        output.shallow_clone().copy_(query);
+        Ok(Tensor::zeros([query.size()[1], query.size()[0]], (Kind::Float, query.device())))
+    }
+
+    fn attention_backward(
+        &self,
+        _: &VarlenCall,
+        gradient: &Tensor,
+        [_, key, value]: [&Tensor; 3],
+        _: &Tensor,
+        _: &Tensor,
+    ) -> Result<[Tensor; 3]> {
+        Ok([gradient.copy(), key.zeros_like(), value.zeros_like()])
+    }
+
+    fn add_product(&self, left: &Tensor, right: &Tensor, sum: &Tensor) -> Result<()> {
+        Plain.add_product(left, right, sum)
+    }
+}
+
 /// The formulas that GPUs compute with, and a wait in them.
 struct Waiting(fn(&Tensor));
 
@@ -192,24 +227,47 @@ fn mark(first: bool) {
     }
 }
 
+/// A training whose steps are queued: a model, changes of its config, and what it computes with.
+type Queued = (&'static str, &'static [&'static str], Kind, &'static dyn Ops);
+
+/// In f32 with the formulas, as a GPU whose kernels were replaced; in bf16 as any other GPU.
+const QUEUED: [Queued; 6] = [
+    ("llama-tied", &["parallel.shard_optimizer=false"], Kind::Float, &Tensors),
+    ("llama-tied", &["parallel.shard_optimizer=true"], Kind::Float, &Tensors),
+    ("llama-tied", &["parallel.shard_optimizer=true"], Kind::BFloat16, &Cuda(Unread)),
+    (
+        "llama-tied",
+        &["lora.rank=4", "lora.targets='all-linear'", "train.activation_checkpointing=true"],
+        Kind::BFloat16,
+        &Cuda(Unread),
+    ),
+    // Layer norm; then capped scores and windows.
+    ("phi", &[], Kind::BFloat16, &Cuda(Unread)),
+    ("gemma2", &[], Kind::BFloat16, &Cuda(Unread)),
+];
+
+/// Steps of all trainings that are queued.
+pub const QUEUED_STEPS: usize = STEPS * QUEUED.len();
+
 /// Steps as a run queues them, each read when the next one is queued; their metrics are those of steps that are read at once.
 fn train_queued(comm: &CommThread, wait: &str) {
-    let lines = ["parallel.shard_optimizer=false", "parallel.shard_optimizer=true"];
-    let configs =
-        lines.map(|shards| steps::config("llama-tied", &[shards, "train.check_every=1", "train.clip_norm=0.5"]));
     join(comm, comm.local().rank, 60).expect("all join");
     let _ = QUEUE.set(Queue::of(Device::Cpu, comm).expect("a queue"));
     let wait = WAITS.iter().find(|(name, _)| *name == wait);
-    let ops: &'static dyn Ops = wait.map_or(&Tensors, |(_, waiting)| waiting);
     // A control needs one of them.
-    for config in &configs[..if wait.is_some() { 1 } else { 2 }] {
+    for (case, lines, kind, ops) in &QUEUED[..if wait.is_some() { 1 } else { QUEUED.len() }] {
+        let ops = wait.map_or(*ops, |(_, waiting)| waiting);
+        let lines = [*lines, &["train.check_every=1", "train.clip_norm=0.5"]].concat();
+        let config = steps::config(case, &lines);
         let trainer = || {
-            let mut trainer = steps::trainer(config, comm, steps::engine(config));
+            let engine = steps::engine_of_rank(&config, (*kind, Device::Cpu), comm);
+            let mut trainer = steps::trainer(&config, comm, engine);
             trainer.engine.model.segments.iter_mut().for_each(|segment| segment.weights.ops = ops);
             trainer
         };
         let (mut queued, mut at_once) = (trainer(), trainer());
         assert_eq!(queued.ahead(), 1, "a device with a queue is read one step later");
+        let attended = ATTENDED.load(Ordering::Relaxed);
         let mut read = Vec::new();
         for _ in 0..STEPS {
             mark(true);
@@ -217,10 +275,13 @@ fn train_queued(comm: &CommThread, wait: &str) {
             mark(false);
             read.extend(queued.read_steps(1).expect("a step"));
         }
+        let is_flash = *kind == Kind::BFloat16 && *case == "llama-tied";
+        assert_eq!(ATTENDED.load(Ordering::Relaxed) > attended, is_flash, "what attention is computed with");
         assert_eq!(read.len(), STEPS - 1);
         read.extend(queued.read_steps(0).expect("the last step"));
         for (queued, _) in read {
             let (expected, _) = at_once.step(STEPS).expect("a step");
+            assert!(queued.loss.is_finite() && queued.grad_norm > 0.0, "{case}: {queued:?}");
             assert_eq!(
                 (queued.step, queued.loss, queued.grad_norm),
                 (expected.step, expected.loss, expected.grad_norm)
