@@ -109,7 +109,7 @@ visible_gpus() {
     VISIBLE=()
     if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then
         mapfile -t VISIBLE < <({ nvidia-smi --list-gpus 2>/dev/null || true; } | grep '^GPU' || true)
-    elif [[ $CUDA_VISIBLE_DEVICES != -1 ]]; then
+    elif [[ ! $CUDA_VISIBLE_DEVICES =~ ^[[:space:]]*(-1|NoDevFiles)?[[:space:]]*$ ]]; then
         IFS=, read -ra VISIBLE <<<"$CUDA_VISIBLE_DEVICES"
     fi
 }

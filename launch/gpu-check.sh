@@ -127,7 +127,7 @@ throughput() {
     "$HAF_DIST" --config configs/quickstart.toml --trace "$WORK/trace.json" --set output.dir="$WORK/run" \
         --set data.cache_dir="$WORK/cache" --set train.steps=30 --set train.pairs_per_step=128 \
         --set train.tokens_per_micro_batch=16384 --set 'data.dev=[]' --set 'data.test=[]' &&
-        on_gpu 'on Cuda\('
+        on_gpu 'on GPU [0-9]'
 }
 
 # breakdown TRACE: milliseconds a step of each span of the thread that steps, the longest first: what the host computed or

@@ -128,7 +128,8 @@ mkdir -p "$run"
 for step in 1 2 3 4; do echo '{"step":1,"tokens_per_s":50000.0}'; done >"$run/metrics.jsonl"
 printf '[\\n{"name":"wait for reductions","ph":"X","tid":1,"ts":1.0,"dur":500.000,"args":{}},\\n' >"$trace"
 printf '{"name":"step","ph":"X","tid":1,"ts":1.0,"dur":2000.000,"args":{}}\\n]\\n' >>"$trace"
-echo "135.0 M parameters, bf16 compute, 1 rank(s) of 1 thread(s) on $STUB_DEVICE"
+case $STUB_DEVICE in Cuda*) place="GPU 0" ;; *) place="the CPU" ;; esac
+echo "model: 135.0 M parameters, bf16, 1 rank with 1 thread on $place"
 """,
         "nsys": """#!/bin/sh
 case "$1" in

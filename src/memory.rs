@@ -7,7 +7,7 @@
 use nix::libc;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 static ADVICE: OnceLock<&str> = OnceLock::new();
 
@@ -24,14 +24,17 @@ pub(crate) fn hint() -> &'static str {
 /// What is still to be done at the end.
 static LAST: OnceLock<fn()> = OnceLock::new();
 
+/// Whether the end has been announced.
+static SAID: AtomicBool = AtomicBool::new(false);
+
 /// The thread that ends the process, by the kernel's number.
 static ENDING: AtomicI32 = AtomicI32::new(0);
 
 /// How long other threads wait for the one that ends the process, in seconds.
 const PATIENCE: u32 = 5;
 
-/// Has `last` called before the process ends for want of memory. To be called once. `last` may neither allocate nor wait for
-/// a lock.
+/// Has `last` called before an end that drops nothing, such as one for want of memory. To be called once. `last` may neither
+/// allocate nor wait for a lock.
 pub fn before_end(last: fn()) {
     let _ = LAST.set(last);
 }
@@ -57,6 +60,11 @@ pub(crate) fn take_end() -> bool {
             exit()
         }
     }
+}
+
+/// The end has been announced: nothing more is said if memory runs out once more.
+pub(crate) fn said() {
+    SAID.store(true, Ordering::Release);
 }
 
 /// Does what [`before_end`] was told: for an end that drops nothing.
@@ -110,10 +118,12 @@ fn given(block: *mut u8, bytes: usize) -> *mut u8 {
 /// Says it, does what is still to be done, and ends the process. Allocates nothing itself.
 #[cold]
 fn end(bytes: usize) -> ! {
-    if take_end() {
+    // This thread may be ending the process already, and lack the memory to say so.
+    take_end();
+    if !SAID.load(Ordering::Acquire) {
         say(bytes);
-        finish();
     }
+    finish();
     exit()
 }
 

@@ -317,17 +317,16 @@ pub fn expected_bytes(model_dir: &Path, exported: (usize, Kind), trained: usize)
     companions + tensors as u64
 }
 
-/// Logs the size of a checkpoint, and checks before the run that the disk under `run` has room for `checkpoints` of them at a
-/// time, minus those it holds already.
+/// Checks before the run that the disk under `run` has room for `checkpoints` of this size at a time, minus those it holds
+/// already. Returns the sizes in words.
 ///
 /// # Errors
 /// [`Error::input`] if the disk has too little room.
-pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> Result<()> {
+pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> Result<String> {
     let held = if run.is_dir() { entries(run)?.0.len() } else { 0 };
     let needed = bytes_per_checkpoint.saturating_mul(checkpoints.saturating_sub(held).max(1) as u64);
     let free = free_bytes(run)?;
     let (each, free_text) = (size_text(bytes_per_checkpoint), size_text(free));
-    tracing::info!("a checkpoint takes {each}; up to {checkpoints} at a time, {free_text} free");
     if needed > free {
         return Err(Error::input(format!(
             "[output] dir: the disk of {} has {free_text} free, but {} are needed: up to {checkpoints} checkpoints of \
@@ -337,13 +336,12 @@ pub fn check_disk(run: &Path, bytes_per_checkpoint: u64, checkpoints: usize) -> 
         ))
         .hint("free some space, name an [output] dir on another disk, or keep fewer ([checkpoint] every, keep)"));
     }
-    Ok(())
+    Ok(format!("a checkpoint takes {each}; up to {checkpoints} at a time, {free_text} free"))
 }
 
-/// Free space on the disk of `path` or its nearest existing ancestor.
+/// Free space on the disk of `path`.
 fn free_bytes(path: &Path) -> Result<u64> {
-    let absolute = std::path::absolute(path).map_err(|error| file_error(path, "find", &error))?;
-    let existing = absolute.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let existing = files::nearest_existing(path);
     let disk = nix::sys::statvfs::statvfs(existing).map_err(|error| file_error(existing, "measure", &error.into()))?;
     Ok(disk.blocks_available() * disk.fragment_size())
 }

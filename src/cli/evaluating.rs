@@ -23,8 +23,8 @@ pub(super) struct TypedEvaluating {
     /// do; may be repeated
     ///
     /// For example --suite judgebench gpt.jsonl claude.jsonl --suite rewardbench hf://allenai/reward-bench/default/filtered.
-    /// Sequences are cut to the length in the authors' scripts, 2048 tokens (judgebench: not cut), unless --max-length is
-    /// given. The prompt is cut first, as always here; the scripts cut the text at one end. The result without cutting is
+    /// Sequences are truncated to the length in the authors' scripts, 2048 tokens (judgebench: not at all), unless --max-length
+    /// is given. The prompt loses tokens first, as always here; the scripts cut the text at one end. The result without it is
     /// reported, too.
     #[arg(long, value_names = ["SUITE", "FILE"], num_args = 2.., conflicts_with_all = ["data", "format", "column"])]
     suite: Vec<String>,

@@ -4,13 +4,14 @@
 pub(crate) const TRAINING: &str = "\
 Examples:
   haf-dist init --model models/my-model --train my.jsonl  write a config to begin with
-  mpirun -n 8 haf-dist --config safety.toml               train on eight ranks
-  haf-dist safety.toml --ranks 2                          the same on two, started without mpirun
-  haf-dist --config safety.toml --set loss.alpha=0.5      train on one, with another weight
-  haf-dist --config safety.toml --debug                   try a config out, every check on
-  haf-dist --config safety.toml --trace trace.json        see where the time goes
-  mpirun -n 8 haf-dist --config safety.toml --resume      continue after an interruption
-  haf-dist eval --checkpoint runs/safety/step-100 --data data/test.jsonl
+  haf-dist check safety.toml --ranks 8                    see whether it would start
+  haf-dist train safety.toml --ranks 8                    train on eight ranks of this machine
+  mpirun -n 8 haf-dist --config safety.toml               the same, started by mpirun
+  haf-dist train safety.toml loss.alpha=0.5               train on one, with another weight
+  haf-dist train safety.toml --debug                      try a config out, every check on
+  haf-dist train safety.toml --trace trace.json           see where the time goes
+  haf-dist train safety.toml --ranks 8 --resume           continue after an interruption
+  haf-dist eval --checkpoint runs/safety --data data/test.jsonl
 
 haf-dist init --reference prints every key of the config file with its default.
 
@@ -22,9 +23,10 @@ Environment:
   NO_COLOR           no colors
 
 Exit codes:
-  0  done
-  1  the machine or the program failed
-  2  the command line, the config or another input is wrong";
+  0    done
+  1    the machine or the program failed
+  2    the command line, the config or another input is wrong
+  143  stopped by a signal, with a checkpoint saved";
 
 /// Below the options of `haf-dist train`.
 pub(crate) const TRAIN: &str = "\
@@ -104,7 +106,7 @@ Examples:
   haf-dist plan --config safety.toml --gpus 64 --gpu a100 --mfu 0.35
   haf-dist plan --config safety.toml --gpus 8 --pair-tokens 200,60,60  without the data
 
-Reads only the model's config.json. Prints its assumptions with the figures. Exit code 1 if it does not fit.";
+Reads the model's config.json, and the lengths of the pairs if a config names them. Prints its assumptions with the figures. Exit code 1 if it does not fit.";
 
 /// Below the options of `haf-dist models`.
 pub(crate) const MODELS: &str = "\

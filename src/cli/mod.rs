@@ -35,8 +35,8 @@ pub(crate) use verifying::Verifying;
 
 /// Train reward models with the HaF-RM hybrid loss, on one process or many
 ///
-/// Without a command it trains. Start one process per GPU (or per few cores) with mpirun; without mpirun it is one
-/// process.
+/// Without a command it trains. By default it is one process; --ranks N starts N processes on this machine. Across
+/// machines use mpirun or srun. On GPUs start one process per GPU.
 #[derive(Debug, Parser)]
 #[command(
     name = "haf-dist",
@@ -137,7 +137,7 @@ enum TypedCommand {
     /// Write a commented config for a model and data, or from TRL's or LLaMA-Factory's config
     #[command(after_help = examples::INIT)]
     Init(Initializing),
-    /// Train, as `--config` without a command does
+    /// Train a reward model
     #[command(after_help = examples::TRAIN)]
     Train {
         #[command(flatten)]
@@ -195,7 +195,7 @@ enum TypedCommand {
         /// Accept a checkpoint as model.path although its files have changed since it was written [default: refuse it]
         #[arg(long)]
         allow_changed: bool,
-        /// Print one JSON object: the cache's folder, and what was read, kept, dropped and cut [default: lines]
+        /// Print one JSON object: the cache's folder, and what was read, kept, dropped and truncated [default: lines]
         #[arg(long)]
         json: bool,
     },
@@ -284,7 +284,7 @@ pub struct Exporting {
 /// default for a folder that haf-dist did not write.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Scoring {
-    /// A checkpoint of a run, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
+    /// A run's folder (its best checkpoint by dev pairs, else its newest), a checkpoint of it, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
     /// hf://owner/name
     #[arg(long, value_name = "DIR")]
     pub(crate) checkpoint: PathBuf,
@@ -313,11 +313,11 @@ pub struct Scoring {
     #[arg(long, value_enum, help_heading = "Data")]
     pub(crate) reward_at: Option<RewardAt>,
 
-    /// Longest sequence, in tokens; longer ones are cut and reported [default: the model's own limit]
+    /// Longest sequence, in tokens; longer ones are truncated and reported [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
     pub(crate) max_length: Option<usize>,
 
-    /// A prompt is not cut below this many tokens; then the answer is cut [default: as trained, or three quarters of the
+    /// A prompt keeps at least this many tokens; then the answer is truncated [default: as trained, or three quarters of the
     /// longest sequence]
     #[arg(long, value_name = "TOKENS", value_parser = positive, help_heading = "Data")]
     pub(crate) max_prompt_length: Option<usize>,

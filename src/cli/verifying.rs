@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Arguments of `verify`.
 #[derive(Debug, Clone, PartialEq, Serialize, Args)]
 pub struct Verifying {
-    /// A checkpoint of a run or an export, with its self-test.json; or hf://owner/name
+    /// A run's folder, a checkpoint of it or an export, with its self-test.json; or hf://owner/name
     pub(crate) checkpoint: PathBuf,
 
     /// The base of an adapter [default: as its adapter_config.json says]

@@ -26,6 +26,7 @@ pub(super) fn set_job_end(call: Option<fn(i32)>) {
 /// answer within half a second, the process exits without finalizing MPI, and the launcher then ends the others.
 pub(crate) fn abort(code: i32) -> ! {
     memory::wait_if_ending();
+    memory::finish();
     static FIRST: AtomicBool = AtomicBool::new(true);
     let _ = std::io::stdout().flush();
     let job_end = *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -377,12 +377,11 @@ pub fn install_panic_hook() {
             return;
         }
         if let Some(lack) = memory::lack_in(&message) {
+            let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
+            let text = format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::hint());
             if memory::take_end() {
-                let rank = if launch::rank() == 0 { String::new() } else { format!("rank {}: ", launch::rank()) };
-                terminal::note_bytes(
-                    format!("error: {rank}out of memory: {lack}\n  hint: {}\n", memory::hint()).as_bytes(),
-                );
-                memory::finish();
+                terminal::note_bytes(text.as_bytes());
+                memory::said();
             }
             abort(1);
         }

@@ -46,7 +46,7 @@ pub(crate) fn run(scoring: &Scoring, file: &Path, json: bool, comm: &CommThread)
     }
     if cut > 0 {
         let length = opened.encoder.rules().max_length;
-        warn!("{cut} of {} answers are cut to {length} tokens and scored without the rest", data.len());
+        warn!("{cut} of {} answers are truncated to {length} tokens and scored without the rest", data.len());
     }
     let mut first = 0;
     let prompts: Vec<u64> = rows

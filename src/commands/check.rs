@@ -11,18 +11,17 @@ use crate::data::formats;
 use crate::data::tokenize::{Encoded, Encoder};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::machine::{self, backend, look};
+use crate::launcher::linked::gpus_in_use;
+use crate::machine::{self, backend};
 use crate::model::architecture::Architecture;
 use crate::plan::Job;
 use crate::plan::here::{self, Room};
 use crate::train;
 use std::path::Path;
+use tch::Kind;
 
 /// Number of pairs of each file that are rendered and tokenized.
 const LOOKED_AT: usize = 10;
-
-/// Bytes in a checkpoint for each trained parameter: the weights in bf16, masters and two moments in f32.
-const CHECKPOINT_BYTES: u64 = 14;
 
 /// Prints a line for each finding.
 ///
@@ -33,8 +32,9 @@ pub(crate) fn run(checking: &Checking) -> Result<()> {
     let config = Config::load(&path, &set)?;
     let mut found = vec![Finding::ok("config", format!("{}: every key and value", path.display()))];
     found.extend(ranks(&config, checking.ranks));
-    let gpus = look::gpus().is_some();
-    if let Err(error) = backend::check(&config.parallel, checking.ranks, gpus, gpus) {
+    let cards = gpus_in_use();
+    let with_gpus = cards.is_some();
+    if let Err(error) = backend::check(&config.parallel, checking.ranks, with_gpus, with_gpus) {
         found.push(Finding::error("backend", error));
     }
     found.push(output(&config, checking.resume));
@@ -43,7 +43,7 @@ pub(crate) fn run(checking: &Checking) -> Result<()> {
     for (split, sources) in [("train", &config.data.train), ("dev", &config.data.dev), ("test", &config.data.test)] {
         found.extend(sources.iter().map(|source| data(split, source, encoder.as_ref())));
     }
-    found.extend(memory_and_disk(&config, checking.ranks));
+    found.extend(memory_and_disk(&config, checking.ranks, cards.as_deref()));
     findings::print(&found, checking.json, |faults| {
         Error::input(format!("{faults} of {} checks failed", found.len())).hint("see the hints above")
     })
@@ -79,15 +79,9 @@ fn output(config: &Config, resume: bool) -> Finding {
 
 /// A finding if files cannot be made in the folder, or if it cannot be made itself. Leaves nothing behind.
 fn unwritable(what: &str, folder: &Path) -> Option<Finding> {
-    let error = tempfile::tempfile_in(existing(folder)).err()?;
+    let error = tempfile::tempfile_in(files::nearest_existing(folder)).err()?;
     let found = format!("cannot write into the folder {}: {error}", folder.display());
     Some(Finding::wrong(what, found, "name another folder, or allow writing there"))
-}
-
-/// The folder, or the nearest one above it that exists.
-fn existing(folder: &Path) -> &Path {
-    let above = folder.ancestors().find(|folder| folder.exists());
-    above.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Checks the model's folder, its adapter and its tokenizer; returns the encoder for the data.
@@ -157,8 +151,8 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
         let dropped = reasons.first().map(|why| format!(", {} left out ({why})", reasons.len())).unwrap_or_default();
         let cut = match (cut, ends) {
             (0, _) => String::new(),
-            (cut, 0) => format!(", {cut} cut to data.max_length"),
-            (cut, ends) => format!(", {cut} cut to data.max_length ({ends} of them lose the end of an answer)"),
+            (cut, 0) => format!(", {cut} truncated to data.max_length"),
+            (cut, ends) => format!(", {cut} truncated to data.max_length ({ends} of them lose the end of an answer)"),
         };
         Ok(format!("{}: the first {kept} pairs are fine, up to {longest} tokens{dropped}{cut}", source.path.display()))
     };
@@ -166,12 +160,12 @@ fn data(split: &str, source: &Source, encoder: Option<&Encoder>) -> Finding {
 }
 
 /// Checks memory with `plan` on this computer, and disk space for the checkpoints that are kept.
-fn memory_and_disk(config: &Config, ranks: usize) -> Vec<Finding> {
-    let origin = setup::origin(config).map(|origin| origin.base);
-    let folder = origin.and_then(|base| hub::fetch_config_alone(&base));
+fn memory_and_disk(config: &Config, ranks: usize, cards: Option<&[String]>) -> Vec<Finding> {
+    let Ok(origin) = setup::origin(config) else { return Vec::new() };
+    let folder = hub::fetch_config_alone(&origin.base);
     let Ok(architecture) = folder.and_then(|folder| Architecture::open(&folder)) else { return Vec::new() };
     let mut found = Vec::new();
-    match here::on_first_device(config, &architecture, ranks) {
+    match here::on_first_device(config, &architecture, ranks, cards) {
         Err(error) => return vec![Finding::error("memory", error)],
         Ok(None) => {}
         Ok(Some(Room { needed, usable, device })) => {
@@ -183,18 +177,14 @@ fn memory_and_disk(config: &Config, ranks: usize) -> Vec<Finding> {
             });
         }
     }
-    let Ok(job) = Job::new(config, architecture, tch::Kind::Float) else { return found };
+    let kind = here::kind(config, cards.is_some());
+    let Ok(job) = Job::new(config, architecture, kind) else { return found };
+    // As when a run starts: with adapters exactly the trained parameters are exported, in f32.
+    let exported = if config.lora.is_some() { (job.trained(), Kind::Float) } else { (job.parameters(), kind) };
+    let bytes = checkpoint::expected_bytes(origin.tokenizer(), exported, job.trained());
     // Without train.steps, as many as may be kept.
     let checkpoints = train::checkpoints_at_once(config, config.train.steps.unwrap_or(usize::MAX));
-    let bytes = CHECKPOINT_BYTES * (checkpoints * job.trained()) as u64;
-    if let Some(free) = look::free_bytes(existing(&config.output.dir)) {
-        let plural = if checkpoints == 1 { "checkpoint takes" } else { "checkpoints take" };
-        let (free_gb, gb) = (free as f64 / 1e9, bytes as f64 / 1e9);
-        let text = format!("{free_gb:.1} GB free, {checkpoints} {plural} up to {gb:.1} GB");
-        found.push(match bytes <= free {
-            true => Finding::ok("disk", text),
-            false => Finding::wrong("disk", text, "set output.dir to a larger disk, or lower checkpoint.keep"),
-        });
-    }
+    let disk = checkpoint::check_disk(&config.output.dir, bytes, checkpoints);
+    found.push(disk.map_or_else(|error| Finding::error("disk", error), |text| Finding::ok("disk", text)));
     found
 }

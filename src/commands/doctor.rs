@@ -7,11 +7,13 @@ use super::findings::{self, Finding};
 use crate::cli;
 use crate::comm::nccl;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::hub::Hub;
+use crate::launcher::linked::{Library, folder_of_libtorch, found, linked};
 use crate::launcher::{self, libraries, mpi};
+use crate::machine::cuda::CUDA;
 use crate::machine::{self, look};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Free bytes wanted in /dev/shm, where gradients of a node's ranks are summed.
 const SHARED_MEMORY: u64 = 1 << 30;
@@ -57,41 +59,6 @@ fn engine(libraries: &Result<Vec<Library>>) -> Finding {
             )
         }
     }
-}
-
-/// A shared library that the engine needs.
-#[derive(Debug, PartialEq)]
-struct Library {
-    name: String,
-    /// Where the linker finds it.
-    path: Option<PathBuf>,
-}
-
-/// The libraries that the dynamic linker would load for a program, as listed by `ldd`; before them those of `names` that the
-/// program itself would find if it loaded them.
-fn linked(program: &Path, names: &[String]) -> Vec<Library> {
-    let variables = libraries::variables(program).unwrap_or_default();
-    let mut command = Command::new(program);
-    command.envs(variables).env("LD_TRACE_LOADED_OBJECTS", "1");
-    if !names.is_empty() {
-        command.env("LD_PRELOAD", names.join(":"));
-    }
-    let output = command.output();
-    output.map(|output| listed(&String::from_utf8_lossy(&output.stdout))).unwrap_or_default()
-}
-
-/// Reads lines such as `libmpi.so.40 => /usr/lib/libmpi.so.40 (0x...)` and `libc10.so => not found`.
-fn listed(text: &str) -> Vec<Library> {
-    let library = |line: &str| {
-        let (name, rest) = line.trim().split_once(" => ")?;
-        let path = rest.split(" (").next().filter(|path| path.starts_with('/'));
-        Some(Library { name: name.to_owned(), path: path.map(PathBuf::from) })
-    };
-    text.lines().filter_map(library).collect()
-}
-
-fn found<'l>(libraries: &'l [Library], start: &str) -> Option<&'l Path> {
-    libraries.iter().find(|library| library.name.starts_with(start))?.path.as_deref()
 }
 
 fn of_libraries(libraries: &[Library]) -> Vec<Finding> {
@@ -200,7 +167,7 @@ fn memory() -> Finding {
 
 /// The driver's GPUs, and the libraries that computing on them needs.
 fn gpus(libraries: &[Library]) -> Vec<Finding> {
-    let Some(cards) = look::gpus() else {
+    let Some(cards) = look::gpus(None) else {
         return vec![match Path::new("/proc/driver/nvidia/version").exists() {
             true => Finding::wrong(
                 "GPUs",
@@ -216,8 +183,8 @@ fn gpus(libraries: &[Library]) -> Vec<Finding> {
         let text = if links > 0 { format!("{links} pairs of GPUs by NVLink") } else { "PCIe, no NVLink".to_owned() };
         found_gpus.push(Finding::ok("links", text));
     }
-    let Some(folder) = found(libraries, "libtorch_cpu.so").and_then(Path::parent) else { return found_gpus };
-    found_gpus.push(match folder.join("libtorch_cuda.so").exists() {
+    let Some(folder) = folder_of_libtorch(libraries) else { return found_gpus };
+    found_gpus.push(match folder.join(CUDA).exists() {
         true => Finding::ok("CUDA", format!("libtorch_cuda.so in {}", folder.display())),
         false => Finding::missing(
             "CUDA",
@@ -260,16 +227,14 @@ fn shared_memory() -> Finding {
 }
 
 fn disk() -> Finding {
-    disk_of("disk", std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")))
+    disk_of("disk", &std::env::current_dir().unwrap_or_else(|_| PathBuf::from(".")))
 }
 
 fn hub_cache() -> Finding {
     let folder = Hub::from_env().map(|hub| hub.cache().to_path_buf());
     match folder {
-        // A cache that does not exist yet will be on the disk of the nearest existing folder above it.
         Ok(folder) => {
-            let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-            let mut finding = disk_of("hub cache", existing.to_path_buf());
+            let mut finding = disk_of("hub cache", files::nearest_existing(&folder));
             finding.found = format!("{}, {}", folder.display(), finding.found);
             finding
         }
@@ -277,8 +242,8 @@ fn hub_cache() -> Finding {
     }
 }
 
-fn disk_of(what: &'static str, folder: PathBuf) -> Finding {
-    match look::free_bytes(&folder) {
+fn disk_of(what: &'static str, folder: &Path) -> Finding {
+    match look::free_bytes(folder) {
         Some(bytes) if bytes < DISK => Finding::wrong(
             what,
             format!("{} free in {}", gigabytes(bytes), folder.display()),
@@ -324,12 +289,8 @@ mod tests {
     }
 
     #[test]
-    fn the_linkers_list_is_read() {
-        let text = "\tlinux-vdso.so.1 (0x1)\n\tlibmpi.so.40 => /usr/lib/libmpi.so.40 (0x2)\n\tlibc10.so => not found\n";
-        let libraries = listed(text);
-        assert_eq!(libraries.len(), 2);
-        assert_eq!(found(&libraries, "libmpi.so"), Some(Path::new("/usr/lib/libmpi.so.40")));
-        assert_eq!(found(&libraries, "libc10.so"), None);
+    fn a_library_that_is_not_found_is_missing() {
+        let libraries = vec![Library { name: "libc10.so".to_owned(), path: None }];
         let finding = engine(&Ok(libraries));
         assert_eq!((finding.state, finding.found.contains("libc10.so")), (findings::State::Missing, true));
     }

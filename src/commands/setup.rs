@@ -115,7 +115,7 @@ pub(crate) fn splits(config: &Config, encoder: &Encoder, comm: &CommThread) -> R
 pub(crate) fn show_report(reports: &[&DataReport]) {
     if tracing::enabled!(tracing::Level::INFO) {
         const CAPTION: &str =
-            "The data: pairs and tokens that were read, kept and cut; a common prefix is counted once";
+            "The data: pairs and tokens that were read, kept and truncated; a common prefix is counted once";
         logging::above_progress(|| terminal::note(format_args!("{CAPTION}\n{}", report::render(reports))));
     }
 }

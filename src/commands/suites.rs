@@ -32,7 +32,7 @@ struct Read {
     places: Vec<Vec<Place>>,
     /// Hash of each answer's rendered prompt.
     prompts: Vec<u64>,
-    /// The length that answers are cut to, in tokens.
+    /// The length that answers are truncated to, in tokens.
     limit: usize,
     /// The model's own limit, in tokens.
     model_limit: usize,
@@ -259,13 +259,14 @@ impl Read {
         let answers: usize = self.places.iter().map(Vec::len).sum();
         let mut notes = Vec::new();
         if self.cut() > 0 {
-            notes.push(format!("{} of {answers} answers cut to {} tokens", self.cut(), self.limit));
+            notes.push(format!("{} of {answers} answers truncated to {} tokens", self.cut(), self.limit));
         }
         if self.beyond > 0 {
-            notes.push(format!("{} of {answers} cut to the model's own {} tokens", self.beyond, self.model_limit));
+            notes
+                .push(format!("{} of {answers} truncated to the model's own {} tokens", self.beyond, self.model_limit));
         }
         if notes.is_empty() {
-            notes.push("nothing cut".to_owned());
+            notes.push("nothing truncated".to_owned());
         }
         if second_bos {
             notes.push("one BOS, while the authors' code adds a second one with this tokenizer".to_owned());
@@ -279,7 +280,7 @@ impl Read {
         self.items.iter().zip(&self.places).find(|(_, places)| is_it(places)).map(|(item, _)| item)
     }
 
-    /// Number of answers cut to the suite's length.
+    /// Number of answers truncated to the suite's length.
     fn cut(&self) -> usize {
         self.places.iter().flatten().filter(|place| place.cut != place.whole).count()
     }

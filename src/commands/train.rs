@@ -5,13 +5,14 @@ use super::setup::{self, CompleteSplits, Splits};
 use super::shell;
 use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Planned, TrainState};
 use crate::comm::CommThread;
-use crate::config::{Backend, Config, listed};
+use crate::config::{Backend, Config, Format, RowRange, Source, listed};
 use crate::data::prepared::PreparedData;
 use crate::data::report;
 use crate::data::tokenize::Encoder;
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
 use crate::evaluate::verdict::{overfitted, verdict};
+use crate::files;
 use crate::logging;
 use crate::machine::{Machine, backend, kernels};
 use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
@@ -203,7 +204,9 @@ fn check_disk(config: &Config, origin: &Origin, engine: &Engine, total: usize) -
     // With adapters exactly the trained parameters are exported, in f32.
     let exported = if model.lora.is_some() { (trained, Kind::Float) } else { (model.parameter_count(), model.kind) };
     let bytes = checkpoint::expected_bytes(origin.tokenizer(), exported, trained);
-    checkpoint::check_disk(&config.output.dir, bytes, checkpoints_at_once(config, total))
+    let found = checkpoint::check_disk(&config.output.dir, bytes, checkpoints_at_once(config, total))?;
+    info!("{found}");
+    Ok(())
 }
 
 /// Whether a run with its last checkpoint is finished: its test pairs, if it has any, are evaluated.
@@ -373,10 +376,16 @@ fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Re
 fn next(config: &Config, good: Option<bool>, tested: bool) -> String {
     let place = shell::quoted(&config.output.dir.to_string_lossy());
     let seen = config.data.test.first().or(config.data.dev.first());
+    // A command line has no rows, columns and so on.
+    let file = |pairs: &Source| {
+        let simple = pairs.rows == RowRange::default() && pairs.columns.is_empty() && pairs.format == Format::Auto;
+        let is_file = pairs.path.as_os_str() != files::STANDARD_INPUT;
+        (simple && is_file && !pairs.single_turn).then(|| shell::quoted(&pairs.path.to_string_lossy()))
+    };
     match (good, seen) {
         (Some(false), Some(pairs)) => format!(
             "haf-dist eval --checkpoint {place} --data {} --worst 20, to see which pairs it ranks wrongly",
-            shell::quoted(&pairs.path.to_string_lossy())
+            file(pairs).unwrap_or_else(|| "PAIRS".to_owned())
         ),
         _ if !tested => format!("haf-dist eval --checkpoint {place} --data PAIRS, with pairs it was not trained on"),
         _ if config.lora.is_some() => format!("haf-dist export --merge {place} FOLDER, for other programs"),

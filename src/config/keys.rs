@@ -151,7 +151,14 @@ fn nearest_key(path: &[String], tree: &Value) -> Option<String> {
         let name = nearest(bare, names.iter().map(|(name, _)| name.as_str()))?;
         return names.into_iter().find(|(known, _)| *known == name).map(|(_, key)| key);
     }
-    within(&typed, keys.iter().map(String::as_str), name.chars().count() / 3)
+    let keys = || keys.iter().map(String::as_str);
+    // Two wrong letters are much of a short key: then table and first letter must be right.
+    let same_start = || {
+        let first = name.char_indices().nth(1).filter(|_| name.len() >= 4)?.0;
+        let start = &typed[..typed.len() - name.len() + first];
+        within(&typed, keys().filter(|key| key.starts_with(start)), 2)
+    };
+    within(&typed, keys(), name.chars().count() / 3).or_else(same_start)
 }
 
 /// The word nearest to `typed`, if at most a third of its letters differ.

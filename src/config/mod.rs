@@ -230,9 +230,9 @@ pub struct TrainConfig {
     pub(crate) clip_norm: f64,
     /// Recompute each block in the backward pass instead of keeping what it computed.
     pub activation_checkpointing: bool,
-    /// Compare the ranks' weights and metrics, bit for bit, every so many steps; 0: only when a checkpoint is saved.
+    /// Compare the ranks' weights and metrics, bit for bit, every N steps; 0: only when a checkpoint is saved.
     pub(crate) check_every: usize,
-    /// Compare the gradients of the two losses, on the same 16 pairs, every so many steps; 0: never. It does not change the
+    /// Compare the gradients of the two losses, on the same 16 pairs, every N steps; 0: never. It does not change the
     /// result.
     pub(crate) conflict_every: usize,
 }
@@ -333,7 +333,7 @@ pub(crate) enum ReduceDtype {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EvalConfig {
-    /// Evaluate on the dev pairs every so many steps, after the last, and with each checkpoint, because it decides which
+    /// Evaluate on the dev pairs every N steps, after the last, and with each checkpoint, because it decides which
     /// checkpoint is the best; 0: only at checkpoints and after the last.
     pub(crate) every: usize,
 }
@@ -342,7 +342,7 @@ pub(crate) struct EvalConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct CheckpointConfig {
-    /// Save every so many steps, and after the last; 0: only after the last.
+    /// Save every N steps, and after the last; 0: only after the last.
     pub(crate) every: usize,
     /// Number of newest checkpoints to keep; the best one is always kept, too.
     pub(crate) keep: usize,

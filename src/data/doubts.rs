@@ -17,7 +17,7 @@ pub(crate) fn doubts(train: &PreparedData, others: &[(&str, &PreparedData)]) -> 
         let (cut, kept): (usize, usize) = (counts().map(|c| c.answers_cut).sum(), counts().map(|c| c.kept).sum());
         (cut > 0 && cut as f64 >= MANY_CUT * kept as f64).then(|| {
             format!(
-                "{cut} of {kept} {name} pairs have an answer that was cut and lost its EOS, where the reward is read; \
+                "{cut} of {kept} {name} pairs have an answer that was truncated and lost its EOS, where the reward is read; \
                  raise data.max_length, or leave them out with data.truncation = \"drop\""
             )
         })
@@ -76,6 +76,6 @@ mod tests {
 
         let one_in = |all: u64| data(&(0..all).map(|hash| (hash, hash == 0)).collect::<Vec<_>>());
         assert_eq!(doubts(&one_in(11), &[]), [""; 0]);
-        assert!(doubts(&one_in(10), &[])[0].starts_with("1 of 10 train pairs have an answer that was cut"));
+        assert!(doubts(&one_in(10), &[])[0].starts_with("1 of 10 train pairs have an answer that was truncated"));
     }
 }

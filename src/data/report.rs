@@ -224,8 +224,8 @@ pub fn render(reports: &[&DataReport]) -> String {
             row(&format!("  in {domain}"), &|counts| grouped(counts.domains.get(domain).copied().unwrap_or(0)));
         }
     }
-    row("prompts cut", &|counts| grouped(counts.prompts_cut));
-    row("answers cut (EOS lost)", &|counts| grouped(counts.answers_cut));
+    row("prompts truncated", &|counts| grouped(counts.prompts_cut));
+    row("answers truncated (EOS lost)", &|counts| grouped(counts.answers_cut));
     row("special tokens in text", &|counts| grouped(counts.special_in_text));
     row("tokens", &|counts| grouped(counts.tokens()));
     row("  common prefix", &|counts| grouped(counts.prefix_tokens));

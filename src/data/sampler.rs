@@ -211,13 +211,13 @@ fn fill(token_counts: &[usize], budget: usize, at_least: usize) -> Vec<Vec<usize
     let tokens: Vec<usize> = small.iter().map(|&position| token_counts[position]).collect();
     let fewest = tokens.iter().sum::<usize>().div_ceil(budget.max(1));
     let mut count = fewest.max(at_least.saturating_sub(large.len())).min(small.len());
-    // This ends: with a bin for each pair, each fits.
+    // This ends: with a bin for each pair, each fits. Many bins that are too full need many more, not one.
     let mut bins = loop {
         let bins = balance(&tokens, count);
-        if bins.iter().all(|bin| load(&tokens, bin) <= budget) {
-            break bins;
+        match bins.iter().filter(|bin| load(&tokens, bin) > budget).count() {
+            0 => break bins,
+            too_full => count += (too_full / 8).max(1),
         }
-        count += 1;
     };
     bins.iter_mut().flatten().for_each(|place| *place = small[*place]);
     bins.extend(large.into_iter().map(|position| vec![position]));

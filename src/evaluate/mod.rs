@@ -9,6 +9,7 @@ pub mod doubt;
 pub mod fitting;
 pub mod heads;
 pub mod length;
+mod parts;
 pub mod reference;
 pub mod report;
 pub mod scoring;

@@ -8,18 +8,10 @@ use crate::data::prepared::PreparedData;
 use crate::data::reference_cache::ReferenceCache;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::evaluate::parts::parts;
 use crate::evaluate::scoring::{Progress, ToScore, score_part};
-use std::ops::Range;
 use std::time::{Duration, Instant};
 use tracing::{info, trace_span};
-
-/// Most micro-batches of each rank in a part. A restarted pass begins at a part, so that it packs the rest as the interrupted
-/// one would have, and gives the same bits. Parts are long because ranks wait for one another at their ends.
-const PART: usize = 16;
-
-/// Floating-point operations of each rank in a part, beyond its first micro-batch: about a minute of a fast CPU, after which
-/// results are due to be stored. Not measured, or a restarted pass would cut other parts.
-const OPERATIONS: usize = 18_000_000_000_000;
 
 /// Time after which results in memory are stored.
 const STORE_EVERY: Duration = Duration::from_secs(60);
@@ -57,8 +49,8 @@ pub fn log_probs(
     let tokens: Vec<usize> = missing.iter().map(|&pair| data.tokens(pair)).collect();
     let mut progress = Progress::new("reference", missing.len());
     let mut stored = Instant::now();
-    let micro_batches = micro_batches(engine.model.parameter_count(), tokens_per_micro_batch);
-    for part in parts(&tokens, micro_batches * tokens_per_micro_batch * comm.world_size()) {
+    // A restarted pass begins at a part, so it packs the rest as the interrupted one would have, and gives the same bits.
+    for part in parts(&tokens, engine, comm, tokens_per_micro_batch) {
         let pairs = &missing[part.clone()];
         let scored = engine.without_adapters(|base| {
             let to_score = ToScore { data, pairs, tokens_per_micro_batch, log_probs: true };
@@ -87,48 +79,4 @@ fn from_rank_0(found: Option<Vec<[f32; 2]>>, comm: &CommThread) -> Result<Vec<[f
     let bytes = comm.broadcast_bytes(Some(own))?;
     let read = |row: &[u8]| [0, 4].map(|at| f32::from_le_bytes([row[at], row[at + 1], row[at + 2], row[at + 3]]));
     Ok(bytes.chunks_exact(8).map(read).collect())
-}
-
-/// Micro-batches of each rank in a part: a forward pass takes two operations a parameter and token.
-fn micro_batches(parameters: usize, tokens: usize) -> usize {
-    (OPERATIONS / parameters.saturating_mul(2 * tokens).max(1)).clamp(1, PART)
-}
-
-/// Cuts a list of lengths into parts that each sum up to at least `enough`, except the last. Cutting the rest of a list after
-/// some parts gives the other parts.
-fn parts(lengths: &[usize], enough: usize) -> Vec<Range<usize>> {
-    let (mut parts, mut start, mut sum) = (Vec::new(), 0, 0);
-    for (index, length) in lengths.iter().enumerate() {
-        sum += length;
-        if sum >= enough || index + 1 == lengths.len() {
-            parts.push(start..index + 1);
-            (start, sum) = (index + 1, 0);
-        }
-    }
-    parts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_shorter_where_micro_batches_take_longer() {
-        let sizes = [1000, 135_000_000, 1_000_000_000, 8_000_000_000];
-        assert_eq!(sizes.map(|parameters| micro_batches(parameters, 4096)), [16, 16, 2, 1]);
-        assert_eq!(micro_batches(8_000_000_000, 1 << 40), 1);
-    }
-
-    #[test]
-    fn parts_cover_the_list_and_its_rest_is_cut_alike() {
-        let tokens: Vec<usize> = (0..50).map(|index| 1 + index * 7 % 13).collect();
-        let all = parts(&tokens, 40);
-        assert!(all.len() > 4);
-        assert_eq!(all.iter().flat_map(Clone::clone).collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
-        let done = all[2].end;
-        let rest = parts(&tokens[done..], 40).into_iter().map(|part| part.start + done..part.end + done);
-        assert_eq!(rest.collect::<Vec<_>>(), all[3..]);
-        assert_eq!(parts(&tokens, 1).len(), 50);
-        assert!(parts(&[], 40).is_empty());
-    }
 }

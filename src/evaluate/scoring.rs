@@ -2,10 +2,10 @@
 //!
 //! Not here: the use of the scores (`reference.rs`, `mod.rs`).
 
+use super::parts;
 use crate::comm::CommThread;
 use crate::data::batch::{PackedBatch, Packing, PairToPack};
 use crate::data::prepared::PreparedData;
-use crate::data::sampler;
 use crate::engine::Engine;
 use crate::engine::head::PairScores;
 use crate::error::{Error, Result};
@@ -13,10 +13,6 @@ use crate::logging::{self, Unit};
 
 /// Numbers that are gathered for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
-
-/// Micro-batches after which ranks meet. Without meetings, a rank that is a little slower would be late by hours at the end of
-/// a long evaluation, and taken for one that stalls.
-const TOGETHER: usize = 32;
 
 /// Pairs to score, and how.
 #[derive(Clone, Copy)]
@@ -124,19 +120,12 @@ fn packed_scores(
     comm: &CommThread,
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
-    let tokens: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
-    let shares = sampler::deal(&tokens, comm.world_size());
-    let batched = |share: &Vec<usize>| {
-        let tokens: Vec<usize> = share.iter().map(|&place| tokens[place]).collect();
-        sampler::micro_batches(&tokens, tokens_per_micro_batch)
-    };
-    let most = shares.iter().map(|share| batched(share).len()).max().unwrap_or(0);
-    let mine = &shares[comm.rank()];
-    let micro_batches = batched(mine);
-    engine.reserve(tokens_per_micro_batch.min(mine.iter().map(|&place| tokens[place]).sum()));
+    let rows: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
+    engine.reserve(tokens_per_micro_batch.min(rows.iter().sum()));
+    let parts = parts::parts(&rows, engine, comm, tokens_per_micro_batch);
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
     let mut score = |members: &Vec<usize>| -> Result<()> {
-        let items = members.iter().map(|&member| mine[member]).map(|place| PairToPack {
+        let items = members.iter().map(|&place| PairToPack {
             index: place,
             pair: data.pair(pairs[place]),
             reference: [0.0; 2],
@@ -151,9 +140,8 @@ fn packed_scores(
         progress.add(members.len(), comm.world_size());
         Ok(())
     };
-    let mut left = micro_batches.iter();
-    for _ in 0..most.div_ceil(TOGETHER) {
-        comm.agree(left.by_ref().take(TOGETHER).try_for_each(&mut score))?;
+    for part in parts {
+        comm.agree(parts::share(&rows, part, comm, tokens_per_micro_batch).iter().try_for_each(&mut score))?;
     }
     comm.sum_f64(&mut numbers)?;
     let bias = engine.model.reward_bias;

@@ -3,12 +3,12 @@
 //! Not here: the tokens' positions in the text (`data/tokenize/offsets.rs`).
 
 use super::Reported;
+use super::parts;
 use super::scoring::Progress;
 use crate::comm::CommThread;
 use crate::config::PolicyLoss;
 use crate::data::batch::{PackedBatch, Packing, PairToPack};
 use crate::data::prepared::PreparedData;
-use crate::data::sampler;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 
@@ -27,10 +27,8 @@ pub(crate) fn token_log_probs(
     title: &str,
 ) -> Result<Vec<TokenLogProbs>> {
     let packing = Packing::shared(engine.model.architecture.alike());
-    let tokens: Vec<usize> = (0..data.len()).map(|pair| packing.rows(&data.pair(pair))).collect();
-    let mine = sampler::deal(&tokens, comm.world_size()).swap_remove(comm.rank());
-    let my_tokens: Vec<usize> = mine.iter().map(|&pair| tokens[pair]).collect();
-    engine.reserve(tokens_per_micro_batch.min(my_tokens.iter().sum()));
+    let rows: Vec<usize> = (0..data.len()).map(|pair| packing.rows(&data.pair(pair))).collect();
+    engine.reserve(tokens_per_micro_batch.min(rows.iter().sum()));
     // A place for every token of every answer; the other ranks' places stay 0.
     let counts: Vec<[usize; 2]> = (0..data.len()).map(|pair| predicted(data, pair)).collect();
     let mut starts = vec![0; data.len() + 1];
@@ -39,16 +37,12 @@ pub(crate) fn token_log_probs(
     }
     let mut numbers = vec![0f64; starts[data.len()]];
     let mut progress = Progress::new(title, data.len());
-    let scored = sampler::micro_batches(&my_tokens, tokens_per_micro_batch).into_iter().try_for_each(|members| {
-        let items = members.iter().map(|&member| PairToPack {
-            index: mine[member],
-            pair: data.pair(mine[member]),
-            reference: [0.0; 2],
-        });
+    let parts = parts::parts(&rows, engine, comm, tokens_per_micro_batch);
+    let mut score = |members: &Vec<usize>| -> Result<()> {
+        let items = members.iter().map(|&pair| PairToPack { index: pair, pair: data.pair(pair), reference: [0.0; 2] });
         let batch = PackedBatch::new(items, packing, engine.model.device);
         let log_probs = engine.token_log_probs(&batch)?;
-        for (&member, answers) in members.iter().zip(log_probs) {
-            let pair = mine[member];
+        for (&pair, answers) in members.iter().zip(log_probs) {
             let flat: Vec<f64> = answers.concat();
             let place = &mut numbers[starts[pair]..starts[pair + 1]];
             if flat.len() != place.len() || !flat.iter().all(|number| number.is_finite()) {
@@ -59,8 +53,10 @@ pub(crate) fn token_log_probs(
         }
         progress.add(members.len(), comm.world_size());
         Ok(())
-    });
-    comm.agree(scored)?;
+    };
+    for part in parts {
+        comm.agree(parts::share(&rows, part, comm, tokens_per_micro_batch).iter().try_for_each(&mut score))?;
+    }
     comm.sum_f64(&mut numbers)?;
     let read = |(pair, [chosen, _]): (usize, &[usize; 2])| {
         let (one, other) = numbers[starts[pair]..starts[pair + 1]].split_at(*chosen);

@@ -146,6 +146,7 @@ extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo_t, _co
             }
         }
         // Not one of our maps.
+        memory::finish();
         TRUNCATION.hand_on(info);
     }
 }

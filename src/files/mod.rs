@@ -3,11 +3,13 @@
 //! Not here: what the bytes mean; memory maps (`files/map.rs`); temporary names of incomplete files (`files/unfinished.rs`).
 
 mod cache;
+mod handed_over;
 mod map;
 mod standard_input;
 mod unfinished;
 
 pub(crate) use cache::{MOST_BYTES, bound, user_cache};
+pub(crate) use handed_over::offer as offer_standard_input;
 pub(crate) use map::{Map, map};
 pub(crate) use standard_input::{
     DASH, LENT_INPUT, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
@@ -34,7 +36,10 @@ pub(crate) fn each_once<'p>(paths: impl IntoIterator<Item = &'p Path>, role: &st
     let mut seen = BTreeSet::new();
     for path in paths {
         // A file that does not exist is an error when it is read.
-        if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
+        let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        // In the hub's cache, files of equal content are links to one.
+        let is_blob = whole.parent().is_some_and(|folder| folder.ends_with("blobs"));
+        if !seen.insert(if is_blob { std::path::absolute(path).unwrap_or(whole) } else { whole }) {
             return Err(Error::input(format!("{role}: {} is named twice", path.display()))
                 .hint("its rows would count twice: name each file once"));
         }
@@ -61,6 +66,12 @@ pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
     let there = folder.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).count();
     std::fs::create_dir_all(folder)?;
     folder.ancestors().take(there).try_for_each(|made| File::open(folder_of(made))?.sync_all())
+}
+
+/// The folder, or the nearest one above it that exists: the one whose disk it is or will be on.
+pub(crate) fn nearest_existing(folder: &Path) -> &Path {
+    let existing = folder.ancestors().find(|folder| folder.exists());
+    existing.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Opens a regular file for reading, or standard input if it was read before. (std's `File::open` would wait for the writer

@@ -2,8 +2,9 @@
 //!
 //! Not here: which rank reads it (`commands/hub.rs`).
 
-use super::open;
+use super::{handed_over, open};
 use crate::error::{Error, Result, file_error};
+use rustix::fs::FileType;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::AsRawFd;
@@ -17,7 +18,7 @@ pub(crate) const STANDARD_INPUT: &str = "standard input";
 /// Its name on the command line and in a config.
 pub(crate) const DASH: &str = "-";
 
-/// The environment variable with the path under which rank 0 opens the standard input of the process that started mpirun.
+/// The environment variable with the folder where the launcher offers its standard input to rank 0; empty if that is a terminal.
 pub(crate) const LENT_INPUT: &str = "HAF_DIST_STANDARD_INPUT";
 
 /// Its content, in a file without a name.
@@ -32,10 +33,23 @@ pub(crate) fn read_standard_input() -> Result<()> {
     let folder = std::env::temp_dir();
     let failed = |error: io::Error| file_error(&folder, "keep standard input in", &error);
     let mut source: Box<dyn io::Read> = match std::env::var_os(LENT_INPUT) {
-        Some(lent) => Box::new(File::open(&lent).map_err(|error| file_error(Path::new(&lent), "read", &error))?),
+        Some(folder) if folder.is_empty() => {
+            return Err(Error::input(
+                "`-` is standard input, which is a terminal here, and --ranks cannot read from one",
+            )
+            .hint("redirect a file into it (< rows.jsonl), or name the file"));
+        }
+        Some(folder) => Box::new(handed_over::take(Path::new(&folder)).map_err(|error| {
+            Error::runtime(format!("cannot read standard input: {error}")).hint("save the rows to a file and name it")
+        })?),
         None => {
-            arrives_whole(|name| std::env::var_os(name).is_some())?;
-            Box::new(io::stdin().lock())
+            let stdin = io::stdin();
+            // A script between mpirun and this process may have redirected a file.
+            let is_file = rustix::fs::fstat(&stdin).is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file());
+            if !is_file {
+                arrives_whole(|name| std::env::var_os(name).is_some())?;
+            }
+            Box::new(stdin.lock())
         }
     };
     let mut file = tempfile::tempfile().map_err(failed)?;

@@ -6,6 +6,7 @@
 mod cached;
 mod choose;
 mod client;
+mod turn;
 
 use crate::config::HubPath;
 use crate::error::{Error, Result, file_error};
@@ -186,11 +187,12 @@ impl Hub {
     /// A hub that cannot be reached or refuses, or a cache that cannot be written.
     pub fn fetch(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>> {
         let folder = self.folder(snapshot);
+        let lacks = |file: &String| !folder.join(file).exists();
         let mut fetched = false;
-        for file in &snapshot.files {
-            if folder.join(file).exists() {
-                continue;
-            }
+        let _turn = (!self.offline && snapshot.files.iter().any(lacks))
+            .then(|| turn::take(&self.cache, &repository_name(snapshot.kind, &snapshot.repository)));
+        // What another process fetched meanwhile is there by now.
+        for file in snapshot.files.iter().filter(|file| lacks(file)) {
             let name = format!("{file} of the {} {}", snapshot.kind.word(), snapshot.repository);
             if self.offline {
                 return Err(Error::input(format!("{name} is not in the cache {}", self.cache.display()))
@@ -200,7 +202,7 @@ impl Hub {
                 Failure::Refused(status) => self.refused(&name, status),
                 Failure::Unreachable(why) => self.unreachable(&name, &why),
             })?;
-            if !folder.join(file).exists() {
+            if lacks(file) {
                 return Err(Error::runtime(format!("{name} was fetched, but is not in {}", folder.display()))
                     .hint("the revision may have changed just now: try again"));
             }
@@ -218,11 +220,7 @@ impl Hub {
     }
 
     fn repository_folder(&self, kind: RepositoryKind, repository: &str) -> PathBuf {
-        let kind = match kind {
-            RepositoryKind::Model => "models",
-            RepositoryKind::Dataset => "datasets",
-        };
-        self.cache.join(format!("{kind}--{}", repository.replace('/', "--")))
+        self.cache.join(repository_name(kind, repository))
     }
 
     fn refused(&self, name: &str, status: u16) -> Error {
@@ -242,6 +240,15 @@ impl Hub {
             self.cache.display()
         ))
     }
+}
+
+/// The name of a repository's folder in the cache.
+fn repository_name(kind: RepositoryKind, repository: &str) -> String {
+    let kind = match kind {
+        RepositoryKind::Model => "models",
+        RepositoryKind::Dataset => "datasets",
+    };
+    format!("{kind}--{}", repository.replace('/', "--"))
 }
 
 /// A model folder's name for other programs: its name on the hub and its commit if it is in a cache of the hub

@@ -12,7 +12,7 @@ use signal_hook::low_level::pipe;
 use std::io::{self, IsTerminal, Read, stdin};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -53,16 +53,22 @@ pub(crate) fn run(command: &mut Command, first: Signal) -> Result<u8> {
         listening.push(pipe::register(signal, hears.try_clone().map_err(no_signals)?).map_err(no_signals)?);
     }
     alone.store(false, Ordering::SeqCst);
-    let started = command.spawn();
-    let name = command.get_program().display();
-    let mut child = started.map_err(|error| Error::runtime(format!("cannot start {name}: {error}")))?;
-    let pid = Pid::from_raw(child.id().cast_signed());
-    std::thread::Builder::new().name("signals".into()).spawn(move || forward(heard, pid, first)).map_err(no_signals)?;
-    let status = child.wait().map_err(|error| Error::runtime(format!("cannot wait for {name}: {error}")))?;
+    let to_its_end = || -> Result<ExitStatus> {
+        let started = command.spawn();
+        let name = command.get_program().display();
+        let mut child = started.map_err(|error| Error::runtime(format!("cannot start {name}: {error}")))?;
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let signals = std::thread::Builder::new().name("signals".into());
+        signals.spawn(move || forward(heard, pid, first)).map_err(no_signals)?;
+        child.wait().map_err(|error| Error::runtime(format!("cannot wait for {name}: {error}")))
+    };
+    let ended = to_its_end();
+    // First, so that no signal is lost between the two.
+    alone.store(true, Ordering::SeqCst);
     for id in listening {
         signal_hook::low_level::unregister(id);
     }
-    alone.store(true, Ordering::SeqCst);
+    let status = ended?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(u8::try_from(code).unwrap_or(1))
 }

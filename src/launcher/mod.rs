@@ -4,6 +4,7 @@
 
 pub(crate) mod child;
 pub(crate) mod libraries;
+pub(crate) mod linked;
 pub(crate) mod mpi;
 mod ranks;
 

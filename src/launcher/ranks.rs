@@ -3,13 +3,19 @@
 //! Not here: ranks on several machines (`launch/several-nodes.sh`, `launch/slurm.sbatch`).
 
 use super::{child, libraries, mpi};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::{files, terminal};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
 use std::io::{IsTerminal, stdin};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use tempfile::TempDir;
+
+fn no_input(error: std::io::Error) -> Error {
+    Error::runtime(format!("cannot hand standard input to rank 0 through {}: {error}", std::env::temp_dir().display()))
+        .hint("set TMPDIR to a folder with room")
+}
 
 /// Runs the engine as `ranks` ranks and returns mpirun's exit code.
 ///
@@ -30,10 +36,10 @@ pub(crate) fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bo
     command.envs(mpirun.environment().iter().copied()).envs(libraries::variables(engine)?);
     // The ranks write to mpirun, not to the terminal, so they cannot see its width.
     command.envs(terminal::columns_of_both().map(|columns| (terminal::COLUMNS, columns.to_string())));
-    if !stdin().is_terminal() {
-        // Rank 0 opens this process's standard input itself: Open MPI 5 passes it on with mistakes and without its end.
-        command.env(files::LENT_INPUT, format!("/proc/{}/fd/0", std::process::id())).stdin(Stdio::null());
-    }
+    // Rank 0 takes this process's standard input itself: Open MPI 5 passes it on with mistakes and without its end.
+    let offered = if stdin().is_terminal() { None } else { Some(files::offer_standard_input().map_err(no_input)?) };
+    let folder = offered.as_ref().map_or(Path::new(""), TempDir::path);
+    command.env(files::LENT_INPUT, folder).stdin(Stdio::null());
     let first = if saves { Signal::SIGUSR1 } else { Signal::SIGTERM };
     child::run(&mut command, first).map(ExitCode::from)
 }

@@ -1,12 +1,12 @@
 //! Loads the part of libtorch that computes on GPUs when the engine starts, if it is in the folder of the libtorch in use; and
-//! sets
-//! whether it computes the same bits every time.
+//! sets whether it computes the same bits every time.
 //!
 //! The program is linked without that part, so one build serves machines with and without GPUs. Python loads it the same way.
 //! Not here: the driver and NCCL (`comm/nccl/`).
 
 #![allow(unsafe_code)]
 
+use super::look::hides_gpus;
 use crate::error::{Error, Result};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::c_void;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// The library that every libtorch has.
 const CPU: &str = "libtorch_cpu.so";
 /// The library that only one for GPUs has.
-const CUDA: &str = "libtorch_cuda.so";
+pub(crate) const CUDA: &str = "libtorch_cuda.so";
 
 /// Device files of a machine with a usable GPU: the driver's control device, or that of WSL.
 const DEVICES: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
@@ -61,9 +61,8 @@ pub(super) fn gpus() -> Result<usize> {
 /// # Errors
 /// A driver, a libtorch for GPUs, and none that it can use, although nobody has hidden them.
 fn usable(count: usize, loaded: bool, shown: Option<&str>, driver: Option<&str>) -> Result<usize> {
-    let hidden = shown.is_some_and(|shown| ["", "-1", "NoDevFiles"].contains(&shown.trim()));
     match driver {
-        Some(driver) if loaded && count == 0 && !hidden => Err(Error::input(format!(
+        Some(driver) if loaded && count == 0 && !hides_gpus(shown) => Err(Error::input(format!(
             "NVIDIA's driver is here ({driver}), but libtorch finds no GPU that it can use"
         ))
         .hint(

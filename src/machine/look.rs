@@ -6,11 +6,22 @@ use nix::sys::statvfs::statvfs;
 use std::path::Path;
 use std::process::Command;
 
-/// The driver's GPUs, a line each with name, memory and driver version; None if nvidia-smi is missing or finds none.
-pub(crate) fn gpus() -> Option<Vec<String>> {
-    let text = nvidia_smi(&["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])?;
+/// The driver's GPUs, a line each with name, memory and driver version; None if nvidia-smi is missing or finds none. Those of a
+/// `CUDA_VISIBLE_DEVICES` alone if it is given, which nvidia-smi itself does not heed.
+pub(crate) fn gpus(shown: Option<&str>) -> Option<Vec<String>> {
+    if hides_gpus(shown) {
+        return None;
+    }
+    let id = shown.map(|shown| format!("--id={}", shown.trim()));
+    let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
+    let text = nvidia_smi(&query.into_iter().chain(id.as_deref()).collect::<Vec<_>>())?;
     let cards: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     (!cards.is_empty()).then_some(cards)
+}
+
+/// Whether this value of `CUDA_VISIBLE_DEVICES` hides every GPU.
+pub(crate) fn hides_gpus(shown: Option<&str>) -> bool {
+    shown.is_some_and(|shown| ["", "-1", "NoDevFiles"].contains(&shown.trim()))
 }
 
 /// Pairs of GPUs that NVLink connects.

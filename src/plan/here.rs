@@ -8,7 +8,7 @@ use super::memory::Memory;
 use super::workload;
 use crate::config::{Config, Dtype};
 use crate::error::{Error, Result};
-use crate::machine::{self, Machine, look};
+use crate::machine::{self, Machine};
 use crate::model::architecture::Architecture;
 use tch::Kind;
 
@@ -66,12 +66,18 @@ pub(crate) fn on_processor(config: &Config, architecture: &Architecture, ranks: 
     Ok(Room { needed, usable: hardware.usable_memory(), device: "this computer".to_owned() })
 }
 
-/// The same on the first GPU if there is one, a rank each; None if the machine does not say how much memory it has.
+/// The same on the first of `cards` if ranks compute on GPUs, a rank each; None if the machine does not say how much memory it
+/// has. A card is "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
 ///
 /// # Errors
 /// An adapter on a projection that the model does not have.
-pub(crate) fn on_first_device(config: &Config, architecture: &Architecture, ranks: usize) -> Result<Option<Room>> {
-    let Some(cards) = look::gpus() else {
+pub(crate) fn on_first_device(
+    config: &Config,
+    architecture: &Architecture,
+    ranks: usize,
+    cards: Option<&[String]>,
+) -> Result<Option<Room>> {
+    let Some(cards) = cards else {
         // Built for its errors alone: the `ok()` below would hide them.
         Job::new(config, architecture.clone(), kind_on_processor(config))?;
         return Ok(on_processor(config, architecture, ranks).ok());
@@ -79,7 +85,6 @@ pub(crate) fn on_first_device(config: &Config, architecture: &Architecture, rank
     let job = Job::new(config, architecture.clone(), kind_on_gpu(config))?;
     let multiprocessors = hardware::multiprocessors(cards.first().map_or("", String::as_str));
     let needed = Memory::of(&job, &workload::longest(config), Some(multiprocessors), ranks).total() as f64;
-    // "NVIDIA H100 80GB HBM3, 81559 MiB, 580.65".
     let mut fields = cards.first().map(String::as_str).unwrap_or_default().split(", ");
     let (name, memory) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
     let mebibytes = memory.strip_suffix(" MiB").and_then(|number| number.parse::<f64>().ok());
@@ -87,6 +92,11 @@ pub(crate) fn on_first_device(config: &Config, architecture: &Architecture, rank
         let usable = mebibytes * (1 << 20) as f64 * (1.0 - RESERVE);
         Room { needed, usable, device: name.to_owned() }
     }))
+}
+
+/// What `model.dtype` means on this computer.
+pub(crate) fn kind(config: &Config, on_gpu: bool) -> Kind {
+    if on_gpu { kind_on_gpu(config) } else { kind_on_processor(config) }
 }
 
 fn kind_on_gpu(config: &Config) -> Kind {

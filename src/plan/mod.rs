@@ -130,6 +130,11 @@ impl Job {
         self.buckets().iter().map(passed).sum()
     }
 
+    /// All parameters.
+    pub(crate) fn parameters(&self) -> usize {
+        self.buckets().iter().map(|bucket| bucket.elements).sum()
+    }
+
     /// Parameters that are trained.
     pub(crate) fn trained(&self) -> usize {
         self.buckets().iter().filter(|bucket| bucket.trains).map(|bucket| bucket.elements).sum()

@@ -7,10 +7,10 @@ use super::workload::{PairTokens, batches, shares};
 use serde::Serialize;
 use std::collections::HashSet;
 
-/// The largest number of ranks predicted.
-pub(crate) const MOST_RANKS: usize = 1024;
+/// The largest number of ranks in a plan's tables and advice.
+pub(crate) const MOST_SHOWN: usize = 1024;
 
-/// Global batches that a row averages, at most: as many as have [`PAIRS`] together, but one.
+/// Most global batches that a row averages: as many as have [`PAIRS`] together, and at least one.
 const BATCHES: usize = 16;
 
 /// Pairs that a row looks at. Of weak scaling, rows with larger global batches are left out.
@@ -74,12 +74,12 @@ impl Inputs<'_> {
 
     /// `pairs_per_rank` pairs for each of 1, 2, 4 ... ranks.
     pub fn weak(&self, pairs_per_rank: usize) -> Vec<Row> {
-        self.rows(MOST_RANKS.min(PAIRS / pairs_per_rank).max(1), |ranks| ranks * pairs_per_rank)
+        self.rows(MOST_SHOWN.min(PAIRS / pairs_per_rank).max(1), |ranks| ranks * pairs_per_rank)
     }
 
     /// The same global batch for 1, 2, 4 ... ranks, as long as each has a pair.
     pub fn strong(&self, pairs_per_step: usize) -> Vec<Row> {
-        self.rows(MOST_RANKS.min(pairs_per_step), |_| pairs_per_step)
+        self.rows(MOST_SHOWN.min(pairs_per_step), |_| pairs_per_step)
     }
 
     fn rows(&self, most_ranks: usize, pairs_per_step: impl Fn(usize) -> usize) -> Vec<Row> {

@@ -5,7 +5,7 @@
 use super::Job;
 use super::hardware::Hardware;
 use super::memory::Memory;
-use super::scaling::MOST_RANKS;
+use super::scaling::MOST_SHOWN;
 use super::workload::Shape;
 use serde::Serialize;
 
@@ -71,7 +71,7 @@ pub(crate) fn stages(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usi
         .collect()
 }
 
-/// The smallest of `ranks` doubled again and again, up to [`MOST_RANKS`], on which the leanest way fits; None on a computer's
+/// The smallest of `ranks` doubled again and again, up to [`MOST_SHOWN`], on which the leanest way fits; None on a computer's
 /// processors, whose memory ranks share.
 pub(crate) fn more_ranks(job: &Job, largest: &Shape, hardware: &Hardware, ranks: usize) -> Option<usize> {
     if hardware.cpu {
@@ -79,7 +79,7 @@ pub(crate) fn more_ranks(job: &Job, largest: &Shape, hardware: &Hardware, ranks:
     }
     let job = Job { sharded: true, checkpointing: true, ..job.clone() };
     let mut more =
-        std::iter::successors(Some(2 * ranks), |ranks| Some(2 * ranks)).take_while(|ranks| *ranks <= MOST_RANKS);
+        std::iter::successors(Some(2 * ranks), |ranks| Some(2 * ranks)).take_while(|ranks| *ranks <= MOST_SHOWN);
     more.find(|&ranks| fits(&Memory::on(hardware, &job, largest, ranks), hardware))
 }
 

@@ -239,6 +239,17 @@ fn differences_that_cancel_are_not_called_alike() {
 }
 
 #[test]
+fn a_run_is_not_compared_with_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = |name: String| with(run("hybrid", 1, "+++-", ""), &name, |_| {});
+    let twice = [named(folder.path().display().to_string()), named(format!("{}/", folder.path().display()))];
+    let error = Comparison::of(&twice).unwrap_err();
+    assert!(error.hint.is_some_and(|hint| hint.contains("only one run for each seed")), "{}", error.message);
+    // The control: another folder.
+    Comparison::of(&[named("one".into()), named("other".into())]).unwrap();
+}
+
+#[test]
 fn the_tables_and_the_json_lines_have_every_figure() {
     let runs = [
         run("hybrid", 1, "++++", "++--"),

@@ -193,6 +193,8 @@ fn a_wrong_set_is_refused_with_the_reason() {
     for (set, message) in [
         ("loss.alhpa=1", "--set loss.alhpa=1: unknown key `loss.alhpa`; expected one of alpha"),
         ("loss.alhpa=1", "hint: did you mean `loss.alpha`?"),
+        ("loss.alfa=1", "hint: did you mean `loss.alpha`?"),
+        ("loss.bite=1", "hint: did you mean `loss.beta`?"),
         ("alpha=1", "hint: did you mean `loss.alpha`?"),
         ("data.train.3.pth=x", "hint: did you mean `data.train.3.path`?"),
         ("data.train.path=x", "expected a number from 0 after `data.train`"),

@@ -156,6 +156,35 @@ fn a_models_files_are_fetched_once_and_found_again_by_commit_or_branch_without_a
     assert_eq!(server.asked(), Vec::<String>::new());
 }
 
+/// Ranks of a second node, or two runs: without turns the hub's client would give up at its lock after some seconds.
+#[test]
+fn a_process_waits_while_another_one_fetches_the_same_files_and_asks_for_none_of_them_again() {
+    let (server, cache, other) = (Server::start(MODEL), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let hub = Hub::new(cache.path(), &server.endpoint);
+    let snapshot = hub.look_up(&path("hf://owner/name"), RepositoryKind::Model).unwrap();
+    let locks = cache.path().join(".locks/models--owner--name");
+    std::fs::create_dir_all(&locks).unwrap();
+    let turn = std::fs::File::create(locks.join("haf-dist.lock")).unwrap();
+    turn.lock().unwrap();
+    server.asked();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| hub.fetch(&snapshot));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!waiting.is_finished());
+        assert_eq!(server.asked(), Vec::<String>::new());
+        let fetched = Hub::new(other.path(), &server.endpoint);
+        fetched.fetch(&snapshot).unwrap();
+        server.asked();
+        std::fs::create_dir_all(hub.folder(&snapshot)).unwrap();
+        for file in &snapshot.files {
+            std::fs::copy(fetched.folder(&snapshot).join(file), hub.folder(&snapshot).join(file)).unwrap();
+        }
+        drop(turn);
+        assert_eq!(waiting.join().unwrap().unwrap().len(), snapshot.files.len());
+    });
+    assert_eq!(server.asked(), Vec::<String>::new());
+}
+
 #[test]
 fn a_split_is_named_as_the_hubs_data_sets_name_it() {
     let (server, cache) = (Server::start(DATA), tempfile::tempdir().unwrap());

@@ -289,25 +289,25 @@ fn the_report_is_one_readable_table() {
         PreparedData::open_or_make(&[place.source("dev.jsonl", SECOND)], &place.encoder(12), &place.cache(), "dev")
             .unwrap();
     insta::assert_snapshot!(report::render(&[train.report(), dev.report()]), @r"
-    |                        |        train |       train: |       train: |   dev |
-    |                        |              |  first.jsonl | second.jsonl |       |
-    |------------------------|--------------|--------------|--------------|-------|
-    | pairs read             |            6 |            5 |            1 |     1 |
-    | - identical answers    |            1 |            1 |            0 |     0 |
-    | pairs kept             |            5 |            4 |            1 |     1 |
-    |   in dev               |            0 |            0 |            0 |     1 |
-    |   in first             |            3 |            3 |            0 |     0 |
-    |   in second            |            1 |            0 |            1 |     0 |
-    |   in special           |            1 |            1 |            0 |     0 |
-    | prompts cut            |            1 |            1 |            0 |     0 |
-    | answers cut (EOS lost) |            1 |            1 |            0 |     0 |
-    | special tokens in text |            0 |            0 |            0 |     0 |
-    | tokens                 |           44 |           37 |            7 |     7 |
-    |   common prefix        |           13 |           12 |            1 |     1 |
-    |   chosen               |           18 |           15 |            3 |     3 |
-    |   rejected             |           13 |           10 |            3 |     3 |
-    | longest sequence       |           12 |           12 |            4 |     4 |
-    | saved by the prefix    |        22.8% |        24.5% |        12.5% | 12.5% |
-    | length-only guess      | longer 0.600 | longer 0.625 |        0.500 | 0.500 |
+    |                              |        train |       train: |       train: |   dev |
+    |                              |              |  first.jsonl | second.jsonl |       |
+    |------------------------------|--------------|--------------|--------------|-------|
+    | pairs read                   |            6 |            5 |            1 |     1 |
+    | - identical answers          |            1 |            1 |            0 |     0 |
+    | pairs kept                   |            5 |            4 |            1 |     1 |
+    |   in dev                     |            0 |            0 |            0 |     1 |
+    |   in first                   |            3 |            3 |            0 |     0 |
+    |   in second                  |            1 |            0 |            1 |     0 |
+    |   in special                 |            1 |            1 |            0 |     0 |
+    | prompts truncated            |            1 |            1 |            0 |     0 |
+    | answers truncated (EOS lost) |            1 |            1 |            0 |     0 |
+    | special tokens in text       |            0 |            0 |            0 |     0 |
+    | tokens                       |           44 |           37 |            7 |     7 |
+    |   common prefix              |           13 |           12 |            1 |     1 |
+    |   chosen                     |           18 |           15 |            3 |     3 |
+    |   rejected                   |           13 |           10 |            3 |     3 |
+    | longest sequence             |           12 |           12 |            4 |     4 |
+    | saved by the prefix          |        22.8% |        24.5% |        12.5% | 12.5% |
+    | length-only guess            | longer 0.600 | longer 0.625 |        0.500 | 0.500 |
     ");
 }

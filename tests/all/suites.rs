@@ -227,12 +227,12 @@ fn eval_computes_a_suite_from_its_answers_rewards_on_any_number_of_ranks() {
     assert!(judgebench.values().all(|uncut| uncut.is_nan()), "nothing of it is cut: {judgebench:?}");
     assert!(!near(&read(1, &cut, "score"), &expected), "the control: what is cut has another number");
     let table = eval(1, &cut).stdout;
-    assert!(table.contains("answers cut to 30 tokens") && table.contains("without cutting"), "{table}");
+    assert!(table.contains("answers truncated to 30 tokens") && table.contains("without truncation"), "{table}");
     // RM-Bench's longest answers are beyond the model's own 64 tokens, whatever the suite's length.
     let table = eval(1, &[]).stdout;
-    assert!(table.contains("judgebench, by implicit: nothing cut\n"), "{table}");
+    assert!(table.contains("judgebench, by implicit: nothing truncated\n"), "{table}");
     assert!(
-        table.contains("rm-bench, by reward: ") && table.contains(" of 258 cut to the model's own 64 tokens\n"),
+        table.contains("rm-bench, by reward: ") && table.contains(" of 258 truncated to the model's own 64 tokens\n"),
         "{table}"
     );
     let lines = parse_lines(&eval(1, &[&cut[..], &["--json"]].concat()).stdout);
@@ -249,7 +249,9 @@ fn eval_computes_a_suite_from_its_answers_rewards_on_any_number_of_ranks() {
     workspace.run(1, &dropping).succeeded();
     let newest = format!("dropping/step-{}", workspace.steps("dropping").len());
     let dropped = ["eval", "--checkpoint", &newest, "--suite", "rewardbench2", "rewardbench2.jsonl"];
-    assert!(workspace.run(1, &[&dropped[..], &cut].concat()).succeeded().stdout.contains("answers cut to 30 tokens"));
+    assert!(
+        workspace.run(1, &[&dropped[..], &cut].concat()).succeeded().stdout.contains("answers truncated to 30 tokens")
+    );
 }
 
 #[test]

@@ -61,6 +61,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// A folder that goes with its value.
 pub struct Workspace {
     folder: tempfile::TempDir,
+    /// Where Open MPI keeps what its processes share: jobs that start and end at once trip over a common folder.
+    session: tempfile::TempDir,
 }
 
 /// How a job ended.
@@ -79,7 +81,7 @@ impl Workspace {
 
     /// As [`new`](Self::new), with a model of tests/golden/ that has [`VOCABULARY`] tokens.
     pub fn of(model: &str) -> Self {
-        let workspace = Self { folder: tempfile::tempdir().unwrap() };
+        let workspace = Self { folder: tempfile::tempdir().unwrap(), session: tempfile::tempdir().unwrap() };
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
         fs::create_dir(workspace.path("model")).unwrap();
         for name in ["config.json", "model.safetensors"] {
@@ -192,6 +194,7 @@ impl Workspace {
             .env("HF_HUB_CACHE", "hub")
             .env("HF_HUB_OFFLINE", "1")
             .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("OMPI_MCA_orte_tmpdir_base", self.session.path())
             .env_remove("HAF_COLUMNS")
             .env_remove("HAF_LOG")
             .env_remove("RUST_LOG")

@@ -127,14 +127,15 @@ fn a_run_that_gets_little_memory_trains_or_ends_with_one_error() {
     assert!(refused > 0, "no limit was felt");
 }
 
-/// Whether a library ended the process by itself: the loader and C++ before the program starts, glibc, OpenMP, which exits where
-/// it gets no thread, oneDNN, which crashes.
+/// Whether a library ended the process by itself: the loader, C++ and Rust before the program starts, glibc, OpenMP, which exits
+/// where it gets no thread, oneDNN, which crashes.
 fn ended_by_a_library(ended: &Ended) -> bool {
     let printed = &ended.printed;
     printed.contains("shared libraries")
         || printed.starts_with("terminate called after")
         || printed.contains("libgomp: ")
         || printed.contains("Fatal glibc error: ")
+        || printed.contains("failed to allocate an alternative stack")
         || (ended.code == -1
             && ended.errors() == 1
             && printed.contains("a library or this program has crashed (SIGSEGV"))

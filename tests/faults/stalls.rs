@@ -1,9 +1,10 @@
 //! A rank that is stopped (SIGSTOP) at a random instant: the watchdog names it and ends the job, no process is left, and the run
-//! resumes to the same bytes. Not here: the watchdog's other promises (`runs/stalled.rs`).
+//! resumes to the same bytes. A rank that is slow, but goes on, is no stall. Not here: the watchdog's other promises
+//! (`runs/stalled.rs`).
 
 use crate::job;
 use crate::run::{LIMIT, all_are_over, random, ranks_of, recovers_with, send, wanted};
-use crate::tiny::{Workspace, with_config};
+use crate::tiny::{Workspace, rows, with_config};
 use rand::RngExt;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -64,4 +65,33 @@ fn a_stopped_rank_is_named_and_the_run_resumes_to_the_same_bytes() {
         recovers_with(&workspace, RANKS, &SET, &what);
     }
     println!("ranks stopped at random instants: {hit}");
+}
+
+/// Ranks meet now and then while they score, so a slow one is not late by all that it has lost so far.
+#[test]
+fn a_rank_that_scores_for_longer_than_the_limit_at_a_twentieth_of_the_speed_is_no_stall() {
+    const SECONDS: u64 = 5;
+    let workspace = Workspace::new();
+    workspace.write("dev.jsonl", &rows(40, 3000));
+    let limit = format!("parallel.timeout_seconds={SECONDS}");
+    let set = ["loss.objective=reward", "train.steps=1", "eval.every=1", &limit];
+    let mut job = workspace.start(RANKS, "slow", &with_config(&[], &set));
+    let begun = Instant::now();
+    while fs::metadata(workspace.path("run/metrics.jsonl")).map_or(0, |found| found.len()) == 0 {
+        assert!(begun.elapsed() < LIMIT && job.try_wait().unwrap().is_none(), "{}", said(&workspace, "slow"));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let slow = ranks_of(job.id())[1];
+    let scoring = Instant::now();
+    while job.try_wait().unwrap().is_none() && scoring.elapsed() < LIMIT {
+        send("-STOP", slow);
+        std::thread::sleep(Duration::from_millis(380));
+        send("-CONT", slow);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let took = scoring.elapsed();
+    let code = job.try_wait().unwrap().and_then(|status| status.code());
+    let told = said(&workspace, "slow");
+    assert_eq!(code, Some(0), "{told}");
+    assert!(took > Duration::from_secs(SECONDS), "it was over after {took:?}, so the limit was not tried: {told}");
 }

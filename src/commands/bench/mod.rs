@@ -54,6 +54,9 @@ struct Report {
     dtype: &'static str,
     /// Of the first rank.
     device: String,
+    /// The same in words.
+    #[serde(skip)]
+    place: String,
     shared_prefix: bool,
     tokens_per_micro_batch: usize,
     pairs_per_s: f64,
@@ -174,6 +177,7 @@ fn report(bench: &Bench, setting: &Setting, Timed { losses, seconds }: Timed, co
         threads: machine.threads,
         dtype: machine.dtype_name(),
         device: format!("{:?}", machine.device),
+        place: machine.place(),
         shared_prefix: !bench.unshared,
         tokens_per_micro_batch: bench.tokens_per_micro_batch,
         pairs_per_s: bench.count as f64 / seconds,
@@ -372,7 +376,7 @@ fn print(report: &Report, json: bool) -> Result<()> {
     for (name, value) in [
         (
             "ranks x threads, dtype",
-            format!("{} x {}, {} on {}", report.ranks, report.threads, report.dtype, report.device),
+            format!("{} x {}, {} on {}", report.ranks, report.threads, report.dtype, report.place),
         ),
         ("pairs per second", format!("{:.3}", report.pairs_per_s)),
         ("tokens per second", format!("{:.0}", report.tokens_per_s)),

@@ -214,7 +214,7 @@ fn sequences(from: &mut Translation, draft: &mut Draft) {
         let whole = draft.get("data.max_length").and_then(toml::Value::as_integer);
         match prompt.value > 0 && whole.is_none_or(|whole| (prompt.value as i64) < whole) {
             true => draft.set("data.max_prompt_length", prompt.value as i64, prompt.place),
-            false => from.leave_given(&prompt, "it would cut no prompt: it is not below data.max_length"),
+            false => from.leave_given(&prompt, "it would truncate no prompt: it is not below data.max_length"),
         }
     }
     if from.program == Program::Trl && from.trains == Trains::Reward {

@@ -6,7 +6,8 @@ use super::draft::Draft;
 use super::look::{DataFacts, ModelFacts};
 use crate::config::{Config, Format, TemplateKind};
 use crate::error::Result;
-use crate::machine::{self, look};
+use crate::launcher::linked::gpus_in_use;
+use crate::machine;
 use crate::model::architecture::Architecture;
 use crate::model::lora;
 use crate::plan::here;
@@ -126,7 +127,7 @@ pub(crate) fn schedule(draft: &mut Draft, pairs: Option<usize>, has_dev: bool) {
 /// Notes what "auto" means on this machine, unless the precision is set.
 pub(crate) fn precision(draft: &mut Draft) {
     if draft.get("model.dtype").is_none() {
-        let here = match look::gpus().is_some() || machine::processor_has_bf16() {
+        let here = match gpus_in_use().is_some() || machine::processor_has_bf16() {
             true => "bf16, in which this machine computes",
             false => "f32, as this processor does not compute in bf16",
         };
@@ -169,7 +170,8 @@ pub(crate) fn memory(
     config: impl Fn(&Draft) -> Result<Config>,
 ) -> Result<()> {
     let Some(architecture) = &model.architecture else { return Ok(()) };
-    let room = |draft: &Draft| here::on_first_device(&config(draft)?, architecture, 1);
+    let cards = gpus_in_use();
+    let room = |draft: &Draft| here::on_first_device(&config(draft)?, architecture, 1, cards.as_deref());
     // Without a known amount of memory there is nothing to compare.
     let Some(whole) = room(draft)? else { return Ok(()) };
     if whole.needed <= whole.usable {

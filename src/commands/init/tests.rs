@@ -100,7 +100,7 @@ fn a_longest_prompt_that_leaves_no_answer_is_listed() {
     let of =
         |prompt: usize| course("a.yaml", &format!("beta: 1\nmax_length: 100\nmax_prompt_length: {prompt}\n"), 1, None);
     assert_says(&of(60), &["max_prompt_length = 60"]);
-    assert_says(&of(100), &["line 3: max_prompt_length = 100: it would cut no prompt"]);
+    assert_says(&of(100), &["line 3: max_prompt_length = 100: it would truncate no prompt"]);
     assert!(!of(100).contains("\nmax_prompt_length"));
 }
 

@@ -94,7 +94,10 @@ pub(crate) fn run(planning: &Planning) -> Result<()> {
         (Some(keys), _) if keys.is_empty() => "lower train.tokens_per_micro_batch".to_owned(),
         (Some(keys), _) => format!("it fits with --set {}", keys.join(" --set ")),
         (None, Some(ranks)) => {
-            format!("it fits on {ranks} of them, with parallel.shard_optimizer and train.activation_checkpointing")
+            // Without a config, a step has at least a pair for each rank.
+            let few = planning.run.is_given() && ranks > plan.step.pairs_per_step;
+            let more = if few { format!(", and train.pairs_per_step of at least {ranks}") } else { String::new() };
+            format!("it fits on {ranks} GPUs of this kind, with parallel.shard_optimizer and train.activation_checkpointing{more}")
         }
         (None, None) => {
             // Without a micro-batch that fits, shorter sequences do not help either.

@@ -24,7 +24,7 @@ pub(super) struct Variant {
 pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Variant>> {
     check(first, runs)?;
     // Two runs that differ in nothing else are compared by their seeds.
-    let apart = runs.len() == 2 && runs[0].name != runs[1].name;
+    let apart = matches!(runs, [one, other] if folder(one) != folder(other));
     let mut groups: Vec<(Config, Vec<usize>)> = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         let config = comparable(&run.facts.config);
@@ -53,6 +53,11 @@ pub(super) fn of(first: &ComparedRun, runs: &[ComparedRun]) -> Result<Vec<Varian
         variants.push(Variant { name, objective, settings: settings(config, &configs)?, runs: members.clone() });
     }
     Ok(variants)
+}
+
+/// The run's folder, however it was named.
+fn folder(run: &ComparedRun) -> PathBuf {
+    std::fs::canonicalize(&run.name).unwrap_or_else(|_| PathBuf::from(&run.name))
 }
 
 /// The last part of a run's path, or all of it if another run's ends alike.

@@ -135,7 +135,7 @@ pub(super) fn prompt_of(item: &Item) -> (bool, &str) {
 pub(crate) fn table(lines: &[Line]) -> String {
     let was_cut = lines.iter().any(|line| line.uncut.is_some());
     let mut header = vec!["subset", "items", "score (95%)", "longest", "shortest", "chance"];
-    header.extend(was_cut.then_some("without cutting"));
+    header.extend(was_cut.then_some("without truncation"));
     let numbers = 1..header.len();
     let mut table = Table::new(header).right(numbers);
     for line in lines {

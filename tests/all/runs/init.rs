@@ -168,6 +168,14 @@ trainer = RewardTrainer('model', args=args,
     train_dataset=load_dataset('json', data_files='plain.jsonl', split='train'))
 ";
 
+/// `args` names no variable of the script.
+const ANOTHER_SCRIPT: &str = "from trl import RewardConfig, RewardTrainer
+
+trainer = RewardTrainer('model', args=RewardConfig(output_dir='runs/script', max_steps=3),
+    train_dataset=load_dataset('json', data_files='plain.jsonl', split='train'))
+RewardTrainer('model', args=args)
+";
+
 /// Lines of a foreign file that begin a key, by number.
 fn lines_with(text: &str, says: impl Fn(&str) -> bool) -> Vec<usize> {
     text.lines().enumerate().filter(|(_, line)| says(line)).map(|(at, _)| at + 1).collect()
@@ -182,6 +190,7 @@ fn foreign_configs_become_configs_that_load_and_lose_no_line() {
         ("trl.yaml", TRL, lines_with(TRL, key)),
         ("factory.yaml", FACTORY, lines_with(FACTORY, key)),
         ("script.py", SCRIPT, vec![3, 4, 5, 6, 7, 9, 10]),
+        ("another.py", ANOTHER_SCRIPT, vec![3, 5]),
     ] {
         workspace.write(name, content);
         let out = format!("{name}.toml");

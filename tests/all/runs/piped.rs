@@ -3,6 +3,9 @@
 
 use crate::tiny::{Outcome, Workspace, parse_lines, with_config};
 use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 /// Runs the program with a file of the workspace as its standard input. Several ranks are started by `--ranks`.
@@ -42,6 +45,41 @@ fn rows_from_standard_input_are_scored_as_those_of_a_file() {
     let outcome = piped(&workspace, "broken.jsonl", "2", &score("-"));
     assert_eq!(outcome.code, 2);
     assert!(outcome.errors()[0].starts_with("error: standard input:2: broken JSON"), "{}", outcome.stderr);
+}
+
+/// Whatever it is, and wherever a shell has left off reading it.
+#[test]
+fn ranks_read_the_standard_input_of_the_program_that_starts_them() {
+    let workspace = Workspace::trained(1);
+    let score = ["score", "--checkpoint", "run", "--output", "-", "--data", "-"];
+    let rows = String::from_utf8(workspace.read("test.jsonl")).unwrap();
+    let rows_after_the_first = || {
+        let mut file = File::open(workspace.path("test.jsonl")).unwrap();
+        file.seek(SeekFrom::Start(rows.find('\n').unwrap() as u64 + 1)).unwrap();
+        file.into()
+    };
+    // Whoever wrote them is gone by the time they are read.
+    let socket = || {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        writer.write_all(rows.as_bytes()).unwrap();
+        OwnedFd::from(reader)
+    };
+    let pipe = || {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(rows.as_bytes()).unwrap();
+        OwnedFd::from(reader)
+    };
+    for (input, count) in [(rows_after_the_first(), 6), (socket(), 7), (pipe(), 7)] {
+        let mut command = workspace.command(1, &[&score[..], &["--ranks", "2"]].concat());
+        command.stdin(input);
+        let scored = workspace.finish(command).succeeded();
+        assert_eq!(parse_lines(&scored.stdout).len(), count);
+    }
+    // What ranks are told if the program was started from a terminal.
+    let mut command = workspace.command(1, &score);
+    command.env("HAF_DIST_STANDARD_INPUT", "");
+    let outcome = workspace.finish(command);
+    assert!(outcome.code == 2 && outcome.errors()[0].contains("which is a terminal here"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn eval_repeats_the_closing_evaluation_to_the_last_digit() {
     // Without lengths nothing is cut, and the report says so.
     let whole = workspace.run(1, &arguments("eval", "run/step-6", &["--json"])).succeeded();
     assert_ne!(parse_lines(&whole.stdout)[0]["margin"], closing[0]["margin"]);
-    let cut = |text: &str| text.lines().any(|line| line.starts_with("| prompts cut") && line.ends_with(" 0 |"));
+    let cut = |text: &str| text.lines().any(|line| line.starts_with("| prompts truncated") && line.ends_with(" 0 |"));
     assert!(cut(&whole.stderr) && !cut(&outcome.stderr), "{}", whole.stderr);
 }
 

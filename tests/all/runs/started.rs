@@ -148,6 +148,19 @@ fn check_names_what_would_stop_a_run_and_writes_nothing() {
         assert!(wrong.iter().any(|line| line[8..].starts_with(what)), "{set:?}: {}", outcome.stdout);
     }
     assert_eq!(workspace.content(), before);
+    // A GPU that is hidden, or of no use to this libtorch, is not what a run computes on.
+    fs::create_dir(workspace.path("bin")).unwrap();
+    workspace.write("bin/nvidia-smi", "#!/bin/sh\necho 'NVIDIA Tiny, 1 MiB, 580.65'\n");
+    let path = workspace.path("bin/nvidia-smi");
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let libtorch = Path::new(env!("HAF_DIST_LIBTORCH"));
+    for shown in [Some(""), (!libtorch.join("libtorch_cuda.so").exists()).then_some("0")].into_iter().flatten() {
+        let mut command = workspace.command(1, &["check", "run.toml", "--ranks", "2", "parallel.backend=mpi"]);
+        let folders = format!("{}:{}", workspace.path("bin").display(), std::env::var("PATH").unwrap());
+        command.env("PATH", folders).env("CUDA_VISIBLE_DEVICES", shown);
+        let outcome = workspace.finish(command).succeeded();
+        assert!(outcome.stdout.contains("of this computer"), "{}", outcome.stdout);
+    }
     // More threads than cores are slow, and start.
     let many = checked(&workspace, &["--ranks", "2", "parallel.threads=1000"]).succeeded();
     assert!(many.stdout.contains("slow: 2000 threads share"), "{}", many.stdout);
@@ -182,7 +195,7 @@ fn a_plan_of_many_ranks_or_pairs_is_quick_or_refused() {
         "{}",
         few.stderr
     );
-    assert!(few.stderr.contains("it fits on 4 of them"), "{}", few.stderr);
+    assert!(few.stderr.contains("it fits on 4 GPUs of this kind"), "{}", few.stderr);
 }
 
 #[test]

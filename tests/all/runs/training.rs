@@ -176,5 +176,8 @@ fn quiet_runs_print_no_tables_on_stderr_and_end_with_an_answer() {
     assert!(run.stdout.contains(" dev pairs correctly") && run.stdout.contains("no test pairs"), "{}", run.stdout);
     let loud = workspace.train(1, &["train.steps=1", "output.dir=loud"]).succeeded();
     assert!(loud.stderr.contains(" parameters, ") && loud.stderr.contains(", 1 rank with "), "{}", loud.stderr);
-    assert!(run.stdout.contains("next        haf-dist eval --checkpoint run --data "), "{}", run.stdout);
+    assert!(run.stdout.contains("next        haf-dist eval --checkpoint run --data dev.jsonl"), "{}", run.stdout);
+    // Rows of a file are not the file.
+    let part = workspace.train(1, &["train.steps=1", "data.test.0.rows=:5", "output.dir=part", "--quiet"]).succeeded();
+    assert!(part.stdout.contains("eval --checkpoint part --data PAIRS --worst 20"), "{}", part.stdout);
 }

@@ -47,7 +47,18 @@ const NOT_LITERAL: &str = "not a literal: scripts are not run";
 pub(crate) fn read(text: &str) -> Result<Content> {
     let tokens = tokens(text)?;
     let mut content = Content::default();
-    let read_elsewhere: Vec<&str> = (0..tokens.len()).filter_map(|at| assigned(&tokens, at)).collect();
+    let mut depth = 0_usize;
+    let read_elsewhere: Vec<&str> = (0..tokens.len())
+        .filter_map(|at| {
+            match tokens[at].kind {
+                Kind::Sign('(' | '[' | '{') => depth += 1,
+                Kind::Sign(')' | ']' | '}') => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            // Within a bracket it would be an argument's name.
+            assigned(&tokens, at).filter(|_| depth == 0)
+        })
+        .collect();
     for (at, token) in tokens.iter().enumerate() {
         let Kind::Name(name) = token.kind else { continue };
         if OTHER_TRAININGS.contains(&name) && tokens.get(at + 1).is_some_and(|next| next.kind == Kind::Sign('(')) {
