@@ -13,7 +13,7 @@ usage() {
 Usage: launch/setup.sh [--cuda] [--own-mpi] [--no-build] [--yes]
 
 Lays out under .deps/ what is missing, then builds target/release/haf-dist. Needs Rust, a C++ compiler, Python 3.10 or
-newer and a network, but no root. Up to 0.75 GB are downloaded, and 4 GB of disk are used. A second run repeats nothing.
+newer and a network, but no root. Up to 0.75 GB are downloaded, and 5 GB of disk are used. A second run repeats nothing.
 
   what                                  looked for first                                 else downloaded
   Open MPI                              mpicc and mpirun of the system or a module       5.0.11, 7 MB

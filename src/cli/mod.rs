@@ -273,7 +273,8 @@ pub struct Exporting {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// A step-N folder of a run, or a LoRA folder as PEFT writes it
+    /// A run's folder (its best checkpoint by dev pairs, else its newest), a checkpoint of it, or a LoRA folder as PEFT
+    /// writes it; or hf://owner/name
     pub(crate) checkpoint: PathBuf,
 
     /// The folder to create
