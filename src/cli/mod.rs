@@ -69,6 +69,10 @@ pub struct Arguments {
     #[arg(long, help_heading = "Training")]
     allow_changed: bool,
 
+    /// Print one JSON object at the end, but nothing if a signal stops the run [default: a table and a verdict]
+    #[arg(long, help_heading = "Training", conflicts_with = "debug")]
+    json: bool,
+
     /// Write a trace of what each thread does, for chrome://tracing or ui.perfetto.dev [default: no trace]
     ///
     /// Under mpirun each rank writes its own file: trace.rank-0.json, trace.rank-1.json and so on for trace.json.
@@ -151,6 +155,9 @@ enum TypedCommand {
         /// Accept a checkpoint as model.path although its files have changed since it was written [default: refuse it]
         #[arg(long)]
         allow_changed: bool,
+        /// Print one JSON object at the end, but nothing if a signal stops the run [default: a table and a verdict]
+        #[arg(long, conflicts_with = "debug")]
+        json: bool,
     },
     /// Evaluate a checkpoint on pairs (accuracy with its interval, margin and losses per domain) or on benchmarks
     #[command(after_help = examples::EVAL)]

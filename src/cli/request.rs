@@ -84,6 +84,8 @@ pub enum Command {
         debug: bool,
         /// Whether files of the model may have changed since they were written.
         allow_changed: bool,
+        /// One JSON object at the end instead of lines.
+        json: bool,
     },
     /// Evaluate a checkpoint.
     Eval(Evaluating),
@@ -132,10 +134,10 @@ impl TryFrom<Arguments> for Request {
     /// # Errors
     /// Neither a config nor a command; a command that lacks its config; invalid suites or comparisons.
     fn try_from(typed: Arguments) -> Result<Self> {
-        let Arguments { command, run, resume, debug, allow_changed, ranks, .. } = typed;
+        let Arguments { command, run, resume, debug, allow_changed, json, ranks, .. } = typed;
         let Some(command) = command else {
             let (config, set) = run.of_training()?;
-            return Ok(Self::Together(Command::Train { config, set, resume, debug, allow_changed }));
+            return Ok(Self::Together(Command::Train { config, set, resume, debug, allow_changed, json }));
         };
         Ok(match command {
             TypedCommand::Plan(planning) => Self::Alone(Alone::Plan(planning)),
@@ -148,9 +150,9 @@ impl TryFrom<Arguments> for Request {
             TypedCommand::Init(asked) => Self::Alone(Alone::Init(asked)),
             TypedCommand::Doctor { json } => Self::Alone(Alone::Doctor { json }),
             TypedCommand::Completions { shell } => Self::Alone(Alone::Completions(shell)),
-            TypedCommand::Train { run, resume, debug, allow_changed } => {
+            TypedCommand::Train { run, resume, debug, allow_changed, json } => {
                 let (config, set) = run.resolve()?;
-                Self::Together(Command::Train { config, set, resume, debug, allow_changed })
+                Self::Together(Command::Train { config, set, resume, debug, allow_changed, json })
             }
             TypedCommand::Eval(typed) => Self::Together(Command::Eval(Evaluating::try_from(typed)?)),
             TypedCommand::Score { scoring, data, output, combined, tokens } => {

@@ -8,9 +8,10 @@ use crate::memory;
 use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
-/// How long [`abort`] lets MPI try before it ends the process itself.
+/// How long [`abort`] lets MPI, and the removal of files, try before it goes on.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Ends every process of the job. `None` before MPI starts, after it ends, and where not every thread may call it.
@@ -21,12 +22,25 @@ pub(super) fn set_job_end(call: Option<fn(i32)>) {
     *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = call;
 }
 
+/// Removes what is unfinished, unless that takes long: its disk may be what the ranks hang on.
+fn finish_in_time() {
+    let (done, wait) = channel();
+    let finish = move || {
+        memory::finish();
+        let _ = done.send(());
+    };
+    match std::thread::Builder::new().spawn(finish) {
+        Ok(_) => drop(wait.recv_timeout(PATIENCE)),
+        Err(_) => memory::finish(),
+    }
+}
+
 /// Ends this process at once with `code`, and the whole MPI job with it. Any thread may call it, even while another
 /// one is inside a collective. Under THREAD_MULTIPLE it calls MPI_Abort. If MPI may not be called from here, or does not
 /// answer within half a second, the process exits without finalizing MPI, and the launcher then ends the others.
 pub(crate) fn abort(code: i32) -> ! {
     memory::wait_if_ending();
-    memory::finish();
+    finish_in_time();
     static FIRST: AtomicBool = AtomicBool::new(true);
     let _ = std::io::stdout().flush();
     let job_end = *JOB_END.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -170,7 +170,10 @@ mod tests {
         let train = facts("haf-dist --config run.toml --set loss.beta=0.5 --resume");
         assert_eq!(
             train,
-            expected("train", &[("--resume", "true"), ("--debug", "false"), ("--allow-changed", "false")])
+            expected(
+                "train",
+                &[("--resume", "true"), ("--debug", "false"), ("--allow-changed", "false"), ("--json", "false")]
+            )
         );
         let score = facts("haf-dist score --checkpoint m --data d.jsonl --threads 3 --output o.jsonl");
         let arguments = [

@@ -3,9 +3,9 @@
 //!
 //! Not here: benchmarks (`suites.rs`), best of k (`best_of.rs`).
 
+use super::closing::concise;
 use super::scored::{Opened, Scored, open};
 use super::setup;
-use super::train::concise;
 use crate::cli::{Evaluating, Scoring};
 use crate::comm::CommThread;
 use crate::config::Source;

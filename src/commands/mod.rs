@@ -4,6 +4,7 @@ mod alike;
 mod bench;
 mod best_of;
 mod check;
+mod closing;
 mod compare;
 mod debug;
 mod doctor;
@@ -91,8 +92,8 @@ fn dispatch(command: &Command, comm: &CommThread) -> Result<()> {
         Command::Train { config, set, debug: true, allow_changed, .. } => {
             debug::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), comm)
         }
-        Command::Train { config, set, resume, allow_changed, .. } => {
-            train::run(&load(config, set, comm)?, *resume, Changed::allowed_if(*allow_changed), comm)
+        Command::Train { config, set, resume, allow_changed, json, .. } => {
+            train::run(&load(config, set, comm)?, *resume, Changed::allowed_if(*allow_changed), *json, comm)
         }
         Command::Prepare { config, set, allow_changed, json } => {
             prepare::run(&load(config, set, comm)?, Changed::allowed_if(*allow_changed), *json, comm)

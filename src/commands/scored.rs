@@ -154,7 +154,7 @@ impl Opened {
         let mut engine = load(&base, true, (machine, self.config.parallel.kernels), comm)?;
         let budget = self.config.train.tokens_per_micro_batch;
         let all: Vec<usize> = (0..data.len()).collect();
-        reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "eval").map(Some)
+        reference::log_probs(&mut engine, (data, &all), comm, cache.as_ref(), budget, "the data").map(Some)
     }
 
     /// [`references`](Self::references) token by token, without a cache.

@@ -1,26 +1,22 @@
 //! `haf-dist --config FILE`: sets a run up, trains, evaluates on the test pairs and prints the table.
 
 use super::alike;
+use super::closing;
 use super::setup::{self, CompleteSplits, Splits};
-use super::shell;
 use crate::checkpoint::{self, AsTrained, Changed, ChatTemplates, Planned, TrainState};
 use crate::comm::CommThread;
-use crate::config::{Backend, Config, Format, RowRange, Source, listed};
+use crate::config::{Backend, Config, listed};
 use crate::data::prepared::PreparedData;
 use crate::data::report;
 use crate::data::tokenize::Encoder;
 use crate::engine::{Buckets, Engine};
 use crate::error::{Error, Result};
-use crate::evaluate::verdict::{overfitted, verdict};
-use crate::files;
-use crate::logging;
 use crate::machine::{Machine, backend, kernels};
-use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal, evaluation_table};
+use crate::metrics::{self, EvaluationMetrics, Jsonl, RunFacts, Sink, Terminal};
 use crate::model::adapter::{self, Origin};
 use crate::model::architecture::Architecture;
 use crate::model::segment::{Segment, Use};
 use crate::model::weights::LoadOptions;
-use crate::terminal;
 use crate::train::signals::Listening;
 use crate::train::{self, Saving, Split, Trainer, check_replicas, check_resumable, checkpoints_at_once, total_steps};
 use crate::update::reducer;
@@ -35,7 +31,7 @@ use tracing::{info, warn};
 /// # Errors
 /// Anything wrong with the config, the files or the machine, before anything is written; lost ranks and failed writes
 /// later.
-pub(crate) fn run(config: &Config, resume: bool, changed: Changed, comm: &CommThread) -> Result<()> {
+pub(crate) fn run(config: &Config, resume: bool, changed: Changed, json: bool, comm: &CommThread) -> Result<()> {
     let started = Instant::now();
     let machine = machine(config, comm)?;
     let origin = comm.agree(setup::origin(config))?;
@@ -63,7 +59,7 @@ pub(crate) fn run(config: &Config, resume: bool, changed: Changed, comm: &CommTh
     if let Some((_, state)) = checkpoint.as_ref().filter(|(_, state)| state.step == total) {
         // Rank 0 decides for all.
         if comm.all_true(!first || is_over(config, &splits, total))? {
-            return if first { report_finished(config, state) } else { Ok(()) };
+            return if first { closing::finished_before(config, state, json) } else { Ok(()) };
         }
         info!("{} has done its {total} steps; its test pairs are not evaluated yet", run.display());
     }
@@ -97,7 +93,7 @@ pub(crate) fn run(config: &Config, resume: bool, changed: Changed, comm: &CommTh
     let listening = Listening::start(trainer.stop.clone())?;
     trainer.run()?;
     drop(listening);
-    finish(trainer, test, total)
+    finish(trainer, test, total, json)
 }
 
 /// Hashes of what a run depends on.
@@ -124,7 +120,7 @@ fn make_alike(engine: &mut Engine, comm: &CommThread) -> Result<Buckets> {
 }
 
 /// After the last step: evaluates the test pairs and prints the closing table.
-fn finish(mut trainer: Trainer, test: Option<Split>, total: usize) -> Result<()> {
+fn finish(mut trainer: Trainer, test: Option<Split>, total: usize, json: bool) -> Result<()> {
     if total > 0 && trainer.state.updates_skipped >= total {
         return Err(Error::runtime("no update was made: gradients were never finite")
             .hint("try a lower train.learning_rate, model.dtype = \"f32\", or --debug to see which gradient"));
@@ -136,7 +132,7 @@ fn finish(mut trainer: Trainer, test: Option<Split>, total: usize) -> Result<()>
     // Clears the progress bar before the table is printed.
     trainer.sinks.clear();
     if trainer.comm.rank() == 0 {
-        closing(trainer.config, &trainer, &rows)?;
+        closing::print(trainer.config, &trainer, &rows, json)?;
     }
     Ok(())
 }
@@ -216,16 +212,6 @@ fn is_over(config: &Config, splits: &Splits, total: usize) -> bool {
     metrics::read_pairs(&config.output.dir, Changed::Refused).is_ok_and(|(facts, outcomes)| {
         facts.step == total && facts.config.data.test == config.data.test && outcomes.len() == test.len()
     })
-}
-
-fn report_finished(config: &Config, state: &TrainState) -> Result<()> {
-    Jsonl::check(&config.output.dir, state.step, state.metrics.as_ref())?;
-    let (run, steps) = (config.output.dir.display(), state.step);
-    terminal::lines([
-        format!("{run} is finished: all of its {steps} steps are done, so there was nothing to do"),
-        "to train further: raise train.steps or train.epochs".to_owned(),
-        format!("next        haf-dist eval --checkpoint {run} --data PAIRS"),
-    ])
 }
 
 /// The newest whole checkpoint and its state, if there is one. Checks that a run with these keys can continue from it to `total`
@@ -333,62 +319,4 @@ fn run_facts(trainer: &Trainer) -> Result<RunFacts> {
         combined: fitted.and_then(|fitted| fitted.combined),
         config: trainer.config.clone(),
     })
-}
-
-/// The rows without the one of an only domain, which would repeat the total.
-pub(crate) fn concise(rows: &[EvaluationMetrics]) -> Vec<EvaluationMetrics> {
-    if rows.len() == 2 { rows[..1].to_vec() } else { rows.to_vec() }
-}
-
-/// Prints the closing table and the paths of the written files on stdout.
-fn closing(config: &Config, trainer: &Trainer, rows: &[EvaluationMetrics]) -> Result<()> {
-    let run = &config.output.dir;
-    let (skipped, done) = (trainer.state.updates_skipped, trainer.state.step);
-    if skipped > 0 {
-        warn!(
-            "{skipped} of {done} updates were skipped, because their gradients were not finite; a lower train.learning_rate \
-             or model.dtype = \"f32\" may help"
-        );
-    }
-    let checkpoint = |step: usize| checkpoint::step_path(run, step).display().to_string();
-    let mut lines = Vec::new();
-    if !rows.is_empty() {
-        lines.push(evaluation_table(&concise(rows)));
-    }
-    let history = metrics::dev_history(run, config.loss.objective)?;
-    let verdict = rows.first().or(trainer.last_dev.as_ref()).and_then(verdict);
-    lines.extend(verdict.iter().map(|verdict| verdict.sentence.clone()));
-    if verdict.is_some() && rows.is_empty() {
-        lines.push("There are no test pairs (data.test), so this is of the dev pairs.".to_owned());
-    }
-    lines.extend(overfitted(&history));
-    lines.push(String::new());
-    lines.push(format!("checkpoint  {}", checkpoint(trainer.state.step)));
-    if let Some(best) = trainer.state.best.filter(|best| best.step != trainer.state.step) {
-        lines.push(format!("best on dev {} (accuracy {:.4})", checkpoint(best.step), best.accuracy));
-    }
-    lines.push(format!("metrics     {}", run.join(metrics::METRICS).display()));
-    lines.push(format!("next        {}", next(config, verdict.map(|verdict| verdict.good), !rows.is_empty())));
-    logging::above_progress(|| terminal::lines(lines))
-}
-
-/// The command to continue with after a run; `good`: whether it is shown to be better than chance, if that is known.
-fn next(config: &Config, good: Option<bool>, tested: bool) -> String {
-    let place = shell::quoted(&config.output.dir.to_string_lossy());
-    let seen = config.data.test.first().or(config.data.dev.first());
-    // A command line has no rows, columns and so on.
-    let file = |pairs: &Source| {
-        let simple = pairs.rows == RowRange::default() && pairs.columns.is_empty() && pairs.format == Format::Auto;
-        let is_file = pairs.path.as_os_str() != files::STANDARD_INPUT;
-        (simple && is_file && !pairs.single_turn).then(|| shell::quoted(&pairs.path.to_string_lossy()))
-    };
-    match (good, seen) {
-        (Some(false), Some(pairs)) => format!(
-            "haf-dist eval --checkpoint {place} --data {} --worst 20, to see which pairs it ranks wrongly",
-            file(pairs).unwrap_or_else(|| "PAIRS".to_owned())
-        ),
-        _ if !tested => format!("haf-dist eval --checkpoint {place} --data PAIRS, with pairs it was not trained on"),
-        _ if config.lora.is_some() => format!("haf-dist export --merge {place} FOLDER, for other programs"),
-        _ => format!("haf-dist export {place} FOLDER, for other programs"),
-    }
 }

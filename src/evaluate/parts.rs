@@ -8,24 +8,32 @@
 use crate::comm::CommThread;
 use crate::data::sampler;
 use crate::engine::Engine;
+use crate::machine;
 use std::ops::Range;
 
 /// Most micro-batches of each rank in a part. Parts are long because ranks wait for one another at their ends.
 const PART: usize = 16;
 
-/// Floating-point operations of each rank in a part, beyond its first micro-batch: about a minute of a fast CPU. Not measured,
-/// or a restarted reference pass would cut other parts.
-const OPERATIONS: usize = 18_000_000_000_000;
-
-/// Cuts pairs of these lengths into parts: as many tokens a part as all ranks score before they meet.
+/// Cuts pairs of these lengths into parts: `fewest` micro-batches of each rank, or as many as take about a minute, up to
+/// [`PART`].
 pub(super) fn parts(
     lengths: &[usize],
     engine: &Engine,
     comm: &CommThread,
     tokens_per_micro_batch: usize,
+    fewest: usize,
 ) -> Vec<Range<usize>> {
-    let micro_batches = micro_batches(engine.model.parameter_count(), tokens_per_micro_batch);
-    cut(lengths, micro_batches.saturating_mul(tokens_per_micro_batch).saturating_mul(comm.world_size()))
+    let operations = machine::operations_per_minute(engine.model.device);
+    let micro_batches = micro_batches(engine.model.parameter_count(), tokens_per_micro_batch, operations).max(fewest);
+    // A little less, so that a rank whose share is larger needs no further micro-batch.
+    let tokens = micro_batches.saturating_mul(tokens_per_micro_batch) / 20 * 19;
+    cut(lengths, tokens.saturating_mul(comm.world_size()))
+}
+
+/// Most rows that a micro-batch of a rank has, about: a small data set needs no buffers for a whole budget.
+pub(super) fn most_rows(lengths: &[usize], comm: &CommThread, tokens_per_micro_batch: usize) -> usize {
+    let share = lengths.iter().sum::<usize>().div_ceil(comm.world_size()) + lengths.iter().max().unwrap_or(&0);
+    tokens_per_micro_batch.min(share)
 }
 
 /// This rank's share of a part: micro-batches of positions in the whole list of `lengths`.
@@ -43,9 +51,9 @@ pub(super) fn share(
     batches
 }
 
-/// Micro-batches of each rank in a part: a forward pass takes two operations a parameter and token.
-fn micro_batches(parameters: usize, tokens: usize) -> usize {
-    (OPERATIONS / parameters.saturating_mul(2).saturating_mul(tokens).max(1)).clamp(1, PART)
+/// Micro-batches in so many operations: a forward pass takes two a parameter and token.
+fn micro_batches(parameters: usize, tokens: usize, operations: usize) -> usize {
+    (operations / parameters.saturating_mul(2).saturating_mul(tokens).max(1)).clamp(1, PART)
 }
 
 /// Cuts a list of lengths into parts that each sum up to at least `enough`, except the last. Cutting the rest of a list after
@@ -65,12 +73,15 @@ fn cut(lengths: &[usize], enough: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn parts_are_shorter_where_micro_batches_take_longer() {
         let sizes = [1000, 135_000_000, 1_000_000_000, 8_000_000_000];
-        assert_eq!(sizes.map(|parameters| micro_batches(parameters, 4096)), [16, 16, 2, 1]);
-        assert_eq!(micro_batches(8_000_000_000, usize::MAX), 1);
+        let [cpu, gpu] = [Device::Cpu, Device::Cuda(0)].map(machine::operations_per_minute);
+        assert_eq!(sizes.map(|parameters| micro_batches(parameters, 4096, cpu)), [16, 16, 2, 1]);
+        assert_eq!(sizes.map(|parameters| micro_batches(parameters, 4096, gpu)), [16; 4]);
+        assert_eq!(micro_batches(8_000_000_000, usize::MAX, cpu), 1);
     }
 
     #[test]

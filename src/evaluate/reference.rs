@@ -50,7 +50,7 @@ pub fn log_probs(
     let mut progress = Progress::new("reference", missing.len());
     let mut stored = Instant::now();
     // A restarted pass begins at a part, so it packs the rest as the interrupted one would have, and gives the same bits.
-    for part in parts(&tokens, engine, comm, tokens_per_micro_batch) {
+    for part in parts(&tokens, engine, comm, tokens_per_micro_batch, 1) {
         let pairs = &missing[part.clone()];
         let scored = engine.without_adapters(|base| {
             let to_score = ToScore { data, pairs, tokens_per_micro_batch, log_probs: true };

@@ -14,6 +14,9 @@ use crate::logging::{self, Unit};
 /// Numbers that are gathered for one pair: two rewards, two log-probs, two token counts.
 const NUMBERS: usize = 6;
 
+/// Fewest micro-batches of each rank between two meetings: with one alone, a rank would often wait for another one's last pair.
+pub(super) const FEWEST: usize = 4;
+
 /// Pairs to score, and how.
 #[derive(Clone, Copy)]
 pub struct ToScore<'d> {
@@ -121,8 +124,8 @@ fn packed_scores(
     progress: &mut Progress,
 ) -> Result<Vec<PairScores>> {
     let rows: Vec<usize> = pairs.iter().map(|&pair| packing.rows(&data.pair(pair))).collect();
-    engine.reserve(tokens_per_micro_batch.min(rows.iter().sum()));
-    let parts = parts::parts(&rows, engine, comm, tokens_per_micro_batch);
+    engine.reserve(parts::most_rows(&rows, comm, tokens_per_micro_batch));
+    let parts = parts::parts(&rows, engine, comm, tokens_per_micro_batch, FEWEST);
     let mut numbers = vec![0f64; NUMBERS * pairs.len()];
     let mut score = |members: &Vec<usize>| -> Result<()> {
         let items = members.iter().map(|&place| PairToPack {

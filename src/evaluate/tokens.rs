@@ -4,7 +4,7 @@
 
 use super::Reported;
 use super::parts;
-use super::scoring::Progress;
+use super::scoring::{FEWEST, Progress};
 use crate::comm::CommThread;
 use crate::config::PolicyLoss;
 use crate::data::batch::{PackedBatch, Packing, PairToPack};
@@ -28,7 +28,7 @@ pub(crate) fn token_log_probs(
 ) -> Result<Vec<TokenLogProbs>> {
     let packing = Packing::shared(engine.model.architecture.alike());
     let rows: Vec<usize> = (0..data.len()).map(|pair| packing.rows(&data.pair(pair))).collect();
-    engine.reserve(tokens_per_micro_batch.min(rows.iter().sum()));
+    engine.reserve(parts::most_rows(&rows, comm, tokens_per_micro_batch));
     // A place for every token of every answer; the other ranks' places stay 0.
     let counts: Vec<[usize; 2]> = (0..data.len()).map(|pair| predicted(data, pair)).collect();
     let mut starts = vec![0; data.len() + 1];
@@ -37,7 +37,7 @@ pub(crate) fn token_log_probs(
     }
     let mut numbers = vec![0f64; starts[data.len()]];
     let mut progress = Progress::new(title, data.len());
-    let parts = parts::parts(&rows, engine, comm, tokens_per_micro_batch);
+    let parts = parts::parts(&rows, engine, comm, tokens_per_micro_batch, FEWEST);
     let mut score = |members: &Vec<usize>| -> Result<()> {
         let items = members.iter().map(|&pair| PairToPack { index: pair, pair: data.pair(pair), reference: [0.0; 2] });
         let batch = PackedBatch::new(items, packing, engine.model.device);

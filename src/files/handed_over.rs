@@ -1,7 +1,8 @@
 //! The launcher's standard input, handed to rank 0 as an open file through a socket: mpirun does not pass it on whole.
 //!
-//! Not here: reading it (`standard_input.rs`).
+//! The socket has a name in no file system, so nothing is left behind. Not here: reading the input (`standard_input.rs`).
 
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -9,39 +10,47 @@ use rustix::net::{
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, stdin};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use tempfile::TempDir;
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 /// Bytes of a message's control part: room for one open file.
 const CONTROL: usize = rustix::cmsg_space!(ScmRights(1));
 
-/// Waits in a thread for a process to call [`take`] with this folder, and hands it this process's standard input.
+/// Waits in a thread for a process of this user to call [`take`] with the returned name, and hands it this process's standard
+/// input.
 ///
 /// # Errors
-/// No room in the folder for temporary files, or no more threads.
-pub(crate) fn offer() -> io::Result<TempDir> {
-    let folder = tempfile::Builder::new().prefix("haf-dist-input-").tempdir()?;
-    let listener = at(folder.path(), UnixListener::bind)?;
+/// No sockets, or no more threads.
+pub(crate) fn offer() -> io::Result<String> {
+    let name = format!("haf-dist-input-{:032x}", rand::random::<u128>());
+    let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
     // It waits for as long as the process lives: most commands read no standard input.
     std::thread::Builder::new().name("standard input".into()).spawn(move || {
         let (mut space, stdin) = ([MaybeUninit::uninit(); CONTROL], stdin());
         let files = [stdin.as_fd()];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&files));
-        let (stream, _) = listener.accept()?;
+        let stream = loop {
+            let (stream, _) = listener.accept()?;
+            if is_ours(&stream)? {
+                break stream;
+            }
+        };
         sendmsg(stream, &[IoSlice::new(&[0])], &mut control, SendFlags::empty()).map_err(io::Error::from)
     })?;
-    Ok(folder)
+    Ok(name)
 }
 
-/// The standard input of the process that called [`offer`].
+/// The standard input of the process whose [`offer`] has this name.
 ///
 /// # Errors
-/// That process is gone, or handed it over already.
-pub(super) fn take(folder: &Path) -> io::Result<File> {
-    let stream = at(folder, UnixStream::connect)?;
+/// That process is gone, is another user's, or has handed it over already.
+pub(super) fn take(name: &str) -> io::Result<File> {
+    let stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
+    if !is_ours(&stream)? {
+        return Err(io::Error::other("another user's process offers it"));
+    }
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     recvmsg(stream, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -52,8 +61,7 @@ pub(super) fn take(folder: &Path) -> io::Result<File> {
     files.flatten().next().map(File::from).ok_or_else(|| io::Error::other("the launcher did not hand it over"))
 }
 
-/// Does `what` at the socket in a folder. A socket's path may have 107 bytes, so the folder is named by its number.
-fn at<T>(folder: &Path, what: impl FnOnce(PathBuf) -> io::Result<T>) -> io::Result<T> {
-    let folder = File::open(folder)?;
-    what(PathBuf::from(format!("/proc/self/fd/{}/socket", folder.as_raw_fd())))
+/// Whether this user's process is at the other end: every user can see the names of sockets.
+fn is_ours(stream: &UnixStream) -> io::Result<bool> {
+    Ok(socket_peercred(stream)?.uid == rustix::process::geteuid())
 }

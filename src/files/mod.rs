@@ -12,7 +12,7 @@ pub(crate) use cache::{MOST_BYTES, bound, user_cache};
 pub(crate) use handed_over::offer as offer_standard_input;
 pub(crate) use map::{Map, map};
 pub(crate) use standard_input::{
-    DASH, LENT_INPUT, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
+    DASH, LENT_INPUT, NOT_LENT, STANDARD_INPUT, borrow_standard_input, lend_standard_input, read_standard_input,
 };
 pub use unfinished::remove_own_unfinished;
 pub(crate) use unfinished::{
@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Checks that no file is named twice, by whatever paths. `role` begins the message.
@@ -35,16 +35,27 @@ use xxhash_rust::xxh3::Xxh3;
 pub(crate) fn each_once<'p>(paths: impl IntoIterator<Item = &'p Path>, role: &str) -> Result<()> {
     let mut seen = BTreeSet::new();
     for path in paths {
-        // A file that does not exist is an error when it is read.
-        let whole = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        // In the hub's cache, files of equal content are links to one.
-        let is_blob = whole.parent().is_some_and(|folder| folder.ends_with("blobs"));
-        if !seen.insert(if is_blob { std::path::absolute(path).unwrap_or(whole) } else { whole }) {
+        if !seen.insert(identity(path)) {
             return Err(Error::input(format!("{role}: {} is named twice", path.display()))
                 .hint("its rows would count twice: name each file once"));
         }
     }
     Ok(())
+}
+
+/// The file that a path names, whatever links lead to it. Files of a repository in the hub's cache that have the same content
+/// are links to one: they are told apart by their names in it.
+fn identity(path: &Path) -> PathBuf {
+    // A file that does not exist is an error when it is read.
+    let Ok(whole) = path.canonicalize() else { return path.to_path_buf() };
+    let named = || {
+        let snapshots = whole.parent().filter(|folder| folder.ends_with("blobs"))?.with_file_name("snapshots");
+        let place = path.parent()?.canonicalize().ok()?.join(path.file_name()?);
+        // The first step is the revision.
+        let within = place.strip_prefix(&snapshots).ok()?.components().skip(1);
+        Some(within.fold(snapshots, |folder, step| folder.join(step)))
+    };
+    named().unwrap_or(whole)
 }
 
 /// Creates a folder with its parents, removes the leftovers of killed writers, and checks that files can be created in it.

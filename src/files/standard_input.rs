@@ -18,8 +18,12 @@ pub(crate) const STANDARD_INPUT: &str = "standard input";
 /// Its name on the command line and in a config.
 pub(crate) const DASH: &str = "-";
 
-/// The environment variable with the folder where the launcher offers its standard input to rank 0; empty if that is a terminal.
+/// The environment variable with the name under which the launcher offers its standard input to rank 0, or after
+/// [`NOT_LENT`] the reason why it does not.
 pub(crate) const LENT_INPUT: &str = "HAF_DIST_STANDARD_INPUT";
+
+/// Begins the reason why the launcher does not offer its standard input.
+pub(crate) const NOT_LENT: &str = "not offered: ";
 
 /// Its content, in a file without a name.
 static KEPT: OnceLock<File> = OnceLock::new();
@@ -32,17 +36,18 @@ static KEPT: OnceLock<File> = OnceLock::new();
 pub(crate) fn read_standard_input() -> Result<()> {
     let folder = std::env::temp_dir();
     let failed = |error: io::Error| file_error(&folder, "keep standard input in", &error);
-    let mut source: Box<dyn io::Read> = match std::env::var_os(LENT_INPUT) {
-        Some(folder) if folder.is_empty() => {
-            return Err(Error::input(
-                "`-` is standard input, which is a terminal here, and --ranks cannot read from one",
-            )
-            .hint("redirect a file into it (< rows.jsonl), or name the file"));
+    let mut source: Box<dyn io::Read> = match std::env::var(LENT_INPUT) {
+        Ok(lent) => {
+            let taken = match lent.strip_prefix(NOT_LENT) {
+                Some(reason) => Err(reason.to_owned()),
+                None => handed_over::take(&lent).map_err(|error| error.to_string()),
+            };
+            Box::new(taken.map_err(|reason| {
+                Error::input(format!("ranks cannot read standard input (`-`): {reason}"))
+                    .hint("redirect a file into it (< rows.jsonl), or name the file")
+            })?)
         }
-        Some(folder) => Box::new(handed_over::take(Path::new(&folder)).map_err(|error| {
-            Error::runtime(format!("cannot read standard input: {error}")).hint("save the rows to a file and name it")
-        })?),
-        None => {
+        Err(_) => {
             let stdin = io::stdin();
             // A script between mpirun and this process may have redirected a file.
             let is_file = rustix::fs::fstat(&stdin).is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file());

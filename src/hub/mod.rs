@@ -188,15 +188,18 @@ impl Hub {
     pub fn fetch(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>> {
         let folder = self.folder(snapshot);
         let lacks = |file: &String| !folder.join(file).exists();
+        let repository = repository_name(snapshot.kind, &snapshot.repository);
         let mut fetched = false;
-        let _turn = (!self.offline && snapshot.files.iter().any(lacks))
-            .then(|| turn::take(&self.cache, &repository_name(snapshot.kind, &snapshot.repository)));
-        // What another process fetched meanwhile is there by now.
         for file in snapshot.files.iter().filter(|file| lacks(file)) {
             let name = format!("{file} of the {} {}", snapshot.kind.word(), snapshot.repository);
             if self.offline {
                 return Err(Error::input(format!("{name} is not in the cache {}", self.cache.display()))
                     .hint("HF_HUB_OFFLINE is set: unset it to fetch this once"));
+            }
+            let _turn = turn::take(&self.cache, &repository, file);
+            if !lacks(file) {
+                // Another process has fetched it meanwhile.
+                continue;
             }
             client::download(self, snapshot, file).map_err(|failure| match failure {
                 Failure::Refused(status) => self.refused(&name, status),

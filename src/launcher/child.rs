@@ -59,7 +59,11 @@ pub(crate) fn run(command: &mut Command, first: Signal) -> Result<u8> {
         let mut child = started.map_err(|error| Error::runtime(format!("cannot start {name}: {error}")))?;
         let pid = Pid::from_raw(child.id().cast_signed());
         let signals = std::thread::Builder::new().name("signals".into());
-        signals.spawn(move || forward(heard, pid, first)).map_err(no_signals)?;
+        if let Err(error) = signals.spawn(move || forward(heard, pid, first)) {
+            let _ = kill(pid, Signal::SIGTERM);
+            let _ = child.wait();
+            return Err(no_signals(error));
+        }
         child.wait().map_err(|error| Error::runtime(format!("cannot wait for {name}: {error}")))
     };
     let ended = to_its_end();

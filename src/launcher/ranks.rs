@@ -3,19 +3,13 @@
 //! Not here: ranks on several machines (`launch/several-nodes.sh`, `launch/slurm.sbatch`).
 
 use super::{child, libraries, mpi};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::{files, terminal};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
 use std::io::{IsTerminal, stdin};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use tempfile::TempDir;
-
-fn no_input(error: std::io::Error) -> Error {
-    Error::runtime(format!("cannot hand standard input to rank 0 through {}: {error}", std::env::temp_dir().display()))
-        .hint("set TMPDIR to a folder with room")
-}
 
 /// Runs the engine as `ranks` ranks and returns mpirun's exit code.
 ///
@@ -37,9 +31,12 @@ pub(crate) fn run(engine: &Path, arguments: &[OsString], ranks: usize, saves: bo
     // The ranks write to mpirun, not to the terminal, so they cannot see its width.
     command.envs(terminal::columns_of_both().map(|columns| (terminal::COLUMNS, columns.to_string())));
     // Rank 0 takes this process's standard input itself: Open MPI 5 passes it on with mistakes and without its end.
-    let offered = if stdin().is_terminal() { None } else { Some(files::offer_standard_input().map_err(no_input)?) };
-    let folder = offered.as_ref().map_or(Path::new(""), TempDir::path);
-    command.env(files::LENT_INPUT, folder).stdin(Stdio::null());
+    let offered = match stdin().is_terminal() {
+        true => Err("it is a terminal".to_owned()),
+        false => files::offer_standard_input().map_err(|error| error.to_string()),
+    };
+    let lent = offered.unwrap_or_else(|reason| format!("{}{reason}", files::NOT_LENT));
+    command.env(files::LENT_INPUT, lent).stdin(Stdio::null());
     let first = if saves { Signal::SIGUSR1 } else { Signal::SIGTERM };
     child::run(&mut command, first).map(ExitCode::from)
 }

@@ -14,7 +14,9 @@ pub(crate) fn gpus(shown: Option<&str>) -> Option<Vec<String>> {
     }
     let id = shown.map(|shown| format!("--id={}", shown.trim()));
     let query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
-    let text = nvidia_smi(&query.into_iter().chain(id.as_deref()).collect::<Vec<_>>())?;
+    let of_shown = id.as_deref().and_then(|id| nvidia_smi(&[query[0], query[1], id]));
+    // CUDA takes more spellings than nvidia-smi, such as parts of a GPU.
+    let text = of_shown.or_else(|| nvidia_smi(&query))?;
     let cards: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     (!cards.is_empty()).then_some(cards)
 }

@@ -161,8 +161,7 @@ fn an_unreadable_log_filter_is_an_input_error() {
 }
 
 /// Commands without `--json`, and why.
-const NO_JSON: [(&str, &str); 5] = [
-    ("train", "its numbers are JSON lines in metrics.jsonl"),
+const NO_JSON: [(&str, &str); 4] = [
     ("score", "what it prints is JSON lines"),
     ("init", "what it prints is a config"),
     ("completions", "what it prints is a script"),

@@ -164,7 +164,7 @@ fn a_process_waits_while_another_one_fetches_the_same_files_and_asks_for_none_of
     let snapshot = hub.look_up(&path("hf://owner/name"), RepositoryKind::Model).unwrap();
     let locks = cache.path().join(".locks/models--owner--name");
     std::fs::create_dir_all(&locks).unwrap();
-    let turn = std::fs::File::create(locks.join("haf-dist.lock")).unwrap();
+    let turn = std::fs::File::create(locks.join("haf-dist--config.json.lock")).unwrap();
     turn.lock().unwrap();
     server.asked();
     std::thread::scope(|scope| {

@@ -57,7 +57,7 @@ fn step_with(ops: &'static dyn Ops) -> Result<()> {
 #[test]
 fn a_lack_of_memory_in_a_step_is_an_error_that_says_what_to_do() {
     let (config, set) = (PathBuf::from("run.toml"), Vec::new());
-    advise_on_memory(&Command::Train { config, set, resume: false, debug: false, allow_changed: false });
+    advise_on_memory(&Command::Train { config, set, resume: false, debug: false, allow_changed: false, json: false });
     for (ops, words) in
         [(&Fails as &'static dyn Ops, "Tried to allocate 2.00 GiB"), (&AsksForTooMuch, "you tried to allocate")]
     {

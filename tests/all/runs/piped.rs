@@ -77,9 +77,9 @@ fn ranks_read_the_standard_input_of_the_program_that_starts_them() {
     }
     // What ranks are told if the program was started from a terminal.
     let mut command = workspace.command(1, &score);
-    command.env("HAF_DIST_STANDARD_INPUT", "");
+    command.env("HAF_DIST_STANDARD_INPUT", "not offered: it is a terminal");
     let outcome = workspace.finish(command);
-    assert!(outcome.code == 2 && outcome.errors()[0].contains("which is a terminal here"), "{}", outcome.stderr);
+    assert!(outcome.code == 2 && outcome.errors()[0].contains("(`-`): it is a terminal"), "{}", outcome.stderr);
 }
 
 #[test]

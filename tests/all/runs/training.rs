@@ -1,6 +1,6 @@
 //! A run's losses: the first is known, and they follow from the data alone, not from ranks, micro-batches or memory.
 
-use crate::tiny::Workspace;
+use crate::tiny::{Workspace, parse_lines};
 use serde_json::Value;
 use std::f64::consts::LN_2;
 
@@ -177,6 +177,18 @@ fn quiet_runs_print_no_tables_on_stderr_and_end_with_an_answer() {
     let loud = workspace.train(1, &["train.steps=1", "output.dir=loud"]).succeeded();
     assert!(loud.stderr.contains(" parameters, ") && loud.stderr.contains(", 1 rank with "), "{}", loud.stderr);
     assert!(run.stdout.contains("next        haf-dist eval --checkpoint run --data dev.jsonl"), "{}", run.stdout);
+    // As JSON, for scripts.
+    let json = workspace.train(1, &["--quiet", "--json", "output.dir=json"]).succeeded();
+    let [end] = &parse_lines(&json.stdout)[..] else { panic!("{}", json.stdout) };
+    assert_eq!((&end["run"], &end["step"], &end["already_finished"]), (&"json".into(), &6.into(), &false.into()));
+    assert_eq!(end["checkpoint"], "json/step-6");
+    let of_test = |line: &Value| line["eval"] == "test";
+    let lines: Vec<Value> = workspace.json_lines("json/metrics.jsonl").into_iter().filter(of_test).collect();
+    assert_eq!(end["test"].as_array(), Some(&lines));
+    assert!(end["verdict"].as_str().is_some_and(|text| text.contains("test pairs correctly")), "{end}");
+    assert!(end["best"]["accuracy"].is_f64() && end["next"].as_str().unwrap().starts_with("haf-dist "), "{end}");
+    let again = workspace.train(1, &["--quiet", "--json", "--resume", "output.dir=json"]).succeeded();
+    assert_eq!(parse_lines(&again.stdout)[0]["already_finished"], true);
     // Rows of a file are not the file.
     let part = workspace.train(1, &["train.steps=1", "data.test.0.rows=:5", "output.dir=part", "--quiet"]).succeeded();
     assert!(part.stdout.contains("eval --checkpoint part --data PAIRS --worst 20"), "{}", part.stdout);
