@@ -75,7 +75,13 @@ pub fn announce() {
 extern "C" fn on_crash(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: this is the handler, with its `info`. Nothing is called that a handler may not.
     unsafe {
+        if !memory::take_end() {
+            // It crashed while it ended for want of memory, and has said so.
+            memory::finish();
+            libc::_exit(1);
+        }
         libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len());
+        memory::said();
         memory::finish();
         CRASH.hand_on(info);
     }

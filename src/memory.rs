@@ -39,7 +39,7 @@ pub fn before_end(last: fn()) {
     let _ = LAST.set(last);
 }
 
-/// Waits for the process's end if it is ending for want of memory: what another thread meets then is no error of its own.
+/// Waits for the process's end if it is ending for want of memory, or because it crashed: what another thread meets then is no error of its own.
 pub(crate) fn wait_if_ending() {
     let ending = ENDING.load(Ordering::Acquire);
     if ending != 0 && ending != own_thread() {
@@ -48,8 +48,8 @@ pub(crate) fn wait_if_ending() {
     }
 }
 
-/// Makes this thread the one that ends the process for want of memory. False if it already is; where another one is, this
-/// thread waits for that end.
+/// Makes this thread the one that ends the process for want of memory, or because it crashed. False if it already is; where
+/// another one is, this thread waits for that end: one error is enough. A signal's handler may call it.
 pub(crate) fn take_end() -> bool {
     let own = own_thread();
     match ENDING.compare_exchange(0, own, Ordering::AcqRel, Ordering::Acquire) {

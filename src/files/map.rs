@@ -140,7 +140,10 @@ extern "C" fn on_bus_error(_signal: libc::c_int, info: *mut libc::siginfo_t, _co
             let within = address.checked_sub(start).is_some_and(|at| at < place.length.load(Ordering::Relaxed));
             if start != 0 && within {
                 let message = place.message.load(Ordering::Relaxed);
-                libc::write(2, message.cast(), place.message_length.load(Ordering::Relaxed));
+                if memory::take_end() {
+                    libc::write(2, message.cast(), place.message_length.load(Ordering::Relaxed));
+                    memory::said();
+                }
                 memory::finish();
                 libc::_exit(1);
             }
