@@ -13,13 +13,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 const PREFIX: &str = ".unfinished-";
 
-/// How often a removal is tried while other threads run on.
+/// How often a removal, and its start, are tried while other threads run on.
 const REMOVALS: usize = 100;
 
 /// Folders that may lie within one another, the list of open files included; what lies deeper stays.
@@ -37,6 +37,9 @@ type Entries = [MaybeUninit<u8>; 1024];
 static SPACE: Mutex<Space> =
     Mutex::new(Space { path: [0; LONGEST_PATH], entries: [[MaybeUninit::uninit(); 1024]; DEEPEST] });
 
+/// Held while an unfinished file or folder is made, from its creation until it is open: a removal would not find it in between.
+static MAKING: Mutex<()> = Mutex::new(());
+
 /// A link for each open file of this process, by its number.
 const OPEN_FILES: &CStr = c"/proc/self/fd";
 
@@ -51,6 +54,7 @@ const LETTERS: usize = 6;
 /// # Errors
 /// The folder does not exist or cannot be written.
 pub(crate) fn unfinished_file(path: &Path) -> io::Result<NamedTempFile> {
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         // tempfile's default mode is for secrets; these files are for everyone whom the umask permits.
         let file = builder().permissions(Permissions::from_mode(0o666)).tempfile_in(folder_of(path))?;
@@ -72,6 +76,7 @@ pub(crate) struct UnfinishedFolder {
 /// # Errors
 /// The parent folder does not exist or cannot be written.
 pub(crate) fn unfinished_folder(path: &Path) -> io::Result<UnfinishedFolder> {
+    let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let folder = builder().permissions(Permissions::from_mode(0o777)).tempdir_in(folder_of(path))?;
         let lock = File::open(folder.path())?;
@@ -144,12 +149,20 @@ pub(crate) fn clear_unfinished(folder: &Path) {
     }
 }
 
-/// Removes what this process has not finished, for an end that drops nothing. Each is held open until it is whole.
+/// Removes what this process has not finished, for an end that drops nothing. Each is held open until it is whole. From then on
+/// this process makes nothing unfinished: other threads that try wait for its end.
 ///
-/// Neither allocates nor waits for a lock: it is called where there is no memory, and from signal handlers.
+/// Neither allocates nor waits for long: it is called where there is no memory, and from signal handlers.
 pub fn remove_own_unfinished() {
     // Another thread is at it.
     let Ok(mut space) = SPACE.try_lock() else { return };
+    for _ in 0..REMOVALS {
+        if let Ok(making) = MAKING.try_lock() {
+            std::mem::forget(making);
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let Space { path, entries: [entries, below @ ..] } = &mut *space;
     let Ok(descriptors) = open_folder(CWD, OPEN_FILES) else { return };
     let mut entries = RawDir::new(&descriptors, entries);
