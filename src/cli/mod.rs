@@ -292,8 +292,8 @@ pub struct Exporting {
 /// default for a folder that haf-dist did not write.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct Scoring {
-    /// A run's folder (its best checkpoint by dev pairs, else its newest), a checkpoint of it, any *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or
-    /// hf://owner/name
+    /// A run's folder (its best checkpoint by dev pairs, else its newest), a checkpoint of it, any
+    /// *ForSequenceClassification folder of a known model family, or a PEFT LoRA folder; or hf://owner/name
     #[arg(long, value_name = "DIR")]
     pub(crate) checkpoint: PathBuf,
 

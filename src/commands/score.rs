@@ -80,7 +80,8 @@ pub(crate) fn run(scoring: &Scoring, output: &Output, added: Added, comm: &CommT
             None => format!("the model's limit of {length} tokens"),
         };
         warn!(
-            "{cut} of {count} rows are truncated to {limit} and scored without the rest: \"cut\" in their lines names the part that was truncated"
+            "{cut} of {count} rows are truncated to {limit} and scored without the rest: \"cut\" in their lines names the part \
+             that was truncated"
         );
     }
     comm.agree(match (comm.rank(), output) {

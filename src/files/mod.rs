@@ -348,4 +348,26 @@ mod tests {
 
         assert_ne!(fingerprint_parts([&b"ab"[..], b"c"]), fingerprint_parts([&b"a"[..], b"bc"]));
     }
+
+    #[test]
+    fn a_file_is_named_once_by_whatever_links_and_files_of_equal_content_on_the_hub_are_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for made in ["hub/blobs", "hub/snapshots/one", "hub/snapshots/two", "data/blobs"] {
+            std::fs::create_dir_all(path(made)).unwrap();
+        }
+        for file in ["hub/blobs/content", "data/blobs/a.jsonl"] {
+            std::fs::write(path(file), "rows").unwrap();
+        }
+        let links = ["hub/snapshots/one/a.parquet", "hub/snapshots/one/b.parquet", "hub/snapshots/two/a.parquet"];
+        links.iter().for_each(|link| std::os::unix::fs::symlink(path("hub/blobs/content"), path(link)).unwrap());
+        std::os::unix::fs::symlink(path("data/blobs/a.jsonl"), path("link")).unwrap();
+        let once = |names: [&str; 2]| {
+            let paths = names.map(path);
+            each_once(paths.iter().map(PathBuf::as_path), "--data").is_ok()
+        };
+        assert!(once(["hub/snapshots/one/a.parquet", "hub/snapshots/one/b.parquet"]), "equal content");
+        assert!(!once(["hub/snapshots/one/a.parquet", "hub/snapshots/two/a.parquet"]), "two revisions of one file");
+        assert!(!once(["data/blobs/a.jsonl", "link"]), "a folder of that name is no cache");
+    }
 }
